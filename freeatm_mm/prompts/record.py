@@ -1,0 +1,143 @@
+"""The prompt record: a prompt and the character span of each noun in it (JSON Lines)."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Iterator
+
+from freeatm_mm.files import atomic_write
+
+__all__ = ['Noun', 'PromptRecord', 'read_prompts', 'write_prompts']
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun and where it stands in its prompt.
+
+    Args:
+        text: The noun as written, ``prompt[start:end]``.
+        start: First character of the span, counted from 0.
+        end: One past the last character of the span.
+        category: The class the noun names (``'bird'``), or ``None`` where unknown.
+    """
+
+    text: str
+    start: int
+    end: int
+    category: str | None = None
+
+    def to_json(self) -> dict:
+        """Return the noun as plain JSON values."""
+        return {'text': self.text, 'start': self.start, 'end': self.end, 'category': self.category}
+
+    @classmethod
+    def from_json(cls, value: dict) -> Noun:
+        """Make a noun from :meth:`to_json`'s dict.
+
+        Raises:
+            ValueError: If a field is missing or of the wrong type.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f'a noun must be an object with text, start and end, got {value!r}')
+        try:
+            noun = cls(value['text'], value['start'], value['end'], value.get('category'))
+        except KeyError as error:
+            raise ValueError(f'noun {value!r} has no field {error}') from None
+        integers = all(type(number) is int for number in (noun.start, noun.end))
+        if not (isinstance(noun.text, str) and integers
+                and isinstance(noun.category, (str, type(None)))):
+            raise ValueError(f'noun {value!r}: text and category must be strings, '
+                             'start and end integers')
+        return noun
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """What to draw: a prompt, its nouns and where it comes from.
+
+    Args:
+        id: Name of the record, unique in its file.
+        prompt: The text given to the generator.
+        nouns: The nouns to record masks for, each a span of ``prompt``.
+        source: Where the prompt comes from (``'template'``, ``'cc3m'``, ...).
+
+    Raises:
+        ValueError: If a noun's span lies outside the prompt or doesn't hold the noun's text.
+    """
+
+    id: str
+    prompt: str
+    nouns: tuple[Noun, ...] = ()
+    source: str = ''
+
+    def __post_init__(self) -> None:
+        for noun in self.nouns:
+            if not 0 <= noun.start < noun.end <= len(self.prompt):
+                raise ValueError(
+                    f'prompt {self.id!r}: the span {noun.start}:{noun.end} of noun {noun.text!r} '
+                    f'lies outside the prompt, which has {len(self.prompt)} characters')
+            found = self.prompt[noun.start:noun.end]
+            if found != noun.text:
+                raise ValueError(f'prompt {self.id!r}: the span {noun.start}:{noun.end} holds '
+                                 f'{found!r}, not the noun {noun.text!r}')
+
+    def to_json(self) -> dict:
+        """Return the record as plain JSON values."""
+        return {'id': self.id, 'prompt': self.prompt,
+                'nouns': [noun.to_json() for noun in self.nouns], 'source': self.source}
+
+    @classmethod
+    def from_json(cls, value: dict) -> PromptRecord:
+        """Make a record from :meth:`to_json`'s dict.
+
+        Raises:
+            ValueError: If a field is missing, of the wrong type, or a span is wrong.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f'a prompt record must be an object, got {type(value).__name__}')
+        for field in ('id', 'prompt'):
+            if not isinstance(value.get(field), str):
+                raise ValueError(f'a prompt record needs the string field {field!r}')
+        nouns = value.get('nouns', [])
+        if not isinstance(nouns, list):
+            raise ValueError(f'prompt {value["id"]!r}: nouns must be a list')
+        return cls(value['id'], value['prompt'], tuple(Noun.from_json(noun) for noun in nouns),
+                   str(value.get('source', '')))
+
+
+def read_prompts(path: str | Path) -> Iterator[PromptRecord]:
+    """Yield the records of a JSON Lines file, one at a time.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not a valid record; names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no prompt file {path}; make one with one JSON object '
+                                'a line: id, prompt, nouns (text, start, end, category), source')
+    with path.open(encoding='utf-8') as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield PromptRecord.from_json(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f'{path}, line {number}: {error}') from None
+
+
+def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> int:
+    """Write records as JSON Lines, atomically, and return how many.
+
+    Raises:
+        ValueError: If two records share an id.
+    """
+    seen: set[str] = set()
+    with atomic_write(path) as file:
+        for record in records:
+            if record.id in seen:
+                raise ValueError(f'two prompt records have the id {record.id!r}; ids must be unique')
+            seen.add(record.id)
+            file.write((json.dumps(record.to_json(), ensure_ascii=False) + '\n').encode())
+    return len(seen)
