@@ -1,0 +1,2 @@
+"""Shared by all tests. Its place makes pytest put this folder on the import path, so that a
+test in any subfolder can ``import tiny_pipelines``."""
