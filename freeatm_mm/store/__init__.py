@@ -1,0 +1,22 @@
+"""Images with one soft mask per noun, kept in tar shards that any WebDataset tool can read.
+
+A store is a folder::
+
+    store.json               what made it, and its shards with their sizes and checksums
+    shard-000000.tar         the samples: KEY.json, KEY.masks.png, KEY.jpg (or KEY.png)
+    shard-000000.index.npy   where each member stands in the tar, one row a sample
+    shard-000000.json        the shard's size, counts and checksums; written last
+
+Read it with :class:`Store`, write it with :class:`StoreWriter` or :func:`write_store`, check it
+with :func:`verify_store`.
+"""
+from .errors import StoreError
+from .reader import Store
+from .sample import RawSample, Sample, decode_masks, decode_sample, encode_image, encode_masks
+from .sample import encode_sample
+from .verify import Problem, verify_store
+from .writer import StoreWriter, write_store
+
+__all__ = ['Problem', 'RawSample', 'Sample', 'Store', 'StoreError', 'StoreWriter', 'decode_masks',
+           'decode_sample', 'encode_image', 'encode_masks', 'encode_sample', 'verify_store',
+           'write_store']

@@ -1,0 +1,278 @@
+"""Writing a store, shard by shard, so that a killed run goes on where it was."""
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import logging
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Iterable
+
+import numpy as np
+
+from .errors import StoreError
+from .layout import (BLOCK, MANIFEST, SHARD_FORMAT, STORE_FORMAT, VERSION, config_digest,
+                     index_dtype, load_manifest, shard_name)
+from .locking import locked_write
+from .sample import RawSample, Sample, dump_json, encode_sample
+
+__all__ = ['StoreWriter', 'write_store']
+
+_LOG = logging.getLogger(__name__)
+_TAR_RECORD = 10240  # what tar pads an archive to
+
+
+class StoreWriter:
+    """Writes the shards of a store; several workers may write different shards of one store.
+
+    A shard appears under its name only when it is whole: tar, then index, then the shard's JSON,
+    which says that it is there. The same samples give the same bytes. When all shards are there,
+    :meth:`finish` writes ``store.json``, and :class:`~freeatm_mm.store.Store` can open the folder.
+
+    Args:
+        path: The store's folder; made if missing.
+        samples_per_shard: Samples in each shard but the last.
+        config: What makes the samples what they are, JSON values only. It is written to
+            ``store.json``; going on with another configuration is refused.
+
+    Raises:
+        StoreError: If the folder holds a store made with another configuration, or no store but
+            something in its place.
+    """
+
+    def __init__(self, path: str | Path, samples_per_shard: int,
+                 config: dict[str, Any] | None = None) -> None:
+        if samples_per_shard < 1:
+            raise StoreError(f'samples_per_shard must be at least 1, got {samples_per_shard}')
+        self.path = Path(path)
+        self.samples_per_shard = samples_per_shard
+        self.config = dict(config or {})
+        dump_json(self.config)  # refuses what JSON can't hold, before any work is done
+        self._digest = config_digest(self.config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f'{self.path} can\'t be a store: it is a file, or lies in one') from None
+        if not self._check_existing():
+            self._write_manifest(complete=False, shards=[])
+
+    def shard_manifest(self, shard_index: int) -> dict[str, Any] | None:
+        """The JSON of a shard that is whole and belongs to this store, else ``None``.
+
+        A shard whose files are missing or have another size than its JSON says is logged and
+        counted as not there, so that it is written again.
+
+        Raises:
+            StoreError: If the shard was made with another configuration.
+        """
+        base = self.path / shard_name(shard_index)
+        try:
+            manifest = load_manifest(base.with_suffix('.json'), SHARD_FORMAT)
+        except FileNotFoundError:
+            return None
+        except StoreError as error:
+            _LOG.warning('%s; the shard will be written again', error)
+            return None
+        if manifest['config_sha256'] != self._digest:
+            raise StoreError(f'{base.name} in {self.path} was made with another configuration '
+                             'than store.json states; remove it or use another folder')
+        for ending, size in (('.tar', manifest['bytes']), ('.index.npy', manifest['index_bytes'])):
+            file = base.with_suffix(ending)
+            if not file.is_file() or file.stat().st_size != size:
+                _LOG.warning('%s is missing or not of %d bytes; the shard will be written again',
+                             file, size)
+                return None
+        return manifest
+
+    def is_complete(self, shard_index: int) -> bool:
+        """Whether a shard is whole and belongs to this store (see :meth:`shard_manifest`)."""
+        return self.shard_manifest(shard_index) is not None
+
+    def write_shard(self, shard_index: int, samples: Iterable[Sample]) -> dict[str, Any]:
+        """Write one shard, holding one sample at a time in memory.
+
+        Args:
+            shard_index: Number of the shard, from 0.
+            samples: The samples in order, at least one and at most ``samples_per_shard``.
+
+        Returns:
+            The shard's JSON: ``samples``, ``nouns``, ``bytes``, ``image_bytes``, ``mask_bytes``...
+
+        Raises:
+            StoreError: If a sample can't be stored, two have one key, there are none or too many,
+                or another process is writing this shard. What ``samples`` raises passes through.
+                In each case the shard stays as it was.
+        """
+        name = shard_name(shard_index)
+        base = self.path / name
+        with locked_write(base.with_suffix('.tar'), wait=False) as file:
+            shard = _ShardFile(file)
+            for sample in samples:
+                if len(shard.rows) == self.samples_per_shard:
+                    raise StoreError(f'{name} was given more than its {self.samples_per_shard} '
+                                     'samples')
+                shard.add(encode_sample(sample))
+            if not shard.rows:
+                raise StoreError(f'{name} was given no samples')
+            shard.close()
+        index = shard.index()
+        buffer = io.BytesIO()
+        np.save(buffer, index, allow_pickle=False)
+        with locked_write(base.with_suffix('.index.npy')) as file:
+            file.write(buffer.getvalue())
+        manifest = {
+            'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
+            'samples': len(index), 'nouns': int(index['nouns'].sum()),
+            'bytes': shard.position, 'image_bytes': int(index['image_size'].sum()),
+            'mask_bytes': int(index['masks_size'].sum()), 'sha256': shard.hash.hexdigest(),
+            'index_bytes': buffer.tell(),
+            'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
+            'config_sha256': self._digest}
+        with locked_write(base.with_suffix('.json')) as file:
+            file.write(dump_json(manifest, indent=1))
+        return manifest
+
+    def finish(self, num_samples: int) -> list[int]:
+        """Write the store's manifest if every shard is there.
+
+        Each worker calls this when its own shards are done; the last one finishes the store.
+
+        Args:
+            num_samples: Samples in the whole store, at least 1.
+
+        Returns:
+            The numbers of the shards still missing; empty when the store is finished.
+
+        Raises:
+            StoreError: If the store would be empty, or shards don't hold what the plan says.
+        """
+        if num_samples < 1:
+            raise StoreError(f'{self.path} would be an empty store: there are no samples')
+        count = -(-num_samples // self.samples_per_shard)
+        shards, missing = [], []
+        for index in range(count):
+            manifest = self.shard_manifest(index)
+            if manifest is None:
+                missing.append(index)
+                continue
+            expected = min(self.samples_per_shard, num_samples - index * self.samples_per_shard)
+            if manifest['samples'] != expected:
+                raise StoreError(f'{manifest["name"]} in {self.path} holds {manifest["samples"]} '
+                                 f'samples where {expected} are due')
+            shards.append({field: manifest[field] for field in (
+                'name', 'samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes', 'sha256',
+                'index_bytes', 'index_sha256')})
+        if (self.path / f'{shard_name(count)}.json').exists():
+            raise StoreError(f'{self.path} holds more shards than its {num_samples} samples need; '
+                             'use another folder')
+        if not missing:
+            self._write_manifest(complete=True, shards=shards)
+        return missing
+
+    def _check_existing(self) -> bool:
+        """Whether the folder holds this store already; raises if it holds another one."""
+        try:
+            manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
+        except FileNotFoundError:
+            return False
+        found = manifest['config'] | {'samples_per_shard': manifest['samples_per_shard']}
+        wanted = self.config | {'samples_per_shard': self.samples_per_shard}
+        differences = [f'{field} is {found.get(field)!r} there and {wanted.get(field)!r} here'
+                       for field in sorted(found.keys() | wanted.keys())
+                       if found.get(field) != wanted.get(field)]
+        if differences:
+            raise StoreError(f'{self.path} holds a store made otherwise: {"; ".join(differences)}. '
+                             'Use the same settings to go on, or another folder')
+        return True
+
+    def _write_manifest(self, complete: bool, shards: list[dict[str, Any]]) -> None:
+        totals = {field: sum(shard[field] for shard in shards)
+                  for field in ('samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes')}
+        manifest = {'format': STORE_FORMAT, 'version': VERSION, 'complete': complete,
+                    'samples_per_shard': self.samples_per_shard, **totals,
+                    'config': self.config, 'config_sha256': self._digest, 'shards': shards}
+        with locked_write(self.path / MANIFEST) as file:
+            file.write(dump_json(manifest, indent=1))
+
+
+class _ShardFile:
+    """A tar being written, with its index and checksum kept as it grows."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.position = 0
+        self.hash = hashlib.sha256()
+        self.rows: list[tuple] = []
+        self._crc = 0
+        self._keys: set[bytes] = set()
+
+    def add(self, raw: RawSample) -> None:
+        key = raw.key.encode()
+        if key in self._keys:
+            raise StoreError(f'two samples of one shard have the key {raw.key!r}')
+        self._keys.add(key)
+        try:
+            info = dump_json(raw.info)
+        except StoreError as error:
+            raise StoreError(f'sample {raw.key!r}: {error}') from None
+        self._crc = 0
+        places: list[int] = []
+        members = [('json', info), ('masks.png', raw.masks_bytes),
+                   (raw.image_format, raw.image_bytes)]
+        for ending, content in members:
+            if ending == 'masks.png' and not content:
+                places += [0, 0]  # no nouns, no member
+                continue
+            places += [self._member(f'{raw.key}.{ending}', content), len(content)]
+        self.rows.append((key, *places, raw.image_format.encode(), len(raw.info['nouns']),
+                          self._crc))
+
+    def close(self) -> None:
+        """Write the two empty blocks that end a tar, and its padding."""
+        end = self.position + 2 * BLOCK
+        self._write(b'\0' * (end + -end % _TAR_RECORD - self.position))
+
+    def index(self) -> np.ndarray:
+        return np.array(self.rows, index_dtype(max(len(row[0]) for row in self.rows)))
+
+    def _member(self, name: str, content: bytes) -> int:
+        """Write one member and return where its content starts."""
+        header = tarfile.TarInfo(name)  # owner 0, time 0, mode 644: nothing that changes by run
+        header.size = len(content)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.position
+        self._write(content)
+        self._write(b'\0' * (-len(content) % BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.hash.update(data)
+        self._crc = zlib.crc32(data, self._crc)
+        self.position += len(data)
+
+
+def write_store(path: str | Path, samples: Iterable[Sample], samples_per_shard: int = 5000,
+                config: dict[str, Any] | None = None) -> int:
+    """Write a whole store from samples in order, and return how many there were.
+
+    Shards that are there already are not written again, but their samples are asked for; a loop
+    whose samples are dear should use :class:`StoreWriter` and skip them.
+
+    Raises:
+        StoreError: As :class:`StoreWriter` does, or if there are no samples.
+    """
+    writer = StoreWriter(path, samples_per_shard, config)
+    remaining = iter(samples)
+    count = 0
+    for index in itertools.count():
+        part = list(itertools.islice(remaining, samples_per_shard))
+        if not part:
+            break
+        if not writer.is_complete(index):
+            writer.write_shard(index, part)
+        count += len(part)
+    writer.finish(count)
+    return count

@@ -1,0 +1,133 @@
+"""One sample: what it refuses, and what its members look like to others."""
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from freeatm_mm.prompts import Noun
+from freeatm_mm.store import (Sample, StoreError, decode_masks, decode_sample, encode_image,
+                              encode_masks, encode_sample)
+from freeatm_mm.store import sample as sample_module
+from store_samples import assert_same, make_sample
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)))
+@settings(max_examples=50, deadline=None)
+def test_masks_come_back_exactly(masks):
+    np.testing.assert_array_equal(decode_masks(encode_masks(masks), *masks.shape), masks)
+
+
+def test_masks_are_a_grey_picture_with_the_nouns_below_each_other():
+    masks = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    picture = Image.open(io.BytesIO(encode_masks(masks)))
+    assert (picture.format, picture.mode, picture.size) == ('PNG', 'L', (4, 6))
+    assert picture.getpixel((1, 3)) == masks[1, 0, 1]
+
+
+def test_smooth_masks_stay_small():
+    """Three nouns at 64x64 fit in 8 kB (blobs with 5 % noise at four resolutions)."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((3, 64, 64))
+    for side in (8, 16, 32, 64):
+        grid = (np.arange(side) + 0.5) / side
+        blob = np.exp(-((grid[:, None] - 0.4) ** 2 + (grid - 0.6) ** 2) / 0.04)
+        noisy = blob * (1 + 0.05 * rng.standard_normal((3, side, side)))
+        for mask, part in zip(total, noisy.astype(np.float32)):
+            mask += np.asarray(Image.fromarray(part).resize((64, 64), Image.Resampling.BILINEAR))
+    low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
+    masks = np.rint((total - low) / (high - low) * 255).astype(np.uint8)
+    assert len(encode_masks(masks)) <= 8192
+
+
+@pytest.mark.parametrize('nouns', [0, 1, 3])
+@pytest.mark.parametrize('image_format', ['png', 'jpg'])
+def test_a_sample_comes_back_from_what_is_stored(nouns, image_format):
+    sample = make_sample(7, nouns, image_format)
+    assert_same(decode_sample(encode_sample(sample)), sample)
+
+
+@given(st.lists(st.tuples(st.floats(width=32, allow_nan=False, allow_infinity=False),
+                          st.floats(width=32, allow_nan=False, allow_infinity=False)),
+                min_size=1, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_scales_come_back_exactly(pairs):
+    nouns = tuple(Noun('a', 0, 1) for _ in pairs)
+    sample = dataclasses.replace(
+        make_sample(0, 0), caption='a', nouns=nouns, scales=np.array(pairs, np.float32),
+        masks=np.zeros((len(pairs), 2, 2), np.uint8))
+    np.testing.assert_array_equal(decode_sample(encode_sample(sample)).scales, sample.scales)
+
+
+def test_the_image_is_the_encoded_one_and_png_is_lossless():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    sample = Sample.from_image('a', Image.fromarray(pixels), image_format='png')
+    np.testing.assert_array_equal(np.asarray(sample.image), pixels)
+
+
+@pytest.mark.parametrize('key', ['', '../x', 'a/b', '/etc', 'a.b', 'ä', 'x' * 81, 'a\n'])
+def test_a_key_that_is_no_safe_file_name_is_refused(key):
+    with pytest.raises(StoreError, match='file name'):
+        dataclasses.replace(make_sample(0), key=key)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'masks': np.zeros((3, 8, 6), np.uint8)}, '2 nouns need masks of shape'),
+    ({'masks': np.zeros((2, 8), np.uint8)}, '2 nouns need masks of shape'),
+    ({'masks': np.zeros((2, 8, 6), np.float32)}, 'uint8'),
+    ({'masks': np.zeros((2, 0, 6), np.uint8)}, 'empty'),
+    ({'scales': np.zeros((1, 2), np.float32)}, r'shape \(2, 2\)'),
+    ({'scales': np.full((2, 2), np.nan, np.float32)}, 'finite'),
+    ({'nouns': (Noun('bird', 0, 4), Noun('x', 90, 91))}, 'span'),
+    ({'image_format': 'gif'}, 'unknown image format'),
+])
+def test_fields_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(StoreError, match=message):
+        dataclasses.replace(make_sample(0), **change)
+
+
+def test_an_image_that_is_none_is_refused_when_written_and_when_looked_at():
+    sample = dataclasses.replace(make_sample(3), image_bytes=b'nothing')
+    with pytest.raises(StoreError, match="'000003'.*no readable png"):
+        encode_sample(sample)
+    with pytest.raises(StoreError, match="'000003'.*no readable png"):
+        sample.image
+
+
+def test_a_jpeg_under_the_name_of_a_png_is_refused():
+    sample = dataclasses.replace(make_sample(3, image_format='jpg'), image_format='png')
+    with pytest.raises(StoreError, match='no readable png'):
+        encode_sample(sample)
+
+
+def test_a_picture_that_is_too_large_is_refused_before_it_is_decompressed(monkeypatch):
+    monkeypatch.setattr(sample_module, 'MAX_PIXELS', 100)
+    with pytest.raises(StoreError, match='more than 100 pixels'):
+        make_sample(1).image
+    with pytest.raises(StoreError, match='more than 100 pixels'):
+        encode_sample(make_sample(1))
+
+
+def test_masks_of_another_size_than_the_json_says_are_refused():
+    raw = encode_sample(make_sample(5))
+    raw.info['masks']['height'] = 9
+    with pytest.raises(StoreError, match="'000005'.*has size"):
+        decode_sample(raw)
+
+
+def test_json_without_a_field_is_refused():
+    raw = encode_sample(make_sample(5))
+    del raw.info['caption']
+    with pytest.raises(StoreError, match="'000005'.*caption"):
+        decode_sample(raw)
+
+
+def test_an_image_with_transparency_is_refused():
+    with pytest.raises(StoreError, match='RGBA'):
+        encode_image(Image.new('RGBA', (2, 2)))
