@@ -1,0 +1,15 @@
+"""Masks for free: what each noun of a prompt attends to while a diffusion model draws it."""
+from __future__ import annotations
+
+from freeatm_mm.attention.families import FAMILIES, Family, find_family
+from freeatm_mm.attention.masks import (THRESHOLD, binarize, box_of, dequantize, minmax, quantize,
+                                        resize)
+from freeatm_mm.attention.nouns import (MERGE_RULES, NounAlignmentError, NounTokens,
+                                        NounTruncatedError, locate_nouns, merge_tokens)
+from freeatm_mm.attention.recorder import AttentionRecorder, noun_attention
+
+__all__ = [
+    'FAMILIES', 'MERGE_RULES', 'THRESHOLD', 'AttentionRecorder', 'Family', 'NounAlignmentError',
+    'NounTokens', 'NounTruncatedError', 'binarize', 'box_of', 'dequantize', 'find_family',
+    'locate_nouns', 'merge_tokens', 'minmax', 'noun_attention', 'quantize', 'resize'
+]

@@ -1,0 +1,175 @@
+"""Arithmetic on attention masks: resize, normalise, quantise, binarise, box.
+
+All functions take a torch tensor or a numpy array and give back the same kind.
+"""
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ['THRESHOLD', 'binarize', 'box_of', 'dequantize', 'minmax', 'quantize', 'resize']
+
+Array = TypeVar('Array', Tensor, np.ndarray)
+
+# The paper's fixed threshold of a foreground pixel (section 4, setting 2).
+THRESHOLD = 0.45
+
+
+def resize(maps: Array, size: tuple[int, int]) -> Array:
+    """Resizes maps bilinearly, with area averaging where they shrink.
+
+    The operation is linear, so the resized sum of maps is the sum of resized maps.
+
+    Args:
+        maps: Shape (..., h, w), floating point.
+        size: New ``(height, width)`` in pixels.
+
+    Returns:
+        The maps, shape (..., height, width), same type.
+    """
+    tensor, restore = _as_tensor(maps)
+    height, width = tensor.shape[-2:]
+    if (height, width) == tuple(size):
+        return restore(tensor.clone())
+    flat = tensor.reshape(-1, 1, height, width)
+    if flat.shape[0] == 0:
+        return restore(tensor.new_zeros(*tensor.shape[:-2], *size))
+    shrinks = size[0] < height or size[1] < width
+    flat = F.interpolate(flat, size=tuple(size), mode='bilinear', align_corners=False,
+                         antialias=shrinks)
+    return restore(flat.reshape(*tensor.shape[:-2], *size))
+
+
+def minmax(maps: Array) -> tuple[Array, Array]:
+    """Stretches each map to [0, 1].
+
+    Args:
+        maps: Shape (..., h, w), finite.
+
+    Returns:
+        The stretched maps, and for each map (shape ``...``, boolean) whether it was flat. A flat
+        map has no foreground to show and comes back as zeros.
+
+    Raises:
+        ValueError: If a value isn't finite.
+    """
+    tensor, restore = _as_tensor(maps)
+    low, high = _range(tensor)
+    span = high - low
+    flat = span == 0
+    stretched = (tensor - low[..., None, None]) / torch.where(flat, 1, span)[..., None, None]
+    # Subnormal spans can round past the end.
+    return restore(stretched.clamp(0, 1)), restore(flat)
+
+
+def quantize(maps: Array) -> tuple[Array, Array]:
+    """Stores each map in 8 bits between its own lowest and highest value.
+
+    Args:
+        maps: Shape (K, h, w), finite floating point.
+
+    Returns:
+        ``levels``, uint8, shape (K, h, w), and ``scales``, float32, shape (K, 2), each row
+        ``(low, high)``; a map is ``low + (high - low) * levels / 255`` up to half a level. A flat
+        map has zeros for levels and is restored exactly.
+
+    Raises:
+        ValueError: If a value isn't finite.
+    """
+    tensor, restore = _as_tensor(maps)
+    stretched, _ = minmax(tensor.float())
+    levels = (stretched * 255).round().to(torch.uint8)
+    scales = torch.stack(_range(tensor.float()), dim=-1)
+    return restore(levels), restore(scales)
+
+
+def dequantize(levels: Array, scales: Array) -> Array:
+    """Restores maps from :func:`quantize`.
+
+    Args:
+        levels: uint8, shape (K, h, w).
+        scales: float32, shape (K, 2): the lowest and highest value of each map.
+
+    Returns:
+        The maps, float32, shape (K, h, w), off by at most ``(high - low) / 255 / 2``.
+
+    Raises:
+        ValueError: If ``levels`` isn't uint8 or the two differ in length.
+    """
+    tensor, restore = _as_tensor(levels)
+    scales = torch.as_tensor(scales, dtype=torch.float32, device=tensor.device)
+    if tensor.dtype != torch.uint8:
+        raise ValueError(f'levels must be uint8, got {tensor.dtype}')
+    if scales.shape != (*tensor.shape[:-2], 2):
+        raise ValueError(f'scales must have shape {(*tensor.shape[:-2], 2)} for levels of shape '
+                         f'{tuple(tensor.shape)}, got {tuple(scales.shape)}')
+    low, high = scales[..., 0, None, None], scales[..., 1, None, None]
+    return restore(low + (high - low) * (tensor.float() / 255))
+
+
+def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
+    """Tells foreground from background at a fixed threshold (paper, section 4).
+
+    Args:
+        maps: Values in [0, 1], for example from :func:`minmax`; any shape.
+        threshold: Values at or above it are foreground.
+
+    Returns:
+        Booleans, same shape.
+
+    Raises:
+        ValueError: If a value is outside [0, 1]: raw probabilities must be stretched first.
+    """
+    tensor, restore = _as_tensor(maps)
+    if tensor.numel() and not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        raise ValueError('binarize needs maps in [0, 1], got values from '
+                         f'{tensor.min().item():g} to {tensor.max().item():g}; call minmax first')
+    return restore(tensor >= threshold)
+
+
+def box_of(mask: Array) -> tuple[float, float, float, float] | None:
+    """The smallest box round the foreground of a binary mask.
+
+    Args:
+        mask: Booleans, shape (h, w).
+
+    Returns:
+        ``(x1, y1, x2, y2)`` relative to the mask's width and height: outer edges of the first and
+        last foreground pixels, so the box of a mask full of foreground is ``(0, 0, 1, 1)``.
+        ``None`` where there is no foreground.
+
+    Raises:
+        ValueError: If the mask isn't a boolean plane.
+    """
+    tensor, _ = _as_tensor(mask)
+    if tensor.ndim != 2 or tensor.dtype != torch.bool:
+        raise ValueError('box_of needs one boolean mask of shape (h, w), got '
+                         f'{tensor.dtype} of shape {tuple(tensor.shape)}; call binarize first')
+    rows = tensor.any(1).nonzero().flatten().tolist()
+    if not rows:
+        return None
+    columns = tensor.any(0).nonzero().flatten().tolist()
+    height, width = tensor.shape
+    return (columns[0] / width, rows[0] / height,
+            (columns[-1] + 1) / width, (rows[-1] + 1) / height)
+
+
+def _as_tensor(maps):
+    """The maps as a tensor, and the function that turns a result into the caller's kind."""
+    if isinstance(maps, np.ndarray):
+        return torch.from_numpy(maps), lambda tensor: tensor.numpy()
+    return maps, lambda tensor: tensor
+
+
+def _range(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each map."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError('a map holds values that are not finite')
+    if tensor.shape[0] == 0 and tensor.ndim > 2:
+        empty = tensor.new_zeros(tensor.shape[:-2])
+        return empty, empty
+    return tensor.amin((-2, -1)), tensor.amax((-2, -1))

@@ -1,0 +1,620 @@
+"""Records what each noun of a prompt attends to while a diffusion pipeline draws it.
+
+Equation 1 of the paper, ``A = softmax(QK^T / sqrt(d))``, for the columns of the nouns only,
+averaged over heads, layers and steps. The queries and keys are those that the model projects for
+itself: forward hooks see them pass, the attention processors stay as they are, and the images are
+bit for bit those without a recorder.
+
+Shape suffixes: B images, N queries (pixels of a feature map), K keys, H heads, C channels of a
+head, T noun tokens; h and w are the sides of a feature map.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freeatm_mm.attention.families import Family, find_family
+from freeatm_mm.attention.masks import minmax, resize
+from freeatm_mm.attention.nouns import MERGE_RULES, NounTokens, locate_nouns, merge_tokens
+
+__all__ = ['AttentionRecorder', 'noun_attention']
+
+# Attention logits held at once. On a CPU a piece must fit the cache (three times faster than
+# all at once); on an accelerator it must be large enough to fill it.
+CPU_LOGITS = 2**18
+ACCELERATOR_LOGITS = 2**26
+
+Size = tuple[int, int]
+
+
+class AttentionRecorder:
+    """Records one soft mask for each noun of each image that a pipeline draws.
+
+    Use it as a context manager round the pipeline's call, or round direct calls of the
+    pipeline's denoiser (``pipe.unet(...)``) with the same batch of prompts::
+
+        with AttentionRecorder(pipe, prompts=prompts, nouns=nouns) as recorder:
+            images = pipe(prompts).images
+        masks = recorder.masks()
+
+    Only running float32 sums of the noun columns are kept, one for each block group and
+    resolution, so memory does not grow with the number of steps. Under classifier-free guidance
+    the conditional half of the batch is recorded.
+
+    Args:
+        pipe: A diffusers pipeline of a class listed in
+            :data:`freeatm_mm.attention.families.FAMILIES`.
+        prompts: The prompts as given to the pipeline, one for each drawn group of images.
+        nouns: For each prompt, the character spans of its nouns: pairs ``(start, end)``, or
+            objects with ``start`` and ``end``. A prompt may have none.
+        num_images_per_prompt: As given to the pipeline.
+        probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
+            renormalised over the text keys; differs only where text and pixel keys share one
+            softmax (DeepFloyd IF).
+        merge: How the maps of a noun's tokens become one: ``'mean'``, ``'sum'``, ``'max'`` or
+            ``'last'``; see :func:`freeatm_mm.attention.nouns.merge_tokens`.
+        truncated: What to do about a noun that the tokenizer cuts off: ``'raise'``, or ``'skip'``
+            to give it a zero map and list it in :attr:`truncated`.
+        clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF; both
+            default to ``True``).
+        blocks: Parts of the network to record: ``'all'``, ``'down'``, ``'mid'``, ``'up'``, or
+            several of these.
+        resolutions: Feature map sizes to record: an integer is the shorter side, a pair is
+            (height, width). ``None``: all.
+        steps: Which calls of the denoiser to record, counted from 0, for example
+            ``range(10, 50, 2)``. ``None``: all.
+        check_prompts: Whether to stop if the pipeline encodes other prompts than ``prompts``.
+
+    Attributes:
+        truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
+        flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
+            with ``normalize='minmax'``, and so came back as zeros.
+        num_steps: Calls of the denoiser so far whose attention was recorded.
+
+    Raises:
+        ValueError: If the pipeline's class is unknown, an option is, ``prompts`` and ``nouns``
+            differ in length, or a span lies outside its prompt.
+        NounTruncatedError: If a noun is cut off and ``truncated`` is ``'raise'``.
+        NounAlignmentError: If a noun can't be found among the tokens.
+    """
+
+    def __init__(
+            self,
+            pipe: Any,
+            prompts: Sequence[str],
+            nouns: Sequence[Sequence[Any]],
+            *,
+            num_images_per_prompt: int = 1,
+            probability: str = 'joint',
+            merge: str = 'mean',
+            truncated: str = 'raise',
+            clean_caption: bool = True,
+            blocks: str | Iterable[str] = 'all',
+            resolutions: Iterable[int | Size] | None = None,
+            steps: Container[int] | None = None,
+            check_prompts: bool = True) -> None:
+        if isinstance(prompts, str):
+            raise TypeError('prompts must be a list of strings, got one string; wrap it in a list')
+        if len(prompts) != len(nouns):
+            raise ValueError(f'{len(prompts)} prompts but noun lists for {len(nouns)}')
+        if not prompts:
+            raise ValueError('no prompts were given')
+        if num_images_per_prompt < 1:
+            raise ValueError(f'num_images_per_prompt must be at least 1, got '
+                             f'{num_images_per_prompt}')
+        if probability not in ('joint', 'text'):
+            raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
+        if merge not in MERGE_RULES:
+            raise ValueError(f'merge must be one of {MERGE_RULES}, got {merge!r}')
+        self._pipe = pipe
+        self._family = find_family(pipe)
+        self._images_per_prompt = num_images_per_prompt
+        self._num_images = len(prompts) * num_images_per_prompt
+        self._probability = probability
+        self._merge = merge
+        self._blocks = _block_names(blocks, self._family)
+        self._resolutions = None if resolutions is None else tuple(resolutions)
+        self._steps = steps
+        self._encoder_watch = None
+
+        tokenizer, text_encoder = _tokenizer_of(pipe, self._family)
+        prepared = self._family.prepare_prompts(pipe, prompts, clean_caption)
+        max_length = self._family.max_length or tokenizer.model_max_length
+        self._tokens: list[NounTokens] = []
+        for index, (prompt, spans) in enumerate(zip(prompts, nouns)):
+            try:
+                self._tokens.append(locate_nouns(
+                    tokenizer, prompt, spans, prepared=prepared[index], max_length=max_length,
+                    truncated=truncated))
+            except ValueError as error:
+                error.args = (f'prompt {index}: {error}', )
+                raise
+        if check_prompts and text_encoder is not None:
+            self._encoder_watch = _EncoderWatch(text_encoder, tokenizer, prepared, max_length)
+        self.truncated = [(index, noun) for index, tokens in enumerate(self._tokens)
+                          for noun in tokens.truncated]
+        self.flat: list[tuple[int, int]] = []
+        # Each image's token columns once, however many nouns share a token.
+        self._columns = [sorted({position for noun in tokens.positions for position in noun})
+                         for tokens in self._tokens]
+        self._columns_BT = _pad_columns(self._columns, num_images_per_prompt)
+        self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
+        self._hooks: ExitStack | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[tuple[str, Size], _Sum] = {}
+        self._calls = 0
+        self.num_steps = 0
+        self._recording = False
+        self._first_row = 0
+        self._input_size: Size = (0, 0)
+        self._pair_checked = False
+
+    def __enter__(self) -> AttentionRecorder:
+        """Installs the hooks and forgets what was recorded before.
+
+        Raises:
+            RuntimeError: If the recorder is in use already.
+            ValueError: If the denoiser is compiled, has fused projections, or has no module of
+                the family's kind.
+        """
+        if self._hooks is not None:
+            raise RuntimeError('this AttentionRecorder is in use already; make a second one')
+        denoiser = getattr(self._pipe, self._family.denoiser)
+        modules = _text_attention_modules(denoiser, self._family, self._blocks)
+        self._reset()
+        with ExitStack() as hooks:
+            handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
+            hooks.callback(handle.remove)
+            for module, group in modules:
+                for handle in _Tap(self, module, group).install():
+                    hooks.callback(handle.remove)
+            if self._encoder_watch is not None:
+                hooks.callback(self._encoder_watch.install().remove)
+            self._hooks = hooks.pop_all()
+        return self
+
+    def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            traceback: TracebackType | None) -> None:
+        """Removes every hook, also after an exception."""
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.close()
+
+    def masks(
+            self,
+            normalize: str | None = None,
+            *,
+            blocks: str | Iterable[str] = 'all',
+            resolutions: Iterable[int | Size] | None = None,
+            weights: str | Mapping[int | Size, float] | None = None,
+            size: Size | None = None) -> list[Tensor]:
+        """Averages what was recorded into one map for each noun of each image.
+
+        The default is the paper's: the mean over all steps and all blocks, each layer counting
+        the same, of maps resized to the largest resolution (section 3.1 and figure 5).
+
+        Args:
+            normalize: ``None``: raw attention probabilities. ``'minmax'``: each map stretched to
+                [0, 1]; flat maps become zeros and are listed in :attr:`flat`.
+            blocks: As in the constructor, to use part of what was recorded.
+            resolutions: As in the constructor, to use part of what was recorded.
+            weights: ``None``: each layer counts the same. ``'resolution'``: each resolution counts
+                the same, however many layers it has. A mapping from resolution (an integer or a
+                pair) to a number: what a layer of that resolution counts; others count nothing.
+            size: ``(h, w)`` of the maps. The default is the largest resolution used.
+
+        Returns:
+            For each image, prompt by prompt, a float32 CPU tensor of shape (nouns, h, w).
+
+        Raises:
+            RuntimeError: If nothing was recorded.
+            ValueError: If an option is unknown or leaves nothing of what was recorded.
+        """
+        if normalize not in (None, 'minmax'):
+            raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
+        if not self._sums:
+            raise RuntimeError(
+                'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
+                + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
+                   'or resolutions' if self._calls else ''))
+        chosen = self._choose(_block_names(blocks, self._family),
+                              None if resolutions is None else tuple(resolutions), weights)
+        if size is None:
+            size = max((key[1] for key in chosen), key=math.prod)
+        divisor = sum(weight * self._sums[key].count for key, weight in chosen.items())
+        average_BThw = torch.zeros(*self._columns_BT.shape, *size)
+        # Resizing is linear, so once at the end gives the mean of the resized maps.
+        by_size: dict[Size, Tensor] = {}
+        for key, weight in chosen.items():
+            total_BTN = self._sums[key].total_BTN.cpu() * (weight / divisor)
+            by_size[key[1]] = by_size.get(key[1], 0) + total_BTN
+        for native, total_BTN in by_size.items():
+            average_BThw += resize(total_BTN.unflatten(-1, native), size)
+        return self._merged(average_BThw, normalize)
+
+    def _choose(
+            self,
+            blocks: frozenset[str] | None,
+            resolutions: tuple[int | Size, ...] | None,
+            weights: str | Mapping[int | Size, float] | None) -> dict[tuple[str, Size], float]:
+        """Picks the sums to average and what one layer of each counts."""
+        keys = [(group, native) for group, native in self._sums
+                if (blocks is None or group in blocks) and _size_matches(native, resolutions)]
+        if weights is None:
+            chosen = dict.fromkeys(keys, 1.0)
+        elif weights == 'resolution':
+            layers: dict[Size, int] = {}
+            for key in keys:
+                layers[key[1]] = layers.get(key[1], 0) + self._sums[key].count
+            chosen = {key: 1 / layers[key[1]] for key in keys}
+        elif isinstance(weights, Mapping):
+            chosen = {key: float(weight) for key in keys for name, weight in weights.items()
+                      if _size_matches(key[1], (name, ))}
+            if any(not (math.isfinite(weight) and weight >= 0) for weight in chosen.values()):
+                raise ValueError(f'weights must be finite and not negative, got {weights!r}')
+            chosen = {key: weight for key, weight in chosen.items() if weight}
+        else:
+            raise ValueError(f"weights must be None, 'resolution' or a mapping, got {weights!r}")
+        if not chosen:
+            recorded = ', '.join(f'{group} {height}x{width}'
+                                 for group, (height, width) in sorted(self._sums))
+            raise ValueError('blocks, resolutions and weights leave nothing of what was recorded: '
+                             f'{recorded}')
+        return chosen
+
+    def _merged(self, average_BThw: Tensor, normalize: str | None) -> list[Tensor]:
+        """Makes each noun's map from its tokens' maps."""
+        self.flat = []
+        masks = []
+        for image in range(self._num_images):
+            prompt = image // self._images_per_prompt
+            place = {column: index for index, column in enumerate(self._columns[prompt])}
+            positions = self._tokens[prompt].positions
+            maps = average_BThw.new_zeros(len(positions), *average_BThw.shape[-2:])
+            for noun, tokens in enumerate(positions):
+                if tokens:
+                    rows = [place[token] for token in tokens]
+                    maps[noun] = merge_tokens(average_BThw[image, rows], self._merge)
+            if normalize == 'minmax':
+                maps, flat = minmax(maps)
+                self.flat += [(image, noun) for noun in flat.nonzero().flatten().tolist()]
+            masks.append(maps)
+        return masks
+
+    def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Counts a step and finds out which rows of the batch are conditional."""
+        sample = _argument(args, kwargs, 0, 'sample')
+        index, self._calls = self._calls, self._calls + 1
+        if self._encoder_watch is not None:
+            self._encoder_watch.check()
+        self._recording = self._steps is None or index in self._steps
+        self._first_row = self._conditional_start(sample)
+        self._input_size = tuple(sample.shape[-2:])
+        self.num_steps += self._recording
+
+    def _conditional_start(self, sample: Tensor) -> int:
+        images, rows = self._num_images, sample.shape[0]
+        if rows == images:
+            return 0
+        advice = ('give the recorder the same prompts and num_images_per_prompt as the pipeline')
+        if rows != 2 * images:
+            raise ValueError(
+                f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
+                f'{2 * images} rows with classifier-free guidance; {advice}')
+        # Guidance runs the same noisy images twice. Two different halves are twice as many
+        # images, and half of them would be mistaken for the others. Once is enough, for on an
+        # accelerator the comparison waits for all work before it.
+        if not self._pair_checked:
+            if not torch.equal(sample[:images], sample[images:]):
+                raise ValueError(
+                    f'the denoiser got a batch of {rows} different images, but {images} are being '
+                    f'recorded; {advice}')
+            self._pair_checked = True
+        return images
+
+    def _accumulate(self, tap: _Tap) -> None:
+        """Adds one module's head-mean noun maps to the running sums."""
+        module, rows = tap.module, slice(self._first_row, None)
+        query_BNHC = _split_heads(tap.query[rows], module.heads, module.norm_q)
+        key_BKHC = _split_heads(tap.text_key[rows], module.heads, module.norm_k)
+        num_text_keys = num_keys = key_BKHC.shape[1]
+        if self._last_column + self._family.text_offset >= num_text_keys:
+            raise ValueError(
+                f'a noun stands at token {self._last_column}, but the prompt embeddings hold only '
+                f'{num_text_keys} text keys; give the recorder the prompts that were encoded')
+        if tap.pixel_key is not None:
+            num_keys += tap.pixel_key.shape[1]
+            if self._probability == 'joint':
+                pixel_key_BKHC = _split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
+                key_BKHC = torch.cat([key_BKHC, pixel_key_BKHC], dim=1)
+        bias_BNK = None
+        if tap.mask is not None:
+            bias_BNK = _bias(tap.mask, num_keys, tap.query.shape[0], tap.name)
+            bias_BNK = bias_BNK[rows, :, :key_BKHC.shape[1]]
+        columns_BT = self._columns_BT.to(query_BNHC.device) + self._family.text_offset
+        total = self._sums.get((tap.group, tap.size))
+        if total is None:
+            total_BTN = torch.zeros(
+                *columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
+            total = self._sums[tap.group, tap.size] = _Sum(total_BTN)
+        noun_attention(query_BNHC, key_BKHC, columns_BT, module.scale, bias_BNK=bias_BNK,
+                       out_BTN=total.total_BTN)
+        total.count += 1
+
+
+@torch.no_grad()
+def noun_attention(
+        query_BNHC: Tensor,
+        key_BKHC: Tensor,
+        columns_BT: Tensor,
+        scale: float,
+        *,
+        bias_BNK: Tensor | None = None,
+        out_BTN: Tensor | None = None) -> Tensor:
+    """Adds up the noun columns of ``softmax(scale * QK^T + bias)``, averaged over heads (eq. 1).
+
+    Computed in float32 whatever the inputs' type, in pieces that bound the memory.
+
+    Args:
+        query_BNHC: Queries.
+        key_BKHC: Keys.
+        columns_BT: int64 indices of the wanted keys, one row for each image.
+        scale: Factor of the logits, ``1 / sqrt(C)`` as a rule.
+        bias_BNK: Added to the logits before the softmax (an attention mask); its N may be 1.
+        out_BTN: float32 sums to add to; zeros when left out.
+
+    Returns:
+        ``out_BTN``, shape (B, T, N).
+    """
+    num_images, num_queries, num_heads, _ = query_BNHC.shape
+    num_keys, num_columns = key_BKHC.shape[1], columns_BT.shape[1]
+    if out_BTN is None:
+        out_BTN = torch.zeros(num_images, num_columns, num_queries, device=query_BNHC.device)
+    if num_columns == 0:
+        return out_BTN
+    device = query_BNHC.device.type
+    budget = CPU_LOGITS if device == 'cpu' else ACCELERATOR_LOGITS
+    queries_at_once = min(num_queries, max(1, budget // (num_heads * num_keys)))
+    images_at_once = max(1, budget // (num_heads * num_keys * queries_at_once))
+    # Autocast would turn the products back to half precision.
+    with torch.autocast(device_type=device, enabled=False):
+        for first in range(0, num_images, images_at_once):
+            images = slice(first, first + images_at_once)
+            key_BHCK = key_BKHC[images].permute(0, 2, 3, 1).float() * scale
+            index_BHNT = columns_BT[images, None, None].expand(-1, num_heads, queries_at_once, -1)
+            for start in range(0, num_queries, queries_at_once):
+                queries = slice(start, start + queries_at_once)
+                query_BHNC = query_BNHC[images, queries].transpose(1, 2).float()
+                logits_BHNK = query_BHNC @ key_BHCK
+                if bias_BNK is not None:
+                    bias = bias_BNK[images] if bias_BNK.shape[1] == 1 else bias_BNK[images, queries]
+                    logits_BHNK += bias[:, None].float()
+                # One pass of softmax is faster than logsumexp and exp of the columns, and its
+                # result is no larger than the logits.
+                attention_BHNK = logits_BHNK.softmax(-1)
+                columns_BHNT = attention_BHNK.gather(-1, index_BHNT[:, :, :query_BHNC.shape[2]])
+                out_BTN[images, :, queries] += columns_BHNT.mean(1).transpose(1, 2)
+    return out_BTN
+
+
+@dataclass
+class _Sum:
+    """Running sum of maps of one block group and resolution."""
+
+    total_BTN: Tensor
+    count: int = 0
+
+
+class _Tap:
+    """Catches the queries and keys of one attention module as it computes them."""
+
+    def __init__(self, recorder: AttentionRecorder, module: nn.Module, group: str) -> None:
+        self.recorder = recorder
+        self.module = module
+        self.name = type(module).__name__
+        self.group = group
+        self.active = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.active = False
+        self.size: Size = (0, 0)
+        self.query: Tensor | None = None
+        self.text_key: Tensor | None = None
+        self.pixel_key: Tensor | None = None
+        self.mask: Tensor | None = None
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        module, joint = self.module, self.recorder._family.joint
+        handles = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
+            module.to_q.register_forward_hook(self._catch('query')),
+            module.register_forward_hook(self._after)]
+        text_key = module.add_k_proj if joint else module.to_k
+        handles.append(text_key.register_forward_hook(self._catch('text_key')))
+        if joint and module.to_k is not None:
+            handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
+        return handles
+
+    def _catch(self, name: str):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if self.active:
+                setattr(self, name, output.detach())
+        return hook
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        # Also drops what a call that failed half-way left here.
+        self._forget()
+        if not self.recorder._recording:
+            return
+        hidden = _argument(args, kwargs, 0, 'hidden_states')
+        if hidden.ndim == 4:
+            self.size = tuple(hidden.shape[-2:])
+        else:
+            self.size = _map_size(self.recorder._input_size, hidden.shape[1])
+        self.mask = _argument(args, kwargs, 2, 'attention_mask')
+        self.active = _size_matches(self.size, self.recorder._resolutions)
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self.active:
+            return
+        if self.query is None or self.text_key is None:
+            raise RuntimeError(
+                f'{self.name} ran without calling its own query and key projections, so its '
+                'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
+                'a processor of diffusers')
+        self.recorder._accumulate(self)
+        self._forget()
+
+
+class _EncoderWatch:
+    """Notices when the pipeline encodes other prompts than the recorder was given."""
+
+    def __init__(
+            self, encoder: nn.Module, tokenizer: Any, prompts: Sequence[str],
+            max_length: int) -> None:
+        self._encoder = encoder
+        encoded = tokenizer([*prompts, ''], padding='max_length', max_length=max_length,
+                            truncation=True).input_ids
+        self._expected = {tuple(row) for row in encoded[:-1]}
+        self._empty = tuple(encoded[-1])
+        self._prompts = list(prompts)
+        self._missing: set[tuple[int, ...]] = set()
+        self._strangers = False
+
+    def install(self):
+        """Starts watching; returns the hook's handle."""
+        self._missing, self._strangers = set(self._expected), False
+        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        ids = _argument(args, kwargs, 0, 'input_ids')
+        if ids is None:
+            return
+        rows = {tuple(row) for row in ids.tolist()}
+        self._missing -= rows
+        # The empty prompt is the usual negative one, encoded alone when the caller brings the
+        # embeddings of the prompts themselves.
+        self._strangers |= bool(rows - self._expected - {self._empty})
+
+    def check(self) -> None:
+        """Raises if other prompts were encoded, and some of the recorder's were not.
+
+        Raises:
+            ValueError: As said.
+        """
+        if self._strangers and self._missing:
+            raise ValueError(
+                f'the pipeline encoded other prompts than the recorder was given ({self._prompts})'
+                ': give both the same prompts and the same clean_caption, or pass '
+                'check_prompts=False to record all the same')
+
+
+def _argument(args: tuple, kwargs: dict, position: int, name: str) -> Any:
+    if name in kwargs:
+        return kwargs[name]
+    return args[position] if len(args) > position else None
+
+
+def _block_names(blocks: str | Iterable[str], family: Family) -> frozenset[str] | None:
+    """The wanted block groups, ``None`` for all of them."""
+    names = {blocks} if isinstance(blocks, str) else set(blocks)
+    known = {'all', *family.block_groups.values()}
+    if not names or not names <= known:
+        raise ValueError(f'blocks must be of {sorted(known)}, got {blocks!r}')
+    return None if 'all' in names else frozenset(names)
+
+
+def _size_matches(size: Size, wanted: tuple[int | Size, ...] | None) -> bool:
+    return wanted is None or any(
+        min(size) == name if isinstance(name, int) else size == tuple(name) for name in wanted)
+
+
+def _tokenizer_of(pipe: Any, family: Family) -> tuple[Any, nn.Module | None]:
+    for tokenizer, encoder in zip(family.tokenizers, family.text_encoders):
+        if getattr(pipe, tokenizer, None) is not None:
+            return getattr(pipe, tokenizer), getattr(pipe, encoder, None)
+    raise ValueError(f'{type(pipe).__name__} was loaded without a tokenizer '
+                     f'({", ".join(family.tokenizers)}), which is needed to find the nouns')
+
+
+def _text_attention_modules(
+        denoiser: nn.Module, family: Family,
+        blocks: frozenset[str] | None) -> list[tuple[nn.Module, str]]:
+    """The modules to record, each with its block group."""
+    compiled = hasattr(denoiser, '_orig_mod') or any(
+        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules())
+    if compiled:
+        raise ValueError('a compiled denoiser skips the hooks that the recorder needs; record with '
+                         'the pipeline as it was before torch.compile')
+    found = []
+    for name, module in denoiser.named_modules():
+        if not family.is_text_attention(module):
+            continue
+        # The module's own flag says 'fused' for ever after; the processor tells what is used.
+        if type(module.processor).__name__.startswith('Fused'):
+            raise ValueError(f'{name} has fused query, key and value projections; call '
+                             'pipe.unfuse_qkv_projections() before recording')
+        group = family.block_groups.get(name.split('.')[0], 'other')
+        if blocks is None or group in blocks:
+            found.append((module, group))
+    if not found:
+        where = 'anywhere' if blocks is None else f'in its blocks {sorted(blocks)}'
+        raise ValueError(f'{type(denoiser).__name__} has no attention from pixels to text {where}, '
+                         f'as the family {family.name} would')
+    return found
+
+
+def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:
+    """Token columns as one rectangle, a row for each image; unused places hold column 0."""
+    width = max(len(row) for row in columns)
+    columns_BT = torch.zeros(len(columns), width, dtype=torch.long)
+    for index, row in enumerate(columns):
+        columns_BT[index, :len(row)] = torch.tensor(row, dtype=torch.long)
+    return columns_BT.repeat_interleave(images_per_prompt, dim=0)
+
+
+def _split_heads(projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
+    """(B, N, heads * C) to (B, N, heads, C), through the module's own norm where it has one."""
+    if norm is None:
+        return projected.unflatten(-1, (heads, -1))
+    weight = getattr(norm, 'weight', None)
+    across_heads = weight is not None and weight.numel() == projected.shape[-1] and heads > 1
+    if across_heads:
+        return norm(projected).unflatten(-1, (heads, -1))
+    return norm(projected.unflatten(-1, (heads, -1)))
+
+
+def _bias(mask: Tensor, num_keys: int, batch: int, name: str) -> Tensor:
+    """An attention mask as diffusers hands it on, as a bias for all keys."""
+    if mask.ndim != 3 or mask.shape[0] != batch or mask.shape[-1] > num_keys:
+        raise ValueError(f'{name} got an attention mask of shape {tuple(mask.shape)} for a batch '
+                         f'of {batch} and {num_keys} keys; the recorder needs (batch, 1 or '
+                         'queries, keys) as the UNet makes it of encoder_attention_mask')
+    # Keys that the mask does not speak of (the pixels' own) are not masked.
+    return torch.nn.functional.pad(mask, (0, num_keys - mask.shape[-1]))
+
+
+def _map_size(input_size: Size, num_queries: int) -> Size:
+    """Height and width of a flattened feature map: the input's, halved until they fit."""
+    height, width = input_size
+    while height * width > max(num_queries, 1):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != num_queries:
+        raise ValueError(
+            f'a feature map of {num_queries} pixels is not the {input_size[0]}x{input_size[1]} '
+            'input halved some times, so its height and width are unknown')
+    return height, width

@@ -1,0 +1,507 @@
+"""The recorder against explicit attention, and what it leaves behind: nothing."""
+from __future__ import annotations
+
+import contextlib
+import gc
+
+import numpy as np
+import pytest
+import torch
+from attention_reference import explicit_attention, mean_map
+from tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+
+from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, noun_attention
+from freeatm_mm.attention.recorder import _map_size
+
+PROMPTS = ['a red dog on the sand', 'a photo of a cat and a blue bird on the tree']
+
+
+def spans(prompt, *words):
+    return [(prompt.index(word), prompt.index(word) + len(word)) for word in words]
+
+
+NOUNS = [spans(PROMPTS[0], 'dog', 'sand'), spans(PROMPTS[1], 'cat', 'bird', 'tree')]
+
+
+def word_place(prompt, span):
+    """Which word of the prompt a span is, all of them single tokens."""
+    return len(prompt[:span[0]].split())
+
+
+@pytest.fixture(scope='module')
+def sd():
+    return tiny_stable_diffusion()
+
+
+@pytest.fixture(scope='module')
+def sdxl():
+    return tiny_stable_diffusion_xl()
+
+
+@pytest.fixture(scope='module')
+def deepfloyd():
+    return tiny_if()
+
+
+def draw(pipe, prompts=PROMPTS, size=None, steps=2, guidance=7.5, images=1, **options):
+    height, width = size or (None, None)
+    return pipe(
+        list(prompts), height=height, width=width, num_inference_steps=steps,
+        guidance_scale=guidance, num_images_per_prompt=images, output_type='pt',
+        generator=torch.Generator().manual_seed(1), **options).images
+
+
+def hook_count(module):
+    return sum(
+        len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+
+def compare(pipe, *, size=None, map_size=(16, 16), guidance=7.5, images=1, first_token=1,
+            probability='joint', text_keys=None, **options):
+    """Checks masks and images of a run with the recorder against runs without it."""
+    plain = draw(pipe, size=size, guidance=guidance, images=images)
+    processors = dict(pipe.unet.attn_processors)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS, num_images_per_prompt=images,
+                           probability=probability, **options) as recorder:
+        drawn = draw(pipe, size=size, guidance=guidance, images=images)
+        assert pipe.unet.attn_processors == processors
+    assert torch.equal(plain, drawn)
+    assert hook_count(pipe.unet) == hook_count(pipe.text_encoder) == 0
+    with explicit_attention(pipe) as seen:
+        draw(pipe, size=size, guidance=guidance, images=images)
+    masks = recorder.masks()
+    batch = len(PROMPTS) * images
+    assert len(masks) == batch
+    first_row = batch if guidance > 1 else 0
+    for image, mask in enumerate(masks):
+        prompt, nouns = PROMPTS[image // images], NOUNS[image // images]
+        assert mask.shape == (len(nouns), *map_size)
+        assert mask.dtype == torch.float32 and mask.device.type == 'cpu'
+        for noun, span in enumerate(nouns):
+            expected = mean_map(seen, first_row + image, [first_token + word_place(prompt, span)],
+                                map_size, text_keys)
+            np.testing.assert_allclose(mask[noun].numpy(), expected, rtol=0, atol=1e-6)
+    return recorder
+
+
+@pytest.mark.parametrize('guidance', [1.0, 7.5])
+@pytest.mark.parametrize('images', [1, 2])
+def test_stable_diffusion_equals_explicit_attention(sd, guidance, images):
+    compare(sd, guidance=guidance, images=images)
+
+
+def test_stable_diffusion_not_square(sd):
+    compare(sd, size=(64, 96), map_size=(16, 24))
+
+
+def test_stable_diffusion_odd_feature_maps(sd):
+    # 7x11 latents: the lower resolution is 4x6, half rounded up.
+    with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+        sd(PROMPTS, height=56, width=88, num_inference_steps=1, output_type='latent')
+    assert {size for _, size in recorder._sums} == {(14, 22), (7, 11)}
+    assert recorder.masks()[0].shape == (2, 14, 22)
+    assert _map_size((7, 11), 24) == (4, 6)
+
+
+def test_stable_diffusion_xl_equals_explicit_attention(sdxl):
+    compare(sdxl, map_size=(8, 8))
+
+
+@pytest.mark.parametrize(('guidance', 'images', 'probability', 'text_keys'), [
+    (1.0, 1, 'joint', None), (7.0, 2, 'joint', None), (7.0, 1, 'text', 77)])
+def test_deepfloyd_equals_explicit_attention(deepfloyd, guidance, images, probability, text_keys):
+    compare(deepfloyd, guidance=guidance, images=images, first_token=0, probability=probability,
+            text_keys=text_keys)
+
+
+def test_deepfloyd_not_square(deepfloyd):
+    compare(deepfloyd, size=(32, 48), map_size=(16, 24), first_token=0)
+
+
+def test_deepfloyd_text_probability_is_larger_than_joint(deepfloyd):
+    masks = {}
+    for probability in ('joint', 'text'):
+        with AttentionRecorder(deepfloyd, PROMPTS, NOUNS, probability=probability) as recorder:
+            draw(deepfloyd, steps=1)
+        masks[probability] = recorder.masks()[0]
+    assert bool((masks['text'] > masks['joint']).all())
+
+
+def test_multi_token_noun_merges_by_rule(sd):
+    prompt = 'a tench on the sand'
+    tokens = range(2, 7)  # t, e, n, c, h</w> after the start token and "a"
+    with explicit_attention(sd) as seen:
+        draw(sd, [prompt])
+    expected = {
+        'mean': mean_map(seen, 1, tokens, (16, 16)),
+        'sum': sum(mean_map(seen, 1, [token], (16, 16)) for token in tokens),
+        'max': np.max([mean_map(seen, 1, [token], (16, 16)) for token in tokens], axis=0),
+        'last': mean_map(seen, 1, [tokens[-1]], (16, 16))}
+    for rule, reference in expected.items():
+        with AttentionRecorder(sd, [prompt], [[(2, 7)]], merge=rule) as recorder:
+            draw(sd, [prompt])
+        np.testing.assert_allclose(recorder.masks()[0][0], reference, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_is_computed_in_float32(sd):
+    pipe = tiny_stable_diffusion().to(torch.bfloat16)
+    plain = draw(pipe)
+    captured = {}
+    module = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+
+    def catch(name):
+        return lambda _module, _args, output: captured.update({name: output.float()})
+
+    handles = [getattr(module, name).register_forward_hook(catch(name)) for name in ('to_q', 'to_k')]
+    with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='mid', steps=range(1, 2)) as recorder:
+        drawn = draw(pipe)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(plain, drawn)
+    query, key = (captured[name][2:].numpy().astype(np.float64).reshape(2, -1, 4, 8)
+                  for name in ('to_q', 'to_k'))
+    logits = np.einsum('bnhc,bkhc->bhnk', query, key) / np.sqrt(8)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    attention = (weights / weights.sum(-1, keepdims=True)).mean(1)
+    for image, (prompt, nouns) in enumerate(zip(PROMPTS, NOUNS)):
+        for noun, span in enumerate(nouns):
+            expected = attention[image, :, 1 + word_place(prompt, span)].reshape(8, 8)
+            np.testing.assert_allclose(recorder.masks()[image][noun], expected, rtol=0, atol=1e-6)
+
+
+def test_autocast_does_not_lower_the_precision():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 9, 3, 8, generator=generator)
+    key = torch.randn(2, 5, 3, 8, generator=generator)
+    columns = torch.tensor([[1, 4], [0, 2]])
+    expected = noun_attention(query, key, columns, 0.35)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(noun_attention(query, key, columns, 0.35), expected)
+
+
+def test_pieces_change_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 17, 2, 4, generator=generator)
+    key = torch.randn(3, 7, 2, 4, generator=generator)
+    bias = torch.randn(3, 17, 7, generator=generator)
+    columns = torch.tensor([[0, 6], [3, 3], [1, 2]])
+    attention = ((torch.einsum('bnhc,bkhc->bhnk', query, key) * 0.5 + bias[:, None])
+                 .double().softmax(-1).mean(1))
+    expected = torch.stack([attention[image][:, columns[image]].T for image in range(3)])
+    for budget in (1, 2 * 7 * 5, 2 * 7 * 17 * 2, 10**6):
+        monkeypatch.setattr('freeatm_mm.attention.recorder.CPU_LOGITS', budget)
+        result = noun_attention(query, key, columns, 0.5, bias_BNK=bias)
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_bare_unet_call(sd):
+    noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    embeddings, _ = sd.encode_prompt(PROMPTS, 'cpu', 1, False)
+
+    def call():
+        with torch.no_grad():
+            return sd.unet(noisy, 500, encoder_hidden_states=embeddings).sample
+
+    with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+        recorded = call()
+    assert torch.equal(recorded, call())
+    with explicit_attention(sd) as seen:
+        call()
+    for image, (prompt, nouns) in enumerate(zip(PROMPTS, NOUNS)):
+        for noun, span in enumerate(nouns):
+            expected = mean_map(seen, image, [1 + word_place(prompt, span)], (16, 16))
+            np.testing.assert_allclose(recorder.masks()[image][noun], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['sd', 'deepfloyd'])
+def test_encoder_attention_mask_is_added_before_softmax(name, request):
+    pipe = request.getfixturevalue(name)
+    generator = torch.Generator().manual_seed(3)
+    config = pipe.unet.config
+    noisy = torch.randn(2, config.in_channels, config.sample_size, config.sample_size,
+                        generator=generator)
+    embeddings = torch.randn(2, 77, 32, generator=generator)
+    mask = torch.ones(2, 77, dtype=torch.bool)
+    mask[0, 9:] = mask[1, 15:] = False
+
+    def call():
+        with torch.no_grad():
+            pipe.unet(noisy, 500, encoder_hidden_states=embeddings, encoder_attention_mask=mask)
+
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        call()
+    first = 1 if name == 'sd' else 0
+    if name == 'sd':
+        with explicit_attention(pipe) as seen:
+            call()
+        expected = mean_map(seen, 1, [first + word_place(PROMPTS[1], NOUNS[1][0])], (16, 16))
+        np.testing.assert_allclose(recorder.masks()[1][0], expected, rtol=0, atol=1e-6)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as unmasked, torch.no_grad():
+        pipe.unet(noisy, 500, encoder_hidden_states=embeddings)
+    # Fewer keys share the probability, so each noun has more of it.
+    assert bool((recorder.masks()[0] > unmasked.masks()[0]).any())
+
+
+def test_blocks_resolutions_and_weights_split_one_run(sd):
+    with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+        draw(sd)
+    with explicit_attention(sd) as seen:
+        draw(sd)
+    tokens = [1 + word_place(PROMPTS[0], NOUNS[0][0])]
+
+    def reference(keep, size=(16, 16)):
+        return mean_map(seen, 2, tokens, size, keep=keep)
+
+    def check(masks, expected):
+        np.testing.assert_allclose(masks[0][0], expected, rtol=0, atol=1e-6)
+
+    def fine(name):
+        return name.startswith(('down_blocks.0', 'up_blocks.1'))
+
+    check(recorder.masks(blocks='down'), reference(lambda name: name.startswith('down')))
+    check(recorder.masks(blocks=('down', 'up')), reference(lambda name: 'mid' not in name))
+    check(recorder.masks(blocks='mid'), reference(lambda name: 'mid' in name, (8, 8)))
+    check(recorder.masks(resolutions=[16]), reference(fine))
+    check(recorder.masks(resolutions=[(8, 8)]), reference(lambda name: not fine(name), (8, 8)))
+    check(recorder.masks(weights={16: 2.0}), reference(fine))
+    coarse = reference(lambda name: not fine(name))
+    check(recorder.masks(weights='resolution'), (reference(fine) + coarse) / 2)
+    check(recorder.masks(weights={16: 1.0, 8: 3.0}),
+          (3 * reference(fine) + 3 * 4 * coarse) / (3 + 3 * 4))
+    assert recorder.masks(size=(32, 20))[1].shape == (3, 32, 20)
+    for part in (dict(blocks='up', steps=range(1, 2)), dict(resolutions=[8])):
+        with AttentionRecorder(sd, PROMPTS, NOUNS, **part) as restricted:
+            draw(sd)
+        expected_size = {(16, 16), (8, 8)} if 'blocks' in part else {(8, 8)}
+        assert {size for _, size in restricted._sums} == expected_size
+    check(restricted.masks(), reference(lambda name: not fine(name), (8, 8)))
+
+
+def test_steps_pick_denoiser_calls(sd):
+    with AttentionRecorder(sd, PROMPTS, NOUNS, steps=range(1, 4, 2)) as recorder:
+        draw(sd, steps=4)
+    assert recorder.num_steps == 2
+    with explicit_attention(sd) as seen:
+        draw(sd, steps=4)
+    layers = len(seen) // 4
+    kept = seen[layers:2 * layers] + seen[3 * layers:]
+    expected = mean_map(kept, 2, [1 + word_place(PROMPTS[0], NOUNS[0][0])], (16, 16))
+    np.testing.assert_allclose(recorder.masks()[0][0], expected, rtol=0, atol=1e-6)
+
+
+def test_prompt_without_nouns(sd):
+    with AttentionRecorder(sd, PROMPTS, [[], NOUNS[1]]) as recorder:
+        draw(sd, steps=1)
+    masks = recorder.masks('minmax')
+    assert masks[0].shape == (0, 16, 16) and masks[1].shape == (3, 16, 16)
+    with AttentionRecorder(sd, PROMPTS, [[], []]) as recorder:
+        draw(sd, steps=1)
+    assert [mask.shape for mask in recorder.masks()] == [(0, 16, 16)] * 2
+
+
+def test_minmax_masks_fill_zero_to_one(sd):
+    with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+        draw(sd)
+    for raw, stretched in zip(recorder.masks(), recorder.masks('minmax')):
+        low, high = raw.amin((1, 2), keepdim=True), raw.amax((1, 2), keepdim=True)
+        torch.testing.assert_close(stretched, (raw - low) / (high - low), rtol=0, atol=1e-6)
+    assert recorder.flat == []
+
+
+def test_truncated_noun(sd):
+    prompt = ' '.join(['a'] * 80) + ' dog'
+    nouns = [[(0, 1), (len(prompt) - 3, len(prompt))]]
+    with pytest.raises(NounTruncatedError, match="prompt 0.*'dog'.*cut off"):
+        AttentionRecorder(sd, [prompt], nouns)
+    with AttentionRecorder(sd, [prompt], nouns, truncated='skip') as recorder:
+        draw(sd, [prompt], steps=1)
+    assert recorder.truncated == [(0, 1)]
+    masks = recorder.masks('minmax')
+    assert float(masks[0][0].max()) == 1 and float(masks[0][1].abs().max()) == 0
+    assert recorder.flat == [(0, 1)]
+
+
+def test_sums_do_not_grow_with_steps(sd):
+    def buffers(steps):
+        gc.collect()
+        with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+            draw(sd, steps=steps)
+        return {key: tuple(value.total_BTN.shape) for key, value in recorder._sums.items()}
+
+    assert buffers(1) == buffers(6) == {
+        ('down', (16, 16)): (2, 3, 256), ('up', (16, 16)): (2, 3, 256),
+        ('down', (8, 8)): (2, 3, 64), ('mid', (8, 8)): (2, 3, 64), ('up', (8, 8)): (2, 3, 64)}
+
+
+def test_no_map_of_all_tokens_stays_alive(sd):
+    with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+        draw(sd)
+        taps = [cell for cell in gc.get_objects() if type(cell).__name__ == '_Tap'
+                and cell.recorder is recorder]
+        assert len(taps) == 7
+        assert all(tap.query is None and tap.text_key is None for tap in taps)
+
+
+def test_hooks_go_after_an_exception(sd):
+    class Stop(Exception):
+        pass
+
+    def stop(pipe, index, timestep, values):
+        raise Stop
+
+    with contextlib.suppress(Stop), AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+        assert hook_count(sd.unet) > 0
+        draw(sd, callback_on_step_end=stop)
+    assert hook_count(sd.unet) == hook_count(sd.text_encoder) == 0
+    assert recorder.num_steps == 1
+
+
+def test_a_recorder_starts_anew_when_entered_again(sd):
+    recorder = AttentionRecorder(sd, PROMPTS, NOUNS)
+    results = []
+    for _ in range(2):
+        with recorder:
+            draw(sd)
+        results.append(recorder.masks())
+    assert all(torch.equal(first, second) for first, second in zip(*results))
+    with recorder, pytest.raises(RuntimeError, match='in use already'):
+        recorder.__enter__()
+    assert hook_count(sd.unet) == 0
+
+
+def test_ip_adapter_records_the_text_attention(sd):
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+    from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+    pipe = tiny_stable_diffusion()
+    generator = torch.Generator().manual_seed(3)
+    processors = dict(pipe.unet.attn_processors)
+    pipe.unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(8, 32, 4)])
+    pipe.unet.config.encoder_hid_dim_type = 'ip_image_proj'
+    pipe.unet.set_attn_processor({
+        name: IPAdapterAttnProcessor2_0(32, 32, (4, )) if 'attn2' in name else processor
+        for name, processor in processors.items()})
+    noisy = torch.randn(2, 4, 16, 16, generator=generator)
+    embeddings = torch.randn(2, 77, 32, generator=generator)
+    image_embeddings = [torch.randn(2, 1, 8, generator=generator)]
+
+    def attention_of_first_layer():
+        module = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+        query, key = [], []
+        handles = [module.to_q.register_forward_hook(lambda m, a, o: query.append(o)),
+                   module.to_k.register_forward_hook(lambda m, a, o: key.append(o))]
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='down',
+                               resolutions=[16]) as recorder, torch.no_grad():
+            pipe.unet(noisy, 500, encoder_hidden_states=embeddings,
+                      added_cond_kwargs={'image_embeds': image_embeddings})
+        for handle in handles:
+            handle.remove()
+        return recorder.masks(), query[0].unflatten(-1, (4, 8)), key[0].unflatten(-1, (4, 8))
+
+    masks, query, key = attention_of_first_layer()
+    attention = (torch.einsum('bnhc,bkhc->bhnk', query, key) / 8**0.5).softmax(-1).mean(1)
+    column = 1 + word_place(PROMPTS[0], NOUNS[0][0])
+    torch.testing.assert_close(
+        masks[0][0], attention[0, :, column].reshape(16, 16), rtol=0, atol=1e-6)
+
+
+class TestErrors:
+    """What goes wrong says so, and where."""
+
+    def test_unknown_pipeline(self):
+        class OtherPipeline:
+            pass
+
+        with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a row to FAMILIES'):
+            AttentionRecorder(OtherPipeline(), PROMPTS, NOUNS)
+
+    def test_arguments(self, sd):
+        for match, prompts, nouns, options in (
+                ('wrap it in a list', 'a dog', [[]], {}),
+                ('2 prompts but noun lists for 1', PROMPTS, [[]], {}),
+                ('no prompts', [], [], {}),
+                ('num_images_per_prompt', PROMPTS, NOUNS, dict(num_images_per_prompt=0)),
+                ('probability', PROMPTS, NOUNS, dict(probability='all')),
+                ('merge', PROMPTS, NOUNS, dict(merge='first')),
+                ('truncated', PROMPTS, NOUNS, dict(truncated='drop')),
+                ('blocks', PROMPTS, NOUNS, dict(blocks='middle')),
+                ('prompt 1: the noun span 0:99 is not inside', PROMPTS, [[], [(0, 99)]], {}),
+                ('prompt 0: the noun span 3:3', PROMPTS, [[(3, 3)], []], {})):
+            with pytest.raises((ValueError, TypeError), match=match):
+                AttentionRecorder(sd, prompts, nouns, **options)
+
+    def test_nothing_recorded(self, sd):
+        with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+            pass
+        with pytest.raises(RuntimeError, match='nothing was recorded'):
+            recorder.masks()
+        with AttentionRecorder(sd, PROMPTS, NOUNS, steps=range(5, 9)) as recorder:
+            draw(sd)
+        with pytest.raises(RuntimeError, match='nothing was recorded.*2 steps'):
+            recorder.masks()
+
+    def test_options_of_masks(self, sd):
+        with AttentionRecorder(sd, PROMPTS, NOUNS, blocks='mid') as recorder:
+            draw(sd, steps=1)
+        for match, options in (
+                ('normalize', dict(normalize='max')), ('blocks', dict(blocks='left')),
+                ('leave nothing of what was recorded: mid 8x8', dict(blocks='up')),
+                ('leave nothing', dict(resolutions=[64])), ('leave nothing', dict(weights={8: 0})),
+                ('weights', dict(weights='layer')), ('not negative', dict(weights={8: -1.0}))):
+            with pytest.raises(ValueError, match=match):
+                recorder.masks(**options)
+
+    def test_batch_of_another_size(self, sd):
+        with pytest.raises(ValueError, match='batch of 6, but 2 images'):
+            with AttentionRecorder(sd, PROMPTS, NOUNS):
+                draw(sd, images=3, guidance=1.0)
+        with pytest.raises(ValueError, match='batch of 4 different images'):
+            with AttentionRecorder(sd, PROMPTS, NOUNS):
+                draw(sd, images=2, guidance=1.0)
+        assert hook_count(sd.unet) == 0
+
+    def test_other_prompts_than_drawn(self, sd):
+        with pytest.raises(ValueError, match='encoded other prompts'):
+            with AttentionRecorder(sd, PROMPTS, NOUNS):
+                draw(sd, ['a dog', 'a cat'])
+        with AttentionRecorder(sd, PROMPTS, NOUNS, check_prompts=False) as recorder:
+            draw(sd, ['a dog', 'a cat'], steps=1)
+        assert len(recorder.masks()) == 2
+        with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
+            draw(sd, steps=1, negative_prompt=['a tree'] * 2)
+        assert len(recorder.masks()) == 2
+
+    def test_too_few_text_keys(self, sd):
+        with pytest.raises(ValueError, match='hold only 3 text keys'):
+            with AttentionRecorder(sd, PROMPTS, NOUNS), torch.no_grad():
+                sd.unet(torch.zeros(2, 4, 16, 16), 1, encoder_hidden_states=torch.zeros(2, 3, 32))
+
+    def test_fused_projections(self):
+        pipe = tiny_stable_diffusion()
+        pipe.fuse_qkv_projections(vae=False)
+        with pytest.raises(ValueError, match='fused'):
+            AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
+        assert hook_count(pipe.unet) == 0
+        pipe.unfuse_qkv_projections(vae=False)
+        with pytest.raises(RuntimeError, match='without calling its own query and key'):
+            with AttentionRecorder(pipe, PROMPTS, NOUNS):
+                pipe.fuse_qkv_projections(vae=False)
+                draw(pipe)
+        assert hook_count(pipe.unet) == 0
+
+    def test_compiled_denoiser(self):
+        pipe = tiny_stable_diffusion()
+        pipe.unet = torch.compile(pipe.unet)
+        with pytest.raises(ValueError, match='compiled'):
+            AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
+
+    def test_denoiser_without_text_attention(self, sd):
+        pipe = tiny_stable_diffusion()
+        for module in pipe.unet.modules():
+            if hasattr(module, 'is_cross_attention'):
+                module.is_cross_attention = False
+        with pytest.raises(ValueError, match='no attention from pixels to text'):
+            AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
+
+    def test_size_that_is_not_a_halved_input(self):
+        with pytest.raises(ValueError, match='a feature map of 100 pixels'):
+            _map_size((16, 16), 100)
