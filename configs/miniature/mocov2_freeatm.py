@@ -1,0 +1,48 @@
+"""`mocov2_freeatm.py` at the miniature's scale: 64x64 images, a small ResNet, two CPU cores.
+
+    python tools/train.py configs/miniature/mocov2_freeatm.py \
+        --cfg-options train_dataloader.dataset.store=STORE
+"""
+_base_ = '../mocov2_freeatm.py'
+
+epochs = 40
+batch_size = 256
+
+# Colour tells this world's nouns apart, so it is changed only mildly, and never taken away.
+view_pipeline = [
+    dict(type='FreeATMRandomResizedCrop', scale=40, crop_ratio_range=(0.2, 1.0)),
+    dict(
+        type='RandomApply',
+        prob=0.8,
+        transforms=[dict(type='ColorJitter', brightness=0.2, contrast=0.2, backend='cv2')]),
+    dict(type='FreeATMRandomFlip', prob=0.5),
+]
+train_pipeline = [
+    dict(type='LoadFromStore'),
+    dict(type='FreeATMMultiView', num_views=2, transforms=[view_pipeline]),
+    dict(type='PackFreeATMInputs', grid_size=5),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=1,
+    dataset=dict(store='data/miniature', pipeline=train_pipeline))
+
+model = dict(
+    queue_len=4096,
+    feat_dim=64,
+    momentum=0.01,
+    backbone=dict(
+        depth=18,
+        num_stages=3,
+        stem_channels=32,
+        base_channels=32,
+        strides=(1, 2, 1),
+        dilations=(1, 1, 1),
+        out_indices=(2, )),
+    neck=dict(in_channels=128, hid_channels=128, out_channels=64))
+
+optim_wrapper = dict(optimizer=dict(lr=0.06, weight_decay=5e-4))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,
+                        end=epochs)]
+train_cfg = dict(max_epochs=epochs)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))

@@ -1,0 +1,141 @@
+"""Workarounds for quirks of other packages: one function each, with its reason and its source.
+
+Nothing heavy is imported at the top: `import freeatm_mm` must stay cheap and must work without
+OpenMMLab.
+"""
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Callable
+
+_LOCATIONS = {
+    'DATASETS': 'freeatm_mm.datasets',
+    'DATA_SAMPLERS': 'freeatm_mm.datasets',
+    'TRANSFORMS': 'freeatm_mm.datasets',
+    'MODELS': 'freeatm_mm.models',
+    'TASK_UTILS': 'freeatm_mm.models',
+    'HOOKS': 'freeatm_mm.engine',
+}
+
+
+class _CallAfterImport(importlib.abc.MetaPathFinder):
+    """Calls a function once, right after a named module was imported for the first time.
+
+    Args:
+        name: The module to wait for.
+        function: What to call then, without arguments.
+    """
+
+    def __init__(self, name: str, function: Callable[[], None]) -> None:
+        self.name, self.function = name, function
+
+    def find_spec(self, fullname, path=None, target=None):
+        """Answers for the awaited module alone: its usual spec, with a loader that calls."""
+        if fullname != self.name or self not in sys.meta_path:
+            return None
+        position = sys.meta_path.index(self)
+        sys.meta_path.remove(self)  # ask the others
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            # Looking for a module (`find_spec`) isn't importing it: go on waiting.
+            sys.meta_path.insert(position, self)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module):
+                execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self.function()
+
+            spec.loader.exec_module = execute_and_call
+        return spec
+
+
+def register_with_mmpretrain() -> None:
+    """Makes the project's components known to mmpretrain's registries as soon as these exist.
+
+    Reason: configs look components up in mmpretrain's registries and say
+    `custom_imports = dict(imports=['freeatm_mm'])`. Importing mmpretrain from there would cost
+    seconds and would tie `freeatm_mm.attention` to OpenMMLab; importing it only when it happens to
+    be loaded already would lose the components for whoever imports `freeatm_mm` first.
+
+    Source: `mmengine.registry.Registry.import_from_location`: a registry imports its `locations`
+    at the first look-up, so adding ours there costs nothing until then.
+    """
+
+    def register() -> None:
+        if satisfies('transformers', minimum=5):
+            skip_multimodal_models()
+        registry_module = importlib.import_module('mmpretrain.registry')
+        for name, location in _LOCATIONS.items():
+            registry = getattr(registry_module, name)
+            if registry._imported:
+                importlib.import_module(location)
+            elif location not in registry._locations:
+                registry._locations.append(location)
+
+    if 'mmpretrain' in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, _CallAfterImport('mmpretrain', register))
+
+
+def satisfies(package: str, minimum: int) -> bool:
+    """Whether a distribution is installed with at least this major version."""
+    try:
+        return int(version(package).split('.')[0]) >= minimum
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def skip_multimodal_models() -> None:
+    """Keeps mmpretrain from importing its multimodal models (BLIP, OFA, LLaVA ...).
+
+    Reason: with pycocotools and transformers installed, `import mmpretrain.models` imports all of
+    them: four seconds more with transformers 4, and an exception with transformers 5, where names
+    that they need are gone (`PretrainedConfig`, `find_pruneable_heads_and_indices`).
+
+    Source: `mmpretrain/utils/dependency.py`, `WITH_MULTIMODAL`. No effect once
+    `mmpretrain.models` is imported.
+    """
+    importlib.import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
+
+
+def accept_mmseg_fork() -> None:
+    """Lets `_base_ = 'mmseg::...'` find the installed mmseg, whatever its distribution is called.
+
+    Reason: mmengine maps `mmseg` to the distribution `mmsegmentation`; the maintained fork is
+    called `onedl-mmsegmentation`, so that `Config.fromfile` says mmseg is not installed. Must be
+    called before `Config.fromfile`.
+
+    Source: `mmengine/config/utils.py`, `MODULE2PACKAGE`.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+    try:
+        version('mmsegmentation')
+    except PackageNotFoundError:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def use_cpu_launcher() -> str:
+    """Lets mmengine's PyTorch launcher start several processes on a machine without a GPU.
+
+    Reason: `mmengine.dist.init_dist` calls `torch.cuda.set_device` whatever the backend, which
+    raises without CUDA, and the configs ask for the `nccl` backend.
+
+    Source: `mmengine/dist/utils.py`, `_init_dist_pytorch`.
+
+    Returns:
+        The backend to ask for: 'nccl' with CUDA, otherwise 'gloo'.
+    """
+    import torch
+    if torch.cuda.is_available():
+        return 'nccl'
+    torch.cuda.set_device = lambda device: None
+    return 'gloo'

@@ -1,0 +1,176 @@
+"""The dataset that mmengine trains on: stores with masks, plain image folders without."""
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmpretrain.datasets.base_dataset import BaseDataset
+from mmpretrain.registry import DATASETS
+
+from freeatm_mm.store import RawSample, Store, StoreError
+
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+class ImageFolder:
+    """The images below a folder, in the order of their paths, read like a store without masks.
+
+    The paths are kept as one block of bytes: millions of Python strings would be copied into
+    every worker process as their reference counts change.
+
+    Args:
+        path: The folder; images are looked for in all folders below it.
+
+    Raises:
+        StoreError: If the folder doesn't exist or holds no image.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise StoreError(f'there is no store and no image folder at {self.path}: no such '
+                             'folder')
+        names = sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob('*')
+                       if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not names:
+            raise StoreError(f'{self.path} is empty: it holds neither a store (no store.json) nor '
+                             f'an image ({", ".join(IMAGE_SUFFIXES)})')
+        encoded = [name.encode() for name in names]
+        self._names = np.frombuffer(b''.join(encoded), np.uint8)
+        self._ends = np.cumsum([len(name) for name in encoded])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, index: int) -> RawSample:
+        """Image number `index`, not decoded; a :class:`RawSample` without caption and nouns.
+
+        Raises:
+            StoreError: If the file can't be read.
+        """
+        start = self._ends[index - 1] if index else 0
+        name = self._names[start:self._ends[index]].tobytes().decode()
+        path = self.path / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f'the image {path} can\'t be read ({error.strerror})') from None
+        return RawSample(name, data, path.suffix[1:].lower(), {'caption': '', 'nouns': []}, b'')
+
+
+def open_source(path: str | Path) -> Store | ImageFolder:
+    """Opens a folder as the store that it is, or else as a plain image folder.
+
+    Raises:
+        StoreError: If it is neither, or an unfinished, damaged or empty one.
+    """
+    return Store(path) if (Path(path) / 'store.json').exists() else ImageFolder(path)
+
+
+def check_stores(config: Any) -> None:
+    """Opens every store that a config names, so that a wrong path is told before training.
+
+    Args:
+        config: A config, or any part of one.
+
+    Raises:
+        StoreError: If a store doesn't exist, is empty or damaged.
+    """
+    if isinstance(config, Mapping):
+        if config.get('type') in ('FreeATMDataset', 'mmpretrain.FreeATMDataset', FreeATMDataset):
+            FreeATMDataset(store=config['store'])
+        for value in config.values():
+            check_stores(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            check_stores(value)
+
+
+@DATASETS.register_module()
+class FreeATMDataset(BaseDataset):
+    """Images, with one mask per noun where there is one, from one or several stores or folders.
+
+    Index-based: nothing is kept per sample, so that millions of samples cost no memory and no time
+    to open, in the main process and in the workers. Sources are joined one after the other;
+    samples with and without masks mix.
+
+    An item may be asked for by number, or by (number, seed) as the samplers of this package do:
+    then all random choices of the pipeline follow from the seed alone.
+
+    Args:
+        store: Folder of a store or of plain images (real data, without masks), or a list of them.
+        masks: Whether to hand over the masks. False gives the baseline on the same images.
+        pipeline: Transforms, beginning with `LoadFromStore`.
+        indices: Use the first so many samples, or exactly the numbered ones. Defaults to all.
+        metainfo: As in mmengine.
+        test_mode: As in mmengine.
+        lazy_init: As in mmengine.
+
+    Raises:
+        StoreError: If a source doesn't exist, is empty, unfinished or damaged.
+    """
+
+    def __init__(self,
+                 store: str | Path | Sequence[str | Path],
+                 masks: bool = True,
+                 pipeline: Sequence = (),
+                 indices: int | Sequence[int] | None = None,
+                 metainfo: dict | None = None,
+                 test_mode: bool = False,
+                 lazy_init: bool = False) -> None:
+        paths = [store] if isinstance(store, (str, Path)) else list(store)
+        if not paths:
+            raise StoreError('FreeATMDataset got an empty list of stores: name at least one')
+        self.stores = [str(path) for path in paths]
+        self.masks = masks
+        super().__init__(
+            ann_file='', metainfo=metainfo, indices=indices, serialize_data=False,
+            pipeline=pipeline, test_mode=test_mode, lazy_init=lazy_init)
+
+    def load_data_list(self) -> Sequence[int]:
+        """Opens the sources; the 'list' is the range of their samples' numbers."""
+        self.sources = [open_source(path) for path in self.stores]
+        self._ends = np.cumsum([len(source) for source in self.sources])
+        return range(int(self._ends[-1]))
+
+    def full_init(self) -> None:
+        """Opens the sources and applies `indices`, once."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        if not isinstance(self.data_list, range):
+            self.data_list = np.asarray(self.data_list, dtype=np.int64)
+
+    def get_data_info(self, idx: int) -> dict:
+        """What the pipeline starts from: where the sample is, nothing read yet.
+
+        Args:
+            idx: Number of the sample; negative numbers count from the end.
+
+        Returns:
+            `sample_idx`, `source` (what to read from), `source_idx` (the number in there) and
+            `with_masks`.
+        """
+        self.full_init()
+        number = int(self.data_list[idx])
+        source = int(np.searchsorted(self._ends, number, side='right'))
+        start = int(self._ends[source - 1]) if source else 0
+        return dict(sample_idx=idx % len(self), source=self.sources[source],
+                    source_idx=number - start, with_masks=self.masks)
+
+    def __getitem__(self, idx: int | tuple[int, int]) -> dict:
+        """The sample after the pipeline; see the class for (number, seed)."""
+        if isinstance(idx, tuple):
+            idx, seed = idx
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        return super().__getitem__(idx)
+
+    def extra_repr(self) -> list[str]:
+        """Lines of `repr`."""
+        return [f'Stores: \t{", ".join(self.stores)}', f'Masks: \t{self.masks}']

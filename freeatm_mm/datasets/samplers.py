@@ -1,0 +1,62 @@
+"""Samplers that give every draw its own seed.
+
+With them a sample's augmentation depends on the run's seed, the epoch and the sample alone, not on
+the number of worker processes nor on what they did before. A resumed run therefore sees exactly
+what the run would have seen that was never stopped; mmengine alone restores the order of samples,
+but not the random state of its (persistent) workers.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmpretrain.registry import DATA_SAMPLERS
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 32-bit seed out of several numbers, different for different ones.
+
+    The mixing is that of SplitMix64 (Steele et al., 2014): neighbouring numbers give unrelated
+    seeds, the same on every machine.
+
+    Args:
+        *numbers: Integers from 0, for example the run's seed, an epoch and a sample's number.
+
+    Returns:
+        An integer in [0, 2**32).
+    """
+    mask = (1 << 64) - 1
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 32
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(DefaultSampler):
+    """mmengine's `DefaultSampler` in the same order, yielding (number, seed of this draw).
+
+    For `EpochBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`. Takes the same
+    arguments as `DefaultSampler`; mmengine's `DistSamplerSeedHook` (on by default) tells it the
+    epoch.
+    """
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for number in super().__iter__():
+            yield number, mix_seed(self.seed, self.epoch, number)
+
+
+@DATA_SAMPLERS.register_module()
+class SeededInfiniteSampler(InfiniteSampler):
+    """mmengine's `InfiniteSampler` in the same order, yielding (number, seed of this draw).
+
+    For `IterBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`. Takes the same
+    arguments as `InfiniteSampler`.
+    """
+
+    def _infinite_indices(self) -> Iterator[tuple[int, int]]:
+        for draw, number in enumerate(super()._infinite_indices()):
+            yield number, mix_seed(self.seed, draw // self.size, number)

@@ -1,0 +1,290 @@
+"""Transforms that carry masks: every geometric step is recorded, masks are resampled once.
+
+The geometric transforms are mmpretrain's and mmcv's own classes; they draw the same random numbers
+and give the same pixels, and note in `results['window']` which part of the image is left
+(`freeatm_mm.datasets.geometry`). :class:`PackFreeATMInputs` brings the stored masks straight to
+the encoder's feature grid, for all views at once: no mask of image size is ever made.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, Compose, RandomFlip
+from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
+from mmpretrain.registry import TRANSFORMS
+
+from freeatm_mm.datasets.geometry import (WHOLE, crop_window, flip_window, view_masks,
+                                          visible_share)
+from freeatm_mm.store import StoreError, decode_masks
+
+FOREGROUND = 0.45
+"""Normalised attention from which a pixel counts as the instance's (paper, section 4.1)."""
+
+MASK_VALUES = ('attention', 'normalized', 'binary')
+
+
+@lru_cache(maxsize=65536)
+def noun_id(name: str) -> int:
+    """Number of a noun: equal for equal names, on every machine, without a list of all nouns.
+
+    Args:
+        name: The noun's category, or its text where it has none.
+
+    Returns:
+        The first 63 bits of the name's BLAKE2 hash. Two of a million nouns share a number with a
+        probability of 5e-8.
+    """
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') >> 1
+
+
+@TRANSFORMS.register_module()
+class LoadFromStore(BaseTransform):
+    """Reads a sample of :class:`freeatm_mm.datasets.FreeATMDataset` and decodes it.
+
+    Required keys: `source`, `source_idx`, `with_masks` (removed). Added keys: `img` (H, W, 3) uint8
+    BGR, `img_shape`, `ori_shape`, `img_path` (the sample's key), `window`, and with masks
+    `stored_masks` (K, h, w) uint8, `mask_scales` (K, 2) float32 (lowest and highest attention) and
+    `noun_ids` (K,) int64. K is 0 where a sample has no nouns.
+
+    Args:
+        imdecode_backend: mmcv's decoder: 'cv2', 'pillow', 'turbojpeg', 'tifffile'.
+        color_type: mmcv's flag: 'color', 'grayscale', ...
+    """
+
+    def __init__(self, imdecode_backend: str = 'cv2', color_type: str = 'color') -> None:
+        self.imdecode_backend = imdecode_backend
+        self.color_type = color_type
+
+    def transform(self, results: dict) -> dict:
+        """Reads and decodes one sample.
+
+        Raises:
+            StoreError: If the sample can't be read, or its image or masks can't be decoded.
+        """
+        source, number = results.pop('source'), results.pop('source_idx')
+        raw = source.read(number)
+        try:
+            image = mmcv.imfrombytes(raw.image_bytes, flag=self.color_type,
+                                     backend=self.imdecode_backend)
+        except Exception as error:
+            raise StoreError(f'{source.path}: the image of sample {raw.key!r} can\'t be decoded '
+                             f'({error})') from error
+        if image is None:
+            raise StoreError(f'{source.path}: the image of sample {raw.key!r} can\'t be decoded')
+        results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2],
+                       img_path=raw.key, window=WHOLE)
+        if results.pop('with_masks') and raw.info['nouns']:
+            nouns, size = raw.info['nouns'], raw.info['masks']
+            try:
+                masks = decode_masks(raw.masks_bytes, len(nouns), size['height'], size['width'])
+            except StoreError as error:
+                raise StoreError(f'{source.path}: sample {raw.key!r}: the picture '
+                                 f'{error}') from None
+            results['stored_masks'] = masks
+            results['mask_scales'] = np.array([(noun['lo'], noun['hi']) for noun in nouns],
+                                              np.float32)
+            results['noun_ids'] = np.array(
+                [noun_id(noun.get('category') or noun['text']) for noun in nouns], np.int64)
+        return results
+
+    def __repr__(self) -> str:
+        return (f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, '
+                f'color_type={self.color_type!r})')
+
+
+@TRANSFORMS.register_module()
+class FreeATMRandomResizedCrop(RandomResizedCrop):
+    """mmpretrain's `RandomResizedCrop`, bit for bit, that also notes where the crop lies.
+
+    Changed keys: `img`, `img_shape` as there, and `window`.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Crops and resizes; see the class."""
+        image = results['img']
+        # Drawn here, not by overriding `rand_crop_params`: an overriding method is registered a
+        # second time with mmcv's `cache_randomness`, which then refuses to share draws.
+        box = self.rand_crop_params(image)
+        y, x, height, width = box
+        view = mmcv.imresize(image[y:y + height, x:x + width], tuple(self.scale[::-1]),
+                             interpolation=self.interpolation, backend=self.backend)
+        results['window'] = crop_window(results.get('window', WHOLE), box, image.shape[:2])
+        results.update(img=view, img_shape=view.shape)
+        return results
+
+
+@TRANSFORMS.register_module()
+class FreeATMRandomFlip(RandomFlip):
+    """mmcv's `RandomFlip`, bit for bit, that also notes the flip.
+
+    Changed keys: those of `RandomFlip`, and `window`.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Flips or not; see the class."""
+        results = super().transform(results)
+        if results['flip']:
+            results['window'] = flip_window(results.get('window', WHOLE),
+                                            results['flip_direction'])
+        return results
+
+
+TRACKED = ('FreeATMRandomResizedCrop', 'FreeATMRandomFlip', 'Resize', 'ResizeEdge')
+"""Transforms that keep `window` true; resizing the whole picture leaves it as it is."""
+
+PHOTOMETRIC = ('ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'RandomSolarize', 'Solarize',
+               'SolarizeAdd', 'Posterize', 'Equalize', 'AutoContrast', 'Invert', 'ColorTransform',
+               'Contrast', 'Brightness', 'Sharpness', 'Lighting', 'Normalize',
+               'PhotoMetricDistortion')
+"""Transforms that leave every pixel where it is."""
+
+
+def check_tracked(transforms: Sequence, photometric: Sequence[str] = ()) -> None:
+    """Makes sure that no transform moves pixels without moving the masks.
+
+    Args:
+        transforms: Transforms of a view, with lists, `Compose` and `RandomApply` around them.
+        photometric: Further class names that are known to leave pixels where they are.
+
+    Raises:
+        ValueError: Naming the first transform that isn't known to be safe.
+    """
+    for transform in transforms:
+        name = type(transform).__name__
+        inner = getattr(transform, 'transforms', None)
+        if inner is not None and name in ('Compose', 'RandomApply', 'RandomChoice'):
+            check_tracked([inner] if isinstance(inner, Compose) else inner, photometric)
+        elif isinstance(transform, (list, tuple)):
+            check_tracked(transform, photometric)
+        elif name not in (*TRACKED, *PHOTOMETRIC, *photometric):
+            hint = (f'use FreeATM{name} instead'
+                    if f'FreeATM{name}' in TRACKED else
+                    f'if it leaves every pixel where it is, say photometric=[{name!r}]')
+            raise ValueError(f'{name} in FreeATMMultiView would move the image and not its masks: '
+                             f'{hint}.')
+
+
+@TRANSFORMS.register_module()
+class FreeATMMultiView(MultiView):
+    """mmpretrain's `MultiView`, with the window of every view.
+
+    Changed keys: `img`, a list of views, and `windows`, a list of as many windows. Stored masks are
+    left alone.
+
+    Args:
+        transforms: As in `MultiView`: for each kind of view its transforms.
+        num_views: As in `MultiView`: how many views of each kind.
+        photometric: Names of further transforms that leave every pixel where it is.
+
+    Raises:
+        ValueError: If a transform would move the image and not its masks.
+    """
+
+    def __init__(self, transforms: list[list], num_views: int | list[int],
+                 photometric: Sequence[str] = ()) -> None:
+        super().__init__(transforms, num_views)
+        for pipeline in self.pipelines:
+            check_tracked(pipeline.transforms, photometric)
+
+    def transform(self, results: dict) -> dict:
+        """Makes the views."""
+        image = results['img']
+        shared = ('img', 'stored_masks', 'mask_scales', 'noun_ids')
+        rest = {key: value for key, value in results.items() if key not in shared}
+        images, windows = [], []
+        for transform in self.transforms:
+            # As in MultiView each view starts from its own copy, here without copying the masks.
+            view = transform({**copy.deepcopy(rest), 'img': image.copy()})
+            images.append(view['img'])
+            windows.append(view['window'])
+        results.update(img=images, windows=windows)
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackFreeATMInputs(PackInputs):
+    """mmpretrain's `PackInputs`, with the masks of all views on the encoder's feature grid.
+
+    Adds to the data sample, where the sample has masks and at least one instance is left:
+
+    - `masks`: (V, K, gh, gw) float32, view by view, for the K instances that every view shows;
+    - `noun_ids`: (K,) int64, equal for equal nouns;
+    - `visible` (metainfo): (V, K) float32 array, the share of each instance's foreground that each
+      view shows.
+
+    Instances that a view cut away are left out in all views, as a pair needs both; `num_nouns`
+    (metainfo) is their number before that. A noun whose mask is flat has no foreground and is left
+    out too. Without any instance left, models treat the image as a whole.
+
+    Args:
+        grid_size: Height and width of the encoder's feature map; one number if they are equal.
+        mask_values: 'attention' is the averaged attention itself, the paper's choice for
+            contrastive learning and MAE (section 3.3); 'normalized' is stretched to [0, 1] per
+            noun; 'binary' is 1 where that is 0.45 or more (section 4.1).
+        min_visible: Smallest share of the foreground that each view must show. Must be above 0.
+        input_key: As in `PackInputs`.
+        algorithm_keys: As in `PackInputs`.
+        meta_keys: As in `PackInputs`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self,
+                 grid_size: int | tuple[int, int],
+                 mask_values: str = 'attention',
+                 min_visible: float = 0.05,
+                 input_key: str = 'img',
+                 algorithm_keys: Sequence[str] = (),
+                 meta_keys: Sequence[str] = ('sample_idx', 'img_path')) -> None:
+        super().__init__(input_key, algorithm_keys, meta_keys)
+        self.grid_size = ((grid_size, grid_size) if isinstance(grid_size, int)
+                          else tuple(grid_size))
+        if len(self.grid_size) != 2 or min(self.grid_size) < 1:
+            raise ValueError(f'grid_size {grid_size!r} is not the height and width of a feature '
+                             'map.')
+        if mask_values not in MASK_VALUES:
+            raise ValueError(f'mask_values {mask_values!r} is unknown: use one of '
+                             f'{", ".join(MASK_VALUES)}.')
+        if not 0 < min_visible <= 1:
+            raise ValueError(f'min_visible {min_visible!r} must be above 0 and at most 1.')
+        self.mask_values = mask_values
+        self.min_visible = min_visible
+
+    def transform(self, results: dict) -> dict:
+        """Packs image or views, and the masks where there are any."""
+        packed = super().transform(results)
+        if 'stored_masks' in results:
+            self._pack_masks(results, packed['data_samples'])
+        return packed
+
+    def _pack_masks(self, results: dict, data_sample) -> None:
+        masks = results['stored_masks']
+        windows = np.array(results.get('windows') or [results['window']])
+        data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
+        foregrounds = masks >= FOREGROUND * 255
+        visible = visible_share(foregrounds, windows)
+        kept = np.flatnonzero((visible >= self.min_visible).all(0))
+        if not len(kept):
+            return
+        values = view_masks((foregrounds if self.mask_values == 'binary' else masks)[kept],
+                            windows, self.grid_size)
+        if self.mask_values != 'binary':
+            values /= 255
+        if self.mask_values == 'attention':
+            lowest, highest = results['mask_scales'][kept].T[:, :, None, None]
+            values = lowest + (highest - lowest) * values
+        data_sample.masks = torch.from_numpy(values)
+        # As metainfo it isn't moved to the GPU, sample by sample, where nobody needs it.
+        data_sample.set_field(visible[:, kept], 'visible', field_type='metainfo')
+        data_sample.noun_ids = torch.from_numpy(results['noun_ids'][kept])
+
+    def __repr__(self) -> str:
+        return (f'{type(self).__name__}(grid_size={self.grid_size}, '
+                f'mask_values={self.mask_values!r}, min_visible={self.min_visible})')

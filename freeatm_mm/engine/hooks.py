@@ -1,0 +1,44 @@
+"""Hooks that make a resumed run equal the run that was never stopped."""
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+
+from freeatm_mm.datasets.samplers import mix_seed
+
+
+@HOOKS.register_module()
+class SeedEachIterationHook(Hook):
+    """Seeds Python, NumPy and torch before each training iteration from (seed, iteration, rank).
+
+    mmengine's checkpoints hold weights, optimiser and schedules, but no random state: what a model
+    draws (MoCo's shuffle, MAE's masks, stochastic depth) would go differently after a resume. With
+    this hook, and a sampler of :mod:`freeatm_mm.datasets.samplers` for the data, weights and queue
+    end bit-equal.
+
+    A run without a given seed draws one; resumed, mmengine takes it from the checkpoint, and this
+    hook passes it on to the sampler, which was built before.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Gives the sampler the run's seed; see the class."""
+        loader = runner.train_dataloader
+        sampler = loader.sampler
+        if hasattr(sampler, 'seed'):
+            sampler.seed = runner.seed
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds; the batch is loaded by then, so that its loading can't interfere."""
+        seed = mix_seed(runner.seed, runner.iter, get_rank())
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)

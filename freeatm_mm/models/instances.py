@@ -1,0 +1,127 @@
+"""The instances of a batch, and gathering them over processes.
+
+Shapes: B images of this process, K the largest number of instances in one of them, M instances in
+all of them, V views, D the width of an embedding.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.dist import all_gather, get_rank, get_world_size
+from torch import Tensor
+
+UNKNOWN_NOUN = -1
+"""Noun of a key that stands for a whole image; it is never taken for another key's noun."""
+
+
+@dataclass
+class Instances:
+    """The instances of B images, image by image.
+
+    Images without an instance have one all-ones mask: they are pooled whole, so that every image
+    contributes and no process is ever left without a key.
+
+    Args:
+        masks: (V, B, K, h, w) masks, 0 where an image has fewer than K instances.
+        places: (M,) int64, where the instances stand among the B * K places.
+        nouns: (M,) int64, the noun of each instance, `UNKNOWN_NOUN` for a whole image.
+        num_whole: How many images are pooled whole.
+        num_cut: How many instances were left out as a view cut them away.
+        counts: For each process its number of instances, M for this one.
+    """
+    masks: Tensor
+    places: Tensor
+    nouns: Tensor
+    num_whole: int
+    num_cut: int
+    counts: list[int]
+
+    @property
+    def loss_weight(self) -> float:
+        """What this process's mean loss is multiplied with.
+
+        Gradients are averaged over processes, whatever their numbers of instances; this makes the
+        average that of all instances. It is 1 on one process.
+        """
+        return self.counts[get_rank()] * len(self.counts) / sum(self.counts)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Numbers for the log: instances per image, shares pooled whole and cut away."""
+        batch = self.masks.shape[1]
+        found = len(self.places) - self.num_whole
+        return {
+            'instances_per_image': torch.tensor(found / batch),
+            'pooled_whole': torch.tensor(self.num_whole / batch),
+            'cut_away': torch.tensor(self.num_cut / max(found + self.num_cut, 1)),
+        }
+
+
+def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instances | None:
+    """The instances of a batch, or None where no process has a single one.
+
+    All processes get the same answer, since they take different paths afterwards: this is where
+    they tell each other how many instances they have.
+
+    Args:
+        data_samples: B data samples of :class:`freeatm_mm.datasets.PackFreeATMInputs`, with or
+            without masks; None stands for samples without.
+        images: (B, ...) any view of the images, for their number and device.
+
+    Returns:
+        The instances, or None.
+
+    Raises:
+        ValueError: If the masks of the samples have different grids or numbers of views.
+    """
+    batch, device = len(images), images.device
+    data_samples = data_samples or [{}] * batch
+    masks = [sample.get('masks') for sample in data_samples]
+    found = [0 if mask is None else mask.shape[1] for mask in masks]
+    counts, any_found = [sum(max(count, 1) for count in found)], any(found)
+    if get_world_size() > 1:
+        told = torch.stack(all_gather(torch.tensor([counts[0], any_found], device=device))).tolist()
+        counts, any_found = [count for count, _ in told], any(any_ for _, any_ in told)
+    if not any_found:
+        return None
+    shapes = {(len(mask), *mask.shape[2:]) for mask, count in zip(masks, found) if count}
+    if len(shapes) > 1:
+        raise ValueError('The masks of one batch have different (views, height, width) '
+                         f'{sorted(shapes)}: all samples need the same PackFreeATMInputs.')
+    # A process without masks in this batch pools all its images whole; any grid gives the mean.
+    views, height, width = shapes.pop() if shapes else (2, 1, 1)
+
+    most = max(max(found), 1)
+    whole = torch.ones(views, 1, height, width, device=device)
+    unknown = torch.full((1, ), UNKNOWN_NOUN, device=device)
+    places = torch.tensor([image * most + number for image, count in enumerate(found)
+                           for number in range(max(count, 1))], device=device)
+    padded = whole.new_zeros(views, batch * most, height, width)
+    padded[:, places] = torch.cat([mask.to(whole) if count else whole
+                                   for mask, count in zip(masks, found)], dim=1)
+    nouns = torch.cat([sample.get('noun_ids', unknown.expand(count)) if count else unknown
+                       for sample, count in zip(data_samples, found)])
+    named = sum(sample.get('num_nouns', count) for sample, count in zip(data_samples, found))
+    return Instances(padded.unflatten(1, (batch, most)), places, nouns,
+                     num_whole=found.count(0), num_cut=named - sum(found), counts=counts)
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all processes in the order of ranks, whatever their numbers; no gradient.
+
+    Every process sends the same number of rows, padded with zeros, as collectives want equal shapes
+    and would otherwise wait for ever.
+
+    Args:
+        rows: (M, ...) rows of this process.
+        counts: Number of rows of each process, the same list everywhere.
+
+    Returns:
+        (sum of counts, ...).
+    """
+    if len(counts) == 1:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[:len(rows)] = rows
+    return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts)])

@@ -1,0 +1,134 @@
+"""MoCo v2 with instance features, "Free-ATM", section 3.3 (arXiv 2308.06739).
+
+MoCo v2: arXiv 2003.04297; official code: github.com/facebookresearch/moco. Built on
+`mmpretrain.models.selfsup.MoCo`.
+"""
+from __future__ import annotations
+
+import torch
+from mmengine.dist import get_world_size
+from mmpretrain.models.selfsup import MoCo
+from mmpretrain.models.utils import batch_shuffle_ddp, batch_unshuffle_ddp
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from freeatm_mm.models.instances import UNKNOWN_NOUN, Instances, collect_instances, gather_rows
+from freeatm_mm.models.necks import InstancePoolNeck
+
+NEGATIVES = ('all', 'other_nouns')
+
+
+@MODELS.register_module()
+class FreeATMMoCo(MoCo):
+    """MoCo v2 whose queries, keys and queue are instances instead of images.
+
+    Each instance that both views show is a query, its own key from the other view is the positive,
+    the queue's keys are the negatives. An image without such an instance is pooled whole. Without
+    any mask in the batch (of all processes) it is mmpretrain's `MoCo`, bit for bit: the baseline is
+    the same code with the masks left out.
+
+    The keys' batch normalisation is shuffled over processes as in MoCo: the images are shuffled,
+    the feature maps are brought back, and each process pools its own.
+
+    The queue may have any length and takes any number of keys a step; of more keys than it holds,
+    the newest stay.
+
+    Args:
+        negatives: 'all' (the paper) or 'other_nouns', which leaves out the queue's keys of the
+            query's own noun: the nouns are known as freely as the masks.
+        **kwargs: Arguments of `mmpretrain.models.MoCo`; the neck must be an `InstancePoolNeck`.
+
+    Raises:
+        ValueError: If `negatives` is unknown.
+        TypeError: If the neck can't pool instances.
+    """
+
+    def __init__(self, *, negatives: str = 'all', **kwargs) -> None:
+        super().__init__(**kwargs)
+        if negatives not in NEGATIVES:
+            raise ValueError(f'FreeATMMoCo: negatives {negatives!r} is unknown: use one of '
+                             f'{", ".join(NEGATIVES)}.')
+        if not isinstance(self.neck, InstancePoolNeck):
+            name = type(self.neck).__name__
+            raise TypeError(f'FreeATMMoCo: the neck {name} can\'t pool instances: write '
+                            f"neck=dict(type='InstancePoolNeck', neck='{name}', ...).")
+        self.negatives = negatives
+        self.register_buffer('queue_nouns', torch.full((self.queue_len, ), UNKNOWN_NOUN))
+
+    def loss(self, inputs: list[Tensor], data_samples: list[DataSample] | None,
+             **kwargs) -> dict[str, Tensor]:
+        """The loss and what is logged beside it.
+
+        Args:
+            inputs: Two views, each (B, 3, H, W).
+            data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+
+        Returns:
+            `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
+            images), `cut_away` (share of the instances that a crop took away), `accuracy` (share of
+            the queries nearest to their own key) and `same_noun_negatives` (share of the negatives,
+            among the queries of a known noun).
+        """
+        instances = collect_instances(data_samples, inputs[0])
+        if instances is None:
+            return super().loss(inputs, data_samples, **kwargs)
+
+        queries = self.neck(self.backbone(inputs[0]), instances.masks[0], instances.places)[0]
+        queries = nn.functional.normalize(queries, dim=1)
+        keys = self._keys(inputs[1], instances)
+
+        positive = torch.einsum('md,md->m', queries, keys).unsqueeze(-1)
+        negative = torch.einsum('md,dq->mq', queries, self.queue.clone().detach())
+        if self.negatives == 'other_nouns':
+            known = instances.nouns[:, None] != UNKNOWN_NOUN
+            negative = negative.masked_fill(
+                known & (instances.nouns[:, None] == self.queue_nouns), float('-inf'))
+        loss = self.head.loss(positive, negative) * instances.loss_weight
+
+        with torch.no_grad():
+            statistics = instances.statistics()
+            statistics['accuracy'] = (positive[:, 0] > negative.amax(1)).float().mean()
+            statistics['same_noun_negatives'] = self._same_noun_share(instances.nouns)
+        self._dequeue_and_enqueue(keys, instances)
+        return dict(loss=loss, **statistics)
+
+    @torch.no_grad()
+    def _keys(self, views: Tensor, instances: Instances) -> Tensor:
+        """(M, D) normalised keys of the instances in the second views (B, 3, H, W)."""
+        self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
+        backbone, neck = self.encoder_k.module
+        views, back = batch_shuffle_ddp(views)
+        features = batch_unshuffle_ddp(backbone(views)[-1], back)
+        keys = neck((features, ), instances.masks[1], instances.places)[0]
+        return nn.functional.normalize(keys, dim=1)
+
+    def _same_noun_share(self, nouns: Tensor) -> Tensor:
+        """Mean share of the queue's keys that carry a query's own noun."""
+        # Counted in the sorted queue: comparing all pairs would cost M times the queue's length.
+        queue = self.queue_nouns.sort().values
+        counts = (torch.searchsorted(queue, nouns, right=True)
+                  - torch.searchsorted(queue, nouns)).float()
+        known = (nouns != UNKNOWN_NOUN).float()
+        return (counts * known).sum() / known.sum().clamp(min=1) / self.queue_len
+
+    @torch.no_grad()
+    def _dequeue_and_enqueue(self, keys: Tensor, instances: Instances | None = None) -> None:
+        """Puts the keys of all processes into the queue, over its oldest ones.
+
+        Args:
+            keys: (M, D) keys of this process.
+            instances: What the keys stand for; None for whole images, equally many everywhere.
+        """
+        counts = [len(keys)] * get_world_size() if instances is None else instances.counts
+        nouns = (torch.full((len(keys), ), UNKNOWN_NOUN, device=keys.device)
+                 if instances is None else instances.nouns)
+        keys, nouns = gather_rows(keys, counts), gather_rows(nouns, counts)
+
+        start, total = int(self.queue_ptr), len(keys)
+        # Of more keys than the queue holds, the newest stay, where they would have come to stand.
+        skipped = max(total - self.queue_len, 0)
+        places = (start + torch.arange(skipped, total, device=keys.device)) % self.queue_len
+        self.queue[:, places] = keys[skipped:].T.to(self.queue.dtype)
+        self.queue_nouns[places] = nouns[skipped:]
+        self.queue_ptr[0] = (start + total) % self.queue_len

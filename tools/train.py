@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Trains a config, as mmpretrain's own train tool does.
+
+    python tools/train.py CONFIG --cfg-options train_dataloader.dataset.store=STORE
+    python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+
+from freeatm_mm import compat  # noqa: E402
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
+                                                       argparse.Namespace]:
+    """The command line, and its parser for errors."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, for example configs/mocov2_freeatm.py')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go; default: '
+                        'work_dirs/<path of the config below configs/>')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from this checkpoint, or without one from the last in the '
+                        'work directory, if there is any')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate with the whole batch size')
+    parser.add_argument('--no-pin-memory', action='store_true',
+                        help='do not pin the memory of loaded batches')
+    parser.add_argument('--no-persistent-workers', action='store_true',
+                        help='start the loading processes anew each epoch')
+    parser.add_argument('--no-validate', action='store_true',
+                        help='do not evaluate checkpoints during training')
+    parser.add_argument('--seed', type=int, help="random seed; default: the config's")
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='what started the processes')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='change any entry of the config, for example '
+                        'train_dataloader.dataset.store=STORE train_cfg.max_epochs=10')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return parser, args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with what the command line changes.
+
+    Raises:
+        FileNotFoundError: If the config, or one that it inherits, doesn't exist.
+    """
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(f'there is no config {args.config}')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.work_dir or not cfg.get('work_dir'):
+        parts = Path(args.config).with_suffix('').parts
+        below = parts[parts.index('configs') + 1:] if 'configs' in parts else parts[-1:]
+        cfg.work_dir = args.work_dir or str(Path('work_dirs', *below))
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    if args.seed is not None:
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader:
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('persistent_workers', True)
+            loader.pin_memory &= not args.no_pin_memory
+            loader.persistent_workers &= not args.no_persistent_workers
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name) and not cfg[name].get('num_workers'):
+            cfg[name].persistent_workers = False  # torch refuses it without workers
+    if args.launcher != 'none':
+        cfg.env_cfg.dist_cfg.backend = compat.use_cpu_launcher()
+    return cfg
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains; a wrong path is told in one sentence."""
+    parser, args = parse_args(argv)
+    compat.accept_mmseg_fork()
+    try:
+        cfg = load_config(args)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    if str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
+        compat.skip_multimodal_models()
+
+    from mmengine.runner import Runner
+
+    from freeatm_mm.datasets import check_stores
+    from freeatm_mm.store import StoreError
+    try:
+        check_stores(cfg.get('train_dataloader'))
+    except StoreError as error:
+        parser.error(f'{error} (set it with --cfg-options train_dataloader.dataset.store=FOLDER)')
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
