@@ -59,7 +59,7 @@ def tiny_clip_tokenizer(fast: bool = False, words: Iterable[str] = WORDS):
 
 def tiny_t5_tokenizer(words: Iterable[str] = WORDS):
     """A ``T5TokenizerFast`` on a Unigram model that knows ``words`` as single tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import T5TokenizerFast
     vocabulary = [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0), ('\u2581', -6.0)]
     vocabulary += [('\u2581' + word, -4.0) for word in words]
@@ -68,6 +68,8 @@ def tiny_t5_tokenizer(words: Iterable[str] = WORDS):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='$A </s>', special_tokens=[('</s>', 1)])
     return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=512)
 
 

@@ -113,9 +113,67 @@ def test_deepfloyd_equals_explicit_attention(deepfloyd, guidance, images, probab
     compare(deepfloyd, guidance=guidance, images=images, first_token=0, probability=probability,
             text_keys=text_keys)
 
+def tiny_latent_diffusion(seed=0):
+    """An ``LDMTextToImagePipeline``, whose text encoder is a small BERT."""
+    import tempfile
+    from pathlib import Path
+
+    from diffusers import DDIMScheduler, LDMTextToImagePipeline, UNet2DConditionModel
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (LDMBertConfig,
+                                                                                LDMBertModel)
+    from tiny_pipelines import WORDS, _tiny_vae
+    from transformers import BertTokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'vocab.txt'
+        path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS]))
+        tokenizer = BertTokenizer(str(path), model_max_length=77)
+    torch.manual_seed(seed)
+    bert = LDMBertModel(LDMBertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=77, encoder_layers=1, encoder_ffn_dim=32,
+        encoder_attention_heads=2, head_dim=16, d_model=32))
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=(32, 32), cross_attention_dim=32, attention_head_dim=4,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'))
+    pipe = LDMTextToImagePipeline(
+        vqvae=_tiny_vae(), bert=bert.eval(), tokenizer=tokenizer, unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize('guidance', [1.0, 3.0])
+def test_latent_diffusion_equals_explicit_attention(guidance):
+    pipe = tiny_latent_diffusion()
+
+    def call():
+        return pipe(PROMPTS, height=64, width=96, num_inference_steps=2, guidance_scale=guidance,
+                    generator=torch.Generator().manual_seed(1), output_type='np').images
+
+    plain = call()
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        np.testing.assert_array_equal(plain, call())
+    assert hook_count(pipe.bert) == 0
+    with explicit_attention(pipe) as seen:
+        call()
+    expected = mean_map(seen, 1 if guidance == 1 else 3, [1 + word_place(PROMPTS[1], NOUNS[1][1])],
+                        (4, 6))
+    np.testing.assert_allclose(recorder.masks()[1][1], expected, rtol=0, atol=1e-6)
+
 
 def test_deepfloyd_not_square(deepfloyd):
     compare(deepfloyd, size=(32, 48), map_size=(16, 24), first_token=0)
+
+
+def test_deepfloyd_follows_nouns_through_its_cleaning(deepfloyd):
+    prompt = '  A Red DOG on the sand '
+    with AttentionRecorder(deepfloyd, [prompt], [[(8, 11)]]) as recorder:
+        draw(deepfloyd, [prompt])
+    with explicit_attention(deepfloyd) as seen:
+        draw(deepfloyd, [prompt])
+    np.testing.assert_allclose(recorder.masks()[0][0], mean_map(seen, 1, [2], (16, 16)),
+                               rtol=0, atol=1e-6)
 
 
 def test_deepfloyd_text_probability_is_larger_than_joint(deepfloyd):
@@ -228,18 +286,15 @@ def test_encoder_attention_mask_is_added_before_softmax(name, request):
         with torch.no_grad():
             pipe.unet(noisy, 500, encoder_hidden_states=embeddings, encoder_attention_mask=mask)
 
-    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+    with explicit_attention(pipe) as seen:
         call()
-    first = 1 if name == 'sd' else 0
-    if name == 'sd':
-        with explicit_attention(pipe) as seen:
+    tokens = [(1 if name == 'sd' else 0) + word_place(PROMPTS[1], NOUNS[1][0])]
+    for probability, text_keys in (('joint', None), ('text', 77)):
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, probability=probability) as recorder:
             call()
-        expected = mean_map(seen, 1, [first + word_place(PROMPTS[1], NOUNS[1][0])], (16, 16))
+        expected = mean_map(seen, 1, tokens, (16, 16), text_keys)
         np.testing.assert_allclose(recorder.masks()[1][0], expected, rtol=0, atol=1e-6)
-    with AttentionRecorder(pipe, PROMPTS, NOUNS) as unmasked, torch.no_grad():
-        pipe.unet(noisy, 500, encoder_hidden_states=embeddings)
-    # Fewer keys share the probability, so each noun has more of it.
-    assert bool((recorder.masks()[0] > unmasked.masks()[0]).any())
+        assert all(float(probabilities[1, ..., 15:77].max()) < 1e-6 for _, probabilities in seen)
 
 
 def test_blocks_resolutions_and_weights_split_one_run(sd):
@@ -369,7 +424,7 @@ def test_a_recorder_starts_anew_when_entered_again(sd):
     assert hook_count(sd.unet) == 0
 
 
-def test_ip_adapter_records_the_text_attention(sd):
+def test_ip_adapter_records_the_text_attention():
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
     pipe = tiny_stable_diffusion()
