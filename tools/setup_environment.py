@@ -2,10 +2,10 @@
 """Set up ``.venv`` beside the checkout: what ``./run`` does before anything else.
 
 Standard library only, since nothing is installed yet. The set-up is a list of stages (``STAGES``),
-each with a list of exact pins in ``requirements/``. A finished stage leaves a stamp with the hash of
-its list, written last, so that nothing is done twice and a killed set-up goes on where it was. What
-can go wrong on a reader's machine (wrong Python, no compiler, no disk, no network) is said in one
-sentence, with exit code 1.
+each with a list of exact pins in ``requirements/``. A finished stage leaves a stamp with the hash
+of its list, written last, so that nothing is done twice and a killed set-up goes on where it was.
+What can go wrong on a reader's machine (wrong Python, no compiler, no disk, no network) is said in
+one sentence, with exit code 1.
 """
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -39,11 +38,12 @@ BUILD_GIGABYTES = 0.5
 # Needed by one compiler process of mmcv's ops at its worst (measured 0.8).
 GIGABYTES_PER_COMPILER = 1.2
 # What pip prints when it can't reach its index.
-NETWORK_SIGNS = ('connection broken by', 'Failed to establish a new connection',
-                 'NewConnectionError', 'NameResolutionError', 'Temporary failure in name resolution',
-                 'Name or service not known', 'Network is unreachable', 'Connection refused',
-                 'ConnectTimeoutError', 'Read timed out', 'ProxyError', 'SSLError',
-                 'CERTIFICATE_VERIFY_FAILED', 'Connection reset by peer', 'IncompleteRead')
+NETWORK_SIGNS = (
+    'CERTIFICATE_VERIFY_FAILED', 'ConnectTimeoutError', 'Connection refused',
+    'Connection reset by peer', 'Failed to establish a new connection', 'IncompleteRead',
+    'Name or service not known', 'NameResolutionError', 'Network is unreachable',
+    'NewConnectionError', 'ProxyError', 'Read timed out', 'SSLError',
+    'Temporary failure in name resolution', 'connection broken by')
 # Top-level folders that wheels install by mistake (model-index: tests; salesforce-lavis: all four).
 # They would hide folders of the same name beside a script or a test, so they are taken out.
 STRAY_PACKAGES = ('app', 'docs', 'projects', 'tests')
@@ -61,7 +61,8 @@ class Stage:
         name: Name, and that of its list ``requirements/<name>.txt`` where it has one.
         what: What it brings, for the announcement.
         installed: Gigabytes (10^9 bytes) it takes in ``.venv``.
-        downloaded: Gigabytes it fetches; they lie in pip's cache and, until installed, in ``.venv``.
+        downloaded: Gigabytes it fetches, which lie in pip's cache and, until installed, in
+            ``.venv``.
         minutes: Time it took on two cores.
     """
     name: str
@@ -74,7 +75,8 @@ class Stage:
 STAGES = (
     Stage('venv', 'an empty virtual environment', 0.1, 0.0, 0.2),
     Stage('base', 'PyTorch 2.9.1 with its CUDA libraries (works on the CPU)', 7.0, 3.5, 3),
-    Stage('core', 'OpenMMLab for pretraining (mmengine, mmcv without ops, mmpretrain)', 0.3, 0.1, 1),
+    Stage('core', 'OpenMMLab for pretraining (mmengine, mmpretrain, mmcv without ops)',
+          0.3, 0.1, 1),
     Stage('generation', 'diffusers, transformers, webdataset', 0.2, 0.1, 0.5),
     Stage('report', 'scikit-learn, scipy, pycocotools', 0.2, 0.1, 0.5),
     Stage('mmcv-ops', 'mmcv compiled with its C++ ops', 0.1, 0.1, 26),
@@ -133,13 +135,13 @@ def read_pins(path: Path) -> dict[str, str]:
             continue
         name, separator, version = line.partition('==')
         if not separator or not name or not version:
-            raise SetupError(f'{path} line {number}: {line!r} is not an exact pin like name==1.2.3.')
+            raise SetupError(f'{path} line {number}: {line!r} is no exact pin like name==1.2.3.')
         pins[name.strip()] = version.strip()
     return pins
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is either whole or not there, whenever the process is killed."""
+    """Write a small file so that it is whole or not there, whenever the process is killed."""
     temporary = path.with_name(path.name + '.tmp')
     with temporary.open('w', encoding='utf-8') as file:
         file.write(text)
@@ -187,19 +189,19 @@ def check_compiler() -> None:
     """Raise a ``SetupError`` unless C++17 with Python's headers compiles here."""
     compiler = os.environ.get('CXX', 'c++')
     if shutil.which(compiler.split()[0]) is None:
-        raise SetupError(f'mmcv\'s ops need a C++ compiler, and {compiler!r} is not found: install '
+        raise SetupError(f"mmcv's ops need a C++ compiler, and {compiler!r} is not found: install "
                          'one (on Debian and Ubuntu: apt-get install g++) or set CXX.')
     include = sysconfig.get_path('include')
     if not (Path(include) / 'Python.h').is_file():
-        raise SetupError(f'mmcv\'s ops need Python\'s headers, and {include}/Python.h is not there: '
-                         'install them (on Debian and Ubuntu: apt-get install python3.11-dev).')
+        raise SetupError(f"mmcv's ops need Python's headers, and {include}/Python.h is not there:"
+                         ' install them (on Debian and Ubuntu: apt-get install python3.11-dev).')
     result = subprocess.run(
         [*compiler.split(), '-std=c++17', '-fsyntax-only', f'-I{include}', '-x', 'c++', '-'],
         input='#include <vector>\n#include <Python.h>\nint main() { return 0; }\n',
         capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ['no reason given'])[0]
-        raise SetupError(f'The C++ compiler {compiler!r} can\'t compile a small C++17 program '
+        raise SetupError(f"The C++ compiler {compiler!r} can't compile a small C++17 program "
                          f'({reason}): repair it or set CXX to another.')
 
 
@@ -234,7 +236,7 @@ class Environment:
         cache: Where compiled wheels are kept for all checkouts of this user.
     """
 
-    def __init__(self, root: Path = ROOT, folder: Path | None = None,
+    def __init__(self, root: Path, folder: Path | None = None,
                  cache: Path | None = None) -> None:
         self.root = root
         self.folder = folder or root / '.venv'
@@ -375,8 +377,8 @@ class Environment:
                 import ensurepip  # noqa: F401 - Debian takes it out of Python
                 import venv  # noqa: F401
             except ImportError as error:
-                raise SetupError(f'This Python lacks {error.name}, which makes virtual environments:'
-                                 ' install it (on Debian and Ubuntu: apt-get install '
+                raise SetupError(f'This Python lacks {error.name}, which makes virtual '
+                                 'environments: install it (on Debian and Ubuntu: apt-get install '
                                  'python3.11-venv).') from None
         if 'mmcv-ops' in names and self.cached_wheel() is None:
             check_compiler()
@@ -400,7 +402,7 @@ class Environment:
         say(f'Setting up {self.folder}: {len(todo)} steps, about {sum(c[0] for c in costs):.1f} GB '
             f'of disk and {max(1, round(sum(c[1] for c in costs)))} minutes on two cores; safe to '
             'interrupt.')
-        for stage, (gigabytes, minutes) in zip(todo, costs):
+        for stage, (gigabytes, minutes) in zip(todo, costs, strict=True):
             say(f'  {stage.name:<11} {gigabytes:>5.1f} GB  {minutes:>5.1f} min  {stage.what}')
 
     def do(self, name: str) -> None:
@@ -442,9 +444,9 @@ class Environment:
 
     def process_environment(self, **changes: str) -> dict[str, str]:
         """Environment variables for pip and the compiler, without what would lead them astray."""
-        environment = {k: v for k, v in os.environ.items()
-                       if k not in ('PYTHONPATH', 'PYTHONHOME', 'PIP_USER', 'PIP_TARGET', 'PIP_PREFIX',
-                                    'PIP_NO_BUILD_ISOLATION', 'PIP_REQUIREMENT', 'PIP_CONSTRAINT')}
+        misleading = ('PYTHONPATH', 'PYTHONHOME', 'PIP_USER', 'PIP_TARGET', 'PIP_PREFIX',
+                      'PIP_NO_BUILD_ISOLATION', 'PIP_REQUIREMENT', 'PIP_CONSTRAINT')
+        environment = {k: v for k, v in os.environ.items() if k not in misleading}
         environment.update(PIP_DISABLE_PIP_VERSION_CHECK='1', PIP_NO_INPUT='1',
                            PYTHONNOUSERSITE='1',
                            PATH=f'{self.folder / "bin"}{os.pathsep}{os.environ.get("PATH", "")}')
@@ -480,8 +482,8 @@ class Environment:
         if process.returncode == 0:
             return
         if any(sign in line for line in complaints for sign in NETWORK_SIGNS):
-            raise SetupError('No network: pip can\'t reach its package index; check the connection '
-                             '(and pip\'s settings: pip config list) and run the same command '
+            raise SetupError("No network: pip can't reach its package index; check the connection "
+                             "(and pip's settings: pip config list) and run the same command "
                              'again, it goes on where it was.')
         if any('No space left on device' in line for line in complaints):
             raise SetupError(f'Too little disk: it ran full while pip wrote to {self.folder} or '
@@ -490,18 +492,22 @@ class Environment:
                      complaints[-1] if complaints else f'exit code {process.returncode}')
         raise SetupError(f'pip {arguments[0]} failed: {words}')
 
-    def check_network(self) -> None:
-        """Raise a ``SetupError`` unless pip reaches its index: better now than after minutes."""
+    def check_network(self, name: str) -> None:
+        """Ask the index for the first pin of a stage's list: better now than after many retries.
+
+        Raises:
+            SetupError: If pip can't reach its index.
+        """
         if not self._network_seen:
-            version = read_pins(self.requirements('base'))['pip']
+            package, version = next(iter(read_pins(self.requirements(name)).items()))
             self.pip('install', '--dry-run', '--quiet', '--ignore-installed', '--no-deps',
-                     '--no-cache-dir', '--retries', '1', '--timeout', '20', f'pip=={version}',
-                     quiet=True)
+                     '--no-cache-dir', '--retries', '1', '--timeout', '20',
+                     f'{package}=={version}', quiet=True)
             self._network_seen = True
 
     def install_pins(self, name: str, leave_out: Sequence[str] = ()) -> None:
         """Install a stage's list exactly as it is, without looking for dependencies."""
-        self.check_network()
+        self.check_network(name)
         path = self.requirements(name)
         if leave_out:
             pins = read_pins(path)
@@ -545,8 +551,8 @@ class Environment:
         if result.returncode != 0:
             wheel.unlink()
             reason = (result.stderr.strip().splitlines() or ['no reason given'])[-1]
-            raise SetupError(f'The compiled {wheel.name} can\'t be imported ({reason}) and has been '
-                             'thrown away: run the same command again to compile it anew.')
+            raise SetupError(f"The compiled {wheel.name} can't be imported ({reason}) and has "
+                             'been thrown away: run the same command again to compile it anew.')
 
     def compile_mmcv(self) -> Path:
         """Compile mmcv's ops for the CPU and keep the wheel.
@@ -560,7 +566,7 @@ class Environment:
         if not source.exists():
             shutil.rmtree(build, ignore_errors=True)
             download = build / 'download'
-            self.check_network()
+            self.check_network('base')
             # In pip's isolation, where no torch makes it think of compiling already.
             self.pip('download', '--quiet', '--no-deps', '--no-binary', MMCV, '--dest',
                      str(download), f'{MMCV}=={version}')
@@ -589,10 +595,10 @@ class Environment:
             errors = [line.strip() for line in log.read_text(errors='replace').splitlines()
                       if ' error: ' in line or 'Killed signal' in line]
             reason = errors[0] if errors else f'exit code {code}'
-            raise SetupError(f'mmcv\'s ops could not be compiled ({reason}); the whole log is '
+            raise SetupError(f"mmcv's ops could not be compiled ({reason}); the whole log is "
                              f'{log}.')
         if not wheel.name.endswith('-linux_x86_64.whl'):
-            raise SetupError(f'{wheel.name} holds no compiled ops; the build\'s log is {log}.')
+            raise SetupError(f"{wheel.name} holds no compiled ops; the build's log is {log}.")
         target = self.cache / 'wheels' / self.wheel_key / wheel.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with wheel.open('rb') as file:
@@ -615,13 +621,17 @@ def compile_jobs() -> int:
 @contextlib.contextmanager
 def progress(folder: Path, total: int, every: float = 15) -> Iterator[None]:
     """Count object files under ``folder`` and print a line whenever there are more of them."""
+    def count_objects() -> int:
+        return sum(1 for _ in folder.rglob('*.o'))
+
     started = time.monotonic()
+    first = count_objects()
     finished = threading.Event()
 
     def watch() -> None:
-        last = first = sum(1 for _ in folder.rglob('*.o'))
+        last = first
         while not finished.wait(every):
-            count = sum(1 for _ in folder.rglob('*.o'))
+            count = count_objects()
             if count > last:
                 last = count
                 spent = time.monotonic() - started
@@ -665,7 +675,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     names = options.stages or PURPOSES[options.purpose or 'tests']
     try:
-        Environment().set_up(names)
+        Environment(ROOT).set_up(names)
     except SetupError as error:
         print(f'freeatm_mm set-up: {error}', file=sys.stderr)
         return 1
