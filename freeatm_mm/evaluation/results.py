@@ -1,0 +1,436 @@
+"""Results that are kept: one JSON file each, and the tables made from it.
+
+The file holds how the numbers came about and one row for each run::
+
+    {"name": "miniature-contrastive", "command": "...", "date": "2024-05-01", "hardware": "...",
+     "versions": {"torch": "..."},
+     "rows": [{"method": "mocov2", "regime": "synthetic", "masks": true, "seed": 0, "epochs": 40,
+               "metrics": {"linear": 0.41, "knn": 0.38}}]}
+
+``masks`` is false for the baseline, true for Free-ATM, or the name of a variant. Benchmarks are
+kept the same way, their rows being
+``{"case": "record-sd15-512", "ratio": 1.03, "baseline": 2.10, "ours": 2.16, "unit": "s"}``.
+Metrics are shares in [0, 1] unless their name says otherwise, higher being better.
+"""
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from freeatm_mm.files import atomic_write
+
+__all__ = [
+    'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'comparisons',
+    'describe_hardware', 'new_results', 'package_versions', 'paired_difference', 'read_results',
+    'result_tables', 'summarise_rows', 'to_markdown', 'validate_results', 'write_results'
+]
+
+METRIC_TITLES = {
+    'linear': 'Linear, scenes (mAP)',
+    'knn': 'k-NN, scenes (mAP)',
+    'linear_object': 'Linear, objects under masks (accuracy)',
+    'knn_object': 'k-NN, objects under masks (accuracy)',
+    'linear_crop': 'Linear, object crops (accuracy)',
+    'knn_crop': 'k-NN, object crops (accuracy)',
+    'segmentation_miou': 'Linear segmentation (mIoU)',
+}
+"""What the metrics of :mod:`freeatm_mm.evaluation.features` are called in tables and plots."""
+
+_HEADER = ('name', 'command', 'date', 'hardware', 'versions', 'rows')
+_RUN_KEYS = ('method', 'regime', 'masks', 'seed', 'epochs', 'metrics')
+_BENCHMARK_KEYS = ('case', 'ratio', 'baseline', 'ours', 'unit')
+_PACKAGES = ('torch', 'torchvision', 'numpy', 'mmengine', 'onedl-mmengine', 'mmcv', 'onedl-mmcv',
+             'mmpretrain', 'onedl-mmpretrain', 'diffusers', 'transformers')
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def package_versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of the packages that decide a result, those installed; and Python's own."""
+    versions = {'python': platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_hardware() -> str:
+    """Processor, usable cores and memory in one line, with the GPU where torch sees one."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith('model name'):
+                name = line.split(':', 1)[1].strip()
+                break
+    try:
+        cores = len(os.sched_getaffinity(0))
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    except (AttributeError, ValueError, OSError):  # not Linux
+        return f'{name}, {os.cpu_count()} cores'
+    parts = [name, f'{cores} cores', f'{memory:.0f} GiB']
+    try:
+        import torch
+        if torch.cuda.is_available():
+            parts.append(torch.cuda.get_device_name())
+    except ImportError:
+        pass
+    return ', '.join(parts)
+
+
+def new_results(name: str, command: str) -> dict[str, Any]:
+    """An empty result file's content for this machine, these versions, today.
+
+    Args:
+        name: What was measured; also the file's stem.
+        command: The command that makes the rows again.
+    """
+    return {
+        'name': name,
+        'command': command,
+        'date': datetime.date.today().isoformat(),
+        'hardware': describe_hardware(),
+        'versions': package_versions(),
+        'rows': [],
+    }
+
+
+def validate_results(results: Any, source: str = 'results') -> None:
+    """Check a result file's content.
+
+    Args:
+        results: What ``json.load`` returned.
+        source: How to call it in an error.
+
+    Raises:
+        ValueError: Naming the key or row that is missing or wrong.
+    """
+    if not isinstance(results, dict):
+        raise ValueError(f'{source}: a result file holds one JSON object, '
+                         f'not {type(results).__name__}.')
+    missing = [key for key in _HEADER if key not in results]
+    if missing:
+        raise ValueError(f'{source}: {missing} missing; a result file needs {list(_HEADER)}.')
+    if not isinstance(results['rows'], list):
+        raise ValueError(f'{source}: rows must be a list.')
+    seen: dict[str, int] = {}
+    for number, row in enumerate(results['rows']):
+        where = f'{source}: row {number}'
+        if not isinstance(row, dict):
+            raise ValueError(f'{where} must be a JSON object.')
+        benchmark = 'case' in row
+        needed = _BENCHMARK_KEYS if benchmark else _RUN_KEYS
+        missing = [key for key in needed if key not in row]
+        if missing:
+            raise ValueError(f'{where} lacks {missing}.')
+        numbers = ({key: row[key] for key in ('ratio', 'baseline', 'ours')}
+                   if benchmark else row['metrics'])
+        if not isinstance(numbers, dict):
+            raise ValueError(f'{where}: metrics must be an object of numbers.')
+        for key, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or \
+                    not math.isfinite(value):
+                raise ValueError(f'{where}: {key} must be a finite number, got {value!r}.')
+        if not benchmark and not isinstance(row['masks'], (bool, str)):
+            raise ValueError(f'{where}: masks must be false, true or the name of a variant.')
+        identity = _identity(row)
+        if identity in seen:
+            raise ValueError(f'{where} repeats row {seen[identity]}: {identity}.')
+        seen[identity] = number
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Read and check a result file.
+
+    Raises:
+        ValueError: If it is not JSON or not a result file, naming what is wrong.
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is not JSON: {error}.') from error
+    validate_results(results, str(path))
+    return results
+
+
+def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Check a result file's content and write it atomically, one row a line.
+
+    Raises:
+        ValueError: If the content is not a result file's; nothing is written then.
+    """
+    validate_results(results)
+    head = json.dumps({key: value for key, value in results.items() if key != 'rows'},
+                      indent=1, ensure_ascii=False)
+    rows = ',\n  '.join(json.dumps(row, ensure_ascii=False) for row in results['rows'])
+    rows = f'[\n  {rows}\n ]' if rows else '[]'
+    text = f'{head[:-2]},\n "rows": {rows}\n}}\n'
+    with atomic_write(path) as file:
+        file.write(text.encode('utf-8'))
+
+
+def _identity(row: Mapping[str, Any]) -> str:
+    """What makes a row the same run as another: everything but what was measured."""
+    measured = {'metrics', 'details', 'ratio', 'baseline', 'ours', 'unit'}
+    return json.dumps({key: row[key] for key in sorted(row) if key not in measured})
+
+
+def add_row(results: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Add a row in place; a row of the same run (method, masks, seed, ...) is replaced.
+
+    Raises:
+        ValueError: If the row is not complete.
+    """
+    identity = _identity(row)
+    rows = [old for old in results['rows'] if _identity(old) != identity] + [dict(row)]
+    validate_results({**results, 'rows': rows})
+    results['rows'] = rows
+
+
+# --- mean and spread --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that differ by nothing but their seed.
+
+    Attributes:
+        method: Such as ``mocov2``.
+        regime: real, synthetic or mixed.
+        masks: False, True or the name of a variant.
+        epochs: Length of the pretraining.
+        values: For each metric, its value for each seed.
+    """
+
+    method: str
+    regime: str
+    masks: bool | str
+    epochs: float
+    values: Mapping[str, Mapping[Any, float]]
+
+    @property
+    def seeds(self) -> list:
+        """The seeds that any metric was measured with."""
+        return sorted({seed for values in self.values.values() for seed in values}, key=str)
+
+    def mean(self, metric: str) -> float:
+        """Mean over seeds; NaN where the metric was not measured."""
+        values = list(self.values.get(metric, {}).values())
+        return float(np.mean(values)) if values else float('nan')
+
+    def spread(self, metric: str) -> float:
+        """Sample standard deviation over seeds (n - 1 below); NaN for fewer than two."""
+        values = list(self.values.get(metric, {}).values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
+
+
+def _runs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in results['rows'] if 'case' not in row]
+
+
+def _metrics(results: Mapping[str, Any]) -> list[str]:
+    """The metrics of a result file, the known ones first and in their order."""
+    found = dict.fromkeys(name for row in _runs(results) for name in row['metrics'])
+    known = [name for name in METRIC_TITLES if name in found]
+    return known + [name for name in found if name not in METRIC_TITLES]
+
+
+def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
+    """Gather the runs of a result file by method, regime, masks and epochs, in file order."""
+    groups: dict[tuple, dict[str, dict[Any, float]]] = {}
+    for row in _runs(results):
+        key = (row['method'], row['regime'], row['masks'], row['epochs'])
+        values = groups.setdefault(key, {})
+        for name, value in row['metrics'].items():
+            if row['seed'] in values.setdefault(name, {}):
+                raise ValueError(
+                    f'Two rows give {name} for {arm_name(*key[:3])}, epochs {key[3]}, '
+                    f'seed {row["seed"]}: name the variant in masks or keep it in another file.')
+            values[name][row['seed']] = value
+    return [Group(method, regime, masks, epochs, values)
+            for (method, regime, masks, epochs), values in groups.items()]
+
+
+_METHOD_TITLES = {'random': 'Random weights', 'supervised': 'Supervised', 'mocov2': 'MoCo v2',
+                  'simclr': 'SimCLR', 'mae': 'MAE', 'blip': 'BLIP', 'byol': 'BYOL',
+                  'simsiam': 'SimSiam', 'densecl': 'DenseCL'}
+
+
+def arm_name(method: str, regime: str, masks: bool | str, with_regime: bool = True) -> str:
+    """What an arm of an experiment is called in tables and plots, such as 'MoCo v2 + Free-ATM'."""
+    name = _METHOD_TITLES.get(method, method)
+    if masks is True:
+        name += ' + Free-ATM'
+    elif masks:
+        name += f' + {masks}'
+    return f'{name} ({regime})' if with_regime and regime and method != 'random' else name
+
+
+# --- differences ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How much better one arm is than another, seed by seed.
+
+    Attributes:
+        metric: Name of the metric.
+        seeds: The seeds that both arms have.
+        differences: Arm minus reference for each of them.
+        mean: Their mean.
+        spread: Their sample standard deviation; NaN for one seed.
+        t: Student's t of the paired test; NaN for one seed, or where all differences are equal.
+        p: Its two-sided p-value; NaN likewise.
+        low: Lower end of the 95 % confidence interval of the mean difference; NaN likewise.
+        high: Upper end.
+    """
+
+    metric: str
+    seeds: tuple
+    differences: tuple[float, ...]
+    mean: float
+    spread: float
+    t: float
+    p: float
+    low: float
+    high: float
+
+
+def paired_difference(arm: Group, reference: Group, metric: str) -> PairedDifference:
+    """Compare two arms over the seeds that both have (paired two-sided t-test).
+
+    Args:
+        arm: The arm that is asked about, such as with masks.
+        reference: The arm that it is compared with, such as without.
+        metric: Which metric.
+
+    Raises:
+        ValueError: If the arms share no seed for this metric.
+    """
+    from scipy import stats
+    ours, theirs = arm.values.get(metric, {}), reference.values.get(metric, {})
+    seeds = tuple(seed for seed in ours if seed in theirs)
+    if not seeds:
+        raise ValueError(f'No seed has {metric} for both '
+                         f'{arm_name(arm.method, arm.regime, arm.masks)} and '
+                         f'{arm_name(reference.method, reference.regime, reference.masks)}.')
+    differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
+    spread = t = p = low = high = float('nan')
+    if len(seeds) > 1:
+        spread = float(differences.std(ddof=1))
+        # rounding alone makes equal differences differ by some 1e-17: that is no spread
+        if spread > 1e-12:
+            test = stats.ttest_1samp(differences, 0.0)
+            interval = test.confidence_interval(0.95)
+            t, p = float(test.statistic), float(test.pvalue)
+            low, high = float(interval.low), float(interval.high)
+    return PairedDifference(metric, seeds, tuple(map(float, differences)),
+                            float(differences.mean()), spread, t, p, low, high)
+
+
+def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Arms worth comparing: each arm with masks, and the one without that is the same otherwise."""
+    def rest(group: Group) -> tuple:
+        return group.method, group.regime, group.epochs
+    baselines = {rest(group): group for group in groups if group.masks is False}
+    return [(group, baselines[rest(group)]) for group in groups
+            if group.masks is not False and rest(group) in baselines]
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ['| ' + ' | '.join(header) + ' |',
+             '| --- |' + ' ---: |' * (len(header) - 1)]
+    lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return '\n'.join(lines)
+
+
+def _cell(group: Group, metric: str) -> str:
+    mean, spread = group.mean(metric), group.spread(metric)
+    if math.isnan(mean):
+        return '–'
+    return f'{mean:.3f}' if math.isnan(spread) else f'{mean:.3f} ± {spread:.3f}'
+
+
+def _difference_cell(difference: PairedDifference) -> str:
+    text = f'{difference.mean:+.3f}'
+    if not math.isnan(difference.low):
+        text += f' [{difference.low:+.3f}, {difference.high:+.3f}]'
+    if not math.isnan(difference.p):
+        text += f', p = {difference.p:.3f}' if difference.p >= 0.001 else ', p < 0.001'
+    return text
+
+
+def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The tables of a result file as text cells: (title, header, rows) each.
+
+    The first shows mean ± sample standard deviation over seeds; the second, where there are arms
+    with and without masks, the paired difference with its 95 % confidence interval and p-value;
+    benchmarks have one of their own.
+    """
+    groups, metrics = summarise_rows(results), _metrics(results)
+    tables = []
+    if groups:
+        titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        tables.append((
+            'Mean ± standard deviation over seeds',
+            ['Pretraining', 'Epochs', 'Seeds', *titles],
+            [[arm_name(g.method, g.regime, g.masks), f'{g.epochs:g}', str(len(g.seeds)),
+              *(_cell(g, metric) for metric in metrics)] for g in groups]))
+        rows = []
+        for arm, reference in comparisons(groups):
+            cells = []
+            for metric in metrics:
+                shared = set(arm.values.get(metric, {})) & set(reference.values.get(metric, {}))
+                cells.append(_difference_cell(paired_difference(arm, reference, metric))
+                             if shared else '–')
+            if any(cell != '–' for cell in cells):
+                rows.append([f'{arm_name(arm.method, arm.regime, arm.masks)} − without masks',
+                             f'{arm.epochs:g}', *cells])
+        if rows:
+            tables.append(('Difference to the same without masks, paired by seed '
+                           '[95 % confidence interval], p of the paired t-test',
+                           ['Arm', 'Epochs', *titles], rows))
+    benchmarks = [row for row in results['rows'] if 'case' in row]
+    if benchmarks:
+        tables.append(('Benchmarks: ours against the baseline of the same run',
+                       ['Case', 'Baseline', 'Ours', 'Unit', 'Ours / baseline'],
+                       [[row['case'], f'{row["baseline"]:.4g}', f'{row["ours"]:.4g}', row['unit'],
+                         f'{row["ratio"]:.3f}'] for row in benchmarks]))
+    return tables
+
+
+def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
+    """Render a result file as a Markdown page.
+
+    Args:
+        results: The content of a result file.
+        plots: File names of plots beside the page, to be shown in it.
+
+    Raises:
+        ValueError: If the content is not a result file's.
+    """
+    validate_results(results)
+    parts = [f'# {results["name"]}', results.get('description', '')]
+    for title, header, rows in result_tables(results):
+        parts += [f'**{title}**', _table(header, rows)]
+    parts += [f'![{Path(plot).stem}]({plot})' for plot in plots]
+    versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
+    parts += [f'Made with\n\n```sh\n{results["command"]}\n```',
+              f'on {results["date"]}; {results["hardware"]}; {versions}.']
+    return '\n\n'.join(part for part in parts if part) + '\n'
