@@ -22,6 +22,8 @@ def explicit_attention(pipe):
 
         def get_attention_scores(query, key, attention_mask=None):
             probabilities = scores(query, key, attention_mask)
+            if key.shape[1] == query.shape[1] and name.endswith('.attn1'):
+                return probabilities  # pixels to pixels
             seen.append((name, probabilities.detach().float().numpy().reshape(
                 -1, module.heads, *probabilities.shape[1:])))
             return probabilities
@@ -30,7 +32,7 @@ def explicit_attention(pipe):
         patched.append(module)
 
     for name, module in unet.named_modules():
-        if name.endswith('.attn2') or getattr(module, 'add_k_proj', None) is not None:
+        if name.endswith(('.attn1', '.attn2')) or getattr(module, 'add_k_proj', None) is not None:
             wrap(name, module)
     unet.set_attn_processor({
         name: AttnAddedKVProcessor() if 'AddedKV' in type(processor).__name__ else AttnProcessor()

@@ -17,6 +17,8 @@ Array = TypeVar('Array', Tensor, np.ndarray)
 
 # The paper's fixed threshold of a foreground pixel (section 4, setting 2).
 THRESHOLD = 0.45
+# A map whose values differ by less, relative to the largest, shows float32 rounding and no object.
+FLAT = 1e-6
 
 
 def resize(maps: Array, size: tuple[int, int]) -> Array:
@@ -51,19 +53,17 @@ def minmax(maps: Array) -> tuple[Array, Array]:
         maps: Shape (..., h, w), finite.
 
     Returns:
-        The stretched maps, and for each map (shape ``...``, boolean) whether it was flat. A flat
-        map has no foreground to show and comes back as zeros.
+        The stretched maps, and for each map (shape ``...``, boolean) whether it was flat: all
+        values the same but for float32 rounding. A flat map has no foreground to show, and
+        stretching it would show noise, so it comes back as zeros.
 
     Raises:
         ValueError: If a value isn't finite.
     """
     tensor, restore = _as_tensor(maps)
     low, high = _range(tensor)
-    span = high - low
-    flat = span == 0
-    stretched = (tensor - low[..., None, None]) / torch.where(flat, 1, span)[..., None, None]
-    # Subnormal spans can round past the end.
-    return restore(stretched.clamp(0, 1)), restore(flat)
+    flat = high - low <= FLAT * torch.maximum(low.abs(), high.abs())
+    return restore(_stretch(tensor, low, high, flat)), restore(flat)
 
 
 def quantize(maps: Array) -> tuple[Array, Array]:
@@ -81,10 +81,10 @@ def quantize(maps: Array) -> tuple[Array, Array]:
         ValueError: If a value isn't finite.
     """
     tensor, restore = _as_tensor(maps)
-    stretched, _ = minmax(tensor.float())
-    levels = (stretched * 255).round().to(torch.uint8)
-    scales = torch.stack(_range(tensor.float()), dim=-1)
-    return restore(levels), restore(scales)
+    tensor = tensor.float()
+    low, high = _range(tensor)
+    levels = (_stretch(tensor, low, high, low == high) * 255).round().to(torch.uint8)
+    return restore(levels), restore(torch.stack([low, high], dim=-1))
 
 
 def dequantize(levels: Array, scales: Array) -> Array:
@@ -163,6 +163,14 @@ def _as_tensor(maps):
     if isinstance(maps, np.ndarray):
         return torch.from_numpy(maps), lambda tensor: tensor.numpy()
     return maps, lambda tensor: tensor
+
+
+def _stretch(tensor: Tensor, low: Tensor, high: Tensor, flat: Tensor) -> Tensor:
+    """Maps from [low, high] to [0, 1], and flat ones to 0."""
+    span = torch.where(flat, 1, high - low)
+    stretched = (tensor - low[..., None, None]) / span[..., None, None]
+    # Rounding may pass the ends by a hair.
+    return stretched.clamp(0, 1).masked_fill(flat[..., None, None], 0)
 
 
 def _range(tensor: Tensor) -> tuple[Tensor, Tensor]:

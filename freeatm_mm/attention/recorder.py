@@ -27,9 +27,9 @@ from freeatm_mm.attention.nouns import MERGE_RULES, NounTokens, locate_nouns, me
 __all__ = ['AttentionRecorder', 'noun_attention']
 
 # Attention logits held at once. On a CPU a piece must fit the cache (three times faster than
-# all at once); on an accelerator it must be large enough to fill it.
+# all at once); an accelerator wants large ones, here 64 MiB.
 CPU_LOGITS = 2**18
-ACCELERATOR_LOGITS = 2**26
+ACCELERATOR_LOGITS = 2**24
 
 Size = tuple[int, int]
 
@@ -46,12 +46,12 @@ class AttentionRecorder:
 
     Only running float32 sums of the noun columns are kept, one for each block group and
     resolution, so memory does not grow with the number of steps. Under classifier-free guidance
-    the conditional half of the batch is recorded.
+    the conditional half of the batch is recorded. Several calls inside one ``with`` are averaged.
 
     Args:
         pipe: A diffusers pipeline of a class listed in
             :data:`freeatm_mm.attention.families.FAMILIES`.
-        prompts: The prompts as given to the pipeline, one for each drawn group of images.
+        prompts: The prompts as given to the pipeline, in the same order.
         nouns: For each prompt, the character spans of its nouns: pairs ``(start, end)``, or
             objects with ``start`` and ``end``. A prompt may have none.
         num_images_per_prompt: As given to the pipeline.
@@ -565,7 +565,7 @@ def _text_attention_modules(
         if not family.is_text_attention(module):
             continue
         # The module's own flag says 'fused' for ever after; the processor tells what is used.
-        if type(module.processor).__name__.startswith('Fused'):
+        if type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
             raise ValueError(f'{name} has fused query, key and value projections; call '
                              'pipe.unfuse_qkv_projections() before recording')
         group = family.block_groups.get(name.split('.')[0], 'other')

@@ -210,7 +210,8 @@ def test_bfloat16_is_computed_in_float32(sd):
     def catch(name):
         return lambda _module, _args, output: captured.update({name: output.float()})
 
-    handles = [getattr(module, name).register_forward_hook(catch(name)) for name in ('to_q', 'to_k')]
+    handles = [getattr(module, name).register_forward_hook(catch(name))
+               for name in ('to_q', 'to_k')]
     with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='mid', steps=range(1, 2)) as recorder:
         drawn = draw(pipe)
     for handle in handles:
@@ -352,6 +353,33 @@ def test_prompt_without_nouns(sd):
     with AttentionRecorder(sd, PROMPTS, [[], []]) as recorder:
         draw(sd, steps=1)
     assert [mask.shape for mask in recorder.masks()] == [(0, 16, 16)] * 2
+
+
+def test_only_cross_attention_records_both_modules_of_a_block():
+    from diffusers import UNet2DConditionModel
+    pipe = tiny_stable_diffusion()
+    torch.manual_seed(0)
+    settings = {name: value for name, value in pipe.unet.config.items() if name[0] != '_'}
+    pipe.unet = UNet2DConditionModel(**{**settings, 'only_cross_attention': True}).eval()
+    compare(pipe)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        draw(pipe, steps=1)
+    attn1 = sum(name.endswith('attn1') and module.is_cross_attention
+                for name, module in pipe.unet.named_modules())
+    assert attn1 > 0
+    assert sum(total.count for total in recorder._sums.values()) == 7 + attn1
+
+
+def test_uniform_attention_is_flat_not_noise():
+    pipe = tiny_stable_diffusion()
+    for name, module in pipe.unet.named_modules():
+        if name.endswith('attn2.to_q'):
+            torch.nn.init.zeros_(module.weight)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        draw(pipe, steps=3)
+    torch.testing.assert_close(recorder.masks()[0], torch.full((2, 16, 16), 1 / 77))
+    assert all(float(mask.abs().max()) == 0 for mask in recorder.masks('minmax'))
+    assert recorder.flat == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
 
 
 def test_minmax_masks_fill_zero_to_one(sd):
