@@ -95,12 +95,12 @@ NEEDS = {
     'venv': (),
     'base': ('venv',),
     'core': ('venv', 'base'),
-    'generation': ('venv', 'base'),
+    'generation': ('venv', 'base', 'core'),
     'report': ('venv', 'base', 'core'),
     'mmcv-ops': ('venv', 'base', 'core'),
-    'downstream': ('venv', 'base', 'core', 'report', 'mmcv-ops'),
+    'downstream': ('venv', 'base', 'core', 'generation', 'report', 'mmcv-ops'),
     'lavis': ('venv', 'base', 'core', 'generation', 'report'),
-    'dev': ('venv',),
+    'dev': ('venv', 'base', 'core'),
     'package': ('venv', 'base'),
 }
 
@@ -420,7 +420,7 @@ class Environment:
             self.install_compiled_mmcv()
         elif name == 'package':
             self.pip('install', '--no-deps', '--no-build-isolation', '--quiet', '--editable',
-                     str(self.root))
+                     str(self.root), quiet=True)
         elif name != 'venv':
             self.install_pins(name)
         for stray in STRAY_PACKAGES:
