@@ -11,7 +11,8 @@ import numpy as np
 from .errors import StoreError
 
 __all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'SHARD_FORMAT', 'STORE_FORMAT', 'VERSION',
-           'config_digest', 'index_dtype', 'load_index', 'load_manifest', 'shard_name']
+           'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
+           'shard_name']
 
 VERSION = 1
 STORE_FORMAT = 'freeatm-store'
@@ -43,6 +44,15 @@ def config_digest(config: dict[str, Any]) -> str:
     """Hex sha256 of a configuration, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def load_index(path: Path) -> np.ndarray:

@@ -26,8 +26,8 @@ from freeatm_mm.prompts import Noun, PromptRecord
 
 from .errors import StoreError
 
-__all__ = ['IMAGE_FORMATS', 'MAX_PIXELS', 'RawSample', 'Sample', 'decode_masks', 'decode_sample',
-           'encode_image', 'encode_masks', 'encode_sample']
+__all__ = ['IMAGE_FORMATS', 'MAX_PIXELS', 'RawSample', 'Sample', 'check_key', 'decode_masks',
+           'decode_sample', 'encode_image', 'encode_masks', 'encode_sample']
 
 #: File ending of an image -> name of its format in Pillow.
 IMAGE_FORMATS = {'jpg': 'JPEG', 'png': 'PNG'}
@@ -88,9 +88,7 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, str) or not _KEY.fullmatch(self.key):
-            raise StoreError(f'sample key {self.key!r} is not usable as a file name: use 1 to 80 '
-                             'letters, digits, "-" or "_"')
+        check_key(self.key)
         if self.image_format not in IMAGE_FORMATS:
             raise StoreError(f'sample {self.key!r}: unknown image format {self.image_format!r}; '
                              f'use one of {", ".join(IMAGE_FORMATS)}')
@@ -126,6 +124,17 @@ class Sample:
             return _open_picture(self.image_bytes, self.image_format)
         except StoreError as error:
             raise StoreError(f'sample {self.key!r}: the image {error}') from None
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that can't be the name of a file in a tar.
+
+    Raises:
+        StoreError: If it isn't 1 to 80 letters, digits, ``-`` or ``_``.
+    """
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise StoreError(f'sample key {key!r} is not usable as a file name: use 1 to 80 letters, '
+                         'digits, "-" or "_"')
 
 
 def encode_image(image: Image.Image, image_format: str = 'jpg', quality: int = 95) -> bytes:
@@ -169,7 +178,7 @@ def decode_masks(data: bytes, count: int, height: int, width: int) -> np.ndarray
         width: Width w of each mask.
 
     Returns:
-        uint8 array (K, h, w), read-only.
+        uint8 array (K, h, w).
 
     Raises:
         StoreError: If the PNG is broken or has another shape.
@@ -179,7 +188,7 @@ def decode_masks(data: bytes, count: int, height: int, width: int) -> np.ndarray
     picture = _open_picture(data, 'png', expected=(width, count * height))
     if picture.mode != 'L':
         raise StoreError(f'of the masks is not 8-bit grey but {picture.mode}')
-    return np.asarray(picture).reshape(count, height, width)
+    return np.array(picture).reshape(count, height, width)
 
 
 def encode_sample(sample: Sample) -> RawSample:

@@ -1,7 +1,6 @@
 """Checking a store byte by byte."""
 from __future__ import annotations
 
-import hashlib
 import tarfile
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
@@ -9,7 +8,7 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 
 from .errors import StoreError
-from .layout import load_index
+from .layout import file_sha256, load_index
 from .reader import Store
 
 __all__ = ['Problem', 'verify_store']
@@ -52,7 +51,7 @@ def verify_store(path: str | Path, decode: bool = True) -> Iterator[Problem]:
         index_path = tar_path.with_suffix('.index.npy')
         sound = True
         for file, digest in ((tar_path, entry['sha256']), (index_path, entry['index_sha256'])):
-            if _sha256(file) != digest:
+            if file_sha256(file) != digest:
                 sound = False
                 yield Problem(str(file), 'its sha256 is not the one in store.json')
         try:
@@ -87,8 +86,3 @@ def _compare_members(tar_path: Path, rows: np.ndarray) -> Iterator[Problem]:
                 indexed.append((f'{key}.{name}', row[f'{kind}_offset'], row[f'{kind}_size']))
     if listed != indexed:
         yield Problem(str(tar_path), 'its members are not those that its index lists')
-
-
-def _sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -54,7 +54,8 @@ class StoreWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise StoreError(f'{self.path} can\'t be a store: it is a file, or lies in one') from None
+            raise StoreError(f'{self.path} can\'t be a store: it is a file, or lies in '
+                             'one') from None
         if not self._check_existing():
             self._write_manifest(complete=False, shards=[])
 

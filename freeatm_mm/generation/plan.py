@@ -1,0 +1,151 @@
+"""Which sample stands in which shard, and from which noise it is drawn.
+
+The plan depends on the prompts and the settings only, so any number of workers, started any number
+of times, agree on it without talking to each other.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.store import StoreError
+from freeatm_mm.store.sample import check_key
+
+__all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
+
+
+class PromptFile(Sequence):
+    """The records of a prompt file by number, without holding them in memory.
+
+    Opening reads the whole file once and checks every record, so that a bad line stops a run
+    before it starts; afterwards a record is read from its place in the file.
+
+    Args:
+        path: A JSON Lines file of prompt records.
+        limit: Use the first ``limit`` records only.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not a valid record; names the file and the line.
+    """
+
+    def __init__(self, path: str | Path, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f'limit must be at least 1, got {limit}')
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f'there is no prompt file {self.path}')
+        self._offsets = array('q')
+        offset = 0
+        with self.path.open('rb') as file:
+            for number, line in enumerate(file, 1):
+                if limit is not None and len(self._offsets) == limit:
+                    break
+                if line.strip():
+                    try:
+                        PromptRecord.from_json(json.loads(line))
+                    except ValueError as error:
+                        raise ValueError(f'{self.path}, line {number}: {error}') from None
+                    self._offsets.append(offset)
+                offset += len(line)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> PromptRecord:
+        offset = self._offsets[index]
+        with self.path.open('rb') as file:
+            file.seek(offset)
+            return PromptRecord.from_json(json.loads(file.readline()))
+
+
+class Plan:
+    """The samples of a run in order, and their division into shards.
+
+    Prompt after prompt, ``images_per_prompt`` samples each; shard i holds samples
+    ``i * samples_per_shard`` up to ``(i + 1) * samples_per_shard``.
+
+    Args:
+        prompts: The prompt records.
+        images_per_prompt: Samples drawn from each.
+        samples_per_shard: Samples in each shard but the last.
+
+    Attributes:
+        num_samples: Samples in all.
+        num_shards: Shards in all.
+        fingerprint: Hex sha256 of the records, to tell whether a later run has the same.
+
+    Raises:
+        ValueError: If there are no prompts, a number is below 1, an id is unfit for a file name,
+            or two records share one.
+    """
+
+    def __init__(self, prompts: Sequence[PromptRecord], images_per_prompt: int,
+                 samples_per_shard: int) -> None:
+        for name, value in (('images_per_prompt', images_per_prompt),
+                            ('samples_per_shard', samples_per_shard)):
+            if value < 1:
+                raise ValueError(f'{name} must be at least 1, got {value}')
+        if not len(prompts):
+            raise ValueError(f'there are no prompts in {getattr(prompts, "path", "the list")}')
+        self.prompts = prompts
+        self.images_per_prompt = images_per_prompt
+        self.samples_per_shard = samples_per_shard
+        self.num_samples = len(prompts) * images_per_prompt
+        self.num_shards = -(-self.num_samples // samples_per_shard)
+        self.fingerprint = self._check(prompts)
+
+    def shard(self, index: int) -> list[tuple[PromptRecord, int]]:
+        """The samples of a shard: each the record to draw and the number of its image."""
+        first = index * self.samples_per_shard
+        last = min(first + self.samples_per_shard, self.num_samples)
+        each = self.images_per_prompt
+        records = {number: self.prompts[number]
+                   for number in range(first // each, (last - 1) // each + 1)}
+        return [(records[number // each], number % each) for number in range(first, last)]
+
+    def _check(self, prompts: Iterable[PromptRecord]) -> str:
+        """Check the ids and return the fingerprint."""
+        digest = hashlib.sha256()
+        # Eight bytes a record, where a set of the ids of millions of records would take gigabytes.
+        hashes = array('Q')
+        for record in prompts:
+            try:
+                check_key(sample_key(record.id, self.images_per_prompt - 1, self.images_per_prompt))
+            except StoreError as error:
+                raise ValueError(f'the prompt id {record.id!r} can\'t be used: {error}') from None
+            text = json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True).encode()
+            digest.update(text + b'\n')
+            hashes.append(_hash64(record.id))
+        order = np.argsort(hashes, kind='stable')
+        ordered = np.asarray(hashes)[order]
+        for place in np.flatnonzero(ordered[1:] == ordered[:-1]):
+            first, second = (self.prompts[int(number)].id for number in order[place:place + 2])
+            if first == second:
+                raise ValueError(f'prompts {order[place]} and {order[place + 1]} (counted from 0) '
+                                 f'have the same id {first!r}; ids must be unique')
+        return digest.hexdigest()
+
+
+def sample_key(prompt_id: str, image_number: int, images_per_prompt: int) -> str:
+    """Name of a sample in the store: the prompt's id, and the image's number where several."""
+    return prompt_id if images_per_prompt == 1 else f'{prompt_id}-{image_number}'
+
+
+def sample_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
+    """The seed of a sample's own noise: a hash, so that samples don't depend on each other.
+
+    Returns:
+        An integer from 0 to 2^63 - 1.
+    """
+    return _hash64(f'{run_seed}/{prompt_id}/{image_number}') >> 1
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')

@@ -1,0 +1,290 @@
+"""Generation with a tiny Stable Diffusion pipeline of random weights."""
+from __future__ import annotations
+
+import dataclasses
+import io
+from importlib import metadata
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from store_samples import folder_bytes
+from tiny_pipelines import tiny_if, tiny_stable_diffusion
+
+from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, dequantize
+from freeatm_mm.generation import generate, sample_seed
+from freeatm_mm.prompts import Noun, PromptRecord
+from freeatm_mm.store import Store, StoreError, verify_store
+
+
+def record(number, prompt, *nouns):
+    spans = tuple(Noun(noun, prompt.index(noun), prompt.index(noun) + len(noun), noun)
+                  for noun in nouns)
+    return PromptRecord(f'{number:03d}', prompt, spans, 'test')
+
+
+PROMPTS = [record(0, 'a red dress on the sand', 'dress', 'sand'),
+           record(1, 'a photo of a dog', 'dog'),
+           record(2, 'the sky'),
+           record(3, 'a cat with a bird on the table', 'cat', 'bird', 'table'),
+           record(4, 'a blue shirt', 'shirt')]
+SETTINGS = dict(steps=2, batch_size=2, samples_per_shard=2, image_format='png', progress=False)
+
+
+@pytest.fixture(scope='module')
+def pipe():
+    return tiny_stable_diffusion()
+
+
+@pytest.fixture(scope='module')
+def drawn(pipe, tmp_path_factory):
+    """The undisturbed run that others are compared with."""
+    path = tmp_path_factory.mktemp('drawn')
+    summary = generate(pipe, PROMPTS, path, name='tiny', revision='r1', **SETTINGS)
+    return SimpleNamespace(path=path, summary=summary, store=Store(path))
+
+
+def draw(pipe, path, **changes):
+    return generate(pipe, PROMPTS, path, **SETTINGS | dict(name='tiny', revision='r1') | changes)
+
+
+def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, drawn):
+    """Drawn again by hand, in the same batches."""
+    for first in (0, 2, 4):
+        batch = PROMPTS[first:first + 2]
+        prompts = [item.prompt for item in batch]
+        generators = [torch.Generator().manual_seed(sample_seed(0, item.id, 0)) for item in batch]
+        with AttentionRecorder(pipe, prompts, [item.nouns for item in batch]) as recorder:
+            images = pipe(prompts, num_inference_steps=2, generator=generators).images
+        for place, (item, maps) in enumerate(zip(batch, recorder.masks())):
+            sample = drawn.store[first + place]
+            assert (sample.key, sample.caption, sample.nouns) == (item.id, item.prompt, item.nouns)
+            np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(images[place]))
+            assert sample.masks.shape == maps.shape
+            step = (sample.scales[:, 1] - sample.scales[:, 0])[:, None, None] / 255
+            restored = dequantize(sample.masks, sample.scales)
+            assert (np.abs(restored - maps.numpy()) <= 0.501 * step + 1e-9).all()
+
+
+def test_the_store_is_sound_and_says_where_samples_come_from(drawn):
+    assert list(verify_store(drawn.path)) == []
+    assert len(drawn.store) == 5
+    meta = drawn.store[3].meta
+    assert meta['seed'] == sample_seed(0, '003', 0)
+    assert meta['versions']['torch'] == metadata.version('torch')
+    expected = {'prompt_id': '003', 'source': 'test', 'image_number': 0, 'pipeline': 'tiny',
+                'revision': 'r1', 'pipeline_class': 'StableDiffusionPipeline',
+                'scheduler': 'DDIMScheduler', 'steps': 2, 'guidance': 7.5, 'dtype': 'float32'}
+    assert {field: meta[field] for field in expected} == expected
+
+
+def test_the_summary_counts_what_is_in_the_store(drawn):
+    summary = drawn.summary
+    assert (summary.samples, summary.skipped, summary.nouns, summary.missing_shards) == (5, 0, 7, 0)
+    raws = [drawn.store.read(index) for index in range(5)]
+    assert summary.image_bytes == sum(len(raw.image_bytes) for raw in raws)
+    assert summary.mask_bytes == sum(len(raw.masks_bytes) for raw in raws)
+    assert '5 images drawn' in str(summary) and '7 masks' in str(summary)
+
+
+def test_images_are_the_same_without_recorder(pipe, drawn):
+    generators = [torch.Generator().manual_seed(sample_seed(0, item.id, 0)) for item in PROMPTS[:2]]
+    plain = pipe([item.prompt for item in PROMPTS[:2]], num_inference_steps=2,
+                 generator=generators).images
+    for index, image in enumerate(plain):
+        np.testing.assert_array_equal(np.asarray(drawn.store[index].image), np.asarray(image))
+
+
+def test_a_run_that_fails_goes_on_to_equal_bytes(pipe, drawn, tmp_path):
+    calls = []
+    real = pipe.unet.forward
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError('the machine went away')
+        return real(*args, **kwargs)
+
+    pipe.unet.forward = failing
+    try:
+        with pytest.raises(RuntimeError, match='went away'):
+            draw(pipe, tmp_path)
+    finally:
+        del pipe.unet.forward
+    assert (tmp_path / 'shard-000000.json').exists()
+    assert not list(tmp_path.glob('shard-000001*'))
+    summary = draw(pipe, tmp_path)
+    assert (summary.skipped, summary.samples) == (2, 3)
+    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+
+
+def test_workers_together_make_the_same_store(pipe, drawn, tmp_path):
+    summaries = [draw(pipe, tmp_path, rank=rank, world=2) for rank in (1, 0)]
+    assert [summary.samples for summary in summaries] == [2, 3]
+    assert [summary.missing_shards for summary in summaries] == [2, 0]
+    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+
+
+def test_a_finished_store_is_left_as_it_is(pipe, drawn):
+    before = folder_bytes(drawn.path)
+    summary = draw(pipe, drawn.path)
+    assert (summary.samples, summary.skipped) == (0, 5)
+    assert folder_bytes(drawn.path) == before
+
+
+def test_another_batch_size_draws_the_same_samples_up_to_rounding(pipe, drawn, tmp_path):
+    draw(pipe, tmp_path, batch_size=5, samples_per_shard=5)
+    for first, second in zip(drawn.store, Store(tmp_path)):
+        assert (first.key, first.meta) == (second.key, second.meta)
+        pixels = np.asarray(first.image, int) - np.asarray(second.image, int)
+        assert np.abs(pixels).max() <= 1 and (pixels != 0).mean() < 0.01
+        np.testing.assert_allclose(first.scales, second.scales, rtol=1e-4)
+        assert np.abs(first.masks.astype(int) - second.masks).max(initial=0) <= 1
+
+
+def test_noise_is_exactly_the_same_whatever_the_batch(pipe, tmp_path):
+    """The first thing that the denoiser sees of each sample."""
+    def first_latents(path, **changes):
+        seen = []
+        handle = pipe.unet.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(args[0][:args[0].shape[0] // 2].clone()),
+            with_kwargs=True)
+        try:
+            draw(pipe, path, steps=1, **changes)
+        finally:
+            handle.remove()
+        return torch.cat(seen)
+
+    two = first_latents(tmp_path / 'two')
+    five = first_latents(tmp_path / 'five', batch_size=5, samples_per_shard=5)
+    assert two.shape == (5, 4, 16, 16)
+    assert torch.equal(two, five)
+
+
+def test_several_images_a_prompt_differ_and_are_named(pipe, tmp_path):
+    summary = generate(pipe, PROMPTS[:2], tmp_path, images_per_prompt=2,
+                       **SETTINGS | {'samples_per_shard': 3})
+    store = Store(tmp_path)
+    assert summary.samples == 4
+    assert [sample.key for sample in store] == ['000-0', '000-1', '001-0', '001-1']
+    assert store[0].image_bytes != store[1].image_bytes
+    assert store[1].meta['seed'] == sample_seed(0, '000', 1)
+    assert len(store[1].nouns) == len(store[1].masks) == 2
+
+
+def test_size_guidance_and_jpeg(pipe, tmp_path):
+    generate(pipe, PROMPTS[:2], tmp_path, guidance=1.0, height=32, width=64,
+             **SETTINGS | {'image_format': 'jpg', 'batch_size': 1})
+    sample = Store(tmp_path)[0]
+    assert sample.image.size == (64, 32)
+    assert sample.masks.shape == (2, 8, 16)
+    assert Image.open(io.BytesIO(sample.image_bytes)).format == 'JPEG'
+
+
+def test_deepfloyd_if(tmp_path):
+    generate(tiny_if(), PROMPTS[:2], tmp_path, **SETTINGS)
+    sample = Store(tmp_path)[0]
+    assert sample.image.size == (32, 32) and sample.masks.shape == (2, 16, 16)
+
+
+def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_path):
+    long = record(9, 'a dog ' + 'on the sand ' * 30 + 'with a bird', 'bird', 'dog')
+    summary = generate(pipe, [long, PROMPTS[1]], tmp_path / 'a', **SETTINGS)
+    assert (summary.lost_nouns, summary.nouns) == (1, 2)
+    assert '1 nouns left out' in str(summary)
+    sample = Store(tmp_path / 'a')[0]
+    assert [noun.text for noun in sample.nouns] == ['dog']
+    assert len(sample.masks) == 1 and sample.masks.max() == 255
+    (lost, ) = sample.meta['lost_nouns']
+    assert (lost['text'], lost['reason']) == ('bird', 'cut off by the tokenizer')
+    assert 'lost_nouns' not in Store(tmp_path / 'a')[1].meta
+    with pytest.raises(NounTruncatedError, match="prompts 009, 001 failed.*'bird'"):
+        generate(pipe, [long, PROMPTS[1]], tmp_path / 'b', lost_nouns='raise', **SETTINGS)
+
+
+def test_nouns_that_are_not_among_the_tokens_are_left_out_and_listed(pipe, tmp_path, monkeypatch):
+    from freeatm_mm.attention import NounAlignmentError, recorder
+    real = recorder.locate_nouns
+
+    def locate(tokenizer, prompt, nouns, **options):
+        if any(noun.text == 'cat' for noun in nouns):
+            raise NounAlignmentError('no token for cat')
+        return real(tokenizer, prompt, nouns, **options)
+
+    monkeypatch.setattr(recorder, 'locate_nouns', locate)
+    summary = generate(pipe, PROMPTS[2:4], tmp_path / 'a', **SETTINGS)
+    sample = Store(tmp_path / 'a')[1]
+    assert summary.lost_nouns == 1
+    assert [noun.text for noun in sample.nouns] == ['bird', 'table'] and len(sample.masks) == 2
+    assert [lost['text'] for lost in sample.meta['lost_nouns']] == ['cat']
+    with pytest.raises(NounAlignmentError, match='no token for cat'):
+        generate(pipe, PROMPTS[2:4], tmp_path / 'b', lost_nouns='raise', **SETTINGS)
+
+
+def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
+    def blacked_out(image, *rest):
+        return image, [True] * len(image)
+
+    monkeypatch.setattr(pipe, 'run_safety_checker', blacked_out)
+    monkeypatch.setattr(AttentionRecorder, 'masks',
+                        lambda self: [torch.full((len(row), 4, 4), 0.25) for row in self._columns])
+    monkeypatch.setattr(pipe.image_processor, 'postprocess',
+                        lambda image, **options: [Image.new('RGB', (8, 8))] * len(image))
+    summary = generate(pipe, PROMPTS[:2], tmp_path, **SETTINGS)
+    assert (summary.flat_masks, summary.hidden_images) == (3, 2)
+    assert Store(tmp_path)[0].meta['hidden_by_safety_checker'] is True
+    assert '3 masks are flat' in str(summary) and '2 images blacked out' in str(summary)
+
+
+def test_what_is_not_a_number_stops_and_names_the_prompts(pipe, tmp_path):
+    handle = pipe.vae.decoder.register_forward_hook(lambda module, args, output: output * np.nan)
+    try:
+        with pytest.raises(FloatingPointError, match='the prompts 000, 001 failed'):
+            draw(pipe, tmp_path)
+    finally:
+        handle.remove()
+    assert sorted(folder_bytes(tmp_path)) == ['store.json']
+
+
+def test_other_settings_are_refused_and_named(pipe, drawn):
+    before = folder_bytes(drawn.path)
+    with pytest.raises(StoreError, match='steps is 2 there and 3 here'):
+        draw(pipe, drawn.path, steps=3)
+    with pytest.raises(StoreError, match="revision is 'r1' there and 'r2' here"):
+        draw(pipe, drawn.path, revision='r2')
+    changed = [dataclasses.replace(PROMPTS[0], source='other'), *PROMPTS[1:]]
+    with pytest.raises(StoreError, match='prompts_sha256'):
+        generate(pipe, changed, drawn.path, name='tiny', revision='r1', **SETTINGS)
+    assert folder_bytes(drawn.path) == before
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'steps': 0}, 'steps'), ({'batch_size': 0}, 'batch_size'), ({'rank': 1}, 'rank'),
+    ({'rank': -1}, 'rank'), ({'world': 0}, 'world'), ({'height': 0}, 'height'),
+    ({'quality': 0}, 'quality'), ({'image_format': 'gif'}, 'image_format'),
+    ({'lost_nouns': 'hide'}, 'lost_nouns'), ({'images_per_prompt': 0}, 'images_per_prompt'),
+    ({'height': 32}, 'height and width together'),
+    ({'height': 30, 'width': 64}, 'prompts 000, 001 failed.*divisible by 8'),
+])
+def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        draw(pipe, tmp_path / 'out', **change)
+    assert not list(tmp_path.glob('out/shard-*'))
+
+
+def test_the_progress_bar_of_the_pipeline_comes_back(pipe, tmp_path):
+    before = dict(pipe._progress_bar_config)
+    pipe.set_progress_bar_config(disable=False, desc='mine')
+    try:
+        draw(pipe, tmp_path, steps=1)
+        assert pipe._progress_bar_config == {'disable': False, 'desc': 'mine'}
+    finally:
+        pipe.set_progress_bar_config(**before)
+
+
+def test_a_family_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='SimpleNamespace is not a pipeline'):
+        draw(SimpleNamespace(), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

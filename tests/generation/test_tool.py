@@ -1,0 +1,192 @@
+"""tools/generate.py: what it draws, what it says about bad input, and being killed."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from store_samples import folder_bytes
+from tiny_pipelines import tiny_stable_diffusion
+
+from freeatm_mm.generation import load_pipeline
+from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
+from freeatm_mm.store import Store, verify_store
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools' / 'generate.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('generate_tool', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def pipeline_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pipelines') / 'tiny-sd'
+    tiny_stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('prompts') / 'prompts.jsonl'
+    write_prompts(path, (PromptRecord(f'{number:03d}', f'a photo of a {noun} {number}',
+                                      (Noun(noun, 13, 13 + len(noun), noun),))
+                         for number, noun in enumerate(['dog', 'cat', 'bird', 'dress'] * 12)))
+    return path
+
+
+def arguments(pipeline_folder, prompt_file, out, *more):
+    return [str(pipeline_folder), str(prompt_file), str(out), '--steps', '2', '--batch-size', '2',
+            '--samples-per-shard', '4', '--image-format', 'png', '--device', 'cpu', *more]
+
+
+def test_the_tool_draws_a_store_and_reports(tool, pipeline_folder, prompt_file, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert tool.main(arguments(pipeline_folder, prompt_file, out, '--limit', '3', '--size',
+                               '32x64', '--scheduler', 'DDPMScheduler', '--guidance', '1')) == 0
+    captured = capsys.readouterr()
+    assert '3 images drawn' in captured.out and '3 masks' in captured.out
+    assert 'img/s' in captured.err or 's/img' in captured.err
+    store = Store(out)
+    assert len(store) == 3 and list(verify_store(out)) == []
+    sample = store[2]
+    assert (sample.key, sample.image.size, sample.masks.shape) == ('002', (64, 32), (1, 8, 16))
+    assert sample.meta['pipeline'] == 'tiny-sd'
+    assert sample.meta['revision'].startswith('sha256:')
+    assert sample.meta['scheduler'] == 'DDPMScheduler'
+    assert str(pipeline_folder.parent) not in json.dumps(sample.meta)
+
+
+def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp_path):
+    copy = tmp_path / 'elsewhere'
+    shutil.copytree(pipeline_folder, copy)
+    first = load_pipeline(pipeline_folder, device='cpu')
+    assert load_pipeline(copy, device='cpu').revision == first.revision
+    (copy / 'README.md').write_text('notes')
+    assert load_pipeline(copy, device='cpu').revision == first.revision
+    weights = copy / 'unet' / 'diffusion_pytorch_model.safetensors'
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert load_pipeline(copy, device='cpu').revision != first.revision
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'pipeline': 'nowhere'}, 'there is no pipeline folder nowhere'),
+    ({'pipeline': 'empty'}, 'holds no pipeline: it has no model_index.json'),
+    ({'pipeline': 'unknown'}, "names the pipeline class 'FooPipeline'"),
+    ({'pipeline': 'parts'}, 'parts is not whole: it lacks the folder scheduler, text_encoder'),
+    ({'pipeline': 'broken'}, "the pipeline .*broken can't be loaded"),
+    ({'pipeline': 'corrupt'}, 'model_index.json is corrupt'),
+    ({'prompts': 'nowhere.jsonl'}, 'there is no prompt file .*nowhere.jsonl'),
+    ({'prompts': 'bad.jsonl'}, 'bad.jsonl, line 1: .*outside the prompt'),
+    ({'out': 'bad.jsonl'}, "can't be a store"),
+    ({'more': ['--scheduler', 'FooScheduler']}, "no scheduler class 'FooScheduler'"),
+    ({'more': ['--scheduler', 'UNet2DModel']}, "no scheduler class 'UNet2DModel'"),
+    ({'more': ['--device', 'cuda:9']}, "can't be moved to the device cuda:9"),
+    ({'more': ['--rank', '3', '--world', '2']}, 'rank must be from 0 to 1'),
+    ({'more': ['--limit', '0']}, 'limit must be at least 1'),
+])
+def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path, capsys, change,
+                                   message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (('unknown', '{"_class_name": "FooPipeline"}'), ('corrupt', '{'),
+                          ('parts', (pipeline_folder / 'model_index.json').read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'model_index.json').write_text(content)
+    shutil.copytree(pipeline_folder, tmp_path / 'broken')
+    (tmp_path / 'broken' / 'unet' / 'diffusion_pytorch_model.safetensors').write_bytes(b'nothing')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bad.jsonl').write_text(json.dumps(
+        {'id': 'a', 'prompt': 'x', 'nouns': [{'text': 'dog', 'start': 4, 'end': 7}]}))
+    words = arguments(change.get('pipeline', pipeline_folder), change.get('prompts', prompt_file),
+                      change.get('out', 'out'), '--quiet', *change.get('more', []))
+    assert tool.main(words) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and 'Traceback' not in captured.err
+    assert re.search(message, lines[0])
+    assert not list(tmp_path.glob('out/shard-*'))
+
+
+def test_sizes_are_read_and_nonsense_is_refused(tool):
+    assert tool.parse_size('512x768') == (512, 768)
+    assert tool.parse_size('64') == (64, 64)
+    for text in ('', 'x', '1x2x3', '0x5', '-1x5', '5.0x5', 'ax5'):
+        with pytest.raises(Exception, match='HEIGHTxWIDTH'):
+            tool.parse_size(text)
+
+
+@pytest.mark.parametrize('environment, expected', [
+    ({}, (0, 1)),
+    ({'RANK': '3', 'WORLD_SIZE': '8'}, (3, 8)),
+    ({'RANK': '3'}, (0, 1)),
+    ({'SLURM_ARRAY_TASK_ID': '5', 'SLURM_ARRAY_TASK_COUNT': '4', 'SLURM_ARRAY_TASK_MIN': '2'},
+     (3, 4)),
+])
+def test_the_worker_is_read_from_the_environment(tool, environment, expected):
+    assert tool.worker_of(environment) == expected
+    with pytest.raises(ValueError, match="RANK is 'x'"):
+        tool.worker_of({'RANK': 'x', 'WORLD_SIZE': '1'})
+
+
+def test_out_of_memory_and_interruption_are_said_plainly(
+        tool, pipeline_folder, prompt_file, tmp_path, capsys, monkeypatch):
+    from freeatm_mm import generation
+    for error, code, message in ((RuntimeError('CUDA out of memory'), 2, 'smaller --batch-size'),
+                                 (KeyboardInterrupt(), 130, 'goes on where it was')):
+        def fail(*rest, error=error, **options):
+            raise error
+        monkeypatch.setattr(generation, 'generate', fail)
+        assert tool.main(arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
+        assert message in capsys.readouterr().err
+
+
+def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(
+        tool, pipeline_folder, prompt_file, tmp_path):
+    environment = os.environ | {
+        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+        'OMP_NUM_THREADS': '1'}
+
+    def start(out):
+        command = [sys.executable, str(TOOL),
+                   *arguments(pipeline_folder, prompt_file, out, '--quiet')]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True,
+                                stdout=subprocess.PIPE)
+
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    undisturbed = start(whole)
+    process = start(killed)
+    dice = random.Random()
+    finished, delay = dice.randrange(1, 5), dice.uniform(0, 0.1)
+    while process.poll() is None and len(list(killed.glob('shard-*.json'))) < finished:
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    before = folder_bytes(killed)
+    again = start(killed)
+    report, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    _, errors = undisturbed.communicate(timeout=240)
+    assert undisturbed.returncode == 0, errors
+    moment = f'killed {delay:.3f} s after shard {finished}'
+    assert folder_bytes(killed) == folder_bytes(whole), moment
+    kept = [name for name in before if name.endswith('.json') and name.startswith('shard')]
+    assert len(kept) >= finished and f'{4 * len(kept)} there already' in report, moment

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Draw a file of prompts into a store: images, and one attention mask per noun.
+
+    python tools/generate.py PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
+
+Interrupted or killed, the same command goes on where it was and ends with the same bytes. To share
+the work, start it several times with --rank 0, 1, ... and --world, as a SLURM array, or under
+torchrun.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'512x768' (height x width) or '512' as (height, width)."""
+    parts = text.lower().split('x')
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH in pixels, like 512x768')
+    return int(parts[0]), int(parts[-1])
+
+
+def worker_of(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Rank and number of workers from what torchrun or a SLURM array sets; 0 and 1 without.
+
+    Raises:
+        ValueError: If the variables are not numbers.
+    """
+    def number(name: str, default: int) -> int:
+        text = environment.get(name, str(default))
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError(f'the environment variable {name} is {text!r}, not a number') from None
+
+    if 'RANK' in environment and 'WORLD_SIZE' in environment:
+        return number('RANK', 0), number('WORLD_SIZE', 1)
+    if 'SLURM_ARRAY_TASK_ID' in environment and 'SLURM_ARRAY_TASK_COUNT' in environment:
+        first = number('SLURM_ARRAY_TASK_MIN', 0)
+        return number('SLURM_ARRAY_TASK_ID', 0) - first, number('SLURM_ARRAY_TASK_COUNT', 1)
+    return 0, 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n\n')[0], epilog=__doc__.split('\n\n', 2)[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('pipeline', help='folder of a diffusers pipeline, or a hub id (owner/name)')
+    add('prompts', help='JSON Lines file of prompt records: id, prompt, nouns, source')
+    add('out', help='folder of the store; made if missing')
+    add('--steps', type=int, default=50, help='denoising steps (default: 50)')
+    add('--guidance', type=float, default=7.5, help='guidance scale; 1: off (default: 7.5)')
+    add('--batch-size', type=int, default=8, help='images drawn at once (default: 8)')
+    add('--seed', type=int, default=0, help='seed of the run (default: 0)')
+    add('--size', type=parse_size, metavar='HxW', help='pixels (default: the pipeline\'s)')
+    add('--scheduler', metavar='CLASS', help='a diffusers scheduler instead of the pipeline\'s')
+    add('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32',
+        help='number format of the weights (default: float32)')
+    add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
+    add('--revision', help='branch, tag or commit on the hub')
+    add('--variant', help='variant of the weights, such as fp16')
+    add('--images-per-prompt', type=int, default=1, metavar='N', help='(default: 1)')
+    add('--samples-per-shard', type=int, default=5000, metavar='N',
+        help='the unit of work and of resuming (default: 5000)')
+    add('--image-format', choices=('jpg', 'png'), default='jpg', help='(default: jpg)')
+    add('--quality', type=int, default=95, help='JPEG quality (default: 95)')
+    add('--limit', type=int, metavar='N', help='use the first N prompts only')
+    add('--lost-nouns', choices=('skip', 'raise'), default='skip',
+        help='a noun that the tokenizer cuts off: keep the image without it, or stop '
+             '(default: skip)')
+    add('--rank', type=int, help='number of this worker, from 0 (default: from the environment)')
+    add('--world', type=int, help='number of workers (default: from the environment)')
+    add('--quiet', action='store_true', help='no progress bar')
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    try:
+        # The prompts are checked before the slow imports and the loading of weights.
+        from freeatm_mm.generation.plan import PromptFile
+        from freeatm_mm.store import StoreError
+    except ImportError as error:
+        print(f'error: {error}; install freeatm_mm[generation]', file=sys.stderr)
+        return USAGE_ERROR
+    try:
+        rank, world = worker_of(os.environ)
+        rank, world = (rank if args.rank is None else args.rank,
+                       world if args.world is None else args.world)
+        prompts = PromptFile(args.prompts, args.limit)
+        from freeatm_mm.generation import generate, load_pipeline
+        device = args.device
+        if device is None and 'LOCAL_RANK' in os.environ:
+            import torch
+            if torch.cuda.is_available():
+                device = f'cuda:{os.environ["LOCAL_RANK"]}'
+        loaded = load_pipeline(args.pipeline, revision=args.revision, scheduler=args.scheduler,
+                               dtype=args.dtype, device=device, variant=args.variant)
+        height, width = args.size or (None, None)
+        summary = generate(
+            loaded.pipe, prompts, args.out, steps=args.steps, guidance=args.guidance,
+            batch_size=args.batch_size, seed=args.seed, samples_per_shard=args.samples_per_shard,
+            images_per_prompt=args.images_per_prompt, height=height, width=width,
+            image_format=args.image_format, quality=args.quality, rank=rank, world=world,
+            lost_nouns=args.lost_nouns, name=loaded.name, revision=loaded.revision,
+            progress=not args.quiet)
+    except (ValueError, OSError, StoreError, FloatingPointError) as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return USAGE_ERROR
+    except RuntimeError as error:
+        if 'out of memory' not in str(error):
+            raise
+        print('error: out of memory; start again with a smaller --batch-size, finished shards are '
+              'kept', file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on where it was', file=sys.stderr)
+        return INTERRUPTED
+    print(summary)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
