@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from freeatm_mm.attention import AttentionRecorder, NounAlignmentError, find_family, quantize
+from freeatm_mm.attention import (AttentionRecorder, NounAlignmentError, find_family, minmax,
+                                  quantize)
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.sample import IMAGE_FORMATS
@@ -231,7 +232,7 @@ class _Artist:
                 output = self.pipeline(
                     prompts, generator=[torch.Generator().manual_seed(value) for value in seeds],
                     **self.call_options)
-            maps = [quantize(masks) for masks in recorder.masks()]
+            maps = [(*quantize(masks), minmax(masks)[1]) for masks in recorder.masks()]
         except (FloatingPointError, ValueError) as error:
             names = ', '.join(record.id for record, _ in batch[:4])
             more = ', ...' if len(batch) > 4 else ''
@@ -257,8 +258,8 @@ class _Artist:
                 meta['hidden_by_safety_checker'] = True
                 self.summary.hidden_images += 1
             kept = [row for row, index in enumerate(recorded[place]) if index not in lost[place]]
-            levels, scales = (array.numpy()[kept] for array in maps[place])
-            self.summary.flat_masks += int((scales[:, 0] == scales[:, 1]).sum())
+            levels, scales, flat = (tensor.numpy()[kept] for tensor in maps[place])
+            self.summary.flat_masks += int(flat.sum())
             yield Sample.from_image(
                 sample_key(record.id, number, self.plan.images_per_prompt), output.images[place],
                 image_format=self.image_format, quality=self.quality, caption=record.prompt,

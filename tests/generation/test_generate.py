@@ -183,6 +183,14 @@ def test_size_guidance_and_jpeg(pipe, tmp_path):
     assert Image.open(io.BytesIO(sample.image_bytes)).format == 'JPEG'
 
 
+def test_prompts_without_nouns_give_plain_images(pipe, tmp_path):
+    plain = [PromptRecord(str(number), 'the sky') for number in range(2)]
+    summary = generate(pipe, plain, tmp_path, **SETTINGS)
+    assert (summary.samples, summary.nouns, summary.mask_bytes) == (2, 0, 0)
+    assert list(verify_store(tmp_path)) == []
+    assert Store(tmp_path)[1].masks.shape[0] == 0
+
+
 def test_deepfloyd_if(tmp_path):
     generate(tiny_if(), PROMPTS[:2], tmp_path, **SETTINGS)
     sample = Store(tmp_path)[0]
