@@ -330,6 +330,19 @@ def test_killed_while_pip_waits_then_goes_on(checkout):
     assert set_up(checkout, 'base').stdout == ''
 
 
+def test_what_is_whole_costs_nothing_after_an_interruption(checkout):
+    """Else a disk that was just large enough would be too small to go on."""
+    environment = Environment(checkout.root)
+    stages = {stage.name: stage for stage in setup_environment.STAGES}
+    assert environment.cost(stages['base']).installed == 0
+    assert environment.cost(stages['core']) == stages['core']
+    checkout.pins.write_text('torch==2.9.2\n', encoding='utf-8')
+    try:
+        assert environment.cost(stages['base']) == stages['base']
+    finally:
+        checkout.pins.write_text('torch==2.9.1\n', encoding='utf-8')
+
+
 def test_an_environment_that_was_moved_is_made_anew(empty_checkout):
     environment = Environment(empty_checkout.root)
     environment.stamps.mkdir(parents=True)

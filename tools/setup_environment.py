@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ MMCV = 'onedl-mmcv'
 GIGABYTE = 1000**3
 # Kept free beyond what the stages take, so that a full disk is not found out half way.
 SPARE_GIGABYTES = 0.5
-# The compiled files of mmcv's ops, in the user's cache while they are made.
+# What compiling mmcv's ops leaves in the user's cache while it goes on.
 BUILD_GIGABYTES = 0.5
 # Needed by one compiler process of mmcv's ops at its worst (measured 0.8).
 GIGABYTES_PER_COMPILER = 1.2
@@ -72,17 +73,18 @@ class Stage:
     minutes: float
 
 
+# Measured on two cores that had other work too; each a little above what was seen.
 STAGES = (
     Stage('venv', 'an empty virtual environment', 0.1, 0.0, 0.2),
-    Stage('base', 'PyTorch 2.9.1 with its CUDA libraries (works on the CPU)', 7.0, 3.5, 3),
+    Stage('base', 'PyTorch 2.9.1 with its CUDA libraries (works on the CPU)', 7.3, 4.1, 5),
     Stage('core', 'OpenMMLab for pretraining (mmengine, mmpretrain, mmcv without ops)',
-          0.3, 0.1, 1),
-    Stage('generation', 'diffusers, transformers, webdataset', 0.2, 0.1, 0.5),
-    Stage('report', 'scikit-learn, scipy, pycocotools', 0.2, 0.1, 0.5),
-    Stage('mmcv-ops', 'mmcv compiled with its C++ ops', 0.1, 0.1, 26),
-    Stage('downstream', 'OpenMMLab for detection and segmentation (mmdet, mmseg)', 0.2, 0.1, 0.5),
-    Stage('lavis', 'LAVIS', 0.5, 0.2, 1),
-    Stage('dev', 'pytest, hypothesis, ruff', 0.1, 0.1, 0.3),
+          0.3, 0.1, 0.7),
+    Stage('generation', 'diffusers, transformers, webdataset', 0.2, 0.1, 0.6),
+    Stage('report', 'scikit-learn, scipy, pycocotools', 0.2, 0.1, 0.4),
+    Stage('mmcv-ops', 'mmcv compiled with its C++ ops', 0.1, 0.0, 26),
+    Stage('downstream', 'OpenMMLab for detection and segmentation (mmdet, mmseg)', 0.1, 0.1, 0.3),
+    Stage('lavis', 'LAVIS', 0.5, 0.2, 0.6),
+    Stage('dev', 'pytest, hypothesis, ruff', 0.1, 0.1, 0.2),
     Stage('package', 'freeatm_mm itself, editable', 0.0, 0.0, 0.1),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
@@ -122,8 +124,13 @@ def with_needs(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in STAGE_NAMES if name in chosen)
 
 
+def plain_name(name: str) -> str:
+    """A package's name as all its spellings have in common."""
+    return re.sub('[-_.]+', '-', name).lower()
+
+
 def read_pins(path: Path) -> dict[str, str]:
-    """Read a list of pins: ``{name: version}``.
+    """Read a list of pins: ``{name: version}``, with plain names.
 
     Raises:
         SetupError: If a line is not ``name==version``.
@@ -136,7 +143,7 @@ def read_pins(path: Path) -> dict[str, str]:
         name, separator, version = line.partition('==')
         if not separator or not name or not version:
             raise SetupError(f'{path} line {number}: {line!r} is no exact pin like name==1.2.3.')
-        pins[name.strip()] = version.strip()
+        pins[plain_name(name.strip())] = version.strip()
     return pins
 
 
@@ -380,30 +387,38 @@ class Environment:
                 raise SetupError(f'This Python lacks {error.name}, which makes virtual '
                                  'environments: install it (on Debian and Ubuntu: apt-get install '
                                  'python3.11-venv).') from None
-        if 'mmcv-ops' in names and self.cached_wheel() is None:
+        must_compile = 'mmcv-ops' in names and self.cached_wheel() is None
+        if must_compile:
             check_compiler()
-        needs = [(self.folder, sum(stage.installed for stage in todo)
-                  # What one stage downloads lies in its temporary folder until it is installed.
-                  + max(stage.downloaded for stage in todo)),
-                 (self.pip_cache, sum(stage.downloaded for stage in todo))]
-        if 'mmcv-ops' in names and self.cached_wheel() is None:
-            needs.append((self.cache, BUILD_GIGABYTES))
-        check_disk(needs)
+        costs = [self.cost(stage) for stage in todo]
+        check_disk([
+            (self.folder, sum(cost.installed for cost in costs) + meanwhile(costs)),
+            (self.pip_cache, sum(cost.downloaded for cost in costs)),
+            (self.cache, BUILD_GIGABYTES if must_compile else 0.0)])
 
-    def cost(self, stage: Stage) -> tuple[float, float]:
-        """Gigabytes and minutes that a stage will take on this machine."""
-        if stage.name == 'mmcv-ops' and self.cached_wheel() is not None:
-            return stage.installed, 0.1
-        return stage.installed + stage.downloaded, stage.minutes
+    def cost(self, stage: Stage) -> Stage:
+        """The stage with the disk and time that it takes here, where it may have been done before.
+
+        After an interruption, stages that are whole are gone through again at no cost; an mmcv
+        compiled for another checkout is taken from the user's cache.
+        """
+        if stage.name == 'mmcv-ops':
+            return stage if self.cached_wheel() is None else replace(stage, minutes=0.1)
+        path = self.requirements(stage.name)
+        if path.exists() and read_pins(path).items() <= self.installed().items():
+            return replace(stage, installed=0.0, downloaded=0.0, minutes=0.1)
+        return stage
 
     def announce(self, todo: Sequence[Stage]) -> None:
         """Say what will be done and what it takes."""
         costs = [self.cost(stage) for stage in todo]
-        say(f'Setting up {self.folder}: {len(todo)} steps, about {sum(c[0] for c in costs):.1f} GB '
-            f'of disk and {max(1, round(sum(c[1] for c in costs)))} minutes on two cores; safe to '
-            'interrupt.')
-        for stage, (gigabytes, minutes) in zip(todo, costs, strict=True):
-            say(f'  {stage.name:<11} {gigabytes:>5.1f} GB  {minutes:>5.1f} min  {stage.what}')
+        say(f'Setting up {self.folder}: {len(costs)} steps, about '
+            f'{max(1, round(sum(cost.minutes for cost in costs)))} minutes on two cores and '
+            f'{sum(cost.installed for cost in costs):.1f} GB of disk. Downloads: '
+            f'{sum(cost.downloaded for cost in costs):.1f} GB, which pip may keep in its cache; '
+            f'{meanwhile(costs):.1f} GB more are needed meanwhile. Safe to interrupt.')
+        for cost in costs:
+            say(f'  {cost.name:<11}{cost.installed:>4.1f} GB {cost.minutes:>5.1f} min  {cost.what}')
 
     def do(self, name: str) -> None:
         """Do one stage and stamp it."""
@@ -517,11 +532,13 @@ class Environment:
         # The few packages that come as source are built with the pinned setuptools of stage base.
         self.pip('install', '--no-deps', '--no-build-isolation', '--requirement', str(path))
 
-    def installed_version(self, package: str) -> str | None:
-        """Version of an installed package, None where it isn't installed."""
-        name = package.replace('-', '_')
-        infos = list(self.site_packages.glob(f'{name}-*.dist-info'))
-        return infos[0].name[len(name) + 1:-len('.dist-info')] if len(infos) == 1 else None
+    def installed(self) -> dict[str, str]:
+        """Names and versions of all that is installed, as ``read_pins`` gives those of a list."""
+        found = {}
+        for info in self.site_packages.glob('*.dist-info'):
+            name, _, version = info.name.removesuffix('.dist-info').partition('-')
+            found[plain_name(name)] = version
+        return found
 
     def install_plain_mmcv(self) -> None:
         """Install mmcv without its ops, which takes seconds and no compiler.
@@ -530,7 +547,7 @@ class Environment:
         can't. An mmcv of the right version stays, since it may be the one with ops.
         """
         version = read_pins(self.requirements('core'))[MMCV]
-        if self.installed_version(MMCV) == version:
+        if self.installed().get(MMCV) == version:
             return
         # No cache: pip's own doesn't tell a wheel with ops from one without.
         self.pip('install', '--no-deps', '--no-cache-dir', '--no-binary', MMCV,
@@ -606,6 +623,11 @@ class Environment:
         os.replace(wheel, target)
         shutil.rmtree(build)
         return target
+
+
+def meanwhile(stages: Sequence[Stage]) -> float:
+    """Gigabytes needed only for a time: what one stage fetched, until it is installed."""
+    return max(stage.downloaded for stage in stages)
 
 
 def compile_jobs() -> int:
