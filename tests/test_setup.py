@@ -551,17 +551,14 @@ def test_a_source_archive_stays_in_its_folder(tmp_path, member, fine):
             setup_environment.unpack_sdist(archive, tmp_path / 'out')
 
 
-def test_compile_jobs_follow_cores_and_memory(monkeypatch):
+@pytest.mark.parametrize('text, jobs', [
+    ('MemFree: 100 kB\nMemAvailable:    5000000 kB\n', 4), ('MemAvailable: 500000 kB\n', 1),
+    ('MemAvailable: 500000000 kB\n', 8), ('MemFree: 100 kB\n', 8),
+])
+def test_compile_jobs_follow_cores_and_memory(tmp_path, monkeypatch, text, jobs):
     monkeypatch.setattr(setup_environment.os, 'sched_getaffinity', lambda pid: set(range(8)))
-    gigabytes = {'value': 5.0}
-    monkeypatch.setattr(setup_environment.os, 'sysconf',
-                        lambda name: 1000 if name == 'SC_PAGE_SIZE'
-                        else int(gigabytes['value'] * 1000**2))
-    assert setup_environment.compile_jobs() == 4
-    gigabytes['value'] = 0.5
-    assert setup_environment.compile_jobs() == 1
-    gigabytes['value'] = 500.0
-    assert setup_environment.compile_jobs() == 8
+    (tmp_path / 'meminfo').write_text(text)
+    assert setup_environment.compile_jobs(tmp_path / 'meminfo') == jobs
 
 
 @pytest.mark.parametrize('seconds, text', [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 00 s'),

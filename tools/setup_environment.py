@@ -45,6 +45,8 @@ NETWORK_SIGNS = (
     'Name or service not known', 'NameResolutionError', 'Network is unreachable',
     'NewConnectionError', 'ProxyError', 'Read timed out', 'SSLError',
     'Temporary failure in name resolution', 'connection broken by')
+# What a compiler prints when it fails, and not only warns.
+COMPILER_SIGNS = (' error: ', 'Killed signal', 'No space left on device')
 # Top-level folders that wheels install by mistake (model-index: tests; salesforce-lavis: all four).
 # They would hide folders of the same name beside a script or a test, so they are taken out.
 STRAY_PACKAGES = ('app', 'docs', 'projects', 'tests')
@@ -610,7 +612,7 @@ class Environment:
         wheel = next(wheels.glob('*.whl'), None)
         if code != 0 or wheel is None:
             errors = [line.strip() for line in log.read_text(errors='replace').splitlines()
-                      if ' error: ' in line or 'Killed signal' in line]
+                      if any(sign in line for sign in COMPILER_SIGNS)]
             reason = errors[0] if errors else f'exit code {code}'
             raise SetupError(f"mmcv's ops could not be compiled ({reason}); the whole log is "
                              f'{log}.')
@@ -630,14 +632,13 @@ def meanwhile(stages: Sequence[Stage]) -> float:
     return max(stage.downloaded for stage in stages)
 
 
-def compile_jobs() -> int:
-    """Compiler processes that this machine's cores and memory bear."""
+def compile_jobs(meminfo: Path = Path('/proc/meminfo')) -> int:
+    """Compiler processes that this machine's cores and free memory bear."""
     cores = len(os.sched_getaffinity(0))
-    try:
-        memory = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIGABYTE
-    except (OSError, ValueError):
+    available = re.search(r'^MemAvailable:\s+(\d+) kB', meminfo.read_text(), re.MULTILINE)
+    if available is None:
         return cores
-    return max(1, min(cores, int(memory / GIGABYTES_PER_COMPILER)))
+    return max(1, min(cores, int(int(available[1]) * 1024 / GIGABYTE / GIGABYTES_PER_COMPILER)))
 
 
 @contextlib.contextmanager
