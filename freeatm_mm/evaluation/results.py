@@ -29,19 +29,20 @@ import numpy as np
 from freeatm_mm.files import atomic_write
 
 __all__ = [
-    'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'comparisons',
+    'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'arm_names',
+    'comparisons',
     'describe_hardware', 'new_results', 'package_versions', 'paired_difference', 'read_results',
     'result_tables', 'summarise_rows', 'to_markdown', 'validate_results', 'write_results'
 ]
 
 METRIC_TITLES = {
-    'linear': 'Linear, scenes (mAP)',
-    'knn': 'k-NN, scenes (mAP)',
-    'linear_object': 'Linear, objects under masks (accuracy)',
-    'knn_object': 'k-NN, objects under masks (accuracy)',
-    'linear_crop': 'Linear, object crops (accuracy)',
-    'knn_crop': 'k-NN, object crops (accuracy)',
-    'segmentation_miou': 'Linear segmentation (mIoU)',
+    'linear': 'Scenes, linear (mAP)',
+    'knn': 'Scenes, k-NN (mAP)',
+    'linear_object': 'Objects, linear (acc.)',
+    'knn_object': 'Objects, k-NN (acc.)',
+    'linear_crop': 'Crops, linear (acc.)',
+    'knn_crop': 'Crops, k-NN (acc.)',
+    'segmentation_miou': 'Segmentation (mIoU)',
 }
 """What the metrics of :mod:`freeatm_mm.evaluation.features` are called in tables and plots."""
 
@@ -269,14 +270,27 @@ _METHOD_TITLES = {'random': 'Random weights', 'supervised': 'Supervised', 'mocov
                   'simsiam': 'SimSiam', 'densecl': 'DenseCL'}
 
 
-def arm_name(method: str, regime: str, masks: bool | str, with_regime: bool = True) -> str:
-    """What an arm of an experiment is called in tables and plots, such as 'MoCo v2 + Free-ATM'."""
+def arm_name(method: str, regime: str, masks: bool | str) -> str:
+    """What an arm of an experiment is called, such as 'MoCo v2 + Free-ATM (synthetic)'.
+
+    Args:
+        method: Such as ``mocov2``; a method without a known title keeps its name.
+        regime: What was pretrained on; left out for random weights, or where empty.
+        masks: False, True or the name of a variant.
+    """
     name = _METHOD_TITLES.get(method, method)
     if masks is True:
         name += ' + Free-ATM'
     elif masks:
         name += f' + {masks}'
-    return f'{name} ({regime})' if with_regime and regime and method != 'random' else name
+    return f'{name} ({regime})' if regime and method != 'random' else name
+
+
+def arm_names(groups: Sequence[Group]) -> list[str]:
+    """The groups' names for one table or plot: without the regime where all share it."""
+    shared = len({group.regime for group in groups if group.method != 'random'}) < 2
+    return [arm_name(group.method, '' if shared else group.regime, group.masks)
+            for group in groups]
 
 
 # --- differences ------------------------------------------------------------------------------
@@ -342,12 +356,21 @@ def paired_difference(arm: Group, reference: Group, metric: str) -> PairedDiffer
 
 
 def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Arms worth comparing: each arm with masks, and the one without that is the same otherwise."""
+    """Arms worth comparing: each arm with masks, and the one without that is the same otherwise.
+
+    Where arms were judged after several numbers of epochs, only their longest is compared.
+    """
     def rest(group: Group) -> tuple:
         return group.method, group.regime, group.epochs
     baselines = {rest(group): group for group in groups if group.masks is False}
-    return [(group, baselines[rest(group)]) for group in groups
-            if group.masks is not False and rest(group) in baselines]
+    pairs = [(group, baselines[rest(group)]) for group in groups
+             if group.masks is not False and rest(group) in baselines]
+    longest: dict[tuple, tuple[Group, Group]] = {}
+    for arm, baseline in pairs:
+        key = arm.method, arm.regime, arm.masks
+        if key not in longest or arm.epochs > longest[key][0].epochs:
+            longest[key] = arm, baseline
+    return list(longest.values())
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -367,45 +390,43 @@ def _cell(group: Group, metric: str) -> str:
     return f'{mean:.3f}' if math.isnan(spread) else f'{mean:.3f} ± {spread:.3f}'
 
 
-def _difference_cell(difference: PairedDifference) -> str:
-    text = f'{difference.mean:+.3f}'
-    if not math.isnan(difference.low):
-        text += f' [{difference.low:+.3f}, {difference.high:+.3f}]'
+def _difference_cells(difference: PairedDifference) -> list[str]:
+    """Mean difference, confidence interval, p and number of seeds."""
+    interval = p = '–'
     if not math.isnan(difference.p):
-        text += f', p = {difference.p:.3f}' if difference.p >= 0.001 else ', p < 0.001'
-    return text
+        interval = f'{difference.low:+.3f} to {difference.high:+.3f}'
+        p = f'{difference.p:.3f}' if difference.p >= 0.001 else '< 0.001'
+    return [f'{difference.mean:+.3f}', interval, p, str(len(difference.seeds))]
 
 
 def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """The tables of a result file as text cells: (title, header, rows) each.
 
     The first shows mean ± sample standard deviation over seeds; the second, where there are arms
-    with and without masks, the paired difference with its 95 % confidence interval and p-value;
-    benchmarks have one of their own.
+    with and without masks, the paired differences, one a line; benchmarks have one of their own.
     """
     groups, metrics = summarise_rows(results), _metrics(results)
     tables = []
     if groups:
         titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        names = arm_names(groups)
         tables.append((
             'Mean ± standard deviation over seeds',
             ['Pretraining', 'Epochs', 'Seeds', *titles],
-            [[arm_name(g.method, g.regime, g.masks), f'{g.epochs:g}', str(len(g.seeds)),
-              *(_cell(g, metric) for metric in metrics)] for g in groups]))
+            [[name, f'{g.epochs:g}', str(len(g.seeds)),
+              *(_cell(g, metric) for metric in metrics)] for name, g in zip(names, groups)]))
         rows = []
         for arm, reference in comparisons(groups):
-            cells = []
-            for metric in metrics:
-                shared = set(arm.values.get(metric, {})) & set(reference.values.get(metric, {}))
-                cells.append(_difference_cell(paired_difference(arm, reference, metric))
-                             if shared else '–')
-            if any(cell != '–' for cell in cells):
-                rows.append([f'{arm_name(arm.method, arm.regime, arm.masks)} − without masks',
-                             f'{arm.epochs:g}', *cells])
+            for metric, title in zip(metrics, titles):
+                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ())):
+                    rows.append([names[groups.index(arm)], f'{arm.epochs:g}',
+                                 title, *_difference_cells(
+                                     paired_difference(arm, reference, metric))])
         if rows:
-            tables.append(('Difference to the same without masks, paired by seed '
-                           '[95 % confidence interval], p of the paired t-test',
-                           ['Arm', 'Epochs', *titles], rows))
+            tables.append(('Difference to the same pretraining without masks, paired by seed: '
+                           'mean, its 95 % confidence interval, and p of the paired t-test',
+                           ['Pretraining', 'Epochs', 'Metric', 'Difference', '95 % interval', 'p',
+                            'Seeds'], rows))
     benchmarks = [row for row in results['rows'] if 'case' in row]
     if benchmarks:
         tables.append(('Benchmarks: ours against the baseline of the same run',
@@ -426,7 +447,11 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         ValueError: If the content is not a result file's.
     """
     validate_results(results)
+    regimes = sorted({group.regime for group in summarise_rows(results)
+                      if group.method != 'random'})
     parts = [f'# {results["name"]}', results.get('description', '')]
+    if len(regimes) == 1:
+        parts.append(f'Pretrained on {regimes[0]} images.')
     for title, header, rows in result_tables(results):
         parts += [f'**{title}**', _table(header, rows)]
     parts += [f'![{Path(plot).stem}]({plot})' for plot in plots]

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ pytest.importorskip('mmpretrain')
 from freeatm_mm.evaluation.features import (Scenes, evaluate_features,  # noqa: E402
                                             extract_features, fit_linear, load_model, load_scenes,
                                             load_weights, standardise)
+from freeatm_mm.evaluation.results import read_results  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
 
 PREPROCESSOR = dict(type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
                     std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -274,3 +280,33 @@ def test_splits_with_other_categories_are_refused(world, tmp_path, resnet, make_
     make_split(tmp_path / 'test', 4, seed=9, nouns=('dress', 'leaf', 'bag', 'pear'))
     with pytest.raises(ValueError, match='categories of test differ'):
         evaluate_features(resnet, tmp_path)
+
+
+def test_evaluate_tool_gathers_runs_in_one_file(world, tmp_path, monkeypatch, capsys):
+    config = tmp_path / 'tiny.py'
+    config.write_text(f'model = dict(type="MoCo", backbone={RESNET!r}, '
+                      f'data_preprocessor={PREPROCESSOR!r})\n')
+    out = tmp_path / 'trial.json'
+
+    def tool(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['tools/evaluate.py', str(config), *arguments, '--world',
+                                          str(world), '--out', str(out)])
+        runpy.run_path(str(ROOT / 'tools' / 'evaluate.py'), run_name='__main__')
+
+    tool('--random', '--seed', '0')
+    assert 'Scenes, linear (mAP)' in capsys.readouterr().out
+    checkpoint = tmp_path / 'x.pth'
+    torch.save({'state_dict': {f'backbone.{name}': value for name, value in load_model(
+        config_of(RESNET), seed=1).backbone.state_dict().items()}}, checkpoint)
+    tool(str(checkpoint), '--seed', '0', '--method', 'mocov2', '--masks', 'true', '--epochs', '4')
+    rows = read_results(out)['rows']
+    assert [(row['method'], row['masks'], row['epochs']) for row in rows] == [
+        ('random', False, 0), ('mocov2', True, 4)]
+    assert rows[0]['metrics'].keys() == rows[1]['metrics'].keys()
+    assert rows[0]['metrics'] != rows[1]['metrics']
+    with pytest.raises(SystemExit, match='none.pth not found'):
+        tool(str(tmp_path / 'none.pth'), '--seed', '0', '--method', 'mocov2')
+    with pytest.raises(SystemExit):
+        tool(str(checkpoint), '--seed', '0')
+    assert '--method is needed' in capsys.readouterr().err
+    assert len(read_results(out)['rows']) == 2

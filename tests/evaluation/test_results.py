@@ -4,12 +4,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from freeatm_mm.evaluation.results import (add_row, arm_name, comparisons, new_results,
+from freeatm_mm.evaluation.results import (add_row, arm_name, arm_names, comparisons, new_results,
                                            paired_difference, read_results, result_tables,
                                            summarise_rows, to_markdown, validate_results,
                                            write_results)
@@ -92,14 +95,22 @@ def test_pairs_only_the_seeds_that_both_have(results):
 
 def test_markdown_shows_mean_spread_difference_and_origin(results):
     page = to_markdown(results, ['trial.svg'])
-    assert '| MoCo v2 (synthetic) | 40 | 3 | 0.313 ± 0.015 | 0.200 ± 0.000 |' in page
-    assert '| MoCo v2 + Free-ATM (synthetic) | 40 | 3 | 0.363 ± 0.015 | – |' in page
-    assert re.search(r'− without masks \| 40 \| \+0\.050 \[-0\.\d+, \+0\.\d+\], p = 0\.\d+', page)
+    assert '| MoCo v2 | 40 | 3 | 0.313 ± 0.015 | 0.200 ± 0.000 |' in page
+    assert '| MoCo v2 + Free-ATM | 40 | 3 | 0.363 ± 0.015 | – |' in page
+    assert re.search(r'Free-ATM \| 40 \| Scenes, linear \(mAP\) \| \+0\.050 '
+                     r'\| -0\.\d{3} to \+0\.\d{3} \| 0\.\d{3} \| 3 \|', page)
+    assert page.count('| Scenes, k-NN (mAP) |') == 1  # only a heading: ours has no k-NN to compare
     assert '![trial](trial.svg)' in page and 'python tools/trial.py' in page
     assert f'python {results["versions"]["python"]}' in page
-    for line in page.splitlines():
-        if line.startswith('| MoCo v2 (') or line.startswith('| Pretraining'):
-            assert line.count('|') == 6
+
+
+def test_one_seed_is_shown_without_spread_or_p():
+    results = new_results('trial', 'x')
+    add_row(results, run(0, 0.3))
+    add_row(results, run(0, 0.4, masks=True))
+    (_, _, means), (_, _, differences) = result_tables(results)
+    assert [row[-1] for row in means] == ['0.300', '0.400']
+    assert differences[0][-4:] == ['+0.100', '–', '–', '1']
 
 
 def test_benchmarks_have_a_table_of_their_own():
@@ -112,7 +123,24 @@ def test_benchmarks_have_a_table_of_their_own():
 def test_arm_names():
     assert arm_name('simclr', 'mixed', 'exact masks') == 'SimCLR + exact masks (mixed)'
     assert arm_name('random', 'real', False) == 'Random weights'
-    assert arm_name('mae', 'real', True, with_regime=False) == 'MAE + Free-ATM'
+    assert arm_name('mae', '', True) == 'MAE + Free-ATM'
+
+
+def test_regimes_are_named_only_where_they_differ(results):
+    assert arm_names(summarise_rows(results)) == ['MoCo v2', 'MoCo v2 + Free-ATM']
+    assert 'Pretrained on synthetic images.' in to_markdown(results)
+    add_row(results, {**run(0, 0.1), 'regime': 'real'})
+    add_row(results, {**run(0, 0.1), 'method': 'random', 'regime': ''})
+    assert arm_names(summarise_rows(results)) == [
+        'MoCo v2 (synthetic)', 'MoCo v2 + Free-ATM (synthetic)', 'MoCo v2 (real)',
+        'Random weights']
+
+
+def test_only_the_longest_pretraining_is_compared(results):
+    for masks in (False, True):
+        add_row(results, run(0, 0.1, masks=masks, epochs=80))
+    (arm, reference), = comparisons(summarise_rows(results))
+    assert (arm.epochs, arm.masks, reference.epochs, reference.masks) == (80, True, 80, False)
 
 
 @pytest.mark.parametrize('change, message', [
@@ -143,3 +171,13 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
     path.write_text('{"name": ')
     with pytest.raises(ValueError, match='broken.json is not JSON'):
         read_results(path)
+
+
+def test_masks_and_tables_need_no_openmmlab():
+    code = ('import sys; import freeatm_mm.evaluation.mask_quality, freeatm_mm.evaluation.results; '
+            'import freeatm_mm.visualization.page; '
+            'print([name for name in sys.modules if name.split(".")[0] in '
+            '("mmengine", "mmcv", "mmpretrain", "pycocotools", "diffusers")])')
+    done = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parents[2], text=True,
+                          capture_output=True, check=True)
+    assert done.stdout.strip() == '[]'
