@@ -13,9 +13,10 @@ Four questions, on the train, val and test splits of a world exported in COCO's 
 * segmentation: which noun is at each pixel? A linear classifier on every cell of the feature map
   (``segmentation_miou``), mean IoU over nouns and background.
 
-Images are shown whole, with the config's own preprocessor. Every classifier is trained to
-convergence by full-batch L-BFGS from zero on standardised features, so nothing but the weights
-under test is random; its L2 penalty is the best of a fixed list on the val split.
+Images are shown whole, with the config's own preprocessor. Every classifier is trained by
+full-batch L-BFGS on standardised features, from zero at the strongest L2 penalty and then from
+there to the weaker ones; the penalty that does best on the val split is used. Nothing but the
+weights under test is random.
 """
 from __future__ import annotations
 
