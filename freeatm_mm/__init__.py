@@ -10,6 +10,4 @@ from __future__ import annotations
 
 from freeatm_mm.compat import register_with_mmpretrain
 
-__version__ = '0.1.0'
-
 register_with_mmpretrain()

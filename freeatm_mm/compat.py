@@ -123,19 +123,24 @@ def accept_mmseg_fork() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-def use_cpu_launcher() -> str:
-    """Lets mmengine's PyTorch launcher start several processes on a machine without a GPU.
+def launch_on_cpus(cfg) -> None:
+    """Lets mmengine train in several processes on a machine without a GPU; no effect with one.
 
-    Reason: `mmengine.dist.init_dist` calls `torch.cuda.set_device` whatever the backend, which
-    raises without CUDA, and the configs ask for the `nccl` backend.
+    Reason: configs ask for the `nccl` backend; `mmengine.dist.init_dist` calls
+    `torch.cuda.set_device` whatever the backend; and the runner hands GPU numbers to
+    `DistributedDataParallel` whatever the model's device.
 
-    Source: `mmengine/dist/utils.py`, `_init_dist_pytorch`.
+    Source: `mmengine/dist/utils.py`, `_init_dist_pytorch`; `mmengine/runner/runner.py`,
+    `wrap_model`.
 
-    Returns:
-        The backend to ask for: 'nccl' with CUDA, otherwise 'gloo'.
+    Args:
+        cfg: The config, changed in place.
     """
     import torch
     if torch.cuda.is_available():
-        return 'nccl'
+        return
     torch.cuda.set_device = lambda device: None
-    return 'gloo'
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))

@@ -92,7 +92,7 @@ def load_config(args: argparse.Namespace) -> Config:
         if cfg.get(name) and not cfg[name].get('num_workers'):
             cfg[name].persistent_workers = False  # torch refuses it without workers
     if args.launcher != 'none':
-        cfg.env_cfg.dist_cfg.backend = compat.use_cpu_launcher()
+        compat.launch_on_cpus(cfg)
     return cfg
 
 

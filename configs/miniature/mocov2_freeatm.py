@@ -14,7 +14,7 @@ view_pipeline = [
     dict(
         type='RandomApply',
         prob=0.8,
-        transforms=[dict(type='ColorJitter', brightness=0.2, contrast=0.2, backend='cv2')]),
+        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')]),
     dict(type='FreeATMRandomFlip', prob=0.5),
 ]
 train_pipeline = [
@@ -45,4 +45,5 @@ optim_wrapper = dict(optimizer=dict(lr=0.06, weight_decay=5e-4))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,
                         end=epochs)]
 train_cfg = dict(max_epochs=epochs)
+custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))

@@ -168,7 +168,8 @@ class FreeATMDataset(BaseDataset):
             idx, seed = idx
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            # Not `torch.manual_seed`: it would also queue a call, with a stack trace, for CUDA.
+            torch.default_generator.manual_seed(seed)
         return super().__getitem__(idx)
 
     def extra_repr(self) -> list[str]:

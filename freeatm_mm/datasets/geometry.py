@@ -7,6 +7,8 @@ one window, and a mask of any resolution is brought to the view's feature grid i
 """
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 WHOLE = (0.0, 1.0, 0.0, 1.0)
@@ -57,68 +59,73 @@ def flip_window(window: tuple[float, float, float, float],
     return top, bottom, left, right
 
 
-def _reach(start: np.ndarray, stop: np.ndarray, cells: int, length: int) -> np.ndarray:
-    """How far each cell border of a view reaches into each cell of a mask.
+@lru_cache(maxsize=16)
+def _borders(cells: int) -> np.ndarray:
+    """(cells + 1, 1) borders of equal cells of [0, 1]."""
+    return np.linspace(0.0, 1.0, cells + 1)[:, None]
+
+
+@lru_cache(maxsize=16)
+def _cells(length: int) -> np.ndarray:
+    """(length,) where each cell starts."""
+    return np.arange(length, dtype=np.float64)
+
+
+def _overlaps(start: np.ndarray, stop: np.ndarray, cells: int, length: int) -> np.ndarray:
+    """How much of each cell of a mask lies in each cell of a view, along one side.
 
     Args:
-        start: (V,) where the views start, as fractions of the mask's side.
-        stop: (V,) where they stop; smaller than `start` in a flipped view.
+        start: (V, 1, 1) where the views start, as fractions of the mask's side.
+        stop: (V, 1, 1) where they stop; before `start` in a flipped view.
         cells: Number of cells of the view along this side, G.
         length: Number of cells of the mask along this side, n.
 
     Returns:
-        (V, G + 1, n): for border g and mask cell i the part of the cell that lies before the
-        border, in [0, 1].
+        (V, G, n) float32: the shares of the mask's cells in a cell of the view; they sum to 1.
     """
-    steps = np.linspace(0.0, 1.0, cells + 1)
-    borders = (start[:, None] + (stop - start)[:, None] * steps) * length
-    return np.clip(borders[:, :, None] - np.arange(length), 0.0, 1.0)
+    # How far each border of the view reaches into each cell of the mask, in [0, 1]: neighbouring
+    # borders differ by the overlap. In a flipped view both difference and length are negative.
+    extent = (stop - start) * length
+    reach = start * length + extent * _borders(cells) - _cells(length)
+    np.minimum(np.maximum(reach, 0.0, out=reach), 1.0, out=reach)
+    return ((reach[:, 1:] - reach[:, :-1]) * (cells / extent)).astype(np.float32)
 
 
-def view_masks(masks: np.ndarray, windows: np.ndarray,
-               grid: tuple[int, int]) -> np.ndarray:
+def view_masks(masks: np.ndarray, windows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Mean of every mask in every cell of every view's grid, by exact area integration.
 
-    A mask is taken as constant within each of its cells. The integral over a grid cell is
-    separable, a matrix for the rows and one for the columns, and flips come out of the sign.
+    A mask is taken as constant within each of its cells. The integral over a cell of the grid is
+    separable: one matrix for the rows, one for the columns.
 
     Args:
-        masks: (K, h, w) masks over the whole image, any real type.
+        masks: (K, h, w) masks over the whole image.
         windows: (V, 4) one window for each view.
         grid: (height, width) of the grid wanted, for example of the encoder's feature map.
 
     Returns:
         (V, K, *grid) float32, in the masks' own units.
     """
-    windows = np.asarray(windows, dtype=np.float64)
-    top, bottom, left, right = windows.T
-    height, width = masks.shape[-2:]
-    rows = np.diff(_reach(top, bottom, grid[0], height), axis=1)
-    rows *= (grid[0] / (height * (bottom - top)))[:, None, None]
-    columns = np.diff(_reach(left, right, grid[1], width), axis=1)
-    columns *= (grid[1] / (width * (right - left)))[:, None, None]
-    rows, columns = rows.astype(np.float32), columns.astype(np.float32)
+    top, bottom, left, right = np.asarray(windows, dtype=np.float64).T[:, :, None, None]
+    rows = _overlaps(top, bottom, grid[0], masks.shape[1])
+    columns = _overlaps(left, right, grid[1], masks.shape[2])
     masks = masks.astype(np.float32, copy=False)
     return rows[:, None] @ masks @ columns.transpose(0, 2, 1)[:, None]
 
 
-def visible_share(foregrounds: np.ndarray, windows: np.ndarray) -> np.ndarray:
+def visible_share(foregrounds: np.ndarray, windows: np.ndarray,
+                  in_view: np.ndarray) -> np.ndarray:
     """Share of every instance's foreground that every view shows.
 
     Args:
-        foregrounds: (K, h, w) bool, True where the instance is.
+        foregrounds: (K, h, w) 1 where the instance is, 0 elsewhere.
         windows: (V, 4) one window for each view.
+        in_view: (V, K, gh, gw) `view_masks` of the foregrounds, on any grid.
 
     Returns:
         (V, K) float32 in [0, 1]; 0 for an instance without any foreground.
     """
-    windows = np.asarray(windows, dtype=np.float64)
-    top, bottom, left, right = windows.T
-    height, width = foregrounds.shape[-2:]
-    rows = np.abs(np.diff(_reach(top, bottom, 1, height), axis=1)[:, 0])
-    columns = np.abs(np.diff(_reach(left, right, 1, width), axis=1)[:, 0])
-    foregrounds = foregrounds.astype(np.float32)
-    shown = ((rows.astype(np.float32)[:, None, None] @ foregrounds)[:, :, 0]
-             * columns.astype(np.float32)[:, None]).sum(-1)
-    total = foregrounds.sum((1, 2))
-    return np.minimum(shown / np.maximum(total, 1e-12), 1.0)
+    top, bottom, left, right = np.asarray(windows).T[:, :, None]
+    area = np.abs((bottom - top) * (right - left))
+    whole = foregrounds.mean((1, 2), dtype=np.float32)
+    shown = in_view.mean((2, 3)) * area.astype(np.float32)
+    return np.minimum(shown / np.maximum(whole, 1e-12), 1.0)

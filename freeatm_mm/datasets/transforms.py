@@ -26,6 +26,8 @@ from freeatm_mm.store import StoreError, decode_masks
 FOREGROUND = 0.45
 """Normalised attention from which a pixel counts as the instance's (paper, section 4.1)."""
 
+MUTABLE = (list, dict, set, np.ndarray)
+
 MASK_VALUES = ('attention', 'normalized', 'binary')
 
 
@@ -196,11 +198,15 @@ class FreeATMMultiView(MultiView):
         """Makes the views."""
         image = results['img']
         shared = ('img', 'stored_masks', 'mask_scales', 'noun_ids')
-        rest = {key: value for key, value in results.items() if key not in shared}
+        rest = [(key, value, isinstance(value, MUTABLE)) for key, value in results.items()
+                if key not in shared]
         images, windows = [], []
         for transform in self.transforms:
             # As in MultiView each view starts from its own copy, here without copying the masks.
-            view = transform({**copy.deepcopy(rest), 'img': image.copy()})
+            view = {key: copy.deepcopy(value) if mutable else value
+                    for key, value, mutable in rest}
+            view['img'] = image.copy()
+            view = transform(view)
             images.append(view['img'])
             windows.append(view['window'])
         results.update(img=images, windows=windows)
@@ -268,15 +274,17 @@ class PackFreeATMInputs(PackInputs):
         masks = results['stored_masks']
         windows = np.array(results.get('windows') or [results['window']])
         data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
-        foregrounds = masks >= FOREGROUND * 255
-        visible = visible_share(foregrounds, windows)
-        kept = np.flatnonzero((visible >= self.min_visible).all(0))
+        foregrounds = (masks >= FOREGROUND * 255).astype(np.float32)
+        in_view = view_masks(foregrounds, windows, self.grid_size)
+        visible = visible_share(foregrounds, windows, in_view)
+        kept = np.flatnonzero(visible.min(0) >= self.min_visible)
         if not len(kept):
             return
-        values = view_masks((foregrounds if self.mask_values == 'binary' else masks)[kept],
-                            windows, self.grid_size)
-        if self.mask_values != 'binary':
-            values /= 255
+        if self.mask_values == 'binary':
+            values = in_view[:, kept]
+        else:
+            values = view_masks(masks[kept], windows, self.grid_size)
+            values *= np.float32(1 / 255)
         if self.mask_values == 'attention':
             lowest, highest = results['mask_scales'][kept].T[:, :, None, None]
             values = lowest + (highest - lowest) * values

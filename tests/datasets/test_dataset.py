@@ -1,0 +1,113 @@
+"""The dataset: stores, folders, both together, and what it says about bad ones."""
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, check_stores
+from freeatm_mm.datasets.transforms import noun_id
+from freeatm_mm.store import Store, StoreError
+from tiny_stores import make_store
+
+
+def make_folder(path, names):
+    for number, name in enumerate(names):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (12, 10), (number, 0, 200)).save(path / name)
+    return path
+
+
+def test_sample_equals_the_stores(tmp_path):
+    store = Store(make_store(tmp_path / 'store'))
+    dataset = FreeATMDataset(tmp_path / 'store', pipeline=[LoadFromStore()])
+    assert len(dataset) == len(store) == 12
+    for number in (0, 3, 11):
+        sample, results = store[number], dataset[number]
+        np.testing.assert_array_equal(results['img'][:, :, ::-1], np.asarray(sample.image))
+        assert results['sample_idx'] == number and results['img_path'] == sample.key
+        if sample.nouns:
+            np.testing.assert_array_equal(results['stored_masks'], sample.masks)
+            np.testing.assert_array_equal(results['mask_scales'], sample.scales)
+            assert results['noun_ids'].tolist() == [noun_id(n.category) for n in sample.nouns]
+        else:
+            assert 'stored_masks' not in results
+
+
+def test_masks_left_out(tmp_path):
+    make_store(tmp_path / 'store')
+    dataset = FreeATMDataset(tmp_path / 'store', masks=False, pipeline=[LoadFromStore()])
+    assert not any('stored_masks' in dataset[number] for number in range(12))
+
+
+def test_stores_and_folders_together(tmp_path):
+    make_store(tmp_path / 'a', count=6, nouns=(1, ))
+    make_folder(tmp_path / 'real', ['b/ö 2.jpg', 'a.PNG', 'b/1.jpeg', 'z.bmp'])
+    (tmp_path / 'real' / 'notes.txt').write_text('no image')
+    make_store(tmp_path / 'b', count=3, nouns=(2, ), seed=1)
+    dataset = FreeATMDataset([tmp_path / 'a', tmp_path / 'real', str(tmp_path / 'b')],
+                             pipeline=[LoadFromStore()])
+    assert len(dataset) == 13
+    names = [dataset[number]['img_path'] for number in range(13)]
+    assert names == [*(f'{n:06d}' for n in range(6)), 'a.PNG', 'b/1.jpeg', 'b/ö 2.jpg', 'z.bmp',
+                     *(f'{n:06d}' for n in range(3))]
+    counts = [len(dataset[number].get('noun_ids', ())) for number in range(13)]
+    assert counts == [1] * 6 + [0] * 4 + [2] * 3
+    assert dataset[-1]['sample_idx'] == 12
+
+
+def test_indices(tmp_path):
+    make_store(tmp_path / 'store')
+    chosen = FreeATMDataset(tmp_path / 'store', indices=[7, 2], pipeline=[LoadFromStore()])
+    assert [chosen[0]['img_path'], chosen[1]['img_path']] == ['000007', '000002']
+    assert len(FreeATMDataset(tmp_path / 'store', indices=5)) == 5
+
+
+def test_opening_costs_nothing_per_sample(tmp_path):
+    dataset = FreeATMDataset(make_store(tmp_path / 'store', count=20))
+    assert isinstance(dataset.data_list, range)
+    assert sys.getsizeof(dataset.data_list) < 100
+
+
+def test_a_seed_decides_all_random_choices(tmp_path):
+    import random
+
+    import torch
+    make_store(tmp_path / 'store')
+
+    def draw(results):
+        return random.random(), np.random.uniform(), torch.rand(1).item()
+
+    dataset = FreeATMDataset(tmp_path / 'store', pipeline=[draw])
+    first = dataset[(3, 17)]
+    dataset[(4, 1)]
+    assert dataset[(3, 17)] == first != dataset[(3, 18)]
+    np.random.seed(0)
+    expected = np.random.uniform()
+    np.random.seed(0)
+    assert dataset[3][1] == expected  # a plain number leaves the random state alone
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda path: path / 'nowhere', 'no such folder'),
+    (lambda path: path, 'is empty'),
+    (lambda path: [], 'empty list'),
+])
+def test_bad_stores(tmp_path, make, message):
+    with pytest.raises(StoreError, match=message):
+        FreeATMDataset(make(tmp_path))
+    config = dict(a=[dict(type='FreeATMDataset', store=make(tmp_path))])
+    with pytest.raises(StoreError, match=message):
+        check_stores(config)
+
+
+def test_broken_image_is_named(tmp_path):
+    folder = make_folder(tmp_path / 'real', ['good.png', 'worse.png'])
+    (folder / 'worse.png').write_bytes(b'no image at all')
+    dataset = FreeATMDataset(folder, pipeline=[LoadFromStore()])
+    dataset[0]
+    with pytest.raises(StoreError, match="worse.png.*can't be decoded"):
+        dataset[1]
+    (folder / 'worse.png').unlink()
+    with pytest.raises(StoreError, match="worse.png.*can't be read"):
+        dataset[1]

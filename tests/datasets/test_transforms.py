@@ -1,0 +1,204 @@
+"""The transforms against mmpretrain's and mmcv's own, and what they pack."""
+import copy
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import RandomFlip
+from mmengine.dataset import default_collate
+from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
+from mmpretrain.models.utils import SelfSupDataPreprocessor
+
+from freeatm_mm.datasets import (FreeATMDataset, FreeATMMultiView, FreeATMRandomFlip,
+                                 FreeATMRandomResizedCrop, LoadFromStore, PackFreeATMInputs)
+from freeatm_mm.datasets.geometry import WHOLE
+from freeatm_mm.datasets.transforms import noun_id
+from tiny_stores import make_store
+
+JITTER = dict(type='RandomApply', prob=0.8, transforms=[
+    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)])
+BLUR = dict(type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.5)
+
+
+def image(seed, size=(37, 53)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('kwargs', [dict(scale=24), dict(scale=(16, 30), backend='pillow'),
+                                    dict(scale=20, interpolation='bicubic'),
+                                    dict(scale=20, crop_ratio_range=(1.9, 2.0))])
+def test_crop_equals_mmpretrains(seed, kwargs):
+    images = []
+    for cls in (RandomResizedCrop, FreeATMRandomResizedCrop):
+        np.random.seed(seed)
+        results = cls(**kwargs)(dict(img=image(seed)))
+        images.append((results['img'], results['img_shape'], np.random.randint(1 << 30)))
+    np.testing.assert_array_equal(images[0][0], images[1][0])
+    assert images[0][1:] == images[1][1:]  # and it drew as many numbers
+
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('kwargs', [
+    dict(prob=0.5), dict(prob=0.7, direction='vertical'),
+    dict(prob=[0.3, 0.3, 0.3], direction=['horizontal', 'vertical', 'diagonal'])])
+def test_flip_equals_mmcvs(seed, kwargs):
+    images = []
+    for cls in (RandomFlip, FreeATMRandomFlip):
+        np.random.seed(seed)
+        images.append((cls(**kwargs)(dict(img=image(seed)))['img'], np.random.randint(1 << 30)))
+    np.testing.assert_array_equal(images[0][0], images[1][0])
+    assert images[0][1] == images[1][1]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_views_equal_mmpretrains(seed):
+    """The whole of MoCo v2's views, several kinds of them."""
+    outputs = []
+    for view, prefix in ((MultiView, ''), (FreeATMMultiView, 'FreeATM')):
+        first = [dict(type=f'{prefix}RandomResizedCrop', scale=24, backend='pillow'), JITTER, BLUR,
+                 dict(type=f'{prefix}RandomFlip', prob=0.5)]
+        second = [dict(type=f'{prefix}RandomResizedCrop', scale=16)]
+        np.random.seed(seed)
+        results = dict(img=image(seed), window=WHOLE, meta=[1])
+        outputs.append(view(transforms=[first, second], num_views=[2, 1])(results)['img'])
+    for stock, ours in zip(*outputs):
+        np.testing.assert_array_equal(stock, ours)
+
+
+def test_views_leave_the_original_alone():
+    def spoil(results):
+        results['img'][:] = 0
+        results['notes'].append('spoilt')
+        results['window'] = WHOLE
+        return results
+
+    original = image(0)
+    view = FreeATMMultiView(transforms=[[spoil]], num_views=2, photometric=['function'])
+    results = view(dict(img=original, notes=[]))
+    assert original.any() and results['notes'] == [] and len(results['windows']) == 2
+
+
+@pytest.mark.parametrize('transform, hint', [
+    (dict(type='RandomFlip', prob=0.5), 'use FreeATMRandomFlip'),
+    (dict(type='RandomResizedCrop', scale=8), 'use FreeATMRandomResizedCrop'),
+    (dict(type='CenterCrop', crop_size=8), 'photometric'),
+    (dict(type='RandomApply', prob=0.5, transforms=[dict(type='RandomFlip', prob=0.5)]),
+     'use FreeATMRandomFlip'),
+])
+def test_untracked_transforms_are_refused(transform, hint):
+    with pytest.raises(ValueError, match=hint):
+        FreeATMMultiView(transforms=[[transform]], num_views=2)
+
+
+def packed(masks, windows, **kwargs):
+    """What is packed for uint8 masks (K, h, w) and windows."""
+    count = len(masks)
+    results = dict(
+        img=[image(0)] * len(windows), windows=windows, stored_masks=masks,
+        mask_scales=np.array([[0.1 * k, 0.1 * k + 0.05] for k in range(count)], np.float32),
+        noun_ids=np.arange(count), sample_idx=7, img_path='key')
+    return PackFreeATMInputs(**dict(dict(grid_size=4), **kwargs))(results)['data_samples']
+
+
+def corner_masks():
+    """Three 8x8 masks: top left, bottom right, flat."""
+    masks = np.zeros((3, 8, 8), np.uint8)
+    masks[0, :4, :4] = 255
+    masks[1, 4:, 4:] = 255
+    masks[1, 0, 0] = 114  # just below the foreground's 0.45
+    return masks
+
+
+def test_mask_values():
+    masks = corner_masks()[:2]
+    whole = [WHOLE, WHOLE]
+    coarse = masks.reshape(2, 4, 2, 4, 2).mean((2, 4)) / 255
+    low = np.array([0.0, 0.1])[:, None, None]
+    for values, expected in (('normalized', coarse), ('attention', low + 0.05 * coarse),
+                             ('binary', (masks >= 115).reshape(2, 4, 2, 4, 2).mean((2, 4)))):
+        sample = packed(masks, whole, mask_values=values)
+        assert sample.masks.dtype == torch.float32 and sample.masks.shape == (2, 2, 4, 4)
+        np.testing.assert_allclose(sample.masks[0], expected, atol=1e-6)
+        np.testing.assert_array_equal(sample.masks[0], sample.masks[1])
+
+
+def test_instances_cut_away_in_one_view_are_left_out_in_both():
+    upper, lower = (0.0, 0.5, 0.0, 1.0), (0.5, 1.0, 0.0, 1.0)
+    sample = packed(corner_masks(), [WHOLE, lower])
+    assert sample.noun_ids.tolist() == [1] and sample.num_nouns == 3
+    np.testing.assert_allclose(sample.visible, [[1], [1]])
+    assert 'masks' not in packed(corner_masks(), [upper, lower])
+    assert packed(corner_masks(), [upper, lower]).num_nouns == 3
+
+
+def test_min_visible():
+    three_quarters = [(0.125, 1.0, 0.0, 1.0)] * 2  # cuts the upper quarter off the first
+    assert packed(corner_masks(), three_quarters, min_visible=0.74).noun_ids.tolist() == [0, 1]
+    assert packed(corner_masks(), three_quarters, min_visible=0.76).noun_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(grid_size=0), 'grid_size'), (dict(grid_size=(1, 2, 3)), 'grid_size'),
+    (dict(grid_size=7, mask_values='soft'), 'soft'), (dict(grid_size=7, min_visible=0), 'visible')])
+def test_wrong_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PackFreeATMInputs(**kwargs)
+
+
+def test_without_masks_it_packs_what_mmpretrain_packs():
+    results = dict(img=[image(0), image(1)], windows=[WHOLE] * 2, sample_idx=3, img_path='key')
+    ours = PackFreeATMInputs(grid_size=4)(copy.deepcopy(results))
+    stock = PackInputs(meta_keys=('sample_idx', 'img_path'))(results)
+    assert list(ours) == list(stock) == ['inputs', 'data_samples']
+    assert all(torch.equal(a, b) for a, b in zip(ours['inputs'], stock['inputs']))
+    assert list(ours['data_samples'].keys()) == []
+    assert ours['data_samples'].metainfo == stock['data_samples'].metainfo
+
+
+def test_single_view():
+    results = dict(img=image(0), window=(0.5, 1.0, 0.0, 1.0), stored_masks=corner_masks(),
+                   mask_scales=np.ones((3, 2), np.float32), noun_ids=np.arange(3))
+    sample = PackFreeATMInputs(grid_size=2)(results)['data_samples']
+    assert sample.masks.shape == (1, 1, 2, 2) and sample.noun_ids.tolist() == [1]
+
+
+def test_batch_goes_through_workers_and_preprocessor(tmp_path):
+    """Any number of instances, collated, pickled by workers, normalised by mmpretrain."""
+    store = make_store(tmp_path / 'store', count=8)
+    view = [FreeATMRandomResizedCrop(16), FreeATMRandomFlip(prob=0.5)]
+    dataset = FreeATMDataset(store, pipeline=[
+        LoadFromStore(), FreeATMMultiView([view], 2), PackFreeATMInputs(grid_size=4)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # fork in a process with threads
+        loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=1,
+                                             collate_fn=default_collate,
+                                             sampler=[(number, number) for number in range(8)])
+        batch = next(iter(loader))
+    direct = default_collate([dataset[(number, number)] for number in range(8)])
+    for one, other in zip(batch['inputs'], direct['inputs']):
+        assert torch.equal(one, other)
+    counts = set()
+    for one, other in zip(batch['data_samples'], direct['data_samples']):
+        assert list(one.keys()) == list(other.keys()) and one.metainfo.keys() == \
+            other.metainfo.keys()
+        if 'masks' in one:
+            assert torch.equal(one.masks, other.masks) and torch.equal(one.noun_ids, other.noun_ids)
+            counts.add(one.masks.shape[1])
+    assert len(counts) > 1
+    data = SelfSupDataPreprocessor(mean=[1., 2, 3], std=[1., 1, 1], to_rgb=True)(batch, True)
+    assert len(data['inputs']) == 2 and data['inputs'][0].dtype == torch.float32
+
+
+def test_noun_ids_are_stable():
+    assert noun_id('dog') == noun_id('dog') != noun_id('dogs')
+    assert noun_id('dog') == 2072328596179865167
+    assert 0 <= noun_id('Straße') < 2**63
+
+
+def test_transforms_have_readable_names():
+    assert 'grid_size=(7, 7)' in repr(PackFreeATMInputs(grid_size=7))
+    assert 'cv2' in repr(LoadFromStore())
+    assert pickle.loads(pickle.dumps(LoadFromStore())).color_type == 'color'

@@ -1,0 +1,46 @@
+"""Collecting the instances of a batch."""
+import pytest
+import torch
+
+from freeatm_mm.models.instances import UNKNOWN_NOUN, collect_instances, gather_rows
+from tiny_models import samples, views
+
+
+def test_instances_stand_image_by_image():
+    data = samples([2, 0, None, 3])
+    instances = collect_instances(data, views(4)[0])
+    assert instances.masks.shape == (2, 4, 3, 4, 4)
+    assert instances.places.tolist() == [0, 1, 3, 6, 9, 10, 11]
+    assert torch.equal(instances.masks[:, 0, :2], data[0].masks)
+    assert instances.masks[:, 0, 2].eq(0).all()
+    assert instances.masks[:, 1, 0].eq(1).all() and instances.masks[:, 2, 0].eq(1).all()
+    assert torch.equal(instances.masks[:, 3], data[3].masks)
+    assert instances.nouns.tolist() == [0, 1, UNKNOWN_NOUN, UNKNOWN_NOUN, 3, 0, 1]
+    assert instances.num_whole == 2 and instances.counts == [7] and instances.loss_weight == 1
+    # Each image with `num_nouns` named one noun more than it has instances.
+    assert instances.num_cut == 3
+    statistics = {key: float(value) for key, value in instances.statistics().items()}
+    assert statistics == dict(instances_per_image=1.25, pooled_whole=0.5, cut_away=0.375)
+
+
+@pytest.mark.parametrize('data', [None, [], samples([None, None]), samples([0, None])])
+def test_without_any_instance(data):
+    assert collect_instances(data, views(2)[0]) is None
+
+
+def test_samples_without_nouns_are_accepted():
+    data = samples([2, 1])
+    for sample in data:
+        del sample.noun_ids
+    assert collect_instances(data, views(2)[0]).nouns.tolist() == [UNKNOWN_NOUN] * 3
+
+
+def test_different_grids_are_refused():
+    data = samples([1]) + samples([1], grid=5)
+    with pytest.raises(ValueError, match=r'\(2, 4, 4\), \(2, 5, 5\)'):
+        collect_instances(data, views(2)[0])
+
+
+def test_gather_on_one_process_is_the_rows_themselves():
+    rows = torch.randn(3, 2)
+    assert gather_rows(rows, [3]) is rows

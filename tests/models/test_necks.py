@@ -1,0 +1,115 @@
+"""The pooling neck against plain numpy, and against the neck that it extends."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmpretrain.registry import MODELS
+
+from freeatm_mm.models import InstancePoolNeck
+from freeatm_mm.models.necks import pool_instances
+
+NECKS = {
+    'MoCoV2Neck': dict(in_channels=6, hid_channels=5, out_channels=4),
+    'NonLinearNeck': dict(in_channels=6, hid_channels=5, out_channels=4, num_layers=2,
+                          norm_cfg=dict(type='BN1d')),
+}
+
+
+def both(name):
+    """The stock neck and ours with the same weights."""
+    torch.manual_seed(0)
+    stock = MODELS.build(dict(type=name, **NECKS[name]))
+    ours = MODELS.build(dict(type='InstancePoolNeck', neck=name, **NECKS[name]))
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    return stock, ours
+
+
+def test_pooling_equals_equation_2():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(3, 5, 4, 6)).astype(np.float32)
+    masks = rng.uniform(0, 0.02, (3, 2, 4, 6)).astype(np.float32)
+    expected = np.zeros((3, 2, 5))
+    for b in range(3):
+        for k in range(2):
+            for i in range(4):
+                for j in range(6):
+                    expected[b, k] += masks[b, k, i, j] * features[b, :, i, j].astype(np.float64)
+            expected[b, k] /= masks[b, k].astype(np.float64).sum()
+    features, masks = torch.from_numpy(features), torch.from_numpy(masks)
+    pooled = pool_instances(features, masks)
+    np.testing.assert_allclose(pooled, expected.reshape(6, 5), rtol=1e-4, atol=1e-6)
+    places = torch.tensor([0, 3, 4])
+    assert torch.equal(pool_instances(features, masks, places), pooled[places])
+    channels_last = features.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(pool_instances(channels_last, masks), pooled)
+
+
+def test_pooling_does_not_depend_on_the_masks_scale_and_takes_tiny_attention():
+    features, masks = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    pooled = pool_instances(features, masks)
+    torch.testing.assert_close(pool_instances(features, masks * 1e-30), pooled)
+    half = pool_instances(features.half(), masks * 1e-6)  # weights are formed in float32
+    torch.testing.assert_close(half.float(), pooled, rtol=1e-2, atol=5e-3)
+
+
+def test_empty_and_uniform_masks():
+    features = torch.randn(2, 3, 4, 4)
+    assert pool_instances(features, torch.zeros(2, 1, 4, 4)).eq(0).all()
+    mean = features.mean((2, 3))
+    torch.testing.assert_close(pool_instances(features, torch.ones(2, 1, 4, 4)), mean)
+    torch.testing.assert_close(pool_instances(features, torch.ones(2, 1, 1, 1)), mean)
+
+
+def test_wrong_grid_is_named():
+    with pytest.raises(ValueError, match=r'5x5.*7x7.*grid_size.*\(7, 7\)'):
+        pool_instances(torch.zeros(2, 3, 7, 7), torch.zeros(2, 1, 5, 5))
+    with pytest.raises(ValueError, match='3 images'):
+        pool_instances(torch.zeros(2, 3, 7, 7), torch.zeros(3, 1, 7, 7))
+
+
+@pytest.mark.parametrize('name', NECKS)
+def test_without_masks_it_is_the_stock_neck(name):
+    stock, ours = both(name)
+    assert isinstance(ours, InstancePoolNeck) and isinstance(ours, type(stock))
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    features = torch.randn(4, 6, 3, 3, requires_grad=True)
+    results = []
+    for neck in (stock, ours):
+        output = neck((features, ))[0]
+        gradients = torch.autograd.grad(output.square().sum(), [features, *neck.parameters()])
+        results.append((output, *gradients))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize('name', NECKS)
+def test_with_masks_the_rest_of_the_neck_follows(name):
+    stock, ours = both(name)
+    features, masks = torch.randn(4, 6, 3, 3), torch.rand(4, 2, 3, 3)
+    places = torch.tensor([0, 1, 2, 5, 6])
+    pooled = pool_instances(features, masks, places)
+    expected = stock((pooled[:, :, None, None], ))[0]
+    assert torch.equal(ours((features, ), masks, places)[0], expected)
+
+
+def test_neck_can_be_copied():
+    _, ours = both('MoCoV2Neck')
+    twin = copy.deepcopy(ours)
+    features, masks = torch.randn(2, 6, 3, 3), torch.rand(2, 1, 3, 3)
+    assert torch.equal(twin((features, ), masks)[0], ours((features, ), masks)[0])
+    assert twin.mlp[0].weight is not ours.mlp[0].weight
+
+
+def test_initialisation_is_the_stock_necks():
+    weights = []
+    for config in (dict(type='NonLinearNeck'), dict(type='InstancePoolNeck', neck='NonLinearNeck')):
+        torch.manual_seed(0)
+        neck = MODELS.build(dict(config, **NECKS['NonLinearNeck']))
+        neck.init_weights()
+        weights.append(neck.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_unknown_neck():
+    with pytest.raises(ValueError, match='NoSuchNeck'):
+        InstancePoolNeck(neck='NoSuchNeck')

@@ -1,0 +1,41 @@
+"""What importing the package does and doesn't do, each in a process of its own."""
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_imports_neither_side():
+    run('import sys, freeatm_mm\n'
+        'assert not {"torch", "mmengine", "mmpretrain", "diffusers"} & set(sys.modules)')
+
+
+def test_components_are_found_whatever_is_imported_first():
+    pytest.importorskip('mmpretrain')
+    look = ('from mmpretrain.registry import DATASETS, HOOKS, MODELS, TRANSFORMS\n'
+            'assert MODELS.get("FreeATMMoCo") and DATASETS.get("FreeATMDataset")\n'
+            'assert TRANSFORMS.get("FreeATMMultiView") and HOOKS.get("SeedEachIterationHook")\n'
+            'import sys; assert "diffusers" not in sys.modules\n')
+    skip = 'from freeatm_mm.compat import skip_multimodal_models as skip; skip()\n'
+    # Asking where mmpretrain is must not be taken for importing it.
+    run('import freeatm_mm, importlib.util; importlib.util.find_spec("mmpretrain")\n' + skip + look)
+    run('import mmpretrain\nimport mmpretrain.utils.dependency as d; d.WITH_MULTIMODAL = False\n'
+        'from mmpretrain.registry import MODELS; MODELS.get("ResNet")\n'
+        'import freeatm_mm\n' + look)
+
+
+def test_mmseg_configs_are_found():
+    pytest.importorskip('mmseg')
+    run('from freeatm_mm.compat import accept_mmseg_fork; accept_mmseg_fork()\n'
+        'from mmengine.config import Config\n'
+        'import tempfile, pathlib\n'
+        'path = pathlib.Path(tempfile.mkdtemp()) / "config.py"\n'
+        'path.write_text("_base_ = \'mmseg::fcn/fcn_r50b-d8_4xb2-80k_cityscapes-512x1024.py\'")\n'
+        'assert Config.fromfile(path).model.backbone.type == "ResNet"')

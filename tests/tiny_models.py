@@ -1,0 +1,57 @@
+"""Small models and batches."""
+from __future__ import annotations
+
+import torch
+
+from freeatm_mm import compat
+
+compat.skip_multimodal_models()
+
+from mmengine.registry import init_default_scope  # noqa: E402
+from mmpretrain.registry import MODELS  # noqa: E402
+from mmpretrain.structures import DataSample  # noqa: E402
+
+init_default_scope('mmpretrain')
+
+BACKBONE = dict(type='ResNet', depth=18, num_stages=2, stem_channels=4, base_channels=4,
+                strides=(1, 2), dilations=(1, 1), out_indices=(1, ), norm_cfg=dict(type='BN'),
+                zero_init_residual=False)
+GRID = 4  # of the backbone above on 32 x 32 pixels
+
+
+def moco(stock=False, seed=0, **kwargs):
+    """A small MoCo, mmpretrain's own or ours, with weights by seed."""
+    torch.manual_seed(seed)
+    neck = dict(in_channels=8, hid_channels=8, out_channels=6)
+    config = dict(
+        backbone=BACKBONE, queue_len=24, feat_dim=6, momentum=0.1,
+        head=dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2))
+    if stock:
+        config.update(type='MoCo', neck=dict(type='MoCoV2Neck', **neck))
+    else:
+        config.update(type='FreeATMMoCo', neck=dict(type='InstancePoolNeck', neck='MoCoV2Neck',
+                                                    **neck))
+    model = MODELS.build(dict(config, **kwargs))
+    model.init_weights()
+    model.train()
+    return model
+
+
+def views(batch, seed=1, number=2):
+    """Random views, each (batch, 3, 32, 32)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 3, 32, 32, generator=generator) for _ in range(number)]
+
+
+def samples(counts, seed=2, grid=GRID, number=2):
+    """Data samples with so many instances each; None stands for a sample without masks."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for image, count in enumerate(counts):
+        sample = DataSample()
+        if count is not None:
+            sample.masks = torch.rand(number, count, grid, grid, generator=generator)
+            sample.noun_ids = torch.arange(image, image + count) % 4
+            sample.set_field(count + 1, 'num_nouns', field_type='metainfo')
+        result.append(sample)
+    return result

@@ -1,0 +1,64 @@
+"""The training tool: what it says about wrong paths, and one real run with resume."""
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.runner import CheckpointLoader
+
+from tiny_stores import make_store
+
+ROOT = Path(__file__).parents[2]
+CONFIG = 'configs/miniature/mocov2_freeatm.py'
+
+
+spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.mark.parametrize('config, store, message', [
+    ('configs/no_such.py', 'anywhere', 'there is no config configs/no_such.py'),
+    (ROOT / CONFIG, 'no/such/store', 'no/such/store: no such folder'),
+    (ROOT / CONFIG, '', 'is empty'),
+])
+def test_wrong_paths_are_told_in_one_sentence(tmp_path, capsys, config, store, message):
+    store = store or tmp_path
+    with pytest.raises(SystemExit) as done:
+        tool.main([str(config), '--cfg-options', f'train_dataloader.dataset.store={store}'])
+    assert done.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_config_whose_base_points_nowhere(tmp_path, capsys):
+    config = tmp_path / 'lost.py'
+    config.write_text("_base_ = './missing_base.py'\n")
+    with pytest.raises(SystemExit):
+        tool.main([str(config)])
+    assert 'missing_base.py' in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def torchrun(*arguments):
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         'tools/train.py', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_two_processes_train_and_resume(tmp_path):
+    """torchrun on CPUs: processes agree, --resume goes on, --seed and --cfg-options arrive."""
+    store = make_store(tmp_path / 'store', count=24, size=(64, 64), mask_size=(16, 16))
+    options = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'run', '--seed', 7,
+               '--cfg-options', f'train_dataloader.dataset.store={store}',
+               'train_dataloader.batch_size=6', 'train_dataloader.num_workers=0',
+               'model.queue_len=32', 'default_hooks.checkpoint.max_keep_ckpts=3']
+    done = torchrun(CONFIG, *options, 'train_cfg.max_epochs=1')
+    assert done.returncode == 0, done.stderr
+    done = torchrun(CONFIG, '--resume', *options, 'train_cfg.max_epochs=2')
+    assert done.returncode == 0, done.stderr
+    first, second = (CheckpointLoader.load_checkpoint(str(tmp_path / 'run' / f'epoch_{epoch}.pth'))
+                     for epoch in (1, 2))
+    assert first['meta']['iter'] == 2 and second['meta']['iter'] == 4
+    assert second['meta']['seed'] == 7
+    assert int(second['state_dict']['encoder_k.steps']) == 4
+    assert 'instances_per_image' in done.stderr + done.stdout
