@@ -1,0 +1,44 @@
+"""Composing many scenes at once, over worker processes."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Iterator
+
+from tqdm import tqdm
+
+from .scenes import Scene, SceneMaker
+
+__all__ = ['compose_scenes']
+
+_maker: SceneMaker | None = None
+
+
+def compose_scenes(sources: str | Path, split: str, count: int, seed: int = 0,
+                   workers: int | None = None, progress: bool = True) -> Iterator[Scene]:
+    """Yield scenes 0, 1, ..., ``count`` - 1 of a split, in order.
+
+    Args:
+        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        count: How many.
+        seed: Number of the world.
+        workers: Processes; one per core by default. The scenes don't depend on it.
+        progress: Whether to show a progress bar.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    with multiprocessing.get_context('spawn').Pool(
+            workers, _start_worker, (str(sources), split, seed)) as pool:
+        scenes = pool.imap(_make_scene, range(count), chunksize=64)
+        yield from tqdm(scenes, f'{split} scenes', count, disable=not progress, unit='scene',
+                        mininterval=1.0)
+
+
+def _start_worker(sources: str, split: str, seed: int) -> None:
+    global _maker
+    _maker = SceneMaker(sources, split, seed)
+
+
+def _make_scene(index: int) -> Scene:
+    return _maker.scene(index)

@@ -1,0 +1,347 @@
+"""Training the miniature generator: a genuine, small ``StableDiffusionPipeline``.
+
+Three stages, each resumable: scenes of the training split are composed, an ``AutoencoderKL`` is
+trained on them, and a ``UNet2DConditionModel`` learns to denoise its latents, together with the
+CLIP text model that reads the captions.
+"""
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler,
+                       StableDiffusionPipeline, UNet2DConditionModel)
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from freeatm_mm.files import atomic_write
+
+from .compose import compose_scenes
+from .scenes import SIDE, sample_prompt
+
+__all__ = ['GeneratorPlan', 'train_generator']
+
+TOKENS = 20  # length of a tokenized caption; the longest has 18 tokens with its two ends
+_START, _END = '<|startoftext|>', '<|endoftext|>'
+_CROP = 32  # pixels; side of the crops that the autoencoder is trained on
+_EMPTY_CAPTION_SHARE = 0.1  # captions dropped in training, for classifier-free guidance
+
+
+@dataclass(frozen=True)
+class GeneratorPlan:
+    """How long and on how much to train.
+
+    Args:
+        scenes: Scenes composed from the training split.
+        vae_samples: Images that the autoencoder sees.
+        unet_samples: Latents that the UNet sees.
+        vae_batch_size: Images a step.
+        unet_batch_size: Latents a step.
+        vae_lr: Peak learning rate of the autoencoder (Adam, cosine).
+        unet_lr: Peak learning rate of UNet and text model (AdamW, cosine, 2 % warm-up).
+        seed: Seed of weights, noise and order.
+    """
+
+    scenes: int = 60_000
+    vae_samples: int = 80_000
+    unet_samples: int = 320_000
+    vae_batch_size: int = 16
+    unet_batch_size: int = 64
+    vae_lr: float = 2e-3
+    unet_lr: float = 1e-3
+    seed: int = 0
+
+
+def train_generator(sources: str | Path, work: str | Path, out: str | Path,
+                    plan: GeneratorPlan = GeneratorPlan(), device: str = 'cpu',
+                    workers: int | None = None, minutes: float | None = None,
+                    compile: bool = False) -> bool:
+    """Train the miniature generator and save it as a diffusers folder.
+
+    Started again after an interruption, it goes on from the last checkpoint.
+
+    Args:
+        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        work: Folder for composed scenes, checkpoints and loss curves.
+        out: Folder for the finished pipeline.
+        plan: How long and on how much to train.
+        device: ``'cpu'`` or ``'cuda'``.
+        workers: Processes that compose scenes; one per core by default.
+        minutes: Stop at a checkpoint after this long, to be resumed later.
+        compile: Whether to use ``torch.compile``; pays on a GPU.
+
+    Returns:
+        Whether training is finished; ``out`` is written only then.
+
+    Raises:
+        ValueError: If ``work`` belongs to a run with another plan.
+    """
+    work = Path(work)
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else float('inf')
+    _check_plan(work / 'plan.json', plan)
+    images, captions = _composed(sources, work, plan, workers)
+    torch.manual_seed(plan.seed)
+    tokenizer = make_tokenizer(work / 'tokenizer')
+    tokens = tokenizer(captions, padding='max_length', truncation=False, max_length=TOKENS,
+                       return_tensors='pt').input_ids
+    if tokens.shape[1] > TOKENS:
+        raise ValueError(f'a caption has {tokens.shape[1]} tokens, more than {TOKENS}')
+    torch.backends.cudnn.benchmark = True
+    vae = make_vae()
+    if not _train_vae(vae, images, work, plan, device, deadline):
+        return False
+    latents = _encoded(vae, images, work / 'latents.npy', device)
+    vae.register_to_config(scaling_factor=round(float(1 / latents.float().std()), 5))
+    latents = latents * vae.config.scaling_factor
+    unet, text_encoder = make_unet(), make_text_encoder(len(tokenizer))
+    if compile:
+        unet.compile()
+    scheduler = DDPMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
+                              prediction_type='v_prediction', clip_sample=False, steps_offset=1)
+    empty = tokenizer('', padding='max_length', max_length=TOKENS, return_tensors='pt').input_ids
+    if not _train_unet(unet, text_encoder, scheduler, latents, tokens, empty, work, plan, device,
+                       deadline):
+        return False
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(), text_encoder=text_encoder.cpu(), tokenizer=tokenizer, unet=unet.cpu(),
+        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.to(dtype=torch.float16)  # half the bytes; loaders ask for float32 on the CPU
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return True
+
+
+def make_tokenizer(folder: str | Path) -> CLIPTokenizer:
+    """Make a CLIP tokenizer whose byte-pair vocabulary is that of the world's captions."""
+    folder = Path(folder)
+    prompts = [sample_prompt(str(number), 0).prompt for number in range(5000)]
+    trained = Tokenizer(models.BPE(end_of_word_suffix='</w>', unk_token=_END))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False,
+                                                              use_regex=False)])
+    trained.train_from_iterator(prompts, trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=[_START, _END], end_of_word_suffix='</w>',
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    state = json.loads(trained.to_str())['model']
+    words = {character + '</w>' for character in pre_tokenizers.ByteLevel.alphabet()}
+    vocabulary = list(state['vocab'])
+    vocabulary += sorted(words - set(vocabulary))
+    merges = [' '.join(pair) if isinstance(pair, list) else pair for pair in state['merges']]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
+    (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]) + '\n')
+    return CLIPTokenizer(str(folder / 'vocab.json'), str(folder / 'merges.txt'), unk_token=_END,
+                         bos_token=_START, eos_token=_END, pad_token=_END, model_max_length=TOKENS)
+
+
+def make_vae() -> AutoencoderKL:
+    """Make the autoencoder: (3, 64, 64) images to (4, 16, 16) latents.
+
+    No attention in the middle, so that it can be trained on crops, at a quarter of the cost.
+    """
+    return AutoencoderKL(
+        down_block_types=('DownEncoderBlock2D',) * 3, up_block_types=('UpDecoderBlock2D',) * 3,
+        block_out_channels=(16, 32, 48), layers_per_block=1, latent_channels=4,
+        norm_num_groups=8, sample_size=SIDE, mid_block_add_attention=False)
+
+
+def make_unet() -> UNet2DConditionModel:
+    """Make the UNet: (4, 16, 16) latents, cross-attention at 8x8 and 4x4.
+
+    Few channels and no attention where maps are large, so that a step is cheap. Diffusers'
+    ``attention_head_dim`` is the number of heads here.
+    """
+    return UNet2DConditionModel(
+        sample_size=SIDE // 4, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128),
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
+        layers_per_block=1, cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16)
+
+
+def make_text_encoder(vocabulary: int) -> CLIPTextModel:
+    """Make the CLIP text model. Two layers: deeper ones spread a noun over later tokens."""
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, projection_dim=128,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=TOKENS,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1))
+
+
+def _check_plan(path: Path, plan: GeneratorPlan) -> None:
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = [key for key, value in asdict(plan).items() if old.get(key) != value]
+        if changed:
+            raise ValueError(f'{path.parent} holds a run with another plan ({", ".join(changed)} '
+                             'differ): choose another work folder, or delete this one')
+    else:
+        with atomic_write(path) as file:
+            file.write(json.dumps(asdict(plan), indent=1).encode())
+
+
+def _composed(sources: str | Path, work: Path, plan: GeneratorPlan,
+              workers: int | None) -> tuple[np.ndarray, list[str]]:
+    """Compose the training scenes once; the file of captions is written last."""
+    captions_path, images_path = work / 'captions.json', work / 'images.npy'
+    if not captions_path.exists():
+        images = np.lib.format.open_memmap(images_path, 'w+', np.uint8,
+                                           (plan.scenes, SIDE, SIDE, 3))
+        captions = []
+        for index, scene in enumerate(compose_scenes(sources, 'train', plan.scenes,
+                                                     workers=workers)):
+            images[index] = scene.image
+            captions.append(scene.record.prompt)
+        images.flush()
+        with atomic_write(captions_path) as file:
+            file.write(json.dumps(captions).encode())
+    return np.load(images_path, mmap_mode='r'), json.loads(captions_path.read_text())
+
+
+class _Training:
+    """The loop that both stages share: schedule, checkpoints, resume, loss curve, deadline."""
+
+    def __init__(self, name: str, parts: dict[str, nn.Module], samples: int, batch_size: int,
+                 lr: float, warmup: float, work: Path, device: str, decay: float = 0.0) -> None:
+        self.name, self.parts, self.device = name, parts, device
+        self.steps = max(1, samples // batch_size)
+        self.batch_size = batch_size
+        self.path = work / f'{name}.pt'
+        self.curve_path = work / f'{name}_loss.json'
+        parameters = [p for part in parts.values() for p in part.to(device).parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr, weight_decay=decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup * self.steps))
+            * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
+        self.ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75)
+        self.parameters = parameters
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []
+        if self.path.exists():
+            self._load()
+
+    def run(self, loss_of: Callable[[int], Tensor], deadline: float) -> bool:
+        """Train to the end or the deadline; return whether the end was reached."""
+        bar = tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
+                   desc=f'training {self.name}', unit='sample', unit_scale=True, mininterval=2.0)
+        saved, losses = time.monotonic(), []
+        while self.step < self.steps:
+            # The random stream depends on the step alone, so that a resumed run repeats nothing.
+            torch.manual_seed(self.step + 1)
+            loss = loss_of(self.step)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.ema.step(self.parameters)
+            self.step += 1
+            losses.append(loss.detach())
+            if len(losses) == 100 or self.step == self.steps:
+                self.curve.append((self.step * self.batch_size, float(torch.stack(losses).mean())))
+                bar.set_postfix(loss=f'{self.curve[-1][1]:.4f}', refresh=False)
+                losses = []
+                if time.monotonic() - saved > 120 or time.monotonic() > deadline:
+                    self._save()
+                    saved = time.monotonic()
+                    if time.monotonic() > deadline:
+                        break
+            bar.update(self.batch_size)
+        bar.close()
+        self._save()
+        if self.step == self.steps:
+            self.ema.copy_to(self.parameters)
+            for part in self.parts.values():
+                part.eval()
+        return self.step == self.steps
+
+    def _save(self) -> None:
+        state = {'step': self.step, 'curve': self.curve, 'optimizer': self.optimizer.state_dict(),
+                 'ema': [p.cpu() for p in self.ema.shadow_params],
+                 'ema_step': self.ema.optimization_step,
+                 'parts': {name: part.state_dict() for name, part in self.parts.items()}}
+        with atomic_write(self.path) as file:
+            torch.save(state, file)
+        with atomic_write(self.curve_path) as file:
+            file.write(json.dumps(self.curve).encode())
+
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location='cpu', weights_only=True)
+        self.step, self.curve = state['step'], [tuple(point) for point in state['curve']]
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.ema.shadow_params = [p.to(self.device) for p in state['ema']]
+        self.ema.optimization_step = state['ema_step']
+        for name, part in self.parts.items():
+            part.load_state_dict(state['parts'][name])
+        self.schedule.last_epoch = self.step - 1
+        self.schedule.step()
+
+
+def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: GeneratorPlan,
+               device: str, deadline: float) -> bool:
+    """Absolute error, and a KL term just strong enough to keep the latents bounded."""
+    training = _Training('vae', {'vae': vae}, plan.vae_samples, plan.vae_batch_size, plan.vae_lr,
+                         0.02, work, device)
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng([plan.seed, step])
+        picked = np.sort(rng.integers(len(images), size=plan.vae_batch_size))
+        top, left = rng.integers(SIDE - _CROP + 1, size=2)
+        crops = images[picked, top:top + _CROP, left:left + _CROP]
+        target = _to_tensor(crops, device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+            posterior = vae.encode(target).latent_dist
+            output = vae.decode(posterior.sample()).sample
+        return F.l1_loss(output.float(), target) + 1e-6 * posterior.kl().float().mean()
+
+    return training.run(loss_of, deadline)
+
+
+@torch.no_grad()
+def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) -> Tensor:
+    """Return float16 (N, 4, 16, 16) latent means, on the CPU; computed once and kept in ``path``."""
+    if not path.exists():
+        batches = [vae.encode(_to_tensor(images[i:i + 256], device)).latent_dist.mean.half().cpu()
+                   for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0)]
+        with atomic_write(path) as file:
+            np.save(file, torch.cat(batches).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def _train_unet(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
+                latents: Tensor, tokens: Tensor, empty: Tensor, work: Path, plan: GeneratorPlan,
+                device: str, deadline: float) -> bool:
+    """The latent diffusion loss (v-prediction), captions dropped at times for guidance."""
+    training = _Training('unet', {'unet': unet, 'text_encoder': text_encoder}, plan.unet_samples,
+                         plan.unet_batch_size, plan.unet_lr, 0.02, work, device, decay=0.01)
+    latents, tokens, empty = latents.to(device), tokens.to(device), empty.to(device)
+    size = plan.unet_batch_size
+
+    def loss_of(step: int) -> Tensor:
+        picked = torch.randint(len(latents), (size,), device=device)
+        clean = latents[picked].float()
+        dropped = torch.rand(size, 1, device=device) < _EMPTY_CAPTION_SHARE
+        caption = torch.where(dropped, empty, tokens[picked])
+        noise = torch.randn_like(clean)
+        t = torch.randint(scheduler.config.num_train_timesteps, (size,), device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+            text = text_encoder(caption).last_hidden_state
+            output = unet(scheduler.add_noise(clean, noise, t), t, text).sample
+        return F.mse_loss(output.float(), scheduler.get_velocity(clean, noise, t))
+
+    return training.run(loss_of, deadline)
+
+
+def _to_tensor(images: np.ndarray, device: str) -> Tensor:
+    """uint8 (N, h, w, 3) to float (N, 3, h, w) in [-1, 1]."""
+    tensor = torch.from_numpy(np.array(images)).to(device)
+    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
