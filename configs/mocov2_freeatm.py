@@ -26,7 +26,7 @@ train_pipeline = [
 
 train_dataloader = dict(
     sampler=dict(type='SeededSampler'),
-    # Without the `_scope_` that mmengine puts into inherited parts and would call the function with.
+    # Without the `_scope_` that mmengine adds to what is inherited and hands to the function.
     collate_fn=dict(_delete_=True, type='default_collate'),
     dataset=dict(
         _delete_=True,

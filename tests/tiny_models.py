@@ -31,7 +31,41 @@ def moco(stock=False, seed=0, **kwargs):
     else:
         config.update(type='FreeATMMoCo', neck=dict(type='InstancePoolNeck', neck='MoCoV2Neck',
                                                     **neck))
-    model = MODELS.build(dict(config, **kwargs))
+    return _ready(config, kwargs)
+
+
+def simclr(stock=False, seed=0, **kwargs):
+    """A small SimCLR, mmpretrain's own or ours, with weights by seed."""
+    torch.manual_seed(seed)
+    neck = dict(in_channels=8, hid_channels=8, out_channels=6, num_layers=2,
+                norm_cfg=dict(type='BN1d'))
+    config = dict(backbone=BACKBONE, head=dict(
+        type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.1))
+    if stock:
+        config.update(type='SimCLR', neck=dict(type='NonLinearNeck', **neck))
+    else:
+        config.update(type='FreeATMSimCLR', neck=dict(type='InstancePoolNeck',
+                                                      neck='NonLinearNeck', **neck))
+    return _ready(config, kwargs)
+
+
+def mae(stock=False, seed=0, **kwargs):
+    """A small MAE of 4x4 patches on 32x32 pixels, mmpretrain's own or ours, weights by seed."""
+    torch.manual_seed(seed)
+    prefix = '' if stock else 'FreeATM'
+    config = dict(
+        type=f'{prefix}MAE',
+        backbone=dict(type=f'{prefix}MAEViT', img_size=32, patch_size=8, mask_ratio=0.75, arch=dict(
+            embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)),
+        neck=dict(type='MAEPretrainDecoder', num_patches=16, patch_size=8, embed_dim=16,
+                  decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+        head=dict(type='MAEPretrainHead', norm_pix=True, patch_size=8,
+                  loss=dict(type='PixelReconstructionLoss', criterion='L2')))
+    return _ready(config, kwargs)
+
+
+def _ready(config, changes):
+    model = MODELS.build(dict(config, **changes))
     model.init_weights()
     model.train()
     return model

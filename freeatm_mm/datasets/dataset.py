@@ -11,6 +11,7 @@ import torch
 from mmpretrain.datasets.base_dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
+from freeatm_mm.datasets.transforms import check_tracked
 from freeatm_mm.store import RawSample, Store, StoreError
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -105,6 +106,8 @@ class FreeATMDataset(BaseDataset):
         store: Folder of a store or of plain images (real data, without masks), or a list of them.
         masks: Whether to hand over the masks. False gives the baseline on the same images.
         pipeline: Transforms, beginning with `LoadFromStore`.
+        photometric: With masks every transform must be known to move no pixels, or to move the
+            masks with them; here are the names of further ones that leave every pixel in place.
         indices: Use the first so many samples, or exactly the numbered ones. Defaults to all.
         metainfo: As in mmengine.
         test_mode: As in mmengine.
@@ -112,12 +115,14 @@ class FreeATMDataset(BaseDataset):
 
     Raises:
         StoreError: If a source doesn't exist, is empty, unfinished or damaged.
+        ValueError: If a transform would move the image and not its masks.
     """
 
     def __init__(self,
                  store: str | Path | Sequence[str | Path],
                  masks: bool = True,
                  pipeline: Sequence = (),
+                 photometric: Sequence[str] = (),
                  indices: int | Sequence[int] | None = None,
                  metainfo: dict | None = None,
                  test_mode: bool = False,
@@ -130,6 +135,8 @@ class FreeATMDataset(BaseDataset):
         super().__init__(
             ann_file='', metainfo=metainfo, indices=indices, serialize_data=False,
             pipeline=pipeline, test_mode=test_mode, lazy_init=lazy_init)
+        if masks:
+            check_tracked(self.pipeline.transforms, photometric)
 
     def load_data_list(self) -> Sequence[int]:
         """Opens the sources; the 'list' is the range of their samples' numbers."""

@@ -19,12 +19,10 @@ from mmcv.transforms import BaseTransform, Compose, RandomFlip
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.registry import TRANSFORMS
 
+from freeatm_mm.attention.masks import THRESHOLD
 from freeatm_mm.datasets.geometry import (WHOLE, crop_window, flip_window, view_masks,
                                           visible_share)
 from freeatm_mm.store import StoreError, decode_masks
-
-FOREGROUND = 0.45
-"""Normalised attention from which a pixel counts as the instance's (paper, section 4.1)."""
 
 MUTABLE = (list, dict, set, np.ndarray)
 
@@ -137,7 +135,8 @@ class FreeATMRandomFlip(RandomFlip):
         return results
 
 
-TRACKED = ('FreeATMRandomResizedCrop', 'FreeATMRandomFlip', 'Resize', 'ResizeEdge')
+TRACKED = ('LoadFromStore', 'FreeATMRandomResizedCrop', 'FreeATMRandomFlip', 'FreeATMMultiView',
+           'PackFreeATMInputs', 'Resize', 'ResizeEdge')
 """Transforms that keep `window` true; resizing the whole picture leaves it as it is."""
 
 PHOTOMETRIC = ('ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'RandomSolarize', 'Solarize',
@@ -165,11 +164,9 @@ def check_tracked(transforms: Sequence, photometric: Sequence[str] = ()) -> None
         elif isinstance(transform, (list, tuple)):
             check_tracked(transform, photometric)
         elif name not in (*TRACKED, *PHOTOMETRIC, *photometric):
-            hint = (f'use FreeATM{name} instead'
-                    if f'FreeATM{name}' in TRACKED else
+            hint = (f'use FreeATM{name} instead' if f'FreeATM{name}' in TRACKED else
                     f'if it leaves every pixel where it is, say photometric=[{name!r}]')
-            raise ValueError(f'{name} in FreeATMMultiView would move the image and not its masks: '
-                             f'{hint}.')
+            raise ValueError(f'{name} would move the image and not its masks: {hint}.')
 
 
 @TRANSFORMS.register_module()
@@ -274,7 +271,7 @@ class PackFreeATMInputs(PackInputs):
         masks = results['stored_masks']
         windows = np.array(results.get('windows') or [results['window']])
         data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
-        foregrounds = (masks >= FOREGROUND * 255).astype(np.float32)
+        foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
         in_view = view_masks(foregrounds, windows, self.grid_size)
         visible = visible_share(foregrounds, windows, in_view)
         kept = np.flatnonzero(visible.min(0) >= self.min_visible)

@@ -34,7 +34,9 @@ class SeedEachIterationHook(Hook):
         loader = runner.train_dataloader
         sampler = loader.sampler
         if hasattr(sampler, 'seed'):
-            sampler.seed = runner.seed
+            # The sampler's seed must be the same in all processes.
+            differs = runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
+            sampler.seed = runner.seed - (get_rank() if differs else 0)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seeds; the batch is loaded by then, so that its loading can't interfere."""

@@ -1,5 +1,11 @@
 """Necks and algorithms: mmpretrain's own, with instances where masks are given."""
+from freeatm_mm.models.mae import FreeATMMAE, FreeATMMAEViT
+from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
 from freeatm_mm.models.moco import FreeATMMoCo
 from freeatm_mm.models.necks import InstancePoolNeck
+from freeatm_mm.models.simclr import FreeATMSimCLR
 
-__all__ = ['FreeATMMoCo', 'InstancePoolNeck']
+__all__ = [
+    'AttentionGuidedMaskGenerator', 'FreeATMMAE', 'FreeATMMAEViT', 'FreeATMMoCo', 'FreeATMSimCLR',
+    'InstancePoolNeck'
+]

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
+
+NEGATIVES = ('all', 'other_nouns')
+"""Which keys are negatives: all (the paper), or those of another noun than the query's."""
 
 UNKNOWN_NOUN = -1
 """Noun of a key that stands for a whole image; it is never taken for another key's noun."""
@@ -125,3 +128,55 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[:len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """`gather_rows`, and back: each process gets the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = counts
+        return gather_rows(rows, counts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        all_reduce(gradient)
+        start = sum(ctx.counts[:get_rank()])
+        return gradient[start:start + ctx.counts[get_rank()]], None
+
+
+def gather_rows_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """`gather_rows` for losses: what any process does with the rows reaches their own process.
+
+    Args:
+        rows: (M, ...) rows of this process.
+        counts: Number of rows of each process, the same list everywhere.
+
+    Returns:
+        (sum of counts, ...).
+    """
+    return rows if len(counts) == 1 else _GatherWithGradient.apply(rows, counts)
+
+
+def same_noun_counts(nouns: Tensor, among: Tensor) -> Tensor:
+    """How often each noun is found.
+
+    Counted in sorted order: comparing all pairs would cost their number.
+
+    Args:
+        nouns: (M,) nouns to look for.
+        among: (N,) nouns to look in.
+
+    Returns:
+        (M,) int64; 0 for `UNKNOWN_NOUN`.
+    """
+    among = among.sort().values
+    counts = torch.searchsorted(among, nouns, right=True) - torch.searchsorted(among, nouns)
+    return counts * (nouns != UNKNOWN_NOUN)
+
+
+def mean_of_known(values: Tensor, nouns: Tensor) -> Tensor:
+    """Mean over the instances of a known noun; 0 without any."""
+    known = (nouns != UNKNOWN_NOUN).float()
+    return (values * known).sum() / known.sum().clamp(min=1)

@@ -13,10 +13,9 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from freeatm_mm.models.instances import UNKNOWN_NOUN, Instances, collect_instances, gather_rows
+from freeatm_mm.models.instances import (NEGATIVES, UNKNOWN_NOUN, Instances, collect_instances,
+                                         gather_rows, mean_of_known, same_noun_counts)
 from freeatm_mm.models.necks import InstancePoolNeck
-
-NEGATIVES = ('all', 'other_nouns')
 
 
 @MODELS.register_module()
@@ -89,7 +88,8 @@ class FreeATMMoCo(MoCo):
         with torch.no_grad():
             statistics = instances.statistics()
             statistics['accuracy'] = (positive[:, 0] > negative.amax(1)).float().mean()
-            statistics['same_noun_negatives'] = self._same_noun_share(instances.nouns)
+            same = same_noun_counts(instances.nouns, self.queue_nouns) / self.queue_len
+            statistics['same_noun_negatives'] = mean_of_known(same, instances.nouns)
         self._dequeue_and_enqueue(keys, instances)
         return dict(loss=loss, **statistics)
 
@@ -102,15 +102,6 @@ class FreeATMMoCo(MoCo):
         features = batch_unshuffle_ddp(backbone(views)[-1], back)
         keys = neck((features, ), instances.masks[1], instances.places)[0]
         return nn.functional.normalize(keys, dim=1)
-
-    def _same_noun_share(self, nouns: Tensor) -> Tensor:
-        """Mean share of the queue's keys that carry a query's own noun."""
-        # Counted in the sorted queue: comparing all pairs would cost M times the queue's length.
-        queue = self.queue_nouns.sort().values
-        counts = (torch.searchsorted(queue, nouns, right=True)
-                  - torch.searchsorted(queue, nouns)).float()
-        known = (nouns != UNKNOWN_NOUN).float()
-        return (counts * known).sum() / known.sum().clamp(min=1) / self.queue_len
 
     @torch.no_grad()
     def _dequeue_and_enqueue(self, keys: Tensor, instances: Instances | None = None) -> None:

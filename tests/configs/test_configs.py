@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
 
 from tiny_stores import make_store
@@ -43,11 +44,12 @@ def test_miniatures_train_one_batch(name, tmp_path):
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     model = MODELS.build(cfg.model)
     data = model.data_preprocessor(default_collate([dataset[(n, n)] for n in range(6)]), True)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     losses = model(**data, mode='loss')
-    losses['loss'].backward()
+    optimizer.update_params(losses['loss'])
     assert losses['loss'].isfinite()
-    assert all(parameter.grad is not None for parameter in model.backbone.parameters()
-               if parameter.requires_grad)
+    after = model(**data, mode='loss')
+    assert after['loss'].isfinite() and after['loss'] != losses['loss']
 
 
 @pytest.mark.parametrize('name', [name for name in PRETRAINING if 'baselines' in name])
@@ -67,19 +69,27 @@ def load_stock(name, folder):
     return strip(Config.fromfile(path).to_dict())
 
 
-def test_mocov2_is_mmpretrains_but_for_the_masks(tmp_path):
-    stock = load_stock('mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py', tmp_path)
-    ours = strip(load('mocov2_freeatm.py').to_dict())
+def same_loading(ours, stock):
+    loaders = [{key: value for key, value in cfg['train_dataloader'].items()
+                if key not in ('dataset', 'sampler')} for cfg in (ours, stock)]
+    assert loaders[0] == loaders[1]
+
+
+@pytest.mark.parametrize('name, stock_name', [
+    ('mocov2_freeatm.py', 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'),
+    ('simclr_freeatm.py', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py')])
+def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, stock_name):
+    stock, ours = load_stock(stock_name, tmp_path), strip(load(name).to_dict())
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'data_preprocessor',
                 'auto_scale_lr', 'default_hooks'):
-        assert ours[key] == stock[key]
-    ours['model'].pop('negatives')
+        assert ours.get(key) == stock.get(key)
+    assert ours['model'].pop('negatives') == 'all'
+    assert ours['model'].pop('loss', 'nt_xent') == 'nt_xent'
     assert ours['model'].pop('type') == 'FreeATM' + stock['model'].pop('type')
     assert ours['model']['neck'].pop('type') == 'InstancePoolNeck'
     ours['model']['neck']['type'] = ours['model']['neck'].pop('neck')
     assert ours['model'] == stock['model']
-    for key in ('batch_size', 'drop_last', 'num_workers', 'collate_fn'):
-        assert ours['train_dataloader'][key] == stock['train_dataloader'][key]
+    same_loading(ours, stock)
     views = [cfg['train_dataloader']['dataset']['pipeline'][1]['transforms'][0]
              for cfg in (ours, stock)]
     for transform in views[0]:
@@ -87,3 +97,23 @@ def test_mocov2_is_mmpretrains_but_for_the_masks(tmp_path):
     assert views[0] == views[1]
     assert ours['train_dataloader']['dataset']['pipeline'][2]['grid_size'] * 32 == \
         views[1][0]['scale']
+
+
+def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
+    stock = load_stock('mae/mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k.py', tmp_path)
+    ours = strip(load('mae_freeatm.py').to_dict())
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'data_preprocessor',
+                'auto_scale_lr', 'default_hooks'):
+        assert ours[key] == stock[key]
+    assert ours['model'].pop('mask_generator') == dict(
+        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear')
+    assert ours['model'].pop('combine') == 'sum'
+    for part in (ours['model'], ours['model']['backbone']):
+        part['type'] = part['type'].replace('FreeATM', '')
+    assert ours['model'] == stock['model']
+    same_loading(ours, stock)
+    pipelines = [cfg['train_dataloader']['dataset']['pipeline'] for cfg in (ours, stock)]
+    for transform in pipelines[0]:
+        transform['type'] = transform['type'].replace('FreeATM', '')
+    assert pipelines[0][1:3] == pipelines[1][1:3]
+    assert pipelines[0][3]['grid_size'] * ours['model']['neck']['patch_size'] == 224

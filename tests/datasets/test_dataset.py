@@ -78,7 +78,7 @@ def test_a_seed_decides_all_random_choices(tmp_path):
     def draw(results):
         return random.random(), np.random.uniform(), torch.rand(1).item()
 
-    dataset = FreeATMDataset(tmp_path / 'store', pipeline=[draw])
+    dataset = FreeATMDataset(tmp_path / 'store', pipeline=[draw], photometric=['function'])
     first = dataset[(3, 17)]
     dataset[(4, 1)]
     assert dataset[(3, 17)] == first != dataset[(3, 18)]
@@ -86,6 +86,14 @@ def test_a_seed_decides_all_random_choices(tmp_path):
     expected = np.random.uniform()
     np.random.seed(0)
     assert dataset[3][1] == expected  # a plain number leaves the random state alone
+
+
+def test_pipeline_that_leaves_masks_behind_is_refused(tmp_path):
+    pipeline = [dict(type='LoadFromStore'), dict(type='RandomFlip', prob=0.5)]
+    store = make_store(tmp_path / 'store')
+    with pytest.raises(ValueError, match='use FreeATMRandomFlip'):
+        FreeATMDataset(store, pipeline=pipeline)
+    FreeATMDataset(store, masks=False, pipeline=pipeline)[0]
 
 
 @pytest.mark.parametrize('make, message', [

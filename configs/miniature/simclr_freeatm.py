@@ -1,0 +1,50 @@
+"""`simclr_freeatm.py` at the miniature's scale: 64x64 images, a small ResNet, two CPU cores.
+
+    python tools/train.py configs/miniature/simclr_freeatm.py \
+        --cfg-options train_dataloader.dataset.store=STORE
+"""
+_base_ = '../simclr_freeatm.py'
+
+epochs = 40
+
+# Colour tells this world's nouns apart, so it is changed only mildly, and never taken away.
+view_pipeline = [
+    dict(type='FreeATMRandomResizedCrop', scale=40, crop_ratio_range=(0.2, 1.0)),
+    dict(type='FreeATMRandomFlip', prob=0.5),
+    dict(
+        type='RandomApply',
+        prob=0.8,
+        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')]),
+]
+train_pipeline = [
+    dict(type='LoadFromStore'),
+    dict(type='FreeATMMultiView', num_views=2, transforms=[view_pipeline]),
+    dict(type='PackFreeATMInputs', grid_size=5),
+]
+train_dataloader = dict(
+    batch_size=256,
+    num_workers=1,
+    drop_last=True,
+    dataset=dict(store='data/miniature', pipeline=train_pipeline))
+
+model = dict(
+    backbone=dict(
+        depth=18,
+        num_stages=3,
+        stem_channels=32,
+        base_channels=32,
+        strides=(1, 2, 1),
+        dilations=(1, 1, 1),
+        out_indices=(2, ),
+        norm_cfg=dict(type='BN')),
+    neck=dict(in_channels=128, hid_channels=128, out_channels=64, norm_cfg=dict(type='BN1d')))
+
+optim_wrapper = dict(optimizer=dict(lr=0.3))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
+         convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs),
+]
+train_cfg = dict(max_epochs=epochs)
+custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))

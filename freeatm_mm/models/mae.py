@@ -1,0 +1,157 @@
+"""MAE with attention-guided masks, "Free-ATM", section 3.3 (arXiv 2308.06739).
+
+MAE: arXiv 2111.06377; official code: github.com/facebookresearch/mae. Built on
+`mmpretrain.models.selfsup.MAE`.
+"""
+from __future__ import annotations
+
+import torch
+from mmpretrain.models.selfsup import MAE, MAEViT
+from mmpretrain.registry import MODELS, TASK_UTILS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from freeatm_mm.attention.masks import THRESHOLD
+
+COMBINE = ('sum', 'max')
+
+
+@MODELS.register_module()
+class FreeATMMAEViT(MAEViT):
+    """mmpretrain's `MAEViT` that can be told which patches to hide.
+
+    Arguments are those of `MAEViT`; so are parameters and their names.
+    """
+
+    _order: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: bool | None = True, order: Tensor | None = None):
+        """As `MAEViT.forward`.
+
+        Args:
+            x: (B, 3, H, W) images.
+            mask: None gives the features of the whole images.
+            order: (B, L) order of each image's patches, the hidden ones last; None for MAE's own
+                random one.
+
+        Returns:
+            Visible patches' features, mask (1 is hidden) and `ids_restore`; or features.
+        """
+        self._order = order
+        try:
+            return super().forward(x, mask)
+        finally:
+            self._order = None
+
+    def random_masking(self, x: Tensor, mask_ratio: float = 0.75) -> tuple[Tensor, Tensor, Tensor]:
+        """As `MAEViT.random_masking`, but in the order given to `forward`, where there is one."""
+        if self._order is None:
+            return super().random_masking(x, mask_ratio)
+        batch, length, channels = x.shape
+        restore = self._order.argsort(dim=1)
+        kept = self._order[:, :num_kept(length, mask_ratio)]
+        visible = x.gather(1, kept[:, :, None].expand(-1, -1, channels))
+        mask = torch.ones(batch, length, device=x.device).scatter_(1, kept, 0)
+        return visible, mask, restore
+
+
+@MODELS.register_module()
+class FreeATMMAE(MAE):
+    """MAE that hides foregrounds more and more.
+
+    Without any mask in the batch it is mmpretrain's `MAE`, bit for bit; images without a mask are
+    masked at random.
+
+    Args:
+        mask_generator: Config of what orders the patches; see `AttentionGuidedMaskGenerator`.
+        combine: How the attention of several nouns becomes one score: 'sum', their attention
+            together (the attention of one pixel to all words sums to 1, so that this is its
+            attention to any of the nouns), or 'max', meant for masks stretched to [0, 1].
+        **kwargs: Arguments of `mmpretrain.models.MAE`; the backbone must be a `FreeATMMAEViT`.
+
+    Raises:
+        ValueError: If `combine` is unknown.
+        TypeError: If the backbone can't be told what to hide.
+    """
+
+    def __init__(self, *, mask_generator: dict | None = None, combine: str = 'sum',
+                 **kwargs) -> None:
+        super().__init__(**kwargs)
+        if combine not in COMBINE:
+            raise ValueError(f'FreeATMMAE: combine {combine!r} is unknown: use one of '
+                             f'{", ".join(COMBINE)}.')
+        if not isinstance(self.backbone, FreeATMMAEViT):
+            raise TypeError(f'FreeATMMAE: the backbone {type(self.backbone).__name__} can\'t be '
+                            "told which patches to hide: write backbone=dict(type='FreeATMMAEViT', "
+                            '...).')
+        self.mask_generator = TASK_UTILS.build(
+            mask_generator or dict(type='AttentionGuidedMaskGenerator'))
+        self.combine = combine
+
+    def loss(self, inputs: Tensor, data_samples: list[DataSample] | None,
+             **kwargs) -> dict[str, Tensor]:
+        """The loss and what is logged beside it.
+
+        Args:
+            inputs: (B, 3, H, W) images.
+            data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+
+        Returns:
+            `loss`; where there are masks also `beta` and `foreground_masked`, the share of the
+            foreground's patches that is hidden.
+        """
+        length = self.backbone.num_patches
+        scores = self._scores(data_samples, length, inputs.device)
+        if scores is None:
+            return super().loss(inputs, data_samples, **kwargs)
+        beta = self.mask_generator.beta()
+        order = self.mask_generator(
+            scores, length - num_kept(length, self.backbone.mask_ratio), beta)
+        latent, mask, restore = self.backbone(inputs, order=order)
+        loss = self.head.loss(self.neck(latent, restore), inputs, mask)
+        return dict(loss=loss, beta=torch.tensor(beta),
+                    foreground_masked=foreground_masked(scores, mask))
+
+    def _scores(self, data_samples: list[DataSample] | None, length: int,
+                device: torch.device) -> Tensor | None:
+        """(B, L) attention of the patches, 0 for images without masks; None without any."""
+        data_samples = data_samples or []
+        images = [image for image, sample in enumerate(data_samples)
+                  if 'masks' in sample and sample.masks.shape[1]]
+        if not images:
+            return None
+        masks = [data_samples[image].masks[0] for image in images]
+        rows = torch.tensor([image for image, mask in zip(images, masks) for _ in mask],
+                            device=device)
+        masks = torch.cat(masks)
+        if masks[0].numel() != length:
+            side = self.backbone.patch_resolution
+            raise ValueError(f'Masks on a {masks.shape[1]}x{masks.shape[2]} grid don\'t fit the '
+                             f'{side[0]}x{side[1]} patches: set grid_size of PackFreeATMInputs to '
+                             f'{tuple(side)}.')
+        scores = torch.zeros(len(data_samples), length, device=device)
+        reduce = 'sum' if self.combine == 'sum' else 'amax'
+        return scores.scatter_reduce_(0, rows[:, None].expand(-1, length),
+                                      masks.flatten(1).to(scores), reduce)
+
+
+def num_kept(length: int, mask_ratio: float) -> int:
+    """How many of an image's patches stay visible, as MAE counts them."""
+    return int(length * (1 - mask_ratio))
+
+
+def foreground_masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Share of the foreground patches that are hidden, over the images that have a foreground.
+
+    Foreground is what reaches 0.45 of the way from an image's lowest to its highest score.
+
+    Args:
+        scores: (B, L) attention of the patches.
+        mask: (B, L) 1 where a patch is hidden.
+
+    Returns:
+        A number in [0, 1]; 0 if no image has a foreground.
+    """
+    lowest, highest = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+    foreground = ((scores - lowest >= THRESHOLD * (highest - lowest)) & (highest > lowest)).float()
+    return (foreground * mask).sum() / foreground.sum().clamp(min=1)

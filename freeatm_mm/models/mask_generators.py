@@ -1,0 +1,87 @@
+"""Which patches a masked autoencoder hides, guided by attention (Free-ATM, section 3.3, part 2)."""
+from __future__ import annotations
+
+import math
+
+import torch
+from mmengine.logging import MessageHub
+from mmpretrain.registry import TASK_UTILS
+from torch import Tensor
+
+SCHEDULES = {
+    'linear': lambda progress: progress,
+    'constant': lambda progress: 1.0,
+    'reverse': lambda progress: 1.0 - progress,
+    'cosine': lambda progress: (1.0 - math.cos(math.pi * progress)) / 2,
+}
+"""Share of the ceiling that beta has reached, for the progress of the training in [0, 1]."""
+
+
+def training_progress() -> float:
+    """How far the running training is: 0 in its first iteration, 1 in its last.
+
+    Read from mmengine's message hub, which the runner keeps, also after a resume: the main process
+    knows it, whatever workers and epochs do. Outside of a training it is 0.
+    """
+    hub = MessageHub.get_current_instance()
+    iteration, last = hub.get_info('iter', 0), hub.get_info('max_iters', 1) - 1
+    return min(iteration / last, 1.0) if last > 0 else 0.0
+
+
+@TASK_UTILS.register_module()
+class AttentionGuidedMaskGenerator:
+    """Hides a growing share of the patches by attention, the rest at random.
+
+    Of the patches that are hidden, the share beta are those with the highest attention, the rest
+    are drawn from all others. Beta goes from 0 to its ceiling over the training (section 4.3:
+    linearly, to 0.8), so that the network learns whole images first and foregrounds later.
+
+    Args:
+        ceiling: The largest beta, in [0, 1].
+        schedule: How beta grows: 'linear' (the paper), 'cosine', 'constant' (always the ceiling),
+            'reverse' (from the ceiling to 0).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, ceiling: float = 0.8, schedule: str = 'linear') -> None:
+        if not 0 <= ceiling <= 1:
+            raise ValueError(f'AttentionGuidedMaskGenerator: ceiling {ceiling} is not in [0, 1].')
+        if schedule not in SCHEDULES:
+            raise ValueError(f'AttentionGuidedMaskGenerator: schedule {schedule!r} is unknown: use '
+                             f'one of {", ".join(SCHEDULES)}.')
+        self.ceiling = ceiling
+        self.schedule = schedule
+
+    def beta(self, progress: float | None = None) -> float:
+        """Beta at a point of the training.
+
+        Args:
+            progress: In [0, 1]; by default that of the running training.
+        """
+        progress = training_progress() if progress is None else progress
+        return self.ceiling * SCHEDULES[self.schedule](progress)
+
+    def __call__(self, scores: Tensor, num_masked: int, beta: float | None = None) -> Tensor:
+        """An order of each image's patches whose last `num_masked` are to be hidden.
+
+        Exactly floor(beta * num_masked) patches are chosen by score. Among equal scores chance
+        decides; so an image of equal scores is masked at random, as MAE does.
+
+        Args:
+            scores: (B, L) attention of the patches.
+            num_masked: How many patches of each image to hide.
+            beta: Share by score; by default the schedule's.
+
+        Returns:
+            (B, L) int64, each row a permutation of the patches.
+        """
+        beta = self.beta() if beta is None else beta
+        noise = torch.rand(scores.shape, device=scores.device)
+        chosen = int(beta * num_masked + 1e-9)
+        if chosen:
+            shuffled = torch.rand_like(noise).argsort(dim=1)
+            order = scores.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+            noise.scatter_(1, shuffled.gather(1, order[:, :chosen]), 2.0)  # above all noise
+        return noise.argsort(dim=1)

@@ -1,0 +1,155 @@
+"""SimCLR with instance features, "Free-ATM", section 3.3 (arXiv 2308.06739).
+
+SimCLR: arXiv 2002.05709; official code: github.com/google-research/simclr. Built on
+`mmpretrain.models.selfsup.SimCLR`.
+"""
+from __future__ import annotations
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmpretrain.models.selfsup import SimCLR
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from freeatm_mm.models.instances import (NEGATIVES, UNKNOWN_NOUN, Instances, collect_instances,
+                                         gather_rows, gather_rows_with_gradient, mean_of_known,
+                                         same_noun_counts)
+from freeatm_mm.models.necks import InstancePoolNeck
+
+LOSSES = ('nt_xent', 'equation3')
+
+
+@MODELS.register_module()
+class FreeATMSimCLR(SimCLR):
+    """SimCLR that contrasts instances instead of images.
+
+    Each instance that both views show gives a pair; the instances of all processes are each other's
+    negatives. An image without such an instance is pooled whole. Without any mask in the batch (of
+    all processes) it is mmpretrain's `SimCLR`, bit for bit.
+
+    Two losses, as the paper says two things:
+
+    - 'nt_xent' (default): SimCLR's own. Both views are anchors, the negatives are the other
+      instances in both views, similarities are divided by the head's temperature. This is what "all
+      hyperparameters are aligned with the original SimCLR" (section 4.2) asks for, and what makes
+      the baseline differ by the masks alone.
+    - 'equation3': as printed. The first view's instances are the anchors, the negatives are the
+      other instances in the same view, there is no temperature.
+
+    Args:
+        loss: 'nt_xent' or 'equation3'.
+        negatives: 'all' (the paper) or 'other_nouns', which leaves out instances of the same noun.
+        exact_gradients: With W processes mmpretrain's SimCLR gives 1/W of the gradient that one
+            process would give on the whole batch: each process differentiates the whole loss by
+            its own images only, and DistributedDataParallel takes the mean. False keeps this, with
+            masks and without, so that learning rates found for it hold. True gives the gradient of
+            one process.
+        **kwargs: Arguments of `mmpretrain.models.SimCLR`; the neck must be an `InstancePoolNeck`.
+
+    Raises:
+        ValueError: If `loss` or `negatives` is unknown.
+        TypeError: If the neck can't pool instances.
+    """
+
+    def __init__(self, *, loss: str = 'nt_xent', negatives: str = 'all',
+                 exact_gradients: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        for value, known, name in ((loss, LOSSES, 'loss'), (negatives, NEGATIVES, 'negatives')):
+            if value not in known:
+                raise ValueError(f'FreeATMSimCLR: {name} {value!r} is unknown: use one of '
+                                 f'{", ".join(known)}.')
+        if not isinstance(self.neck, InstancePoolNeck):
+            name = type(self.neck).__name__
+            raise TypeError(f'FreeATMSimCLR: the neck {name} can\'t pool instances: write '
+                            f"neck=dict(type='InstancePoolNeck', neck='{name}', ...).")
+        self.loss_form = loss
+        self.negatives = negatives
+        self.exact_gradients = exact_gradients
+
+    def loss(self, inputs: list[Tensor], data_samples: list[DataSample] | None,
+             **kwargs) -> dict[str, Tensor]:
+        """The loss and what is logged beside it.
+
+        Args:
+            inputs: Two views, each (B, 3, H, W).
+            data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+
+        Returns:
+            `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
+            images), `cut_away` (share of the instances that a crop took away), `accuracy` (share of
+            the anchors nearest to their positive) and `same_noun_negatives` (share of the
+            negatives, among the anchors of a known noun).
+        """
+        instances = collect_instances(data_samples, inputs[0])
+        if instances is None:
+            losses = super().loss(inputs, data_samples, **kwargs)
+            if self.exact_gradients and get_world_size() > 1:
+                losses['loss'] = scale_gradient(losses['loss'], get_world_size())
+            return losses
+
+        embeddings = self._embed(inputs, instances)
+        if not self.exact_gradients:
+            embeddings = scale_gradient(embeddings, 1 / get_world_size())
+        nouns = gather_rows(instances.nouns, instances.counts)
+        positive, negative = self._similarities(embeddings, instances, nouns)
+        if self.loss_form == 'equation3':
+            logits = torch.cat((positive, negative), dim=1)
+            loss = self.head.loss_module(logits, logits.new_zeros(len(logits), dtype=torch.long))
+        else:
+            loss = self.head.loss(positive, negative)
+
+        with torch.no_grad():
+            statistics = instances.statistics()
+            statistics['accuracy'] = (positive[:, 0] > negative.amax(1)).float().mean()
+            # Both views of an instance have the same noun: the shares are those of the instances.
+            same = (same_noun_counts(instances.nouns, nouns) - 1) / max(len(nouns) - 1, 1)
+            statistics['same_noun_negatives'] = mean_of_known(same, instances.nouns)
+        return dict(loss=loss * instances.loss_weight, **statistics)
+
+    def _embed(self, inputs: list[Tensor], instances: Instances) -> Tensor:
+        """(M, 2, D) normalised embeddings of the instances in both views."""
+        # As in SimCLR both views go through the encoder together, image by image: 2B images.
+        features = self.backbone(torch.stack(inputs, dim=1).flatten(0, 1))
+        masks = instances.masks.transpose(0, 1).flatten(0, 1)
+        most = masks.shape[1]
+        image, number = instances.places // most, instances.places % most
+        places = torch.stack([(2 * image + view) * most + number for view in (0, 1)], dim=1)
+        embeddings = self.neck(features, masks, places.flatten())[0]
+        embeddings = embeddings / (embeddings.norm(dim=1, keepdim=True) + 1e-10)
+        return embeddings.unflatten(0, (-1, 2))
+
+    def _similarities(self, embeddings: Tensor, instances: Instances,
+                      nouns: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of this process's A anchors.
+
+        Args:
+            embeddings: (M, 2, D) of this process.
+            instances: The instances of this process.
+            nouns: (N,) the nouns of the instances of all processes.
+
+        Returns:
+            Positives (A, 1), and negatives (A, N) or (A, 2N) with minus infinity for what is none.
+        """
+        everything = gather_rows_with_gradient(embeddings, instances.counts)
+        own = sum(instances.counts[:get_rank()]) + torch.arange(len(embeddings),
+                                                                device=embeddings.device)
+        positive = (embeddings[:, 0] * embeddings[:, 1]).sum(1)
+        # excluded[m, n]: instance n of all is not a negative for the own instance m.
+        excluded = own[:, None] == torch.arange(len(everything), device=own.device)
+        if self.negatives == 'other_nouns':
+            known = instances.nouns[:, None] != UNKNOWN_NOUN
+            excluded = excluded | (known & (instances.nouns[:, None] == nouns))
+        if self.loss_form == 'equation3':
+            negative = embeddings[:, 0] @ everything[:, 0].T
+            return positive[:, None], negative.masked_fill(excluded, float('-inf'))
+        # Rows and columns: first view, second view.
+        anchors = torch.cat((embeddings[:, 0], embeddings[:, 1]))
+        negative = anchors @ torch.cat((everything[:, 0], everything[:, 1])).T
+        return (positive.repeat(2)[:, None],
+                negative.masked_fill(excluded.repeat(2, 2), float('-inf')))
+
+
+def scale_gradient(value: Tensor, factor: float) -> Tensor:
+    """The same value, whose gradient is multiplied on the way back."""
+    return value if factor == 1 else value * factor + (value * (1 - factor)).detach()

@@ -1,0 +1,109 @@
+"""SimCLR: stock parity without masks; both losses against plain numpy with masks."""
+import numpy as np
+import pytest
+import torch
+
+from tiny_models import samples, simclr, views
+
+COUNTS = [2, None, 3, 0, 1]
+NOUNS = np.array([0, 1, -1, 2, 3, 0, -1, 0])
+
+
+@pytest.mark.parametrize('data', [None, samples([None] * 5), samples([0] * 5)])
+@pytest.mark.parametrize('form', ['nt_xent', 'equation3'])
+def test_without_masks_it_is_mmpretrains_simclr_bit_for_bit(data, form):
+    results = []
+    for model in (simclr(stock=True), simclr(loss=form)):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(3):
+            losses = model.loss(views(5, seed=step), data)
+            optimizer.zero_grad()
+            losses['loss'].backward()
+            optimizer.step()
+        results.append((losses, [p.grad for p in model.parameters()], model.state_dict()))
+    (stock_losses, stock_gradients, stock_state), (losses, gradients, state) = results
+    assert list(losses) == list(stock_losses) == ['loss']
+    assert torch.equal(losses['loss'], stock_losses['loss'])
+    assert all(torch.equal(a, b) for a, b in zip(gradients, stock_gradients))
+    assert state.keys() == stock_state.keys()
+    assert all(torch.equal(state[key], stock_state[key]) for key in state)
+
+
+def embeddings(model, inputs, data):
+    """(M, 2, D) of the model's instances, the neck's batch norm and pooling in plain numpy."""
+    with torch.no_grad():
+        features = model.backbone(torch.stack(inputs, 1).flatten(0, 1))[0].double().numpy()
+    rows = []
+    for image, sample in enumerate(data):
+        masks = sample.get('masks')
+        if masks is None or not masks.shape[1]:
+            masks = torch.ones(2, 1, 4, 4)
+        for mask in masks.double().numpy().transpose(1, 0, 2, 3):
+            rows.extend((features[2 * image + v] * mask[v]).sum((1, 2)) / mask[v].sum()
+                        for v in (0, 1))
+    x = np.array(rows)
+    for fc, bn in (('fc0', 'bn0'), ('fc1', 'bn1')):
+        fc, bn = getattr(model.neck, fc), getattr(model.neck, bn)
+        x = np.maximum(x, 0) if bn is model.neck.bn1 else x
+        x = x @ fc.weight.detach().double().numpy().T
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + bn.eps)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).reshape(-1, 2, x.shape[1])
+
+
+def nt_xent(z, allowed, temperature=0.1):
+    """Chen et al.: every instance of every view against all others in both views."""
+    losses, hits = [], []
+    for m in range(len(z)):
+        for v in (0, 1):
+            anchor, positive = z[m, v], z[m, 1 - v]
+            negatives = [z[n, w] for n in range(len(z)) for w in (0, 1) if allowed[m, n]]
+            logits = np.array([anchor @ positive, *(anchor @ n for n in negatives)])
+            losses.append(-np.log(np.exp(logits / temperature)[0]
+                                  / np.exp(logits / temperature).sum()))
+            hits.append(logits[0] > logits[1:].max())
+    return np.mean(losses), np.mean(hits)
+
+
+def equation3(z, allowed):
+    """As printed: anchors z^m, positives z'^m, negatives z^n of the same view, plain cosines."""
+    losses, hits = [], []
+    for m in range(len(z)):
+        positive = np.exp(z[m, 0] @ z[m, 1])
+        negatives = np.array([np.exp(z[m, 0] @ z[n, 0]) for n in range(len(z)) if allowed[m, n]])
+        losses.append(-np.log(positive / (positive + negatives.sum())))
+        hits.append(positive > negatives.max())
+    return np.mean(losses), np.mean(hits)
+
+
+@pytest.mark.parametrize('negatives', ['all', 'other_nouns'])
+@pytest.mark.parametrize('form, reference', [('nt_xent', nt_xent), ('equation3', equation3)])
+def test_losses_equal_plain_numpy(form, reference, negatives):
+    inputs, data = views(5), samples(COUNTS)
+    z = embeddings(simclr(), inputs, data)
+    same = (NOUNS[:, None] == NOUNS) & (NOUNS[:, None] != -1)
+    allowed = ~np.eye(8, dtype=bool)
+    if negatives == 'other_nouns':
+        allowed &= ~same
+    loss, hits = reference(z, allowed)
+    losses = simclr(loss=form, negatives=negatives).loss(inputs, data)
+    assert losses['loss'].item() == pytest.approx(loss, rel=1e-4)
+    assert losses['accuracy'].item() == pytest.approx(hits)
+    share = ((same.sum(1) - 1) / 7)[NOUNS != -1].mean()
+    assert losses['same_noun_negatives'].item() == pytest.approx(share)
+
+
+def test_whole_masks_give_the_stock_loss():
+    data = samples([1] * 5)
+    for sample in data:
+        sample.masks = torch.ones_like(sample.masks)
+    stock = simclr(stock=True).loss(views(5), None)['loss'].item()
+    assert simclr().loss(views(5), data)['loss'].item() == pytest.approx(stock, rel=1e-5)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="loss 'triplet'"):
+        simclr(loss='triplet')
+    with pytest.raises(ValueError, match="negatives 'some'"):
+        simclr(negatives='some')
+    with pytest.raises(TypeError, match="neck='LinearNeck'"):
+        simclr(neck=dict(type='LinearNeck', in_channels=8, out_channels=6))
