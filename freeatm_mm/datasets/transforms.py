@@ -272,7 +272,8 @@ class PackFreeATMInputs(PackInputs):
         windows = np.array(results.get('windows') or [results['window']])
         data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
         foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
-        in_view = view_masks(foregrounds, windows, self.grid_size)
+        in_view, values = np.split(
+            view_masks(np.concatenate((foregrounds, masks)), windows, self.grid_size), 2, axis=1)
         visible = visible_share(foregrounds, windows, in_view)
         kept = np.flatnonzero(visible.min(0) >= self.min_visible)
         if not len(kept):
@@ -280,8 +281,7 @@ class PackFreeATMInputs(PackInputs):
         if self.mask_values == 'binary':
             values = in_view[:, kept]
         else:
-            values = view_masks(masks[kept], windows, self.grid_size)
-            values *= np.float32(1 / 255)
+            values = values[:, kept] * np.float32(1 / 255)
         if self.mask_values == 'attention':
             lowest, highest = results['mask_scales'][kept].T[:, :, None, None]
             values = lowest + (highest - lowest) * values
