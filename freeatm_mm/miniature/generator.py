@@ -19,21 +19,24 @@ import torch.nn.functional as F
 from diffusers import (AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler,
                        StableDiffusionPipeline, UNet2DConditionModel)
 from diffusers.training_utils import EMAModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from freeatm_mm.files import atomic_write
 
 from .compose import compose_scenes
-from .scenes import SIDE, sample_prompt
+from .scenes import SIDE
+from .sources import BACKGROUNDS, COLOURS, NOUNS
+from .tensors import images_to_tensor
 
 __all__ = ['GeneratorPlan', 'train_generator']
 
 TOKENS = 20  # length of a tokenized caption; the longest has 18 tokens with its two ends
 _START, _END = '<|startoftext|>', '<|endoftext|>'
 _CROP = 32  # pixels; side of the crops that the autoencoder is trained on
+LOG_STEPS = 100  # between two points of the loss curve, and looks at the clock
 _EMPTY_CAPTION_SHARE = 0.1  # captions dropped in training, for classifier-free guidance
 
 
@@ -54,7 +57,7 @@ class GeneratorPlan:
 
     scenes: int = 60_000
     vae_samples: int = 80_000
-    unet_samples: int = 320_000
+    unet_samples: int = 240_000
     vae_batch_size: int = 16
     unet_batch_size: int = 64
     vae_lr: float = 2e-3
@@ -103,7 +106,8 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
     latents = _encoded(vae, images, work / 'latents.npy', device)
     vae.register_to_config(scaling_factor=round(float(1 / latents.float().std()), 5))
     latents = latents * vae.config.scaling_factor
-    unet, text_encoder = make_unet(), make_text_encoder(len(tokenizer))
+    torch.manual_seed(plan.seed)  # the same weights whether or not the run was stopped before
+    unet, text_encoder = make_unet(), make_text_encoder(tokenizer)
     if compile:
         unet.compile()
     scheduler = DDPMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
@@ -122,27 +126,38 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
 
 
 def make_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """Make a CLIP tokenizer whose byte-pair vocabulary is that of the world's captions."""
+    """Make a CLIP tokenizer in whose byte-pair vocabulary each word of the world is one token.
+
+    The merges are found here, and not by the ``tokenizers`` library's trainer, because that one
+    numbers its tokens differently in every process.
+    """
+    alphabet = sorted(bytes_to_unicode().values())
+    merges: list[tuple[str, str]] = []
+    for word in sorted({*NOUNS, *COLOURS, *' '.join(BACKGROUNDS.values()).split(), 'a', 'an', 'and',
+                        'are', 'is', 'with'}):
+        pieces = _merged([*word[:-1], word[-1] + '</w>'], merges)
+        while len(pieces) > 1:  # earlier words keep their merges, whose rank is lower
+            merges.append((pieces[0], pieces[1]))
+            pieces = _merged(pieces, merges)
+    vocabulary = [*alphabet, *(letter + '</w>' for letter in alphabet), *map(''.join, merges),
+                  _START, _END]
     folder = Path(folder)
-    prompts = [sample_prompt(str(number), 0).prompt for number in range(5000)]
-    trained = Tokenizer(models.BPE(end_of_word_suffix='</w>', unk_token=_END))
-    trained.normalizer = normalizers.Lowercase()
-    trained.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False,
-                                                              use_regex=False)])
-    trained.train_from_iterator(prompts, trainers.BpeTrainer(
-        vocab_size=1024, special_tokens=[_START, _END], end_of_word_suffix='</w>',
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    state = json.loads(trained.to_str())['model']
-    words = {character + '</w>' for character in pre_tokenizers.ByteLevel.alphabet()}
-    vocabulary = list(state['vocab'])
-    vocabulary += sorted(words - set(vocabulary))
-    merges = [' '.join(pair) if isinstance(pair, list) else pair for pair in state['merges']]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
-    (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]) + '\n')
+    (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *map(' '.join, merges)]) + '\n')
     return CLIPTokenizer(str(folder / 'vocab.json'), str(folder / 'merges.txt'), unk_token=_END,
                          bos_token=_START, eos_token=_END, pad_token=_END, model_max_length=TOKENS)
+
+
+def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Apply byte-pair merges to a word, those of lowest rank first."""
+    for left, right in merges:
+        i = 0
+        while i < len(pieces) - 1:
+            if (pieces[i], pieces[i + 1]) == (left, right):
+                pieces[i:i + 2] = [left + right]
+            i += 1
+    return pieces
 
 
 def make_vae() -> AutoencoderKL:
@@ -169,12 +184,13 @@ def make_unet() -> UNet2DConditionModel:
         layers_per_block=1, cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16)
 
 
-def make_text_encoder(vocabulary: int) -> CLIPTextModel:
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Make the CLIP text model. Two layers: deeper ones spread a noun over later tokens."""
     return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, projection_dim=128,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, projection_dim=128,
         num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=TOKENS,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1))
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
 
 
 def _check_plan(path: Path, plan: GeneratorPlan) -> None:
@@ -246,7 +262,7 @@ class _Training:
             self.ema.step(self.parameters)
             self.step += 1
             losses.append(loss.detach())
-            if len(losses) == 100 or self.step == self.steps:
+            if len(losses) == LOG_STEPS or self.step == self.steps:
                 self.curve.append((self.step * self.batch_size, float(torch.stack(losses).mean())))
                 bar.set_postfix(loss=f'{self.curve[-1][1]:.4f}', refresh=False)
                 losses = []
@@ -282,8 +298,7 @@ class _Training:
         self.ema.optimization_step = state['ema_step']
         for name, part in self.parts.items():
             part.load_state_dict(state['parts'][name])
-        self.schedule.last_epoch = self.step - 1
-        self.schedule.step()
+        self.schedule.last_epoch = self.step  # the rate itself came back with the optimizer
 
 
 def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: GeneratorPlan,
@@ -297,7 +312,7 @@ def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: Generat
         picked = np.sort(rng.integers(len(images), size=plan.vae_batch_size))
         top, left = rng.integers(SIDE - _CROP + 1, size=2)
         crops = images[picked, top:top + _CROP, left:left + _CROP]
-        target = _to_tensor(crops, device)
+        target = images_to_tensor(crops).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample()).sample
@@ -310,10 +325,12 @@ def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: Generat
 def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) -> Tensor:
     """Return float16 (N, 4, 16, 16) latent means, on the CPU; computed once and kept in ``path``."""
     if not path.exists():
-        batches = [vae.encode(_to_tensor(images[i:i + 256], device)).latent_dist.mean.half().cpu()
-                   for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0)]
+        means = []
+        for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0):
+            batch = images_to_tensor(images[i:i + 256]).to(device)
+            means.append(vae.encode(batch).latent_dist.mean.half().cpu().numpy())
         with atomic_write(path) as file:
-            np.save(file, torch.cat(batches).numpy())
+            np.save(file, np.concatenate(means))
     return torch.from_numpy(np.load(path))
 
 
@@ -339,9 +356,3 @@ def _train_unet(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, schedul
         return F.mse_loss(output.float(), scheduler.get_velocity(clean, noise, t))
 
     return training.run(loss_of, deadline)
-
-
-def _to_tensor(images: np.ndarray, device: str) -> Tensor:
-    """uint8 (N, h, w, 3) to float (N, 3, h, w) in [-1, 1]."""
-    tensor = torch.from_numpy(np.array(images)).to(device)
-    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,91 @@
+"""The generator: genuine diffusers parts, trained in stages that resume exactly."""
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from freeatm_mm.generation import generate, load_pipeline
+from freeatm_mm.miniature import generator
+from freeatm_mm.miniature.generator import GeneratorPlan, make_tokenizer, train_generator
+from freeatm_mm.miniature.scenes import sample_prompt
+from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
+from freeatm_mm.store import Store
+
+SHIPPED = Path(__file__).parents[2] / 'weights' / 'miniature-generator'
+PLAN = GeneratorPlan(scenes=8, vae_samples=12, unet_samples=12, vae_batch_size=4,
+                     unet_batch_size=4)
+WEIGHTS = ('vae/diffusion_pytorch_model', 'unet/diffusion_pytorch_model', 'text_encoder/model')
+
+
+def test_every_word_of_the_world_is_one_token(tmp_path):
+    tokenizer = make_tokenizer(tmp_path)
+    words = {*NOUNS, *COLOURS, *' '.join(BACKGROUNDS.values()).split(), 'with', 'and', 'is', 'are'}
+    for word in words:
+        assert tokenizer.tokenize(word) == [word + '</w>']
+    prompt = 'a red dress, a bird and a fish are on the grass'
+    ids = tokenizer(prompt, padding='max_length').input_ids
+    assert len(ids) == generator.TOKENS and ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == prompt.replace(',', ' ,')
+    longest = max((len(tokenizer(sample_prompt(str(number), 1).prompt).input_ids)
+                   for number in range(500)))
+    assert longest <= generator.TOKENS
+
+
+@pytest.fixture(scope='module')
+def trained(source_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('generator')
+    assert train_generator(source_folder, folder / 'work', folder / 'out', PLAN, workers=1)
+    return folder
+
+
+def test_it_loads_like_any_other_pipeline(trained):
+    pipe = DiffusionPipeline.from_pretrained(trained / 'out', torch_dtype=torch.float32)
+    assert type(pipe).__name__ == 'StableDiffusionPipeline'
+    image = pipe('a red dress', num_inference_steps=2, output_type='np').images
+    assert image.shape == (1, 64, 64, 3)
+    assert len(json.loads((trained / 'work' / 'unet_loss.json').read_text())) == 1
+
+
+def test_a_stopped_training_ends_with_the_same_weights(source_folder, trained, tmp_path,
+                                                       monkeypatch):
+    # A clock that goes on a minute whenever it is looked at, which every step does now.
+    minutes = itertools.count()
+    monkeypatch.setattr(generator, 'time', SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    monkeypatch.setattr(generator, 'LOG_STEPS', 1)
+    stops = 0
+    while not train_generator(source_folder, tmp_path / 'work', tmp_path / 'out', PLAN, workers=1,
+                              minutes=4):
+        assert not (tmp_path / 'out').exists()
+        stops += 1
+    assert stops >= 2  # in the middle of both stages
+    for name in WEIGHTS:
+        once = load_file(trained / 'out' / f'{name}.safetensors')
+        again = load_file(tmp_path / 'out' / f'{name}.safetensors')
+        assert once.keys() == again.keys()
+        assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+def test_another_plan_is_refused(source_folder, trained):
+    with pytest.raises(ValueError, match=r'another plan \(unet_samples, seed differ\)'):
+        train_generator(source_folder, trained / 'work', trained / 'out',
+                        GeneratorPlan(**{**PLAN.__dict__, 'unet_samples': 99, 'seed': 4}))
+
+
+def test_the_shipped_generator_draws_with_masks(tmp_path):
+    files = [path for path in SHIPPED.rglob('*') if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert not [path for path in files if path.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl')]
+    loaded = load_pipeline(SHIPPED)
+    prompts = [sample_prompt(str(number), 3) for number in range(4)]
+    generate(loaded.pipe, prompts, tmp_path, steps=4, guidance=3.0, batch_size=4, progress=False)
+    for sample, record in zip(Store(tmp_path), prompts):
+        assert sample.caption == record.prompt and sample.nouns == record.nouns
+        assert sample.masks.shape == (len(record.nouns), 8, 8)
+        assert (sample.masks.max((1, 2)) == 255).all() and sample.image.size == (64, 64)

@@ -1,0 +1,69 @@
+"""Judging: counting found nouns, and masks on noised scenes."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from freeatm_mm.evaluation.results import new_results
+from freeatm_mm.generation import load_pipeline
+from freeatm_mm.miniature.judge import (NounClassifier, found_nouns, generator_report,
+                                        judge_scenes, masks_on_noised_scenes)
+from freeatm_mm.miniature.scenes import SceneMaker
+from freeatm_mm.miniature.sources import NOUNS
+
+SHIPPED = Path(__file__).parents[2] / 'weights' / 'miniature-generator'
+
+
+def test_found_nouns_counted_by_hand():
+    scores, labels = np.full((3, len(NOUNS)), -1.0), np.zeros((3, len(NOUNS)))
+    scores[:, :4] = [[0.9, 0.1, 0.5, 0.2], [0.1, 0.9, 0.8, 0.3], [0.2, 0.1, 0.3, 0.9]]
+    labels[:, :4] = [[1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]]
+    found = found_nouns(scores, labels)
+    # image 0: its one noun is first; image 1: of nouns 0 and 2, only 2 is among the first two;
+    # image 2: noun 2 comes second
+    assert found['found'] == pytest.approx(2 / 4)
+    assert found['found_by_count'] == {1: 0.5, 2: 0.5}
+    assert found['found_by_noun'] == {NOUNS[0]: 0.5, NOUNS[2]: 0.5}
+    assert found['chance'] == pytest.approx((1 + 4 + 1) / len(NOUNS) / 4)
+
+
+def test_chance_is_what_random_scores_find():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((4000, len(NOUNS)))
+    for row in labels:
+        row[rng.choice(len(NOUNS), rng.integers(1, 4), replace=False)] = 1
+    found = found_nouns(rng.random(labels.shape), labels)
+    assert found['found'] == pytest.approx(found['chance'], abs=0.02)
+
+
+def test_the_classifier_learns_and_repeats(source_folder):
+    maker = SceneMaker(source_folder, 'train')
+    scenes = [maker.scene(index) for index in range(64)]
+    first, second = (NounClassifier(seed=1).fit(scenes, epochs=6, batch_size=16)
+                     for _ in range(2))
+    assert judge_scenes(first, scenes)['found'] > judge_scenes(first, scenes)['chance'] + 0.2
+    images = np.stack([scene.image for scene in scenes])
+    assert np.array_equal(first.scores(images), second.scores(images))
+
+
+def test_masks_on_noised_scenes_are_scored_by_resolution(source_folder):
+    maker = SceneMaker(source_folder, 'val')
+    scenes = [maker.scene(index) for index in range(6)]
+    pipe = load_pipeline(SHIPPED).pipe
+    scores = masks_on_noised_scenes(pipe, scenes, timesteps=(100, 500), batch_size=4)
+    assert set(scores) == {'all', '8x8', '4x4'}
+    nouns = sum(len(scene.masks) for scene in scenes)
+    for score in scores.values():
+        assert score['nouns'] == nouns and 0 <= score['iou'] <= score['best_iou'] <= 1
+    again = masks_on_noised_scenes(pipe, scenes, timesteps=(100, 500), batch_size=4)
+    assert again == scores
+    assert torch.is_grad_enabled()
+    found = found_nouns(np.eye(len(NOUNS)), np.eye(len(NOUNS)))
+    report = generator_report(new_results('x', 'python x') | {
+        'images': 4, 'steps': 2, 'guidance': 3.0, 'generated': found, 'real': found,
+        'masks': scores, 'masks_unseen_objects': scores})
+    assert '| generated | 100.0% | 100.0% | - | - |' in report
+    assert f'| 4x4 | {scores["4x4"]["iou"]:.3f} |' in report

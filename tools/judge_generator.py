@@ -1,0 +1,73 @@
+"""Judge the miniature generator: does it draw the nouns, and are its masks where they are?
+
+    python tools/judge_generator.py weights/miniature-generator --out docs/results
+
+Writes `miniature-generator.json` (all figures) and `miniature-generator.md` into the folder.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from itertools import islice
+from pathlib import Path
+
+from freeatm_mm.evaluation.results import new_results
+from freeatm_mm.files import atomic_write
+from freeatm_mm.generation import generate, load_pipeline
+from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.judge import (NounClassifier, generator_report, judge_scenes,
+                                        judge_store, masks_on_noised_scenes)
+from freeatm_mm.miniature.scenes import sample_prompt
+from freeatm_mm.miniature.sources import fetch_sources
+from freeatm_mm.store import Store
+from freeatm_mm.visualization.overlay import contact_sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('generator', help='folder of the pipeline')
+    parser.add_argument('--out', type=Path, default=Path('docs/results'), help='(%(default)s)')
+    parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
+    parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
+    parser.add_argument('--judge-scenes', type=int, default=15000,
+                        help='real scenes that the classifier learns from (%(default)s)')
+    parser.add_argument('--judge-epochs', type=int, default=8, help='(%(default)s)')
+    parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
+    parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
+    parser.add_argument('--sources', help='folder with the unpacked Debian packages')
+    parser.add_argument('--cache', default='.cache', help='(%(default)s)')
+    args = parser.parse_args()
+    sources = fetch_sources(args.cache, args.sources)
+    loaded = load_pipeline(args.generator)
+    prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
+    print(generate(loaded.pipe, prompts, args.work / 'images', steps=args.steps, batch_size=50,
+                   guidance=args.guidance, image_format='png', samples_per_shard=500,
+                   name=loaded.name, revision=loaded.revision))
+    seen = list(compose_scenes(sources, 'val', args.mask_scenes))
+    unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
+    classifier = NounClassifier().fit(
+        compose_scenes(sources, 'train', args.judge_scenes, seed=2), args.judge_epochs)
+    results = new_results('miniature-generator', shlex.join(['python', *sys.argv]))
+    results |= {
+        'images': args.images, 'steps': args.steps, 'guidance': args.guidance,
+        'generated': judge_store(classifier, args.work / 'images'),
+        'real': judge_scenes(classifier, seen),
+        'masks': masks_on_noised_scenes(loaded.pipe, seen),
+        'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen)}
+    del results['rows']
+    with atomic_write(args.out / 'miniature-generator.json') as file:
+        file.write(json.dumps(results, indent=1).encode())
+    report = generator_report(results)
+    with atomic_write(args.out / 'miniature-generator.md') as file:
+        file.write(report.encode())
+    sheet = contact_sheet(islice(iter(Store(args.work / 'images')), 24), columns=3)
+    sheet.save(args.out / 'miniature-generator.png')
+    print(report)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,115 @@
+"""The main job in miniature: words, images with free masks, pretraining, judging, one page.
+
+Runs the project's own tools one after the other and says which; started again, it goes on where it
+was. Ends with a table and `page.html` in the output folder.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+from freeatm_mm.evaluation.results import read_results, to_markdown
+from freeatm_mm.files import atomic_write
+from freeatm_mm.store import Store
+from freeatm_mm.visualization.curves import read_curve
+from freeatm_mm.visualization.page import Step, write_page
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERATOR = 'weights/miniature-generator'
+CONFIGS = {False: 'configs/miniature/baselines/mocov2.py',
+           True: 'configs/miniature/mocov2_freeatm.py'}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='./run miniature', description=__doc__)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/miniature'),
+                        help='output folder (%(default)s)')
+    parser.add_argument('--images', type=int, default=4000, help='to generate (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=20, help='of each pretraining (%(default)s)')
+    parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
+    parser.add_argument('--exact', action='store_true', help='also pretrain on as many composed '
+                        'scenes with exact masks, and without: the upper bound')
+    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
+    parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
+    parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
+                        'missing')
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    job = Job(args.out)
+    job.run('Make the world', 'tools/make_world.py', f'{args.out}/world',
+            '--prompts', args.images, '--exact', args.images if args.exact else 0,
+            *(['--sources', args.sources] if args.sources else []))
+    job.run('Generate images with masks', 'tools/generate.py', GENERATOR,
+            f'{args.out}/world/prompts.jsonl', f'{args.out}/synthetic', '--steps', args.steps,
+            '--guidance', args.guidance, '--batch-size', 50, '--samples-per-shard', 500,
+            '--image-format', 'png', '--dtype', 'float32')
+    stores = {'synthetic': f'{args.out}/synthetic'}
+    if args.exact:
+        stores['real'] = f'{args.out}/world/exact'
+    results, curves = args.out / 'results.json', {}
+    for seed in range(args.seeds):
+        job.run(f'Judge random weights, seed {seed}', 'tools/evaluate.py', CONFIGS[True],
+                '--random', '--world', f'{args.out}/world', '--seed', seed, '--out', results)
+        for regime, store in stores.items():
+            for masks, config in CONFIGS.items():
+                name = f'{regime}-{"freeatm" if masks else "baseline"}-{seed}'
+                work_dir = args.out / name
+                job.run(f'Pretrain {name}', 'tools/train.py', config, '--work-dir', work_dir,
+                        '--resume', '--seed', seed, '--cfg-options',
+                        f'train_dataloader.dataset.store={store}',
+                        f'train_cfg.max_epochs={args.epochs}',
+                        f'param_scheduler.0.T_max={args.epochs}',
+                        f'param_scheduler.0.end={args.epochs}')
+                variant = 'exact' if masks and regime == 'real' else str(masks).lower()
+                job.run(f'Judge {name}', 'tools/evaluate.py', config,
+                        work_dir / f'epoch_{args.epochs}.pth', '--world', f'{args.out}/world',
+                        '--seed', seed, '--method', 'mocov2', '--regime', regime, '--masks',
+                        variant, '--epochs', args.epochs, '--out', results)
+                if seed == 0:
+                    curves[f'{regime}, {"masks" if masks else "no masks"}'] = read_curve(work_dir)
+    found = read_results(results)
+    card = json.loads((ROOT / GENERATOR / 'facts.json').read_text())
+    write_page(args.out / 'page.html', 'Free-ATM in miniature',
+               islice(iter(Store(f'{args.out}/synthetic')), 24), curves, found, card, job.steps,
+               f'{args.images} images were generated with one attention mask per noun; MoCo v2 '
+               'was pretrained on them with and without the masks, for the same steps, and judged '
+               'on real scenes whose objects no training has seen.')
+    print('\n' + to_markdown(found))
+    print(f'{sum(step.seconds for step in job.steps) / 60:.1f} minutes in all; look at '
+          f'{args.out}/page.html')
+
+
+class Job:
+    """Runs commands one after the other, each once, and remembers how long each took."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / 'steps.json'
+        self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.steps: list[Step] = []
+
+    def run(self, what: str, tool: str, *arguments: object) -> None:
+        """Run a tool, unless this very command has ended well before; stop if it fails."""
+        command = ['python', tool, *map(str, arguments)]
+        line = shlex.join(command)
+        if line not in self.done:
+            print(f'\n== {what}\n{line}', flush=True)
+            start = time.monotonic()
+            code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
+            if code:
+                sys.exit(f'"{what}" failed (exit code {code}); the message is above. Once mended, '
+                         'start the same command again: it goes on from here.')
+            self.done[line] = time.monotonic() - start
+            with atomic_write(self.path) as file:
+                file.write(json.dumps(self.done, indent=1).encode())
+        self.steps.append(Step(what, line, self.done[line]))
+
+
+if __name__ == '__main__':
+    main()
