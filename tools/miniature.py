@@ -17,6 +17,7 @@ from pathlib import Path
 
 from freeatm_mm.evaluation.results import read_results, to_markdown
 from freeatm_mm.files import atomic_write
+from freeatm_mm.miniature.report import generator_facts
 from freeatm_mm.store import Store
 from freeatm_mm.visualization.curves import read_curve
 from freeatm_mm.visualization.page import Step, write_page
@@ -75,7 +76,7 @@ def main() -> None:
                 if seed == 0:
                     curves[f'{regime}, {"masks" if masks else "no masks"}'] = read_curve(work_dir)
     found = read_results(results)
-    card = json.loads((ROOT / GENERATOR / 'facts.json').read_text())
+    card = generator_facts(json.loads(Path('docs/results/miniature-generator.json').read_text()))
     write_page(args.out / 'page.html', 'Free-ATM in miniature',
                islice(iter(Store(f'{args.out}/synthetic')), 24), curves, found, card, job.steps,
                f'{args.images} images were generated with one attention mask per noun; MoCo v2 '

@@ -3,15 +3,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import sys
+from pathlib import Path
 
+import numpy as np
+
+from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.generator import GeneratorPlan, train_generator
 from freeatm_mm.miniature.sources import fetch_sources
+from freeatm_mm.visualization.curves import Curve
+from freeatm_mm.visualization.plots import curve_plot, to_svg
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('out', help='folder for the finished pipeline')
-    parser.add_argument('--work', default='work_dirs/generator',
+    parser.add_argument('out', type=Path, help='folder for the finished pipeline')
+    parser.add_argument('--work', type=Path, default='work_dirs/generator',
                         help='folder for scenes, checkpoints and loss curves (%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages, instead of '
                         'fetching them')
@@ -26,9 +34,21 @@ def main() -> None:
     args = parser.parse_args()
     plan = GeneratorPlan(**{field.name: getattr(args, field.name)
                             for field in dataclasses.fields(GeneratorPlan)})
-    finished = train_generator(fetch_sources(args.cache, args.sources), args.work, args.out, plan,
-                               args.device, args.workers, args.minutes, args.compile)
-    print(f'saved to {args.out}' if finished else 'stopped; run the same command to go on')
+    try:
+        finished = train_generator(fetch_sources(args.cache, args.sources), args.work, args.out,
+                                   plan, args.device, args.workers, args.minutes, args.compile)
+    except (RuntimeError, OSError, ValueError) as error:
+        sys.exit(f'{parser.prog}: {error}')
+    if not finished:
+        print('stopped; run the same command to go on')
+        return
+    curves = {}
+    for part in ('vae', 'unet'):
+        samples, losses = zip(*json.loads((args.work / f'{part}_loss.json').read_text()))
+        curves[part] = Curve(np.array(samples), np.array(losses))
+    with atomic_write(args.out / 'loss.svg') as file:
+        file.write(to_svg(curve_plot(curves, xlabel='samples')).encode())
+    print(f'saved to {args.out}')
 
 
 if __name__ == '__main__':

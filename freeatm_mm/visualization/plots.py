@@ -163,13 +163,15 @@ def _over_epochs(arms: Mapping[str, list[Group]], metrics: list[str],
     return figure
 
 
-def curve_plot(curves: Mapping[str, Curve], ylabel: str = 'loss', smooth: float = 0.03) -> Figure:
+def curve_plot(curves: Mapping[str, Curve], ylabel: str = 'loss', smooth: float = 0.03,
+               xlabel: str = 'step') -> Figure:
     """Training curves in one plot: the logged values faint, their running mean strong.
 
     Args:
         curves: By label, such as ``{'MoCo v2': ..., 'MoCo v2 + Free-ATM': ...}``.
         ylabel: What the values are.
         smooth: Width of the running mean as a share of the curve's points.
+        xlabel: What the steps are.
 
     Raises:
         ValueError: If there is no curve.
@@ -187,7 +189,7 @@ def curve_plot(curves: Mapping[str, Curve], ylabel: str = 'loss', smooth: float 
                 axis.plot(curve.steps, curve.values, color=colour, linewidth=0.7, alpha=0.3)
             axis.plot(curve.steps, _running_mean(curve.values, half), styles[number % 4],
                       color=colour, linewidth=1.7, label=label)
-        axis.set_xlabel('step')
+        axis.set_xlabel(xlabel)
         axis.set_ylabel(ylabel)
         axis.grid(axis='y')
         axis.legend(loc='upper right')

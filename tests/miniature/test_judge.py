@@ -9,8 +9,9 @@ import torch
 
 from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.generation import load_pipeline
-from freeatm_mm.miniature.judge import (NounClassifier, found_nouns, generator_report,
-                                        judge_scenes, masks_on_noised_scenes)
+from freeatm_mm.miniature.judge import (NounClassifier, found_nouns, judge_scenes,
+                                        masks_on_noised_scenes)
+from freeatm_mm.miniature.report import generator_facts, generator_report
 from freeatm_mm.miniature.scenes import SceneMaker
 from freeatm_mm.miniature.sources import NOUNS
 
@@ -62,8 +63,11 @@ def test_masks_on_noised_scenes_are_scored_by_resolution(source_folder):
     assert again == scores
     assert torch.is_grad_enabled()
     found = found_nouns(np.eye(len(NOUNS)), np.eye(len(NOUNS)))
-    report = generator_report(new_results('x', 'python x') | {
+    results = new_results('x', 'python x') | {
         'images': 4, 'steps': 2, 'guidance': 3.0, 'generated': found, 'real': found,
-        'masks': scores, 'masks_unseen_objects': scores})
+        'masks': scores, 'masks_unseen_objects': scores}
+    report = generator_report(results)
+    assert all('100.0%' in fact or f'{scores["all"]["iou"]:.3f}' in fact
+               for fact in generator_facts(results).values())
     assert '| generated | 100.0% | 100.0% | - | - |' in report
     assert f'| 4x4 | {scores["4x4"]["iou"]:.3f} |' in report
