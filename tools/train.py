@@ -104,6 +104,10 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(args)
     except FileNotFoundError as error:
         parser.error(str(error))
+    pretrained = cfg.get('model', {}).get('pretrained')
+    if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
+        parser.error(f'there is no checkpoint {pretrained}: train what makes it first, or set it '
+                     'with --cfg-options model.pretrained=CHECKPOINT')
     if str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
         compat.skip_multimodal_models()
 

@@ -109,13 +109,16 @@ class FreeATMDataset(BaseDataset):
         photometric: With masks every transform must be known to move no pixels, or to move the
             masks with them; here are the names of further ones that leave every pixel in place.
         indices: Use the first so many samples, or exactly the numbered ones. Defaults to all.
+        share: Use this share of the samples, in (0, 1], drawn at random and the same in every run;
+            0.5 is how real and generated images are mixed half and half.
         metainfo: As in mmengine.
         test_mode: As in mmengine.
         lazy_init: As in mmengine.
 
     Raises:
         StoreError: If a source doesn't exist, is empty, unfinished or damaged.
-        ValueError: If a transform would move the image and not its masks.
+        ValueError: If a transform would move the image and not its masks, or `share` is out of
+            range.
     """
 
     def __init__(self,
@@ -124,14 +127,18 @@ class FreeATMDataset(BaseDataset):
                  pipeline: Sequence = (),
                  photometric: Sequence[str] = (),
                  indices: int | Sequence[int] | None = None,
+                 share: float = 1.0,
                  metainfo: dict | None = None,
                  test_mode: bool = False,
                  lazy_init: bool = False) -> None:
         paths = [store] if isinstance(store, (str, Path)) else list(store)
         if not paths:
             raise StoreError('FreeATMDataset got an empty list of stores: name at least one')
+        if not 0 < share <= 1:
+            raise ValueError(f'FreeATMDataset: share {share!r} must be above 0 and at most 1.')
         self.stores = [str(path) for path in paths]
         self.masks = masks
+        self.share = share
         super().__init__(
             ann_file='', metainfo=metainfo, indices=indices, serialize_data=False,
             pipeline=pipeline, test_mode=test_mode, lazy_init=lazy_init)
@@ -145,12 +152,17 @@ class FreeATMDataset(BaseDataset):
         return range(int(self._ends[-1]))
 
     def full_init(self) -> None:
-        """Opens the sources and applies `indices`, once."""
+        """Opens the sources and applies `indices` and `share`, once."""
         if self._fully_initialized:
             return
         super().full_init()
         if not isinstance(self.data_list, range):
             self.data_list = np.asarray(self.data_list, dtype=np.int64)
+        if self.share < 1:
+            # At random, as sources are sorted by class or prompt.
+            count = max(round(self.share * len(self.data_list)), 1)
+            chosen = np.random.default_rng(0).permutation(len(self.data_list))[:count]
+            self.data_list = np.asarray(self.data_list, dtype=np.int64)[np.sort(chosen)]
 
     def get_data_info(self, idx: int) -> dict:
         """What the pipeline starts from: where the sample is, nothing read yet.
@@ -181,4 +193,5 @@ class FreeATMDataset(BaseDataset):
 
     def extra_repr(self) -> list[str]:
         """Lines of `repr`."""
-        return [f'Stores: \t{", ".join(self.stores)}', f'Masks: \t{self.masks}']
+        return [f'Stores: \t{", ".join(self.stores)}', f'Masks: \t{self.masks}',
+                f'Share: \t{self.share:g}']

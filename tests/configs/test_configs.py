@@ -1,4 +1,6 @@
 """Every pretraining config: it loads, inherits what it says, and builds."""
+import copy
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,20 @@ from mmpretrain.registry import DATASETS, MODELS
 from tiny_stores import make_store
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-PRETRAINING = sorted(path.relative_to(CONFIGS).as_posix() for folder in
-                     ('.', 'baselines', 'miniature', 'miniature/baselines')
+REGIMES = ('.', 'baselines', 'real', 'mixed', 'mixed/baselines')
+PRETRAINING = sorted((folder / path.name).as_posix() for scale in ('.', 'miniature')
+                     for folder in (Path(scale, regime) for regime in REGIMES)
                      for path in (CONFIGS / folder).glob('*.py'))
+METHODS = ('simclr', 'mocov2', 'mae')
+
+
+@lru_cache(maxsize=None)
+def parse(name):
+    return Config.fromfile(CONFIGS / name)
 
 
 def load(name):
-    return Config.fromfile(CONFIGS / name)
+    return copy.deepcopy(parse(name))
 
 
 def strip(value):
@@ -26,6 +35,14 @@ def strip(value):
     if isinstance(value, (list, tuple)):
         return [strip(entry) for entry in value]
     return value
+
+
+def test_every_method_has_every_regime_at_both_scales():
+    for method in METHODS:
+        for scale in ('', 'miniature/'):
+            assert {f'{scale}{method}_freeatm.py', f'{scale}baselines/{method}.py',
+                    f'{scale}real/{method}.py', f'{scale}mixed/{method}_freeatm.py',
+                    f'{scale}mixed/baselines/{method}.py'} <= set(PRETRAINING)
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
@@ -39,9 +56,10 @@ def test_header_gives_the_command(name):
 def test_miniatures_train_one_batch(name, tmp_path):
     """The grid of the masks fits the encoder, channels fit each other, the loss has gradients."""
     cfg = load(name)
-    cfg.train_dataloader.dataset.store = str(make_store(tmp_path / 'store', 6, size=(64, 64),
+    cfg.train_dataloader.dataset.store = str(make_store(tmp_path / 'store', 12, size=(64, 64),
                                                         mask_size=(16, 16)))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    cfg.model.pretrained = None
     model = MODELS.build(cfg.model)
     data = model.data_preprocessor(default_collate([dataset[(n, n)] for n in range(6)]), True)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -60,6 +78,25 @@ def test_baselines_differ_by_the_masks_alone(name):
     assert ours['train_dataloader']['dataset'].pop('masks') is True
     assert baseline['train_dataloader']['dataset'].pop('masks') is False
     assert ours == baseline
+
+
+@pytest.mark.parametrize('scale', ['', 'miniature/'])
+@pytest.mark.parametrize('method', METHODS)
+def test_regimes_differ_by_the_images_alone(method, scale):
+    """Equal steps on equally many images: all of one kind, or half of each."""
+    synthetic = strip(load(f'{scale}baselines/{method}.py').to_dict())
+    real = strip(load(f'{scale}real/{method}.py').to_dict())
+    mixed = strip(load(f'{scale}mixed/baselines/{method}.py').to_dict())
+    stage_1 = Path(mixed['model'].pop('pretrained'))
+    assert stage_1 == Path(f'work_dirs/{scale}mixed/{method}_real',
+                           f'epoch_{real["train_cfg"]["max_epochs"]}.pth')
+    assert mixed['train_dataloader']['dataset'].pop('share') == 0.5
+    stores = [cfg['train_dataloader']['dataset'].pop('store') for cfg in (synthetic, real, mixed)]
+    assert stores[1] != stores[0] == stores[2]
+    assert synthetic == real == mixed
+    header = (CONFIGS / f'{scale}mixed/{method}_freeatm.py').read_text().split('"""')[1]
+    assert f'configs/{scale}real/{method}.py' in header
+    assert f'--work-dir {stage_1.parent}' in header and 'dataset.share=0.5' in header
 
 
 def load_stock(name, folder):

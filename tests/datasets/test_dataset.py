@@ -63,6 +63,23 @@ def test_indices(tmp_path):
     assert len(FreeATMDataset(tmp_path / 'store', indices=5)) == 5
 
 
+def test_share_is_a_fixed_random_part(tmp_path):
+    make_store(tmp_path / 'a', count=30)
+    make_folder(tmp_path / 'b', [f'{n}.png' for n in range(30)])
+    stores = [tmp_path / 'a', tmp_path / 'b']
+    half = FreeATMDataset(stores, share=0.5, pipeline=[LoadFromStore()])
+    names = [half[number]['img_path'] for number in range(len(half))]
+    assert len(half) == len(set(names)) == 30
+    assert 8 <= sum(name.endswith('.png') for name in names) <= 22  # of both, and of neither all
+    again = FreeATMDataset(stores, share=0.5, pipeline=[LoadFromStore()])
+    assert again.data_list.tolist() == half.data_list.tolist() == sorted(half.data_list)
+    assert len(FreeATMDataset(stores, share=0.5, indices=[7, 2, 40, 3])) == 2
+    assert len(FreeATMDataset(stores, share=1e-6)) == 1
+    for share in (0, -0.5, 1.5):
+        with pytest.raises(ValueError, match='share'):
+            FreeATMDataset(stores, share=share)
+
+
 def test_opening_costs_nothing_per_sample(tmp_path):
     dataset = FreeATMDataset(make_store(tmp_path / 'store', count=20))
     assert isinstance(dataset.data_list, range)

@@ -31,6 +31,13 @@ def test_wrong_paths_are_told_in_one_sentence(tmp_path, capsys, config, store, m
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_second_stage_without_the_first_is_told(capsys):
+    with pytest.raises(SystemExit):
+        tool.main([str(ROOT / 'configs/mixed/mae_freeatm.py')])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'work_dirs/mixed/mae_real/epoch_1600.pth' in last and 'model.pretrained=' in last
+
+
 def test_config_whose_base_points_nowhere(tmp_path, capsys):
     config = tmp_path / 'lost.py'
     config.write_text("_base_ = './missing_base.py'\n")

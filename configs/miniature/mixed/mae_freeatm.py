@@ -1,0 +1,12 @@
+"""`mixed/mae_freeatm.py` at the miniature's scale: stage 1, then stage 2.
+
+    python tools/train.py configs/miniature/real/mae.py \
+        --work-dir work_dirs/miniature/mixed/mae_real --cfg-options \
+        train_dataloader.dataset.store=FOLDER train_dataloader.dataset.share=0.5
+    python tools/train.py configs/miniature/mixed/mae_freeatm.py \
+        --cfg-options train_dataloader.dataset.store=STORE
+"""
+_base_ = '../mae_freeatm.py'
+
+train_dataloader = dict(dataset=dict(share=0.5))
+model = dict(pretrained='work_dirs/miniature/mixed/mae_real/epoch_40.pth')
