@@ -13,6 +13,8 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from safetensors.torch import load_file, save
+
 from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import generate, load_pipeline
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
     parser.add_argument('--judge-scenes', type=int, default=15000,
                         help='real scenes that the classifier learns from (%(default)s)')
-    parser.add_argument('--judge-epochs', type=int, default=8, help='(%(default)s)')
+    parser.add_argument('--judge-epochs', type=int, default=6, help='(%(default)s)')
     parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
     parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
@@ -43,15 +45,14 @@ def main() -> None:
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
     args = parser.parse_args()
     sources = fetch_sources(args.cache, args.sources)
+    seen = list(compose_scenes(sources, 'val', args.mask_scenes))
+    unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
+    classifier = trained_classifier(sources, args.work, args.judge_scenes, args.judge_epochs)
     loaded = load_pipeline(args.generator)
     prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
     print(generate(loaded.pipe, prompts, args.work / 'images', steps=args.steps, batch_size=50,
                    guidance=args.guidance, image_format='png', samples_per_shard=500,
                    name=loaded.name, revision=loaded.revision))
-    seen = list(compose_scenes(sources, 'val', args.mask_scenes))
-    unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
-    classifier = NounClassifier().fit(
-        compose_scenes(sources, 'train', args.judge_scenes, seed=2), args.judge_epochs)
     results = new_results('miniature-generator', shlex.join(['python', *sys.argv]))
     results |= {
         'images': args.images, 'steps': args.steps, 'guidance': args.guidance,
@@ -68,6 +69,20 @@ def main() -> None:
     sheet = contact_sheet(islice(iter(Store(args.work / 'images')), 24), columns=3)
     sheet.save(args.out / 'miniature-generator.png')
     print(report)
+
+
+def trained_classifier(sources: Path, work: Path, scenes: int, epochs: int) -> NounClassifier:
+    """Train the judge, or load it if it was trained before in the same way."""
+    path = work / f'judge-{scenes}x{epochs}.safetensors'
+    classifier = NounClassifier()
+    if path.exists():
+        classifier.net.load_state_dict(load_file(path))
+        classifier.net.eval()
+        return classifier
+    classifier.fit(compose_scenes(sources, 'train', scenes, seed=2), epochs)
+    with atomic_write(path) as file:
+        file.write(save(classifier.net.state_dict()))
+    return classifier
 
 
 if __name__ == '__main__':

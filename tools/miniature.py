@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument('--exact', action='store_true', help='also pretrain on as many composed '
                         'scenes with exact masks, and without: the upper bound')
+    parser.add_argument('--generator', default=GENERATOR,
+                        help='folder of the pipeline (%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
@@ -47,7 +49,7 @@ def main() -> None:
     job.run('Make the world', 'tools/make_world.py', f'{args.out}/world',
             '--prompts', args.images, '--exact', args.images if args.exact else 0,
             *(['--sources', args.sources] if args.sources else []))
-    job.run('Generate images with masks', 'tools/generate.py', GENERATOR,
+    job.run('Generate images with masks', 'tools/generate.py', args.generator,
             f'{args.out}/world/prompts.jsonl', f'{args.out}/synthetic', '--steps', args.steps,
             '--guidance', args.guidance, '--batch-size', 50, '--samples-per-shard', 500,
             '--image-format', 'png', '--dtype', 'float32')

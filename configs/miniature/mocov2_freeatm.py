@@ -34,12 +34,12 @@ model = dict(
     backbone=dict(
         depth=18,
         num_stages=3,
-        stem_channels=32,
-        base_channels=32,
+        stem_channels=16,
+        base_channels=24,
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
         out_indices=(2, )),
-    neck=dict(in_channels=128, hid_channels=128, out_channels=64))
+    neck=dict(in_channels=96, hid_channels=128, out_channels=64))
 
 optim_wrapper = dict(optimizer=dict(lr=0.06, weight_decay=5e-4))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,
