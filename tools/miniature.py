@@ -24,6 +24,7 @@ from freeatm_mm.visualization.page import Step, write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = 'weights/miniature-generator'
+FIGURES = Path('docs/results/miniature-generator.json')
 CONFIGS = {False: 'configs/miniature/baselines/mocov2.py',
            True: 'configs/miniature/mocov2_freeatm.py'}
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/miniature'),
                         help='output folder (%(default)s)')
     parser.add_argument('--images', type=int, default=4000, help='to generate (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=20, help='of each pretraining (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=25, help='of each pretraining (%(default)s)')
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument('--exact', action='store_true', help='also pretrain on as many composed '
                         'scenes with exact masks, and without: the upper bound')
@@ -78,7 +79,9 @@ def main() -> None:
                 if seed == 0:
                     curves[f'{regime}, {"masks" if masks else "no masks"}'] = read_curve(work_dir)
     found = read_results(results)
-    card = generator_facts(json.loads(Path('docs/results/miniature-generator.json').read_text()))
+    card = {}  # what is known of another generator isn't in this repository
+    if args.generator == GENERATOR:
+        card = generator_facts(json.loads(FIGURES.read_text()))
     write_page(args.out / 'page.html', 'Free-ATM in miniature',
                islice(iter(Store(f'{args.out}/synthetic')), 24), curves, found, card, job.steps,
                f'{args.images} images were generated with one attention mask per noun; MoCo v2 '
@@ -97,9 +100,9 @@ class Job:
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.steps: list[Step] = []
 
-    def run(self, what: str, tool: str, *arguments: object) -> None:
+    def run(self, what: str, tool: str | Path, *arguments: object) -> None:
         """Run a tool, unless this very command has ended well before; stop if it fails."""
-        command = ['python', tool, *map(str, arguments)]
+        command = ['python', *map(str, (tool, *arguments))]
         line = shlex.join(command)
         if line not in self.done:
             print(f'\n== {what}\n{line}', flush=True)

@@ -31,13 +31,13 @@ model = dict(
     backbone=dict(
         depth=18,
         num_stages=3,
-        stem_channels=32,
-        base_channels=32,
+        stem_channels=16,
+        base_channels=24,
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
         out_indices=(2, ),
         norm_cfg=dict(type='BN')),
-    neck=dict(in_channels=128, hid_channels=128, out_channels=64, norm_cfg=dict(type='BN1d')))
+    neck=dict(in_channels=96, hid_channels=128, out_channels=64, norm_cfg=dict(type='BN1d')))
 
 optim_wrapper = dict(optimizer=dict(lr=0.3))
 param_scheduler = [
