@@ -64,6 +64,24 @@ def mae(stock=False, seed=0, **kwargs):
     return _ready(config, kwargs)
 
 
+def simsiam(stock=False, seed=0, **kwargs):
+    """A small SimSiam, mmpretrain's own or ours, with weights by seed."""
+    torch.manual_seed(seed)
+    neck = dict(in_channels=8, hid_channels=8, out_channels=6, num_layers=2,
+                with_last_bn_affine=False, norm_cfg=dict(type='BN1d'))
+    config = dict(backbone=BACKBONE, head=dict(
+        type='LatentPredictHead', loss=dict(type='CosineSimilarityLoss'),
+        predictor=dict(type='NonLinearNeck', in_channels=6, hid_channels=4, out_channels=6,
+                       with_avg_pool=False, with_last_bn=False, with_last_bias=True,
+                       norm_cfg=dict(type='BN1d'))))
+    if stock:
+        config.update(type='SimSiam', neck=dict(type='NonLinearNeck', **neck))
+    else:
+        config.update(type='FreeATMSimSiam',
+                      neck=dict(type='InstancePoolNeck', neck='NonLinearNeck', **neck))
+    return _ready(config, kwargs)
+
+
 def _ready(config, changes):
     model = MODELS.build(dict(config, **changes))
     model.init_weights()

@@ -4,8 +4,9 @@ from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
 from freeatm_mm.models.moco import FreeATMMoCo
 from freeatm_mm.models.necks import InstancePoolNeck
 from freeatm_mm.models.simclr import FreeATMSimCLR
+from freeatm_mm.models.simsiam import FreeATMSimSiam
 
 __all__ = [
     'AttentionGuidedMaskGenerator', 'FreeATMMAE', 'FreeATMMAEViT', 'FreeATMMoCo', 'FreeATMSimCLR',
-    'InstancePoolNeck'
+    'FreeATMSimSiam', 'InstancePoolNeck'
 ]

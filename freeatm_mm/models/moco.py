@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.models.instances import (NEGATIVES, UNKNOWN_NOUN, Instances, collect_instances,
                                          gather_rows, mean_of_known, same_noun_counts)
-from freeatm_mm.models.necks import InstancePoolNeck
+from freeatm_mm.models.necks import check_pools_instances
 
 
 @MODELS.register_module()
@@ -48,10 +48,7 @@ class FreeATMMoCo(MoCo):
         if negatives not in NEGATIVES:
             raise ValueError(f'FreeATMMoCo: negatives {negatives!r} is unknown: use one of '
                              f'{", ".join(NEGATIVES)}.')
-        if not isinstance(self.neck, InstancePoolNeck):
-            name = type(self.neck).__name__
-            raise TypeError(f'FreeATMMoCo: the neck {name} can\'t pool instances: write '
-                            f"neck=dict(type='InstancePoolNeck', neck='{name}', ...).")
+        check_pools_instances(self)
         self.negatives = negatives
         self.register_buffer('queue_nouns', torch.full((self.queue_len, ), UNKNOWN_NOUN))
 

@@ -93,3 +93,15 @@ class InstancePoolNeck(BaseModule):
 def _with_pooling(base: type) -> type:
     """A neck class with :class:`InstancePoolNeck` in front of it."""
     return type(f'InstancePool{base.__name__}', (InstancePoolNeck, base), {})
+
+
+def check_pools_instances(model: torch.nn.Module) -> None:
+    """Makes sure that a model's neck is an :class:`InstancePoolNeck`.
+
+    Raises:
+        TypeError: If not, saying what to write.
+    """
+    if not isinstance(model.neck, InstancePoolNeck):
+        name = type(model.neck).__name__
+        raise TypeError(f"{type(model).__name__}: the neck {name} can't pool instances: write "
+                        f"neck=dict(type='InstancePoolNeck', neck='{name}', ...).")

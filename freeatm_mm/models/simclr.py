@@ -15,7 +15,7 @@ from torch import Tensor
 from freeatm_mm.models.instances import (NEGATIVES, UNKNOWN_NOUN, Instances, collect_instances,
                                          gather_rows, gather_rows_with_gradient, mean_of_known,
                                          same_noun_counts)
-from freeatm_mm.models.necks import InstancePoolNeck
+from freeatm_mm.models.necks import check_pools_instances
 
 LOSSES = ('nt_xent', 'equation3')
 
@@ -59,10 +59,7 @@ class FreeATMSimCLR(SimCLR):
             if value not in known:
                 raise ValueError(f'FreeATMSimCLR: {name} {value!r} is unknown: use one of '
                                  f'{", ".join(known)}.')
-        if not isinstance(self.neck, InstancePoolNeck):
-            name = type(self.neck).__name__
-            raise TypeError(f'FreeATMSimCLR: the neck {name} can\'t pool instances: write '
-                            f"neck=dict(type='InstancePoolNeck', neck='{name}', ...).")
+        check_pools_instances(self)
         self.loss_form = loss
         self.negatives = negatives
         self.exact_gradients = exact_gradients

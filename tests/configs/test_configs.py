@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
 
@@ -58,9 +59,14 @@ def test_miniatures_train_one_batch(name, tmp_path):
     cfg = load(name)
     cfg.train_dataloader.dataset.store = str(make_store(tmp_path / 'store', 12, size=(64, 64),
                                                         mask_size=(16, 16)))
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
     cfg.model.pretrained = None
-    model = MODELS.build(cfg.model)
+    train_one_batch(cfg)
+
+
+def train_one_batch(cfg):
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    # Without processes to share statistics with, SyncBN is plain batch normalisation.
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
     data = model.data_preprocessor(default_collate([dataset[(n, n)] for n in range(6)]), True)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     losses = model(**data, mode='loss')
@@ -114,13 +120,16 @@ def same_loading(ours, stock):
 
 @pytest.mark.parametrize('name, stock_name', [
     ('mocov2_freeatm.py', 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'),
-    ('simclr_freeatm.py', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py')])
+    ('simclr_freeatm.py', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
+    ('simsiam_freeatm.py', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py')])
 def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, stock_name):
     stock, ours = load_stock(stock_name, tmp_path), strip(load(name).to_dict())
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'data_preprocessor',
                 'auto_scale_lr', 'default_hooks'):
         assert ours.get(key) == stock.get(key)
-    assert ours['model'].pop('negatives') == 'all'
+    assert ours['custom_hooks'] == [*stock.get('custom_hooks', []),
+                                    dict(type='SeedEachIterationHook')]
+    assert ours['model'].pop('negatives', 'all') == 'all'
     assert ours['model'].pop('loss', 'nt_xent') == 'nt_xent'
     assert ours['model'].pop('type') == 'FreeATM' + stock['model'].pop('type')
     assert ours['model']['neck'].pop('type') == 'InstancePoolNeck'
@@ -134,6 +143,16 @@ def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, s
     assert views[0] == views[1]
     assert ours['train_dataloader']['dataset']['pipeline'][2]['grid_size'] * 32 == \
         views[1][0]['scale']
+
+
+def test_simsiam_trains_one_batch(tmp_path):
+    """A method of mmpretrain's that the paper doesn't name, at its own config but for the scale."""
+    cfg = load('simsiam_freeatm.py')
+    cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    cfg.model.neck.update(in_channels=64, hid_channels=32, out_channels=32)
+    cfg.model.head.predictor.update(in_channels=32, hid_channels=8, out_channels=32)
+    cfg.train_dataloader.dataset.store = str(make_store(tmp_path / 'store', 6, size=(64, 64)))
+    train_one_batch(cfg)
 
 
 def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
