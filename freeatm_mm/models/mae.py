@@ -48,7 +48,8 @@ class FreeATMMAEViT(MAEViT):
         if self._order is None:
             return super().random_masking(x, mask_ratio)
         batch, length, channels = x.shape
-        restore = self._order.argsort(dim=1)
+        places = torch.arange(length, device=x.device).expand_as(self._order)
+        restore = torch.empty_like(self._order).scatter_(1, self._order, places)
         kept = self._order[:, :num_kept(length, mask_ratio)]
         visible = x.gather(1, kept[:, :, None].expand(-1, -1, channels))
         mask = torch.ones(batch, length, device=x.device).scatter_(1, kept, 0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from mmengine.logging import MessageHub
 from mmpretrain.registry import TASK_UTILS
@@ -75,13 +76,44 @@ class AttentionGuidedMaskGenerator:
             beta: Share by score; by default the schedule's.
 
         Returns:
-            (B, L) int64, each row a permutation of the patches.
+            (B, L) int64, each row a permutation of the patches: those that stay visible, then those
+            to be hidden, each from the first to the last.
         """
         beta = self.beta() if beta is None else beta
-        noise = torch.rand(scores.shape, device=scores.device)
+        length = scores.shape[1]
+        patches = torch.arange(length, device=scores.device)
+        if not num_masked:
+            return patches.repeat(len(scores), 1)
+        # Nothing is sorted: a patch is hidden if its key is among the largest. All keys of an image
+        # differ, as their lowest bits are the patch's number; so counts are exact. One draw gives
+        # both: the noise, decided by its upper half, and the lower half, which breaks ties.
+        bits = length.bit_length()
+        keys = torch.empty(scores.shape, dtype=torch.int64, device=scores.device).random_()
+        keys.bitwise_right_shift_(bits).bitwise_left_shift_(bits).bitwise_or_(patches)
         chosen = int(beta * num_masked + 1e-9)
         if chosen:
-            shuffled = torch.rand_like(noise).argsort(dim=1)
-            order = scores.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
-            noise.scatter_(1, shuffled.gather(1, order[:, :chosen]), 2.0)  # above all noise
-        return noise.argsort(dim=1)
+            by_score = ordered_integers(scores) << 32 | keys & 0xFFFFFFFF
+            keys.masked_fill_(by_score >= kth_largest(by_score, chosen), torch.iinfo(keys.dtype).max)
+        hidden = keys >= kth_largest(keys, num_masked)
+        num_hidden = hidden.cumsum(dim=1)
+        places = torch.where(hidden, num_hidden + (length - num_masked - 1), patches - num_hidden)
+        return torch.empty_like(places).scatter_(1, places, patches.expand_as(places))
+
+
+def ordered_integers(values: Tensor) -> Tensor:
+    """Integers of 32 bits, as int64, in the same order as floating-point numbers.
+
+    The bits of positive IEEE numbers are ordered like the numbers; those of negative ones the other
+    way round.
+    """
+    bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero is zero
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).long()
+
+
+def kth_largest(keys: Tensor, number: int) -> Tensor:
+    """(B, 1) the `number`-th largest of each row of (B, L) integers; 1 is the largest."""
+    place = keys.shape[1] - number
+    if keys.is_cpu:  # where NumPy selects four times as fast as torch
+        found = np.partition(keys.numpy(), place, axis=1)[:, place:place + 1]
+        return torch.from_numpy(found)
+    return keys.kthvalue(place + 1, dim=1, keepdim=True).values

@@ -6,6 +6,7 @@ from mmengine.logging import MessageHub
 
 from freeatm_mm.models import AttentionGuidedMaskGenerator
 from freeatm_mm.models.mae import foreground_masked, num_kept
+from freeatm_mm.models.mask_generators import kth_largest
 from tiny_models import mae, samples, views
 
 
@@ -75,6 +76,33 @@ def test_the_rest_is_random():
     hidden = torch.zeros(4000, 16).scatter_(1, order[:, -12:], 1.0).mean(0)
     assert hidden[10:].eq(1).all()  # 6 by score
     np.testing.assert_allclose(hidden[:10], 6 / 10, atol=0.04)  # five standard deviations
+
+
+def test_any_numbers_are_scores():
+    """Negative, tiny, huge, equal: the highest are hidden."""
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(64, 20)).astype(np.float32)
+    scores *= 10.0 ** random.integers(-30, 30, scores.shape)
+    scores[:, ::4] = [[0.0, -0.0, 1e-40, -1e-40, np.inf]]
+    scores[32:] = np.round(random.normal(size=(32, 20)))  # many equal ones
+    order = AttentionGuidedMaskGenerator()(torch.from_numpy(scores), 7, 1.0).numpy()
+    hidden = np.take_along_axis(scores, order[:, -7:], 1)
+    visible = np.take_along_axis(scores, order[:, :-7], 1)
+    assert (np.sort(order, 1) == np.arange(20)).all()
+    assert (hidden.min(1) >= visible.max(1)).all()
+
+
+def test_selection_is_the_same_with_numpy_and_torch():
+    keys = torch.randint(-2**62, 2**62, (50, 33))
+    for number in (1, 10, 33):
+        expected = keys.sort(dim=1, descending=True).values[:, number - 1:number]
+        assert torch.equal(kth_largest(keys, number), expected)
+        assert torch.equal(keys.kthvalue(34 - number, dim=1, keepdim=True).values, expected)
+
+
+def test_nothing_to_hide():
+    order = AttentionGuidedMaskGenerator()(torch.rand(3, 5), 0, 0.8)
+    assert torch.equal(order, torch.arange(5).expand(3, -1))
 
 
 def test_ties_are_broken_at_random():
