@@ -52,7 +52,9 @@ class GeneratorPlan:
         unet_batch_size: Latents a step.
         vae_lr: Peak learning rate of the autoencoder (Adam, cosine).
         unet_lr: Peak learning rate of UNet and text model (AdamW, cosine, 2 % warm-up).
-        seed: Seed of weights, noise and order.
+        seed: Seed of scenes, weights, noise and order.
+        start_from: Folder of a finished generator to go on from; its autoencoder is kept as it is.
+            Random weights if not given.
     """
 
     scenes: int = 60_000
@@ -63,6 +65,7 @@ class GeneratorPlan:
     vae_lr: float = 2e-3
     unet_lr: float = 1e-3
     seed: int = 0
+    start_from: str = ''
 
 
 def train_generator(sources: str | Path, work: str | Path, out: str | Path,
@@ -100,14 +103,22 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
     if tokens.shape[1] > TOKENS:
         raise ValueError(f'a caption has {tokens.shape[1]} tokens, more than {TOKENS}')
     torch.backends.cudnn.benchmark = True
-    vae = make_vae()
-    if not _train_vae(vae, images, work, plan, device, deadline):
-        return False
-    latents = _encoded(vae, images, work / 'latents.npy', device)
-    vae.register_to_config(scaling_factor=round(float(1 / latents.float().std()), 5))
+    if plan.start_from:
+        start = StableDiffusionPipeline.from_pretrained(plan.start_from, torch_dtype=torch.float32,
+                                                        local_files_only=True)
+        if start.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f'{plan.start_from} was trained on other words than this world\'s')
+        vae, unet, text_encoder = start.vae, start.unet, start.text_encoder
+        latents = _encoded(vae.to(device), images, work / 'latents.npy', device)
+    else:
+        vae = make_vae()
+        if not _train_vae(vae, images, work, plan, device, deadline):
+            return False
+        latents = _encoded(vae, images, work / 'latents.npy', device)
+        vae.register_to_config(scaling_factor=round(float(1 / latents.float().std()), 5))
+        torch.manual_seed(plan.seed)  # the same weights whether or not the run was stopped before
+        unet, text_encoder = make_unet(), make_text_encoder(tokenizer)
     latents = latents * vae.config.scaling_factor
-    torch.manual_seed(plan.seed)  # the same weights whether or not the run was stopped before
-    unet, text_encoder = make_unet(), make_text_encoder(tokenizer)
     if compile:
         unet.compile()
     scheduler = DDPMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
@@ -196,7 +207,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def _check_plan(path: Path, plan: GeneratorPlan) -> None:
     if path.exists():
         old = json.loads(path.read_text())
-        changed = [key for key, value in asdict(plan).items() if old.get(key) != value]
+        changed = [key for key, value in asdict(plan).items() if old.get(key, '') != value]
         if changed:
             raise ValueError(f'{path.parent} holds a run with another plan ({", ".join(changed)} '
                              'differ): choose another work folder, or delete this one')
@@ -214,7 +225,7 @@ def _composed(sources: str | Path, work: Path, plan: GeneratorPlan,
                                            (plan.scenes, SIDE, SIDE, 3))
         captions = []
         for index, scene in enumerate(compose_scenes(sources, 'train', plan.scenes,
-                                                     workers=workers)):
+                                                     plan.seed, workers)):
             images[index] = scene.image
             captions.append(scene.record.prompt)
         images.flush()
@@ -227,8 +238,8 @@ class _Training:
     """The loop that both stages share: schedule, checkpoints, resume, loss curve, deadline."""
 
     def __init__(self, name: str, parts: dict[str, nn.Module], samples: int, batch_size: int,
-                 lr: float, warmup: float, work: Path, device: str, decay: float = 0.0) -> None:
-        self.name, self.parts, self.device = name, parts, device
+                 lr: float, work: Path, device: str, seed: int, decay: float = 0.0) -> None:
+        self.name, self.parts, self.device, self.seed = name, parts, device, seed
         self.steps = max(1, samples // batch_size)
         self.batch_size = batch_size
         self.path = work / f'{name}.pt'
@@ -236,7 +247,7 @@ class _Training:
         parameters = [p for part in parts.values() for p in part.to(device).parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr, weight_decay=decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup * self.steps))
+            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, 0.02 * self.steps))
             * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
         self.ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75)
         self.parameters = parameters
@@ -252,7 +263,7 @@ class _Training:
         saved, losses = time.monotonic(), []
         while self.step < self.steps:
             # The random stream depends on the step alone, so that a resumed run repeats nothing.
-            torch.manual_seed(self.step + 1)
+            torch.manual_seed((self.seed << 32) + self.step + 1)
             loss = loss_of(self.step)
             self.optimizer.zero_grad()
             loss.backward()
@@ -305,7 +316,7 @@ def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: Generat
                device: str, deadline: float) -> bool:
     """Absolute error, and a KL term just strong enough to keep the latents bounded."""
     training = _Training('vae', {'vae': vae}, plan.vae_samples, plan.vae_batch_size, plan.vae_lr,
-                         0.02, work, device)
+                         work, device, plan.seed)
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([plan.seed, step])
@@ -339,7 +350,7 @@ def _train_unet(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, schedul
                 device: str, deadline: float) -> bool:
     """The latent diffusion loss (v-prediction), captions dropped at times for guidance."""
     training = _Training('unet', {'unet': unet, 'text_encoder': text_encoder}, plan.unet_samples,
-                         plan.unet_batch_size, plan.unet_lr, 0.02, work, device, decay=0.01)
+                         plan.unet_batch_size, plan.unet_lr, work, device, plan.seed, decay=0.01)
     latents, tokens, empty = latents.to(device), tokens.to(device), empty.to(device)
     size = plan.unet_batch_size
 

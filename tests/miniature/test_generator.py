@@ -72,6 +72,18 @@ def test_a_stopped_training_ends_with_the_same_weights(source_folder, trained, t
         assert all(torch.equal(once[key], again[key]) for key in once)
 
 
+def test_it_goes_on_from_a_finished_generator(source_folder, trained, tmp_path):
+    plan = GeneratorPlan(**{**PLAN.__dict__, 'start_from': str(trained / 'out')})
+    assert train_generator(source_folder, tmp_path / 'work', tmp_path / 'out', plan, workers=1)
+    for name, kept in zip(WEIGHTS, (True, False, False)):
+        before = load_file(trained / 'out' / f'{name}.safetensors')
+        after = load_file(tmp_path / 'out' / f'{name}.safetensors')
+        assert all(torch.equal(before[key], after[key]) for key in before) == kept
+    configs = [json.loads((folder / 'out/vae/config.json').read_text())['scaling_factor']
+               for folder in (trained, tmp_path)]
+    assert configs[0] == configs[1]
+
+
 def test_another_plan_is_refused(source_folder, trained):
     with pytest.raises(ValueError, match=r'another plan \(unet_samples, seed differ\)'):
         train_generator(source_folder, trained / 'work', trained / 'out',
