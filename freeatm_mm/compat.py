@@ -9,8 +9,8 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Callable
 
 _LOCATIONS = {
     'DATASETS': 'freeatm_mm.datasets',

@@ -9,7 +9,6 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-
 from tiny_models import BACKBONE, GRID
 
 NECK = dict(type='InstancePoolNeck', in_channels=8, hid_channels=8, out_channels=6)
@@ -79,7 +78,7 @@ class WatchHook(Hook):
         self.batches.append(data_batch)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.outputs.append({key: float(value) for key, value in outputs.items()})
+        self.outputs.append({key: value.item() for key, value in outputs.items()})
 
 
 def state(runner):

@@ -5,7 +5,6 @@ import copy
 
 import torch
 import torch.distributed as dist
-
 from tiny_models import moco, samples, simclr, views
 
 # One step a row: instances of the images of the first and of the second process.

@@ -15,8 +15,13 @@ import sys
 from pathlib import Path
 
 from freeatm_mm.compat import skip_multimodal_models
-from freeatm_mm.evaluation.results import (METRIC_TITLES, add_row, new_results, read_results,
-                                           write_results)
+from freeatm_mm.evaluation.results import (
+    METRIC_TITLES,
+    add_row,
+    new_results,
+    read_results,
+    write_results,
+)
 
 
 def parse_masks(text: str) -> bool | str:

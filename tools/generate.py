@@ -59,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--guidance', type=float, default=7.5, help='guidance scale; 1: off (default: 7.5)')
     add('--batch-size', type=int, default=8, help='images drawn at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
-    add('--size', type=parse_size, metavar='HxW', help='pixels (default: the pipeline\'s)')
-    add('--scheduler', metavar='CLASS', help='a diffusers scheduler instead of the pipeline\'s')
+    add('--size', type=parse_size, metavar='HxW', help="pixels (default: the pipeline's)")
+    add('--scheduler', metavar='CLASS', help="a diffusers scheduler instead of the pipeline's")
     add('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32',
         help='number format of the weights (default: float32)')
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')

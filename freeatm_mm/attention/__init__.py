@@ -2,10 +2,23 @@
 from __future__ import annotations
 
 from freeatm_mm.attention.families import FAMILIES, Family, find_family
-from freeatm_mm.attention.masks import (THRESHOLD, binarize, box_of, dequantize, minmax, quantize,
-                                        resize)
-from freeatm_mm.attention.nouns import (MERGE_RULES, NounAlignmentError, NounTokens,
-                                        NounTruncatedError, locate_nouns, merge_tokens)
+from freeatm_mm.attention.masks import (
+                                        THRESHOLD,
+                                        binarize,
+                                        box_of,
+                                        dequantize,
+                                        minmax,
+                                        quantize,
+                                        resize,
+)
+from freeatm_mm.attention.nouns import (
+                                        MERGE_RULES,
+                                        NounAlignmentError,
+                                        NounTokens,
+                                        NounTruncatedError,
+                                        locate_nouns,
+                                        merge_tokens,
+)
 from freeatm_mm.attention.recorder import AttentionRecorder, noun_attention
 
 __all__ = [

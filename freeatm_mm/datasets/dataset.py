@@ -59,7 +59,7 @@ class ImageFolder:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise StoreError(f'the image {path} can\'t be read ({error.strerror})') from None
+            raise StoreError(f"the image {path} can't be read ({error.strerror})") from None
         return RawSample(name, data, path.suffix[1:].lower(), {'caption': '', 'nouns': []}, b'')
 
 

@@ -126,6 +126,7 @@ def visible_share(foregrounds: np.ndarray, windows: np.ndarray,
     """
     top, bottom, left, right = np.asarray(windows).T[:, :, None]
     area = np.abs((bottom - top) * (right - left))
-    whole = foregrounds.mean((1, 2), dtype=np.float32)
-    shown = in_view.mean((2, 3)) * area.astype(np.float32)
-    return np.minimum(shown / np.maximum(whole, 1e-12), 1.0)
+    # Sums over one flat axis: NumPy's means over several take twice as long on arrays this small.
+    whole = foregrounds.reshape(len(foregrounds), -1).sum(1) / foregrounds[0].size
+    shown = in_view.reshape(*in_view.shape[:2], -1).sum(2) / in_view[0, 0].size
+    return np.minimum(shown * area.astype(np.float32) / np.maximum(whole, 1e-12), 1.0)

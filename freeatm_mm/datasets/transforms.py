@@ -20,8 +20,7 @@ from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedC
 from mmpretrain.registry import TRANSFORMS
 
 from freeatm_mm.attention.masks import THRESHOLD
-from freeatm_mm.datasets.geometry import (WHOLE, crop_window, flip_window, view_masks,
-                                          visible_share)
+from freeatm_mm.datasets.geometry import WHOLE, crop_window, flip_window, view_masks, visible_share
 from freeatm_mm.store import StoreError, decode_masks
 
 MUTABLE = (list, dict, set, np.ndarray)
@@ -73,10 +72,10 @@ class LoadFromStore(BaseTransform):
             image = mmcv.imfrombytes(raw.image_bytes, flag=self.color_type,
                                      backend=self.imdecode_backend)
         except Exception as error:
-            raise StoreError(f'{source.path}: the image of sample {raw.key!r} can\'t be decoded '
+            raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded "
                              f'({error})') from error
         if image is None:
-            raise StoreError(f'{source.path}: the image of sample {raw.key!r} can\'t be decoded')
+            raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2],
                        img_path=raw.key, window=WHOLE)
         if results.pop('with_masks') and raw.info['nouns']:
@@ -272,8 +271,8 @@ class PackFreeATMInputs(PackInputs):
         windows = np.array(results.get('windows') or [results['window']])
         data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
         foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
-        in_view, values = np.split(
-            view_masks(np.concatenate((foregrounds, masks)), windows, self.grid_size), 2, axis=1)
+        both = view_masks(np.concatenate((foregrounds, masks)), windows, self.grid_size)
+        in_view, values = both[:, :len(masks)], both[:, len(masks):]
         visible = visible_share(foregrounds, windows, in_view)
         kept = np.flatnonzero(visible.min(0) >= self.min_visible)
         if not len(kept):

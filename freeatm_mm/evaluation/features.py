@@ -25,9 +25,10 @@ import inspect
 import io
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from freeatm_mm.evaluation.metrics import (accuracy, confusion_matrix, knn_votes,
-                                           mean_average_precision, mean_iou)
+from freeatm_mm.evaluation.metrics import (
+    accuracy,
+    confusion_matrix,
+    knn_votes,
+    mean_average_precision,
+    mean_iou,
+)
 
 __all__ = [
     'FeatureModel', 'Features', 'Scenes', 'evaluate_features', 'extract_features', 'fit_linear',

@@ -13,8 +13,8 @@ on the object. A mask only shows that the *noun* was found if it beats
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Sequence
 
 import numpy as np
 

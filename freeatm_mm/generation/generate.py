@@ -24,8 +24,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from freeatm_mm.attention import (AttentionRecorder, NounAlignmentError, find_family, minmax,
-                                  quantize)
+from freeatm_mm.attention import (
+    AttentionRecorder,
+    NounAlignmentError,
+    find_family,
+    minmax,
+    quantize,
+)
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.sample import IMAGE_FORMATS
@@ -78,9 +83,9 @@ class GenerationSummary:
                  f'masks {self.mask_bytes / each:.0f}']
         for count, what in (
                 (self.lost_nouns, 'nouns left out: cut off or not found by the tokenizer (listed '
-                 'in their samples\' meta)'),
+                 "in their samples' meta)"),
                 (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
-                (self.hidden_images, 'images blacked out by the pipeline\'s safety checker'),
+                (self.hidden_images, "images blacked out by the pipeline's safety checker"),
                 (self.missing_shards, 'shards still to be written by other workers')):
             if count:
                 lines.append(f'{count} {what}')

@@ -71,13 +71,13 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
             pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError,
             ImportError) as error:
-        raise ValueError(f'the pipeline {source} can\'t be loaded: {_one_line(error)}') from error
+        raise ValueError(f"the pipeline {source} can't be loaded: {_one_line(error)}") from error
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         pipe.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'the pipeline {source} can\'t be moved to the device {device}: '
+        raise ValueError(f"the pipeline {source} can't be moved to the device {device}: "
                          f'{_one_line(error)}') from error
     return LoadedPipeline(pipe, name, revision)
 
@@ -107,7 +107,7 @@ def _locate(diffusers: Any, source: str | Path, revision: str | None,
         folder = Path(diffusers.DiffusionPipeline.download(
             text, revision=revision, variant=variant))
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f'{source} is no folder here and can\'t be had from the hub: '
+        raise ValueError(f"{source} is no folder here and can't be had from the hub: "
                          f'{_one_line(error)}') from error
     return folder, text, folder.name  # the hub's cache names a snapshot's folder by its commit
 
@@ -123,7 +123,7 @@ def _check_class(diffusers: Any, folder: Path) -> None:
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ValueError(f'{index} names the pipeline class {name!r}, which diffusers '
-                         f'{diffusers.__version__} doesn\'t have')
+                         f"{diffusers.__version__} doesn't have")
     # Parts are pairs of library and class; a part that the pipeline goes without is a pair of null.
     missing = [part for part, value in content.items()
                if isinstance(value, list) and value[:1] != [None] and not (folder / part).is_dir()]

@@ -119,7 +119,7 @@ class Plan:
             try:
                 check_key(sample_key(record.id, self.images_per_prompt - 1, self.images_per_prompt))
             except StoreError as error:
-                raise ValueError(f'the prompt id {record.id!r} can\'t be used: {error}') from None
+                raise ValueError(f"the prompt id {record.id!r} can't be used: {error}") from None
             text = json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True).encode()
             digest.update(text + b'\n')
             hashes.append(_hash64(record.id))

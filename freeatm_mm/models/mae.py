@@ -82,7 +82,7 @@ class FreeATMMAE(MAE):
             raise ValueError(f'FreeATMMAE: combine {combine!r} is unknown: use one of '
                              f'{", ".join(COMBINE)}.')
         if not isinstance(self.backbone, FreeATMMAEViT):
-            raise TypeError(f'FreeATMMAE: the backbone {type(self.backbone).__name__} can\'t be '
+            raise TypeError(f"FreeATMMAE: the backbone {type(self.backbone).__name__} can't be "
                             "told which patches to hide: write backbone=dict(type='FreeATMMAEViT', "
                             '...).')
         self.mask_generator = TASK_UTILS.build(
@@ -127,7 +127,7 @@ class FreeATMMAE(MAE):
         masks = torch.cat(masks)
         if masks[0].numel() != length:
             side = self.backbone.patch_resolution
-            raise ValueError(f'Masks on a {masks.shape[1]}x{masks.shape[2]} grid don\'t fit the '
+            raise ValueError(f"Masks on a {masks.shape[1]}x{masks.shape[2]} grid don't fit the "
                              f'{side[0]}x{side[1]} patches: set grid_size of PackFreeATMInputs to '
                              f'{tuple(side)}.')
         scores = torch.zeros(len(data_samples), length, device=device)

@@ -93,7 +93,8 @@ class AttentionGuidedMaskGenerator:
         chosen = int(beta * num_masked + 1e-9)
         if chosen:
             by_score = ordered_integers(scores) << 32 | keys & 0xFFFFFFFF
-            keys.masked_fill_(by_score >= kth_largest(by_score, chosen), torch.iinfo(keys.dtype).max)
+            by_score = by_score >= kth_largest(by_score, chosen)
+            keys.masked_fill_(by_score, torch.iinfo(keys.dtype).max)
         hidden = keys >= kth_largest(keys, num_masked)
         num_hidden = hidden.cumsum(dim=1)
         places = torch.where(hidden, num_hidden + (length - num_masked - 1), patches - num_hidden)

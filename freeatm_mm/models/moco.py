@@ -13,8 +13,15 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from freeatm_mm.models.instances import (NEGATIVES, UNKNOWN_NOUN, Instances, collect_instances,
-                                         gather_rows, mean_of_known, same_noun_counts)
+from freeatm_mm.models.instances import (
+    NEGATIVES,
+    UNKNOWN_NOUN,
+    Instances,
+    collect_instances,
+    gather_rows,
+    mean_of_known,
+    same_noun_counts,
+)
 from freeatm_mm.models.necks import check_pools_instances
 
 

@@ -1,7 +1,7 @@
 """Attentive pooling of instances in front of any of mmpretrain's necks."""
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from mmengine.model import BaseModule
@@ -30,7 +30,7 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
         masks = masks.expand(-1, -1, height, width)
     if len(masks) != batch or masks.shape[-2:] != (height, width):
         raise ValueError(
-            f'Masks of {len(masks)} images on a {masks.shape[-2]}x{masks.shape[-1]} grid don\'t '
+            f"Masks of {len(masks)} images on a {masks.shape[-2]}x{masks.shape[-1]} grid don't "
             f'fit the feature maps of {batch} images, {height}x{width}: set grid_size of '
             f'PackFreeATMInputs to ({height}, {width}).')
     weights = masks.flatten(2).float()
@@ -89,7 +89,7 @@ class InstancePoolNeck(BaseModule):
         return super().forward(x)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _with_pooling(base: type) -> type:
     """A neck class with :class:`InstancePoolNeck` in front of it."""
     return type(f'InstancePool{base.__name__}', (InstancePoolNeck, base), {})

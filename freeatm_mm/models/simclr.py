@@ -12,9 +12,16 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from freeatm_mm.models.instances import (NEGATIVES, UNKNOWN_NOUN, Instances, collect_instances,
-                                         gather_rows, gather_rows_with_gradient, mean_of_known,
-                                         same_noun_counts)
+from freeatm_mm.models.instances import (
+    NEGATIVES,
+    UNKNOWN_NOUN,
+    Instances,
+    collect_instances,
+    gather_rows,
+    gather_rows_with_gradient,
+    mean_of_known,
+    same_noun_counts,
+)
 from freeatm_mm.models.necks import check_pools_instances
 
 LOSSES = ('nt_xent', 'equation3')

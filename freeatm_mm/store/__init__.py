@@ -12,8 +12,15 @@ with :func:`verify_store`.
 """
 from .errors import StoreError
 from .reader import Store
-from .sample import RawSample, Sample, decode_masks, decode_sample, encode_image, encode_masks
-from .sample import encode_sample
+from .sample import (
+    RawSample,
+    Sample,
+    decode_masks,
+    decode_sample,
+    encode_image,
+    encode_masks,
+    encode_sample,
+)
 from .verify import Problem, verify_store
 from .writer import StoreWriter, write_store
 

@@ -172,7 +172,7 @@ class _OpenShard:
         try:
             self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise StoreError(f'the shard can\'t be opened ({error.strerror})') from None
+            raise StoreError(f"the shard can't be opened ({error.strerror})") from None
         self.size = os.fstat(self.handle).st_size
         if self.size != entry['bytes']:
             raise StoreError(f'the shard has {self.size} bytes, store.json says {entry["bytes"]}: '
@@ -195,7 +195,7 @@ class _OpenShard:
             raise StoreError(f'sample {key!r}: the index points outside the shard; it is corrupt')
         data = _pread_all(self.handle, end - start, start)
         if len(data) != end - start or zlib.crc32(data) != crc:
-            raise StoreError(f'sample {key!r} is corrupt: its bytes don\'t match the checksum')
+            raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
         try:
             info = json.loads(data[BLOCK:BLOCK + json_size])
         except ValueError as error:

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def verify_store(path: str | Path, decode: bool = True) -> Iterator[Problem]:
         if decode or not sound:
             for number in range(first, first + entry['samples']):
                 try:
-                    store[number].image
+                    _ = store[number].image
                 except StoreError as error:
                     yield Problem(str(tar_path), str(error))
         first += entry['samples']

@@ -7,14 +7,24 @@ import itertools
 import logging
 import tarfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Iterable
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .errors import StoreError
-from .layout import (BLOCK, MANIFEST, SHARD_FORMAT, STORE_FORMAT, VERSION, config_digest,
-                     index_dtype, load_manifest, shard_name)
+from .layout import (
+    BLOCK,
+    MANIFEST,
+    SHARD_FORMAT,
+    STORE_FORMAT,
+    VERSION,
+    config_digest,
+    index_dtype,
+    load_manifest,
+    shard_name,
+)
 from .locking import locked_write
 from .sample import RawSample, Sample, dump_json, encode_sample
 
@@ -54,7 +64,7 @@ class StoreWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise StoreError(f'{self.path} can\'t be a store: it is a file, or lies in '
+            raise StoreError(f"{self.path} can't be a store: it is a file, or lies in "
                              'one') from None
         if not self._check_existing():
             self._write_manifest(complete=False, shards=[])

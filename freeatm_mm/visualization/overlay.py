@@ -1,7 +1,8 @@
 """Masks over their images: single panels, and contact sheets of many samples."""
 from __future__ import annotations
 
-from typing import Iterable, Protocol, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

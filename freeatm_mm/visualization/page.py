@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from PIL import Image
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 import html
 import io
 import re
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -52,7 +53,7 @@ def to_svg(figure: Figure, label: str = '', inline: bool = False) -> str:
     if not inline:
         return text.replace(_INK, '#222222')
     text = text[text.index('<svg'):].replace(_INK, 'currentColor')
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r'font-size: \1; font-family: inherit', text)
+    text = re.sub(r'font: ([\d.]+px) [^;\"]*', r'font-size: \1; font-family: inherit', text)
     text = re.sub(r'<g id="[^"]*"', '<g', text)  # nothing points at groups; shapes stay named
     text = re.sub(r'\s*<metadata>.*?</metadata>', '', text, flags=re.S)
     return re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"',

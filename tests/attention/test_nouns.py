@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_pipelines import WORDS, tiny_clip_tokenizer, tiny_t5_tokenizer
 
-from freeatm_mm.attention import (MERGE_RULES, NounAlignmentError, NounTruncatedError,
-                                  locate_nouns, merge_tokens)
+from freeatm_mm.attention import (
+    MERGE_RULES,
+    NounAlignmentError,
+    NounTruncatedError,
+    locate_nouns,
+    merge_tokens,
+)
 
 
 @functools.cache

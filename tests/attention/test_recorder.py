@@ -119,8 +119,10 @@ def tiny_latent_diffusion(seed=0):
     from pathlib import Path
 
     from diffusers import DDIMScheduler, LDMTextToImagePipeline, UNet2DConditionModel
-    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (LDMBertConfig,
-                                                                                LDMBertModel)
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+        LDMBertConfig,
+        LDMBertModel,
+    )
     from tiny_pipelines import WORDS, _tiny_vae
     from transformers import BertTokenizer
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Every pretraining config: it loads, inherits what it says, and builds."""
 import copy
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from mmengine.dataset import default_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
-
+from tiny_runs import run
 from tiny_stores import make_store
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -20,7 +20,7 @@ PRETRAINING = sorted((folder / path.name).as_posix() for scale in ('.', 'miniatu
 METHODS = ('simclr', 'mocov2', 'mae')
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(name):
     return Config.fromfile(CONFIGS / name)
 
@@ -173,3 +173,25 @@ def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
         transform['type'] = transform['type'].replace('FreeATM', '')
     assert pipelines[0][1:3] == pipelines[1][1:3]
     assert pipelines[0][3]['grid_size'] * ours['model']['neck']['patch_size'] == 224
+
+
+def test_the_documented_iteration_based_config(tmp_path):
+    """`docs/pretraining.md`'s snippet, on the miniature: it loads, trains and saves as it says."""
+    text = (CONFIGS.parent / 'docs/pretraining.md').read_text()
+    snippet = text.split('```python')[1].split('```')[0]
+    assert "_base_ = 'mocov2_freeatm.py'" in snippet
+    base = CONFIGS / 'miniature/mocov2_freeatm.py'
+    path = tmp_path / 'iterations.py'
+    path.write_text(snippet.replace("'mocov2_freeatm.py'", repr(str(base)))
+                    .replace('100_000', '3').replace('interval=5000', 'interval=2'))
+    cfg = Config.fromfile(path)
+    store = make_store(tmp_path / 'store', 8, size=(64, 64), mask_size=(16, 16))
+    cfg.merge_from_dict({'train_dataloader.dataset.store': str(store),
+                         'train_dataloader.num_workers': 0, 'train_dataloader.batch_size': 4,
+                         'train_dataloader.persistent_workers': False, 'model.queue_len': 16,
+                         'default_hooks.checkpoint.max_keep_ckpts': 3})
+    cfg.work_dir = str(tmp_path / 'run')
+    runner, watch = run(cfg, 'documented_iterations')
+    assert runner.iter == 3 and len(watch.outputs) == 3
+    assert (tmp_path / 'run/iter_2.pth').exists() and not list(tmp_path.glob('run/epoch*'))
+    assert runner.param_schedulers[0].by_epoch is False

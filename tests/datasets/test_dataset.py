@@ -4,11 +4,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_stores import make_store
 
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, check_stores
 from freeatm_mm.datasets.transforms import noun_id
 from freeatm_mm.store import Store, StoreError
-from tiny_stores import make_store
 
 
 def make_folder(path, names):

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeatm_mm.datasets import FreeATMRandomFlip, FreeATMRandomResizedCrop
-from freeatm_mm.datasets.geometry import (WHOLE, crop_window, flip_window, view_masks,
-                                          visible_share)
+from freeatm_mm.datasets.geometry import WHOLE, crop_window, flip_window, view_masks, visible_share
 
 DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 

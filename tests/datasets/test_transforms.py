@@ -10,12 +10,18 @@ from mmcv.transforms import RandomFlip
 from mmengine.dataset import default_collate
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.models.utils import SelfSupDataPreprocessor
+from tiny_stores import make_store
 
-from freeatm_mm.datasets import (FreeATMDataset, FreeATMMultiView, FreeATMRandomFlip,
-                                 FreeATMRandomResizedCrop, LoadFromStore, PackFreeATMInputs)
+from freeatm_mm.datasets import (
+    FreeATMDataset,
+    FreeATMMultiView,
+    FreeATMRandomFlip,
+    FreeATMRandomResizedCrop,
+    LoadFromStore,
+    PackFreeATMInputs,
+)
 from freeatm_mm.datasets.geometry import WHOLE
 from freeatm_mm.datasets.transforms import noun_id
-from tiny_stores import make_store
 
 JITTER = dict(type='RandomApply', prob=0.8, transforms=[
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from tiny_models import GRID
 from tiny_runs import config, different, run, state, train
 from tiny_stores import make_store

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader
-
 from tiny_runs import config, different, run, state, train
 from tiny_stores import make_store
 

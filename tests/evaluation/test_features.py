@@ -14,9 +14,16 @@ from sklearn.linear_model import LogisticRegression
 
 pytest.importorskip('mmpretrain')
 
-from freeatm_mm.evaluation.features import (Scenes, evaluate_features,  # noqa: E402
-                                            extract_features, fit_linear, load_model, load_scenes,
-                                            load_weights, standardise)
+from freeatm_mm.evaluation.features import (  # noqa: E402
+    Scenes,
+    evaluate_features,
+    extract_features,
+    fit_linear,
+    load_model,
+    load_scenes,
+    load_weights,
+    standardise,
+)
 from freeatm_mm.evaluation.results import read_results  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

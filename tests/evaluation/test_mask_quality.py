@@ -6,8 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from freeatm_mm.evaluation.mask_quality import (THRESHOLDS, centred_box, mask_quality,
-                                                mean_box_size, summarise)
+from freeatm_mm.evaluation.mask_quality import (
+    THRESHOLDS,
+    centred_box,
+    mask_quality,
+    mean_box_size,
+    summarise,
+)
 
 
 def brute_iou(binary, exact):

@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from freeatm_mm.evaluation.metrics import (accuracy, average_precision, confusion_matrix,
-                                           knn_votes, mean_average_precision, mean_iou)
+from freeatm_mm.evaluation.metrics import (
+    accuracy,
+    average_precision,
+    confusion_matrix,
+    knn_votes,
+    mean_average_precision,
+    mean_iou,
+)
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=40))

@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from freeatm_mm.evaluation.results import (add_row, arm_name, arm_names, comparisons, new_results,
-                                           paired_difference, read_results, result_tables,
-                                           summarise_rows, to_markdown, validate_results,
-                                           write_results)
+from freeatm_mm.evaluation.results import (
+    add_row,
+    arm_name,
+    arm_names,
+    comparisons,
+    new_results,
+    paired_difference,
+    read_results,
+    result_tables,
+    summarise_rows,
+    to_markdown,
+    validate_results,
+    write_results,
+)
 
 BASELINE = (0.30, 0.33, 0.31)
 OURS = (0.36, 0.35, 0.38)

@@ -1,8 +1,7 @@
 """Two gloo processes against one, with unequal numbers of instances and a process with none."""
 import pytest
-import torch
-
 import tiny_training
+import torch
 from two_processes import in_two_processes
 
 

@@ -1,9 +1,9 @@
 """Collecting the instances of a batch."""
 import pytest
 import torch
+from tiny_models import samples, views
 
 from freeatm_mm.models.instances import UNKNOWN_NOUN, collect_instances, gather_rows
-from tiny_models import samples, views
 
 
 def test_instances_stand_image_by_image():

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from tiny_models import mae, samples, views
 
 from freeatm_mm.models import AttentionGuidedMaskGenerator
 from freeatm_mm.models.mae import foreground_masked, num_kept
 from freeatm_mm.models.mask_generators import kth_largest
-from tiny_models import mae, samples, views
 
 
 @pytest.fixture

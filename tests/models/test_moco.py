@@ -4,10 +4,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny_models import moco, samples, views
 from torch import nn
 
 from freeatm_mm.models.instances import UNKNOWN_NOUN, Instances
-from tiny_models import moco, samples, views
 
 
 def train_step(model, inputs, data_samples, optimizer):

@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 import torch
-
 from tiny_models import samples, simsiam, views
 
 COUNTS = [2, None, 3, 0, 1]

@@ -10,12 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from store_samples import assert_same, make_sample
 
 from freeatm_mm.prompts import Noun
-from freeatm_mm.store import (Sample, StoreError, decode_masks, decode_sample, encode_image,
-                              encode_masks, encode_sample)
+from freeatm_mm.store import (
+    Sample,
+    StoreError,
+    decode_masks,
+    decode_sample,
+    encode_image,
+    encode_masks,
+    encode_sample,
+)
 from freeatm_mm.store import sample as sample_module
-from store_samples import assert_same, make_sample
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)))
@@ -97,7 +104,7 @@ def test_an_image_that_is_none_is_refused_when_written_and_when_looked_at():
     with pytest.raises(StoreError, match="'000003'.*no readable png"):
         encode_sample(sample)
     with pytest.raises(StoreError, match="'000003'.*no readable png"):
-        sample.image
+        _ = sample.image
 
 
 def test_a_jpeg_under_the_name_of_a_png_is_refused():
@@ -109,7 +116,7 @@ def test_a_jpeg_under_the_name_of_a_png_is_refused():
 def test_a_picture_that_is_too_large_is_refused_before_it_is_decompressed(monkeypatch):
     monkeypatch.setattr(sample_module, 'MAX_PIXELS', 100)
     with pytest.raises(StoreError, match='more than 100 pixels'):
-        make_sample(1).image
+        _ = make_sample(1).image
     with pytest.raises(StoreError, match='more than 100 pixels'):
         encode_sample(make_sample(1))
 

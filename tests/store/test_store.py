@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
 from freeatm_mm.store import Store, StoreError, StoreWriter, verify_store, write_store
 from freeatm_mm.store.locking import locked_write
-from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from mmengine.runner import CheckpointLoader
-
 from tiny_stores import make_store
 
 ROOT = Path(__file__).parents[2]
