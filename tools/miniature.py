@@ -15,7 +15,8 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from freeatm_mm.evaluation.results import read_results, to_markdown
+from freeatm_mm.evaluation.results import (new_results, read_results, to_markdown,
+                                           write_results)
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.report import generator_facts
 from freeatm_mm.store import Store
@@ -58,6 +59,9 @@ def main() -> None:
     if args.exact:
         stores['real'] = f'{args.out}/world/exact'
     results, curves = args.out / 'results.json', {}
+    if not results.exists():  # the rows are made by other commands, all of them called here
+        command = shlex.join(['./run', 'miniature', *sys.argv[1:]])
+        write_results(results, new_results('miniature', command))
     for seed in range(args.seeds):
         job.run(f'Judge random weights, seed {seed}', 'tools/evaluate.py', CONFIGS[True],
                 '--random', '--world', f'{args.out}/world', '--seed', seed, '--out', results)
