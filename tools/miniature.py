@@ -26,8 +26,11 @@ from freeatm_mm.visualization.page import Step, write_page
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
-CONFIGS = {False: 'configs/miniature/baselines/mocov2.py',
-           True: 'configs/miniature/mocov2_freeatm.py'}
+BASELINE, FREEATM = 'configs/miniature/baselines/mocov2.py', 'configs/miniature/mocov2_freeatm.py'
+#: Arm -> its config, what the results call its masks, and further options.
+ARMS = {'baseline': (BASELINE, 'false', ()), 'freeatm': (FREEATM, 'true', ()),
+        'normalized': (FREEATM, 'normalized',
+                       ('train_dataloader.dataset.pipeline.2.mask_values=normalized',))}
 
 
 def main() -> None:
@@ -39,6 +42,8 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument('--exact', action='store_true', help='also pretrain on as many composed '
                         'scenes with exact masks, and without: the upper bound')
+    parser.add_argument('--normalized', action='store_true', help='also pretrain with masks '
+                        'stretched to [0, 1], which the paper does not do')
     parser.add_argument('--generator', default=GENERATOR,
                         help='folder of the pipeline (%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
@@ -63,25 +68,28 @@ def main() -> None:
         command = shlex.join(['./run', 'miniature', *sys.argv[1:]])
         write_results(results, new_results('miniature', command))
     for seed in range(args.seeds):
-        job.run(f'Judge random weights, seed {seed}', 'tools/evaluate.py', CONFIGS[True],
+        job.run(f'Judge random weights, seed {seed}', 'tools/evaluate.py', FREEATM,
                 '--random', '--world', f'{args.out}/world', '--seed', seed, '--out', results)
         for regime, store in stores.items():
-            for masks, config in CONFIGS.items():
-                name = f'{regime}-{"freeatm" if masks else "baseline"}-{seed}'
+            for arm, (config, masks, options) in ARMS.items():
+                # exact masks are stretched already
+                if arm == 'normalized' and (regime == 'real' or not args.normalized):
+                    continue
+                name = f'{regime}-{arm}-{seed}'
                 work_dir = args.out / name
                 job.run(f'Pretrain {name}', 'tools/train.py', config, '--work-dir', work_dir,
                         '--resume', '--seed', seed, '--cfg-options',
                         f'train_dataloader.dataset.store={store}',
                         f'train_cfg.max_epochs={args.epochs}',
                         f'param_scheduler.0.T_max={args.epochs}',
-                        f'param_scheduler.0.end={args.epochs}')
-                variant = 'exact' if masks and regime == 'real' else str(masks).lower()
+                        f'param_scheduler.0.end={args.epochs}', *options)
+                variant = 'exact' if masks == 'true' and regime == 'real' else masks
                 job.run(f'Judge {name}', 'tools/evaluate.py', config,
                         work_dir / f'epoch_{args.epochs}.pth', '--world', f'{args.out}/world',
                         '--seed', seed, '--method', 'mocov2', '--regime', regime, '--masks',
                         variant, '--epochs', args.epochs, '--out', results)
                 if seed == 0:
-                    curves[f'{regime}, {"masks" if masks else "no masks"}'] = read_curve(work_dir)
+                    curves[f'{regime}, {arm}'] = read_curve(work_dir)
     found = read_results(results)
     card = {}  # what is known of another generator isn't in this repository
     if args.generator == GENERATOR:
