@@ -23,6 +23,18 @@ from torch import Tensor, nn
 from freeatm_mm.attention.families import Family, find_family
 from freeatm_mm.attention.masks import minmax, resize
 from freeatm_mm.attention.nouns import MERGE_RULES, NounTokens, locate_nouns, merge_tokens
+from freeatm_mm.attention.parts import (
+    Heads,
+    Part,
+    block_names,
+    choose_parts,
+    heads_of,
+    in_blocks,
+    separate_names,
+    size_matches,
+)
+from freeatm_mm.attention.refine import add_affinity
+from freeatm_mm.attention.refine import propagate as pass_on
 
 __all__ = ['AttentionRecorder', 'noun_attention']
 
@@ -64,15 +76,24 @@ class AttentionRecorder:
             to give it a zero map and list it in :attr:`truncated`.
         clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF; both
             default to ``True``).
-        blocks: Parts of the network to record: ``'all'``, ``'down'``, ``'mid'``, ``'up'``, or
-            several of these.
+        blocks: Parts of the network to record: ``'all'``, ``'down'``, ``'mid'``, ``'up'``, the
+            name of a module of the denoiser (``'up_blocks.1'``), or several of these.
         resolutions: Feature map sizes to record: an integer is the shorter side, a pair is
             (height, width). ``None``: all.
         steps: Which calls of the denoiser to record, counted from 0, for example
             ``range(10, 50, 2)``. ``None``: all.
+        heads: Which heads to record: numbers, the same for all layers, or a mapping from layers
+            or blocks to numbers (``{'up_blocks.1': [0, 3]}``; others are left out). ``None``: all.
+        separate: What to keep apart, so that :meth:`masks` can choose among it afterwards:
+            ``'layers'``, ``'steps'``, ``'heads'``, or several. Costs a sum for each.
+        self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
+            the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
+            one float32 matrix (pixels, pixels) an image: 4 MiB at 32x32. ``None``: don't.
         check_prompts: Whether to stop if the pipeline encodes other prompts than ``prompts``.
 
     Attributes:
+        layers: The layers recorded, by their names in the denoiser, with their number of heads;
+            known from the first ``with`` on.
         truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
         flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
             with ``normalize='minmax'``, and so came back as zeros.
@@ -99,6 +120,9 @@ class AttentionRecorder:
             blocks: str | Iterable[str] = 'all',
             resolutions: Iterable[int | Size] | None = None,
             steps: Container[int] | None = None,
+            heads: Heads | None = None,
+            separate: str | Iterable[str] = (),
+            self_attention: int | None = None,
             check_prompts: bool = True) -> None:
         if isinstance(prompts, str):
             raise TypeError('prompts must be a list of strings, got one string; wrap it in a list')
@@ -119,9 +143,16 @@ class AttentionRecorder:
         self._num_images = len(prompts) * num_images_per_prompt
         self._probability = probability
         self._merge = merge
-        self._blocks = _block_names(blocks, self._family)
+        self._denoiser = getattr(pipe, self._family.denoiser)
+        self._blocks = self._block_names(blocks)
         self._resolutions = None if resolutions is None else tuple(resolutions)
         self._steps = steps
+        self._heads = heads
+        self._separate = separate_names(separate)
+        if self_attention is not None and self_attention < 1:
+            raise ValueError(f'self_attention must be at least 1, got {self_attention}')
+        self._self_attention = self_attention
+        self.layers: dict[str, int] = {}
         self._encoder_watch = None
 
         tokenizer, text_encoder = _tokenizer_of(pipe, self._family)
@@ -150,7 +181,8 @@ class AttentionRecorder:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums: dict[tuple[str, Size], _Sum] = {}
+        self._sums: dict[Part, _Sum] = {}
+        self._affinities: dict[Size, _Sum] = {}
         self._calls = 0
         self.num_steps = 0
         self._recording = False
@@ -168,14 +200,24 @@ class AttentionRecorder:
         """
         if self._hooks is not None:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
-        denoiser = getattr(self._pipe, self._family.denoiser)
+        denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         modules = _text_attention_modules(denoiser, self._family, self._blocks)
+        taps = [_Tap(self, module, group, name, _wanted_heads(self._heads, name, module))
+                for name, module, group in modules]
+        taps = [tap for tap in taps if tap.heads]
+        if not taps:
+            raise ValueError(f'heads={self._heads!r} names none of the layers to record: '
+                             f'{[name for name, _, _ in modules]}')
+        self.layers = {tap.layer: tap.module.heads for tap in taps}
+        if self._self_attention is not None:
+            taps += [_SelfTap(self, module) for module in
+                     _self_attention_modules(denoiser, self._family)]
         self._reset()
         with ExitStack() as hooks:
             handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
             hooks.callback(handle.remove)
-            for module, group in modules:
-                for handle in _Tap(self, module, group).install():
+            for tap in taps:
+                for handle in tap.install():
                     hooks.callback(handle.remove)
             if self._encoder_watch is not None:
                 hooks.callback(self._encoder_watch.install().remove)
@@ -199,6 +241,9 @@ class AttentionRecorder:
             blocks: str | Iterable[str] = 'all',
             resolutions: Iterable[int | Size] | None = None,
             weights: str | Mapping[int | Size, float] | None = None,
+            steps: Container[int] | None = None,
+            heads: Heads | None = None,
+            propagate: int = 0,
             size: Size | None = None) -> list[Tensor]:
         """Averages what was recorded into one map for each noun of each image.
 
@@ -213,7 +258,12 @@ class AttentionRecorder:
             weights: ``None``: each layer counts the same. ``'resolution'``: each resolution counts
                 the same, however many layers it has. A mapping from resolution (an integer or a
                 pair) to a number: what a layer of that resolution counts; others count nothing.
-            size: ``(h, w)`` of the maps. The default is the largest resolution used.
+            steps: As in the constructor, where steps were kept apart.
+            heads: As in the constructor, where heads were kept apart.
+            propagate: How often to pass the maps on along the self-attention, where that was
+                recorded; see :func:`freeatm_mm.attention.refine.propagate`.
+            size: ``(h, w)`` of the maps. The default is the largest resolution used, that of the
+                self-attention included where maps are propagated.
 
         Returns:
             For each image, prompt by prompt, a float32 CPU tensor of shape (nouns, h, w).
@@ -229,50 +279,34 @@ class AttentionRecorder:
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
                 + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
                    'or resolutions' if self._calls else ''))
-        chosen = self._choose(_block_names(blocks, self._family),
-                              None if resolutions is None else tuple(resolutions), weights)
+        if propagate < 0 or (propagate and not self._affinities):
+            raise ValueError(f'propagate={propagate} needs a number of times, from 0, and a '
+                             'recorder made with self_attention=32, say')
+        chosen = choose_parts(
+            {part: total.count for part, total in self._sums.items()},
+            groups=self._family.block_groups.values(), blocks=self._block_names(blocks),
+            resolutions=None if resolutions is None else tuple(resolutions),
+            steps=steps, heads=heads, weights=weights)
+        affinity = max(self._affinities, key=math.prod) if propagate else None
         if size is None:
-            size = max((key[1] for key in chosen), key=math.prod)
-        divisor = sum(weight * self._sums[key].count for key, weight in chosen.items())
-        average_BThw = torch.zeros(*self._columns_BT.shape, *size)
+            size = max([part.size for part in chosen] + [affinity or (0, 0)], key=math.prod)
+        divisor = sum(weight * self._sums[part].count for part, weight in chosen.items())
         # Resizing is linear, so once at the end gives the mean of the resized maps.
         by_size: dict[Size, Tensor] = {}
-        for key, weight in chosen.items():
-            total_BTN = self._sums[key].total_BTN.cpu() * (weight / divisor)
-            by_size[key[1]] = by_size.get(key[1], 0) + total_BTN
+        for part, weight in chosen.items():
+            total_BTN = self._sums[part].total_BTN.cpu() * (weight / divisor)
+            by_size[part.size] = by_size.get(part.size, 0) + total_BTN
+        average_BThw = torch.zeros(*self._columns_BT.shape, *(affinity or size))
         for native, total_BTN in by_size.items():
-            average_BThw += resize(total_BTN.unflatten(-1, native), size)
+            average_BThw += resize(total_BTN.unflatten(-1, native), average_BThw.shape[-2:])
+        if affinity:
+            total = self._affinities[affinity]
+            average_BThw = resize(
+                pass_on(average_BThw, total.total_BTN.cpu() / total.count, propagate), size)
         return self._merged(average_BThw, normalize)
 
-    def _choose(
-            self,
-            blocks: frozenset[str] | None,
-            resolutions: tuple[int | Size, ...] | None,
-            weights: str | Mapping[int | Size, float] | None) -> dict[tuple[str, Size], float]:
-        """Picks the sums to average and what one layer of each counts."""
-        keys = [(group, native) for group, native in self._sums
-                if (blocks is None or group in blocks) and _size_matches(native, resolutions)]
-        if weights is None:
-            chosen = dict.fromkeys(keys, 1.0)
-        elif weights == 'resolution':
-            layers: dict[Size, int] = {}
-            for key in keys:
-                layers[key[1]] = layers.get(key[1], 0) + self._sums[key].count
-            chosen = {key: 1 / layers[key[1]] for key in keys}
-        elif isinstance(weights, Mapping):
-            chosen = {key: float(weight) for key in keys for name, weight in weights.items()
-                      if _size_matches(key[1], (name, ))}
-            if any(not (math.isfinite(weight) and weight >= 0) for weight in chosen.values()):
-                raise ValueError(f'weights must be finite and not negative, got {weights!r}')
-            chosen = {key: weight for key, weight in chosen.items() if weight}
-        else:
-            raise ValueError(f"weights must be None, 'resolution' or a mapping, got {weights!r}")
-        if not chosen:
-            recorded = ', '.join(f'{group} {height}x{width}'
-                                 for group, (height, width) in sorted(self._sums))
-            raise ValueError('blocks, resolutions and weights leave nothing of what was recorded: '
-                             f'{recorded}')
-        return chosen
+    def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
+        return block_names(blocks, self._family.block_groups.values(), self._denoiser)
 
     def _merged(self, average_BThw: Tensor, normalize: str | None) -> list[Tensor]:
         """Makes each noun's map from its tokens' maps."""
@@ -344,13 +378,37 @@ class AttentionRecorder:
             bias_BNK = _bias(tap.mask, num_keys, tap.query.shape[0], tap.name)
             bias_BNK = bias_BNK[rows, :, :key_BKHC.shape[1]]
         columns_BT = self._columns_BT.to(query_BNHC.device) + self._family.text_offset
-        total = self._sums.get((tap.group, tap.size))
+        part = Part(tap.group, tap.size, tap.layer if 'layers' in self._separate else None,
+                    self._calls - 1 if 'steps' in self._separate else None)
+        if 'heads' in self._separate:
+            pieces = {part._replace(head=head): [head] for head in tap.heads}
+        else:
+            pieces = {part: tap.heads}
+        for part, heads in pieces.items():
+            total = self._sums.get(part)
+            if total is None:
+                total = self._sums[part] = _Sum(torch.zeros(
+                    *columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device))
+            some = slice(None) if len(heads) == module.heads else list(heads)
+            noun_attention(query_BNHC[:, :, some], key_BKHC[:, :, some], columns_BT, module.scale,
+                           bias_BNK=bias_BNK, out_BTN=total.total_BTN)
+            total.count += 1
+
+    def _accumulate_affinity(self, tap: _SelfTap) -> None:
+        """Adds one module's head-mean self-attention to the running sum of its resolution."""
+        module, rows = tap.module, slice(self._first_row, None)
+        size = max([tap.size, *self._affinities], key=math.prod)
+        if size != tap.size:
+            return  # a smaller map than one that was seen already
+        query_BNHC = _split_heads(tap.query[rows], module.heads, module.norm_q)
+        key_BNHC = _split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
+        total = self._affinities.get(size)
         if total is None:
-            total_BTN = torch.zeros(
-                *columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
-            total = self._sums[tap.group, tap.size] = _Sum(total_BTN)
-        noun_attention(query_BNHC, key_BKHC, columns_BT, module.scale, bias_BNK=bias_BNK,
-                       out_BTN=total.total_BTN)
+            images, pixels = query_BNHC.shape[:2]
+            self._affinities = {size: _Sum(torch.zeros(
+                images, pixels, pixels, device=query_BNHC.device))}
+            total = self._affinities[size]
+        add_affinity(query_BNHC, key_BNHC, module.scale, total.total_BTN)
         total.count += 1
 
 
@@ -420,11 +478,14 @@ class _Sum:
 class _Tap:
     """Catches the queries and keys of one attention module as it computes them."""
 
-    def __init__(self, recorder: AttentionRecorder, module: nn.Module, group: str) -> None:
+    def __init__(self, recorder: AttentionRecorder, module: nn.Module, group: str, layer: str,
+                 heads: tuple[int, ...]) -> None:
         self.recorder = recorder
         self.module = module
         self.name = type(module).__name__
         self.group = group
+        self.layer = layer
+        self.heads = heads
         self.active = False
         self._forget()
 
@@ -466,17 +527,46 @@ class _Tap:
         else:
             self.size = _map_size(self.recorder._input_size, hidden.shape[1])
         self.mask = _argument(args, kwargs, 2, 'attention_mask')
-        self.active = _size_matches(self.size, self.recorder._resolutions)
+        self.active = size_matches(self.size, self.recorder._resolutions)
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self.active:
             return
-        if self.query is None or self.text_key is None:
+        self._check(self.text_key)
+        self.recorder._accumulate(self)
+        self._forget()
+
+    def _check(self, key: Tensor | None) -> None:
+        if self.query is None or key is None:
             raise RuntimeError(
                 f'{self.name} ran without calling its own query and key projections, so its '
                 'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
                 'a processor of diffusers')
-        self.recorder._accumulate(self)
+
+
+class _SelfTap(_Tap):
+    """Catches the queries and keys with which the pixels attend to each other."""
+
+    def __init__(self, recorder: AttentionRecorder, module: nn.Module) -> None:
+        super().__init__(recorder, module, '', '', ())
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        return [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.module.to_q.register_forward_hook(self._catch('query')),
+            self.module.to_k.register_forward_hook(self._catch('pixel_key')),
+            self.module.register_forward_hook(self._after)]
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        super()._before(module, args, kwargs)
+        self.active = (self.recorder._recording
+                       and min(self.size) <= self.recorder._self_attention)
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.active:
+            self._check(self.pixel_key)
+            self.recorder._accumulate_affinity(self)
         self._forget()
 
 
@@ -529,20 +619,6 @@ def _argument(args: tuple, kwargs: dict, position: int, name: str) -> Any:
     return args[position] if len(args) > position else None
 
 
-def _block_names(blocks: str | Iterable[str], family: Family) -> frozenset[str] | None:
-    """The wanted block groups, ``None`` for all of them."""
-    names = {blocks} if isinstance(blocks, str) else set(blocks)
-    known = {'all', *family.block_groups.values()}
-    if not names or not names <= known:
-        raise ValueError(f'blocks must be of {sorted(known)}, got {blocks!r}')
-    return None if 'all' in names else frozenset(names)
-
-
-def _size_matches(size: Size, wanted: tuple[int | Size, ...] | None) -> bool:
-    return wanted is None or any(
-        min(size) == name if isinstance(name, int) else size == tuple(name) for name in wanted)
-
-
 def _tokenizer_of(pipe: Any, family: Family) -> tuple[Any, nn.Module | None]:
     for tokenizer, encoder in zip(family.tokenizers, family.text_encoders):
         if getattr(pipe, tokenizer, None) is not None:
@@ -553,8 +629,8 @@ def _tokenizer_of(pipe: Any, family: Family) -> tuple[Any, nn.Module | None]:
 
 def _text_attention_modules(
         denoiser: nn.Module, family: Family,
-        blocks: frozenset[str] | None) -> list[tuple[nn.Module, str]]:
-    """The modules to record, each with its block group."""
+        blocks: frozenset[str] | None) -> list[tuple[str, nn.Module, str]]:
+    """The modules to record: name, module and block group."""
     compiled = hasattr(denoiser, '_orig_mod') or any(
         getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules())
     if compiled:
@@ -569,13 +645,39 @@ def _text_attention_modules(
             raise ValueError(f'{name} has fused query, key and value projections; call '
                              'pipe.unfuse_qkv_projections() before recording')
         group = family.block_groups.get(name.split('.')[0], 'other')
-        if blocks is None or group in blocks:
-            found.append((module, group))
+        if in_blocks(blocks, group, name):
+            found.append((name, module, group))
     if not found:
         where = 'anywhere' if blocks is None else f'in its blocks {sorted(blocks)}'
         raise ValueError(f'{type(denoiser).__name__} has no attention from pixels to text {where}, '
                          f'as the family {family.name} would')
     return found
+
+
+def _self_attention_modules(denoiser: nn.Module, family: Family) -> list[nn.Module]:
+    """The modules in which pixels attend to pixels, alone or beside the text."""
+    found = []
+    for module in denoiser.modules():
+        pixels_only = (getattr(module, 'is_cross_attention', None) is False
+                       and getattr(module, 'added_kv_proj_dim', None) is None)
+        beside_text = family.joint and family.is_text_attention(module)
+        if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
+            found.append(module)
+    if not found:
+        raise ValueError(f'{type(denoiser).__name__} has no self-attention that can be recorded; '
+                         'leave self_attention out')
+    return found
+
+
+def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[int, ...]:
+    wanted = heads_of(heads, layer)
+    if wanted is None:
+        return tuple(range(module.heads))
+    strangers = [head for head in wanted if not 0 <= head < module.heads]
+    if strangers:
+        raise ValueError(f'{layer} has heads 0 to {module.heads - 1}, but heads asks for '
+                         f'{sorted(strangers)}')
+    return tuple(sorted(wanted))
 
 
 def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:

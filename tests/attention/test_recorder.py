@@ -98,7 +98,7 @@ def test_stable_diffusion_odd_feature_maps(sd):
     # 7x11 latents: the lower resolution is 4x6, half rounded up.
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
         sd(PROMPTS, height=56, width=88, num_inference_steps=1, output_type='latent')
-    assert {size for _, size in recorder._sums} == {(14, 22), (7, 11)}
+    assert {part.size for part in recorder._sums} == {(14, 22), (7, 11)}
     assert recorder.masks()[0].shape == (2, 14, 22)
     assert _map_size((7, 11), 24) == (4, 6)
 
@@ -331,7 +331,7 @@ def test_blocks_resolutions_and_weights_split_one_run(sd):
         with AttentionRecorder(sd, PROMPTS, NOUNS, **part) as restricted:
             draw(sd)
         expected_size = {(16, 16), (8, 8)} if 'blocks' in part else {(8, 8)}
-        assert {size for _, size in restricted._sums} == expected_size
+        assert {part.size for part in restricted._sums} == expected_size
     check(restricted.masks(), reference(lambda name: not fine(name), (8, 8)))
 
 
@@ -411,7 +411,7 @@ def test_sums_do_not_grow_with_steps(sd):
         gc.collect()
         with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
             draw(sd, steps=steps)
-        return {key: tuple(value.total_BTN.shape) for key, value in recorder._sums.items()}
+        return {part[:2]: tuple(value.total_BTN.shape) for part, value in recorder._sums.items()}
 
     assert buffers(1) == buffers(6) == {
         ('down', (16, 16)): (2, 3, 256), ('up', (16, 16)): (2, 3, 256),

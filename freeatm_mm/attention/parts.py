@@ -1,0 +1,169 @@
+"""Which of the recorder's running sums an average is made of, and what each of them counts."""
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple, Union
+
+from torch import nn
+
+__all__ = ['SEPARATE', 'Heads', 'Part', 'block_names', 'choose_parts', 'heads_of', 'in_blocks',
+           'separate_names', 'size_matches']
+
+Size = tuple[int, int]
+Heads = Union[Iterable[int], Mapping[str, Iterable[int]]]
+
+SEPARATE = ('layers', 'steps', 'heads')
+"""What a recorder can keep apart, so that :meth:`AttentionRecorder.masks` can choose later."""
+
+
+class Part(NamedTuple):
+    """What one running sum sums up. ``None``: over all of them.
+
+    Attributes:
+        group: Block group, such as ``'down'``.
+        size: Height and width of the maps.
+        layer: Name of the attention module in the denoiser.
+        step: Number of the denoiser's call, from 0.
+        head: Number of the head.
+    """
+
+    group: str
+    size: Size
+    layer: str | None = None
+    step: int | None = None
+    head: int | None = None
+
+
+def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
+    """What to keep apart. Heads of different layers share a number only, so they bring layers.
+
+    Args:
+        separate: Names of :data:`SEPARATE`.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    names = {separate} if isinstance(separate, str) else set(separate)
+    if not names <= set(SEPARATE):
+        raise ValueError(f'separate must be of {SEPARATE}, got {separate!r}')
+    return frozenset(names | {'layers'} if 'heads' in names else names)
+
+
+def block_names(blocks: str | Iterable[str], groups: Iterable[str],
+                denoiser: nn.Module) -> frozenset[str] | None:
+    """The wanted blocks, ``None`` for all of them.
+
+    Args:
+        blocks: Names of block groups, or of modules of the denoiser, such as ``'up_blocks.1'``.
+        groups: The block groups there are.
+        denoiser: Where the modules are.
+
+    Raises:
+        ValueError: If a name is neither.
+    """
+    names = {blocks} if isinstance(blocks, str) else set(blocks)
+    known = {'all', *groups}
+    modules = {name for name, _ in denoiser.named_modules()} if names - known else set()
+    if not names or names - known - modules:
+        raise ValueError(f'blocks must be of {sorted(known)}, or names of modules such as '
+                         f"'up_blocks.1', got {blocks!r}")
+    return None if 'all' in names else frozenset(names)
+
+
+def in_blocks(blocks: frozenset[str] | None, group: str, layer: str) -> bool:
+    """Tells whether a layer belongs to the wanted blocks."""
+    return blocks is None or group in blocks or any(_inside(layer, name) for name in blocks)
+
+
+def heads_of(heads: Heads | None, layer: str) -> frozenset[int] | None:
+    """The wanted heads of a layer, ``None`` for all of them.
+
+    Args:
+        heads: ``None``, numbers of heads for all layers, or for each layer (or block) that is
+            wanted its own. Of several names that hold a layer the longest counts.
+        layer: Name of the layer.
+    """
+    if heads is None:
+        return None
+    if not isinstance(heads, Mapping):
+        return frozenset(heads)
+    names = [name for name in heads if _inside(layer, name)]
+    return frozenset(heads[max(names, key=len)]) if names else frozenset()
+
+
+def size_matches(size: Size, wanted: tuple[int | Size, ...] | None) -> bool:
+    """Tells whether a map is of a wanted size: (height, width), or the shorter side alone."""
+    return wanted is None or any(
+        min(size) == name if isinstance(name, int) else size == tuple(name) for name in wanted)
+
+
+def choose_parts(
+        counts: Mapping[Part, int],
+        *,
+        groups: Iterable[str] = (),
+        blocks: frozenset[str] | None = None,
+        resolutions: tuple[int | Size, ...] | None = None,
+        steps: Container[int] | None = None,
+        heads: Heads | None = None,
+        weights: str | Mapping[int | Size, float] | None = None) -> dict[Part, float]:
+    """Picks the running sums to average, and what one map in each of them counts.
+
+    A layer's heads share what the layer counts, so a mean over them stays a mean.
+
+    Args:
+        counts: The sums there are, and how many maps are in each.
+        groups: The block groups there are; other names of ``blocks`` are modules.
+        blocks: From :func:`block_names`.
+        resolutions: Sizes, or shorter sides.
+        steps: Numbers of steps.
+        heads: As :func:`heads_of` takes them.
+        weights: ``None``: every layer counts the same. ``'resolution'``: every resolution does.
+            A mapping from resolution to a number: what a layer of that resolution counts.
+
+    Returns:
+        The chosen sums, each with its weight.
+
+    Raises:
+        ValueError: If a choice needs what wasn't kept apart, is unknown, or leaves nothing.
+    """
+    named = set() if blocks is None else blocks - set(groups)
+    for wanted, field, name in ((bool(named), 'layer', 'layers'),
+                                (steps is not None, 'step', 'steps'),
+                                (heads is not None, 'head', 'heads')):
+        if wanted and any(getattr(part, field) is None for part in counts):
+            raise ValueError(f'{name} were not kept apart, so none can be chosen now: make the '
+                             f'recorder with separate={name!r}, or give it the choice')
+    parts = [part for part in counts
+             if in_blocks(blocks, part.group, part.layer or '')
+             and size_matches(part.size, resolutions)
+             and (steps is None or part.step in steps)
+             and (heads is None or part.head in heads_of(heads, part.layer))]
+    heads_kept = Counter(part._replace(head=None) for part in parts)
+    share = {part: 1 / heads_kept[part._replace(head=None)] for part in parts}
+    if weights is None:
+        chosen = share
+    elif weights == 'resolution':
+        layers: Counter = Counter()
+        for part in parts:
+            layers[part.size] += share[part] * counts[part]
+        chosen = {part: share[part] / layers[part.size] for part in parts}
+    elif isinstance(weights, Mapping):
+        chosen = {part: float(weight) for part in parts for name, weight in weights.items()
+                  if size_matches(part.size, (name, ))}
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in chosen.values()):
+            raise ValueError(f'weights must be finite and not negative, got {weights!r}')
+        chosen = {part: share[part] * weight for part, weight in chosen.items() if weight}
+    else:
+        raise ValueError(f"weights must be None, 'resolution' or a mapping, got {weights!r}")
+    if not chosen:
+        recorded = ', '.join(f'{group} {height}x{width}' for group, (height, width) in sorted(
+            {(part.group, part.size) for part in counts}))
+        raise ValueError('blocks, resolutions, steps, heads and weights leave nothing of what was '
+                         f'recorded: {recorded}')
+    return chosen
+
+
+def _inside(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(name + '.')
