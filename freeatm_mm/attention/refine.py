@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from freeatm_mm.attention.masks import THRESHOLD, resize
+from freeatm_mm.attention.masks import THRESHOLD
 
 __all__ = ['add_affinity', 'dense_crf', 'propagate']
 
@@ -144,7 +145,8 @@ def dense_crf(
                          f'are too many: resize the masks to at most {MAX_CRF_PIXELS} pixels')
     shift = float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
     unary = (torch.logit(soft.reshape(count, -1), _SURE) - shift).float()
-    pixels = resize(torch.from_numpy(image).permute(2, 0, 1).float(), (height, width))
+    pixels = F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(),
+                           size=(height, width), mode='area')[0]
     pairwise = _pairwise(pixels, position * min(height, width), colour, distance,
                          (appearance, smoothness))
     label = torch.sigmoid(unary)
