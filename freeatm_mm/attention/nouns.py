@@ -73,7 +73,10 @@ def locate_nouns(
         nouns: Sequence[Any],
         *,
         prepared: str | None = None,
+        before: str = '',
+        after: str = '',
         max_length: int | None = None,
+        padding_removed: bool = False,
         truncated: str = 'raise') -> NounTokens:
     """Finds the tokens of each noun of a prompt.
 
@@ -84,9 +87,13 @@ def locate_nouns(
         tokenizer: A transformers tokenizer, slow or fast, that pads on the right.
         prompt: The prompt as the user wrote it.
         nouns: Character spans in ``prompt``: pairs, or objects with ``start`` and ``end``.
-        prepared: The prompt as the pipeline hands it to the tokenizer, where that differs.
+        prepared: The prompt as the pipeline cleans it for the tokenizer, where that differs.
+        before: Text that the pipeline puts before the prompt, an instruction for example.
+        after: Text that the pipeline puts after it.
         max_length: Tokens the text encoder keeps, special ones included; the default is the
             tokenizer's ``model_max_length``.
+        padding_removed: Whether the pipeline takes padding out again, so that its side doesn't
+            matter.
         truncated: ``'raise'``, or ``'skip'`` to list nouns that were cut off instead.
 
     Returns:
@@ -99,7 +106,7 @@ def locate_nouns(
     """
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
-    if getattr(tokenizer, 'padding_side', 'right') != 'right':
+    if getattr(tokenizer, 'padding_side', 'right') != 'right' and not padding_removed:
         raise ValueError(f'{type(tokenizer).__name__} pads on the left, which moves the tokens; '
                          "set tokenizer.padding_side = 'right'")
     spans = [_checked_span(prompt, noun) for noun in nouns]
@@ -107,12 +114,12 @@ def locate_nouns(
         return NounTokens(())
     prepared = prompt if prepared is None else prepared
     max_length = tokenizer.model_max_length if max_length is None else max_length
-    token_spans, suffix = _token_spans(tokenizer, prepared)
+    token_spans, suffix = _token_spans(tokenizer, before + prepared + after)
     # The tokenizer keeps its closing tokens and drops what stands before them.
     kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
     positions, lost = [], []
     for index, (start, end) in enumerate(spans):
-        first, last = _follow_span(prompt, prepared, start, end)
+        first, last = (len(before) + place for place in _follow_span(prompt, prepared, start, end))
         tokens = tuple(
             position for position, (left, right) in enumerate(token_spans)
             if left < last and right > first)

@@ -20,9 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from freeatm_mm.attention.families import Family, find_family
+from freeatm_mm.attention.families import (
+    Call,
+    Family,
+    TextKeys,
+    argument,
+    find_family,
+)
 from freeatm_mm.attention.masks import minmax, resize
-from freeatm_mm.attention.nouns import MERGE_RULES, NounTokens, locate_nouns, merge_tokens
+from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
     Heads,
     Part,
@@ -35,6 +41,7 @@ from freeatm_mm.attention.parts import (
 )
 from freeatm_mm.attention.refine import add_affinity
 from freeatm_mm.attention.refine import propagate as pass_on
+from freeatm_mm.attention.text import find_columns
 
 __all__ = ['AttentionRecorder', 'noun_attention']
 
@@ -74,8 +81,14 @@ class AttentionRecorder:
             ``'last'``; see :func:`freeatm_mm.attention.nouns.merge_tokens`.
         truncated: What to do about a noun that the tokenizer cuts off: ``'raise'``, or ``'skip'``
             to give it a zero map and list it in :attr:`truncated`.
-        clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF; both
-            default to ``True``).
+        clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF, PixArt, Sana);
+            ``None``: the pipeline's default.
+        call_options: Other arguments given to the pipeline that decide which tokens become keys:
+            ``max_sequence_length``, and ``complex_human_instruction`` for Sana. Those left out
+            have the pipeline's defaults.
+        text_encoders: Which text encoders' keys to record where there are several (Stable
+            Diffusion 3), by their attributes of the pipeline: ``['text_encoder_3']`` is T5 alone.
+            ``None``: all; a noun's map is then the mean of its maps from each.
         blocks: Parts of the network to record: ``'all'``, ``'down'``, ``'mid'``, ``'up'``, the
             name of a module of the denoiser (``'up_blocks.1'``), or several of these.
         resolutions: Feature map sizes to record: an integer is the shorter side, a pair is
@@ -116,7 +129,9 @@ class AttentionRecorder:
             probability: str = 'joint',
             merge: str = 'mean',
             truncated: str = 'raise',
-            clean_caption: bool = True,
+            clean_caption: bool | None = None,
+            call_options: Mapping[str, Any] | None = None,
+            text_encoders: Iterable[str] | None = None,
             blocks: str | Iterable[str] = 'all',
             resolutions: Iterable[int | Size] | None = None,
             steps: Container[int] | None = None,
@@ -153,28 +168,19 @@ class AttentionRecorder:
             raise ValueError(f'self_attention must be at least 1, got {self_attention}')
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
-        self._encoder_watch = None
-
-        tokenizer, text_encoder = _tokenizer_of(pipe, self._family)
-        prepared = self._family.prepare_prompts(pipe, prompts, clean_caption)
-        max_length = self._family.max_length or tokenizer.model_max_length
-        self._tokens: list[NounTokens] = []
-        for index, (prompt, spans) in enumerate(zip(prompts, nouns)):
-            try:
-                self._tokens.append(locate_nouns(
-                    tokenizer, prompt, spans, prepared=prepared[index], max_length=max_length,
-                    truncated=truncated))
-            except ValueError as error:
-                error.args = (f'prompt {index}: {error}', )
-                raise
-        if check_prompts and text_encoder is not None:
-            self._encoder_watch = _EncoderWatch(text_encoder, tokenizer, prepared, max_length)
-        self.truncated = [(index, noun) for index, tokens in enumerate(self._tokens)
-                          for noun in tokens.truncated]
+        call = Call(pipe, {} if call_options is None else call_options)
+        if clean_caption is not None:
+            call = call.replace('clean_caption', clean_caption)
+        found = find_columns(call, self._family, prompts, nouns, text_encoders=text_encoders,
+                             truncated=truncated)
+        self._watches = found.watches if check_prompts else ()
+        self.truncated = list(found.truncated)
         self.flat: list[tuple[int, int]] = []
+        self._positions = found.positions
         # Each image's token columns once, however many nouns share a token.
-        self._columns = [sorted({position for noun in tokens.positions for position in noun})
-                         for tokens in self._tokens]
+        self._columns = [
+            sorted({column for noun in row for columns in noun for column in columns})
+            for row in self._positions]
         self._columns_BT = _pad_columns(self._columns, num_images_per_prompt)
         self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
         self._hooks: ExitStack | None = None
@@ -186,8 +192,10 @@ class AttentionRecorder:
         self._calls = 0
         self.num_steps = 0
         self._recording = False
-        self._first_row = 0
+        self._first_row, self._last_row = 0, 0
+        self._last_sample: Tensor | None = None
         self._input_size: Size = (0, 0)
+        self._text_length = 0
         self._pair_checked = False
 
     def __enter__(self) -> AttentionRecorder:
@@ -219,8 +227,8 @@ class AttentionRecorder:
             for tap in taps:
                 for handle in tap.install():
                     hooks.callback(handle.remove)
-            if self._encoder_watch is not None:
-                hooks.callback(self._encoder_watch.install().remove)
+            for watch in self._watches:
+                hooks.callback(watch.install().remove)
             self._hooks = hooks.pop_all()
         return self
 
@@ -315,12 +323,13 @@ class AttentionRecorder:
         for image in range(self._num_images):
             prompt = image // self._images_per_prompt
             place = {column: index for index, column in enumerate(self._columns[prompt])}
-            positions = self._tokens[prompt].positions
+            positions = self._positions[prompt]
             maps = average_BThw.new_zeros(len(positions), *average_BThw.shape[-2:])
-            for noun, tokens in enumerate(positions):
-                if tokens:
-                    rows = [place[token] for token in tokens]
-                    maps[noun] = merge_tokens(average_BThw[image, rows], self._merge)
+            for noun, encoders in enumerate(positions):
+                for columns in encoders:
+                    rows = [place[column] for column in columns]
+                    merged = merge_tokens(average_BThw[image, rows], self._merge)
+                    maps[noun] += merged / len(encoders)
             if normalize == 'minmax':
                 maps, flat = minmax(maps)
                 self.flat += [(image, noun) for noun in flat.nonzero().flatten().tolist()]
@@ -329,19 +338,30 @@ class AttentionRecorder:
 
     def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Counts a step and finds out which rows of the batch are conditional."""
-        sample = _argument(args, kwargs, 0, 'sample')
+        called_with = self._family.denoiser_input(module, args, kwargs)
+        for watch in self._watches:
+            watch.check()
+        if self._is_extra_pass(called_with.sample, kwargs):
+            self._recording = False
+            return
         index, self._calls = self._calls, self._calls + 1
-        if self._encoder_watch is not None:
-            self._encoder_watch.check()
         self._recording = self._steps is None or index in self._steps
-        self._first_row = self._conditional_start(sample)
-        self._input_size = tuple(sample.shape[-2:])
+        self._first_row, self._last_row = self._conditional_rows(called_with.sample)
+        self._input_size = called_with.size
+        self._text_length = called_with.text_length
         self.num_steps += self._recording
 
-    def _conditional_start(self, sample: Tensor) -> int:
+    def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
+        """Whether this call isn't the one that draws the prompt, but one to compare it with."""
+        again = self._family.two_passes and sample is self._last_sample
+        self._last_sample = None if again else sample
+        # Skip-layer guidance (SD3) draws the prompt again with some layers left out.
+        return again or kwargs.get('skip_layers') is not None
+
+    def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
         if rows == images:
-            return 0
+            return 0, images
         advice = ('give the recorder the same prompts and num_images_per_prompt as the pipeline')
         if rows != 2 * images:
             raise ValueError(
@@ -356,15 +376,15 @@ class AttentionRecorder:
                     f'the denoiser got a batch of {rows} different images, but {images} are being '
                     f'recorded; {advice}')
             self._pair_checked = True
-        return images
+        return (0, images) if self._family.conditional_first else (images, rows)
 
     def _accumulate(self, tap: _Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
-        module, rows = tap.module, slice(self._first_row, None)
+        module, rows = tap.module, slice(self._first_row, self._last_row)
         query_BNHC = _split_heads(tap.query[rows], module.heads, module.norm_q)
         key_BKHC = _split_heads(tap.text_key[rows], module.heads, module.norm_k)
         num_text_keys = num_keys = key_BKHC.shape[1]
-        if self._last_column + self._family.text_offset >= num_text_keys:
+        if self._last_column >= num_text_keys:
             raise ValueError(
                 f'a noun stands at token {self._last_column}, but the prompt embeddings hold only '
                 f'{num_text_keys} text keys; give the recorder the prompts that were encoded')
@@ -377,7 +397,7 @@ class AttentionRecorder:
         if tap.mask is not None:
             bias_BNK = _bias(tap.mask, num_keys, tap.query.shape[0], tap.name)
             bias_BNK = bias_BNK[rows, :, :key_BKHC.shape[1]]
-        columns_BT = self._columns_BT.to(query_BNHC.device) + self._family.text_offset
+        columns_BT = self._columns_BT.to(query_BNHC.device)
         part = Part(tap.group, tap.size, tap.layer if 'layers' in self._separate else None,
                     self._calls - 1 if 'steps' in self._separate else None)
         if 'heads' in self._separate:
@@ -396,7 +416,7 @@ class AttentionRecorder:
 
     def _accumulate_affinity(self, tap: _SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
-        module, rows = tap.module, slice(self._first_row, None)
+        module, rows = tap.module, slice(self._first_row, self._last_row)
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
             return  # a smaller map than one that was seen already
@@ -499,7 +519,7 @@ class _Tap:
 
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
-        module, joint = self.module, self.recorder._family.joint
+        module, joint = self.module, self.recorder._family.text_keys is TextKeys.ADDED
         handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.to_q.register_forward_hook(self._catch('query')),
@@ -521,12 +541,12 @@ class _Tap:
         self._forget()
         if not self.recorder._recording:
             return
-        hidden = _argument(args, kwargs, 0, 'hidden_states')
+        hidden = argument(args, kwargs, 0, 'hidden_states')
         if hidden.ndim == 4:
             self.size = tuple(hidden.shape[-2:])
         else:
             self.size = _map_size(self.recorder._input_size, hidden.shape[1])
-        self.mask = _argument(args, kwargs, 2, 'attention_mask')
+        self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = size_matches(self.size, self.recorder._resolutions)
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -570,63 +590,6 @@ class _SelfTap(_Tap):
         self._forget()
 
 
-class _EncoderWatch:
-    """Notices when the pipeline encodes other prompts than the recorder was given."""
-
-    def __init__(
-            self, encoder: nn.Module, tokenizer: Any, prompts: Sequence[str],
-            max_length: int) -> None:
-        self._encoder = encoder
-        encoded = tokenizer([*prompts, ''], padding='max_length', max_length=max_length,
-                            truncation=True).input_ids
-        self._expected = {tuple(row) for row in encoded[:-1]}
-        self._empty = tuple(encoded[-1])
-        self._prompts = list(prompts)
-        self._missing: set[tuple[int, ...]] = set()
-        self._strangers = False
-
-    def install(self):
-        """Starts watching; returns the hook's handle."""
-        self._missing, self._strangers = set(self._expected), False
-        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True)
-
-    def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        ids = _argument(args, kwargs, 0, 'input_ids')
-        if ids is None:
-            return
-        rows = {tuple(row) for row in ids.tolist()}
-        self._missing -= rows
-        # The empty prompt is the usual negative one, encoded alone when the caller brings the
-        # embeddings of the prompts themselves.
-        self._strangers |= bool(rows - self._expected - {self._empty})
-
-    def check(self) -> None:
-        """Raises if other prompts were encoded, and some of the recorder's were not.
-
-        Raises:
-            ValueError: As said.
-        """
-        if self._strangers and self._missing:
-            raise ValueError(
-                f'the pipeline encoded other prompts than the recorder was given ({self._prompts})'
-                ': give both the same prompts and the same clean_caption, or pass '
-                'check_prompts=False to record all the same')
-
-
-def _argument(args: tuple, kwargs: dict, position: int, name: str) -> Any:
-    if name in kwargs:
-        return kwargs[name]
-    return args[position] if len(args) > position else None
-
-
-def _tokenizer_of(pipe: Any, family: Family) -> tuple[Any, nn.Module | None]:
-    for tokenizer, encoder in zip(family.tokenizers, family.text_encoders):
-        if getattr(pipe, tokenizer, None) is not None:
-            return getattr(pipe, tokenizer), getattr(pipe, encoder, None)
-    raise ValueError(f'{type(pipe).__name__} was loaded without a tokenizer '
-                     f'({", ".join(family.tokenizers)}), which is needed to find the nouns')
-
-
 def _text_attention_modules(
         denoiser: nn.Module, family: Family,
         blocks: frozenset[str] | None) -> list[tuple[str, nn.Module, str]]:
@@ -638,7 +601,7 @@ def _text_attention_modules(
                          'the pipeline as it was before torch.compile')
     found = []
     for name, module in denoiser.named_modules():
-        if not family.is_text_attention(module):
+        if not family.is_text_attention(name, module):
             continue
         # The module's own flag says 'fused' for ever after; the processor tells what is used.
         if type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
@@ -657,10 +620,11 @@ def _text_attention_modules(
 def _self_attention_modules(denoiser: nn.Module, family: Family) -> list[nn.Module]:
     """The modules in which pixels attend to pixels, alone or beside the text."""
     found = []
-    for module in denoiser.modules():
+    for name, module in denoiser.named_modules():
         pixels_only = (getattr(module, 'is_cross_attention', None) is False
                        and getattr(module, 'added_kv_proj_dim', None) is None)
-        beside_text = family.joint and family.is_text_attention(module)
+        beside_text = (family.text_keys is TextKeys.ADDED
+                       and family.is_text_attention(name, module))
         if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
             found.append(module)
     if not found:

@@ -1,0 +1,84 @@
+"""Queries and keys as they reach ``scaled_dot_product_attention``.
+
+Models that let text and image attend to each other as one sequence normalise and rotate their
+queries and keys after projecting them. Here they are seen where all that is done. The call itself
+goes on untouched, with whatever processor and backend makes it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ['AttentionCall', 'WatchAttention', 'bias_of']
+
+
+class AttentionCall(NamedTuple):
+    """The arguments of ``scaled_dot_product_attention`` that decide its probabilities.
+
+    Args:
+        query: Shape (batch, heads, queries, channels).
+        key: Shape (batch, heads or fewer, keys, channels).
+        mask: Boolean (``True`` takes part) or added to the logits; broadcast to (batch, heads,
+            queries, keys).
+        scale: Factor of the logits.
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scale: float
+
+
+class WatchAttention(TorchFunctionMode):
+    """Shows each call of ``scaled_dot_product_attention`` of this thread to a function.
+
+    Args:
+        look: Gets each :class:`AttentionCall`.
+    """
+
+    def __init__(self, look: Callable[[AttentionCall], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self._look(_read(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _read(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+          dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+          **others: Any) -> AttentionCall:
+    return AttentionCall(query.detach(), key.detach(), attn_mask,
+                         query.shape[-1]**-0.5 if scale is None else scale)
+
+
+def bias_of(mask: Tensor, name: str) -> Tensor:
+    """A mask of ``scaled_dot_product_attention`` as a bias of the logits.
+
+    Args:
+        mask: Boolean or floating, broadcast to (batch, heads, queries, keys), the same for all
+            heads.
+        name: The module's name, for the message.
+
+    Returns:
+        The bias, shape (batch or 1, queries or 1, keys).
+
+    Raises:
+        ValueError: If the mask differs between heads.
+    """
+    mask = mask[(None, ) * (4 - mask.ndim)]
+    if mask.shape[1] != 1 and mask.stride(1) != 0:
+        raise ValueError(f'{name} has an attention mask of its own for each head, which the '
+                         'recorder does not take')
+    mask = mask[:, 0]
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    return mask

@@ -1,0 +1,206 @@
+"""From the nouns of a batch of prompts to the columns of a pipeline's text keys."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from freeatm_mm.attention.families import Call, Encoder, Family, argument
+from freeatm_mm.attention.nouns import NounTokens, locate_nouns
+
+__all__ = ['EncoderWatch', 'TextColumns', 'find_columns']
+
+
+@dataclass(frozen=True)
+class TextColumns:
+    """Where the nouns of a batch of prompts stand among the text keys.
+
+    Args:
+        positions: ``positions[prompt][noun]``: for each text encoder that has tokens of the noun,
+            the columns of these tokens. Empty for a noun that was cut off.
+        truncated: Pairs (prompt index, noun index) of nouns that every tokenizer cut off.
+        watches: Look at what each text encoder gets.
+    """
+
+    positions: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
+    truncated: tuple[tuple[int, int], ...]
+    watches: tuple[EncoderWatch, ...]
+
+
+def find_columns(
+        call: Call,
+        family: Family,
+        prompts: Sequence[str],
+        nouns: Sequence[Sequence[Any]],
+        *,
+        text_encoders: Iterable[str] | None = None,
+        truncated: str = 'raise') -> TextColumns:
+    """Finds the columns of each noun of each prompt among the text keys.
+
+    Args:
+        call: The pipeline and how it is called.
+        family: The pipeline's family.
+        prompts: The prompts.
+        nouns: For each prompt, its nouns' character spans.
+        text_encoders: Which text encoders' keys to use, by their attributes of the pipeline;
+            ``None``: all.
+        truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
+            of several tokenizers cuts off is taken from the others.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ValueError: If the pipeline has none of the family's tokenizers, or ``text_encoders`` names
+            none of its text encoders.
+        NounTruncatedError: If every tokenizer cuts a noun off and ``truncated`` is ``'raise'``.
+        NounAlignmentError: If a noun can't be found among the tokens.
+    """
+    if truncated not in ('raise', 'skip'):
+        raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
+    parts = _present(call, family, text_encoders)
+    located = [_Located(call, family, *part, prompts, nouns) for part in parts]
+    positions, lost = [], []
+    for prompt in range(len(prompts)):
+        row = []
+        for noun in range(len(nouns[prompt])):
+            columns = tuple(filter(None, (part.columns(prompt, noun) for part in located)))
+            if not columns:
+                lost.append((prompt, noun))
+                if truncated == 'raise':
+                    located[0].locate(prompt, [nouns[prompt][noun]], truncated)
+            row.append(columns)
+        positions.append(tuple(row))
+    watches = tuple(part.watch() for part in located if part.text_encoder is not None)
+    return TextColumns(tuple(positions), tuple(lost), watches)
+
+
+def _present(call: Call, family: Family,
+             names: Iterable[str] | None) -> list[tuple[Encoder, Any, nn.Module | None]]:
+    """The family's encoders that the pipeline has: encoder, tokenizer, text encoder."""
+    found, missing = [], []
+    known = {name for encoder in family.encoders for name in encoder.text_encoders}
+    wanted = known if names is None else set(names)
+    if not wanted or not wanted <= known:
+        raise ValueError(f'text_encoders must be of {sorted(known)}, got {sorted(wanted)}')
+    for encoder in family.encoders:
+        if not wanted.intersection(encoder.text_encoders):
+            continue
+        for tokenizer, text_encoder in zip(encoder.tokenizers, encoder.text_encoders):
+            if getattr(call.pipe, tokenizer, None) is not None:
+                found.append((encoder, getattr(call.pipe, tokenizer),
+                              getattr(call.pipe, text_encoder, None)))
+                break
+        else:
+            missing += encoder.tokenizers
+    if not found:
+        raise ValueError(f'{type(call.pipe).__name__} was loaded without a tokenizer '
+                         f'({", ".join(missing)}), which is needed to find the nouns')
+    return found
+
+
+class _Located:
+    """The nouns among the tokens of one text encoder."""
+
+    def __init__(self, call: Call, family: Family, encoder: Encoder, tokenizer: Any,
+                 text_encoder: nn.Module | None, prompts: Sequence[str],
+                 nouns: Sequence[Sequence[Any]]) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self._prompts, self._padding_removed = prompts, encoder.padding_removed
+        self._prepared = family.prepare_prompts(call, tokenizer, prompts)
+        self._before, self._after = encoder.frame(call, tokenizer)
+        self._dropped = encoder.dropped(call, tokenizer)
+        self._start = encoder.start(call.pipe)
+        length = encoder.max_length
+        if length == 'call':
+            length = call.option('max_sequence_length')
+        elif length == 'tokenizer':
+            length = tokenizer.model_max_length
+        self._max_length = length + self._dropped
+        self._tokens = []
+        for prompt, spans in enumerate(nouns):
+            self._tokens.append(self.locate(prompt, spans, 'skip'))
+
+    def locate(self, prompt: int, nouns: Sequence[Any], truncated: str) -> NounTokens:
+        """Finds nouns of one prompt among the tokens of its whole text."""
+        try:
+            return locate_nouns(
+                self.tokenizer, self._prompts[prompt], nouns, prepared=self._prepared[prompt],
+                before=self._before, after=self._after, max_length=self._max_length,
+                padding_removed=self._padding_removed, truncated=truncated)
+        except ValueError as error:
+            error.args = (f'prompt {prompt}: {error}', )
+            raise
+
+    def columns(self, prompt: int, noun: int) -> tuple[int, ...]:
+        """The columns of a noun among all text keys; none if it was cut off."""
+        shift = self._start - self._dropped
+        return tuple(token + shift for token in self._tokens[prompt].positions[noun])
+
+    def watch(self) -> EncoderWatch:
+        """A watch over the text encoder."""
+        texts = [self._before + prompt + self._after for prompt in self._prepared]
+        return EncoderWatch(self.text_encoder, self.tokenizer, texts, self._max_length,
+                            ('', self._before + self._after), self._prompts)
+
+
+class EncoderWatch:
+    """Notices when the pipeline encodes other prompts than the recorder was given.
+
+    Args:
+        encoder: The text encoder.
+        tokenizer: Its tokenizer.
+        texts: The texts it should get, as the tokenizer gets them.
+        max_length: Tokens it keeps of a text.
+        empty: Texts that don't count as others: the usual negative prompts.
+        prompts: The prompts, for the message.
+    """
+
+    def __init__(
+            self, encoder: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int,
+            empty: Sequence[str], prompts: Sequence[str]) -> None:
+        self._encoder = encoder
+        self._padding = tokenizer.pad_token_id
+        encoded = tokenizer([*texts, *empty], max_length=max_length, truncation=True).input_ids
+        rows = [self._without_padding(row) for row in encoded]
+        self._expected, self._empty = set(rows[:len(texts)]), set(rows[len(texts):])
+        self._prompts = list(prompts)
+        self._missing: set[tuple[int, ...]] = set()
+        self._strangers = False
+
+    def _without_padding(self, row: Sequence[int]) -> tuple[int, ...]:
+        start, end = 0, len(row)
+        while start < end and row[start] == self._padding:
+            start += 1
+        while end > start and row[end - 1] == self._padding:
+            end -= 1
+        return tuple(row[start:end])
+
+    def install(self):
+        """Starts watching; returns the hook's handle."""
+        self._missing, self._strangers = set(self._expected), False
+        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        ids = argument(args, kwargs, 0, 'input_ids')
+        if ids is None:
+            return
+        rows = {self._without_padding(row) for row in ids.tolist()}
+        self._missing -= rows
+        # The empty prompt is the usual negative one, encoded alone when the caller brings the
+        # embeddings of the prompts themselves.
+        self._strangers |= bool(rows - self._expected - self._empty)
+
+    def check(self) -> None:
+        """Raises if other prompts were encoded, and some of the recorder's were not.
+
+        Raises:
+            ValueError: As said.
+        """
+        if self._strangers and self._missing:
+            raise ValueError(
+                f'the pipeline encoded other prompts than the recorder was given ({self._prompts})'
+                ': give both the same prompts and the same clean_caption, or pass '
+                'check_prompts=False to record all the same')
