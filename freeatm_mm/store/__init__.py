@@ -8,10 +8,11 @@ A store is a folder::
     shard-000000.json        the shard's size, counts and checksums; written last
 
 Read it with :class:`Store`, write it with :class:`StoreWriter` or :func:`write_store`, check it
-with :func:`verify_store`.
+with :func:`verify_store`, mend it with :func:`repair_store`.
 """
 from .errors import StoreError
 from .reader import Store
+from .repair import RepairReport, repair_store
 from .sample import (
     RawSample,
     Sample,
@@ -21,9 +22,9 @@ from .sample import (
     encode_masks,
     encode_sample,
 )
-from .verify import Problem, verify_store
+from .verify import Problem, SampleSource, verify_store
 from .writer import StoreWriter, write_store
 
-__all__ = ['Problem', 'RawSample', 'Sample', 'Store', 'StoreError', 'StoreWriter', 'decode_masks',
-           'decode_sample', 'encode_image', 'encode_masks', 'encode_sample', 'verify_store',
-           'write_store']
+__all__ = ['Problem', 'RawSample', 'RepairReport', 'Sample', 'SampleSource', 'Store', 'StoreError',
+           'StoreWriter', 'decode_masks', 'decode_sample', 'encode_image', 'encode_masks',
+           'encode_sample', 'repair_store', 'verify_store', 'write_store']

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from .errors import StoreError
 
 __all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'SHARD_FORMAT', 'STORE_FORMAT', 'VERSION',
            'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
-           'shard_name']
+           'parse_index_header', 'parse_json', 'shard_name']
 
 VERSION = 1
 STORE_FORMAT = 'freeatm-store'
@@ -73,6 +75,45 @@ def load_index(path: Path) -> np.ndarray:
     return rows
 
 
+@lru_cache(maxsize=64)
+def parse_index_header(start: bytes) -> tuple[np.dtype, int, int]:
+    """Read the header of an index from the first bytes of its file.
+
+    Args:
+        start: At least the whole header; the shards of a store share a few different ones.
+
+    Returns:
+        The type of a row, the number of rows, and where the first row stands.
+
+    Raises:
+        StoreError: If it is no header of an index of this version.
+    """
+    stream = io.BytesIO(start)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f'its numpy format is {version}')
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TypeError, EOFError) as error:
+        raise StoreError(f'is corrupt ({error})') from None
+    key_length = dtype['key'].itemsize if 'key' in (dtype.names or ()) else 0
+    if len(shape) != 1 or dtype != index_dtype(key_length):
+        raise StoreError(f'is not an index of version {VERSION}')
+    return dtype, shape[0], stream.tell()
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON that may come from anywhere.
+
+    Raises:
+        ValueError: If it is no JSON, isn't UTF-8 or is nested too deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
 def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
     """Read and check ``store.json`` or a shard's JSON.
 
@@ -81,7 +122,7 @@ def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
         StoreError: If it is corrupt, of another format or of a version this code can't read.
     """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
     except ValueError as error:
         raise StoreError(f'{path} is corrupt: it is not JSON ({error})') from None
     if not isinstance(manifest, dict) or manifest.get('format') != expected_format:

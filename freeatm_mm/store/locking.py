@@ -13,9 +13,23 @@ from freeatm_mm.files import sync_folder
 
 from .errors import StoreError
 
-__all__ = ['locked_write']
+__all__ = ['ShardBusy', 'can_lock', 'locked_write']
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class ShardBusy(StoreError):
+    """Another process is writing the shard."""
+
+
+def can_lock(file: Path) -> bool:
+    """Whether the file system that ``file`` lies on has locks."""
+    with file.open('rb') as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+        return True
 
 
 @contextmanager
@@ -33,7 +47,7 @@ def locked_write(path: Path, wait: bool = True) -> Iterator[BinaryIO]:
         The open temporary file.
 
     Raises:
-        StoreError: If another process is writing ``path`` and ``wait`` is false.
+        ShardBusy: If another process is writing ``path`` and ``wait`` is false.
     """
     temporary = path.with_name(path.name + '.tmp')
     with _open_locked(temporary, wait) as file:
@@ -57,8 +71,8 @@ def _open_locked(path: Path, wait: bool) -> BinaryIO:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(handle)
-            raise StoreError(f'another process is writing {path.name[:-4]} in {path.parent}; '
-                             'give each worker its own rank') from None
+            raise ShardBusy(f'another process is writing {path.name[:-4]} in {path.parent}; '
+                            'give each worker its own rank') from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:  # some network file systems have no locks
                 os.close(handle)

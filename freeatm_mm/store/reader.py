@@ -1,11 +1,9 @@
 """Reading a store at random, through offsets."""
 from __future__ import annotations
 
-import json
 import operator
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +12,29 @@ from typing import Any
 import numpy as np
 
 from .errors import StoreError
-from .layout import BLOCK, MANIFEST, STORE_FORMAT, load_index, load_manifest, shard_name
-from .sample import IMAGE_FORMATS, RawSample, Sample, decode_sample
+from .layout import (
+    BLOCK,
+    MANIFEST,
+    STORE_FORMAT,
+    load_manifest,
+    parse_index_header,
+    shard_name,
+)
+from .sample import RawSample, Sample, decode_sample
+from .tar import MAX_JSON, open_regular, parse_info, read_exactly, read_sample
 
 __all__ = ['Store']
+
+# More than the header of any index takes.
+_HEADER_BYTES = 4096
 
 
 class Store(Sequence):
     """The samples of a finished store, by number.
 
-    Opening reads ``store.json`` and the folder's listing only. Each shard's index is mapped into
-    memory when first used, and one sample is one read from the tar, checked against its CRC-32.
-    A store can be pickled, forked and shared by threads; every process opens its own files.
+    Opening reads ``store.json`` and the folder's listing only. A sample is one small read from its
+    shard's index and one read from the tar, checked against its CRC-32, however many samples there
+    are. A store can be pickled, forked and shared by threads; every process opens its own files.
 
     Args:
         path: The store's folder.
@@ -76,6 +85,22 @@ class Store(Sequence):
         shard_number, row_number = self._locate(index)
         try:
             return self._read(shard_number, row_number)
+        except StoreError as error:
+            raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
+
+    def info(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Key and JSON of sample number ``index``, reading neither masks nor image.
+
+        For choosing samples among many. The checksum covers the whole sample, so it isn't looked
+        at here; :meth:`read` does that.
+
+        Raises:
+            IndexError: If there is no such sample.
+            StoreError: If the shard is missing or its JSON is none; names shard and sample.
+        """
+        shard_number, row_number = self._locate(index)
+        try:
+            return self._shard(shard_number).read_info(row_number)
         except StoreError as error:
             raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
 
@@ -162,55 +187,55 @@ class Store(Sequence):
 
 
 class _OpenShard:
-    """An open tar and its index."""
+    """An open tar and its open index; a sample is one small read from each.
+
+    The index is not mapped: among thousands of shards most reads open one, and parsing its header
+    once for all shards that share it makes that as cheap as in a small store.
+    """
 
     def __init__(self, path: Path, entry: dict[str, Any]) -> None:
-        self.rows = load_index(path.with_suffix('.index.npy'))
-        if len(self.rows) != entry['samples']:
-            raise StoreError(f'its index has {len(self.rows)} rows, store.json says '
-                             f'{entry["samples"]}')
+        index_path = path.with_suffix('.index.npy')
+        self.index_handle = open_regular(index_path)
         try:
-            self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise StoreError(f"the shard can't be opened ({error.strerror})") from None
+            self.dtype, rows, self.first_row = self._header()
+        except StoreError as error:
+            raise StoreError(f'the index {index_path} {error}') from None
+        if rows != entry['samples']:
+            raise StoreError(f'its index has {rows} rows, store.json says {entry["samples"]}')
+        self.handle = open_regular(path)
         self.size = os.fstat(self.handle).st_size
         if self.size != entry['bytes']:
             raise StoreError(f'the shard has {self.size} bytes, store.json says {entry["bytes"]}: '
                              'it is truncated or was changed')
 
     def __del__(self) -> None:
-        if hasattr(self, 'handle'):
-            os.close(self.handle)
+        for name in ('handle', 'index_handle'):
+            if hasattr(self, name):
+                os.close(getattr(self, name))
+
+    def _header(self) -> tuple[np.dtype, int, int]:
+        start = os.pread(self.index_handle, _HEADER_BYTES, 0)
+        length = 10 + int.from_bytes(start[8:10], 'little')  # numpy's format 1.0
+        dtype, rows, first_row = parse_index_header(start[:length])
+        size = os.fstat(self.index_handle).st_size
+        if size != first_row + rows * dtype.itemsize:
+            raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
+                             f'{first_row + rows * dtype.itemsize}')
+        return dtype, rows, first_row
+
+    def _row(self, number: int) -> tuple:
+        data = read_exactly(self.index_handle, self.dtype.itemsize,
+                            self.first_row + number * self.dtype.itemsize)
+        return np.frombuffer(data, self.dtype)[0].item()
+
+    def read_info(self, row_number: int) -> tuple[str, dict[str, Any]]:
+        """Key and JSON of a sample, without its checksum."""
+        key, json_at, json_size = self._row(row_number)[:3]
+        key = key.decode('ascii', 'replace')
+        if not (BLOCK <= json_at and 0 <= json_size <= min(MAX_JSON, self.size - json_at)):
+            raise StoreError(f'sample {key!r}: the index points outside the shard; it is corrupt')
+        return key, parse_info(key, read_exactly(self.handle, json_size, json_at))
 
     def read(self, row_number: int) -> RawSample:
         """Read one sample and check it."""
-        (key, json_at, json_size, masks_at, masks_size, image_at, image_size, image_format, _,
-         crc) = self.rows[row_number].item()
-        key, image_format = key.decode('ascii', 'replace'), image_format.decode('ascii', 'replace')
-        start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
-        fits = (0 <= start < json_at <= json_at + json_size <= image_at <= end <= self.size
-                and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
-                and image_format in IMAGE_FORMATS)
-        if not fits:
-            raise StoreError(f'sample {key!r}: the index points outside the shard; it is corrupt')
-        data = _pread_all(self.handle, end - start, start)
-        if len(data) != end - start or zlib.crc32(data) != crc:
-            raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
-        try:
-            info = json.loads(data[BLOCK:BLOCK + json_size])
-        except ValueError as error:
-            raise StoreError(f'sample {key!r}: its JSON is corrupt ({error})') from None
-        masks = data[masks_at - start:masks_at - start + masks_size] if masks_size else b''
-        image = data[image_at - start:image_at - start + image_size]
-        return RawSample(key, image, image_format, info, masks)
-
-
-def _pread_all(handle: int, size: int, offset: int) -> bytes:
-    """Read ``size`` bytes, fewer only at the end of the file."""
-    data = os.pread(handle, size, offset)
-    while len(data) < size:
-        more = os.pread(handle, size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
+        return read_sample(self.handle, self.size, self._row(row_number))

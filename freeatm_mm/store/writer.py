@@ -21,6 +21,7 @@ from .layout import (
     STORE_FORMAT,
     VERSION,
     config_digest,
+    file_sha256,
     index_dtype,
     load_manifest,
     shard_name,
@@ -32,6 +33,9 @@ __all__ = ['StoreWriter', 'write_store']
 
 _LOG = logging.getLogger(__name__)
 _TAR_RECORD = 10240  # what tar pads an archive to
+# What store.json repeats of a shard's JSON.
+_ENTRY_FIELDS = ('name', 'samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes', 'sha256',
+                 'index_bytes', 'index_sha256', 'notes')
 
 
 class StoreWriter:
@@ -101,12 +105,16 @@ class StoreWriter:
         """Whether a shard is whole and belongs to this store (see :meth:`shard_manifest`)."""
         return self.shard_manifest(shard_index) is not None
 
-    def write_shard(self, shard_index: int, samples: Iterable[Sample]) -> dict[str, Any]:
+    def write_shard(self, shard_index: int, samples: Iterable[Sample | RawSample],
+                    notes: dict[str, Any] | None = None) -> dict[str, Any]:
         """Write one shard, holding one sample at a time in memory.
 
         Args:
             shard_index: Number of the shard, from 0.
-            samples: The samples in order, at least one and at most ``samples_per_shard``.
+            samples: The samples in order, at least one and at most ``samples_per_shard``; those
+                that come encoded from another store are copied as they are.
+            notes: What to remember about how the shard was made, JSON values only; it binds
+                nothing.
 
         Returns:
             The shard's JSON: ``samples``, ``nouns``, ``bytes``, ``image_bytes``, ``mask_bytes``...
@@ -124,11 +132,31 @@ class StoreWriter:
                 if len(shard.rows) == self.samples_per_shard:
                     raise StoreError(f'{name} was given more than its {self.samples_per_shard} '
                                      'samples')
-                shard.add(encode_sample(sample))
+                shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
             if not shard.rows:
                 raise StoreError(f'{name} was given no samples')
             shard.close()
-        index = shard.index()
+        return self._write_index(name, shard.index(), shard.position, shard.hash.hexdigest(), notes)
+
+    def adopt_shard(self, shard_index: int, rows: np.ndarray,
+                    notes: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write index and JSON for a tar that lies in the folder already.
+
+        Args:
+            shard_index: Number of the shard.
+            rows: Its index, from :func:`~freeatm_mm.store.tar.scan_shard`.
+            notes: As for :meth:`write_shard`.
+
+        Returns:
+            The shard's JSON.
+        """
+        name = shard_name(shard_index)
+        tar = self.path / f'{name}.tar'
+        return self._write_index(name, rows, tar.stat().st_size, file_sha256(tar), notes)
+
+    def _write_index(self, name: str, index: np.ndarray, size: int, digest: str,
+                     notes: dict[str, Any] | None) -> dict[str, Any]:
+        base = self.path / name
         buffer = io.BytesIO()
         np.save(buffer, index, allow_pickle=False)
         with locked_write(base.with_suffix('.index.npy')) as file:
@@ -136,11 +164,11 @@ class StoreWriter:
         manifest = {
             'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
             'samples': len(index), 'nouns': int(index['nouns'].sum()),
-            'bytes': shard.position, 'image_bytes': int(index['image_size'].sum()),
-            'mask_bytes': int(index['masks_size'].sum()), 'sha256': shard.hash.hexdigest(),
+            'bytes': size, 'image_bytes': int(index['image_size'].sum()),
+            'mask_bytes': int(index['masks_size'].sum()), 'sha256': digest,
             'index_bytes': buffer.tell(),
             'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
-            'config_sha256': self._digest}
+            'config_sha256': self._digest, 'notes': notes or {}}
         with locked_write(base.with_suffix('.json')) as file:
             file.write(dump_json(manifest, indent=1))
         return manifest
@@ -172,9 +200,8 @@ class StoreWriter:
             if manifest['samples'] != expected:
                 raise StoreError(f'{manifest["name"]} in {self.path} holds {manifest["samples"]} '
                                  f'samples where {expected} are due')
-            shards.append({field: manifest[field] for field in (
-                'name', 'samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes', 'sha256',
-                'index_bytes', 'index_sha256')})
+            shards.append({field: manifest[field] for field in _ENTRY_FIELDS
+                           if field in manifest})
         if (self.path / f'{shard_name(count)}.json').exists():
             raise StoreError(f'{self.path} holds more shards than its {num_samples} samples need; '
                              'use another folder')

@@ -355,7 +355,7 @@ def test_a_missing_shard_is_named(store_path, ending):
     (store_path / f'shard-000001{ending}').unlink()
     with pytest.raises(StoreError, match=f'lacks shard-000001{ending}'):
         Store(store_path)
-    assert f'shard-000001{ending}' in problems(store_path)[0]
+    assert problems(store_path)[0].startswith(f'missing: {store_path}/shard-000001{ending}: is miss')
 
 
 def test_a_truncated_shard_is_named_and_the_others_still_read(store_path):
@@ -394,7 +394,7 @@ def test_an_index_that_points_elsewhere_is_found(store_path):
     np.save(file, rows)
     with pytest.raises(StoreError, match="'000003'.*points outside"):
         Store(store_path)[3]
-    assert any('its members are not those' in problem for problem in problems(store_path))
+    assert any('shard-000001.index.npy: its sha256' in problem for problem in problems(store_path))
 
 
 @pytest.mark.parametrize('content', [b'', b'\x93NUMPY nothing', b'x' * 100])
@@ -407,7 +407,7 @@ def test_a_broken_index_is_named(store_path, content):
 def test_an_index_of_objects_or_other_columns_is_refused(store_path):
     file = store_path / 'shard-000000.index.npy'
     np.save(file, np.array([print], object), allow_pickle=True)
-    with pytest.raises(StoreError, match='corrupt'):
+    with pytest.raises(StoreError, match='not an index'):
         Store(store_path)[0]
     np.save(file, np.zeros(3))
     with pytest.raises(StoreError, match='not an index'):

@@ -1,0 +1,168 @@
+"""Making a damaged store whole again without touching what is good."""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+from .layout import MANIFEST, STORE_FORMAT, load_manifest, shard_name
+from .sample import RawSample, Sample
+from .tar import open_regular, read_sample
+from .verify import SampleSource, ShardState, examine_shard, shard_entries
+from .writer import StoreWriter
+
+__all__ = ['RepairReport', 'repair_store']
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class RepairReport:
+    """What :func:`repair_store` did.
+
+    Args:
+        restored: Files and shards that are again, byte for byte, what was recorded of them.
+        remade: Shards whose samples are all there again, with other bytes than recorded (other
+            hardware or software); the records were brought up to date.
+        left: What could not be repaired, and why.
+        drawn: Samples that were made again.
+    """
+
+    restored: list[str] = field(default_factory=list)
+    remade: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    drawn: int = 0
+
+    def __str__(self) -> str:
+        lines = [f'restored byte for byte: {name}' for name in self.restored]
+        lines += [f'made again, with other bytes than before: {name}' for name in self.remade]
+        lines += [f'NOT repaired: {name}' for name in self.left]
+        if self.drawn:
+            lines.append(f'{self.drawn} samples were made again')
+        return '\n'.join(lines) or 'nothing to repair'
+
+
+def repair_store(path: str | Path, source: SampleSource | None = None) -> RepairReport:
+    """Repair what can be.
+
+    Indexes and the shards' JSON are made again from tars that are whole. In a tar that isn't,
+    samples that match their checksums are kept, and the others are made again by ``source``; the
+    new tar replaces the old one at once, when it is complete. Files that don't belong to the store
+    are left alone.
+
+    Args:
+        path: The store's folder.
+        source: Makes lost samples again; without it, only what needs none is repaired.
+
+    Raises:
+        StoreError: If there is no store that could be repaired, or ``source`` is of another
+            configuration than the store.
+    """
+    path = Path(path)
+    report = RepairReport()
+    writer, num_samples = _writer(path, source)
+    entries, _ = shard_entries(path)
+    due = range(-(-num_samples // writer.samples_per_shard))
+    was_finished = _is_finished(path)
+    for number in due:
+        name = shard_name(number)
+        entry = entries.get(number)
+        state = ShardState() if entry is None else examine_shard(path, number, entry, decode=False)
+        notes = {} if entry is None else entry.get('notes', {})
+        if entry is not None and not state.problems and writer.is_complete(number):
+            continue
+        if not state.tar_sound:
+            samples = _samples(path, number, state, source, notes, report)
+            if samples is None:
+                continue
+            found = writer.write_shard(number, samples, notes)
+        else:
+            found = writer.adopt_shard(number, state.rows, notes)
+        same = entry is not None and all(
+            found[key] == entry[key] for key in ('sha256', 'index_sha256'))
+        (report.restored if same else report.remade).append(name)
+    for number in sorted(entries.keys() - set(due)):
+        report.left.append(f'{shard_name(number)}: the store should have {len(due)} shards only')
+    if not report.left and (report.restored or report.remade or not was_finished):
+        missing = writer.finish(num_samples)
+        report.left += [f'{shard_name(number)} is missing' for number in missing]
+        if not missing and not was_finished:
+            report.restored.append(MANIFEST)
+    return report
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return load_manifest(path / MANIFEST, STORE_FORMAT).get('complete') is True
+    except (StoreError, OSError):
+        return False
+
+
+def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
+    """A writer of this store, and how many samples the store should have."""
+    if not path.is_dir():
+        raise StoreError(f'there is no store at {path}: no such folder')
+    file = path / MANIFEST
+    try:
+        manifest = load_manifest(file, STORE_FORMAT)
+        config, each = dict(manifest['config']), manifest['samples_per_shard']
+        num_samples = manifest['samples'] if manifest['complete'] else config.get('num_samples')
+        sound = isinstance(each, int) and isinstance(num_samples, int) and num_samples > 0
+    except (StoreError, OSError, KeyError, TypeError, ValueError):
+        sound = False
+    if source is not None:
+        if not sound and file.exists():
+            # Kept beside the new one: nothing is thrown away that somebody may want to look at.
+            os.replace(file, file.with_name(f'{MANIFEST}.broken'))
+        writer = StoreWriter(path, source.samples_per_shard, source.config)
+        return writer, source.num_samples
+    if not sound:
+        raise StoreError(f'{file} is missing, broken or unfinished, and only what made the store '
+                         'can write it again: give the pipeline and the prompts')
+    return StoreWriter(path, each, config), num_samples
+
+
+def _samples(path: Path, number: int, state: ShardState, source: SampleSource | None,
+             notes: dict[str, Any], report: RepairReport) -> Iterator[Sample | RawSample] | None:
+    """The samples of a shard whose tar is not sound: what is whole, and the rest made again."""
+    name = shard_name(number)
+    if state.rows is None and source is None:
+        report.left.append(f'{name}: nothing is left of it; give the pipeline and the prompts')
+        return None
+    keys = [key.decode() for key in state.rows['key']] if state.rows is not None else None
+    if source is not None:
+        due = source.keys(number)
+        if keys is not None and keys != due:
+            keys = None  # another store's shard
+        count, bad = len(due), list(range(len(due))) if keys is None else state.bad
+    else:
+        count, bad = len(state.rows), state.bad
+    if bad and source is None:
+        lost = ', '.join(repr(keys[row]) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
+        report.left.append(f'{name}: {len(bad)} of its {count} samples are lost ({lost}); give the '
+                           'pipeline and the prompts to make them again')
+        return None
+    if bad:
+        _LOG.info('%s: making %d of %d samples again', name, len(bad), count)
+    report.drawn += len(bad)
+
+    def samples() -> Iterator[Sample | RawSample]:
+        drawn = source.draw(number, bad, notes) if bad else {}
+        handle = None
+        try:
+            for row in range(count):
+                if row in drawn:
+                    yield drawn.pop(row)
+                    continue
+                if handle is None:
+                    handle = open_regular(path / f'{name}.tar')
+                    size = os.fstat(handle).st_size
+                yield read_sample(handle, size, state.rows[row].item())
+        finally:
+            if handle is not None:
+                os.close(handle)
+    return samples()

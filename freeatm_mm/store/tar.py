@@ -1,0 +1,220 @@
+"""Reading a shard's tar without its index, and trusting nothing in it.
+
+Nothing is ever extracted, and no name in an archive is used as a path. Only what a shard may hold
+is let through: plain files called ``KEY.json``, ``KEY.masks.png``, ``KEY.jpg`` or ``KEY.png``, one
+after the other, of sizes that the archive really has.
+"""
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import StoreError
+from .layout import BLOCK, index_dtype, parse_json
+from .sample import IMAGE_FORMATS, RawSample
+
+__all__ = ['MAX_JSON', 'MAX_SAMPLE', 'TarMember', 'open_regular', 'parse_info', 'read_exactly',
+           'read_members', 'read_sample', 'scan_shard']
+
+#: A sample's JSON takes some hundred bytes; one beyond this is refused before it is read.
+MAX_JSON = 1 << 24
+#: A sample of more bytes than this is refused before it is read.
+MAX_SAMPLE = 1 << 28
+
+_NAME = re.compile(r'([A-Za-z0-9_-]{1,80})\.(json|masks\.png|jpg|png)')
+_TYPES = {tarfile.LNKTYPE: 'a hard link', tarfile.SYMTYPE: 'a symbolic link',
+          tarfile.CHRTYPE: 'a device', tarfile.BLKTYPE: 'a device', tarfile.DIRTYPE: 'a folder',
+          tarfile.FIFOTYPE: 'a pipe', tarfile.XHDTYPE: 'an extended header',
+          tarfile.XGLTYPE: 'an extended header', tarfile.GNUTYPE_LONGNAME: 'a long name',
+          tarfile.GNUTYPE_LONGLINK: 'a long link', tarfile.GNUTYPE_SPARSE: 'a sparse file'}
+
+
+class TarMember(NamedTuple):
+    """A file in a tar.
+
+    Args:
+        key: Key of the sample that it belongs to.
+        kind: ``'json'``, ``'masks.png'``, ``'jpg'`` or ``'png'``.
+        header: Where its header starts, in bytes from the start of the archive.
+        offset: Where its content starts.
+        size: Bytes of its content.
+    """
+
+    key: str
+    kind: str
+    header: int
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f'{self.key}.{self.kind}'
+
+    @property
+    def end(self) -> int:
+        """Where the next member starts."""
+        return self.offset + self.size + -self.size % BLOCK
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading and return its handle; a pipe or device is refused, not waited for.
+
+    Raises:
+        StoreError: If it can't be opened or is no plain file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise StoreError(f"{path} can't be opened ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise StoreError(f'{path} is no plain file')
+    return handle
+
+
+def read_exactly(handle: int, size: int, offset: int) -> bytes:
+    """Read ``size`` bytes, fewer only at the end of the file."""
+    data = os.pread(handle, size, offset)
+    while len(data) < size:
+        more = os.pread(handle, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def read_members(handle: int) -> Iterator[TarMember]:
+    """Yield the members of an open tar in order, reading their headers only.
+
+    Raises:
+        StoreError: At the first thing that has no place in a shard: a name that is no sample's
+            (with a folder, absolute, too long), a link or device, a size that the archive doesn't
+            have, a header that is none, an archive that ends too early.
+    """
+    end = os.fstat(handle).st_size
+    position = 0
+    while True:
+        block = read_exactly(handle, BLOCK, position)
+        if len(block) < BLOCK:
+            raise StoreError(f'it is cut off: no end of archive up to byte {position}')
+        if not any(block):
+            return
+        try:
+            header = tarfile.TarInfo.frombuf(block, 'utf-8', 'strict')
+        except (tarfile.HeaderError, ValueError) as error:
+            raise StoreError(f'at byte {position} stands no header of a member ({error})') from None
+        if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or header.linkname:
+            what = _TYPES.get(header.type, f'of type {header.type!r}')
+            raise StoreError(f'its member {header.name!r} is {what}; a shard holds plain files')
+        match = _NAME.fullmatch(header.name)
+        if match is None:
+            raise StoreError(f'its member {header.name!r} has a name that no sample has')
+        member = TarMember(*match.groups(), position, position + BLOCK, header.size)
+        if header.size < 0 or member.end > end:
+            raise StoreError(f'its member {member.name!r} says it has {header.size} bytes, more '
+                             'than the archive holds')
+        if member.kind == 'json' and member.size > MAX_JSON:
+            raise StoreError(f'its member {member.name!r} has {member.size} bytes, more than the '
+                             f'{MAX_JSON} that a sample may take')
+        yield member
+        position = member.end
+
+
+def read_sample(handle: int, size: int, row: tuple) -> RawSample:
+    """Read the sample that a row of an index points at, in one read, and check it.
+
+    Args:
+        handle: The open tar.
+        size: Its size in bytes.
+        row: The row, as plain values.
+
+    Raises:
+        StoreError: If the row points at nothing a tar of this size can hold, the bytes don't match
+            the row's checksum, or the JSON is no sample's.
+    """
+    (key, json_at, json_size, masks_at, masks_size, image_at, image_size, image_format, _,
+     crc) = row
+    key, image_format = key.decode('ascii', 'replace'), image_format.decode('ascii', 'replace')
+    start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
+    fits = (0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
+            and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
+            and 0 <= masks_size and 0 <= json_size <= MAX_JSON and end - start <= MAX_SAMPLE
+            and image_format in IMAGE_FORMATS)
+    if not fits or end > size:
+        raise StoreError(f'sample {key!r}: the index points outside the shard; one of them is corrupt')
+    data = read_exactly(handle, end - start, start)
+    if len(data) != end - start or zlib.crc32(data) != crc:
+        raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
+    info = parse_info(key, data[BLOCK:BLOCK + json_size])
+    masks = data[masks_at - start:masks_at - start + masks_size] if masks_size else b''
+    image = data[image_at - start:image_at - start + image_size]
+    return RawSample(key, image, image_format, info, masks)
+
+
+def parse_info(key: str, text: bytes) -> dict[str, Any]:
+    """Parse a sample's JSON.
+
+    Raises:
+        StoreError: If it is not JSON or has no list of nouns.
+    """
+    try:
+        info = parse_json(text)
+    except ValueError as error:
+        raise StoreError(f'sample {key!r}: its JSON is corrupt ({error})') from None
+    if not isinstance(info, dict) or not isinstance(info.get('nouns'), list):
+        raise StoreError(f'sample {key!r}: its JSON is not a sample')
+    return info
+
+
+def scan_shard(path: Path) -> np.ndarray:
+    """Make a shard's index from its tar alone.
+
+    Args:
+        path: The tar.
+
+    Returns:
+        The rows, as the writer makes them.
+
+    Raises:
+        StoreError: If the tar isn't what a writer makes, saying where.
+    """
+    handle = open_regular(path)
+    try:
+        groups: list[list[TarMember]] = []
+        for member in read_members(handle):
+            if not groups or groups[-1][0].key != member.key:
+                groups.append([])
+            groups[-1].append(member)
+        if not groups:
+            raise StoreError('it holds no samples')
+        rows = []
+        seen: set[str] = set()
+        for group in groups:
+            key, kinds = group[0].key, [member.kind for member in group]
+            if key in seen:
+                raise StoreError(f'it holds the sample {key!r} twice')
+            seen.add(key)
+            if kinds[:1] != ['json'] or kinds[1:-1] not in ([], ['masks.png']) \
+                    or kinds[-1] not in ('jpg', 'png'):
+                raise StoreError(f'its sample {key!r} consists of {", ".join(kinds)}; a sample is '
+                                 'json, masks.png where there are nouns, and jpg or png')
+            json_member, image = group[0], group[-1]
+            masks = (group[1].offset, group[1].size) if len(group) == 3 else (0, 0)
+            if image.end - json_member.header > MAX_SAMPLE:
+                raise StoreError(f'its sample {key!r} has more than {MAX_SAMPLE} bytes')
+            data = read_exactly(handle, image.end - json_member.header, json_member.header)
+            text = data[BLOCK:BLOCK + json_member.size]
+            rows.append((key.encode(), json_member.offset, json_member.size, *masks, image.offset,
+                         image.size, image.kind.encode(), len(parse_info(key, text)['nouns']),
+                         zlib.crc32(data)))
+    finally:
+        os.close(handle)
+    return np.array(rows, index_dtype(max(len(row[0]) for row in rows)))

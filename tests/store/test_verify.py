@@ -1,0 +1,215 @@
+"""Damage of every kind is found and named, and what can be repaired is, byte for byte."""
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from store_samples import assert_same, folder_bytes, varied_sample
+
+from freeatm_mm.store import Store, StoreError, repair_store, verify_store, write_store
+
+CONFIG = {'steps': 5, 'num_samples': 7}
+
+
+class Source:
+    """Stands in for the generator: knows the keys of each shard and draws samples again."""
+
+    config, samples_per_shard, num_samples = CONFIG, 3, 7
+
+    def __init__(self):
+        self.drawn = []
+
+    def keys(self, shard):
+        return [f'{number:06d}' for number in range(3 * shard, min(3 * shard + 3, 7))]
+
+    def draw(self, shard, rows, notes):
+        self.drawn += [3 * shard + row for row in rows]
+        return {row: varied_sample(3 * shard + row) for row in rows}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store of 7 samples in shards of 3; number 4 has no nouns."""
+    write_store(tmp_path / 'store', map(varied_sample, range(7)), 3, CONFIG)
+    return tmp_path / 'store'
+
+
+def cut(path):
+    with (path / 'shard-000001.tar').open('r+b') as file:
+        file.truncate(np.load(path / 'shard-000001.index.npy')['image_offset'][1] + 10)
+
+
+def change_byte(path):
+    with (path / 'shard-000001.tar').open('r+b') as file:
+        file.seek(int(np.load(path / 'shard-000001.index.npy')['image_offset'][1]) + 40)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def append_member(name):
+    def append(path):
+        with tarfile.open(path / 'shard-000001.tar', 'a', format=tarfile.USTAR_FORMAT) as tar:
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b'{} '))
+    return append
+
+
+def unlink(*names):
+    return lambda path: [(path / name).unlink() for name in names]
+
+
+def write(name, content):
+    return lambda path: (path / name).write_bytes(content)
+
+
+def copy(source, target):
+    return lambda path: [shutil.copy(path / f'shard-{source:06d}{ending}',
+                                     path / f'shard-{target:06d}{ending}')
+                         for ending in ('.tar', '.index.npy', '.json')]
+
+
+# damage, kind, part of the message, key, samples made again
+DAMAGES = {
+    'cut shard': (cut, 'cut', 'tar: is cut off: it has', None, [4, 5]),
+    'cut sample': (cut, 'cut', "sample '000004'", '000004', [4, 5]),
+    'lost sample': (cut, 'cut', "sample '000005'", '000005', [4, 5]),
+    'changed shard': (change_byte, 'changed', 'sha256', None, [4]),
+    'changed sample': (change_byte, 'changed', "sample '000004' is corrupt", '000004', [4]),
+    'missing shard': (unlink('shard-000001.tar'), 'missing',
+                      "with its 3 samples '000003' to '000005'", None, [3, 4, 5]),
+    'missing all of a shard': (
+        unlink('shard-000001.tar', 'shard-000001.index.npy', 'shard-000001.json'), 'missing',
+        'is missing', None, [3, 4, 5]),
+    'missing index': (unlink('shard-000001.index.npy'), 'missing', 'index.npy: is miss', None, []),
+    'changed index': (write('shard-000001.index.npy', b'x' * 600), 'changed', 'index.npy: ', None,
+                      []),
+    'missing json': (unlink('shard-000001.json'), 'missing', 'json: is missing', None, []),
+    'changed json': (write('shard-000001.json', b'['), 'changed', 'not what a writer', None, []),
+    'missing store.json': (unlink('store.json'), 'missing', 'store.json: is missing', None, []),
+    'broken store.json': (write('store.json', b'{'), 'changed', 'not JSON', None, []),
+    'unfinished store.json': (lambda path: write('store.json', json.dumps(
+        json.loads((path / 'store.json').read_bytes()) | {'complete': False}).encode())(path),
+        'missing', 'not finished', None, []),
+    'doubled sample': (append_member('000003.json'), 'doubled', "'000003' is there twice",
+                       '000003', []),
+    'foreign sample': (append_member('abc.json'), 'foreign', "'abc' is not one of its own", 'abc',
+                       []),
+    'doubled shard': (copy(0, 1), 'changed', 'sha256', None, [3, 4, 5]),
+    'appended bytes': (lambda path: (path / 'shard-000001.tar').open('ab').write(b'x' * 512),
+                       'changed', 'bytes where', None, []),
+}
+
+
+@pytest.mark.parametrize('damage, kind, message, key, _', DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_found_and_named(path, damage, kind, message, key, _):
+    damage(path)
+    found = list(verify_store(path))
+    assert any(problem.kind == kind and message in str(problem) and problem.key == key
+               for problem in found), found
+
+
+@pytest.mark.parametrize('damage, drawn', [(row[0], row[4]) for row in DAMAGES.values()],
+                         ids=DAMAGES)
+def test_damage_is_repaired_to_the_same_bytes_and_only_what_is_lost_is_drawn(path, damage, drawn):
+    whole = folder_bytes(path)
+    untouched = (path / 'shard-000002.tar').stat().st_ino
+    damage(path)
+    source = Source()
+    report = repair_store(path, source)
+    assert report.restored and not report.left and not report.remade
+    assert (source.drawn, report.drawn) == (drawn, len(drawn))
+    found = folder_bytes(path)
+    found.pop('store.json.broken', None)
+    assert found == whole
+    assert (path / 'shard-000002.tar').stat().st_ino == untouched
+    assert 'restored byte for byte' in str(report)
+    assert str(repair_store(path, source)) == 'nothing to repair'
+
+
+def test_repair_without_a_source_does_what_it_can_and_says_what_is_left(path):
+    whole = folder_bytes(path)
+    change_byte(path)
+    (path / 'shard-000000.json').unlink()
+    broken = (path / 'shard-000001.tar').read_bytes()
+    report = repair_store(path)
+    assert report.restored == ['shard-000000']
+    assert len(report.left) == 1 and "1 of its 3 samples are lost ('000004')" in report.left[0]
+    assert (path / 'shard-000001.tar').read_bytes() == broken
+    assert (path / 'shard-000000.json').read_bytes() == whole['shard-000000.json']
+    (path / 'store.json').unlink()
+    with pytest.raises(StoreError, match='give the pipeline and the prompts'):
+        repair_store(path)
+    with pytest.raises(StoreError, match='no such folder'):
+        repair_store(path / 'nowhere')
+
+
+def test_samples_that_come_back_otherwise_are_said_to(path):
+    class Other(Source):
+        def draw(self, shard, rows, notes):
+            return {row: varied_sample(3 * shard + row + 30).__class__(
+                **vars(varied_sample(3 * shard + row)) | {'meta': {'seed': -1}}) for row in rows}
+
+    change_byte(path)
+    report = repair_store(path, Other())
+    assert report.remade == ['shard-000001'] and not report.restored
+    assert list(verify_store(path)) == []
+    assert Store(path)[4].meta == {'seed': -1}
+    assert_same(Store(path)[3], varied_sample(3))
+
+
+def test_a_failing_repair_leaves_the_damaged_shard_as_it_was(path):
+    class Failing(Source):
+        def draw(self, shard, rows, notes):
+            raise RuntimeError('out of memory')
+
+    change_byte(path)
+    before = folder_bytes(path)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        repair_store(path, Failing())
+    assert folder_bytes(path) == before
+
+
+def test_the_source_says_which_samples_are_due(path):
+    class Longer(Source):
+        num_samples = 11
+
+        def keys(self, shard):
+            return ['000003', '000004', 'new'] if shard == 1 else [
+                f'{number:06d}' for number in range(3 * shard, min(3 * shard + 3, 11))]
+
+    found = [(problem.kind, problem.shard, problem.key)
+             for problem in verify_store(path, source=Longer())]
+    assert found == [('missing', 1, 'new'), ('foreign', 1, '000005'), ('missing', 2, '000007'),
+                     ('missing', 2, '000008'), ('missing', 3, None)]
+    assert list(verify_store(path, source=Source())) == []
+
+
+def test_files_that_do_not_belong_are_named_and_kept(path):
+    for name in ('notes.txt', 'shard-000009.tar', 'shard-000001.tar.tmp'):
+        (path / name).write_bytes(b'x')
+    found = list(verify_store(path))
+    assert {(problem.kind, problem.where[len(str(path)) + 1:]) for problem in found} == {
+        ('foreign', 'notes.txt'), ('foreign', 'shard-000009.tar'),
+        ('foreign', 'shard-000001.tar.tmp')}
+    repair_store(path, Source())
+    assert (path / 'notes.txt').exists() and (path / 'shard-000009.tar').exists()
+
+
+def test_every_damaged_shard_is_looked_at(path):
+    for number in range(3):
+        (path / f'shard-{number:06d}.tar').write_bytes(b'nothing')
+    assert {problem.shard for problem in verify_store(path)} == {0, 1, 2}
+
+
+def test_one_key_in_two_shards_is_named_with_both(tmp_path):
+    write_store(tmp_path, map(varied_sample, [1, 2, 3, 1]), 2)
+    problem, = verify_store(tmp_path)
+    assert (problem.kind, problem.key, problem.shard) == ('doubled', '000001', 1)
+    assert 'shard-000000' in problem.what
