@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Trains a config, as mmpretrain's own train tool does.
+"""Trains a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
 
     python tools/train.py CONFIG --cfg-options train_dataloader.dataset.store=STORE
+    python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 """
 from __future__ import annotations
@@ -13,10 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
+from freeatm_mm.configs import (  # noqa: E402
+    check_datasets,
+    check_init,
+    complete_config,
+    open_config,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
@@ -27,6 +33,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
     parser.add_argument('config', help='config file, for example configs/mocov2_freeatm.py')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; default: '
                         'work_dirs/<path of the config below configs/>')
+    parser.add_argument('--data-root', help='folder of the data set, in the place of the one that '
+                        'the config names (configs/downstream)')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from this checkpoint, or without one from the last in the '
                         'work directory, if there is any')
@@ -57,15 +65,9 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If the config, or one that it inherits, doesn't exist.
+        ValueError: If a data root is given and the config's data sets don't share one.
     """
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f'there is no config {args.config}')
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
-    if args.work_dir or not cfg.get('work_dir'):
-        parts = Path(args.config).with_suffix('').parts
-        below = parts[parts.index('configs') + 1:] if 'configs' in parts else parts[-1:]
-        cfg.work_dir = args.work_dir or str(Path('work_dirs', *below))
+    cfg = open_config(args.config, args.work_dir, args.launcher)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -78,37 +80,25 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg.get(name)
-        if loader:
-            loader.setdefault('collate_fn', dict(type='default_collate'))
-            loader.setdefault('pin_memory', torch.cuda.is_available())
-            loader.setdefault('persistent_workers', True)
-            loader.pin_memory &= not args.no_pin_memory
-            loader.persistent_workers &= not args.no_persistent_workers
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if cfg.get(name) and not cfg[name].get('num_workers'):
-            cfg[name].persistent_workers = False  # torch refuses it without workers
-    if args.launcher != 'none':
-        compat.launch_on_cpus(cfg)
+    complete_config(cfg, args.data_root, args.cfg_options, not args.no_pin_memory,
+                    not args.no_persistent_workers)
     return cfg
 
 
 def main(argv: list[str] | None = None) -> None:
     """Trains; a wrong path is told in one sentence."""
     parser, args = parse_args(argv)
-    compat.accept_mmseg_fork()
     try:
         cfg = load_config(args)
-    except FileNotFoundError as error:
+        check_init(cfg)
+        check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
+    except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
         parser.error(f'there is no checkpoint {pretrained}: train what makes it first, or set it '
                      'with --cfg-options model.pretrained=CHECKPOINT')
-    if str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
+    if 'init' in cfg or str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
         compat.skip_multimodal_models()
 
     from mmengine.runner import Runner

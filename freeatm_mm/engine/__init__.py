@@ -1,4 +1,8 @@
-"""Hooks."""
+"""Hooks, initial weights, learning rates by layer."""
+from freeatm_mm.engine.data_files import CheckFilesHook
 from freeatm_mm.engine.hooks import ChannelsLastHook, SeedEachIterationHook
+from freeatm_mm.engine.initial_weights import InitialWeightsHook
+from freeatm_mm.engine.layer_decay import BackboneLayerDecayConstructor
 
-__all__ = ['ChannelsLastHook', 'SeedEachIterationHook']
+__all__ = ['BackboneLayerDecayConstructor', 'ChannelsLastHook', 'CheckFilesHook',
+           'InitialWeightsHook', 'SeedEachIterationHook']

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from freeatm_mm.checkpoints import load_weights
 from freeatm_mm.evaluation.metrics import (
     accuracy,
     confusion_matrix,
@@ -212,39 +213,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def load_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from ``.safetensors`` or from a checkpoint of torch or mmengine.
-
-    Nothing but tensors and plain containers is unpickled; the running statistics that mmengine
-    keeps in its checkpoints are let through by name.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no state dict.
-    """
-    checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f'Checkpoint {checkpoint} not found.')
-    if checkpoint.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        return load_file(checkpoint)
-    with torch.serialization.safe_globals(_mmengine_globals()):
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    state = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f'{checkpoint} holds no state dict.')
-    return {name: value for name, value in state.items() if torch.is_tensor(value)}
-
-
-def _mmengine_globals() -> list:
-    """What a training checkpoint of mmengine holds besides tensors: loss histories in numpy."""
-    from mmengine.logging.history_buffer import HistoryBuffer
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-    dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')}
-    return [HistoryBuffer, getattr, slice, np.ndarray, np.dtype, multiarray._reconstruct,
-            multiarray.scalar, *dtypes]
 
 
 def load_model(config: str | Path | Any,

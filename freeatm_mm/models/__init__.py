@@ -5,8 +5,9 @@ from freeatm_mm.models.moco import FreeATMMoCo
 from freeatm_mm.models.necks import InstancePoolNeck
 from freeatm_mm.models.simclr import FreeATMSimCLR
 from freeatm_mm.models.simsiam import FreeATMSimSiam
+from freeatm_mm.models.vit_pyramid import ViTPyramid
 
 __all__ = [
     'AttentionGuidedMaskGenerator', 'FreeATMMAE', 'FreeATMMAEViT', 'FreeATMMoCo', 'FreeATMSimCLR',
-    'FreeATMSimSiam', 'InstancePoolNeck'
+    'FreeATMSimSiam', 'InstancePoolNeck', 'ViTPyramid'
 ]

@@ -1,0 +1,119 @@
+"""Reading checkpoints: the state dict, the backbone in it, position embeddings of another size."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ['find_backbone', 'load_weights', 'read_state', 'resize_positions']
+
+
+def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors`` or from a checkpoint of torch or mmengine.
+
+    Nothing but tensors and plain containers is unpickled; the running statistics that mmengine
+    keeps in its checkpoints are let through by name.
+
+    Args:
+        checkpoint: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no state dict.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f'Checkpoint {checkpoint} not found.')
+    if checkpoint.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        return load_file(checkpoint)
+    return _tensors(read_state(checkpoint), checkpoint)
+
+
+def read_state(checkpoint: str | Path) -> object:
+    """Unpickle a checkpoint of torch or mmengine: tensors, plain containers, loss histories."""
+    with torch.serialization.safe_globals(_mmengine_globals()):
+        return torch.load(checkpoint, map_location='cpu', weights_only=True)
+
+
+def _tensors(content: object, source: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's content, under ``state_dict`` or at the top."""
+    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not any(torch.is_tensor(v) for v in state.values()):
+        raise ValueError(f'{source} holds no state dict.')
+    return {name: value for name, value in state.items() if torch.is_tensor(value)}
+
+
+def _mmengine_globals() -> list:
+    """What a training checkpoint of mmengine holds besides tensors: loss histories in numpy."""
+    try:
+        from mmengine.logging.history_buffer import HistoryBuffer
+    except ImportError:  # reading plain state dicts needs no mmengine
+        return []
+    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')}
+    return [HistoryBuffer, getattr, slice, np.ndarray, np.dtype, multiarray._reconstruct,
+            multiarray.scalar, *dtypes]
+
+
+def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str, Tensor]:
+    """Read the backbone's tensors of a checkpoint, by their names inside the backbone.
+
+    Of MoCo's two encoders it is the query's (``backbone.``), as in MoCo's own code. A checkpoint
+    whose tensors have no prefix at all, such as torchvision's or a converted one, is a backbone
+    as a whole; its classifier (``fc.``, ``head.``) is left out.
+
+    Args:
+        checkpoint: A file, or an address that mmengine knows, such as ``torchvision://resnet50``.
+        prefix: What the backbone's tensors are called by.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no state dict in it, or no backbone.
+    """
+    if '://' in str(checkpoint):
+        from mmengine.runner import CheckpointLoader
+        weights = _tensors(CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu'),
+                           checkpoint)
+    else:
+        weights = load_weights(checkpoint)
+    found = {name[len(prefix):]: value for name, value in weights.items()
+             if name.startswith(prefix)}
+    if found:
+        return found
+    bare = {name: value for name, value in weights.items()
+            if not name.startswith(('fc.', 'head.'))}
+    if not any(name.startswith(('conv1.', 'stem.', 'patch_embed.')) for name in bare):
+        shown = ', '.join(list(weights)[:3])
+        raise ValueError(f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
+                         f'those there are ({shown}, ...) are no backbone by themselves.')
+    return bare
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int], class_token: bool) -> Tensor:
+    """Bring a ViT's position embedding to another grid, by bicubic interpolation as ViT does.
+
+    Args:
+        positions: (1, N, C) of a square grid, the class token's first where N - 1 is a square.
+        grid: Rows and columns wanted.
+        class_token: Whether the class token's embedding is wanted.
+
+    Returns:
+        (1, rows * columns, C), with one more in front where ``class_token``.
+
+    Raises:
+        ValueError: If the embedding is not of a square grid, or lacks the class token.
+    """
+    from mmpretrain.models.utils import resize_pos_embed
+    length = positions.shape[1]
+    extra = int(round(length**0.5)**2 != length)
+    side = round((length - extra)**0.5)
+    if side**2 + extra != length:
+        raise ValueError(f'A position embedding of {length} tokens is not of a square grid.')
+    if class_token and not extra:
+        raise ValueError("The checkpoint's position embedding has no class token.")
+    return resize_pos_embed(positions[:, extra - class_token:], (side, side), tuple(grid),
+                            num_extra_tokens=int(class_token))

@@ -1,0 +1,164 @@
+"""Where a downstream run starts from: random weights, supervised ones, or a checkpoint."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from freeatm_mm.checkpoints import find_backbone, resize_positions
+from freeatm_mm.configs import check_init
+
+__all__ = ['InitialWeightsHook', 'Match', 'load_backbone']
+
+
+@dataclass(frozen=True)
+class Match:
+    """What became of a checkpoint's tensors.
+
+    Attributes:
+        loaded: Names in the model that were filled.
+        missing: Names in the model that the checkpoint doesn't have.
+        misshapen: Names in the model that it has in another shape, with both shapes.
+        unused: Names in the checkpoint's backbone that nothing in the model took.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def filled(self) -> float:
+        """Share of the model's tensors that were filled."""
+        return len(self.loaded) / max(len(self.loaded) + len(self.missing) + len(self.misshapen),
+                                      1)
+
+    @property
+    def used(self) -> float:
+        """Share of the checkpoint's tensors that were taken."""
+        return len(self.loaded) / max(len(self.loaded) + len(self.unused), 1)
+
+    def describe(self) -> str:
+        """One sentence with all the numbers and the first names of each kind."""
+        total = len(self.loaded) + len(self.missing) + len(self.misshapen)
+        text = f'{len(self.loaded)} of the {total} tensors found their weights'
+        for names, what in ((self.missing, 'not in the checkpoint'),
+                            (self.misshapen, 'of another shape'),
+                            (self.unused, "the checkpoint's, unused")):
+            if names:
+                more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+                text += f'; {what}: {", ".join(names[:5])}{more}'
+        return text
+
+
+def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[str] = ('backbone', ),
+                  new: Iterable[str] = ()) -> Match:
+    """Fill parts of a model from a checkpoint's backbone, each name at most once, and count.
+
+    A position embedding of another grid is resized. Batch counters of normalisation layers, which
+    old checkpoints lack, are filled where they can be but don't count.
+
+    Args:
+        model: The model, changed in place.
+        checkpoint: See `find_backbone`.
+        modules: Parts of the model whose names inside them are the backbone's: ``backbone``, and
+            for C4 detectors ``roi_head.shared_head``, which is the backbone's last stage.
+        new: Parts of names that no pretraining has, such as ``rel_pos``; they don't count.
+
+    Returns:
+        What was loaded and what was not.
+    """
+    weights = find_backbone(checkpoint)
+    loaded, missing, misshapen, taken = [], [], [], set()
+    for path in modules:
+        module = model.get_submodule(path)
+        for name, target in module.state_dict().items():
+            if any(part in name for part in new):
+                continue
+            full = f'{path}.{name}'
+            counts = not name.endswith('num_batches_tracked')
+            if name not in weights:
+                missing += [full] * counts
+                continue
+            taken.add(name)
+            value = weights[name]
+            if name == 'pos_embed' and value.shape != target.shape:
+                value = _fit_positions(module, value, target)
+            if value.shape != target.shape:
+                misshapen += [f'{full} {tuple(value.shape)} for {tuple(target.shape)}'] * counts
+                continue
+            with torch.no_grad():
+                target.copy_(value)
+            loaded += [full] * counts
+    unused = [name for name in weights
+              if name not in taken and not name.endswith('num_batches_tracked')]
+    return Match(tuple(loaded), tuple(missing), tuple(misshapen), tuple(unused))
+
+
+def _fit_positions(module: nn.Module, value: Tensor, target: Tensor) -> Tensor:
+    """A ViT's position embedding in the form that a module of mmpretrain's or mmseg's keeps it."""
+    if value.shape[-1] != target.shape[-1]:
+        return value
+    if target.dim() == 4:  # mmpretrain's ViTSAM: (1, rows, columns, C), no class token
+        return resize_positions(value, target.shape[1:3], False).reshape(target.shape)
+    grid = module.patch_shape if hasattr(module, 'patch_shape') else module.patch_resolution
+    return resize_positions(value, grid, target.shape[1] == grid[0] * grid[1] + 1)
+
+
+@HOOKS.register_module()
+class InitialWeightsHook(Hook):
+    """Loads what the config's ``init`` names when a run starts, and stops it if little fits.
+
+    ``init`` is ``random`` (nothing is loaded), ``supervised``, or a checkpoint of any pretraining.
+    It does the same for mmpretrain, mmdet and mmseg, whose own ways (``init_cfg``, ``pretrained``)
+    load what fits and go on with a warning, or without one. A resumed run is left as it is.
+
+    Args:
+        supervised: Checkpoint of the supervised weights.
+        modules: See `load_backbone`.
+        new: See `load_backbone`.
+        minimum: Share of the model's tensors that must be filled, and of the checkpoint's that
+            must be used.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, supervised: str | None = None, modules: Iterable[str] = ('backbone', ),
+                 new: Iterable[str] = (), minimum: float = 0.95) -> None:
+        self.supervised, self.modules = supervised, tuple(modules)
+        self.new, self.minimum = tuple(new), minimum
+
+    def before_train(self, runner: Runner) -> None:
+        """Loads; see the class.
+
+        Raises:
+            ValueError: If ``init`` isn't set, or less than ``minimum`` fits, naming what doesn't.
+            FileNotFoundError: If the checkpoint isn't there.
+        """
+        if runner.iter > 0:
+            return
+        check_init(dict(init=runner.cfg.get('init')))
+        init = runner.cfg.init
+        if init == 'random':
+            runner.logger.info('The backbone starts from random weights.')
+            return
+        if init == 'supervised':
+            if not self.supervised:
+                raise ValueError('this config has no supervised checkpoint: set init=CHECKPOINT')
+            init = self.supervised
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        match = load_backbone(model, init, self.modules, self.new)
+        if min(match.filled, match.used) < self.minimum:
+            raise ValueError(
+                f'{init} does not fit {" and ".join(self.modules)} of this config: '
+                f'{match.describe()}. At least {self.minimum:.0%} must fit both ways: is it the '
+                'checkpoint of the same architecture?')
+        runner.logger.info(f'The backbone starts from {init}: {match.describe()}.')
+        runner.message_hub.update_info('initial_weights', match.describe())
