@@ -144,3 +144,58 @@ def launch_on_cpus(cfg) -> None:
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
+def require_lavis() -> None:
+    """Makes sure that LAVIS can be imported.
+
+    Reason: it is not on everybody's machine, and its own pins (transformers below 4.27, opencv of
+    2021) make an ordinary `pip install` of it fail or spoil the environment.
+
+    Raises:
+        ImportError: If it isn't there, or something that it needs isn't.
+    """
+    try:
+        importlib.import_module('lavis')
+    except ImportError as error:
+        missing = getattr(error, 'name', None) or str(error)
+        raise ImportError(
+            f'freeatm_mm.lavis_ext needs LAVIS, and {missing} is missing: run "./run setup lavis", '
+            'or "pip install --no-deps -r requirements/lavis.txt" in an environment of your own'
+        ) from error
+
+
+def name_lavis_folder(name: str, path) -> None:
+    """Tells LAVIS where a folder is (`output_dir`, `result_dir`), as often as needed.
+
+    Reason: `registry.register_path` refuses a name that it knows, so that a process could make one
+    runner only.
+
+    Source: `lavis/common/registry.py`, `register_path`; `lavis/runners/runner_base.py`,
+    `setup_output_dir`.
+    """
+    from lavis.common.registry import registry
+    registry.mapping['paths'][name] = str(path)
+
+
+def let_lavis_average_on_cpus() -> None:
+    """Lets LAVIS's meters be averaged over processes that have no GPU; no effect with one.
+
+    Reason: `SmoothedValue.synchronize_between_processes` makes its tensor on 'cuda', whatever the
+    processes run on.
+
+    Source: `lavis/common/logger.py`.
+    """
+    import torch
+    import torch.distributed as dist
+    if torch.cuda.is_available():
+        return
+    from lavis.common.logger import SmoothedValue
+
+    def synchronize_between_processes(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            total = torch.tensor([self.count, self.total], dtype=torch.float64)
+            dist.all_reduce(total)
+            self.count, self.total = int(total[0]), float(total[1])
+
+    SmoothedValue.synchronize_between_processes = synchronize_between_processes

@@ -1,0 +1,366 @@
+"""BLIP for pretraining and for retrieval: LAVIS's own, with weights and tokenizers from local files.
+
+The computations are LAVIS's, bit for bit. What is added: where tokenizer and weights come from,
+sizes other than base and large, checkpoints that are checked when loaded, and a count of the texts
+that `max_txt_len` cuts.
+"""
+from __future__ import annotations
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lavis.common.registry import registry
+from lavis.common.utils import get_abs_path
+from lavis.models.blip_models.blip_pretrain import BlipPretrain
+from lavis.models.blip_models.blip_retrieval import BlipRetrieval
+from lavis.models.med import XBertEncoder, XBertLMHeadDecoder
+from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer
+
+__all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', 'load_checked',
+           'read_checkpoint']
+
+_CONFIGS = Path(__file__).parent / 'configs'
+_MOMENTUM = ('visual_encoder', 'text_encoder', 'vision_proj', 'text_proj')
+_QUEUES = ('image_queue', 'text_queue', 'idx_queue', 'queue_ptr')
+_VIT_SIZES = {'base': dict(embed_dim=768, depth=12, num_heads=12),
+              'large': dict(embed_dim=1024, depth=24, num_heads=16)}
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file: safetensors, or torch's, where they may lie under `model`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        return load_file(path)
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    state = content.get('model', content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(
+            isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'{path} holds no weights: they are looked for under "model", or alone')
+    return dict(state)
+
+
+def complete_momentum(state: dict[str, Tensor]) -> int:
+    """Adds momentum encoders to a checkpoint that LAVIS wrote, which leaves them out, in place.
+
+    LAVIS keeps no parameter that takes no gradient (`RunnerBase._save_checkpoint`), so that its
+    pretraining checkpoints can't be loaded for retrieval. The online weights are the best guess.
+
+    Returns:
+        How many tensors were added; 0 where the momentum encoders are there.
+    """
+    copied = {name.replace(f'{part}.', f'{part}_m.', 1): value for part in _MOMENTUM
+              for name, value in state.items() if name.startswith(f'{part}.')}
+    missing = {name: value for name, value in copied.items() if name not in state}
+    state.update(missing)
+    return len(missing)
+
+
+def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Path,
+                 may_lack: Iterable[str] = (), may_hold: Iterable[str] = ()) -> Counter:
+    """Loads weights and makes sure that nothing is missing.
+
+    Position embeddings of another image size are interpolated, as LAVIS does. Queues of another
+    length are left as they are in the model: they fill up anew.
+
+    Args:
+        model: The model.
+        state: The weights.
+        source: Where they come from, for messages.
+        may_lack: Names that the weights may lack.
+        may_hold: Beginnings of names that the model may have no use for.
+
+    Returns:
+        How many tensors were `loaded`, `interpolated`, `lacking`, `unused` and `kept` (queues of
+        another length).
+
+    Raises:
+        ValueError: If weights are missing, left over or of another shape; names the first ones.
+    """
+    state, own, counts = dict(state), model.state_dict(), Counter()
+    for part in ('visual_encoder', 'visual_encoder_m'):
+        name = f'{part}.pos_embed'
+        if name in state and name in own and state[name].shape != own[name].shape:
+            state[name] = interpolate_pos_embed(state[name], getattr(model, part))
+            counts['interpolated'] += 1
+    if any(name in state and name in own and state[name].shape != own[name].shape
+           for name in _QUEUES):
+        for name in set(_QUEUES) & set(own):
+            state[name] = own[name]
+            counts['kept'] += 1
+    may_lack, may_hold = tuple(may_lack), tuple(may_hold)
+    missing = [name for name in own if name not in state and name not in may_lack]
+    unused = [name for name in state if name not in own]
+    left_over = [name for name in unused if not name.startswith(may_hold)]
+    other = [name for name in own if name in state and state[name].shape != own[name].shape]
+    for what, names in (('lacks', missing), ('holds for no part of the model', left_over),
+                        ('has in another shape', other)):
+        if names:
+            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+            raise ValueError(f'{source} does not fit the model: it {what} '
+                             f'{", ".join(names[:3])}{more}')
+    model.load_state_dict({name: value for name, value in state.items() if name in own},
+                          strict=False)
+    counts['lacking'] = len(set(own) - set(state))
+    counts['unused'] = len(unused)
+    counts['loaded'] = len(own) - counts['lacking'] - counts['kept']
+    logging.info('%s: %d of %d tensors loaded (%d interpolated), %d of the model\'s left as they '
+                 'were, %d unused', source, counts['loaded'], len(own), counts['interpolated'],
+                 counts['lacking'] + counts['kept'], counts['unused'])
+    return counts
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.create(value or {}), resolve=True)
+
+
+def _image_encoder(cfg) -> VisionTransformerEncoder:
+    """LAVIS's image encoder, of any size, with random weights.
+
+    Raises:
+        ValueError: If there is no such type, or `vit` has an unknown entry.
+    """
+    if cfg.get('vit_type', 'base') not in _VIT_SIZES:
+        raise ValueError(f'vit_type must be one of {", ".join(_VIT_SIZES)}, got {cfg.vit_type!r}')
+    changes = _plain(cfg.get('vit'))
+    known = ('embed_dim', 'depth', 'num_heads', 'patch_size', 'mlp_ratio')
+    if set(changes) - set(known):
+        raise ValueError(f'vit has no entry {", ".join(sorted(set(changes) - set(known)))}; known '
+                         f'are {", ".join(known)}')
+    if not changes:
+        return VisionTransformerEncoder.from_config(cfg, from_pretrained=False)
+    epsilon = cfg.get('vit_layer_norm_epsilon', -1)
+    sizes = {**_VIT_SIZES[cfg.get('vit_type', 'base')], 'patch_size': 16, **changes}
+    encoder = VisionTransformerEncoder(
+        img_size=cfg.get('image_size', 384), drop_path_rate=cfg.get('vit_drop_path_rate', 0),
+        use_grad_checkpointing=cfg.get('vit_grad_ckpt', False),
+        ckpt_layer=cfg.get('vit_ckpt_layer', 0),
+        norm_layer=None if epsilon == -1 else partial(nn.LayerNorm, eps=epsilon), **sizes)
+    encoder.vision_width = sizes['embed_dim']
+    return encoder
+
+
+def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) -> BertConfig:
+    """The text model's sizes: LAVIS's file, changed by `bert`, fitting tokenizer and images."""
+    config = BertConfig.from_json_file(get_abs_path(cfg.get('med_config_path')))
+    config.update(_plain(cfg.get('bert')))
+    config.vocab_size = vocabulary
+    config.encoder_width = image_encoder.vision_width
+    needed = cfg.get('max_txt_len', 30)
+    if config.max_position_embeddings < needed:
+        raise ValueError(f'max_txt_len {needed} is more than the text model\'s '
+                         f'{config.max_position_embeddings} positions')
+    return config
+
+
+class _WithTokenizer:
+    """What the two models share: a tokenizer that is handed over, and its counts."""
+
+    def __init__(self, *args, tokenizer: CountingTokenizer, **kwargs) -> None:
+        # LAVIS asks for the tokenizer in the constructor, by a method without arguments.
+        self._tokenizer_given = tokenizer
+        super().__init__(*args, **kwargs)
+        del self._tokenizer_given
+
+    def init_tokenizer(self) -> CountingTokenizer:
+        """The tokenizer, where LAVIS would fetch one."""
+        return self._tokenizer_given
+
+    def take_text_counts(self) -> Counter:
+        """Texts read since the last call, those cut at `max_txt_len`, and the tokens lost."""
+        counts = Counter(self.tokenizer.counts)
+        for name in counts:
+            self.tokenizer.counts[name] = 0
+        return counts
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@registry.register_model('freeatm_blip_pretrain')
+class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
+    """LAVIS's `blip_pretrain` with tokenizer and weights from local files, or random weights.
+
+    Its checkpoints also hold an `idx_queue` without entries (-100), so that `blip_retrieval` finds
+    everything it has: no image of the pretraining's queues is one of the fine-tuning's.
+
+    Args:
+        tokenizer: From :func:`freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
+        *args: As LAVIS's.
+        **kwargs: As LAVIS's.
+    """
+
+    PRETRAINED_MODEL_CONFIG_DICT = {'base': str(_CONFIGS / 'blip_pretrain_base.yaml')}
+
+    def __init__(self, *args, tokenizer: CountingTokenizer, **kwargs) -> None:
+        super().__init__(*args, tokenizer=tokenizer, **kwargs)
+        self.register_buffer('idx_queue', torch.full((1, self.queue_size), -100))
+
+    @classmethod
+    def from_config(cls, cfg=None) -> FreeATMBlipPretrain:
+        """From a yaml's `model`; `configs/blip_pretrain_base.yaml` lists what there is.
+
+        Raises:
+            FileNotFoundError: If tokenizer, weights or checkpoint don't exist.
+            ValueError: If weights don't fit, or sizes don't go together.
+        """
+        tokenizer = load_tokenizer(cfg.tokenizer)
+        image_encoder = _image_encoder(cfg)
+        if cfg.get('image_weights'):
+            _load_image_weights(image_encoder, cfg.image_weights)
+        # The two further tokens get their embeddings in the constructor, as in LAVIS.
+        config = _bert_config(cfg, image_encoder, tokenizer.vocab_size)
+        folder = cfg.get('text_weights')
+        if folder:
+            text_encoder, text_decoder = _pretrained_text(folder, config)
+        else:
+            text_encoder = XBertEncoder(config=config, add_pooling_layer=False)
+            text_decoder = XBertLMHeadDecoder(config=config)
+        with redirect_stdout(io.StringIO()):  # LAVIS prints a line for each layer that it ties
+            model = cls(
+                image_encoder=image_encoder, text_encoder=text_encoder, text_decoder=text_decoder,
+                queue_size=cfg.get('queue_size', 57600), alpha=cfg.get('alpha', 0.4),
+                embed_dim=cfg.get('embed_dim', 256), momentum=cfg.get('momentum', 0.995),
+                tie_enc_dec_weights=True, max_txt_len=cfg.get('max_txt_len', 30),
+                tokenizer=tokenizer)
+        if cfg.get('pretrained'):
+            state = read_checkpoint(cfg.pretrained)
+            complete_momentum(state)
+            load_checked(model, state, cfg.pretrained, may_lack=['idx_queue'])
+        model.reset_queue_ptr()  # so that whole batches fit behind it, whatever their size
+        return model
+
+
+def _load_image_weights(encoder: VisionTransformerEncoder, path: str | Path) -> None:
+    """DeiT's or timm's weights into the image encoder; their classifier is left out."""
+    state = read_checkpoint(path)
+    if 'pos_embed' in state:
+        state['pos_embed'] = interpolate_pos_embed(state['pos_embed'], encoder)
+    load_checked(encoder, state, path, may_hold=['head.', 'head_dist.', 'pre_logits.'])
+
+
+def _pretrained_text(folder: str | Path, config: BertConfig
+                     ) -> tuple[XBertEncoder, XBertLMHeadDecoder]:
+    """Text encoder and decoder with BERT's weights; the cross-attention, new to it, is random.
+
+    Raises:
+        FileNotFoundError: If the folder holds no weights.
+        ValueError: If weights that BERT has are missing.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'there is no folder of text weights {folder}')
+    models = []
+    for kind, options in ((XBertEncoder, {'add_pooling_layer': False}), (XBertLMHeadDecoder, {})):
+        model, report = kind.from_pretrained(folder, config=config, output_loading_info=True,
+                                             local_files_only=True, **options)
+        missing = [name for name in report['missing_keys'] if 'crossattention' not in name]
+        if missing or report['mismatched_keys']:
+            raise ValueError(f'the text weights in {folder} do not fit the model: '
+                             f'{(missing or report["mismatched_keys"])[:3]} and perhaps more')
+        models.append(model)
+    return tuple(models)
+
+
+@registry.register_model('freeatm_blip_retrieval')
+class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
+    """LAVIS's `blip_retrieval` with its tokenizer from local files and checked checkpoints.
+
+    `k_test` is fitted to the set, and on one process `negative_all_rank` means this one.
+
+    Args:
+        tokenizer: From :func:`freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
+        *args: As LAVIS's.
+        **kwargs: As LAVIS's.
+    """
+
+    PRETRAINED_MODEL_CONFIG_DICT = {'base': str(_CONFIGS / 'blip_retrieval_base.yaml')}
+
+    @classmethod
+    def from_config(cls, cfg=None) -> FreeATMBlipRetrieval:
+        """From a yaml's `model`; `configs/blip_retrieval_base.yaml` lists what there is.
+
+        Raises:
+            FileNotFoundError: If tokenizer or checkpoint don't exist.
+            ValueError: If no checkpoint is named, or it doesn't fit.
+        """
+        tokenizer = load_tokenizer(cfg.tokenizer)
+        image_encoder = _image_encoder(cfg)
+        config = _bert_config(cfg, image_encoder, len(tokenizer))
+        several = dist.is_available() and dist.is_initialized()
+        model = cls(
+            image_encoder=image_encoder,
+            text_encoder=XBertEncoder(config=config, add_pooling_layer=False),
+            queue_size=cfg.get('queue_size', 57600), alpha=cfg.get('alpha', 0.4),
+            embed_dim=cfg.get('embed_dim', 256), momentum=cfg.get('momentum', 0.995),
+            negative_all_rank=cfg.get('negative_all_rank', False) and several,
+            max_txt_len=cfg.get('max_txt_len', 35), tokenizer=tokenizer)
+        finetuned = cfg.get('load_finetuned', False)
+        path = cfg.get('finetuned' if finetuned else 'pretrained')
+        if not path:
+            raise ValueError('freeatm_blip_retrieval needs weights: set model.pretrained to a '
+                             'checkpoint of a pretraining, or model.load_finetuned=True and '
+                             'model.finetuned to one of a fine-tuning')
+        if finetuned:
+            load_checked(model, read_checkpoint(path), path)
+        else:
+            model.load_from_pretrained(path)
+        model.reset_queue_ptr()
+        return model
+
+    def load_from_pretrained(self, url_or_filename: str | Path) -> Counter:
+        """Loads a pretraining's checkpoint, all but its text decoder, and checks it.
+
+        Returns:
+            The counts of :func:`load_checked`.
+        """
+        state = read_checkpoint(url_or_filename)
+        added = complete_momentum(state)
+        if added:
+            logging.warning('%s holds no momentum encoders, as LAVIS writes it; %d tensors are '
+                            'copies of the online ones', url_or_filename, added)
+        return load_checked(self, state, url_or_filename, may_lack=['idx_queue'],
+                            may_hold=['text_decoder.'])
+
+    def compute_sim_matrix(self, data_loader, task_cfg):
+        """LAVIS's scores of all pairs: ITC picks the first k of each, ITM ranks these anew.
+
+        Args:
+            data_loader: Of a retrieval set.
+            task_cfg: `k_test`, how many are ranked anew; at most as many as the set has.
+
+        Returns:
+            Two float arrays, (images, texts) and (texts, images).
+        """
+        images, texts = len(data_loader.dataset.image), len(data_loader.dataset.text)
+        k_test = min(int(task_cfg.k_test), images, texts)
+        if k_test < task_cfg.k_test:
+            logging.warning('k_test is %d, and the set has %d images and %d texts: %d are ranked '
+                            'anew', task_cfg.k_test, images, texts, k_test)
+        return super().compute_sim_matrix(data_loader,
+                                          OmegaConf.create({'k_test': k_test}))

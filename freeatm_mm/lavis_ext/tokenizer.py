@@ -1,0 +1,79 @@
+"""BERT's tokenizer, as LAVIS sets it up, that counts the texts it cuts."""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import BertTokenizer
+
+__all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary']
+
+_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+
+class CountingTokenizer(BertTokenizer):
+    """transformers' `BertTokenizer`, same tokens, that counts its texts and what it cuts off.
+
+    Attributes:
+        counts: `texts`, `truncated` (texts that were cut) and `lost_tokens`.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.counts = Counter(texts=0, truncated=0, lost_tokens=0)
+
+    def prepare_for_model(self, *args, **kwargs):
+        """One text's tokens, as there; counts the text."""
+        self.counts['texts'] += 1
+        return super().prepare_for_model(*args, **kwargs)
+
+    def truncate_sequences(self, ids, pair_ids=None, num_tokens_to_remove=0, **kwargs):
+        """Cuts a text, as there; counts what is cut."""
+        if num_tokens_to_remove > 0:
+            self.counts['truncated'] += 1
+            self.counts['lost_tokens'] += num_tokens_to_remove
+        return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, **kwargs)
+
+
+def load_tokenizer(name: str | Path) -> CountingTokenizer:
+    """BERT's tokenizer with BLIP's two further tokens, [DEC] and [ENC].
+
+    Args:
+        name: Folder that holds `vocab.txt`, or a name that transformers finds in its cache.
+
+    Returns:
+        The tokenizer, with `enc_token_id` set as LAVIS does.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if Path(name).is_dir() and not (Path(name) / 'vocab.txt').is_file():
+        raise FileNotFoundError(f'the folder {name} holds no tokenizer: vocab.txt is missing')
+    try:
+        tokenizer = CountingTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        raise FileNotFoundError(
+            f'there is no tokenizer {name}: it is neither a folder with vocab.txt nor in '
+            "transformers' cache; set model.tokenizer to a folder with BERT's vocab.txt") from None
+    tokenizer.add_special_tokens({'bos_token': '[DEC]'})
+    tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
+    tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]
+    return tokenizer
+
+
+def make_vocabulary(texts: Iterable[str]) -> list[str]:
+    """A small vocabulary for `vocab.txt` that knows every word of some texts.
+
+    The language modelling head computes one score for each word of the vocabulary at each place of
+    a text: with a hundred words instead of 30,522 a small model's step is several times cheaper.
+
+    Args:
+        texts: The texts, as the caption processor hands them on.
+
+    Returns:
+        BERT's special tokens, then the words and punctuation marks in alphabetical order.
+    """
+    words = {word for text in texts for word in re.findall(r'\w+|[^\w\s]', text.lower())}
+    return [*_SPECIAL, *sorted(words)]
