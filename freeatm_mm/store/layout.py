@@ -12,14 +12,16 @@ import numpy as np
 
 from .errors import StoreError
 
-__all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'SHARD_FORMAT', 'STORE_FORMAT', 'VERSION',
-           'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
+__all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT', 'STORE_FORMAT',
+           'VERSION', 'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
            'parse_index_header', 'parse_json', 'shard_name']
 
 VERSION = 1
 STORE_FORMAT = 'freeatm-store'
 SHARD_FORMAT = 'freeatm-shard'
 MANIFEST = 'store.json'
+#: What workers write into while they draw; gone when the store is finished.
+PROGRESS = 'progress.u32'
 #: Size of a tar header, and what members are padded to.
 BLOCK = 512
 

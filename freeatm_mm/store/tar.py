@@ -149,7 +149,8 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
             and 0 <= masks_size and 0 <= json_size <= MAX_JSON and end - start <= MAX_SAMPLE
             and image_format in IMAGE_FORMATS)
     if not fits or end > size:
-        raise StoreError(f'sample {key!r}: the index points outside the shard; one of them is corrupt')
+        raise StoreError(f'sample {key!r}: the index points outside the shard; one is '
+                         'corrupt')
     data = read_exactly(handle, end - start, start)
     if len(data) != end - start or zlib.crc32(data) != crc:
         raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")

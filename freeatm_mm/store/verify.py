@@ -13,6 +13,7 @@ import numpy as np
 from .errors import StoreError
 from .layout import (
     MANIFEST,
+    PROGRESS,
     SHARD_FORMAT,
     STORE_FORMAT,
     file_sha256,
@@ -309,7 +310,7 @@ def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[P
         match = _SHARD_FILE.fullmatch(entry.name)
         if entry.name == MANIFEST:
             continue
-        if match and entry.name.endswith('.tmp') or entry.name == f'{MANIFEST}.tmp':
+        if entry.name in (PROGRESS, f'{MANIFEST}.tmp') or match and match[3]:
             yield Problem(entry.path, 'was being written, or was left by a worker that died',
                           'foreign', None)
         elif not match:

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
+import time
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -13,10 +15,17 @@ from PIL import Image
 from store_samples import folder_bytes
 from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
-from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, dequantize
-from freeatm_mm.generation import generate, sample_seed
+from freeatm_mm.attention import (
+    AttentionRecorder,
+    NounAlignmentError,
+    NounTruncatedError,
+    dequantize,
+)
+from freeatm_mm.generation import ShardSource, generate, sample_seed
+from freeatm_mm.generation.generate import SharedProgress
 from freeatm_mm.prompts import Noun, PromptRecord
-from freeatm_mm.store import Store, StoreError, verify_store
+from freeatm_mm.store import Store, StoreError, StoreWriter, repair_store, verify_store
+from freeatm_mm.store.locking import locked_write
 
 
 def record(number, prompt, *nouns):
@@ -121,10 +130,83 @@ def test_a_run_that_fails_goes_on_to_equal_bytes(pipe, drawn, tmp_path):
 
 
 def test_workers_together_make_the_same_store(pipe, drawn, tmp_path):
-    summaries = [draw(pipe, tmp_path, rank=rank, world=2) for rank in (1, 0)]
+    summaries = [draw(pipe, tmp_path, rank=rank, world=2, take_over=False) for rank in (1, 0)]
     assert [summary.samples for summary in summaries] == [2, 3]
     assert [summary.missing_shards for summary in summaries] == [2, 0]
     assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+
+
+def test_a_worker_takes_over_what_nobody_draws_and_leaves_what_somebody_does(
+        pipe, drawn, tmp_path):
+    StoreWriter(tmp_path, 2, drawn.store.config)
+    with locked_write(tmp_path / 'shard-000002.tar', wait=False):  # by another process
+        (tmp_path / 'shard-000002.tar.tmp').write_bytes(b'half')
+        summary = draw(pipe, tmp_path, rank=1, world=2)
+        assert (summary.samples, summary.missing_shards) == (4, 1)
+        assert '1 shards still to be written' in str(summary)
+        with pytest.raises(StoreError, match='another process is writing shard-000002'):
+            draw(pipe, tmp_path)
+    (tmp_path / 'shard-000002.tar').unlink()  # that process dies
+    summary = draw(pipe, tmp_path, rank=1, world=2)
+    assert (summary.samples, summary.missing_shards) == (1, 0)
+    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+
+
+def test_a_worker_that_waits_draws_what_a_dying_one_leaves(pipe, drawn, tmp_path):
+    StoreWriter(tmp_path, 2, drawn.store.config)
+    held = threading.Event()
+
+    def dying():
+        try:
+            with locked_write(tmp_path / 'shard-000000.tar', wait=False):
+                held.set()
+                while not (tmp_path / 'shard-000002.json').exists():
+                    time.sleep(0.01)
+                raise RuntimeError('dead')
+        except RuntimeError:
+            pass
+
+    thread = threading.Thread(target=dying)
+    thread.start()
+    held.wait(10)
+    summary = draw(pipe, tmp_path, rank=1, world=2, wait=True)
+    thread.join()
+    assert (summary.samples, summary.missing_shards) == (5, 0)
+    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+
+
+def test_the_progress_is_that_of_all_workers(pipe, tmp_path, capsys):
+    seen = []
+    real = SharedProgress.set
+
+    def watched(self, shard, samples):
+        real(self, shard, samples)
+        seen.append(self.total())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedProgress, 'set', watched)
+        draw(pipe, tmp_path, rank=1, world=2, take_over=False)
+        assert seen == [0, 2]
+        assert (tmp_path / 'progress.u32').exists()
+        draw(pipe, tmp_path, rank=0, world=2, progress=True)
+    assert max(seen) == 5 and '5/5' in capsys.readouterr().err
+    assert not (tmp_path / 'progress.u32').exists()
+
+
+def test_damaged_samples_are_drawn_again_to_the_same_bytes(pipe, drawn, tmp_path):
+    draw(pipe, tmp_path)
+    whole = folder_bytes(tmp_path)
+    content = bytearray(whole['shard-000001.tar'])
+    content[int(drawn.store._shard(1)._row(1)[5]) + 50] ^= 1  # in the image of sample 3
+    (tmp_path / 'shard-000001.tar').write_bytes(content)
+    (tmp_path / 'shard-000002.tar').unlink()
+    source = ShardSource(pipe, PROMPTS, name='tiny', revision='r1', **{
+        name: value for name, value in SETTINGS.items() if name != 'progress'})
+    assert [(problem.kind, problem.key) for problem in verify_store(tmp_path, source=source)] == [
+        ('changed', None), ('changed', '003'), ('missing', None)]
+    report = repair_store(tmp_path, source)
+    assert (report.restored, report.drawn) == (['shard-000001', 'shard-000002'], 2)
+    assert folder_bytes(tmp_path) == whole
 
 
 def test_a_finished_store_is_left_as_it_is(pipe, drawn):
@@ -213,15 +295,13 @@ def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_pat
 
 
 def test_nouns_that_are_not_among_the_tokens_are_left_out_and_listed(pipe, tmp_path, monkeypatch):
-    from freeatm_mm.attention import NounAlignmentError, recorder
-    real = recorder.locate_nouns
+    class Recorder(AttentionRecorder):
+        def __init__(self, pipeline, prompts, nouns, **options):
+            if any(noun.text == 'cat' for row in nouns for noun in row):
+                raise NounAlignmentError('no token for cat')
+            super().__init__(pipeline, prompts, nouns, **options)
 
-    def locate(tokenizer, prompt, nouns, **options):
-        if any(noun.text == 'cat' for noun in nouns):
-            raise NounAlignmentError('no token for cat')
-        return real(tokenizer, prompt, nouns, **options)
-
-    monkeypatch.setattr(recorder, 'locate_nouns', locate)
+    monkeypatch.setattr('freeatm_mm.generation.source.AttentionRecorder', Recorder)
     summary = generate(pipe, PROMPTS[2:4], tmp_path / 'a', **SETTINGS)
     sample = Store(tmp_path / 'a')[1]
     assert summary.lost_nouns == 1
@@ -253,7 +333,7 @@ def test_what_is_not_a_number_stops_and_names_the_prompts(pipe, tmp_path):
             draw(pipe, tmp_path)
     finally:
         handle.remove()
-    assert sorted(folder_bytes(tmp_path)) == ['store.json']
+    assert not list(tmp_path.glob('shard-*'))
 
 
 def test_other_settings_are_refused_and_named(pipe, drawn):

@@ -1,0 +1,390 @@
+"""The samples of a run, shard by shard: what is due, and how it is drawn.
+
+What is exact. A sample's noise comes from its own seed and nothing else, so the *same sample* is
+drawn whatever the batch size, the number of workers or the order. Its *bytes* are the same
+whenever it is drawn in a batch of the same composition with the same software and hardware
+(number of threads included): batches are formed inside a shard, a shard is written whole or not at
+all, so a run that was killed ends with the bytes of one that wasn't, whatever the number of
+workers. With another batch size, matrix products round differently: on a CPU, five steps of a
+tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that is one pixel in
+10,000 by one level.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from freeatm_mm.attention import (
+    AttentionRecorder,
+    NounAlignmentError,
+    find_family,
+    minmax,
+    quantize,
+)
+from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.store import Sample, StoreError
+from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
+from freeatm_mm.store.sample import IMAGE_FORMATS
+
+from .pipelines import load_pipeline
+from .plan import Plan, PromptFile, sample_key, sample_seed
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ['Counts', 'GenerationJob', 'ShardSource']
+
+_PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
+
+
+@dataclass
+class Counts:
+    """What was seen while drawing.
+
+    Args:
+        lost_nouns: Nouns left out because the tokenizer cut them off, or because they aren't
+            found among the tokens; the samples' ``meta`` lists them with the reason.
+        flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
+        hidden_images: Images that the pipeline's safety checker blacked out.
+    """
+
+    lost_nouns: int = 0
+    flat_masks: int = 0
+    hidden_images: int = 0
+
+
+class ShardSource:
+    """Draws the samples of any shard of a run.
+
+    Args:
+        pipeline: A text-to-image pipeline of a family that the recorder knows.
+        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale; 1 or less switches guidance off.
+        batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
+        seed: Seed of the run; a sample's seed is a hash of it, the prompt's id and the number of
+            the image.
+        samples_per_shard: Samples in a shard, the unit of work and of resuming.
+        images_per_prompt: Images drawn from each prompt.
+        height: Height of the images in pixels, together with ``width``; the default is the
+            pipeline's.
+        width: Width of the images in pixels.
+        image_format: ``'jpg'`` or ``'png'``.
+        quality: JPEG quality, 1 to 100.
+        lost_nouns: What to do with a noun that the tokenizer cut off or that isn't found among
+            the tokens: ``'skip'`` keeps the sample without it, lists it under ``lost_nouns`` in
+            the sample's ``meta`` and counts it; ``'raise'`` stops.
+        name: Name of the pipeline for the records; the default is its class.
+        revision: Revision of the pipeline for the records.
+
+    Attributes:
+        plan: Which sample stands where.
+        config: What the store's samples depend on, for its ``store.json``.
+        notes: What each shard remembers of how it was drawn.
+        samples_per_shard: Samples in each shard but the last.
+        num_samples: Samples in the whole run.
+
+    Raises:
+        ValueError: If an argument is out of range, the pipeline's family is unknown or a prompt id
+            can't be used.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], *,
+                 steps: int = 50, guidance: float = 7.5, batch_size: int = 8, seed: int = 0,
+                 samples_per_shard: int = 5000, images_per_prompt: int = 1,
+                 height: int | None = None, width: int | None = None, image_format: str = 'jpg',
+                 quality: int = 95, lost_nouns: str = 'skip', name: str | None = None,
+                 revision: str | None = None) -> None:
+        for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
+                                    ('height', height, 1), ('width', width, 1)):
+            if value is not None and value < least:
+                raise ValueError(f'{label} must be at least {least}, got {value}')
+        if (height is None) != (width is None):
+            # Pipelines would silently draw their own size.
+            raise ValueError(f'give height and width together, got {height} and {width}')
+        if not 1 <= quality <= 100:
+            raise ValueError(f'quality must be from 1 to 100, got {quality}')
+        if image_format not in IMAGE_FORMATS:
+            raise ValueError(f'image_format must be one of {", ".join(IMAGE_FORMATS)}, got '
+                             f'{image_format!r}')
+        if lost_nouns not in ('skip', 'raise'):
+            raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
+        find_family(pipeline)  # refuses a family that can't be recorded, before anything is written
+        self.pipeline = pipeline
+        self.plan = Plan(prompts, images_per_prompt, samples_per_shard)
+        self.samples_per_shard = samples_per_shard
+        self.num_samples = self.plan.num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.image_format = image_format
+        self.quality = quality
+        self.lost_nouns = lost_nouns
+        settings = {
+            'pipeline': name or type(pipeline).__name__,
+            'revision': revision, 'pipeline_class': type(pipeline).__name__,
+            'scheduler': type(pipeline.scheduler).__name__, 'steps': steps, 'guidance': guidance,
+            'height': height, 'width': width,
+            'dtype': str(pipeline.dtype).removeprefix('torch.')}
+        self.config: dict[str, Any] = settings | {
+            'seed': seed, 'images_per_prompt': images_per_prompt, 'image_format': image_format,
+            'quality': quality if image_format == 'jpg' else None,
+            'prompts_sha256': self.plan.fingerprint, 'num_samples': self.num_samples}
+        self.settings = settings | {'versions': _versions()}
+        self.notes = {'batch_size': batch_size}
+        self.call_options: dict[str, Any] = {
+            'num_inference_steps': steps, 'guidance_scale': guidance, 'height': height,
+            'width': width, 'output_type': 'pil'}
+        self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
+        if 'clean_caption' in inspect.signature(pipeline.__call__).parameters:
+            # DeepFloyd IF would clean web captions, with two more packages; prompts are clean.
+            self.call_options['clean_caption'] = False
+            self.recorder_options['clean_caption'] = False
+
+    def keys(self, shard: int) -> list[str]:
+        """The keys that a shard holds, in order."""
+        each = self.plan.images_per_prompt
+        return [sample_key(record.id, number, each) for record, number in self.plan.shard(shard)]
+
+    def size(self, shard: int) -> int:
+        """Number of samples in a shard."""
+        return min(self.samples_per_shard, self.num_samples - shard * self.samples_per_shard)
+
+    def samples(self, shard: int, counts: Counts,
+                on_batch: Callable[[int], None] | None = None) -> Iterator[Sample]:
+        """Yield the samples of a shard, drawn in batches that depend on the shard alone.
+
+        Args:
+            shard: Number of the shard.
+            counts: Counts what is seen on the way.
+            on_batch: Called after each batch with the number of samples drawn of this shard.
+
+        Raises:
+            ValueError: If something can't be drawn as asked, naming the prompts, or (with
+                ``lost_nouns='raise'``) a noun is lost.
+            FloatingPointError: If the pipeline draws something that is not a number.
+        """
+        work = self.plan.shard(shard)
+        with _quiet(self.pipeline):
+            for first in range(0, len(work), self.batch_size):
+                batch = work[first:first + self.batch_size]
+                yield from self._draw_batch(batch, counts)
+                if on_batch is not None:
+                    on_batch(first + len(batch))
+
+    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+        """Draw some samples of a shard again, in the batches in which they were drawn.
+
+        Args:
+            shard: Number of the shard.
+            rows: The samples' numbers in it.
+            notes: What the shard remembers: ``batch_size``.
+
+        Returns:
+            Number in the shard -> sample.
+        """
+        work, wanted = self.plan.shard(shard), set(rows)
+        size = int(notes.get('batch_size', self.batch_size))
+        found: dict[int, Sample] = {}
+        with _quiet(self.pipeline):
+            for first in range(0, len(work), size):
+                batch = range(first, min(first + size, len(work)))
+                if wanted.intersection(batch):
+                    drawn = self._draw_batch([work[row] for row in batch], Counts())
+                    found |= {row: sample for row, sample in zip(batch, drawn) if row in wanted}
+        return found
+
+    def _draw_batch(self, batch: Sequence[tuple[PromptRecord, int]],
+                    counts: Counts) -> Iterator[Sample]:
+        prompts = [record.prompt for record, _ in batch]
+        seeds = [sample_seed(self.seed, record.id, number) for record, number in batch]
+        try:
+            recorder, recorded, lost = self._recorder(batch)
+            # Noise from the CPU is the same on every device. Casting what is not a number to a
+            # pixel would give black; errstate makes it an error.
+            with recorder, np.errstate(invalid='raise'):
+                output = self.pipeline(
+                    prompts, generator=[torch.Generator().manual_seed(value) for value in seeds],
+                    **self.call_options)
+            maps = [(*quantize(masks), minmax(masks)[1]) for masks in recorder.masks()]
+        except (FloatingPointError, ValueError) as error:
+            names = ', '.join(record.id for record, _ in batch[:4])
+            more = ', ...' if len(batch) > 4 else ''
+            error.args = (f'drawing the prompts {names}{more} failed: {error}', )
+            raise
+        if len(output.images) != len(batch):
+            raise ValueError(f'{type(self.pipeline).__name__} drew {len(output.images)} images '
+                             f'from {len(batch)} prompts')
+        wanted = (self.settings['width'], self.settings['height'])
+        if wanted != (None, None) and output.images[0].size != wanted:
+            raise ValueError(f'{type(self.pipeline).__name__} drew images of size '
+                             f'{output.images[0].size} (width, height), not {wanted}')
+        hidden = getattr(output, 'nsfw_content_detected', None)
+        hidden = getattr(output, 'nsfw_detected', None) if hidden is None else hidden
+        for place, (record, number) in enumerate(batch):
+            meta = {'prompt_id': record.id, 'source': record.source, 'image_number': number,
+                    'seed': seeds[place], **self.settings}
+            if lost[place]:
+                meta['lost_nouns'] = [record.nouns[index].to_json() | {'reason': reason}
+                                      for index, reason in sorted(lost[place].items())]
+                counts.lost_nouns += len(lost[place])
+            if hidden is not None and hidden[place]:
+                meta['hidden_by_safety_checker'] = True
+                counts.hidden_images += 1
+            kept = [row for row, index in enumerate(recorded[place]) if index not in lost[place]]
+            levels, scales, flat = (tensor.numpy()[kept] for tensor in maps[place])
+            counts.flat_masks += int(flat.sum())
+            yield Sample.from_image(
+                sample_key(record.id, number, self.plan.images_per_prompt), output.images[place],
+                image_format=self.image_format, quality=self.quality, caption=record.prompt,
+                nouns=tuple(record.nouns[recorded[place][row]] for row in kept), masks=levels,
+                scales=scales, meta=meta)
+
+    def _recorder(self, batch: Sequence[tuple[PromptRecord, int]]) -> tuple[
+            AttentionRecorder, list[list[int]], list[dict[int, str]]]:
+        """A recorder for a batch.
+
+        Returns:
+            The recorder; for each prompt the numbers of the nouns it records; and for each prompt
+            the numbers of the nouns that have no mask, with the reason.
+        """
+        recorded = [list(range(len(record.nouns))) for record, _ in batch]
+        lost: list[dict[int, str]] = [{} for _ in batch]
+        try:
+            recorder = self._recorder_of(batch, recorded)
+        except NounAlignmentError:
+            if self.lost_nouns == 'raise':
+                raise
+            for place, sample in enumerate(batch):
+                for index in recorded[place]:
+                    try:
+                        self._recorder_of([sample], [[index]])
+                    except NounAlignmentError:
+                        lost[place][index] = 'not found among the tokens'
+            recorded = [[index for index in indices if index not in gone]
+                        for indices, gone in zip(recorded, lost)]
+            recorder = self._recorder_of(batch, recorded)
+        for place, row in recorder.truncated:
+            lost[place][recorded[place][row]] = 'cut off by the tokenizer'
+        return recorder, recorded, lost
+
+    def _recorder_of(self, batch: Sequence[tuple[PromptRecord, int]],
+                     indices: Sequence[Sequence[int]]) -> AttentionRecorder:
+        nouns = [[record.nouns[index] for index in chosen]
+                 for (record, _), chosen in zip(batch, indices)]
+        return AttentionRecorder(self.pipeline, [record.prompt for record, _ in batch], nouns,
+                                 **self.recorder_options)
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """All that a worker needs to take part in a run, small enough to be sent to it.
+
+    Args:
+        pipeline: Folder of a pipeline, or its id on the hub.
+        prompts: The prompt file.
+        limit: Use its first ``limit`` records only.
+        revision: Branch, tag or commit on the hub.
+        scheduler: A diffusers scheduler class in place of the pipeline's own.
+        dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``.
+        device: Where to run; ``None`` for a GPU if there is one. ``cuda`` becomes this worker's
+            own GPU where several workers share a machine.
+        variant: The weights' variant, such as ``'fp16'``.
+        options: The further arguments of :class:`ShardSource`.
+    """
+
+    pipeline: str
+    prompts: str
+    limit: int | None = None
+    revision: str | None = None
+    scheduler: str | None = None
+    dtype: str = 'float32'
+    device: str | None = None
+    variant: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def source(self, local_rank: int | None = None) -> ShardSource:
+        """Read the prompts and load the pipeline.
+
+        Args:
+            local_rank: Number of this worker on its machine, where there are several.
+
+        Raises:
+            FileNotFoundError: If prompts or pipeline are missing.
+            ValueError: If one of them can't be used, saying why.
+        """
+        prompts = PromptFile(self.prompts, self.limit)  # checked before the weights are loaded
+        device = self.device
+        if local_rank is not None and device in (None, 'cuda') and torch.cuda.is_available():
+            device = f'cuda:{local_rank % torch.cuda.device_count()}'
+        loaded = load_pipeline(self.pipeline, revision=self.revision, scheduler=self.scheduler,
+                               dtype=self.dtype, device=device, variant=self.variant)
+        return ShardSource(loaded.pipe, prompts,
+                           **{'name': loaded.name, 'revision': loaded.revision, **self.options})
+
+    @classmethod
+    def of_store(cls, path: str | Path, pipeline: str, prompts: str, **changes: Any
+                 ) -> GenerationJob:
+        """The job that made a store, from the store's own records.
+
+        Args:
+            path: The store's folder.
+            pipeline: Where the pipeline lies now.
+            prompts: Where the prompt file lies now.
+            **changes: Fields of the job, and options, to set otherwise.
+
+        Raises:
+            StoreError: If there is no readable ``store.json``, or it says nothing of a pipeline.
+        """
+        file = Path(path) / MANIFEST
+        try:
+            manifest = load_manifest(file, STORE_FORMAT)
+            config = dict(manifest['config'])
+            options = {name: config[name] for name in (
+                'steps', 'guidance', 'seed', 'images_per_prompt', 'height', 'width',
+                'image_format')}
+            options |= {'name': config['pipeline'], 'quality': config['quality'] or 95,
+                        'samples_per_shard': manifest['samples_per_shard']}
+            notes = manifest['shards'][0].get('notes', {}) if manifest['shards'] else {}
+            if 'batch_size' in notes:
+                options['batch_size'] = notes['batch_size']
+            job = cls(pipeline, prompts, limit=config['num_samples'] // config['images_per_prompt'],
+                      scheduler=config['scheduler'], dtype=config['dtype'])
+        except FileNotFoundError:
+            raise StoreError(f'{file} is missing, and with it the settings of the run: start '
+                             'tools/generate.py once more with the same arguments') from None
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise StoreError(f"{file} doesn't say how the store was drawn, so nothing in it can "
+                             'be drawn again') from None
+        own = {item.name for item in fields(cls)}
+        options |= {name: value for name, value in changes.items() if name not in own}
+        return replace(job, options=options,
+                       **{name: value for name, value in changes.items() if name in own})
+
+
+@contextmanager
+def _quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Switch the pipeline's own progress bar off for a while."""
+    before = getattr(pipeline, '_progress_bar_config', {})
+    pipeline.set_progress_bar_config(**before | {'disable': True})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**before)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # imported from a checkout
+            continue
+    return found
