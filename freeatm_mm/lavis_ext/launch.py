@@ -8,7 +8,6 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ def read_yaml(path: str | Path) -> DictConfig:
 
 
 class _Config(Config):
-    """LAVIS's `Config` of a yaml that may inherit others; later ones of a process take its place."""
+    """LAVIS's `Config` of a yaml that may inherit others."""
 
     def __init__(self, cfg_path: str | Path, options: Sequence[str]) -> None:
         self.args = argparse.Namespace(cfg_path=str(cfg_path), options=list(options))

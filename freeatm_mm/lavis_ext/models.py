@@ -1,4 +1,4 @@
-"""BLIP for pretraining and for retrieval: LAVIS's own, with weights and tokenizers from local files.
+"""BLIP for pretraining and for retrieval: LAVIS's own, with weights and tokenizer from local files.
 
 The computations are LAVIS's, bit for bit. What is added: where tokenizer and weights come from,
 sizes other than base and large, checkpoints that are checked when loaded, and a count of the texts

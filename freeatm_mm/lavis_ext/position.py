@@ -17,7 +17,8 @@ import numpy as np
 from freeatm_mm.attention.masks import THRESHOLD, binarize, minmax
 
 __all__ = ['ORDERS', 'PRESETS', 'PlacedObject', 'PositionPrompts', 'WHOLE_VIEW', 'box_in_view',
-           'crop_matrix', 'flip_matrix', 'object_from_box', 'object_from_mask', 'pixel_matrix', 'preset_prompts']
+           'crop_matrix', 'flip_matrix', 'object_from_box', 'object_from_mask', 'pixel_matrix',
+           'preset_prompts']
 
 WHOLE_VIEW = np.eye(3)
 """The matrix of a view that shows the image as it is."""

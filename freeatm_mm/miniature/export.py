@@ -1,7 +1,8 @@
 """The miniature world in the frameworks' own formats.
 
 For each split: PNG images, COCO JSON (boxes and masks), mmseg label maps, LAVIS retrieval JSON and
-class folders of single objects. And, as a store, scenes with their exact masks: what the attention
+class folders of single objects. Also scenes with captions that tell where things are, for LAVIS
+retrieval. And, as a store, scenes with their exact masks: what the attention
 masks would be if the generator knew its objects perfectly.
 """
 from __future__ import annotations
@@ -10,20 +11,26 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from freeatm_mm.files import atomic_write
+from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 
 from .compose import compose_scenes
 from .scenes import SIDE, Scene, noun_probabilities
 from .sources import NOUNS, load_cutouts
 
-__all__ = ['export_exact_store', 'export_world', 'same_object_share']
+__all__ = ['BLOCK_NAMES', 'export_exact_store', 'export_positions', 'export_world',
+           'same_object_share']
+
+#: What the 3 x 3 blocks of a picture are called, row by row.
+BLOCK_NAMES = ('at the top left', 'at the top', 'at the top right', 'at the left', 'in the middle',
+               'at the right', 'at the bottom left', 'at the bottom', 'at the bottom right')
 
 
 def export_world(sources: str | Path, out: str | Path, counts: dict[str, int], seed: int = 0,
@@ -45,6 +52,41 @@ def export_world(sources: str | Path, out: str | Path, counts: dict[str, int], s
     Raises:
         ValueError: If a split is there with another number of scenes or another seed.
     """
+    return _export_splits(_write_split, sources, out, counts, seed, workers)
+
+
+def export_positions(sources: str | Path, out: str | Path, counts: dict[str, int], seed: int = 0,
+                     workers: int | None = None) -> Path:
+    """Write ``<out>/<split>/`` for each split: pairs that only identity *and* position tell apart.
+
+    Every scene is there twice, as it is and mirrored: the same objects, colours and place, so that
+    only where things are decides which caption belongs to which. Captions name the block of each
+    object, where the centre of its visible part is: "a red dress at the top left with a bird at
+    the right is on the grass". A scene whose caption another one has already, or that mirroring
+    leaves with the same caption, is left out: every caption belongs to one picture.
+
+    Each split's folder holds ``images/*.png`` and, as LAVIS's retrieval datasets read them (paths
+    start from ``out``), ``words.json`` and ``blocks.json``; in the latter positions are told by
+    the paper's prompts instead: "... on the grass. The dress is in block 0." Training captions
+    are strings, those of the other splits lists.
+
+    Args:
+        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        out: Folder; a split that is there already is kept.
+        counts: Split -> number of scenes to compose; up to twice as many pairs come of it.
+        seed: Number of the world.
+        workers: Processes; one per core by default.
+
+    Raises:
+        ValueError: If a split is there with another number of scenes or another seed.
+    """
+    return _export_splits(_write_positions, sources, out, counts, seed, workers)
+
+
+def _export_splits(write: Callable[[Path, str, Iterator[Scene]], None], sources: str | Path,
+                   out: str | Path, counts: dict[str, int], seed: int,
+                   workers: int | None) -> Path:
+    """Write each split that isn't there, whole or not at all."""
     out = Path(out)
     for split, count in counts.items():
         folder, wanted = out / split, {'split': split, 'scenes': count, 'seed': seed}
@@ -57,7 +99,7 @@ def export_world(sources: str | Path, out: str | Path, counts: dict[str, int], s
         scratch = out / f'.{split}.tmp'
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
-        _write_split(scratch, split, compose_scenes(sources, split, count, seed, workers))
+        write(scratch, split, compose_scenes(sources, split, count, seed, workers))
         (scratch / 'world.json').write_text(json.dumps(wanted))
         os.replace(scratch, folder)
     return out
@@ -93,6 +135,47 @@ def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
                           'caption': caption if split == 'train' else [caption]})
     (folder / 'coco.json').write_text(json.dumps(coco))
     (folder / 'retrieval.json').write_text(json.dumps(retrieval))
+
+
+def _write_positions(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
+    (folder / 'images').mkdir(parents=True)
+    rows: dict[str, list[dict]] = {'words': [], 'blocks': []}
+    taken: set[str] = set()
+    for number, scene in enumerate(scenes):
+        if not scene.masks.any((1, 2)).all():  # an object that can't be seen has no place
+            continue
+        views = [(scene.image, scene.masks), (scene.image[:, ::-1], scene.masks[:, :, ::-1])]
+        texts = [_position_captions(scene.record, masks) for _, masks in views]
+        captions = {text['words'] for text in texts}
+        if len(captions) < len(views) or captions & taken:
+            continue
+        taken |= captions
+        for (image, _), text, ending in zip(views, texts, ('', '-mirrored')):
+            name = f'{number:06d}{ending}.png'
+            Image.fromarray(np.ascontiguousarray(image)).save(folder / 'images' / name)
+            for wording, caption in text.items():
+                rows[wording].append({
+                    'image': f'{split}/images/{name}', 'image_id': len(rows[wording]),
+                    'caption': caption if split == 'train' else [caption]})
+    for wording, pairs in rows.items():
+        (folder / f'{wording}.json').write_text(json.dumps(pairs))
+
+
+def _position_captions(record: PromptRecord, masks: np.ndarray) -> dict[str, str]:
+    """The caption with the objects' places, in words and in the paper's prompts."""
+    words = record.prompt
+    blocks = [_block(mask) for mask in masks]
+    # From the end, so that the spans before stay true.
+    for noun, block in sorted(zip(record.nouns, blocks), key=lambda pair: -pair[0].end):
+        words = f'{words[:noun.end]} {BLOCK_NAMES[block]}{words[noun.end:]}'
+    prompts = [f'The {noun.text} is in block {block}.' for noun, block in zip(record.nouns, blocks)]
+    return {'words': words, 'blocks': ' '.join([f'{record.prompt}.', *prompts])}
+
+
+def _block(mask: np.ndarray) -> int:
+    """Which of 3 x 3 blocks, from 0, row by row, holds the centre of the box round a mask."""
+    x, y, w, h = _annotation(mask)['bbox']
+    return 3 * int(3 * (y + h / 2) / SIDE) + int(3 * (x + w / 2) / SIDE)
 
 
 def _annotation(mask: np.ndarray) -> dict | None:

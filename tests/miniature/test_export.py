@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from freeatm_mm.miniature.export import export_exact_store, export_world, same_object_share
+from freeatm_mm.miniature.export import (
+    BLOCK_NAMES,
+    export_exact_store,
+    export_positions,
+    export_world,
+    same_object_share,
+)
 from freeatm_mm.miniature.scenes import SceneMaker
 from freeatm_mm.miniature.sources import NOUNS
 from freeatm_mm.store import Store
@@ -84,3 +90,36 @@ def test_same_object_share_counts_photos(source_folder):
     expected = 8 * (2 / total) ** 2 / 5000 + sum((1 / total) ** 2 / len(stamps[noun])
                                                  for noun in stamps)
     assert same_object_share(source_folder) == pytest.approx(expected)
+
+
+def test_position_captions_need_the_position(source_folder, tmp_path):
+    """Every picture has a mirrored twin; captions are unique, and say where the pixels are."""
+    out = export_positions(source_folder, tmp_path / 'positions', {'train': 60, 'test': 40},
+                           workers=1)
+    for split, count in (('train', 60), ('test', 40)):
+        rows = {wording: json.loads((out / split / f'{wording}.json').read_text())
+                for wording in ('words', 'blocks')}
+        assert 0 < len(rows['words']) == len(rows['blocks']) <= 2 * count
+        assert [row['image_id'] for row in rows['words']] == list(range(len(rows['words'])))
+        captions = [row['caption'] if split == 'train' else row['caption'][0]
+                    for row in rows['words']]
+        assert len(set(captions)) == len(captions)
+        maker = SceneMaker(source_folder, split)
+        for number in range(0, len(captions), 2):
+            name = rows['words'][number]['image']
+            plain, twin = (np.asarray(Image.open(out / row['image']))
+                           for row in rows['words'][number:number + 2])
+            assert np.array_equal(plain[:, ::-1], twin)
+            swapped = captions[number].replace('left', '*').replace('right', 'left')
+            assert swapped.replace('*', 'right') == captions[number + 1]
+            scene = maker.scene(int(name[-10:-4]))
+            assert np.array_equal(plain, scene.image)
+            for noun, mask in zip(scene.record.nouns, scene.masks):
+                ys, xs = np.nonzero(mask)
+                y, x = ((values.min() + values.max() + 1) / 2 for values in (ys, xs))
+                block = sum(y >= edge for edge in (64 / 3, 128 / 3)) * 3 + sum(
+                    x >= edge for edge in (64 / 3, 128 / 3))
+                assert f'{noun.text} {BLOCK_NAMES[block]}' in captions[number]
+                blocks = rows['blocks'][number]['caption']
+                assert f'The {noun.text} is in block {block}.' in (
+                    blocks if split == 'train' else blocks[0])
