@@ -85,6 +85,7 @@ STAGES = (
     Stage('report', 'scikit-learn, scipy, pycocotools', 0.2, 0.1, 0.4),
     Stage('mmcv-ops', 'mmcv compiled with its C++ ops', 0.1, 0.0, 26),
     Stage('downstream', 'OpenMMLab for detection and segmentation (mmdet, mmseg)', 0.1, 0.1, 0.3),
+    Stage('prompts', 'textblob, ijson and the openai client', 0.1, 0.1, 0.2),
     Stage('lavis', 'LAVIS', 0.5, 0.2, 0.6),
     Stage('dev', 'pytest, hypothesis, ruff', 0.1, 0.1, 0.2),
     Stage('package', 'freeatm_mm itself, editable', 0.0, 0.0, 0.1),
@@ -103,7 +104,8 @@ NEEDS = {
     'report': ('venv', 'base', 'core'),
     'mmcv-ops': ('venv', 'base', 'core'),
     'downstream': ('venv', 'base', 'core', 'generation', 'report', 'mmcv-ops'),
-    'lavis': ('venv', 'base', 'core', 'generation', 'report'),
+    'prompts': ('venv', 'base', 'core', 'generation', 'report'),
+    'lavis': ('venv', 'base', 'core', 'generation', 'report', 'prompts'),
     'dev': ('venv', 'base', 'core'),
     'package': ('venv', 'base'),
 }

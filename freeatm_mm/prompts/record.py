@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator
 
 from freeatm_mm.files import atomic_write
 
@@ -137,7 +137,8 @@ def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> int:
     with atomic_write(path) as file:
         for record in records:
             if record.id in seen:
-                raise ValueError(f'two prompt records have the id {record.id!r}; ids must be unique')
+                raise ValueError(f'two prompt records have the id {record.id!r}; '
+                                 'ids must be unique')
             seen.add(record.id)
             file.write((json.dumps(record.to_json(), ensure_ascii=False) + '\n').encode())
     return len(seen)

@@ -1,8 +1,8 @@
 """Prompts from the paper's templates, with the span of every noun known by construction."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from .record import Noun, PromptRecord
 
@@ -17,11 +17,13 @@ class Subject:
         noun: The noun (``'dress'``).
         modifier: Words before the noun (``'red'``), or ``''``.
         category: The class the noun names; the noun itself if not given.
+        determiner: The words before all that (``'a pair of'``); "a" or "an" if not given.
     """
 
     noun: str
     modifier: str = ''
     category: str | None = None
+    determiner: str | None = None
 
     @property
     def words(self) -> str:
@@ -62,7 +64,7 @@ def fill_template(record_id: str, template: str, subjects: Sequence[Subject],
         position = text.find(field)
         if position < 0:
             raise ValueError(f'template {template!r} has no field {field} for {subject.noun!r}')
-        words = f'{_article(subject.words)} {subject.words}'
+        words = f'{subject.determiner or _article(subject.words)} {subject.words}'
         text = text[:position] + words + text[position + len(field):]
         end = position + len(words)
         nouns[index] = Noun(subject.noun, end - len(subject.noun), end,

@@ -1,0 +1,211 @@
+"""The nouns of a free caption and where each stands, by a tagger that needs no network.
+
+The tagger of textblob is the default: it is kept up, its lexicon lies inside its package (no NLTK
+data is read, whatever textblob's own documents say about its other taggers) and it does thousands
+of captions a second. Any installed spaCy model is the other choice: better and slower.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Protocol
+
+from .record import Noun
+
+__all__ = ['NounFinder', 'SpacyTagger', 'Tagger', 'TextBlobTagger', 'Word', 'concrete_nouns',
+           'singular']
+
+# A word is letters, digits and the marks that combine with them, with hyphens or apostrophes
+# inside; "'s", "n't" and the like are parts of their own; any other sign stands alone.
+_LETTER = '[^\\W_][\u0300-\u036f\ufe0f\u200d]*'
+_TOKEN = re.compile(
+    f"['’](?:s|re|ve|ll|d|m|t)\\b|{_LETTER}(?:[-'’]?(?!(?<=['’])(?:s|re|ve|ll|d|m|t)\\b)"
+    f'{_LETTER})*|[^\\w\\s]|_', re.IGNORECASE)
+# What a caption's layout and grammar words are tagged as by mistake.
+_NEVER = frozenset('a an the this that these those it its he she they his her their who which what '
+                   'is are was be been and or not no of in on at to with by from up down'.split())
+# What a noun may follow directly.
+_BEFORE_NOUN = frozenset(('DT', 'PRP$', 'CD', 'JJ', 'NN', 'NNS', 'POS', 'VBG'))
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text.
+
+    Args:
+        start: Its first character.
+        end: One past its last character.
+        tag: Its part of speech in the Penn Treebank's names (``'NN'``, ``'VBZ'``, ...).
+    """
+
+    start: int
+    end: int
+    tag: str
+
+
+class Tagger(Protocol):
+    """What names the parts of speech."""
+
+    def __call__(self, texts: Iterable[str]) -> Iterator[list[Word]]:
+        """Yield the words of each text, in order, with exact spans."""
+
+
+class TextBlobTagger:
+    """The lexicon and rules of textblob (``textblob.en``), with exact spans.
+
+    A word that the lexicon takes for a verb or an adjective is a noun all the same where an
+    article, adjective or noun stands before it, none after it, and WordNet has it as a thing:
+    "near the net", "bamboo leaves".
+
+    Raises:
+        ImportError: If textblob is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from textblob.en import parser
+        except ImportError:
+            raise ImportError('finding nouns in captions needs textblob: pip install textblob, or '
+                              './run setup prompts') from None
+        self._find_tags = parser.find_tags
+
+    def __call__(self, texts: Iterable[str]) -> Iterator[list[Word]]:
+        """Yield the words of each text."""
+        for text in texts:
+            spans = [match.span() for match in _TOKEN.finditer(text)]
+            words = [text[start:end] for start, end in spans]
+            tags = [tag for _, tag in self._find_tags(words)] if words else []
+            for index in range(1, len(tags)):
+                if (tags[index] in ('VB', 'VBP', 'VBZ', 'JJ') and tags[index - 1] in _BEFORE_NOUN
+                        and self._ends_phrase(words, tags, index)
+                        and not (tags[index].startswith('VB') and index + 1 < len(tags)
+                                 and tags[index - 1] in ('NN', 'NNS'))
+                        and _is_concrete(words[index])):
+                    tags[index] = 'NNS' if tags[index] == 'VBZ' else 'NN'
+            yield [Word(start, end, tag) for (start, end), tag in zip(spans, tags)]
+
+    @staticmethod
+    def _ends_phrase(words: Sequence[str], tags: Sequence[str], index: int) -> bool:
+        if index + 1 == len(tags):
+            return True
+        following = tags[index + 1]
+        return following in ('IN', 'CC', 'TO', 'VBZ', 'VBP') or not words[index + 1][0].isalnum()
+
+
+class SpacyTagger:
+    """Any spaCy model that is installed and has a tagger.
+
+    Args:
+        model: A model's package or folder, or a loaded pipeline.
+
+    Raises:
+        ImportError: If spaCy is not installed.
+        ValueError: If there is no such model, or it has no tagger.
+    """
+
+    def __init__(self, model: Any = 'en_core_web_sm') -> None:
+        if isinstance(model, str):
+            try:
+                import spacy
+            except ImportError:
+                raise ImportError('the spaCy tagger needs spaCy and one of its models: '
+                                  'pip install spacy') from None
+            try:
+                model = spacy.load(model, exclude=['parser', 'ner', 'lemmatizer'])
+            except OSError:
+                raise ValueError(f'spaCy has no model {model!r}; install one (python -m spacy '
+                                 'download en_core_web_sm) or name a folder') from None
+        if not {'tagger', 'attribute_ruler'} & set(model.pipe_names):
+            raise ValueError('this spaCy model has no tagger: its steps are '
+                             f'{", ".join(model.pipe_names) or "none"}')
+        self._model = model
+
+    def __call__(self, texts: Iterable[str]) -> Iterator[list[Word]]:
+        """Yield the words of each text."""
+        for document in self._model.pipe(texts, batch_size=256):
+            yield [Word(token.idx, token.idx + len(token), token.tag_) for token in document
+                   if not token.is_space]
+
+
+class NounFinder:
+    """Finds the nouns of captions.
+
+    Nouns with only a space or a hyphen between them are one ("tennis racket", "fire truck"). A
+    noun that comes twice is found twice, each with its own span. A noun's category is its singular
+    in lower case.
+
+    Args:
+        tagger: What names the parts of speech.
+        concrete: Keep only what one can see: nouns whose last word is in
+            :func:`concrete_nouns`.
+        join: Make one noun of several in a row.
+    """
+
+    def __init__(self, tagger: Tagger, concrete: bool = False, join: bool = True) -> None:
+        self.tagger = tagger
+        self.concrete = concrete
+        self.join = join
+
+    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Noun, ...]]:
+        """Yield the nouns of each text in the order of their spans."""
+        texts = list(texts)
+        for text, words in zip(texts, self.tagger(texts), strict=True):
+            yield tuple(self._nouns(text, words))
+
+    def _nouns(self, text: str, words: Sequence[Word]) -> Iterator[Noun]:
+        groups: list[list[Word]] = []
+        for word in words:
+            if not _is_noun(text[word.start:word.end], word.tag):
+                continue
+            previous = groups[-1][-1] if groups else None
+            if (self.join and previous is not None
+                    and text[previous.end:word.start] in (' ', '-', '')):
+                groups[-1].append(word)
+            else:
+                groups.append([word])
+        for group in groups:
+            start, end = group[0].start, group[-1].end
+            last = group[-1]
+            head = text[last.start:last.end].lower()
+            base = singular(head, last.tag)
+            if self.concrete and not {head, base, base.rpartition('-')[2]} & concrete_nouns():
+                continue
+            yield Noun(text[start:end], start, end, text[start:last.start].lower() + base)
+
+
+def singular(word: str, tag: str = 'NNS') -> str:
+    """Return the singular of a noun in lower case; of a plural by its tag only.
+
+    Args:
+        word: The noun.
+        tag: Its part of speech; only ``NNS`` and ``NNPS`` are changed.
+    """
+    word = word.lower()
+    if tag not in ('NNS', 'NNPS') or word in concrete_nouns():
+        return word
+    try:
+        from textblob.en.inflect import singularize
+    except ImportError:
+        raise ImportError('finding nouns in captions needs textblob: pip install textblob, or '
+                          './run setup prompts') from None
+    return singularize(word)
+
+
+@cache
+def concrete_nouns() -> frozenset[str]:
+    """Return the singular nouns that name something one can see, from WordNet 3.0."""
+    text = files(__package__).joinpath('concrete_nouns.txt').read_text(encoding='utf-8')
+    return frozenset(line for line in text.splitlines() if not line.startswith('#'))
+
+
+def _is_noun(word: str, tag: str) -> bool:
+    letters = sum(character.isalpha() for character in word)
+    return (tag in ('NN', 'NNS', 'NNP', 'NNPS') and letters >= 2
+            and word[0].isalnum() and word.lower() not in _NEVER)
+
+
+def _is_concrete(word: str) -> bool:
+    return word.lower() in concrete_nouns() or singular(word) in concrete_nouns()

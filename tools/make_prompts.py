@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Make a file of prompts, each with the span of every noun in it, for tools/generate.py.
+
+From ImageNet's classes by a grammar (no network, no model), from the captions of a data set, or
+from prompts that a language model rewrites. A run that is stopped goes on where it was when the
+same command is given again. docs/prompts.md shows each command with its output.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from freeatm_mm.prompts import read_prompts
+from freeatm_mm.prompts.captions import READERS, caption_batches
+from freeatm_mm.prompts.grammar import PromptGrammar, photo_prompts
+from freeatm_mm.prompts.imagenet import select_classes
+from freeatm_mm.prompts.journal import Batch, Report, SeenTexts, write_batches
+from freeatm_mm.prompts.language_models import LanguageModelError, LocalModel, ServerModel
+from freeatm_mm.prompts.nouns import NounFinder, SpacyTagger, TextBlobTagger
+from freeatm_mm.prompts.rewrite import Checks, Prices, read_words, rewrite_batches, unsafe_words
+
+# Items in one line of the journal: what a killed run may have to do again.
+BATCH = 10_000
+
+
+def make_imagenet(options: argparse.Namespace) -> Report:
+    """Sentences about ImageNet's classes, or "a photo of [class]"."""
+    classes = select_classes(options.under)
+    grammar = PromptGrammar(classes, options.seed, name=options.name or options.source)
+
+    def batches(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
+        for start in range(read, options.count, BATCH):
+            stop = min(start + BATCH, options.count)
+            if options.source == 'photo':
+                records = tuple(photo_prompts(classes, start, stop, grammar.name))
+            else:
+                records = tuple(grammar.records(start, stop))
+            yield Batch(stop - start, records, {'nouns': sum(len(r.nouns) for r in records)})
+
+    report = run(options, batches, ('count', 'seed', 'under', 'name'), options.count)
+    if options.source == 'imagenet':
+        report.counts['sentences that come again'] = grammar.repeats(options.count)
+    report.counts['classes'] = len(classes)
+    return report
+
+
+def make_captions(options: argparse.Namespace) -> Report:
+    """The captions of a data set, with their nouns."""
+    tagger = SpacyTagger(options.spacy) if options.spacy else TextBlobTagger()
+    finder = NounFinder(tagger, options.concrete, not options.single_words)
+    reader = READERS[options.source]
+    captions = reader(options.file, name=options.name) if options.name else reader(options.file)
+
+    def batches(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
+        return caption_batches(captions, finder, skip=read, seen=seen, max_words=options.max_words,
+                               keep_without_nouns=options.keep_without_nouns)
+
+    return run(options, batches, ('file', 'name', 'spacy', 'concrete', 'single_words',
+                                  'max_words', 'keep_without_nouns'))
+
+
+def rewrite(options: argparse.Namespace) -> Report:
+    """Prompts rewritten by a server or a local model."""
+    forbidden = unsafe_words()
+    for path in options.forbid:
+        forbidden |= read_words(path.read_text(encoding='utf-8'))
+    if options.local:
+        model = LocalModel(options.local, options.device, options.dtype, options.batch_size,
+                           options.temperature, options.max_tokens or 80, options.seed or 0)
+    else:
+        model = ServerModel(options.model, options.server, workers=options.workers,
+                            retries=options.retries, timeout=options.timeout,
+                            temperature=options.temperature,
+                            max_tokens=options.max_tokens or 1500, seed=options.seed)
+    per_request = options.per_request or (1 if options.local else 10)
+    prices = Prices(options.price_in, options.price_out, options.budget)
+
+    def batches(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
+        return rewrite_batches(
+            read_prompts(options.file), model, seen, skip=read, per_request=per_request,
+            checks=Checks(options.min_words, options.max_words, forbidden), prices=prices,
+            spent=counts.get('dollars', 0.0))
+
+    return run(options, batches, ('file', 'model', 'local', 'temperature', 'max_tokens', 'seed',
+                                  'per_request', 'batch_size', 'min_words', 'max_words', 'forbid'))
+
+
+def run(options: argparse.Namespace, batches: object, names: tuple[str, ...],
+        total: int | None = None) -> Report:
+    """Write the batches with a progress bar; ``names`` are the options that decide the result."""
+    settings = {'source': options.source}
+    for name in names:
+        value = getattr(options, name)
+        settings[name] = ([str(item) for item in value] if isinstance(value, list)
+                          else str(value) if isinstance(value, Path) else value)
+
+    def shown(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
+        with tqdm(total=total, initial=read, unit=' read', disable=options.quiet) as bar:
+            for batch in batches(read, seen, counts):  # type: ignore[operator]
+                yield batch
+                bar.update(batch.read)
+
+    return write_batches(options.out, settings, shown, options.overwrite)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sources = parser.add_subparsers(dest='source', required=True, metavar='SOURCE')
+
+    def add_source(name: str, text: str, file: str | None, action: object
+                   ) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=text, description=text)
+        source.set_defaults(action=action)
+        if file:
+            source.add_argument('file', type=Path, help=file)
+        source.add_argument('out', type=Path, help='the JSON Lines file to write')
+        source.add_argument('--overwrite', action='store_true', help='replace a finished file')
+        source.add_argument('--quiet', action='store_true', help='no progress bar')
+        return source
+
+    for name, text in (('imagenet', "sentences about ImageNet's classes by the paper's templates"),
+                       ('photo', '"a photo of [class]", the plain prompt of Table 6')):
+        source = add_source(name, text, None, make_imagenet)
+        source.add_argument('--count', type=int, default=1_200_000,
+                            help='prompts to make (default: 1,200,000, the paper\'s)')
+        source.add_argument('--seed', type=int, default=0, help='another seed, other sentences')
+        source.add_argument('--under', metavar='LEVEL',
+                            help='only classes below this level of WordNet\'s hierarchy, e.g. dog')
+        source.add_argument('--name', help='what ids begin with (default: the source)')
+
+    for name, text, file in (
+            ('coco', 'captions of COCO', 'captions_train2017.json'),
+            ('visual-genome', 'region descriptions of Visual Genome',
+             'region_descriptions.json or its .zip'),
+            ('cc', 'captions of CC3M or CC12M', 'Train_GCC-training.tsv or cc12m.tsv'),
+            ('sbu', 'captions of SBU', 'the captions as .txt or .json')):
+        source = add_source(name, text, file, make_captions)
+        source.add_argument('--concrete', action='store_true',
+                            help='only nouns that name what one can see')
+        source.add_argument('--single-words', action='store_true',
+                            help='do not join compounds such as "tennis racket"')
+        source.add_argument('--spacy', metavar='MODEL',
+                            help='tag with this spaCy model instead of textblob')
+        source.add_argument('--max-words', type=int, default=60,
+                            help='leave longer captions out (default: 60)')
+        source.add_argument('--keep-without-nouns', action='store_true',
+                            help='keep captions in which no noun is found')
+        source.add_argument('--name', help='what ids begin with (default: the data set\'s name)')
+
+    source = add_source('rewrite', 'prompts rewritten by a language model, each answer checked',
+                        'a file of prompts', rewrite)
+    which = source.add_mutually_exclusive_group(required=True)
+    which.add_argument('--model', help='a model of the server, e.g. gpt-3.5-turbo')
+    which.add_argument('--local', metavar='FOLDER', help='a causal language model of transformers')
+    source.add_argument('--server', metavar='URL',
+                        help='an OpenAI-compatible server, e.g. http://localhost:11434/v1 '
+                        '(default: OpenAI; the key is read from OPENAI_API_KEY)')
+    source.add_argument('--workers', type=int, default=8, help='requests at a time (default: 8)')
+    source.add_argument('--retries', type=int, default=8,
+                        help='times a failed request is sent again (default: 8)')
+    source.add_argument('--timeout', type=float, default=120, help='seconds (default: 120)')
+    source.add_argument('--per-request', type=int,
+                        help='prompts a request (default: 10; 1 with --local)')
+    source.add_argument('--temperature', type=float, default=1.0, help='(default: 1)')
+    source.add_argument('--max-tokens', type=int,
+                        help='of an answer (default: 1500; 80 with --local)')
+    source.add_argument('--seed', type=int, help='for sampling')
+    source.add_argument('--min-words', type=int, default=4, help='of a prompt (default: 4)')
+    source.add_argument('--max-words', type=int, default=40, help='of a prompt (default: 40)')
+    source.add_argument('--forbid', type=Path, action='append', default=[], metavar='FILE',
+                        help='more words that may not come in, one a line')
+    source.add_argument('--price-in', type=float, default=0.0,
+                        help='dollars for a million tokens sent')
+    source.add_argument('--price-out', type=float, default=0.0,
+                        help='dollars for a million tokens received')
+    source.add_argument('--budget', type=float, help='stop after so many dollars')
+    source.add_argument('--device', default='cpu', help='of the local model (default: cpu)')
+    source.add_argument('--dtype', default='auto', help='of the local model (default: auto)')
+    source.add_argument('--batch-size', type=int, default=8,
+                        help='requests at a time of the local model (default: 8)')
+    options = parser.parse_args(arguments)
+    for name in ('count', 'workers', 'per_request', 'batch_size', 'max_words', 'max_tokens'):
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    if getattr(options, 'name', None) and not re.fullmatch('[A-Za-z0-9_-]{1,40}', options.name):
+        parser.error(f'--name must be 1 to 40 letters, digits, "-" or "_", got {options.name!r}')
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point: 0 when the file is written, 1 with one sentence when not."""
+    options = parse_arguments(arguments)
+    try:
+        report = options.action(options)
+    except (ValueError, OSError, ImportError, LanguageModelError) as error:
+        print(f'make_prompts: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nmake_prompts: interrupted; the same command goes on where it was.',
+              file=sys.stderr)
+        return 130
+    print(report)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
