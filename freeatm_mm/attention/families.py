@@ -37,13 +37,27 @@ class DenoiserInput(NamedTuple):
 
     Args:
         sample: The noisy images, one row for each image of the batch.
-        size: Height and width of the feature map, in the denoiser's largest pixels or in tokens.
-        text_length: Text keys of a sequence of text and image; 0 where they stand apart.
+        size: Height and width of the largest feature map, in pixels of it or in tokens.
+        text_length: Text tokens in a sequence of text and image; 0 where they stand apart.
+        text_start: Place of the first text token in that sequence.
+        image_start: Place of the first image token.
+        length: Tokens of the whole sequence.
     """
 
     sample: Tensor
     size: tuple[int, int]
     text_length: int = 0
+    text_start: int = 0
+    image_start: int = 0
+    length: int = 0
+
+
+def _sequence(sample: Tensor, size: tuple[int, int], text: int, *,
+              text_first: bool = True) -> DenoiserInput:
+    """The layout of text and image side by side, with nothing between or after them."""
+    image = size[0] * size[1]
+    return DenoiserInput(sample, size, text, 0 if text_first else image, text if text_first else 0,
+                         text + image)
 
 
 class Call:
@@ -98,10 +112,11 @@ def _planes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
 
 def _planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     """Planes that become one sequence with the text: SD3."""
-    sample, size, _ = _planes(denoiser, args, kwargs)
+    sample, size = _planes(denoiser, args, kwargs)[:2]
     text = argument(args, kwargs, 1, 'encoder_hidden_states')
     patch = denoiser.config.patch_size
-    return DenoiserInput(sample, (size[0] // patch, size[1] // patch), text.shape[1])
+    return _sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1],
+                     text_first=False)
 
 
 def _packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -111,7 +126,7 @@ def _packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoiser
     places = kwargs['img_ids']
     places = places[0] if places.ndim == 3 else places
     rows, columns = (int(last) + 1 for last in places[-1, 1:3].tolist())
-    return DenoiserInput(sample, (rows, columns), text.shape[1])
+    return _sequence(sample, (rows, columns), text.shape[1])
 
 
 def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -120,7 +135,7 @@ def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoi
     text = argument(args, kwargs, 1, 'encoder_hidden_states')
     shape = kwargs['img_shapes'][0]
     shape = shape[0] if isinstance(shape, list) else shape
-    return DenoiserInput(sample, tuple(shape[-2:]), text.shape[1])
+    return _sequence(sample, tuple(shape[-2:]), text.shape[1])
 
 
 # Prompts as the tokenizer gets them ------------------------------------------------------------
@@ -261,7 +276,6 @@ class Family:
             text keys.
         where: Where the text keys stand, in words, for the table in the documentation.
         text_keys: How the modules get their text keys.
-        text_first: Whether the text stands before the image in a sequence of both.
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
@@ -277,7 +291,6 @@ class Family:
     is_text_attention: Callable[[str, nn.Module], bool]
     where: str
     text_keys: TextKeys = TextKeys.ALONE
-    text_first: bool = True
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(), )
     two_passes: bool = False
@@ -382,7 +395,6 @@ FAMILIES: tuple[Family, ...] = (
         where='the image, then 77 tokens of two CLIPs side by side in the channels, then 256 T5 '
               'tokens (padding not masked)',
         text_keys=TextKeys.SEQUENCE,
-        text_first=False,
         denoiser='transformer',
         encoders=(
             Encoder(('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2')),

@@ -15,13 +15,14 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from freeatm_mm.attention.families import (
     Call,
+    DenoiserInput,
     Family,
     TextKeys,
     argument,
@@ -41,6 +42,7 @@ from freeatm_mm.attention.parts import (
 )
 from freeatm_mm.attention.refine import add_affinity
 from freeatm_mm.attention.refine import propagate as pass_on
+from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 from freeatm_mm.attention.text import find_columns
 
 __all__ = ['AttentionRecorder', 'noun_attention']
@@ -194,8 +196,7 @@ class AttentionRecorder:
         self._recording = False
         self._first_row, self._last_row = 0, 0
         self._last_sample: Tensor | None = None
-        self._input_size: Size = (0, 0)
-        self._text_length = 0
+        self._input: DenoiserInput | None = None
         self._pair_checked = False
 
     def __enter__(self) -> AttentionRecorder:
@@ -210,7 +211,9 @@ class AttentionRecorder:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         modules = _text_attention_modules(denoiser, self._family, self._blocks)
-        taps = [_Tap(self, module, group, name, _wanted_heads(self._heads, name, module))
+        sequence = self._family.text_keys is TextKeys.SEQUENCE
+        taps = [(_SequenceTap if sequence else _Tap)(
+            self, module, group, name, _wanted_heads(self._heads, name, module))
                 for name, module, group in modules]
         taps = [tap for tap in taps if tap.heads]
         if not taps:
@@ -238,6 +241,7 @@ class AttentionRecorder:
             error: BaseException | None,
             traceback: TracebackType | None) -> None:
         """Removes every hook, also after an exception."""
+        self._last_sample = self._input = None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -347,8 +351,7 @@ class AttentionRecorder:
         index, self._calls = self._calls, self._calls + 1
         self._recording = self._steps is None or index in self._steps
         self._first_row, self._last_row = self._conditional_rows(called_with.sample)
-        self._input_size = called_with.size
-        self._text_length = called_with.text_length
+        self._input = called_with
         self.num_steps += self._recording
 
     def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
@@ -380,24 +383,19 @@ class AttentionRecorder:
 
     def _accumulate(self, tap: _Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
-        module, rows = tap.module, slice(self._first_row, self._last_row)
-        query_BNHC = _split_heads(tap.query[rows], module.heads, module.norm_q)
-        key_BKHC = _split_heads(tap.text_key[rows], module.heads, module.norm_k)
-        num_text_keys = num_keys = key_BKHC.shape[1]
+        seen = tap.attention(slice(self._first_row, self._last_row))
+        query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
+        first, num_text_keys = seen.text_start, seen.text_length
         if self._last_column >= num_text_keys:
             raise ValueError(
                 f'a noun stands at token {self._last_column}, but the prompt embeddings hold only '
-                f'{num_text_keys} text keys; give the recorder the prompts that were encoded')
-        if tap.pixel_key is not None:
-            num_keys += tap.pixel_key.shape[1]
-            if self._probability == 'joint':
-                pixel_key_BKHC = _split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
-                key_BKHC = torch.cat([key_BKHC, pixel_key_BKHC], dim=1)
-        bias_BNK = None
-        if tap.mask is not None:
-            bias_BNK = _bias(tap.mask, num_keys, tap.query.shape[0], tap.name)
-            bias_BNK = bias_BNK[rows, :, :key_BKHC.shape[1]]
-        columns_BT = self._columns_BT.to(query_BNHC.device)
+                f'{num_text_keys} text keys; give the recorder the prompts that were encoded, and '
+                'in call_options the max_sequence_length of the pipeline\'s call')
+        if self._probability == 'text':
+            text = slice(first, first + num_text_keys)
+            key_BKHC, first = key_BKHC[:, text], 0
+            bias_BNK = None if bias_BNK is None else bias_BNK[..., text]
+        columns_BT = self._columns_BT.to(query_BNHC.device) + first
         part = Part(tap.group, tap.size, tap.layer if 'layers' in self._separate else None,
                     self._calls - 1 if 'steps' in self._separate else None)
         if 'heads' in self._separate:
@@ -409,8 +407,8 @@ class AttentionRecorder:
             if total is None:
                 total = self._sums[part] = _Sum(torch.zeros(
                     *columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device))
-            some = slice(None) if len(heads) == module.heads else list(heads)
-            noun_attention(query_BNHC[:, :, some], key_BKHC[:, :, some], columns_BT, module.scale,
+            some = slice(None) if len(heads) == tap.module.heads else list(heads)
+            noun_attention(query_BNHC[:, :, some], key_BKHC[:, :, some], columns_BT, seen.scale,
                            bias_BNK=bias_BNK, out_BTN=total.total_BTN)
             total.count += 1
 
@@ -495,6 +493,17 @@ class _Sum:
     count: int = 0
 
 
+class _Attention(NamedTuple):
+    """What a module's attention to the text is computed from, for the images recorded."""
+
+    query_BNHC: Tensor
+    key_BKHC: Tensor
+    bias_BNK: Tensor | None
+    scale: float
+    text_start: int
+    text_length: int
+
+
 class _Tap:
     """Catches the queries and keys of one attention module as it computes them."""
 
@@ -545,7 +554,7 @@ class _Tap:
         if hidden.ndim == 4:
             self.size = tuple(hidden.shape[-2:])
         else:
-            self.size = _map_size(self.recorder._input_size, hidden.shape[1])
+            self.size = _map_size(self.recorder._input.size, hidden.shape[1])
         self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = size_matches(self.size, self.recorder._resolutions)
 
@@ -556,12 +565,88 @@ class _Tap:
         self.recorder._accumulate(self)
         self._forget()
 
+    def attention(self, rows: slice) -> _Attention:
+        """The queries, keys and mask of some rows of the batch."""
+        heads, norm_k = self.module.heads, self.module.norm_k
+        query_BNHC = _split_heads(self.query[rows], heads, self.module.norm_q)
+        key_BKHC = _split_heads(self.text_key[rows], heads, norm_k)
+        text_length = key_BKHC.shape[1]
+        if self.pixel_key is not None:
+            key_BKHC = torch.cat(
+                [key_BKHC, _split_heads(self.pixel_key[rows], heads, norm_k)], dim=1)
+        bias_BNK = None
+        if self.mask is not None:
+            bias_BNK = _bias(self.mask, key_BKHC.shape[1], self.query.shape[0], self.name)[rows]
+        return _Attention(query_BNHC, key_BKHC, bias_BNK, self.module.scale, 0, text_length)
+
     def _check(self, key: Tensor | None) -> None:
         if self.query is None or key is None:
             raise RuntimeError(
                 f'{self.name} ran without calling its own query and key projections, so its '
                 'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
                 'a processor of diffusers')
+
+
+class _SequenceTap(_Tap):
+    """Catches the attention of a module in which text and image are one sequence."""
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.call: AttentionCall | None = None
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        # The watch must end with the module's call, also when that fails.
+        return [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.module.register_forward_hook(self._after, always_call=True)]
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._forget()
+        if not self.recorder._recording:
+            return
+        self.size = self.recorder._input.size
+        self.active = size_matches(self.size, self.recorder._resolutions)
+        if self.active:
+            self.watch = WatchAttention(self._look)
+            self.watch.__enter__()
+
+    def _look(self, call: AttentionCall) -> None:
+        # An adapter may attend to an image of its own; only the whole sequence attends to itself.
+        length = self.recorder._input.length
+        if self.call is None and call.query.shape[2] == call.key.shape[2] == length:
+            self.call = call
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self.active:
+            return
+        self.watch.__exit__(None, None, None)
+        call, self.active = self.call, False
+        if output is None:
+            self._forget()  # the module failed, and says so itself
+            return
+        if call is None:
+            raise RuntimeError(
+                f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
+                f'{self.recorder._input.length} text and image tokens, so it cannot be recorded; '
+                "give it back diffusers' own processor and the attention backend 'native'")
+        self.recorder._accumulate(self)
+        self._forget()
+
+    def attention(self, rows: slice) -> _Attention:
+        """The image's queries, all keys, and the mask of some rows of the batch."""
+        layout, call = self.recorder._input, self.call
+        pixels = slice(layout.image_start, layout.image_start + math.prod(layout.size))
+        query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
+        key_BKHC = call.key[rows].transpose(1, 2)
+        bias_BNK = None
+        if call.mask is not None:
+            bias_BNK = bias_of(call.mask, self.layer)
+            bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
+            bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
+            bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
+        return _Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, layout.text_start,
+                          layout.text_length)
 
 
 class _SelfTap(_Tap):
@@ -604,7 +689,8 @@ def _text_attention_modules(
         if not family.is_text_attention(name, module):
             continue
         # The module's own flag says 'fused' for ever after; the processor tells what is used.
-        if type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
+        projected = family.text_keys is not TextKeys.SEQUENCE
+        if projected and type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
             raise ValueError(f'{name} has fused query, key and value projections; call '
                              'pipe.unfuse_qkv_projections() before recording')
         group = family.block_groups.get(name.split('.')[0], 'other')

@@ -1,0 +1,139 @@
+"""Attention of transformers to text in plain numpy, float64, to measure the recorder against.
+
+Nothing here is the recorder's: the inputs of each attention module are taken as it is called, and
+projection, norm, rotary embedding, mask and softmax are written out from the models' papers.
+"""
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+
+
+def _array(tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(
+        np.complex128 if tensor.is_complex() else np.float64)
+
+
+def _project(linear, hidden: np.ndarray, heads: int) -> np.ndarray:
+    """(batch, length, width) to (batch, heads, length, channels)."""
+    out = hidden @ _array(linear.weight).T
+    if linear.bias is not None:
+        out = out + _array(linear.bias)
+    return out.reshape(*out.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+
+def _rms_norm(x: np.ndarray, norm) -> np.ndarray:
+    """Root mean square norm, over one head's channels or over all heads' (by the weight's size)."""
+    if norm is None:
+        return x
+    weight = None if norm.weight is None else _array(norm.weight)
+    batch, heads, length, channels = x.shape
+    if weight is not None and weight.size != channels:
+        x = x.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+    x = x if weight is None else x * weight
+    return x if x.ndim == 4 else x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+
+
+def _rotate(x: np.ndarray, rotary) -> np.ndarray:
+    """Turns each pair of neighbouring channels by an angle that depends on the place.
+
+    Args:
+        x: Shape (batch, heads, length, channels).
+        rotary: Cosine and sine of (length, channels), each angle given twice; or complex numbers
+            of (length, channels / 2).
+    """
+    if isinstance(rotary, np.ndarray):
+        turn = rotary
+    else:
+        turn = _array(rotary[0])[..., ::2] + 1j * _array(rotary[1])[..., ::2]
+    if turn.ndim == 3:  # a place of its own for each image of the batch
+        turn = turn[:, None]
+    turned = (x[..., ::2] + 1j * x[..., 1::2]) * turn
+    return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    logits = np.exp(logits - logits.max(-1, keepdims=True))
+    return logits / logits.sum(-1, keepdims=True)
+
+
+def _probabilities(query: np.ndarray, key: np.ndarray, bias: np.ndarray | None = None):
+    logits = query @ key.transpose(0, 1, 3, 2) / np.sqrt(query.shape[-1])
+    return softmax(logits if bias is None else logits + bias)
+
+
+def cross(module, hidden_states, encoder_hidden_states=None, attention_mask=None, **others):
+    """Image queries on text keys alone: PixArt, Sana, Kandinsky 3.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys).
+    """
+    heads = module.heads
+    query = _rms_norm(_project(module.to_q, _array(hidden_states), heads), module.norm_q)
+    key = _rms_norm(_project(module.to_k, _array(encoder_hidden_states), heads), module.norm_k)
+    bias = None if attention_mask is None else _array(attention_mask)[:, None]
+    return _probabilities(query, key, bias)
+
+
+def sequence(module, hidden_states, encoder_hidden_states=None, image_rotary_emb=None,
+             attention_mask=None, *, text: int, **others):
+    """Image queries on the keys of one sequence of text and image: SD3, Flux, Qwen-Image.
+
+    Args:
+        module: The attention module. With ``add_q_proj`` the text has projections and norms of its
+            own, otherwise it stands in ``hidden_states`` already, first.
+        text: Number of text tokens.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys and then image keys).
+    """
+    heads, hidden = module.heads, _array(hidden_states)
+    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _rms_norm(_project(module.to_k, hidden, heads), module.norm_k)
+    if encoder_hidden_states is not None:
+        context = _array(encoder_hidden_states)
+        key = np.concatenate([
+            _rms_norm(_project(module.add_k_proj, context, heads), module.norm_added_k), key], 2)
+        query = np.concatenate([
+            _rms_norm(_project(module.add_q_proj, context, heads), module.norm_added_q), query], 2)
+    if image_rotary_emb is not None:
+        rotary = image_rotary_emb
+        if rotary[0].is_complex():  # Qwen-Image: the image's, then the text's
+            rotary = np.concatenate([_array(rotary[1]), _array(rotary[0])])
+        query, key = _rotate(query, rotary), _rotate(key, rotary)
+    bias = None
+    if attention_mask is not None:
+        keep = attention_mask.cpu().numpy()
+        bias = np.where(keep, 0.0, -np.inf) if keep.dtype == bool else keep.astype(np.float64)
+        bias = bias.reshape(bias.shape[0], 1, -1, bias.shape[-1])
+    return _probabilities(query[:, :, text:], key, bias)
+
+
+@contextmanager
+def attention_of(denoiser, is_text_attention, compute):
+    """Collects ``(module name, probabilities)`` of each call of each chosen attention module.
+
+    Args:
+        denoiser: The network.
+        is_text_attention: ``name -> bool``, which modules to look at.
+        compute: ``(module, *args, **kwargs) -> probabilities``, with the module's arguments.
+    """
+    seen, handles = [], []
+
+    def look(name):
+        def hook(module, args, kwargs):
+            seen.append((name, compute(module, *args, **kwargs)))
+        return hook
+
+    for name, module in denoiser.named_modules():
+        if is_text_attention(name):
+            handles.append(module.register_forward_pre_hook(look(name), with_kwargs=True))
+    assert handles
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
