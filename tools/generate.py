@@ -3,9 +3,16 @@
 
     python tools/generate.py PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
 
-Interrupted or killed, the same command goes on where it was and ends with the same bytes. To share
-the work, start it several times with --rank 0, 1, ... and --world, as a SLURM array, or under
-torchrun.
+Interrupted or killed, the same command goes on where it was and ends with the same bytes. To know
+what a run will take before it starts, add --plan. To share the work:
+
+    ... --workers 8                       processes here, one a GPU; who dies is replaced
+    torchrun --nproc-per-node 8 tools/generate.py ...
+    sbatch --array=0-63 --requeue ...     a SLURM array of the same command
+    ... --rank 3 --world 8                by hand, anywhere that sees the folder
+    ... --engine ray --workers 64         actors on a Ray cluster (--ray-address)
+
+All make the same store, byte for byte, on the same kind of machine.
 """
 from __future__ import annotations
 
@@ -13,6 +20,10 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from freeatm_mm.generation import GenerationJob
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -75,10 +86,36 @@ def build_parser() -> argparse.ArgumentParser:
     add('--lost-nouns', choices=('skip', 'raise'), default='skip',
         help='a noun that the tokenizer cuts off: keep the image without it, or stop '
              '(default: skip)')
+    add('--plan', action='store_true',
+        help='draw two batches, print shards, bytes and hours of the run, and write nothing')
+    add('--engine', choices=('process', 'workers', 'ray'),
+        help='who draws: this process, processes started here, or actors of Ray (default: this '
+             'process; processes if --workers is given)')
+    add('--workers', type=int, metavar='N', help='processes or actors (default: 1)')
+    add('--ray-address', metavar='ADDRESS', help="the Ray cluster's (default: what Ray finds)")
     add('--rank', type=int, help='number of this worker, from 0 (default: from the environment)')
     add('--world', type=int, help='number of workers (default: from the environment)')
+    add('--no-take-over', action='store_true',
+        help="draw no other worker's shards; for file systems whose locks don't reach other "
+             'machines')
+    add('--wait', action=argparse.BooleanOptionalAction,
+        help='with nothing left to draw, stay and draw what a worker that dies leaves (default: '
+             'under torchrun only)')
     add('--quiet', action='store_true', help='no progress bar')
     return parser
+
+
+def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> GenerationJob:
+    """The job that the arguments describe."""
+    height, width = args.size or (None, None)
+    return job_class(
+        args.pipeline, args.prompts, limit=args.limit, revision=args.revision,
+        scheduler=args.scheduler, dtype=args.dtype, device=args.device, variant=args.variant,
+        options=dict(
+            steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, seed=args.seed,
+            samples_per_shard=args.samples_per_shard, images_per_prompt=args.images_per_prompt,
+            height=height, width=width, image_format=args.image_format, quality=args.quality,
+            lost_nouns=args.lost_nouns))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,28 +127,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f'error: {error}; install freeatm_mm[generation]', file=sys.stderr)
         return USAGE_ERROR
+    failures: tuple[type[Exception], ...] = (ValueError, OSError, StoreError, FloatingPointError)
     try:
         rank, world = worker_of(os.environ)
         rank, world = (rank if args.rank is None else args.rank,
                        world if args.world is None else args.world)
-        prompts = PromptFile(args.prompts, args.limit)
-        from freeatm_mm.generation import generate, load_pipeline
-        device = args.device
-        if device is None and 'LOCAL_RANK' in os.environ:
-            import torch
-            if torch.cuda.is_available():
-                device = f'cuda:{os.environ["LOCAL_RANK"]}'
-        loaded = load_pipeline(args.pipeline, revision=args.revision, scheduler=args.scheduler,
-                               dtype=args.dtype, device=device, variant=args.variant)
-        height, width = args.size or (None, None)
-        summary = generate(
-            loaded.pipe, prompts, args.out, steps=args.steps, guidance=args.guidance,
-            batch_size=args.batch_size, seed=args.seed, samples_per_shard=args.samples_per_shard,
-            images_per_prompt=args.images_per_prompt, height=height, width=width,
-            image_format=args.image_format, quality=args.quality, rank=rank, world=world,
-            lost_nouns=args.lost_nouns, name=loaded.name, revision=loaded.revision,
-            progress=not args.quiet)
-    except (ValueError, OSError, StoreError, FloatingPointError) as error:
+        engine = args.engine or ('process' if args.workers is None else 'workers')
+        if engine == 'process' and args.workers is not None:
+            raise ValueError('--workers needs --engine workers or ray')
+        if engine != 'process' and world > 1:
+            raise ValueError(f'--engine {engine} starts its own workers: not under torchrun, in a '
+                             'SLURM array or with --world')
+        PromptFile(args.prompts, args.limit)
+        from freeatm_mm import generation
+        failures += (generation.WorkerError,)
+        job = job_of(args, generation.GenerationJob)
+        if args.plan:
+            estimate = generation.estimate_run(job.source())
+            print(estimate.text(args.workers or world))
+            return 0
+        if engine == 'workers':
+            summary = generation.run_workers(job, args.out, args.workers or 1,
+                                             progress=not args.quiet)
+        elif engine == 'ray':
+            summary = generation.run_ray(job, args.out, args.workers or 1,
+                                         address=args.ray_address, progress=not args.quiet)
+        else:
+            local_rank = os.environ.get('LOCAL_RANK')
+            # One bar for all: that of the first worker.
+            summary = generation.draw_store(
+                job.source(None if local_rank is None else int(local_rank)), args.out, rank=rank,
+                world=world, take_over=not args.no_take_over,
+                wait='RANK' in os.environ if args.wait is None else args.wait,
+                progress=not args.quiet and rank == 0)
+    except failures as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
     except RuntimeError as error:

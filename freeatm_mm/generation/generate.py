@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, PROGRESS
 from freeatm_mm.store.locking import ShardBusy, can_lock
+from freeatm_mm.store.verify import has_files, shard_entry
 
 from .source import Counts, ShardSource
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 __all__ = ['GenerationSummary', 'ShardWorker', 'SharedProgress', 'draw_store', 'generate',
-           'shared_bar']
+           'shared_bar', 'summarise_shards']
 
 #: Seconds between two looks at what the other workers do.
 POLL_SECONDS = 0.5
+#: The same, where there is nothing left to do but to wait for them.
+MAX_POLL_SECONDS = 8.0
 
 
 @dataclass
@@ -64,9 +67,6 @@ class GenerationSummary(Counts):
             if item.name not in ('seconds', 'missing_shards', 'skipped'):
                 value = getattr(self, item.name) + getattr(other, item.name)
                 setattr(self, item.name, value)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         each = max(1, self.samples)
@@ -143,20 +143,21 @@ def draw_store(source: ShardSource, out: str | Path, *, rank: int = 0, world: in
         for shard in mine:
             worker.run(shard, refresh, steal=others)
         missing = worker.finish()
-        while missing and others:
+        pause = POLL_SECONDS
+        while missing and (others or wait):
             # From the end, where their owners come last.
-            taken = [shard for shard in reversed(missing) if worker.run(shard, refresh, steal=True)]
-            missing = worker.finish()
-            if missing and not taken:
+            taken = [shard for shard in reversed(missing)
+                     if others and worker.run(shard, refresh, steal=True)]
+            missing = [shard for shard in missing if not worker.is_complete(shard)]
+            if not missing:
+                missing = worker.finish()
+            elif not taken:
                 if not wait:
                     break
-                time.sleep(POLL_SECONDS)
                 refresh()
-        while missing and wait:
-            time.sleep(POLL_SECONDS)
-            refresh()
-            missing = worker.finish()
-        refresh()
+                time.sleep(pause)
+                pause = min(2 * pause, MAX_POLL_SECONDS)
+        refresh(finished=not missing)
     summary.missing_shards = len(missing)
     summary.seconds = time.monotonic() - start
     return summary
@@ -190,7 +191,8 @@ class ShardWorker:
             self.progress.set(shard, self.source.size(shard))
         return complete
 
-    def run(self, shard: int, refresh: Any = None, steal: bool = False) -> bool:
+    def run(self, shard: int, refresh: Callable[[], Any] | None = None,
+            steal: bool = False) -> bool:
         """Draw and write a shard, unless it is there.
 
         Args:
@@ -219,18 +221,18 @@ class ShardWorker:
             self.progress.set(shard, 0)
             yield from self.source.samples(shard, counts, on_batch)
 
-        counts = Counts()
+            notes.update(asdict(counts))
+
+        counts, notes = Counts(), dict(self.source.notes)
         try:
-            manifest = self.writer.write_shard(shard, samples(), self.source.notes)
+            manifest = self.writer.write_shard(shard, samples(), notes)
         except _AlreadyThere:
             return False
         except ShardBusy:
             if not steal:
                 raise
             return False
-        done = GenerationSummary(**asdict(counts), samples=manifest['samples'], **{
-            name: manifest[name] for name in ('nouns', 'image_bytes', 'mask_bytes')})
-        self.summary.add(done)
+        self.summary.add(_summary_of(manifest))
         return True
 
     def finish(self) -> list[int]:
@@ -239,6 +241,31 @@ class ShardWorker:
         if not missing:
             self.progress.remove()
         return missing
+
+
+def summarise_shards(out: str | Path, count: int) -> dict[int, GenerationSummary]:
+    """What is known of each finished shard of a store, whoever drew it.
+
+    Args:
+        out: The store's folder; need not be there yet.
+        count: Number of shards.
+
+    Returns:
+        Number of the shard -> what its worker wrote of it.
+    """
+    found = {}
+    for shard in range(count):
+        entry = shard_entry(Path(out), shard)
+        if entry is not None and has_files(Path(out), entry):
+            found[shard] = _summary_of(entry)
+    return found
+
+
+def _summary_of(manifest: dict[str, Any]) -> GenerationSummary:
+    notes = manifest.get('notes', {})
+    return GenerationSummary(
+        **{item.name: notes.get(item.name, 0) for item in fields(Counts)},
+        **{name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')})
 
 
 class _AlreadyThere(Exception):
@@ -275,12 +302,12 @@ class SharedProgress:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.pwrite(self._handle, np.uint32(samples).tobytes(), 4 * shard)
 
-    def total(self) -> int:
-        """Samples drawn by all workers so far."""
+    def total(self) -> int | None:
+        """Samples drawn by all workers so far; ``None`` where there is no file yet, or any more."""
         try:
             counts = np.fromfile(self.path, '<u4', count=self.num_shards)
         except FileNotFoundError:
-            return 0
+            return None
         return int(counts.sum(dtype=np.int64))
 
     def remove(self) -> None:
@@ -289,8 +316,23 @@ class SharedProgress:
 
 
 @contextmanager
-def shared_bar(progress: SharedProgress, num_samples: int, show: bool) -> Iterator[Any]:
-    """Show one bar for all workers; yields a function that brings it up to date."""
-    with tqdm(total=num_samples, initial=progress.total(), unit='img', smoothing=0.05,
+def shared_bar(progress: SharedProgress, num_samples: int,
+               show: bool) -> Iterator[Callable[..., None]]:
+    """Show one bar for all workers.
+
+    Args:
+        progress: How far they are.
+        num_samples: Samples in the whole run.
+        show: Show it at all.
+
+    Yields:
+        A function that brings the bar up to date, to the end with ``finished=True``.
+    """
+    with tqdm(total=num_samples, initial=progress.total() or 0, unit='img', smoothing=0.05,
               desc='drawing', disable=not show) as bar:
-        yield lambda: bar.update(progress.total() - bar.n) if show else None
+        def refresh(finished: bool = False) -> None:
+            total = num_samples if finished else progress.total()
+            if show and total not in (None, bar.n):
+                bar.update(total - bar.n)
+
+        yield refresh

@@ -24,8 +24,8 @@ from .layout import (
 from .sample import decode_sample
 from .tar import open_regular, read_members, read_sample, scan_shard
 
-__all__ = ['KINDS', 'Problem', 'SampleSource', 'ShardState', 'examine_shard',
-           'shard_entries', 'verify_store']
+__all__ = ['KINDS', 'Problem', 'SampleSource', 'ShardState', 'examine_shard', 'has_files',
+           'shard_entries', 'shard_entry', 'verify_store']
 
 #: What can be wrong with a file, a shard or a sample.
 KINDS = ('missing', 'cut', 'changed', 'doubled', 'foreign')
@@ -166,7 +166,7 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
         problems.append(Problem(str(file), str(error)))
     found = {}
     for number in _shard_numbers(path):
-        entry = _own_entry(path, number)
+        entry = shard_entry(path, number)
         if entry is not None:
             found[number] = entry
     return found, problems
@@ -208,7 +208,7 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
         return state
     if tar_problem is not None:
         report(tar_path, *tar_problem)
-    if _own_entry(path, number) is None:
+    if shard_entry(path, number) is None:
         file = tar_path.with_suffix('.json')
         report(file, 'is not what a writer makes' if file.exists() else 'is missing',
                'changed' if file.exists() else 'missing')
@@ -325,13 +325,22 @@ def _shard_numbers(path: Path) -> list[int]:
                    and not match[3]})
 
 
-def _own_entry(path: Path, number: int) -> dict[str, Any] | None:
+def shard_entry(path: Path, number: int) -> dict[str, Any] | None:
     """A shard's own JSON, or ``None`` if it is missing or not what a writer makes."""
     try:
         entry = load_manifest(path / f'{shard_name(number)}.json', SHARD_FORMAT)
     except (StoreError, OSError):
         return None
     return entry if _is_entry(entry) and entry['name'] == shard_name(number) else None
+
+
+def has_files(path: Path, entry: dict[str, Any]) -> bool:
+    """Whether a shard's tar and index are there and of the size that its JSON says."""
+    try:
+        return all((path / f'{entry["name"]}{ending}').stat().st_size == entry[size]
+                   for ending, size in (('.tar', 'bytes'), ('.index.npy', 'index_bytes')))
+    except OSError:
+        return False
 
 
 def _is_entry(entry: Any) -> bool:

@@ -1,0 +1,144 @@
+"""What a run will take: shards, bytes and hours, from a few batches drawn on the spot."""
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from freeatm_mm.store import StoreWriter
+
+from .source import ShardSource
+
+__all__ = ['RunEstimate', 'estimate_run']
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run is expected to take.
+
+    Args:
+        samples: Samples in all.
+        shards: Shards in all.
+        samples_per_shard: Samples in each but the last.
+        timed: Samples that were drawn for the estimate.
+        device: What they were drawn on.
+        batch_size: Images drawn at once.
+        draw_seconds: Seconds to draw an image and record its masks.
+        write_seconds: Seconds to encode it and to write and hash it into a shard.
+        image_bytes: Mean bytes of an image.
+        mask_bytes: Mean bytes of an image's masks.
+        sample_bytes: Mean bytes that a sample takes in the store, with JSON, headers and index.
+    """
+
+    samples: int
+    shards: int
+    samples_per_shard: int
+    timed: int
+    device: str
+    batch_size: int
+    draw_seconds: float
+    write_seconds: float
+    image_bytes: float
+    mask_bytes: float
+    sample_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """Bytes of the whole store."""
+        return self.samples * self.sample_bytes
+
+    @property
+    def device_hours(self) -> float:
+        """Hours that one device needs for the whole run."""
+        return self.samples * (self.draw_seconds + self.write_seconds) / 3600
+
+    def text(self, workers: int = 1) -> str:
+        """The estimate in words.
+
+        Args:
+            workers: Devices that share the run.
+        """
+        seconds = self.draw_seconds + self.write_seconds
+        hours = self.device_hours
+        return '\n'.join([
+            f'{self.samples:,} samples in {self.shards:,} shards of {self.samples_per_shard:,}',
+            f'{size_text(self.total_bytes)}: {self.sample_bytes:,.0f} bytes a sample, of which '
+            f'image {self.image_bytes:,.0f} and masks {self.mask_bytes:,.0f}; '
+            f'{size_text(self.sample_bytes * min(self.samples, self.samples_per_shard))} a shard',
+            f'{seconds:.3g} s an image on {self.device} at batch size {self.batch_size}, of which '
+            f'encoding and writing {100 * self.write_seconds / seconds:.1f} %',
+            f'{self.samples:,} x {seconds:.3g} s / 3600 = {_number(hours)} hours on one device, '
+            f'{_number(hours / workers)} hours ({_number(hours / workers / 24)} days) on '
+            f'{workers}',
+            f'estimated from {self.timed} images drawn just now, after one batch to warm up; '
+            'loading the weights and reading the prompts come once a worker'])
+
+
+def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
+    """Draw a few batches, the first one untimed, and project time and size of the whole run.
+
+    The run's folder isn't touched: what is drawn goes to a temporary one and is thrown away.
+
+    Args:
+        source: The run.
+        batches: Batches to time; the run's own first samples, again from the start if it is
+            smaller than that.
+
+    Raises:
+        ValueError: If ``batches`` is below 1; and what drawing raises.
+    """
+    if batches < 1:
+        raise ValueError(f'batches must be at least 1, got {batches}')
+    size = min(source.batch_size, source.size(0))
+    rows, notes = list(range(size)), {'batch_size': size}
+    source.draw(0, rows, notes)
+    drawn, draw_seconds = [], 0.0
+    for number in range(batches):
+        first = size * (number + 1)
+        rows = list(range(first, first + size))
+        if rows[-1] >= source.size(0):
+            rows = list(range(size))
+        _synchronize()
+        start = time.perf_counter()
+        drawn.append(source.draw(0, rows, notes))
+        _synchronize()
+        draw_seconds += time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as scratch:
+        writer = StoreWriter(Path(scratch) / 'store', size)
+        start = time.perf_counter()
+        shards = [writer.write_shard(number, part.values()) for number, part in enumerate(drawn)]
+        write_seconds = time.perf_counter() - start
+    timed = sum(shard['samples'] for shard in shards)
+
+    def mean(field: str) -> float:
+        return sum(shard[field] for shard in shards) / timed
+
+    device = source.pipeline.device
+    return RunEstimate(
+        samples=source.num_samples, shards=source.plan.num_shards,
+        samples_per_shard=source.samples_per_shard, timed=timed,
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
+        batch_size=size, draw_seconds=draw_seconds / timed, write_seconds=write_seconds / timed,
+        image_bytes=mean('image_bytes'), mask_bytes=mean('mask_bytes'),
+        sample_bytes=mean('bytes') + mean('index_bytes'))
+
+
+def size_text(count: float) -> str:
+    """Bytes in the unit that suits them, of powers of 1000: ``'1.26 TB'``."""
+    for unit in ('bytes', 'kB', 'MB', 'GB', 'TB'):
+        if count < 1000 or unit == 'TB':
+            return f'{count:.3g} {unit}' if count < 1000 else f'{count:,.0f} {unit}'
+        count /= 1000
+    raise AssertionError('every size has a unit')
+
+
+def _number(value: float) -> str:
+    return f'{value:,.0f}' if value >= 100 else f'{value:.2g}'
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
