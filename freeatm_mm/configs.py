@@ -152,7 +152,8 @@ def check_init(cfg: Mapping) -> None:
     """
     if 'init' not in cfg:
         return
-    init, how = cfg['init'], 'set init=random, init=supervised or init=CHECKPOINT with --cfg-options'
+    init = cfg['init']
+    how = 'set init=random, init=supervised or init=CHECKPOINT with --cfg-options'
     if not init:
         raise ValueError(f'this config says not what to start from: {how}')
     if init not in ('random', 'supervised') and '://' not in init and not Path(init).is_file():

@@ -5,6 +5,11 @@
 """
 _base_ = '../../downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py'
 
+custom_hooks = [
+    dict(type='InitialWeightsHook',
+         supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'),
+    dict(type='CheckFilesHook'),
+]
 classes = (
     'shirt', 'trouser', 'pullover', 'dress', 'sandal', 'sneaker', 'bag', 'boot', 'bird', 'fish',
     'insect', 'mammal', 'flower', 'fruit', 'mushroom', 'tree', 'guitar', 'planet', 'ball', 'car',
@@ -72,30 +77,40 @@ model = dict(
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
         out_indices=(0, 2)),
-    neck=dict(in_channels=[24, 96], out_channels=64, num_outs=3),
+    neck=dict(in_channels=[24, 96], out_channels=48, num_outs=3),
     rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
+        in_channels=48,
+        feat_channels=48,
         anchor_generator=dict(scales=[3], strides=[4, 8, 16])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, featmap_strides=[4, 8], finest_scale=14),
+        bbox_roi_extractor=dict(
+            roi_layer=dict(sampling_ratio=1),
+            out_channels=48,
+            featmap_strides=[4, 8],
+            finest_scale=14),
         bbox_head=dict(
-            type='Shared2FCBBoxHead', in_channels=64, fc_out_channels=256,
+            type='Shared2FCBBoxHead', in_channels=48, fc_out_channels=192,
             num_classes=num_classes),
-        mask_roi_extractor=dict(out_channels=64, featmap_strides=[4, 8], finest_scale=14),
+        # Objects are some 20 pixels wide: masks of 14x14.
+        mask_roi_extractor=dict(
+            roi_layer=dict(output_size=7, sampling_ratio=1),
+            out_channels=48,
+            featmap_strides=[4, 8],
+            finest_scale=14),
         mask_head=dict(
-            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=num_classes)),
+            num_convs=2, roi_feat_size=7, in_channels=48, conv_out_channels=32,
+            num_classes=num_classes)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=32), mask_size=14)),
     test_cfg=dict(
         rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)))
 
 epochs = 12
 train_cfg = dict(
     _delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
-optim_wrapper = dict(optimizer=dict(lr=0.02))
+optim_wrapper = dict(optimizer=dict(lr=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,

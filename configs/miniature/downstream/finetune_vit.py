@@ -1,0 +1,57 @@
+"""`imagenet_finetune_vit-b_100e.py` at the miniature's scale: top-1 on the objects of real scenes.
+
+    python tools/train.py configs/miniature/downstream/finetune_vit.py \
+        --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
+"""
+_base_ = '../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py'
+
+custom_hooks = [
+    dict(type='InitialWeightsHook', new=['ln2.'],
+         supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
+    dict(type='CheckFilesHook'),
+]
+# Colour tells this world's nouns apart, so it is left as it is.
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=48, crop_ratio_range=(0.5, 1.0)),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(48, 48)),
+    dict(type='PackInputs'),
+]
+dataset = dict(type='CustomDataset', data_root='data/miniature_world')
+train_dataloader = dict(
+    batch_size=128,
+    num_workers=1,
+    dataset=dict(
+        _delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset))
+val_dataloader = dict(
+    batch_size=128,
+    num_workers=1,
+    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+        img_size=48,
+        patch_size=6,
+        drop_path_rate=0.0),
+    head=dict(num_classes=21, in_channels=128),
+    train_cfg=None)
+
+epochs = 15
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=0.8))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
+         convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs,
+         eta_min=1e-6, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+default_hooks = dict(
+    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))

@@ -1,0 +1,54 @@
+"""`imagenet_linear_r50_100e.py` at the miniature's scale: top-1 on the objects of real scenes.
+
+    python tools/train.py configs/miniature/downstream/linear_resnet.py \
+        --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
+"""
+_base_ = '../../downstream/mmpretrain/imagenet_linear_r50_100e.py'
+
+custom_hooks = [
+    dict(type='InitialWeightsHook',
+         supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'),
+    dict(type='CheckFilesHook'),
+]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(40, 40)),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(40, 40)),
+    dict(type='PackInputs'),
+]
+dataset = dict(type='CustomDataset', data_root='data/miniature_world')
+train_dataloader = dict(
+    batch_size=128,
+    num_workers=1,
+    dataset=dict(
+        _delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset))
+val_dataloader = dict(
+    batch_size=128,
+    num_workers=1,
+    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+
+model = dict(
+    backbone=dict(
+        depth=18,
+        num_stages=3,
+        stem_channels=16,
+        base_channels=24,
+        strides=(1, 2, 1),
+        dilations=(1, 1, 1),
+        out_indices=(2, ),
+        frozen_stages=3),
+    head=dict(num_classes=21, in_channels=96))
+
+epochs = 20
+optim_wrapper = dict(optimizer=dict(lr=3.0))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs)]
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+default_hooks = dict(
+    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))
+randomness = dict(seed=0)

@@ -1,0 +1,82 @@
+"""`ade20k_upernet_vit-b_160k.py` at the miniature's scale: mIoU on real scenes.
+
+    python tools/train.py configs/miniature/downstream/upernet_vit.py \
+        --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
+"""
+_base_ = '../../downstream/mmseg/ade20k_upernet_vit-b_160k.py'
+
+custom_hooks = [
+    dict(type='InitialWeightsHook', new=['gamma_', 'relative_position'],
+         supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
+    dict(type='CheckFilesHook'),
+]
+classes = (
+    'background', 'shirt', 'trouser', 'pullover', 'dress', 'sandal', 'sneaker', 'bag', 'boot',
+    'bird', 'fish', 'insect', 'mammal', 'flower', 'fruit', 'mushroom', 'tree', 'guitar', 'planet',
+    'ball', 'car', 'tool')
+num_classes = len(classes)
+data_root = 'data/miniature_world/'
+dataset = dict(
+    type='BaseSegDataset',
+    metainfo=dict(classes=classes),
+    data_root=data_root,
+    img_suffix='.png',
+    seg_map_suffix='.png')
+
+# Patches of 6 pixels as in pretraining: a grid of 12 x 12. Colour is left as it is.
+side = (72, 72)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='Resize', scale=side),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=side),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=1,
+    dataset=dict(
+        _delete_=True, pipeline=train_pipeline, indices=1000,
+        data_prefix=dict(img_path='train/images', seg_map_path='train/labels'), **dataset))
+val_dataloader = dict(
+    batch_size=50,
+    num_workers=1,
+    dataset=dict(
+        _delete_=True, pipeline=test_pipeline,
+        data_prefix=dict(img_path='test/images', seg_map_path='test/labels'), **dataset))
+test_dataloader = val_dataloader
+
+model = dict(
+    data_preprocessor=dict(size=side),
+    backbone=dict(
+        img_size=side,
+        patch_size=6,
+        embed_dims=128,
+        num_layers=6,
+        num_heads=4,
+        drop_path_rate=0.0,
+        out_indices=[1, 2, 4, 5]),
+    # To strides 3, 6, 12 and 24: finer ones would be finer than the scenes' pixels.
+    neck=dict(embed_dim=128, rescales=[2, 1, 0.5, 0.25]),
+    decode_head=dict(
+        in_channels=[128, 128, 128, 128], channels=48, num_classes=num_classes,
+        pool_scales=(1, 2, 3)),
+    auxiliary_head=dict(in_channels=128, channels=32, num_classes=num_classes),
+    test_cfg=dict(_delete_=True, mode='whole'))
+
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8))
+max_iters = 1000
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=100),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=100, end=max_iters, by_epoch=False),
+]
+default_hooks = dict(checkpoint=dict(interval=200))
+randomness = dict(seed=0)

@@ -1,0 +1,211 @@
+"""A pretrained backbone in the layouts of other libraries: names, shapes, files.
+
+Pretraining checkpoints hold mmpretrain's names behind `backbone.`. mmdet and mmseg want them
+without (mmseg's ViT takes no prefix and loads nothing from names that have one), torchvision, timm
+and Hugging Face have names of their own. Weights are only renamed, or, for Hugging Face, split;
+forward passes come out equal, which the tests check with each library's own model.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freeatm_mm.checkpoints import find_backbone
+from freeatm_mm.files import atomic_write
+
+__all__ = ['LAYOUTS', 'convert_backbone', 'convert_checkpoint', 'resnet_shape', 'vit_shape']
+
+LAYOUTS = ('mmdet', 'mmseg', 'torchvision', 'timm', 'huggingface')
+
+_VIT_NAMES = {
+    'timm': [
+        (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
+        (r'^ln1\.', 'norm.'),
+        (r'^layers\.(\d+)\.ln([12])\.', r'blocks.\1.norm\2.'),
+        (r'^layers\.(\d+)\.ffn\.layers\.0\.0\.', r'blocks.\1.mlp.fc1.'),
+        (r'^layers\.(\d+)\.ffn\.layers\.1\.', r'blocks.\1.mlp.fc2.'),
+        (r'^layers\.(\d+)\.attn\.', r'blocks.\1.attn.'),
+    ],
+    'torchvision': [
+        (r'^cls_token$', 'class_token'),
+        (r'^pos_embed$', 'encoder.pos_embedding'),
+        (r'^patch_embed\.projection\.', 'conv_proj.'),
+        (r'^ln1\.', 'encoder.ln.'),
+        (r'^layers\.(\d+)\.ln([12])\.', r'encoder.layers.encoder_layer_\1.ln_\2.'),
+        (r'^layers\.(\d+)\.ffn\.layers\.0\.0\.', r'encoder.layers.encoder_layer_\1.mlp.0.'),
+        (r'^layers\.(\d+)\.ffn\.layers\.1\.', r'encoder.layers.encoder_layer_\1.mlp.3.'),
+        (r'^layers\.(\d+)\.attn\.qkv\.',
+         r'encoder.layers.encoder_layer_\1.self_attention.in_proj_'),
+        (r'^layers\.(\d+)\.attn\.proj\.',
+         r'encoder.layers.encoder_layer_\1.self_attention.out_proj.'),
+    ],
+    'huggingface': [
+        (r'^cls_token$', 'embeddings.cls_token'),
+        (r'^pos_embed$', 'embeddings.position_embeddings'),
+        (r'^patch_embed\.', 'embeddings.patch_embeddings.'),
+        (r'^ln1\.', 'layernorm.'),
+        (r'^layers\.(\d+)\.ln1\.', r'encoder.layer.\1.layernorm_before.'),
+        (r'^layers\.(\d+)\.ln2\.', r'encoder.layer.\1.layernorm_after.'),
+        (r'^layers\.(\d+)\.ffn\.layers\.0\.0\.', r'encoder.layer.\1.intermediate.dense.'),
+        (r'^layers\.(\d+)\.ffn\.layers\.1\.', r'encoder.layer.\1.output.dense.'),
+        (r'^layers\.(\d+)\.attn\.proj\.', r'encoder.layer.\1.attention.output.dense.'),
+        (r'^layers\.(\d+)\.attn\.qkv\.', r'encoder.layer.\1.attention.attention.qkv.'),
+    ],
+}
+
+
+def convert_backbone(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Rename a backbone's tensors.
+
+    Args:
+        backbone: By mmpretrain's names, without a prefix: a ResNet's or a ViT's.
+        layout: One of `LAYOUTS`.
+
+    Raises:
+        ValueError: If the layout is unknown, the backbone is neither, or the other library has no
+            such network (a ResNet of another number of stages, say).
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f'layout {layout!r} is unknown: use one of {", ".join(LAYOUTS)}')
+    if 'patch_embed.projection.weight' in backbone:
+        vit_shape(backbone)
+        return _convert_vit(backbone, layout)
+    if 'conv1.weight' in backbone and 'layer1.0.conv1.weight' in backbone:
+        return _convert_resnet(backbone, layout)
+    raise ValueError('the backbone is neither a plain ResNet nor a ViT of mmpretrain; its first '
+                     f'tensors are {", ".join(list(backbone)[:3])}')
+
+
+def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    if layout == 'mmdet':
+        return dict(backbone)
+    if layout == 'mmseg':  # its backbones have no norm at the end
+        return {name: value for name, value in backbone.items() if not name.startswith('ln1.')}
+    state = {}
+    for name, value in backbone.items():
+        for pattern, wanted in _VIT_NAMES[layout]:
+            name = re.sub(pattern, wanted, name)
+        if '.attention.qkv.' in name:
+            for part, piece in zip(('query', 'key', 'value'), value.chunk(3)):
+                state[name.replace('.qkv.', f'.{part}.')] = piece.clone()
+        else:
+            state[name] = value
+    return state
+
+
+def _convert_resnet(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    if layout in ('mmdet', 'mmseg'):
+        return dict(backbone)
+    shape = resnet_shape(backbone)
+    if len(shape['depths']) != 4 or shape['embedding_size'] != 64:
+        raise ValueError(f'{layout} has no ResNet with {len(shape["depths"])} stages and a stem of '
+                         f'{shape["embedding_size"]} channels: only four stages after 64 channels '
+                         'can be converted')
+    if layout != 'huggingface':
+        return dict(backbone)  # the same names
+    state = {}
+    for name, value in backbone.items():
+        name = re.sub(r'^conv1\.', 'embedder.embedder.convolution.', name)
+        name = re.sub(r'^bn1\.', 'embedder.embedder.normalization.', name)
+        match = re.match(r'layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(.*)', name)
+        if match:
+            stage, block, kind, index, rest = match.groups()
+            part = {'conv': 'convolution', 'bn': 'normalization'}.get(kind) or (
+                'convolution' if index == '0' else 'normalization')
+            where = 'shortcut' if kind == 'downsample.' else f'layer.{int(index) - 1}'
+            name = f'encoder.stages.{int(stage) - 1}.layers.{block}.{where}.{part}.{rest}'
+        state[name] = value
+    return state
+
+
+def resnet_shape(backbone: Mapping[str, Tensor]) -> dict:
+    """What Hugging Face's `ResNetConfig` wants to know, read from the tensors."""
+    bottleneck = 'layer1.0.conv3.weight' in backbone
+    stages = sorted({int(name[5]) for name in backbone if name.startswith('layer')})
+    last = 'conv3' if bottleneck else 'conv2'
+    return {
+        'embedding_size': backbone['conv1.weight'].shape[0],
+        'depths': [len({name.split('.')[1] for name in backbone
+                        if name.startswith(f'layer{stage}.')}) for stage in stages],
+        'hidden_sizes': [backbone[f'layer{stage}.0.{last}.weight'].shape[0] for stage in stages],
+        'layer_type': 'bottleneck' if bottleneck else 'basic',
+    }
+
+
+def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict:
+    """What Hugging Face's `ViTConfig` wants to know, read from the tensors.
+
+    Args:
+        backbone: By mmpretrain's names.
+        heads: Attention heads, which no tensor tells; by default one for each 64 channels.
+
+    Raises:
+        ValueError: If a part is missing, or the heads don't divide the channels.
+    """
+    needed = ('cls_token', 'pos_embed', 'layers.0.attn.qkv.weight',
+              'layers.0.ffn.layers.0.0.weight')
+    missing = [name for name in needed if name not in backbone]
+    if missing:
+        raise ValueError(f"the ViT lacks {', '.join(missing)}")
+    width, _, patch, _ = backbone['patch_embed.projection.weight'].shape
+    heads = heads or max(width // 64, 1)
+    if width % heads:
+        raise ValueError(f'{heads} heads do not divide {width} channels')
+    side = round((backbone['pos_embed'].shape[1] - 1)**0.5) * patch
+    return {
+        'hidden_size': width,
+        'num_hidden_layers': len({name.split('.')[1] for name in backbone
+                                  if name.startswith('layers.')}),
+        'num_attention_heads': heads,
+        'intermediate_size': backbone['layers.0.ffn.layers.0.0.weight'].shape[0],
+        'image_size': side,
+        'patch_size': patch,
+        'layer_norm_eps': 1e-6,
+    }
+
+
+def convert_checkpoint(checkpoint: str | Path, out: str | Path, layout: str,
+                       heads: int | None = None) -> int:
+    """Convert a pretraining's checkpoint to a file, or for Hugging Face to a folder.
+
+    Args:
+        checkpoint: See `find_backbone`.
+        out: A ``.safetensors`` file, or one for `torch.load` of any other name. For Hugging Face a
+            folder, which gets ``config.json`` and ``model.safetensors``.
+        layout: One of `LAYOUTS`.
+        heads: See `vit_shape`; Hugging Face's config alone says it.
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        FileNotFoundError: If the checkpoint isn't there.
+        ValueError: See `find_backbone` and `convert_backbone`.
+    """
+    backbone, out = find_backbone(checkpoint), Path(out)
+    state = {name: value.contiguous()
+             for name, value in convert_backbone(backbone, layout).items()}
+    if layout == 'huggingface':
+        if out.suffix in ('.pth', '.safetensors'):
+            raise ValueError(f'{out}: Hugging Face keeps a model in a folder: name one')
+        if 'cls_token' in backbone:
+            config = {'architectures': ['ViTModel'], 'model_type': 'vit',
+                      **vit_shape(backbone, heads)}
+        else:
+            config = {'architectures': ['ResNetModel'], 'model_type': 'resnet',
+                      **resnet_shape(backbone)}
+        with atomic_write(out / 'config.json') as file:
+            file.write(json.dumps(config, indent=1).encode())
+        out = out / 'model.safetensors'
+    with atomic_write(out) as file:
+        if out.suffix == '.safetensors':
+            from safetensors.torch import save
+            file.write(save(state, {'format': 'pt'}))
+        else:
+            torch.save({'state_dict': state} if layout in ('mmdet', 'mmseg') else state, file)
+    return len(state)

@@ -1,0 +1,241 @@
+"""The downstream benchmarks: which config, which metrics, which commands; and rows of results.
+
+One checkpoint goes through a set of benchmarks, each in a folder of its own that can be resumed,
+and comes out as one row of the paper's table.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from freeatm_mm.files import atomic_write
+
+__all__ = ['BENCHMARKS', 'Benchmark', 'DownstreamRun', 'METRICS', 'SUITES', 'identify',
+           'read_metrics']
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A downstream benchmark.
+
+    Attributes:
+        config: Below ``configs/``.
+        metrics: What the framework's evaluator calls a metric -> what we call it, and the factor
+            that makes it a share of 1.
+    """
+
+    config: str
+    metrics: Mapping[str, tuple[str, float]]
+
+
+_COCO = {'coco/bbox_mAP': ('box_ap', 1), 'coco/bbox_mAP_50': ('box_ap50', 1),
+         'coco/segm_mAP': ('mask_ap', 1)}
+_SEGMENTATION = {'mIoU': ('miou', 0.01)}
+_PAPER, _SMALL = 'downstream', 'miniature/downstream'
+
+BENCHMARKS: dict[str, Benchmark] = {
+    'voc': Benchmark(f'{_PAPER}/mmdet/voc_faster-rcnn_r50-c4_24k.py',
+                     {'pascal_voc/AP50': ('voc_ap50', 1)}),
+    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO),
+    'cityscapes': Benchmark(f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION),
+    'linear': Benchmark(f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py',
+                        {'accuracy/top1': ('linear_top1', 0.01)}),
+    'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO),
+    'ade20k': Benchmark(f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION),
+    'finetune': Benchmark(f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py',
+                          {'accuracy/top1': ('finetune_top1', 0.01)}),
+    'mini-voc': Benchmark(f'{_SMALL}/faster-rcnn_resnet.py',
+                          {'coco/bbox_mAP_50': ('voc_ap50', 1)}),
+    'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO),
+    'mini-cityscapes': Benchmark(f'{_SMALL}/fcn_resnet.py', _SEGMENTATION),
+    'mini-linear': Benchmark(f'{_SMALL}/linear_resnet.py',
+                             {'accuracy/top1': ('linear_top1', 0.01)}),
+    'mini-coco-vit': Benchmark(f'{_SMALL}/mask-rcnn_vit.py', _COCO),
+    'mini-ade20k': Benchmark(f'{_SMALL}/upernet_vit.py', _SEGMENTATION),
+    'mini-finetune': Benchmark(f'{_SMALL}/finetune_vit.py',
+                               {'accuracy/top1': ('finetune_top1', 0.01)}),
+}
+"""All benchmarks; those of the miniature are called after the paper's that they stand for."""
+
+SUITES: dict[str, tuple[str, ...]] = {
+    'resnet': ('voc', 'coco', 'cityscapes', 'linear'),
+    'vit': ('coco-vit', 'finetune', 'ade20k'),
+    'mini-resnet': ('mini-voc', 'mini-coco', 'mini-cityscapes', 'mini-linear'),
+    'mini-vit': ('mini-coco-vit', 'mini-finetune', 'mini-ade20k'),
+}
+"""The columns of the paper's Table 1 (resnet) and Table 2 (vit), and the same in miniature."""
+
+METRICS: dict[str, str] = {
+    'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'box_ap50': 'COCO box AP50',
+    'mask_ap': 'COCO mask AP', 'miou': 'mIoU', 'linear_top1': 'Linear top-1',
+    'finetune_top1': 'Fine-tuned top-1', 'ft_tr1': 'Fine-tuned TR@1', 'ft_ir1': 'Fine-tuned IR@1',
+    'zs_tr1': 'Zero-shot TR@1', 'zs_ir1': 'Zero-shot IR@1'}
+"""What the metrics are called in tables; all are shares in [0, 1]."""
+
+
+def read_metrics(path: str | Path, benchmark: Benchmark) -> dict[str, float]:
+    """Read what `tools/test.py` wrote, by our names and as shares.
+
+    A detector that finds nothing at all gets no metrics from mmdet; its AP is 0.
+
+    Args:
+        path: The file.
+        benchmark: Whose metrics they are.
+
+    Raises:
+        ValueError: If a metric is missing though others are there, or couldn't be computed.
+    """
+    found = json.loads(Path(path).read_text())
+    if not found and 'rcnn' in benchmark.config:
+        return {name: 0.0 for name, _ in benchmark.metrics.values()}
+    missing = [key for key in benchmark.metrics if key not in found]
+    if missing:
+        raise ValueError(f'{path} lacks {", ".join(missing)}; it holds {", ".join(found)}')
+    unknown = [key for key in benchmark.metrics if not found[key] >= 0]
+    if unknown:  # COCO's -1 and mmseg's NaN: no object or pixel to judge by
+        raise ValueError(f'{path}: {", ".join(unknown)} could not be computed: the evaluation '
+                         'data have nothing to judge by')
+    return {name: found[key] * factor for key, (name, factor) in benchmark.metrics.items()}
+
+
+def identify(init: str) -> str:
+    """What a run starts from, in a form that tells two checkpoints of one name apart.
+
+    Raises:
+        FileNotFoundError: If it is a checkpoint that isn't there.
+    """
+    if init in ('random', 'supervised'):
+        return init
+    if not Path(init).is_file():
+        raise FileNotFoundError(f'there is no checkpoint {init}')
+    with open(init, 'rb') as file:
+        return 'sha256:' + hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@dataclass(frozen=True)
+class DownstreamRun:
+    """One benchmark from one checkpoint, in a folder of its own.
+
+    Attributes:
+        benchmark: Its name in `BENCHMARKS`.
+        init: ``random``, ``supervised`` or a checkpoint.
+        folder: Its folder.
+        data_root: Where its data set lies; None for the config's own.
+        seed: Random seed.
+        options: Further ``key=value`` for the config.
+        gpus: Processes to start, one a GPU; 0 for one process as it is.
+    """
+
+    benchmark: str
+    init: str
+    folder: Path
+    data_root: str | None = None
+    seed: int = 0
+    options: tuple[str, ...] = ()
+    gpus: int = 0
+
+    @property
+    def metrics_file(self) -> Path:
+        """Where the metrics are once it is done."""
+        return self.folder / 'metrics.json'
+
+    def commands(self, launcher: Iterable[str] = ()) -> list[list[str]]:
+        """The two commands: train on or go on, then evaluate.
+
+        Args:
+            launcher: What stands in front of them, such as ``srun``; with it the tools are told so.
+        """
+        launcher = list(launcher)
+        config = f'configs/{BENCHMARKS[self.benchmark].config}'
+        if launcher:
+            start, told = [*launcher, 'python'], ['--launcher', 'slurm']
+        elif self.gpus:
+            start = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                     '--nproc-per-node', str(self.gpus)]
+            told = ['--launcher', 'pytorch']
+        else:
+            start, told = [sys.executable], []
+        data = ['--data-root', str(self.data_root)] if self.data_root else []
+        train = [*start, 'tools/train.py', config, '--work-dir', str(self.folder), '--resume',
+                 '--seed', str(self.seed), '--no-validate', *data, *told, '--cfg-options',
+                 f'init={self.init}', *self.options]
+        test = [*start, 'tools/test.py', config, str(self.folder), '--work-dir',
+                str(self.folder / 'test'), '--out', str(self.metrics_file), *data, *told]
+        if self.options:
+            test += ['--cfg-options', *self.options]
+        return [train, test]
+
+    def prepare(self) -> bool:
+        """Claim the folder for this very run; whether there is anything left to do.
+
+        Raises:
+            ValueError: If the folder holds a run of something else.
+            FileNotFoundError: If the checkpoint isn't there.
+        """
+        wanted = {'benchmark': self.benchmark, 'init': identify(self.init), 'seed': self.seed,
+                  'options': list(self.options)}
+        note = self.folder / 'run.json'
+        if note.exists():
+            found = json.loads(note.read_text())
+            if found != wanted:
+                differing = ', '.join(key for key in wanted if found.get(key) != wanted[key])
+                raise ValueError(f'{self.folder} holds a run with another {differing}: choose '
+                                 'another --out, or delete that folder')
+        else:
+            with atomic_write(note) as file:
+                file.write(json.dumps(wanted, indent=1).encode())
+        return not self.metrics_file.exists()
+
+    def run(self) -> None:
+        """Run the commands, one after the other.
+
+        Raises:
+            RuntimeError: If one fails; what it did before is kept and gone on from next time.
+        """
+        for command in self.commands():
+            print(shlex.join(command), flush=True)
+            code = subprocess.run(command, check=False).returncode
+            if code:
+                raise RuntimeError(
+                    f'{self.benchmark} failed (exit code {code}); the message is above. Once '
+                    'mended, start the same command again: it goes on from here')
+
+    def submit(self, partition: str, extra: Iterable[str] = ()) -> str:
+        """Hand the commands to SLURM as one job; its number.
+
+        Args:
+            partition: Where to run.
+            extra: Further options of sbatch, such as ``--time=2-00:00``.
+
+        Raises:
+            RuntimeError: If sbatch refuses.
+        """
+        gpus = max(self.gpus, 1)
+        script = ' && '.join(shlex.join(command) for command in self.commands(['srun']))
+        command = ['sbatch', '--parsable', f'--job-name={self.benchmark}',
+                   f'--partition={partition}', f'--ntasks={gpus}',
+                   f'--ntasks-per-node={min(gpus, 8)}', f'--gres=gpu:{min(gpus, 8)}',
+                   f'--output={self.folder}/slurm-%j.out', *extra, f'--wrap={script}']
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
+        number = done.stdout.strip().split(';')[0]
+        with atomic_write(self.folder / 'job.txt') as file:
+            file.write(number.encode())
+        return number
+
+    def pending(self) -> str | None:
+        """The number of its SLURM job, if that still waits or runs."""
+        note = self.folder / 'job.txt'
+        if not note.exists():
+            return None
+        number = note.read_text()
+        queue = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], check=False,
+                               capture_output=True, text=True)
+        return number if queue.returncode == 0 and queue.stdout.strip() else None

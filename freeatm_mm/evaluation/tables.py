@@ -1,0 +1,185 @@
+"""The paper's Tables 1 to 3, its numbers beside ours."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from freeatm_mm.evaluation.results import Group, arm_name, paired_difference
+
+__all__ = ['TABLES', 'Table', 'gather_rows', 'improvements', 'paper_rows', 'row_markdown',
+           'table_markdown']
+
+_PAPER = Path(__file__).with_name('paper_tables.json')
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables.
+
+    Attributes:
+        title: What it shows.
+        metrics: Our names of its columns -> their titles.
+        methods: The methods that it compares.
+    """
+
+    title: str
+    metrics: Mapping[str, str]
+    methods: tuple[str, ...]
+
+
+TABLES: dict[int, Table] = {
+    1: Table('Table 1: SimCLR and MoCo v2, ResNet-50',
+             {'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
+              'miou': 'Cityscapes mIoU', 'linear_top1': 'ImageNet linear'},
+             ('random', 'supervised', 'simclr', 'mocov2')),
+    2: Table('Table 2: MAE, ViT-B',
+             {'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
+              'finetune_top1': 'ImageNet fine-tuned', 'miou': 'ADE20K mIoU'},
+             ('random', 'supervised', 'mae')),
+    3: Table('Table 3: BLIP, COCO retrieval',
+             {'ft_tr1': 'fine-tuned TR@1', 'ft_ir1': 'fine-tuned IR@1',
+              'zs_tr1': 'zero-shot TR@1', 'zs_ir1': 'zero-shot IR@1'}, ('blip', )),
+}
+"""The tables by their numbers."""
+
+Key = tuple[str, str, str, Any]
+"""Method, regime, generator (empty for real images), masks."""
+
+
+def paper_rows(table: int) -> dict[Key, dict[str, float]]:
+    """The paper's numbers, in per cent, in its order; what it has no number for is left out."""
+    metrics = list(TABLES[table].metrics)
+    rows = {}
+    for method, regime, generator, masks, values in json.loads(_PAPER.read_text())[str(table)]:
+        rows[(method, regime, generator, masks)] = {
+            metric: value for metric, value in zip(metrics, values) if value is not None}
+    return rows
+
+
+def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Group]:
+    """Gather the rows of result files that belong into a table, seeds together.
+
+    Which architecture a row of random or supervised weights was measured with shows in its metrics:
+    Table 1 has `linear_top1` or `voc_ap50`, Table 2 `finetune_top1`.
+
+    Args:
+        results: Contents of result files.
+        table: Number of the table.
+
+    Raises:
+        ValueError: If two rows give the same number for one seed.
+    """
+    own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
+    values: dict[Key, dict[str, dict[Any, float]]] = {}
+    epochs: dict[Key, float] = {}
+    for result in results:
+        for row in result['rows']:
+            if row.get('method') not in TABLES[table].methods:
+                continue
+            plain = row['method'] in ('random', 'supervised')
+            if plain and not own & set(row['metrics']):
+                continue
+            generator = '' if row['regime'] == 'real' else row.get('generator') or 'sd15'
+            key = (row['method'], 'real' if plain else row['regime'],
+                   '' if plain else generator, row['masks'])
+            epochs[key] = row['epochs']
+            for metric, value in row['metrics'].items():
+                seeds = values.setdefault(key, {}).setdefault(metric, {})
+                if row['seed'] in seeds:
+                    raise ValueError(f'two rows give {metric} for {arm_name(*_arm(key))}, seed '
+                                     f'{row["seed"]}: leave one of the files out')
+                seeds[row['seed']] = value
+    return {key: Group(key[0], key[1], key[3], epochs[key], found)
+            for key, found in values.items()}
+
+
+def _arm(key: Key) -> tuple[str, str, Any]:
+    method, regime, generator, masks = key
+    return method, f'{regime}, {generator}' if generator else regime, masks
+
+
+def _counterpart(key: Key) -> Key:
+    """The paper's row to set beside ours: of the same generator, or else of Stable Diffusion 1.5."""
+    method, regime, generator, masks = key
+    return method, regime, generator if generator in ('', 'deepif') else 'sd15', masks
+
+
+def table_markdown(ours: Mapping[Key, Group], table: int) -> str:
+    """A table as Markdown: ``ours ± spread (the paper's)`` in each cell, in per cent.
+
+    Rows that we have no number for show the paper's alone, in brackets; images of a generator that
+    the paper doesn't have stand beside its Stable Diffusion 1.5.
+    """
+    layout, paper = TABLES[table], paper_rows(table)
+    extra = [key for key in ours if key not in paper]
+    lines = [f'**{layout.title}** (per cent; the paper\'s numbers in brackets)', '',
+             '| Pretraining | Seeds | ' + ' | '.join(layout.metrics.values()) + ' |',
+             '| --- |' + ' ---: |' * (1 + len(layout.metrics))]
+    for key in [*paper, *extra]:
+        group, theirs = ours.get(key), paper.get(_counterpart(key), {})
+        cells = []
+        for metric in layout.metrics:
+            cell = _number(group, metric)
+            if metric in theirs:
+                cell = f'{cell} ({theirs[metric]:.1f})'.strip()
+            cells.append(cell or '–')
+        seeds = str(len(group.seeds)) if group else ''
+        lines.append(f'| {arm_name(*_arm(key))} | {seeds} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _number(group: Group | None, metric: str) -> str:
+    if group is None or math.isnan(group.mean(metric)):
+        return ''
+    spread = group.spread(metric)
+    text = f'{100 * group.mean(metric):.1f}'
+    return text if math.isnan(spread) else f'{text} ± {100 * spread:.1f}'
+
+
+def improvements(ours: Mapping[Key, Group], table: int) -> str:
+    """Each of the paper's improvements by masks beside ours, and how many have the same sign.
+
+    Differences are paired by seed, with the p of the paired t-test; empty where we have none.
+    """
+    layout, paper = TABLES[table], paper_rows(table)
+    lines, same, counted = [], 0, 0
+    for key, group in ours.items():
+        baseline = (*key[:3], False)
+        if key[3] is False or baseline not in ours:
+            continue
+        theirs = paper.get((*_counterpart(key)[:3], True), {})
+        reference = paper.get(_counterpart(baseline), {})
+        for metric, title in layout.metrics.items():
+            if not set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ())):
+                continue
+            difference = paired_difference(group, ours[baseline], metric)
+            expected = ''
+            if key[3] is True and metric in theirs and metric in reference:
+                gain = theirs[metric] - reference[metric]
+                expected = f'{gain:+.1f}'
+                counted += 1
+                same += gain * difference.mean > 0
+            spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
+            p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
+            lines.append(f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
+                         f'{spread} | {p} | {len(difference.seeds)} | {expected} |')
+    if not lines:
+        return ''
+    head = ['| With masks | Metric | Ours, points | p | Seeds | The paper |',
+            '| --- | --- | ---: | ---: | ---: | ---: |']
+    tail = f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here.'
+    return '\n'.join([*head, *lines]) + tail + '\n'
+
+
+def row_markdown(row: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """One run's metrics as a Markdown table of one row, in per cent."""
+    metrics = [name for name in titles if name in row['metrics']]
+    name = arm_name(row['method'], row['regime'], row['masks'])
+    return ('| Pretraining | ' + ' | '.join(titles[name] for name in metrics) + ' |\n'
+            '| --- |' + ' ---: |' * len(metrics) + '\n'
+            f'| {name} | ' + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)
+            + ' |\n')

@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""One checkpoint through a set of benchmarks: one row of the paper's table.
+
+    python tools/downstream.py epoch_200.pth --suite resnet --data data --gpus 8 \
+        --method mocov2 --regime synthetic --masks true --epochs 200 --out work_dirs/rows/mocov2
+    python tools/downstream.py random --suite mini-resnet --data data/miniature_world --seed 0
+
+Each benchmark has a folder in --out; started again, a run goes on where it was, and what is done
+isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
+becomes a job; start the same command once they have ended, and the row is made.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from freeatm_mm.evaluation.downstream import (  # noqa: E402
+    BENCHMARKS,
+    METRICS,
+    SUITES,
+    DownstreamRun,
+    read_metrics,
+)
+from freeatm_mm.evaluation.results import add_row, new_results, write_results  # noqa: E402
+from freeatm_mm.evaluation.tables import row_markdown  # noqa: E402
+from freeatm_mm.files import atomic_write  # noqa: E402
+
+#: Benchmark -> its folder below --data, laid out as docs/downstream.md says.
+FOLDERS = {'voc': 'VOCdevkit', 'coco': 'coco', 'coco-vit': 'coco', 'cityscapes': 'cityscapes',
+           'linear': 'imagenet', 'finetune': 'imagenet', 'ade20k': 'ADEChallengeData2016'}
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
+                                                       argparse.Namespace]:
+    """The command line, and its parser for errors."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('init', metavar='CHECKPOINT', help='of any pretraining; or random, or '
+                        'supervised')
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument('--suite', choices=tuple(SUITES), help='; '.join(
+        f'{name}: {", ".join(parts)}' for name, parts in SUITES.items()))
+    chosen.add_argument('--benchmarks', nargs='+', choices=tuple(BENCHMARKS), metavar='NAME',
+                        help=f'of {", ".join(BENCHMARKS)}')
+    parser.add_argument('--data', type=Path, default=Path('data'), help='folder with '
+                        f'{", ".join(dict.fromkeys(FOLDERS.values()))}; for the miniature the '
+                        'world itself (%(default)s)')
+    parser.add_argument('--out', type=Path, help='default: work_dirs/downstream/<checkpoint>')
+    parser.add_argument('--method', help='of the pretraining, such as mocov2 (default: random or '
+                        'supervised, where that is the start)')
+    parser.add_argument('--regime', choices=('real', 'synthetic', 'mixed'), default='real')
+    parser.add_argument('--masks', type=lambda text: {'true': True, 'false': False}.get(
+        text.lower(), text), default=False, metavar='true|false|NAME',
+        help='pretrained with masks, without (default), or a variant')
+    parser.add_argument('--generator', default='sd15', help='of the synthetic images: sd15, '
+                        'deepif, or another name (%(default)s)')
+    parser.add_argument('--epochs', type=float, default=0, help='length of the pretraining')
+    parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
+    parser.add_argument('--gpus', type=int, default=0, help='processes, one a GPU; 0: one process '
+                        'on whatever there is (%(default)s)')
+    parser.add_argument('--slurm', metavar='PARTITION', help='submit a job for each benchmark')
+    parser.add_argument('--slurm-options', nargs='+', default=[], metavar='OPTION',
+                        help='for sbatch, without the dashes: time=2-00:00 mem=100G')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='for every one of the configs')
+    args = parser.parse_args(argv)
+    if args.method is None:
+        if args.init not in ('random', 'supervised'):
+            parser.error('--method is needed to name the row')
+        args.method = args.init
+    stem = Path(args.init).with_suffix('')
+    args.out = args.out or Path('work_dirs/downstream', *stem.parts[-2:], f'seed_{args.seed}')
+    return parser, args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs or submits what isn't done, and writes the row once everything is."""
+    parser, args = parse_args(argv)
+    args.out, args.data = args.out.absolute(), args.data.absolute()
+    if args.init not in ('random', 'supervised') and '://' not in args.init:
+        args.init = str(Path(args.init).absolute())
+    os.chdir(ROOT)
+    runs = [DownstreamRun(name, args.init, args.out / name, str(args.data / FOLDERS.get(name, '')),
+                          args.seed, tuple(args.cfg_options), args.gpus)
+            for name in args.benchmarks or SUITES[args.suite]]
+    try:
+        waiting = [run for run in runs if run.prepare()]
+        for run in waiting:
+            if args.slurm:
+                number = run.pending()
+                what = 'is still under way' if number else 'submitted'
+                number = number or run.submit(
+                    args.slurm, [f'--{option}' for option in args.slurm_options])
+                print(f'{run.benchmark}: job {number} {what}')
+            else:
+                run.run()
+        if args.slurm and waiting:
+            print('Start the same command again once the jobs have ended: it makes the row.')
+            return
+        metrics = {}
+        for run in runs:
+            metrics |= read_metrics(run.metrics_file, BENCHMARKS[run.benchmark])
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    except RuntimeError as error:
+        sys.exit(f'{parser.prog}: {error}')
+    results = new_results(args.out.name, shlex.join(['python', *sys.argv]))
+    add_row(results, {
+        'method': args.method, 'regime': args.regime, 'masks': args.masks, 'seed': args.seed,
+        'epochs': args.epochs, 'generator': args.generator if args.regime != 'real' else '',
+        'metrics': metrics})
+    write_results(args.out / 'row.json', results)
+    text = row_markdown(results['rows'][0], METRICS)
+    with atomic_write(args.out / 'row.md') as file:
+        file.write(text.encode())
+    print(text)
+
+
+if __name__ == '__main__':
+    main()
