@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The paper's Tables 1 to 3 from rows of results, its numbers beside ours.
 
-    python tools/tables.py work_dirs/rows/*/row.json docs/results/miniature-tables.json --out tables.md
+    python tools/tables.py work_dirs/rows/*/row.json --out tables.md
 """
 from __future__ import annotations
 

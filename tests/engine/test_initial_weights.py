@@ -86,7 +86,7 @@ def test_a_deep_stem_is_refused(tmp_path):
     pytest.importorskip('mmcv.ops')
     import mmseg.models
     save(tmp_path / 'moco.pth', ResNet(depth=50))
-    with pytest.raises(ValueError, match=r'260 of the 275 .*stem\.0\.weight.*unused: conv1\.weight'):
+    with pytest.raises(ValueError, match=r'260 of the 275 .*stem\.0\.weight.*unused: conv1'):
         start(Detector(mmseg.models.ResNetV1c(50)), str(tmp_path / 'moco.pth'))
 
 
@@ -147,8 +147,8 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'x\.pth does not fit backbone .*not in the checkpoint: '
                        r'layers?.*is it the checkpoint of the same architecture'):
         start(Detector(VisionTransformer(arch=ARCH, img_size=32, patch_size=8)), path)
-    with pytest.raises(ValueError, match=r'of another shape: backbone\.conv1\.weight \(64, 3, 7, 7\)'
-                       r' for \(8, 3, 7, 7\)'):
+    with pytest.raises(ValueError, match=r'another shape: backbone\.conv1\.weight '
+                       r'\(64, 3, 7, 7\) for \(8, 3, 7, 7\)'):
         start(Detector(ResNet(**SMALL)), path)
     # Half of it: a checkpoint that ends after the second stage.
     half = {name: value for name, value in torch.load(path)['state_dict'].items()
