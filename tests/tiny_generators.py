@@ -346,3 +346,120 @@ def tiny_controlnet():
         vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet,
         controlnet=controlnet, scheduler=base.scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False)
+
+
+# Newer than diffusers 0.35 -----------------------------------------------------------------------
+
+# What Qwen's chat template does, for one message and with or without thinking.
+_QWEN_CHAT = (
+    '{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n'
+    '{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}')
+# What Mistral's does.
+_MISTRAL_CHAT = (
+    '<s>{% for message in messages %}{% if message.role == "system" %}[SYSTEM_PROMPT]'
+    '{{ message.content[0].text }}[/SYSTEM_PROMPT]{% else %}[INST]{{ message.content[0].text }}'
+    '[/INST]{% endif %}{% endfor %}')
+
+
+def _tiny_qwen3(vocabulary: int):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=vocabulary, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, pad_token_id=0))
+
+
+def _tiny_flux2_parts(width: int):
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2Transformer2DModel,
+    )
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=width, timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4), mlp_ratio=2.0)
+    vae = AutoencoderKLFlux2(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 8),
+        down_block_types=('DownEncoderBlock2D', ) * 3, up_block_types=('UpDecoderBlock2D', ) * 3,
+        layers_per_block=1, norm_num_groups=4, sample_size=64, use_quant_conv=False,
+        use_post_quant_conv=False)
+    return dict(transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler())
+
+
+@_seeded
+def tiny_flux2_klein(padding_side: str = 'right'):
+    """A ``Flux2KleinPipeline``: 64x64 images are 8x8 tokens."""
+    from diffusers import Flux2KleinPipeline
+    tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'),
+                                    padding_side=padding_side)
+    tokenizer.chat_template = _QWEN_CHAT
+    return Flux2KleinPipeline(
+        text_encoder=_tiny_qwen3(len(tokenizer)), tokenizer=tokenizer, **_tiny_flux2_parts(32))
+
+
+@_seeded
+def tiny_flux2():
+    """A ``Flux2Pipeline``, whose tokenizer pads on the left: 64x64 images are 8x8 tokens."""
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+    tokenizer = tiny_word_tokenizer(
+        special=('<s>', '[SYSTEM_PROMPT]', '[/SYSTEM_PROMPT]', '[INST]', '[/INST]'),
+        padding_side='left')
+    tokenizer.chat_template = _MISTRAL_CHAT
+    config = Mistral3Config(
+        text_config=dict(
+            model_type='mistral', vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
+            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+            pad_token_id=0),
+        vision_config=dict(
+            model_type='pixtral', hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, image_size=32, patch_size=8))
+    return Flux2Pipeline(
+        text_encoder=Mistral3ForConditionalGeneration(config), tokenizer=tokenizer,
+        **_tiny_flux2_parts(32))
+
+
+@_seeded
+def tiny_z_image():
+    """A ``ZImagePipeline``: 48x64 images are 6x8 tokens, filled up to 64."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'))
+    tokenizer.chat_template = _QWEN_CHAT
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=[4, 6, 6], axes_lens=[256, 32, 32])
+    for name, parameter in transformer.named_parameters():
+        if name.endswith('pad_token'):  # made without values
+            torch.nn.init.normal_(parameter)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=_tiny_flow_vae(),
+        text_encoder=_tiny_qwen3(len(tokenizer)), tokenizer=tokenizer, transformer=transformer)
+
+
+def _tiny_prx_parts(width: int, **changes):
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXTransformer2DModel
+    transformer = PRXTransformer2DModel(**{**dict(
+        patch_size=2, in_channels=4, context_in_dim=width, hidden_size=16, mlp_ratio=2.0,
+        num_heads=2, depth=2, axes_dim=[4, 4]), **changes})
+    return dict(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler())
+
+
+@_seeded
+def tiny_prx():
+    """A ``PRXPipeline``: 64x64 images are 8x8 tokens."""
+    from diffusers import PRXPipeline
+    tokenizer = tiny_word_tokenizer(first='<bos>')
+    tokenizer.model_max_length = 64
+    return PRXPipeline(text_encoder=_tiny_t5(tokenizer), tokenizer=tokenizer, vae=_tiny_flow_vae(),
+                       **_tiny_prx_parts(32))
+
+
+@_seeded
+def tiny_prx_pixel():
+    """A ``PRXPixelPipeline``: 32x32 images are 16x16 tokens."""
+    from diffusers import PRXPixelPipeline
+    tokenizer = tiny_word_tokenizer()
+    return PRXPixelPipeline(
+        text_encoder=_tiny_qwen3(len(tokenizer)).model, tokenizer=tokenizer, prompt_max_tokens=48,
+        **_tiny_prx_parts(16, in_channels=3, bottleneck_size=8))

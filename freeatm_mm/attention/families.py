@@ -14,10 +14,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ['FAMILIES', 'TEXTLESS', 'Call', 'DenoiserInput', 'Encoder', 'Family', 'TextKeys',
            'find_family', 'known_pipelines']
+
+
+# Stands for the prompt in a chat template; a character that no prompt holds.
+_MESSAGE = '\ue000'
 
 
 class TextKeys(enum.Enum):
@@ -113,10 +118,16 @@ def _planes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
 def _planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     """Planes that become one sequence with the text: SD3."""
     sample, size = _planes(denoiser, args, kwargs)[:2]
-    text = argument(args, kwargs, 1, 'encoder_hidden_states')
+    text = kwargs['encoder_hidden_states']
     patch = denoiser.config.patch_size
     return _sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1],
                      text_first=False)
+
+
+def _planes_and_text_before(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Planes that become one sequence behind the text: PRX."""
+    layout = _planes_and_text(denoiser, args, kwargs)
+    return _sequence(layout.sample, layout.size, layout.text_length)
 
 
 def _packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -125,8 +136,11 @@ def _packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoiser
     text = argument(args, kwargs, 1, 'encoder_hidden_states')
     places = kwargs['img_ids']
     places = places[0] if places.ndim == 3 else places
-    rows, columns = (int(last) + 1 for last in places[-1, 1:3].tolist())
-    return _sequence(sample, (rows, columns), text.shape[1])
+    # Images to go by stand behind the one that is drawn, with another first coordinate.
+    drawn = places[places[:, 0] == places[0, 0]]
+    rows, columns = (int(last) + 1 for last in drawn[-1, 1:3].tolist())
+    layout = _sequence(sample, (rows, columns), text.shape[1])
+    return layout._replace(length=text.shape[1] + len(places))
 
 
 def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -136,6 +150,21 @@ def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoi
     shape = kwargs['img_shapes'][0]
     shape = shape[0] if isinstance(shape, list) else shape
     return _sequence(sample, tuple(shape[-2:]), text.shape[1])
+
+
+def _lists(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """A list of (channels, frames, height, width) and one of captions: Z-Image.
+
+    Image and caption are each filled up to a multiple of tokens; the image stands first.
+    """
+    sample = torch.stack(list(argument(args, kwargs, 0, 'x')))
+    captions = argument(args, kwargs, 2, 'cap_feats')
+    patch = kwargs.get('patch_size', 2)
+    multiple = inspect.getmodule(type(denoiser)).SEQ_MULTI_OF
+    size = (sample.shape[-2] // patch, sample.shape[-1] // patch)
+    image = -(-size[0] * size[1] // multiple) * multiple
+    text = max(-(-len(caption) // multiple) * multiple for caption in captions)
+    return DenoiserInput(sample, size, text, image, 0, image + text)
 
 
 # Prompts as the tokenizer gets them ------------------------------------------------------------
@@ -161,6 +190,65 @@ def _no_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
 def _qwen_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
     before, after = call.pipe.prompt_template_encode.split('{}')
     return before, after
+
+
+def _chat_frame(render: Callable[[str], str]) -> tuple[str, str]:
+    """What a chat template puts before and after a message."""
+    before, found, after = render(_MESSAGE).partition(_MESSAGE)
+    if not found:
+        raise ValueError("the tokenizer's chat template leaves the prompt out")
+    return before, after
+
+
+def _chat(call: Call, tokenizer: Any, **options: Any) -> tuple[str, str]:
+    return _chat_frame(lambda message: tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': message}], tokenize=False, add_generation_prompt=True,
+        **options))
+
+
+def _z_image_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    return _chat(call, tokenizer, enable_thinking=True)
+
+
+def _klein_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    return _chat(call, tokenizer, enable_thinking=False)
+
+
+def _flux2_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    def message(role: str, text: str) -> dict:
+        return {'role': role, 'content': [{'type': 'text', 'text': text}]}
+
+    return _chat_frame(lambda text: call.pipe.tokenizer.apply_chat_template(
+        [message('system', call.pipe.system_message), message('user', text)], tokenize=False,
+        add_generation_prompt=False))
+
+
+def _clean_like_prx(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    cleaner = call.pipe.text_preprocessor
+    clean = cleaner.basic_clean if call.option('skip_text_cleaning') else cleaner.clean_text
+    return [clean(prompt) for prompt in prompts]
+
+
+def _clean_lightly(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    return [inspect.getmodule(type(call.pipe))._basic_clean(prompt) for prompt in prompts]
+
+
+# Tokens that become keys -----------------------------------------------------------------------
+
+def _length_of_tokenizer(call: Call, tokenizer: Any) -> int:
+    return tokenizer.model_max_length
+
+
+def _length_of_call(call: Call, tokenizer: Any) -> int:
+    return call.option('max_sequence_length')
+
+
+def _length_of_prx(call: Call, tokenizer: Any) -> int:
+    return call.option('tokenizer_max_length') or tokenizer.model_max_length
+
+
+def _length_of_prx_pixel(call: Call, tokenizer: Any) -> int:
+    return call.pipe.config.prompt_max_tokens
 
 
 def _instruction_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
@@ -229,8 +317,12 @@ def is_kandinsky3_cross_attention(name: str, module: nn.Module) -> bool:
 
 def is_block_attention(name: str, module: nn.Module) -> bool:
     """Tells whether a module is the attention of a transformer block: ``blocks.3.attn``."""
-    return (re.search(r'blocks\.\d+\.attn$', name) is not None
-            and getattr(module, 'to_q', None) is not None)
+    return re.search(r'blocks\.\d+\.att(n|ention)$', name) is not None
+
+
+def is_z_image_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module of Z-Image attends to text and image; its refiners see one of them."""
+    return re.search(r'^layers\.\d+\.attention$', name) is not None
 
 
 @dataclass(frozen=True)
@@ -242,23 +334,26 @@ class Encoder:
             ``None`` counts. More than one where several tokenizers share one vocabulary and one
             place among the keys.
         text_encoders: The text encoder of each of ``tokenizers``.
-        max_length: Tokens that become keys, special ones included. ``'tokenizer'``: the
-            tokenizer's ``model_max_length``; ``'call'``: ``max_sequence_length`` of the call.
+        max_length: Tokens that become keys, special ones included: a number, or
+            ``(call, tokenizer) -> number``.
         start: ``pipe -> keys that stand before this encoder's first token``.
         frame: ``(call, tokenizer) -> texts`` before and after the prompt that the pipeline puts
             round it for the tokenizer.
         dropped: ``(call, tokenizer) -> tokens`` at the front that never become keys.
-        padding_removed: Whether the pipeline takes padding out again before it makes keys, so that
-            it doesn't matter on which side the tokenizer pads.
+        padding: What becomes of padding tokens: ``'right'``: they stand behind the text;
+            ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
+            takes them out before it makes keys.
+        special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
     tokenizers: tuple[str, ...] = ('tokenizer', )
     text_encoders: tuple[str, ...] = ('text_encoder', )
-    max_length: int | str = 'tokenizer'
+    max_length: int | Callable[[Call, Any], int] = _length_of_tokenizer
     start: Callable[[Any], int] = _start_at_zero
     frame: Callable[[Call, Any], tuple[str, str]] = _no_frame
     dropped: Callable[[Call, Any], int] = _drop_none
-    padding_removed: bool = False
+    padding: str = 'right'
+    special_tokens: bool = True
 
 
 _UNET_GROUPS = {'down_blocks': 'down', 'mid_block': 'mid', 'up_blocks': 'up'}
@@ -372,7 +467,7 @@ FAMILIES: tuple[Family, ...] = (
         is_text_attention=is_cross_attention,
         where='120 (alpha) or 300 (sigma) T5 tokens (padding masked)',
         denoiser='transformer',
-        encoders=(Encoder(max_length='call'), ),
+        encoders=(Encoder(max_length=_length_of_call), ),
         prepare_prompts=_clean_like_deepfloyd,
         block_groups=_TRANSFORMER_GROUPS),
     Family(
@@ -382,7 +477,7 @@ FAMILIES: tuple[Family, ...] = (
         where='the start token and the last 299 Gemma tokens, which leaves out the instruction '
               'before the prompt (padding masked)',
         denoiser='transformer',
-        encoders=(Encoder(max_length='call', frame=_instruction_frame,
+        encoders=(Encoder(max_length=_length_of_call, frame=_instruction_frame,
                           dropped=_drop_instruction), ),
         prepare_prompts=_clean_like_deepfloyd,
         block_groups=_TRANSFORMER_GROUPS),
@@ -398,7 +493,7 @@ FAMILIES: tuple[Family, ...] = (
         denoiser='transformer',
         encoders=(
             Encoder(('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2')),
-            Encoder(('tokenizer_3', ), ('text_encoder_3', ), max_length='call',
+            Encoder(('tokenizer_3', ), ('text_encoder_3', ), max_length=_length_of_call,
                     start=_after_clip)),
         denoiser_input=_planes_and_text,
         block_groups=_TRANSFORMER_GROUPS),
@@ -410,7 +505,7 @@ FAMILIES: tuple[Family, ...] = (
         where='512 T5 tokens (padding not masked), then the image; CLIP gives no keys',
         text_keys=TextKeys.SEQUENCE,
         denoiser='transformer',
-        encoders=(Encoder(('tokenizer_2', ), ('text_encoder_2', ), max_length='call'), ),
+        encoders=(Encoder(('tokenizer_2', ), ('text_encoder_2', ), max_length=_length_of_call), ),
         two_passes=True,
         denoiser_input=_packed_with_ids,
         prepare_prompts=_convert_textual_inversion,
@@ -422,11 +517,67 @@ FAMILIES: tuple[Family, ...] = (
         where='up to 512 Qwen tokens after the template\'s first 34, then the image',
         text_keys=TextKeys.SEQUENCE,
         denoiser='transformer',
-        encoders=(Encoder(max_length='call', frame=_qwen_frame, dropped=_drop_qwen_template,
-                          padding_removed=True), ),
+        encoders=(Encoder(max_length=_length_of_call, frame=_qwen_frame,
+                          dropped=_drop_qwen_template, padding='removed'), ),
         two_passes=True,
         denoiser_input=_packed_with_shapes,
         block_groups=_TRANSFORMER_GROUPS),
+    Family(
+        name='Flux.2',
+        pipelines=('Flux2Pipeline', ),
+        is_text_attention=is_block_attention,
+        where='512 Mistral tokens with the chat template\'s (padding not masked), then the image',
+        text_keys=TextKeys.SEQUENCE,
+        denoiser='transformer',
+        encoders=(Encoder(max_length=_length_of_call, frame=_flux2_frame, padding='either',
+                          special_tokens=False), ),
+        denoiser_input=_packed_with_ids,
+        block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'}),
+    Family(
+        name='Flux.2 Klein',
+        pipelines=('Flux2KleinPipeline', ),
+        is_text_attention=is_block_attention,
+        where='512 Qwen tokens with the chat template\'s (padding not masked), then the image',
+        text_keys=TextKeys.SEQUENCE,
+        denoiser='transformer',
+        encoders=(Encoder(max_length=_length_of_call, frame=_klein_frame, padding='either'), ),
+        two_passes=True,
+        denoiser_input=_packed_with_ids,
+        block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'}),
+    Family(
+        name='Z-Image',
+        pipelines=('ZImagePipeline', 'ZImageImg2ImgPipeline', 'ZImageInpaintPipeline'),
+        is_text_attention=is_z_image_attention,
+        where='the image, then up to 512 Qwen tokens with the chat template\'s, both filled up to '
+              'a multiple of 32',
+        text_keys=TextKeys.SEQUENCE,
+        denoiser='transformer',
+        encoders=(Encoder(max_length=_length_of_call, frame=_z_image_frame, padding='removed'), ),
+        conditional_first=True,
+        denoiser_input=_lists,
+        block_groups={'layers': 'transformer'}),
+    Family(
+        name='PRX',
+        pipelines=('PRXPipeline', ),
+        is_text_attention=is_block_attention,
+        where='256 Gemma tokens (padding masked), then the image',
+        text_keys=TextKeys.SEQUENCE,
+        denoiser='transformer',
+        encoders=(Encoder(max_length=_length_of_prx, padding='either'), ),
+        denoiser_input=_planes_and_text_before,
+        prepare_prompts=_clean_like_prx,
+        block_groups={'blocks': 'transformer'}),
+    Family(
+        name='PRX in pixels',
+        pipelines=('PRXPixelPipeline', ),
+        is_text_attention=is_block_attention,
+        where='256 Qwen tokens (padding masked), then the image',
+        text_keys=TextKeys.SEQUENCE,
+        denoiser='transformer',
+        encoders=(Encoder(max_length=_length_of_prx_pixel, padding='either'), ),
+        denoiser_input=_planes_and_text_before,
+        prepare_prompts=_clean_lightly,
+        block_groups={'blocks': 'transformer'}),
 )
 
 #: Pipelines that draw from text although the network that draws has no text keys, and why.

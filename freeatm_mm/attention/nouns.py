@@ -37,10 +37,12 @@ class NounTokens:
         positions: For each noun, in order, the positions of its tokens in the padded sequence
             given to the text encoder (special tokens counted); empty for a truncated noun.
         truncated: Indices of the nouns that the tokenizer cut off.
+        length: Tokens of the whole text that the text encoder keeps, without padding.
     """
 
     positions: tuple[tuple[int, ...], ...]
     truncated: tuple[int, ...] = ()
+    length: int = 0
 
 
 def span_of(noun: Any) -> tuple[int, int]:
@@ -76,7 +78,8 @@ def locate_nouns(
         before: str = '',
         after: str = '',
         max_length: int | None = None,
-        padding_removed: bool = False,
+        any_padding: bool = False,
+        special_tokens: bool = True,
         truncated: str = 'raise') -> NounTokens:
     """Finds the tokens of each noun of a prompt.
 
@@ -92,8 +95,9 @@ def locate_nouns(
         after: Text that the pipeline puts after it.
         max_length: Tokens the text encoder keeps, special ones included; the default is the
             tokenizer's ``model_max_length``.
-        padding_removed: Whether the pipeline takes padding out again, so that its side doesn't
-            matter.
+        any_padding: Whether the tokenizer may pad on the left; positions are counted from the
+            first token that is no padding.
+        special_tokens: Whether the tokenizer adds its special tokens to the text.
         truncated: ``'raise'``, or ``'skip'`` to list nouns that were cut off instead.
 
     Returns:
@@ -106,7 +110,7 @@ def locate_nouns(
     """
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
-    if getattr(tokenizer, 'padding_side', 'right') != 'right' and not padding_removed:
+    if getattr(tokenizer, 'padding_side', 'right') != 'right' and not any_padding:
         raise ValueError(f'{type(tokenizer).__name__} pads on the left, which moves the tokens; '
                          "set tokenizer.padding_side = 'right'")
     spans = [_checked_span(prompt, noun) for noun in nouns]
@@ -114,7 +118,7 @@ def locate_nouns(
         return NounTokens(())
     prepared = prompt if prepared is None else prepared
     max_length = tokenizer.model_max_length if max_length is None else max_length
-    token_spans, suffix = _token_spans(tokenizer, before + prepared + after)
+    token_spans, suffix = _token_spans(tokenizer, before + prepared + after, special_tokens)
     # The tokenizer keeps its closing tokens and drops what stands before them.
     kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
     positions, lost = [], []
@@ -136,7 +140,7 @@ def locate_nouns(
             lost.append(index)
             tokens = ()
         positions.append(tokens)
-    return NounTokens(tuple(positions), tuple(lost))
+    return NounTokens(tuple(positions), tuple(lost), min(len(token_spans), max_length))
 
 
 def merge_tokens(maps_THW: Tensor, rule: str = 'mean') -> Tensor:
@@ -217,8 +221,9 @@ def _fold(text: Sequence) -> Sequence:
     return [character.lower() for character in text]
 
 
-def _token_spans(tokenizer: Any, text: str) -> tuple[list[tuple[int, int]], int]:
-    """Finds the characters of each token of ``text``, special tokens included.
+def _token_spans(tokenizer: Any, text: str,
+                 special_tokens: bool = True) -> tuple[list[tuple[int, int]], int]:
+    """Finds the characters of each token of ``text``, special tokens included if there are any.
 
     Returns:
         One ``(start, end)`` a token, ``(0, 0)`` for special ones, and the number of special
@@ -226,7 +231,7 @@ def _token_spans(tokenizer: Any, text: str) -> tuple[list[tuple[int, int]], int]
     """
     if getattr(tokenizer, 'is_fast', False):
         encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True,
-                            verbose=False)
+                            add_special_tokens=special_tokens, verbose=False)
         special = encoded['special_tokens_mask']
         spans = [(0, 0) if is_special else _trim(text, *span)
                  for span, is_special in zip(encoded['offset_mapping'], special)]
@@ -234,7 +239,7 @@ def _token_spans(tokenizer: Any, text: str) -> tuple[list[tuple[int, int]], int]
                        if not is_special), len(special))
         return spans, suffix
     pieces = tokenizer.tokenize(text)
-    framed = tokenizer.build_inputs_with_special_tokens([-1])
+    framed = tokenizer.build_inputs_with_special_tokens([-1]) if special_tokens else [-1]
     prefix, suffix = framed.index(-1), len(framed) - framed.index(-1) - 1
     spans = _piece_spans(tokenizer, pieces, text)
     return [(0, 0)] * prefix + spans + [(0, 0)] * suffix, suffix

@@ -612,9 +612,11 @@ class _SequenceTap(_Tap):
             self.watch.__enter__()
 
     def _look(self, call: AttentionCall) -> None:
-        # An adapter may attend to an image of its own; only the whole sequence attends to itself.
-        length = self.recorder._input.length
-        if self.call is None and call.query.shape[2] == call.key.shape[2] == length:
+        # An adapter may attend to an image of its own; text and image are all in one sequence,
+        # which attends to itself, or to which the image attends.
+        layout, queries = self.recorder._input, call.query.shape[2]
+        if (self.call is None and call.key.shape[2] == layout.length
+                and queries in (layout.length, math.prod(layout.size))):
             self.call = call
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -636,7 +638,8 @@ class _SequenceTap(_Tap):
     def attention(self, rows: slice) -> _Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""
         layout, call = self.recorder._input, self.call
-        pixels = slice(layout.image_start, layout.image_start + math.prod(layout.size))
+        first = layout.image_start if call.query.shape[2] == layout.length else 0
+        pixels = slice(first, first + math.prod(layout.size))
         query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
         key_BKHC = call.key[rows].transpose(1, 2)
         bias_BNK = None

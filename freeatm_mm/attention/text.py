@@ -1,6 +1,7 @@
 """From the nouns of a batch of prompts to the columns of a pipeline's text keys."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,17 +108,15 @@ class _Located:
     def __init__(self, call: Call, family: Family, encoder: Encoder, tokenizer: Any,
                  text_encoder: nn.Module | None, prompts: Sequence[str],
                  nouns: Sequence[Sequence[Any]]) -> None:
+        tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)  # a processor's
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self._prompts, self._padding_removed = prompts, encoder.padding_removed
+        self._prompts, self._encoder = list(prompts), encoder
         self._prepared = family.prepare_prompts(call, tokenizer, prompts)
         self._before, self._after = encoder.frame(call, tokenizer)
         self._dropped = encoder.dropped(call, tokenizer)
         self._start = encoder.start(call.pipe)
         length = encoder.max_length
-        if length == 'call':
-            length = call.option('max_sequence_length')
-        elif length == 'tokenizer':
-            length = tokenizer.model_max_length
+        length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped
         self._tokens = []
         for prompt, spans in enumerate(nouns):
@@ -129,21 +128,30 @@ class _Located:
             return locate_nouns(
                 self.tokenizer, self._prompts[prompt], nouns, prepared=self._prepared[prompt],
                 before=self._before, after=self._after, max_length=self._max_length,
-                padding_removed=self._padding_removed, truncated=truncated)
+                any_padding=self._encoder.padding != 'right',
+                special_tokens=self._encoder.special_tokens, truncated=truncated)
         except ValueError as error:
             error.args = (f'prompt {prompt}: {error}', )
             raise
 
     def columns(self, prompt: int, noun: int) -> tuple[int, ...]:
         """The columns of a noun among all text keys; none if it was cut off."""
+        tokens = self._tokens[prompt]
         shift = self._start - self._dropped
-        return tuple(token + shift for token in self._tokens[prompt].positions[noun])
+        if self._encoder.padding == 'either' and self.tokenizer.padding_side == 'left':
+            shift += self._max_length - tokens.length
+        return tuple(position + shift for position in tokens.positions[noun])
 
     def watch(self) -> EncoderWatch:
         """A watch over the text encoder."""
         texts = [self._before + prompt + self._after for prompt in self._prepared]
-        return EncoderWatch(self.text_encoder, self.tokenizer, texts, self._max_length,
-                            ('', self._before + self._after), self._prompts)
+        encode = functools.partial(
+            self.tokenizer, max_length=self._max_length, truncation=True,
+            add_special_tokens=self._encoder.special_tokens)
+        return EncoderWatch(
+            self.text_encoder, encode(texts).input_ids,
+            encode(['', self._before + self._after]).input_ids, self.tokenizer.pad_token_id,
+            self._prompts)
 
 
 class EncoderWatch:
@@ -151,21 +159,19 @@ class EncoderWatch:
 
     Args:
         encoder: The text encoder.
-        tokenizer: Its tokenizer.
-        texts: The texts it should get, as the tokenizer gets them.
-        max_length: Tokens it keeps of a text.
-        empty: Texts that don't count as others: the usual negative prompts.
+        expected: The tokens it should get, a row for each prompt.
+        empty: Rows that don't count as other prompts: the usual negative ones.
+        padding: The padding token, which doesn't count.
         prompts: The prompts, for the message.
     """
 
     def __init__(
-            self, encoder: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int,
-            empty: Sequence[str], prompts: Sequence[str]) -> None:
+            self, encoder: nn.Module, expected: Sequence[Sequence[int]],
+            empty: Sequence[Sequence[int]], padding: int, prompts: Sequence[str]) -> None:
         self._encoder = encoder
-        self._padding = tokenizer.pad_token_id
-        encoded = tokenizer([*texts, *empty], max_length=max_length, truncation=True).input_ids
-        rows = [self._without_padding(row) for row in encoded]
-        self._expected, self._empty = set(rows[:len(texts)]), set(rows[len(texts):])
+        self._padding = padding
+        self._expected = {self._without_padding(row) for row in expected}
+        self._empty = {self._without_padding(row) for row in empty}
         self._prompts = list(prompts)
         self._missing: set[tuple[int, ...]] = set()
         self._strangers = False
