@@ -15,11 +15,11 @@ from typing import Callable, Iterator
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from freeatm_mm.files import atomic_write
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
+from freeatm_mm.store.export import coco_annotation
 
 from .compose import compose_scenes
 from .scenes import SIDE, Scene, noun_probabilities
@@ -120,7 +120,7 @@ def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
         for k, (noun, mask) in enumerate(zip(scene.record.nouns, scene.masks)):
             category = NOUNS.index(noun.category) + 1
             label_map[mask] = category
-            annotation = _annotation(mask)
+            annotation = coco_annotation(mask)
             if annotation is None:  # covered entirely by the objects in front
                 continue
             coco['annotations'].append({'id': len(coco['annotations']) + 1, 'iscrowd': 0,
@@ -174,20 +174,8 @@ def _position_captions(record: PromptRecord, masks: np.ndarray) -> dict[str, str
 
 def _block(mask: np.ndarray) -> int:
     """Which of 3 x 3 blocks, from 0, row by row, holds the centre of the box round a mask."""
-    x, y, w, h = _annotation(mask)['bbox']
+    x, y, w, h = coco_annotation(mask)['bbox']
     return 3 * int(3 * (y + h / 2) / SIDE) + int(3 * (x + w / 2) / SIDE)
-
-
-def _annotation(mask: np.ndarray) -> dict | None:
-    """COCO's box (x, y, w, h), area and run-length mask; ``None`` for an empty mask."""
-    if not mask.any():
-        return None
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {'bbox': [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
-                     int(rows[-1] - rows[0] + 1)],
-            'area': int(mask.sum()),
-            'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()}}
 
 
 def export_exact_store(sources: str | Path, out: str | Path, count: int, seed: int = 1,

@@ -1,0 +1,290 @@
+"""Stores made of other stores: merged, split and filtered.
+
+Samples are copied as they stand, image and masks byte for byte, without decoding either. What is
+made depends on the sources and the arguments only, and a copy that was stopped goes on where it
+was.
+"""
+from __future__ import annotations
+
+import hashlib
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import StoreError
+from .layout import load_index, parse_json
+from .reader import Store
+from .sample import RawSample, check_key
+from .writer import StoreWriter
+
+__all__ = ['Condition', 'copy_samples', 'filter_store', 'merge_stores', 'parse_condition',
+           'split_store', 'store_keys']
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    '==': operator.eq, '!=': operator.ne, '<=': operator.le, '>=': operator.ge, '<': operator.lt,
+    '>': operator.gt}
+_CONDITION = re.compile(r'(?:(any|all|none):)?([A-Za-z_][\w.#]*)\s*(==|!=|<=|>=|<|>)\s*(.+)')
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison with a value in a sample's JSON.
+
+    Args:
+        path: Names from the top of the JSON to the value, such as ``('meta', 'steps')``. A list on
+            the way stands for each of its elements; ``#`` at the end is the length of a list.
+        operator: One of ``== != < <= > >=``.
+        value: A number, text, truth value or ``None``.
+        quantifier: For how many of the values it must hold: ``'any'``, ``'all'`` or ``'none'``.
+    """
+
+    path: tuple[str, ...]
+    operator: str
+    value: Any
+    quantifier: str = 'any'
+
+    def __call__(self, info: Mapping[str, Any]) -> bool:
+        """Whether it holds; a value that isn't there or of another type compares as false."""
+        holds = (self._compare(value) for value in _values(info, self.path))
+        if self.quantifier == 'none':
+            return not any(holds)
+        return all(holds) if self.quantifier == 'all' else any(holds)
+
+    def __str__(self) -> str:
+        return f'{self.quantifier}:{".".join(self.path)}{self.operator}{self.value!r}'
+
+    def _compare(self, found: Any) -> bool:
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool)
+                      for value in (found, self.value))
+        if not numbers and type(found) is not type(self.value):
+            return self.operator == '!='
+        try:
+            return bool(_OPERATORS[self.operator](found, self.value))
+        except TypeError:
+            return False
+
+
+def parse_condition(text: str) -> Condition:
+    """Read a condition such as ``meta.steps>=30``, ``nouns.category==dog`` or ``nouns.#>=2``.
+
+    ``all:nouns.quality.peak>0.3`` and ``none:nouns.category==person`` say for how many; without
+    either, one is enough. The value is JSON, or else text.
+
+    Raises:
+        ValueError: If it is no condition.
+    """
+    match = _CONDITION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'{text!r} is no condition; examples: meta.steps>=30, '
+                         'nouns.category==dog, all:nouns.hi>0.1, nouns.#>=2')
+    quantifier, path, sign, value = match.groups()
+    names = tuple(path.split('.'))
+    if '' in names or '#' in names[:-1]:
+        raise ValueError(f'{path!r} in {text!r} is no path: names with single dots between, and # '
+                         'at the end only')
+    try:
+        parsed = parse_json(value.encode())
+        if isinstance(parsed, (list, dict)):
+            parsed = value
+    except ValueError:
+        parsed = value
+    return Condition(names, sign, parsed, quantifier or 'any')
+
+
+def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
+    """The values that a path leads to; several where it passes through lists."""
+    if not path:
+        yield value
+    elif path[0] == '#':
+        if isinstance(value, list):
+            yield len(value)
+    elif isinstance(value, list):
+        for element in value:
+            yield from _values(element, path)
+    elif isinstance(value, dict) and path[0] in value:
+        yield from _values(value[path[0]], path[1:])
+
+
+def filter_store(path: str | Path, out: str | Path, conditions: Sequence[Condition], *,
+                 samples_per_shard: int | None = None) -> int:
+    """Copy the samples for which all conditions hold.
+
+    Args:
+        path: The store.
+        out: The new store's folder.
+        conditions: What to keep; see :func:`parse_condition`.
+        samples_per_shard: Of the new store; the default is the old one's.
+
+    Returns:
+        Number of samples kept.
+
+    Raises:
+        StoreError: If nothing is kept, or the store can't be read.
+    """
+    store = Store(path)
+    chosen = np.array([index for index in range(len(store))
+                       if all(condition(store.info(index)[1]) for condition in conditions)],
+                      np.int64)
+    if not len(chosen):
+        raise StoreError(f'none of the {len(store)} samples of {path} is as asked for; '
+                         f'{out} was not made')
+    made_by = {'filtered_by': [str(condition) for condition in conditions]}
+    return copy_samples([(store, chosen, '')], out, made_by, samples_per_shard)
+
+
+def split_store(path: str | Path, parts: Mapping[str | Path, float], *, seed: int = 0,
+                samples_per_shard: int | None = None) -> dict[str, int]:
+    """Share the samples of a store out among several, each sample to one.
+
+    A sample's part follows from its key and the seed alone: it stays where it is when others are
+    added to the store, and all images of a store that hold the same key in another split go the
+    same way.
+
+    Args:
+        path: The store.
+        parts: Folder of each part -> its share; the shares add up to 1.
+        seed: Another seed shares out otherwise.
+        samples_per_shard: Of the new stores; the default is the old one's.
+
+    Returns:
+        Folder of each part -> its number of samples.
+
+    Raises:
+        ValueError: If the shares are not positive or don't add up to 1.
+        StoreError: If a part would be empty, or the store can't be read.
+    """
+    shares = np.array(list(parts.values()), float)
+    if not len(shares) or (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(f'the shares must be above 0 and add up to 1, got {list(parts.values())}')
+    store = Store(path)
+    places = np.array([_fraction(seed, key) for key in store_keys(store)])
+    part_of = np.searchsorted(np.cumsum(shares)[:-1], places, side='right')
+    for number, folder in enumerate(parts):
+        if not (part_of == number).any():
+            raise StoreError(f'the part {folder} of {path} would be empty')
+    return {str(folder): copy_samples(
+        [(store, np.flatnonzero(part_of == number), '')], folder,
+        {'split': {'seed': seed, 'shares': shares.tolist(), 'part': number}}, samples_per_shard)
+        for number, folder in enumerate(parts)}
+
+
+def merge_stores(paths: Sequence[str | Path], out: str | Path, *,
+                 prefixes: Sequence[str] | None = None,
+                 samples_per_shard: int | None = None) -> int:
+    """Put the samples of several stores one after the other into one.
+
+    Args:
+        paths: The stores.
+        out: The new store's folder.
+        prefixes: One for each store, put before its samples' keys (``'a'``: ``a-000001``), for
+            stores that have keys in common.
+        samples_per_shard: Of the new store; the default is the first one's.
+
+    Returns:
+        Number of samples.
+
+    Raises:
+        ValueError: If there are no stores, or not one prefix for each.
+        StoreError: If two samples would have one key, naming it, or a store can't be read.
+    """
+    if not paths:
+        raise ValueError('there are no stores to merge')
+    if prefixes is not None and (len(prefixes) != len(paths) or len(set(prefixes)) < len(prefixes)):
+        raise ValueError(f'{len(paths)} stores need as many different prefixes, got '
+                         f'{list(prefixes)}')
+    stores = [Store(path) for path in paths]
+    prefixes = ['' if prefix is None else f'{prefix}-'
+                for prefix in (prefixes or [None] * len(paths))]
+    seen: dict[bytes, int] = {}
+    hashes = np.concatenate([_hashes(prefix, store_keys(store))
+                             for prefix, store in zip(prefixes, stores)])
+    if len(np.unique(hashes)) < len(hashes):  # look closer: which, or did hashes only collide?
+        for number, (prefix, store) in enumerate(zip(prefixes, stores)):
+            for key in store_keys(store):
+                name = f'{prefix}{key}'.encode()
+                if name in seen:
+                    raise StoreError(f'{paths[seen[name]]} and {paths[number]} both have a sample '
+                                     f'{name.decode()!r}; give prefixes to keep both')
+                seen[name] = number
+    sources = [(store, np.arange(len(store)), prefix) for prefix, store in zip(prefixes, stores)]
+    return copy_samples(sources, out, {'merged': len(stores)}, samples_per_shard)
+
+
+def copy_samples(sources: Sequence[tuple[Store, np.ndarray, str]], out: str | Path,
+                 made_by: dict[str, Any], samples_per_shard: int | None = None) -> int:
+    """Copy chosen samples of stores into a new one, in order.
+
+    Args:
+        sources: Stores, each with the numbers of its samples and what to put before their keys.
+        out: The new store's folder.
+        made_by: What to write into its ``store.json`` besides where the samples come from.
+        samples_per_shard: Of the new store; the default is that of the first source.
+
+    Returns:
+        Number of samples.
+
+    Raises:
+        StoreError: If a sample can't be read or ``out`` holds another store.
+    """
+    for store, _, _ in sources:
+        if Path(out).resolve() == store.path.resolve():
+            raise StoreError(f"{out} is one of the sources; a store isn't changed in place")
+    each = samples_per_shard or sources[0][0].manifest['samples_per_shard']
+    total = sum(len(numbers) for _, numbers, _ in sources)
+    digest = hashlib.sha256()
+    for _, numbers, _ in sources:
+        digest.update(np.ascontiguousarray(numbers, '<i8').tobytes())
+    config = made_by | {
+        'num_samples': total, 'selection_sha256': digest.hexdigest(),
+        'sources': [{'samples': len(store), 'config': store.config, 'prefix': prefix,
+                     'shards_sha256': _content_digest(store)} for store, _, prefix in sources]}
+    writer = StoreWriter(out, each, config)
+    wanted = ((store, int(number), prefix) for store, numbers, prefix in sources
+              for number in numbers)
+    for shard in range(-(-total // each)):
+        part = list(islice(wanted, each))
+        if not writer.is_complete(shard):
+            writer.write_shard(shard, _copies(part))
+    writer.finish(total)
+    return total
+
+
+def store_keys(store: Store) -> Iterator[str]:
+    """The keys of a store's samples in order, from its indexes alone."""
+    for entry in store.manifest['shards']:
+        for key in load_index(store.path / f'{entry["name"]}.index.npy')['key']:
+            yield key.decode('ascii', 'replace')
+
+
+def _copies(part: Iterable[tuple[Store, int, str]]) -> Iterator[RawSample]:
+    for store, number, prefix in part:
+        raw = store.read(number)
+        key = prefix + raw.key
+        check_key(key)  # a prefix may make it too long
+        yield raw._replace(key=key)
+
+
+def _content_digest(store: Store) -> str:
+    """A hash of all a store's shards, from their recorded checksums."""
+    text = ''.join(str(entry.get('sha256')) for entry in store.manifest['shards'])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashes(prefix: str, keys: Iterable[str]) -> np.ndarray:
+    """64-bit hashes of keys; 8 bytes a sample where the keys of millions would take gigabytes."""
+    return np.fromiter((_hash64(prefix + key) for key in keys), np.uint64)
+
+
+def _fraction(seed: int, key: str) -> float:
+    """A number from 0 to 1 that follows from seed and key."""
+    return _hash64(f'{seed}/{key}') / 2**64
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')

@@ -1,0 +1,382 @@
+"""A store in the formats that others read: COCO, mmseg, class folders, Parquet.
+
+Images are written as they were encoded once, never anew. Soft masks become binary ones where a
+format needs it: resized to the image, in [0, 1] of each mask's own range, at or above a threshold
+(the paper's 0.45, its section 4). Each export appears under its name only when it is whole.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from freeatm_mm.prompts import Noun
+
+from .errors import StoreError
+from .reader import Store
+from .sample import Sample, decode_sample
+
+__all__ = ['ExportReport', 'binary_masks', 'category_of', 'coco_annotation', 'export_class_folders',
+           'export_coco', 'export_mmseg', 'export_parquet', 'store_categories']
+
+#: The paper's threshold of a foreground pixel.
+THRESHOLD = 0.45
+#: mmseg reads label maps as bytes, and 255 says that a pixel doesn't count.
+MAX_LABELS = 255
+
+_FOLDER_NAME = re.compile(r"[^\W_][\w ,.'()&+-]{0,119}")
+
+
+@dataclass
+class ExportReport:
+    """What an export wrote.
+
+    Args:
+        images: Images written.
+        instances: Nouns with a mask, box, crop or class in the export.
+        empty: Masks left out because nothing of them reaches the threshold.
+        unlisted: Nouns left out because their category is none of those asked for.
+        categories: The categories, in the order of their numbers.
+    """
+
+    images: int = 0
+    instances: int = 0
+    empty: int = 0
+    unlisted: int = 0
+    categories: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f'{self.images} images, {self.instances} instances of '
+                 f'{len(self.categories)} categories']
+        if self.empty:
+            lines.append(f'{self.empty} masks left out: nothing in them reaches the threshold')
+        if self.unlisted:
+            lines.append(f'{self.unlisted} nouns left out: their category was not asked for')
+        return '\n'.join(lines)
+
+
+def category_of(noun: Noun) -> str:
+    """A noun's category, or its text in lower case where it has none."""
+    return noun.category if noun.category is not None else noun.text.lower()
+
+
+def store_categories(store: Store) -> list[str]:
+    """All categories of a store, sorted; reads the samples' JSON only."""
+    found = set()
+    for index in range(len(store)):
+        _, info = store.info(index)
+        found |= {category_of(Noun.from_json(noun)) for noun in info['nouns']}
+    return sorted(found)
+
+
+def binary_masks(sample: Sample, threshold: float = THRESHOLD) -> np.ndarray:
+    """The masks of a sample as foreground and background, at the size of its image.
+
+    Args:
+        sample: The sample, with masks (K, h, w).
+        threshold: Smallest foreground value, in [0, 1] of each mask's own range.
+
+    Returns:
+        Booleans (K, height, width).
+    """
+    return _soft_masks(sample) >= threshold
+
+
+def _soft_masks(sample: Sample) -> np.ndarray:
+    """float32 (K, height, width) in [0, 1]."""
+    from freeatm_mm.attention.masks import resize
+    width, height = sample.image.size
+    if not len(sample.masks):
+        return np.zeros((0, height, width), np.float32)
+    return resize(sample.masks.astype(np.float32) / 255, (height, width))
+
+
+def coco_annotation(mask: np.ndarray) -> dict[str, Any] | None:
+    """COCO's box (x, y, w, h), area and run-length mask; ``None`` for an empty mask.
+
+    Args:
+        mask: Booleans (h, w).
+    """
+    from pycocotools import mask as coco_mask
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {'bbox': [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
+                     int(rows[-1] - rows[0] + 1)],
+            'area': int(mask.sum()),
+            'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()}}
+
+
+def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] | None = None,
+                threshold: float = THRESHOLD) -> ExportReport:
+    """Write ``images/`` and ``coco.json`` with run-length masks; category ids count from 1.
+
+    Annotations are streamed to disk; memory doesn't grow with the store.
+
+    Args:
+        path: The store.
+        out: The folder to make.
+        categories: The categories to write, in order; all, sorted, by default.
+        threshold: Smallest foreground value of a mask, in [0, 1].
+
+    Raises:
+        StoreError: If ``out`` is there, or a sample can't be read.
+        ValueError: If ``threshold`` is out of range, or there are no categories.
+    """
+    with _export(path, out, categories, threshold) as run:
+        (run.folder / 'images').mkdir()
+        images, annotations = run.folder / '.images', run.folder / '.annotations'
+        with images.open('w') as image_file, annotations.open('w') as annotation_file:
+            for image_id, sample in enumerate(run.samples()):
+                name = f'{sample.key}.{sample.image_format}'
+                (run.folder / 'images' / name).write_bytes(sample.image_bytes)
+                width, height = sample.image.size
+                _write_item(image_file, {
+                    'id': image_id, 'file_name': name, 'width': width, 'height': height})
+                for number, mask in run.instances(sample, binary_masks(sample, threshold)):
+                    _write_item(annotation_file, {
+                        'id': run.report.instances, 'image_id': image_id,
+                        'category_id': number + 1, 'iscrowd': 0, **coco_annotation(mask)})
+        with (run.folder / 'coco.json').open('w') as file:
+            head = {'info': {'description': f'exported from the store {Path(path).name}'},
+                    'categories': [{'id': number, 'name': name}
+                                   for number, name in enumerate(run.report.categories, 1)]}
+            file.write(json.dumps(head, ensure_ascii=False)[:-1])
+            for name, part in (('images', images), ('annotations', annotations)):
+                file.write(f', "{name}": [\n')
+                with part.open() as source:
+                    shutil.copyfileobj(source, file)
+                file.write(']')
+                part.unlink()
+            file.write('}\n')
+    return run.report
+
+
+def export_mmseg(path: str | Path, out: str | Path, *, categories: Sequence[str] | None = None,
+                 threshold: float = THRESHOLD) -> ExportReport:
+    """Write ``images/``, ``labels/*.png`` and ``classes.txt`` for semantic segmentation.
+
+    In a label map 0 is background, else the number of the category, counted from 1. Where nouns
+    overlap, the one whose mask is strongest there, each in its own range, has the pixel. With
+    mmseg's ``BaseSegDataset``: ``data_prefix=dict(img_path='images', seg_map_path='labels')``,
+    ``reduce_zero_label=False`` and the lines of ``classes.txt`` as ``classes``.
+
+    Raises:
+        StoreError: If ``out`` is there, or a sample can't be read.
+        ValueError: If there are more categories than a label map can hold, or see
+            :func:`export_coco`.
+    """
+    with _export(path, out, categories, threshold) as run:
+        names = ['background', *run.report.categories]
+        if len(names) > MAX_LABELS:
+            raise ValueError(f'a label map holds at most {MAX_LABELS - 1} categories, the store '
+                             f'has {len(names) - 1}: name those to export')
+        (run.folder / 'classes.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
+        for name in ('images', 'labels'):
+            (run.folder / name).mkdir()
+        for sample in run.samples():
+            (run.folder / 'images' / f'{sample.key}.{sample.image_format}').write_bytes(
+                sample.image_bytes)
+            soft = _soft_masks(sample)
+            best = np.full(soft.shape[1:], threshold, np.float32)
+            labels = np.zeros(soft.shape[1:], np.uint8)
+            for number, mask in run.instances(sample, soft, lambda mask: mask >= threshold):
+                wins = mask >= best
+                labels[wins], best[wins] = number + 1, mask[wins]
+            Image.fromarray(labels).save(run.folder / 'labels' / f'{sample.key}.png')
+    return run.report
+
+
+def export_class_folders(path: str | Path, out: str | Path, *,
+                         categories: Sequence[str] | None = None, crop: bool = False,
+                         threshold: float = THRESHOLD) -> ExportReport:
+    """Write ``CATEGORY/KEY.jpg``, which mmpretrain's CustomDataset and torchvision read.
+
+    Args:
+        path: The store.
+        out: The folder to make.
+        categories: As for :func:`export_coco`.
+        crop: Write the box round each noun's mask, as PNG, instead of the whole image once for
+            each category in it.
+        threshold: Smallest foreground value of a mask, in [0, 1]; for ``crop``.
+
+    Raises:
+        StoreError: If a category can't be the name of a folder; and see :func:`export_coco`.
+        ValueError: See :func:`export_coco`.
+    """
+    with _export(path, out, categories, threshold) as run:
+        for name in run.report.categories:
+            if not _FOLDER_NAME.fullmatch(name) or name.endswith((' ', '.')):
+                raise StoreError(f"the category {name!r} can't be the name of a folder")
+            (run.folder / name).mkdir()
+        for sample in run.samples():
+            if not crop:
+                for name in run.listed(sample):
+                    file = run.folder / name / f'{sample.key}.{sample.image_format}'
+                    file.write_bytes(sample.image_bytes)
+                    run.report.instances += 1
+                continue
+            for number, mask in run.instances(sample, binary_masks(sample, threshold)):
+                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+                sample.image.crop(tuple(map(int, box))).save(
+                    run.folder / run.report.categories[number]
+                    / f'{sample.key}_{run.report.instances}.png')
+    return run.report
+
+
+def export_parquet(path: str | Path, out: str | Path, *, rows_per_group: int = 100,
+                   rows_per_file: int | None = None) -> ExportReport:
+    """Write ``data/train-*.parquet``, which Hugging Face ``datasets`` and its hub load with images.
+
+    Columns: ``key``, ``image``, ``caption``, ``nouns`` (text, start, end, category, lo, hi),
+    ``masks`` (one grey picture with the K masks below each other, none without nouns),
+    ``mask_height``, ``mask_width`` and ``meta`` (JSON). Nothing is decoded, nothing is lost.
+
+    Args:
+        path: The store.
+        out: The folder to make.
+        rows_per_group: Samples read and written at a time.
+        rows_per_file: Samples in a file; the default is the store's in a shard.
+
+    Raises:
+        StoreError: If ``out`` is there, or a sample can't be read.
+        ValueError: If pyarrow isn't installed.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError('Parquet needs pyarrow; install freeatm_mm[export]') from None
+    picture = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+    noun = pa.struct([('text', pa.string()), ('start', pa.int32()), ('end', pa.int32()),
+                      ('category', pa.string()), ('lo', pa.float32()), ('hi', pa.float32())])
+    schema = pa.schema([
+        ('key', pa.string()), ('image', picture), ('caption', pa.string()),
+        ('nouns', pa.list_(noun)), ('masks', picture), ('mask_height', pa.int32()),
+        ('mask_width', pa.int32()), ('meta', pa.string())])
+    features: dict[str, Any] = {
+        item.name: _value_feature(item) for item in schema if item.name != 'nouns'}
+    features |= {'image': {'_type': 'Image'}, 'masks': {'_type': 'Image'},
+                 'nouns': [{item.name: _value_feature(item) for item in noun}]}
+    schema = schema.with_metadata({'huggingface': json.dumps({'info': {'features': features}})})
+
+    def row(index: int) -> dict[str, Any]:
+        raw = store.read(index)
+        info = raw.info
+        report.images += 1
+        report.instances += len(info['nouns'])
+        names.update(category_of(Noun.from_json(item)) for item in info['nouns'])
+        return {
+            'key': raw.key, 'caption': info['caption'], 'nouns': [
+                {'category': None} | {key: item[key] for key in noun_fields if key in item}
+                for item in info['nouns']],
+            'image': {'bytes': raw.image_bytes, 'path': f'{raw.key}.{raw.image_format}'},
+            'masks': {'bytes': raw.masks_bytes, 'path': f'{raw.key}.masks.png'}
+            if raw.masks_bytes else None,
+            'mask_height': info['masks']['height'], 'mask_width': info['masks']['width'],
+            'meta': json.dumps(info['meta'], ensure_ascii=False)}
+
+    store, report, names = Store(path), ExportReport(), set()
+    noun_fields = [item.name for item in noun]
+    each = rows_per_file or store.manifest['samples_per_shard']
+    count = -(-len(store) // each)
+    with _new_folder(out) as folder:
+        (folder / 'data').mkdir()
+        for number in range(count):
+            file = folder / 'data' / f'train-{number:05d}-of-{count:05d}.parquet'
+            with parquet.ParquetWriter(file, schema) as writer:
+                last = min((number + 1) * each, len(store))
+                for first in range(number * each, last, rows_per_group):
+                    rows = [row(index) for index in range(first, min(first + rows_per_group, last))]
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+    report.categories = sorted(names)
+    return report
+
+
+class _Run:
+    """What the exports with masks have in common."""
+
+    def __init__(self, store: Store, folder: Path, categories: Sequence[str] | None) -> None:
+        self.store = store
+        self.folder = folder
+        names = list(store_categories(store) if categories is None else categories)
+        if not names or len(set(names)) < len(names):
+            raise ValueError('the categories to export must be different, and at least one; got '
+                             f'{names}')
+        self.report = ExportReport(categories=names)
+        self.numbers = {name: number for number, name in enumerate(names)}
+
+    def samples(self) -> Iterator[Sample]:
+        """All samples, one at a time."""
+        for index in range(len(self.store)):
+            self.report.images += 1
+            yield decode_sample(self.store.read(index))
+
+    def listed(self, sample: Sample) -> list[str]:
+        """The categories of a sample, each once; counts nouns that are left out."""
+        names = [category_of(noun) for noun in sample.nouns]
+        self.report.unlisted += sum(name not in self.numbers for name in names)
+        return [name for name in dict.fromkeys(names) if name in self.numbers]
+
+    def instances(self, sample: Sample, masks: np.ndarray,
+                  foreground: Callable[[np.ndarray], np.ndarray] = np.asarray
+                  ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield number of the category and mask of each noun to export; counts all."""
+        for noun, mask in zip(sample.nouns, masks):
+            number = self.numbers.get(category_of(noun))
+            if number is None:
+                self.report.unlisted += 1
+            elif not foreground(mask).any():
+                self.report.empty += 1
+            else:
+                self.report.instances += 1
+                yield number, mask
+
+
+@contextmanager
+def _export(path: str | Path, out: str | Path, categories: Sequence[str] | None,
+            threshold: float) -> Iterator[_Run]:
+    if not 0 < threshold <= 1:
+        raise ValueError(f'threshold must be above 0 and at most 1, got {threshold}')
+    store = Store(path)
+    with _new_folder(out) as folder:
+        yield _Run(store, folder, categories)
+
+
+@contextmanager
+def _new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder that gets its name when the block ends without an error."""
+    out = Path(out)
+    if out.exists():
+        raise StoreError(f'{out} is there already; choose another folder, or remove it')
+    scratch = out.with_name(f'.{out.name}.tmp')
+    shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        os.replace(scratch, out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _value_feature(column: Any) -> dict[str, str]:
+    """How ``datasets`` describes a column of plain values."""
+    kind = str(column.type)
+    return {'dtype': {'float': 'float32'}.get(kind, kind), '_type': 'Value'}
+
+
+def _write_item(file: Any, item: dict[str, Any]) -> None:
+    """Write an element of a JSON list, after a comma unless it is the first."""
+    file.write((',\n' if file.tell() else '') + json.dumps(item, ensure_ascii=False))
