@@ -124,7 +124,11 @@ class FreeATMRunner(RunnerBase):
             self._wrapped_model = self._model
             if self.use_distributed:
                 on_gpu = self.device.type == 'cuda'
-                # The queues are equal in all processes anyway, as each gathers all keys.
+                # The queues start equal and stay so, as each process gathers all keys: there is
+                # no need to send them round at every step, nor does DistributedDataParallel then
+                # do it at the start.
+                for buffer in self._model.buffers():
+                    dist.broadcast(buffer, src=0)
                 self._wrapped_model = DistributedDataParallel(
                     self._model, device_ids=[self.config.run_cfg.gpu] if on_gpu else None,
                     broadcast_buffers=False, find_unused_parameters=self.config.run_cfg.get(

@@ -1,0 +1,260 @@
+"""The models: LAVIS's losses bit for bit, and checkpoints that leave nothing missing."""
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip('lavis')
+
+from lavis.models.blip_models.blip import BlipBase  # noqa: E402
+from lavis.models.blip_models.blip_pretrain import BlipPretrain  # noqa: E402
+from lavis.models.blip_models.blip_retrieval import BlipRetrieval  # noqa: E402
+from lavis.models.med import XBertEncoder, XBertLMHeadDecoder  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from tiny_blip import FINETUNE, PRETRAIN, ZEROSHOT, make_tokenizer, model_options  # noqa: E402
+
+from freeatm_mm.lavis_ext import models  # noqa: E402
+from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
+from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain, FreeATMBlipRetrieval  # noqa: E402
+from freeatm_mm.lavis_ext.tokenizer import load_tokenizer  # noqa: E402
+
+TEXTS = ['a photo of a dog', 'a bird', 'a lamp the lamp is in block 3', 'a photo of a boat']
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp('tokenizer'))
+
+
+def config(tokenizer, *options, path=PRETRAIN):
+    return load_config(path, [*model_options(tokenizer), *options]).model_cfg
+
+
+@pytest.fixture(scope='module')
+def model(tokenizer):
+    torch.manual_seed(0)
+    return FreeATMBlipPretrain.from_config(config(tokenizer, 'model.max_txt_len=12'))
+
+
+def lavis_pretrain(tokenizer, monkeypatch):
+    """LAVIS's own model of the same sizes, with the one thing it would download handed over."""
+    monkeypatch.setattr(BlipBase, 'init_tokenizer', classmethod(
+        lambda cls: load_tokenizer(tokenizer)))
+    cfg = config(tokenizer)
+    image = models._image_encoder(cfg)
+    bert = models._bert_config(cfg, image, load_tokenizer(tokenizer).vocab_size)
+    return BlipPretrain(
+        image, XBertEncoder(config=bert, add_pooling_layer=False), XBertLMHeadDecoder(config=bert),
+        queue_size=24, embed_dim=6, max_txt_len=12)
+
+
+def batch(step=0, **more):
+    torch.manual_seed(step)
+    return {'image': torch.randn(4, 3, 16, 16), 'text_input': TEXTS, 'epoch': 0, 'iters': step,
+            'num_iters_per_epoch': 3, **more}
+
+
+def train_steps(model, count=3):
+    """Losses, gradients' sum and queues of some steps."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    found = []
+    for step in range(count):
+        samples = batch(step)
+        output = model(samples)
+        output.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        optimizer.step()
+        optimizer.zero_grad()
+        found += [output.loss_itc, output.loss_itm, output.loss_lm, *gradients,
+                  model.image_queue.clone(), model.text_queue.clone()]
+    return found
+
+
+def test_losses_are_those_of_lavis_bit_for_bit(tokenizer, monkeypatch):
+    torch.manual_seed(3)
+    ours = FreeATMBlipPretrain.from_config(config(tokenizer, 'model.max_txt_len=12'))
+    theirs = lavis_pretrain(tokenizer, monkeypatch)
+    state = ours.state_dict()
+    assert set(state) - set(theirs.state_dict()) == {'idx_queue'}
+    theirs.load_state_dict({name: value for name, value in state.items() if name != 'idx_queue'})
+    first, second = train_steps(ours), train_steps(theirs)
+    assert len(first) == len(second) > 100
+    assert all(torch.equal(one, other) for one, other in zip(first, second))
+
+
+def test_texts_that_are_cut_are_counted(model):
+    model.take_text_counts()
+    model(batch(text_input=['a dog', 'a dog ' * 6, 'a dog ' * 5, 'a']))
+    assert model.take_text_counts() == {'texts': 4, 'truncated': 1, 'lost_tokens': 2}
+    assert model.take_text_counts() == {'texts': 0, 'truncated': 0, 'lost_tokens': 0}
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    path = tmp_path / 'checkpoint_1.pth'
+    torch.save({'model': model.state_dict()}, path)
+    return path
+
+
+def check_same(retrieval, model):
+    own, source = retrieval.state_dict(), model.state_dict()
+    assert [name for name in own if not torch.equal(own[name], source[name])] in (
+        [], ['queue_ptr'])  # which starts anew
+
+
+def test_retrieval_finds_everything(model, checkpoint, tokenizer, caplog):
+    with caplog.at_level(logging.INFO):
+        retrieval = FreeATMBlipRetrieval.from_config(
+            config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE))
+    own = len(retrieval.state_dict())
+    decoder = sum(name.startswith('text_decoder.') for name in model.state_dict())
+    assert (f"{own} of {own} tensors loaded (0 interpolated), 0 of the model's left as they were, "
+            f'{decoder} unused') in caplog.text
+    check_same(retrieval, model)
+
+
+def test_lavis_own_retrieval_finds_everything(model, checkpoint, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(BlipBase, 'init_tokenizer', classmethod(
+        lambda cls: load_tokenizer(tokenizer)))
+    cfg = config(tokenizer, path=FINETUNE)
+    image = models._image_encoder(cfg)
+    bert = models._bert_config(cfg, image, len(load_tokenizer(tokenizer)))
+    retrieval = BlipRetrieval(image, XBertEncoder(config=bert, add_pooling_layer=False),
+                              queue_size=24, embed_dim=6)
+    message = retrieval.load_from_pretrained(str(checkpoint))
+    assert message.missing_keys == []
+    check_same(retrieval, model)
+
+
+def test_a_checkpoint_of_lavis_gets_momentum_encoders(model, tokenizer, tmp_path, caplog):
+    """LAVIS leaves out what takes no gradient; its own retrieval model then stops with KeyError."""
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    state = {name: value for name, value in model.state_dict().items()
+             if name not in frozen and name != 'idx_queue'}
+    torch.save({'model': state}, tmp_path / 'lavis.pth')
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}', path=FINETUNE))
+    assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
+    assert torch.equal(retrieval.text_proj_m.weight, model.text_proj.weight)
+
+
+def test_larger_images_and_other_queues(model, checkpoint, tokenizer, caplog):
+    with caplog.at_level(logging.INFO):
+        retrieval = FreeATMBlipRetrieval.from_config(config(
+            tokenizer, f'model.pretrained={checkpoint}', 'model.image_size=32',
+            'model.queue_size=48', path=FINETUNE))
+    assert "(2 interpolated), 4 of the model's left as they were" in caplog.text
+    assert retrieval.visual_encoder.pos_embed.shape[1] == 17
+    assert torch.equal(retrieval.visual_encoder.pos_embed[:, 0],
+                       model.visual_encoder.pos_embed[:, 0])
+    assert (retrieval.idx_queue == -100).all()
+
+
+def test_pretraining_goes_on_from_another(model, checkpoint, tokenizer):
+    again = FreeATMBlipPretrain.from_config(config(tokenizer, f'model.pretrained={checkpoint}'))
+    for name, value in model.state_dict().items():
+        if name != 'queue_ptr':
+            assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
+    def load(state):
+        torch.save(state, tmp_path / 'x.pth')
+        return FreeATMBlipRetrieval.from_config(config(
+            tokenizer, f'model.pretrained={tmp_path / "x.pth"}', path=FINETUNE))
+    state = model.state_dict()
+    with pytest.raises(ValueError, match='lacks itm_head.weight$'):
+        load({name: value for name, value in state.items() if name != 'itm_head.weight'})
+    with pytest.raises(ValueError, match='holds for no part of the model extra'):
+        load({**state, 'extra': torch.zeros(1)})
+    with pytest.raises(ValueError, match='has in another shape itm_head.bias'):
+        load({**state, 'itm_head.bias': torch.zeros(3)})
+    with pytest.raises(ValueError, match='holds no weights'):
+        load([1, 2])
+
+
+@pytest.mark.parametrize('options, path, message', [
+    (['model.pretrained=no/such.pth'], ZEROSHOT, 'there is no checkpoint no/such.pth'),
+    ([], ZEROSHOT, 'set model.pretrained'),
+    (['model.load_finetuned=True'], ZEROSHOT, 'model.load_finetuned=True and model.finetuned'),
+    (['model.image_weights=no/deit.pth'], PRETRAIN, 'there is no checkpoint no/deit.pth'),
+    (['model.text_weights=no/bert'], PRETRAIN, 'no folder of text weights no/bert'),
+    (['model.vit_type=huge'], PRETRAIN, 'vit_type must be one of base, large'),
+    (['model.vit.width=3'], PRETRAIN, 'vit has no entry width'),
+    (['model.max_txt_len=65'], PRETRAIN, "more than the text model's 64 positions"),
+    (['model.tokenizer=configs'], PRETRAIN, 'holds no tokenizer'),
+])
+def test_wrong_settings_are_told(tokenizer, options, path, message):
+    cfg = config(tokenizer, *options, path=path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        (FreeATMBlipPretrain if path == PRETRAIN else FreeATMBlipRetrieval).from_config(cfg)
+
+
+def test_weights_from_local_files(tokenizer, tmp_path):
+    """A ViT as DeiT saves it, a BERT as transformers does: both arrive, nothing is fetched."""
+    from transformers import BertConfig, BertForMaskedLM
+    cfg = config(tokenizer)
+    source = models._image_encoder(cfg)
+    torch.save({'model': {**source.state_dict(), 'head.weight': torch.zeros(5, 8)}},
+               tmp_path / 'deit.pth')
+    words = load_tokenizer(tokenizer).vocab_size
+    bert = BertForMaskedLM(BertConfig(
+        vocab_size=words, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=64))
+    bert.save_pretrained(tmp_path / 'bert')
+    model = FreeATMBlipPretrain.from_config(config(
+        tokenizer, f'model.image_weights={tmp_path / "deit.pth"}',
+        f'model.text_weights={tmp_path / "bert"}'))
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.visual_encoder.state_dict()[name], value)
+        assert torch.equal(model.visual_encoder_m.state_dict()[name], value)
+    inner, given = model.text_encoder.state_dict(), bert.bert.state_dict()
+    for name in inner:
+        if 'crossattention' in name or name == 'embeddings.position_ids':
+            continue
+        value = inner[name][:words] if 'word_embeddings' in name else inner[name]
+        # LAVIS ties encoder and decoder but for self-attention; both start from BERT.
+        assert torch.equal(value, given[name]), name
+    assert torch.equal(model.text_encoder.embeddings.position_ids[0], torch.arange(64))
+    assert torch.equal(model.text_decoder.cls.predictions.transform.dense.weight,
+                       bert.cls.predictions.transform.dense.weight)
+
+
+def test_safetensors_are_read(model, tokenizer, tmp_path):
+    from safetensors.torch import save_file
+    save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()},
+              tmp_path / 'x.safetensors')
+    retrieval = FreeATMBlipRetrieval.from_config(config(
+        tokenizer, f'model.pretrained={tmp_path / "x.safetensors"}', path=FINETUNE))
+    check_same(retrieval, model)
+
+
+class RetrievalSet:
+    """Four pictures, five texts."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        self.text = [*TEXTS, 'a photo of a lamp']
+        self.image = ['x'] * 4
+        self.batches = [{'image': torch.randn(2, 3, 16, 16)} for _ in range(2)]
+        self.dataset = self
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_k_test_is_fitted_to_the_set(model, checkpoint, tokenizer, caplog):
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)).eval()
+    with torch.no_grad():
+        large = retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 256}))
+        assert 'k_test is 256, and the set has 4 images and 5 texts: 4 are' in caplog.text
+        fitting = retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 4}))
+        with pytest.raises(RuntimeError, match='out of range'):  # LAVIS alone
+            BlipRetrieval.compute_sim_matrix(retrieval, RetrievalSet(),
+                                             OmegaConf.create({'k_test': 256}))
+    assert (large[0] == fitting[0]).all() and (large[1] == fitting[1]).all()
+    assert large[0].shape == (4, 5) and large[1].shape == (5, 4)

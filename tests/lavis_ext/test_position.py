@@ -1,0 +1,238 @@
+"""Blocks and sentences; the geometry against pictures whose pixels tell where they come from."""
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip('lavis')
+
+import torch  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from freeatm_mm.attention.masks import binarize, box_of, minmax  # noqa: E402
+from freeatm_mm.lavis_ext.position import (  # noqa: E402
+    WHOLE_VIEW,
+    PositionPrompts,
+    box_in_view,
+    crop_matrix,
+    flip_matrix,
+    object_from_box,
+    object_from_mask,
+    preset_prompts,
+)
+from freeatm_mm.lavis_ext.processors import (  # noqa: E402
+    FreeATMCaptionProcessor,
+    FreeATMImageTrainProcessor,
+)
+
+SIZE = (120, 80)  # width, height
+
+
+def coded_image(size=SIZE):
+    """A picture whose red and green channels say which column and row a pixel was in."""
+    columns, rows = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 255)], 2).astype(np.uint8))
+
+
+def decoded(view, processor):
+    """Where each pixel of a view was in its image, (2, h, w) fractions, and which are picture."""
+    std, mean = (torch.tensor(values)[:, None, None]
+                 for values in (processor.finish[-1].std, processor.finish[-1].mean))
+    pixels = (view * std + mean).numpy()
+    return pixels[:2], pixels[2] > 0.99  # shears and turns bring in black
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), x=st.floats(0, 0.85), y=st.floats(0, 0.85),
+       width=st.floats(0.1, 1), height=st.floats(0.1, 1), hflip=st.booleans())
+def test_the_box_in_the_view_is_where_the_pixels_are(seed, x, y, width, height, hflip):
+    """Crop and flip: the matrix against the pixels, an object cut away, and the block."""
+    processor = FreeATMImageTrainProcessor(96, min_scale=0.1, hflip=hflip, augment=False)
+    torch.manual_seed(seed)
+    view, matrix = processor.with_view(coded_image())
+    (columns, rows), _ = decoded(view, processor)
+    box = np.array([x, y, min(x + width, 1), min(y + height, 1)])
+    thing = object_from_box('dog', box * (*SIZE, *SIZE), SIZE)
+    inside = ((columns >= box[0]) & (columns <= box[2]) & (rows >= box[1]) & (rows <= box[3]))
+    found, share = box_in_view(thing.parts, matrix)
+    ys, xs = np.nonzero(inside)
+    if len(ys) < 2 or min(np.ptp(xs), np.ptp(ys)) < 4:  # a sliver at most
+        assert found is None or min(found[2:] - found[:2]) < 0.12
+        return
+    seen = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 96
+    np.testing.assert_allclose(found, seen, atol=0.035)  # three pixels: both codes are resampled
+    visible = np.prod(np.minimum(box[2:], [columns.max(), rows.max()])
+                      - np.maximum(box[:2], [columns.min(), rows.min()])) / np.prod(box[2:] - box[:2])
+    assert share == pytest.approx(visible, abs=0.08)
+    centre = 3 * (seen[:2] + seen[2:]) / 2
+    if np.abs(centre - np.round(centre)).min() > 0.12:  # not at the edge of a block
+        assert PositionPrompts().block(found) == 3 * int(centre[1]) + int(centre[0])
+
+
+@pytest.mark.parametrize('operation', ['ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate'])
+def test_shears_shifts_and_turns_are_followed(operation, monkeypatch):
+    processor = FreeATMImageTrainProcessor(96, min_scale=0.9)
+    processor.augmentation.augs = [operation]
+    box = np.array([0.3, 0.2, 0.6, 0.7])
+    moved = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        view, matrix = processor.with_view(coded_image())
+        (columns, rows), picture = decoded(view, processor)
+        inside = ((columns >= box[0]) & (columns <= box[2]) & (rows >= box[1]) & (rows <= box[3])
+                  & picture)
+        ys, xs = np.nonzero(inside)
+        found, _ = box_in_view(object_from_box('dog', box * (*SIZE, *SIZE), SIZE).parts, matrix)
+        np.testing.assert_allclose(
+            found, np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 96, atol=0.045)
+        moved += not np.allclose(matrix[[0, 1], [1, 0]], 0) or not picture.all()
+    assert moved > 3
+
+
+def test_pixels_and_draws_are_those_of_lavis():
+    from lavis.processors.blip_processors import BlipImageTrainProcessor
+    ours, theirs = FreeATMImageTrainProcessor(64), BlipImageTrainProcessor(64)
+    for number in range(25):
+        views = []
+        for processor in (ours, theirs):
+            torch.manual_seed(number)
+            np.random.seed(number)
+            views += [processor(coded_image()), torch.get_rng_state(), np.random.rand()]
+        assert torch.equal(views[0], views[3]) and torch.equal(views[1], views[4])
+        assert views[2] == views[5]
+
+
+def test_without_flips_draws_stay_the_same():
+    flips, none = FreeATMImageTrainProcessor(32), FreeATMImageTrainProcessor(32, hflip=False)
+    mirrored = 0
+    for seed in range(8):
+        matrices = []
+        for processor in (flips, none):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            matrices.append((processor.with_view(coded_image())[1], torch.rand(1)))
+        assert matrices[0][1] == matrices[1][1]
+        assert matrices[1][0][0, 0] > 0
+        mirrored += matrices[0][0][0, 0] < 0
+    assert 0 < mirrored < 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), grid=st.integers(1, 6), base=st.sampled_from([0, 1]))
+def test_a_mask_is_where_its_stretched_foreground_is(seed, grid, base):
+    rng = np.random.default_rng(seed)
+    levels = (rng.random((6, 9)) ** 3 * rng.uniform(30, 255) + rng.uniform(0, 30)).astype(np.uint8)
+    box = np.array(box_of(binarize(minmax(levels.astype(np.float32))[0], 0.45)))
+    found, share = box_in_view(object_from_mask('dog', levels).parts, WHOLE_VIEW)
+    np.testing.assert_allclose(found, box)
+    assert share == pytest.approx(1)
+    column, row = (min(int((low + high) / 2 * grid), grid - 1)
+                   for low, high in ((box[0], box[2]), (box[1], box[3])))
+    assert PositionPrompts(grid=grid, index_base=base).block(found) == base + grid * row + column
+
+
+def test_a_view_shows_part_of_a_mask():
+    """Foreground in two corners: each crop names the block of the part that it shows."""
+    mask = np.zeros((4, 4), np.uint8)
+    mask[0, 0] = mask[3, 3] = 200
+    thing = object_from_mask('dog', mask)
+    prompts = PositionPrompts()
+    assert prompts.sentences([thing], WHOLE_VIEW) == ['The dog is in block 4.']
+    left = crop_matrix((0, 0, 2, 2), (4, 4))
+    assert prompts.sentences([thing], left) == ['The dog is in block 0.']
+    assert prompts.sentences([thing], flip_matrix() @ left) == ['The dog is in block 2.']
+    assert prompts.sentences([thing], crop_matrix((0, 2, 2, 2), (4, 4))) == []
+    assert box_in_view(thing.parts, left)[1] == 0.5
+    assert PositionPrompts(min_visible=0.5).sentences([thing], left) == []
+    assert PositionPrompts(track=False).sentences([thing], left) == ['The dog is in block 4.']
+
+
+def test_a_flat_mask_shows_nothing():
+    thing = object_from_mask('dog', np.full((4, 4), 7, np.uint8))
+    assert PositionPrompts().sentences([thing], WHOLE_VIEW) == []
+
+
+def things():
+    return [object_from_box(name, box, (90, 90)) for name, box in (
+        ('dog', (62, 62, 88, 88)), ('red ball', (1, 1, 20, 20)), ('dog', (61, 61, 85, 80)),
+        ('tree', (30, 31, 60, 60)))]
+
+
+def test_the_two_presets():
+    paper = FreeATMCaptionProcessor.from_config({'preset': 'freeatm'})
+    assert paper('A dog.', things(), WHOLE_VIEW) == (
+        'a dog the dog is in block 8 the red ball is in block 0 the tree is in block 4')
+    ptp = FreeATMCaptionProcessor.from_config({'preset': 'ptp'})
+    random.seed(0)
+    texts = [ptp('A dog', things(), WHOLE_VIEW) for _ in range(200)]
+    counts = {text: texts.count(text) for text in texts}
+    assert set(counts) == {'a dog the block 8 has a dog', 'a dog the block 0 has a red ball',
+                           'a dog the block 4 has a tree'}
+    # The dog is there twice.
+    assert 75 < counts['a dog the block 8 has a dog'] < 125
+
+
+def test_options():
+    def text(**options):
+        return FreeATMCaptionProcessor.from_config({'name': 'freeatm_caption', **options})(
+            'x', things(), WHOLE_VIEW)
+    assert text(order='block') == ('x the red ball is in block 0 the tree is in block 4 '
+                                   'the dog is in block 8')
+    assert text(grid=2, index_base=1, template='[O] at [P]') == 'x dog at 4 red ball at 1 tree at 4'
+    orders = {text(order='random') for _ in range(60)}
+    assert len(orders) > 2
+    assert len(text(max_objects=2).split(' the ')) in (2, 3)
+    assert text(prompt='a picture of ', preset='none') == 'a picture of x'
+
+
+def test_random_choices_leave_torch_and_numpy_alone():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    preset_prompts('ptp', order='random').sentences(things(), WHOLE_VIEW)
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize('caption', ['A dog, a cat.', 'two  "dogs"\n(and) #1; x: y!', ''])
+def test_without_prompts_the_text_is_that_of_lavis(caption):
+    from lavis.processors.blip_processors import BlipCaptionProcessor
+    assert FreeATMCaptionProcessor()(caption, things()) == BlipCaptionProcessor()(caption)
+    # and nothing is cut by words: the model's limit, which is counted, is the only one
+    assert len(FreeATMCaptionProcessor()('dog ' * 70).split()) == 70
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'preset': 'ours'}, "no preset 'ours'.*none, freeatm, ptp"),
+    ({'max_words': 50}, 'no option max_words; known are'),
+    ({'template': 'The [O].'}, r'must hold \[O\] for the object and \[P\]'),
+    ({'grid': 0}, 'grid must be at least 1'),
+    ({'max_objects': 0}, 'max_objects must be at least 1'),
+    ({'order': 'size'}, "order must be one of given, random, block, got 'size'"),
+    ({'min_visible': 1.0}, 'min_visible must be at least 0 and below 1'),
+    ({'preset': 'none', 'grid': 2}, "'none' makes no position prompts, so that grid"),
+])
+def test_wrong_options_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        FreeATMCaptionProcessor.from_config(options)
+
+
+@pytest.mark.parametrize('box, message', [
+    ((200, 10, 220, 20), r'of \'dog\' is empty or lies outside its image of 120x80'),
+    ((10, 10, 10, 20), 'is empty or lies outside'),
+    ((0, 0, 10), 'must be four numbers'),
+    ((0, 0, float('nan'), 4), 'must be four numbers'),
+])
+def test_wrong_boxes_are_told(box, message):
+    with pytest.raises(ValueError, match=message):
+        object_from_box('dog', box, SIZE)
+
+
+def test_a_box_that_sticks_out_is_cut():
+    assert object_from_box('dog', (-10, 40, 60, 200), SIZE).parts.tolist() == [[0, 0.5, 0.5, 1]]

@@ -1,0 +1,78 @@
+"""The tokenizer: LAVIS's tokens, a count of what is cut, and the miniature's own vocabulary."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('lavis')
+
+from lavis.processors.blip_processors import BlipCaptionProcessor  # noqa: E402
+from transformers import BertTokenizer  # noqa: E402
+
+from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
+from freeatm_mm.lavis_ext.tokenizer import load_tokenizer, make_vocabulary  # noqa: E402
+from freeatm_mm.miniature.export import BLOCK_NAMES  # noqa: E402
+from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS  # noqa: E402
+from freeatm_mm.prompts import TEMPLATES, Subject, fill_template  # noqa: E402
+
+FOLDER = Path(__file__).parents[2] / 'configs/lavis/miniature/tokenizer'
+
+
+def world_texts():
+    """Texts that hold every word of the miniature's captions and prompts."""
+    clean = BlipCaptionProcessor()
+    for place in BACKGROUNDS.values():
+        for count, templates in TEMPLATES.items():
+            for template in templates:
+                for noun in NOUNS:
+                    for colour in ('', *COLOURS):
+                        subjects = [Subject(noun, colour)] * count
+                        yield clean(fill_template('x', template, subjects, place).prompt)
+    yield from BLOCK_NAMES
+    for preset in PRESETS.values():
+        for block in range(9):
+            if preset is not None:
+                yield clean(preset.template.replace('[O]', NOUNS[0]).replace('[P]', str(block)))
+
+
+def test_the_miniature_vocabulary_is_that_of_its_world():
+    assert (FOLDER / 'vocab.txt').read_text().splitlines() == make_vocabulary(world_texts())
+
+
+def test_every_word_of_the_world_is_one_token():
+    tokenizer = load_tokenizer(FOLDER)
+    for text in list(world_texts())[::7]:
+        ids = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) == len(text.replace(',', ' ,').split()) + 2
+
+
+def test_tokens_are_those_of_lavis_and_cuts_are_counted():
+    ours, theirs = load_tokenizer(FOLDER), BertTokenizer.from_pretrained(FOLDER)
+    theirs.add_special_tokens({'bos_token': '[DEC]'})
+    theirs.add_special_tokens({'additional_special_tokens': ['[ENC]']})
+    texts = ['a red dress', 'a bird with a blue bag is on the grass', 'a bird in the rain on']
+    options = dict(padding='max_length', truncation=True, max_length=8, return_tensors='pt')
+    for name, tensor in theirs(texts, **options).items():
+        assert (ours(texts, **options)[name] == tensor).all()
+    assert len(ours) == len(theirs) and ours.enc_token_id == len(ours) - 1
+    # The second text has ten words and two ends, the third exactly fits.
+    calls = len(theirs(texts, **options))
+    assert ours.counts == {'texts': 3 * calls, 'truncated': calls, 'lost_tokens': 4 * calls}
+
+
+@pytest.mark.parametrize('name, message', [
+    ('empty', 'holds no tokenizer: vocab.txt is missing'),
+    ('nowhere/at/all', 'set model.tokenizer to a folder'),
+])
+def test_a_missing_tokenizer_is_told(tmp_path, monkeypatch, name, message):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_tokenizer(tmp_path / name)
+
+
+def test_vocabulary_holds_words_and_marks_once():
+    assert make_vocabulary(['A dog, a', 'dog 3']) == [
+        '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', ',', '3', 'a', 'dog']
