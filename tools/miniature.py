@@ -9,19 +9,17 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
 from freeatm_mm.evaluation.results import (new_results, read_results, to_markdown,
                                            write_results)
-from freeatm_mm.files import atomic_write
+from freeatm_mm.miniature.job import Job
 from freeatm_mm.miniature.report import generator_facts
 from freeatm_mm.store import Store
 from freeatm_mm.visualization.curves import read_curve
-from freeatm_mm.visualization.page import Step, write_page
+from freeatm_mm.visualization.page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = 'weights/miniature-generator'
@@ -102,31 +100,6 @@ def main() -> None:
     print('\n' + to_markdown(found))
     print(f'{sum(step.seconds for step in job.steps) / 60:.1f} minutes in all; look at '
           f'{args.out}/page.html')
-
-
-class Job:
-    """Runs commands one after the other, each once, and remembers how long each took."""
-
-    def __init__(self, out: Path) -> None:
-        self.path = out / 'steps.json'
-        self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.steps: list[Step] = []
-
-    def run(self, what: str, tool: str | Path, *arguments: object) -> None:
-        """Run a tool, unless this very command has ended well before; stop if it fails."""
-        command = ['python', *map(str, (tool, *arguments))]
-        line = shlex.join(command)
-        if line not in self.done:
-            print(f'\n== {what}\n{line}', flush=True)
-            start = time.monotonic()
-            code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
-            if code:
-                sys.exit(f'"{what}" failed (exit code {code}); the message is above. Once mended, '
-                         'start the same command again: it goes on from here.')
-            self.done[line] = time.monotonic() - start
-            with atomic_write(self.path) as file:
-                file.write(json.dumps(self.done, indent=1).encode())
-        self.steps.append(Step(what, line, self.done[line]))
 
 
 if __name__ == '__main__':
