@@ -40,7 +40,7 @@ from .plan import Plan, PromptFile, sample_key, sample_seed
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['Counts', 'GenerationJob', 'ShardSource']
+__all__ = ['Counts', 'GenerationJob', 'ShardSource', 'StorePlan']
 
 _PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
 
@@ -150,8 +150,7 @@ class ShardSource:
 
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard holds, in order."""
-        each = self.plan.images_per_prompt
-        return [sample_key(record.id, number, each) for record, number in self.plan.shard(shard)]
+        return _keys(self.plan, shard)
 
     def size(self, shard: int) -> int:
         """Number of samples in a shard."""
@@ -283,6 +282,56 @@ class ShardSource:
                                  **self.recorder_options)
 
 
+class StorePlan:
+    """The samples that a store should hold, from its prompts alone: nothing can be drawn with it.
+
+    Args:
+        path: The store's folder.
+        prompts: The prompt file that it was drawn from.
+
+    Raises:
+        StoreError: If ``store.json`` isn't readable or says nothing of prompts.
+        ValueError: If these are not the prompts that the store was drawn from.
+    """
+
+    def __init__(self, path: str | Path, prompts: str | Path) -> None:
+        manifest = _read_manifest(path)
+        try:
+            self.config: dict[str, Any] = dict(manifest['config'])
+            self.samples_per_shard: int = manifest['samples_per_shard']
+            self.num_samples: int = self.config['num_samples']
+            each, fingerprint = self.config['images_per_prompt'], self.config['prompts_sha256']
+            records = PromptFile(prompts, self.num_samples // each)
+        except (KeyError, TypeError):
+            raise StoreError(f"{Path(path) / MANIFEST} doesn't say from which prompts the store "
+                             'was drawn') from None
+        self.plan = Plan(records, each, self.samples_per_shard)
+        if self.plan.fingerprint != fingerprint:
+            raise ValueError(f'the prompts in {prompts} are not those that {path} was drawn from')
+
+    def keys(self, shard: int) -> list[str]:
+        """The keys that a shard holds, in order."""
+        return _keys(self.plan, shard)
+
+    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+        """Refused: drawing takes a :class:`ShardSource`."""
+        raise StoreError('samples can only be drawn again with their pipeline')
+
+
+def _keys(plan: Plan, shard: int) -> list[str]:
+    return [sample_key(record.id, number, plan.images_per_prompt)
+            for record, number in plan.shard(shard)]
+
+
+def _read_manifest(path: str | Path) -> dict[str, Any]:
+    try:
+        return load_manifest(Path(path) / MANIFEST, STORE_FORMAT)
+    except FileNotFoundError:
+        raise StoreError(f'{Path(path) / MANIFEST} is missing, and with it the settings of the '
+                         'run: start tools/generate.py once more with the same '
+                         'arguments') from None
+
+
 @dataclass(frozen=True)
 class GenerationJob:
     """All that a worker needs to take part in a run, small enough to be sent to it.
@@ -343,9 +392,8 @@ class GenerationJob:
         Raises:
             StoreError: If there is no readable ``store.json``, or it says nothing of a pipeline.
         """
-        file = Path(path) / MANIFEST
+        file, manifest = Path(path) / MANIFEST, _read_manifest(path)
         try:
-            manifest = load_manifest(file, STORE_FORMAT)
             config = dict(manifest['config'])
             options = {name: config[name] for name in (
                 'steps', 'guidance', 'seed', 'images_per_prompt', 'height', 'width',
@@ -357,9 +405,6 @@ class GenerationJob:
                 options['batch_size'] = notes['batch_size']
             job = cls(pipeline, prompts, limit=config['num_samples'] // config['images_per_prompt'],
                       scheduler=config['scheduler'], dtype=config['dtype'])
-        except FileNotFoundError:
-            raise StoreError(f'{file} is missing, and with it the settings of the run: start '
-                             'tools/generate.py once more with the same arguments') from None
         except (KeyError, TypeError, IndexError, AttributeError):
             raise StoreError(f"{file} doesn't say how the store was drawn, so nothing in it can "
                              'be drawn again') from None
