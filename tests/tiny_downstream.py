@@ -1,14 +1,19 @@
 """Downstream configs shrunk to what a CPU does in seconds, and checkpoints to start them from."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from mmengine.runner import Runner
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from freeatm_mm import compat
 from freeatm_mm.configs import complete_config, open_config
+from freeatm_mm.miniature.sources import NOUNS
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 COCO = ('coco/bbox_mAP', 'coco/segm_mAP')
@@ -130,3 +135,35 @@ def run_downstream(cfg, name: str):
     runner.register_hook(Watch())
     runner.train()
     return runner, losses, metrics
+
+
+def make_tiny_world(folder: Path, images: int = 8, seed: int = 0) -> Path:
+    """A world as `tools/make_world.py` lays it out: coloured squares, each of the 21 nouns."""
+    rng = np.random.default_rng(seed)
+    for split in ('train', 'test'):
+        for name in ('images', 'labels'):
+            (folder / split / name).mkdir(parents=True)
+        coco = {'categories': [{'id': i, 'name': noun} for i, noun in enumerate(NOUNS, 1)],
+                'images': [], 'annotations': []}
+        for number in range(images):
+            pixels = rng.integers(90, 160, (64, 64, 3)).astype(np.uint8)
+            labels = np.zeros((64, 64), np.uint8)
+            category = number % len(NOUNS) + 1
+            x, y = rng.integers(2, 38, 2)
+            pixels[y:y + 22, x:x + 24] = rng.integers(0, 256, 3)
+            labels[y:y + 22, x:x + 24] = category
+            name = f'{number:06d}.png'
+            Image.fromarray(pixels).save(folder / split / 'images' / name)
+            Image.fromarray(labels).save(folder / split / 'labels' / name)
+            coco['images'].append({'id': number, 'file_name': name, 'width': 64, 'height': 64})
+            encoded = coco_mask.encode(np.asfortranarray(labels > 0, np.uint8))
+            coco['annotations'].append({
+                'id': number + 1, 'image_id': number, 'category_id': category, 'iscrowd': 0,
+                'bbox': [int(x), int(y), 24, 22], 'area': 24 * 22,
+                'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()}})
+        (folder / split / 'coco.json').write_text(json.dumps(coco))
+        for noun in NOUNS:
+            (folder / split / 'objects' / noun).mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(
+                folder / split / 'objects' / noun / '000000_0.png')
+    return folder

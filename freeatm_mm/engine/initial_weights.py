@@ -18,6 +18,9 @@ from freeatm_mm.configs import check_init
 __all__ = ['InitialWeightsHook', 'Match', 'load_backbone']
 
 
+_OPTIONAL = ('cls_token', 'ln1.')
+
+
 @dataclass(frozen=True)
 class Match:
     """What became of a checkpoint's tensors.
@@ -63,7 +66,8 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[st
     """Fill parts of a model from a checkpoint's backbone, each name at most once, and count.
 
     A position embedding of another grid is resized. Batch counters of normalisation layers, which
-    old checkpoints lack, are filled where they can be but don't count.
+    old checkpoints lack, are filled where they can be but don't count; nor does a ViT's class token
+    or last norm if the model does without.
 
     Args:
         model: The model, changed in place.
@@ -97,8 +101,8 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[st
             with torch.no_grad():
                 target.copy_(value)
             loaded += [full] * counts
-    unused = [name for name in weights
-              if name not in taken and not name.endswith('num_batches_tracked')]
+    unused = [name for name in weights if name not in taken
+              and not name.startswith(_OPTIONAL) and not name.endswith('num_batches_tracked')]
     return Match(tuple(loaded), tuple(missing), tuple(misshapen), tuple(unused))
 
 

@@ -1,0 +1,166 @@
+"""Missing folders and images are named before anything is trained."""
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
+from PIL import Image
+
+from freeatm_mm.configs import check_datasets, complete_config, find_datasets, set_data_root
+from freeatm_mm.engine import CheckFilesHook
+from freeatm_mm.engine.data_files import missing_files
+
+ROOT = Path(__file__).parents[2]
+
+
+class Listed(BaseDataset):
+    """Names images, and label maps for the even ones."""
+
+    def __init__(self, names):
+        self.names = names
+        super().__init__()
+
+    def load_data_list(self):
+        return [dict(img_path=str(name), **({} if number % 2 else {'seg_map_path': str(name)}))
+                for number, name in enumerate(self.names)]
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = [tmp_path / f'{number}.png' for number in range(4)]
+    for path in paths:
+        Image.new('RGB', (2, 2)).save(path)
+    return paths
+
+
+def test_all_there(images):
+    dataset = Listed(images)
+    assert missing_files(dataset) == []
+    wrapped = RepeatDataset(ConcatDataset([dataset, Listed(images)]), 3)
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
+    CheckFilesHook().before_train(runner)
+
+
+def test_missing_ones_are_named(images, tmp_path):
+    images[1].unlink()
+    gone = tmp_path / 'gone/7.png'
+    wrapped = RepeatDataset(ConcatDataset([Listed(images), Listed([images[0], gone])]), 3)
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
+    with pytest.raises(FileNotFoundError, match=r'train_dataloader: the annotations name 2 of 6 '
+                       r'images or label maps that are not there: .*1\.png, .*gone/7\.png; '
+                       'complete the data set'):
+        CheckFilesHook().before_train(runner)
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=Listed([gone])))
+    with pytest.raises(FileNotFoundError, match='test_dataloader: .* name 2 of 1'):
+        CheckFilesHook().before_test(runner)
+
+
+CONFIG = dict(
+    train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dict(
+        type='ConcatDataset', datasets=[
+            dict(data_root='data/x/', ann_file='a/train.json', data_prefix=dict(img='images/')),
+            dict(data_root='data/x', data_prefix='')]))),
+    val_dataloader=dict(dataset=dict(data_root='data/x', split='val')), test_dataloader=None,
+    val_evaluator=[dict(ann_file='data/x/a/val.json', other='data/xylophone')],
+    test_evaluator=dict(ann_file=None))
+
+
+def test_another_data_root_reaches_loaders_and_evaluators(tmp_path):
+    cfg = Config(CONFIG)
+    assert [key for key, _ in find_datasets(cfg)] == [
+        'train_dataloader.dataset.dataset.datasets.0',
+        'train_dataloader.dataset.dataset.datasets.1', 'val_dataloader.dataset']
+    set_data_root(cfg, tmp_path)
+    assert {dataset['data_root'] for _, dataset in find_datasets(cfg)} == {
+        str(tmp_path), f'{tmp_path}/'}
+    assert cfg.val_evaluator[0].ann_file == f'{tmp_path}/a/val.json'
+    assert cfg.val_evaluator[0].other == 'data/xylophone'
+    cfg.val_dataloader.dataset.data_root = 'elsewhere'
+    with pytest.raises(ValueError, match='share one; here they have .* and elsewhere'):
+        set_data_root(cfg, 'z')
+    with pytest.raises(ValueError, match='here they have none'):
+        set_data_root(Config(dict(model=dict())), 'z')
+
+
+def test_missing_folders_are_named(tmp_path):
+    cfg = Config(CONFIG)
+    set_data_root(cfg, tmp_path)
+    for missing, made in (('a/train.json', 'images'), ('val', 'a/train.json')):
+        (tmp_path / made).mkdir(parents=True)
+        with pytest.raises(FileNotFoundError, match=f'there is no {tmp_path}/{missing}: say with '
+                           '--data-root'):
+            check_datasets(cfg)
+    (tmp_path / 'val').mkdir()
+    check_datasets(cfg)
+    check_datasets(Config(dict(train_dataloader=dict(dataset=dict(type='FreeATMDataset',
+                                                                  store='x')))))
+
+
+def test_batches_of_detection_and_segmentation_keep_their_own_collation():
+    for scope, wanted in (('mmpretrain', dict(type='default_collate')), ('mmdet', None)):
+        cfg = Config(dict(default_scope=scope, launcher='none', val_dataloader=dict(num_workers=0),
+                          train_dataloader=dict(num_workers=2, dataset=dict(type='x'))))
+        complete_config(cfg)
+        assert cfg.train_dataloader.get('collate_fn') == wanted
+        assert cfg.train_dataloader.persistent_workers
+        assert not cfg.val_dataloader.persistent_workers
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / f'tools/{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.mark.parametrize('options, message', [
+    ([], 'says not what to start from: set init=random'),
+    (['--cfg-options', 'init=no.pth'], 'there is no checkpoint no.pth'),
+    (['--cfg-options', 'init=random'], 'annotations/instances_train2017.json: say with --data-'),
+])
+def test_train_tool_tells_what_is_missing(tmp_path, capsys, options, message):
+    pytest.importorskip('mmdet')
+    (tmp_path / 'train2017').mkdir()
+    with pytest.raises(SystemExit) as done:
+        load_tool('train').main([
+            str(ROOT / 'configs/downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py'), '--data-root',
+            str(tmp_path), *options])
+    assert done.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize('checkpoint, message', [
+    ('none.pth', 'there is no checkpoint none.pth'), ('', 'train it first'),
+    ('lost', 'there is no checkpoint')])
+def test_test_tool_tells_what_is_missing(tmp_path, capsys, checkpoint, message):
+    if checkpoint == 'lost':
+        (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
+        message = f'there is no checkpoint {tmp_path}/epoch_3.pth'
+    with pytest.raises(SystemExit) as done:
+        load_tool('test').main(['x.py', checkpoint if checkpoint == 'none.pth' else str(tmp_path)])
+    assert done.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_annotation_without_its_image_stops_a_real_run(tmp_path):
+    """mmdet itself would stop in the middle of an epoch, in a loading process."""
+    pytest.importorskip('mmcv.ops')
+    from tiny_downstream import make_tiny_world, run_downstream
+
+    from freeatm_mm.configs import open_config
+    world = make_tiny_world(tmp_path / 'world', images=4)
+    content = json.loads((world / 'train/coco.json').read_text())
+    content['images'][2]['file_name'] = 'lost.png'
+    (world / 'train/coco.json').write_text(json.dumps(content))
+    cfg = open_config(ROOT / 'configs/miniature/downstream/mask-rcnn_resnet.py',
+                      str(tmp_path / 'run'))
+    complete_config(cfg, str(world), {'init': 'random', 'train_dataloader.num_workers': 0,
+                                      'val_dataloader.num_workers': 0})
+    cfg.log_level = 'WARNING'
+    with pytest.raises(FileNotFoundError, match=r'name 1 of 4 images .*train/images/lost\.png'):
+        run_downstream(cfg, 'lost-image')

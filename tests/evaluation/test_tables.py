@@ -1,0 +1,102 @@
+"""The paper's tables: its own numbers, ours beside them, and whether they agree in sign."""
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from freeatm_mm.evaluation.results import add_row, new_results, write_results
+from freeatm_mm.evaluation.tables import (
+    TABLES,
+    gather_rows,
+    improvements,
+    paper_rows,
+    row_markdown,
+    table_markdown,
+)
+
+
+def result(*rows):
+    results = new_results('test', 'python x')
+    for method, regime, masks, seed, metrics, generator in rows:
+        add_row(results, {'method': method, 'regime': regime, 'masks': masks, 'seed': seed,
+                          'epochs': 10, 'generator': generator, 'metrics': metrics})
+    return results
+
+
+OURS = result(
+    ('random', 'real', False, 0, {'linear_top1': 0.1, 'box_ap': 0.05}, ''),
+    ('mocov2', 'synthetic', False, 0, {'box_ap': 0.20, 'miou': 0.30}, 'miniature'),
+    ('mocov2', 'synthetic', False, 1, {'box_ap': 0.22, 'miou': 0.30}, 'miniature'),
+    ('mocov2', 'synthetic', True, 0, {'box_ap': 0.23, 'miou': 0.28}, 'miniature'),
+    ('mocov2', 'synthetic', True, 1, {'box_ap': 0.24, 'miou': 0.29}, 'miniature'),
+    ('mae', 'real', False, 0, {'box_ap': 0.5}, ''))
+VIT = result(('random', 'real', False, 0, {'finetune_top1': 0.3, 'box_ap': 0.07}, ''))
+
+
+def test_the_papers_numbers():
+    """Spot checks, and its printed gains: Table 1's are the differences of its rows."""
+    first = paper_rows(1)
+    assert first['mocov2', 'mixed', 'deepif', True] == {
+        'voc_ap50': 83.1, 'box_ap': 41.2, 'mask_ap': 37.6, 'miou': 75.9, 'linear_top1': 68.0}
+    assert 'linear_top1' not in first['random', 'real', '', False]
+    gains = [round(first['simclr', 'synthetic', 'sd15', True][m]
+                   - first['simclr', 'synthetic', 'sd15', False][m], 1)
+             for m in TABLES[1].metrics]
+    assert gains == [0.9, 1.4, 1.1, 1.0, 1.0]
+    assert paper_rows(2)['mae', 'synthetic', 'sd15', True]['finetune_top1'] == 83.4
+    assert paper_rows(3)['blip', 'real', '', False] == {
+        'ft_tr1': 58.1, 'ft_ir1': 44.2, 'zs_tr1': 42.1, 'zs_ir1': 30.4}
+    assert [len(paper_rows(table)) for table in TABLES] == [20, 10, 9]
+    for table in TABLES:
+        for values in paper_rows(table).values():
+            assert set(values) <= set(TABLES[table].metrics)
+
+
+def test_ours_beside_the_papers():
+    text = table_markdown(gather_rows([OURS, VIT], 1), 1)
+    lines = {line.split(' |')[0][2:]: line for line in text.splitlines() if line.startswith('|')}
+    assert lines['Random weights'].endswith(
+        '| 1 | (59.0) | 5.0 (31.4) | (28.5) | (65.2) | 10.0 |')
+    assert lines['MoCo v2 (synthetic, miniature)'].endswith(
+        '| 2 | (81.6) | 21.0 ± 1.4 (37.9) | (35.2) | 30.0 ± 0.0 (74.1) | (65.1) |')
+    assert lines['MoCo v2 (synthetic, deepif)'].endswith(
+        '|  | (81.9) | (38.8) | (35.5) | (74.6) | (65.9) |')
+    second = table_markdown(gather_rows([OURS, VIT], 2), 2)
+    assert '| MAE (real) | 1 | 50.0 (50.3) |' in second
+    assert '| Random weights | 1 | 7.0 |' in second  # the ViT's, not the ResNet's
+
+
+def test_improvements_and_their_signs():
+    text = improvements(gather_rows([OURS], 1), 1)
+    assert '| MoCo v2 + Free-ATM (synthetic, miniature) | COCO box AP | +2.5 ± 0.7 |' in text
+    assert '| Cityscapes mIoU | -1.5 ± 0.7 |' in text and '| 2 | +1.7 |' in text
+    assert '1 of 2 of the paper\'s improvements have the same sign here.' in text
+    assert improvements(gather_rows([OURS], 2), 2) == ''
+
+
+def test_one_seed_given_twice_is_refused():
+    with pytest.raises(ValueError, match=r'two rows give box_ap for MAE \(real\), seed 0'):
+        gather_rows([OURS, OURS], 2)
+
+
+def test_the_tool(tmp_path, capsys):
+    path = Path(__file__).parents[2] / 'tools/tables.py'
+    spec = importlib.util.spec_from_file_location('tables_tool', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    write_results(tmp_path / 'row.json', OURS)
+    tool.main([str(tmp_path / 'row.json'), '--tables', '1', '--out', str(tmp_path / 't.md')])
+    out = capsys.readouterr().out
+    assert 'same sign here' in out and (tmp_path / 't.md').read_text().strip() == out.strip()
+    (tmp_path / 'bad.json').write_text('{}')
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / 'bad.json')])
+    assert 'missing' in capsys.readouterr().err
+
+
+def test_a_row():
+    text = row_markdown(OURS['rows'][1], {'miou': 'mIoU', 'mask_ap': 'mask', 'box_ap': 'AP'})
+    assert text.splitlines()[0] == '| Pretraining | mIoU | AP |'
+    assert text.splitlines()[2] == '| MoCo v2 (synthetic) | 30.0 | 20.0 |'

@@ -1,0 +1,178 @@
+"""One checkpoint through benchmarks: commands, resuming, SLURM, the row; and one real run."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freeatm_mm.evaluation import downstream
+from freeatm_mm.evaluation.downstream import BENCHMARKS, DownstreamRun, read_metrics
+from freeatm_mm.evaluation.results import read_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / f'tools/{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+tool = load('downstream')
+COCO = {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP': 0.125}
+
+
+@pytest.fixture(autouse=True)
+def stay_here(monkeypatch):
+    monkeypatch.chdir(ROOT)  # and back, where the tool goes itself
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Commands are noted instead of run; an evaluation leaves metrics behind, as configured."""
+    done = []
+    metrics = {'mask-rcnn': COCO, 'fcn': {'mIoU': 30.0}, 'upernet': {'mIoU': 20.0}}
+
+    def run(command, **kwargs):
+        done.append(command)
+        if 'tools/test.py' in command:
+            kind = next(name for name in metrics if any(name in part for part in command))
+            Path(command[command.index('--out') + 1]).write_text(json.dumps(metrics[kind]))
+        return subprocess.CompletedProcess(command, run.code, '', '')
+
+    run.code = 0
+    monkeypatch.setattr(downstream.subprocess, 'run', run)
+    return done, run
+
+
+def arguments(out, *more):
+    return ['random', '--benchmarks', 'mini-coco', 'mini-cityscapes', '--data', 'world', '--out',
+            str(out), *more]
+
+
+def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
+    done, _ = calls
+    tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'a.b=1'))
+    assert len(done) == 4
+    train = done[0]
+    assert 'configs/miniature/downstream/mask-rcnn_resnet.py' in train and '--resume' in train
+    assert train[train.index('--seed') + 1] == '3'
+    assert train[train.index('--cfg-options') + 1:] == ['init=random', 'a.b=1']
+    assert train[train.index('--nproc-per-node') + 1] == '2'
+    assert train[train.index('--launcher') + 1] == 'pytorch'
+    assert Path(train[train.index('--data-root') + 1]) == ROOT / 'world'
+    row, = read_results(tmp_path / 'row.json')['rows']
+    assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
+    assert (row['method'], row['seed'], row['regime']) == ('random', 3, 'real')
+    assert '| Random weights | 25.0 | 50.0 | 12.5 | 30.0 |' in capsys.readouterr().out
+    # What is done isn't done again.
+    tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'a.b=1'))
+    assert len(done) == 4
+
+
+def test_a_failure_stops_and_is_gone_on_from(calls, tmp_path):
+    done, run = calls
+    run.code = 5
+    with pytest.raises(SystemExit, match=r'mini-coco failed \(exit code 5\).*goes on from here'):
+        tool.main(arguments(tmp_path))
+    assert len(done) == 1
+    run.code = 0
+    tool.main(arguments(tmp_path))
+    assert len(done) == 5 and (tmp_path / 'row.md').exists()
+
+
+def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
+    (tmp_path / 'a.pth').write_bytes(b'a')
+    options = ['--benchmarks', 'mini-coco', '--out', str(tmp_path / 'out'), '--method', 'mocov2']
+    tool.main([str(tmp_path / 'a.pth'), *options])
+    (tmp_path / 'a.pth').write_bytes(b'b')  # the same name, other weights
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / 'a.pth'), *options])
+    assert 'holds a run with another init: choose another --out' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / 'none.pth'), *options])
+    assert 'there is no checkpoint' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / 'a.pth'), '--suite', 'resnet'])
+    assert '--method is needed' in capsys.readouterr().err
+
+
+def test_slurm(tmp_path, monkeypatch, capsys):
+    """With stand-ins for sbatch and squeue that keep what they are given."""
+    programs = tmp_path / 'bin'
+    programs.mkdir()
+    for name, text in (('sbatch', f'printf "%s\\n" "$@" >> {tmp_path}/submitted; echo "41;cluster"'),
+                       ('squeue', f'test -e {tmp_path}/running && echo "$@"; true')):
+        (programs / name).write_text(f'#!/bin/sh\n{text}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
+    options = arguments(tmp_path / 'out', '--slurm', 'gpu', '--gpus', '16', '--slurm-options',
+                        'time=1:00')
+    tool.main(options)
+    assert 'mini-coco: job 41 submitted' in capsys.readouterr().out
+    submitted = (tmp_path / 'submitted').read_text()
+    for wanted in ('--partition=gpu', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8',
+                   '--time=1:00', 'srun python tools/train.py configs/miniature',
+                   '--launcher slurm', '&& srun python tools/test.py'):
+        assert wanted in submitted
+    (tmp_path / 'running').touch()
+    tool.main(options)
+    assert 'mini-cityscapes: job 41 is still under way' in capsys.readouterr().out
+    assert (tmp_path / 'submitted').read_text() == submitted
+    for name, metrics in (('mini-coco', COCO), ('mini-cityscapes', {'mIoU': 30.0})):
+        (tmp_path / 'out' / name / 'metrics.json').write_text(json.dumps(metrics))
+    tool.main(options)
+    assert (tmp_path / 'out/row.json').exists()
+
+
+def test_a_refusal_of_sbatch_is_told(tmp_path, monkeypatch):
+    programs = tmp_path / 'bin'
+    programs.mkdir()
+    (programs / 'sbatch').write_text('#!/bin/sh\necho "invalid partition" >&2; exit 1\n')
+    (programs / 'sbatch').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
+    with pytest.raises(SystemExit, match='sbatch refused mini-coco: invalid partition'):
+        tool.main(arguments(tmp_path / 'out', '--slurm', 'none'))
+
+
+def test_metrics(tmp_path):
+    path = tmp_path / 'metrics.json'
+
+    def read(found, name='mini-coco'):
+        path.write_text(json.dumps(found))
+        return read_metrics(path, BENCHMARKS[name])
+
+    assert read({}) == {'box_ap': 0, 'box_ap50': 0, 'mask_ap': 0}  # mmdet: nothing detected
+    assert read({'accuracy/top1': 75.0, 'accuracy/top5': 90.0}, 'linear') == {'linear_top1': 0.75}
+    with pytest.raises(ValueError, match='lacks mIoU; it holds aAcc'):
+        read({'aAcc': 1.0}, 'ade20k')
+    with pytest.raises(ValueError, match='coco/segm_mAP could not be computed'):
+        read({**COCO, 'coco/segm_mAP': -1.0})
+    with pytest.raises(ValueError, match='mIoU could not be computed'):
+        read({'mIoU': float('nan')}, 'ade20k')
+
+
+def test_one_for_real(tmp_path):
+    """A tiny linear probe through the tools themselves, trained, evaluated, kept."""
+    pytest.importorskip('mmpretrain')
+    pytest.importorskip('pycocotools')
+    from tiny_downstream import make_tiny_world
+    world = make_tiny_world(tmp_path / 'world', images=2)
+    done = subprocess.run(
+        [sys.executable, 'tools/downstream.py', 'random', '--benchmarks', 'mini-linear', '--data',
+         str(world), '--out', str(tmp_path / 'out'), '--cfg-options', 'train_cfg.max_epochs=1',
+         'train_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
+         'train_dataloader.batch_size=21'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row, = read_results(tmp_path / 'out/row.json')['rows']
+    assert 0 <= row['metrics']['linear_top1'] <= 1
+    assert 'starts from random weights' in done.stdout + done.stderr
+    assert not DownstreamRun('mini-linear', 'random', tmp_path / 'out/mini-linear', options=(
+        'train_cfg.max_epochs=1', 'train_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
+        'train_dataloader.batch_size=21')).prepare()
