@@ -7,20 +7,21 @@ looks at them, and the recorded masks are compared with the exact ones.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from torchvision.models.resnet import BasicBlock, ResNet
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.evaluation.mask_quality import mask_quality, mean_box_size, summarise
 from freeatm_mm.store import Store
 
-from .scenes import Scene
+from .scenes import SIDE, Scene
 from .sources import NOUNS
 from .tensors import images_to_tensor
 
@@ -31,7 +32,10 @@ TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 
 
 class NounClassifier:
-    """A small ResNet that says which nouns a scene shows, trained on real scenes.
+    """A small residual net that says which nouns a scene shows, trained on real scenes.
+
+    Its first maps are 32x32, since objects are small. Half of the batches are blurred, so that it
+    looks at shapes: an autoencoder's images are less sharp than photos.
 
     Args:
         seed: Seed of its weights and of the order of training.
@@ -40,11 +44,14 @@ class NounClassifier:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         torch.manual_seed(seed)
-        self.net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=len(NOUNS))
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            BasicBlock(32, 32), _halving(32), _halving(64), _halving(128),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(NOUNS)))
 
-    def fit(self, scenes: Iterable[Scene], epochs: int = 8, batch_size: int = 64,
+    def fit(self, scenes: Iterable[Scene], epochs: int = 10, batch_size: int = 64,
             lr: float = 2e-3) -> NounClassifier:
-        """Train on scenes, flipped and shifted at random; return the classifier."""
+        """Train on scenes, flipped, shifted and blurred at random; return the classifier."""
         scenes = list(scenes)
         images = np.stack([scene.image for scene in scenes])
         labels = torch.from_numpy(np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
@@ -62,6 +69,8 @@ class NounClassifier:
                     if rng.random() < 0.5:
                         view = view.flip(3)
                     view = torch.roll(view, tuple(rng.integers(-6, 7, 2).tolist()), (2, 3))
+                    if rng.random() < 0.5:
+                        view = _blurred(view, int(rng.integers(24, SIDE)))
                     loss = F.binary_cross_entropy_with_logits(self.net(view), labels[picked])
                     optimizer.zero_grad()
                     loss.backward()
@@ -76,6 +85,19 @@ class NounClassifier:
         """Score uint8 images (N, 64, 64, 3): float array (N, nouns), higher is likelier."""
         parts = [self.net(images_to_tensor(images[i:i + 256])) for i in range(0, len(images), 256)]
         return torch.cat(parts).numpy()
+
+
+def _halving(channels: int) -> BasicBlock:
+    """A residual block with half the side and twice the channels."""
+    shortcut = nn.Sequential(nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False),
+                             nn.BatchNorm2d(2 * channels))
+    return BasicBlock(channels, 2 * channels, stride=2, downsample=shortcut)
+
+
+def _blurred(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Shrink (N, 3, 64, 64) images to a side, and enlarge them again."""
+    small = F.interpolate(images, size=side, mode='bilinear', antialias=True)
+    return F.interpolate(small, size=images.shape[2:], mode='bilinear')
 
 
 def noun_labels(nouns: Sequence) -> np.ndarray:
@@ -145,11 +167,37 @@ def masks_on_noised_scenes(pipeline: StableDiffusionPipeline, scenes: Sequence[S
         :func:`~freeatm_mm.evaluation.mask_quality.summarise` says, controls included.
     """
     box_size = mean_box_size(scene.masks for scene in scenes)
-    generator = torch.Generator().manual_seed(seed)
     sides = sorted(pipeline.unet.config.sample_size // 2 ** level
                    for level, block in enumerate(pipeline.unet.config.down_block_types)
                    if 'CrossAttn' in block)
     qualities: dict[str, list] = {'all': [], **{f'{side}x{side}': [] for side in sides}}
+    for recorder, batch in record_noised_scenes(pipeline, scenes, timesteps, batch_size, seed):
+        for name, found in qualities.items():
+            side = None if name == 'all' else [int(name.split('x')[0])]
+            for masks, scene in zip(recorder.masks(resolutions=side), batch):
+                found.append(mask_quality(masks.numpy(), scene.masks, box_size=box_size))
+    return {name: summarise(found) for name, found in qualities.items()}
+
+
+@torch.no_grad()
+def record_noised_scenes(
+        pipeline: StableDiffusionPipeline, scenes: Sequence[Scene],
+        timesteps: Sequence[int] = TIMESTEPS, batch_size: int = 50, seed: int = 0,
+        **options: Any) -> Iterator[tuple[AttentionRecorder, Sequence[Scene]]]:
+    """Let the UNet look at noised real scenes, and record its attention.
+
+    Args:
+        pipeline: The generator.
+        scenes: Real scenes.
+        timesteps: Where on the noise schedule to look; each is one step of the recorder.
+        batch_size: Scenes at once.
+        seed: Seed of the noise.
+        options: Of the recorder.
+
+    Yields:
+        A recorder that has seen a batch of scenes at all timesteps, and the scenes.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for start in tqdm(range(0, len(scenes), batch_size), 'masks on noised scenes'):
         batch = scenes[start:start + batch_size]
         prompts = [scene.record.prompt for scene in batch]
@@ -158,15 +206,11 @@ def masks_on_noised_scenes(pipeline: StableDiffusionPipeline, scenes: Sequence[S
         text = pipeline.text_encoder(tokens)[0]
         clean = pipeline.vae.encode(images_to_tensor(np.stack([s.image for s in batch]))).latent_dist.mean
         clean = clean * pipeline.vae.config.scaling_factor
-        recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch])
+        recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch], **options)
         with recorder:
             for timestep in timesteps:
                 noise = torch.randn(clean.shape, generator=generator)
                 t = torch.full((len(batch),), timestep)
                 noised = pipeline.scheduler.add_noise(clean, noise, t)
                 pipeline.unet(noised, t, encoder_hidden_states=text)
-        for name, found in qualities.items():
-            side = None if name == 'all' else [int(name.split('x')[0])]
-            for masks, scene in zip(recorder.masks(resolutions=side), batch):
-                found.append(mask_quality(masks.numpy(), scene.masks, box_size=box_size))
-    return {name: summarise(found) for name, found in qualities.items()}
+        yield recorder, batch
