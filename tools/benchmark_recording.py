@@ -7,7 +7,7 @@
 Random weights, 512x512, guidance on, one image; the text encoder and the UNet run, the decoder of
 the latents doesn't (it would only hide the cost). Each figure is a ratio to the plain run of the
 same environment. The other tools need environments of their own, made by
-`pip install -r requirements/benchmark-daam.txt` and `...-attention-map-diffusers.txt`.
+`pip install -r requirements/benchmark/daam.txt` and `.../attention-map-diffusers.txt`.
 Writes OUT.json and the table OUT.md.
 """
 from __future__ import annotations

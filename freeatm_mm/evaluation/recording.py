@@ -19,7 +19,7 @@ from freeatm_mm.evaluation import recording_case
 __all__ = ['OTHERS', 'TARGETS', 'benchmark_recording', 'rows_of']
 
 OTHERS = ('daam', 'attention-map-diffusers')
-"""Ways that need an environment of their own; ``requirements/benchmark-*.txt`` make it."""
+"""Ways that need an environment of their own; ``requirements/benchmark/*.txt`` make it."""
 
 TARGETS = {'time-ours': 1.03, 'inside-ours': 1.03, 'memory-ours': 1.05}
 """The largest ratio, recording to plain, that our recorder should have."""
@@ -54,7 +54,7 @@ def benchmark_recording(
             raise ValueError(f'ways must be of {sorted(recording_case.WAYS)}, got {way!r}')
         if way in OTHERS and way not in pythons:
             raise ValueError(f'{way} needs the interpreter of an environment that holds it; '
-                             f'requirements/benchmark-{way}.txt makes one')
+                             f'requirements/benchmark/{way}.txt makes one')
     for way in ways:
         script = Path(recording_case.__file__)
         environment = dict(os.environ, HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1',
