@@ -126,7 +126,7 @@ def stop_processes() -> None:
 def setup_logging() -> None:
     """Messages with the time, of the first process alone; warnings of all."""
     level = logging.INFO if int(os.environ.get('RANK', 0)) == 0 else logging.WARNING
-    logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s', force=True)
+    logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s')
 
 
 def _seed_all(seed: int) -> None:

@@ -98,7 +98,7 @@ class FreeATMRunner(RunnerBase):
     def __init__(self, cfg, task, model, datasets, job_id: str = '') -> None:
         let_lavis_average_on_cpus()
         super().__init__(cfg, task, model, datasets, job_id)
-        self.best = {'epoch': None, 'metric': 0.0}
+        self.best = {'epoch': None, 'metric': -1.0}
         self._losses: Counter = Counter()
         if not self.evaluate_only:
             self._check_batch()

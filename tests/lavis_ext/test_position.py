@@ -66,8 +66,8 @@ def test_the_box_in_the_view_is_where_the_pixels_are(seed, x, y, width, height, 
     seen = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 96
     np.testing.assert_allclose(found, seen, atol=0.035)  # three pixels: both codes are resampled
     visible = np.prod(np.minimum(box[2:], [columns.max(), rows.max()])
-                      - np.maximum(box[:2], [columns.min(), rows.min()])) / np.prod(box[2:] - box[:2])
-    assert share == pytest.approx(visible, abs=0.08)
+                      - np.maximum(box[:2], [columns.min(), rows.min()]))
+    assert share == pytest.approx(visible / np.prod(box[2:] - box[:2]), abs=0.08)
     centre = 3 * (seen[:2] + seen[2:]) / 2
     if np.abs(centre - np.round(centre)).min() > 0.12:  # not at the edge of a block
         assert PositionPrompts().block(found) == 3 * int(centre[1]) + int(centre[0])

@@ -1,0 +1,161 @@
+"""Boxes of a store's images, by any mmdet detector: what PTP's position prompts are made of.
+
+The boxes go to one JSON file, read by `freeatm_mm.lavis_ext`::
+
+    {"detector": ..., "images": {"000000": [{"name": "dog", "box": [x1, y1, x2, y2],
+                                             "score": 0.93}, ...], ...}}
+
+with boxes in pixels of the stored image, best first, and an entry for every image.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+
+from freeatm_mm.datasets.dataset import open_source
+from freeatm_mm.files import atomic_write
+from freeatm_mm.store import StoreError
+
+__all__ = ['Detector', 'detect_objects']
+
+
+class Detector:
+    """An mmdet detector that takes pictures in memory, several at a time.
+
+    Args:
+        config: Its config; the test pipeline is used, without loading annotations.
+        checkpoint: Its weights; the names of its classes are looked for there first.
+        device: Where it runs.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint don't exist.
+        ValueError: If the names of the classes are nowhere to be found.
+    """
+
+    def __init__(self, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> None:
+        for path in (config, checkpoint):
+            if not Path(path).is_file():
+                raise FileNotFoundError(f'there is no file {path}')
+        from mmcv.transforms import Compose
+        from mmdet.apis import init_detector
+        from mmdet.utils import get_test_pipeline_cfg
+        self.model = init_detector(str(config), str(checkpoint), device=device)
+        self.classes = (self.model.dataset_meta or {}).get('classes')
+        if not self.classes:
+            raise ValueError(f'{checkpoint} does not say what its classes are called')
+        steps = [step for step in get_test_pipeline_cfg(self.model.cfg)
+                 if 'Annotations' not in step['type']]
+        steps[0] = dict(type='mmdet.LoadImageFromNDArray')
+        self.pipeline = Compose(steps)
+
+    @torch.no_grad()
+    def __call__(self, images: list[np.ndarray], score: float,
+                 most: int) -> list[list[dict[str, Any]]]:
+        """The objects in some pictures.
+
+        Args:
+            images: (h, w, 3) uint8 BGR each.
+            score: Least score of an object.
+            most: At most so many objects a picture, those with the best scores.
+
+        Returns:
+            For each picture its objects, best first: `name`, `box`, `score`.
+        """
+        packed = [self.pipeline(dict(img=image, img_id=0)) for image in images]
+        results = self.model.test_step({name: [one[name] for one in packed]
+                                        for name in ('inputs', 'data_samples')})
+        found = []
+        for image, result in zip(images, results):
+            instances = result.pred_instances.cpu().numpy()
+            # Rounding may leave a box a hair outside, or without any inside.
+            edges = np.tile(image.shape[1::-1], 2)
+            boxes = np.clip(instances.bboxes, 0, edges)
+            real = (boxes[:, 2:] > boxes[:, :2]).all(1) & (instances.scores >= score)
+            order = np.argsort(-instances.scores[real], kind='stable')[:most]
+            found.append([
+                {'name': self.classes[label], 'box': [round(float(edge), 2) for edge in box],
+                 'score': round(float(value), 4)}
+                for label, box, value in zip(instances.labels[real][order], boxes[real][order],
+                                             instances.scores[real][order])])
+        return found
+
+
+def _finished(path: Path, header: dict[str, Any]) -> dict[str, list]:
+    """What an interrupted run with the same settings has found; its last line may be cut off.
+
+    Raises:
+        ValueError: If it had other settings.
+    """
+    done: dict[str, list] = {}
+    if not path.exists():
+        return done
+    lines = path.read_bytes().split(b'\n')[:-1]
+    if lines and json.loads(lines[0]) != header:
+        raise ValueError(f'{path} is of a run with other settings: delete it, or name another '
+                         'file')
+    for line in lines[1:]:
+        entry = json.loads(line)
+        done[entry['key']] = entry['objects']
+    return done
+
+
+def detect_objects(detector: Detector, source: str | Path, out: str | Path, described: str,
+                   score: float = 0.3, most: int = 10, batch_size: int = 8) -> Iterator[int]:
+    """Detects objects in all images of a store or image folder and writes them to a file.
+
+    Stopped and started again, it goes on where it was: finished images stand in `OUT.part`.
+
+    Args:
+        detector: The detector.
+        source: Folder of a store, or of plain images.
+        out: The JSON file.
+        described: What detector it is, kept in the file.
+        score: Least score of an object.
+        most: At most so many objects an image (PTP: 10).
+        batch_size: Images at a time.
+
+    Yields:
+        How many images are done, now and then.
+
+    Raises:
+        StoreError: If the source can't be read.
+        ValueError: If `OUT.part` is of a run with other settings.
+    """
+    out, images = Path(out), open_source(source)
+    part = out.with_name(out.name + '.part')
+    weights = hashlib.sha256()
+    for name, value in sorted(detector.model.state_dict().items()):
+        weights.update(name.encode() + value.cpu().numpy().tobytes())
+    header = {'detector': described, 'weights_sha256': weights.hexdigest(), 'score': score,
+              'most': most, 'images': len(images)}
+    found = _finished(part, header)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(part) as file:  # without what was cut off
+        for entry in (header, *({'key': key, 'objects': objects}
+                                for key, objects in found.items())):
+            file.write(json.dumps(entry).encode() + b'\n')
+    with part.open('ab') as file:
+        for start in range(0, len(images), batch_size):
+            batch = [images.read(number)
+                     for number in range(start, min(start + batch_size, len(images)))]
+            batch = [raw for raw in batch if raw.key not in found]
+            pictures = [mmcv.imfrombytes(raw.image_bytes) for raw in batch]
+            for raw, picture in zip(batch, pictures):
+                if picture is None:
+                    raise StoreError(f"{source}: the image {raw.key!r} can't be decoded")
+            if batch:
+                for raw, objects in zip(batch, detector(pictures, score, most)):
+                    found[raw.key] = objects
+                    file.write(json.dumps({'key': raw.key, 'objects': objects}).encode() + b'\n')
+                file.flush()
+            yield len(found)
+    with atomic_write(out) as file:
+        file.write(json.dumps({**header, 'images': found}).encode())
+    part.unlink()

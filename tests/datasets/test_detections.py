@@ -1,0 +1,112 @@
+"""Detections by an mmdet detector: a tiny one with random weights, on a tiny store."""
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_stores import make_store
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmcv.ops', reason='mmcv without its ops', exc_type=ImportError)
+
+from freeatm_mm import compat  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/miniature/downstream/mask-rcnn_resnet.py'
+
+spec = importlib.util.spec_from_file_location('detect_tool', ROOT / 'tools/detect_objects.py')
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture(scope='module')
+def parts(tmp_path_factory):
+    """A store of ten images and the miniature's detector with random weights."""
+    import mmdet.models  # noqa: F401
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    compat.accept_mmseg_fork()
+    folder = tmp_path_factory.mktemp('detector')
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(CONFIG)
+    torch.manual_seed(0)
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    init_default_scope('mmpretrain')
+    torch.save({'state_dict': model.state_dict(),
+                'meta': {'dataset_meta': {'classes': list(cfg.classes)}}}, folder / 'weights.pth')
+    return make_store(folder / 'store', count=10, size=(48, 64)), folder / 'weights.pth'
+
+
+def detect(parts, out, *options):
+    store, weights = parts
+    tool.main([str(CONFIG), str(weights), str(store), str(out), *map(str, options)])
+    return json.loads(out.read_text())
+
+
+def test_every_image_has_its_boxes(parts, tmp_path):
+    content = detect(parts, tmp_path / 'found.json', '--score', 0.04, '--most', 3)
+    assert list(content['images']) == [f'{number:06d}' for number in range(10)]
+    assert any(content['images'].values())
+    for objects in content['images'].values():
+        assert len(objects) <= 3
+        scores = [thing['score'] for thing in objects]
+        assert scores == sorted(scores, reverse=True) and all(score >= 0.04 for score in scores)
+        for thing in objects:
+            x1, y1, x2, y2 = thing['box']
+            assert 0 <= x1 < x2 <= 64 and 0 <= y1 < y2 <= 48
+            assert isinstance(thing['name'], str)
+    assert not (tmp_path / 'found.json.part').exists()
+
+
+def test_boxes_are_those_of_mmdet(parts, tmp_path):
+    from mmdet.apis import inference_detector
+
+    from freeatm_mm.datasets.detections import Detector
+    from freeatm_mm.store import Store
+    detector = Detector(CONFIG, parts[1])
+    image = np.asarray(Store(parts[0])[3].image)[..., ::-1]
+    ours, = detector([np.ascontiguousarray(image)], 0.0, 5)
+    theirs = inference_detector(detector.model, image, test_pipeline=detector.pipeline)
+    np.testing.assert_allclose([thing['box'] for thing in ours],
+                               theirs.pred_instances.bboxes[:5].numpy(), atol=0.01)
+
+
+def test_an_interrupted_run_goes_on(parts, tmp_path, monkeypatch):
+    whole = detect(parts, tmp_path / 'whole.json', '--score', 0.04)
+    from freeatm_mm.datasets import detections
+    calls = []
+    real = detections.Detector.__call__
+
+    def counted(self, images, *rest):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, images, *rest)
+
+    monkeypatch.setattr(detections.Detector, '__call__', counted)
+    options = ['--score', 0.04, '--batch-size', 3]
+    with pytest.raises(KeyboardInterrupt):
+        detect(parts, tmp_path / 'parts.json', *options)
+    part = tmp_path / 'parts.json.part'
+    part.write_bytes(part.read_bytes() + b'{"key": "0000')  # killed while it wrote
+    with pytest.raises(SystemExit, match='other settings'):
+        detect(parts, tmp_path / 'parts.json', '--score', 0.05)
+    found = detect(parts, tmp_path / 'parts.json', *options)
+    assert sum(calls[3:]) == 4  # six were done
+    assert found['images'].keys() == whole['images'].keys()
+
+
+@pytest.mark.parametrize('config, checkpoint, store, message', [
+    ('no.py', None, None, 'there is no file no.py'), (None, 'no.pth', None, 'no file no.pth'),
+    (None, None, 'no/store', 'no/store: no such folder'),
+])
+def test_wrong_paths_are_told(parts, tmp_path, config, checkpoint, store, message):
+    with pytest.raises(SystemExit, match=message):
+        tool.main([config or str(CONFIG), checkpoint or str(parts[1]), store or str(parts[0]),
+                   str(tmp_path / 'out.json')])
