@@ -4,6 +4,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import tokenize
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from .errors import StoreError
 
 __all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT', 'STORE_FORMAT',
            'VERSION', 'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
-           'parse_index_header', 'parse_json', 'shard_name']
+           'parse_json', 'read_index_header', 'shard_name']
 
 VERSION = 1
 STORE_FORMAT = 'freeatm-store'
@@ -24,6 +26,8 @@ MANIFEST = 'store.json'
 PROGRESS = 'progress.u32'
 #: Size of a tar header, and what members are padded to.
 BLOCK = 512
+# More than the header of any index takes.
+_HEADER_BYTES = 4096
 
 # offset: first byte of the member's content, counted from the start of the tar. crc32 covers the
 # whole sample: headers, contents and padding, which stand together in the order below.
@@ -60,25 +64,44 @@ def file_sha256(path: Path) -> str:
 
 
 def load_index(path: Path) -> np.ndarray:
-    """Map a shard's index into memory, without reading it.
+    """Map a shard's index into memory, without reading its rows.
 
     Raises:
         StoreError: If the file is missing or is no index.
     """
     try:
-        rows = np.load(path, mmap_mode='r', allow_pickle=False)
+        with path.open('rb') as file:
+            dtype, rows, first_row = read_index_header(file.fileno())
+        return np.memmap(path, dtype, mode='r', offset=first_row, shape=(rows,))
     except FileNotFoundError:
         raise StoreError(f'the index {path} is missing') from None
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f'the index {path} is corrupt ({error})') from None
-    key_length = rows.dtype['key'].itemsize if 'key' in (rows.dtype.names or ()) else 0
-    if rows.ndim != 1 or rows.dtype != index_dtype(key_length):
-        raise StoreError(f'{path} is not an index of version {VERSION}')
-    return rows
+    except StoreError as error:
+        raise StoreError(f'the index {path} {error}') from None
+
+
+def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
+    """Read the header of an open index and check the size of its file.
+
+    Returns:
+        The type of a row, the number of rows, and where the first row stands.
+
+    Raises:
+        StoreError: If it is no index of this version, or its size isn't that of its rows.
+    """
+    start = os.pread(handle, _HEADER_BYTES, 0)
+    length = 10 + int.from_bytes(start[8:10], 'little')  # numpy's format 1.0
+    dtype, rows, first_row = _parse_index_header(start[:length])
+    size = os.fstat(handle).st_size
+    if rows < 1 or size != first_row + rows * dtype.itemsize:
+        raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
+                         f'{first_row + rows * dtype.itemsize}')
+    return dtype, rows, first_row
 
 
 @lru_cache(maxsize=64)
-def parse_index_header(start: bytes) -> tuple[np.dtype, int, int]:
+def _parse_index_header(start: bytes) -> tuple[np.dtype, int, int]:
     """Read the header of an index from the first bytes of its file.
 
     Args:
@@ -96,8 +119,9 @@ def parse_index_header(start: bytes) -> tuple[np.dtype, int, int]:
         if version != (1, 0):
             raise ValueError(f'its numpy format is {version}')
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, TypeError, EOFError) as error:
-        raise StoreError(f'is corrupt ({error})') from None
+    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError,
+            tokenize.TokenError) as error:
+        raise StoreError(f'is corrupt ({type(error).__name__} in its header)') from None
     key_length = dtype['key'].itemsize if 'key' in (dtype.names or ()) else 0
     if len(shape) != 1 or dtype != index_dtype(key_length):
         raise StoreError(f'is not an index of version {VERSION}')

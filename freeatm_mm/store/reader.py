@@ -17,16 +17,13 @@ from .layout import (
     MANIFEST,
     STORE_FORMAT,
     load_manifest,
-    parse_index_header,
+    read_index_header,
     shard_name,
 )
 from .sample import RawSample, Sample, decode_sample
 from .tar import MAX_JSON, open_regular, parse_info, read_exactly, read_sample
 
 __all__ = ['Store']
-
-# More than the header of any index takes.
-_HEADER_BYTES = 4096
 
 
 class Store(Sequence):
@@ -197,7 +194,7 @@ class _OpenShard:
         index_path = path.with_suffix('.index.npy')
         self.index_handle = open_regular(index_path)
         try:
-            self.dtype, rows, self.first_row = self._header()
+            self.dtype, rows, self.first_row = read_index_header(self.index_handle)
         except StoreError as error:
             raise StoreError(f'the index {index_path} {error}') from None
         if rows != entry['samples']:
@@ -212,16 +209,6 @@ class _OpenShard:
         for name in ('handle', 'index_handle'):
             if hasattr(self, name):
                 os.close(getattr(self, name))
-
-    def _header(self) -> tuple[np.dtype, int, int]:
-        start = os.pread(self.index_handle, _HEADER_BYTES, 0)
-        length = 10 + int.from_bytes(start[8:10], 'little')  # numpy's format 1.0
-        dtype, rows, first_row = parse_index_header(start[:length])
-        size = os.fstat(self.index_handle).st_size
-        if size != first_row + rows * dtype.itemsize:
-            raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
-                             f'{first_row + rows * dtype.itemsize}')
-        return dtype, rows, first_row
 
     def _row(self, number: int) -> tuple:
         data = read_exactly(self.index_handle, self.dtype.itemsize,

@@ -225,6 +225,8 @@ def decode_sample(raw: RawSample) -> Sample:
         scales = np.array([(noun['lo'], noun['hi']) for noun in info['nouns']], np.float32)
         mask_height, mask_width = int(info['masks']['height']), int(info['masks']['width'])
         caption, meta = info['caption'], info['meta']
+        if not isinstance(caption, str) or not isinstance(meta, dict):
+            raise TypeError('caption must be text and meta an object')
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f'sample {raw.key!r}: its JSON is not a sample ({error!r})') from None
     try:
