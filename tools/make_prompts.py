@@ -26,7 +26,7 @@ from freeatm_mm.prompts.nouns import NounFinder, SpacyTagger, TextBlobTagger
 from freeatm_mm.prompts.rewrite import Checks, Prices, read_words, rewrite_batches, unsafe_words
 
 # Items in one line of the journal: what a killed run may have to do again.
-BATCH = 10_000
+BATCH = 4000
 
 
 def make_imagenet(options: argparse.Namespace) -> Report:

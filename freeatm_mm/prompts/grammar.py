@@ -82,8 +82,7 @@ class PromptGrammar:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """How many different sentences each class has."""
-        return tuple(sum(choice.size for form in self._forms_of(number) for choice in form)
-                     for number in range(len(self.classes)))
+        return tuple(self._size(number) for number in range(len(self.classes)))
 
     def repeats(self, count: int) -> int:
         """Return how many of the first ``count`` records say what one before them said."""
@@ -104,7 +103,7 @@ class PromptGrammar:
         turn, place = divmod(number, len(self.classes))
         index = shuffled(place, len(self.classes), f'{self.seed}/{turn}')
         forms = self._forms_of(index)
-        turn %= self.sizes[index]
+        turn %= self._size(index)
         which, turn = take_turns(tuple(sum(c.size for c in form) for form in forms), turn)
         form = forms[which]
         which, turn = take_turns(tuple(choice.size for choice in form), turn)
@@ -119,6 +118,9 @@ class PromptGrammar:
     def records(self, start: int, stop: int) -> Iterator[PromptRecord]:
         """Yield records ``start`` to ``stop - 1``."""
         return (self[number] for number in range(start, stop))
+
+    def _size(self, index: int) -> int:
+        return sum(choice.size for form in self._forms_of(index) for choice in form)
 
     def _forms_of(self, index: int) -> list[list[_Choice]]:
         if index not in self._forms:
@@ -148,7 +150,7 @@ class PromptGrammar:
 
 def photo_prompts(classes: Sequence[ImageNetClass], start: int, stop: int,
                   name: str = 'photo') -> Iterator[PromptRecord]:
-    """Yield "a photo of [class]" (Table 6), class after class, from ``start`` to before ``stop``."""
+    """Yield "a photo of [class]" (Table 6), records ``start`` to ``stop - 1``, in turns."""
     for number in range(start, stop):
         chosen = classes[number % len(classes)]
         yield fill_template(f'{name}-{number:08d}', PHOTO_TEMPLATE, [chosen.subject], '')

@@ -7,6 +7,7 @@ of captions a second. Any installed spaCy model is the other choice: better and 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +78,9 @@ class TextBlobTagger:
         for text in texts:
             spans = [match.span() for match in _TOKEN.finditer(text)]
             words = [text[start:end] for start, end in spans]
-            tags = [tag for _, tag in self._find_tags(words)] if words else []
+            # The lexicon writes "naive" and "fish" for "naïve" and "ﬁsh".
+            plain = [_plain(word) for word in words]
+            tags = [tag for _, tag in self._find_tags(plain)] if words else []
             for index in range(1, len(tags)):
                 if (tags[index] in ('VB', 'VBP', 'VBZ', 'JJ') and tags[index - 1] in _BEFORE_NOUN
                         and self._ends_phrase(words, tags, index)
@@ -199,6 +202,13 @@ def concrete_nouns() -> frozenset[str]:
     """Return the singular nouns that name something one can see, from WordNet 3.0."""
     text = files(__package__).joinpath('concrete_nouns.txt').read_text(encoding='utf-8')
     return frozenset(line for line in text.splitlines() if not line.startswith('#'))
+
+
+def _plain(word: str) -> str:
+    if word.isascii():
+        return word
+    letters = unicodedata.normalize('NFKD', word)
+    return ''.join(c for c in letters if not unicodedata.combining(c)) or word
 
 
 def _is_noun(word: str, tag: str) -> bool:

@@ -31,8 +31,8 @@ _INSTRUCTION = (
     'At most {max_words} words a sentence. Answer with one line for each number, beginning with '
     'the number and a period, and nothing else.')
 _NUMBERED = re.compile(r'\s*(\d+)\s*[.):]\s*(\S.*?)\s*$')
-_REFUSAL = re.compile(r"\b(?:as an ai|i can(?:no|'|’)t|i(?:'|’)m sorry|i am sorry|language model|"
-                      r'unable to)\b', re.IGNORECASE)
+_REFUSAL = re.compile(r"\b(?:as an ai|i can(?:no|'|’)t|i(?:'|’)m sorry|i am sorry|unable to|"
+                      r'language model)\b', re.IGNORECASE)
 _MARKUP = re.compile(r'[\[\]{}<>|`#*_\\]|https?:|\n')
 
 

@@ -1,0 +1,134 @@
+"""The journal: nothing lost, nothing twice, wherever a run is stopped."""
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from freeatm_mm.prompts import Noun, PromptRecord, read_prompts
+from freeatm_mm.prompts.journal import Batch, SeenTexts, journal_path, write_batches
+
+
+class Stop(Exception):
+    """Stands for whatever stops a run."""
+
+
+def record(number):
+    return PromptRecord(f'r{number}', f'a bird {number}', (Noun('bird', 2, 6),), 'test')
+
+
+def numbers(stop_after=None, total=10, made=None):
+    """Batches of two records; may stop before the end."""
+    def batches(read, seen, counts):
+        for number in range(read, total, 2):
+            if stop_after is not None and number >= stop_after:
+                raise Stop
+            if made is not None:
+                made.append(number)
+            yield Batch(2, (record(number), record(number + 1)), {'seen': 2, 'cost': 0.5})
+    return batches
+
+
+def test_a_file_is_written_at_the_end_only(tmp_path):
+    path = tmp_path / 'new' / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {'a': 1}, numbers(stop_after=6))
+    assert not path.exists() and journal_path(path).exists()
+    made = []
+    report = write_batches(path, {'a': 1}, numbers(made=made))
+    assert made == [6, 8], 'what the journal held was made again'
+    assert list(read_prompts(path)) == [record(n) for n in range(10)]
+    assert (report.read, report.records, report.resumed) == (10, 10, 6)
+    assert report.counts == {'seen': 10, 'cost': 2.5}
+    assert [p.name for p in path.parent.iterdir()] == ['prompts.jsonl']
+    text = str(report)
+    assert '10 prompts' in text and '6 of them before an interruption' in text
+    assert 'cost: 2.5' in text
+
+
+@pytest.mark.parametrize('cut', range(1, 400, 37))
+def test_a_torn_journal_goes_on_to_the_same_file(tmp_path, cut):
+    """Cut off at any byte, as a power cut may leave it."""
+    whole, torn = tmp_path / 'whole.jsonl', tmp_path / 'torn.jsonl'
+    write_batches(whole, {}, numbers())
+    with pytest.raises(Stop):
+        write_batches(torn, {}, numbers(stop_after=6))
+    journal = journal_path(torn)
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    write_batches(torn, {}, numbers())
+    assert torn.read_bytes() == whole.read_bytes()
+
+
+def test_other_settings_do_not_go_on_with_a_journal(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {'seed': 0, 'count': 10}, numbers(stop_after=4))
+    before = journal_path(path).read_bytes()
+    with pytest.raises(ValueError, match=r'other settings \(different: seed\)'):
+        write_batches(path, {'seed': 1, 'count': 10}, numbers())
+    assert journal_path(path).read_bytes() == before
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    journal_path(path).write_text('{"settings": {}}\n{"read": 2}\n')
+    with pytest.raises(ValueError, match=r'prompts\.jsonl\.journal, line 2: damaged'):
+        write_batches(path, {}, numbers())
+
+
+def test_a_finished_file_is_not_replaced_unasked(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    path.write_text('mine')
+    with pytest.raises(FileExistsError, match='exists already'):
+        write_batches(path, {}, numbers())
+    assert path.read_text() == 'mine'
+    write_batches(path, {}, numbers(), overwrite=True)
+    assert len(list(read_prompts(path))) == 10
+
+
+def test_two_records_of_one_id_are_refused_across_runs(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {}, numbers(stop_after=4))
+    def again(read, seen, counts):
+        yield Batch(1, (record(1),))
+    with pytest.raises(ValueError, match="the id 'r1'; ids must be unique"):
+        write_batches(path, {}, again)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    def batches(read, seen, counts):
+        with pytest.raises(ValueError, match='another process is writing'):
+            write_batches(path, {}, numbers())
+        yield Batch(1, (record(1),))
+    assert write_batches(path, {}, batches).records == 1
+
+
+def test_a_run_knows_what_was_said_and_spent_before(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {}, numbers(stop_after=4))
+    def batches(read, seen, counts):
+        assert counts == {'seen': 4, 'cost': 1.0}
+        assert not seen.add('A Bird 3') and seen.add('a bird 4')
+        yield Batch(0)
+    write_batches(path, {}, batches)
+
+
+def test_texts_count_as_seen(tmp_path):
+    with SeenTexts(tmp_path) as seen:
+        assert [seen.add(text) for text in ('a dog', ' A DOG ', 'a cat', 'a dog', '')] == [
+            True, False, True, False, True]
+    assert not list(tmp_path.iterdir())
+    with SeenTexts(tmp_path, fold=False) as seen:
+        assert seen.add('a') and seen.add('A') and not seen.add('a')
+
+
+def test_the_file_is_plain_json_lines(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    def batches(read, seen, counts):
+        yield Batch(1, (PromptRecord('1', 'ein Vögel 🐦'),))
+    write_batches(path, {}, batches)
+    line, = path.read_text(encoding='utf-8').splitlines()
+    assert json.loads(line)['prompt'] == 'ein Vögel 🐦' and '🐦' in line

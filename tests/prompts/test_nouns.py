@@ -1,0 +1,168 @@
+"""Nouns in captions: exact spans in any script, compounds joined, offline."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.prompts.nouns import (
+    NounFinder,
+    SpacyTagger,
+    TextBlobTagger,
+    Word,
+    concrete_nouns,
+    singular,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TAGGER = TextBlobTagger()
+ALL, CONCRETE = NounFinder(TAGGER), NounFinder(TAGGER, concrete=True)
+
+
+def found(text, finder=ALL):
+    """The nouns of a text, after checking that they fit it."""
+    nouns, = finder([text])
+    PromptRecord('1', text, nouns)  # raises where a span doesn't hold its noun
+    return [noun.text for noun in nouns]
+
+
+@pytest.mark.parametrize('text, nouns', [
+    ('A man is holding a tennis racket near the net.', ['man', 'tennis racket', 'net']),
+    ('A fire truck parked beside the curb', ['fire truck', 'curb']),
+    ('a white-tailed deer', ['deer']),
+    ('a naïve ﬁsh', ['ﬁsh']),
+    ("the dog's bowl", ['dog', 'bowl']),
+    ('the dog’s bowl', ['dog', 'bowl']),
+    ("they don't see a bird, it's hidden", ['bird']),
+    ('A giraffe eating leaves from a tall tree', ['giraffe', 'leaves', 'tree']),
+    ('two dogs, a cat and three red balls', ['dogs', 'cat', 'balls']),
+    ('', []),
+    ('!!! — 123 …', []),
+])
+def test_nouns_are_found(text, nouns):
+    assert found(text) == nouns
+
+
+def test_a_noun_that_comes_twice_has_two_spans():
+    text = 'a dog beside a dog and another dog'
+    nouns, = ALL([text])
+    assert [(n.start, n.end) for n in nouns] == [(2, 5), (15, 18), (31, 34)]
+    assert {n.category for n in nouns} == {'dog'}
+
+
+def test_spans_count_characters_not_bytes():
+    text = '🐦🐦 the café’s bird near a fac\u0327ade — and 犬 with a naïve dog'
+    nouns, = ALL([text])
+    by_text = {noun.text: noun for noun in nouns}
+    assert {'café', 'bird', 'fac\u0327ade', 'dog'} <= by_text.keys()
+    for noun in nouns:
+        assert text[noun.start:noun.end] == noun.text
+
+
+def test_a_category_is_the_singular():
+    nouns, = ALL(['Two Tennis Rackets, three geese, children and eyeglasses'])
+    assert [n.category for n in nouns][1:] == ['goose', 'child', 'eyeglasses']
+    assert singular('Leaves') == 'leaf' and singular('dress', 'NN') == 'dress'
+
+
+def test_only_things_on_request():
+    text = 'the idea of a dog on a sunny morning in front of a school bus with love'
+    assert {'idea', 'morning', 'front', 'love'} <= set(found(text))
+    assert found(text, CONCRETE) == ['dog', 'school bus']
+    assert {'dog', 'racket', 'cloud', 'person', 'tree'} <= concrete_nouns()
+    assert not {'idea', 'love', 'front', 'freedom'} & concrete_nouns()
+
+
+def test_compounds_stay_apart_on_request():
+    assert found('a tennis racket', NounFinder(TAGGER, join=False)) == ['tennis', 'racket']
+
+
+WORDS = st.lists(st.sampled_from([
+    'dog', 'dogs', 'tennis', 'racket', 'the', 'red', 'runs', 'é', '犬', '🐦', "'s", '—', '\u0301',
+    'Straße', 'ﬁsh', '\u200d', '_', "n't", '\x00', 'İ']), max_size=12)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(max_size=40), WORDS.map(' '.join), WORDS.map(''.join)))
+@example('İİ dog')
+@example('\r\n dog\x85dog')
+def test_spans_are_exact_in_any_text(text):
+    for finder in (ALL, CONCRETE):
+        nouns, = finder([text])
+        PromptRecord('1', text, nouns)
+        for left, right in zip(nouns, nouns[1:]):
+            assert left.end <= right.start
+        for noun in nouns:
+            assert noun.text == noun.text.strip() and any(c.isalpha() for c in noun.text)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(['dog', 'bird', 'tree', 'car']), min_size=1, max_size=5),
+       st.lists(st.sampled_from([' near a ', ' and the ', ', a ', ' — the ', ' 🐦 with a ']),
+                min_size=5, max_size=5))
+def test_known_nouns_are_found_at_their_places(nouns, between):
+    text, spans = 'the ', []
+    for noun, words in zip(nouns, between):
+        spans.append((len(text), len(text) + len(noun)))
+        text += noun + words
+    found_nouns, = ALL([text])
+    assert [(n.start, n.end) for n in found_nouns] == spans
+
+
+def test_texts_are_kept_apart_and_in_order():
+    assert [[n.text for n in nouns] for nouns in ALL(['a dog', '', 'a cat'])] == [
+        ['dog'], [], ['cat']]
+
+
+def test_the_default_tagger_needs_no_network_and_no_data():
+    """In a process that can open no connection and finds no NLTK data."""
+    program = (
+        'import socket\n'
+        'def refuse(*_, **__): raise AssertionError("asked the network")\n'
+        'socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n'
+        'import nltk\nnltk.data.path[:] = []\n'
+        'from freeatm_mm.prompts.nouns import NounFinder, TextBlobTagger\n'
+        'nouns, = NounFinder(TextBlobTagger(), concrete=True)(["two dogs with a tennis racket"])\n'
+        'print([n.category for n in nouns])\n')
+    result = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True,
+                            text=True, env={'PATH': '', 'HOME': '/nonexistent'}, timeout=120)
+    assert result.stdout.strip() == "['dog', 'tennis racket']", result.stderr
+
+
+@pytest.fixture(scope='module')
+def spacy_model():
+    """A pipeline whose tags are fixed by word, since no trained model comes with the packages."""
+    spacy = pytest.importorskip('spacy')
+    model = spacy.blank('en')
+    ruler = model.add_pipe('attribute_ruler')
+    for word, tag in {'dog': 'NN', 'dogs': 'NNS', 'tennis': 'NN', 'racket': 'NN', 'runs': 'VBZ',
+                      'idea': 'NN'}.items():
+        ruler.add([[{'LOWER': word}]], {'TAG': tag})
+    return model
+
+
+def test_spacy_finds_the_same_spans(spacy_model):
+    finder = NounFinder(SpacyTagger(spacy_model))
+    assert found('🐦 the dog’s tennis racket —  dogs runs', finder) == [
+        'dog', 'tennis racket', 'dogs']
+    assert found('an idea of dogs', NounFinder(SpacyTagger(spacy_model), concrete=True)) == ['dogs']
+
+
+def test_a_spacy_model_that_is_missing_or_untrained_is_named():
+    spacy = pytest.importorskip('spacy')
+    with pytest.raises(ValueError, match="no model 'en_no_such_model'; install one"):
+        SpacyTagger('en_no_such_model')
+    with pytest.raises(ValueError, match='has no tagger: its steps are none'):
+        SpacyTagger(spacy.blank('en'))
+
+
+def test_a_tagger_that_loses_a_text_is_noticed():
+    def tagger(texts):
+        yield [Word(0, 1, 'NN')]
+    with pytest.raises(ValueError):
+        list(NounFinder(tagger)(['a', 'b']))
