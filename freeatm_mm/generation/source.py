@@ -26,6 +26,7 @@ from freeatm_mm.attention import (
     AttentionRecorder,
     NounAlignmentError,
     find_family,
+    mask_trust,
     minmax,
     quantize,
 )
@@ -212,7 +213,8 @@ class ShardSource:
                 output = self.pipeline(
                     prompts, generator=[torch.Generator().manual_seed(value) for value in seeds],
                     **self.call_options)
-            maps = [(*quantize(masks), minmax(masks)[1]) for masks in recorder.masks()]
+            raw = recorder.masks()
+            maps = [(*quantize(masks), minmax(masks)[1]) for masks in raw]
         except (FloatingPointError, ValueError) as error:
             names = ', '.join(record.id for record, _ in batch[:4])
             more = ', ...' if len(batch) > 4 else ''
@@ -240,6 +242,7 @@ class ShardSource:
             kept = [row for row, index in enumerate(recorded[place]) if index not in lost[place]]
             levels, scales, flat = (tensor.numpy()[kept] for tensor in maps[place])
             counts.flat_masks += int(flat.sum())
+            meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[place][kept])]
             yield Sample.from_image(
                 sample_key(record.id, number, self.plan.images_per_prompt), output.images[place],
                 image_format=self.image_format, quality=self.quality, caption=record.prompt,

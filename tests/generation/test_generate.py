@@ -20,6 +20,7 @@ from freeatm_mm.attention import (
     NounAlignmentError,
     NounTruncatedError,
     dequantize,
+    mask_trust,
 )
 from freeatm_mm.generation import ShardSource, generate, sample_seed
 from freeatm_mm.generation.generate import SharedProgress
@@ -72,6 +73,7 @@ def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, drawn):
             assert (sample.key, sample.caption, sample.nouns) == (item.id, item.prompt, item.nouns)
             np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(images[place]))
             assert sample.masks.shape == maps.shape
+            assert sample.meta['mask_trust'] == [each.to_json() for each in mask_trust(maps)]
             step = (sample.scales[:, 1] - sample.scales[:, 0])[:, None, None] / 255
             restored = dequantize(sample.masks, sample.scales)
             assert (np.abs(restored - maps.numpy()) <= 0.501 * step + 1e-9).all()
