@@ -99,6 +99,8 @@ def run(options: argparse.Namespace, batches: object, names: tuple[str, ...],
         value = getattr(options, name)
         settings[name] = ([str(item) for item in value] if isinstance(value, list)
                           else str(value) if isinstance(value, Path) else value)
+    if getattr(options, 'file', None) and options.file.is_file():
+        settings['size of the file'] = options.file.stat().st_size
 
     def shown(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
         with tqdm(total=total, initial=read, unit=' read', disable=options.quiet) as bar:

@@ -185,6 +185,8 @@ def caption_batches(captions: Iterable[Caption], finder: NounFinder, *,
             text = ' '.join(caption.text.replace('<PERSON>', 'person').split())
             if not text:
                 counts['skipped: empty'] += 1
+            elif any('\ud800' <= character <= '\udfff' for character in text):
+                counts['skipped: half a character'] += 1
             elif text.count(' ') >= max_words:
                 counts[f'skipped: more than {max_words} words'] += 1
             else:

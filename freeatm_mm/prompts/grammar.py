@@ -138,7 +138,9 @@ class PromptGrammar:
                     if others:
                         forms[form].append(_Choice(f'{subject.wnid}/{name}/{form}', others,
                                                    *places, doing))
-            self._forms[index] = [form for form in forms if form]
+            # Classes begin with different forms and settings, so that any stretch is mixed.
+            self._forms[index] = [_rotated(form, subject.index // 4)
+                                  for form in _rotated(forms, subject.index) if form]
         return self._forms[index]
 
     def _partners(self, subject: ImageNetClass, setting: str) -> tuple[ImageNetClass, ...]:
@@ -154,6 +156,11 @@ def photo_prompts(classes: Sequence[ImageNetClass], start: int, stop: int,
     for number in range(start, stop):
         chosen = classes[number % len(classes)]
         yield fill_template(f'{name}-{number:08d}', PHOTO_TEMPLATE, [chosen.subject], '')
+
+
+def _rotated(items: list, by: int) -> list:
+    by %= max(1, len(items))
+    return items[by:] + items[:by]
 
 
 def take_turns(sizes: Sequence[int], turn: int) -> tuple[int, int]:

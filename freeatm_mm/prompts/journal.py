@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -69,21 +68,18 @@ class Report:
 
 
 class SeenTexts:
-    """Which texts have come before, in a file on disk: millions take no memory.
+    """Which texts have come before, kept in SQLite's temporary storage: millions take no memory.
+
+    What doesn't fit into its small cache lies in a nameless file in the folder for temporary files
+    (``SQLITE_TMPDIR`` or ``TMPDIR``), about 20 bytes a text, gone when the process ends.
 
     Args:
-        folder: Where the temporary file lies; it is deleted by :meth:`close`.
         fold: Take texts for the same that differ only in case or in spaces at their ends.
     """
 
-    def __init__(self, folder: str | Path | None = None, fold: bool = True) -> None:
+    def __init__(self, fold: bool = True) -> None:
         self._fold = fold
-        handle, self._name = tempfile.mkstemp(prefix='.seen-', suffix='.tmp', dir=folder)
-        os.close(handle)
-        self._database = sqlite3.connect(self._name, isolation_level=None)
-        # Made anew by every run: nothing in it has to survive a power cut.
-        self._database.execute('PRAGMA journal_mode = OFF')
-        self._database.execute('PRAGMA synchronous = OFF')
+        self._database = sqlite3.connect('', isolation_level=None)
         self._database.execute('CREATE TABLE seen (hash INTEGER PRIMARY KEY) WITHOUT ROWID')
         self._database.execute('BEGIN')
 
@@ -96,9 +92,8 @@ class SeenTexts:
         return cursor.rowcount == 1
 
     def close(self) -> None:
-        """Delete the file."""
+        """Forget all texts."""
         self._database.close()
-        Path(self._name).unlink(missing_ok=True)
 
     def __enter__(self) -> SeenTexts:
         return self
@@ -142,7 +137,7 @@ def write_batches(path: str | Path, settings: dict[str, Any],
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     counts: Counter = Counter()
-    with SeenTexts(path.parent) as seen, SeenTexts(path.parent, fold=False) as ids, \
+    with SeenTexts() as seen, SeenTexts(fold=False) as ids, \
             journal.open('a+b') as file:
         _lock(file, journal)
         read, written = _recover(file, journal, settings, counts, seen, ids)

@@ -138,15 +138,16 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
 
 CAPTIONS = [Caption('x-1', '  A dog \n with a  red ball '), Caption('x-2', ''),
             Caption('x-3', 'walking very slowly'), Caption('x-4', 'a DOG with a red ball'),
-            Caption('x-5', '<PERSON> with a cat'), Caption('x-6', 'a dog ' * 31)]
+            Caption('x-5', '<PERSON> with a cat'), Caption('x-6', 'a dog ' * 31),
+            Caption('x-7', 'a dog \ud83d')]
 
 
 def batches(seen=None, **options):
     return list(caption_batches(CAPTIONS, FINDER, seen=seen, batch_size=2, **options))
 
 
-def test_batches_say_what_became_of_every_caption(tmp_path):
-    with SeenTexts(tmp_path) as seen:
+def test_batches_say_what_became_of_every_caption():
+    with SeenTexts() as seen:
         made = batches(seen)
     records = [record for batch in made for record in batch.records]
     assert [(r.id, r.prompt, r.source) for r in records] == [
@@ -157,7 +158,8 @@ def test_batches_say_what_became_of_every_caption(tmp_path):
         for name, number in batch.counts.items():
             counts[name] = counts.get(name, 0) + number
     assert counts == {'nouns': 4, 'skipped: empty': 1, 'skipped: no noun': 1,
-                      'skipped: said before': 1, 'skipped: more than 60 words': 1}
+                      'skipped: said before': 1, 'skipped: more than 60 words': 1,
+                      'skipped: half a character': 1}
     assert sum(batch.read for batch in made) == len(CAPTIONS)
     skipped = sum(number for name, number in counts.items() if name.startswith('skipped'))
     assert len(records) + skipped == len(CAPTIONS)
@@ -166,7 +168,7 @@ def test_batches_say_what_became_of_every_caption(tmp_path):
 def test_batches_go_on_where_a_run_stopped():
     whole = batches()
     assert batches(skip=2) == whole[1:]
-    assert batches(skip=6) == []
+    assert batches(skip=7) == []
 
 
 def test_captions_without_nouns_stay_on_request():

@@ -76,6 +76,7 @@ def test_each_class_comes_once_a_round_and_all_forms_come():
     pairs = sum(len(r.nouns) == 2 for r in records)
     doing = sum('ing ' in f'{r.prompt.partition(" is ")[2]} ' for r in records)
     assert 0.45 < pairs / 4000 < 0.52
+    assert 0.4 < sum(len(r.nouns) == 2 for r in records[:1000]) / 1000 < 0.6
     assert doing / 4000 > 0.45
     # Rounds are in different orders.
     first, second = ([r.nouns[0].text for r in records[s:s + 1000]] for s in (0, 1000))

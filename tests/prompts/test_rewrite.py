@@ -113,8 +113,8 @@ def good(text):
                             for n, noun, park in lines), '', 100, 50)
 
 
-def rewrite(model, records, tmp_path, **options):
-    with SeenTexts(tmp_path) as seen:
+def rewrite(model, records, **options):
+    with SeenTexts() as seen:
         made = list(rewrite_batches(records, model, seen, checks=CHECKS, **options))
     counts = {}
     for batch in made:
@@ -123,10 +123,10 @@ def rewrite(model, records, tmp_path, **options):
     return [record for batch in made for record in batch.records], counts
 
 
-def test_good_answers_replace_the_templates(tmp_path):
+def test_good_answers_replace_the_templates():
     records = [pair(n) for n in range(25)]
     model = Model(good)
-    made, counts = rewrite(model, records, tmp_path, prices=Prices(1000, 2000))
+    made, counts = rewrite(model, records, prices=Prices(1000, 2000))
     assert [r.id for r in made] == [r.id for r in records]
     assert made[7].prompt == 'one big dog eats hot dog number 7'
     assert made[7].source == 'template+toy'
@@ -137,7 +137,7 @@ def test_good_answers_replace_the_templates(tmp_path):
     assert '1. a dog with a hot dog is in park 0 [dog; hot dog]' in model.asked[0][0]
 
 
-def test_each_failure_keeps_its_template_and_is_counted(tmp_path):
+def test_each_failure_keeps_its_template_and_is_counted():
     records = [pair(n) for n in range(8)]
     def reply(text):
         return Answer('Sure, here they are:\n'
@@ -148,7 +148,7 @@ def test_each_failure_keeps_its_template_and_is_counted(tmp_path):
                       '5.\n'
                       '7. a nude dog with a hot dog\n'
                       '99. a dog with a hot dog far away\n')
-    made, counts = rewrite(Model(reply), records, tmp_path)
+    made, counts = rewrite(Model(reply), records)
     assert made[2].prompt == 'a quiet dog beside a hot dog'
     assert [r == t for r, t in zip(made, records)] == [False, True, False] + [True] * 5
     assert counts == {
@@ -157,39 +157,39 @@ def test_each_failure_keeps_its_template_and_is_counted(tmp_path):
         'template kept: no line for it in the answer': 3, 'template kept: unsafe word': 1}
 
 
-def test_alone_in_a_request_an_answer_needs_no_number(tmp_path):
+def test_alone_in_a_request_an_answer_needs_no_number():
     made, _ = rewrite(Model(lambda text: Answer(' A dog likes its hot dog. \nBye')), [pair()],
-                      tmp_path, per_request=1)
+                      per_request=1)
     assert made[0].prompt == 'A dog likes its hot dog.'
 
 
-def test_no_answer_keeps_all_templates_of_the_request(tmp_path):
+def test_no_answer_keeps_all_templates_of_the_request():
     records = [pair(n) for n in range(3)]
     made, counts = rewrite(Model(lambda text: Answer(None, 'the answer was empty', retries=2)),
-                           records, tmp_path)
+                           records)
     assert made == records
     assert counts['template kept: the answer was empty'] == 3
     assert counts['requests sent again'] == 2
 
 
-def test_a_hopeless_model_stops_the_run(tmp_path):
+def test_a_hopeless_model_stops_the_run():
     model = Model(lambda text: Answer('lorem ipsum'))
     with pytest.raises(LanguageModelError, match=f"last {HOPELESS_AFTER} requests .*'lorem ipsum'"):
-        rewrite(model, (pair(n) for n in range(10**6)), tmp_path)
+        rewrite(model, (pair(n) for n in range(10**6)))
     assert len(model.asked) == HOPELESS_AFTER
 
 
-def test_a_spent_budget_stops_the_run(tmp_path):
+def test_a_spent_budget_stops_the_run():
     records = [pair(n) for n in range(50)]
     for spent, requests in ((0.0, 2), (0.3, 1)):
         model = Model(good)
         with pytest.raises(LanguageModelError, match='budget of 0.4 dollars is spent'):
-            rewrite(model, records, tmp_path, prices=Prices(1000, 2000, 0.4), spent=spent)
+            rewrite(model, records, prices=Prices(1000, 2000, 0.4), spent=spent)
         assert len(model.asked) == requests
 
 
-def test_rewriting_goes_on_where_it_stopped(tmp_path):
+def test_rewriting_goes_on_where_it_stopped():
     records = [pair(n) for n in range(25)]
-    whole, _ = rewrite(Model(good), records, tmp_path)
-    rest, _ = rewrite(Model(good), records, tmp_path, skip=10)
+    whole, _ = rewrite(Model(good), records)
+    rest, _ = rewrite(Model(good), records, skip=10)
     assert rest == whole[10:]
