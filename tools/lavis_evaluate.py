@@ -23,6 +23,7 @@ from freeatm_mm.evaluation.results import (  # noqa: E402
     read_results,
     write_results,
 )
+from freeatm_mm.store import StoreError  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from freeatm_mm.lavis_ext.launch import judge
         figures = judge(args.config, args.options)
-    except (ImportError, FileNotFoundError, ValueError) as error:
+    except (ImportError, FileNotFoundError, ValueError, StoreError) as error:
         sys.exit(f'{parser.prog}: {error}')
     if figures is None:  # not the first of several processes
         return

@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from freeatm_mm.store import StoreError  # noqa: E402
+
 
 def main(argv: list[str] | None = None) -> None:
     """Trains; whatever is wrong is told in one sentence."""
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from freeatm_mm.lavis_ext.launch import train
         train(args.config, options, args.resume)
-    except (ImportError, FileNotFoundError, ValueError) as error:
+    except (ImportError, FileNotFoundError, ValueError, StoreError) as error:
         sys.exit(f'{parser.prog}: {error}')
 
 

@@ -17,8 +17,9 @@ __all__ = ['FreeATMPretrainBuilder', 'FreeATMRetrievalBuilder']
 _CONFIGS = Path(__file__).parent / 'configs'
 
 
-def _as_list(value: Any) -> list:
-    return [] if value is None else [value] if isinstance(value, (str, Path)) else list(value)
+def _as_list(value: Any) -> list[str]:
+    items = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(item) for item in items]
 
 
 def _build_info(config, known: tuple[str, ...], name: str) -> dict[str, Any]:

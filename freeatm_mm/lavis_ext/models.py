@@ -362,5 +362,8 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         if k_test < task_cfg.k_test:
             logging.warning('k_test is %d, and the set has %d images and %d texts: %d are ranked '
                             'anew', task_cfg.k_test, images, texts, k_test)
+        if k_test < 10:
+            logging.warning('only %d candidates are ranked: figures at 10 count others by chance',
+                            k_test)
         return super().compute_sim_matrix(data_loader,
                                           OmegaConf.create({'k_test': k_test}))

@@ -1,0 +1,169 @@
+"""The LAVIS tools: pretraining, fine-tuning and judging a tiny BLIP; LAVIS missing."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip('lavis')
+
+from tiny_blip import (  # noqa: E402
+    FINETUNE,
+    PRETRAIN,
+    ZEROSHOT,
+    make_parts,
+    model_options,
+    pretrain_options,
+)
+
+from freeatm_mm.evaluation.results import read_results  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+TITLES = ['TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10']
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+train, evaluate = load_tool('lavis_train'), load_tool('lavis_evaluate')
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """Store, tokenizer, retrieval set of eight pictures, and a pretraining made by the tool."""
+    folder = tmp_path_factory.mktemp('world')
+    store, tokenizer = make_parts(folder)
+    random = np.random.default_rng(0)
+    names, rows = ['dog', 'bird', 'shoe', 'lamp'], []
+    for number in range(8):
+        picture = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f'{number}.png')
+        rows.append({'image': f'{number}.png', 'image_id': number,
+                     'caption': f'a photo of a {names[number // 2]} in {number}'})
+    (folder / 'train.json').write_text(json.dumps(rows))
+    (folder / 'test.json').write_text(json.dumps(
+        [{**row, 'caption': [row['caption'], f'{row["image_id"]} is the {row["caption"]}']}
+         for row in rows]))
+    train.main([str(PRETRAIN), '--seed', '3', '--options',
+                *pretrain_options(store, tokenizer, folder / 'run')])
+    return folder
+
+
+def retrieval_options(world, out):
+    data = 'datasets.freeatm_retrieval'
+    return [*model_options(world / 'tokenizer'), f'run.output_dir={out}', 'run.num_workers=0',
+            'run.batch_size_train=4', 'run.device=cpu', f'{data}.build_info.images={world}',
+            f'{data}.build_info.annotations.test={world}/test.json',
+            *(f'{data}.vis_processor.{kind}.image_size=16' for kind in ('train', 'eval'))]
+
+
+def figures(text):
+    """Split -> figure -> value, of what the tool printed."""
+    line = next(line for line in text.splitlines() if line.startswith('test: '))
+    words = line.removeprefix('test: ').split()
+    return dict(zip(words[::2], map(float, words[1::2])))
+
+
+def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
+    """The whole path; figures against ranks counted by hand from the scores."""
+    checkpoint = world / 'run' / 'checkpoint_1.pth'
+    options = retrieval_options(world, tmp_path / 'zeroshot')
+    out = tmp_path / 'results.json'
+    evaluate.main([str(ZEROSHOT), '--out', str(out), '--masks', 'true', '--seed', '3', '--epochs',
+                   '2', '--options', *options, f'model.pretrained={checkpoint}'])
+    zero_shot = figures(capsys.readouterr().out)
+    assert list(zero_shot) == TITLES
+    finetune = [*retrieval_options(world, tmp_path / 'finetune'), 'run.max_epoch=2',
+                'datasets.freeatm_retrieval.build_info.annotations.train='
+                f'{world}/train.json',
+                f'datasets.freeatm_retrieval.build_info.annotations.val={world}/test.json',
+                f'model.pretrained={checkpoint}']
+    train.main([str(FINETUNE), '--options', *finetune])
+    assert {path.name for path in (tmp_path / 'finetune').glob('*.pth')} == {
+        'checkpoint_1.pth', 'checkpoint_best.pth'}
+    evaluate.main([str(ZEROSHOT), '--out', str(out), '--what', 'finetuned', '--masks', 'true',
+                   '--seed', '3', '--epochs', '2', '--options', *options,
+                   'model.load_finetuned=True',
+                   f'model.finetuned={tmp_path / "finetune" / "checkpoint_best.pth"}'])
+    fine_tuned = figures(capsys.readouterr().out)
+    row, = read_results(out)['rows']
+    assert (row['method'], row['masks'], row['seed']) == ('blip', True, 3)
+    for what, found in (('zeroshot', zero_shot), ('finetuned', fine_tuned)):
+        for title, value in found.items():
+            assert row['metrics'][f'{what}_{title}'] == pytest.approx(value / 100, abs=1e-4)
+    # Judging is repeatable, and does what the figures' names say.
+    from freeatm_mm.lavis_ext import launch
+    cfg = launch.load_config(ZEROSHOT, [*options, f'model.pretrained={checkpoint}'])
+    runner = launch.build_runner(cfg)
+    model, loader = runner.model.eval(), runner.dataloaders['test']
+    with torch.no_grad():
+        by_image, by_text = model.compute_sim_matrix(loader, cfg.run_cfg)
+    for most in (1, 5):  # of eight pictures ten aren't ranked
+        best = np.argsort(-by_image, 1)[:, :most]
+        right = np.mean([bool({2 * image, 2 * image + 1} & set(best[image])) for image in range(8)])
+        assert zero_shot[f'TR@{most}'] == pytest.approx(100 * right, abs=0.01)
+        best = np.argsort(-by_text, 1)[:, :most]
+        right = np.mean([text // 2 in best[text] for text in range(16)])
+        assert zero_shot[f'IR@{most}'] == pytest.approx(100 * right, abs=0.01)
+
+
+def test_fine_tuning_resumes_exactly(world, tmp_path):
+    """With validation: the best epoch is remembered, and the end is bit-equal."""
+    def options(name):
+        data = 'datasets.freeatm_retrieval.build_info.annotations'
+        return ['--work-dir', str(tmp_path / name), '--seed', '5', '--options',
+                *retrieval_options(world, tmp_path / name), f'{data}.train={world}/train.json',
+                f'{data}.val={world}/test.json', 'run.test_splits=[]',
+                f'model.pretrained={world / "run" / "checkpoint_1.pth"}']
+    train.main([str(FINETUNE), *options('whole'), 'run.max_epoch=2'])
+    train.main([str(FINETUNE), *options('stopped'), 'run.max_epoch=1'])
+    train.main([str(FINETUNE), '--resume', *options('stopped'), 'run.max_epoch=2'])
+    for name in ('checkpoint_1.pth', 'checkpoint_best.pth'):
+        whole, resumed = (torch.load(tmp_path / run / name, weights_only=True)
+                          for run in ('whole', 'stopped'))
+        # the schedule's length differs in the first epoch's config alone
+        assert all(torch.equal(value, resumed['model'][key])
+                   for key, value in whole['model'].items())
+        assert whole.get('best') == resumed.get('best') and whole['epoch'] == resumed['epoch']
+
+
+@pytest.mark.parametrize('tool, arguments, message', [
+    (train, ['no.yaml'], 'there is no config no.yaml'),
+    (train, [str(PRETRAIN), '--options', 'datasets.freeatm_pretrain.build_info.store=nowhere'],
+     'no store at nowhere'),
+    (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
+    (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is judged"),
+    (evaluate, [str(ZEROSHOT)], 'no image folder'),
+])
+def test_what_is_wrong_is_told_in_one_sentence(tool, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        tool.main(arguments)
+    assert message in str(ended.value) and '\n' not in str(ended.value)
+
+
+WITHOUT_LAVIS = """
+import runpy, sys
+sys.modules['lavis'] = None
+sys.argv = ['lavis_train.py', 'x.yaml']
+import freeatm_mm, freeatm_mm.store, freeatm_mm.attention, freeatm_mm.miniature.export
+runpy.run_path('tools/lavis_train.py', run_name='__main__')
+"""
+
+
+def test_without_lavis_one_sentence_says_so():
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT_LAVIS], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    line, = done.stderr.strip().splitlines()
+    assert 'needs LAVIS' in line and './run setup lavis' in line

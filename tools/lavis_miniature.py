@@ -1,0 +1,136 @@
+"""BLIP, BLIP with Free-ATM and BLIP with PTP's boxes, in miniature: pretrained on generated images,
+judged by retrieval on real scenes whose objects no training has seen.
+
+    python tools/lavis_miniature.py --store work_dirs/miniature/synthetic \
+        --world work_dirs/miniature/world --seeds 3
+
+Runs the project's own tools one after the other and says which; started again, it goes on where it
+was. Every caption of the retrieval set belongs to one picture; each picture has a mirrored twin, so
+that identity alone can't tell (docs/lavis.md). The figures are kept in OUT/results.json.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from miniature import Job  # noqa: E402  tools/miniature.py
+
+from freeatm_mm.evaluation.results import (  # noqa: E402
+    new_results,
+    read_results,
+    to_markdown,
+    write_results,
+)
+from freeatm_mm.miniature.export import export_positions  # noqa: E402
+from freeatm_mm.miniature.sources import fetch_sources  # noqa: E402
+
+CONFIGS = Path('configs/lavis/miniature')
+DETECTOR = 'configs/miniature/downstream/mask-rcnn_resnet.py'
+DATA, READ = 'datasets.freeatm_pretrain', 'datasets.freeatm_retrieval.build_info'
+#: Arm -> what the results call its masks.
+ARMS = {'baseline': 'false', 'freeatm': 'true', 'ptp': 'PTP'}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--store', type=Path, required=True, help='store of generated images')
+    parser.add_argument('--world', type=Path, required=True,
+                        help='world that the detector is trained on (tools/make_world.py)')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/lavis/miniature'),
+                        help='output folder (%(default)s)')
+    parser.add_argument('--arms', nargs='+', choices=list(ARMS), default=list(ARMS),
+                        help='which (all)')
+    parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=20, help='of pretraining (%(default)s)')
+    parser.add_argument('--finetune-epochs', type=int, default=10, help='(%(default)s)')
+    parser.add_argument('--detector-epochs', type=int, default=12, help='(%(default)s)')
+    parser.add_argument('--scenes', type=int, nargs=3, default=[1500, 150, 500],
+                        metavar=('TRAIN', 'VAL', 'TEST'),
+                        help='scenes composed for retrieval (1500 150 500)')
+    parser.add_argument('--regime', default='synthetic', choices=('real', 'synthetic'),
+                        help='what the store holds (%(default)s)')
+    parser.add_argument('--detections', help='boxes of the store\'s images, instead of a '
+                        'detector trained here')
+    parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
+                        'missing')
+    parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
+    parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='change entries of all yamls, for example run.num_workers=0')
+    args = parser.parse_args()
+    args.out, args.store, args.world = (path.resolve()
+                                        for path in (args.out, args.store, args.world))
+    os.chdir(ROOT)
+    job, results = Job(args.out), args.out / 'results.json'
+    counts = dict(zip(('train', 'val', 'test'), args.scenes))
+    positions = export_positions(fetch_sources(args.cache, args.sources), args.out / 'positions',
+                                 counts)
+    if not results.exists():
+        write_results(results, new_results(
+            'miniature-lavis', shlex.join(['python', 'tools/lavis_miniature.py', *sys.argv[1:]])))
+    detections = args.detections
+    if 'ptp' in args.arms and not detections:
+        detections = args.out / 'detections.json'
+        detect(job, args, detections)
+    for seed in range(args.seeds):
+        for arm in args.arms:
+            run_arm(job, args, arm, seed, positions, detections, results)
+    print('\n' + to_markdown(read_results(results)))
+
+
+def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
+    """Trains the detector on real scenes and detects objects in the store's images."""
+    work, epochs = args.out / 'detector', args.detector_epochs
+    job.run('Train the detector', 'tools/train.py', DETECTOR, '--data-root', args.world,
+            '--work-dir', work, '--resume', '--cfg-options', 'init=random',
+            f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}',
+            f'param_scheduler.1.T_max={epochs}', f'param_scheduler.1.end={epochs}')
+    job.run('Detect objects', 'tools/detect_objects.py', DETECTOR, work / f'epoch_{epochs}.pth',
+            args.store, out)
+
+
+def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: Path,
+            detections: Path | None, results: Path) -> None:
+    """Pretrains, judges zero-shot, fine-tunes and judges again."""
+    name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
+    options = [f'{DATA}.build_info.store={args.store}', f'run.max_epoch={args.epochs}',
+               'run.keep_checkpoints=1']
+    if arm == 'ptp':
+        options += [f'{DATA}.build_info.detections={detections}',
+                    f'{DATA}.vis_processor.train.hflip=False']
+    preset = {'baseline': 'none'}.get(arm, arm)
+    job.run(f'Pretrain {name}', 'tools/lavis_train.py', CONFIGS / 'blip_pretrain_freeatm.yaml',
+            '--work-dir', work / 'pretrain', '--seed', seed, '--resume', '--options', *options,
+            f'{DATA}.text_processor.train.preset={preset}', *args.options)
+    checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
+    row = ['--out', results, '--masks', ARMS[arm], '--seed', seed, '--epochs', args.epochs,
+           '--regime', args.regime]
+
+    def judge(what: str, wording: str, *model: str) -> None:
+        job.run(f'Judge {name}, {what}', 'tools/lavis_evaluate.py',
+                CONFIGS / 'retrieval_zeroshot.yaml', '--what', what, *row, '--options',
+                f'{READ}.annotations.test={positions}/test/{wording}.json',
+                f'{READ}.images={positions}', f'run.output_dir={work}/{what}', *model,
+                *args.options)
+
+    judge('zeroshot', 'words', f'model.pretrained={checkpoint}')
+    # The same scenes, positions told as the prompts tell them: what the prompts have taught.
+    judge('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
+    job.run(f'Fine-tune {name}', 'tools/lavis_train.py', CONFIGS / 'retrieval_finetune.yaml',
+            '--work-dir', work / 'finetune', '--seed', seed, '--resume', '--options',
+            f'{READ}.annotations.train={positions}/train/words.json',
+            f'{READ}.annotations.val={positions}/val/words.json', f'{READ}.annotations.test=null',
+            f'{READ}.images={positions}', 'run.test_splits=[]', f'model.pretrained={checkpoint}',
+            f'run.max_epoch={args.finetune_epochs}', *args.options)
+    judge('finetuned', 'words', 'model.load_finetuned=True',
+          f'model.finetuned={work}/finetune/checkpoint_best.pth')
+
+
+if __name__ == '__main__':
+    main()
