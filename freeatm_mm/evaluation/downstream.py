@@ -154,7 +154,7 @@ class DownstreamRun:
         launcher = list(launcher)
         config = f'configs/{BENCHMARKS[self.benchmark].config}'
         if launcher:
-            start, told = [*launcher, 'python'], ['--launcher', 'slurm']
+            start, told = [*launcher, sys.executable], ['--launcher', 'slurm']
         elif self.gpus:
             start = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
                      '--nproc-per-node', str(self.gpus)]

@@ -146,9 +146,16 @@ def _write_ade20k(out: Path, count: int, side: int, rng: np.random.Generator) ->
 
 def _write_imagenet(out: Path, count: int, side: int, rng: np.random.Generator) -> None:
     for split in ('train', 'val'):
+        lines = []
         for number, (pixels, _) in enumerate(_scenes(count, side, 2, rng)):
-            folder = ('n01440764', 'n01443537')[number % 2]
-            _save(pixels, out / f'{split}/{folder}/{split}_{number:08d}.JPEG')
+            label = number % 2
+            name = f'{("n01440764", "n01443537")[label]}/{split}_{number:08d}.JPEG'
+            lines.append(f'{name} {label}\n')
+            _save(pixels, out / split / name)
+        # mmpretrain reads a list if there is one; without, it insists on a folder for every class.
+        path = out / f'meta/{split}.txt'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(''.join(lines))
 
 
 LAYOUTS: dict[str, Callable[[Path, int, int, np.random.Generator], None]] = {

@@ -18,6 +18,7 @@ from tiny_downstream import (  # noqa: E402
     small_config,
 )
 
+from freeatm_mm.configs import open_config  # noqa: E402
 from freeatm_mm.evaluation.tiny_datasets import make_tiny_dataset  # noqa: E402
 
 
@@ -48,6 +49,11 @@ def test_two_steps_and_an_evaluation(name, checkpoints, tmp_path):
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     for metric in metrics:
         assert 0 <= found[metric] <= 100
+    # Images come as in pretraining: RGB, of the same mean and deviation.
+    preprocessor = runner.model.data_preprocessor
+    assert preprocessor.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert preprocessor.std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+    assert getattr(preprocessor, '_channel_conversion', None) or preprocessor.to_rgb
     # What was loaded, by the hook's own count, and by looking.
     # 53 convolutions and norms of 4; 12 layers of 12 and 4 more, one less without class token.
     total = 265 if kind == 'resnet' else 147 if 'rcnn_vit' in name else 148
@@ -57,3 +63,57 @@ def test_two_steps_and_an_evaluation(name, checkpoints, tmp_path):
     ours = runner.model.state_dict()[f'{part}.{tensor}']
     assert (ours - weights).abs().max() < 0.2 * weights.abs().max()  # two steps away at most
     assert torch.equal(ours, weights) == ('linear' in name)
+
+
+def entries(value, path=''):
+    """Every key of a config, dotted, and its value."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield f'{path}.{key}', entry
+            yield from entries(entry, f'{path}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for number, entry in enumerate(value):
+            yield from entries(entry, f'{path}.{number}')
+
+
+@pytest.mark.parametrize('name', PAPER_SCALE)
+def test_header_gives_the_command_and_nothing_else_loads_weights(name):
+    text = (CONFIGS / 'downstream' / name).read_text()
+    header = text.split('"""')[1]
+    assert 'tools/train.py' in header and f'configs/downstream/{name}' in header
+    assert 'init=CHECKPOINT' in header
+    cfg = open_config(CONFIGS / 'downstream' / name)
+    assert cfg.init is None
+    found = dict(entries(cfg.model.to_dict()))
+    assert not any(entry == 'Pretrained' for entry in found.values())
+    assert not any(key.endswith('.pretrained') and entry for key, entry in found.items())
+    if cfg.default_scope != 'mmpretrain' or 'finetune' in name:
+        assert found.get('.backbone.frozen_stages', -1) == -1
+    norms = {entry for key, entry in found.items() if key.endswith('norm_cfg.type')}
+    if 'r50' in name and 'linear' not in name:
+        assert norms == {'SyncBN'}
+        assert not any(entry for key, entry in found.items() if key.endswith('norm_eval'))
+
+
+def test_schedules_are_the_papers():
+    def load(name):
+        return open_config(CONFIGS / 'downstream' / name)
+    voc = load('mmdet/voc_faster-rcnn_r50-c4_24k.py')
+    assert voc.train_cfg.max_iters == 24000
+    assert voc.param_scheduler[1].milestones == [18000, 22000] and voc.param_scheduler[0].end == 100
+    assert voc.optim_wrapper.optimizer.lr == 0.02
+    assert [part.ann_file for part in voc.train_dataloader.dataset.datasets] == [
+        f'VOC{year}/ImageSets/Main/trainval.txt' for year in (2007, 2012)]
+    assert voc.test_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
+    assert load('mmdet/coco_mask-rcnn_r50-fpn_1x.py').train_cfg.max_epochs == 12
+    vit = load('mmdet/coco_mask-rcnn_vit-b-fpn_100e.py')
+    assert vit.train_cfg.max_epochs * vit.train_dataloader.dataset.times == 100
+    city = load('mmseg/cityscapes_fcn_r50_160e.py')
+    assert city.train_cfg.max_iters == city.param_scheduler[0].end == 59500
+    assert city.model.backbone.type == 'ResNet'
+    ade = load('mmseg/ade20k_upernet_vit-b_160k.py')
+    assert ade.train_cfg.max_iters == 160000 and ade.get('fp16') is None
+    linear = load('mmpretrain/imagenet_linear_r50_100e.py')
+    assert linear.train_cfg.max_epochs == 100 and linear.model.backbone.frozen_stages == 4
+    assert linear.optim_wrapper.optimizer.lr == 30
+    assert load('mmpretrain/imagenet_finetune_vit-b_100e.py').train_cfg.max_epochs == 100

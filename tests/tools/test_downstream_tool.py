@@ -107,7 +107,8 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     """With stand-ins for sbatch and squeue that keep what they are given."""
     programs = tmp_path / 'bin'
     programs.mkdir()
-    for name, text in (('sbatch', f'printf "%s\\n" "$@" >> {tmp_path}/submitted; echo "41;cluster"'),
+    note = f'printf "%s\\n" "$@" >> {tmp_path}/submitted'
+    for name, text in (('sbatch', f'{note}; echo "41;cluster"'),
                        ('squeue', f'test -e {tmp_path}/running && echo "$@"; true')):
         (programs / name).write_text(f'#!/bin/sh\n{text}\n')
         (programs / name).chmod(0o755)
@@ -118,8 +119,8 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     assert 'mini-coco: job 41 submitted' in capsys.readouterr().out
     submitted = (tmp_path / 'submitted').read_text()
     for wanted in ('--partition=gpu', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8',
-                   '--time=1:00', 'srun python tools/train.py configs/miniature',
-                   '--launcher slurm', '&& srun python tools/test.py'):
+                   '--time=1:00', f'srun {sys.executable} tools/train.py configs/miniature',
+                   '--launcher slurm', f'&& srun {sys.executable} tools/test.py'):
         assert wanted in submitted
     (tmp_path / 'running').touch()
     tool.main(options)

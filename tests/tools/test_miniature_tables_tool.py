@@ -1,0 +1,108 @@
+"""The paper's tables in miniature: the plan is complete and its options are real ones."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from freeatm_mm.evaluation.results import add_row, new_results, read_results, write_results
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location('miniature_tables_tool',
+                                              ROOT / 'tools/miniature_tables.py')
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture(autouse=True)
+def stay_here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+
+
+def plan(capsys, *options):
+    """Each command as (tool, first argument, all arguments)."""
+    tool.main(['--dry-run', *options])
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    assert last == f'{len(lines)} commands'
+    return [shlex.split(line.split(': ', 1)[1])[1:] for line in lines]
+
+
+def test_every_arm_of_the_paper_is_in_the_plan(capsys, tmp_path):
+    commands = plan(capsys, '--out', str(tmp_path), '--seeds', '2')
+    # World and images; for each seed two suites of references, and 6 stages and 5 arms a method.
+    assert len(commands) == len({shlex.join(command) for command in commands})
+    assert len(commands) == 2 + 2 * (2 * 3 + 3 * 11)
+    judged = {(command[command.index('--method') + 1], command[command.index('--regime') + 1],
+               command[command.index('--masks') + 1], command[command.index('--suite') + 1])
+              for command in commands if command[0] == 'tools/downstream.py'}
+    assert judged == {
+        *((method, 'real', 'false', suite) for method in ('random', 'supervised')
+          for suite in ('mini-resnet', 'mini-vit')),
+        *((method, regime, masks, suite)
+          for method, suite in (('simclr', 'mini-resnet'), ('mocov2', 'mini-resnet'),
+                                ('mae', 'mini-vit'))
+          for regime, masks in (('real', 'false'), ('synthetic', 'false'), ('synthetic', 'true'),
+                                ('mixed', 'false'), ('mixed', 'true')))}
+
+
+def test_what_is_judged_was_trained_before(capsys, tmp_path):
+    made = set()
+    for command in plan(capsys, '--out', str(tmp_path), '--seeds', '1'):
+        if command[0] == 'tools/train.py':
+            for option in command:
+                if option.startswith('model.pretrained='):
+                    assert option.split('=')[1] in made
+            epochs = next((int(option.split('=')[1]) for option in command
+                           if option.startswith('train_cfg.max_epochs=')),
+                          Config.fromfile(command[1]).train_cfg.max_epochs)
+            made.add(f'{command[command.index("--work-dir") + 1]}/epoch_{epochs}.pth')
+        elif command[0] == 'tools/downstream.py' and command[1] != 'random':
+            assert command[1] in made
+
+
+def test_options_change_what_they_name(capsys, tmp_path):
+    """Each key is there before it is changed, so that none is misspelt; schedules end in time."""
+    commands = [command for command in plan(capsys, '--out', str(tmp_path), '--seeds', '1',
+                                            '--mask-values', 'normalized', '--epochs', '9')
+                if command[0] == 'tools/train.py' and '--cfg-options' in command]
+    assert len(commands) == 18
+    for command in commands:
+        cfg = Config.fromfile(command[1])
+        options = dict(option.split('=', 1)
+                       for option in command[command.index('--cfg-options') + 1:])
+        for key in options:
+            value = cfg
+            for part in key.split('.')[:-1]:
+                value = value[int(part)] if part.isdigit() else value[part]
+            last = key.split('.')[-1]
+            if last == 'mask_values':
+                assert value.type == 'PackFreeATMInputs'
+            else:
+                assert last in value or last in ('share', 'pretrained')
+        epochs = int(options['train_cfg.max_epochs'])
+        assert epochs == (36 if 'mae' in command[1] else 9)
+        cosine = next(part for part in cfg.param_scheduler if part.type == 'CosineAnnealingLR')
+        index = cfg.param_scheduler.index(cosine)
+        assert int(options[f'param_scheduler.{index}.end']) == epochs
+        assert int(options[f'param_scheduler.{index}.T_max']) == epochs - cosine.begin
+
+
+def test_rows_become_tables(tmp_path, capsys):
+    for name, metrics in (('a', {'linear_top1': 0.5, 'box_ap': 0.1}),
+                          ('b', {'finetune_top1': 0.6})):
+        results = new_results(name, 'python x')
+        add_row(results, {'method': 'random', 'regime': 'real', 'masks': False, 'seed': 0,
+                          'epochs': 0, 'generator': '', 'metrics': metrics})
+        write_results(tmp_path / f'rows/{name}/row.json', results)
+    (tmp_path / 'steps.json').write_text(json.dumps({'one': 3600.0}))
+    tool.write_tables(tool.parse_args(['--out', str(tmp_path)]))
+    assert read_results(tmp_path / 'table1.json')['rows'][0]['metrics']['linear_top1'] == 0.5
+    assert read_results(tmp_path / 'table2.json')['rows'][0]['metrics'] == {'finetune_top1': 0.6}
+    text = (tmp_path / 'tables.md').read_text()
+    assert '| Random weights | 1 | (59.0) | 10.0 (31.4) |' in text
+    assert '1.0 hours of single-core work' in text and text.strip() in capsys.readouterr().out
