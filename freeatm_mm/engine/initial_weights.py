@@ -1,6 +1,7 @@
 """Where a downstream run starts from: random weights, supervised ones, or a checkpoint."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[st
         checkpoint: See `find_backbone`.
         modules: Parts of the model whose names inside them are the backbone's: ``backbone``, and
             for C4 detectors ``roi_head.shared_head``, which is the backbone's last stage.
-        new: Parts of names that no pretraining has, such as ``rel_pos``; they don't count.
+        new: Regular expressions for names inside the modules that no pretraining has, such as
+            ``rel_pos_``; they don't count.
 
     Returns:
         What was loaded and what was not.
@@ -84,7 +86,7 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[st
     for path in modules:
         module = model.get_submodule(path)
         for name, target in module.state_dict().items():
-            if any(part in name for part in new):
+            if any(re.search(pattern, name) for pattern in new):
                 continue
             full = f'{path}.{name}'
             counts = not name.endswith('num_batches_tracked')

@@ -74,7 +74,7 @@ def test_c4s_shared_head_gets_the_last_stage(tmp_path):
                             out_indices=(2, )),
         ResLayerExtraNorm(depth=50, norm_cfg=norm, norm_eval=False))
     both = ['backbone', 'roi_head.shared_head']
-    said = start(model, str(tmp_path / 'moco.pth'), modules=both, new=['norm.'])
+    said = start(model, str(tmp_path / 'moco.pth'), modules=both, new=[r'^norm\.'])
     assert '265 of the 265 tensors' in said and 'unused' not in said
     assert torch.equal(model.roi_head.shared_head.layer4[2].conv3.weight,
                        state['layer4.2.conv3.weight'])
@@ -116,7 +116,7 @@ def test_mmpretrains_vits_of_another_size(kind, tmp_path):
     else:
         model = ViTSAM(arch=dict(ARCH, global_attn_indexes=[2]), img_size=48, patch_size=8,
                        out_channels=0, window_size=3)
-    said = start(Detector(model), str(tmp_path / 'mae.pth'), new=['.rel_pos_'])
+    said = start(Detector(model), str(tmp_path / 'mae.pth'), new=['rel_pos_'])
     assert f'{42 if kind == "plain" else 39} of the' in said
     grid = resize_pos_embed(state['pos_embed'], (4, 4), (6, 6))
     expected = grid if kind == 'plain' else grid[:, 1:].reshape(1, 6, 6, 16)

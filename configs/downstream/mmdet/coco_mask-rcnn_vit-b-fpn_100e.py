@@ -17,7 +17,7 @@ custom_imports = dict(
 
 init = None
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=['.rel_pos_'],
+    dict(type='InitialWeightsHook', new=['rel_pos_'],
          supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
          'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth'),
     dict(type='CheckFilesHook'),

@@ -18,7 +18,7 @@ custom_hooks = [
     # C4's head on regions is the backbone's last stage and needs its weights too; the
     # normalisation after it is this protocol's own.
     dict(type='InitialWeightsHook', supervised='torchvision://resnet50',
-         modules=['backbone', 'roi_head.shared_head'], new=['norm.']),
+         modules=['backbone', 'roi_head.shared_head'], new=[r'^norm\.']),
     dict(type='CheckFilesHook'),
 ]
 

@@ -13,7 +13,7 @@ custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
 init = None
 custom_hooks = [
     # `ln2` normalises the averaged patches, which no pretraining does.
-    dict(type='InitialWeightsHook', new=['ln2.'],
+    dict(type='InitialWeightsHook', new=[r'^ln2\.'],
          supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
          'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth'),
     dict(type='CheckFilesHook'),

@@ -6,7 +6,7 @@
 _base_ = '../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py'
 
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=['ln2.'],
+    dict(type='InitialWeightsHook', new=[r'^ln2\.'],
          supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
     dict(type='CheckFilesHook'),
 ]

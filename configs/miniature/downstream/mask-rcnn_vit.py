@@ -9,7 +9,7 @@ custom_imports = dict(
     allow_failed_imports=False)
 
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=['.rel_pos_'],
+    dict(type='InitialWeightsHook', new=['rel_pos_'],
          supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
     dict(type='CheckFilesHook'),
 ]
