@@ -41,22 +41,23 @@ def images(tmp_path):
 def test_all_there(images):
     dataset = Listed(images)
     assert missing_files(dataset) == []
-    wrapped = RepeatDataset(ConcatDataset([dataset, Listed(images)]), 3)
-    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
-    CheckFilesHook().before_train(runner)
+    for wrapped in (RepeatDataset(dataset, 3), ConcatDataset([dataset, Listed(images)])):
+        runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
+        CheckFilesHook().before_train(runner)
 
 
 def test_missing_ones_are_named(images, tmp_path):
     images[1].unlink()
     gone = tmp_path / 'gone/7.png'
-    wrapped = RepeatDataset(ConcatDataset([Listed(images), Listed([images[0], gone])]), 3)
+    wrapped = ConcatDataset([Listed(images), Listed([images[0], gone])])
     runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
     with pytest.raises(FileNotFoundError, match=r'train_dataloader: the annotations name 2 of 6 '
                        r'images or label maps that are not there: .*1\.png, .*gone/7\.png; '
                        'complete the data set'):
         CheckFilesHook().before_train(runner)
-    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=Listed([gone])))
-    with pytest.raises(FileNotFoundError, match='test_dataloader: .* name 2 of 1'):
+    repeated = RepeatDataset(Listed([images[0], gone]), 3)
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=repeated))
+    with pytest.raises(FileNotFoundError, match='test_dataloader: .* name 1 of 2'):
         CheckFilesHook().before_test(runner)
 
 

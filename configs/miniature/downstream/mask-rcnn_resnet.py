@@ -45,6 +45,7 @@ train_dataloader = dict(
         ann_file='train/coco.json',
         data_prefix=dict(img='train/images/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        indices=1000,
         pipeline=train_pipeline))
 val_dataloader = dict(
     _delete_=True,
