@@ -87,6 +87,8 @@ STAGES = (
     Stage('downstream', 'OpenMMLab for detection and segmentation (mmdet, mmseg)', 0.1, 0.1, 0.3),
     Stage('prompts', 'textblob, ijson and the openai client', 0.1, 0.1, 0.2),
     Stage('lavis', 'LAVIS', 0.5, 0.2, 0.6),
+    Stage('store', 'pyarrow and Hugging Face datasets', 0.3, 0.1, 0.3),
+    Stage('ray', 'Ray Data', 0.3, 0.1, 0.3),
     Stage('dev', 'pytest, hypothesis, ruff', 0.1, 0.1, 0.2),
     Stage('package', 'freeatm_mm itself, editable', 0.0, 0.0, 0.1),
 )
@@ -106,6 +108,8 @@ NEEDS = {
     'downstream': ('venv', 'base', 'core', 'generation', 'report', 'mmcv-ops'),
     'prompts': ('venv', 'base', 'core', 'generation', 'report'),
     'lavis': ('venv', 'base', 'core', 'generation', 'report', 'prompts'),
+    'store': ('venv', 'base', 'core', 'generation', 'report', 'prompts', 'lavis'),
+    'ray': ('venv', 'base', 'core', 'generation', 'report', 'prompts', 'lavis', 'store'),
     'dev': ('venv', 'base', 'core'),
     'package': ('venv', 'base'),
 }
