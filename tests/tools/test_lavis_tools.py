@@ -138,6 +138,18 @@ def test_fine_tuning_resumes_exactly(world, tmp_path):
         assert whole.get('best') == resumed.get('best') and whole['epoch'] == resumed['epoch']
 
 
+def test_benchmark_writes_its_rows(world, tmp_path, capsys):
+    out = tmp_path / 'benchmark-lavis.json'
+    load_tool('lavis_benchmark').main([
+        str(PRETRAIN), str(world / 'store'), str(out), '--batch-size', '4', '--repeats', '1',
+        '--options', *pretrain_options(world / 'store', world / 'tokenizer', tmp_path / 'run')])
+    rows = {row['case']: row for row in read_results(out)['rows']}
+    assert list(rows) == ['step-blip', 'step-blip-longer-text', 'loading-blip']
+    assert rows['step-blip']['target'] == 1.02
+    assert all(row['ratio'] == row['ours'] / row['baseline'] > 0 for row in rows.values())
+    assert 'step-blip-longer-text' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('tool, arguments, message', [
     (train, ['no.yaml'], 'there is no config no.yaml'),
     (train, [str(PRETRAIN), '--options', 'datasets.freeatm_pretrain.build_info.store=nowhere'],
