@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from freeatm_mm.store import StoreWriter
+from freeatm_mm.store.layout import BLOCK, load_index, shard_name
 
 from .source import ShardSource
 
@@ -111,6 +112,7 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
         start = time.perf_counter()
         shards = [writer.write_shard(number, part.values()) for number, part in enumerate(drawn)]
         write_seconds = time.perf_counter() - start
+        content = sum(_content_bytes(writer.path, number) for number in range(len(shards)))
     timed = sum(shard['samples'] for shard in shards)
 
     def mean(field: str) -> float:
@@ -123,7 +125,14 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
         batch_size=size, draw_seconds=draw_seconds / timed, write_seconds=write_seconds / timed,
         image_bytes=mean('image_bytes'), mask_bytes=mean('mask_bytes'),
-        sample_bytes=mean('bytes') + mean('index_bytes'))
+        sample_bytes=content / timed)
+
+
+def _content_bytes(folder: Path, number: int) -> int:
+    """Bytes of a shard's samples and index rows, without what each shard has once."""
+    rows = load_index(folder / f'{shard_name(number)}.index.npy')
+    end = int(rows[-1]['image_offset'] + rows[-1]['image_size'])
+    return end + -end % BLOCK + rows.nbytes
 
 
 def size_text(count: float) -> str:

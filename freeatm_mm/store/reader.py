@@ -44,6 +44,7 @@ class Store(Sequence):
     def __init__(self, path: str | Path, max_open_shards: int = 128) -> None:
         self.path = Path(path)
         self.max_open_shards = max(1, max_open_shards)
+        self._folder = os.path.join(self.path, '')
         self.manifest = self._load_manifest()
         shards = self.manifest['shards']
         counts = np.array([shard['samples'] for shard in shards], np.int64)
@@ -160,8 +161,9 @@ class Store(Sequence):
         shard_number = int(np.searchsorted(self._starts, number, side='right')) - 1
         return shard_number, number - int(self._starts[shard_number])
 
-    def _shard_path(self, shard_number: int) -> Path:
-        return self.path / f'{self.manifest["shards"][shard_number]["name"]}.tar'
+    def _shard_path(self, shard_number: int) -> str:
+        # No Path: making one takes as long as opening a file.
+        return f'{self._folder}{self.manifest["shards"][shard_number]["name"]}.tar'
 
     def _shard(self, shard_number: int) -> _OpenShard:
         if self._pid != os.getpid():  # after a fork: the parent's lock may be held for ever
@@ -190,8 +192,8 @@ class _OpenShard:
     once for all shards that share it makes that as cheap as in a small store.
     """
 
-    def __init__(self, path: Path, entry: dict[str, Any]) -> None:
-        index_path = path.with_suffix('.index.npy')
+    def __init__(self, path: str, entry: dict[str, Any]) -> None:
+        index_path = f'{path[:-len(".tar")]}.index.npy'
         self.index_handle = open_regular(index_path)
         try:
             self.dtype, rows, self.first_row = read_index_header(self.index_handle)

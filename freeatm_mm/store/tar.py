@@ -64,7 +64,7 @@ class TarMember(NamedTuple):
         return self.offset + self.size + -self.size % BLOCK
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: str | Path) -> int:
     """Open a file for reading and return its handle; a pipe or device is refused, not waited for.
 
     Raises:
