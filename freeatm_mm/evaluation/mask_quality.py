@@ -44,6 +44,8 @@ class MaskQuality:
         area: (K,) share of the image that the object covers: the IoU of the whole image, and what
             a random point or an even mask would score in ``pointing`` and ``mass``.
         box_iou: (K,) IoU of the centred box; NaN where no box size was given.
+        found_box_iou: (K, T) IoU of the binarised mask's box with the exact mask's box; 0 where the
+            binarised mask is empty.
     """
 
     thresholds: np.ndarray
@@ -54,6 +56,7 @@ class MaskQuality:
     mass: np.ndarray
     area: np.ndarray
     box_iou: np.ndarray
+    found_box_iou: np.ndarray
 
     @property
     def iou(self) -> np.ndarray:
@@ -178,7 +181,35 @@ def mask_quality(masks: np.ndarray,
         mass=np.where(mass > 0, (flat * truth).sum(axis=1) / np.where(mass > 0, mass, 1), area) *
         blank,
         area=area * blank,
-        box_iou=box_iou * blank)
+        box_iou=box_iou * blank,
+        found_box_iou=_found_box_iou(binary.reshape(count, len(thresholds), *exact.shape[1:]),
+                                     exact) * blank[:, None])
+
+
+def _found_box_iou(binary: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """IoU of the boxes round (K, T, H, W) binary masks with those round (K, H, W) exact ones."""
+    found, truth = _boxes(binary), _boxes(exact)[:, None]
+    both = np.stack([np.maximum(found[..., 0], truth[..., 0]),
+                     np.maximum(found[..., 1], truth[..., 1]),
+                     np.minimum(found[..., 2], truth[..., 2]),
+                     np.minimum(found[..., 3], truth[..., 3])], axis=-1)
+    common = _box_area(both)
+    return common / np.maximum(_box_area(found) + _box_area(truth) - common, 1)
+
+
+def _boxes(masks: np.ndarray) -> np.ndarray:
+    """(..., 4) outer edges (left, top, right, bottom) in pixels; zeros where a mask is empty."""
+    edges = []
+    for axis in (-2, -1):  # columns, then rows
+        line = masks.any(axis=axis)
+        edges.append((line.argmax(-1), line.shape[-1] - line[..., ::-1].argmax(-1)))
+    boxes = np.stack([edges[0][0], edges[1][0], edges[0][1], edges[1][1]], axis=-1)
+    return boxes * masks.any(axis=(-2, -1))[..., None]
+
+
+def _box_area(boxes: np.ndarray) -> np.ndarray:
+    return (np.maximum(boxes[..., 2] - boxes[..., 0], 0)
+            * np.maximum(boxes[..., 3] - boxes[..., 1], 0))
 
 
 def summarise(qualities: Sequence[MaskQuality],
@@ -195,7 +226,8 @@ def summarise(qualities: Sequence[MaskQuality],
     Returns:
         ``images``, ``nouns`` (scored) and ``nouns_without_pixels`` (left out);
         ``iou`` (mean over nouns at ``threshold``), ``best_iou`` at ``best_threshold`` (the one of
-        the sweep that is best over the data set) and ``sweep``; ``pointing`` and ``mass``;
+        the sweep that is best over the data set) and ``sweep``; ``found_box_iou`` at ``threshold``
+        and ``best_found_box_iou`` over the sweep; ``pointing`` and ``mass``;
         ``controls``: ``other_noun`` (with ``own_iou``, the noun's own mask on the same images,
         those with two nouns or more; its best threshold is its own), ``centred_box`` (None where
         not measured), ``whole_image``, ``random_point``; with ``categories`` also ``class_iou``
@@ -247,6 +279,8 @@ def summarise(qualities: Sequence[MaskQuality],
         'best_threshold': float(thresholds[best]),
         'best_iou': float(sweep[best]),
         'sweep': {f'{t:g}': float(value) for t, value in zip(thresholds, sweep)},
+        'found_box_iou': float(np.nanmean(gather('found_box_iou')[:, fixed])),
+        'best_found_box_iou': float(np.nanmean(gather('found_box_iou'), axis=0).max()),
         'pointing': float(np.nanmean(gather('pointing'))),
         'mass': float(np.nanmean(gather('mass'))),
         'controls': {

@@ -24,6 +24,18 @@ def brute_iou(binary, exact):
     return both / either
 
 
+def brute_box_iou(binary, exact):
+    """IoU of the filled boxes round two masks; 0 where the first is empty."""
+    filled = []
+    for mask in (binary, exact):
+        rows, columns = np.nonzero(mask)
+        box = np.zeros(mask.shape, bool)
+        if len(rows):
+            box[min(rows):max(rows) + 1, min(columns):max(columns) + 1] = True
+        filled.append(box)
+    return brute_iou(*filled)
+
+
 def enlarge(mask, size):
     """Bilinear, pixel centres at half coordinates, one pixel at a time."""
     out = np.zeros(size)
@@ -56,6 +68,8 @@ def test_every_score_against_loops(seed):
             assert found.iou[k, t] == pytest.approx(brute_iou(soft[k] >= threshold, exact[k]))
             others = [brute_iou(soft[j] >= threshold, exact[k]) for j in range(3) if j != k]
             assert found.other_iou[k, t] == pytest.approx(np.mean(others))
+            assert found.found_box_iou[k, t] == pytest.approx(
+                brute_box_iou(soft[k] >= threshold, exact[k]))
         highest = np.unravel_index(soft[k].argmax(), (9, 8))
         assert found.pointing[k] == exact[k][highest]
         assert found.mass[k] == pytest.approx(soft[k][exact[k]].sum() / soft[k].sum())
