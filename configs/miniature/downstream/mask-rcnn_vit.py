@@ -3,7 +3,7 @@
     python tools/train.py configs/miniature/downstream/mask-rcnn_vit.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
-_base_ = './mask-rcnn_resnet.py'  # its data, heads and length
+_base_ = './mask-rcnn_resnet.py'  # its data and heads
 custom_imports = dict(
     imports=['freeatm_mm.engine', 'freeatm_mm.models', 'mmpretrain.models'],
     allow_failed_imports=False)
@@ -14,8 +14,8 @@ custom_hooks = [
     dict(type='CheckFilesHook'),
 ]
 
-# Patches of 6 pixels as in pretraining: a grid of 12 x 12.
-side = (72, 72)
+# Patches of 6 pixels as in pretraining: a grid of 10 x 10.
+side = (60, 60)
 train_pipeline = _base_.train_pipeline
 train_pipeline[2] = dict(type='Resize', scale=side, keep_ratio=True)
 test_pipeline = _base_.test_pipeline
@@ -32,11 +32,11 @@ model = dict(
         arch=dict(
             embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512,
             global_attn_indexes=[1, 3, 5]),
-        img_size=72,
+        img_size=60,
         patch_size=6,
         out_channels=0,
         out_indices=[1, 3, 5],
-        window_size=6),
+        window_size=5),
     neck=[
         dict(type='ViTPyramid', channels=128, scales=(2, 1, 0.5)),
         dict(type='FPN', in_channels=[128, 128, 128], out_channels=48, num_outs=3,
@@ -47,6 +47,8 @@ model = dict(
         bbox_roi_extractor=dict(featmap_strides=[3, 6]),
         mask_roi_extractor=dict(featmap_strides=[3, 6])))
 
+epochs = 10
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.1),
     constructor='BackboneLayerDecayConstructor',
@@ -55,3 +57,8 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         custom_keys={'pos_embed': dict(decay_mult=0.0), 'rel_pos_': dict(decay_mult=0.0)}))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs,
+         convert_to_iter_based=True),
+]

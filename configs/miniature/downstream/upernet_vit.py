@@ -23,8 +23,8 @@ dataset = dict(
     img_suffix='.png',
     seg_map_suffix='.png')
 
-# Patches of 6 pixels as in pretraining: a grid of 12 x 12. Colour is left as it is.
-side = (72, 72)
+# Patches of 6 pixels as in pretraining: a grid of 10 x 10. Colour is left as it is.
+side = (60, 60)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -72,7 +72,7 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8))
-max_iters = 1000
+max_iters = 600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=100),
