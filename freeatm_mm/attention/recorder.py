@@ -711,7 +711,9 @@ def _self_attention_modules(denoiser: nn.Module, family: Family) -> list[nn.Modu
     found = []
     for name, module in denoiser.named_modules():
         pixels_only = (getattr(module, 'is_cross_attention', None) is False
-                       and getattr(module, 'added_kv_proj_dim', None) is None)
+                       and getattr(module, 'added_kv_proj_dim', None) is None
+                       # Sana's attention among pixels has no softmax.
+                       and 'Linear' not in type(getattr(module, 'processor', None)).__name__)
         beside_text = (family.text_keys is TextKeys.ADDED
                        and family.is_text_attention(name, module))
         if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:

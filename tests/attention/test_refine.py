@@ -238,3 +238,16 @@ def test_crf_refuses_what_it_cannot_use():
             dense_crf(*arguments)
     with pytest.raises(ValueError, match='threshold between 0 and 1'):
         dense_crf(mask, image, threshold=1.0)
+
+
+def test_linear_attention_is_not_taken_for_a_softmax():
+    from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
+
+    from freeatm_mm.attention.families import FAMILIES
+    from freeatm_mm.attention.recorder import _self_attention_modules
+    family = next(family for family in FAMILIES if family.name == 'Sana')
+    linear = Attention(8, heads=2, dim_head=4, processor=SanaLinearAttnProcessor2_0())
+    softmax = Attention(8, heads=2, dim_head=4)
+    assert _self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [softmax]
+    with pytest.raises(ValueError, match='no self-attention that can be recorded'):
+        _self_attention_modules(torch.nn.ModuleList([linear]), family)
