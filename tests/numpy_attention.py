@@ -112,6 +112,63 @@ def sequence(module, hidden_states, encoder_hidden_states=None, image_rotary_emb
     return _probabilities(query[:, :, text:], key, bias)
 
 
+def single_projection_sequence(module, hidden_states, image_rotary_emb=None, attention_mask=None,
+                               *, text: int, **others):
+    """As :func:`sequence`, of Flux.2's single blocks, which project everything at once."""
+    heads = module.heads
+    width = module.inner_dim
+    projected = _array(hidden_states) @ _array(module.to_qkv_mlp_proj.weight).T
+    query, key = (
+        projected[..., start:start + width].reshape(*projected.shape[:2], heads, -1)
+        .transpose(0, 2, 1, 3) for start in (0, width))
+    query, key = _rms_norm(query, module.norm_q), _rms_norm(key, module.norm_k)
+    query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
+    return _probabilities(query[:, :, text:], key)
+
+
+def z_image_attention(module, hidden_states, attention_mask=None, freqs_cis=None, *, image: int,
+                      text_start: int, **others):
+    """Z-Image's layers: ``image`` tokens, filled up to ``text_start``, then the captions.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys and then the image's).
+    """
+    heads, hidden, turn = module.heads, _array(hidden_states), _array(freqs_cis)
+    query = _rotate(_rms_norm(_project(module.to_q, hidden, heads), module.norm_q), turn)
+    key = _rotate(_rms_norm(_project(module.to_k, hidden, heads), module.norm_k), turn)
+    bias = None
+    if attention_mask is not None:
+        bias = np.where(attention_mask.numpy(), 0.0, -np.inf)[:, None, None]
+    attention = _probabilities(query[:, :, :image], key, bias)
+    return np.concatenate([attention[..., text_start:], attention[..., :text_start]], -1)
+
+
+def prx_attention(module, hidden_states, encoder_hidden_states, attention_mask=None,
+                  image_rotary_emb=None, **others):
+    """PRX: image queries on text keys, without place, and image keys."""
+    heads = module.heads
+
+    def parts(linear, hidden, count):
+        projected = _array(hidden) @ _array(linear.weight).T
+        shape = (*projected.shape[:2], count, heads, module.head_dim)
+        return projected.reshape(shape).transpose(2, 0, 3, 1, 4)
+
+    def turned(x):
+        # Each pair of channels times a matrix of two by two.
+        matrix = _array(image_rotary_emb)
+        return np.einsum('bxlpij,bhlpj->bhlpi', matrix, x.reshape(*x.shape[:-1], -1, 2)).reshape(
+            x.shape)
+
+    query, key, _ = parts(module.img_qkv_proj, hidden_states, 3)
+    words, _ = parts(module.txt_kv_proj, encoder_hidden_states, 2)
+    query, key = turned(_rms_norm(query, module.norm_q)), turned(_rms_norm(key, module.norm_k))
+    words = _rms_norm(words, module.norm_added_k)
+    keep = np.ones((len(key), words.shape[2] + key.shape[2]), bool)
+    keep[:, :words.shape[2]] = attention_mask.numpy()
+    bias = np.where(keep, 0.0, -np.inf)[:, None, None]
+    return _probabilities(query, np.concatenate([words, key], 2), bias)
+
+
 @contextmanager
 def attention_of(denoiser, is_text_attention, compute):
     """Collects ``(module name, probabilities)`` of each call of each chosen attention module.

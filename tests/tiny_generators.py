@@ -5,6 +5,7 @@ word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's c
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -148,8 +149,8 @@ def _tiny_pixel_unet(**changes):
 def tiny_unclip():
     """An ``UnCLIPPipeline``: the decoder draws 32x32 pixels, attention at 16x16."""
     from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DModel
-    from diffusers.pipelines.unclip import UnCLIPTextProjModel
     from transformers import CLIPTextModelWithProjection
+    projection = inspect.getmodule(UnCLIPPipeline).UnCLIPTextProjModel  # it has moved
     tokenizer = tiny_clip_tokenizer()
 
     def super_resolution():
@@ -169,8 +170,7 @@ def tiny_unclip():
         text_encoder=CLIPTextModelWithProjection(
             _tiny_clip_text_config(tokenizer, projection_dim=32)),
         tokenizer=tokenizer,
-        text_proj=UnCLIPTextProjModel(clip_embeddings_dim=32, time_embed_dim=128,
-                                      cross_attention_dim=32),
+        text_proj=projection(clip_embeddings_dim=32, time_embed_dim=128, cross_attention_dim=32),
         super_res_first=super_resolution(), super_res_last=super_resolution(),
         prior_scheduler=scheduler('fixed_small_log', 'sample'),
         decoder_scheduler=scheduler('learned_range'),
@@ -463,3 +463,26 @@ def tiny_prx_pixel():
     return PRXPixelPipeline(
         text_encoder=_tiny_qwen3(len(tokenizer)).model, tokenizer=tokenizer, prompt_max_tokens=48,
         **_tiny_prx_parts(16, in_channels=3, bottleneck_size=8))
+
+
+# Unknown to the recorder -------------------------------------------------------------------------
+
+@_seeded
+def tiny_vq_diffusion():
+    """A ``VQDiffusionPipeline``: 24x24 images from 12x12 codes; takes one generator only."""
+    from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel
+    from transformers import CLIPTextModel
+    embeddings = inspect.getmodule(VQDiffusionPipeline).LearnedClassifierFreeSamplingEmbeddings
+    tokenizer = tiny_clip_tokenizer()
+    return VQDiffusionPipeline(
+        vqvae=VQModel(
+            in_channels=3, out_channels=3, latent_channels=3, vq_embed_dim=3, num_vq_embeddings=12,
+            block_out_channels=(8, 8), down_block_types=('DownEncoderBlock2D', ) * 2,
+            up_block_types=('UpDecoderBlock2D', ) * 2, norm_num_groups=4),
+        text_encoder=CLIPTextModel(_tiny_clip_text_config(tokenizer)), tokenizer=tokenizer,
+        transformer=Transformer2DModel(
+            attention_bias=True, cross_attention_dim=32, num_attention_heads=1,
+            attention_head_dim=16, num_vector_embeds=13, num_embeds_ada_norm=12,
+            norm_type='ada_norm', sample_size=12, activation_fn='geglu-approximate'),
+        scheduler=VQDiffusionScheduler(num_vec_classes=13, num_train_timesteps=12),
+        learned_classifier_free_sampling_embeddings=embeddings(learnable=False))

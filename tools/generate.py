@@ -86,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--lost-nouns', choices=('skip', 'raise'), default='skip',
         help='a noun that the tokenizer cuts off: keep the image without it, or stop '
              '(default: skip)')
+    add('--no-masks', action='store_true',
+        help='draw images alone, with any text-to-image pipeline')
     add('--plan', action='store_true',
         help='draw two batches, print shards, bytes and hours of the run, and write nothing')
     add('--engine', choices=('process', 'workers', 'ray'),
@@ -115,7 +117,7 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
             steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, seed=args.seed,
             samples_per_shard=args.samples_per_shard, images_per_prompt=args.images_per_prompt,
             height=height, width=width, image_format=args.image_format, quality=args.quality,
-            lost_nouns=args.lost_nouns))
+            lost_nouns=args.lost_nouns, masks=not args.no_masks))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

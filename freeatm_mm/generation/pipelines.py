@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ from freeatm_mm.store.layout import file_sha256
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['DTYPES', 'LoadedPipeline', 'load_pipeline']
+__all__ = ['DTYPES', 'LoadedPipeline', 'drawing_options', 'load_pipeline']
 
 #: Name of a number format -> torch's.
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -80,6 +81,48 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
         raise ValueError(f"the pipeline {source} can't be moved to the device {device}: "
                          f'{_one_line(error)}') from error
     return LoadedPipeline(pipe, name, revision)
+
+
+def drawing_options(pipe: DiffusionPipeline, *, steps: int, guidance: float,
+                    height: int | None = None, width: int | None = None) -> dict[str, Any]:
+    """How to draw, by the names that a pipeline's call has for it.
+
+    Args:
+        pipe: Any text-to-image pipeline.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale, or what the pipeline calls its guidance scale.
+        height: Height of the images in pixels, with ``width``; ``None``: the pipeline's own.
+        width: Width of the images in pixels.
+
+    Returns:
+        Arguments of the pipeline's call. Captions aren't cleaned as if from the web, and images
+        are drawn at their size rather than at one like it and cut, which would shift the masks.
+
+    Raises:
+        ValueError: If the pipeline's call has no name for something asked.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    name = type(pipe).__name__
+    options: dict[str, Any] = {}
+
+    def add(value: Any, what: str, *names: str) -> None:
+        known = [candidate for candidate in names if candidate in parameters]
+        if not known:
+            raise ValueError(f"{name} can't be told the {what}: its call has no argument "
+                             f'{" or ".join(names)}')
+        options[known[0]] = value
+
+    add(steps, 'number of steps', 'num_inference_steps', 'decoder_num_inference_steps')
+    # Qwen-Image takes a guidance_scale and does nothing with it.
+    true = ('true_cfg_scale', ) if name.startswith('QwenImage') else ()
+    add(guidance, 'guidance scale', *true, 'guidance_scale', 'decoder_guidance_scale')
+    if height is not None or width is not None:
+        add(height, 'height', 'height')
+        add(width, 'width', 'width')
+    for switch in ('clean_caption', 'use_resolution_binning'):
+        if switch in parameters:
+            options[switch] = False
+    return options
 
 
 def _scheduler_class(diffusers: Any, name: str) -> type:

@@ -11,9 +11,8 @@ tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that
 """
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +34,7 @@ from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 from freeatm_mm.store.sample import IMAGE_FORMATS
 
-from .pipelines import load_pipeline
+from .pipelines import drawing_options, load_pipeline
 from .plan import Plan, PromptFile, sample_key, sample_seed
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class ShardSource:
     """Draws the samples of any shard of a run.
 
     Args:
-        pipeline: A text-to-image pipeline of a family that the recorder knows.
+        pipeline: A text-to-image pipeline; for masks, of a family that the recorder knows.
         prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; 1 or less switches guidance off.
@@ -83,6 +82,8 @@ class ShardSource:
         lost_nouns: What to do with a noun that the tokenizer cut off or that isn't found among
             the tokens: ``'skip'`` keeps the sample without it, lists it under ``lost_nouns`` in
             the sample's ``meta`` and counts it; ``'raise'`` stops.
+        masks: Whether to record masks. Without, any text-to-image pipeline draws, and samples have
+            a caption but no nouns.
         name: Name of the pipeline for the records; the default is its class.
         revision: Revision of the pipeline for the records.
 
@@ -102,8 +103,8 @@ class ShardSource:
                  steps: int = 50, guidance: float = 7.5, batch_size: int = 8, seed: int = 0,
                  samples_per_shard: int = 5000, images_per_prompt: int = 1,
                  height: int | None = None, width: int | None = None, image_format: str = 'jpg',
-                 quality: int = 95, lost_nouns: str = 'skip', name: str | None = None,
-                 revision: str | None = None) -> None:
+                 quality: int = 95, lost_nouns: str = 'skip', masks: bool = True,
+                 name: str | None = None, revision: str | None = None) -> None:
         for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
                                     ('height', height, 1), ('width', width, 1)):
             if value is not None and value < least:
@@ -118,7 +119,9 @@ class ShardSource:
                              f'{image_format!r}')
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
-        find_family(pipeline)  # refuses a family that can't be recorded, before anything is written
+        if masks:
+            # Refuses a family that can't be recorded, before anything is written.
+            find_family(pipeline)
         self.pipeline = pipeline
         self.plan = Plan(prompts, images_per_prompt, samples_per_shard)
         self.samples_per_shard = samples_per_shard
@@ -131,7 +134,7 @@ class ShardSource:
         settings = {
             'pipeline': name or type(pipeline).__name__,
             'revision': revision, 'pipeline_class': type(pipeline).__name__,
-            'scheduler': type(pipeline.scheduler).__name__, 'steps': steps, 'guidance': guidance,
+            'scheduler': type(_scheduler(pipeline)).__name__, 'steps': steps, 'guidance': guidance,
             'height': height, 'width': width,
             'dtype': str(pipeline.dtype).removeprefix('torch.')}
         self.config: dict[str, Any] = settings | {
@@ -139,14 +142,15 @@ class ShardSource:
             'quality': quality if image_format == 'jpg' else None,
             'prompts_sha256': self.plan.fingerprint, 'num_samples': self.num_samples}
         self.settings = settings | {'versions': _versions()}
+        if not masks:
+            self.config['masks'] = False
+        self.masks = masks
         self.notes = {'batch_size': batch_size}
-        self.call_options: dict[str, Any] = {
-            'num_inference_steps': steps, 'guidance_scale': guidance, 'height': height,
-            'width': width, 'output_type': 'pil'}
+        self.call_options = drawing_options(
+            pipeline, steps=steps, guidance=guidance, height=height, width=width)
+        self.call_options['output_type'] = 'pil'
         self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
-        if 'clean_caption' in inspect.signature(pipeline.__call__).parameters:
-            # DeepFloyd IF would clean web captions, with two more packages; prompts are clean.
-            self.call_options['clean_caption'] = False
+        if 'clean_caption' in self.call_options:
             self.recorder_options['clean_caption'] = False
 
     def keys(self, shard: int) -> list[str]:
@@ -206,14 +210,23 @@ class ShardSource:
         prompts = [record.prompt for record, _ in batch]
         seeds = [sample_seed(self.seed, record.id, number) for record, number in batch]
         try:
-            recorder, recorded, lost = self._recorder(batch)
+            if self.masks:
+                recorder, recorded, lost = self._recorder(batch)
+            else:
+                recorder, recorded = nullcontext(), [[] for _ in batch]
+                lost: list[dict[int, str]] = [{} for _ in batch]
+            generators = [torch.Generator().manual_seed(value) for value in seeds]
+            # True guidance is off without a negative prompt (Qwen-Image).
+            negative = ({'negative_prompt': [' '] * len(batch)}
+                        if 'true_cfg_scale' in self.call_options else {})
             # Noise from the CPU is the same on every device. Casting what is not a number to a
             # pixel would give black; errstate makes it an error.
             with recorder, np.errstate(invalid='raise'):
+                # Some pipelines that the recorder doesn't know take one generator only.
                 output = self.pipeline(
-                    prompts, generator=[torch.Generator().manual_seed(value) for value in seeds],
-                    **self.call_options)
-            raw = recorder.masks()
+                    prompt=prompts, **self.call_options, **negative,
+                    generator=generators if self.masks or len(batch) > 1 else generators[0])
+            raw = recorder.masks() if self.masks else [torch.zeros(0, 1, 1) for _ in batch]
             maps = [(*quantize(masks), minmax(masks)[1]) for masks in raw]
         except (FloatingPointError, ValueError) as error:
             names = ', '.join(record.id for record, _ in batch[:4])
@@ -415,6 +428,12 @@ class GenerationJob:
         options |= {name: value for name, value in changes.items() if name not in own}
         return replace(job, options=options,
                        **{name: value for name, value in changes.items() if name in own})
+
+
+def _scheduler(pipeline: DiffusionPipeline) -> Any:
+    """The scheduler of the network that draws; UnCLIP has one for each of its networks."""
+    found = getattr(pipeline, 'scheduler', None)
+    return pipeline.decoder_scheduler if found is None else found
 
 
 @contextmanager

@@ -1,0 +1,232 @@
+"""The recorder beside LoRA, tiling, slicing, other processors, fusing and compiling."""
+from __future__ import annotations
+
+import functools
+import types
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import tiny_generators as tiny
+import torch
+from attention.test_generators import (
+    NOUNS,
+    PROMPTS,
+    SQUARE,
+    block_attention,
+    check,
+    hook_count,
+    images_of,
+)
+from attention_reference import explicit_attention, mean_map
+from numpy_attention import attention_of, sequence
+from tiny_pipelines import tiny_if, tiny_stable_diffusion
+
+from freeatm_mm.attention import AttentionRecorder
+
+STEPS = dict(num_inference_steps=2, output_type='pt')
+
+
+def check_unet(pipe, reference=None, first_token=1, **options):
+    """Masks of a pipeline with a UNet against explicit attention; images as without a recorder."""
+    return check(pipe, lambda: explicit_attention(reference or pipe),
+                 lambda word: ((first_token + word, ), ), (16, 16), first_row=2,
+                 draw=STEPS, **options)
+
+
+def recorded(pipe, **options):
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        images_of(pipe, **{**STEPS, **options})
+    return recorder.masks()
+
+
+def with_lora(model, targets):
+    peft = pytest.importorskip('peft')
+    model.add_adapter(peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=targets, init_lora_weights='gaussian'))
+    with torch.no_grad():  # a new adapter changes nothing
+        generator = torch.Generator().manual_seed(4)
+        for name, weight in model.named_parameters():
+            if 'lora_B' in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) / 10)
+
+
+def test_lora_of_a_unet():
+    pipe = tiny_stable_diffusion()
+    plain = recorded(pipe)
+    with_lora(pipe.unet, ['to_q', 'to_k'])
+    check_unet(pipe)
+    assert not torch.allclose(recorded(pipe)[0], plain[0], atol=1e-4)
+
+
+def test_lora_of_a_transformer():
+    pipe = tiny.tiny_flux()
+    plain = recorded(pipe, **SQUARE)
+    with_lora(pipe.transformer, ['to_q', 'to_k'])
+    lora = recorded(pipe, **SQUARE)
+    assert not torch.allclose(lora[0], plain[0], atol=1e-6)
+    pipe.transformer.fuse_lora()
+    for before, after in zip(lora, recorded(pipe, **SQUARE)):
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+
+
+def test_vae_tiling_and_slicing():
+    pipe = tiny_stable_diffusion()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 32, 8
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    check_unet(pipe)
+
+
+@pytest.mark.parametrize(('make', 'first_token'), [(tiny_stable_diffusion, 1), (tiny_if, 0)])
+def test_attention_slicing(make, first_token):
+    pipe = make()
+    whole = recorded(pipe)
+    pipe.enable_attention_slicing(1)
+    names = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
+    assert all('Sliced' in name for name in names)
+    for mask, sliced in zip(whole, recorded(pipe)):
+        torch.testing.assert_close(mask, sliced, rtol=0, atol=1e-6)
+
+
+@contextmanager
+def stand_in_for_xformers(monkeypatch):
+    """xformers' operator on (batch * heads, length, channels), for its processors' own code."""
+    from diffusers.models import attention_processor
+
+    def memory_efficient_attention(query, key, value, attn_bias=None, op=None, scale=None, p=0.0):
+        assert query.ndim == 3
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_bias, scale=scale)
+
+    operators = types.SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
+    with monkeypatch.context() as patch:
+        patch.setattr(attention_processor, 'xformers', types.SimpleNamespace(ops=operators),
+                      raising=False)
+        yield attention_processor
+
+
+@pytest.mark.parametrize('make', [tiny_stable_diffusion, tiny_if])
+def test_xformers_processors(make, monkeypatch):
+    pipe = make()
+    usual = recorded(pipe)
+    with stand_in_for_xformers(monkeypatch) as processors:
+        added = make is tiny_if
+        pipe.unet.set_attn_processor(
+            processors.XFormersAttnAddedKVProcessor() if added
+            else processors.XFormersAttnProcessor())
+        plain = images_of(pipe, **STEPS)
+        with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+            assert torch.equal(plain, images_of(pipe, **STEPS))
+    for mask, other in zip(usual, recorder.masks()):
+        torch.testing.assert_close(mask, other, rtol=0, atol=1e-6)
+
+
+def test_plain_processors():
+    from diffusers.models.attention_processor import AttnProcessor
+    pipe = tiny_stable_diffusion()
+    usual = recorded(pipe)
+    pipe.unet.set_attn_processor(AttnProcessor())
+    for mask, other in zip(usual, recorded(pipe)):
+        torch.testing.assert_close(mask, other, rtol=0, atol=1e-6)
+
+
+def test_a_fused_sequence_is_recorded():
+    pipe = tiny.tiny_flux()
+    apart = recorded(pipe, **SQUARE)
+    pipe.transformer.fuse_qkv_projections()
+    assert hasattr(pipe.transformer.transformer_blocks[0].attn, 'to_qkv')
+    for mask, fused in zip(apart, recorded(pipe, **SQUARE)):
+        torch.testing.assert_close(mask, fused, rtol=0, atol=1e-6)
+
+
+def test_a_sequence_that_attends_in_another_way_is_refused():
+    class Explicit:
+        """Attention as Flux computes it, by hand."""
+
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, *others):
+            text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+            both = hidden_states if text == 0 else torch.cat(
+                [encoder_hidden_states, hidden_states], 1)
+            attention = (attn.to_q(both) @ attn.to_k(both).mT).softmax(-1) @ attn.to_v(both)
+            return attention if text == 0 else (attention[:, text:], attention[:, :text])
+
+    pipe = tiny.tiny_flux()
+    pipe.transformer.set_attn_processor(Explicit())
+    with pytest.raises(RuntimeError, match='transformer_blocks.0.attn ran without scaled_dot_'
+                                           "product_attention over its sequence of 576.*'native'"):
+        recorded(pipe, **SQUARE)
+    assert hook_count(pipe) == 0
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_failing_sequence_leaves_nothing_behind():
+    class Broken:
+        def __call__(self, attn, hidden_states, **others):
+            raise ArithmeticError('broken')
+
+    pipe = tiny.tiny_stable_diffusion_3()
+    pipe.transformer.set_attn_processor(Broken())
+    with pytest.raises(ArithmeticError, match='broken'):
+        recorded(pipe, **SQUARE)
+    assert hook_count(pipe) == 0
+    assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize('regional', [False, True])
+def test_a_compiled_transformer_is_refused(regional):
+    pipe = tiny.tiny_flux()
+    if regional:
+        pipe.transformer.compile_repeated_blocks()
+    else:
+        pipe.transformer = torch.compile(pipe.transformer)
+    with pytest.raises(ValueError, match='a compiled denoiser skips the hooks'):
+        AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
+    assert hook_count(pipe) == 0
+
+
+def test_memory_of_a_sequence_is_bounded():
+    """No queries or keys outlive their module's call."""
+    pipe = tiny.tiny_flux()
+    seen = []
+
+    def look(module, args, output):
+        taps = [hook.__self__ for hook in module._forward_hooks.values()
+                if hasattr(hook, '__self__')]
+        seen.extend(tap.call for tap in taps)
+
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        handles = [module.register_forward_hook(look)
+                   for name, module in pipe.transformer.named_modules() if block_attention(name)]
+        images_of(pipe, **SQUARE)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 2 * len(recorder.layers) and all(call is None for call in seen)
+    assert {tuple(total.total_BTN.shape) for total in recorder._sums.values()} == {(2, 3, 64)}
+
+
+def test_self_attention_of_a_sequence_is_refused_in_one_sentence():
+    pipe = tiny.tiny_flux()
+    with pytest.raises(ValueError, match='has no self-attention that can be recorded'):
+        AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=32).__enter__()
+    assert hook_count(pipe) == 0
+
+
+def test_bfloat16_of_a_sequence_is_computed_in_float32():
+    pipe = tiny.tiny_stable_diffusion_3().to(torch.bfloat16)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, attention_of(
+            pipe.transformer, block_attention, functools.partial(_from_bfloat16, text=333)) as seen:
+        images_of(pipe, **SQUARE)
+    for image, mask in enumerate(recorder.masks()):
+        word = len(PROMPTS[image][:NOUNS[image][0][0]].split())
+        expected = np.mean([mean_map(seen, 2 + image, [column], (8, 8))
+                            for column in (1 + word, 77 + word)], axis=0)
+        # Queries and keys differ by bfloat16's rounding from those of float64; a softmax in
+        # bfloat16 would be off by more.
+        np.testing.assert_allclose(mask[0], expected, rtol=0.05)
+
+
+def _from_bfloat16(module, hidden_states, encoder_hidden_states=None, *, text, **others):
+    import copy
+    return sequence(copy.deepcopy(module).float(), hidden_states.float(),
+                    encoder_hidden_states.float(), text=text)

@@ -1,0 +1,70 @@
+"""Drawing with pipelines of other families, with masks, and of unknown ones, without."""
+from __future__ import annotations
+
+import pytest
+import tiny_generators as tiny
+from tiny_pipelines import tiny_if, tiny_stable_diffusion
+
+from freeatm_mm.generation import generate
+from freeatm_mm.generation.pipelines import drawing_options
+from freeatm_mm.prompts import Noun, PromptRecord
+from freeatm_mm.store import Store
+
+PROMPTS = [
+    PromptRecord('a', 'a red dog on the sand', (Noun('dog', 6, 9, 'dog'), ), 'test'),
+    PromptRecord('b', 'a cat and a bird', (Noun('cat', 2, 5, 'cat'), Noun('bird', 12, 16, 'bird')),
+                 'test'),
+    PromptRecord('c', 'the sky', (Noun('sky', 4, 7, 'sky'), ), 'test')]
+OPTIONS = dict(steps=2, samples_per_shard=3, image_format='png', progress=False)
+
+
+@pytest.mark.parametrize(('make', 'options', 'size'), [
+    (tiny.tiny_pixart, dict(height=64, width=64), (8, 8)),
+    (tiny.tiny_stable_diffusion_3, dict(height=64, width=64), (8, 8)),
+    (tiny.tiny_qwen_image, dict(height=64, width=64), (8, 8)),
+    (tiny.tiny_unclip, {}, (16, 16))])
+def test_other_families_draw_with_masks(make, options, size, tmp_path):
+    generate(make(), PROMPTS, tmp_path / 'store', batch_size=2, guidance=4.0, **options, **OPTIONS)
+    store = Store(tmp_path / 'store')
+    assert [len(store[index].nouns) for index in range(3)] == [1, 2, 1]
+    assert store[1].masks.shape == (2, *size) and store[1].masks.max() == 255
+
+
+def test_an_unknown_pipeline_draws_without_masks_if_asked(tmp_path):
+    pipe = tiny.tiny_vq_diffusion()
+    with pytest.raises(ValueError, match='VQDiffusionPipeline is not a pipeline whose text '
+                                         'attention is known.*IFPipeline.*add a row to FAMILIES'):
+        generate(pipe, PROMPTS, tmp_path / 'none', batch_size=1, **OPTIONS)
+    assert not (tmp_path / 'none').exists()
+    summary = generate(pipe, PROMPTS, tmp_path / 'store', batch_size=1, masks=False, **OPTIONS)
+    assert (summary.samples, summary.nouns) == (3, 0)
+    store = Store(tmp_path / 'store')
+    assert [store[index].caption for index in range(3)] == [record.prompt for record in PROMPTS]
+    assert store[0].image.size == (24, 24) and len(store[0].nouns) == len(store[0].masks) == 0
+    images = {store[index].image.tobytes() for index in range(3)}
+    assert len(images) == 3
+
+
+def test_images_without_masks_are_those_with(tmp_path):
+    pipe = tiny_stable_diffusion()
+    for name, masks in (('with', True), ('without', False)):
+        generate(pipe, PROMPTS, tmp_path / name, batch_size=3, masks=masks, **OPTIONS)
+    first, second = Store(tmp_path / 'with'), Store(tmp_path / 'without')
+    for index in range(3):
+        assert first[index].image_bytes == second[index].image_bytes
+
+
+def test_drawing_options_use_the_names_of_the_call():
+    assert drawing_options(tiny_stable_diffusion(), steps=3, guidance=2.0) == {
+        'num_inference_steps': 3, 'guidance_scale': 2.0}
+    assert drawing_options(tiny_if(), steps=3, guidance=2.0, height=32, width=48) == {
+        'num_inference_steps': 3, 'guidance_scale': 2.0, 'height': 32, 'width': 48,
+        'clean_caption': False}
+    assert drawing_options(tiny.tiny_pixart(), steps=3, guidance=2.0)[
+        'use_resolution_binning'] is False
+    assert drawing_options(tiny.tiny_qwen_image(), steps=3, guidance=2.0) == {
+        'num_inference_steps': 3, 'true_cfg_scale': 2.0}
+    assert drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0) == {
+        'decoder_num_inference_steps': 3, 'decoder_guidance_scale': 2.0}
+    with pytest.raises(ValueError, match="UnCLIPPipeline can't be told the height"):
+        drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
