@@ -43,7 +43,8 @@ from freeatm_mm.miniature.job import Job  # noqa: E402
 #: begins.
 METHODS = {'simclr': ('mini-resnet', 1, 2), 'mocov2': ('mini-resnet', 0, 0),
            'mae': ('mini-vit', 1, 2)}
-SUPERVISED = {'mini-resnet': 'resnet', 'mini-vit': 'vit'}
+#: Suite -> its supervised pretraining, and how many epochs that has.
+SUPERVISED = {'mini-resnet': ('resnet', 30), 'mini-vit': ('vit', 15)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,8 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='output folder (%(default)s)')
     parser.add_argument('--images', type=int, default=4000,
                         help='to pretrain on, of each kind (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=25, help='of each pretraining; of MAE four '
-                        'times as many, which see one view each (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=25, help='of each pretraining; of MAE twice '
+                        'as many, which see one view each, not two (%(default)s)')
     parser.add_argument('--seeds', type=int, default=3, help='how many (%(default)s)')
     parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument('--jobs', type=int, default=1, help='lines of work side by side, one core '
@@ -132,22 +133,22 @@ def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
 def references(job: Job | DryJob, args: argparse.Namespace, world: str, suite: str,
                seed: int) -> None:
     """Random and supervised weights through a suite."""
-    name = SUPERVISED[suite]
+    name, epochs = SUPERVISED[suite]
     judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed,
           f'random-{name}')
     work_dir = args.out / f'pretraining/supervised-{name}-{seed}'
     job.run(f'Pretrain supervised {name}, seed {seed}', 'tools/train.py',
             f'configs/miniature/supervised/{name}.py', '--work-dir', work_dir, '--resume',
             '--seed', seed, '--no-validate', '--data-root', world)
-    judge(job, args, world, suite, work_dir / 'epoch_30.pth', 'supervised', 'real', 'false', 30,
-          seed, f'supervised-{name}')
+    judge(job, args, world, suite, work_dir / f'epoch_{epochs}.pth', 'supervised', 'real', 'false',
+          epochs, seed, f'supervised-{name}')
 
 
 def pretrainings(job: Job | DryJob, args: argparse.Namespace, world: str, synthetic: str,
                  method: str, seed: int) -> None:
     """All five pretrainings of a method through its suite."""
     suite, cosine, begin = METHODS[method]
-    epochs = args.epochs * (4 if method == 'mae' else 1)
+    epochs = args.epochs * (2 if method == 'mae' else 1)
     real, configs = f'{world}/exact', 'configs/miniature'
 
     def pretrain(name: str, config: str, store: str, *options: str) -> Path:

@@ -85,7 +85,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
             else:
                 assert last in value or last in ('share', 'pretrained')
         epochs = int(options['train_cfg.max_epochs'])
-        assert epochs == (36 if 'mae' in command[1] else 9)
+        assert epochs == (18 if 'mae' in command[1] else 9)
         cosine = next(part for part in cfg.param_scheduler if part.type == 'CosineAnnealingLR')
         index = cfg.param_scheduler.index(cosine)
         assert int(options[f'param_scheduler.{index}.end']) == epochs

@@ -7,7 +7,7 @@ _base_ = '../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py'
 
 custom_hooks = [
     dict(type='InitialWeightsHook', new=[r'^ln2\.'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
+         supervised='work_dirs/miniature/supervised/vit/epoch_15.pth'),
     dict(type='CheckFilesHook'),
 ]
 # Colour tells this world's nouns apart, so it is left as it is.
@@ -44,12 +44,12 @@ model = dict(
     head=dict(num_classes=21, in_channels=128),
     train_cfg=None)
 
-epochs = 15
+epochs = 5
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=0.8))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=1,
          convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs,
+    dict(type='CosineAnnealingLR', T_max=epochs - 1, by_epoch=True, begin=1, end=epochs,
          eta_min=1e-6, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)

@@ -10,7 +10,7 @@ custom_imports = dict(
 
 custom_hooks = [
     dict(type='InitialWeightsHook', new=['rel_pos_'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
+         supervised='work_dirs/miniature/supervised/vit/epoch_15.pth'),
     dict(type='CheckFilesHook'),
 ]
 

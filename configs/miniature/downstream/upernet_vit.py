@@ -7,7 +7,7 @@ _base_ = '../../downstream/mmseg/ade20k_upernet_vit-b_160k.py'
 
 custom_hooks = [
     dict(type='InitialWeightsHook', new=['gamma_', 'relative_position'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_30.pth'),
+         supervised='work_dirs/miniature/supervised/vit/epoch_15.pth'),
     dict(type='CheckFilesHook'),
 ]
 classes = (
