@@ -48,6 +48,20 @@ def test_every_word_of_the_world_is_one_token():
         assert len(ids) == len(text.replace(',', ' ,').split()) + 2
 
 
+def test_every_caption_with_its_prompts_fits_the_miniature():
+    from freeatm_mm.lavis_ext.launch import load_config
+    limit = load_config(FOLDER.parent / 'blip_pretrain_freeatm.yaml').model_cfg.max_txt_len
+    tokenizer, clean, longest = load_tokenizer(FOLDER), BlipCaptionProcessor(), 0
+    for template in TEMPLATES[3]:
+        caption = fill_template('x', template, [Subject('dress', 'red')] * 3, 'in the water').prompt
+        for preset in ('freeatm', 'ptp'):
+            sentence = PRESETS[preset].template.replace('[O]', 'dress').replace('[P]', '4')
+            count = 3 if preset == 'freeatm' else 1
+            text = clean(' '.join([caption, *[sentence] * count]))
+            longest = max(longest, len(tokenizer(text).input_ids))
+    assert longest == limit
+
+
 def test_tokens_are_those_of_lavis_and_cuts_are_counted():
     ours, theirs = load_tokenizer(FOLDER), BertTokenizer.from_pretrained(FOLDER)
     theirs.add_special_tokens({'bos_token': '[DEC]'})

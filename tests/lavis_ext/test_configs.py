@@ -1,0 +1,80 @@
+"""The yaml files: all of them make a config, and the arms differ where they should."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('lavis')
+
+from omegaconf import OmegaConf  # noqa: E402
+
+from freeatm_mm.lavis_ext.builders import FreeATMPretrainBuilder  # noqa: E402
+from freeatm_mm.lavis_ext.launch import load_config, read_yaml  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs/lavis'
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.yaml')
+               if path.name != 'sizes.yaml')
+
+
+def changes(first, second, path=''):
+    """Entries in which two configs differ."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return set() if first == second else {path}
+    return set().union(*(changes(first.get(key), second.get(key), f'{path}.{key}'.strip('.'))
+                         for key in first.keys() | second.keys()))
+
+
+def plain(name):
+    return OmegaConf.to_container(load_config(CONFIGS / name).config)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_file_makes_a_config_with_known_processors(name):
+    cfg = load_config(CONFIGS / name)
+    assert cfg.run_cfg.runner == 'freeatm_runner'
+    assert cfg.run_cfg.evaluate == name.endswith('zeroshot.yaml')
+    for data in cfg.datasets_cfg.values():
+        builder = FreeATMPretrainBuilder(data)
+        builder.build_processors()
+        for kinds in (builder.vis_processors, builder.text_processors):
+            assert kinds['train'] is not None
+    if 'pretrain' in name:
+        assert cfg.model_cfg.max_txt_len == (35 if 'miniature' in name else 80)
+
+
+def test_arms_differ_in_nothing_else():
+    ours, data = plain('blip_pretrain_freeatm.yaml'), 'datasets.freeatm_pretrain'
+    assert changes(ours, plain('baselines/blip_pretrain.yaml')) == {
+        f'{data}.text_processor.train.preset', 'run.output_dir'}
+    assert changes(ours, plain('baselines/blip_pretrain_ptp.yaml')) == {
+        f'{data}.text_processor.train.preset', f'{data}.vis_processor.train.hflip',
+        f'{data}.build_info.detections', 'run.output_dir'}
+    assert changes(ours, plain('mixed/blip_pretrain_freeatm.yaml')) == {
+        'model.pretrained', f'{data}.build_info.share', 'run.output_dir'}
+
+
+def test_options_reach_everything():
+    cfg = load_config(CONFIGS / 'miniature/blip_pretrain_freeatm.yaml', [
+        'run.max_epoch=3', 'model.bert.hidden_size=12',
+        'datasets.freeatm_pretrain.text_processor.train.grid=4'])
+    assert cfg.run_cfg.max_epoch == 3 and cfg.model_cfg.bert.hidden_size == 12
+    assert cfg.model_cfg.bert.num_hidden_layers == 3  # inherited beside it
+    assert cfg.datasets_cfg.freeatm_pretrain.text_processor.train.grid == 4
+
+
+def test_a_missing_base_is_told(tmp_path):
+    (tmp_path / 'lost.yaml').write_text('_base_: nowhere.yaml\n')
+    with pytest.raises(FileNotFoundError, match='there is no config .*nowhere.yaml'):
+        read_yaml(tmp_path / 'lost.yaml')
+
+
+def test_it_needs_neither_openmmlab_nor_diffusers():
+    program = ('import sys, freeatm_mm.lavis_ext.launch\n'
+               'print({"mmengine", "mmcv", "mmpretrain", "diffusers"} & set(sys.modules))')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == 'set()', done.stderr
