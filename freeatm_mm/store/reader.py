@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import operator
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -35,14 +36,18 @@ class Store(Sequence):
 
     Args:
         path: The store's folder.
-        max_open_shards: Shards kept open at a time (two file handles each).
+        max_open_shards: Shards kept open at a time (two file handles each); by default a half of
+            the handles that this process may have, and at most 2048.
 
     Raises:
         StoreError: If the folder holds no store, an unfinished or empty one, or lacks a shard.
     """
 
-    def __init__(self, path: str | Path, max_open_shards: int = 128) -> None:
+    def __init__(self, path: str | Path, max_open_shards: int | None = None) -> None:
         self.path = Path(path)
+        if max_open_shards is None:
+            handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            max_open_shards = min(2048, handles // 4) if handles > 0 else 2048
         self.max_open_shards = max(1, max_open_shards)
         self._folder = os.path.join(self.path, '')
         self.manifest = self._load_manifest()
