@@ -106,3 +106,11 @@ def test_every_suite_has_its_miniature():
         assert SUITES[f'mini-{suite}'] == tuple(f'mini-{name}' for name in SUITES[suite])
     for benchmark in BENCHMARKS.values():
         assert (CONFIGS / benchmark.config).is_file()
+
+
+@pytest.mark.parametrize('name', [name for name in SMALL if 'downstream' in name])
+def test_supervised_weights_are_where_their_config_leaves_them(name):
+    kind = 'vit' if 'vit' in name else 'resnet'
+    epochs = open_config(CONFIGS / f'miniature/supervised/{kind}.py').train_cfg.max_epochs
+    hook = open_config(CONFIGS / name).custom_hooks[0]
+    assert hook.supervised == f'work_dirs/miniature/supervised/{kind}/epoch_{epochs}.pth'
