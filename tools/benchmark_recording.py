@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ways', nargs='+', default=['ours', 'ours-refined', 'keep-all'],
+    parser.add_argument('--ways', nargs='*', default=['ours', 'ours-refined', 'keep-all'],
                         choices=['ours', 'ours-refined', 'keep-all'],
                         help='what to measure in this environment (%(default)s)')
     for tool in OTHERS:

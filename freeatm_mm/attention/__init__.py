@@ -26,7 +26,7 @@ from freeatm_mm.attention.refine import dense_crf, propagate
 
 __all__ = [
     'FAMILIES', 'MERGE_RULES', 'SEPARATE', 'THRESHOLD', 'AttentionRecorder', 'Family',
-    'MaskTrust', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError', 'binarize', 'box_of', 'dense_crf',
-    'dequantize', 'find_family', 'locate_nouns', 'mask_trust', 'merge_tokens', 'minmax', 'noun_attention',
-    'propagate', 'quantize', 'resize'
+    'MaskTrust', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError', 'binarize', 'box_of',
+    'dense_crf', 'dequantize', 'find_family', 'locate_nouns', 'mask_trust', 'merge_tokens',
+    'minmax', 'noun_attention', 'propagate', 'quantize', 'resize'
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,7 +12,7 @@ __all__ = ['SEPARATE', 'Heads', 'Part', 'block_names', 'choose_parts', 'heads_of
            'separate_names', 'size_matches']
 
 Size = tuple[int, int]
-Heads = Union[Iterable[int], Mapping[str, Iterable[int]]]
+Heads = Iterable[int] | Mapping[str, Iterable[int]]
 
 SEPARATE = ('layers', 'steps', 'heads')
 """What a recorder can keep apart, so that :meth:`AttentionRecorder.masks` can choose later."""

@@ -124,9 +124,11 @@ def best_heads(recordings: Recordings, counts: Sequence[int] = (1, 2, 4, 8, 16)
     return max((first(count) for count in counts if count <= len(ranked)), key=iou)
 
 
-def score_variants(recordings: Recordings, variants_of: Callable[[AttentionRecorder], list[Variant]],
-                   crf_size: int = 32) -> tuple[list[dict[str, Any]], dict[str, list[np.ndarray]],
-                                                dict[str, list[MaskQuality]]]:
+def score_variants(
+        recordings: Recordings,
+        variants_of: Callable[[AttentionRecorder], list[Variant]],
+        crf_size: int = 32) -> tuple[
+            list[dict[str, Any]], dict[str, list[np.ndarray]], dict[str, list[MaskQuality]]]:
     """Score every variant on the same scenes.
 
     Args:
@@ -210,8 +212,9 @@ def variants_report(results: Mapping[str, Any]) -> str:
     lines = [
         '# Which attention makes the best mask', '', f'`{results["command"]}`', '',
         f'{results["date"]}, {results["hardware"]}; {results["description"]}', '',
-        '| masks | IoU at 0.45 | best IoU (threshold) | box IoU at 0.45 | best box IoU | pointing | '
-        "IoU of the other noun's mask |", '| --- | ---: | ---: | ---: | ---: | ---: | ---: |']
+        '| masks | IoU at 0.45 | best IoU (threshold) | box IoU at 0.45 | best box IoU | '
+        "pointing | IoU of the other noun's mask |",
+        '| --- | ---: | ---: | ---: | ---: | ---: | ---: |']
     for row in results['rows']:
         score = row['metrics']
         lines.append(
@@ -220,8 +223,8 @@ def variants_report(results: Mapping[str, Any]) -> str:
             f'{score["best_box_iou"]:.3f} | {score["pointing"]:.1%} | '
             f'{score["other_noun_iou"]:.3f} |')
     controls = results['rows'][0]['controls']
-    lines += ['', f'A centred box of the mean object size scores {controls["centred_box"]:.3f}, the '
-              f'whole image {controls["whole_image"]:.3f}.', '',
+    lines += ['', 'A centred box of the mean object size scores '
+              f'{controls["centred_box"]:.3f}, the whole image {controls["whole_image"]:.3f}.', '',
               f'Heads chosen on other scenes: {results["heads"]}.', '',
               '## Can bad masks be told without the exact one?', '',
               '| measure of the mask | rank correlation with IoU | IoU, all | IoU, better half |',

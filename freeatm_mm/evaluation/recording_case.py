@@ -81,7 +81,8 @@ def _tokenizer() -> Any:
               '<|startoftext|>', '<|endoftext|>']
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, rules = Path(folder) / 'vocab.json', Path(folder) / 'merges.txt'
-        vocabulary.write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
+        places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
+        vocabulary.write_text(json.dumps(places))
         rules.write_text('\n'.join(['#version: 0.2', *map(' '.join, merges)]) + '\n')
         return CLIPTokenizer(str(vocabulary), str(rules), model_max_length=77,
                              pad_token='<|endoftext|>')

@@ -80,10 +80,13 @@ def test_figure_5_from_one_run(sd, seen, apart):
 
 def test_window_and_stride_of_steps(sd, seen, apart):
     for steps in (range(1, STEPS), range(0, STEPS, 2), [2]):
-        check(apart['steps'].masks(steps=steps), seen, keep=lambda step, *_: step in steps)
+        def keep(step, layer, head, steps=steps):
+            return step in steps
+
+        check(apart['steps'].masks(steps=steps), seen, keep=keep)
         with AttentionRecorder(sd, [PROMPT], [NOUNS], steps=steps) as recorder:
             draw(sd)
-        check(recorder.masks(), seen, keep=lambda step, *_: step in steps)
+        check(recorder.masks(), seen, keep=keep)
 
 
 def test_heads_of_all_layers_and_of_each(sd, seen, apart):

@@ -59,7 +59,8 @@ def explicit_self_attention(pipe, text_keys):
 
 
 @pytest.mark.parametrize(('make', 'text_keys', 'side', 'guidance'), [
-    (tiny_stable_diffusion, 0, 8, 7.5), (tiny_stable_diffusion, 0, 16, 1.0), (tiny_if, 77, 16, 7.5)])
+    (tiny_stable_diffusion, 0, 8, 7.5), (tiny_stable_diffusion, 0, 16, 1.0),
+    (tiny_if, 77, 16, 7.5)])
 def test_propagated_masks_equal_explicit_self_attention(make, text_keys, side, guidance):
     pipe = make()
     plain = draw(pipe, guidance_scale=guidance)
