@@ -77,9 +77,8 @@ def _tiny_movq():
     from diffusers import VQModel
     return VQModel(
         in_channels=3, out_channels=3, latent_channels=4, vq_embed_dim=4, num_vq_embeddings=12,
-        block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, norm_type='spatial',
-        down_block_types=('DownEncoderBlock2D', 'AttnDownEncoderBlock2D'),
-        up_block_types=('AttnUpDecoderBlock2D', 'UpDecoderBlock2D'))
+        block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, norm_type='spatial',
+        down_block_types=('DownEncoderBlock2D', ) * 2, up_block_types=('UpDecoderBlock2D', ) * 2)
 
 
 @_seeded
