@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +30,8 @@ _LAVIS_LENGTH = 30  # LAVIS's own max_txt_len
 def _lavis_model(cfg, length: int) -> BlipPretrain:
     """LAVIS's own model of the same sizes, with what it would download handed over."""
     ours = FreeATMBlipPretrain.from_config(cfg)
-    with mock.patch.object(BlipPretrain, 'init_tokenizer', lambda self: ours.tokenizer):
+    with (mock.patch.object(BlipPretrain, 'init_tokenizer', lambda self: ours.tokenizer),
+          redirect_stdout(io.StringIO())):  # LAVIS prints a line for each layer that it ties
         return BlipPretrain(
             copy.deepcopy(ours.visual_encoder), copy.deepcopy(ours.text_encoder),
             copy.deepcopy(ours.text_decoder), queue_size=ours.queue_size,

@@ -22,7 +22,7 @@ from freeatm_mm.lavis_ext.position import (
     WHOLE_VIEW,
     PlacedObject,
     object_from_box,
-    object_from_mask,
+    objects_from_masks,
 )
 from freeatm_mm.store import Store, StoreError, decode_masks
 
@@ -112,11 +112,14 @@ class StorePairs:
                                  f'{self.store.path}: detect objects in all its images')
             objects = _boxes(self.detections[raw.key], image.size,
                              f'{self.detected_in}, {raw.key!r}')
-        elif with_objects:
+        elif with_objects and raw.info['nouns']:
             nouns, size = raw.info['nouns'], raw.info['masks']
-            masks = decode_masks(raw.masks_bytes, len(nouns), size['height'], size['width'])
-            objects = [object_from_mask(noun['text'], mask, self.threshold)
-                       for noun, mask in zip(nouns, masks)]
+            try:
+                masks = decode_masks(raw.masks_bytes, len(nouns), size['height'], size['width'])
+            except StoreError as error:
+                raise StoreError(f'{self.store.path}: sample {raw.key!r}: the picture '
+                                 f'{error}') from None
+            objects = objects_from_masks([noun['text'] for noun in nouns], masks, self.threshold)
         return image, raw.info['caption'], objects
 
 

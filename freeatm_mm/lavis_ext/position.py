@@ -17,7 +17,7 @@ import numpy as np
 from freeatm_mm.attention.masks import THRESHOLD, binarize, minmax
 
 __all__ = ['ORDERS', 'PRESETS', 'PlacedObject', 'PositionPrompts', 'WHOLE_VIEW', 'box_in_view',
-           'crop_matrix', 'flip_matrix', 'object_from_box', 'object_from_mask', 'pixel_matrix',
+           'crop_matrix', 'flip_matrix', 'object_from_box', 'objects_from_masks', 'pixel_matrix',
            'preset_prompts']
 
 WHOLE_VIEW = np.eye(3)
@@ -63,19 +63,23 @@ def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> P
     return PlacedObject(name, relative[None])
 
 
-def object_from_mask(name: str, mask: np.ndarray, threshold: float = THRESHOLD) -> PlacedObject:
-    """The object under a stored mask: the cells that reach the threshold once it is stretched.
+def objects_from_masks(names: Sequence[str], masks: np.ndarray,
+                       threshold: float = THRESHOLD) -> list[PlacedObject]:
+    """The objects under stored masks: the cells that reach the threshold once stretched.
 
     Args:
-        name: The noun.
-        mask: (h, w) levels, of any range; stretched to [0, 1] first.
+        names: The K nouns.
+        masks: (K, h, w) levels, of any range; each is stretched to [0, 1] first.
         threshold: Foreground from here on (paper, section 4: 0.45).
     """
-    stretched, _ = minmax(np.asarray(mask, dtype=np.float32))
-    rows, columns = np.nonzero(binarize(stretched, threshold))
-    corners = np.stack([columns, rows, columns + 1, rows + 1], axis=1)
-    height, width = stretched.shape
-    return PlacedObject(name, corners / np.array([width, height, width, height], np.float64))
+    stretched, _ = minmax(np.asarray(masks, dtype=np.float32))
+    height, width = stretched.shape[1:]
+    objects = []
+    for name, foreground in zip(names, binarize(stretched, threshold)):
+        rows, columns = np.nonzero(foreground)
+        corners = np.stack([columns, rows, columns + 1, rows + 1], axis=1)
+        objects.append(PlacedObject(name, corners / np.array([width, height] * 2, np.float64)))
+    return objects
 
 
 def crop_matrix(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:

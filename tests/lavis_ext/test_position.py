@@ -21,7 +21,7 @@ from freeatm_mm.lavis_ext.position import (  # noqa: E402
     crop_matrix,
     flip_matrix,
     object_from_box,
-    object_from_mask,
+    objects_from_masks,
     preset_prompts,
 )
 from freeatm_mm.lavis_ext.processors import (  # noqa: E402
@@ -128,7 +128,7 @@ def test_a_mask_is_where_its_stretched_foreground_is(seed, grid, base):
     rng = np.random.default_rng(seed)
     levels = (rng.random((6, 9)) ** 3 * rng.uniform(30, 255) + rng.uniform(0, 30)).astype(np.uint8)
     box = np.array(box_of(binarize(minmax(levels.astype(np.float32))[0], 0.45)))
-    found, share = box_in_view(object_from_mask('dog', levels).parts, WHOLE_VIEW)
+    found, share = box_in_view(objects_from_masks(['dog'], levels[None])[0].parts, WHOLE_VIEW)
     np.testing.assert_allclose(found, box)
     assert share == pytest.approx(1)
     column, row = (min(int((low + high) / 2 * grid), grid - 1)
@@ -140,7 +140,7 @@ def test_a_view_shows_part_of_a_mask():
     """Foreground in two corners: each crop names the block of the part that it shows."""
     mask = np.zeros((4, 4), np.uint8)
     mask[0, 0] = mask[3, 3] = 200
-    thing = object_from_mask('dog', mask)
+    thing = objects_from_masks(['dog'], mask[None])[0]
     prompts = PositionPrompts()
     assert prompts.sentences([thing], WHOLE_VIEW) == ['The dog is in block 4.']
     left = crop_matrix((0, 0, 2, 2), (4, 4))
@@ -153,7 +153,7 @@ def test_a_view_shows_part_of_a_mask():
 
 
 def test_a_flat_mask_shows_nothing():
-    thing = object_from_mask('dog', np.full((4, 4), 7, np.uint8))
+    thing = objects_from_masks(['dog'], np.full((1, 4, 4), 7, np.uint8))[0]
     assert PositionPrompts().sentences([thing], WHOLE_VIEW) == []
 
 

@@ -1,0 +1,89 @@
+"""The miniature's three arms: which commands are run, and that their options fit the yaml files."""
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('lavis')
+
+from freeatm_mm.evaluation.results import add_row, read_results, write_results  # noqa: E402
+from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The tool, as a script sees its neighbours."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.delitem(sys.modules, 'miniature', raising=False)
+    spec = importlib.util.spec_from_file_location('lavis_miniature',
+                                                  ROOT / 'tools/lavis_miniature.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(tool, monkeypatch, tmp_path, *arguments):
+    """The commands that the tool runs."""
+    commands = []
+
+    def record(self, what, script, *rest):
+        commands.append((what, [str(script), *map(str, rest)]))
+        if 'lavis_evaluate' in str(script):  # as the tool itself would
+            options = dict(zip(commands[-1][1], commands[-1][1][1:]))
+            results = read_results(options['--out'])
+            masks = {'true': True, 'false': False}.get(options['--masks'], options['--masks'])
+            add_row(results, {'method': 'blip', 'regime': options['--regime'], 'masks': masks,
+                              'seed': int(options['--seed']), 'epochs': 2,
+                              'metrics': {'zeroshot_TR@1': 0.5}})
+            write_results(options['--out'], results)
+
+    monkeypatch.setattr(tool.Job, 'run', record)
+    monkeypatch.setattr(tool, 'fetch_sources', lambda cache, sources: 'sources')
+    monkeypatch.setattr(tool, 'export_positions', lambda sources, out, counts: out)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', [
+        'tools/lavis_miniature.py', '--store', 'S', '--world', 'W', '--out', str(tmp_path),
+        '--epochs', '2', *arguments])
+    tool.main()
+    return commands
+
+
+def test_every_arm_is_trained_and_judged_alike(tool, monkeypatch, tmp_path):
+    commands = run(tool, monkeypatch, tmp_path, '--seeds', '2', '--options', 'run.num_workers=0')
+    names = [what for what, _ in commands]
+    assert names[:2] == ['Train the detector', 'Detect objects']
+    assert len(names) == 2 + 2 * 3 * 5
+    shared = []
+    for what, command in commands[2:]:
+        options = command[command.index('--options') + 1:]
+        cfg = load_config(ROOT / command[1], options)
+        assert cfg.run_cfg.num_workers == 0
+        if what.startswith('Pretrain'):
+            arm = what.split()[1].split('-')[0]
+            data = cfg.datasets_cfg.freeatm_pretrain
+            text, view = data.text_processor.train, data.vis_processor.train
+            assert text.preset == {'baseline': 'none'}.get(arm, arm)
+            assert view.get('hflip', True) == (arm != 'ptp')
+            assert ('detections' in data.build_info) == (arm == 'ptp')
+            shared.append((cfg.run_cfg.max_epoch, cfg.run_cfg.batch_size_train,
+                           cfg.model_cfg.max_txt_len, data.build_info.store, view.image_size))
+        if what.startswith('Fine-tune'):
+            assert set(cfg.datasets_cfg.freeatm_retrieval.build_info.annotations) >= {
+                'train', 'val'}
+            assert list(cfg.run_cfg.test_splits) == []
+    assert len(shared) == 6 and len(set(shared)) == 1
+    rows = read_results(tmp_path / 'results.json')['rows']
+    assert {(row['masks'], row['seed']) for row in rows} == {
+        (masks, seed) for masks in (False, True, 'PTP') for seed in (0, 1)}
+
+
+def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):
+    commands = run(tool, monkeypatch, tmp_path, '--arms', 'ptp', '--detections', 'boxes.json')
+    assert [what.split(',')[0] for what, _ in commands] == [
+        'Pretrain ptp-0', 'Judge ptp-0', 'Judge ptp-0', 'Fine-tune ptp-0', 'Judge ptp-0']
+    assert 'datasets.freeatm_pretrain.build_info.detections=boxes.json' in commands[0][1]
