@@ -10,12 +10,14 @@ import inspect
 import re
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import tiny_generators as tiny
 import torch
 from attention_reference import explicit_attention, mean_map
 from numpy_attention import attention_of, cross, sequence
+from packaging.version import Version
 
 from freeatm_mm.attention import AttentionRecorder, NounTruncatedError
 
@@ -352,6 +354,11 @@ def test_qwen_image(guided, images, probability, side):
 
     def compute(module, *args, **kwargs):
         length = kwargs['encoder_hidden_states'].shape[1]
+        keep = kwargs.get('encoder_hidden_states_mask')
+        if keep is not None and Version(diffusers.__version__) >= Version('0.40'):
+            # Newer ones mask padding; 0.35 passes the mask on and doesn't use it.
+            image = torch.ones(len(keep), kwargs['hidden_states'].shape[1], dtype=torch.bool)
+            kwargs['attention_mask'] = torch.cat([keep.bool(), image], 1)
         return sequence(module, *args, text=length, **kwargs)
 
     check(pipe, lambda: attention_of(pipe.transformer, block_attention, compute),
