@@ -148,12 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             estimate = generation.estimate_run(job.source())
             print(estimate.text(args.workers or world))
             return 0
+        workers = 1 if args.workers is None else args.workers
         if engine == 'workers':
-            summary = generation.run_workers(job, args.out, args.workers or 1,
-                                             progress=not args.quiet)
+            summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
         elif engine == 'ray':
-            summary = generation.run_ray(job, args.out, args.workers or 1,
-                                         address=args.ray_address, progress=not args.quiet)
+            summary = generation.run_ray(job, args.out, workers, address=args.ray_address,
+                                         progress=not args.quiet)
         else:
             local_rank = os.environ.get('LOCAL_RANK')
             # One bar for all: that of the first worker.

@@ -119,10 +119,6 @@ def generate(pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], out: 
         StoreError: If ``out`` holds a store made with other settings; says which differ.
         FloatingPointError: If the pipeline draws something that is not a number.
     """
-    if world < 1:
-        raise ValueError(f'world must be at least 1, got {world}')
-    if not 0 <= rank < world:
-        raise ValueError(f'rank must be from 0 to {world - 1} for a world of {world}, got {rank}')
     return draw_store(ShardSource(pipeline, prompts, **options), out, rank=rank, world=world,
                       take_over=take_over, wait=wait, progress=progress)
 
@@ -131,6 +127,10 @@ def draw_store(source: ShardSource, out: str | Path, *, rank: int = 0, world: in
                take_over: bool = True, wait: bool = False,
                progress: bool = True) -> GenerationSummary:
     """Do one worker's part of a run; the arguments are those of :func:`generate`."""
+    if world < 1:
+        raise ValueError(f'world must be at least 1, got {world}')
+    if not 0 <= rank < world:
+        raise ValueError(f'rank must be from 0 to {world - 1} for a world of {world}, got {rank}')
     start = time.monotonic()
     worker = ShardWorker(source, out)
     count = source.plan.num_shards

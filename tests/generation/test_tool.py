@@ -71,6 +71,38 @@ def test_the_tool_draws_a_store_and_reports(tool, pipeline_folder, prompt_file, 
     assert str(pipeline_folder.parent) not in json.dumps(sample.meta)
 
 
+def test_the_plan_is_printed_and_nothing_is_written(tool, pipeline_folder, prompt_file, tmp_path,
+                                                    capsys):
+    assert tool.main(arguments(pipeline_folder, prompt_file, tmp_path / 'out', '--plan',
+                               '--world', '4', '--rank', '0')) == 0
+    out = capsys.readouterr().out
+    assert '48 samples in 12 shards of 4' in out and 'hours' in out and 'on 4' in out
+    assert not (tmp_path / 'out').exists()
+
+
+def test_lost_samples_are_drawn_again_by_the_store_s_tool(tool, pipeline_folder, prompt_file,
+                                                          tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location('verify', ROOT / 'tools' / 'verify_store.py')
+    verify = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(verify)
+    out = tmp_path / 'out'
+    assert tool.main(arguments(pipeline_folder, prompt_file, out, '--limit', '6', '--quiet')) == 0
+    whole = folder_bytes(out)
+    (out / 'shard-000001.tar').unlink()
+    words = [str(out), '--prompts', str(prompt_file)]
+    assert verify.main(words) == 1
+    assert "with its 2 samples '004' to '005'" in capsys.readouterr().out
+    words += ['--repair', '--pipeline', str(pipeline_folder), '--device', 'cpu']
+    assert verify.main(words) == 0
+    printed = capsys.readouterr().out
+    assert 'restored byte for byte: shard-000001' in printed and printed.endswith('sound\n')
+    assert folder_bytes(out) == whole
+    other = tmp_path / 'other.jsonl'
+    other.write_text(prompt_file.read_text().replace('photo', 'print'))
+    assert verify.main([str(out), '--prompts', str(other)]) == 2
+    assert 'are not those that' in capsys.readouterr().err
+
+
 def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp_path):
     copy = tmp_path / 'elsewhere'
     shutil.copytree(pipeline_folder, copy)
@@ -100,6 +132,9 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
     ({'more': ['--device', 'cuda:9']}, "can't be moved to the device cuda:9"),
     ({'more': ['--rank', '3', '--world', '2']}, 'rank must be from 0 to 1'),
     ({'more': ['--limit', '0']}, 'limit must be at least 1'),
+    ({'more': ['--engine', 'process', '--workers', '2']}, '--workers needs --engine'),
+    ({'more': ['--workers', '2', '--world', '2', '--rank', '0']}, 'starts its own workers'),
+    ({'more': ['--workers', '0']}, 'workers must be at least 1'),
 ])
 def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path, capsys, change,
                                    message, monkeypatch):
@@ -151,7 +186,7 @@ def test_out_of_memory_and_interruption_are_said_plainly(
                                  (KeyboardInterrupt(), 130, 'goes on where it was')):
         def fail(*rest, error=error, **options):
             raise error
-        monkeypatch.setattr(generation, 'generate', fail)
+        monkeypatch.setattr(generation, 'draw_store', fail)
         assert tool.main(arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
         assert message in capsys.readouterr().err
 
