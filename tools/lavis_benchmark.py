@@ -40,6 +40,11 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(1)
     options = [f'datasets.freeatm_pretrain.build_info.store={args.store}', *args.options]
     results = new_results(args.out.stem, shlex.join(['python', *sys.argv]))
+    results['description'] = (
+        f'BLIP with position prompts against LAVIS\'s own, at the sizes of {args.config} and '
+        f'{args.batch_size} images: a training step at equal text length, a step at LAVIS\'s '
+        'shorter one, and loading (decoding, augmenting, text) on one core, which worker processes '
+        'do beside the steps.')
     try:
         from freeatm_mm.lavis_ext.benchmark import benchmark_blip
         for row in benchmark_blip(args.config, options, args.batch_size, args.repeats,
