@@ -209,14 +209,16 @@ def _ray_round(ray: Any, job: GenerationJob, out: Path, shards: list[int], worke
         _RayWorker, batch_size=1, fn_constructor_kwargs={'job': job, 'out': str(out)},
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))), num_cpus=1,
         num_gpus=1 if gpus else 0)
-    failures: list[BaseException] = []
+    failures: list[str] = []
 
     def consume() -> None:
         try:
-            for _ in data.iter_rows():
-                pass
-        except BaseException as error:
-            failures.append(error)
+            for row in data.iter_rows():
+                if row['error']:
+                    failures.append(row['error'])
+                    return
+        except Exception as error:  # Ray's own, which holds pages of text
+            failures.append(f'Ray: {type(error).__name__}: {str(error).strip()[:500]}')
 
     thread = threading.Thread(target=consume, daemon=True)
     thread.start()
@@ -224,23 +226,29 @@ def _ray_round(ray: Any, job: GenerationJob, out: Path, shards: list[int], worke
         thread.join(POLL_SECONDS)
         refresh()
     if failures:
-        cause = failures[0]
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        text = str(cause).strip().splitlines()
-        raise WorkerError(text[-1] if text else repr(cause)) from failures[0]
+        raise WorkerError(failures[0])
 
 
 class _RayWorker:
     """An actor of Ray Data: a pipeline, drawing one shard after the other."""
 
     def __init__(self, job: GenerationJob, out: str) -> None:
-        # Ray shows an actor its own GPU only; it is number 0 there.
-        self.worker = ShardWorker(job.source(), out)
+        # What is raised here would be tried for ever, so it is handed over with the first shard.
+        self.error = ''
+        try:
+            # Ray shows an actor its own GPU only; it is number 0 there.
+            self.worker = ShardWorker(job.source(), out)
+        except Exception as error:
+            self.error = f'{type(error).__name__}: {error}'
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {'shard': batch['shard'],
-                'drawn': [self.worker.run(int(shard), steal=True) for shard in batch['shard']]}
+        try:
+            for shard in batch['shard']:
+                if not self.error:
+                    self.worker.run(int(shard), steal=True)
+        except Exception as error:
+            self.error = f'{type(error).__name__}: {error}'
+        return {'shard': batch['shard'], 'error': [self.error] * len(batch['shard'])}
 
 
 def _size(job: GenerationJob) -> tuple[int, int]:
