@@ -35,15 +35,23 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('docs/results'), help='(%(default)s)')
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
     parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
-    parser.add_argument('--judge-scenes', type=int, default=15000,
+    parser.add_argument('--judge-scenes', type=int, default=30000,
                         help='real scenes that the classifier learns from (%(default)s)')
-    parser.add_argument('--judge-epochs', type=int, default=6, help='(%(default)s)')
+    parser.add_argument('--judge-epochs', type=int, default=7, help='(%(default)s)')
     parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
     parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
     args = parser.parse_args()
+    try:
+        judge(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f'judge_generator: {error}')
+
+
+def judge(args: argparse.Namespace) -> None:
+    """Train the judge, let the generator draw, judge both, and write the results."""
     sources = fetch_sources(args.cache, args.sources)
     seen = list(compose_scenes(sources, 'val', args.mask_scenes))
     unseen = list(compose_scenes(sources, 'test', args.mask_scenes))

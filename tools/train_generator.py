@@ -43,9 +43,9 @@ def main() -> None:
         print('stopped; run the same command to go on')
         return
     curves = {}
-    for part in ('vae', 'unet'):
-        samples, losses = zip(*json.loads((args.work / f'{part}_loss.json').read_text()))
-        curves[part] = Curve(np.array(samples), np.array(losses))
+    for path in sorted(args.work.glob('*_loss.json')):  # no autoencoder's after --start-from
+        samples, losses = zip(*json.loads(path.read_text()))
+        curves[path.stem.removesuffix('_loss')] = Curve(np.array(samples), np.array(losses))
     with atomic_write(args.out / 'loss.svg') as file:
         file.write(to_svg(curve_plot(curves, xlabel='samples')).encode())
     print(f'saved to {args.out}')

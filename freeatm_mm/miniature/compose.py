@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Iterator
 
@@ -28,9 +29,10 @@ def compose_scenes(sources: str | Path, split: str, count: int, seed: int = 0,
         progress: Whether to show a progress bar.
     """
     workers = workers or len(os.sched_getaffinity(0))
-    with multiprocessing.get_context('spawn').Pool(
-            workers, _start_worker, (str(sources), split, seed)) as pool:
-        scenes = pool.imap(_make_scene, range(count), chunksize=64)
+    with ProcessPoolExecutor(  # unlike a Pool it raises when its workers can't start
+            workers, multiprocessing.get_context('spawn'), _start_worker,
+            (str(sources), split, seed)) as pool:
+        scenes = pool.map(_make_scene, range(count), chunksize=64)
         yield from tqdm(scenes, f'{split} scenes', count, disable=not progress, unit='scene',
                         mininterval=1.0)
 

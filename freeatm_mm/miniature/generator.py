@@ -51,7 +51,8 @@ class GeneratorPlan:
         vae_batch_size: Images a step.
         unet_batch_size: Latents a step.
         vae_lr: Peak learning rate of the autoencoder (Adam, cosine).
-        unet_lr: Peak learning rate of UNet and text model (AdamW, cosine, 2 % warm-up).
+        unet_lr: Peak learning rate of UNet and text model (Muon for matrices and kernels, AdamW
+            for the rest; cosine, 2 % warm-up).
         seed: Seed of scenes, weights, noise and order.
         start_from: Folder of a finished generator to go on from; its autoencoder is kept as it is.
             Random weights if not given.
@@ -108,7 +109,12 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
                                                         local_files_only=True)
         if start.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise ValueError(f'{plan.start_from} was trained on other words than this world\'s')
-        vae, unet, text_encoder = start.vae, start.unet, start.text_encoder
+        vae, unet, text_encoder = make_vae(), make_unet(), make_text_encoder(tokenizer)
+        for part, old in ((vae, start.vae), (unet, start.unet),
+                          (text_encoder, start.text_encoder)):
+            part.load_state_dict(old.state_dict())
+        vae.eval()
+        vae.register_to_config(scaling_factor=start.vae.config.scaling_factor)
         latents = _encoded(vae.to(device), images, work / 'latents.npy', device)
     else:
         vae = make_vae()
@@ -238,17 +244,30 @@ class _Training:
     """The loop that both stages share: schedule, checkpoints, resume, loss curve, deadline."""
 
     def __init__(self, name: str, parts: dict[str, nn.Module], samples: int, batch_size: int,
-                 lr: float, work: Path, device: str, seed: int, decay: float = 0.0) -> None:
+                 lr: float, work: Path, device: str, seed: int, decay: float = 0.0,
+                 muon: bool = False) -> None:
         self.name, self.parts, self.device, self.seed = name, parts, device, seed
         self.steps = max(1, samples // batch_size)
         self.batch_size = batch_size
         self.path = work / f'{name}.pt'
         self.curve_path = work / f'{name}_loss.json'
-        parameters = [p for part in parts.values() for p in part.to(device).parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr, weight_decay=decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (step + 1) / max(1, 0.02 * self.steps))
+        named = [item for part in parts.values() for item in part.to(device).named_parameters()]
+        parameters = [p for _, p in named]
+        # Muon is for the matrices between a network's ends, and takes nothing else: a kernel is
+        # one of them, seen flat, in the same memory.
+        ends = ('embedding', 'conv_in', 'conv_out')
+        inner = [muon and p.ndim > 1 and not any(end in name for end in ends) for name, p in named]
+        self.matrices = [p for p, is_inner in zip(parameters, inner) if is_inner]
+        self.flat = [nn.Parameter(p.detach().flatten(1)) for p in self.matrices]
+        rest = [p for p, is_inner in zip(parameters, inner) if not is_inner]
+        self.optimizers = [torch.optim.AdamW(rest, lr, weight_decay=decay)]
+        if muon:
+            self.optimizers.append(torch.optim.Muon(self.flat, lr, weight_decay=decay,
+                                                    adjust_lr_fn='match_rms_adamw'))
+        self.schedules = [torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, 0.02 * self.steps))
             * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
+            for optimizer in self.optimizers]
         self.ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75)
         self.parameters = parameters
         self.step = 0
@@ -265,11 +284,15 @@ class _Training:
             # The random stream depends on the step alone, so that a resumed run repeats nothing.
             torch.manual_seed((self.seed << 32) + self.step + 1)
             loss = loss_of(self.step)
-            self.optimizer.zero_grad()
+            for parameter in self.parameters:
+                parameter.grad = None
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.schedule.step()
+            for flat, matrix in zip(self.flat, self.matrices):
+                flat.grad = matrix.grad.flatten(1)
+            for optimizer, schedule in zip(self.optimizers, self.schedules):
+                optimizer.step()
+                schedule.step()
             self.ema.step(self.parameters)
             self.step += 1
             losses.append(loss.detach())
@@ -292,7 +315,8 @@ class _Training:
         return self.step == self.steps
 
     def _save(self) -> None:
-        state = {'step': self.step, 'curve': self.curve, 'optimizer': self.optimizer.state_dict(),
+        state = {'step': self.step, 'curve': self.curve,
+                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                  'ema': [p.cpu() for p in self.ema.shadow_params],
                  'ema_step': self.ema.optimization_step,
                  'parts': {name: part.state_dict() for name, part in self.parts.items()}}
@@ -304,12 +328,14 @@ class _Training:
     def _load(self) -> None:
         state = torch.load(self.path, map_location='cpu', weights_only=True)
         self.step, self.curve = state['step'], [tuple(point) for point in state['curve']]
-        self.optimizer.load_state_dict(state['optimizer'])
+        for optimizer, old in zip(self.optimizers, state['optimizers']):
+            optimizer.load_state_dict(old)
         self.ema.shadow_params = [p.to(self.device) for p in state['ema']]
         self.ema.optimization_step = state['ema_step']
         for name, part in self.parts.items():
             part.load_state_dict(state['parts'][name])
-        self.schedule.last_epoch = self.step  # the rate itself came back with the optimizer
+        for schedule in self.schedules:
+            schedule.last_epoch = self.step  # the rate itself came back with the optimizer
 
 
 def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: GeneratorPlan,
@@ -350,7 +376,8 @@ def _train_unet(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, schedul
                 device: str, deadline: float) -> bool:
     """The latent diffusion loss (v-prediction), captions dropped at times for guidance."""
     training = _Training('unet', {'unet': unet, 'text_encoder': text_encoder}, plan.unet_samples,
-                         plan.unet_batch_size, plan.unet_lr, work, device, plan.seed, decay=0.01)
+                         plan.unet_batch_size, plan.unet_lr, work, device, plan.seed, decay=0.01,
+                         muon=True)
     latents, tokens, empty = latents.to(device), tokens.to(device), empty.to(device)
     size = plan.unet_batch_size
 
@@ -360,7 +387,11 @@ def _train_unet(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, schedul
         dropped = torch.rand(size, 1, device=device) < _EMPTY_CAPTION_SHARE
         caption = torch.where(dropped, empty, tokens[picked])
         noise = torch.randn_like(clean)
-        t = torch.randint(scheduler.config.num_train_timesteps, (size,), device=device)
+        # Logit-normal, so that most steps are where shapes are decided, and evenly spread over the
+        # batch, so that the loss is less noisy (Esser et al. 2024, section 3.1).
+        spread = (torch.arange(size, device=device) + torch.rand(size, device=device)) / size
+        t = torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)).sigmoid()
+        t = (t * scheduler.config.num_train_timesteps).long()
         with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
             text = text_encoder(caption).last_hidden_state
             output = unet(scheduler.add_noise(clean, noise, t), t, text).sample

@@ -43,7 +43,7 @@ def test_chance_is_what_random_scores_find():
 def test_the_classifier_learns_and_repeats(source_folder):
     maker = SceneMaker(source_folder, 'train')
     scenes = [maker.scene(index) for index in range(64)]
-    first, second = (NounClassifier(seed=1).fit(scenes, epochs=6, batch_size=16)
+    first, second = (NounClassifier(seed=1).fit(scenes, epochs=16, batch_size=16)
                      for _ in range(2))
     assert judge_scenes(first, scenes)['found'] > judge_scenes(first, scenes)['chance'] + 0.2
     images = np.stack([scene.image for scene in scenes])
