@@ -19,8 +19,12 @@ from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
-from freeatm_mm.miniature.judge import (NounClassifier, judge_scenes, judge_store,
-                                        masks_on_noised_scenes)
+from freeatm_mm.miniature.judge import (
+    NounClassifier,
+    judge_scenes,
+    judge_store,
+    masks_on_noised_scenes,
+)
 from freeatm_mm.miniature.report import generator_report
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import fetch_sources

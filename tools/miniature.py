@@ -13,8 +13,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from freeatm_mm.evaluation.results import (new_results, read_results, to_markdown,
-                                           write_results)
+from freeatm_mm.evaluation.results import new_results, read_results, to_markdown, write_results
 from freeatm_mm.miniature.job import Job
 from freeatm_mm.miniature.report import generator_facts
 from freeatm_mm.store import Store

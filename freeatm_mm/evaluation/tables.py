@@ -103,7 +103,7 @@ def _arm(key: Key) -> tuple[str, str, Any]:
 
 
 def _counterpart(key: Key) -> Key:
-    """The paper's row to set beside ours: of the same generator, or else of Stable Diffusion 1.5."""
+    """The paper's row to set beside ours: of the same generator, or else of SD 1.5."""
     method, regime, generator, masks = key
     return method, regime, generator if generator in ('', 'deepif') else 'sd15', masks
 

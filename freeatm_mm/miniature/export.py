@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.files import atomic_write
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.export import coco_annotation

@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler,
-                       StableDiffusionPipeline, UNet2DConditionModel)
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -360,7 +365,7 @@ def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: Generat
 
 @torch.no_grad()
 def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) -> Tensor:
-    """Return float16 (N, 4, 16, 16) latent means, on the CPU; computed once and kept in ``path``."""
+    """Return float16 (N, 4, 16, 16) latent means on the CPU, computed once and kept in ``path``."""
     if not path.exists():
         means = []
         for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0):

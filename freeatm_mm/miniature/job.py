@@ -1,4 +1,4 @@
-"""Long jobs made of the project's own tools: each command once, stopped and gone on with at will."""
+"""Long jobs made of the project's own tools: each command once, stopped and resumed at will."""
 from __future__ import annotations
 
 import json

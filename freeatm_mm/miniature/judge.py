@@ -6,8 +6,9 @@ looks at them, and the recorded masks are compared with the exact ones.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,8 +205,8 @@ def record_noised_scenes(
         tokens = pipeline.tokenizer(prompts, padding='max_length', return_tensors='pt',
                                     max_length=pipeline.tokenizer.model_max_length).input_ids
         text = pipeline.text_encoder(tokens)[0]
-        clean = pipeline.vae.encode(images_to_tensor(np.stack([s.image for s in batch]))).latent_dist.mean
-        clean = clean * pipeline.vae.config.scaling_factor
+        images = images_to_tensor(np.stack([scene.image for scene in batch]))
+        clean = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch], **options)
         with recorder:
             for timestep in timesteps:

@@ -15,8 +15,9 @@ def generator_facts(results: dict[str, Any]) -> dict[str, str]:
             f'{results["generated"]["found"]:.1%} (real scenes {results["real"]["found"]:.1%}, '
             f'chance {results["generated"]["chance"]:.1%})',
         'Masks on noised real scenes, mean IoU with the exact ones':
-            f'{masks["iou"]:.3f} (another noun\'s mask {controls["other_noun"]["iou"]:.3f}, centred '
-            f'box {controls["centred_box"]:.3f}, whole image {controls["whole_image"]:.3f})',
+            f'{masks["iou"]:.3f} (another noun\'s mask {controls["other_noun"]["iou"]:.3f}, '
+            f'centred box {controls["centred_box"]:.3f}, '
+            f'whole image {controls["whole_image"]:.3f})',
     }
 
 
@@ -44,8 +45,9 @@ def generator_report(results: dict[str, Any]) -> str:
               '## Are the masks where the objects are?', '',
               'Attention recorded on noised real scenes, averaged over ten timesteps, against the '
               'exact masks: mean IoU over nouns at threshold 0.45 (and at the best threshold).', '',
-              '| scenes | resolution | own mask | best threshold | other noun\'s mask | centred box '
-              '| whole image | pointing |', '| --- | --- | --- | --- | --- | --- | --- | --- |']
+              '| scenes | resolution | own mask | best threshold | other noun\'s mask '
+              '| centred box | whole image | pointing |',
+              '| --- | --- | --- | --- | --- | --- | --- | --- |']
     for scenes, key in (('objects seen in training', 'masks'),
                         ('objects never seen', 'masks_unseen_objects')):
         for resolution, score in results[key].items():

@@ -33,8 +33,8 @@ def test_every_word_of_the_world_is_one_token(tmp_path):
     ids = tokenizer(prompt, padding='max_length').input_ids
     assert len(ids) == generator.TOKENS and ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True) == prompt.replace(',', ' ,')
-    longest = max((len(tokenizer(sample_prompt(str(number), 1).prompt).input_ids)
-                   for number in range(500)))
+    longest = max(len(tokenizer(sample_prompt(str(number), 1).prompt).input_ids)
+                   for number in range(500))
     assert longest <= generator.TOKENS
 
 

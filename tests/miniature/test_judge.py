@@ -9,8 +9,12 @@ import torch
 
 from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.generation import load_pipeline
-from freeatm_mm.miniature.judge import (NounClassifier, found_nouns, judge_scenes,
-                                        masks_on_noised_scenes)
+from freeatm_mm.miniature.judge import (
+    NounClassifier,
+    found_nouns,
+    judge_scenes,
+    masks_on_noised_scenes,
+)
 from freeatm_mm.miniature.report import generator_facts, generator_report
 from freeatm_mm.miniature.scenes import SceneMaker
 from freeatm_mm.miniature.sources import NOUNS

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from freeatm_mm.miniature import sources
-from freeatm_mm.miniature.sources import (COLOURS, NOUNS, cut_garment, fetch_sources,
-                                          load_cutouts, source_files)
+from freeatm_mm.miniature.sources import (
+    COLOURS,
+    NOUNS,
+    cut_garment,
+    fetch_sources,
+    load_cutouts,
+    source_files,
+)
 
 
 def test_a_folder_with_the_right_files_is_taken(known_sources, tmp_path):
