@@ -28,7 +28,7 @@ from freeatm_mm.miniature.judge import (
 from freeatm_mm.miniature.report import generator_report
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import fetch_sources
-from freeatm_mm.store import Store
+from freeatm_mm.store import Store, StoreError
 from freeatm_mm.visualization.overlay import contact_sheet
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         judge(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StoreError) as error:
         sys.exit(f'judge_generator: {error}')
 
 
@@ -62,13 +62,14 @@ def judge(args: argparse.Namespace) -> None:
     classifier = trained_classifier(sources, args.work, args.judge_scenes, args.judge_epochs)
     loaded = load_pipeline(args.generator)
     prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
-    print(generate(loaded.pipe, prompts, args.work / 'images', steps=args.steps, batch_size=50,
+    images = args.work / f'images-{loaded.revision[-16:]}-{args.steps}-{args.guidance:g}'
+    print(generate(loaded.pipe, prompts, images, steps=args.steps, batch_size=50,
                    guidance=args.guidance, image_format='png', samples_per_shard=500,
                    name=loaded.name, revision=loaded.revision))
     results = new_results('miniature-generator', shlex.join(['python', *sys.argv]))
     results |= {
         'images': args.images, 'steps': args.steps, 'guidance': args.guidance,
-        'generated': judge_store(classifier, args.work / 'images'),
+        'generated': judge_store(classifier, images),
         'real': judge_scenes(classifier, seen),
         'masks': masks_on_noised_scenes(loaded.pipe, seen),
         'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen)}
@@ -78,7 +79,7 @@ def judge(args: argparse.Namespace) -> None:
     report = generator_report(results)
     with atomic_write(args.out / 'miniature-generator.md') as file:
         file.write(report.encode())
-    sheet = contact_sheet(islice(iter(Store(args.work / 'images')), 24), columns=3)
+    sheet = contact_sheet(islice(iter(Store(images)), 24), columns=3)
     sheet.save(args.out / 'miniature-generator.png')
     print(report)
 
