@@ -52,7 +52,8 @@ _HEADER = ('name', 'command', 'date', 'hardware', 'versions', 'rows')
 _RUN_KEYS = ('method', 'regime', 'masks', 'seed', 'epochs', 'metrics')
 _BENCHMARK_KEYS = ('case', 'ratio', 'baseline', 'ours', 'unit')
 _PACKAGES = ('torch', 'torchvision', 'numpy', 'mmengine', 'onedl-mmengine', 'mmcv', 'onedl-mmcv',
-             'mmpretrain', 'onedl-mmpretrain', 'diffusers', 'transformers')
+             'mmpretrain', 'onedl-mmpretrain', 'mmdet', 'onedl-mmdetection', 'mmsegmentation',
+             'onedl-mmsegmentation', 'diffusers', 'transformers', 'salesforce-lavis')
 
 
 # --- the file ---------------------------------------------------------------------------------
