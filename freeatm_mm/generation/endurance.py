@@ -4,10 +4,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from freeatm_mm.store import Store, verify_store
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
@@ -121,6 +124,8 @@ def _fork(source: ShardSource, out: Path, rank: int, world: int) -> int:
         return pid
     code = 1
     try:
+        # tqdm's own lock is shared by forks: one that is killed holding it would stop all others.
+        tqdm.set_lock(threading.RLock())
         draw_store(source, out, rank=rank, world=world, progress=False)
         code = 0
     except BaseException:
