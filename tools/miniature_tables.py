@@ -18,7 +18,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from freeatm_mm.evaluation.tables import (  # noqa: E402
     table_markdown,
 )
 from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.miniature.job import Job  # noqa: E402
+from freeatm_mm.miniature.job import DryJob, Job  # noqa: E402
 
 #: Method -> its suite of benchmarks, and which entry of its schedule is the cosine, and where it
 #: begins.
@@ -78,18 +77,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class DryJob:
-    """Says what would be run."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def run(self, what: str, tool: str | Path, *arguments: object) -> None:
-        """Print it."""
-        self.count += 1
-        print(f'{what}: {shlex.join(["python", *map(str, (tool, *arguments))])}')
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs everything and writes the tables."""
     args = parse_args(argv)
@@ -106,10 +93,8 @@ def main(argv: list[str] | None = None) -> None:
             lines.append(partial(references, job, args, world, suite, seed))
         for method in args.methods:
             lines.append(partial(pretrainings, job, args, world, synthetic, method, seed))
-    with ThreadPoolExecutor(1 if args.dry_run else args.jobs) as pool:
-        for future in [pool.submit(line) for line in lines]:
-            future.result()
-    if args.dry_run:
+    job.run_side_by_side(lines, args.jobs)
+    if isinstance(job, DryJob):
         print(f'{job.count} commands')
         return
     write_tables(args)

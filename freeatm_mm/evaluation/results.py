@@ -32,9 +32,9 @@ from freeatm_mm.files import atomic_write
 
 __all__ = [
     'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'arm_names',
-    'comparisons',
-    'describe_hardware', 'new_results', 'package_versions', 'paired_difference', 'read_results',
-    'result_tables', 'summarise_rows', 'to_markdown', 'validate_results', 'write_results'
+    'comparisons', 'describe_hardware', 'is_untrained', 'new_results', 'package_versions',
+    'paired_difference', 'read_results', 'result_tables', 'summarise_rows', 'to_markdown',
+    'validate_results', 'write_results',
 ]
 
 METRIC_TITLES = {
@@ -45,8 +45,10 @@ METRIC_TITLES = {
     'linear_crop': 'Crops, linear (acc.)',
     'knn_crop': 'Crops, k-NN (acc.)',
     'segmentation_miou': 'Segmentation (mIoU)',
+    'finetune_top1': 'Objects, fine-tuned (acc.)',
 }
-"""What the metrics of :mod:`freeatm_mm.evaluation.features` are called in tables and plots."""
+"""What the metrics of :mod:`freeatm_mm.evaluation.features`, and of fine-tuning, are called in
+tables and plots."""
 
 _HEADER = ('name', 'command', 'date', 'hardware', 'versions', 'rows')
 _RUN_KEYS = ('method', 'regime', 'masks', 'seed', 'epochs', 'metrics')
@@ -268,9 +270,15 @@ def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
             for (method, regime, masks, epochs), values in groups.items()]
 
 
-_METHOD_TITLES = {'random': 'Random weights', 'supervised': 'Supervised', 'mocov2': 'MoCo v2',
-                  'simclr': 'SimCLR', 'mae': 'MAE', 'blip': 'BLIP', 'byol': 'BYOL',
+_METHOD_TITLES = {'random': 'Random weights', 'random-vit': 'Random ViT',
+                  'supervised': 'Supervised', 'mocov2': 'MoCo v2', 'simclr': 'SimCLR',
+                  'mae': 'MAE', 'blip': 'BLIP', 'byol': 'BYOL',
                   'simsiam': 'SimSiam', 'densecl': 'DenseCL'}
+
+
+def is_untrained(method: str) -> bool:
+    """Whether a row is of weights that no training made: ``random``, ``random-vit``."""
+    return method.split('-')[0] == 'random'
 
 
 def arm_name(method: str, regime: str, masks: bool | str) -> str:
@@ -286,12 +294,12 @@ def arm_name(method: str, regime: str, masks: bool | str) -> str:
         name += ' + Free-ATM'
     elif masks:
         name += f' + {masks}'
-    return f'{name} ({regime})' if regime and method != 'random' else name
+    return f'{name} ({regime})' if regime and not is_untrained(method) else name
 
 
 def arm_names(groups: Sequence[Group]) -> list[str]:
     """The groups' names for one table or plot: without the regime where all share it."""
-    shared = len({group.regime for group in groups if group.method != 'random'}) < 2
+    shared = len({group.regime for group in groups if not is_untrained(group.method)}) < 2
     return [arm_name(group.method, '' if shared else group.regime, group.masks)
             for group in groups]
 
@@ -455,7 +463,7 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     """
     validate_results(results)
     regimes = sorted({group.regime for group in summarise_rows(results)
-                      if group.method != 'random'})
+                      if not is_untrained(group.method)})
     parts = [f'# {results["name"]}', results.get('description', '')]
     if len(regimes) == 1:
         parts.append(f'Pretrained on {regimes[0]} images.')

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from freeatm_mm.files import atomic_write
 from freeatm_mm.visualization.page import Step
 
-__all__ = ['Job']
+__all__ = ['DryJob', 'Job']
 
 
 class Job:
@@ -33,13 +36,14 @@ class Job:
         self.steps: list[Step] = []
         self._lock = threading.Lock()
 
-    def run(self, what: str, tool: str | Path, *arguments: object) -> None:
+    def run(self, what: str, tool: str | Path, *arguments: object, label: str = '') -> None:
         """Run a tool, unless this very command has ended well before; stop if it fails.
 
         Args:
             what: What it does, for the reader.
             tool: The tool.
             arguments: Its command line.
+            label: Put before each line that it prints, where several run side by side.
 
         Raises:
             SystemExit: If the tool fails.
@@ -49,7 +53,7 @@ class Job:
         if line not in self.done:
             print(f'\n== {what}\n{line}', flush=True)
             start = time.monotonic()
-            code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
+            code = _run([sys.executable, *command[1:]], label)
             if code:
                 sys.exit(f'"{what}" failed (exit code {code}); the message is above. Once mended, '
                          'start the same command again: it goes on from here.')
@@ -59,3 +63,51 @@ class Job:
                     file.write(json.dumps(self.done, indent=1).encode())
         with self._lock:
             self.steps.append(Step(what, line, self.done[line]))
+
+    def run_side_by_side(self, lines: Iterable[Callable[[], None]], jobs: int) -> None:
+        """Run lines of work that don't depend on each other.
+
+        Args:
+            lines: Each calls :meth:`run` for the commands that have to follow each other.
+            jobs: How many lines at a time, in the order given.
+
+        Raises:
+            SystemExit: If a tool fails; what already runs ends first, nothing else is begun.
+        """
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(line) for line in lines]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+class DryJob:
+    """Says what a :class:`Job` would run; ``count`` is how many commands that is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def run(self, what: str, tool: str | Path, *arguments: object, label: str = '') -> None:
+        """Print it."""
+        self.count += 1
+        print(f'{what}: {shlex.join(["python", *map(str, (tool, *arguments))])}')
+
+    def run_side_by_side(self, lines: Iterable[Callable[[], None]], jobs: int) -> None:
+        """Print them in order."""
+        for line in lines:
+            line()
+
+
+def _run(command: list[str], label: str) -> int:
+    """Run a command to its end and return its exit code."""
+    if not label:
+        return subprocess.run(command, check=False).returncode
+    environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors='replace', env=environment) as process:
+        for line in process.stdout:
+            print(f'[{label}] {line}', end='', flush=True)
+    return process.returncode

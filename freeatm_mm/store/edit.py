@@ -29,7 +29,8 @@ __all__ = ['Condition', 'copy_samples', 'filter_store', 'merge_stores', 'parse_c
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     '==': operator.eq, '!=': operator.ne, '<=': operator.le, '>=': operator.ge, '<': operator.lt,
     '>': operator.gt}
-_CONDITION = re.compile(r'(?:(any|all|none):)?([A-Za-z_][\w.#]*)\s*(==|!=|<=|>=|<|>)\s*(.+)')
+_CONDITION = re.compile(r'(?:(any|all|none):)?([A-Za-z_][\w.#]*)\s*(==|!=|<=|>=|<|>)\s*(.+)',
+                        re.DOTALL)  # a value that is text may have several lines
 
 
 @dataclass(frozen=True)

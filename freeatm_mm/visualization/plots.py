@@ -12,7 +12,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from freeatm_mm.evaluation.results import METRIC_TITLES, Group, arm_names, summarise_rows
+from freeatm_mm.evaluation.results import (
+    METRIC_TITLES,
+    Group,
+    arm_names,
+    is_untrained,
+    summarise_rows,
+)
 
 from .curves import Curve
 
@@ -63,7 +69,7 @@ def to_svg(figure: Figure, label: str = '', inline: bool = False) -> str:
 
 def _colour(group: Group, groups: list[Group]) -> str:
     """One colour for each kind of mask, the same in every plot of a result; grey for random."""
-    if group.method == 'random':
+    if is_untrained(group.method):
         return _GREY
     kinds = [False, True] + [g.masks for g in groups if isinstance(g.masks, str)]
     return _COLOURS[list(dict.fromkeys(kinds)).index(group.masks) % len(_COLOURS)]

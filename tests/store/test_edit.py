@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
@@ -130,6 +130,7 @@ def test_what_is_no_condition_is_refused(text):
         parse_condition(text)
 
 
+@example('0\n0', None)
 @given(st.text(), st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(['a', 'b']), inner)))

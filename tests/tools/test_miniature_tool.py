@@ -1,55 +1,100 @@
-"""The main job's runner: each command once, a failure stops it, a second start goes on."""
+"""The main job in miniature: its plan is complete, its options are real ones, its rows meet."""
 from __future__ import annotations
 
 import importlib.util
-import json
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
+
+from freeatm_mm.evaluation.results import add_row, new_results, summarise_rows, write_results
 
 ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location('miniature_tool', ROOT / 'tools/miniature.py')
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
 
 
-@pytest.fixture
-def job_class(monkeypatch):
-    spec = importlib.util.spec_from_file_location('miniature_tool', ROOT / 'tools/miniature.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Job
+@pytest.fixture(autouse=True)
+def stay_here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
 
-@pytest.fixture
-def tool(tmp_path):
-    """A tool that notes its arguments in a file and ends with the code it is given."""
-    path = tmp_path / 'tool.py'
-    path.write_text('import sys\n'
-                    f'open({str(tmp_path / "calls")!r}, "a").write(" ".join(sys.argv[1:]) + ";")\n'
-                    'sys.exit(int(sys.argv[1]))\n')
-    return path
+def plan(capsys, *options):
+    """Each command's words, without the leading python."""
+    tool.main(['--dry-run', *options])
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    assert last == f'{len(lines)} commands'
+    return [shlex.split(line.split(': ', 1)[1])[1:] for line in lines]
 
 
-def test_a_command_runs_once(job_class, tool, tmp_path):
-    for _ in range(2):
-        job = job_class(tmp_path)
-        job.run('Do it', tool, 0, 'a b')
-        job.run('Do another', tool, 0, 'c')
-        assert [step.what for step in job.steps] == ['Do it', 'Do another']
-        assert job.steps[0].command == f"python {tool} 0 'a b'" and job.steps[0].seconds > 0
-    assert (tmp_path / 'calls').read_text() == '0 a b;0 c;'
+def test_the_quick_run(capsys):
+    commands = plan(capsys)
+    assert [command[0] for command in commands] == [
+        'tools/make_world.py', 'tools/generate.py', 'tools/evaluate.py',
+        *['tools/train.py', 'tools/evaluate.py'] * 2]
+    assert [command[1] for command in commands if command[0] == 'tools/train.py'] == [
+        'configs/miniature/baselines/mocov2.py', 'configs/miniature/mocov2_freeatm.py']
 
 
-def test_a_failure_stops_and_is_tried_again(job_class, tool, tmp_path):
-    job = job_class(tmp_path)
-    job.run('Do it', tool, 0)
-    for _ in range(2):
-        with pytest.raises(SystemExit, match=r'"Fail" failed \(exit code 3\).*goes on from here'):
-            job_class(tmp_path).run('Fail', tool, 3)
-    assert (tmp_path / 'calls').read_text() == '0;3;3;'
-    assert len(json.loads((tmp_path / 'steps.json').read_text())) == 1
+def test_all_arms(capsys, tmp_path):
+    commands = plan(capsys, '--methods', 'mocov2', 'simclr', 'mae', '--arms', *tool.ARMS,
+                    '--exact', '--seeds', '2', '--judge-every', '8', '--out', str(tmp_path))
+    assert len(commands) == len({shlex.join(command) for command in commands})
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    # generated: four arms of the contrastive methods, three of MAE; composed: two of each
+    assert len(trained) == 2 * (4 + 4 + 3 + 3 * 2)
+    made = {f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
+            for command in trained
+            for epoch in ((16, 32, 48) if 'mae' in command[1] else (8, 16, 24))}
+    judged = [command for command in commands if command[0] == 'tools/evaluate.py']
+    assert {command[2] for command in judged} == made | {'--random'}
+    # each row has a file of its own, so that nothing is lost where two are made at once
+    files = [command[command.index('--out') + 1] for command in judged]
+    assert len(set(files)) == len(files)
+    fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
+    assert len(fine_tuned) == 2 * (1 + 3 + 2)
+    assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
+        f'{Path(file).with_suffix("")}-finetune.json' for file in files}
 
 
-def test_the_python_that_runs_it_runs_the_tools(job_class, tmp_path):
-    path = tmp_path / 'tool.py'
-    path.write_text(f'import sys\nassert sys.executable == {sys.executable!r}\n')
-    job_class(tmp_path).run('Look', path)
+def test_options_change_what_they_name(capsys, tmp_path):
+    """Each key is there before it is changed, so that none is misspelt."""
+    for command in plan(capsys, '--methods', 'mocov2', 'simclr', 'mae', '--arms', *tool.ARMS,
+                        '--epochs', '9', '--judge-every', '3', '--out', str(tmp_path)):
+        if command[0] != 'tools/train.py':
+            continue
+        cfg = Config.fromfile(command[1])
+        options = dict(option.split('=', 1)
+                       for option in command[command.index('--cfg-options') + 1:])
+        for key in options:
+            value = cfg
+            *path, last = key.split('.')
+            for part in path:
+                value = value[int(part)] if part.isdigit() else value[part]
+            if last == 'mask_values':
+                assert value.type == 'PackFreeATMInputs'
+            else:
+                assert last in value
+        assert int(options['train_cfg.max_epochs']) == (18 if 'mae' in command[1] else 9)
+        cosine = next(part for part in cfg.param_scheduler if part.type == 'CosineAnnealingLR')
+        index = cfg.param_scheduler.index(cosine)
+        assert int(options[f'param_scheduler.{index}.T_max']) + cosine.begin == int(
+            options['train_cfg.max_epochs'])
+
+
+def test_rows_are_gathered_and_fine_tuning_joins_its_own(tmp_path):
+    def keep(path, method, metrics, **extra):
+        results = new_results('x', 'python x')
+        add_row(results, {'method': method, 'regime': 'synthetic', 'masks': False, 'seed': 0,
+                          'epochs': 4, 'metrics': metrics, **extra})
+        write_results(path, results)
+    rows = tmp_path / 'rows'
+    keep(rows / 'a-0.json', 'mae', {'linear': 0.2})
+    keep(rows / 'a-0-finetune/row.json', 'mae', {'finetune_top1': 0.6}, generator='miniature')
+    keep(rows / 'b-0.json', 'random-vit', {'linear': 0.1})
+    mae, random = summarise_rows(tool.gather(tool.parse_args(['--out', str(tmp_path)])))
+    assert (mae.mean('linear'), mae.mean('finetune_top1')) == (0.2, 0.6)
+    assert random.method == 'random-vit' and 'finetune_top1' not in random.values

@@ -1,0 +1,73 @@
+"""A long job: each command once, a failure stops it, a second start goes on."""
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+
+import pytest
+
+from freeatm_mm.miniature.job import DryJob, Job
+
+
+@pytest.fixture
+def tool(tmp_path):
+    """A tool that notes its arguments in a file and ends with the code it is given."""
+    path = tmp_path / 'tool.py'
+    path.write_text('import sys\n'
+                    f'open({str(tmp_path / "calls")!r}, "a").write(" ".join(sys.argv[1:]) + ";")\n'
+                    'sys.exit(int(sys.argv[1]))\n')
+    return path
+
+
+def test_a_command_runs_once(tool, tmp_path):
+    for _ in range(2):
+        job = Job(tmp_path)
+        job.run('Do it', tool, 0, 'a b')
+        job.run('Do another', tool, 0, 'c')
+        assert [step.what for step in job.steps] == ['Do it', 'Do another']
+        assert job.steps[0].command == f"python {tool} 0 'a b'" and job.steps[0].seconds > 0
+    assert (tmp_path / 'calls').read_text() == '0 a b;0 c;'
+
+
+def test_a_failure_stops_and_is_tried_again(tool, tmp_path):
+    job = Job(tmp_path)
+    job.run('Do it', tool, 0)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r'"Fail" failed \(exit code 3\).*goes on from here'):
+            Job(tmp_path).run('Fail', tool, 3)
+    assert (tmp_path / 'calls').read_text() == '0;3;3;'
+    assert len(json.loads((tmp_path / 'steps.json').read_text())) == 1
+
+
+def test_the_python_that_runs_it_runs_the_tools(tmp_path):
+    path = tmp_path / 'tool.py'
+    path.write_text(f'import sys\nassert sys.executable == {sys.executable!r}\n')
+    Job(tmp_path).run('Look', path)
+
+
+def test_side_by_side_each_line_says_whose_it_is(tmp_path, capfd):
+    path = tmp_path / 'tool.py'
+    path.write_text('import sys\nprint("out", sys.argv[1])\nprint("err", file=sys.stderr)\n')
+    job = Job(tmp_path)
+    job.run_side_by_side([partial(job.run, 'Do', path, name, label=name) for name in 'abc'], 2)
+    lines = capfd.readouterr().out.splitlines()
+    for name in 'abc':
+        assert f'[{name}] out {name}' in lines and f'[{name}] err' in lines
+    assert sorted(step.command[-1] for step in job.steps) == list('abc')
+
+
+def test_a_failed_line_begins_no_other(tool, tmp_path):
+    job = Job(tmp_path)
+    with pytest.raises(SystemExit, match='"Fail" failed'):
+        job.run_side_by_side([partial(job.run, 'Fail', tool, 3, label='x'),
+                              *(partial(job.run, 'Do', tool, 0, name) for name in 'abcdefgh')], 1)
+    # Whoever is already on its way when the failure is seen may end; the rest isn't begun.
+    assert (tmp_path / 'calls').read_text() in ('3;', '3;0 a;')
+
+
+def test_a_dry_job_only_counts(tool, tmp_path, capsys):
+    job = DryJob()
+    job.run_side_by_side([partial(job.run, 'Do it', tool, 0, name) for name in 'ab'], 2)
+    assert job.count == 2 and not (tmp_path / 'calls').exists()
+    assert capsys.readouterr().out.splitlines()[1] == f'Do it: python {tool} 0 b'
