@@ -13,8 +13,6 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from safetensors.torch import load_file, save
-
 from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import generate, load_pipeline
@@ -24,6 +22,7 @@ from freeatm_mm.miniature.judge import (
     judge_scenes,
     judge_store,
     masks_on_noised_scenes,
+    trained,
 )
 from freeatm_mm.miniature.report import generator_report
 from freeatm_mm.miniature.scenes import sample_prompt
@@ -59,7 +58,9 @@ def judge(args: argparse.Namespace) -> None:
     sources = fetch_sources(args.cache, args.sources)
     seen = list(compose_scenes(sources, 'val', args.mask_scenes))
     unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
-    classifier = trained_classifier(sources, args.work, args.judge_scenes, args.judge_epochs)
+    classifier = trained(
+        NounClassifier(), args.work / f'judge-{args.judge_scenes}x{args.judge_epochs}.safetensors',
+        lambda: compose_scenes(sources, 'train', args.judge_scenes, seed=2), args.judge_epochs)
     loaded = load_pipeline(args.generator)
     prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
     images = args.work / f'images-{loaded.revision[-16:]}-{args.steps}-{args.guidance:g}'
@@ -82,20 +83,6 @@ def judge(args: argparse.Namespace) -> None:
     sheet = contact_sheet(islice(iter(Store(images)), 24), columns=3)
     sheet.save(args.out / 'miniature-generator.png')
     print(report)
-
-
-def trained_classifier(sources: Path, work: Path, scenes: int, epochs: int) -> NounClassifier:
-    """Train the judge, or load it if it was trained before in the same way."""
-    path = work / f'judge-{scenes}x{epochs}.safetensors'
-    classifier = NounClassifier()
-    if path.exists():
-        classifier.net.load_state_dict(load_file(path))
-        classifier.net.eval()
-        return classifier
-    classifier.fit(compose_scenes(sources, 'train', scenes, seed=2), epochs)
-    with atomic_write(path) as file:
-        file.write(save(classifier.net.state_dict()))
-    return classifier
 
 
 if __name__ == '__main__':

@@ -41,14 +41,14 @@ class Variant:
     crf: bool = False
 
 
-def make_variants(recorder: AttentionRecorder, num_steps: int, first_clear: int,
+def make_variants(recorder: AttentionRecorder, num_steps: int, noisier: Sequence[int],
                   heads: Mapping[str, Sequence[int]] | None = None) -> list[Variant]:
     """The variants that a recording has in it.
 
     Args:
         recorder: One that has recorded as :data:`RECORDING` says, self-attention included.
         num_steps: How many steps it saw.
-        first_clear: The window of steps that one variant uses starts here.
+        noisier: The steps with more noise, of which some variants are made.
         heads: From :func:`best_heads`, for the variants with chosen heads.
 
     Returns:
@@ -70,7 +70,7 @@ def make_variants(recorder: AttentionRecorder, num_steps: int, first_clear: int,
         Variant('each resolution the same', {'weights': 'resolution'}),
         *(Variant(f'{side}x{side} alone', {'resolutions': [side]}) for side in sides),
         Variant(f'{sides[-1]}x{sides[-1]}, the noisier steps',
-                largest | {'steps': range(first_clear, num_steps)}),
+                largest | {'steps': noisier}),
         Variant(f'{sides[-1]}x{sides[-1]}, every third step',
                 largest | {'steps': range(1, num_steps, 3)}),
     ]
@@ -85,7 +85,7 @@ def make_variants(recorder: AttentionRecorder, num_steps: int, first_clear: int,
         Variant('all blocks, CRF', {}, True),
         Variant(f'{sides[-1]}x{sides[-1]}, CRF', largest, True),
         Variant(f'{sides[-1]}x{sides[-1]}, the noisier steps, CRF',
-                largest | {'steps': range(first_clear, num_steps)}, True),
+                largest | {'steps': noisier}, True),
         Variant(f'{sides[-1]}x{sides[-1]}, propagated once, CRF', largest | {'propagate': 1}, True),
     ]
     if heads is not None:
@@ -209,31 +209,37 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def variants_report(results: Mapping[str, Any]) -> str:
     """The table in Markdown, from the figures of ``tools/judge_masks.py``."""
+    lines = ['# Which attention makes the best mask', '', f'`{results["command"]}`', '',
+             f'{results["date"]}, {results["hardware"]}.', '']
+    for part in results['parts']:
+        lines += [f'## {part["title"]}', '', part['description'], '']
+        lines += _variants_table(part['rows'])
+        controls = part['rows'][0]['controls']
+        lines += ['', 'A centred box of the mean object size scores '
+                  f'{controls["centred_box"]:.3f}, the whole image {controls["whole_image"]:.3f}.',
+                  '', '| measure of the mask | rank correlation with IoU | IoU, all | '
+                  'IoU, better half |', '| --- | ---: | ---: | ---: |']
+        for name, score in part['trust'].items():
+            lines.append(f'| {name} | {score["rank_correlation"]:.2f} | {score["iou"]:.3f} | '
+                         f'{score["iou_of_better_half"]:.3f} |')
+        lines += ['', f'![Masks of the variants]({part["picture"]})', '']
+    lines += [f'Heads chosen on other scenes: {results["heads"]}.']
+    return '\n'.join(lines) + '\n'
+
+
+def _variants_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
-        '# Which attention makes the best mask', '', f'`{results["command"]}`', '',
-        f'{results["date"]}, {results["hardware"]}; {results["description"]}', '',
         '| masks | IoU at 0.45 | best IoU (threshold) | box IoU at 0.45 | best box IoU | '
         "pointing | IoU of the other noun's mask |",
         '| --- | ---: | ---: | ---: | ---: | ---: | ---: |']
-    for row in results['rows']:
+    for row in rows:
         score = row['metrics']
         lines.append(
             f'| {row["method"]} | {score["iou"]:.3f} | {score["best_iou"]:.3f} '
             f'({score["best_threshold"]:.2f}) | {score["box_iou"]:.3f} | '
             f'{score["best_box_iou"]:.3f} | {score["pointing"]:.1%} | '
             f'{score["other_noun_iou"]:.3f} |')
-    controls = results['rows'][0]['controls']
-    lines += ['', 'A centred box of the mean object size scores '
-              f'{controls["centred_box"]:.3f}, the whole image {controls["whole_image"]:.3f}.', '',
-              f'Heads chosen on other scenes: {results["heads"]}.', '',
-              '## Can bad masks be told without the exact one?', '',
-              '| measure of the mask | rank correlation with IoU | IoU, all | IoU, better half |',
-              '| --- | ---: | ---: | ---: |']
-    for name, score in results['trust'].items():
-        lines.append(f'| {name} | {score["rank_correlation"]:.2f} | {score["iou"]:.3f} | '
-                     f'{score["iou_of_better_half"]:.3f} |')
-    lines += ['', f'![Masks of the variants]({results["name"]}.png)']
-    return '\n'.join(lines) + '\n'
+    return lines
 
 
 def variants_picture(scenes: Sequence[Any], masks: Mapping[str, Sequence[np.ndarray]],

@@ -6,27 +6,35 @@ looks at them, and the recorded masks are compared with the exact ones.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.evaluation.mask_quality import mask_quality, mean_box_size, summarise
+from freeatm_mm.files import atomic_write
+from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Store
 
 from .scenes import SIDE, Scene
 from .sources import NOUNS
 from .tensors import images_to_tensor
 
-__all__ = ['NounClassifier', 'found_nouns', 'masks_on_noised_scenes']
+__all__ = [
+    'NounClassifier', 'NounSegmenter', 'found_nouns', 'masks_on_noised_scenes',
+    'record_drawn_scenes', 'record_noised_scenes', 'trained',
+]
+
+Judge = TypeVar('Judge', 'NounClassifier', 'NounSegmenter')
 
 TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 """Of 1,000: evenly spread, as the paper averages over all denoising steps."""
@@ -54,31 +62,9 @@ class NounClassifier:
             lr: float = 2e-3) -> NounClassifier:
         """Train on scenes, flipped, shifted and blurred at random; return the classifier."""
         scenes = list(scenes)
-        images = np.stack([scene.image for scene in scenes])
         labels = torch.from_numpy(np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr, weight_decay=0.01)
-        steps = epochs * (len(images) // batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(1, steps))
-        rng = np.random.default_rng(self.seed)
-        self.net.train()
-        with tqdm(total=steps, desc='training the judge', mininterval=2.0) as bar:
-            for _ in range(epochs):
-                order = rng.permutation(len(images))
-                for start in range(0, len(order) - batch_size + 1, batch_size):
-                    picked = order[start:start + batch_size]
-                    view = images_to_tensor(images[picked])
-                    if rng.random() < 0.5:
-                        view = view.flip(3)
-                    view = torch.roll(view, tuple(rng.integers(-6, 7, 2).tolist()), (2, 3))
-                    if rng.random() < 0.5:
-                        view = _blurred(view, int(rng.integers(24, SIDE)))
-                    loss = F.binary_cross_entropy_with_logits(self.net(view), labels[picked])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    bar.update()
-        self.net.eval()
+        _fit(self.net, np.stack([scene.image for scene in scenes]), labels,
+             F.binary_cross_entropy_with_logits, epochs, batch_size, lr, self.seed)
         return self
 
     @torch.no_grad()
@@ -86,6 +72,131 @@ class NounClassifier:
         """Score uint8 images (N, 64, 64, 3): float array (N, nouns), higher is likelier."""
         parts = [self.net(images_to_tensor(images[i:i + 256])) for i in range(0, len(images), 256)]
         return torch.cat(parts).numpy()
+
+
+class NounSegmenter:
+    """A small U-shaped net that says where the named nouns are, trained on real scenes.
+
+    It marks objects in generated images, whose exact masks nobody knows. What is named is told to
+    it: each pixel belongs to one of the nouns named or to the background.
+
+    Args:
+        seed: Seed of its weights and of the order of training.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        torch.manual_seed(seed)
+        self.net = _SegmenterNet(len(NOUNS) + 1)
+
+    def fit(self, scenes: Iterable[Scene], epochs: int = 5, batch_size: int = 64,
+            lr: float = 2e-3) -> NounSegmenter:
+        """Train on scenes, flipped, shifted and blurred at random; return the segmenter."""
+        scenes = list(scenes)
+        maps = np.zeros((len(scenes), SIDE, SIDE), np.int64)  # 0 is the background
+        for labels, scene in zip(maps, scenes):
+            for noun, mask in zip(scene.record.nouns, scene.masks):
+                labels[mask] = NOUNS.index(noun.category) + 1
+        _fit(self.net, np.stack([scene.image for scene in scenes]), torch.from_numpy(maps),
+             F.cross_entropy, epochs, batch_size, lr, self.seed)
+        return self
+
+    @torch.no_grad()
+    def masks(self, image: np.ndarray, nouns: Sequence, least: float = 0.01) -> np.ndarray:
+        """Mark the named nouns in one image.
+
+        Args:
+            image: uint8 (64, 64, 3).
+            nouns: With the ``category`` of each; two of one category get the same mask.
+            least: Share of the image below which a noun's pixels are no object.
+
+        Returns:
+            Booleans (K, 64, 64); all false for a noun that it doesn't see.
+        """
+        classes = [NOUNS.index(noun.category) + 1 for noun in nouns]
+        scores = self.net(images_to_tensor(image[None]))[0]
+        named = scores[[0, *dict.fromkeys(classes)]].argmax(0)
+        places = {each: place + 1 for place, each in enumerate(dict.fromkeys(classes))}
+        masks = np.stack([(named == places[each]).numpy() for each in classes])
+        return masks & (masks.mean((1, 2), keepdims=True) >= least)
+
+
+def trained(judge: Judge, path: str | Path, scenes: Callable[[], Iterable[Scene]],
+            epochs: int) -> Judge:
+    """Load a judge's weights from a file, or train it and keep them there.
+
+    Args:
+        judge: A classifier or segmenter, untrained.
+        path: The safetensors file; its name has to tell one training from another.
+        scenes: Makes the scenes to train on.
+        epochs: How often to go over them.
+    """
+    path = Path(path)
+    if path.exists():
+        judge.net.load_state_dict(load_file(path))
+        judge.net.eval()
+        return judge
+    judge.fit(scenes(), epochs)
+    with atomic_write(path) as file:
+        file.write(save(judge.net.state_dict()))
+    return judge
+
+
+class _SegmenterNet(nn.Module):
+    """Scores (N, classes, 64, 64) of images (N, 3, 64, 64)."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            BasicBlock(32, 32))
+        self.middle, self.coarse = _halving(32), nn.Sequential(_halving(64), BasicBlock(128, 128))
+        self.to_middle, self.join_middle = nn.Conv2d(128, 64, 1), BasicBlock(64, 64)
+        self.to_fine, self.join_fine = nn.Conv2d(64, 32, 1), BasicBlock(32, 32)
+        self.classify = nn.Conv2d(32, classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        fine = self.fine(images)
+        middle = self.middle(fine)
+        middle = self.join_middle(middle + _doubled(self.to_middle(self.coarse(middle))))
+        return _doubled(self.classify(self.join_fine(fine + _doubled(self.to_fine(middle)))))
+
+
+def _doubled(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (N, C, h, w) at twice the side."""
+    return F.interpolate(maps, scale_factor=2, mode='bilinear')
+
+
+def _fit(net: nn.Module, images: np.ndarray, targets: torch.Tensor, loss_of: Callable,
+         epochs: int, batch_size: int, lr: float, seed: int) -> None:
+    """Train a net on images (N, 64, 64, 3); targets (N, 64, 64) move along with them."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01)
+    steps = epochs * (len(images) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(1, steps))
+    rng = np.random.default_rng(seed)
+    are_maps = targets.ndim == 3
+    net.train()
+    with tqdm(total=steps, desc='training the judge', mininterval=2.0) as bar:
+        for _ in range(epochs):
+            order = rng.permutation(len(images))
+            for start in range(0, len(order) - batch_size + 1, batch_size):
+                picked = order[start:start + batch_size]
+                view, target = images_to_tensor(images[picked]), targets[picked]
+                if rng.random() < 0.5:
+                    view = view.flip(3)
+                    target = target.flip(2) if are_maps else target
+                shift = tuple(rng.integers(-6, 7, 2).tolist())
+                view = torch.roll(view, shift, (2, 3))
+                target = torch.roll(target, shift, (1, 2)) if are_maps else target
+                if rng.random() < 0.5:
+                    view = _blurred(view, int(rng.integers(24, SIDE)))
+                loss = loss_of(net(view), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    net.eval()
 
 
 def _halving(channels: int) -> BasicBlock:
@@ -215,3 +326,35 @@ def record_noised_scenes(
                 noised = pipeline.scheduler.add_noise(clean, noise, t)
                 pipeline.unet(noised, t, encoder_hidden_states=text)
         yield recorder, batch
+
+
+@torch.no_grad()
+def record_drawn_scenes(
+        pipeline: StableDiffusionPipeline, prompts: Sequence[PromptRecord],
+        segmenter: NounSegmenter, steps: int, guidance: float, batch_size: int = 50,
+        seed: int = 0, **options: Any) -> Iterator[tuple[AttentionRecorder, list[Scene]]]:
+    """Let the generator draw, record its attention, and have the objects marked.
+
+    Args:
+        pipeline: The generator.
+        prompts: What to draw.
+        segmenter: Marks the named nouns in what was drawn, in place of exact masks.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        batch_size: Images at once.
+        seed: Seed of the noise.
+        options: Of the recorder.
+
+    Yields:
+        A recorder that has seen a batch being drawn, and the images as scenes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for start in tqdm(range(0, len(prompts), batch_size), 'drawing'):
+        batch = prompts[start:start + batch_size]
+        texts = [record.prompt for record in batch]
+        with AttentionRecorder(pipeline, texts, [r.nouns for r in batch], **options) as recorder:
+            images = pipeline(texts, num_inference_steps=steps, guidance_scale=guidance,
+                              generator=generator, output_type='np').images
+        images = (images * 255).round().astype(np.uint8)
+        yield recorder, [Scene(image, segmenter.masks(image, record.nouns), record, ())
+                         for image, record in zip(images, batch)]

@@ -35,7 +35,7 @@ def recorded():
 
 
 def variants_of(recorder, heads=None):
-    return mask_variants.make_variants(recorder, num_steps=3, first_clear=1, heads=heads)
+    return mask_variants.make_variants(recorder, num_steps=3, noisier=range(1, 3), heads=heads)
 
 
 def test_the_variants_of_a_unet(recorded):
@@ -123,10 +123,13 @@ def test_ranks_share_ties():
 
 def test_report_names_every_variant(recorded):
     rows, _, _ = mask_variants.score_variants(recorded, variants_of, crf_size=12)
+    parts = [{'title': title, 'picture': f'{title}.png', 'description': 'scenes.', 'rows': rows,
+              'trust': {'area': {'rank_correlation': 0.5, 'iou': 0.25, 'iou_of_better_half': 0.75}}}
+             for title in ('One', 'Two')]
     report = mask_variants.variants_report({
         'name': 'mask-quality', 'command': 'command', 'date': 'today', 'hardware': 'machine',
-        'description': 'scenes.', 'heads': {}, 'rows': rows,
-        'trust': {'area': {'rank_correlation': 0.5, 'iou': 0.25, 'iou_of_better_half': 0.75}}})
+        'heads': {}, 'parts': parts})
     for row in rows:
-        assert f'| {row["method"]} | {row["metrics"]["iou"]:.3f} |' in report
+        assert report.count(f'| {row["method"]} | {row["metrics"]["iou"]:.3f} |') == 2
     assert '| area | 0.50 | 0.250 | 0.750 |' in report
+    assert '## Two' in report and '(Two.png)' in report

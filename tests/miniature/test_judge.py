@@ -11,12 +11,15 @@ from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.miniature.judge import (
     NounClassifier,
+    NounSegmenter,
     found_nouns,
     judge_scenes,
     masks_on_noised_scenes,
+    record_drawn_scenes,
+    trained,
 )
 from freeatm_mm.miniature.report import generator_facts, generator_report
-from freeatm_mm.miniature.scenes import SceneMaker
+from freeatm_mm.miniature.scenes import SceneMaker, sample_prompt
 from freeatm_mm.miniature.sources import NOUNS
 
 SHIPPED = Path(__file__).parents[2] / 'weights' / 'miniature-generator'
@@ -52,6 +55,51 @@ def test_the_classifier_learns_and_repeats(source_folder):
     assert judge_scenes(first, scenes)['found'] > judge_scenes(first, scenes)['chance'] + 0.2
     images = np.stack([scene.image for scene in scenes])
     assert np.array_equal(first.scores(images), second.scores(images))
+
+
+@pytest.fixture(scope='module')
+def segmenter(source_folder):
+    maker = SceneMaker(source_folder, 'train')
+    return NounSegmenter().fit([maker.scene(index) for index in range(64)], epochs=16,
+                               batch_size=16)
+
+
+def test_the_segmenter_learns_where_the_named_nouns_are(source_folder, segmenter):
+    maker = SceneMaker(source_folder, 'val')
+    scenes = [maker.scene(index) for index in range(40)]
+    overlaps = []
+    for scene in scenes:
+        masks = segmenter.masks(scene.image, scene.record.nouns)
+        assert masks.shape == scene.masks.shape and masks.dtype == bool
+        # a pixel belongs to one noun, and no noun is a speck
+        assert masks.sum(0).max() <= 1 and all(mask.sum() == 0 or mask.sum() >= 41
+                                               for mask in masks)
+        union = (masks | scene.masks).sum((1, 2))
+        overlaps += list((masks & scene.masks).sum((1, 2)) / union)
+    assert np.mean(overlaps) > 0.3  # a third of it is what a whole image gets
+    # what isn't named isn't marked
+    one = segmenter.masks(scenes[0].image, scenes[0].record.nouns[:1])
+    assert one.shape == (1, 64, 64)
+
+
+def test_a_judge_is_trained_once(source_folder, tmp_path):
+    scenes = [SceneMaker(source_folder, 'train').scene(index) for index in range(16)]
+    path = tmp_path / 'judge.safetensors'
+    first = trained(NounSegmenter(seed=3), path, lambda: scenes, 1)
+    second = trained(NounSegmenter(seed=4), path, lambda: pytest.fail('trained again'), 1)
+    image, nouns = scenes[0].image, scenes[0].record.nouns
+    assert np.array_equal(first.masks(image, nouns), second.masks(image, nouns))
+
+
+def test_drawn_scenes_are_recorded_and_marked(segmenter):
+    pipe = load_pipeline(SHIPPED).pipe
+    prompts = [sample_prompt(f'x-{number}', 0) for number in range(3)]
+    batches = list(record_drawn_scenes(pipe, prompts, segmenter, 2, 3.0, batch_size=2))
+    assert [len(scenes) for _, scenes in batches] == [2, 1]
+    for recorder, scenes in batches:
+        for masks, scene in zip(recorder.masks(), scenes, strict=True):
+            assert len(masks) == len(scene.masks) == len(scene.record.nouns)
+            assert scene.image.shape == (64, 64, 3) and scene.image.dtype == np.uint8
 
 
 def test_masks_on_noised_scenes_are_scored_by_resolution(source_folder):
