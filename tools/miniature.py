@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--exact', action='store_true', help='also pretrain on as many composed '
                         'scenes with exact masks, and without: the upper bound')
     parser.add_argument('--judge-every', type=int, metavar='EPOCHS', help='judge the checkpoints '
-                        'on the way too, for a curve over epochs')
+                        'of baseline and freeatm on the way too, for a curve over epochs')
     parser.add_argument('--generator', default=GENERATOR,
                         help='folder of the pipeline (%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
@@ -141,7 +141,8 @@ def pretrain(job: Job | DryJob, args: argparse.Namespace, regime: str, store: st
     """One pretraining and its judgements."""
     views, cosine, begin, packing = METHODS[method]
     name, epochs = f'{regime}-{method}-{arm}-{seed}', args.epochs * 2 // views
-    every = args.judge_every * 2 // views if args.judge_every else epochs
+    on_the_way = args.judge_every and arm in ('baseline', 'freeatm')
+    every = args.judge_every * 2 // views if on_the_way else epochs
     config = f'configs/miniature/{"baselines/" * (arm == "baseline")}{method}' \
              f'{"_freeatm" * (arm != "baseline")}.py'
     options = [f'train_dataloader.dataset.store={store}', f'train_cfg.max_epochs={epochs}',
@@ -151,7 +152,7 @@ def pretrain(job: Job | DryJob, args: argparse.Namespace, regime: str, store: st
         options.append(f'train_dataloader.dataset.pipeline.{packing}.mask_values=normalized')
     elif arm == 'other_nouns':
         options.append('model.negatives=other_nouns')
-    if args.judge_every:
+    if on_the_way:
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     job.run(f'Pretrain {name}', 'tools/train.py', config, '--work-dir', args.out / name,
             '--resume', '--seed', seed, '--cfg-options', *options, label=name)

@@ -52,15 +52,19 @@ class GeneratorPlan:
     Args:
         scenes: Scenes composed from the training split.
         vae_samples: Images that the autoencoder sees.
-        unet_samples: Latents that the UNet sees.
+        unet_samples: Latents that the UNet sees; 0 leaves it as it is.
         vae_batch_size: Images a step.
         unet_batch_size: Latents a step.
         vae_lr: Peak learning rate of the autoencoder (Adam, cosine).
         unet_lr: Peak learning rate of UNet and text model (Muon for matrices and kernels, AdamW
             for the rest; cosine, 2 % warm-up).
         seed: Seed of scenes, weights, noise and order.
-        start_from: Folder of a finished generator to go on from; its autoencoder is kept as it is.
+        start_from: Folder of a finished generator to go on from; its encoder is kept as it is.
             Random weights if not given.
+        decoder_samples: Random crops to train the autoencoder's decoder on alone, for sharper
+            images: the latents, and so what the UNet has learned, stay as they are. Only with
+            ``start_from``.
+        decoder_lr: Its peak learning rate (as ``unet_lr``).
     """
 
     scenes: int = 60_000
@@ -72,6 +76,8 @@ class GeneratorPlan:
     unet_lr: float = 1e-3
     seed: int = 0
     start_from: str = ''
+    decoder_samples: int = 0
+    decoder_lr: float = 1e-3
 
 
 def train_generator(sources: str | Path, work: str | Path, out: str | Path,
@@ -121,6 +127,8 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
         vae.eval()
         vae.register_to_config(scaling_factor=start.vae.config.scaling_factor)
         latents = _encoded(vae.to(device), images, work / 'latents.npy', device)
+        if not _train_decoder(vae, images, latents, work, plan, device, deadline):
+            return False
     else:
         vae = make_vae()
         if not _train_vae(vae, images, work, plan, device, deadline):
@@ -135,8 +143,8 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
     scheduler = DDPMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
                               prediction_type='v_prediction', clip_sample=False, steps_offset=1)
     empty = tokenizer('', padding='max_length', max_length=TOKENS, return_tensors='pt').input_ids
-    if not _train_unet(unet, text_encoder, scheduler, latents, tokens, empty, work, plan, device,
-                       deadline):
+    if plan.unet_samples and not _train_unet(unet, text_encoder, scheduler, latents, tokens, empty,
+                                             work, plan, device, deadline):
         return False
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(), text_encoder=text_encoder.cpu(), tokenizer=tokenizer, unet=unet.cpu(),
@@ -218,7 +226,8 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def _check_plan(path: Path, plan: GeneratorPlan) -> None:
     if path.exists():
         old = json.loads(path.read_text())
-        changed = [key for key, value in asdict(plan).items() if old.get(key, '') != value]
+        changed = [key for key, value in asdict(plan).items()
+                   if old.get(key, getattr(GeneratorPlan, key)) != value]
         if changed:
             raise ValueError(f'{path.parent} holds a run with another plan ({", ".join(changed)} '
                              'differ): choose another work folder, or delete this one')
@@ -359,6 +368,32 @@ def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: Generat
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample()).sample
         return F.l1_loss(output.float(), target) + 1e-6 * posterior.kl().float().mean()
+
+    return training.run(loss_of, deadline)
+
+
+def _train_decoder(vae: AutoencoderKL, images: np.ndarray, latents: Tensor, work: Path,
+                   plan: GeneratorPlan, device: str, deadline: float) -> bool:
+    """Absolute error of pixels and of their differences to the next, which blur would lose."""
+    if not plan.decoder_samples:
+        return True
+    parts = {'decoder': vae.decoder, 'post_quant_conv': vae.post_quant_conv}
+    training = _Training('decoder', parts, plan.decoder_samples, plan.vae_batch_size,
+                         plan.decoder_lr, work, device, plan.seed, muon=True)
+    scale = SIDE // latents.shape[-1]
+    cells = _CROP // scale
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng([plan.seed, step])
+        picked = np.sort(rng.integers(len(images), size=plan.vae_batch_size))
+        top, left = rng.integers(latents.shape[-1] - cells + 1, size=2)
+        crops = images[picked, scale * top:scale * top + _CROP, scale * left:scale * left + _CROP]
+        target = images_to_tensor(crops).to(device)
+        crop = latents[picked, :, top:top + cells, left:left + cells].float().to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+            output = vae.decode(crop).sample.float()
+        return F.l1_loss(output, target) + sum(
+            F.l1_loss(output.diff(dim=side), target.diff(dim=side)) for side in (2, 3))
 
     return training.run(loss_of, deadline)
 

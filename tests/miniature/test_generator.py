@@ -84,6 +84,17 @@ def test_it_goes_on_from_a_finished_generator(source_folder, trained, tmp_path):
     assert configs[0] == configs[1]
 
 
+def test_a_decoder_alone_leaves_latents_and_unet_as_they_are(source_folder, trained, tmp_path):
+    plan = GeneratorPlan(**{**PLAN.__dict__, 'start_from': str(trained / 'out'),
+                            'unet_samples': 0, 'decoder_samples': 16})
+    assert train_generator(source_folder, tmp_path / 'work', tmp_path / 'out', plan, workers=1)
+    for name in WEIGHTS:
+        before = load_file(trained / 'out' / f'{name}.safetensors')
+        after = load_file(tmp_path / 'out' / f'{name}.safetensors')
+        changed = {key.split('.')[0] for key in before if not torch.equal(before[key], after[key])}
+        assert changed == ({'decoder', 'post_quant_conv'} if 'vae' in name else set())
+
+
 def test_another_plan_is_refused(source_folder, trained):
     with pytest.raises(ValueError, match=r'another plan \(unet_samples, seed differ\)'):
         train_generator(source_folder, trained / 'work', trained / 'out',

@@ -48,7 +48,10 @@ def test_all_arms(capsys, tmp_path):
     assert len(trained) == 2 * (4 + 4 + 3 + 3 * 2)
     made = {f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
             for command in trained
-            for epoch in ((16, 32, 48) if 'mae' in command[1] else (8, 16, 24))}
+            for epoch in ((16, 32, 48) if 'mae' in command[1] else (8, 16, 24))
+            if epoch in (24, 48) or 'max_keep_ckpts=-1' in command[-1]}
+    assert {path.parts[-2].split('-')[2] for path in map(Path, made)
+            if path.stem == 'epoch_8'} == {'baseline', 'freeatm'}
     judged = [command for command in commands if command[0] == 'tools/evaluate.py']
     assert {command[2] for command in judged} == made | {'--random'}
     # each row has a file of its own, so that nothing is lost where two are made at once
