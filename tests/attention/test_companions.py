@@ -166,10 +166,12 @@ def test_a_failing_sequence_leaves_nothing_behind():
             raise ArithmeticError('broken')
 
     pipe = tiny.tiny_stable_diffusion_3()
+    images_of(pipe, **{**STEPS, **SQUARE})
+    hooks = hook_count(pipe)  # that transformers 5 leaves in text encoders
     pipe.transformer.set_attn_processor(Broken())
     with pytest.raises(ArithmeticError, match='broken'):
         recorded(pipe, **SQUARE)
-    assert hook_count(pipe) == 0
+    assert hook_count(pipe) == hooks
     assert torch._C._len_torch_function_stack() == 0
 
 
