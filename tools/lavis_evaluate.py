@@ -6,7 +6,8 @@
         --options model.load_finetuned=True model.finetuned=FINETUNING_CHECKPOINT
 
 With --out the figures are kept in a result file, as the row of --masks, --seed and --epochs; rows
-of several commands with different --what gather in one.
+of several commands with different --what gather in one. tools/tables.py puts those of zeroshot
+and finetuned into Table 3.
 """
 from __future__ import annotations
 
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
                         help='what was pretrained on')
     parser.add_argument('--masks', default='false', metavar='true|false|NAME',
                         help='pretrained with masks, without (default), or a variant such as PTP')
+    parser.add_argument('--generator', default='sd15', help='of the generated images: sd15, '
+                        'deepif, or another name (%(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the pretraining')
     parser.add_argument('--epochs', type=float, default=0, help='of the pretraining')
     args = parser.parse_args(argv)
@@ -57,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         results = (read_results(out) if out.exists()
                    else new_results(out.stem, shlex.join(['python', *sys.argv])))
         row = {'method': 'blip', 'regime': args.regime, 'seed': args.seed, 'epochs': args.epochs,
+               'generator': args.generator if args.regime != 'real' else '',
                'masks': {'true': True, 'false': False}.get(args.masks.lower(), args.masks)}
         earlier = [old['metrics'] for old in results['rows']
                    if all(old.get(key) == value for key, value in row.items())]

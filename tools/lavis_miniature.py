@@ -110,7 +110,7 @@ def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: 
             f'{DATA}.text_processor.train.preset={preset}', *args.options)
     checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
     row = ['--out', results, '--masks', ARMS[arm], '--seed', seed, '--epochs', args.epochs,
-           '--regime', args.regime]
+           '--regime', args.regime, '--generator', 'miniature']
 
     def judge(what: str, wording: str, *model: str) -> None:
         job.run(f'Judge {name}, {what}', 'tools/lavis_evaluate.py',

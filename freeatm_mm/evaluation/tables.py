@@ -41,8 +41,8 @@ TABLES: dict[int, Table] = {
               'finetune_top1': 'ImageNet fine-tuned', 'miou': 'ADE20K mIoU'},
              ('random', 'supervised', 'mae')),
     3: Table('Table 3: BLIP, COCO retrieval',
-             {'ft_tr1': 'fine-tuned TR@1', 'ft_ir1': 'fine-tuned IR@1',
-              'zs_tr1': 'zero-shot TR@1', 'zs_ir1': 'zero-shot IR@1'}, ('blip', )),
+             {'finetuned_TR@1': 'fine-tuned TR@1', 'finetuned_IR@1': 'fine-tuned IR@1',
+              'zeroshot_TR@1': 'zero-shot TR@1', 'zeroshot_IR@1': 'zero-shot IR@1'}, ('blip', )),
 }
 """The tables by their numbers."""
 

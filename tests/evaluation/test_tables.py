@@ -47,7 +47,8 @@ def test_the_papers_numbers():
     assert gains == [0.9, 1.4, 1.1, 1.0, 1.0]
     assert paper_rows(2)['mae', 'synthetic', 'sd15', True]['finetune_top1'] == 83.4
     assert paper_rows(3)['blip', 'real', '', False] == {
-        'ft_tr1': 58.1, 'ft_ir1': 44.2, 'zs_tr1': 42.1, 'zs_ir1': 30.4}
+        'finetuned_TR@1': 58.1, 'finetuned_IR@1': 44.2, 'zeroshot_TR@1': 42.1,
+        'zeroshot_IR@1': 30.4}
     assert [len(paper_rows(table)) for table in TABLES] == [20, 10, 9]
     for table in TABLES:
         for values in paper_rows(table).values():

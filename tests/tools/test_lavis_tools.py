@@ -24,6 +24,7 @@ from tiny_blip import (  # noqa: E402
 )
 
 from freeatm_mm.evaluation.results import read_results  # noqa: E402
+from freeatm_mm.evaluation.tables import TABLES, gather_rows  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TITLES = ['TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10']
@@ -102,6 +103,12 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
     for what, found in (('zeroshot', zero_shot), ('finetuned', fine_tuned)):
         for title, value in found.items():
             assert row['metrics'][f'{what}_{title}'] == pytest.approx(value / 100, abs=1e-4)
+    # The row finds its place in the paper's Table 3.
+    group, = gather_rows([read_results(out)], 3).values()
+    assert group.mean('finetuned_IR@1') == pytest.approx(fine_tuned['IR@1'] / 100, abs=1e-4)
+    assert group.mean('zeroshot_TR@1') == pytest.approx(zero_shot['TR@1'] / 100, abs=1e-4)
+    columns = [title for title in row['metrics'] if title in TABLES[3].metrics]
+    assert sorted(columns) == sorted(TABLES[3].metrics)
     # Judging is repeatable, and does what the figures' names say.
     from freeatm_mm.lavis_ext import launch
     cfg = launch.load_config(ZEROSHOT, [*options, f'model.pretrained={checkpoint}'])
