@@ -1,6 +1,6 @@
 """MoCo v2 with Free-ATM, ResNet-50, 200 epochs: everything as MoCo v2's own config, plus masks.
 
-The paper (Tables 1 and 5): on Stable Diffusion images VOC AP50 82.2, COCO AP box / mask
+The paper (Table 1): on Stable Diffusion images VOC AP50 82.2, COCO AP box / mask
 39.6 / 36.4, Cityscapes mIoU 74.9, ImageNet linear 66.2, against 81.6, 37.9 / 35.2, 74.1 and 65.1
 without masks (`baselines/mocov2.py`).
 
