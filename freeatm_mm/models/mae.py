@@ -100,6 +100,9 @@ class FreeATMMAE(MAE):
         Returns:
             `loss`; where there are masks also `beta` and `foreground_masked`, the share of the
             foreground's patches that is hidden.
+
+        Raises:
+            ValueError: If masks don't lie on the grid of the patches.
         """
         length = self.backbone.num_patches
         scores = self._scores(data_samples, length, inputs.device)
@@ -125,8 +128,8 @@ class FreeATMMAE(MAE):
         rows = torch.tensor([image for image, mask in zip(images, masks) for _ in mask],
                             device=device)
         masks = torch.cat(masks)
-        if masks[0].numel() != length:
-            side = self.backbone.patch_resolution
+        side = self.backbone.patch_resolution
+        if masks.shape[1:] != tuple(side):
             raise ValueError(f"Masks on a {masks.shape[1]}x{masks.shape[2]} grid don't fit the "
                              f'{side[0]}x{side[1]} patches: set grid_size of PackFreeATMInputs to '
                              f'{tuple(side)}.')
