@@ -28,10 +28,12 @@ class Benchmark:
         config: Below ``configs/``.
         metrics: What the framework's evaluator calls a metric -> what we call it, and the factor
             that makes it a share of 1.
+        batch: Images of a step in all processes together, which rates and schedule are made for.
     """
 
     config: str
     metrics: Mapping[str, tuple[str, float]]
+    batch: int
 
 
 _COCO = {'coco/bbox_mAP': ('box_ap', 1), 'coco/bbox_mAP_50': ('box_ap50', 1),
@@ -41,25 +43,25 @@ _PAPER, _SMALL = 'downstream', 'miniature/downstream'
 
 BENCHMARKS: dict[str, Benchmark] = {
     'voc': Benchmark(f'{_PAPER}/mmdet/voc_faster-rcnn_r50-c4_24k.py',
-                     {'pascal_voc/AP50': ('voc_ap50', 1)}),
-    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO),
-    'cityscapes': Benchmark(f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION),
+                     {'pascal_voc/AP50': ('voc_ap50', 1)}, 16),
+    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO, 16),
+    'cityscapes': Benchmark(f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8),
     'linear': Benchmark(f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py',
-                        {'accuracy/top1': ('linear_top1', 0.01)}),
-    'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO),
-    'ade20k': Benchmark(f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION),
+                        {'accuracy/top1': ('linear_top1', 0.01)}, 256),
+    'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO, 64),
+    'ade20k': Benchmark(f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16),
     'finetune': Benchmark(f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py',
-                          {'accuracy/top1': ('finetune_top1', 0.01)}),
+                          {'accuracy/top1': ('finetune_top1', 0.01)}, 1024),
     'mini-voc': Benchmark(f'{_SMALL}/faster-rcnn_resnet.py',
-                          {'coco/bbox_mAP_50': ('voc_ap50', 1)}),
-    'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO),
-    'mini-cityscapes': Benchmark(f'{_SMALL}/fcn_resnet.py', _SEGMENTATION),
+                          {'coco/bbox_mAP_50': ('voc_ap50', 1)}, 16),
+    'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO, 16),
+    'mini-cityscapes': Benchmark(f'{_SMALL}/fcn_resnet.py', _SEGMENTATION, 16),
     'mini-linear': Benchmark(f'{_SMALL}/linear_resnet.py',
-                             {'accuracy/top1': ('linear_top1', 0.01)}),
-    'mini-coco-vit': Benchmark(f'{_SMALL}/mask-rcnn_vit.py', _COCO),
-    'mini-ade20k': Benchmark(f'{_SMALL}/upernet_vit.py', _SEGMENTATION),
+                             {'accuracy/top1': ('linear_top1', 0.01)}, 128),
+    'mini-coco-vit': Benchmark(f'{_SMALL}/mask-rcnn_vit.py', _COCO, 16),
+    'mini-ade20k': Benchmark(f'{_SMALL}/upernet_vit.py', _SEGMENTATION, 16),
     'mini-finetune': Benchmark(f'{_SMALL}/finetune_vit.py',
-                               {'accuracy/top1': ('finetune_top1', 0.01)}),
+                               {'accuracy/top1': ('finetune_top1', 0.01)}, 128),
 }
 """All benchmarks; those of the miniature are called after the paper's that they stand for."""
 
@@ -74,8 +76,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 METRICS: dict[str, str] = {
     'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'box_ap50': 'COCO box AP50',
     'mask_ap': 'COCO mask AP', 'miou': 'mIoU', 'linear_top1': 'Linear top-1',
-    'finetune_top1': 'Fine-tuned top-1', 'ft_tr1': 'Fine-tuned TR@1', 'ft_ir1': 'Fine-tuned IR@1',
-    'zs_tr1': 'Zero-shot TR@1', 'zs_ir1': 'Zero-shot IR@1'}
+    'finetune_top1': 'Fine-tuned top-1'}
 """What the metrics are called in tables; all are shares in [0, 1]."""
 
 
@@ -107,15 +108,20 @@ def read_metrics(path: str | Path, benchmark: Benchmark) -> dict[str, float]:
 def identify(init: str) -> str:
     """What a run starts from, in a form that tells two checkpoints of one name apart.
 
+    Addresses such as ``torchvision://resnet50`` are taken by their name.
+
     Raises:
         FileNotFoundError: If it is a checkpoint that isn't there.
     """
-    if init in ('random', 'supervised'):
+    if init in ('random', 'supervised') or '://' in init:
         return init
     if not Path(init).is_file():
         raise FileNotFoundError(f'there is no checkpoint {init}')
+    digest = hashlib.sha256()
     with open(init, 'rb') as file:
-        return 'sha256:' + hashlib.file_digest(file, 'sha256').hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f'sha256:{digest.hexdigest()}'
 
 
 @dataclass(frozen=True)
@@ -150,9 +156,17 @@ class DownstreamRun:
 
         Args:
             launcher: What stands in front of them, such as ``srun``; with it the tools are told so.
+
+        Raises:
+            ValueError: If the processes can't share the benchmark's batch equally.
         """
-        launcher = list(launcher)
-        config = f'configs/{BENCHMARKS[self.benchmark].config}'
+        launcher, benchmark = list(launcher), BENCHMARKS[self.benchmark]
+        config = f'configs/{benchmark.config}'
+        # A config's own size is that of one process, for the number of them that its header gives.
+        size, rest = divmod(benchmark.batch, max(self.gpus, 1))
+        if rest:
+            raise ValueError(f"{self.benchmark}: the batch of {benchmark.batch} can't be shared "
+                             f'by {self.gpus} GPUs equally: choose another number of them')
         if launcher:
             start, told = [*launcher, sys.executable], ['--launcher', 'slurm']
         elif self.gpus:
@@ -164,7 +178,7 @@ class DownstreamRun:
         data = ['--data-root', str(self.data_root)] if self.data_root else []
         train = [*start, 'tools/train.py', config, '--work-dir', str(self.folder), '--resume',
                  '--seed', str(self.seed), '--no-validate', *data, *told, '--cfg-options',
-                 f'init={self.init}', *self.options]
+                 f'init={self.init}', f'train_dataloader.batch_size={size}', *self.options]
         test = [*start, 'tools/test.py', config, str(self.folder), '--work-dir',
                 str(self.folder / 'test'), '--out', str(self.metrics_file), *data, *told]
         if self.options:

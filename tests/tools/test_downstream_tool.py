@@ -4,12 +4,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
+from freeatm_mm import compat
 from freeatm_mm.evaluation import downstream
 from freeatm_mm.evaluation.downstream import BENCHMARKS, DownstreamRun, read_metrics
 from freeatm_mm.evaluation.results import read_results
@@ -25,6 +28,7 @@ def load(name):
 
 
 tool = load('downstream')
+compat.accept_mmseg_fork()
 COCO = {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP': 0.125}
 
 
@@ -39,7 +43,11 @@ def calls(monkeypatch):
     done = []
     metrics = {'mask-rcnn': COCO, 'fcn': {'mIoU': 30.0}, 'upernet': {'mIoU': 20.0}}
 
+    real = subprocess.run
+
     def run(command, **kwargs):
+        if sys.executable not in command:  # Python's `platform` asks the system what it runs on
+            return real(command, **kwargs)
         done.append(command)
         if 'tools/test.py' in command:
             kind = next(name for name in metrics if any(name in part for part in command))
@@ -63,7 +71,8 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     train = done[0]
     assert 'configs/miniature/downstream/mask-rcnn_resnet.py' in train and '--resume' in train
     assert train[train.index('--seed') + 1] == '3'
-    assert train[train.index('--cfg-options') + 1:] == ['init=random', 'a.b=1']
+    assert train[train.index('--cfg-options') + 1:] == [
+        'init=random', 'train_dataloader.batch_size=8', 'a.b=1']
     assert train[train.index('--nproc-per-node') + 1] == '2'
     assert train[train.index('--launcher') + 1] == 'pytorch'
     assert Path(train[train.index('--data-root') + 1]) == ROOT / 'world'
@@ -140,6 +149,29 @@ def test_a_refusal_of_sbatch_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
     with pytest.raises(SystemExit, match='sbatch refused mini-coco: invalid partition'):
         tool.main(arguments(tmp_path / 'out', '--slurm', 'none'))
+
+
+@pytest.mark.parametrize('name', BENCHMARKS)
+def test_the_whole_batch_is_the_same_on_any_number_of_gpus(name, tmp_path):
+    """Rates and iterations are made for it; a config's size is one process's of so many."""
+    header = (ROOT / 'configs' / BENCHMARKS[name].config).read_text().split('"""')[1]
+    processes = re.search(r'--nproc-per-node (\d+)', header)
+    loader = Config.fromfile(ROOT / 'configs' / BENCHMARKS[name].config).train_dataloader
+    for gpus in (0, 1, 4, 8):
+        train, _ = DownstreamRun(name, 'random', tmp_path, gpus=gpus).commands()
+        size, = (part.split('=')[1] for part in train if part.startswith('train_dataloader.batch'))
+        assert int(size) * max(gpus, 1) == loader.batch_size * int(
+            processes[1] if processes else 1)
+
+
+def test_a_batch_that_cannot_be_shared_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(['random', '--benchmarks', 'mini-coco', '--out', str(tmp_path), '--gpus', '3'])
+    assert "mini-coco: the batch of 16 can't be shared by 3 GPUs" in capsys.readouterr().err
+
+
+def test_addresses_name_themselves():
+    assert downstream.identify('torchvision://resnet50') == 'torchvision://resnet50'
 
 
 def test_metrics(tmp_path):
