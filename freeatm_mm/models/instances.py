@@ -140,7 +140,8 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
+        # A copy, as it may be another operation's gradient, too.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         all_reduce(gradient)
         start = sum(ctx.counts[:get_rank()])
         return gradient[start:start + ctx.counts[get_rank()]], None

@@ -3,6 +3,7 @@ import pytest
 import torch
 from tiny_models import samples, views
 
+from freeatm_mm.models import instances as module
 from freeatm_mm.models.instances import UNKNOWN_NOUN, collect_instances, gather_rows
 
 
@@ -44,3 +45,15 @@ def test_different_grids_are_refused():
 def test_gather_on_one_process_is_the_rows_themselves():
     rows = torch.randn(3, 2)
     assert gather_rows(rows, [3]) is rows
+
+
+def test_gathering_leaves_the_gradients_of_others_alone(monkeypatch):
+    """A sum hands one and the same gradient to both of its terms; here two processes add up."""
+    monkeypatch.setattr(module, 'all_gather', lambda rows: [rows, torch.zeros_like(rows)])
+    monkeypatch.setattr(module, 'all_reduce', lambda gradient: gradient.mul_(2))
+    rows, other = torch.randn(3, 2, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    term = other * 1  # made first, so that its turn comes after the gathering's
+    ((module.gather_rows_with_gradient(rows, [3, 3]) + term) ** 2).sum().backward()
+    expected = 2 * (torch.cat([rows, torch.zeros(3, 2)]) + other)
+    assert torch.equal(other.grad, expected)
+    assert torch.equal(rows.grad, 2 * expected[:3])
