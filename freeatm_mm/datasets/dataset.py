@@ -1,8 +1,9 @@
 """The dataset that mmengine trains on: stores with masks, plain image folders without."""
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ class ImageFolder:
     every worker process as their reference counts change.
 
     Args:
-        path: The folder; images are looked for in all folders below it.
+        path: The folder; images are looked for in all folders below it, linked ones included.
 
     Raises:
-        StoreError: If the folder doesn't exist or holds no image.
+        StoreError: If the folder doesn't exist, holds no image, or one below can't be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -35,14 +36,28 @@ class ImageFolder:
         if not self.path.is_dir():
             raise StoreError(f'there is no store and no image folder at {self.path}: no such '
                              'folder')
-        names = sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob('*')
-                       if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        names = sorted(self._find())
         if not names:
             raise StoreError(f'{self.path} is empty: it holds neither a store (no store.json) nor '
                              f'an image ({", ".join(IMAGE_SUFFIXES)})')
         encoded = [name.encode() for name in names]
         self._names = np.frombuffer(b''.join(encoded), np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded])
+
+    def _find(self) -> Iterator[str]:
+        """Paths of the images below the folder, relative to it; nothing is asked of each file."""
+        def refuse(error: OSError) -> None:
+            raise StoreError(f"the folder {error.filename} can't be read ({error.strerror})")
+
+        for folder, below, files in os.walk(self.path, onerror=refuse, followlinks=True):
+            real = os.path.realpath(folder)
+            # A link to a folder above would lead round in circles.
+            below[:] = [name for name in below if not os.path.islink(os.path.join(folder, name))
+                        or not Path(real).is_relative_to(
+                            os.path.realpath(os.path.join(folder, name)))]
+            start = Path(folder).relative_to(self.path)
+            yield from ((start / name).as_posix() for name in files
+                        if name.lower().endswith(IMAGE_SUFFIXES))
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -1,4 +1,5 @@
 """The dataset: stores, folders, both together, and what it says about bad ones."""
+import os
 import sys
 
 import numpy as np
@@ -54,6 +55,35 @@ def test_stores_and_folders_together(tmp_path):
     counts = [len(dataset[number].get('noun_ids', ())) for number in range(13)]
     assert counts == [1] * 6 + [0] * 4 + [2] * 3
     assert dataset[-1]['sample_idx'] == 12
+
+
+def test_linked_folders_are_read_once_each(tmp_path):
+    """Class folders that are links elsewhere count; links to a folder above don't go round."""
+    folder = make_folder(tmp_path / 'real', ['a/0.png', 'a/1.png'])
+    make_folder(tmp_path / 'disk', ['0.png', 'deeper/1.png'])
+    (folder / 'b').symlink_to(tmp_path / 'disk')
+    (folder / 'a' / 'up').symlink_to(folder)
+    (tmp_path / 'disk' / 'deeper' / 'round').symlink_to(tmp_path / 'disk')
+    (folder / 'd.png').mkdir()  # a folder, whatever its name
+    (folder / 'c.png').symlink_to(tmp_path / 'disk' / '0.png')
+    dataset = FreeATMDataset(folder, pipeline=[LoadFromStore()])
+    assert [dataset[number]['img_path'] for number in range(len(dataset))] == [
+        'a/0.png', 'a/1.png', 'b/0.png', 'b/deeper/1.png', 'c.png']
+
+
+def test_unreadable_folder_is_told(tmp_path, monkeypatch):
+    """Permissions don't bind root, who may run the tests: the system's answer is made up."""
+    folder = make_folder(tmp_path / 'real', ['a/0.png', 'b/0.png'])
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('b'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(StoreError, match=r"real/b can't be read \(Permission denied\)"):
+        FreeATMDataset(folder)
 
 
 def test_indices(tmp_path):
