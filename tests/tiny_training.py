@@ -71,6 +71,30 @@ def simclr_runs(rank: int | None = None) -> list[list[list[torch.Tensor]]]:
             simclr_steps(rank, with_masks=False), simclr_steps(rank, exact=False, with_masks=False)]
 
 
+def stock_and_ours(rank: int | None = None) -> list[list[torch.Tensor]]:
+    """Two steps of mmpretrain's MoCo, of ours without masks, and of ours with all-ones masks.
+
+    Batch normalisation as in training: what the keys are depends on who shuffled which images.
+    """
+    whole = samples([1] * 6)
+    for sample in whole:
+        sample.masks = torch.ones_like(sample.masks)
+    results = []
+    for stock, data in ((True, None), (False, None), (False, whole)):
+        model = moco(stock)
+        for number in range(2):
+            inputs = [view if rank is None else view[3 * rank:3 * rank + 3]
+                      for view in views(6, seed=number)]
+            part = data if data is None or rank is None else data[3 * rank:3 * rank + 3]
+            torch.manual_seed(number)  # the shuffle, which the first process draws
+            model.zero_grad()
+            loss = model.loss(inputs, part)['loss']
+            loss.backward()
+        results.append([loss.detach(), model.queue, *(
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    return results
+
+
 def all_runs(rank: int | None = None) -> list:
     """All of the above: starting processes takes longer than running them."""
-    return [moco_steps(rank), simclr_runs(rank)]
+    return [moco_steps(rank), simclr_runs(rank), stock_and_ours(rank)]

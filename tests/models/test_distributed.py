@@ -32,3 +32,16 @@ def test_simclr_in_two_processes_equals_one(results, run, factor):
         for a, b, c in zip(one, two, expected):
             assert torch.equal(a, b)
             torch.testing.assert_close(a * factor, c, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_keys_are_shuffled_over_processes_as_in_mmpretrain(results):
+    """Shuffle-BN keeps its meaning: images go round, feature maps come back, pooling is local."""
+    for process in (1, 2):
+        stock, without, whole = results[process][2]
+        assert len(stock) == len(without) == len(whole) > 10
+        assert all(torch.equal(a, b) for a, b in zip(stock, without))
+        for a, b in zip(stock, whole):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    # And the statistics are those of halves: in one process the keys are others.
+    assert not torch.allclose(results[0][2][0][1], results[1][2][0][1], atol=1e-3)
