@@ -155,7 +155,7 @@ class _Located:
 
 
 class EncoderWatch:
-    """Notices when the pipeline encodes other prompts than the recorder was given.
+    """Notices when the pipeline encodes other prompts than the recorder was given, or not in order.
 
     Args:
         encoder: The text encoder.
@@ -170,10 +170,10 @@ class EncoderWatch:
             empty: Sequence[Sequence[int]], padding: int, prompts: Sequence[str]) -> None:
         self._encoder = encoder
         self._padding = padding
-        self._expected = {self._without_padding(row) for row in expected}
         self._empty = {self._without_padding(row) for row in empty}
+        self._expected = [self._without_padding(row) for row in expected]
         self._prompts = list(prompts)
-        self._missing: set[tuple[int, ...]] = set()
+        self._seen: list[tuple[int, ...]] = []
         self._strangers = False
 
     def _without_padding(self, row: Sequence[int]) -> tuple[int, ...]:
@@ -186,27 +186,31 @@ class EncoderWatch:
 
     def install(self):
         """Starts watching; returns the hook's handle."""
-        self._missing, self._strangers = set(self._expected), False
+        self._seen, self._strangers = [], False
         return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
         if ids is None:
             return
-        rows = {self._without_padding(row) for row in ids.tolist()}
-        self._missing -= rows
+        rows = [self._without_padding(row) for row in ids.tolist()]
+        self._seen += [row for row in rows if row in self._expected]
         # The empty prompt is the usual negative one, encoded alone when the caller brings the
         # embeddings of the prompts themselves.
-        self._strangers |= bool(rows - self._expected - self._empty)
+        self._strangers |= not {*rows} <= {*self._expected, *self._empty}
 
     def check(self) -> None:
-        """Raises if other prompts were encoded, and some of the recorder's were not.
+        """Raises if the pipeline encoded other prompts, in another number or in another order.
 
         Raises:
             ValueError: As said.
         """
-        if self._strangers and self._missing:
+        # An empty prompt may have been seen as the negative one, at any time.
+        due, seen = ([row for row in rows if row not in self._empty]
+                     for rows in (self._expected, self._seen))
+        if (seen or self._strangers) and (seen[:len(due)] != due
+                                          or not {*self._expected} <= {*self._seen}):
             raise ValueError(
-                f'the pipeline encoded other prompts than the recorder was given ({self._prompts})'
-                ': give both the same prompts and the same clean_caption, or pass '
-                'check_prompts=False to record all the same')
+                f'the pipeline encoded other prompts than the recorder was given ({self._prompts}),'
+                ' or in another order: give both the same prompts and the same clean_caption, or '
+                'pass check_prompts=False to record all the same')

@@ -556,6 +556,26 @@ class TestErrors:
             draw(sd, steps=1, negative_prompt=['a tree'] * 2)
         assert len(recorder.masks()) == 2
 
+    @pytest.mark.parametrize('prompts', [PROMPTS[:1], PROMPTS[1:], PROMPTS[::-1]])
+    def test_fewer_prompts_or_another_order(self, sd, prompts):
+        # One prompt with guidance makes a batch as large as two without.
+        with pytest.raises(ValueError, match='encoded other prompts.*or in another order'):
+            with AttentionRecorder(sd, PROMPTS, NOUNS):
+                draw(sd, prompts)
+        assert hook_count(sd.unet) == 0
+
+    def test_the_same_prompts_in_other_company(self, sd):
+        for prompts, options in (
+                (['a dog', '', 'a dog'], {}), (['', ''], {}),
+                (PROMPTS, dict(negative_prompt=PROMPTS[::-1]))):
+            with AttentionRecorder(sd, prompts, [[] for _ in prompts]) as recorder:
+                for _ in range(2):
+                    draw(sd, prompts, steps=1, **options)
+            assert recorder.num_steps == 2
+        with pytest.raises(ValueError, match='encoded other prompts'):
+            with AttentionRecorder(sd, ['', 'a dog'], [[], []]):
+                draw(sd, ['', 'a cat'])
+
     def test_too_few_text_keys(self, sd):
         with pytest.raises(ValueError, match='hold only 3 text keys'):
             with AttentionRecorder(sd, PROMPTS, NOUNS), torch.no_grad():
