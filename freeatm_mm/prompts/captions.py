@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -61,19 +62,21 @@ def open_packed(path: str | Path, ending: str) -> Iterator[BinaryIO]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If an archive holds no such member, or several, or is damaged.
+        ValueError: If an archive holds no such member, or several, is damaged or locked.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no caption file {path}')
-    try:
+    with _named(path):
         if path.suffix == '.zip':
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith(ending)]
                 if len(names) != 1:
                     raise ValueError(f'{path} holds {len(names)} files that end with {ending}, '
                                      'not one; unpack it and name the file')
-                with archive.open(names[0]) as file:
+                try:
+                    file = archive.open(names[0])
+                except RuntimeError as error:  # a password, or a method that Python doesn't know
+                    raise ValueError(f"{path} can't be unpacked: {error}") from None
+                with file:
                     yield file
         elif path.suffix == '.gz':
             with gzip.open(path) as file:
@@ -81,7 +84,16 @@ def open_packed(path: str | Path, ending: str) -> Iterator[BinaryIO]:
         else:
             with path.open('rb') as file:
                 yield file
-    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which file is missing or damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no caption file {path}')
+    try:
+        yield
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f'{path} is damaged: {error}') from None
 
 
@@ -141,7 +153,7 @@ def read_sbu(path: str | Path, name: str = 'sbu') -> Iterator[Caption]:
     names = str(path).removesuffix('.gz').removesuffix('.zip')
     ending = '.json' if names.endswith('.json') else '.txt'
     if str(path).endswith('.zip') and ending == '.txt':
-        with zipfile.ZipFile(path) as archive:
+        with _named(Path(path)), zipfile.ZipFile(path) as archive:
             ending = '.json' if any(n.endswith('.json') for n in archive.namelist()) else '.txt'
     with open_packed(path, ending) as file:
         if ending == '.txt':

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zipfile
 
@@ -34,6 +35,24 @@ VISUAL_GENOME = [
     {'regions': [{'region_id': 7, 'phrase': 'a dog'}], 'id': 3}]
 SBU = {'image_urls': ['http://a/1.jpg', 'http://a/2.jpg'], 'user_ids': ['x', 'y'],
        'captions': ['Our dog on the beach', 'A tree']}
+
+
+# Bytes in the middle of what was packed are others than they were.
+WRONG_GZIP = gzip.compress(json.dumps(COCO).encode())
+WRONG_GZIP = WRONG_GZIP[:30] + bytes(byte ^ 255 for byte in WRONG_GZIP[30:60]) + WRONG_GZIP[60:]
+
+
+def locked_zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        archive.writestr('a.txt', 'a dog')
+    content = bytearray(buffer.getvalue())
+    for signature, flags in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
+        content[content.index(signature) + flags] |= 1
+    return bytes(content)
+
+
+LOCKED_ZIP = locked_zip()
 
 
 def test_coco(tmp_path):
@@ -103,6 +122,10 @@ def test_sbu_in_its_three_forms(tmp_path):
     (read_sbu, 'a.json', '[{"image": "x"}]', r"a\.json, caption 1: has no string 'caption'"),
     (read_coco, 'a.json.gz', b'no gzip', r'a\.json\.gz is damaged'),
     (read_visual_genome, 'a.json.zip', b'no zip', r'a\.json\.zip is damaged'),
+    (read_sbu, 'a.zip', b'no zip', r'a\.zip is damaged'),
+    (read_coco, 'a.json.gz', WRONG_GZIP, r'a\.json\.gz is damaged'),
+    (read_cc, 'a.tsv.gz', WRONG_GZIP, r'a\.tsv\.gz is damaged'),
+    (read_sbu, 'a.zip', LOCKED_ZIP, r"a\.zip can't be unpacked: .*password"),
 ])
 def test_bad_input_is_named_with_its_place(tmp_path, reader, name, content, message):
     path = tmp_path / name
@@ -125,6 +148,8 @@ def test_an_archive_of_several_files_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match='there is no caption file'):
         list(READERS[name](tmp_path / 'nothing.json'))
+    with pytest.raises(FileNotFoundError, match='there is no caption file'):
+        list(READERS[name](tmp_path / 'nothing.zip'))
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path):
