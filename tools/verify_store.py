@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--pipeline', help='folder or hub id of the pipeline, to draw lost samples again')
     add('--prompts', help='the prompt file of the run')
     add('--batch-size', type=int, help='for stores that did not record it')
+    add('--variant', help='variant of the weights, such as fp16, if the run had one')
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     return parser
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if args.pipeline:
                 changes = {'batch_size': args.batch_size} if args.batch_size else {}
                 source = GenerationJob.of_store(args.store, args.pipeline, args.prompts,
-                                                device=args.device, **changes).source()
+                                                device=args.device, variant=args.variant,
+                                                **changes).source()
             else:
                 source = StorePlan(args.store, args.prompts)
         if args.repair:

@@ -415,11 +415,15 @@ class GenerationJob:
                 'steps', 'guidance', 'seed', 'images_per_prompt', 'height', 'width',
                 'image_format')}
             options |= {'name': config['pipeline'], 'quality': config['quality'] or 95,
-                        'samples_per_shard': manifest['samples_per_shard']}
+                        'samples_per_shard': manifest['samples_per_shard'],
+                        'masks': config.get('masks', True)}
             notes = manifest['shards'][0].get('notes', {}) if manifest['shards'] else {}
             if 'batch_size' in notes:
                 options['batch_size'] = notes['batch_size']
+            # A folder's revision is a hash, to compare with; the hub's is one to ask for.
+            revision = config['revision']
             job = cls(pipeline, prompts, limit=config['num_samples'] // config['images_per_prompt'],
+                      revision=None if str(revision).startswith('sha256:') else revision,
                       scheduler=config['scheduler'], dtype=config['dtype'])
         except (KeyError, TypeError, IndexError, AttributeError):
             raise StoreError(f"{file} doesn't say how the store was drawn, so nothing in it can "

@@ -1,12 +1,14 @@
 """Engines: the same plan and the same bytes, whoever draws; and whoever dies meanwhile."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from freeatm_mm.generation import (
 )
 from freeatm_mm.generation.endurance import kill_and_resume
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
-from freeatm_mm.store import Store, StoreError, verify_store
+from freeatm_mm.store import Store, StoreError, repair_store, verify_store
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 6
@@ -164,6 +166,25 @@ def test_a_job_is_read_back_from_its_store(job, source, tmp_path):
     (tmp_path / 'store.json').unlink()
     with pytest.raises(StoreError, match='start tools/generate.py once more'):
         GenerationJob.of_store(tmp_path, job.pipeline, job.prompts)
+
+
+def test_a_store_without_masks_is_mended_without_them(job, tmp_path):
+    alone = replace(job, options=job.options | {'masks': False})
+    draw_store(alone.source(), tmp_path, progress=False)
+    whole = folder_bytes(tmp_path)
+    (tmp_path / 'shard-000001.tar').unlink()
+    again = GenerationJob.of_store(tmp_path, job.pipeline, job.prompts, device='cpu')
+    repair_store(tmp_path, again.source())
+    assert folder_bytes(tmp_path) == whole
+
+
+def test_a_pipeline_of_the_hub_is_asked_for_by_the_store_s_commit(job, source, tmp_path):
+    draw_store(source, tmp_path, progress=False)
+    assert GenerationJob.of_store(tmp_path, job.pipeline, job.prompts).revision is None
+    manifest = json.loads((tmp_path / 'store.json').read_text())
+    manifest['config']['revision'] = '0123abcd'
+    (tmp_path / 'store.json').write_text(json.dumps(manifest))
+    assert GenerationJob.of_store(tmp_path, 'owner/name', job.prompts).revision == '0123abcd'
 
 
 @pytest.mark.cluster
