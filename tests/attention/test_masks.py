@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from attention_reference import bilinear
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,7 +16,7 @@ finite = st.floats(-2.0**60, 2.0**60, width=32)
 stacks = hnp.arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 3), elements=finite)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(stacks)
 def test_quantize_restores_within_half_a_level(maps):
     levels, scales = quantize(maps)
@@ -38,7 +39,7 @@ def test_quantize_a_flat_map_is_exact():
     assert torch.equal(dequantize(levels, scales)[0], maps[0])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(stacks)
 def test_minmax_fills_the_range(maps):
     stretched, flat = minmax(maps)
@@ -113,7 +114,7 @@ def test_binarize():
             binarize(torch.tensor([0.5, value]))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_box_of_a_rectangle(data):
     height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))

@@ -5,7 +5,8 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_pipelines import WORDS, tiny_clip_tokenizer, tiny_t5_tokenizer
 
@@ -88,7 +89,7 @@ def test_known_and_split_words(name):
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_tokens_spell_the_noun(name, data):
     tokenizer = TOKENIZERS[name]()

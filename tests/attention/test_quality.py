@@ -4,7 +4,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.attention import mask_trust
@@ -26,7 +27,7 @@ def reference(maps, threshold):
     return rows
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(0, 4), st.integers(1, 6), st.integers(2, 6), st.integers(0, 999),
        st.sampled_from([0.2, 0.45, 0.8]))
 def test_equals_plain_numpy(count, height, width, seed, threshold):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from attention_reference import bilinear
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
@@ -123,7 +124,7 @@ def test_affinity_in_pieces(monkeypatch):
         torch.testing.assert_close(total.double() - 1, expected.mean(1), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 4), st.integers(0, 99))
 def test_propagation_averages(height, width, times, seed):
     generator = torch.Generator().manual_seed(seed)

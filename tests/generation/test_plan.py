@@ -5,7 +5,8 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
@@ -18,7 +19,7 @@ def records(count, first=0):
 
 
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_shards_are_the_samples_in_order_cut_in_pieces(count, each, samples_per_shard):
     prompts = records(count)
     plan = Plan(prompts, each, samples_per_shard)

@@ -4,7 +4,8 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.prompts.grammar import PromptGrammar, photo_prompts, shuffled, take_turns
@@ -15,7 +16,6 @@ CLASSES = load_classes()
 BY_LABEL = {c.label: c for c in CLASSES}
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6))
 def test_turns_are_taken_in_a_circle_until_each_has_had_its_own(sizes):
     expected, had = [], [0] * len(sizes)
@@ -29,7 +29,7 @@ def test_turns_are_taken_in_a_circle_until_each_has_had_its_own(sizes):
         take_turns(sizes, sum(sizes))
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.integers(1, 300), st.text(max_size=5))
 def test_another_order_leaves_nothing_out(size, key):
     assert sorted(shuffled(n, size, key) for n in range(size)) == list(range(size))
@@ -86,7 +86,6 @@ def test_each_class_comes_once_a_round_and_all_forms_come():
 GRAMMARS = [PromptGrammar(CLASSES, seed) for seed in range(2)]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**7), st.sampled_from(GRAMMARS))
 def test_every_sentence_is_possible_and_its_nouns_are_where_they_are(number, grammar):
     record = grammar[number]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from freeatm_mm.prompts import PromptRecord
@@ -144,7 +144,6 @@ WORDS = st.lists(st.sampled_from([
     'Straße', 'ﬁsh', '\u200d', '_', "n't", '\x00', 'İ']), max_size=12)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(max_size=40), WORDS.map(' '.join), WORDS.map(''.join)))
 @example('İİ dog')
 @example('\r\n dog\x85dog')
@@ -158,7 +157,6 @@ def test_spans_are_exact_in_any_text(text):
             assert noun.text == noun.text.strip() and any(c.isalpha() for c in noun.text)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(['dog', 'bird', 'tree', 'car']), min_size=1, max_size=5),
        st.lists(st.sampled_from([' near a ', ' and the ', ', a ', ' — the ', ' 🐦 with a ']),
                 min_size=5, max_size=5))

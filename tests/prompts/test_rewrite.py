@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.prompts import Noun, PromptRecord, Subject, fill_template
@@ -42,7 +42,6 @@ def test_nouns_are_found_again_whole_and_apart():
     assert find_again(twice, 'a dog alone') is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(['dog', 'hot dog', 'ÉTÉ', 'Straße', 'a+b', '犬']), min_size=1,
                 max_size=4), st.text(max_size=30))
 def test_spans_of_found_nouns_are_exact_and_disjoint(words, text):

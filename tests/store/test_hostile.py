@@ -12,7 +12,8 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from store_samples import varied_sample
 
@@ -112,7 +113,7 @@ def test_json_larger_than_any_sample_is_refused_before_it_is_read(tmp_path):
         scan_shard(tar)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=3000))
 def test_no_bytes_break_the_scanner(tmp_path_factory, content):
     tar = tmp_path_factory.mktemp('any') / 'any.tar'
@@ -121,7 +122,7 @@ def test_no_bytes_break_the_scanner(tmp_path_factory, content):
         scan_shard(tar)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(0, 511), st.integers(1, 255))
 def test_a_changed_header_is_refused_or_read_as_before(tmp_path_factory, place, change):
     sound = member('a.json') + member('a.png', b'x') + b'\0' * 1024

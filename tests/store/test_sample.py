@@ -6,7 +6,8 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -26,7 +27,7 @@ from freeatm_mm.store import sample as sample_module
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_masks_come_back_exactly(masks):
     np.testing.assert_array_equal(decode_masks(encode_masks(masks), *masks.shape), masks)
 
@@ -63,7 +64,7 @@ def test_a_sample_comes_back_from_what_is_stored(nouns, image_format):
 @given(st.lists(st.tuples(st.floats(width=32, allow_nan=False, allow_infinity=False),
                           st.floats(width=32, allow_nan=False, allow_infinity=False)),
                 min_size=1, max_size=3))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_scales_come_back_exactly(pairs):
     nouns = tuple(Noun('a', 0, 1) for _ in pairs)
     sample = dataclasses.replace(

@@ -13,7 +13,8 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
@@ -54,7 +55,7 @@ def test_read_gives_the_encoded_parts(store_path):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 5), st.data())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_any_store_comes_back(tmp_path_factory, nouns, samples_per_shard, data):
     path = tmp_path_factory.mktemp('any')
     samples = [make_sample(number, count, data.draw(st.sampled_from(['jpg', 'png'])))
