@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer
+from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer, no_texts
 
 __all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', 'load_checked',
            'read_checkpoint']
@@ -194,9 +194,7 @@ class _WithTokenizer:
 
     def take_text_counts(self) -> Counter:
         """Texts read since the last call, those cut at `max_txt_len`, and the tokens lost."""
-        counts = Counter(self.tokenizer.counts)
-        for name in counts:
-            self.tokenizer.counts[name] = 0
+        counts, self.tokenizer.counts = self.tokenizer.counts, no_texts()
         return counts
 
 
@@ -350,6 +348,8 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
     def compute_sim_matrix(self, data_loader, task_cfg):
         """LAVIS's scores of all pairs: ITC picks the first k of each, ITM ranks these anew.
 
+        Texts that are cut, at the 35 tokens that LAVIS reads here, are counted and told.
+
         Args:
             data_loader: Of a retrieval set.
             task_cfg: `k_test`, how many are ranked anew; at most as many as the set has.
@@ -365,5 +365,12 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         if k_test < 10:
             logging.warning('only %d candidates are ranked: figures at 10 count others by chance',
                             k_test)
-        return super().compute_sim_matrix(data_loader,
-                                          OmegaConf.create({'k_test': k_test}))
+        # Counted apart from the texts of training.
+        training, self.tokenizer.counts = self.tokenizer.counts, no_texts()
+        scores = super().compute_sim_matrix(data_loader, OmegaConf.create({'k_test': k_test}))
+        counts, self.tokenizer.counts = self.tokenizer.counts, training
+        if counts['truncated']:
+            logging.warning('%d of the %d texts to be found were longer than the 35 tokens that '
+                            'LAVIS reads, and lost %d tokens in all', counts['truncated'],
+                            counts['texts'], counts['lost_tokens'])
+        return scores

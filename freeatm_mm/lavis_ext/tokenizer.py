@@ -8,9 +8,14 @@ from pathlib import Path
 
 from transformers import BertTokenizer
 
-__all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary']
+__all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_texts']
 
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+
+def no_texts() -> Counter:
+    """The counts of :class:`CountingTokenizer` before its first text."""
+    return Counter(texts=0, truncated=0, lost_tokens=0)
 
 
 class CountingTokenizer(BertTokenizer):
@@ -22,7 +27,7 @@ class CountingTokenizer(BertTokenizer):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.counts = Counter(texts=0, truncated=0, lost_tokens=0)
+        self.counts = no_texts()
 
     def prepare_for_model(self, *args, **kwargs):
         """One text's tokens, as there; counts the text."""

@@ -258,3 +258,17 @@ def test_k_test_is_fitted_to_the_set(model, checkpoint, tokenizer, caplog):
                                              OmegaConf.create({'k_test': 256}))
     assert (large[0] == fitting[0]).all() and (large[1] == fitting[1]).all()
     assert large[0].shape == (4, 5) and large[1].shape == (5, 4)
+
+
+def test_texts_that_judging_cuts_are_told(model, checkpoint, tokenizer, caplog):
+    """LAVIS reads 35 tokens, whatever max_txt_len; those of training are counted apart."""
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)).eval()
+    texts = RetrievalSet()
+    texts.text[1], texts.text[3] = 'a dog ' * 20, 'dog ' * 33
+    retrieval.tokenizer.counts['texts'] = 7
+    with torch.no_grad():
+        retrieval.compute_sim_matrix(texts, OmegaConf.create({'k_test': 4}))
+    assert '1 of the 5 texts to be found were longer than the 35 tokens' in caplog.text
+    assert 'and lost 7 tokens in all' in caplog.text
+    assert retrieval.take_text_counts() == {'texts': 7, 'truncated': 0, 'lost_tokens': 0}
