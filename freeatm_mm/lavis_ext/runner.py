@@ -176,7 +176,7 @@ class FreeATMRunner(RunnerBase):
         return loaders
 
     def _check_batch(self) -> None:
-        """Refuses what would fail after the first steps with less to say."""
+        """Refuses what would fail later with less to say; tells of a warm-up that is cut off."""
         batch = int(self.config.run_cfg.batch_size_train)
         together = batch * get_world_size()
         samples = len(self.dataloaders['train'].dataset)
@@ -188,6 +188,12 @@ class FreeATMRunner(RunnerBase):
         if queue % together:
             raise ValueError(f'model.queue_size {queue} must be a multiple of the whole batch, '
                              f'{together} = {batch} x {get_world_size()} processes')
+        steps, warmup = len(self.dataloaders['train']), self.config.run_cfg.get('warmup_steps', 0)
+        if warmup > steps:
+            logging.warning('LAVIS warms up in the first epoch alone: its %d steps take the rate '
+                            'to %.0f %% of run.init_lr, and the second epoch jumps from there; set '
+                            'run.warmup_steps to %d at most, not %d', steps, 100 * steps / warmup,
+                            steps, warmup)
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -257,7 +263,6 @@ class FreeATMRunner(RunnerBase):
                         'model': self.unwrap_dist_model(self.model).state_dict(),
                         'epoch': epoch})
                 self.log_stats({'epoch': epoch, **log, 'best_epoch': self.best['epoch']}, split)
-            self._text_counts()  # those of the judging don't belong to the next epoch
         if self.use_distributed:
             best = [self.best]
             dist.broadcast_object_list(best, src=0, device=self.device)

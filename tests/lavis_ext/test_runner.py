@@ -155,6 +155,17 @@ def test_wrong_settings_are_told(parts, tmp_path, options, message):
         launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), *options])
 
 
+def test_a_warm_up_longer_than_the_first_epoch_is_told(parts, tmp_path, caplog):
+    """LAVIS would cut it there and jump to the full rate."""
+    def build(steps):
+        caplog.clear()
+        launch.build_runner(launch.load_config(PRETRAIN, [
+            *pretrain_options(*parts, tmp_path), f'run.warmup_steps={steps}']))
+        return caplog.text
+    assert 'its 3 steps take the rate to 50 % of run.init_lr' in build(6)
+    assert 'warms up' not in build(3)
+
+
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
     torch.save({'model': {}, 'optimizer': {}, 'epoch': 0}, tmp_path / 'lavis.pth')
     with pytest.raises(ValueError, match='was not written by freeatm_runner'):
