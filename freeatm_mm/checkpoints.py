@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ['find_backbone', 'load_weights', 'read_state', 'resize_positions']
+__all__ = ['check_complete', 'find_backbone', 'load_weights', 'read_state', 'resize_positions']
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -91,6 +91,31 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
         raise ValueError(f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
                          f'those there are ({shown}, ...) are no backbone by themselves.')
     return bare
+
+
+def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
+    """Make sure that a checkpoint fills a whole model, which mmengine's loading does not.
+
+    That one warns and goes on, so that a pretraining's checkpoint, or another config's, would be
+    evaluated with random heads. Position embeddings may be of another size: models resize them.
+
+    Args:
+        model: The model.
+        checkpoint: A training checkpoint; see `load_weights`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If tensors are missing or of another shape; names the first ones.
+    """
+    weights = load_weights(checkpoint)
+    lacking = [name for name, value in model.state_dict().items()
+               if not name.endswith('num_batches_tracked')
+               and (name not in weights
+                    or weights[name].shape != value.shape and not name.endswith('pos_embed'))]
+    if lacking:
+        more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''
+        raise ValueError(f'{checkpoint} is not of this config: it lacks, or has in another shape, '
+                         f'{", ".join(lacking[:3])}{more}')
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], class_token: bool) -> Tensor:

@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
+from freeatm_mm.checkpoints import check_complete  # noqa: E402
 from freeatm_mm.configs import check_datasets, complete_config, open_config  # noqa: E402
 from freeatm_mm.files import atomic_write  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluates; a wrong path is told in one sentence."""
+    """Evaluates; a wrong path, or a checkpoint of another model, is told in one sentence."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config that the checkpoint was trained with')
@@ -51,8 +52,15 @@ def main(argv: list[str] | None = None) -> None:
     compat.skip_multimodal_models()
 
     from mmengine.dist import is_main_process
+    from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
-    metrics = Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    try:
+        check_complete(runner.model.module if is_model_wrapper(runner.model) else runner.model,
+                       checkpoint)
+    except ValueError as error:
+        parser.error(str(error))
+    metrics = runner.test()
     if args.out and is_main_process():
         with atomic_write(args.out) as file:
             file.write(json.dumps({key: float(value) for key, value in metrics.items()},

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from PIL import Image
@@ -146,6 +147,19 @@ def test_test_tool_tells_what_is_missing(tmp_path, capsys, checkpoint, message):
         load_tool('test').main(['x.py', checkpoint if checkpoint == 'none.pth' else str(tmp_path)])
     assert done.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_test_tool_refuses_a_checkpoint_of_another_model(tmp_path, capsys, monkeypatch):
+    (tmp_path / 'test/objects').mkdir(parents=True)
+    torch.save({'state_dict': {'backbone.weight': torch.zeros(2, 3)}}, tmp_path / 'x.pth')
+    runner = SimpleNamespace(model=torch.nn.Linear(3, 2))  # and no `test`: it isn't come to
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
+    with pytest.raises(SystemExit) as done:
+        load_tool('test').main([
+            str(ROOT / 'configs/miniature/downstream/linear_resnet.py'), str(tmp_path / 'x.pth'),
+            '--data-root', str(tmp_path), '--work-dir', str(tmp_path / 'run')])
+    assert done.value.code == 2
+    assert 'x.pth is not of this config: it lacks' in capsys.readouterr().err
 
 
 def test_an_annotation_without_its_image_stops_a_real_run(tmp_path):

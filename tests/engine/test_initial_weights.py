@@ -12,7 +12,7 @@ from mmpretrain.models.selfsup import MAEViT
 from mmpretrain.models.utils import resize_pos_embed
 from torch import nn
 
-from freeatm_mm.checkpoints import find_backbone, resize_positions
+from freeatm_mm.checkpoints import check_complete, find_backbone, resize_positions
 from freeatm_mm.configs import check_init
 from freeatm_mm.engine import BackboneLayerDecayConstructor, InitialWeightsHook
 from freeatm_mm.engine.initial_weights import load_backbone
@@ -218,6 +218,21 @@ def test_rates_fall_layer_by_layer():
     assert set(groups) == {name for name, p in model.named_parameters() if p.requires_grad}
     with pytest.raises(TypeError, match='get_layer_depth.*not Conv2d'):
         build(Detector(nn.Conv2d(3, 8, 1)))
+
+
+def test_a_checkpoint_to_evaluate_must_fill_the_model(tmp_path):
+    """mmengine warns and goes on: heads without weights would give figures all the same."""
+    whole = Detector(ResNet(**SMALL))
+    whole.head = nn.Linear(4, 3)
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': whole.state_dict()}, path)
+    check_complete(whole, path)
+    whole.head = nn.Linear(4, 5)
+    with pytest.raises(ValueError, match=r'another shape, head\.weight, head\.bias$'):
+        check_complete(whole, path)
+    save(path, ResNet(**SMALL))
+    with pytest.raises(ValueError, match=r'x\.pth is not of this config: it lacks.*head\.weight'):
+        check_complete(whole, path)
 
 
 def test_loading_counts_every_tensor_once(tmp_path):
