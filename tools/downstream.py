@@ -74,8 +74,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
         if args.init not in ('random', 'supervised'):
             parser.error('--method is needed to name the row')
         args.method = args.init
-    stem = Path(args.init).with_suffix('')
-    args.out = args.out or Path('work_dirs/downstream', *stem.parts[-2:], f'seed_{args.seed}')
+    name = Path(args.init).with_suffix('').parts[-2:]
+    if args.init in ('random', 'supervised'):  # of several architectures: one row each
+        name = (args.init, args.suite or '-'.join(args.benchmarks))
+    args.out = args.out or Path('work_dirs/downstream', *name, f'seed_{args.seed}')
     return parser, args
 
 

@@ -170,6 +170,15 @@ def test_a_batch_that_cannot_be_shared_is_told(tmp_path, capsys):
     assert "mini-coco: the batch of 16 can't be shared by 3 GPUs" in capsys.readouterr().err
 
 
+def test_rows_of_both_architectures_have_folders_of_their_own():
+    """The ViT's random weights would overwrite the ResNet's row."""
+    outs = {tool.parse_args([init, '--suite', suite])[1].out
+            for init in ('random', 'supervised') for suite in ('mini-resnet', 'mini-vit')}
+    assert len(outs) == 4
+    args = tool.parse_args(['runs/mocov2/epoch_9.pth', '--suite', 'resnet', '--method', 'x'])[1]
+    assert args.out == Path('work_dirs/downstream/mocov2/epoch_9/seed_0')
+
+
 def test_addresses_name_themselves():
     assert downstream.identify('torchvision://resnet50') == 'torchvision://resnet50'
 
