@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from freeatm_mm.generation import GenerationJob
@@ -58,6 +58,35 @@ def worker_of(environment: Mapping[str, str]) -> tuple[int, int]:
     return 0, 1
 
 
+def names(text: str) -> list[str]:
+    """'up,mid' as names."""
+    return text.split(',')
+
+
+def numbers(separator: str) -> Callable[[str], list[int]]:
+    """A reader of numbers with a separator between."""
+    def read(text: str) -> list[int]:
+        parts = text.split(separator)
+        if not all(part.isdecimal() for part in parts):
+            raise argparse.ArgumentTypeError(f'{text!r} is not numbers with {separator!r} between')
+        return [int(part) for part in parts]
+
+    return read
+
+
+def masks_of(args: argparse.Namespace) -> bool | dict[str, Any]:
+    """Which masks the arguments ask for.
+
+    Raises:
+        ValueError: If some are asked for, and none.
+    """
+    given = {name.removeprefix('mask_'): value for name, value in vars(args).items()
+             if name.startswith('mask_') and value is not None}
+    if args.no_masks and given:
+        raise ValueError(f'--no-masks and --mask-{sorted(given)[0]} exclude each other')
+    return False if args.no_masks else given or True
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n\n')[0], epilog=__doc__.split('\n\n', 2)[2],
@@ -88,6 +117,23 @@ def build_parser() -> argparse.ArgumentParser:
              '(default: skip)')
     add('--no-masks', action='store_true',
         help='draw images alone, with any text-to-image pipeline')
+    masks = parser.add_argument_group(
+        'masks', "other masks than the paper's mean over all steps and blocks (docs/masks.md says "
+        'which are better)')
+    masks.add_argument('--mask-blocks', type=names, metavar='A,B',
+                       help='down, mid, up, or modules such as up_blocks.1')
+    masks.add_argument('--mask-resolutions', type=numbers(','), metavar='N,M',
+                       help='shorter sides of feature maps, such as 16')
+    masks.add_argument('--mask-steps', type=numbers(':'), metavar='START:STOP[:STRIDE]',
+                       help='steps, counted from 0, such as 0:25:3')
+    masks.add_argument('--mask-probability', choices=('joint', 'text'),
+                       help='text: renormalised over the text keys')
+    masks.add_argument('--mask-merge', choices=('mean', 'sum', 'max', 'last'),
+                       help='how the tokens of a noun become one mask')
+    masks.add_argument('--mask-propagate', type=int, metavar='TIMES',
+                       help='pass masks on along the self-attention at 32x32 or below')
+    masks.add_argument('--mask-crf', type=int, metavar='SIDE',
+                       help="draw masks' edges where the image has edges, at SIDE pixels (64, say)")
     add('--plan', action='store_true',
         help='draw two batches, print shards, bytes and hours of the run, and write nothing')
     add('--engine', choices=('process', 'workers', 'ray'),
@@ -117,7 +163,7 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
             steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, seed=args.seed,
             samples_per_shard=args.samples_per_shard, images_per_prompt=args.images_per_prompt,
             height=height, width=width, image_format=args.image_format, quality=args.quality,
-            lost_nouns=args.lost_nouns, masks=not args.no_masks))
+            lost_nouns=args.lost_nouns, masks=masks_of(args)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

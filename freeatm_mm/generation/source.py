@@ -11,7 +11,8 @@ tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
@@ -20,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from freeatm_mm.attention import (
     AttentionRecorder,
     NounAlignmentError,
+    dense_crf,
     find_family,
     mask_trust,
     minmax,
     quantize,
+    resize,
 )
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreError
@@ -40,7 +44,11 @@ from .plan import Plan, PromptFile, sample_key, sample_seed
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['Counts', 'GenerationJob', 'ShardSource', 'StorePlan']
+__all__ = ['MASK_OPTIONS', 'Counts', 'GenerationJob', 'ShardSource', 'StorePlan']
+
+#: What masks to store, by name; all but the last two are the recorder's own options.
+MASK_OPTIONS = ('blocks', 'resolutions', 'steps', 'heads', 'probability', 'merge', 'propagate',
+                'crf')
 
 _PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
 
@@ -82,8 +90,13 @@ class ShardSource:
         lost_nouns: What to do with a noun that the tokenizer cut off or that isn't found among
             the tokens: ``'skip'`` keeps the sample without it, lists it under ``lost_nouns`` in
             the sample's ``meta`` and counts it; ``'raise'`` stops.
-        masks: Whether to record masks. Without, any text-to-image pipeline draws, and samples have
-            a caption but no nouns.
+        masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline draws, and
+            samples have a caption but no nouns. Other masks by a mapping of some of
+            :data:`MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
+            ``probability`` and ``merge`` as :class:`~freeatm_mm.attention.AttentionRecorder` takes
+            them; ``steps`` as start, stop and maybe stride; ``propagate``, how often to pass them
+            on along the self-attention at 32x32 or below; ``crf``, the shorter side in pixels at
+            which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96.
         name: Name of the pipeline for the records; the default is its class.
         revision: Revision of the pipeline for the records.
 
@@ -103,8 +116,9 @@ class ShardSource:
                  steps: int = 50, guidance: float = 7.5, batch_size: int = 8, seed: int = 0,
                  samples_per_shard: int = 5000, images_per_prompt: int = 1,
                  height: int | None = None, width: int | None = None, image_format: str = 'jpg',
-                 quality: int = 95, lost_nouns: str = 'skip', masks: bool = True,
-                 name: str | None = None, revision: str | None = None) -> None:
+                 quality: int = 95, lost_nouns: str = 'skip',
+                 masks: bool | Mapping[str, Any] = True, name: str | None = None,
+                 revision: str | None = None) -> None:
         for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
                                     ('height', height, 1), ('width', width, 1)):
             if value is not None and value < least:
@@ -142,9 +156,11 @@ class ShardSource:
             'quality': quality if image_format == 'jpg' else None,
             'prompts_sha256': self.plan.fingerprint, 'num_samples': self.num_samples}
         self.settings = settings | {'versions': _versions()}
-        if not masks:
+        if isinstance(masks, Mapping) and masks:
+            self.config['masks'] = json.loads(json.dumps(dict(masks)))
+        elif masks is False:
             self.config['masks'] = False
-        self.masks = masks
+        self.masks = masks is not False
         self.notes = {'batch_size': batch_size}
         self.call_options = drawing_options(
             pipeline, steps=steps, guidance=guidance, height=height, width=width)
@@ -152,6 +168,34 @@ class ShardSource:
         self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
         if 'clean_caption' in self.call_options:
             self.recorder_options['clean_caption'] = False
+        self._propagate, self._crf = 0, 0
+        if isinstance(masks, Mapping):
+            self._choose_masks(masks)
+
+    def _choose_masks(self, masks: Mapping[str, Any]) -> None:
+        unknown = sorted(masks.keys() - set(MASK_OPTIONS))
+        if unknown:
+            raise ValueError(f'masks can be told {", ".join(MASK_OPTIONS)}, not '
+                             f'{", ".join(unknown)}')
+        options = dict(masks)
+        self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
+        if self._propagate < 0:
+            raise ValueError(f'propagate must be at least 0, got {self._propagate}')
+        if not 0 <= self._crf <= 96:
+            raise ValueError(f'crf must be a side of at most 96 pixels, or 0, got {self._crf}')
+        if 'steps' in options:
+            if len(options['steps']) not in (2, 3):
+                raise ValueError('steps must be start, stop and maybe stride, got '
+                                 f'{options["steps"]}')
+            options['steps'] = range(*options['steps'])
+            if not set(options['steps']).intersection(range(self.config['steps'])):
+                raise ValueError(f'masks of the steps {masks["steps"]} are none of the '
+                                 f'{self.config["steps"]} steps, counted from 0')
+        if self._propagate:
+            options['self_attention'] = 32
+        self.recorder_options |= options
+        # Refuses a name that is unknown, before anything is written.
+        AttentionRecorder(self.pipeline, ['a photo'], [[]], **self.recorder_options)
 
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard holds, in order."""
@@ -226,8 +270,10 @@ class ShardSource:
                 output = self.pipeline(
                     prompt=prompts, **self.call_options, **negative,
                     generator=generators if self.masks or len(batch) > 1 else generators[0])
-            raw = recorder.masks() if self.masks else [torch.zeros(0, 1, 1) for _ in batch]
-            maps = [(*quantize(masks), minmax(masks)[1]) for masks in raw]
+            raw = (recorder.masks(propagate=self._propagate) if self.masks
+                   else [torch.zeros(0, 1, 1) for _ in batch])
+            maps = [(*quantize(self._sharpened(masks, image)), minmax(masks)[1])
+                    for masks, image in zip(raw, output.images)]
         except (FloatingPointError, ValueError) as error:
             names = ', '.join(record.id for record, _ in batch[:4])
             more = ', ...' if len(batch) > 4 else ''
@@ -261,6 +307,15 @@ class ShardSource:
                 image_format=self.image_format, quality=self.quality, caption=record.prompt,
                 nouns=tuple(record.nouns[recorded[place][row]] for row in kept), masks=levels,
                 scales=scales, meta=meta)
+
+    def _sharpened(self, masks: torch.Tensor, image: Image.Image) -> torch.Tensor:
+        """The masks of an image with its edges, if asked for."""
+        if not (self._crf and len(masks)):
+            return masks
+        scale = self._crf / min(masks.shape[-2:])
+        height, width = (round(side * scale) for side in masks.shape[-2:])
+        soft, _ = minmax(resize(masks, (height, width)))
+        return torch.from_numpy(dense_crf(soft, np.asarray(image.convert('RGB'))))
 
     def _recorder(self, batch: Sequence[tuple[PromptRecord, int]]) -> tuple[
             AttentionRecorder, list[list[int]], list[dict[int, str]]]:

@@ -19,8 +19,11 @@ from freeatm_mm.attention import (
     AttentionRecorder,
     NounAlignmentError,
     NounTruncatedError,
+    dense_crf,
     dequantize,
     mask_trust,
+    minmax,
+    resize,
 )
 from freeatm_mm.generation import ShardSource, generate, sample_seed
 from freeatm_mm.generation.generate import SharedProgress
@@ -319,7 +322,8 @@ def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipe, 'run_safety_checker', blacked_out)
     monkeypatch.setattr(AttentionRecorder, 'masks',
-                        lambda self: [torch.full((len(row), 4, 4), 0.25) for row in self._columns])
+                        lambda self, **_: [torch.full((len(row), 4, 4), 0.25)
+                                         for row in self._columns])
     monkeypatch.setattr(pipe.image_processor, 'postprocess',
                         lambda image, **options: [Image.new('RGB', (8, 8))] * len(image))
     summary = generate(pipe, PROMPTS[:2], tmp_path, **SETTINGS)
@@ -336,6 +340,38 @@ def test_what_is_not_a_number_stops_and_names_the_prompts(pipe, tmp_path):
     finally:
         handle.remove()
     assert not list(tmp_path.glob('shard-*'))
+
+
+@pytest.mark.parametrize('masks', [
+    {'resolutions': [8], 'steps': [0, 1], 'merge': 'max'},
+    {'blocks': ['up'], 'heads': [0], 'propagate': 2},
+    {'blocks': ['down_blocks.0'], 'crf': 20}])
+def test_other_masks_than_the_paper_s(pipe, drawn, tmp_path, masks):
+    draw(pipe, tmp_path, masks=masks)
+    store = Store(tmp_path)
+    assert store.config['masks'] == masks
+    options = {name: value for name, value in masks.items() if name not in ('propagate', 'crf')}
+    if 'steps' in masks:
+        options['steps'] = range(*masks['steps'])
+    if 'propagate' in masks:
+        options['self_attention'] = 32
+    batch = PROMPTS[2:4]  # the second shard, drawn in one batch
+    with AttentionRecorder(pipe, [item.prompt for item in batch],
+                           [item.nouns for item in batch], **options) as recorder:
+        pipe([item.prompt for item in batch], num_inference_steps=2, output_type='pil',
+             generator=[torch.Generator().manual_seed(sample_seed(0, item.id, 0))
+                        for item in batch])
+    expected = recorder.masks(propagate=masks.get('propagate', 0))[1]
+    if 'crf' in masks:
+        soft, _ = minmax(resize(expected, (20, 20)))
+        expected = torch.from_numpy(dense_crf(soft, np.asarray(store[3].image)))
+    np.testing.assert_allclose(dequantize(store[3].masks, store[3].scales), expected,
+                               atol=float(expected.max()) / 255, rtol=0)
+    assert store[2].nouns == () and store[3].masks.shape == expected.shape
+    for index, sample in enumerate(store):
+        assert sample.image_bytes == drawn.store[index].image_bytes
+    with pytest.raises(StoreError, match='masks is .* there and None here'):
+        draw(pipe, tmp_path)
 
 
 def test_other_settings_are_refused_and_named(pipe, drawn):
@@ -356,6 +392,11 @@ def test_other_settings_are_refused_and_named(pipe, drawn):
     ({'quality': 0}, 'quality'), ({'image_format': 'gif'}, 'image_format'),
     ({'lost_nouns': 'hide'}, 'lost_nouns'), ({'images_per_prompt': 0}, 'images_per_prompt'),
     ({'height': 32}, 'height and width together'),
+    ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, not block'),
+    ({'masks': {'blocks': ['left']}}, "blocks must be of .*got .'left'"),
+    ({'masks': {'steps': [2, 9]}}, 'are none of the 2 steps'),
+    ({'masks': {'steps': [2]}}, 'start, stop and maybe stride'),
+    ({'masks': {'crf': 200}}, 'at most 96'), ({'masks': {'propagate': -1}}, 'propagate must be'),
     ({'height': 30, 'width': 64}, 'prompts 000, 001 failed.*divisible by 8'),
 ])
 def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):

@@ -86,7 +86,9 @@ def test_lost_samples_are_drawn_again_by_the_store_s_tool(tool, pipeline_folder,
     verify = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(verify)
     out = tmp_path / 'out'
-    assert tool.main(arguments(pipeline_folder, prompt_file, out, '--limit', '6', '--quiet')) == 0
+    assert tool.main(arguments(pipeline_folder, prompt_file, out, '--limit', '6', '--quiet',
+                               '--mask-resolutions', '8,16', '--mask-crf', '24')) == 0
+    assert Store(out)[0].masks.shape == (1, 24, 24)
     whole = folder_bytes(out)
     (out / 'shard-000001.tar').unlink()
     words = [str(out), '--prompts', str(prompt_file)]
@@ -135,6 +137,8 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
     ({'more': ['--engine', 'process', '--workers', '2']}, '--workers needs --engine'),
     ({'more': ['--workers', '2', '--world', '2', '--rank', '0']}, 'starts its own workers'),
     ({'more': ['--workers', '0']}, 'workers must be at least 1'),
+    ({'more': ['--no-masks', '--mask-crf', '64']}, '--no-masks and --mask-crf exclude each other'),
+    ({'more': ['--mask-blocks', 'up,left']}, 'blocks must be of .*left'),
 ])
 def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path, capsys, change,
                                    message, monkeypatch):
@@ -156,6 +160,19 @@ def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path,
     assert len(lines) == 1 and 'Traceback' not in captured.err
     assert re.search(message, lines[0])
     assert not list(tmp_path.glob('out/shard-*'))
+
+
+def test_masks_are_read_from_the_arguments(tool):
+    def read(*more):
+        return tool.masks_of(tool.build_parser().parse_args(['p', 'p', 'o', *more]))
+
+    assert read() is True and read('--no-masks') is False
+    assert read('--mask-blocks', 'up,mid', '--mask-resolutions', '8,16', '--mask-steps', '0:9:3',
+                '--mask-probability', 'text', '--mask-merge', 'last', '--mask-propagate', '2') == {
+        'blocks': ['up', 'mid'], 'resolutions': [8, 16], 'steps': [0, 9, 3],
+        'probability': 'text', 'merge': 'last', 'propagate': 2}
+    with pytest.raises(SystemExit):
+        read('--mask-steps', '1-5')
 
 
 def test_sizes_are_read_and_nonsense_is_refused(tool):
