@@ -2,10 +2,10 @@
 judged by retrieval on real scenes whose objects no training has seen.
 
     python tools/lavis_miniature.py --store work_dirs/miniature/synthetic \
-        --world work_dirs/miniature/world --seeds 3
+        --world work_dirs/miniature/world --seeds 3 --jobs 2
 
-Runs the project's own tools one after the other and says which; started again, it goes on where it
-was. Every caption of the retrieval set belongs to one picture; each picture has a mirrored twin, so
+Runs the project's own tools one after the other, or the arms side by side, and says which; started
+again, it goes on where it was. Every caption of the retrieval set belongs to one picture; each picture has a mirrored twin, so
 that identity alone can't tell (docs/lavis.md). The figures are kept in OUT/results.json.
 """
 from __future__ import annotations
@@ -14,20 +14,21 @@ import argparse
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from miniature import Job  # noqa: E402  tools/miniature.py
-
 from freeatm_mm.evaluation.results import (  # noqa: E402
+    add_row,
     new_results,
     read_results,
     to_markdown,
     write_results,
 )
 from freeatm_mm.miniature.export import export_positions  # noqa: E402
+from freeatm_mm.miniature.job import Job  # noqa: E402
 from freeatm_mm.miniature.sources import fetch_sources  # noqa: E402
 
 CONFIGS = Path('configs/lavis/miniature')
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument('--arms', nargs='+', choices=list(ARMS), default=list(ARMS),
                         help='which (all)')
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
+    parser.add_argument('--jobs', type=int, default=1, help='arms side by side (%(default)s)')
     parser.add_argument('--epochs', type=int, default=20, help='of pretraining (%(default)s)')
     parser.add_argument('--finetune-epochs', type=int, default=10, help='(%(default)s)')
     parser.add_argument('--detector-epochs', type=int, default=12, help='(%(default)s)')
@@ -67,21 +69,25 @@ def main() -> None:
     args.out, args.store, args.world = (path.resolve()
                                         for path in (args.out, args.store, args.world))
     os.chdir(ROOT)
-    job, results = Job(args.out), args.out / 'results.json'
+    # Arms side by side shouldn't fight for cores.
+    os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
+    job = Job(args.out)
     counts = dict(zip(('train', 'val', 'test'), args.scenes))
     positions = export_positions(fetch_sources(args.cache, args.sources), args.out / 'positions',
                                  counts)
-    if not results.exists():
-        write_results(results, new_results(
-            'miniature-lavis', shlex.join(['python', 'tools/lavis_miniature.py', *sys.argv[1:]])))
     detections = args.detections
     if 'ptp' in args.arms and not detections:
         detections = args.out / 'detections.json'
         detect(job, args, detections)
-    for seed in range(args.seeds):
-        for arm in args.arms:
-            run_arm(job, args, arm, seed, positions, detections, results)
-    print('\n' + to_markdown(read_results(results)))
+    job.run_side_by_side([partial(run_arm, job, args, arm, seed, positions, detections)
+                          for seed in range(args.seeds) for arm in args.arms], args.jobs)
+    results = new_results('miniature-lavis', shlex.join(
+        ['python', 'tools/lavis_miniature.py', *sys.argv[1:]]))
+    for path in sorted((args.out / 'rows').glob('*.json')):
+        for row in read_results(path)['rows']:
+            add_row(results, row)
+    write_results(args.out / 'results.json', results)
+    print('\n' + to_markdown(results))
 
 
 def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
@@ -96,7 +102,7 @@ def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
 
 
 def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: Path,
-            detections: Path | None, results: Path) -> None:
+            detections: Path | None) -> None:
     """Pretrains, judges zero-shot, fine-tunes and judges again."""
     name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
     options = [f'{DATA}.build_info.store={args.store}', f'run.max_epoch={args.epochs}',
@@ -107,17 +113,17 @@ def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: 
     preset = {'baseline': 'none'}.get(arm, arm)
     job.run(f'Pretrain {name}', 'tools/lavis_train.py', CONFIGS / 'blip_pretrain_freeatm.yaml',
             '--work-dir', work / 'pretrain', '--seed', seed, '--resume', '--options', *options,
-            f'{DATA}.text_processor.train.preset={preset}', *args.options)
+            f'{DATA}.text_processor.train.preset={preset}', *args.options, label=name)
     checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
-    row = ['--out', results, '--masks', ARMS[arm], '--seed', seed, '--epochs', args.epochs,
-           '--regime', args.regime, '--generator', 'miniature']
+    row = ['--out', args.out / f'rows/{name}.json', '--masks', ARMS[arm], '--seed', seed,
+           '--epochs', args.epochs, '--regime', args.regime, '--generator', 'miniature']
 
     def judge(what: str, wording: str, *model: str) -> None:
         job.run(f'Judge {name}, {what}', 'tools/lavis_evaluate.py',
                 CONFIGS / 'retrieval_zeroshot.yaml', '--what', what, *row, '--options',
                 f'{READ}.annotations.test={positions}/test/{wording}.json',
                 f'{READ}.images={positions}', f'run.output_dir={work}/{what}', *model,
-                *args.options)
+                *args.options, label=name)
 
     judge('zeroshot', 'words', f'model.pretrained={checkpoint}')
     # The same scenes, positions told as the prompts tell them: what the prompts have taught.
@@ -127,7 +133,7 @@ def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: 
             f'{READ}.annotations.train={positions}/train/words.json',
             f'{READ}.annotations.val={positions}/val/words.json', f'{READ}.annotations.test=null',
             f'{READ}.images={positions}', 'run.test_splits=[]', f'model.pretrained={checkpoint}',
-            f'run.max_epoch={args.finetune_epochs}', *args.options)
+            f'run.max_epoch={args.finetune_epochs}', *args.options, label=name)
     judge('finetuned', 'words', 'model.load_finetuned=True',
           f'model.finetuned={work}/finetune/checkpoint_best.pth')
 
