@@ -65,7 +65,8 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If the config, or one that it inherits, doesn't exist.
-        ValueError: If a data root is given and the config's data sets don't share one.
+        ValueError: If a data root is given and the config's data sets don't share one, or if the
+            learning rate is to be scaled and the config doesn't say from which batch.
     """
     cfg = open_config(args.config, args.work_dir, args.launcher)
     if args.resume:
@@ -75,6 +76,10 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
+        if not cfg.get('auto_scale_lr'):
+            raise ValueError(f'{args.config} does not say for which batch its learning rate is '
+                             'meant: set it with --cfg-options optim_wrapper.optimizer.lr=... in '
+                             'the place of --auto-scale-lr')
         cfg.auto_scale_lr.enable = True
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)

@@ -45,6 +45,15 @@ def test_config_whose_base_points_nowhere(tmp_path, capsys):
     assert 'missing_base.py' in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_scaling_a_learning_rate_that_is_meant_for_no_batch(tmp_path, capsys):
+    config = tmp_path / 'plain.py'
+    config.write_text("model = dict(type='FreeATMMAE')\ntrain_dataloader = dict()\n")
+    with pytest.raises(SystemExit) as done:
+        tool.main([str(config), '--auto-scale-lr'])
+    assert done.value.code == 2
+    assert 'for which batch' in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def torchrun(*arguments):
     return subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
