@@ -5,8 +5,9 @@ judged by retrieval on real scenes whose objects no training has seen.
         --world work_dirs/miniature/world --seeds 3 --jobs 2
 
 Runs the project's own tools one after the other, or the arms side by side, and says which; started
-again, it goes on where it was. Every caption of the retrieval set belongs to one picture; each picture has a mirrored twin, so
-that identity alone can't tell (docs/lavis.md). The figures are kept in OUT/results.json.
+again, it goes on where it was. Every caption of the retrieval set belongs to one picture; each
+picture has a mirrored twin, so that identity alone can't tell (docs/lavis.md). The figures are kept
+in OUT/results.json.
 """
 from __future__ import annotations
 
