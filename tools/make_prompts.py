@@ -193,6 +193,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name, None)
         if value is not None and value < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    priced = getattr(options, 'price_in', 0) + getattr(options, 'price_out', 0) > 0
+    if getattr(options, 'budget', None) is not None and not priced:
+        parser.error('--budget needs --price-in and --price-out, to know what is spent')
     if getattr(options, 'name', None) and not re.fullmatch('[A-Za-z0-9_-]{1,40}', options.name):
         parser.error(f'--name must be 1 to 40 letters, digits, "-" or "_", got {options.name!r}')
     return options

@@ -178,20 +178,23 @@ class LocalModel:
         seed: Decides what is sampled.
 
     Raises:
-        LanguageModelError: If there is no such model.
+        LanguageModelError: If there is no such model, device or number format.
     """
 
     def __init__(self, folder: str, device: str = 'cpu', dtype: str = 'auto', batch_size: int = 8,
                  temperature: float = 1.0, max_tokens: int = 80, seed: int = 0) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        number_format = getattr(torch, dtype, None) if dtype != 'auto' else dtype
+        if dtype != 'auto' and not isinstance(number_format, torch.dtype):
+            raise LanguageModelError(f'there is no number format {dtype!r}; use auto, float32, '
+                                     'float16 or bfloat16')
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side='left')
             self._model = AutoModelForCausalLM.from_pretrained(
-                folder, torch_dtype=dtype if dtype == 'auto' else getattr(torch, dtype),
-                use_safetensors=True).to(device).eval()
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+                folder, torch_dtype=number_format, use_safetensors=True).to(device).eval()
+        except (OSError, ValueError, RuntimeError, AssertionError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LanguageModelError(f"the language model {folder!r} can't be loaded: {reason}"
                                      ) from None
         if self._tokenizer.pad_token is None:
@@ -235,7 +238,14 @@ class LocalModel:
     def _prompt(self, request: Request) -> str:
         if self._tokenizer.chat_template is None:
             return f'{request.instruction}\n\n{request.text}\n'
-        return self._tokenizer.apply_chat_template(
-            [{'role': 'system', 'content': request.instruction},
-             {'role': 'user', 'content': request.text}], tokenize=False,
-            add_generation_prompt=True)
+        from jinja2 import TemplateError
+        apart = [{'role': 'system', 'content': request.instruction},
+                 {'role': 'user', 'content': request.text}]
+        together = [{'role': 'user', 'content': f'{request.instruction}\n\n{request.text}'}]
+        try:
+            messages = self._tokenizer.apply_chat_template(
+                apart, tokenize=False, add_generation_prompt=True)
+        except TemplateError:  # Gemma's and Mistral's know no system
+            messages = self._tokenizer.apply_chat_template(
+                together, tokenize=False, add_generation_prompt=True)
+        return messages

@@ -152,6 +152,23 @@ def test_a_chat_template_is_used(tiny_model):
     assert model._prompt(REQUESTS[0]) == '<system>write<user>1. a dog [dog]<go>'
 
 
+def test_a_chat_template_without_a_system_gets_one_message(tiny_model):
+    model = LocalModel(tiny_model)
+    model._tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<go>")
+    assert model._prompt(REQUESTS[0]) == '<user>write\n\n1. a dog [dog]<go>'
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'dtype': 'float33'}, "no number format 'float33'"),
+    ({'dtype': 'nn'}, "no number format 'nn'"),
+    ({'device': 'cuda:99'}, "can't be loaded: "), ({'device': 'gpu'}, "can't be loaded: .*gpu")])
+def test_a_device_or_format_that_is_none_is_named(tiny_model, options, message):
+    with pytest.raises(LanguageModelError, match=message):
+        LocalModel(tiny_model, **options)
+
+
 def test_a_missing_local_model_is_named(tmp_path):
     with pytest.raises(LanguageModelError, match=r"'.*nothing' can't be loaded"):
         LocalModel(str(tmp_path / 'nothing'))

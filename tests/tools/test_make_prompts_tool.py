@@ -150,6 +150,8 @@ def test_captions(tmp_path):
     (('coco', 'nothing.json', 'OUT'), 1, 'there is no caption file nothing.json'),
     (('rewrite', 'nothing.jsonl', 'OUT', '--model', 'x', '--server', 'http://127.0.0.1:9/v1'), 1,
      'there is no prompt file nothing.jsonl'),
+    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--budget', '5'), 2,
+     '--budget needs --price-in'),
     (('rewrite', 'a.jsonl', 'OUT'), 2, 'one of the arguments --model --local is required'),
 ])
 def test_a_mistake_is_one_sentence(tmp_path, arguments, code, message):
