@@ -146,7 +146,9 @@ def detect_objects(detector: Detector, source: str | Path, out: str | Path, desc
             batch = [images.read(number)
                      for number in range(start, min(start + batch_size, len(images)))]
             batch = [raw for raw in batch if raw.key not in found]
-            pictures = [mmcv.imfrombytes(raw.image_bytes) for raw in batch]
+            # Cameras' notes on turning are passed over, as LAVIS does: boxes fit the stored pixels.
+            pictures = [mmcv.imfrombytes(raw.image_bytes, flag='color_ignore_orientation')
+                        for raw in batch]
             for raw, picture in zip(batch, pictures):
                 if picture is None:
                     raise StoreError(f"{source}: the image {raw.key!r} can't be decoded")

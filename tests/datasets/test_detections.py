@@ -102,6 +102,29 @@ def test_an_interrupted_run_goes_on(parts, tmp_path, monkeypatch):
     assert found['images'].keys() == whole['images'].keys()
 
 
+def test_a_turned_photo_is_seen_as_it_is_stored(tmp_path):
+    """LAVIS reads its pixels unturned; boxes of a turned one would lie elsewhere, or outside."""
+    from PIL import Image
+
+    from freeatm_mm.datasets.detections import detect_objects
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter to the right
+    (tmp_path / 'photos').mkdir()
+    Image.new('RGB', (40, 20)).save(tmp_path / 'photos/a.jpg', exif=turned)
+    seen = []
+
+    class Recorder:
+        model = torch.nn.Linear(1, 1)
+
+        def __call__(self, images, score, most):
+            seen.extend(image.shape for image in images)
+            return [[] for _ in images]
+
+    list(detect_objects(Recorder(), tmp_path / 'photos', tmp_path / 'found.json', 'x'))
+    assert seen == [(20, 40, 3)]
+    assert list(json.loads((tmp_path / 'found.json').read_text())['images']) == ['a.jpg']
+
+
 @pytest.mark.parametrize('config, checkpoint, store, message', [
     ('no.py', None, None, 'there is no file no.py'), (None, 'no.pth', None, 'no file no.pth'),
     (None, None, 'no/store', 'no/store: no such folder'),
