@@ -48,3 +48,5 @@ model = dict(
 # random numbers, so that the seed itself needn't differ.
 custom_hooks = [dict(type='SeedEachIterationHook')]
 randomness = dict(seed=0, diff_rank_seed=False)
+# With --resume, as the other methods: mmpretrain's MAE goes on unasked with what it finds.
+resume = False

@@ -43,6 +43,9 @@ model = dict(
     negatives='all',
     neck=dict(type='InstancePoolNeck', neck='NonLinearNeck'))
 
+# What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
+auto_scale_lr = dict(base_batch_size=4096)
+
 # A resumed run ends bit-equal to one that was never stopped.
 custom_hooks = [dict(type='SeedEachIterationHook')]
 randomness = dict(seed=0)

@@ -39,6 +39,9 @@ model = dict(
     type='FreeATMSimSiam',
     neck=dict(type='InstancePoolNeck', neck='NonLinearNeck'))
 
+# What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
+auto_scale_lr = dict(base_batch_size=256)
+
 # A resumed run ends bit-equal to one that was never stopped.
 custom_hooks = [*_base_.custom_hooks, dict(type='SeedEachIterationHook')]
 randomness = dict(seed=0)

@@ -43,5 +43,6 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs,
          convert_to_iter_based=True),
 ]
+auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))

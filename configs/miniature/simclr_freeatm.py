@@ -45,6 +45,7 @@ param_scheduler = [
          convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs),
 ]
+auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)
 custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))

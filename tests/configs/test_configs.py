@@ -53,6 +53,15 @@ def test_header_gives_the_command(name):
     assert load(name).custom_imports['imports'] == ['freeatm_mm']
 
 
+@pytest.mark.parametrize('name', PRETRAINING)
+def test_learning_rates_are_meant_for_the_batch_of_the_config(name):
+    """What `--auto-scale-lr` scales from; and no run goes on from what it finds unasked."""
+    cfg = load(name)
+    processes = 1 if name.startswith('miniature') else 16 if 'simclr' in name else 8
+    assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size * processes
+    assert not cfg.get('resume')
+
+
 @pytest.mark.parametrize('name', [name for name in PRETRAINING if name.startswith('miniature')])
 def test_miniatures_train_one_batch(name, tmp_path):
     """The grid of the masks fits the encoder, channels fit each other, the loss has gradients."""
@@ -124,6 +133,8 @@ def same_loading(ours, stock):
     ('simsiam_freeatm.py', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py')])
 def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, stock_name):
     stock, ours = load_stock(stock_name, tmp_path), strip(load(name).to_dict())
+    if 'auto_scale_lr' not in stock:  # SimCLR's and SimSiam's don't say
+        ours.pop('auto_scale_lr')
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'data_preprocessor',
                 'auto_scale_lr', 'default_hooks'):
         assert ours.get(key) == stock.get(key)
