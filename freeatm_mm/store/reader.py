@@ -135,8 +135,10 @@ class Store(Sequence):
         try:
             complete, shards = manifest['complete'], manifest['shards']
             # Names in a file are not trusted as paths: they must be the ones that a writer gives.
-            sound = all(shard['name'] == shard_name(index) and shard['samples'] > 0
-                        and shard['bytes'] > 0 for index, shard in enumerate(shards))
+            sound = all(shard['name'] == shard_name(index)
+                        and all(type(shard[field]) is int and 0 < shard[field] < 1 << 50
+                                for field in ('samples', 'bytes'))
+                        for index, shard in enumerate(shards))
         except (KeyError, TypeError):
             sound = False
         if not sound:

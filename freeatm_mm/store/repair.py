@@ -133,7 +133,9 @@ def _samples(path: Path, number: int, state: ShardState, source: SampleSource | 
     if state.rows is None and source is None:
         report.left.append(f'{name}: nothing is left of it; give the pipeline and the prompts')
         return None
-    keys = [key.decode() for key in state.rows['key']] if state.rows is not None else None
+    keys = None
+    if state.rows is not None:
+        keys = [key.decode('ascii', 'replace') for key in state.rows['key']]
     if source is not None:
         due = source.keys(number)
         if keys is not None and keys != due:

@@ -203,7 +203,8 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
     if tar_problem is not None and tar_problem[1] == 'missing':
         if state.rows is not None:
             state.bad = list(range(len(state.rows)))
-            tar_problem = (_missing_shard([key.decode() for key in state.rows['key']]), 'missing')
+            tar_problem = (_missing_shard([key.decode('ascii', 'replace')
+                                           for key in state.rows['key']]), 'missing')
         report(tar_path, *tar_problem)
         return state
     if tar_problem is not None:

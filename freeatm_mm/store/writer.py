@@ -90,7 +90,7 @@ class StoreWriter:
         except StoreError as error:
             _LOG.warning('%s; the shard will be written again', error)
             return None
-        if manifest['config_sha256'] != self._digest:
+        if manifest.get('config_sha256') != self._digest:
             raise StoreError(f'{base.name} in {self.path} was made with another configuration '
                              'than store.json states; remove it or use another folder')
         for ending, size in (('.tar', manifest['bytes']), ('.index.npy', manifest['index_bytes'])):

@@ -209,6 +209,18 @@ def test_an_index_that_lies_is_refused_whatever_its_checksum(path, field, value)
     assert any('index.npy' in problem.where for problem in verify_store(path))
 
 
+def test_keys_that_are_no_text_are_named_where_the_tar_is_gone(path):
+    rows = np.load(path / 'shard-000000.index.npy')
+    rows['key'][0] = b'\xff\xfe'
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    vouch(path, index=buffer.getvalue())
+    (path / 'shard-000000.tar').unlink()
+    problem, = (problem for problem in verify_store(path) if problem.where.endswith('.tar'))
+    assert problem.kind == 'missing' and 'is missing, with its 3 samples' in problem.what
+    assert '3 of its 3 samples are lost' in repair_store(path).left[0]
+
+
 @pytest.mark.parametrize('header', [
     b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
     b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }",
@@ -234,7 +246,10 @@ def test_an_index_that_claims_more_rows_than_it_has_is_refused(path):
     b'\xff\xfe', b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [1]}',
     b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": {"name": 1}}',
     (b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [{"name": '
-     b'"../../x", "samples": 1, "bytes": 1}]}')])
+     b'"../../x", "samples": 1, "bytes": 1}]}'),
+    *(b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [{"name": '
+      b'"shard-000000", "samples": %s, "bytes": 1}]}' % number
+      for number in (b'1' + b'0' * 40, b'1e300', b'NaN', b'Infinity', b'true', b'1.5', b'"1"'))])
 def test_a_hostile_manifest_is_refused(path, manifest):
     (path / 'store.json').write_bytes(manifest)
     with pytest.raises(StoreError):
