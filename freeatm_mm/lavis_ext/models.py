@@ -63,11 +63,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def complete_momentum(state: dict[str, Tensor]) -> int:
+def complete_momentum(state: dict[str, Tensor], source: str | Path) -> int:
     """Adds momentum encoders to a checkpoint that LAVIS wrote, which leaves them out, in place.
 
     LAVIS keeps no parameter that takes no gradient (`RunnerBase._save_checkpoint`), so that its
-    pretraining checkpoints can't be loaded for retrieval. The online weights are the best guess.
+    pretraining checkpoints can't be loaded for retrieval. The online weights are the best guess; a
+    warning tells of them.
+
+    Args:
+        state: The weights.
+        source: Where they come from, for the warning.
 
     Returns:
         How many tensors were added; 0 where the momentum encoders are there.
@@ -76,6 +81,9 @@ def complete_momentum(state: dict[str, Tensor]) -> int:
               for name, value in state.items() if name.startswith(f'{part}.')}
     missing = {name: value for name, value in copied.items() if name not in state}
     state.update(missing)
+    if missing:
+        logging.warning('%s holds no momentum encoders, as LAVIS writes it; %d tensors are copies '
+                        'of the online ones', source, len(missing))
     return len(missing)
 
 
@@ -249,7 +257,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
                 tokenizer=tokenizer)
         if cfg.get('pretrained'):
             state = read_checkpoint(cfg.pretrained)
-            complete_momentum(state)
+            complete_momentum(state, cfg.pretrained)
             load_checked(model, state, cfg.pretrained, may_lack=['idx_queue'])
         model.reset_queue_ptr()  # so that whole batches fit behind it, whatever their size
         return model
@@ -338,10 +346,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             The counts of :func:`load_checked`.
         """
         state = read_checkpoint(url_or_filename)
-        added = complete_momentum(state)
-        if added:
-            logging.warning('%s holds no momentum encoders, as LAVIS writes it; %d tensors are '
-                            'copies of the online ones', url_or_filename, added)
+        complete_momentum(state, url_or_filename)
         return load_checked(self, state, url_or_filename, may_lack=['idx_queue'],
                             may_hold=['text_decoder.'])
 

@@ -139,6 +139,11 @@ def test_a_checkpoint_of_lavis_gets_momentum_encoders(model, tokenizer, tmp_path
         config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}', path=FINETUNE))
     assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
     assert torch.equal(retrieval.text_proj_m.weight, model.text_proj.weight)
+    caplog.clear()
+    again = FreeATMBlipPretrain.from_config(  # further pretraining says so too
+        config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}'))
+    assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
+    assert torch.equal(again.text_proj_m.weight, model.text_proj.weight)
 
 
 def test_larger_images_and_other_queues(model, checkpoint, tokenizer, caplog):
