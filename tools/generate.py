@@ -53,8 +53,13 @@ def worker_of(environment: Mapping[str, str]) -> tuple[int, int]:
     if 'RANK' in environment and 'WORLD_SIZE' in environment:
         return number('RANK', 0), number('WORLD_SIZE', 1)
     if 'SLURM_ARRAY_TASK_ID' in environment and 'SLURM_ARRAY_TASK_COUNT' in environment:
-        first = number('SLURM_ARRAY_TASK_MIN', 0)
-        return number('SLURM_ARRAY_TASK_ID', 0) - first, number('SLURM_ARRAY_TASK_COUNT', 1)
+        place = number('SLURM_ARRAY_TASK_ID', 0) - number('SLURM_ARRAY_TASK_MIN', 0)
+        step = max(1, number('SLURM_ARRAY_TASK_STEP', 1))  # --array=0-62:2
+        rank, world = place // step, number('SLURM_ARRAY_TASK_COUNT', 1)
+        if rank >= world or place % step:
+            raise ValueError('the tasks of this SLURM array are not evenly spaced, so which worker '
+                             'this is stays unknown: use --array=0-63, or --rank and --world')
+        return rank, world
     return 0, 1
 
 
@@ -177,9 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     failures: tuple[type[Exception], ...] = (ValueError, OSError, StoreError, FloatingPointError)
     try:
-        rank, world = worker_of(os.environ)
-        rank, world = (rank if args.rank is None else args.rank,
-                       world if args.world is None else args.world)
+        rank, world = args.rank, args.world
+        if rank is None or world is None:
+            found = worker_of(os.environ)
+            rank, world = (found[0] if rank is None else rank,
+                           found[1] if world is None else world)
         engine = args.engine or ('process' if args.workers is None else 'workers')
         if engine == 'process' and args.workers is not None:
             raise ValueError('--workers needs --engine workers or ray')

@@ -189,11 +189,25 @@ def test_sizes_are_read_and_nonsense_is_refused(tool):
     ({'RANK': '3'}, (0, 1)),
     ({'SLURM_ARRAY_TASK_ID': '5', 'SLURM_ARRAY_TASK_COUNT': '4', 'SLURM_ARRAY_TASK_MIN': '2'},
      (3, 4)),
+    ({'SLURM_ARRAY_TASK_ID': '6', 'SLURM_ARRAY_TASK_COUNT': '3', 'SLURM_ARRAY_TASK_MIN': '2',
+      'SLURM_ARRAY_TASK_STEP': '2'}, (2, 3)),
 ])
 def test_the_worker_is_read_from_the_environment(tool, environment, expected):
     assert tool.worker_of(environment) == expected
     with pytest.raises(ValueError, match="RANK is 'x'"):
         tool.worker_of({'RANK': 'x', 'WORLD_SIZE': '1'})
+    with pytest.raises(ValueError, match='not evenly spaced.*--rank and --world'):
+        tool.worker_of({'SLURM_ARRAY_TASK_ID': '9', 'SLURM_ARRAY_TASK_COUNT': '2',
+                        'SLURM_ARRAY_TASK_MIN': '1', 'SLURM_ARRAY_TASK_STEP': '1'})
+
+
+def test_a_worker_named_by_hand_needs_no_environment(tool, pipeline_folder, prompt_file, tmp_path,
+                                                     monkeypatch, capsys):
+    for name, value in (('ID', '9'), ('COUNT', '2'), ('MIN', '1')):
+        monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', value)
+    words = arguments(pipeline_folder, prompt_file, tmp_path / 'out', '--limit', '2', '--quiet')
+    assert tool.main(words) == 2 and 'not evenly spaced' in capsys.readouterr().err
+    assert tool.main([*words, '--rank', '0', '--world', '1']) == 0
 
 
 def test_out_of_memory_and_interruption_are_said_plainly(
