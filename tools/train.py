@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import Config, DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
+from freeatm_mm.checkpoints import check_complete  # noqa: E402
 from freeatm_mm.configs import (  # noqa: E402
     check_datasets,
     check_init,
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         cfg = load_config(args)
         check_init(cfg)
-        check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
+        check_datasets(cfg)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     pretrained = cfg.get('model', {}).get('pretrained')
@@ -114,7 +115,13 @@ def main(argv: list[str] | None = None) -> None:
         check_stores(cfg.get('train_dataloader'))
     except StoreError as error:
         parser.error(f'{error} (set it with --cfg-options train_dataloader.dataset.store=FOLDER)')
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    if pretrained and Path(pretrained).is_file():  # mmengine would warn and leave out the rest
+        try:
+            check_complete(getattr(runner.model, 'module', runner.model), pretrained)
+        except ValueError as error:
+            parser.error(f'model.pretrained: {error}')
+    runner.train()
 
 
 if __name__ == '__main__':

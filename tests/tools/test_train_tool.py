@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.runner import CheckpointLoader
 from tiny_stores import make_store
 
@@ -35,6 +36,17 @@ def test_second_stage_without_the_first_is_told(capsys):
         tool.main([str(ROOT / 'configs/mixed/mae_freeatm.py')])
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'work_dirs/mixed/mae_real/epoch_1600.pth' in last and 'model.pretrained=' in last
+
+
+def test_second_stage_on_another_models_checkpoint_is_refused(tmp_path, capsys):
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(3)}}, tmp_path / 'other.pth')
+    with pytest.raises(SystemExit):
+        tool.main([str(ROOT / 'configs/miniature/mixed/mocov2_freeatm.py'), '--work-dir',
+                   str(tmp_path / 'work'), '--cfg-options',
+                   f'train_dataloader.dataset.store={make_store(tmp_path / "store", 4)}',
+                   f'model.pretrained={tmp_path / "other.pth"}', 'train_dataloader.batch_size=2'])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'model.pretrained' in last and 'is not of this config' in last
 
 
 def test_config_whose_base_points_nowhere(tmp_path, capsys):
