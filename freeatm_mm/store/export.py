@@ -273,6 +273,7 @@ def export_parquet(path: str | Path, out: str | Path, *, rows_per_group: int = 1
 
     def row(index: int) -> dict[str, Any]:
         raw = store.read(index)
+        decode_sample(raw)  # checks what is passed on as it is
         info = raw.info
         report.images += 1
         report.instances += len(info['nouns'])

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mmcv.transforms import Compose
 from mmengine.config import Config
@@ -57,7 +58,7 @@ def test_masks_stay_on_the_pixels_they_were_cut_from(name):
     transform = Compose(without_colours(pipeline(name)[0]))
     flips = set()
 
-    @settings(max_examples=12, deadline=None)
+    @examples(12)
     @given(st.integers(0, 2**32 - 1))
     def check(seed):
         np.random.seed(seed)

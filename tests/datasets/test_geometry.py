@@ -3,7 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.datasets import FreeATMRandomFlip, FreeATMRandomResizedCrop
@@ -40,7 +41,7 @@ def windows(draw):
     return tuple(number / 20 for pair in (draw(ends), draw(ends)) for number in pair)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(sizes, sizes, st.lists(windows(), min_size=1, max_size=3), st.integers(0, 2**31))
 def test_view_masks_equal_plain_integration(size, grid, views, seed):
     masks = np.random.default_rng(seed).uniform(size=(2, *size))
@@ -58,7 +59,7 @@ def test_view_masks_equal_supersampling():
     np.testing.assert_allclose(view_masks(masks, [window], (4, 6))[0], expected, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(8, 30), st.integers(8, 30), st.integers(2, 6), st.integers(0, 2**31))
 def test_masks_follow_crop_and_flip_of_an_image(height, width, grid, seed):
     """The mask is the image itself: cropped, shrunk by area and flipped, they must stay equal."""
@@ -72,7 +73,7 @@ def test_masks_follow_crop_and_flip_of_an_image(height, width, grid, seed):
     np.testing.assert_allclose(masks, results['img'].transpose(2, 0, 1), atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.sampled_from(('crop', *DIRECTIONS)), min_size=1, max_size=6),
        st.integers(0, 2**31))
 def test_window_of_any_chain_says_where_pixels_come_from(chain, seed):
@@ -99,7 +100,7 @@ def test_window_of_any_chain_says_where_pixels_come_from(chain, seed):
                                atol=slack)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10), st.integers(1, 10), st.integers(0, 10), st.integers(1, 10),
        st.sampled_from(DIRECTIONS))
 def test_visible_share_counts_pixels(y, height, x, width, direction):

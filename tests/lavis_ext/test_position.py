@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip('lavis')
 
 import torch  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from examples import examples  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -46,7 +47,7 @@ def decoded(view, processor):
     return pixels[:2], pixels[2] > 0.99  # shears and turns bring in black
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**6), x=st.floats(0, 0.85), y=st.floats(0, 0.85),
        width=st.floats(0.1, 1), height=st.floats(0.1, 1), hflip=st.booleans())
 def test_the_box_in_the_view_is_where_the_pixels_are(seed, x, y, width, height, hflip):
@@ -122,7 +123,7 @@ def test_without_flips_draws_stay_the_same():
     assert 0 < mirrored < 8
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10**6), grid=st.integers(1, 6), base=st.sampled_from([0, 1]))
 def test_a_mask_is_where_its_stretched_foreground_is(seed, grid, base):
     rng = np.random.default_rng(seed)

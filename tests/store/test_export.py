@@ -203,3 +203,17 @@ def test_a_damaged_sample_leaves_no_half_export(path, tmp_path):
 def test_arguments_out_of_range_are_refused(path, tmp_path, change):
     with pytest.raises(ValueError, match='threshold|categories'):
         export_coco(path, tmp_path / 'out', **change)
+
+
+def test_parquet_refuses_a_sample_that_is_none(path, tmp_path, monkeypatch):
+    pytest.importorskip('pyarrow')
+    read = Store.read
+
+    def without_caption(store, index):
+        raw = read(store, index)
+        return raw._replace(info={key: value for key, value in raw.info.items()
+                                  if key != 'caption'})
+    monkeypatch.setattr(Store, 'read', without_caption)
+    with pytest.raises(StoreError, match="sample 'a': its JSON is not a sample.*caption"):
+        export_parquet(path, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
