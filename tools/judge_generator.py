@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument('--judge-epochs', type=int, default=7, help='(%(default)s)')
     parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
-    parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
     args = parser.parse_args()

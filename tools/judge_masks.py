@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--crf-size', type=int, default=32,
                         help='side of masks for the CRF (%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='to draw in (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument('--segmenter-scenes', type=int, default=20000,
                         help='real scenes that the segmenter learns from (%(default)s)')
     parser.add_argument('--segmenter-epochs', type=int, default=5, help='(%(default)s)')

@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--generator', default=GENERATOR,
                         help='folder of the pipeline (%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument('--jobs', type=int, default=min(os.cpu_count() or 1, 2),
                         help='pretrainings side by side (%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '

@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--world', help='folder made by tools/make_world.py with --exact to '
                         'use, instead of making one')
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=3.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument('--mask-values', choices=('attention', 'normalized'), default='attention',
                         help='attention as the paper has it, or stretched to [0, 1] '
                         '(%(default)s)')
