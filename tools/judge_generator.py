@@ -19,6 +19,7 @@ from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.judge import (
     NounClassifier,
+    judge_reconstructions,
     judge_scenes,
     judge_store,
     masks_on_noised_scenes,
@@ -71,6 +72,7 @@ def judge(args: argparse.Namespace) -> None:
     results |= {
         'images': args.images, 'steps': args.steps, 'guidance': args.guidance,
         'generated': judge_store(classifier, images),
+        'reconstructed': judge_reconstructions(classifier, loaded.pipe, seen),
         'real': judge_scenes(classifier, seen),
         'masks': masks_on_noised_scenes(loaded.pipe, seen),
         'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen)}

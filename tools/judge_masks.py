@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> None:
                         help='side of masks for the CRF (%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='to draw in (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
-    parser.add_argument('--segmenter-scenes', type=int, default=20000,
+    parser.add_argument('--segmenter-scenes', type=int, default=15000,
                         help='real scenes that the segmenter learns from (%(default)s)')
-    parser.add_argument('--segmenter-epochs', type=int, default=5, help='(%(default)s)')
+    parser.add_argument('--segmenter-epochs', type=int, default=3, help='(%(default)s)')
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/results', help='(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')

@@ -30,7 +30,8 @@ from .sources import NOUNS
 from .tensors import images_to_tensor
 
 __all__ = [
-    'NounClassifier', 'NounSegmenter', 'found_nouns', 'masks_on_noised_scenes',
+    'NounClassifier', 'NounSegmenter', 'found_nouns', 'judge_reconstructions',
+    'judge_scenes', 'judge_store', 'masks_on_noised_scenes',
     'record_drawn_scenes', 'record_noised_scenes', 'trained',
 ]
 
@@ -258,6 +259,21 @@ def judge_store(classifier: NounClassifier, store: str | Path) -> dict[str, Any]
 def judge_scenes(classifier: NounClassifier, scenes: Sequence[Scene]) -> dict[str, Any]:
     """The same on real scenes: what a perfect generator would score."""
     return found_nouns(classifier.scores(np.stack([scene.image for scene in scenes])),
+                       np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
+
+
+@torch.no_grad()
+def judge_reconstructions(classifier: NounClassifier, pipeline: StableDiffusionPipeline,
+                          scenes: Sequence[Scene], batch_size: int = 50) -> dict[str, Any]:
+    """The same on real scenes that went through the autoencoder: the most that a UNet can reach."""
+    parts = []
+    for start in range(0, len(scenes), batch_size):
+        batch = np.stack([scene.image for scene in scenes[start:start + batch_size]])
+        latents = pipeline.vae.encode(images_to_tensor(batch)).latent_dist.mean
+        parts.append(pipeline.image_processor.postprocess(
+            pipeline.vae.decode(latents).sample, output_type='np'))
+    images = (np.concatenate(parts) * 255).round().astype(np.uint8)
+    return found_nouns(classifier.scores(images),
                        np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
 
 

@@ -32,7 +32,9 @@ def generator_report(results: dict[str, Any]) -> str:
         'A classifier trained on real training scenes ranks the nouns; a noun counts as found if '
         'it is among the K highest of an image whose prompt names K.', '',
         '| images | all nouns | one noun | two | three |', '| --- | --- | --- | --- | --- |']
-    for name, found in (('generated', generated), ('real scenes', real)):
+    for name, found in (('generated', generated),
+                        ('real scenes, through the autoencoder', results['reconstructed']),
+                        ('real scenes', real)):
         # keys are strings once the file has been through JSON
         by_count = {int(count): share for count, share in found['found_by_count'].items()}
         lines.append(f'| {name} | {found["found"]:.1%} | ' + ' | '.join(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from freeatm_mm.miniature.judge import (
     NounClassifier,
     NounSegmenter,
     found_nouns,
+    judge_reconstructions,
     judge_scenes,
     masks_on_noised_scenes,
     record_drawn_scenes,
@@ -55,6 +57,13 @@ def test_the_classifier_learns_and_repeats(source_folder):
     assert judge_scenes(first, scenes)['found'] > judge_scenes(first, scenes)['chance'] + 0.2
     images = np.stack([scene.image for scene in scenes])
     assert np.array_equal(first.scores(images), second.scores(images))
+    # an autoencoder that changes nothing loses nothing
+    pipe = SimpleNamespace(
+        image_processor=load_pipeline(SHIPPED).pipe.image_processor,
+        vae=SimpleNamespace(
+            encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mean=x)),
+            decode=lambda x: SimpleNamespace(sample=x)))
+    assert judge_reconstructions(first, pipe, scenes) == judge_scenes(first, scenes)
 
 
 @pytest.fixture(scope='module')
@@ -117,6 +126,7 @@ def test_masks_on_noised_scenes_are_scored_by_resolution(source_folder):
     found = found_nouns(np.eye(len(NOUNS)), np.eye(len(NOUNS)))
     results = new_results('x', 'python x') | {
         'images': 4, 'steps': 2, 'guidance': 3.0, 'generated': found, 'real': found,
+        'reconstructed': found,
         'masks': scores, 'masks_unseen_objects': scores}
     report = generator_report(results)
     assert all('100.0%' in fact or f'{scores["all"]["iou"]:.3f}' in fact
