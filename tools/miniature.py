@@ -183,7 +183,7 @@ def judge(job: Job | DryJob, args: argparse.Namespace, name: str, method: str,
 
 def gather(args: argparse.Namespace) -> dict:
     """One result file from the rows of all judgements; fine-tuning's joins that of frozen ones."""
-    results = new_results('miniature', shlex.join(['./run', 'miniature', *sys.argv[1:]]))
+    results = new_results(args.out.name, shlex.join(['./run', 'miniature', *sys.argv[1:]]))
     for path in sorted((args.out / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:
             fine_tuned = path.with_name(f'{path.stem}-finetune') / 'row.json'

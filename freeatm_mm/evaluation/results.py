@@ -32,9 +32,9 @@ from freeatm_mm.files import atomic_write
 
 __all__ = [
     'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'arm_names',
-    'comparisons', 'describe_hardware', 'is_untrained', 'new_results', 'package_versions',
-    'paired_difference', 'read_results', 'result_tables', 'summarise_rows', 'to_markdown',
-    'validate_results', 'write_results',
+    'comparisons', 'describe_hardware', 'epochs_to_match', 'is_untrained', 'new_results',
+    'package_versions', 'paired_difference', 'read_results', 'result_tables', 'summarise_rows',
+    'to_markdown', 'validate_results', 'write_results',
 ]
 
 METRIC_TITLES = {
@@ -384,6 +384,38 @@ def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     return list(longest.values())
 
 
+def epochs_to_match(arm: Sequence[Group], baseline: Sequence[Group], metric: str,
+                    share: float = 0.25) -> tuple[float, float, float | None] | None:
+    """How long a baseline needs for what an arm has after a share of its pretraining (Fig. 4).
+
+    Args:
+        arm: One arm after several numbers of epochs.
+        baseline: What it is compared with, likewise.
+        metric: Which metric, higher being better; means over seeds are compared.
+        share: Of the arm's longest pretraining.
+
+    Returns:
+        The arm's epochs there and its value; and the epochs at which the baseline first has that
+        value, on straight lines between those that were judged, or None if it never has. None
+        instead if the arm wasn't judged there.
+    """
+    ours = {group.epochs: group.mean(metric) for group in arm if metric in group.values}
+    theirs = sorted((group.epochs, group.mean(metric)) for group in baseline
+                    if metric in group.values)
+    at = share * max(ours, default=0)
+    if at not in ours or not theirs:
+        return None
+    wanted, before = ours[at], None
+    for epochs, value in theirs:
+        if value >= wanted:
+            if before is None:
+                return at, wanted, epochs
+            return at, wanted, before[0] + (epochs - before[0]) * (
+                (wanted - before[1]) / (value - before[1]))
+        before = epochs, value
+    return at, wanted, None
+
+
 # --- tables -----------------------------------------------------------------------------------
 
 
@@ -438,6 +470,11 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
                            'mean, its 95 % confidence interval, and p of the paired t-test',
                            ['Pretraining', 'Epochs', 'Metric', 'Difference', '95 % interval', 'p',
                             'Seeds'], rows))
+    rows = _matching_rows(groups, metrics)
+    if rows:
+        tables.append(('How long the same pretraining without masks needs for what this one has '
+                       'after a quarter of its epochs (means over seeds)',
+                       ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'], rows))
     benchmarks = [row for row in results['rows'] if 'case' in row]
     if benchmarks:
         header = ['Case', 'Baseline', 'Ours', 'Unit', 'Ours / baseline']
@@ -449,6 +486,27 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
                     for cells, row in zip(rows, benchmarks)]
         tables.append(('Benchmarks: ours against the baseline of the same run', header, rows))
     return tables
+
+
+def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[str]]:
+    arms: dict[tuple, list[Group]] = {}
+    names = dict(zip(map(id, groups), arm_names(groups)))
+    for group in groups:
+        arms.setdefault((group.method, group.regime, group.masks), []).append(group)
+    rows = []
+    for (method, regime, masks), arm in arms.items():
+        baseline = arms.get((method, regime, False), [])
+        if masks is False or len(arm) < 2 or len(baseline) < 2:
+            continue
+        for metric in metrics:
+            found = epochs_to_match(arm, baseline, metric)
+            if found is not None:
+                at, value, needed = found
+                longest = max(group.epochs for group in baseline)
+                rows.append([names[id(arm[0])], METRIC_TITLES.get(metric, metric), f'{at:g}',
+                             f'{value:.3f}',
+                             f'more than {longest:g}' if needed is None else f'{needed:.0f}'])
+    return rows
 
 
 def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:

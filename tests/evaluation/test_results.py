@@ -13,10 +13,12 @@ import pytest
 from scipy import stats
 
 from freeatm_mm.evaluation.results import (
+    Group,
     add_row,
     arm_name,
     arm_names,
     comparisons,
+    epochs_to_match,
     new_results,
     paired_difference,
     read_results,
@@ -191,3 +193,31 @@ def test_masks_and_tables_need_no_openmmlab():
     done = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parents[2], text=True,
                           capture_output=True, check=True)
     assert done.stdout.strip() == '[]'
+
+
+def curve(masks, values):
+    return [Group('mocov2', 'synthetic', masks, epochs, {'linear': {0: value}})
+            for epochs, value in values.items()]
+
+
+@pytest.mark.parametrize('baseline, needed', [
+    ({2: 0.1, 4: 0.2, 8: 0.6}, 6.0),   # 0.4 lies half way between 4 and 8
+    ({2: 0.5, 8: 0.6}, 2),             # there at once
+    ({2: 0.1, 8: 0.3}, None),          # never
+])
+def test_epochs_that_a_baseline_needs(baseline, needed):
+    ours = curve(True, {2: 0.4, 4: 0.1, 8: 0.9})
+    assert epochs_to_match(ours, curve(False, baseline), 'linear') == (
+        2, 0.4, needed if needed is None else pytest.approx(needed))
+    assert epochs_to_match(ours, curve(False, baseline), 'knn') is None
+    assert epochs_to_match(ours[1:], curve(False, baseline), 'linear') is None
+
+
+def test_the_page_says_how_long_a_baseline_needs():
+    results = new_results('x', 'python x')
+    for masks, values in ((False, {2: 0.1, 4: 0.2, 8: 0.6}), (True, {2: 0.4, 8: 0.9})):
+        for epochs, value in values.items():
+            add_row(results, {'method': 'mocov2', 'regime': 'synthetic', 'masks': masks, 'seed': 0,
+                              'epochs': epochs, 'metrics': {'linear': value, 'knn': value - 0.5}})
+    page = to_markdown(results)
+    assert '| MoCo v2 + Free-ATM | Scenes, linear (mAP) | 2 | 0.400 | 6 |' in page
