@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
               f'{args.scenes} images drawn in {args.steps} steps at guidance {args.guidance:g}. A '
               'segmenter trained on real scenes and told the nouns marks them: on real scenes its '
               f'masks have a mean IoU of {limit:.3f} with the exact ones. Of {{all}} nouns it '
-              'sees {nouns}; only those are scored.'),
+              'sees {nouns}; only those are scored.', "segmenter's mask"),
     ]
     kept = list(argv or sys.argv[1:])
     if args.sources:  # where they lie says nothing to others
@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def judge(args: argparse.Namespace, title: str, picture: str, recorded: list, heads: dict,
-          num_steps: int, noisier: range, description: str) -> dict[str, Any]:
+          num_steps: int, noisier: range, description: str,
+          reference: str = 'exact mask') -> dict[str, Any]:
     """Every variant of some recordings: figures, and the picture, which is written."""
     variants_of = partial(make_variants, num_steps=num_steps, noisier=noisier, heads=heads)
     rows, masks, scores = score_variants(recorded, variants_of, args.crf_size)
@@ -132,7 +133,8 @@ def judge(args: argparse.Namespace, title: str, picture: str, recorded: list, he
     there = [(quality.area > 0) for quality in scores[default]]
     shown = {name: each[:6] for name, each in masks.items()
              if name.startswith(PICTURED) or name.endswith(PICTURED)}
-    image = variants_picture([scene for _, scenes in recorded for scene in scenes][:6], shown)
+    image = variants_picture([scene for _, scenes in recorded for scene in scenes][:6], shown,
+                             reference=reference)
     args.out.mkdir(parents=True, exist_ok=True)
     image.quantize(256).save(args.out / picture, optimize=True)  # a third of the bytes
     return {'title': title, 'picture': picture,

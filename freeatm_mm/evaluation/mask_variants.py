@@ -243,13 +243,14 @@ def _variants_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def variants_picture(scenes: Sequence[Any], masks: Mapping[str, Sequence[np.ndarray]],
-                     size: int = 112) -> Image.Image:
-    """A column for each noun: the image, the exact mask, and the mask of each variant.
+                     size: int = 112, reference: str = 'exact mask') -> Image.Image:
+    """A column for each noun: the image, the scene's mask, and the mask of each variant.
 
     Args:
         scenes: Those to show.
         masks: For each variant to show the masks of those scenes.
         size: Side of a panel in pixels.
+        reference: What the scenes' masks are called.
     """
     gap, margin = 4, 210
     font = ImageFont.load_default(13)
@@ -258,7 +259,7 @@ def variants_picture(scenes: Sequence[Any], masks: Mapping[str, Sequence[np.ndar
     picture = Image.new('RGB', (margin + len(nouns) * (size + gap),
                                 (len(masks) + 2) * (size + gap) + 20), 'white')
     draw = ImageDraw.Draw(picture)
-    rows = ['image', 'exact mask', *masks]
+    rows = ['image', reference, *masks]
     for row, name in enumerate(rows):
         top = 20 + row * (size + gap)
         for line, text in enumerate(_wrap(name, 28)):
