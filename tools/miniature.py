@@ -17,6 +17,7 @@ from pathlib import Path
 
 from freeatm_mm.evaluation.results import (
     add_row,
+    is_untrained,
     new_results,
     read_results,
     to_markdown,
@@ -72,6 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Runs everything and writes the table and the page."""
     args = parse_args(argv)
+    if args.epochs < 3:
+        sys.exit('./run miniature: --epochs must be 3 or more, as schedules warm up for two')
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
     job.run('Make the world', 'tools/make_world.py', f'{args.out}/world',
@@ -190,6 +193,9 @@ def gather(args: argparse.Namespace) -> dict:
             if fine_tuned.exists():
                 row['metrics'] |= read_results(fine_tuned)['rows'][0]['metrics']
             add_row(results, row)
+    results['rows'].sort(key=lambda row: (not is_untrained(row['method']), row['regime'],
+                                          row['method'], str(row['masks']), row['epochs'],
+                                          row['seed']))
     return results
 
 

@@ -98,6 +98,11 @@ def test_rows_are_gathered_and_fine_tuning_joins_its_own(tmp_path):
     keep(rows / 'a-0.json', 'mae', {'linear': 0.2})
     keep(rows / 'a-0-finetune/row.json', 'mae', {'finetune_top1': 0.6}, generator='miniature')
     keep(rows / 'b-0.json', 'random-vit', {'linear': 0.1})
-    mae, random = summarise_rows(tool.gather(tool.parse_args(['--out', str(tmp_path)])))
+    random, mae = summarise_rows(tool.gather(tool.parse_args(['--out', str(tmp_path)])))
     assert (mae.mean('linear'), mae.mean('finetune_top1')) == (0.2, 0.6)
     assert random.method == 'random-vit' and 'finetune_top1' not in random.values
+
+
+def test_too_few_epochs_are_refused():
+    with pytest.raises(SystemExit, match='--epochs must be 3 or more'):
+        tool.main(['--dry-run', '--epochs', '2'])
