@@ -1,21 +1,16 @@
 """The paper's tables in miniature: the plan is complete and its options are real ones."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
-from pathlib import Path
 
 import pytest
+from dry_runs import ROOT, load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.evaluation.results import add_row, new_results, read_results, write_results
 
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location('miniature_tables_tool',
-                                              ROOT / 'tools/miniature_tables.py')
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool('miniature_tables')
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +20,7 @@ def stay_here(monkeypatch):
 
 
 def plan(capsys, *options):
-    """Each command as (tool, first argument, all arguments)."""
-    tool.main(['--dry-run', *options])
-    *lines, last = capsys.readouterr().out.strip().splitlines()
-    assert last == f'{len(lines)} commands'
-    return [shlex.split(line.split(': ', 1)[1])[1:] for line in lines]
+    return planned(tool, capsys, *options)
 
 
 def test_every_arm_of_the_paper_is_in_the_plan(capsys, tmp_path):

@@ -1,19 +1,16 @@
 """The main job in miniature: its plan is complete, its options are real ones, its rows meet."""
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from pathlib import Path
 
 import pytest
+from dry_runs import ROOT, load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.evaluation.results import add_row, new_results, summarise_rows, write_results
 
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location('miniature_tool', ROOT / 'tools/miniature.py')
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool('miniature')
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +20,7 @@ def stay_here(monkeypatch):
 
 
 def plan(capsys, *options):
-    """Each command's words, without the leading python."""
-    tool.main(['--dry-run', *options])
-    *lines, last = capsys.readouterr().out.strip().splitlines()
-    assert last == f'{len(lines)} commands'
-    return [shlex.split(line.split(': ', 1)[1])[1:] for line in lines]
+    return planned(tool, capsys, *options)
 
 
 def test_the_quick_run(capsys):
