@@ -23,7 +23,7 @@ from freeatm_mm.evaluation.results import (
     to_markdown,
     write_results,
 )
-from freeatm_mm.miniature.job import DryJob, Job
+from freeatm_mm.miniature.job import DryJob, Job, generate_store, make_world
 from freeatm_mm.miniature.report import generator_facts
 from freeatm_mm.store import Store
 from freeatm_mm.visualization.curves import read_curve
@@ -77,13 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit('./run miniature: --epochs must be 3 or more, as schedules warm up for two')
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
-    job.run('Make the world', 'tools/make_world.py', f'{args.out}/world',
-            '--prompts', args.images, '--exact', args.images if args.exact else 0,
-            *(['--sources', args.sources] if args.sources else []))
-    job.run('Generate images with masks', 'tools/generate.py', args.generator,
-            f'{args.out}/world/prompts.jsonl', f'{args.out}/synthetic', '--steps', args.steps,
-            '--guidance', args.guidance, '--batch-size', 50, '--samples-per-shard', 500,
-            '--image-format', 'png', '--dtype', 'float32')
+    make_world(job, f'{args.out}/world', args.images, args.images if args.exact else 0,
+               args.sources)
+    generate_store(job, args.generator, f'{args.out}/world', f'{args.out}/synthetic', args.steps,
+                   args.guidance)
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     job.run_side_by_side(lines_of_work(job, args), args.jobs)

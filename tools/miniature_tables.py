@@ -36,7 +36,12 @@ from freeatm_mm.evaluation.tables import (  # noqa: E402
     table_markdown,
 )
 from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.miniature.job import DryJob, Job  # noqa: E402
+from freeatm_mm.miniature.job import (  # noqa: E402
+    DryJob,
+    Job,
+    generate_store,
+    make_world,
+)
 
 #: Method -> its suite of benchmarks, and which entry of its schedule is the cosine, and where it
 #: begins.
@@ -104,14 +109,10 @@ def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
     """The world with its real images, and the store of generated ones."""
     world, synthetic = args.world or f'{args.out}/world', args.synthetic
     if not args.world:
-        job.run('Make the world', 'tools/make_world.py', world, '--prompts', args.images,
-                '--exact', args.images, *(['--sources', args.sources] if args.sources else []))
+        make_world(job, world, args.images, args.images, args.sources)
     if not synthetic:
         synthetic = f'{args.out}/synthetic'
-        job.run('Generate images with masks', 'tools/generate.py', args.generator,
-                f'{world}/prompts.jsonl', synthetic, '--steps', args.steps, '--guidance',
-                args.guidance, '--batch-size', 50, '--samples-per-shard', 500, '--image-format',
-                'png', '--dtype', 'float32')
+        generate_store(job, args.generator, world, synthetic, args.steps, args.guidance)
     return world, synthetic
 
 

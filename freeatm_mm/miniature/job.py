@@ -15,7 +15,7 @@ from pathlib import Path
 from freeatm_mm.files import atomic_write
 from freeatm_mm.visualization.page import Step
 
-__all__ = ['DryJob', 'Job']
+__all__ = ['DryJob', 'Job', 'generate_store', 'make_world']
 
 
 class Job:
@@ -99,6 +99,22 @@ class DryJob:
         """Print them in order."""
         for line in lines:
             line()
+
+
+def make_world(job: Job | DryJob, out: str | Path, images: int, exact: int,
+               sources: str | None) -> None:
+    """Make the world of a long job: prompts for so many images, and composed scenes as exact."""
+    job.run('Make the world', 'tools/make_world.py', out, '--prompts', images, '--exact', exact,
+            *(['--sources', sources] if sources else []))
+
+
+def generate_store(job: Job | DryJob, generator: str, world: str | Path, out: str | Path,
+                   steps: int, guidance: float) -> None:
+    """Have a generator draw the world's prompts with masks."""
+    job.run('Generate images with masks', 'tools/generate.py', generator,
+            f'{world}/prompts.jsonl', out, '--steps', steps, '--guidance', guidance,
+            '--batch-size', 50, '--samples-per-shard', 500, '--image-format', 'png',
+            '--dtype', 'float32')
 
 
 def _run(command: list[str], label: str) -> int:

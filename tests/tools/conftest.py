@@ -4,6 +4,7 @@ import torch
 
 pytest.importorskip('mmpretrain')
 
+from dry_runs import ROOT  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
@@ -16,3 +17,10 @@ torch.set_num_threads(1)  # the nets are tiny; threads would only get in each ot
 def mmpretrain_scope():
     """Look names up where configs look them up."""
     init_default_scope('mmpretrain')
+
+
+@pytest.fixture
+def single_threaded_at_root(monkeypatch):
+    """Where the tools that run others are started, with what they would set in the environment."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')

@@ -3,24 +3,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 
 import pytest
-from dry_runs import ROOT, load_tool, planned
+from dry_runs import load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.evaluation.results import add_row, new_results, read_results, write_results
 
 tool = load_tool('miniature_tables')
-
-
-@pytest.fixture(autouse=True)
-def stay_here(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-
-
-def plan(capsys, *options):
-    return planned(tool, capsys, *options)
+plan = partial(planned, tool)
+pytestmark = pytest.mark.usefixtures('single_threaded_at_root')
 
 
 def test_every_arm_of_the_paper_is_in_the_plan(capsys, tmp_path):

@@ -2,25 +2,18 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
-from dry_runs import ROOT, load_tool, planned
+from dry_runs import load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.evaluation.results import add_row, new_results, summarise_rows, write_results
 
 tool = load_tool('miniature')
-
-
-@pytest.fixture(autouse=True)
-def stay_here(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-
-
-def plan(capsys, *options):
-    return planned(tool, capsys, *options)
+plan = partial(planned, tool)
+pytestmark = pytest.mark.usefixtures('single_threaded_at_root')
 
 
 def test_the_quick_run(capsys):
