@@ -23,7 +23,14 @@ from freeatm_mm.evaluation.results import (
     to_markdown,
     write_results,
 )
-from freeatm_mm.miniature.job import DryJob, Job, generate_store, make_world
+from freeatm_mm.miniature.job import (
+    METHODS,
+    DryJob,
+    Job,
+    generate_store,
+    make_world,
+    pretrain,
+)
 from freeatm_mm.miniature.report import generator_facts
 from freeatm_mm.store import Store
 from freeatm_mm.visualization.curves import read_curve
@@ -32,8 +39,6 @@ from freeatm_mm.visualization.page import write_page
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
-#: Method -> views a sample, first and last of the schedule's cosine, place of the masks' packing.
-METHODS = {'mocov2': (2, 0, 0, 2), 'simclr': (2, 1, 2, 2), 'mae': (1, 1, 2, 3)}
 #: Arm -> what the results call its masks.
 ARMS = {'baseline': False, 'freeatm': True, 'normalized': 'normalized',
         'other_nouns': 'other_nouns'}
@@ -132,30 +137,21 @@ def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[
         for regime, store in regimes(args).items():
             for method in args.methods:
                 for arm in arms(args, method, regime):
-                    lines.append(partial(pretrain, job, args, regime, store, method, arm, seed))
+                    lines.append(partial(pretrain_and_judge, job, args, regime, store, method, arm,
+                                         seed))
     return lines
 
 
-def pretrain(job: Job | DryJob, args: argparse.Namespace, regime: str, store: str, method: str,
-             arm: str, seed: int) -> None:
+def pretrain_and_judge(job: Job | DryJob, args: argparse.Namespace, regime: str, store: str,
+                       method: str, arm: str, seed: int) -> None:
     """One pretraining and its judgements."""
-    views, cosine, begin, packing = METHODS[method]
-    name, epochs = f'{regime}-{method}-{arm}-{seed}', args.epochs * 2 // views
-    on_the_way = args.judge_every and arm in ('baseline', 'freeatm')
-    every = args.judge_every * 2 // views if on_the_way else epochs
-    config = f'configs/miniature/{"baselines/" * (arm == "baseline")}{method}' \
-             f'{"_freeatm" * (arm != "baseline")}.py'
-    options = [f'train_dataloader.dataset.store={store}', f'train_cfg.max_epochs={epochs}',
-               f'param_scheduler.{cosine}.T_max={epochs - begin}',
-               f'param_scheduler.{cosine}.end={epochs}']
-    if arm == 'normalized':
-        options.append(f'train_dataloader.dataset.pipeline.{packing}.mask_values=normalized')
-    elif arm == 'other_nouns':
-        options.append('model.negatives=other_nouns')
-    if on_the_way:
+    name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
+    options = ['model.negatives=other_nouns'] if arm == 'other_nouns' else []
+    if args.judge_every and arm in ('baseline', 'freeatm'):
+        every = args.judge_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
-    job.run(f'Pretrain {name}', 'tools/train.py', config, '--work-dir', args.out / name,
-            '--resume', '--seed', seed, '--cfg-options', *options, label=name)
+    pretrain(job, args.out / name, method, store, args.epochs, seed, ARMS[arm], options)
+    every, epochs = (METHODS[method].epochs(number) for number in (every, args.epochs))
     masks = ARMS[arm]
     if masks is True and regime == 'real':
         masks = 'exact'
@@ -174,8 +170,8 @@ def judge(job: Job | DryJob, args: argparse.Namespace, name: str, method: str,
     job.run(f'Judge {name}, seed {seed}', 'tools/evaluate.py', config, weights, '--world',
             f'{args.out}/world', '--seed', seed, '--out', args.out / f'rows/{name}-{seed}.json',
             *options, label=name)
-    last = checkpoint is None or checkpoint.name == f'epoch_{args.epochs * 2}.pth'
-    if method == 'mae' and last:
+    last = f'epoch_{METHODS[method].epochs(args.epochs)}.pth'
+    if method == 'mae' and (checkpoint is None or checkpoint.name == last):
         job.run(f'Fine-tune {name}, seed {seed}', 'tools/downstream.py', checkpoint or 'random',
                 '--benchmarks', 'mini-finetune', '--data', f'{args.out}/world', '--out',
                 args.out / f'rows/{name}-{seed}-finetune', '--seed', seed, *options, label=name)

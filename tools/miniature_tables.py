@@ -13,11 +13,10 @@ each other run side by side.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -37,18 +36,18 @@ from freeatm_mm.evaluation.tables import (  # noqa: E402
 )
 from freeatm_mm.files import atomic_write  # noqa: E402
 from freeatm_mm.miniature.job import (  # noqa: E402
+    METHODS,
     DryJob,
     Job,
     generate_store,
     make_world,
+    pretrain,
 )
 
-#: Method -> its suite of benchmarks, and which entry of its schedule is the cosine, and where it
-#: begins.
-METHODS = {'simclr': ('mini-resnet', 1, 2), 'mocov2': ('mini-resnet', 0, 0),
-           'mae': ('mini-vit', 1, 2)}
+#: Method -> its suite of benchmarks.
+BENCHMARKS = {'simclr': 'mini-resnet', 'mocov2': 'mini-resnet', 'mae': 'mini-vit'}
 #: Suite -> its supervised pretraining, and how many epochs that has.
-SUPERVISED = {'mini-resnet': ('resnet', 30), 'mini-vit': ('vit', 15)}
+SUPERVISED = {'mini-resnet': ('resnet', 30), 'mini-vit': ('vit', 10)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,10 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='output folder (%(default)s)')
     parser.add_argument('--images', type=int, default=4000,
                         help='to pretrain on, of each kind (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=25, help='of each pretraining; of MAE twice '
+    parser.add_argument('--epochs', type=int, default=24, help='of each pretraining; of MAE twice '
                         'as many, which see one view each, not two (%(default)s)')
     parser.add_argument('--seeds', type=int, default=3, help='how many (%(default)s)')
-    parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument('--methods', nargs='+', choices=tuple(BENCHMARKS),
+                        default=list(BENCHMARKS), help='(all)')
     parser.add_argument('--jobs', type=int, default=1, help='lines of work side by side, one core '
                         'each (%(default)s)')
     parser.add_argument('--generator', default='weights/miniature-generator',
@@ -73,9 +73,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'use, instead of making one')
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
-    parser.add_argument('--mask-values', choices=('attention', 'normalized'), default='attention',
-                        help='attention as the paper has it, or stretched to [0, 1] '
-                        '(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
                         'missing')
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
@@ -85,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Runs everything and writes the tables."""
     args = parse_args(argv)
-    args.out = args.out.absolute()
+    args.out = Path(os.path.relpath(args.out, ROOT))  # the same commands from any folder
     os.chdir(ROOT)
     # Lines of work side by side shouldn't fight for cores.
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
@@ -94,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     world, synthetic = make_data(job, args)
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
-        for suite in dict.fromkeys(METHODS[method][0] for method in args.methods):
+        for suite in dict.fromkeys(BENCHMARKS[method] for method in args.methods):
             lines.append(partial(references, job, args, world, suite, seed))
         for method in args.methods:
             lines.append(partial(pretrainings, job, args, world, synthetic, method, seed))
@@ -102,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
         return
-    write_tables(args)
+    write_tables(args, job)
 
 
 def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
@@ -122,10 +119,10 @@ def references(job: Job | DryJob, args: argparse.Namespace, world: str, suite: s
     name, epochs = SUPERVISED[suite]
     judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed,
           f'random-{name}')
-    work_dir = args.out / f'pretraining/supervised-{name}-{seed}'
+    work_dir = args.out / f'supervised-{name}-{seed}'
     job.run(f'Pretrain supervised {name}, seed {seed}', 'tools/train.py',
             f'configs/miniature/supervised/{name}.py', '--work-dir', work_dir, '--resume',
-            '--seed', seed, '--no-validate', '--data-root', world)
+            '--seed', seed, '--no-validate', '--data-root', world, label=work_dir.name)
     judge(job, args, world, suite, work_dir / f'epoch_{epochs}.pth', 'supervised', 'real', 'false',
           epochs, seed, f'supervised-{name}')
 
@@ -133,39 +130,25 @@ def references(job: Job | DryJob, args: argparse.Namespace, world: str, suite: s
 def pretrainings(job: Job | DryJob, args: argparse.Namespace, world: str, synthetic: str,
                  method: str, seed: int) -> None:
     """All five pretrainings of a method through its suite."""
-    suite, cosine, begin = METHODS[method]
-    epochs = args.epochs * (2 if method == 'mae' else 1)
-    real, configs = f'{world}/exact', 'configs/miniature'
+    def make(regime: str, store: str, masks: bool = False, config: str | None = None,
+             *options: str) -> Path:
+        work_dir = args.out / f'{regime}-{method}-{"freeatm" if masks else "baseline"}-{seed}'
+        return pretrain(job, work_dir, method, store, args.epochs, seed, masks, options, config)
 
-    def pretrain(name: str, config: str, store: str, *options: str) -> Path:
-        work_dir = args.out / f'pretraining/{method}-{name}-{seed}'
-        job.run(f'Pretrain {method}, {name}, seed {seed}', 'tools/train.py',
-                f'{configs}/{config}', '--work-dir', work_dir, '--resume', '--seed', seed,
-                '--cfg-options', f'train_dataloader.dataset.store={store}',
-                f'train_cfg.max_epochs={epochs}',
-                f'param_scheduler.{cosine}.T_max={epochs - begin}',
-                f'param_scheduler.{cosine}.end={epochs}', *options)
-        return work_dir / f'epoch_{epochs}.pth'
+    def arms() -> Iterator[tuple[str, bool, Path]]:
+        real = f'{world}/exact'
+        yield 'real', False, make('real', real)
+        half = make('half', real, False, None, 'train_dataloader.dataset.share=0.5')
+        for masks in (False, True):
+            yield 'synthetic', masks, make('synthetic', synthetic, masks)
+            config = f'{method}_freeatm.py' if masks else f'baselines/{method}.py'
+            yield 'mixed', masks, make('mixed', synthetic, masks, f'mixed/{config}',
+                                       f'model.pretrained={half}')
 
-    # Masks lie behind the transforms that make the views: last of the pipeline in all configs.
-    masks = ([] if args.mask_values == 'attention' else
-             [f'train_dataloader.dataset.pipeline.{3 if method == "mae" else 2}.mask_values='
-              f'{args.mask_values}'])
-    stage_1 = pretrain('real-half', f'real/{method}.py', real,
-                       'train_dataloader.dataset.share=0.5')
-    start = f'model.pretrained={stage_1}'
-    arms = [
-        ('real', 'false', pretrain('real', f'real/{method}.py', real)),
-        ('synthetic', 'false', pretrain('synthetic', f'baselines/{method}.py', synthetic)),
-        ('synthetic', 'true', pretrain('synthetic-masks', f'{method}_freeatm.py', synthetic,
-                                       *masks)),
-        ('mixed', 'false', pretrain('mixed', f'mixed/baselines/{method}.py', synthetic, start)),
-        ('mixed', 'true', pretrain('mixed-masks', f'mixed/{method}_freeatm.py', synthetic, start,
-                                   *masks)),
-    ]
-    for regime, with_masks, checkpoint in arms:
-        name = f'{method}-{regime}{"-masks" if with_masks == "true" else ""}'
-        judge(job, args, world, suite, checkpoint, method, regime, with_masks, epochs, seed, name)
+    for regime, masks, checkpoint in arms():
+        judge(job, args, world, BENCHMARKS[method], checkpoint, method, regime,
+              str(masks).lower(), METHODS[method].epochs(args.epochs), seed,
+              f'{method}-{regime}{"-masks" if masks else ""}')
 
 
 def judge(job: Job | DryJob, args: argparse.Namespace, world: str, suite: str,
@@ -173,15 +156,15 @@ def judge(job: Job | DryJob, args: argparse.Namespace, world: str, suite: str,
           name: str) -> None:
     """One checkpoint through a suite."""
     job.run(f'Benchmarks of {name}, seed {seed}', 'tools/downstream.py', init, '--suite', suite,
-            '--data', world, '--out', args.out / f'rows/{name}-{seed}', '--method', method,
+            '--data', world, '--out', args.out / f'tables/{name}-{seed}', '--method', method,
             '--regime', regime, '--masks', masks, '--generator', 'miniature', '--epochs', epochs,
-            '--seed', seed)
+            '--seed', seed, label=f'{name}-{seed}')
 
 
-def write_tables(args: argparse.Namespace) -> None:
+def write_tables(args: argparse.Namespace, job: Job) -> None:
     """Gather the rows into one result file a table, and the Markdown."""
     command = shlex.join(['python', *sys.argv])
-    parts, paths = [], sorted((args.out / 'rows').glob('*/row.json'))
+    parts, paths = [], sorted((args.out / 'tables').glob('*/row.json'))
     for table, own in ((1, 'linear_top1'), (2, 'finetune_top1')):
         results = new_results(f'miniature-table{table}', command)
         for path in paths:
@@ -191,9 +174,8 @@ def write_tables(args: argparse.Namespace) -> None:
         write_results(args.out / f'table{table}.json', results)
         ours = gather_rows([results], table)
         parts += [table_markdown(ours, table), improvements(ours, table)]
-    seconds = json.loads((args.out / 'steps.json').read_text())
-    parts.append(f'{sum(seconds.values()) / 3600:.1f} hours of single-core work in '
-                 f'{len(seconds)} commands.\n')
+    hours = sum(step.seconds for step in job.steps) / 3600
+    parts.append(f'{hours:.1f} hours of single-core work in {len(job.steps)} commands.\n')
     text = '\n'.join(part for part in parts if part)
     with atomic_write(args.out / 'tables.md') as file:
         file.write(text.encode())

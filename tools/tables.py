@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from freeatm_mm.evaluation.results import read_results  # noqa: E402
 from freeatm_mm.evaluation.tables import (  # noqa: E402
     TABLES,
+    belongs,
     gather_rows,
     improvements,
     table_markdown,
@@ -41,6 +42,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     text = '\n'.join(part for part in parts if part)
     print(text)
+    homeless = [f'{row.get("method")} (seed {row["seed"]}: {", ".join(row["metrics"])})'
+                for result in results for row in result['rows']
+                if not any(belongs(row, table) for table in TABLES)]
+    if homeless:
+        print(f'{parser.prog}: {len(homeless)} rows belong in none of the tables: '
+              f'{"; ".join(homeless)}. Rows of random and supervised weights need linear_top1 or '
+              'voc_ap50 to be known as a ResNet, finetune_top1 as a ViT', file=sys.stderr)
     if args.out:
         with atomic_write(args.out) as file:
             file.write(text.encode())

@@ -68,10 +68,11 @@ BENCHMARKS: dict[str, Benchmark] = {
 SUITES: dict[str, tuple[str, ...]] = {
     'resnet': ('voc', 'coco', 'cityscapes', 'linear'),
     'vit': ('coco-vit', 'finetune', 'ade20k'),
-    'mini-resnet': ('mini-voc', 'mini-coco', 'mini-cityscapes', 'mini-linear'),
+    'mini-resnet': ('mini-coco', 'mini-cityscapes', 'mini-linear'),
     'mini-vit': ('mini-coco-vit', 'mini-finetune', 'mini-ade20k'),
 }
-"""The columns of the paper's Table 1 (resnet) and Table 2 (vit), and the same in miniature."""
+"""The columns of the paper's Table 1 (resnet) and Table 2 (vit), and the same in miniature, where
+`mini-coco` gives AP50 too: `mini-voc` is judged by the same scenes and would cost as much again."""
 
 METRICS: dict[str, str] = {
     'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'box_ap50': 'COCO box AP50',

@@ -10,9 +10,10 @@ from typing import Any
 
 from freeatm_mm.evaluation.results import Group, arm_name, paired_difference
 
-__all__ = ['TABLES', 'Table', 'gather_rows', 'improvements', 'paper_rows', 'row_markdown',
-           'table_markdown']
+__all__ = ['TABLES', 'Table', 'belongs', 'gather_rows', 'improvements', 'paper_rows',
+           'row_markdown', 'table_markdown']
 
+_PLAIN = ('random', 'supervised')
 _PAPER = Path(__file__).with_name('paper_tables.json')
 
 
@@ -22,7 +23,8 @@ class Table:
 
     Attributes:
         title: What it shows.
-        metrics: Our names of its columns -> their titles.
+        metrics: Our names of its columns -> their titles; those that the paper doesn't have
+            come last.
         methods: The methods that it compares.
     """
 
@@ -34,11 +36,13 @@ class Table:
 TABLES: dict[int, Table] = {
     1: Table('Table 1: SimCLR and MoCo v2, ResNet-50',
              {'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
-              'miou': 'Cityscapes mIoU', 'linear_top1': 'ImageNet linear'},
+              'miou': 'Cityscapes mIoU', 'linear_top1': 'ImageNet linear',
+              'box_ap50': 'COCO box AP50'},
              ('random', 'supervised', 'simclr', 'mocov2')),
     2: Table('Table 2: MAE, ViT-B',
              {'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
-              'finetune_top1': 'ImageNet fine-tuned', 'miou': 'ADE20K mIoU'},
+              'finetune_top1': 'ImageNet fine-tuned', 'miou': 'ADE20K mIoU',
+              'box_ap50': 'COCO box AP50'},
              ('random', 'supervised', 'mae')),
     3: Table('Table 3: BLIP, COCO retrieval',
              {'finetuned_TR@1': 'fine-tuned TR@1', 'finetuned_IR@1': 'fine-tuned IR@1',
@@ -60,11 +64,19 @@ def paper_rows(table: int) -> dict[Key, dict[str, float]]:
     return rows
 
 
-def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Group]:
-    """Gather the rows of result files that belong into a table, seeds together.
+def belongs(row: Mapping[str, Any], table: int) -> bool:
+    """Whether a row of a result file has its place in a table.
 
     Which architecture a row of random or supervised weights was measured with shows in its metrics:
     Table 1 has `linear_top1` or `voc_ap50`, Table 2 `finetune_top1`.
+    """
+    own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
+    return row.get('method') in TABLES[table].methods and (
+        row['method'] not in _PLAIN or bool(own & set(row['metrics'])))
+
+
+def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Group]:
+    """Gather the rows of result files that belong into a table, seeds together.
 
     Args:
         results: Contents of result files.
@@ -73,16 +85,13 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, G
     Raises:
         ValueError: If two rows give the same number for one seed.
     """
-    own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
     values: dict[Key, dict[str, dict[Any, float]]] = {}
     epochs: dict[Key, float] = {}
     for result in results:
         for row in result['rows']:
-            if row.get('method') not in TABLES[table].methods:
+            if not belongs(row, table):
                 continue
-            plain = row['method'] in ('random', 'supervised')
-            if plain and not own & set(row['metrics']):
-                continue
+            plain = row['method'] in _PLAIN
             generator = '' if row['regime'] == 'real' else row.get('generator') or 'sd15'
             key = (row['method'], 'real' if plain else row['regime'],
                    '' if plain else generator, row['masks'])

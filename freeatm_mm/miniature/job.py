@@ -10,12 +10,39 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from freeatm_mm.files import atomic_write
 from freeatm_mm.visualization.page import Step
 
-__all__ = ['DryJob', 'Job', 'generate_store', 'make_world']
+__all__ = ['DryJob', 'Job', 'METHODS', 'Method', 'generate_store', 'make_world', 'pretrain']
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a long job has to know of a pretraining's config in ``configs/miniature``.
+
+    Attributes:
+        views: Of each sample; methods that see one view train for twice the epochs.
+        cosine: Place of the cosine among the schedule's parts.
+        begin: Epoch that the cosine begins at.
+        packing: Place of the transform that packs masks in the pipeline.
+    """
+
+    views: int
+    cosine: int
+    begin: int
+    packing: int
+
+    def epochs(self, epochs: int) -> int:
+        """Epochs of this method that show as many views as so many epochs of two views."""
+        return epochs * 2 // self.views
+
+
+METHODS: dict[str, Method] = {'simclr': Method(2, 1, 2, 2), 'mocov2': Method(2, 0, 0, 2),
+                              'mae': Method(1, 1, 2, 3)}
+"""The methods by the names of their configs."""
 
 
 class Job:
@@ -115,6 +142,38 @@ def generate_store(job: Job | DryJob, generator: str, world: str | Path, out: st
             f'{world}/prompts.jsonl', out, '--steps', steps, '--guidance', guidance,
             '--batch-size', 50, '--samples-per-shard', 500, '--image-format', 'png',
             '--dtype', 'float32')
+
+
+def pretrain(job: Job | DryJob, work_dir: str | Path, method: str, store: str | Path, epochs: int,
+             seed: int, masks: bool | str = False, options: Iterable[str] = (),
+             config: str | None = None) -> Path:
+    """Pretrain, and say which checkpoint that makes.
+
+    Args:
+        job: The job.
+        work_dir: Folder of the pretraining; its name is the label of what it prints.
+        method: One of :data:`METHODS`.
+        store: What to pretrain on.
+        epochs: How many, of methods that see two views of a sample.
+        seed: Random seed.
+        masks: Without, with, or ``'normalized'``: stretched to [0, 1].
+        options: Further ``key=value`` for the config.
+        config: Below ``configs/miniature``; default: the method's, with or without masks.
+
+    Returns:
+        Path of the last epoch's checkpoint.
+    """
+    layout, name = METHODS[method], Path(work_dir).name
+    epochs = layout.epochs(epochs)
+    config = config or (f'{method}_freeatm.py' if masks else f'baselines/{method}.py')
+    options = [f'train_dataloader.dataset.store={store}', f'train_cfg.max_epochs={epochs}',
+               f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
+               f'param_scheduler.{layout.cosine}.end={epochs}', *options]
+    if masks == 'normalized':
+        options.append(f'train_dataloader.dataset.pipeline.{layout.packing}.mask_values=normalized')
+    job.run(f'Pretrain {name}', 'tools/train.py', f'configs/miniature/{config}', '--work-dir',
+            work_dir, '--resume', '--seed', seed, '--cfg-options', *options, label=name)
+    return Path(work_dir) / f'epoch_{epochs}.pth'
 
 
 def _run(command: list[str], label: str) -> int:

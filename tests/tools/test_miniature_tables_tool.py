@@ -1,7 +1,6 @@
 """The paper's tables in miniature: the plan is complete and its options are real ones."""
 from __future__ import annotations
 
-import json
 import shlex
 from functools import partial
 
@@ -10,6 +9,7 @@ from dry_runs import load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.evaluation.results import add_row, new_results, read_results, write_results
+from freeatm_mm.visualization.page import Step
 
 tool = load_tool('miniature_tables')
 plan = partial(planned, tool)
@@ -52,7 +52,7 @@ def test_what_is_judged_was_trained_before(capsys, tmp_path):
 def test_options_change_what_they_name(capsys, tmp_path):
     """Each key is there before it is changed, so that none is misspelt; schedules end in time."""
     commands = [command for command in plan(capsys, '--out', str(tmp_path), '--seeds', '1',
-                                            '--mask-values', 'normalized', '--epochs', '9')
+                                            '--epochs', '9')
                 if command[0] == 'tools/train.py' and '--cfg-options' in command]
     assert len(commands) == 18
     for command in commands:
@@ -64,10 +64,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
             for part in key.split('.')[:-1]:
                 value = value[int(part)] if part.isdigit() else value[part]
             last = key.split('.')[-1]
-            if last == 'mask_values':
-                assert value.type == 'PackFreeATMInputs'
-            else:
-                assert last in value or last in ('share', 'pretrained')
+            assert last in value or last in ('share', 'pretrained')
         epochs = int(options['train_cfg.max_epochs'])
         assert epochs == (18 if 'mae' in command[1] else 9)
         cosine = next(part for part in cfg.param_scheduler if part.type == 'CosineAnnealingLR')
@@ -82,11 +79,25 @@ def test_rows_become_tables(tmp_path, capsys):
         results = new_results(name, 'python x')
         add_row(results, {'method': 'random', 'regime': 'real', 'masks': False, 'seed': 0,
                           'epochs': 0, 'generator': '', 'metrics': metrics})
-        write_results(tmp_path / f'rows/{name}/row.json', results)
-    (tmp_path / 'steps.json').write_text(json.dumps({'one': 3600.0}))
-    tool.write_tables(tool.parse_args(['--out', str(tmp_path)]))
+        write_results(tmp_path / f'tables/{name}/row.json', results)
+    job = tool.Job(tmp_path)
+    job.steps.append(Step('one', 'python x', 3600.0))
+    tool.write_tables(tool.parse_args(['--out', str(tmp_path)]), job)
     assert read_results(tmp_path / 'table1.json')['rows'][0]['metrics']['linear_top1'] == 0.5
     assert read_results(tmp_path / 'table2.json')['rows'][0]['metrics'] == {'finetune_top1': 0.6}
     text = (tmp_path / 'tables.md').read_text()
     assert '| Random weights | 1 | (59.0) | 10.0 (31.4) |' in text
     assert '1.0 hours of single-core work' in text and text.strip() in capsys.readouterr().out
+
+
+def test_what_the_main_job_has_made_is_used(capsys):
+    """In one folder both make the same world, images and pretrainings by the same commands."""
+    main = planned(load_tool('miniature'), capsys, '--exact', '--methods', 'mocov2', 'simclr',
+                   'mae', '--out', 'work_dirs/x')
+    tables = [command for command in plan(capsys, '--out', 'work_dirs/x', '--seeds', '1')]
+    shared = [command for command in tables if command in main]
+    assert [command[0] for command in shared[:2]] == ['tools/make_world.py', 'tools/generate.py']
+    assert {command[command.index('--work-dir') + 1].split('/')[-1] for command in shared[2:]} == {
+        f'{arm}-0' for method in ('mocov2', 'simclr', 'mae')
+        for arm in (f'real-{method}-baseline', f'synthetic-{method}-baseline',
+                    f'synthetic-{method}-freeatm')}

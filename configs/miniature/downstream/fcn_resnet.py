@@ -62,11 +62,11 @@ model = dict(
     decode_head=dict(in_channels=96, in_index=2, channels=64, num_classes=num_classes),
     auxiliary_head=dict(in_channels=48, in_index=1, channels=32, num_classes=num_classes))
 
-max_iters = 1000
+max_iters = 500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=0.05))
 param_scheduler = [
     dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=max_iters, by_epoch=False)
 ]
-default_hooks = dict(checkpoint=dict(interval=200, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))
 randomness = dict(seed=0)

@@ -7,7 +7,7 @@ _base_ = '../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py'
 
 custom_hooks = [
     dict(type='InitialWeightsHook', new=[r'^ln2\.'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_15.pth'),
+         supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
     dict(type='CheckFilesHook'),
 ]
 # Colour tells this world's nouns apart, so it is left as it is.

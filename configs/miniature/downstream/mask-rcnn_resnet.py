@@ -108,7 +108,7 @@ model = dict(
     test_cfg=dict(
         rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)))
 
-epochs = 12
+epochs = 8
 train_cfg = dict(
     _delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 optim_wrapper = dict(optimizer=dict(lr=0.05))

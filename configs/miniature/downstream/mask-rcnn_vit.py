@@ -10,7 +10,7 @@ custom_imports = dict(
 
 custom_hooks = [
     dict(type='InitialWeightsHook', new=['rel_pos_'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_15.pth'),
+         supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
     dict(type='CheckFilesHook'),
 ]
 
@@ -47,7 +47,7 @@ model = dict(
         bbox_roi_extractor=dict(featmap_strides=[3, 6]),
         mask_roi_extractor=dict(featmap_strides=[3, 6])))
 
-epochs = 10
+epochs = 6
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.1),

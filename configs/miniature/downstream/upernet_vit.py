@@ -7,7 +7,7 @@ _base_ = '../../downstream/mmseg/ade20k_upernet_vit-b_160k.py'
 
 custom_hooks = [
     dict(type='InitialWeightsHook', new=['gamma_', 'relative_position'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_15.pth'),
+         supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
     dict(type='CheckFilesHook'),
 ]
 classes = (
@@ -72,7 +72,7 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8))
-max_iters = 600
+max_iters = 400
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=100),

@@ -9,7 +9,7 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[1]['crop_ratio_range'] = (0.3, 1.0)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
-epochs = 15
+epochs = 10
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
