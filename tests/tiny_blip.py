@@ -71,3 +71,15 @@ def train_as_process(options: list[str], rank: int) -> dict:
     runner.train()
     return {'start': start, 'batch': batches[0], 'gradients': gradients[0],
             'end': dict(inner.state_dict()), 'log': (runner.output_dir / 'log.txt').read_text()}
+
+
+def judge_as_process(options: list[str], rank: int) -> dict[str, float]:
+    """One of two processes that judge; what the first found, nothing of the other."""
+    import os
+
+    from freeatm_mm.lavis_ext import launch
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
+    cfg = launch.load_config(ZEROSHOT, [*options, 'run.evaluate=True'])
+    launch.start_processes(cfg)
+    found = launch.build_runner(cfg).train()
+    return dict(found['test']) if rank == 0 else {}

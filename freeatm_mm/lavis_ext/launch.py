@@ -95,6 +95,9 @@ def start_processes(cfg: Config) -> None:
 
     Args:
         cfg: Its `run` is told rank, world size and GPU.
+
+    Raises:
+        ValueError: If there are others and nothing says where they meet.
     """
     run = cfg.run_cfg
     if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
@@ -105,6 +108,11 @@ def start_processes(cfg: Config) -> None:
         local = int(os.environ.get('SLURM_LOCALID', 0))
     else:
         return
+    if not dist.is_initialized() and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
+        raise ValueError(
+            f'{world} processes were started, but nothing says where they meet: export '
+            'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) and '
+            'MASTER_PORT=29500 before srun, or start them by torchrun')
     on_gpu = torch.device(run.device).type == 'cuda'
     run.distributed, run.rank, run.world_size, run.gpu = True, rank, world, local
     if on_gpu:

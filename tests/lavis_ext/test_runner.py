@@ -178,3 +178,13 @@ def test_nothing_to_resume_is_a_start(parts, tmp_path, caplog):
         launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.max_epoch=1'],
                      resume=True)
     assert (tmp_path / 'checkpoint_0.pth').is_file()
+
+
+def test_processes_that_cannot_meet_are_told(parts, tmp_path, monkeypatch):
+    """srun alone exports no address; torch's own sentence names a variable and no way out."""
+    monkeypatch.setenv('SLURM_NTASKS', '2')
+    monkeypatch.setenv('SLURM_PROCID', '0')
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match='2 processes were started, .* export MASTER_ADDR='):
+        launch.train(PRETRAIN, pretrain_options(*parts, tmp_path))

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from tiny_blip import (  # noqa: E402
     FINETUNE,
     PRETRAIN,
     ZEROSHOT,
+    judge_as_process,
     make_parts,
     model_options,
     pretrain_options,
 )
+from two_processes import in_two_processes  # noqa: E402
 
 from freeatm_mm.evaluation.results import read_results  # noqa: E402
 from freeatm_mm.evaluation.tables import TABLES, gather_rows  # noqa: E402
@@ -186,3 +189,19 @@ def test_without_lavis_one_sentence_says_so():
     assert done.returncode == 1
     line, = done.stderr.strip().splitlines()
     assert 'needs LAVIS' in line and './run setup lavis' in line
+
+
+def test_two_processes_judge_as_one(world, tmp_path, capsys):
+    """They share the re-ranking; a set of odd size leaves them unequal parts."""
+    (tmp_path / 'test.json').write_text(json.dumps(json.loads(
+        (world / 'test.json').read_text())[:7]))
+    options = [*retrieval_options(world, tmp_path / 'run'),
+               f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+               f'datasets.freeatm_retrieval.build_info.annotations.test={tmp_path}/test.json']
+    evaluate.main([str(ZEROSHOT), '--options', *options])
+    alone = figures(capsys.readouterr().out)
+    first, second = in_two_processes(partial(judge_as_process, options), tmp_path)
+    assert not second
+    from freeatm_mm.lavis_ext.launch import RETRIEVAL_METRICS
+    for name, title in RETRIEVAL_METRICS.items():
+        assert first[name] == pytest.approx(alone[title], abs=0.01), title
