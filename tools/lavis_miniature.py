@@ -92,11 +92,12 @@ def main() -> None:
 
 
 def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
-    """Trains the detector on real scenes and detects objects in the store's images."""
+    """Trains the detector on all real scenes and detects objects in the store's images."""
     work, epochs = args.out / 'detector', args.detector_epochs
     job.run('Train the detector', 'tools/train.py', DETECTOR, '--data-root', args.world,
             '--work-dir', work, '--resume', '--cfg-options', 'init=random',
-            f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}',
+            'train_dataloader.dataset.indices=None', f'train_cfg.max_epochs={epochs}',
+            f'train_cfg.val_interval={epochs}',
             f'param_scheduler.1.T_max={epochs}', f'param_scheduler.1.end={epochs}')
     job.run('Detect objects', 'tools/detect_objects.py', DETECTOR, work / f'epoch_{epochs}.pth',
             args.store, out)

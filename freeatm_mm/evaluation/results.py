@@ -46,9 +46,13 @@ METRIC_TITLES = {
     'knn_crop': 'Crops, k-NN (acc.)',
     'segmentation_miou': 'Segmentation (mIoU)',
     'finetune_top1': 'Objects, fine-tuned (acc.)',
+    **{f'{what}_{figure}': f'{title}, {figure}'
+       for what, title in (('zeroshot', 'Zero-shot'), ('zeroshot_blocks', 'Zero-shot, blocks'),
+                           ('finetuned', 'Fine-tuned'))
+       for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10')},
 }
-"""What the metrics of :mod:`freeatm_mm.evaluation.features`, and of fine-tuning, are called in
-tables and plots."""
+"""What the metrics of :mod:`freeatm_mm.evaluation.features`, of fine-tuning and of retrieval are
+called in tables and plots."""
 
 _HEADER = ('name', 'command', 'date', 'hardware', 'versions', 'rows')
 _RUN_KEYS = ('method', 'regime', 'masks', 'seed', 'epochs', 'metrics')
