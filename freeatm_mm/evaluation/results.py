@@ -49,7 +49,7 @@ METRIC_TITLES = {
     **{f'{what}_{figure}': f'{title}, {figure}'
        for what, title in (('zeroshot', 'Zero-shot'), ('zeroshot_blocks', 'Zero-shot, blocks'),
                            ('finetuned', 'Fine-tuned'))
-       for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10')},
+       for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10', 'mirror')},
 }
 """What the metrics of :mod:`freeatm_mm.evaluation.features`, of fine-tuning and of retrieval are
 called in tables and plots."""

@@ -16,6 +16,7 @@ from lavis.common.config import Config
 from lavis.common.dist_utils import get_rank, setup_for_distributed
 from lavis.common.registry import registry
 from lavis.tasks import setup_task
+from lavis.tasks.retrieval import RetrievalTask
 from omegaconf import DictConfig, OmegaConf
 
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
@@ -24,8 +25,9 @@ __all__ = ['RETRIEVAL_METRICS', 'build_runner', 'judge', 'load_config', 'read_ya
            'start_processes', 'stop_processes', 'train']
 
 RETRIEVAL_METRICS = {'txt_r1': 'TR@1', 'txt_r5': 'TR@5', 'txt_r10': 'TR@10',
-                     'img_r1': 'IR@1', 'img_r5': 'IR@5', 'img_r10': 'IR@10'}
-"""LAVIS's names for text and image retrieval at 1, 5 and 10, and everybody else's."""
+                     'img_r1': 'IR@1', 'img_r5': 'IR@5', 'img_r10': 'IR@10', 'mirror': 'mirror'}
+"""LAVIS's names for text and image retrieval at 1, 5 and 10, and everybody else's; and that of
+:class:`~freeatm_mm.lavis_ext.tasks.FreeATMRetrievalTask`, for sets with mirrored pairs."""
 
 
 def read_yaml(path: str | Path) -> DictConfig:
@@ -204,7 +206,7 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
     """
     setup_logging()
     cfg = load_config(path, [*options, 'run.evaluate=True'])
-    if cfg.run_cfg.task != 'retrieval':
+    if not issubclass(registry.get_task_class(cfg.run_cfg.task) or object, RetrievalTask):
         raise ValueError(f'{path} is of the task {cfg.run_cfg.task!r}; only retrieval is judged')
     start_processes(cfg)
     results = build_runner(cfg).train()
@@ -212,5 +214,6 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
     stop_processes()
     if not first:
         return None
-    return {split: {title: float(found[name]) for name, title in RETRIEVAL_METRICS.items()}
+    return {split: {title: float(found[name]) for name, title in RETRIEVAL_METRICS.items()
+                    if name in found}
             for split, found in results.items()}

@@ -67,7 +67,7 @@ def export_positions(sources: str | Path, out: str | Path, counts: dict[str, int
     Each split's folder holds ``images/*.png`` and, as LAVIS's retrieval datasets read them (paths
     start from ``out``), ``words.json`` and ``blocks.json``; in the latter positions are told by
     the paper's prompts instead: "... on the grass. The dress is in block 0." Training captions
-    are strings, those of the other splits lists.
+    are strings, those of the other splits lists; ``mirrored`` is the number of the mirrored pair.
 
     Args:
         sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
@@ -155,7 +155,8 @@ def _write_positions(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
             for wording, caption in text.items():
                 rows[wording].append({
                     'image': f'{split}/images/{name}', 'image_id': len(rows[wording]),
-                    'caption': caption if split == 'train' else [caption]})
+                    'caption': caption if split == 'train' else [caption],
+                    'mirrored': len(rows[wording]) ^ 1})
     for wording, pairs in rows.items():
         (folder / f'{wording}.json').write_text(json.dumps(pairs))
 

@@ -110,6 +110,8 @@ def test_position_captions_need_the_position(source_folder, tmp_path):
             plain, twin = (np.asarray(Image.open(out / row['image']))
                            for row in rows['words'][number:number + 2])
             assert np.array_equal(plain[:, ::-1], twin)
+            for kind in rows.values():
+                assert [row['mirrored'] for row in kind[number:number + 2]] == [number + 1, number]
             swapped = captions[number].replace('left', '*').replace('right', 'left')
             assert swapped.replace('*', 'right') == captions[number + 1]
             scene = maker.scene(int(name[-10:-4]))

@@ -193,8 +193,9 @@ def test_without_lavis_one_sentence_says_so():
 
 def test_two_processes_judge_as_one(world, tmp_path, capsys):
     """They share the re-ranking; a set of odd size leaves them unequal parts."""
-    (tmp_path / 'test.json').write_text(json.dumps(json.loads(
-        (world / 'test.json').read_text())[:7]))
+    (tmp_path / 'test.json').write_text(json.dumps(
+        [{**row, 'caption': row['caption'][:1], 'mirrored': mirrored} for row, mirrored in zip(
+            json.loads((world / 'test.json').read_text()), (1, 0, 3, 2, 5, 4, 6))]))
     options = [*retrieval_options(world, tmp_path / 'run'),
                f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
                f'datasets.freeatm_retrieval.build_info.annotations.test={tmp_path}/test.json']
