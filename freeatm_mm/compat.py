@@ -178,6 +178,24 @@ def name_lavis_folder(name: str, path) -> None:
     registry.mapping['paths'][name] = str(path)
 
 
+def free_copied_checkpointing(module) -> None:
+    """Lets a copied image encoder compute with its own weights; no effect without checkpointing.
+
+    Reason: fairscale's `checkpoint_wrapper` (LAVIS's `vit_grad_ckpt`) puts a `forward` on the
+    module itself that keeps a reference to it, and `deepcopy` copies that as it is: the momentum
+    encoder's wrapped layers would compute with the online ones' weights. It takes no gradient and
+    needs no checkpointing.
+
+    Source: `fairscale/nn/checkpoint/checkpoint_activations.py`, `checkpoint_wrapper`;
+    `lavis/models/blip_models/blip_pretrain.py` and `blip_retrieval.py`, `visual_encoder_m`.
+
+    Args:
+        module: The copy, changed in place.
+    """
+    for part in module.modules():
+        vars(part).pop('forward', None)
+
+
 def let_lavis_average_on_cpus() -> None:
     """Lets LAVIS's meters be averaged over processes that have no GPU; no effect with one.
 

@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--batch-size', type=int, default=8, help='(%(default)s)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     args = parser.parse_args(argv)
-    compat.skip_multimodal_models()
     try:
+        compat.skip_multimodal_models()
         from freeatm_mm.datasets.detections import Detector, detect_objects
         detector = Detector(args.config, args.checkpoint, args.device)
         described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'

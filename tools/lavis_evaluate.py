@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from freeatm_mm.lavis_ext.launch import judge
         figures = judge(args.config, args.options)
-    except (ImportError, FileNotFoundError, ValueError, StoreError) as error:
+    except (ImportError, OSError, ValueError, StoreError) as error:
         sys.exit(f'{parser.prog}: {error}')
     if figures is None:  # not the first of several processes
         return

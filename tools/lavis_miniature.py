@@ -67,8 +67,9 @@ def main() -> None:
     parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='change entries of all yamls, for example run.num_workers=0')
     args = parser.parse_args()
-    args.out, args.store, args.world = (path.resolve()
-                                        for path in (args.out, args.store, args.world))
+    for name in ('out', 'store', 'world', 'detections', 'sources'):
+        if getattr(args, name):  # the same from any folder
+            setattr(args, name, Path(getattr(args, name)).resolve())
     os.chdir(ROOT)
     # Arms side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from freeatm_mm.lavis_ext.launch import train
         train(args.config, options, args.resume)
-    except (ImportError, FileNotFoundError, ValueError, StoreError) as error:
+    except (ImportError, OSError, ValueError, StoreError) as error:
         sys.exit(f'{parser.prog}: {error}')
 
 

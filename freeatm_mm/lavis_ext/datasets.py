@@ -164,11 +164,15 @@ class CaptionFile:
         """RGB picture, caption and objects of a pair.
 
         Raises:
-            OSError: If the image can't be read.
-            ValueError: If a box is no box, or lies outside its image; names file and image.
+            ValueError: If the image can't be read, or a box is no box or lies outside its image;
+                names file and image.
         """
         row = self.annotations[index]
-        image = Image.open(self.images / row['image']).convert('RGB')
+        try:
+            image = Image.open(self.images / row['image']).convert('RGB')
+        except OSError as error:
+            raise ValueError(f"{self.path}: the image {row['image']!r} can't be read in "
+                             f'{self.images} ({error})') from None
         objects = []
         if with_objects and self.detections is not None:
             if row['image'] not in self.detections:

@@ -68,7 +68,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
     Raises:
         FileNotFoundError: If the yaml doesn't exist.
-        ValueError: If it names a model or dataset that LAVIS doesn't know, or an option is none.
+        ValueError: If it names a model, its type or a dataset that LAVIS doesn't know, or an option
+            is none.
     """
     for option in options:
         if '=' not in option:
@@ -80,6 +81,10 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
             raise ValueError(f'{path} has no part {part!r}')
     if registry.get_model_class(yaml.model.arch) is None:
         raise ValueError(f'{path}: LAVIS knows no model {yaml.model.arch!r}')
+    types = registry.get_model_class(yaml.model.arch).PRETRAINED_MODEL_CONFIG_DICT
+    if yaml.model.get('model_type') not in types:
+        raise ValueError(f'{path}: model.model_type of {yaml.model.arch} is one of '
+                         f'{", ".join(types)}, got {yaml.model.get("model_type")!r}')
     for name in yaml.datasets:
         if registry.get_builder_class(name) is None:
             raise ValueError(f'{path}: LAVIS knows no dataset {name!r}')
@@ -109,6 +114,8 @@ def start_processes(cfg: Config) -> None:
         rank, world = int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_NTASKS'])
         local = int(os.environ.get('SLURM_LOCALID', 0))
     else:
+        if torch.device(run.device).type == 'cuda':  # LAVIS sends batches to the current one
+            torch.cuda.set_device(torch.device(run.device))
         return
     if not dist.is_initialized() and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
         raise ValueError(
@@ -118,6 +125,8 @@ def start_processes(cfg: Config) -> None:
     on_gpu = torch.device(run.device).type == 'cuda'
     run.distributed, run.rank, run.world_size, run.gpu = True, rank, world, local
     if on_gpu:
+        # SLURM may show each process its own GPU alone, which is then number 0.
+        run.gpu = local = local % torch.cuda.device_count()
         run.device = f'cuda:{local}'
         torch.cuda.set_device(local)
     if not dist.is_initialized():
@@ -152,7 +161,8 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
 
     Args:
         cfg: From :func:`load_config`, after :func:`start_processes`.
-        resume: Go on from the last checkpoint in `run.output_dir`, if there is one.
+        resume: Go on from the last checkpoint in `run.output_dir`, if there is one; it must be of
+            the same config.
     """
     run = cfg.run_cfg
     if resume:
@@ -167,7 +177,9 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
     runner_class = registry.get_runner_class(run.get('runner', 'freeatm_runner'))
     if runner_class is None:
         raise ValueError(f'LAVIS knows no runner {run.runner!r}')
-    return runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id='')
+    runner = runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id='')
+    runner.same_run = resume
+    return runner
 
 
 def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -> FreeATMRunner:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lavis.common.dist_utils import get_world_size
 from lavis.common.registry import registry
 from lavis.common.utils import get_abs_path
 from lavis.models.blip_models.blip_pretrain import BlipPretrain
@@ -27,6 +28,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from freeatm_mm import compat
 from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer, no_texts
 
 __all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', 'load_checked',
@@ -35,6 +37,9 @@ __all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', '
 _CONFIGS = Path(__file__).parent / 'configs'
 _MOMENTUM = ('visual_encoder', 'text_encoder', 'vision_proj', 'text_proj')
 _QUEUES = ('image_queue', 'text_queue', 'idx_queue', 'queue_ptr')
+#: Entries of `model` that its default yaml leaves out.
+_FURTHER_ENTRIES = ('model_type', 'vit', 'bert', 'vit_layer_norm_epsilon', 'vit_drop_path_rate',
+                    'load_pretrained', 'load_finetuned', 'pretrained', 'finetuned')
 _VIT_SIZES = {'base': dict(embed_dim=768, depth=12, num_heads=12),
               'large': dict(embed_dim=1024, depth=24, num_heads=16)}
 
@@ -55,7 +60,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
         return load_file(path)
-    content = torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # of many kinds, for damaged files
+        raise ValueError(f'{path} can\'t be read as a checkpoint ({error})') from None
     state = content.get('model', content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(
             isinstance(value, Tensor) for value in state.values()):
@@ -148,6 +156,15 @@ def _plain(value: Any) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.create(value or {}), resolve=True)
 
 
+def _check_entries(kind: type, cfg) -> None:
+    """Refuses an entry of `model` that nothing reads, such as a mistyped one."""
+    known = {*OmegaConf.load(kind.PRETRAINED_MODEL_CONFIG_DICT['base']).model, *_FURTHER_ENTRIES}
+    unknown = sorted(set(cfg) - known)
+    if unknown:
+        raise ValueError(f'model has no entry {", ".join(unknown)}; known are '
+                         f'{", ".join(sorted(known))}')
+
+
 def _image_encoder(cfg) -> VisionTransformerEncoder:
     """LAVIS's image encoder, of any size, with random weights.
 
@@ -156,6 +173,9 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
     """
     if cfg.get('vit_type', 'base') not in _VIT_SIZES:
         raise ValueError(f'vit_type must be one of {", ".join(_VIT_SIZES)}, got {cfg.vit_type!r}')
+    if cfg.get('vit_grad_ckpt') and not cfg.get('vit_ckpt_layer'):
+        raise ValueError('vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
+                         'many of the last layers are computed again, up to all')
     changes = _plain(cfg.get('vit'))
     known = ('embed_dim', 'depth', 'num_heads', 'patch_size', 'mlp_ratio')
     if set(changes) - set(known):
@@ -195,6 +215,7 @@ class _WithTokenizer:
         self._tokenizer_given = tokenizer
         super().__init__(*args, **kwargs)
         del self._tokenizer_given
+        compat.free_copied_checkpointing(self.visual_encoder_m)
 
     def init_tokenizer(self) -> CountingTokenizer:
         """The tokenizer, where LAVIS would fetch one."""
@@ -234,8 +255,9 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
 
         Raises:
             FileNotFoundError: If tokenizer, weights or checkpoint don't exist.
-            ValueError: If weights don't fit, or sizes don't go together.
+            ValueError: If weights don't fit, sizes don't go together, or an entry is unknown.
         """
+        _check_entries(cls, cfg)
         tokenizer = load_tokenizer(cfg.tokenizer)
         image_encoder = _image_encoder(cfg)
         if cfg.get('image_weights'):
@@ -283,8 +305,15 @@ def _pretrained_text(folder: str | Path, config: BertConfig
         raise FileNotFoundError(f'there is no folder of text weights {folder}')
     models = []
     for kind, options in ((XBertEncoder, {'add_pooling_layer': False}), (XBertLMHeadDecoder, {})):
-        model, report = kind.from_pretrained(folder, config=config, output_loading_info=True,
-                                             local_files_only=True, **options)
+        try:
+            model, report = kind.from_pretrained(folder, config=config, output_loading_info=True,
+                                                 local_files_only=True, **options)
+        except OSError:
+            raise FileNotFoundError(f'the folder {folder} holds no text weights: '
+                                    'model.safetensors or pytorch_model.bin is missing') from None
+        except RuntimeError as error:  # of another size
+            raise ValueError(f'the text weights in {folder} do not fit the model: {error}'
+                             ) from None
         missing = [name for name in report['missing_keys'] if 'crossattention' not in name]
         if missing or report['mismatched_keys']:
             raise ValueError(f'the text weights in {folder} do not fit the model: '
@@ -313,8 +342,9 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
 
         Raises:
             FileNotFoundError: If tokenizer or checkpoint don't exist.
-            ValueError: If no checkpoint is named, or it doesn't fit.
+            ValueError: If no checkpoint is named, it doesn't fit, or an entry is unknown.
         """
+        _check_entries(cls, cfg)
         tokenizer = load_tokenizer(cfg.tokenizer)
         image_encoder = _image_encoder(cfg)
         config = _bert_config(cfg, image_encoder, len(tokenizer))
@@ -333,7 +363,9 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
                              'checkpoint of a pretraining, or model.load_finetuned=True and '
                              'model.finetuned to one of a fine-tuning')
         if finetuned:
-            load_checked(model, read_checkpoint(path), path)
+            state = read_checkpoint(path)
+            complete_momentum(state, path)
+            load_checked(model, state, path)
         else:
             model.load_from_pretrained(path)
         model.reset_queue_ptr()
@@ -361,8 +393,16 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
 
         Returns:
             Two float arrays, (images, texts) and (texts, images).
+
+        Raises:
+            ValueError: If the set is so small that one of several processes would get nothing.
         """
         images, texts = len(data_loader.dataset.image), len(data_loader.dataset.text)
+        processes = get_world_size()
+        for what, count in (('images', images), ('texts', texts)):
+            if (processes - 1) * (count // processes + 1) >= count:  # LAVIS's shares
+                raise ValueError(f'{count} {what} are too few for {processes} processes to judge: '
+                                 'start fewer')
         k_test = min(int(task_cfg.k_test), images, texts)
         if k_test < task_cfg.k_test:
             logging.warning('k_test is %d, and the set has %d images and %d texts: %d are ranked '

@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,30 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of a run's last finished epoch, or ``None`` if there is none yet."""
     files = list(_epoch_files(folder).values())
     return files[-1] if files else None
+
+
+#: What may differ between a run and its continuation.
+_MAY_DIFFER = {f'run.{name}' for name in (
+    'output_dir', 'device', 'num_workers', 'rank', 'world_size', 'gpu', 'distributed', 'dist_url',
+    'dist_backend', 'resume_ckpt_path', 'evaluate', 'keep_checkpoints', 'batch_size_eval',
+    'valid_splits', 'test_splits', 'k_test', 'find_unused_parameters')}
+
+
+def _flat(config: Mapping[str, Any], start: str = '') -> dict[str, Any]:
+    """Nested entries by their whole names."""
+    found = {}
+    for name, value in config.items():
+        found |= (_flat(value, f'{start}{name}.') if isinstance(value, Mapping) and value
+                  else {f'{start}{name}': value})
+    return found
+
+
+def _differences(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What two configs say differently of model, datasets and run."""
+    earlier, config = _flat(earlier), _flat(config)
+    return [f'{name} {earlier.get(name)} there, {config.get(name)} here'
+            for name in sorted({*earlier, *config} - _MAY_DIFFER)
+            if earlier.get(name) != config.get(name)]
 
 
 def _barrier() -> None:
@@ -91,6 +116,10 @@ class FreeATMRunner(RunnerBase):
         datasets: Builder name -> split -> dataset.
         job_id: Folder below `run.output_dir`; '' for `run.output_dir` itself.
 
+    Attributes:
+        same_run: Whether what is gone on from must have been written by a run of the same config,
+            but for `run.max_epoch`; otherwise a warning tells of the differences.
+
     Raises:
         ValueError: If the batch doesn't fit the data or the model's queues.
     """
@@ -99,6 +128,7 @@ class FreeATMRunner(RunnerBase):
         let_lavis_average_on_cpus()
         super().__init__(cfg, task, model, datasets, job_id)
         self.best = {'epoch': None, 'metric': -1.0}
+        self.same_run = False
         self._losses: Counter = Counter()
         if not self.evaluate_only:
             self._check_batch()
@@ -202,11 +232,22 @@ class FreeATMRunner(RunnerBase):
 
         Returns:
             What :meth:`evaluate` does.
+
+        Raises:
+            ValueError: If the folder holds another run's checkpoints, or what is to be gone on
+                from doesn't fit.
         """
         start = time.monotonic()
+        if not self.evaluate_only:
+            earlier = newest_checkpoint(self.output_dir)
+            if self.resume_ckpt_path:
+                self._load_checkpoint(self.resume_ckpt_path)
+            elif earlier:
+                raise ValueError(f'{self.output_dir} holds the checkpoints of an earlier run, '
+                                 f'{earlier.name} for one: go on from it (--resume), choose '
+                                 'another folder, or delete this one')
+            _barrier()  # before the first checkpoint is written
         self.log_config()
-        if not self.evaluate_only and self.resume_ckpt_path:
-            self._load_checkpoint(self.resume_ckpt_path)
         if not self.evaluate_only:
             for epoch in range(self.start_epoch, self.max_epoch):
                 self.log_stats(self.train_epoch(epoch), 'train')
@@ -294,8 +335,9 @@ class FreeATMRunner(RunnerBase):
                 'config': self.config.to_dict(), 'epoch': cur_epoch, 'best': self.best,
                 'random': states})
             keep = int(self.config.run_cfg.get('keep_checkpoints', 0))
-            for path in list(_epoch_files(self.output_dir).values())[:-keep] if keep else ():
-                path.unlink()
+            for epoch, path in _epoch_files(self.output_dir).items():
+                if keep and epoch <= cur_epoch - keep:
+                    path.unlink()
         _barrier()
 
     def _load_checkpoint(self, url_or_filename: str | Path) -> None:
@@ -303,7 +345,8 @@ class FreeATMRunner(RunnerBase):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not one of this runner's, or of another model.
+            ValueError: If it is not one of this runner's, of another model, or, where it has to
+                be of the same run, of another config.
         """
         path = Path(url_or_filename)
         if not path.is_file():
@@ -312,6 +355,13 @@ class FreeATMRunner(RunnerBase):
         if 'random' not in checkpoint or 'optimizer' not in checkpoint:
             raise ValueError(f'{path} can\'t be gone on from: it was not written by '
                              'freeatm_runner at the end of an epoch')
+        changes = _differences(checkpoint['config'], self.config.to_dict())
+        if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
+            raise ValueError(f'{path} is of a run with other settings ({"; ".join(changes)}): '
+                             'choose another folder, delete this one, or name the checkpoint in '
+                             'run.resume_ckpt_path, which goes on all the same')
+        if changes:
+            logging.warning('%s was written with other settings: %s', path, '; '.join(changes))
         try:
             self.unwrap_dist_model(self.model).load_state_dict(checkpoint['model'])
         except RuntimeError as error:

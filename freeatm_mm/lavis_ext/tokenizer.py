@@ -57,7 +57,7 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
     if Path(name).is_dir() and not (Path(name) / 'vocab.txt').is_file():
         raise FileNotFoundError(f'the folder {name} holds no tokenizer: vocab.txt is missing')
     try:
-        tokenizer = CountingTokenizer.from_pretrained(name)
+        tokenizer = CountingTokenizer.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):
         raise FileNotFoundError(
             f'there is no tokenizer {name}: it is neither a folder with vocab.txt nor in '

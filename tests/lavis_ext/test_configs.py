@@ -54,7 +54,11 @@ def test_arms_differ_in_nothing_else():
         f'{data}.text_processor.train.preset', f'{data}.vis_processor.train.hflip',
         f'{data}.build_info.detections', 'run.output_dir'}
     assert changes(ours, plain('mixed/blip_pretrain_freeatm.yaml')) == {
-        'model.pretrained', f'{data}.build_info.share', 'run.output_dir'}
+        'model.pretrained', f'{data}.build_info.share', 'run.warmup_steps', 'run.output_dir'}
+    for name in ('mixed/blip_pretrain_freeatm.yaml', 'mixed/blip_pretrain_real.yaml'):
+        mixed = plain(name)  # LAVIS warms up in the first epoch alone
+        steps = 300_000 * mixed['datasets']['freeatm_pretrain']['build_info']['share'] // (8 * 75)
+        assert mixed['run']['warmup_steps'] <= steps
 
 
 def test_options_reach_everything():

@@ -112,6 +112,16 @@ def test_an_object_outside_its_image_is_told(captions, tmp_path):
         dataset[1]
 
 
+def test_an_image_that_is_none_is_told(captions, tmp_path):
+    rows = json.loads((captions / 'captions.json').read_text())
+    (tmp_path / 'captions.json').write_text(json.dumps(rows))
+    (tmp_path / rows[0]['image']).write_bytes(b'no picture')
+    dataset = build(annotations=str(tmp_path / 'captions.json'), images=str(tmp_path))
+    for number in (0, 1):  # one that can't be decoded, one that isn't there
+        with pytest.raises(ValueError, match=f"the image '{number}.png' can't be read in"):
+            dataset[number]
+
+
 @pytest.mark.parametrize('info, message', [
     (dict(), 'names no pairs; set store or annotations'),
     (dict(store='no/such'), 'no store at no/such'),

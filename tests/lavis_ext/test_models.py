@@ -146,6 +146,20 @@ def test_a_checkpoint_of_lavis_gets_momentum_encoders(model, tokenizer, tmp_path
     assert torch.equal(again.text_proj_m.weight, model.text_proj.weight)
 
 
+def test_a_fine_tuned_checkpoint_of_lavis_can_be_judged(model, checkpoint, tokenizer, tmp_path,
+                                                       caplog):
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE))
+    frozen = {name for name, value in retrieval.named_parameters() if not value.requires_grad}
+    torch.save({'model': {name: value for name, value in retrieval.state_dict().items()
+                          if name not in frozen}}, tmp_path / 'best.pth')
+    again = FreeATMBlipRetrieval.from_config(config(
+        tokenizer, 'model.load_finetuned=True', f'model.finetuned={tmp_path / "best.pth"}',
+        path=ZEROSHOT))
+    assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
+    assert torch.equal(again.itm_head.weight, retrieval.itm_head.weight)
+
+
 def test_larger_images_and_other_queues(model, checkpoint, tokenizer, caplog):
     with caplog.at_level(logging.INFO):
         retrieval = FreeATMBlipRetrieval.from_config(config(
@@ -179,6 +193,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
         load({**state, 'itm_head.bias': torch.zeros(3)})
     with pytest.raises(ValueError, match='holds no weights'):
         load([1, 2])
+    (tmp_path / 'half.pth').write_bytes((tmp_path / 'x.pth').read_bytes()[:50])
+    with pytest.raises(ValueError, match="half.pth can't be read as a checkpoint"):
+        models.read_checkpoint(tmp_path / 'half.pth')
 
 
 @pytest.mark.parametrize('options, path, message', [
@@ -191,11 +208,44 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
     (['model.vit.width=3'], PRETRAIN, 'vit has no entry width'),
     (['model.max_txt_len=65'], PRETRAIN, "more than the text model's 64 positions"),
     (['model.tokenizer=configs'], PRETRAIN, 'holds no tokenizer'),
+    (['model.text_weights=configs'], PRETRAIN, 'the folder configs holds no text weights'),
+    (['model.max_text_len=40'], PRETRAIN, 'model has no entry max_text_len; known are '),
+    (['model.max_text_len=40'], ZEROSHOT, 'model has no entry max_text_len; known are '),
+    (['model.vit_grad_ckpt=True'], PRETRAIN, 'saves no memory with vit_ckpt_layer 0'),
 ])
 def test_wrong_settings_are_told(tokenizer, options, path, message):
     cfg = config(tokenizer, *options, path=path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         (FreeATMBlipPretrain if path == PRETRAIN else FreeATMBlipRetrieval).from_config(cfg)
+
+
+def test_an_unknown_type_of_model_is_told(tokenizer):
+    with pytest.raises(ValueError, match="one of base, got 'huge'"):
+        config(tokenizer, 'model.model_type=huge')
+
+
+def test_momentum_encoders_keep_their_own_weights_under_checkpointing(tokenizer):
+    """In LAVIS alone a copied reference has them compute with the online ones'."""
+    torch.manual_seed(0)
+    model = FreeATMBlipPretrain.from_config(config(
+        tokenizer, 'model.vit_grad_ckpt=True', 'model.vit_ckpt_layer=1')).train()
+    image = torch.randn(2, 3, 16, 16)
+    online, momentum = (encoder(image) for encoder in (model.visual_encoder,
+                                                       model.visual_encoder_m))
+    assert torch.equal(online, momentum)
+    with torch.no_grad():
+        model.visual_encoder_m.blocks[0].mlp.fc1.weight.mul_(2)
+        model.visual_encoder.blocks[0].attn.proj.weight.mul_(3)
+    assert not torch.equal(model.visual_encoder_m(image), momentum)
+    assert not torch.equal(model.visual_encoder(image), model.visual_encoder_m(image))
+    plain = FreeATMBlipPretrain.from_config(config(tokenizer)).train()
+    plain.load_state_dict(model.state_dict())
+    for part in ('visual_encoder', 'visual_encoder_m'):
+        assert torch.equal(getattr(plain, part)(image), getattr(model, part)(image))
+    model.visual_encoder(image).sum().backward()
+    plain.visual_encoder(image).sum().backward()
+    for ours, theirs in zip(model.visual_encoder.parameters(), plain.visual_encoder.parameters()):
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_weights_from_local_files(tokenizer, tmp_path):
@@ -263,6 +313,16 @@ def test_k_test_is_fitted_to_the_set(model, checkpoint, tokenizer, caplog):
                                              OmegaConf.create({'k_test': 256}))
     assert (large[0] == fitting[0]).all() and (large[1] == fitting[1]).all()
     assert large[0].shape == (4, 5) and large[1].shape == (5, 4)
+
+
+def test_more_processes_than_the_set_has_work_for_are_told(model, checkpoint, tokenizer,
+                                                          monkeypatch):
+    """LAVIS gives each n // processes + 1 rows: two, two and none of four images."""
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)).eval()
+    monkeypatch.setattr(models, 'get_world_size', lambda: 3)
+    with pytest.raises(ValueError, match='4 images are too few for 3 processes'):
+        retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 4}))
 
 
 def test_texts_that_judging_cuts_are_told(model, checkpoint, tokenizer, caplog):

@@ -140,6 +140,25 @@ def test_another_number_of_processes_is_told(parts, tmp_path, caplog):
     assert 'was written by 2 processes and is gone on from by 1' in caplog.text
 
 
+def test_only_the_same_run_is_gone_on_from(parts, tmp_path, caplog):
+    options = pretrain_options(*parts, tmp_path)
+    launch.train(PRETRAIN, [*options, 'run.max_epoch=1'])
+    first = (tmp_path / 'checkpoint_0.pth').read_bytes()
+    with pytest.raises(ValueError, match='earlier run, checkpoint_0.pth for one: go on from it'):
+        launch.train(PRETRAIN, options)
+    with pytest.raises(ValueError, match=r'other settings \(.*run.init_lr 0.001 there, 0.01 here'):
+        launch.train(PRETRAIN, [*options, 'run.init_lr=1e-2'], resume=True)
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['checkpoint_0.pth']
+    assert (tmp_path / 'checkpoint_0.pth').read_bytes() == first
+    # A longer run, and one whose checkpoint is named, go on and say what differs.
+    launch.train(PRETRAIN, options, resume=True)
+    assert 'was written with other settings: run.max_epoch 1 there, 2 here' in caplog.text
+    launch.train(PRETRAIN, [*options, 'run.init_lr=1e-2', 'run.max_epoch=3',
+                            f'run.resume_ckpt_path={tmp_path / "checkpoint_1.pth"}'])
+    assert 'run.init_lr 0.001 there, 0.01 here' in caplog.text
+    assert newest_checkpoint(tmp_path).name == 'checkpoint_2.pth'
+
+
 @pytest.mark.parametrize('options, message', [
     (['run.batch_size_train=13'], 'a batch of 13 on each of 1 processes needs more than the 12'),
     (['run.batch_size_train=5'], 'queue_size 24 must be a multiple of the whole batch, 5 = 5 x 1'),

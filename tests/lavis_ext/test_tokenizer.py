@@ -80,11 +80,13 @@ def test_tokens_are_those_of_lavis_and_cuts_are_counted():
     ('empty', 'holds no tokenizer: vocab.txt is missing'),
     ('nowhere/at/all', 'set model.tokenizer to a folder'),
 ])
-def test_a_missing_tokenizer_is_told(tmp_path, monkeypatch, name, message):
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+def test_a_missing_tokenizer_is_told_and_not_fetched(tmp_path, monkeypatch, name, message):
+    import socket
+    monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: pytest.fail('it asks the network'))
     (tmp_path / 'empty').mkdir()
     with pytest.raises(FileNotFoundError, match=message):
-        load_tokenizer(tmp_path / name)
+        load_tokenizer(tmp_path / name if name == 'empty' else name)
 
 
 def test_vocabulary_holds_words_and_marks_once():
