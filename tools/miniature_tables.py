@@ -173,7 +173,7 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
                     add_row(results, row)
         write_results(args.out / f'table{table}.json', results)
         ours = gather_rows([results], table)
-        parts += [table_markdown(ours, table), improvements(ours, table)]
+        parts += [table_markdown(ours, table, whole=False), improvements(ours, table)]
     hours = sum(step.seconds for step in job.steps) / 3600
     parts.append(f'{hours:.1f} hours of single-core work in {len(job.steps)} commands.\n')
     text = '\n'.join(part for part in parts if part)

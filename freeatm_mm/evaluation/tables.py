@@ -117,21 +117,34 @@ def _counterpart(key: Key) -> Key:
     return method, regime, generator if generator in ('', 'deepif') else 'sd15', masks
 
 
-def table_markdown(ours: Mapping[Key, Group], table: int) -> str:
+def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) -> str:
     """A table as Markdown: ``ours ± spread (the paper's)`` in each cell, in per cent.
 
     Rows that we have no number for show the paper's alone, in brackets; images of a generator that
     the paper doesn't have stand beside its Stable Diffusion 1.5.
+
+    Args:
+        ours: From :func:`gather_rows`.
+        table: Number of the table.
+        whole: With the paper's rows and columns that we have no number for.
     """
     layout, paper = TABLES[table], paper_rows(table)
-    extra = [key for key in ours if key not in paper]
+    order = list(paper)
+    extra = sorted((key for key in ours if key not in paper), key=lambda key: (
+        order.index(_counterpart(key)) if _counterpart(key) in paper else len(order)))
+    keys, metrics = [*paper, *extra], list(layout.metrics)
+    if not whole:
+        keys = [key for key in keys if key in ours]
+        metrics = [metric for metric in metrics
+                   if any(group.values.get(metric) for group in ours.values())]
     lines = [f'**{layout.title}** (per cent; the paper\'s numbers in brackets)', '',
-             '| Pretraining | Seeds | ' + ' | '.join(layout.metrics.values()) + ' |',
-             '| --- |' + ' ---: |' * (1 + len(layout.metrics))]
-    for key in [*paper, *extra]:
+             '| Pretraining | Seeds | ' + ' | '.join(
+                 layout.metrics[metric] for metric in metrics) + ' |',
+             '| --- |' + ' ---: |' * (1 + len(metrics))]
+    for key in keys:
         group, theirs = ours.get(key), paper.get(_counterpart(key), {})
         cells = []
-        for metric in layout.metrics:
+        for metric in metrics:
             cell = _number(group, metric)
             if metric in theirs:
                 cell = f'{cell} ({theirs[metric]:.1f})'.strip()
@@ -156,6 +169,7 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     """
     layout, paper = TABLES[table], paper_rows(table)
     lines, same, counted = [], 0, 0
+    sure = {True: 0, False: 0}  # of the same sign, of the other
     for key, group in ours.items():
         baseline = (*key[:3], False)
         if key[3] is False or baseline not in ours:
@@ -172,6 +186,7 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
                 expected = f'{gain:+.1f}'
                 counted += 1
                 same += gain * difference.mean > 0
+                sure[bool(gain * difference.mean > 0)] += difference.p < 0.05
             spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
             p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
             lines.append(f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
@@ -180,7 +195,8 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
         return ''
     head = ['| With masks | Metric | Ours, points | p | Seeds | The paper |',
             '| --- | --- | ---: | ---: | ---: | ---: |']
-    tail = f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here.'
+    tail = (f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here. With p '
+            f'below 0.05: {sure[True]} of these, and {sure[False]} of the {counted - same} others.')
     return '\n'.join([*head, *lines]) + tail + '\n'
 
 

@@ -69,12 +69,34 @@ def test_ours_beside_the_papers():
     assert '| Random weights | 1 | 7.0 |' in second  # the ViT's, not the ResNet's
 
 
+def test_ours_alone_stand_in_the_papers_order():
+    results = result(*((row['method'], row['regime'], row['masks'], row['seed'], row['metrics'],
+                        row['generator']) for row in reversed(OURS['rows'])))
+    lines = table_markdown(gather_rows([results], 1), 1, whole=False).splitlines()
+    assert lines[2] == '| Pretraining | Seeds | COCO box AP | Cityscapes mIoU | ImageNet linear |'
+    assert [line.split(' |')[0][2:] for line in lines[4:]] == [
+        'Random weights', 'MoCo v2 (synthetic, miniature)',
+        'MoCo v2 + Free-ATM (synthetic, miniature)']
+    assert lines[5].endswith('| 2 | 21.0 ± 1.4 (37.9) | 30.0 ± 0.0 (74.1) | (65.1) |')
+
+
 def test_improvements_and_their_signs():
     text = improvements(gather_rows([OURS], 1), 1)
     assert '| MoCo v2 + Free-ATM (synthetic, miniature) | COCO box AP | +2.5 ± 0.7 |' in text
     assert '| Cityscapes mIoU | -1.5 ± 0.7 |' in text and '| 2 | +1.7 |' in text
-    assert '1 of 2 of the paper\'s improvements have the same sign here.' in text
+    assert '1 of 2 of the paper\'s improvements have the same sign here. With p below 0.05: 0 of ' \
+        'these, and 0 of the 1 others.' in text
     assert improvements(gather_rows([OURS], 2), 2) == ''
+
+
+def test_sure_differences_are_counted_by_sign():
+    rows = [('simclr', 'mixed', masks, seed, {
+        'box_ap': 0.2 + 0.01 * seed + (0.03 + 0.001 * seed) * masks,
+        'miou': 0.3 + 0.01 * seed - (0.03 + 0.001 * seed) * masks}, 'sd15')
+        for masks in (False, True) for seed in range(3)]
+    text = improvements(gather_rows([result(*rows)], 1), 1)
+    assert '1 of 2 of' in text
+    assert 'With p below 0.05: 1 of these, and 1 of the 1 others.' in text
 
 
 def test_one_seed_given_twice_is_refused():
