@@ -156,5 +156,8 @@ def check_init(cfg: Mapping) -> None:
     how = 'set init=random, init=supervised or init=CHECKPOINT with --cfg-options'
     if not init:
         raise ValueError(f'this config says not what to start from: {how}')
+    if not isinstance(init, str):
+        raise ValueError(f'init is one path, and --cfg-options makes a list of one with commas, '
+                         f'{init}: give the checkpoint a path without')
     if init not in ('random', 'supervised') and '://' not in init and not Path(init).is_file():
         raise FileNotFoundError(f'there is no checkpoint {init}: {how}')

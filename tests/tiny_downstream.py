@@ -16,16 +16,15 @@ from freeatm_mm.configs import complete_config, open_config
 from freeatm_mm.miniature.sources import NOUNS
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-COCO = ('coco/bbox_mAP', 'coco/segm_mAP')
-#: Each paper-scale config: its data set's layout, what pretrained it, what it must report.
+#: Each paper-scale config: its data set's layout, and what pretrained it.
 PAPER_SCALE = {
-    'mmdet/voc_faster-rcnn_r50-c4_24k.py': ('voc', 'resnet', ('pascal_voc/mAP', )),
-    'mmdet/coco_mask-rcnn_r50-fpn_1x.py': ('coco', 'resnet', COCO),
-    'mmdet/coco_mask-rcnn_vit-b-fpn_100e.py': ('coco', 'vit', COCO),
-    'mmseg/cityscapes_fcn_r50_160e.py': ('cityscapes', 'resnet', ('mIoU', )),
-    'mmseg/ade20k_upernet_vit-b_160k.py': ('ade20k', 'vit', ('mIoU', )),
-    'mmpretrain/imagenet_linear_r50_100e.py': ('imagenet', 'resnet', ('accuracy/top1', )),
-    'mmpretrain/imagenet_finetune_vit-b_100e.py': ('imagenet', 'vit', ('accuracy/top1', )),
+    'mmdet/voc_faster-rcnn_r50-c4_24k.py': ('voc', 'resnet'),
+    'mmdet/coco_mask-rcnn_r50-fpn_1x.py': ('coco', 'resnet'),
+    'mmdet/coco_mask-rcnn_vit-b-fpn_100e.py': ('coco', 'vit'),
+    'mmseg/cityscapes_fcn_r50_160e.py': ('cityscapes', 'resnet'),
+    'mmseg/ade20k_upernet_vit-b_160k.py': ('ade20k', 'vit'),
+    'mmpretrain/imagenet_linear_r50_100e.py': ('imagenet', 'resnet'),
+    'mmpretrain/imagenet_finetune_vit-b_100e.py': ('imagenet', 'vit'),
 }
 
 
@@ -96,6 +95,8 @@ def small_config(name: str, data_root: Path, work_dir: Path, init: str, side: in
             cfg.model.backbone.img_size = (side, side)  # its positions are of one size
             cfg.model.test_cfg.update(crop_size=(side, side), stride=(side, side))
     if cfg.default_scope == 'mmdet':
+        preprocessor = cfg.model.data_preprocessor
+        preprocessor.pad_size_divisor = min(preprocessor.get('pad_size_divisor', 1), side)
         cfg.model.train_cfg.rcnn.sampler.num = 16
         cfg.model.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=50)
         cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=10)

@@ -64,6 +64,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
     parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
     parser.add_argument('--gpus', type=int, default=0, help='processes, one a GPU; 0: one process '
                         'on whatever there is (%(default)s)')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision, as the '
+                        'headers of the ViT configs have it')
     parser.add_argument('--slurm', metavar='PARTITION', help='submit a job for each benchmark')
     parser.add_argument('--slurm-options', nargs='+', default=[], metavar='OPTION',
                         help='for sbatch, without the dashes: time=2-00:00 mem=100G')
@@ -81,6 +83,21 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
     return parser, args
 
 
+def check_metrics(names: list[str]) -> None:
+    """Refuse benchmarks whose figures would have one name in one row.
+
+    Raises:
+        ValueError: Naming two of them.
+    """
+    taken = {}
+    for name in names:
+        for metric, _ in BENCHMARKS[name].metrics.values():
+            if metric in taken:
+                raise ValueError(f'{taken[metric]} and {name} both give {METRICS[metric]}, which a '
+                                 'row holds once: run them by two commands, each with its --out')
+            taken[metric] = name
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs or submits what isn't done, and writes the row once everything is."""
     parser, args = parse_args(argv)
@@ -89,9 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         args.init = str(Path(args.init).absolute())
     os.chdir(ROOT)
     runs = [DownstreamRun(name, args.init, args.out / name, str(args.data / FOLDERS.get(name, '')),
-                          args.seed, tuple(args.cfg_options), args.gpus)
+                          args.seed, tuple(args.cfg_options), args.gpus, args.amp)
             for name in args.benchmarks or SUITES[args.suite]]
     try:
+        check_metrics([run.benchmark for run in runs])
         waiting = [run for run in runs if run.prepare()]
         for run in waiting:
             if args.slurm:
@@ -105,9 +123,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.slurm and waiting:
             print('Start the same command again once the jobs have ended: it makes the row.')
             return
+        # A row holds all that is done in the folder, not only what this call names.
+        names = [*runs[0].earlier(), *(run.benchmark for run in runs)]
+        names = list(dict.fromkeys(names))
+        check_metrics(names)
         metrics = {}
-        for run in runs:
-            metrics |= read_metrics(run.metrics_file, BENCHMARKS[run.benchmark])
+        for name in names:
+            metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     except RuntimeError as error:

@@ -20,6 +20,8 @@ __all__ = ['InitialWeightsHook', 'Match', 'load_backbone']
 
 
 _OPTIONAL = ('cls_token', 'ln1.')
+#: What images enter by; a network that has to learn it anew isn't the one that was pretrained.
+_FIRST_LAYERS = ('stem.', 'conv1.', 'patch_embed.')
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ class InitialWeightsHook(Hook):
         """Loads; see the class.
 
         Raises:
-            ValueError: If ``init`` isn't set, or less than ``minimum`` fits, naming what doesn't.
+            ValueError: If ``init`` isn't set, less than ``minimum`` fits, a shape differs, or the
+                first layer isn't there, naming what doesn't fit.
             FileNotFoundError: If the checkpoint isn't there.
         """
         if runner.iter > 0:
@@ -161,10 +164,12 @@ class InitialWeightsHook(Hook):
             init = self.supervised
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         match = load_backbone(model, init, self.modules, self.new)
-        if min(match.filled, match.used) < self.minimum:
+        first = tuple(f'{path}.{layer}' for path in self.modules for layer in _FIRST_LAYERS)
+        if (match.misshapen or any(name.startswith(first) for name in match.missing)
+                or min(match.filled, match.used) < self.minimum):
             raise ValueError(
                 f'{init} does not fit {" and ".join(self.modules)} of this config: '
-                f'{match.describe()}. At least {self.minimum:.0%} must fit both ways: is it the '
-                'checkpoint of the same architecture?')
+                f'{match.describe()}. At least {self.minimum:.0%} must fit both ways, the first '
+                'layer among them, and every shape: is it the checkpoint of the same architecture?')
         runner.logger.info(f'The backbone starts from {init}: {match.describe()}.')
         runner.message_hub.update_info('initial_weights', match.describe())

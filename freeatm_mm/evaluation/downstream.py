@@ -137,6 +137,7 @@ class DownstreamRun:
         seed: Random seed.
         options: Further ``key=value`` for the config.
         gpus: Processes to start, one a GPU; 0 for one process as it is.
+        amp: Train in mixed precision.
     """
 
     benchmark: str
@@ -146,6 +147,7 @@ class DownstreamRun:
     seed: int = 0
     options: tuple[str, ...] = ()
     gpus: int = 0
+    amp: bool = False
 
     @property
     def metrics_file(self) -> Path:
@@ -178,7 +180,8 @@ class DownstreamRun:
             start, told = [sys.executable], []
         data = ['--data-root', str(self.data_root)] if self.data_root else []
         train = [*start, 'tools/train.py', config, '--work-dir', str(self.folder), '--resume',
-                 '--seed', str(self.seed), '--no-validate', *data, *told, '--cfg-options',
+                 '--seed', str(self.seed), '--no-validate', *data, *told,
+                 *(['--amp'] if self.amp else []), '--cfg-options',
                  f'init={self.init}', f'train_dataloader.batch_size={size}', *self.options]
         test = [*start, 'tools/test.py', config, str(self.folder), '--work-dir',
                 str(self.folder / 'test'), '--out', str(self.metrics_file), *data, *told]
@@ -194,18 +197,32 @@ class DownstreamRun:
             FileNotFoundError: If the checkpoint isn't there.
         """
         wanted = {'benchmark': self.benchmark, 'init': identify(self.init), 'seed': self.seed,
-                  'options': list(self.options)}
+                  'options': list(self.options), **({'amp': True} if self.amp else {})}
         note = self.folder / 'run.json'
         if note.exists():
             found = json.loads(note.read_text())
             if found != wanted:
-                differing = ', '.join(key for key in wanted if found.get(key) != wanted[key])
+                differing = ', '.join(key for key in {**found, **wanted}
+                                      if found.get(key) != wanted.get(key))
                 raise ValueError(f'{self.folder} holds a run with another {differing}: choose '
                                  'another --out, or delete that folder')
         else:
             with atomic_write(note) as file:
                 file.write(json.dumps(wanted, indent=1).encode())
         return not self.metrics_file.exists()
+
+    def earlier(self) -> list[str]:
+        """Other benchmarks of the same start, seed and options that are done beside its folder."""
+        own = json.loads((self.folder / 'run.json').read_text())
+        found = []
+        for note in sorted(self.folder.parent.glob('*/run.json')):
+            theirs = json.loads(note.read_text())
+            name = theirs.get('benchmark')
+            if (name in BENCHMARKS and name != self.benchmark
+                    and theirs == {**own, 'benchmark': name}
+                    and (note.parent / 'metrics.json').exists()):
+                found.append(name)
+        return found
 
     def run(self) -> None:
         """Run the commands, one after the other.
@@ -232,10 +249,16 @@ class DownstreamRun:
             RuntimeError: If sbatch refuses.
         """
         gpus = max(self.gpus, 1)
-        script = ' && '.join(shlex.join(command) for command in self.commands(['srun']))
+        # Jobs may share a node: each meets at a port of its own. srun doesn't take over sbatch's
+        # cores a process by itself; one that fails, such as by a missing file, ends the others.
+        script = ('export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) '
+                  'SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; ' + ' && '.join(
+                      shlex.join(command)
+                      for command in self.commands(['srun', '--kill-on-bad-exit=1'])))
         command = ['sbatch', '--parsable', f'--job-name={self.benchmark}',
                    f'--partition={partition}', f'--ntasks={gpus}',
                    f'--ntasks-per-node={min(gpus, 8)}', f'--gres=gpu:{min(gpus, 8)}',
+                   '--cpus-per-task=6',
                    f'--output={self.folder}/slurm-%j.out', *extra, f'--wrap={script}']
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:

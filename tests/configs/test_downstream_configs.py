@@ -19,6 +19,7 @@ from tiny_downstream import (  # noqa: E402
 )
 
 from freeatm_mm.configs import open_config  # noqa: E402
+from freeatm_mm.evaluation.downstream import BENCHMARKS  # noqa: E402
 from freeatm_mm.evaluation.tiny_datasets import make_tiny_dataset  # noqa: E402
 
 
@@ -38,7 +39,8 @@ def test_every_config_is_tried():
 
 @pytest.mark.parametrize('name', PAPER_SCALE)
 def test_two_steps_and_an_evaluation(name, checkpoints, tmp_path):
-    layout, kind, metrics = PAPER_SCALE[name]
+    layout, kind = PAPER_SCALE[name]
+    benchmark, = (known for known in BENCHMARKS.values() if known.config == f'downstream/{name}')
     data = make_tiny_dataset(layout, tmp_path / 'data')
     init = checkpoints / f'{kind}.pth'
     cfg = small_config(f'downstream/{name}', data, tmp_path / 'run', str(init))
@@ -47,7 +49,7 @@ def test_two_steps_and_an_evaluation(name, checkpoints, tmp_path):
                     ('backbone', 'layer4.0.conv1.weight'))
     runner, losses, found = run_downstream(cfg, f'downstream-{name.replace("/", "-")}')
     assert len(losses) == 2 and all(map(math.isfinite, losses))
-    for metric in metrics:
+    for metric in benchmark.metrics:
         assert 0 <= found[metric] <= 100
     # Images come as in pretraining: RGB, of the same mean and deviation.
     preprocessor = runner.model.data_preprocessor
@@ -108,6 +110,11 @@ def test_schedules_are_the_papers():
     assert load('mmdet/coco_mask-rcnn_r50-fpn_1x.py').train_cfg.max_epochs == 12
     vit = load('mmdet/coco_mask-rcnn_vit-b-fpn_100e.py')
     assert vit.train_cfg.max_epochs * vit.train_dataloader.dataset.times == 100
+    # Judged on the squares that it is trained on: positions aren't stretched.
+    assert vit.model.backbone.img_size == vit.model.data_preprocessor.pad_size_divisor == 1024
+    for loader in (vit.val_dataloader, vit.test_dataloader):
+        scales = [step.scale for step in loader.dataset.pipeline if step.type == 'Resize']
+        assert scales == [(1024, 1024)]
     city = load('mmseg/cityscapes_fcn_r50_160e.py')
     assert city.train_cfg.max_iters == city.param_scheduler[0].end == 59500
     assert city.model.backbone.type == 'ResNet'

@@ -87,6 +87,7 @@ def test_a_small_detector_learns_the_squares(world, tmp_path):
     cfg.param_scheduler = None
     _, losses, metrics = run_downstream(cfg, 'small-learns')
     assert losses[-1] < 0.5 * losses[0]
+    assert set(BENCHMARKS['mini-coco'].metrics) <= set(metrics)
     assert metrics['coco/bbox_mAP_50'] > 0.1 and metrics['coco/segm_mAP'] > 0.03
 
 

@@ -161,6 +161,25 @@ def test_what_does_not_fit_is_named(tmp_path):
         start(Detector(ResNet(**SMALL)), path)
 
 
+def test_one_wrong_tensor_is_enough_where_images_enter(tmp_path):
+    """One of 39 or 100 is below five per cent, and all that follows would see noise."""
+    path = str(tmp_path / 'x.pth')
+    vit = dict(arch=ARCH, img_size=32)
+    save(path, VisionTransformer(patch_size=16, **vit))
+    with pytest.raises(ValueError, match=r'another shape: backbone\.patch_embed\.projection\.w'):
+        start(Detector(VisionTransformer(patch_size=8, **vit)), path)
+    state = save(path, ResNet(**SMALL))
+    del state['conv1.weight']
+    torch.save({'state_dict': {f'backbone.{name}': value for name, value in state.items()}}, path)
+    with pytest.raises(ValueError, match=r'99 of the 100 .*not in the checkpoint: backbone\.conv1'):
+        start(Detector(ResNet(**SMALL)), path)
+    mmseg = pytest.importorskip('mmseg.models')
+    deep = dict(depth=101, base_channels=4)
+    save(path, ResNet(depth=101, base_channels=4, stem_channels=4))
+    with pytest.raises(ValueError, match=r'515 of the 530 .*backbone\.stem\.0\.weight'):
+        start(Detector(mmseg.ResNetV1c(stem_channels=4, **deep)), path)
+
+
 def test_a_few_missing_are_let_through_and_named(tmp_path):
     state = save(tmp_path / 'x.pth', ResNet(**SMALL))
     del state['bn1.weight']

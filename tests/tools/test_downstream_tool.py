@@ -112,6 +112,47 @@ def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
     assert '--method is needed' in capsys.readouterr().err
 
 
+def test_a_row_holds_what_other_calls_have_done(calls, tmp_path):
+    done, _ = calls
+    for name in ('mini-coco', 'mini-cityscapes'):
+        tool.main(['random', '--benchmarks', name, '--out', str(tmp_path)])
+    row, = read_results(tmp_path / 'row.json')['rows']
+    assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
+    assert len(done) == 4
+    # Of another seed: not this row's.
+    tool.main(['random', '--benchmarks', 'mini-ade20k', '--out', str(tmp_path), '--seed', '1'])
+    row, = read_results(tmp_path / 'row.json')['rows']
+    assert row['metrics'] == {'miou': 0.2} and row['seed'] == 1
+
+
+def test_figures_of_one_name_do_not_share_a_row(calls, tmp_path, capsys):
+    done, _ = calls
+    with pytest.raises(SystemExit):
+        tool.main(['random', '--out', str(tmp_path), '--benchmarks', 'mini-coco', 'mini-cityscapes',
+                   'mini-ade20k'])
+    assert 'mini-cityscapes and mini-ade20k both give mIoU' in capsys.readouterr().err
+    assert not done
+    tool.main(['random', '--out', str(tmp_path), '--benchmarks', 'mini-cityscapes'])
+    with pytest.raises(SystemExit):  # nor by two calls
+        tool.main(['random', '--out', str(tmp_path), '--benchmarks', 'mini-ade20k'])
+
+
+def test_mixed_precision_is_part_of_what_a_run_is(calls, tmp_path, capsys):
+    done, _ = calls
+    options = ['random', '--out', str(tmp_path), '--benchmarks', 'mini-coco']
+    tool.main([*options, '--amp'])
+    assert '--amp' in done[0] and '--amp' not in done[1]
+    with pytest.raises(SystemExit):
+        tool.main(options)
+    assert 'holds a run with another amp' in capsys.readouterr().err
+
+
+def test_a_comma_in_the_path_is_told(tmp_path):
+    from freeatm_mm.configs import check_init
+    with pytest.raises(ValueError, match='a list of one with commas'):
+        check_init({'init': ['runs/lr0.1', 'bs256/epoch_1.pth']})
+
+
 def test_slurm(tmp_path, monkeypatch, capsys):
     """With stand-ins for sbatch and squeue that keep what they are given."""
     programs = tmp_path / 'bin'
@@ -128,9 +169,16 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     assert 'mini-coco: job 41 submitted' in capsys.readouterr().out
     submitted = (tmp_path / 'submitted').read_text()
     for wanted in ('--partition=gpu', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8',
-                   '--time=1:00', f'srun {sys.executable} tools/train.py configs/miniature',
-                   '--launcher slurm', f'&& srun {sys.executable} tools/test.py'):
+                   '--cpus-per-task=6', '--time=1:00', '--launcher slurm',
+                   f'srun --kill-on-bad-exit=1 {sys.executable} tools/train.py configs/miniature',
+                   f'&& srun --kill-on-bad-exit=1 {sys.executable} tools/test.py'):
         assert wanted in submitted
+    # Jobs on one node meet at ports of their own.
+    script = submitted.split('--wrap=')[1].split('; ')[0]
+    ports = {subprocess.run(['bash', '-c', f'{script}; echo $MASTER_PORT'], text=True, check=True,
+                            capture_output=True, env={'SLURM_JOB_ID': number}).stdout.strip()
+             for number in ('41', '42', '39999')}
+    assert ports == {'20041', '20042', '39999'}
     (tmp_path / 'running').touch()
     tool.main(options)
     assert 'mini-cityscapes: job 41 is still under way' in capsys.readouterr().out

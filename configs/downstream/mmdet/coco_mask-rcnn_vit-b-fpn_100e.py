@@ -3,8 +3,9 @@
 MAE's protocol (arXiv 2111.11429), columns "COCO" of the paper's Table 2: box / mask AP 47.9 / 42.9
 supervised, 50.3 / 44.9 MAE on real images. Large-scale jitter at 1024 pixels, windowed attention
 with four global blocks and relative positions, two convolutions in the RPN, synchronised batch
-normalisation in FPN and heads; rates by layer (0.7) as ViTDet has them. On 32 GPUs with 32 GB
-about two days.
+normalisation in FPN and heads; rates by layer (0.7) as ViTDet has them. Judged, like trained, on
+squares of 1024 pixels, so that the positions are those that were learned. With GPUs of less than
+80 GB take more of them, and train_dataloader.batch_size=2 for 32.
 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py \
         configs/downstream/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py --launcher pytorch --amp \
@@ -27,6 +28,7 @@ image_size = (1024, 1024)
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(
+        pad_size_divisor=1024,
         batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
     backbone=dict(
         _delete_=True,
@@ -49,6 +51,10 @@ model = dict(
         mask_head=dict(norm_cfg=norm_cfg)))
 
 train_dataloader = dict(batch_size=8, num_workers=4)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1] = dict(type='Resize', scale=image_size, keep_ratio=True)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 optim_wrapper = dict(
     optimizer=dict(
         _delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
