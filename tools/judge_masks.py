@@ -108,9 +108,9 @@ def main(argv: list[str] | None = None) -> None:
               f'masks have a mean IoU of {limit:.3f} with the exact ones. Of {{all}} nouns it '
               'sees {nouns}; only those are scored.', "segmenter's mask"),
     ]
-    kept = list(argv or sys.argv[1:])
-    if args.sources:  # where they lie says nothing to others
-        kept[kept.index('--sources') + 1] = 'SOURCES'
+    # Where the sources lie says nothing to others.
+    kept = [part.replace(args.sources, 'SOURCES') if args.sources else part
+            for part in argv or sys.argv[1:]]
     results = new_results('mask-quality', shlex.join(['python', 'tools/judge_masks.py', *kept]))
     del results['rows']
     results |= {'heads': heads, 'segmenter_iou': limit, 'parts': parts}

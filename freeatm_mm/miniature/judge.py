@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save
 from torch import nn
 from torchvision.models.resnet import BasicBlock
@@ -326,6 +326,8 @@ def record_noised_scenes(
         A recorder that has seen a batch of scenes at all timesteps, and the scenes.
     """
     generator = torch.Generator().manual_seed(seed)
+    # The schedule of training: samplers look timesteps up among those that they last drew at.
+    noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
     for start in tqdm(range(0, len(scenes), batch_size), 'masks on noised scenes'):
         batch = scenes[start:start + batch_size]
         prompts = [scene.record.prompt for scene in batch]
@@ -339,7 +341,7 @@ def record_noised_scenes(
             for timestep in timesteps:
                 noise = torch.randn(clean.shape, generator=generator)
                 t = torch.full((len(batch),), timestep)
-                noised = pipeline.scheduler.add_noise(clean, noise, t)
+                noised = noiser.add_noise(clean, noise, t)
                 pipeline.unet(noised, t, encoder_hidden_states=text)
         yield recorder, batch
 

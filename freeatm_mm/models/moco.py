@@ -103,7 +103,8 @@ class FreeATMMoCo(MoCo):
         self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
         backbone, neck = self.encoder_k.module
         views, back = batch_shuffle_ddp(views)
-        features = batch_unshuffle_ddp(backbone(views)[-1], back)
+        # NCCL's gathering before torch 2.10 takes channels-last memory for the usual one.
+        features = batch_unshuffle_ddp(backbone(views)[-1].contiguous(), back)
         keys = neck((features, ), instances.masks[1], instances.places)[0]
         return nn.functional.normalize(keys, dim=1)
 

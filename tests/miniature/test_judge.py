@@ -10,6 +10,7 @@ import torch
 
 from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.generation import load_pipeline
+from freeatm_mm.miniature import judge
 from freeatm_mm.miniature.judge import (
     NounClassifier,
     NounSegmenter,
@@ -18,6 +19,7 @@ from freeatm_mm.miniature.judge import (
     judge_scenes,
     masks_on_noised_scenes,
     record_drawn_scenes,
+    record_noised_scenes,
     trained,
 )
 from freeatm_mm.miniature.report import generator_facts, generator_report
@@ -109,6 +111,27 @@ def test_drawn_scenes_are_recorded_and_marked(segmenter):
         for masks, scene in zip(recorder.masks(), scenes, strict=True):
             assert len(masks) == len(scene.masks) == len(scene.record.nouns)
             assert scene.image.shape == (64, 64, 3) and scene.image.dtype == np.uint8
+
+
+def test_scenes_are_noised_as_in_training(source_folder, monkeypatch):
+    """Whatever the sampler last drew at: a share sqrt(alpha) of the picture, and the rest noise."""
+    scenes = [SceneMaker(source_folder, 'val').scene(0)]
+    pipe = load_pipeline(SHIPPED).pipe
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    alphas = pipe.scheduler.alphas_cumprod
+    for drawn_in in (None, 12):
+        if drawn_in:
+            pipe.scheduler.set_timesteps(drawn_in)
+        for noise in (torch.zeros, torch.ones):
+            seen.clear()
+            monkeypatch.setattr(judge.torch, 'randn', lambda shape, generator, noise=noise: noise(
+                shape))
+            list(record_noised_scenes(pipe, scenes, timesteps=(0, 50, 500, 950)))
+            clean = (seen[0] - noise(()) * (1 - alphas[0]) ** 0.5) / alphas[0] ** 0.5
+            for noised, t in zip(seen, (0, 50, 500, 950), strict=True):
+                wanted = alphas[t] ** 0.5 * clean + (1 - alphas[t]) ** 0.5 * noise(())
+                torch.testing.assert_close(noised, wanted)
 
 
 def test_masks_on_noised_scenes_are_scored_by_resolution(source_folder):
