@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error('parquet holds all nouns with their soft masks: no --categories, --threshold')
     if args.crop and args.format != 'folders':
         parser.error('--crop goes with folders only')
-    options = {'categories': args.categories, 'threshold': args.threshold or THRESHOLD}
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    options = {'categories': args.categories, 'threshold': threshold}
     try:
         if args.format == 'coco':
             report = export_coco(args.store, args.out, **options)

@@ -81,6 +81,10 @@ def load_config(args: argparse.Namespace) -> Config:
             raise ValueError(f'{args.config} does not say for which batch its learning rate is '
                              'meant: set it with --cfg-options optim_wrapper.optimizer.lr=... in '
                              'the place of --auto-scale-lr')
+        if any(hook.get('type') == 'SimSiamHook' for hook in cfg.get('custom_hooks', ())):
+            raise ValueError('--auto-scale-lr would leave the predictor at the rate that '
+                             'SimSiamHook gives it every epoch: set both rates by --cfg-options, '
+                             'optim_wrapper.optimizer.lr=... custom_hooks.0.lr=...')
         cfg.auto_scale_lr.enable = True
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)

@@ -21,12 +21,12 @@ from freeatm_mm.attention.nouns import (
 )
 from freeatm_mm.attention.parts import SEPARATE
 from freeatm_mm.attention.quality import MaskTrust, mask_trust
-from freeatm_mm.attention.recorder import AttentionRecorder, noun_attention
+from freeatm_mm.attention.recorder import AttentionRecorder, NothingRecorded, noun_attention
 from freeatm_mm.attention.refine import dense_crf, propagate
 
 __all__ = [
     'FAMILIES', 'MERGE_RULES', 'SEPARATE', 'THRESHOLD', 'AttentionRecorder', 'Family',
-    'MaskTrust', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError', 'binarize', 'box_of',
-    'dense_crf', 'dequantize', 'find_family', 'locate_nouns', 'mask_trust', 'merge_tokens',
-    'minmax', 'noun_attention', 'propagate', 'quantize', 'resize'
+    'MaskTrust', 'NothingRecorded', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError',
+    'binarize', 'box_of', 'dense_crf', 'dequantize', 'find_family', 'locate_nouns', 'mask_trust',
+    'merge_tokens', 'minmax', 'noun_attention', 'propagate', 'quantize', 'resize'
 ]

@@ -342,7 +342,8 @@ class Encoder:
         dropped: ``(call, tokenizer) -> tokens`` at the front that never become keys.
         padding: What becomes of padding tokens: ``'right'``: they stand behind the text;
             ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
-            takes them out before it makes keys.
+            takes them out before it makes keys; ``'set right'``: the pipeline itself has the
+            tokenizer put them behind the text, whichever side it was made for.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
@@ -478,7 +479,7 @@ FAMILIES: tuple[Family, ...] = (
               'before the prompt (padding masked)',
         denoiser='transformer',
         encoders=(Encoder(max_length=_length_of_call, frame=_instruction_frame,
-                          dropped=_drop_instruction), ),
+                          dropped=_drop_instruction, padding='set right'), ),
         prepare_prompts=_clean_like_deepfloyd,
         block_groups=_TRANSFORMER_GROUPS),
     Family(

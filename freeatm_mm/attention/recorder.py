@@ -45,7 +45,7 @@ from freeatm_mm.attention.refine import propagate as pass_on
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 from freeatm_mm.attention.text import find_columns
 
-__all__ = ['AttentionRecorder', 'noun_attention']
+__all__ = ['AttentionRecorder', 'NothingRecorded', 'noun_attention']
 
 # Attention logits held at once. On a CPU a piece must fit the cache (three times faster than
 # all at once); an accelerator wants large ones, here 64 MiB.
@@ -53,6 +53,10 @@ CPU_LOGITS = 2**18
 ACCELERATOR_LOGITS = 2**24
 
 Size = tuple[int, int]
+
+
+class NothingRecorded(RuntimeError):
+    """No attention was recorded, or none of the steps, blocks and resolutions asked for."""
 
 
 class AttentionRecorder:
@@ -281,13 +285,13 @@ class AttentionRecorder:
             For each image, prompt by prompt, a float32 CPU tensor of shape (nouns, h, w).
 
         Raises:
-            RuntimeError: If nothing was recorded.
+            NothingRecorded: If nothing was recorded.
             ValueError: If an option is unknown or leaves nothing of what was recorded.
         """
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
         if not self._sums:
-            raise RuntimeError(
+            raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
                 + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
                    'or resolutions' if self._calls else ''))

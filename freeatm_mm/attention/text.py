@@ -96,6 +96,10 @@ def _present(call: Call, family: Family,
                 break
         else:
             missing += encoder.tokenizers
+    # A pipeline loaded without one of its text encoders feeds zeros in its place, which say nothing
+    # of any noun; without all of them, the embeddings were made elsewhere.
+    if names is None and any(part[2] is not None for part in found):
+        found = [part for part in found if part[2] is not None]
     if not found:
         raise ValueError(f'{type(call.pipe).__name__} was loaded without a tokenizer '
                          f'({", ".join(missing)}), which is needed to find the nouns')

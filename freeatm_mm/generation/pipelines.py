@@ -69,7 +69,7 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             folder, torch_dtype=DTYPES[dtype], variant=variant, local_files_only=True)
         if scheduler_class is not None:
-            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+            _set_scheduler(pipe, scheduler_class)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError,
             ImportError) as error:
         raise ValueError(f"the pipeline {source} can't be loaded: {_one_line(error)}") from error
@@ -125,6 +125,21 @@ def drawing_options(pipe: DiffusionPipeline, *, steps: int, guidance: float,
     return options
 
 
+def _set_scheduler(pipe: DiffusionPipeline, scheduler_class: type) -> None:
+    """Give the network that draws another scheduler, wherever the pipeline keeps it.
+
+    UnCLIP has one for each of its networks; Kandinsky 2.1 hands its own to an inner pipeline.
+    """
+    name = 'decoder_scheduler' if hasattr(pipe, 'decoder_scheduler') else 'scheduler'
+    own = getattr(pipe, name)
+    if type(own) is scheduler_class:
+        return
+    setattr(pipe, name, scheduler_class.from_config(own.config))
+    inner = getattr(pipe, 'decoder_pipe', None)
+    if inner is not None and hasattr(inner, 'scheduler'):
+        inner.scheduler = getattr(pipe, name)
+
+
 def _scheduler_class(diffusers: Any, name: str) -> type:
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
@@ -168,8 +183,16 @@ def _check_class(diffusers: Any, folder: Path) -> None:
         raise ValueError(f'{index} names the pipeline class {name!r}, which diffusers '
                          f"{diffusers.__version__} doesn't have")
     # Parts are pairs of library and class; a part that the pipeline goes without is a pair of null.
-    missing = [part for part, value in content.items()
-               if isinstance(value, list) and value[:1] != [None] and not (folder / part).is_dir()]
+    parts = {part: value[0] for part, value in content.items()
+             if isinstance(value, list) and value[:1] not in ([None], [])}
+    for part, library in parts.items():
+        # diffusers would run such a file without asking.
+        if (not isinstance(library, str) or (folder / part / f'{library}.py').exists()
+                or library not in ('diffusers', 'transformers')
+                and not hasattr(diffusers.pipelines, library)):
+            raise ValueError(f'{index} takes its {part} from {library!r}, which is neither '
+                             'diffusers nor transformers: code that comes with weights is not run')
+    missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise FileNotFoundError(f'the pipeline {folder} is not whole: it lacks the folder '
                                 f'{", ".join(missing)}')

@@ -25,6 +25,7 @@ from PIL import Image
 
 from freeatm_mm.attention import (
     AttentionRecorder,
+    NothingRecorded,
     NounAlignmentError,
     dense_crf,
     find_family,
@@ -37,6 +38,7 @@ from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 from freeatm_mm.store.sample import IMAGE_FORMATS
+from freeatm_mm.store.verify import shard_entries
 
 from .pipelines import drawing_options, load_pipeline
 from .plan import Plan, PromptFile, sample_key, sample_seed
@@ -274,10 +276,13 @@ class ShardSource:
                    else [torch.zeros(0, 1, 1) for _ in batch])
             maps = [(*quantize(self._sharpened(masks, image)), minmax(masks)[1])
                     for masks, image in zip(raw, output.images)]
-        except (FloatingPointError, ValueError) as error:
+        except (FloatingPointError, ValueError, NothingRecorded) as error:
             names = ', '.join(record.id for record, _ in batch[:4])
             more = ', ...' if len(batch) > 4 else ''
-            error.args = (f'drawing the prompts {names}{more} failed: {error}', )
+            message = f'drawing the prompts {names}{more} failed: {error}'
+            if isinstance(error, NothingRecorded):
+                raise ValueError(message) from None
+            error.args = (message, )
             raise
         if len(output.images) != len(batch):
             raise ValueError(f'{type(self.pipeline).__name__} drew {len(output.images)} images '
@@ -472,7 +477,10 @@ class GenerationJob:
             options |= {'name': config['pipeline'], 'quality': config['quality'] or 95,
                         'samples_per_shard': manifest['samples_per_shard'],
                         'masks': config.get('masks', True)}
-            notes = manifest['shards'][0].get('notes', {}) if manifest['shards'] else {}
+            # An unfinished store lists no shards yet, but those that are there have notes.
+            entries = manifest['shards'] or [
+                entry for _, entry in sorted(shard_entries(path)[0].items())]
+            notes = entries[0].get('notes', {}) if entries else {}
             if 'batch_size' in notes:
                 options['batch_size'] = notes['batch_size']
             # A folder's revision is a hash, to compare with; the hub's is one to ask for.

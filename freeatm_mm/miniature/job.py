@@ -162,6 +162,9 @@ def pretrain(job: Job | DryJob, work_dir: str | Path, method: str, store: str | 
 
     Returns:
         Path of the last epoch's checkpoint.
+
+    Raises:
+        SystemExit: If the folder holds a pretraining of another length.
     """
     layout, name = METHODS[method], Path(work_dir).name
     epochs = layout.epochs(epochs)
@@ -169,11 +172,26 @@ def pretrain(job: Job | DryJob, work_dir: str | Path, method: str, store: str | 
     options = [f'train_dataloader.dataset.store={store}', f'train_cfg.max_epochs={epochs}',
                f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
                f'param_scheduler.{layout.cosine}.end={epochs}', *options]
+    _check_length(Path(work_dir), epochs)
     if masks == 'normalized':
         options.append(f'train_dataloader.dataset.pipeline.{layout.packing}.mask_values=normalized')
     job.run(f'Pretrain {name}', 'tools/train.py', f'configs/miniature/{config}', '--work-dir',
             work_dir, '--resume', '--seed', seed, '--cfg-options', *options, label=name)
     return Path(work_dir) / f'epoch_{epochs}.pth'
+
+
+def _check_length(work_dir: Path, epochs: int) -> None:
+    """Refuse a folder whose pretraining has another length, which resuming would mix.
+
+    mmengine takes schedules from the checkpoint: the further epochs would be trained at the rate
+    that the first ones ended with.
+    """
+    from mmengine.config import Config
+    for dumped in work_dir.glob('*.py'):
+        found = Config.fromfile(dumped).train_cfg.get('max_epochs')
+        if found != epochs:
+            sys.exit(f'{work_dir} holds a pretraining of {found} epochs, not of {epochs}: choose '
+                     'another --out, or delete that folder')
 
 
 def _run(command: list[str], label: str) -> int:

@@ -236,7 +236,8 @@ def copy_samples(sources: Sequence[tuple[Store, np.ndarray, str]], out: str | Pa
     for store, _, _ in sources:
         if Path(out).resolve() == store.path.resolve():
             raise StoreError(f"{out} is one of the sources; a store isn't changed in place")
-    each = samples_per_shard or sources[0][0].manifest['samples_per_shard']
+    each = (sources[0][0].manifest['samples_per_shard'] if samples_per_shard is None
+            else samples_per_shard)
     total = sum(len(numbers) for _, numbers, _ in sources)
     digest = hashlib.sha256()
     for _, numbers, _ in sources:

@@ -71,7 +71,8 @@ def _open_locked(path: Path, wait: bool) -> BinaryIO:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(handle)
-            raise ShardBusy(f'another process is writing {path.name[:-4]} in {path.parent}; '
+            name = path.name.split('.')[0]
+            raise ShardBusy(f'another process is writing {name} in {path.parent}; '
                             'give each worker its own rank') from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:  # some network file systems have no locks

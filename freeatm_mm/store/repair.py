@@ -72,7 +72,8 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
         name = shard_name(number)
         entry = entries.get(number)
         state = ShardState() if entry is None else examine_shard(path, number, entry, decode=False)
-        notes = {} if entry is None else entry.get('notes', {})
+        notes = (dict(getattr(source, 'notes', {})) if entry is None
+                 else entry.get('notes', {}))
         if entry is not None and not state.problems and writer.is_complete(number):
             continue
         if not state.tar_sound:

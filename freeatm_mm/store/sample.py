@@ -36,6 +36,7 @@ MAX_PIXELS = 1 << 26
 
 # A key becomes a file name, and WebDataset ends it at the first dot.
 _KEY = re.compile(r'[A-Za-z0-9_-]{1,80}')
+_MOST_PIXELS = 65_535  # along a side of a mask
 
 
 class RawSample(NamedTuple):
@@ -224,10 +225,12 @@ def decode_sample(raw: RawSample) -> Sample:
         nouns = tuple(Noun.from_json(noun) for noun in info['nouns'])
         scales = np.array([(noun['lo'], noun['hi']) for noun in info['nouns']], np.float32)
         mask_height, mask_width = int(info['masks']['height']), int(info['masks']['width'])
+        if not (0 <= mask_height <= _MOST_PIXELS and 0 <= mask_width <= _MOST_PIXELS):
+            raise ValueError(f'masks can\'t have {mask_height}x{mask_width} pixels')
         caption, meta = info['caption'], info['meta']
         if not isinstance(caption, str) or not isinstance(meta, dict):
             raise TypeError('caption must be text and meta an object')
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise StoreError(f'sample {raw.key!r}: its JSON is not a sample ({error!r})') from None
     try:
         masks = decode_masks(raw.masks_bytes, len(nouns), mask_height, mask_width)

@@ -126,17 +126,23 @@ class StoreWriter:
         """
         name = shard_name(shard_index)
         base = self.path / name
-        with locked_write(base.with_suffix('.tar'), wait=False) as file:
-            shard = _ShardFile(file)
-            for sample in samples:
-                if len(shard.rows) == self.samples_per_shard:
-                    raise StoreError(f'{name} was given more than its {self.samples_per_shard} '
-                                     'samples')
-                shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
-            if not shard.rows:
-                raise StoreError(f'{name} was given no samples')
-            shard.close()
-        return self._write_index(name, shard.index(), shard.position, shard.hash.hexdigest(), notes)
+        # The JSON's lock is held until all three files are there: a worker that came between the
+        # tar and the JSON would take the shard for missing, and write it a second time.
+        with locked_write(base.with_suffix('.json'), wait=False) as note:
+            with locked_write(base.with_suffix('.tar'), wait=False) as file:
+                shard = _ShardFile(file)
+                for sample in samples:
+                    if len(shard.rows) == self.samples_per_shard:
+                        raise StoreError(f'{name} was given more than its '
+                                         f'{self.samples_per_shard} samples')
+                    shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
+                if not shard.rows:
+                    raise StoreError(f'{name} was given no samples')
+                shard.close()
+            manifest = self._write_index(name, shard.index(), shard.position,
+                                         shard.hash.hexdigest(), notes)
+            note.write(dump_json(manifest, indent=1))
+        return manifest
 
     def adopt_shard(self, shard_index: int, rows: np.ndarray,
                     notes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -152,16 +158,20 @@ class StoreWriter:
         """
         name = shard_name(shard_index)
         tar = self.path / f'{name}.tar'
-        return self._write_index(name, rows, tar.stat().st_size, file_sha256(tar), notes)
+        with locked_write(tar.with_suffix('.json')) as note:
+            manifest = self._write_index(name, rows, tar.stat().st_size, file_sha256(tar), notes)
+            note.write(dump_json(manifest, indent=1))
+        return manifest
 
     def _write_index(self, name: str, index: np.ndarray, size: int, digest: str,
                      notes: dict[str, Any] | None) -> dict[str, Any]:
+        """Write a shard's index; what the shard's JSON has to say."""
         base = self.path / name
         buffer = io.BytesIO()
         np.save(buffer, index, allow_pickle=False)
         with locked_write(base.with_suffix('.index.npy')) as file:
             file.write(buffer.getvalue())
-        manifest = {
+        return {
             'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
             'samples': len(index), 'nouns': int(index['nouns'].sum()),
             'bytes': size, 'image_bytes': int(index['image_size'].sum()),
@@ -169,9 +179,6 @@ class StoreWriter:
             'index_bytes': buffer.tell(),
             'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
             'config_sha256': self._digest, 'notes': notes or {}}
-        with locked_write(base.with_suffix('.json')) as file:
-            file.write(dump_json(manifest, indent=1))
-        return manifest
 
     def finish(self, num_samples: int) -> list[int]:
         """Write the store's manifest if every shard is there.
@@ -220,6 +227,8 @@ class StoreWriter:
         differences = [f'{field} is {found.get(field)!r} there and {wanted.get(field)!r} here'
                        for field in sorted(found.keys() | wanted.keys())
                        if found.get(field) != wanted.get(field)]
+        if differences and not manifest.get('complete') and not any(self.path.glob('shard-*')):
+            return False  # begun with settings that drew nothing
         if differences:
             raise StoreError(f'{self.path} holds a store made otherwise: {"; ".join(differences)}. '
                              'Use the same settings to go on, or another folder')

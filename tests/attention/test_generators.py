@@ -170,6 +170,16 @@ def test_sana(guidance, images, qk_norm):
           first_row=2 * images if guidance > 1 else 0, draw=dict(SANA, guidance_scale=guidance))
 
 
+def test_sana_with_a_tokenizer_made_to_pad_on_the_left():
+    """As Gemma's is by its class; the pipeline turns it round at its first call."""
+    pipe = tiny.tiny_sana()
+    instruction = inspect.signature(pipe.__call__).parameters['complex_human_instruction'].default
+    columns = sana_columns(pipe, instruction)
+    pipe.tokenizer.padding_side = 'left'
+    check(pipe, lambda: attention_of(pipe.transformer, attn2, cross), columns, (16, 32),
+          first_row=2, draw=SANA)
+
+
 @pytest.mark.parametrize('instruction', [None, ['a photo of'], ['be kind to a cat:', 'sand: ']])
 def test_sana_with_another_instruction(instruction):
     pipe = tiny.tiny_sana()
@@ -294,6 +304,20 @@ def test_stable_diffusion_3_without_t5():
           lambda: attention_of(pipe.transformer, block_attention,
                                functools.partial(sequence, text=text)),
           lambda word: ((1 + word, ), ), (8, 8), first_row=2, draw=SQUARE)
+
+
+def test_stable_diffusion_3_without_t5_but_with_its_tokenizer():
+    """Zeros stand in for T5; what falls on them tells no noun from another and counts for none."""
+    pipe = tiny.tiny_stable_diffusion_3()
+    pipe.text_encoder_3 = None
+    nouns = [[(2, 5), (13, 17)]]
+    masks = []
+    for encoders in (None, ('text_encoder', 'text_encoder_2')):
+        with AttentionRecorder(pipe, ['a dog on the sand'], nouns,
+                               text_encoders=encoders) as recorder:
+            pipe(['a dog on the sand'], generator=torch.Generator().manual_seed(0), **SQUARE)
+        masks.append(recorder.masks()[0])
+    assert torch.equal(*masks)
 
 
 def test_stable_diffusion_3_noun_that_clip_alone_cuts_off():

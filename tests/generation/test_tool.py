@@ -139,6 +139,9 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
     ({'more': ['--workers', '0']}, 'workers must be at least 1'),
     ({'more': ['--no-masks', '--mask-crf', '64']}, '--no-masks and --mask-crf exclude each other'),
     ({'more': ['--mask-blocks', 'up,left']}, 'blocks must be of .*left'),
+    ({'more': ['--mask-resolutions', '12']}, 'drawing the prompts .* nothing was recorded'),
+    ({'pipeline': 'code'}, "takes its scheduler from 'mine', .* is not run"),
+    ({'pipeline': 'hidden'}, "takes its scheduler from 'diffusers', .* is not run"),
 ])
 def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path, capsys, change,
                                    message, monkeypatch):
@@ -149,6 +152,13 @@ def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path,
         (tmp_path / name / 'model_index.json').write_text(content)
     shutil.copytree(pipeline_folder, tmp_path / 'broken')
     (tmp_path / 'broken' / 'unet' / 'diffusion_pytorch_model.safetensors').write_bytes(b'nothing')
+    # Code that diffusers would run without asking: of another library, and under its own name.
+    for name, library in (('code', 'mine'), ('hidden', 'diffusers')):
+        shutil.copytree(pipeline_folder, tmp_path / name)
+        (tmp_path / name / 'scheduler' / f'{library}.py').write_text('raise SystemExit("it ran")')
+        index = json.loads((tmp_path / name / 'model_index.json').read_text())
+        index['scheduler'][0] = library
+        (tmp_path / name / 'model_index.json').write_text(json.dumps(index))
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'bad.jsonl').write_text(json.dumps(
         {'id': 'a', 'prompt': 'x', 'nouns': [{'text': 'dog', 'start': 4, 'end': 7}]}))
@@ -160,6 +170,8 @@ def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path,
     assert len(lines) == 1 and 'Traceback' not in captured.err
     assert re.search(message, lines[0])
     assert not list(tmp_path.glob('out/shard-*'))
+    if (tmp_path / 'out').is_dir():  # settings that drew nothing bind nobody
+        assert tool.main(arguments(pipeline_folder, prompt_file, 'out', '--quiet')) == 0
 
 
 def test_masks_are_read_from_the_arguments(tool):

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from freeatm_mm.miniature.job import DryJob, Job
+from freeatm_mm.miniature.job import DryJob, Job, pretrain
 
 
 @pytest.fixture
@@ -71,3 +71,13 @@ def test_a_dry_job_only_counts(tool, tmp_path, capsys):
     job.run_side_by_side([partial(job.run, 'Do it', tool, 0, name) for name in 'ab'], 2)
     assert job.count == 2 and not (tmp_path / 'calls').exists()
     assert capsys.readouterr().out.splitlines()[1] == f'Do it: python {tool} 0 b'
+
+
+def test_a_folder_keeps_the_length_of_its_pretraining(tmp_path):
+    """Resumed with another, schedules would come from the checkpoint, at the rate of its end."""
+    folder = tmp_path / 'synthetic-mocov2-freeatm-0'
+    folder.mkdir()
+    (folder / 'mocov2_freeatm.py').write_text('train_cfg = dict(max_epochs=24)\n')
+    assert pretrain(DryJob(), folder, 'mocov2', 'store', 24, 0, True) == folder / 'epoch_24.pth'
+    with pytest.raises(SystemExit, match='holds a pretraining of 24 epochs, not of 48'):
+        pretrain(DryJob(), folder, 'mocov2', 'store', 48, 0, True)

@@ -173,7 +173,7 @@ INFO = {'caption': 'a', 'nouns': [NOUN], 'image': {'width': 4, 'height': 4},
     (INFO | {'masks': {'width': 60_000, 'height': 60_000}}, png(4, 4), png(60_000, 60_000),
      'more than .* pixels|exceeds limit'),
     (INFO | {'masks': {'width': 8, 'height': 8}}, png(4, 4), png(4, 4), 'has size'),
-    (INFO | {'masks': {'width': -4, 'height': -4}}, png(4, 4), png(4, 4), 'has size'),
+    (INFO | {'masks': {'width': -4, 'height': -4}}, png(4, 4), png(4, 4), 'not a sample'),
     (INFO, b'GIF89a' + b'\0' * 50, png(4, 4), 'no readable png'),
     (INFO, png(4, 4), b'', 'no readable png'),
     (INFO | {'nouns': ['x']}, png(4, 4), png(4, 4), 'not a sample'),
@@ -181,7 +181,12 @@ INFO = {'caption': 'a', 'nouns': [NOUN], 'image': {'width': 4, 'height': 4},
     (INFO | {'nouns': [NOUN | {'end': 9}]}, png(4, 4), png(4, 4), 'outside|span'),
     (INFO | {'caption': 7}, png(4, 4), png(4, 4), 'sample'),
     ({'nouns': [NOUN]}, png(4, 4), png(4, 4), 'not a sample'),
-], ids=range(12))
+    (INFO | {'masks': {'width': float('inf'), 'height': 4}}, png(4, 4), png(4, 4), 'not a sample'),
+    (INFO | {'nouns': [NOUN | {'lo': 10**400}]}, png(4, 4), png(4, 4), 'not a sample'),
+    (INFO | {'nouns': [], 'masks': {'width': 4, 'height': -1}}, png(4, 4), b'', 'not a sample'),
+    (INFO | {'nouns': [], 'masks': {'width': 4, 'height': 10**30}}, png(4, 4), b'',
+     'not a sample'),
+], ids=range(16))
 def test_bombs_and_wrong_types_inside_a_sample_are_refused(path, info, image, masks, message):
     store_of(path, info, image, masks)
     with pytest.raises(StoreError, match=message):

@@ -267,8 +267,24 @@ def test_a_shard_of_another_run_is_refused(store_path, tmp_path):
 def test_two_processes_cannot_write_one_shard(tmp_path):
     writer = StoreWriter(tmp_path, 3)
     with locked_write(tmp_path / 'shard-000000.tar'):
-        with pytest.raises(StoreError, match='another process is writing shard-000000.tar'):
+        with pytest.raises(StoreError, match='another process is writing shard-000000 in'):
             writer.write_shard(0, [make_sample(0)])
+
+
+def test_a_shard_is_kept_from_others_until_its_json_is_there(tmp_path, monkeypatch):
+    """Between tar and JSON it would look missing, and be drawn a second time."""
+    ours, theirs = StoreWriter(tmp_path, 3), StoreWriter(tmp_path, 3)
+    write_index = StoreWriter._write_index
+
+    def meanwhile(self, *args):
+        assert (tmp_path / 'shard-000000.tar').exists()
+        with pytest.raises(StoreError, match='another process is writing shard-000000'):
+            theirs.write_shard(0, [make_sample(0)])
+        return write_index(self, *args)
+
+    monkeypatch.setattr(StoreWriter, '_write_index', meanwhile)
+    ours.write_shard(0, [make_sample(0)])
+    assert theirs.is_complete(0)
 
 
 @pytest.mark.parametrize('numbers, message', [
