@@ -6,7 +6,7 @@ import tiny_generators as tiny
 from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate
-from freeatm_mm.generation.pipelines import drawing_options
+from freeatm_mm.generation.pipelines import drawing_options, load_pipeline
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 
@@ -68,3 +68,13 @@ def test_drawing_options_use_the_names_of_the_call():
         'decoder_num_inference_steps': 3, 'decoder_guidance_scale': 2.0}
     with pytest.raises(ValueError, match="UnCLIPPipeline can't be told the height"):
         drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
+
+
+def test_another_scheduler_reaches_the_network_that_draws(tmp_path):
+    """UnCLIP keeps one for each of its networks; a store's own record names the decoder's."""
+    tiny.tiny_unclip().save_pretrained(tmp_path / 'unclip')
+    again = load_pipeline(tmp_path / 'unclip', scheduler='UnCLIPScheduler', device='cpu').pipe
+    assert again.decoder_scheduler.config.variance_type == 'learned_range'
+    other = load_pipeline(tmp_path / 'unclip', scheduler='DDPMScheduler', device='cpu').pipe
+    assert type(other.decoder_scheduler).__name__ == 'DDPMScheduler'
+    assert type(other.prior_scheduler).__name__ == 'UnCLIPScheduler'

@@ -168,6 +168,17 @@ def test_a_job_is_read_back_from_its_store(job, source, tmp_path):
         GenerationJob.of_store(tmp_path, job.pipeline, job.prompts)
 
 
+def test_an_unfinished_store_is_mended_with_its_own_batch(job, source, tmp_path):
+    draw_store(source, tmp_path / 'whole', progress=False)
+    draw_store(source, tmp_path / 'half', rank=0, world=2, take_over=False, progress=False)
+    again = GenerationJob.of_store(tmp_path / 'half', job.pipeline, job.prompts, device='cpu')
+    assert again.options['batch_size'] == 2
+    report = repair_store(tmp_path / 'half', again.source())
+    half, whole = (folder_bytes(tmp_path / name) for name in ('half', 'whole'))
+    assert report.drawn == 6
+    assert all(half[name] == content for name, content in whole.items() if '.json' not in name)
+
+
 def test_a_store_without_masks_is_mended_without_them(job, tmp_path):
     alone = replace(job, options=job.options | {'masks': False})
     draw_store(alone.source(), tmp_path, progress=False)
