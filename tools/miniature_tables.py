@@ -173,6 +173,8 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
                     add_row(results, row)
         write_results(args.out / f'table{table}.json', results)
         ours = gather_rows([results], table)
+        if not ours:
+            continue
         parts += [table_markdown(ours, table, whole=False), improvements(ours, table)]
     hours = sum(step.seconds for step in job.steps) / 3600
     parts.append(f'{hours:.1f} hours of single-core work in {len(job.steps)} commands.\n')

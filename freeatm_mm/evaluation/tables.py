@@ -129,12 +129,10 @@ def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) ->
         whole: With the paper's rows and columns that we have no number for.
     """
     layout, paper = TABLES[table], paper_rows(table)
-    order = list(paper)
-    extra = sorted((key for key in ours if key not in paper), key=lambda key: (
-        order.index(_counterpart(key)) if _counterpart(key) in paper else len(order)))
-    keys, metrics = [*paper, *extra], list(layout.metrics)
-    if not whole:
-        keys = [key for key in keys if key in ours]
+    keys, metrics = _in_order(ours, paper), list(layout.metrics)
+    if whole:
+        keys = [*paper, *(key for key in keys if key not in paper)]
+    else:
         metrics = [metric for metric in metrics
                    if any(group.values.get(metric) for group in ours.values())]
     lines = [f'**{layout.title}** (per cent; the paper\'s numbers in brackets)', '',
@@ -154,6 +152,13 @@ def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) ->
     return '\n'.join(lines) + '\n'
 
 
+def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
+    """Our rows in the order of the paper's that they stand beside; others last."""
+    order = list(paper)
+    return sorted(ours, key=lambda key: (key not in paper, order.index(_counterpart(key)) if
+                                         _counterpart(key) in paper else len(order)))
+
+
 def _number(group: Group | None, metric: str) -> str:
     if group is None or math.isnan(group.mean(metric)):
         return ''
@@ -170,7 +175,8 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     layout, paper = TABLES[table], paper_rows(table)
     lines, same, counted = [], 0, 0
     sure = {True: 0, False: 0}  # of the same sign, of the other
-    for key, group in ours.items():
+    for key in _in_order(ours, paper):
+        group = ours[key]
         baseline = (*key[:3], False)
         if key[3] is False or baseline not in ours:
             continue
