@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -186,11 +187,10 @@ def _check_length(work_dir: Path, epochs: int) -> None:
     mmengine takes schedules from the checkpoint: the further epochs would be trained at the rate
     that the first ones ended with.
     """
-    from mmengine.config import Config
-    for dumped in work_dir.glob('*.py'):
-        found = Config.fromfile(dumped).train_cfg.get('max_epochs')
-        if found != epochs:
-            sys.exit(f'{work_dir} holds a pretraining of {found} epochs, not of {epochs}: choose '
+    for dumped in work_dir.glob('*.py'):  # the whole config, as mmengine leaves it there
+        match = re.search(r'^train_cfg = dict\([^)]*\bmax_epochs=(\d+)', dumped.read_text(), re.M)
+        if match and int(match[1]) != epochs:
+            sys.exit(f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: choose '
                      'another --out, or delete that folder')
 
 

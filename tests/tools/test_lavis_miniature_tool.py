@@ -92,4 +92,6 @@ def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):
     commands = run(tool, monkeypatch, tmp_path, '--arms', 'ptp', '--detections', 'boxes.json')
     assert [what.split(',')[0] for what, _ in commands] == [
         'Pretrain ptp-0', 'Judge ptp-0', 'Judge ptp-0', 'Fine-tune ptp-0', 'Judge ptp-0']
-    assert 'datasets.freeatm_pretrain.build_info.detections=boxes.json' in commands[0][1]
+    # The same from any folder.
+    boxes = Path('boxes.json').resolve()
+    assert f'datasets.freeatm_pretrain.build_info.detections={boxes}' in commands[0][1]
