@@ -190,8 +190,8 @@ def _check_length(work_dir: Path, epochs: int) -> None:
     for dumped in work_dir.glob('*.py'):  # the whole config, as mmengine leaves it there
         match = re.search(r'^train_cfg = dict\([^)]*\bmax_epochs=(\d+)', dumped.read_text(), re.M)
         if match and int(match[1]) != epochs:
-            sys.exit(f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: choose '
-                     'another --out, or delete that folder')
+            sys.exit(f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
+                     'choose another --out, or delete that folder')
 
 
 def _run(command: list[str], label: str) -> int:
