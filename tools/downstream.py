@@ -124,8 +124,7 @@ def main(argv: list[str] | None = None) -> None:
             print('Start the same command again once the jobs have ended: it makes the row.')
             return
         # A row holds all that is done in the folder, not only what this call names.
-        names = [*runs[0].earlier(), *(run.benchmark for run in runs)]
-        names = list(dict.fromkeys(names))
+        names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
         check_metrics(names)
         metrics = {}
         for name in names:

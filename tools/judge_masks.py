@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
               'sees {nouns}; only those are scored.', "segmenter's mask"),
     ]
     # Where the sources lie says nothing to others.
-    kept = [part.replace(args.sources, 'SOURCES') if args.sources else part
+    kept = [part.removesuffix(args.sources) + 'SOURCES'
+            if args.sources and part in (args.sources, f'--sources={args.sources}') else part
             for part in argv or sys.argv[1:]]
     results = new_results('mask-quality', shlex.join(['python', 'tools/judge_masks.py', *kept]))
     del results['rows']

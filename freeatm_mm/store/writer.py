@@ -139,10 +139,8 @@ class StoreWriter:
                 if not shard.rows:
                     raise StoreError(f'{name} was given no samples')
                 shard.close()
-            manifest = self._write_index(name, shard.index(), shard.position,
-                                         shard.hash.hexdigest(), notes)
-            note.write(dump_json(manifest, indent=1))
-        return manifest
+            return self._write_index(note, name, shard.index(), shard.position,
+                                     shard.hash.hexdigest(), notes)
 
     def adopt_shard(self, shard_index: int, rows: np.ndarray,
                     notes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -159,19 +157,17 @@ class StoreWriter:
         name = shard_name(shard_index)
         tar = self.path / f'{name}.tar'
         with locked_write(tar.with_suffix('.json')) as note:
-            manifest = self._write_index(name, rows, tar.stat().st_size, file_sha256(tar), notes)
-            note.write(dump_json(manifest, indent=1))
-        return manifest
+            return self._write_index(note, name, rows, tar.stat().st_size, file_sha256(tar), notes)
 
-    def _write_index(self, name: str, index: np.ndarray, size: int, digest: str,
+    def _write_index(self, note: BinaryIO, name: str, index: np.ndarray, size: int, digest: str,
                      notes: dict[str, Any] | None) -> dict[str, Any]:
-        """Write a shard's index; what the shard's JSON has to say."""
+        """Write a shard's index, and its JSON into the open file ``note``; returns the JSON."""
         base = self.path / name
         buffer = io.BytesIO()
         np.save(buffer, index, allow_pickle=False)
         with locked_write(base.with_suffix('.index.npy')) as file:
             file.write(buffer.getvalue())
-        return {
+        manifest = {
             'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
             'samples': len(index), 'nouns': int(index['nouns'].sum()),
             'bytes': size, 'image_bytes': int(index['image_size'].sum()),
@@ -179,6 +175,8 @@ class StoreWriter:
             'index_bytes': buffer.tell(),
             'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
             'config_sha256': self._digest, 'notes': notes or {}}
+        note.write(dump_json(manifest, indent=1))
+        return manifest
 
     def finish(self, num_samples: int) -> list[int]:
         """Write the store's manifest if every shard is there.
