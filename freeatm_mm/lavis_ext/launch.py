@@ -114,8 +114,9 @@ def start_processes(cfg: Config) -> None:
         rank, world = int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_NTASKS'])
         local = int(os.environ.get('SLURM_LOCALID', 0))
     else:
-        if torch.device(run.device).type == 'cuda':  # LAVIS sends batches to the current one
-            torch.cuda.set_device(torch.device(run.device))
+        device = torch.device(run.device)
+        if device.type == 'cuda' and device.index is not None:
+            torch.cuda.set_device(device)  # LAVIS sends batches to the current one
         return
     if not dist.is_initialized() and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
         raise ValueError(

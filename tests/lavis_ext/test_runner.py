@@ -207,3 +207,16 @@ def test_processes_that_cannot_meet_are_told(parts, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match='2 processes were started, .* export MASTER_ADDR='):
         launch.train(PRETRAIN, pretrain_options(*parts, tmp_path))
+
+
+@pytest.mark.parametrize('device, chosen', [('cuda', []), ('cuda:1', [1]), ('cpu', [])])
+def test_a_single_process_takes_the_gpu_that_is_named(parts, tmp_path, monkeypatch, device, chosen):
+    """LAVIS sends batches to the current one; torch takes no device without a number."""
+    monkeypatch.delenv('RANK', raising=False)
+    taken = []
+    number_of = torch.cuda._utils._get_device_index  # as `set_device` itself asks
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda given: taken.append(number_of(given)))
+    options = [*pretrain_options(*parts, tmp_path), f'run.device={device}']
+    cfg = launch.load_config(PRETRAIN, options)
+    launch.start_processes(cfg)
+    assert taken == chosen
