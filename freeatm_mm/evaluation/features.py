@@ -197,6 +197,22 @@ class FeatureModel:
                              f'{tuple(features.shape)}; feature maps (B, D, h, w) are needed.')
         return features.float()
 
+    def pad(self, maps: torch.Tensor) -> torch.Tensor:
+        """Pad pictures as the backbone does, with zeros, so that cells of the feature map fit.
+
+        A patch embedding pads a picture that its patches don't divide; its last row and column of
+        cells reach over the edge.
+
+        Args:
+            maps: (B, C, H, W), at the size of the images.
+
+        Returns:
+            (B, C, H', W'), the same where nothing is padded.
+        """
+        embedding = getattr(self.backbone, 'patch_embed', None)
+        padding = getattr(embedding, 'adaptive_padding', None)
+        return maps if padding is None else padding(maps)
+
 
 def _takes_mask(backbone: nn.Module) -> bool:
     return 'mask' in inspect.signature(backbone.forward).parameters
@@ -301,6 +317,8 @@ class Features:
             size of an image.
         maps: (n, D, h, w) feature maps of the first n scenes.
         cells: (n, h, w, C + 1) share of each class in every cell, background first.
+        picture: (H', W') booleans, the picture in the area that the cells cover
+            (:meth:`FeatureModel.pad`).
     """
 
     scenes: np.ndarray
@@ -308,6 +326,7 @@ class Features:
     crops: np.ndarray
     maps: np.ndarray
     cells: np.ndarray
+    picture: np.ndarray
 
 
 def extract_features(model: FeatureModel,
@@ -334,8 +353,8 @@ def extract_features(model: FeatureModel,
             grids.append(features[:maps - start].numpy())
         inside = np.flatnonzero((scenes.object_image >= start) & (scenes.object_image < stop))
         if len(inside):
-            cover = F.adaptive_avg_pool2d(
-                torch.from_numpy(scenes.object_masks[inside]).float(), features.shape[2:])
+            masks = torch.from_numpy(scenes.object_masks[inside]).float()
+            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), features.shape[2:])[:, 0]
             own = features[torch.from_numpy(scenes.object_image[inside] - start)]
             weight = cover / cover.sum(dim=(1, 2), keepdim=True)
             for number, row in zip(inside, torch.einsum('mdhw,mhw->md', own, weight).numpy()):
@@ -357,9 +376,11 @@ def extract_features(model: FeatureModel,
     grids = np.concatenate(grids)
     one_hot = F.one_hot(torch.from_numpy(scenes.label_maps[:maps]).long(),
                         len(scenes.categories) + 1)
-    cells = F.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).float(), grids.shape[2:])
+    cells = F.adaptive_avg_pool2d(model.pad(one_hot.permute(0, 3, 1, 2).float()), grids.shape[2:])
+    cells = cells / cells.sum(dim=1, keepdim=True)  # of the part that isn't padding
+    picture = model.pad(torch.ones(1, 1, height, width))[0, 0] > 0
     return Features(np.concatenate(pooled), np.stack(objects), np.concatenate(crops), grids,
-                    cells.permute(0, 2, 3, 1).numpy())
+                    cells.permute(0, 2, 3, 1).numpy(), picture.numpy())
 
 
 # --- linear classifiers -----------------------------------------------------------------------
@@ -482,7 +503,7 @@ def _segmentation_metrics(features: dict[str, Features], label_maps: dict[str, n
         return maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
     classes = features['train'].cells.shape[-1]
-    grid = features['train'].maps.shape[2:]
+    grid, picture = features['train'].maps.shape[2:], features['train'].picture
     train, val, test = standardise(*(rows(split) for split in SPLITS))
 
     def miou(scores: np.ndarray, exact: np.ndarray) -> tuple[float, np.ndarray]:
@@ -490,8 +511,9 @@ def _segmentation_metrics(features: dict[str, Features], label_maps: dict[str, n
         total = np.zeros((classes, classes), dtype=np.int64)
         for part, truth in zip(scores.split(64), np.array_split(
                 exact, range(64, len(exact), 64))):
-            enlarged = F.interpolate(part, exact.shape[1:], mode='bilinear', align_corners=False)
-            total += confusion_matrix(enlarged.argmax(dim=1).numpy(), truth, classes)
+            enlarged = F.interpolate(part, picture.shape, mode='bilinear', align_corners=False)
+            predicted = enlarged.argmax(dim=1).numpy()[:, picture].reshape(truth.shape)
+            total += confusion_matrix(predicted, truth, classes)
         return mean_iou(total)
 
     val_maps = label_maps['val'][:len(features['val'].maps)]

@@ -14,7 +14,7 @@ from freeatm_mm.store.layout import file_sha256
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['DTYPES', 'LoadedPipeline', 'drawing_options', 'load_pipeline']
+__all__ = ['DTYPES', 'LoadedPipeline', 'drawing_options', 'load_pipeline', 'scheduler_name']
 
 #: Name of a number format -> torch's.
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -125,12 +125,18 @@ def drawing_options(pipe: DiffusionPipeline, *, steps: int, guidance: float,
     return options
 
 
-def _set_scheduler(pipe: DiffusionPipeline, scheduler_class: type) -> None:
-    """Give the network that draws another scheduler, wherever the pipeline keeps it.
+def scheduler_name(pipe: DiffusionPipeline) -> str:
+    """The attribute with the scheduler of the network that draws; UnCLIP has one for each of its
+    networks."""
+    return 'decoder_scheduler' if hasattr(pipe, 'decoder_scheduler') else 'scheduler'
 
-    UnCLIP has one for each of its networks; Kandinsky 2.1 hands its own to an inner pipeline.
+
+def _set_scheduler(pipe: DiffusionPipeline, scheduler_class: type) -> None:
+    """Give the network that draws another scheduler.
+
+    Kandinsky 2.1 hands its own to an inner pipeline.
     """
-    name = 'decoder_scheduler' if hasattr(pipe, 'decoder_scheduler') else 'scheduler'
+    name = scheduler_name(pipe)
     own = getattr(pipe, name)
     if type(own) is scheduler_class:
         return

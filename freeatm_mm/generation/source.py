@@ -40,7 +40,7 @@ from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 from freeatm_mm.store.sample import IMAGE_FORMATS
 from freeatm_mm.store.verify import shard_entries
 
-from .pipelines import drawing_options, load_pipeline
+from .pipelines import drawing_options, load_pipeline, scheduler_name
 from .plan import Plan, PromptFile, sample_key, sample_seed
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class ShardSource:
         settings = {
             'pipeline': name or type(pipeline).__name__,
             'revision': revision, 'pipeline_class': type(pipeline).__name__,
-            'scheduler': type(_scheduler(pipeline)).__name__, 'steps': steps, 'guidance': guidance,
+            'scheduler': type(getattr(pipeline, scheduler_name(pipeline))).__name__,
+            'steps': steps, 'guidance': guidance,
             'height': height, 'width': width,
             'dtype': str(pipeline.dtype).removeprefix('torch.')}
         self.config: dict[str, Any] = settings | {
@@ -495,12 +496,6 @@ class GenerationJob:
         options |= {name: value for name, value in changes.items() if name not in own}
         return replace(job, options=options,
                        **{name: value for name, value in changes.items() if name in own})
-
-
-def _scheduler(pipeline: DiffusionPipeline) -> Any:
-    """The scheduler of the network that draws; UnCLIP has one for each of its networks."""
-    found = getattr(pipeline, 'scheduler', None)
-    return pipeline.decoder_scheduler if found is None else found
 
 
 @contextmanager

@@ -15,7 +15,10 @@ from sklearn.linear_model import LogisticRegression
 pytest.importorskip('mmpretrain')
 
 from freeatm_mm.evaluation.features import (  # noqa: E402
+    SPLITS,
+    Features,
     Scenes,
+    _segmentation_metrics,
     evaluate_features,
     extract_features,
     fit_linear,
@@ -178,6 +181,9 @@ class Passthrough:
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float()
         return torch.nn.functional.avg_pool2d(pixels, 4)
 
+    def pad(self, maps):
+        return maps
+
 
 def test_pooling_under_masks_and_crops_against_loops(world):
     scenes = load_scenes(world / 'val', limit=7)
@@ -196,6 +202,53 @@ def test_pooling_under_masks_and_crops_against_loops(world):
     for category in range(5):
         share = (maps[:4] == category).reshape(4, 8, 4, 8, 4).mean((2, 4))
         np.testing.assert_allclose(features.cells[..., category], share, atol=1e-6)
+
+
+def test_cells_of_a_padded_picture_lie_where_its_patches_do():
+    """Patches of 6 don't divide 32 pixels: the sixth reaches 4 pixels over the edge."""
+    model = load_model(config_of(VIT | dict(patch_size=6)))
+
+    class Seen(Passthrough):
+        """What each patch of the backbone sees: the mean colour of its own pixels."""
+
+        def feature_map(self, images):
+            pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float()
+            embedding = model.backbone.patch_embed
+            weight = torch.eye(3)[:, :, None, None].expand(3, 3, 6, 6) / 36
+            return torch.nn.functional.conv2d(embedding.adaptive_padding(pixels), weight, stride=6)
+
+        pad = staticmethod(model.pad)
+
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    masks = np.zeros((2, 32, 32), bool)
+    masks[0, 24:30, 6:12] = True  # just one patch
+    masks[1, 30:, 30:] = True  # what the last patch has of the picture
+    images[0][masks[0]], images[0][masks[1]] = (90, 0, 0), (0, 180, 0)
+    scenes = Scenes(images, ('bag', 'cup'), np.array([0, 0]), np.array([0, 1]), masks,
+                    np.array([[6, 24, 12, 30], [30, 30, 32, 32]]))
+    assert model.feature_map(images).shape[2:] == (6, 6)
+    features = extract_features(Seen(), scenes)
+    np.testing.assert_allclose(features.objects, [[90, 0, 0], [0, 180 * 4 / 36, 0]], rtol=1e-5)
+    cells = np.zeros((1, 6, 6, 3))
+    cells[..., 0] = 1
+    cells[0, 4, 1], cells[0, 5, 5] = (0, 1, 0), (0, 0, 1)
+    np.testing.assert_allclose(features.cells, cells, atol=1e-6)
+    assert features.picture.shape == (36, 36)
+    assert features.picture[:32, :32].all() and features.picture.sum() == 32 * 32
+
+
+def test_segmentation_is_judged_on_the_picture_without_its_padding():
+    """Cells whose features name their class exactly are right wherever no cell is mixed."""
+    maps = np.zeros((4, 6, 6), np.int64)
+    maps[:, :, 3:] = 1
+    cells = np.eye(2, dtype=np.float32)[maps]
+    picture = np.zeros((36, 36), bool)
+    picture[:32, :32] = True
+    labels = maps.repeat(6, 1).repeat(6, 2)[:, :32, :32].astype(np.uint8)
+    one = Features(*[np.zeros((0, 2))] * 3, cells.transpose(0, 3, 1, 2), cells, picture)
+    metrics, _ = _segmentation_metrics(dict.fromkeys(SPLITS, one), dict.fromkeys(SPLITS, labels),
+                                       (1e-4,))
+    assert metrics['segmentation_miou'] == 1.0
 
 
 def test_a_crop_shows_its_object_alone():
