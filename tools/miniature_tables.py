@@ -6,7 +6,8 @@
 
 SimCLR, MoCo v2 and MAE, each on real images, on generated ones without and with masks, and on half
 of each without and with masks, beside random and supervised weights; every pretraining is as long
-and sees as many images as any other. Ends with table1.json, table2.json and tables.md in --out.
+and sees as many images as any other. Ends with miniature-tables.md and miniature-table1 and -table2
+as .json and .svg, in --out.
 Stopped and started again, it goes on where it was. With --jobs, lines of work that don't depend on
 each other run side by side.
 """
@@ -30,6 +31,7 @@ from freeatm_mm.evaluation.results import (  # noqa: E402
     write_results,
 )
 from freeatm_mm.evaluation.tables import (  # noqa: E402
+    TABLES,
     gather_rows,
     improvements,
     table_markdown,
@@ -43,7 +45,10 @@ from freeatm_mm.miniature.job import (  # noqa: E402
     make_world,
     pretrain,
 )
+from freeatm_mm.visualization.plots import result_plots, to_svg  # noqa: E402
 
+#: In the order of the paper's tables.
+REGIMES = ('real', 'synthetic', 'mixed')
 #: Method -> its suite of benchmarks.
 BENCHMARKS = {'simclr': 'mini-resnet', 'mocov2': 'mini-resnet', 'mae': 'mini-vit'}
 #: Suite -> its supervised pretraining, and how many epochs that has.
@@ -162,24 +167,35 @@ def judge(job: Job | DryJob, args: argparse.Namespace, world: str, suite: str,
 
 
 def write_tables(args: argparse.Namespace, job: Job) -> None:
-    """Gather the rows into one result file a table, and the Markdown."""
+    """Gather the rows into one result file and one plot a table, and the Markdown."""
     command = shlex.join(['python', *sys.argv])
-    parts, paths = [], sorted((args.out / 'tables').glob('*/row.json'))
+    parts = ['# Tables 1 and 2 of the paper in miniature\n',
+             'Columns and brackets are the paper\'s; all of ours are of the miniature world: its '
+             'scenes for COCO, Cityscapes and ADE20K, their objects for ImageNet.\n',
+             f'Made with `{command}`.\n']
+    paths = sorted((args.out / 'tables').glob('*/row.json'))
     for table, own in ((1, 'linear_top1'), (2, 'finetune_top1')):
-        results = new_results(f'miniature-table{table}', command)
+        name = f'miniature-table{table}'
+        results = new_results(name, command)
         for path in paths:
             for row in read_results(path)['rows']:
                 if own in row['metrics']:
                     add_row(results, row)
-        write_results(args.out / f'table{table}.json', results)
         ours = gather_rows([results], table)
         if not ours:
             continue
-        parts += [table_markdown(ours, table, whole=False), improvements(ours, table)]
+        results['rows'].sort(key=lambda row: (
+            TABLES[table].methods.index(row['method']), REGIMES.index(row['regime']),
+            row['masks'], row['seed']))
+        write_results(args.out / f'{name}.json', results)
+        with atomic_write(args.out / f'{name}.svg') as file:
+            file.write(to_svg(result_plots(results)[''], name).encode())
+        parts += [table_markdown(ours, table, whole=False),
+                  f'![Every seed, mean and spread]({name}.svg)\n', improvements(ours, table)]
     hours = sum(step.seconds for step in job.steps) / 3600
     parts.append(f'{hours:.1f} hours of single-core work in {len(job.steps)} commands.\n')
     text = '\n'.join(part for part in parts if part)
-    with atomic_write(args.out / 'tables.md') as file:
+    with atomic_write(args.out / 'miniature-tables.md') as file:
         file.write(text.encode())
     print(text)
 

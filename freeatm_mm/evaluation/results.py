@@ -46,6 +46,12 @@ METRIC_TITLES = {
     'knn_crop': 'Crops, k-NN (acc.)',
     'segmentation_miou': 'Segmentation (mIoU)',
     'finetune_top1': 'Objects, fine-tuned (acc.)',
+    'box_ap': 'Detection (box AP)',
+    'mask_ap': 'Detection (mask AP)',
+    'box_ap50': 'Detection (box AP50)',
+    'voc_ap50': 'VOC (AP50)',
+    'miou': 'Segmentor (mIoU)',
+    'linear_top1': 'Classifier, linear (acc.)',
     **{f'{what}_{figure}': f'{title}, {figure}'
        for what, title in (('zeroshot', 'Zero-shot'), ('zeroshot_blocks', 'Zero-shot, blocks'),
                            ('finetuned', 'Fine-tuned'))

@@ -74,19 +74,28 @@ def test_options_change_what_they_name(capsys, tmp_path):
 
 
 def test_rows_become_tables(tmp_path, capsys):
-    for name, metrics in (('a', {'linear_top1': 0.5, 'box_ap': 0.1}),
-                          ('b', {'finetune_top1': 0.6})):
+    for name, method, masks, metrics in (
+            ('a', 'simclr', True, {'linear_top1': 0.8}),
+            ('b', 'simclr', False, {'linear_top1': 0.7}),
+            ('c', 'random', False, {'linear_top1': 0.5, 'box_ap': 0.1}),
+            ('d', 'random', False, {'finetune_top1': 0.6})):
         results = new_results(name, 'python x')
-        add_row(results, {'method': 'random', 'regime': 'real', 'masks': False, 'seed': 0,
+        add_row(results, {'method': method, 'regime': 'real', 'masks': masks, 'seed': 0,
                           'epochs': 0, 'generator': '', 'metrics': metrics})
         write_results(tmp_path / f'tables/{name}/row.json', results)
     job = tool.Job(tmp_path)
     job.steps.append(Step('one', 'python x', 3600.0))
     tool.write_tables(tool.parse_args(['--out', str(tmp_path)]), job)
-    assert read_results(tmp_path / 'table1.json')['rows'][0]['metrics']['linear_top1'] == 0.5
-    assert read_results(tmp_path / 'table2.json')['rows'][0]['metrics'] == {'finetune_top1': 0.6}
-    text = (tmp_path / 'tables.md').read_text()
+    first = read_results(tmp_path / 'miniature-table1.json')['rows']
+    assert [(row['method'], row['masks'], row['seed']) for row in first] == [
+        ('random', False, 0), ('simclr', False, 0), ('simclr', True, 0)]  # as in the paper
+    assert first[0]['metrics'] == {'linear_top1': 0.5, 'box_ap': 0.1}
+    second = read_results(tmp_path / 'miniature-table2.json')['rows']
+    assert [row['metrics'] for row in second] == [{'finetune_top1': 0.6}]
+    text = (tmp_path / 'miniature-tables.md').read_text()
     assert '| Random weights | 1 | 10.0 (31.4) |' in text
+    for plot in ('miniature-table1.svg', 'miniature-table2.svg'):
+        assert f'({plot})' in text and (tmp_path / plot).read_text().rstrip().endswith('</svg>')
     assert '1.0 hours of single-core work' in text and text.strip() in capsys.readouterr().out
 
 
