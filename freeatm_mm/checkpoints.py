@@ -1,6 +1,7 @@
 """Reading checkpoints: the state dict, the backbone in it, position embeddings of another size."""
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ['check_complete', 'find_backbone', 'load_weights', 'read_state', 'resize_positions']
+from freeatm_mm.errors import InputError, MissingFileError
+
+__all__ = ['check_complete', 'find_backbone', 'last_checkpoint', 'load_weights', 'read_state',
+           'resize_positions']
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -21,29 +25,46 @@ def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
         checkpoint: The file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no state dict.
+        MissingFileError: If there is no such file.
+        InputError: If it can't be read, or holds no state dict.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
-        raise FileNotFoundError(f'Checkpoint {checkpoint} not found.')
+        raise MissingFileError(f'Checkpoint {checkpoint} not found.')
     if checkpoint.suffix == '.safetensors':
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
-        return load_file(checkpoint)
+        try:
+            return load_file(checkpoint)
+        except SafetensorError as error:
+            raise _unreadable(checkpoint, error) from error
     return _tensors(read_state(checkpoint), checkpoint)
 
 
 def read_state(checkpoint: str | Path) -> object:
-    """Unpickle a checkpoint of torch or mmengine: tensors, plain containers, loss histories."""
+    """Unpickle a checkpoint of torch or mmengine: tensors, plain containers, loss histories.
+
+    Raises:
+        InputError: If it is damaged, or holds anything else, which isn't run.
+    """
     with torch.serialization.safe_globals(_mmengine_globals()):
-        return torch.load(checkpoint, map_location='cpu', weights_only=True)
+        try:
+            return torch.load(checkpoint, map_location='cpu', weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: str | Path, error: Exception) -> InputError:
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return InputError(f'{checkpoint} can\'t be read: it is damaged or cut off, or holds more than '
+                      f'tensors and plain containers ({first})')
 
 
 def _tensors(content: object, source: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's content, under ``state_dict`` or at the top."""
     state = content.get('state_dict', content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f'{source} holds no state dict.')
+        raise InputError(f'{source} holds no state dict.')
     return {name: value for name, value in state.items() if torch.is_tensor(value)}
 
 
@@ -71,8 +92,8 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
         prefix: What the backbone's tensors are called by.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there is no state dict in it, or no backbone.
+        MissingFileError: If there is no such file.
+        InputError: If it can't be read, or holds no backbone.
     """
     if '://' in str(checkpoint):
         from mmengine.runner import CheckpointLoader
@@ -88,7 +109,7 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
             if not name.startswith(('fc.', 'head.'))}
     if not any(name.startswith(('conv1.', 'stem.', 'patch_embed.')) for name in bare):
         shown = ', '.join(list(weights)[:3])
-        raise ValueError(f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
+        raise InputError(f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
                          f'those there are ({shown}, ...) are no backbone by themselves.')
     return bare
 
@@ -104,8 +125,9 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
         checkpoint: A training checkpoint; see `load_weights`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If tensors are missing or of another shape; names the first ones.
+        MissingFileError: If there is no such file.
+        InputError: If it can't be read, or tensors are missing or of another shape; names the
+            first ones.
     """
     weights = load_weights(checkpoint)
     # mmpretrain's own MoCo keeps no nouns beside its queue: none are known, as at a start.
@@ -115,8 +137,27 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
                     or weights[name].shape != value.shape and not name.endswith('pos_embed'))]
     if lacking:
         more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''
-        raise ValueError(f'{checkpoint} is not of this config: it lacks, or has in another shape, '
+        raise InputError(f'{checkpoint} is not of this config: it lacks, or has in another shape, '
                          f'{", ".join(lacking[:3])}{more}')
+
+
+def last_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint that a work directory's ``last_checkpoint`` names; None without that note.
+
+    By its name alone: the folder may have been moved since.
+
+    Raises:
+        MissingFileError: If it isn't there.
+    """
+    note = Path(work_dir) / 'last_checkpoint'
+    if not note.is_file():
+        return None
+    found = note.parent / Path(note.read_text().strip()).name
+    if not found.exists():  # a folder, where a framework shards its checkpoints
+        others = ', '.join(path.name for path in sorted(note.parent.glob('*.pth'))) or 'none'
+        raise MissingFileError(f'{note} names {found.name}, which is not there (others: {others}): '
+                               'name the checkpoint yourself, or delete that note to start anew')
+    return found
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], class_token: bool) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.errors import InputError, MissingFileError
+
 __all__ = ['check_datasets', 'check_init', 'complete_config', 'find_datasets', 'open_config',
            'set_data_root']
 
@@ -147,17 +149,17 @@ def check_init(cfg: Mapping) -> None:
     """Check a config's ``init`` before anything is built; configs without it pass.
 
     Raises:
-        ValueError: If it isn't set.
-        FileNotFoundError: If it names a checkpoint that isn't there.
+        InputError: If it isn't set.
+        MissingFileError: If it names a checkpoint that isn't there.
     """
     if 'init' not in cfg:
         return
     init = cfg['init']
     how = 'set init=random, init=supervised or init=CHECKPOINT with --cfg-options'
     if not init:
-        raise ValueError(f'this config says not what to start from: {how}')
+        raise InputError(f'this config says not what to start from: {how}')
     if not isinstance(init, str):
-        raise ValueError(f'init is one path, and --cfg-options makes a list of one with commas, '
+        raise InputError(f'init is one path, and --cfg-options makes a list of one with commas, '
                          f'{init}: give the checkpoint a path without')
     if init not in ('random', 'supervised') and '://' not in init and not Path(init).is_file():
-        raise FileNotFoundError(f'there is no checkpoint {init}: {how}')
+        raise MissingFileError(f'there is no checkpoint {init}: {how}')

@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,13 +28,14 @@ from freeatm_mm.evaluation.downstream import (  # noqa: E402
     DownstreamRun,
     read_metrics,
 )
-from freeatm_mm.evaluation.results import add_row, new_results, write_results  # noqa: E402
+from freeatm_mm.evaluation.results import (  # noqa: E402
+    add_row,
+    new_results,
+    read_results,
+    write_results,
+)
 from freeatm_mm.evaluation.tables import row_markdown  # noqa: E402
 from freeatm_mm.files import atomic_write  # noqa: E402
-
-#: Benchmark -> its folder below --data, laid out as docs/downstream.md says.
-FOLDERS = {'voc': 'VOCdevkit', 'coco': 'coco', 'coco-vit': 'coco', 'cityscapes': 'cityscapes',
-           'linear': 'imagenet', 'finetune': 'imagenet', 'ade20k': 'ADEChallengeData2016'}
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
@@ -48,9 +50,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
         f'{name}: {", ".join(parts)}' for name, parts in SUITES.items()))
     chosen.add_argument('--benchmarks', nargs='+', choices=tuple(BENCHMARKS), metavar='NAME',
                         help=f'of {", ".join(BENCHMARKS)}')
-    parser.add_argument('--data', type=Path, default=Path('data'), help='folder with '
-                        f'{", ".join(dict.fromkeys(FOLDERS.values()))}; for the miniature the '
-                        'world itself (%(default)s)')
+    parser.add_argument('--data', type=Path, default=Path('data'), help='folder with ' + ', '.join(
+                            sorted({part.folder for part in BENCHMARKS.values()} - {''})) +
+                        ', laid out as docs/downstream.md says; for the miniature the world itself '
+                        '(%(default)s)')
     parser.add_argument('--out', type=Path, help='default: work_dirs/downstream/<checkpoint>')
     parser.add_argument('--method', help='of the pretraining, such as mocov2 (default: random or '
                         'supervised, where that is the start)')
@@ -98,6 +101,30 @@ def check_metrics(names: list[str]) -> None:
             taken[metric] = name
 
 
+def check_label(row: Path, label: dict[str, Any], init: str) -> None:
+    """Refuse to call weights what they are not.
+
+    Args:
+        row: The row of an earlier call, if there is one.
+        label: What this call says of its row.
+        init: What the benchmarks start from.
+
+    Raises:
+        ValueError: If the earlier row was of another pretraining, or random or supervised weights
+            are called otherwise.
+    """
+    method = label['method']
+    if init in ('random', 'supervised') and method.split('-')[0] != init:
+        raise ValueError(f'{init} weights are no {method}: leave --method out')
+    if row.exists():
+        found = read_results(row)['rows'][0]
+        differing = [key for key, value in label.items() if found.get(key, value) != value]
+        if differing:
+            said = ', '.join(f'{key} {found[key]}' for key in differing)
+            raise ValueError(f'{row} is of {said}: choose another --out, or delete that file if it '
+                             'was called wrongly')
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs or submits what isn't done, and writes the row once everything is."""
     parser, args = parse_args(argv)
@@ -105,19 +132,25 @@ def main(argv: list[str] | None = None) -> None:
     if args.init not in ('random', 'supervised') and '://' not in args.init:
         args.init = str(Path(args.init).absolute())
     os.chdir(ROOT)
-    runs = [DownstreamRun(name, args.init, args.out / name, str(args.data / FOLDERS.get(name, '')),
-                          args.seed, tuple(args.cfg_options), args.gpus, args.amp)
+    label = {'method': args.method, 'regime': args.regime, 'masks': args.masks, 'seed': args.seed,
+             'epochs': args.epochs, 'generator': args.generator if args.regime != 'real' else ''}
+    runs = [DownstreamRun(name, args.init, args.out / name, args.data, args.seed,
+                          tuple(args.cfg_options), args.gpus, args.amp)
             for name in args.benchmarks or SUITES[args.suite]]
     try:
         check_metrics([run.benchmark for run in runs])
+        check_label(args.out / 'row.json', label, args.init)
         waiting = [run for run in runs if run.prepare()]
         for run in waiting:
             if args.slurm:
-                number = run.pending()
-                what = 'is still under way' if number else 'submitted'
-                number = number or run.submit(
-                    args.slurm, [f'--{option}' for option in args.slurm_options])
-                print(f'{run.benchmark}: job {number} {what}')
+                if number := run.pending():
+                    print(f'{run.benchmark}: job {number} is still under way')
+                    continue
+                if number := run.last_job():
+                    print(f'{run.benchmark}: job {number} ended without metrics; what it printed '
+                          f'is in {run.folder}/slurm-{number}.out')
+                number = run.submit(args.slurm, [f'--{option}' for option in args.slurm_options])
+                print(f'{run.benchmark}: job {number} submitted')
             else:
                 run.run()
         if args.slurm and waiting:
@@ -134,10 +167,8 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         sys.exit(f'{parser.prog}: {error}')
     results = new_results(args.out.name, shlex.join(['python', *sys.argv]))
-    add_row(results, {
-        'method': args.method, 'regime': args.regime, 'masks': args.masks, 'seed': args.seed,
-        'epochs': args.epochs, 'generator': args.generator if args.regime != 'real' else '',
-        'metrics': metrics})
+    scale = 'miniature' if any(name.startswith('mini-') for name in names) else 'paper'
+    add_row(results, {**label, 'scale': scale, 'metrics': metrics})
     write_results(args.out / 'row.json', results)
     text = row_markdown(results['rows'][0], METRICS)
     with atomic_write(args.out / 'row.md') as file:

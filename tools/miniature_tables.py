@@ -177,10 +177,16 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
     for table, own in ((1, 'linear_top1'), (2, 'finetune_top1')):
         name = f'miniature-table{table}'
         results = new_results(name, command)
+        versions: dict[str, set[str]] = {}
         for path in paths:
-            for row in read_results(path)['rows']:
-                if own in row['metrics']:
-                    add_row(results, row)
+            made = read_results(path)
+            for row in made['rows']:
+                if own in row['metrics']:  # each keeps how and when it was measured
+                    add_row(results, {**row, 'command': made['command'], 'date': made['date']})
+                    for package, version in made['versions'].items():
+                        versions.setdefault(package, set()).add(version)
+        results['versions'] = {package: ' and '.join(sorted(found))
+                               for package, found in versions.items()}
         ours = gather_rows([results], table)
         if not ours:
             continue
@@ -193,7 +199,8 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
         parts += [table_markdown(ours, table, whole=False),
                   f'![Every seed, mean and spread]({name}.svg)\n', improvements(ours, table)]
     hours = sum(step.seconds for step in job.steps) / 3600
-    parts.append(f'{hours:.1f} hours of single-core work in {len(job.steps)} commands.\n')
+    parts.append(f'{hours:.1f} hours by the clock in {len(job.steps)} commands, {args.jobs} at a '
+                 'time (of those that were stopped and went on, since their last start).\n')
     text = '\n'.join(part for part in parts if part)
     with atomic_write(args.out / 'miniature-tables.md') as file:
         file.write(text.encode())

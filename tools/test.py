@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
-from freeatm_mm.checkpoints import check_complete  # noqa: E402
+from freeatm_mm.checkpoints import check_complete, last_checkpoint  # noqa: E402
 from freeatm_mm.configs import check_datasets, complete_config, open_config  # noqa: E402
+from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.files import atomic_write  # noqa: E402
 
 
@@ -60,7 +61,10 @@ def main(argv: list[str] | None = None) -> None:
                        checkpoint)
     except ValueError as error:
         parser.error(str(error))
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    except InputError as error:  # of the hook that looks for missing images
+        parser.error(str(error))
     if args.out and is_main_process():
         with atomic_write(args.out) as file:
             file.write(json.dumps({key: float(value) for key, value in metrics.items()},
@@ -75,11 +79,10 @@ def find_checkpoint(path: str) -> Path:
     """
     found = Path(path)
     if found.is_dir():
-        note = found / 'last_checkpoint'
-        if not note.is_file():
+        last = last_checkpoint(found)
+        if last is None:
             raise FileNotFoundError(f'there is no checkpoint in {path}: train it first')
-        # By its name alone: the folder may have been moved since.
-        found = found / Path(note.read_text().strip()).name
+        return last
     if not found.is_file():
         raise FileNotFoundError(f'there is no checkpoint {found}')
     return found

@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import Config, DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
-from freeatm_mm.checkpoints import check_complete  # noqa: E402
+from freeatm_mm.checkpoints import check_complete, last_checkpoint  # noqa: E402
 from freeatm_mm.configs import (  # noqa: E402
     check_datasets,
     check_init,
     complete_config,
     open_config,
 )
+from freeatm_mm.errors import InputError  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
@@ -65,7 +66,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """The config with what the command line changes.
 
     Raises:
-        FileNotFoundError: If the config, or one that it inherits, doesn't exist.
+        FileNotFoundError: If the config, or one that it inherits, doesn't exist, or what it is to
+            be resumed from.
         ValueError: If a data root is given and the config's data sets don't share one, or if the
             learning rate is to be scaled and the config doesn't say from which batch.
     """
@@ -88,10 +90,13 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
-    if args.no_validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     complete_config(cfg, args.data_root, args.cfg_options, not args.no_pin_memory,
                     not args.no_persistent_workers)
+    if args.no_validate:  # last: an option for the evaluation may have been among the others
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if cfg.get('resume') and not cfg.get('load_from'):
+        last = last_checkpoint(cfg.work_dir)
+        cfg.load_from = str(last) if last else None
     return cfg
 
 
@@ -125,7 +130,10 @@ def main(argv: list[str] | None = None) -> None:
             check_complete(getattr(runner.model, 'module', runner.model), pretrained)
         except ValueError as error:
             parser.error(f'model.pretrained: {error}')
-    runner.train()
+    try:
+        runner.train()
+    except InputError as error:  # of the hooks that look at weights and files
+        parser.error(str(error))
 
 
 if __name__ == '__main__':

@@ -46,4 +46,4 @@ param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, b
                         end=epochs)]
 train_cfg = dict(max_epochs=epochs)
 custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))

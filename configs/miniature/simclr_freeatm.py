@@ -48,4 +48,4 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)
 custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))

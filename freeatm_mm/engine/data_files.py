@@ -6,8 +6,10 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
+
+from freeatm_mm.errors import MissingFileError
 
 __all__ = ['CheckFilesHook', 'missing_files']
 
@@ -42,14 +44,18 @@ class CheckFilesHook(Hook):
     """Stops a run at its start if the annotations name images that aren't there."""
 
     def before_train(self, runner: Runner) -> None:
-        """Checks the images for training, and for validation where there is one.
+        """Checks the images for training, and those that it will be judged by.
+
+        These are the validation's, or where training has none, the test's.
 
         Raises:
-            FileNotFoundError: Naming the first missing files and their number.
+            MissingFileError: Naming the first missing files and their number.
         """
         self._check(runner.train_dataloader.dataset, 'train_dataloader')
         if runner.val_loop is not None:
             self._check(runner.val_dataloader.dataset, 'val_dataloader')
+        elif runner.cfg.get('test_dataloader') and is_main_process():
+            self._check(DATASETS.build(runner.cfg.test_dataloader.dataset), 'test_dataloader')
 
     def before_test(self, runner: Runner) -> None:
         """Checks the images for testing; raises likewise."""
@@ -64,7 +70,7 @@ class CheckFilesHook(Hook):
         missing = missing_files(dataset)
         if missing:
             more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f'{loader}: the annotations name {len(missing)} of {len(dataset)} images or label '
                 f'maps that are not there: {", ".join(missing[:3])}{more}; complete the data set, '
                 'or take them out of its annotations')

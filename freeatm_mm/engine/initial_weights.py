@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.checkpoints import find_backbone, resize_positions
 from freeatm_mm.configs import check_init
+from freeatm_mm.errors import InputError, MissingFileError
 
 __all__ = ['InitialWeightsHook', 'Match', 'load_backbone']
 
@@ -147,9 +148,9 @@ class InitialWeightsHook(Hook):
         """Loads; see the class.
 
         Raises:
-            ValueError: If ``init`` isn't set, less than ``minimum`` fits, a shape differs, or the
+            InputError: If ``init`` isn't set, less than ``minimum`` fits, a shape differs, or the
                 first layer isn't there, naming what doesn't fit.
-            FileNotFoundError: If the checkpoint isn't there.
+            MissingFileError: If the checkpoint isn't there.
         """
         if runner.iter > 0:
             return
@@ -160,14 +161,17 @@ class InitialWeightsHook(Hook):
             return
         if init == 'supervised':
             if not self.supervised:
-                raise ValueError('this config has no supervised checkpoint: set init=CHECKPOINT')
+                raise InputError('this config has no supervised checkpoint: set init=CHECKPOINT')
             init = self.supervised
+            if '://' not in init and not Path(init).is_file():
+                raise MissingFileError(f'there is no checkpoint {init} of supervised weights: '
+                                       'train it first, or set init=CHECKPOINT')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         match = load_backbone(model, init, self.modules, self.new)
         first = tuple(f'{path}.{layer}' for path in self.modules for layer in _FIRST_LAYERS)
         if (match.misshapen or any(name.startswith(first) for name in match.missing)
                 or min(match.filled, match.used) < self.minimum):
-            raise ValueError(
+            raise InputError(
                 f'{init} does not fit {" and ".join(self.modules)} of this config: '
                 f'{match.describe()}. At least {self.minimum:.0%} must fit both ways, the first '
                 'layer among them, and every shape: is it the checkpoint of the same architecture?')

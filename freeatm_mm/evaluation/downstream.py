@@ -29,11 +29,14 @@ class Benchmark:
         metrics: What the framework's evaluator calls a metric -> what we call it, and the factor
             that makes it a share of 1.
         batch: Images of a step in all processes together, which rates and schedule are made for.
+        folder: Its data set's, below the folder of all data sets; empty for the miniature's, whose
+            world is one.
     """
 
     config: str
     metrics: Mapping[str, tuple[str, float]]
     batch: int
+    folder: str = ''
 
 
 _COCO = {'coco/bbox_mAP': ('box_ap', 1), 'coco/bbox_mAP_50': ('box_ap50', 1),
@@ -43,15 +46,17 @@ _PAPER, _SMALL = 'downstream', 'miniature/downstream'
 
 BENCHMARKS: dict[str, Benchmark] = {
     'voc': Benchmark(f'{_PAPER}/mmdet/voc_faster-rcnn_r50-c4_24k.py',
-                     {'pascal_voc/AP50': ('voc_ap50', 1)}, 16),
-    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO, 16),
-    'cityscapes': Benchmark(f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8),
+                     {'pascal_voc/AP50': ('voc_ap50', 1)}, 16, 'VOCdevkit'),
+    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO, 16, 'coco'),
+    'cityscapes': Benchmark(f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8,
+                            'cityscapes'),
     'linear': Benchmark(f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py',
-                        {'accuracy/top1': ('linear_top1', 0.01)}, 256),
-    'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO, 64),
-    'ade20k': Benchmark(f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16),
+                        {'accuracy/top1': ('linear_top1', 0.01)}, 256, 'imagenet'),
+    'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO, 64, 'coco'),
+    'ade20k': Benchmark(f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16,
+                        'ADEChallengeData2016'),
     'finetune': Benchmark(f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py',
-                          {'accuracy/top1': ('finetune_top1', 0.01)}, 1024),
+                          {'accuracy/top1': ('finetune_top1', 0.01)}, 1024, 'imagenet'),
     'mini-voc': Benchmark(f'{_SMALL}/faster-rcnn_resnet.py',
                           {'coco/bbox_mAP_50': ('voc_ap50', 1)}, 16),
     'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO, 16),
@@ -133,7 +138,7 @@ class DownstreamRun:
         benchmark: Its name in `BENCHMARKS`.
         init: ``random``, ``supervised`` or a checkpoint.
         folder: Its folder.
-        data_root: Where its data set lies; None for the config's own.
+        data: Folder of all data sets; its own is `Benchmark.folder` in it.
         seed: Random seed.
         options: Further ``key=value`` for the config.
         gpus: Processes to start, one a GPU; 0 for one process as it is.
@@ -143,7 +148,7 @@ class DownstreamRun:
     benchmark: str
     init: str
     folder: Path
-    data_root: str | None = None
+    data: Path = Path('data')
     seed: int = 0
     options: tuple[str, ...] = ()
     gpus: int = 0
@@ -153,6 +158,11 @@ class DownstreamRun:
     def metrics_file(self) -> Path:
         """Where the metrics are once it is done."""
         return self.folder / 'metrics.json'
+
+    @property
+    def data_root(self) -> Path:
+        """Where its data set lies."""
+        return Path(self.data) / BENCHMARKS[self.benchmark].folder
 
     def commands(self, launcher: Iterable[str] = ()) -> list[list[str]]:
         """The two commands: train on or go on, then evaluate.
@@ -178,7 +188,7 @@ class DownstreamRun:
             told = ['--launcher', 'pytorch']
         else:
             start, told = [sys.executable], []
-        data = ['--data-root', str(self.data_root)] if self.data_root else []
+        data = ['--data-root', str(self.data_root)]
         train = [*start, 'tools/train.py', config, '--work-dir', str(self.folder), '--resume',
                  '--seed', str(self.seed), '--no-validate', *data, *told,
                  *(['--amp'] if self.amp else []), '--cfg-options',
@@ -193,30 +203,39 @@ class DownstreamRun:
         """Claim the folder for this very run; whether there is anything left to do.
 
         Raises:
-            ValueError: If the folder holds a run of something else.
-            FileNotFoundError: If the checkpoint isn't there.
+            ValueError: If the folder holds a run of something else, or the processes can't share
+                the benchmark's batch.
+            FileNotFoundError: If the checkpoint or the data set isn't there.
         """
         wanted = {'benchmark': self.benchmark, 'init': identify(self.init), 'seed': self.seed,
-                  'options': list(self.options), **({'amp': True} if self.amp else {})}
+                  'options': list(self.options), 'data': str(Path(self.data).resolve()),
+                  **({'amp': True} if self.amp else {})}
         note = self.folder / 'run.json'
-        if note.exists():
-            found = json.loads(note.read_text())
-            if found != wanted:
-                differing = ', '.join(key for key in {**found, **wanted}
-                                      if found.get(key) != wanted.get(key))
-                raise ValueError(f'{self.folder} holds a run with another {differing}: choose '
-                                 'another --out, or delete that folder')
-        else:
-            with atomic_write(note) as file:
-                file.write(json.dumps(wanted, indent=1).encode())
-        return not self.metrics_file.exists()
+        found = _read_note(note, wanted['data']) if note.exists() else wanted
+        if found != wanted:
+            differing = ', '.join(key for key in {**found, **wanted}
+                                  if found.get(key) != wanted.get(key))
+            raise ValueError(f'{self.folder} holds a run with another {differing}: choose another '
+                             '--out, or delete that folder' + (
+                                 f' (if the data have only been moved, say so in {note})'
+                                 if differing == 'data' else ''))
+        if self.metrics_file.exists():
+            return False
+        self.commands()
+        if not self.data_root.is_dir():
+            raise FileNotFoundError(f'{self.benchmark}: there is no folder {self.data_root}: say '
+                                    'with --data where the data sets lie')
+        with atomic_write(note) as file:
+            file.write(json.dumps(wanted, indent=1).encode())
+        return True
 
     def earlier(self) -> list[str]:
         """Other benchmarks of the same start, seed and options that are done beside its folder."""
-        own = json.loads((self.folder / 'run.json').read_text())
+        data = str(Path(self.data).resolve())
+        own = _read_note(self.folder / 'run.json', data)
         found = []
         for note in sorted(self.folder.parent.glob('*/run.json')):
-            theirs = json.loads(note.read_text())
+            theirs = _read_note(note, data)
             name = theirs.get('benchmark')
             if (name in BENCHMARKS and name != self.benchmark
                     and theirs == {**own, 'benchmark': name}
@@ -228,8 +247,12 @@ class DownstreamRun:
         """Run the commands, one after the other.
 
         Raises:
-            RuntimeError: If one fails; what it did before is kept and gone on from next time.
+            RuntimeError: If one fails; what it did before is kept and gone on from next time. Or if
+                a SLURM job still works in the folder, or may.
         """
+        if number := self.pending():
+            raise RuntimeError(f'{self.benchmark}: job {number} still works in {self.folder}: wait '
+                               'for it, or cancel it')
         for command in self.commands():
             print(shlex.join(command), flush=True)
             code = subprocess.run(command, check=False).returncode
@@ -260,20 +283,51 @@ class DownstreamRun:
                    f'--ntasks-per-node={min(gpus, 8)}', f'--gres=gpu:{min(gpus, 8)}',
                    '--cpus-per-task=6',
                    f'--output={self.folder}/slurm-%j.out', *extra, f'--wrap={script}']
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise RuntimeError('there is no sbatch here: start this where SLURM jobs are '
+                               'submitted, or leave --slurm out') from error
         if done.returncode:
             raise RuntimeError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
         number = done.stdout.strip().split(';')[0]
-        with atomic_write(self.folder / 'job.txt') as file:
+        with atomic_write(self._job_note) as file:
             file.write(number.encode())
         return number
 
+    @property
+    def _job_note(self) -> Path:
+        return self.folder / 'job.txt'
+
+    def last_job(self) -> str | None:
+        """The number of the SLURM job that was submitted last, if one was."""
+        return self._job_note.read_text() if self._job_note.exists() else None
+
     def pending(self) -> str | None:
-        """The number of its SLURM job, if that still waits or runs."""
-        note = self.folder / 'job.txt'
-        if not note.exists():
+        """The number of its SLURM job, if that still waits or runs.
+
+        Raises:
+            RuntimeError: If SLURM doesn't say.
+        """
+        number = self.last_job()
+        if number is None:
             return None
-        number = note.read_text()
-        queue = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], check=False,
-                               capture_output=True, text=True)
-        return number if queue.returncode == 0 and queue.stdout.strip() else None
+        try:
+            queue = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], check=False,
+                                   capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise RuntimeError(
+                f'{self.benchmark}: job {number} was submitted for {self.folder}, and there is no '
+                f'squeue here to ask whether it has ended: once it has, delete {self._job_note}'
+            ) from error
+        if queue.returncode == 0:
+            return number if queue.stdout.strip() else None
+        if 'Invalid job id' in queue.stderr:  # SLURM forgets jobs some minutes after their end
+            return None
+        raise RuntimeError(f'{self.benchmark}: squeue does not say whether job {number} has ended '
+                           f'({queue.stderr.strip()}): start the same command again later')
+
+
+def _read_note(note: Path, data: str) -> dict:
+    """What a folder's run is; ``data`` stands in where an old note doesn't say of which data."""
+    return {'data': data, **json.loads(note.read_text())}

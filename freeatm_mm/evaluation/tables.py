@@ -83,10 +83,12 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, G
         table: Number of the table.
 
     Raises:
-        ValueError: If two rows give the same number for one seed.
+        ValueError: If two rows give the same number for one seed, or the rows to be averaged are
+            of pretrainings of different length, or of the miniature and the paper's scale.
     """
     values: dict[Key, dict[str, dict[Any, float]]] = {}
     epochs: dict[Key, float] = {}
+    scales: dict[Key, str] = {}
     for result in results:
         for row in result['rows']:
             if not belongs(row, table):
@@ -95,7 +97,10 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, G
             generator = '' if row['regime'] == 'real' else row.get('generator') or 'sd15'
             key = (row['method'], 'real' if plain else row['regime'],
                    '' if plain else generator, row['masks'])
-            epochs[key] = row['epochs']
+            for found, what in ((epochs, 'epochs'), (scales, 'scale')):
+                if what in row and found.setdefault(key, row[what]) != row[what]:
+                    raise ValueError(f'the rows of {arm_name(*_arm(key))} differ in {what}, '
+                                     f'{found[key]} and {row[what]}: make a table of each')
             for metric, value in row['metrics'].items():
                 seeds = values.setdefault(key, {}).setdefault(metric, {})
                 if row['seed'] in seeds:
@@ -173,7 +178,7 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     Differences are paired by seed, with the p of the paired t-test; empty where we have none.
     """
     layout, paper = TABLES[table], paper_rows(table)
-    lines, same, counted = [], 0, 0
+    lines, same, ties, counted = [], 0, 0, 0
     sure = {True: 0, False: 0}  # of the same sign, of the other
     for key in _in_order(ours, paper):
         group = ours[key]
@@ -191,8 +196,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
                 gain = theirs[metric] - reference[metric]
                 expected = f'{gain:+.1f}'
                 counted += 1
-                same += gain * difference.mean > 0
-                sure[bool(gain * difference.mean > 0)] += difference.p < 0.05
+                product = 0 if abs(difference.mean) < 1e-9 else gain * difference.mean
+                same, ties = same + (product > 0), ties + (product == 0)
+                if product:
+                    sure[product > 0] += difference.p < 0.05
             spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
             p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
             lines.append(f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
@@ -201,8 +208,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
         return ''
     head = ['| With masks | Metric | Ours, points | p | Seeds | The paper |',
             '| --- | --- | ---: | ---: | ---: | ---: |']
-    tail = (f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here. With p '
-            f'below 0.05: {sure[True]} of these, and {sure[False]} of the {counted - same} others.')
+    tied = f', {ties} are no difference at all' if ties else ''
+    tail = (f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here{tied}. '
+            f'With p below 0.05: {sure[True]} of these, and {sure[False]} of the '
+            f'{counted - same - ties} of the other sign.')
     return '\n'.join([*head, *lines]) + tail + '\n'
 
 

@@ -55,7 +55,8 @@ class Job:
         out: Folder of the job; what is done is noted in its ``steps.json``.
 
     Attributes:
-        steps: What was run, or had been run before, in order of ending.
+        steps: What was run, or had been run before, in order of ending. Their seconds are by the
+            clock; of a command that was stopped and went on, those since its last start.
     """
 
     def __init__(self, out: Path) -> None:
@@ -63,6 +64,7 @@ class Job:
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.steps: list[Step] = []
         self._lock = threading.Lock()
+        self._failure = ''
 
     def run(self, what: str, tool: str | Path, *arguments: object, label: str = '') -> None:
         """Run a tool, unless this very command has ended well before; stop if it fails.
@@ -74,17 +76,21 @@ class Job:
             label: Put before each line that it prints, where several run side by side.
 
         Raises:
-            SystemExit: If the tool fails.
+            SystemExit: If the tool fails, or another one has failed side by side.
         """
         command = ['python', *map(str, (tool, *arguments))]
         line = shlex.join(command)
         if line not in self.done:
+            if self._failure:  # of another line's: nothing is begun any more
+                sys.exit(self._failure)
             print(f'\n== {what}\n{line}', flush=True)
             start = time.monotonic()
             code = _run([sys.executable, *command[1:]], label)
             if code:
-                sys.exit(f'"{what}" failed (exit code {code}); the message is above. Once mended, '
-                         'start the same command again: it goes on from here.')
+                self._failure = self._failure or (
+                    f'"{what}" failed (exit code {code}); the message is above. Once mended, start '
+                    'the same command again: it goes on from here.')
+                sys.exit(self._failure)
             with self._lock:
                 self.done[line] = time.monotonic() - start
                 with atomic_write(self.path) as file:

@@ -43,7 +43,8 @@ def test_all_there(images):
     dataset = Listed(images)
     assert missing_files(dataset) == []
     for wrapped in (RepeatDataset(dataset, 3), ConcatDataset([dataset, Listed(images)])):
-        runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
+        runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None,
+                                 cfg={})
         CheckFilesHook().before_train(runner)
 
 
@@ -51,7 +52,8 @@ def test_missing_ones_are_named(images, tmp_path):
     images[1].unlink()
     gone = tmp_path / 'gone/7.png'
     wrapped = ConcatDataset([Listed(images), Listed([images[0], gone])])
-    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None)
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None,
+                                 cfg={})
     with pytest.raises(FileNotFoundError, match=r'train_dataloader: the annotations name 2 of 6 '
                        r'images or label maps that are not there: .*1\.png, .*gone/7\.png; '
                        'complete the data set'):
@@ -142,7 +144,7 @@ def test_train_tool_tells_what_is_missing(tmp_path, capsys, options, message):
 def test_test_tool_tells_what_is_missing(tmp_path, capsys, checkpoint, message):
     if checkpoint == 'lost':
         (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
-        message = f'there is no checkpoint {tmp_path}/epoch_3.pth'
+        message = f'{tmp_path}/last_checkpoint names epoch_3.pth, which is not there'
     with pytest.raises(SystemExit) as done:
         load_tool('test').main(['x.py', checkpoint if checkpoint == 'none.pth' else str(tmp_path)])
     assert done.value.code == 2
@@ -179,3 +181,81 @@ def test_an_annotation_without_its_image_stops_a_real_run(tmp_path):
     cfg.log_level = 'WARNING'
     with pytest.raises(FileNotFoundError, match=r'name 1 of 4 images .*train/images/lost\.png'):
         run_downstream(cfg, 'lost-image')
+
+
+def tiny_linear(world, run, *options):
+    """Arguments of `tools/train.py` for the miniature's linear probe, one step an epoch."""
+    return [str(ROOT / 'configs/miniature/downstream/linear_resnet.py'), '--work-dir', str(run),
+            '--data-root', str(world), '--no-validate', '--cfg-options',
+            'train_dataloader.num_workers=0', 'train_dataloader.batch_size=4',
+            'test_dataloader.num_workers=0', 'train_cfg.max_epochs=1', *options]
+
+
+def test_objects_to_be_judged_by_are_looked_for_before_training(tmp_path, capsys):
+    """A run without validation would find out after its last epoch."""
+    from tiny_downstream import make_tiny_world
+    world = make_tiny_world(tmp_path / 'world', images=2)
+    cfg = Config.fromfile(ROOT / 'configs/miniature/downstream/fcn_resnet.py')
+    prefix = cfg.test_dataloader.dataset.data_prefix
+    lost = next((world / prefix.img_path).iterdir())
+    maps = world / prefix.seg_map_path / f'{lost.stem}.png'
+    assert maps.exists()
+    maps.unlink()
+    arguments = tiny_linear(world, tmp_path / 'run', 'init=random')
+    arguments[0] = str(ROOT / 'configs/miniature/downstream/fcn_resnet.py')
+    arguments[arguments.index('train_cfg.max_epochs=1')] = 'train_cfg.max_iters=1'
+    with pytest.raises(SystemExit) as done:
+        load_tool('train').main(arguments)
+    assert done.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'test_dataloader: the annotations name 1 of 2' in last and maps.name in last
+
+
+@pytest.mark.parametrize('kind, message', [
+    ('vit', 'does not fit backbone of this config: 0 of the'),
+    ('cut', "cut.pth can't be read: it is damaged or cut off"),
+    ('supervised', 'of supervised weights: train it first, or set init=CHECKPOINT')])
+def test_weights_that_cannot_be_used_are_told_in_one_sentence(tmp_path, capsys, kind, message):
+    from tiny_downstream import make_tiny_world, pretrained_state
+    init = tmp_path / f'{kind}.pth'
+    torch.save({'state_dict': pretrained_state('vit')}, init)
+    if kind == 'cut':
+        init.write_bytes(init.read_bytes()[:-1000])
+    if kind == 'supervised':
+        init = kind
+    with pytest.raises(SystemExit) as done:
+        load_tool('train').main(tiny_linear(make_tiny_world(tmp_path / 'world', images=2),
+                                            tmp_path / 'run', f'init={init}'))
+    assert done.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_options_of_an_evaluation_that_is_left_out(tmp_path):
+    """They are for all benchmarks of `tools/downstream.py`, and its training has no evaluation."""
+    train = load_tool('train')
+    args = train.parse_args(tiny_linear('world', tmp_path, 'val_dataloader.num_workers=0'))[1]
+    assert train.load_config(args).val_dataloader is None
+
+
+def test_resuming_looks_where_the_folder_is_now(tmp_path, capsys):
+    train = load_tool('train')
+    arguments = ['--resume', *tiny_linear('world', tmp_path, 'init=random')]
+    arguments = [arguments[1], arguments[0], *arguments[2:]]
+    assert train.load_config(train.parse_args(arguments)[1]).load_from is None  # nothing yet
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_3.pth')
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    assert 'names epoch_3.pth, which is not there (others: none)' in capsys.readouterr().err
+    (tmp_path / 'epoch_3.pth').touch()
+    assert train.load_config(train.parse_args(arguments)[1]).load_from == str(
+        tmp_path / 'epoch_3.pth')
+
+
+def test_no_config_keeps_one_checkpoint_only():
+    """mmengine deletes before it writes: a run killed then would have none."""
+    for path in (ROOT / 'configs').rglob('*.py'):
+        assert 'max_keep_ckpts=1' not in path.read_text().replace(' ', ''), path
+    for name in ('mocov2_freeatm', 'mae_freeatm', 'simclr_freeatm',
+                 'downstream/mmpretrain/imagenet_linear_r50_100e'):
+        hook = Config.fromfile(ROOT / f'configs/{name}.py').default_hooks.checkpoint
+        assert hook.get('max_keep_ckpts', -1) != 1, name

@@ -85,7 +85,7 @@ def test_improvements_and_their_signs():
     assert '| MoCo v2 + Free-ATM (synthetic, miniature) | COCO box AP | +2.5 ± 0.7 |' in text
     assert '| Cityscapes mIoU | -1.5 ± 0.7 |' in text and '| 2 | +1.7 |' in text
     assert '1 of 2 of the paper\'s improvements have the same sign here. With p below 0.05: 0 of ' \
-        'these, and 0 of the 1 others.' in text
+        'these, and 0 of the 1 of the other sign.' in text
     assert improvements(gather_rows([OURS], 2), 2) == ''
 
 
@@ -96,7 +96,26 @@ def test_sure_differences_are_counted_by_sign():
         for masks in (False, True) for seed in range(3)]
     text = improvements(gather_rows([result(*rows)], 1), 1)
     assert '1 of 2 of' in text
-    assert 'With p below 0.05: 1 of these, and 1 of the 1 others.' in text
+    assert 'With p below 0.05: 1 of these, and 1 of the 1 of the other sign.' in text
+
+
+def test_no_difference_has_no_sign():
+    rows = [('simclr', 'mixed', masks, seed, {'box_ap': 0.2 + 0.01 * seed, 'mask_ap': 0.3}, 'sd15')
+            for masks in (False, True) for seed in range(3)]
+    text = improvements(gather_rows([result(*rows)], 1), 1)
+    assert '0 of 2 of the paper\'s improvements have the same sign here, 2 are no difference at ' \
+        'all. With p below 0.05: 0 of these, and 0 of the 0 of the other sign.' in text
+
+
+@pytest.mark.parametrize('key, values', [('epochs', (200, 800)), ('scale', ('paper', 'miniature'))])
+def test_rows_of_another_length_or_scale_are_not_averaged(key, values):
+    results = new_results('test', 'python x')
+    for seed, value in enumerate(values):
+        add_row(results, {'method': 'simclr', 'regime': 'real', 'masks': False, 'seed': seed,
+                          'epochs': 10, 'generator': '', key: value, 'metrics': {'box_ap': 0.1}})
+    with pytest.raises(ValueError, match=rf'the rows of SimCLR \(real\) differ in {key}, '
+                       f'{values[0]} and {values[1]}: make a table of each'):
+        gather_rows([results], 1)
 
 
 def test_one_seed_given_twice_is_refused():

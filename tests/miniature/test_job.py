@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -62,8 +63,27 @@ def test_a_failed_line_begins_no_other(tool, tmp_path):
     with pytest.raises(SystemExit, match='"Fail" failed'):
         job.run_side_by_side([partial(job.run, 'Fail', tool, 3, label='x'),
                               *(partial(job.run, 'Do', tool, 0, name) for name in 'abcdefgh')], 1)
-    # Whoever is already on its way when the failure is seen may end; the rest isn't begun.
-    assert (tmp_path / 'calls').read_text() in ('3;', '3;0 a;')
+    assert (tmp_path / 'calls').read_text() == '3;'
+
+
+def test_a_failure_ends_the_lines_beside_it(tool, tmp_path):
+    """What already runs ends; the next command of its line isn't begun."""
+    job, failed = Job(tmp_path), threading.Event()
+
+    def fails():
+        try:
+            job.run('Fail', tool, 3)
+        finally:
+            failed.set()
+
+    def goes_on():
+        job.run('Do', tool, 0, 'a')
+        assert failed.wait(60)
+        job.run('Do', tool, 0, 'b')
+
+    with pytest.raises(SystemExit, match='"Fail" failed'):
+        job.run_side_by_side([goes_on, fails], 2)
+    assert set((tmp_path / 'calls').read_text().split(';')) == {'3', '0 a', ''}
 
 
 def test_a_dry_job_only_counts(tool, tmp_path, capsys):

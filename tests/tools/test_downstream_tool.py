@@ -29,6 +29,7 @@ def load(name):
 
 tool = load('downstream')
 compat.accept_mmseg_fork()
+DATA = str(ROOT / 'tests')  # any folder that is there
 COCO = {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP': 0.125}
 
 
@@ -60,7 +61,7 @@ def calls(monkeypatch):
 
 
 def arguments(out, *more):
-    return ['random', '--benchmarks', 'mini-coco', 'mini-cityscapes', '--data', 'world', '--out',
+    return ['random', '--benchmarks', 'mini-coco', 'mini-cityscapes', '--data', DATA, '--out',
             str(out), *more]
 
 
@@ -75,10 +76,11 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
         'init=random', 'train_dataloader.batch_size=8', 'a.b=1']
     assert train[train.index('--nproc-per-node') + 1] == '2'
     assert train[train.index('--launcher') + 1] == 'pytorch'
-    assert Path(train[train.index('--data-root') + 1]) == ROOT / 'world'
+    assert Path(train[train.index('--data-root') + 1]) == Path(DATA)
     row, = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
     assert (row['method'], row['seed'], row['regime']) == ('random', 3, 'real')
+    assert row['scale'] == 'miniature'
     assert '| Random weights | 25.0 | 50.0 | 12.5 | 30.0 |' in capsys.readouterr().out
     # What is done isn't done again.
     tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'a.b=1'))
@@ -98,7 +100,8 @@ def test_a_failure_stops_and_is_gone_on_from(calls, tmp_path):
 
 def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
     (tmp_path / 'a.pth').write_bytes(b'a')
-    options = ['--benchmarks', 'mini-coco', '--out', str(tmp_path / 'out'), '--method', 'mocov2']
+    options = ['--benchmarks', 'mini-coco', '--out', str(tmp_path / 'out'), '--method', 'mocov2',
+               '--data', DATA]
     tool.main([str(tmp_path / 'a.pth'), *options])
     (tmp_path / 'a.pth').write_bytes(b'b')  # the same name, other weights
     with pytest.raises(SystemExit):
@@ -112,15 +115,76 @@ def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
     assert '--method is needed' in capsys.readouterr().err
 
 
-def test_a_row_holds_what_other_calls_have_done(calls, tmp_path):
+def test_other_data_are_not_mixed_in(calls, tmp_path, capsys):
+    done, _ = calls
+    for name in ('tiny', 'whole'):
+        (tmp_path / name).mkdir()
+    options = ['random', '--out', str(tmp_path / 'out'), '--benchmarks']
+    tool.main([*options, 'mini-coco', '--data', str(tmp_path / 'tiny')])
+    with pytest.raises(SystemExit):
+        tool.main([*options, 'mini-coco', '--data', str(tmp_path / 'whole')])
+    told = capsys.readouterr().err
+    assert 'holds a run with another data: choose another --out' in told and 'been moved' in told
+    # Nor into the row of another benchmark.
+    tool.main([*options, 'mini-cityscapes', '--data', str(tmp_path / 'whole')])
+    row, = read_results(tmp_path / 'out/row.json')['rows']
+    assert row['metrics'] == {'miou': 0.3} and len(done) == 4
+    # A note that doesn't say is taken for this one's.
+    note = tmp_path / 'out/mini-coco/run.json'
+    note.write_text(json.dumps({key: value for key, value in json.loads(note.read_text()).items()
+                                if key != 'data'}))
+    tool.main([*options, 'mini-coco', '--data', str(tmp_path / 'tiny')])
+    assert len(done) == 4
+
+
+def test_weights_are_called_what_they_are(calls, tmp_path, capsys):
+    options = arguments(tmp_path / 'out')
+    with pytest.raises(SystemExit):
+        tool.main([*options, '--method', 'mocov2', '--masks', 'true'])
+    assert 'random weights are no mocov2: leave --method out' in capsys.readouterr().err
+    (tmp_path / 'a.pth').write_bytes(b'a')
+    options[0] = str(tmp_path / 'a.pth')
+    tool.main([*options, '--method', 'mocov2'])
+    with pytest.raises(SystemExit):
+        tool.main([*options, '--method', 'mocov2', '--masks', 'true', '--regime', 'mixed'])
+    assert 'row.json is of regime real, masks False, generator : choose' in capsys.readouterr().err
+
+
+def test_all_is_checked_before_the_first_is_run(calls, tmp_path, capsys):
+    done, _ = calls
+    with pytest.raises(SystemExit):  # 8 images of Cityscapes, 16 of VOC and COCO
+        tool.main(['random', '--suite', 'resnet', '--gpus', '16', '--out', str(tmp_path), '--data',
+                   str(made(tmp_path, 'VOCdevkit', 'coco', 'cityscapes', 'imagenet'))])
+    assert "cityscapes: the batch of 8 can't be shared by 16 GPUs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main(['random', '--suite', 'vit', '--out', str(tmp_path / 'vit'), '--data',
+                   str(made(tmp_path / 'some', 'coco', 'imagenet'))])
+    told = capsys.readouterr().err
+    assert 'ade20k: there is no folder' in told and 'ADEChallengeData2016: say with --data' in told
+    assert not done
+
+
+def made(folder, *names):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
+def test_a_row_holds_what_other_calls_have_done(calls, tmp_path, capsys):
     done, _ = calls
     for name in ('mini-coco', 'mini-cityscapes'):
-        tool.main(['random', '--benchmarks', name, '--out', str(tmp_path)])
+        tool.main(['random', '--benchmarks', name, '--out', str(tmp_path), '--data', DATA])
     row, = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
     assert len(done) == 4
-    # Of another seed: not this row's.
-    tool.main(['random', '--benchmarks', 'mini-ade20k', '--out', str(tmp_path), '--seed', '1'])
+    # Of another seed: not this row's, which isn't overwritten either.
+    other = ['random', '--benchmarks', 'mini-ade20k', '--out', str(tmp_path), '--data', DATA,
+             '--seed', '1']
+    with pytest.raises(SystemExit):
+        tool.main(other)
+    assert 'row.json is of seed 0: choose another --out' in capsys.readouterr().err
+    (tmp_path / 'row.json').unlink()
+    tool.main(other)
     row, = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'miou': 0.2} and row['seed'] == 1
 
@@ -128,18 +192,20 @@ def test_a_row_holds_what_other_calls_have_done(calls, tmp_path):
 def test_figures_of_one_name_do_not_share_a_row(calls, tmp_path, capsys):
     done, _ = calls
     with pytest.raises(SystemExit):
-        tool.main(['random', '--out', str(tmp_path), '--benchmarks', 'mini-coco', 'mini-cityscapes',
-                   'mini-ade20k'])
+        tool.main(['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks', 'mini-coco',
+                   'mini-cityscapes', 'mini-ade20k'])
     assert 'mini-cityscapes and mini-ade20k both give mIoU' in capsys.readouterr().err
     assert not done
-    tool.main(['random', '--out', str(tmp_path), '--benchmarks', 'mini-cityscapes'])
+    options = ['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks']
+    tool.main([*options, 'mini-cityscapes'])
     with pytest.raises(SystemExit):  # nor by two calls
-        tool.main(['random', '--out', str(tmp_path), '--benchmarks', 'mini-ade20k'])
+        tool.main([*options, 'mini-ade20k'])
+    assert 'mini-cityscapes and mini-ade20k both give mIoU' in capsys.readouterr().err
 
 
 def test_mixed_precision_is_part_of_what_a_run_is(calls, tmp_path, capsys):
     done, _ = calls
-    options = ['random', '--out', str(tmp_path), '--benchmarks', 'mini-coco']
+    options = ['random', '--out', str(tmp_path), '--benchmarks', 'mini-coco', '--data', DATA]
     tool.main([*options, '--amp'])
     assert '--amp' in done[0] and '--amp' not in done[1]
     with pytest.raises(SystemExit):
@@ -183,10 +249,42 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     tool.main(options)
     assert 'mini-cityscapes: job 41 is still under way' in capsys.readouterr().out
     assert (tmp_path / 'submitted').read_text() == submitted
+    # Started without --slurm, nothing is trained beside the job.
+    with pytest.raises(SystemExit, match='mini-coco: job 41 still works in'):
+        tool.main(arguments(tmp_path / 'out', '--gpus', '16'))
+    # Ended, and nothing came of it: said, and submitted again.
+    (tmp_path / 'running').unlink()
+    tool.main(options)
+    told = capsys.readouterr().out
+    assert 'mini-coco: job 41 ended without metrics; what it printed is in' in told
+    assert 'mini-coco/slurm-41.out' in told and 'mini-coco: job 41 submitted' in told
+    assert (tmp_path / 'submitted').read_text() == 2 * submitted
     for name, metrics in (('mini-coco', COCO), ('mini-cityscapes', {'mIoU': 30.0})):
         (tmp_path / 'out' / name / 'metrics.json').write_text(json.dumps(metrics))
     tool.main(options)
     assert (tmp_path / 'out/row.json').exists()
+
+
+def test_what_slurm_does_not_say_is_not_guessed(tmp_path, monkeypatch):
+    programs = made(tmp_path, 'bin') / 'bin'
+    for name, text in (('sbatch', 'echo 41'), ('squeue', 'echo "Socket timed out" >&2; exit 1')):
+        (programs / name).write_text(f'#!/bin/sh\n{text}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
+    options = arguments(tmp_path / 'out', '--slurm', 'gpu')
+    tool.main(options)
+    with pytest.raises(SystemExit, match=r'mini-coco: squeue does not say whether job 41 has ended '
+                       r'\(Socket timed out\)'):
+        tool.main(options)
+    (programs / 'squeue').write_text('#!/bin/sh\necho "Invalid job id specified" >&2; exit 1\n')
+    run = DownstreamRun('mini-coco', 'random', tmp_path / 'out/mini-coco')
+    assert run.last_job() == '41' and run.pending() is None  # forgotten: it has ended
+    (programs / 'squeue').unlink()
+    with pytest.raises(RuntimeError, match='no squeue here to ask whether it has ended'):
+        run.pending()
+    (programs / 'sbatch').unlink()
+    with pytest.raises(RuntimeError, match='there is no sbatch here'):
+        run.submit('gpu')
 
 
 def test_a_refusal_of_sbatch_is_told(tmp_path, monkeypatch):
@@ -214,7 +312,8 @@ def test_the_whole_batch_is_the_same_on_any_number_of_gpus(name, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_told(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        tool.main(['random', '--benchmarks', 'mini-coco', '--out', str(tmp_path), '--gpus', '3'])
+        tool.main(['random', '--benchmarks', 'mini-coco', '--out', str(tmp_path), '--gpus', '3',
+                   '--data', DATA])
     assert "mini-coco: the batch of 16 can't be shared by 3 GPUs" in capsys.readouterr().err
 
 
@@ -263,6 +362,6 @@ def test_one_for_real(tmp_path):
     row, = read_results(tmp_path / 'out/row.json')['rows']
     assert 0 <= row['metrics']['linear_top1'] <= 1
     assert 'starts from random weights' in done.stdout + done.stderr
-    assert not DownstreamRun('mini-linear', 'random', tmp_path / 'out/mini-linear', options=(
+    assert not DownstreamRun('mini-linear', 'random', tmp_path / 'out/mini-linear', world, options=(
         'train_cfg.max_epochs=1', 'train_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
         'train_dataloader.batch_size=21')).prepare()

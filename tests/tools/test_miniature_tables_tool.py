@@ -90,13 +90,15 @@ def test_rows_become_tables(tmp_path, capsys):
     assert [(row['method'], row['masks'], row['seed']) for row in first] == [
         ('random', False, 0), ('simclr', False, 0), ('simclr', True, 0)]  # as in the paper
     assert first[0]['metrics'] == {'linear_top1': 0.5, 'box_ap': 0.1}
+    assert first[0]['command'] == 'python x' and first[0]['date']  # the row's own
     second = read_results(tmp_path / 'miniature-table2.json')['rows']
     assert [row['metrics'] for row in second] == [{'finetune_top1': 0.6}]
     text = (tmp_path / 'miniature-tables.md').read_text()
     assert '| Random weights | 1 | 10.0 (31.4) |' in text
     for plot in ('miniature-table1.svg', 'miniature-table2.svg'):
         assert f'({plot})' in text and (tmp_path / plot).read_text().rstrip().endswith('</svg>')
-    assert '1.0 hours of single-core work' in text and text.strip() in capsys.readouterr().out
+    assert '1.0 hours by the clock in 1 commands' in text
+    assert text.strip() in capsys.readouterr().out
 
 
 def test_what_the_main_job_has_made_is_used(capsys):

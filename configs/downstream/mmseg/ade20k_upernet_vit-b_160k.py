@@ -22,4 +22,4 @@ custom_hooks = [
 model = dict(pretrained=None)
 # The base's `fp16` is a leftover that mmengine doesn't read: --amp is what switches it on.
 fp16 = None
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))

@@ -24,4 +24,4 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10)
 param_scheduler = [
     dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=max_iters, by_epoch=False)
 ]
-default_hooks = dict(checkpoint=dict(interval=max_iters // 10, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=max_iters // 10, max_keep_ckpts=2))

@@ -68,5 +68,5 @@ optim_wrapper = dict(optimizer=dict(lr=0.05))
 param_scheduler = [
     dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=max_iters, by_epoch=False)
 ]
-default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))
 randomness = dict(seed=0)

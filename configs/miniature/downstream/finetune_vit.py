@@ -54,4 +54,4 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))
+    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))

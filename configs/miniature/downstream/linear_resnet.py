@@ -50,5 +50,5 @@ optim_wrapper = dict(optimizer=dict(lr=3.0))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs)]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=1))
+    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -119,5 +119,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=50),
-    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=1))
+    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=2))
 randomness = dict(seed=0)
