@@ -146,6 +146,34 @@ def launch_on_cpus(cfg) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
+def require_cuda_ops(cfg) -> None:
+    """Makes sure that a detector finds mmcv's ops where it will run.
+
+    Reason: mmcv compiled for the CPU, as `./run` does, fails on a GPU at the first step, with a
+    message about one op that names neither cause nor cure.
+
+    Source: `mmcv/ops/info.py`.
+
+    Args:
+        cfg: The config; those of mmpretrain and mmseg need no ops.
+
+    Raises:
+        InputError: If there is a GPU and the ops are the CPU's.
+    """
+    if cfg.get('default_scope') != 'mmdet':
+        return
+    import torch
+    if not torch.cuda.is_available():
+        return
+    from mmcv.ops import get_compiling_cuda_version
+
+    from freeatm_mm.errors import InputError
+    if get_compiling_cuda_version() == 'not available':
+        raise InputError("mmcv's ops were compiled for the CPU, and this machine has a GPU: compile "
+                         "CUDA's, as docs/downstream.md says, or hide the GPU by "
+                         'CUDA_VISIBLE_DEVICES=""')
+
+
 def require_lavis() -> None:
     """Makes sure that LAVIS can be imported.
 

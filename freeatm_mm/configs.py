@@ -54,6 +54,7 @@ def complete_config(cfg: Any, data_root: str | None = None, options: Mapping | N
 
     Raises:
         ValueError: If a data root is given and the config's data sets don't share one.
+        InputError: If a detector is to run on a GPU with mmcv's ops for the CPU.
     """
     import torch
 
@@ -77,6 +78,7 @@ def complete_config(cfg: Any, data_root: str | None = None, options: Mapping | N
             loader.persistent_workers = False  # torch refuses it without workers
     if cfg.launcher != 'none':
         compat.launch_on_cpus(cfg)
+    compat.require_cuda_ops(cfg)
 
 
 def find_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS

@@ -39,3 +39,18 @@ def test_mmseg_configs_are_found():
         'path = pathlib.Path(tempfile.mkdtemp()) / "config.py"\n'
         'path.write_text("_base_ = \'mmseg::fcn/fcn_r50b-d8_4xb2-80k_cityscapes-512x1024.py\'")\n'
         'assert Config.fromfile(path).model.backbone.type == "ResNet"')
+
+
+def test_ops_for_the_cpu_are_told_before_a_gpu_misses_them(monkeypatch):
+    pytest.importorskip('mmcv.ops')
+    import torch
+
+    from freeatm_mm.compat import require_cuda_ops
+    require_cuda_ops({'default_scope': 'mmdet'})  # no GPU here, or CUDA's ops
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+    require_cuda_ops({'default_scope': 'mmpretrain'})
+    with pytest.raises(ValueError, match="were compiled for the CPU, and this machine has a GPU"):
+        require_cuda_ops({'default_scope': 'mmdet'})
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.8')
+    require_cuda_ops({'default_scope': 'mmdet'})

@@ -1,6 +1,6 @@
 """Make the table and plots of a result file: NAME.md and NAME*.svg beside NAME.json.
 
-    python tools/report.py docs/results/miniature-contrastive.json
+    python tools/report.py docs/results/miniature-mocov2.json
 """
 from __future__ import annotations
 
