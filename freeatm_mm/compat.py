@@ -169,8 +169,8 @@ def require_cuda_ops(cfg) -> None:
 
     from freeatm_mm.errors import InputError
     if get_compiling_cuda_version() == 'not available':
-        raise InputError("mmcv's ops were compiled for the CPU, and this machine has a GPU: compile "
-                         "CUDA's, as docs/downstream.md says, or hide the GPU by "
+        raise InputError("mmcv's ops were compiled for the CPU, and this machine has a GPU: "
+                         "compile CUDA's, as docs/downstream.md says, or hide the GPU by "
                          'CUDA_VISIBLE_DEVICES=""')
 
 

@@ -46,11 +46,10 @@ def test_ops_for_the_cpu_are_told_before_a_gpu_misses_them(monkeypatch):
     import torch
 
     from freeatm_mm.compat import require_cuda_ops
-    require_cuda_ops({'default_scope': 'mmdet'})  # no GPU here, or CUDA's ops
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
     require_cuda_ops({'default_scope': 'mmpretrain'})
-    with pytest.raises(ValueError, match="were compiled for the CPU, and this machine has a GPU"):
+    with pytest.raises(ValueError, match='were compiled for the CPU, and this machine has a GPU'):
         require_cuda_ops({'default_scope': 'mmdet'})
     monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.8')
     require_cuda_ops({'default_scope': 'mmdet'})
