@@ -192,7 +192,7 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
             continue
         results['rows'].sort(key=lambda row: (
             TABLES[table].methods.index(row['method']), REGIMES.index(row['regime']),
-            row['masks'], row['seed']))
+            isinstance(row['masks'], str), str(row['masks']), row['seed']))  # variants last
         write_results(args.out / f'{name}.json', results)
         with atomic_write(args.out / f'{name}.svg') as file:
             file.write(to_svg(result_plots(results)[''], name).encode())

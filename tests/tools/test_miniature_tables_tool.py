@@ -76,6 +76,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
 def test_rows_become_tables(tmp_path, capsys):
     for name, method, masks, metrics in (
             ('a', 'simclr', True, {'linear_top1': 0.8}),
+            ('e', 'simclr', 'other_nouns', {'linear_top1': 0.9}),
             ('b', 'simclr', False, {'linear_top1': 0.7}),
             ('c', 'random', False, {'linear_top1': 0.5, 'box_ap': 0.1}),
             ('d', 'random', False, {'finetune_top1': 0.6})):
@@ -88,7 +89,8 @@ def test_rows_become_tables(tmp_path, capsys):
     tool.write_tables(tool.parse_args(['--out', str(tmp_path)]), job)
     first = read_results(tmp_path / 'miniature-table1.json')['rows']
     assert [(row['method'], row['masks'], row['seed']) for row in first] == [
-        ('random', False, 0), ('simclr', False, 0), ('simclr', True, 0)]  # as in the paper
+        ('random', False, 0), ('simclr', False, 0), ('simclr', True, 0),  # as in the paper
+        ('simclr', 'other_nouns', 0)]
     assert first[0]['metrics'] == {'linear_top1': 0.5, 'box_ap': 0.1}
     assert first[0]['command'] == 'python x' and first[0]['date']  # the row's own
     second = read_results(tmp_path / 'miniature-table2.json')['rows']
