@@ -45,7 +45,7 @@ model = dict(
         frozen_stages=3),
     head=dict(num_classes=21, in_channels=96))
 
-epochs = 8
+epochs = 32  # at 8 the arms have another order, that of who learns first
 optim_wrapper = dict(optimizer=dict(lr=3.0))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs)]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
