@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
 pytest.importorskip('mmcv.ops')
@@ -91,6 +92,21 @@ def test_a_small_detector_learns_the_squares(world, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     assert set(BENCHMARKS['mini-coco'].metrics) <= set(metrics)
     assert metrics['coco/bbox_mAP_50'] > 0.1 and metrics['coco/segm_mAP'] > 0.03
+
+
+def test_the_linear_probe_does_not_see_the_scale_of_features():
+    """A rate that fits one scale would rank pretrainings by theirs."""
+    torch.manual_seed(0)
+    cfg = open_config(CONFIGS / 'miniature/downstream/linear_resnet.py')
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build({**cfg.model, 'data_preprocessor': None})
+    features = torch.rand(8, cfg.model.head.in_channels, 5, 5)
+    model.backbone = torch.nn.Identity()
+    small, large = (model((features * scale, ), mode='tensor') for scale in (1, 40))
+    torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-3)
+    assert not list(model.neck.parameters())
+    supervised = open_config(CONFIGS / 'miniature/supervised/resnet.py')
+    assert supervised.model.neck == dict(type='GlobalAveragePooling')  # nothing of the probe's
 
 
 @pytest.mark.parametrize('name', [name for name in SMALL if 'downstream' in name])

@@ -43,8 +43,9 @@ model = dict(
         dilations=(1, 1, 1),
         out_indices=(2, ),
         frozen_stages=3),
-    # Features' scale differs tenfold between pretrainings, so that no one rate fits them all. MAE's
-    # linear protocol normalizes them, by a layer without parameters; so does this one.
+    # Features differ in scale (their deviation is 0.01 of random weights, 0.4 of SimCLR, 0.6 of
+    # MoCo v2), so that no one rate fits all. MAE's linear protocol normalizes them by a layer
+    # without parameters; so does this one.
     neck=[dict(type='GlobalAveragePooling'), dict(type='ClsBatchNormNeck', input_features=96)],
     head=dict(num_classes=21, in_channels=96))
 

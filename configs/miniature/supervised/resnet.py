@@ -12,7 +12,9 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-model = dict(backbone=dict(frozen_stages=-1))
+model = dict(
+    backbone=dict(frozen_stages=-1),
+    neck=dict(_delete_=True, type='GlobalAveragePooling'))  # trained from end to end: as usual
 
 epochs = 30
 optim_wrapper = dict(optimizer=dict(lr=0.1, weight_decay=5e-4))
