@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
 pytest.importorskip('mmcv.ops')
@@ -98,7 +97,6 @@ def test_the_linear_probe_does_not_see_the_scale_of_features():
     """A rate that fits one scale would rank pretrainings by theirs."""
     torch.manual_seed(0)
     cfg = open_config(CONFIGS / 'miniature/downstream/linear_resnet.py')
-    init_default_scope(cfg.default_scope)
     model = MODELS.build({**cfg.model, 'data_preprocessor': None})
     features = torch.rand(8, cfg.model.head.in_channels, 5, 5)
     model.backbone = torch.nn.Identity()
