@@ -71,12 +71,12 @@ model = dict(
     test_cfg=dict(_delete_=True, mode='whole'))
 
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8))
-max_iters = 400
+    optimizer=dict(lr=2e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8))
+max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=100),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=100, end=max_iters, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(interval=200))
+default_hooks = dict(checkpoint=dict(interval=400))
 randomness = dict(seed=0)
