@@ -252,6 +252,21 @@ class Group:
         values = list(self.values.get(metric, {}).values())
         return float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
 
+    def text(self, metric: str, digits: int = 3, scale: float = 1.0) -> str:
+        """Mean ± spread, for a table; with their number where some of :attr:`seeds` lack it.
+
+        Empty where the metric was not measured.
+        """
+        values = self.values.get(metric, {})
+        if not values:
+            return ''
+        text = f'{scale * self.mean(metric):.{digits}f}'
+        if len(values) > 1:
+            text += f' ± {scale * self.spread(metric):.{digits}f}'
+        if len(values) < len(self.seeds):
+            text += f', {len(values)} seed{"s" * (len(values) > 1)}'
+        return text
+
 
 def _runs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in results['rows'] if 'case' not in row]
@@ -436,13 +451,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join(lines)
 
 
-def _cell(group: Group, metric: str) -> str:
-    mean, spread = group.mean(metric), group.spread(metric)
-    if math.isnan(mean):
-        return '–'
-    return f'{mean:.3f}' if math.isnan(spread) else f'{mean:.3f} ± {spread:.3f}'
-
-
 def _difference_cells(difference: PairedDifference) -> list[str]:
     """Mean difference, confidence interval, p and number of seeds."""
     interval = p = '–'
@@ -467,7 +475,7 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
             'Mean ± standard deviation over seeds',
             ['Pretraining', 'Epochs', 'Seeds', *titles],
             [[name, f'{g.epochs:g}', str(len(g.seeds)),
-              *(_cell(g, metric) for metric in metrics)] for name, g in zip(names, groups)]))
+              *(g.text(metric) or '–' for metric in metrics)] for name, g in zip(names, groups)]))
         rows = []
         for arm, reference in comparisons(groups):
             for metric, title in zip(metrics, titles):

@@ -148,7 +148,7 @@ def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) ->
         group, theirs = ours.get(key), paper.get(_counterpart(key), {})
         cells = []
         for metric in metrics:
-            cell = _number(group, metric)
+            cell = group.text(metric, digits=1, scale=100) if group else ''
             if metric in theirs:
                 cell = f'{cell} ({theirs[metric]:.1f})'.strip()
             cells.append(cell or '–')
@@ -162,14 +162,6 @@ def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
     order = list(paper)
     return sorted(ours, key=lambda key: (key not in paper, order.index(_counterpart(key)) if
                                          _counterpart(key) in paper else len(order)))
-
-
-def _number(group: Group | None, metric: str) -> str:
-    if group is None or math.isnan(group.mean(metric)):
-        return ''
-    spread = group.spread(metric)
-    text = f'{100 * group.mean(metric):.1f}'
-    return text if math.isnan(spread) else f'{text} ± {100 * spread:.1f}'
 
 
 def improvements(ours: Mapping[Key, Group], table: int) -> str:

@@ -72,6 +72,16 @@ def test_mean_and_spread_over_seeds(results):
     assert math.isnan(ours.mean('knn'))
 
 
+def test_a_cell_tells_where_seeds_are_missing(results):
+    baseline = summarise_rows(results)[0]
+    assert baseline.text('linear') == '0.313 ± 0.015' and baseline.text('miou') == ''
+    for seed, note in ((2, '0.200 ± 0.000, 2 seeds'), (1, '0.200, 1 seed')):
+        del next(row for row in results['rows']
+                 if row['seed'] == seed and not row['masks'])['metrics']['knn']
+        assert summarise_rows(results)[0].text('knn') == note
+        assert f'| 3 | 0.313 ± 0.015 | {note} |' in to_markdown(results)
+
+
 def test_paired_difference_is_scipys_paired_test(results):
     (arm, reference), = comparisons(summarise_rows(results))
     found = paired_difference(arm, reference, 'linear')

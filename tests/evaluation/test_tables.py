@@ -80,6 +80,13 @@ def test_ours_alone_stand_in_the_papers_order():
     assert lines[5].endswith('| 2 | 21.0 ± 1.4 (37.9) | 30.0 ± 0.0 (74.1) | (65.1) |')
 
 
+def test_a_cell_of_fewer_seeds_than_its_row_says_so():
+    rows = [('mae', 'real', False, seed, {'box_ap': 0.5, **({'miou': 0.4} if seed else {})}, '')
+            for seed in range(3)]
+    assert '| MAE (real) | 3 | 50.0 ± 0.0 (50.3) | 40.0 ± 0.0, 2 seeds (48.1) |' in table_markdown(
+        gather_rows([result(*rows)], 2), 2, whole=False)
+
+
 def test_improvements_and_their_signs():
     text = improvements(gather_rows([OURS], 1), 1)
     assert '| MoCo v2 + Free-ATM (synthetic, miniature) | COCO box AP | +2.5 ± 0.7 |' in text
