@@ -78,7 +78,7 @@ class Stage:
 # Measured on two cores that had other work too; each a little above what was seen.
 STAGES = (
     Stage('venv', 'an empty virtual environment', 0.1, 0.0, 0.2),
-    Stage('base', 'PyTorch 2.9.1 with its CUDA libraries (works on the CPU)', 7.3, 4.1, 5),
+    Stage('base', 'PyTorch 2.12.1 with its CUDA libraries (works on the CPU)', 7.3, 4.1, 5),
     Stage('core', 'OpenMMLab for pretraining (mmengine, mmpretrain, mmcv without ops)',
           0.3, 0.1, 0.7),
     Stage('generation', 'diffusers, transformers, webdataset', 0.2, 0.1, 0.6),
