@@ -70,8 +70,7 @@ def register_with_mmpretrain() -> None:
     """
 
     def register() -> None:
-        if satisfies('transformers', minimum=5):
-            skip_multimodal_models()
+        skip_multimodal_models()
         registry_module = importlib.import_module('mmpretrain.registry')
         for name, location in _LOCATIONS.items():
             registry = getattr(registry_module, name)
@@ -86,20 +85,13 @@ def register_with_mmpretrain() -> None:
         sys.meta_path.insert(0, _CallAfterImport('mmpretrain', register))
 
 
-def satisfies(package: str, minimum: int) -> bool:
-    """Whether a distribution is installed with at least this major version."""
-    try:
-        return int(version(package).split('.')[0]) >= minimum
-    except (PackageNotFoundError, ValueError):
-        return False
-
-
 def skip_multimodal_models() -> None:
     """Keeps mmpretrain from importing its multimodal models (BLIP, OFA, LLaVA ...).
 
     Reason: with pycocotools and transformers installed, `import mmpretrain.models` imports all of
-    them: four seconds more with transformers 4, and an exception with transformers 5, where names
-    that they need are gone (`PretrainedConfig`, `find_pruneable_heads_and_indices`).
+    them: four seconds more where that works, and an exception where it doesn't, as names that they
+    need are gone (upstream's mmpretrain with transformers 4.50 and newer, the fork with
+    transformers 5). Pretraining needs none of them.
 
     Source: `mmpretrain/utils/dependency.py`, `WITH_MULTIMODAL`. No effect once
     `mmpretrain.models` is imported.

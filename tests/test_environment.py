@@ -1,15 +1,15 @@
 """What ``./run setup`` brings works together: mmcv's compiled ops, mmdet, mmseg, LAVIS."""
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    not Path(sys.prefix, 'freeatm_stamps').is_dir(),
-    reason='looks at what ./run setup has installed, and this is another Python')
+    any(importlib.util.find_spec(name) is None for name in ('mmdet', 'mmseg', 'lavis')),
+    reason='looks at what ./run setup installs, and this is another Python')
 
 
 def test_compiled_ops_compute():
@@ -56,5 +56,5 @@ assert registry.get_model_class('blip_pretrain') is not None
 ])
 def test_works(program):
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True,
-                            text=True, stdin=subprocess.DEVNULL, timeout=300)
+                            text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr

@@ -1,17 +1,16 @@
 """The set-up behind ``./run``: its lists of pins, its one-sentence errors, and doing nothing twice.
 
-Nothing here reaches a network: where pip has to install something, it is a wheel made on the spot.
+Nothing here reaches a network, where uv has to install something, it is a wheel made on the spot;
+but for the tests that let uv resolve extras and lists, which are skipped where no index answers.
 """
 from __future__ import annotations
 
 import configparser
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOL = ROOT / 'tools' / 'setup_environment.py'
+TOOL = ROOT / 'tools' / 'setup' / 'environment.py'
 
 spec = importlib.util.spec_from_file_location('setup_environment', TOOL)
 setup_environment = importlib.util.module_from_spec(spec)
@@ -34,6 +33,7 @@ spec.loader.exec_module(setup_environment)
 
 Environment = setup_environment.Environment
 SetupError = setup_environment.SetupError
+PURPOSES = setup_environment.PURPOSES
 LISTS = sorted((ROOT / 'requirements').glob('*.txt'))
 
 
@@ -50,15 +50,17 @@ def read_extras() -> dict[str, list[Requirement]]:
             for name, text in extras.items()}
 
 
-def all_pins() -> dict[str, str]:
-    """Every pin of every list, by canonical name."""
+def pins_of(purpose: str) -> dict[str, str]:
+    """Every pin that a command of ./run installs, by canonical name."""
+    _, parts = PURPOSES[purpose]
     return {canonicalize_name(name): version
-            for path in LISTS for name, version in setup_environment.read_pins(path).items()}
+            for part in setup_environment.with_needs(parts) if part != 'mmcv-ops'
+            for name, version in
+            setup_environment.read_pins(ROOT / 'requirements' / f'{part}.txt').items()}
 
 
-def test_a_list_for_each_stage_that_installs_pins():
-    without_list = {'venv', 'mmcv-ops', 'package'}
-    assert {path.stem for path in LISTS} == set(setup_environment.STAGE_NAMES) - without_list
+def test_a_list_for_each_part_that_installs_pins():
+    assert {path.stem for path in LISTS} == set(setup_environment.PARTS) - {'mmcv-ops'}
 
 
 @pytest.mark.parametrize('path', LISTS, ids=lambda path: path.stem)
@@ -71,7 +73,7 @@ def test_lists_hold_exact_pins_and_nothing_else(path):
 
 
 def test_no_package_is_pinned_twice_and_no_second_opencv():
-    names = [canonicalize_name(name) for path in LISTS
+    names = [canonicalize_name(name) for path in LISTS if not path.stem.startswith('newest-')
              for name in setup_environment.read_pins(path)]
     assert len(names) == len(set(names))
     assert [name for name in names if name.startswith('opencv')] == ['opencv-python-headless']
@@ -88,57 +90,85 @@ def test_a_line_that_is_no_pin_is_named(tmp_path, line):
 @pytest.mark.parametrize('extra', sorted(set(read_extras()) - {'core-upstream',
                                                                'downstream-upstream'}))
 def test_pins_satisfy_the_ranges_of_setup_cfg(extra):
-    pins = all_pins()
+    pins = pins_of('tests')
     for requirement in read_extras()[extra]:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
-# What a package names and the lists leave out or pin otherwise, on purpose.
-PASSED_OVER = {
-    ('datasets', 'fsspec'),  # the newest one does for files on a disk, all that is read here
-    ('imaug', 'imagecorruptions-imaug'),  # imported only by the augmenters that corrupt images
-    ('imaug', 'opencv-python'),  # opencv-python-headless is the same module without a window
-    ('onedl-mmcv', 'opencv-python'),
-    ('onedl-mmsegmentation', 'opencv-python'),
-    *(('salesforce-lavis', name) for name in (
-        # never imported by 'import lavis'
-        'contexttimer', 'ipython', 'opendatasets', 'plotly', 'pre-commit', 'python-magic',
-        'streamlit', 'scikit-image',
-        # pinned to versions of 2022; the ones of these lists work
-        'fairscale', 'opencv-python-headless', 'timm', 'transformers')),
-}
+# What a package names and the lists leave out or pin otherwise, on purpose: uv's overrides.
+LEFT_OUT = """
+# the newest one does for files on a disk, all that datasets reads here
+fsspec==2026.9.0
+# imported only by the augmenters of imaug that corrupt images
+imagecorruptions-imaug; python_version < '3'
+# opencv-python-headless is the same module without a window
+opencv-python; python_version < '3'
+opencv-python-headless==4.12.0.88
+# never imported by 'import lavis'
+contexttimer; python_version < '3'
+ipython; python_version < '3'
+opendatasets; python_version < '3'
+plotly; python_version < '3'
+pre-commit; python_version < '3'
+python-magic; python_version < '3'
+streamlit; python_version < '3'
+# LAVIS pins them to versions of 2022; the ones of these lists work
+fairscale==0.4.13
+timm==1.0.31
+transformers==4.53.3
+"""
 
 
-@pytest.mark.skipif(not Path(sys.prefix, 'freeatm_stamps').is_dir(),
-                    reason='looks at what ./run setup has installed, and this is another Python')
-def test_the_lists_are_complete_and_agree():
-    """``pip install --no-deps`` looks for no dependency, so the lists must hold them all."""
-    pins = all_pins()
-    stage_of = {canonicalize_name(name): path.stem for path in LISTS
-                for name in setup_environment.read_pins(path)}
-    problems = []
-    for name, version in pins.items():
-        distribution = importlib.metadata.distribution(name)
-        if distribution.version != version:
-            problems.append(f'{name} is {distribution.version} where {version} is pinned')
-        for text in distribution.requires or ():
-            requirement = Requirement(text)
-            needed = canonicalize_name(requirement.name)
-            if (name, needed) in PASSED_OVER:
-                continue
-            if requirement.marker and not requirement.marker.evaluate({'extra': ''}):
-                continue
-            if needed not in pins:
-                problems.append(f'{name} needs {requirement}, which no list holds')
-            elif not requirement.specifier.contains(pins[needed], prereleases=True):
-                problems.append(f'{name} needs {requirement}, and {pins[needed]} is pinned')
-            elif stage_of[needed] not in setup_environment.with_needs([stage_of[name]]):
-                problems.append(f'{name} needs {needed} of a later stage, {stage_of[needed]}')
-    assert problems == []
+def resolve(tmp_path: Path, *arguments: str) -> dict[str, str]:
+    """Let uv resolve something for CPython 3.11 on Linux, as the index stands today.
+
+    Returns:
+        Canonical name -> version of all that would be installed.
+    """
+    uv = Path(sys.executable).with_name('uv')
+    if not uv.is_file():
+        pytest.skip('uv is not installed beside this Python')
+    result = subprocess.run(
+        [str(uv), 'pip', 'compile', '--quiet', '--no-header', '--no-annotate', '--python-version',
+         '3.11', '--python-platform', 'x86_64-manylinux_2_28', *arguments],
+        cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    unreachable = ('error sending request', 'dns error', 'Failed to fetch', 'Could not connect')
+    if result.returncode and any(words in result.stderr for words in unreachable):
+        pytest.skip('no package index can be reached')
+    assert result.returncode == 0, result.stderr
+    return {canonicalize_name(name): version for name, version in
+            (line.split(' ')[0].split('==') for line in result.stdout.splitlines() if line)}
+
+
+@pytest.mark.parametrize('extra', sorted(read_extras()))
+def test_each_extra_can_be_installed(tmp_path, extra):
+    """From setup.cfg as it stands, by a resolver that knows no list of ours."""
+    shutil.copy(ROOT / 'setup.cfg', tmp_path)
+    shutil.copy(ROOT / 'README.md', tmp_path)
+    (tmp_path / 'setup.py').write_text('from setuptools import setup\nsetup()\n')
+    found = resolve(tmp_path, 'setup.cfg', *(['--extra', extra] if extra else []))
+    for requirement in read_extras()[extra]:
+        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)],
+                                              prereleases=True)
+
+
+@pytest.mark.parametrize('purpose', sorted(PURPOSES))
+def test_the_lists_of_a_command_are_complete_and_agree(tmp_path, purpose):
+    """They are installed without looking for dependencies, so they must hold them all."""
+    pins = pins_of(purpose)
+    (tmp_path / 'pins.txt').write_text(''.join(f'{n}=={v}\n' for n, v in pins.items()))
+    left_out = [line for line in LEFT_OUT.splitlines()
+                if '==' not in line or canonicalize_name(line.split('==')[0]) in pins]
+    if purpose == 'newest-generators':
+        left_out = []
+    (tmp_path / 'left_out.txt').write_text('\n'.join(left_out))
+    found = resolve(tmp_path, 'pins.txt', '--override', 'left_out.txt', '--build-constraint',
+                    str(ROOT / 'requirements' / 'base.txt'))
+    assert found == pins
 
 
 def test_the_package_itself_requires_no_openmmlab_so_that_forks_and_upstream_both_do():
-    openmmlab = {'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmsegmentation'}
+    openmmlab = {'mmengine', 'mmcv-lite', 'mmpretrain', 'mmdet', 'mmsegmentation'}
     assert openmmlab.isdisjoint(requirement.name for requirement in read_extras()[''])
     extras = read_extras()
     assert {r.name for r in extras['core-upstream'] + extras['downstream-upstream']} >= openmmlab
@@ -150,24 +180,18 @@ def test_every_folder_with_modules_is_a_package():
         assert (module.parent / '__init__.py').is_file(), module.parent
 
 
-# --- which stages, in which order -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize('purpose', sorted(setup_environment.PURPOSES))
-def test_a_purpose_names_all_the_stages_it_needs(purpose):
-    names = setup_environment.PURPOSES[purpose]
-    assert setup_environment.with_needs(names) == names
+# --- which parts, in which order ------------------------------------------------------------------
 
 
 def test_the_main_job_does_not_wait_for_a_compiler():
-    assert 'mmcv-ops' not in setup_environment.PURPOSES['miniature']
+    assert 'mmcv-ops' not in setup_environment.with_needs(PURPOSES['miniature'][1])
 
 
 def test_needs_come_before_what_needs_them():
-    order = setup_environment.STAGE_NAMES
-    for name in order:
-        assert all(order.index(need) < order.index(name) for need in setup_environment.NEEDS[name])
-    assert setup_environment.with_needs(['report']) == ('venv', 'base', 'core', 'report')
+    order = list(setup_environment.PARTS)
+    for name, part in setup_environment.PARTS.items():
+        assert all(order.index(need) < order.index(name) for need in part.needs)
+    assert setup_environment.with_needs(['report']) == ('base', 'core', 'report')
 
 
 # --- a small checkout of its own ------------------------------------------------------------------
@@ -192,52 +216,63 @@ def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> 
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Environment variables without this machine's pip settings."""
+    """Environment variables without this machine's settings of pip and uv."""
     environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith('PIP_') and name not in ('CXX', 'FREEATM_PYTHON')}
-    return {**environment, 'PIP_CONFIG_FILE': os.devnull, **changes}
+                   if not name.startswith(('PIP_', 'UV_')) and name not in ('CXX',
+                                                                           'FREEATM_PYTHON')}
+    return {**environment, 'PIP_CONFIG_FILE': os.devnull, 'UV_NO_CONFIG': '1', **changes}
 
 
 def make_checkout(root: Path) -> SimpleNamespace:
-    """A checkout whose stage ``base`` is one small package, found without a network."""
-    (root / 'tools').mkdir(parents=True)
-    shutil.copy(TOOL, root / 'tools')
+    """A checkout whose part ``base`` is one small package, found without a network."""
+    (root / 'tools' / 'setup').mkdir(parents=True)
+    shutil.copy(TOOL, root / 'tools' / 'setup')
     shutil.copytree(ROOT / 'requirements', root / 'requirements')
-    for name in ('setup.cfg', 'pyproject.toml', 'run'):
+    for name in ('setup.cfg', 'run'):
         shutil.copy(ROOT / name, root / name)
-    (root / 'requirements' / 'base.txt').write_text('torch==2.9.1\n', encoding='utf-8')
+    # Built by copying a wheel: setuptools would have to be installed first.
     wheels = root / 'wheels'
+    package = make_wheel(root / 'package', 'freeatm_mm', '0.1.0', {'freeatm_mm.pth': f'{root}\n'})
+    (root / 'pyproject.toml').write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
+    (root / 'backend.py').write_text(
+        'import shutil\n'
+        'def build_editable(folder, *options):\n'
+        f'    return shutil.copy({str(package)!r}, folder).rsplit("/", 1)[1]\n')
     for version in ('2.9.1', '2.9.2'):
         # 'tests' is what some wheels bring by mistake.
         make_wheel(wheels, 'torch', version, {'torch.py': f'version = {version!r}\n',
                                               'tests/__init__.py': ''})
-    environment = clean_environment(PIP_NO_INDEX='1', PIP_FIND_LINKS=str(wheels),
-                                    XDG_CACHE_HOME=str(root / 'user_cache'))
-    return SimpleNamespace(root=root, wheels=wheels, environment=environment,
-                           site=root / '.venv' / 'lib' / 'python3.11' / 'site-packages',
-                           stamps=root / '.venv' / 'freeatm_stamps',
-                           pins=root / 'requirements' / 'base.txt')
+    pins = root / 'requirements' / 'base.txt'
+    pins.write_text('torch==2.9.1\n', encoding='utf-8')
+    uv = Path(sys.executable).parent  # so that none has to be downloaded
+    environment = clean_environment(UV_OFFLINE='1', UV_FIND_LINKS=str(wheels),
+                                    XDG_CACHE_HOME=str(root / 'user_cache'),
+                                    PATH=f'{uv}{os.pathsep}{os.environ["PATH"]}')
+    return SimpleNamespace(root=root, wheels=wheels, environment=environment, pins=pins,
+                           site=root / '.venv' / 'lib' / 'python3.11' / 'site-packages')
 
 
-def set_up(checkout: SimpleNamespace, *stages: str, **changes: str) -> subprocess.CompletedProcess:
+def set_up(checkout: SimpleNamespace, *parts: str, **changes: str) -> subprocess.CompletedProcess:
     """Run the tool in a checkout as ``./run setup`` does."""
-    return subprocess.run(
-        [sys.executable, str(checkout.root / 'tools' / TOOL.name), *stages],
-        env={**checkout.environment, **changes}, capture_output=True, text=True, timeout=300,
-        stdin=subprocess.DEVNULL)
+    return subprocess.run([sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name),
+                           *parts], env={**checkout.environment, **changes}, capture_output=True,
+                          text=True, stdin=subprocess.DEVNULL)
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess, *words: str) -> None:
-    """The set-up stopped with exit code 1 and one line that holds ``words``."""
+    """The set-up stopped with exit code 1 and one line of its own, the last, with ``words``."""
     assert result.returncode == 1, result.stdout + result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert all(word in lines[0] for word in words), lines[0]
+    last = result.stderr.strip().splitlines()[-1]
+    assert 'Traceback' not in result.stderr
+    assert all(word in last for word in words), result.stderr
 
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory) -> SimpleNamespace:
-    """A checkout whose stages ``venv`` and ``base`` are done; tests leave it so."""
+    """A checkout whose part ``base`` is done; tests leave it so."""
+    if not Path(sys.executable).with_name('uv').is_file():
+        pytest.skip('uv is not installed beside this Python')
     checkout = make_checkout(tmp_path_factory.mktemp('setup') / 'checkout')
     checkout.first = set_up(checkout, 'base')
     assert checkout.first.returncode == 0, checkout.first.stdout + checkout.first.stderr
@@ -261,9 +296,7 @@ def snapshot(checkout: SimpleNamespace) -> dict[Path, int]:
 
 def test_first_run_announces_and_installs(checkout):
     assert 'GB of disk' in checkout.first.stdout and 'minutes' in checkout.first.stdout
-    assert '[1/2] venv' in checkout.first.stdout and '[2/2] base' in checkout.first.stdout
     assert (checkout.site / 'torch.py').is_file()
-    assert json.loads((checkout.stamps / 'base.json').read_text())['seconds'] >= 0
 
 
 def test_stray_top_level_packages_are_taken_out(checkout):
@@ -284,7 +317,6 @@ def test_a_comment_changes_nothing_but_a_new_pin_is_installed(checkout):
     try:
         result = set_up(checkout, 'base')
         assert result.returncode == 0, result.stderr
-        assert '[1/1] base' in result.stdout
         assert '2.9.2' in (checkout.site / 'torch.py').read_text()
     finally:
         checkout.pins.write_text('torch==2.9.1\n', encoding='utf-8')
@@ -292,78 +324,61 @@ def test_a_comment_changes_nothing_but_a_new_pin_is_installed(checkout):
 
 
 def test_a_package_that_was_cut_off_is_installed_again(checkout):
-    """pip killed while it wrote files: metadata that look whole, a module that is not there."""
+    """Killed while files were written: metadata that look whole, a module that is not there."""
     (checkout.site / 'torch.py').unlink()
     (checkout.site / 'torch-2.9.1.dist-info' / 'INSTALLER').unlink()
-    (checkout.site / '~orch').mkdir()
-    (checkout.stamps / 'at_work').write_text('base')
     result = set_up(checkout, 'base')
     assert result.returncode == 0, result.stderr
     assert (checkout.site / 'torch.py').is_file()
-    assert not (checkout.site / '~orch').exists()
-    assert not (checkout.stamps / 'at_work').exists()
     assert set_up(checkout, 'base').stdout == ''
 
 
-def test_killed_while_pip_waits_then_goes_on(checkout):
-    """``kill -9`` of the set-up; the pip that it leaves keeps the lock, so that no two collide."""
-    (checkout.stamps / 'base.json').unlink()
-    with socket.create_server(('127.0.0.1', 0)) as server:  # accepts, and never answers
-        server.settimeout(60)
-        index = f'http://127.0.0.1:{server.getsockname()[1]}/simple'
-        environment = {**checkout.environment, 'PIP_INDEX_URL': index, 'PIP_FIND_LINKS': '',
-                       'PIP_NO_INDEX': '0'}
-        process = subprocess.Popen(
-            [sys.executable, str(checkout.root / 'tools' / TOOL.name), 'base'], env=environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        connection, _ = server.accept()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        second = subprocess.Popen(
-            [sys.executable, str(checkout.root / 'tools' / TOOL.name), 'base'],
-            env=checkout.environment, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
-        assert 'Waiting for another set-up' in second.stdout.readline()
-        connection.close()
-    # The server is gone: the left-over pip gives up, and the second set-up has its turn.
-    output, _ = second.communicate(timeout=120)
-    assert second.returncode == 0
-    assert '[1/1] base' in output
-    assert set_up(checkout, 'base').stdout == ''
-
-
-def test_what_is_whole_costs_nothing_after_an_interruption(checkout):
-    """Else a disk that was just large enough would be too small to go on."""
-    environment = Environment(checkout.root)
-    stages = {stage.name: stage for stage in setup_environment.STAGES}
-    assert environment.cost(stages['base']).installed == 0
-    assert environment.cost(stages['core']) == stages['core']
+def test_a_second_set_up_waits_for_the_first(checkout):
     checkout.pins.write_text('torch==2.9.2\n', encoding='utf-8')
     try:
-        assert environment.cost(stages['base']) == stages['base']
+        with setup_environment.locked(checkout.root / '.cache' / 'setup.venv.lock'):
+            second = subprocess.Popen(
+                [sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name), 'base'],
+                env=checkout.environment, stdout=subprocess.PIPE, text=True,
+                stdin=subprocess.DEVNULL)
+            assert 'Waiting for another set-up' in second.stdout.readline()
+            assert '2.9.1' in (checkout.site / 'torch.py').read_text()
+        second.communicate()
+        assert second.returncode == 0
+        assert '2.9.2' in (checkout.site / 'torch.py').read_text()
     finally:
         checkout.pins.write_text('torch==2.9.1\n', encoding='utf-8')
+        assert set_up(checkout, 'base').returncode == 0
 
 
-def test_an_environment_that_was_moved_is_made_anew(empty_checkout):
-    environment = Environment(empty_checkout.root)
-    environment.stamps.mkdir(parents=True)
-    environment.python.parent.mkdir()
-    environment.python.symlink_to(sys.executable)
-    stamp = environment.stamps / 'venv.json'
-    stamp.write_text(json.dumps({'key': environment.key('venv')}))
-    assert environment.is_done('venv')
-    elsewhere = empty_checkout.root.with_name('elsewhere')
-    empty_checkout.root.rename(elsewhere)
-    missing = Environment(elsewhere).missing(['venv', 'base'])
-    assert [stage.name for stage in missing] == ['venv', 'base']
+def test_killed_then_goes_on(checkout):
+    shutil.rmtree(checkout.site / 'torch-2.9.1.dist-info')
+    process = subprocess.Popen(
+        [sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name), 'base'],
+        env=checkout.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdin=subprocess.DEVNULL)
+    assert 'Setting up' in process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert set_up(checkout, 'base').returncode == 0
+    assert (checkout.site / 'torch-2.9.1.dist-info' / 'INSTALLER').is_file()
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{}', '{"key": 1}'])
-def test_a_damaged_stamp_counts_as_none(empty_checkout, text):
-    environment = Environment(empty_checkout.root)
-    environment.stamps.mkdir(parents=True)
-    (environment.stamps / 'base.json').write_text(text)
-    assert not environment.is_done('base')
+def test_an_environment_that_was_moved_is_made_anew(checkout, tmp_path):
+    assert not Environment(checkout.root, checkout.root / '.venv').has_moved()
+    elsewhere = tmp_path / '.venv'
+    (elsewhere / 'bin').mkdir(parents=True)
+    shutil.copy(checkout.root / '.venv' / 'bin' / 'activate', elsewhere / 'bin')
+    assert Environment(tmp_path, elsewhere).has_moved()
+
+
+def test_settings_of_pip_are_taken_over(empty_checkout, monkeypatch):
+    monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1/simple')
+    monkeypatch.delenv('UV_DEFAULT_INDEX', raising=False)
+    monkeypatch.setenv('PYTHONPATH', '/elsewhere')
+    variables = Environment(empty_checkout.root, empty_checkout.root / '.venv').variables()
+    assert variables['UV_DEFAULT_INDEX'] == 'http://127.0.0.1/simple'
+    assert 'PYTHONPATH' not in variables
 
 
 # --- one-sentence errors --------------------------------------------------------------------------
@@ -381,7 +396,7 @@ def run_with_pythons(checkout: SimpleNamespace, pythons: dict[str, str],
         (binaries / name).chmod(0o755)
     return subprocess.run([str(binaries / 'bash'), str(checkout.root / 'run'), 'setup', 'base'],
                           env={**checkout.environment, 'PATH': str(binaries), **changes},
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def test_wrong_python(empty_checkout):
@@ -401,7 +416,7 @@ def test_the_python_that_the_reader_names_is_wrong(empty_checkout):
     assert_one_sentence(result, 'FREEATM_PYTHON=/nowhere/python')
 
 
-def test_wrong_python_for_the_tool_itself(empty_checkout, monkeypatch, capsys):
+def test_wrong_python_for_the_tool_itself(monkeypatch, capsys):
     monkeypatch.setattr(setup_environment.sys, 'version_info', (3, 12, 1))
     monkeypatch.setattr(setup_environment.platform, 'python_version', lambda: '3.12.1')
     assert setup_environment.main(['base']) == 1
@@ -438,87 +453,75 @@ def test_too_little_disk(empty_checkout, monkeypatch, capsys):
     assert setup_environment.main(['base']) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert 'Too little disk' in error and 'has 2.0 GB free' in error
+    assert 'too little disk' in error and 'has 2.0 GB free' in error
     assert not (empty_checkout.root / '.venv').exists()
 
 
-def test_folders_of_one_disk_add_up(tmp_path, monkeypatch):
+def test_folders_of_one_disk_share_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(setup_environment.shutil, 'disk_usage',
                         lambda folder: SimpleNamespace(free=10 * 1000**3))
     spare = setup_environment.SPARE_GIGABYTES
-    setup_environment.check_disk([(tmp_path / 'a' / 'b', 6.0), (tmp_path / 'c', 4.0 - spare)])
+    setup_environment.check_disk([(tmp_path / 'a' / 'b', 10.0 - spare), (tmp_path / 'c', 9.0)])
     with pytest.raises(SetupError, match=r'needs 10\.1 GB'):
-        setup_environment.check_disk([(tmp_path / 'a' / 'b', 6.0), (tmp_path / 'c', 4.1 - spare)])
+        setup_environment.check_disk([(tmp_path / 'a', 1.0), (tmp_path / 'c', 10.1 - spare)])
 
 
-def test_no_network(checkout):
-    (checkout.stamps / 'base.json').unlink()
-    result = set_up(checkout, 'base', PIP_NO_INDEX='0', PIP_FIND_LINKS='',
-                    PIP_INDEX_URL='http://127.0.0.1:9/simple')
-    assert_one_sentence(result, 'No network', 'again')
-    # The same command, with a network, goes on.
-    assert set_up(checkout, 'base').returncode == 0
-
-
-def test_a_pin_that_the_index_lacks_is_named(checkout):
-    checkout.pins.write_text('torch==2.9.3\n', encoding='utf-8')
+@pytest.mark.parametrize('changes', [
+    pytest.param(dict(UV_OFFLINE='0', UV_FIND_LINKS='', UV_HTTP_RETRIES='0',
+                      UV_DEFAULT_INDEX='http://127.0.0.1:9/simple'), id='no-network'),
+    pytest.param({}, id='a-pin-that-the-index-lacks')])
+def test_what_cannot_be_installed_goes_on_once_it_can(checkout, changes):
+    checkout.pins.write_text('torch==2.9.2\n' if changes else 'torch==2.9.3\n', encoding='utf-8')
     try:
-        assert_one_sentence(set_up(checkout, 'base'), 'torch==2.9.3')
+        result = set_up(checkout, 'base', **changes)
+        assert_one_sentence(result, 'uv could not install', 'again')
+        assert 'torch' in result.stderr
     finally:
         checkout.pins.write_text('torch==2.9.1\n', encoding='utf-8')
-        assert set_up(checkout, 'base').returncode == 0
-
-
-def test_a_disk_that_fills_up_meanwhile(checkout):
-    environment = Environment(checkout.root)
-    script = checkout.root / 'full_disk_python'
-    script.write_text('#!/bin/sh\necho "ERROR: [Errno 28] No space left on device" >&2\nexit 1\n')
-    script.chmod(0o755)
-    environment.python = script
-    with pytest.raises(SetupError, match='Too little disk'):
-        environment.pip('install', 'torch')
+    assert set_up(checkout, 'base').returncode == 0
 
 
 # --- mmcv's ops -----------------------------------------------------------------------------------
 
 
-def stamp_as_done(environment: Environment, *names: str) -> None:
-    """Let stages count as done."""
-    for name in names:
-        (environment.stamps / f'{name}.json').write_text(json.dumps({'key': environment.key(name)}))
-
-
 def put_wheel_in_cache(environment: Environment, ops: str) -> Path:
     """Let the user's cache hold an mmcv whose ``mmcv.ops`` is ``ops``."""
     return make_wheel(environment.cache / 'wheels' / environment.wheel_key, 'onedl_mmcv', '2.3.6',
-                      {'mmcv/__init__.py': '', 'mmcv/ops.py': ops})
+                      {'mmcv/__init__.py': '', 'mmcv/_ext.so': '', 'mmcv/ops.py': ops})
 
 
-def test_a_wheel_compiled_before_needs_no_compiler(checkout):
-    environment = Environment(checkout.root, cache=checkout.root / 'user_cache' / 'freeatm_mm')
-    stamp_as_done(environment, 'core')
-    put_wheel_in_cache(environment, 'compiled = True\n')
-    empty = checkout.root / 'no_compiler'
-    empty.mkdir()
-    result = set_up(checkout, 'mmcv-ops', PATH=str(empty))
+@pytest.fixture
+def with_mmcv(checkout, monkeypatch) -> Environment:
+    """A checkout whose part ``core`` is mmcv alone."""
+    monkeypatch.setenv('XDG_CACHE_HOME', checkout.environment['XDG_CACHE_HOME'])
+    core = checkout.root / 'requirements' / 'core.txt'
+    before = core.read_text(encoding='utf-8')
+    core.write_text('onedl-mmcv==2.3.6\n', encoding='utf-8')
+    make_wheel(checkout.wheels, 'onedl_mmcv', '2.3.6', {'mmcv/__init__.py': ''})
+    yield Environment(checkout.root, checkout.root / '.venv')
+    core.write_text(before, encoding='utf-8')
+    shutil.rmtree(checkout.site / 'mmcv', ignore_errors=True)
+    shutil.rmtree(checkout.site / 'onedl_mmcv-2.3.6.dist-info', ignore_errors=True)
+
+
+def test_a_wheel_compiled_before_needs_no_compiler(checkout, with_mmcv):
+    put_wheel_in_cache(with_mmcv, 'compiled = True\n')
+    result = set_up(checkout, 'mmcv-ops', CXX='no-compiler')
     assert result.returncode == 0, result.stderr
     assert 'compiled before' in result.stdout
     assert (checkout.site / 'mmcv' / 'ops.py').is_file()
     assert set_up(checkout, 'mmcv-ops').stdout == ''
 
 
-def test_a_compiled_wheel_that_does_not_load_is_thrown_away(checkout):
-    environment = Environment(checkout.root, cache=checkout.root / 'user_cache' / 'freeatm_mm')
-    stamp_as_done(environment, 'core')
-    (environment.stamps / 'mmcv-ops.json').unlink(missing_ok=True)
-    wheel = put_wheel_in_cache(environment, "raise ImportError('undefined symbol')\n")
+def test_a_compiled_wheel_that_does_not_load_is_thrown_away(checkout, with_mmcv):
+    wheel = put_wheel_in_cache(with_mmcv, "raise ImportError('undefined symbol')\n")
     assert_one_sentence(set_up(checkout, 'mmcv-ops'), 'undefined symbol', 'thrown away')
     assert not wheel.exists()
-    environment.at_work.unlink()
 
 
-def test_the_cache_keeps_wheels_of_other_versions_apart(empty_checkout):
-    environment = Environment(empty_checkout.root, cache=empty_checkout.root / 'cache')
+def test_the_cache_keeps_wheels_of_other_versions_apart(empty_checkout, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', empty_checkout.environment['XDG_CACHE_HOME'])
+    environment = Environment(empty_checkout.root, empty_checkout.root / '.venv')
     put_wheel_in_cache(environment, '')
     assert environment.cached_wheel() is not None
     empty_checkout.pins.write_text('torch==2.9.2\n')
@@ -528,14 +531,12 @@ def test_the_cache_keeps_wheels_of_other_versions_apart(empty_checkout):
 def test_progress_counts_compiled_files(tmp_path, capsys):
     with setup_environment.progress(tmp_path, total=4, every=0.01):
         (tmp_path / 'first.o').touch()
-        deadline = time.monotonic() + 30
-        while '1 of 4 files' not in (text := capsys.readouterr().out):
-            assert time.monotonic() < deadline, text
+        while '1 of 4 files' not in capsys.readouterr().out:
             time.sleep(0.01)
 
 
 @pytest.mark.parametrize('member, fine', [('source/a.txt', True), ('../a.txt', False),
-                                          ('/a.txt', False)])
+                                          ('source/../../a.txt', False)])
 def test_a_source_archive_stays_in_its_folder(tmp_path, member, fine):
     archive = tmp_path / 'archive.tar.gz'
     (tmp_path / 'file').write_text('text')
@@ -548,7 +549,7 @@ def test_a_source_archive_stays_in_its_folder(tmp_path, member, fine):
         folder = setup_environment.unpack_sdist(archive, tmp_path / 'out')
         assert (folder / 'a.txt').read_text() == 'text'
     else:
-        with pytest.raises(SetupError, match='outside its folder'):
+        with pytest.raises(tarfile.OutsideDestinationError):
             setup_environment.unpack_sdist(archive, tmp_path / 'out')
 
 
@@ -576,8 +577,9 @@ def make_stub_checkout(root: Path) -> Path:
     for name in ('run', '.ci/run'):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
-    (root / 'tools').mkdir()
-    (root / 'tools' / TOOL.name).write_text(
+    (root / 'tools' / 'setup').mkdir(parents=True)
+    (root / 'tools' / 'miniature.py').write_text('import sys\nprint("miniature", *sys.argv[1:])\n')
+    (root / 'tools' / 'setup' / TOOL.name).write_text(
         'import sys\nprint("setup", *sys.argv[1:], flush=True)\n')
     python = root / '.venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
@@ -592,7 +594,7 @@ def call(root: Path, script: str, *arguments: str) -> subprocess.CompletedProces
     environment.pop('OMP_NUM_THREADS', None)
     environment.pop('FREEATM_TEST_WORKERS', None)
     return subprocess.run(['bash', str(root / script), *arguments], cwd='/', env=environment,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def test_run_miniature_passes_arguments_and_exit_code(tmp_path):
@@ -610,9 +612,19 @@ def test_run_tests_and_ci_are_the_same(tmp_path, script, arguments):
                                           'python -m pytest -n 2 --dist loadfile threads=1']
 
 
+@pytest.mark.parametrize('arguments, words', [
+    (['miniature', '--help'], 'miniature --help'),
+    (['miniature', '--seeds', '2', '--dry-run'], 'miniature --seeds 2 --dry-run'),
+    (['tests', '-h'], 'Usage: ./run tests'), (['newest-generators', '--help'], 'Usage: ./run new')])
+def test_who_only_looks_waits_for_no_set_up(tmp_path, arguments, words):
+    result = call(make_stub_checkout(tmp_path), 'run', *arguments)
+    assert result.returncode == 0
+    assert result.stdout.startswith(words)
+
+
 def test_a_failed_set_up_ends_the_command(tmp_path):
     root = make_stub_checkout(tmp_path)
-    (root / 'tools' / TOOL.name).write_text('import sys\nsys.exit(1)\n')
+    (root / 'tools' / 'setup' / TOOL.name).write_text('import sys\nsys.exit(1)\n')
     result = call(root, 'run', 'tests')
     assert (result.returncode, result.stdout) == (1, '')
 
@@ -624,7 +636,7 @@ def test_run_says_what_it_does(tmp_path, arguments, code):
     assert './run miniature' in result.stdout + result.stderr
 
 
-def test_unknown_stage_is_named(capsys):
+def test_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit) as raised:
         setup_environment.main(['nonsense'])
     assert raised.value.code == 2

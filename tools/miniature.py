@@ -15,15 +15,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from freeatm_mm.evaluation.results import (
-    add_row,
-    is_untrained,
-    new_results,
-    read_results,
-    to_markdown,
-    write_results,
-)
-from freeatm_mm.miniature.job import (
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# The standard library serves --help and --dry-run, before anything is installed.
+from freeatm_mm.miniature.job import (  # noqa: E402
     METHODS,
     DryJob,
     Job,
@@ -31,12 +27,7 @@ from freeatm_mm.miniature.job import (
     make_world,
     pretrain,
 )
-from freeatm_mm.miniature.report import generator_facts
-from freeatm_mm.store import Store
-from freeatm_mm.visualization.curves import read_curve
-from freeatm_mm.visualization.page import write_page
 
-ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
 #: Arm -> what the results call its masks.
@@ -92,6 +83,17 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
         return
+    report(job, args)
+
+
+def report(job: Job, args: argparse.Namespace) -> None:
+    """Write the table and the page of a finished job."""
+    from freeatm_mm.evaluation.results import to_markdown, write_results
+    from freeatm_mm.miniature.report import generator_facts
+    from freeatm_mm.store import Store
+    from freeatm_mm.visualization.curves import read_curve
+    from freeatm_mm.visualization.page import write_page
+
     results = gather(args)
     write_results(args.out / 'results.json', results)
     curves = {}
@@ -179,6 +181,8 @@ def judge(job: Job | DryJob, args: argparse.Namespace, name: str, method: str,
 
 def gather(args: argparse.Namespace) -> dict:
     """One result file from the rows of all judgements; fine-tuning's joins that of frozen ones."""
+    from freeatm_mm.evaluation.results import add_row, is_untrained, new_results, read_results
+
     results = new_results(args.out.name, shlex.join(['./run', 'miniature', *sys.argv[1:]]))
     for path in sorted((args.out / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:

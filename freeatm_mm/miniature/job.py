@@ -13,11 +13,25 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from freeatm_mm.files import atomic_write
-from freeatm_mm.visualization.page import Step
 
-__all__ = ['DryJob', 'Job', 'METHODS', 'Method', 'generate_store', 'make_world', 'pretrain']
+__all__ = ['DryJob', 'Job', 'METHODS', 'Method', 'Step', 'generate_store', 'make_world', 'pretrain']
+
+
+class Step(NamedTuple):
+    """One step of a job.
+
+    Attributes:
+        what: In words, such as 'Generate 5,000 images'.
+        command: What was typed.
+        seconds: How long it took.
+    """
+
+    what: str
+    command: str
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -21,7 +21,7 @@ from .curves import Curve
 from .overlay import NOUN_COLOURS, SampleLike, noun_panels
 from .plots import curve_plot, result_plots, to_svg
 
-__all__ = ['Step', 'write_page']
+__all__ = ['write_page']
 
 # Columns of words, set flush left; numbers are set flush right.
 _TEXT_COLUMNS = ('Pretraining', 'Metric', 'Case', 'Unit')
@@ -72,27 +72,13 @@ svg { display: block; margin: 1rem 0; }
 """
 
 
-class Step(NamedTuple):
-    """One step of how the page came about.
-
-    Attributes:
-        what: In words, such as 'Generate 5,000 images'.
-        command: What was typed.
-        seconds: How long it took; None where not measured.
-    """
-
-    what: str
-    command: str
-    seconds: float | None = None
-
-
 def write_page(path: str | Path,
                title: str,
                store_samples: Iterable[SampleLike] = (),
                curves: Mapping[str, Curve] | None = None,
                results: Mapping[str, Any] | None = None,
                generator_card: Mapping[str, Any] | None = None,
-               commands: Sequence[Step] = (),
+               commands: Sequence[tuple[str, str, float]] = (),
                intro: str = '') -> None:
     """Write the page; parts that are not given are left out.
 
@@ -202,12 +188,12 @@ def _facts(facts: Mapping[str, Any]) -> str:
                             for name, value in facts.items()) + '</dl>'
 
 
-def _making(commands: Sequence[Step], results: Mapping[str, Any] | None) -> list[str]:
+def _making(commands: Sequence[tuple[str, str, float]],
+            results: Mapping[str, Any] | None) -> list[str]:
     parts = []
-    for step in commands:
-        what, command, seconds = Step(*step)
-        took = '' if seconds is None else f' <span class="note">{_duration(seconds)}</span>'
-        parts.append(f'<h3>{html.escape(what)}{took}</h3><pre>{html.escape(command)}</pre>')
+    for what, command, seconds in commands:
+        parts.append(f'<h3>{html.escape(what)} <span class="note">{_duration(seconds)}</span></h3>'
+                     f'<pre>{html.escape(command)}</pre>')
     if results is not None:
         versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
         parts.append(_facts({'Results made with': results['command'], 'Date': results['date'],

@@ -9,7 +9,7 @@ from dry_runs import load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.evaluation.results import add_row, new_results, read_results, write_results
-from freeatm_mm.visualization.page import Step
+from freeatm_mm.miniature.job import Step
 
 tool = load_tool('miniature_tables')
 plan = partial(planned, tool)

@@ -18,7 +18,7 @@ from freeatm_mm.evaluation.results import add_row, new_results, write_results
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Sample
 from freeatm_mm.visualization.curves import Curve
-from freeatm_mm.visualization.page import Step, write_page
+from freeatm_mm.visualization.page import write_page
 from freeatm_mm.visualization.plots import curve_plot, result_plots, to_svg
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_the_page_shows_everything_and_loads_nothing(results, tmp_path):
               'Free-ATM': Curve(np.arange(100), np.linspace(8, 5, 100))}
     write_page(path, 'Trial & error', [sample(), sample()], curves, results,
                {'Parameters': '2.4 million'},
-               [Step('Generate', 'generate a<b', 754), ('Train', 't')], intro='What it is.')
+               [('Generate', 'generate a<b', 754), ('Train', 't', 8.3)], intro='What it is.')
     text = path.read_text()
     page = Page(text)
     words = ' '.join(' '.join(page.words).split())
