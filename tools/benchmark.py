@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="the miniature's networks and few repeats: says that it runs, not "
                         'what masks cost')
     parser.add_argument('--out', type=Path, help='result file '
-                        '(docs/results/benchmark-pretraining.json; with --quick none)')
+                        '(work_dirs/results/benchmark-pretraining.json; with --quick none)')
     parser.add_argument('--note', default='', help='a sentence on the circumstances, kept with '
                         'the results')
     args = parser.parse_args(argv)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     changes = {name: value for name in ('batch', 'repeats')
                if (value := getattr(args, name)) is not None}
     shapes = replace(shapes, **changes)
-    out = args.out or (None if args.quick else ROOT / 'docs/results/benchmark-pretraining.json')
+    out = args.out or (None if args.quick else Path('work_dirs/results/benchmark-pretraining.json'))
     command = shlex.join(['python', 'tools/benchmark.py', *(argv or sys.argv[1:])])
     results = new_results('benchmark-pretraining', command)
     results['description'] = ' '.join(filter(None, (

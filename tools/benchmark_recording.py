@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='a small network: says that it runs')
     parser.add_argument('--out', type=Path,
-                        default=ROOT / 'docs/results/benchmark-recording.json')
+                        default=Path('work_dirs/results/benchmark-recording.json'),
+                        help='result file (%(default)s)')
     parser.add_argument('--note', default='', help='kept with the results')
     args = parser.parse_args(argv)
     pythons = {tool: python for tool in OTHERS

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 CASES = ('large', 'masks', 'write')
 
 
@@ -30,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--generation-seconds', type=float, metavar='S',
         help='seconds an image takes to generate (default: 50 times one denoising step at the '
              'shapes of Stable Diffusion 1.5, measured on this CPU: needs 4 GB and some minutes)')
-    add('--out', type=Path, default=ROOT / 'docs/results/benchmark-store.json')
+    add('--out', type=Path, default=Path('work_dirs/results/benchmark-store.json'),
+        help='result file; rows of other cases in it stay (%(default)s)')
     return parser
 
 

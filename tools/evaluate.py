@@ -1,10 +1,10 @@
 """Judge a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
-        --world data/world --seed 0 --out docs/results/trial.json --method mocov2 --epochs 40 \
+        --world data/world --seed 0 --out work_dirs/trial.json --method mocov2 --epochs 40 \
         --masks true
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py --random --world data/world \
-        --seed 0 --out docs/results/trial.json
+        --seed 0 --out work_dirs/trial.json
 
 Runs with different seeds or arms gather in one file: a run that is in it already is replaced.
 """

@@ -1,6 +1,6 @@
 """Judge the miniature generator: does it draw the nouns, and are its masks where they are?
 
-    python tools/judge_generator.py weights/miniature-generator --out docs/results
+    python tools/judge_generator.py weights/miniature-generator
 
 Writes `miniature-generator.json` (all figures) and `miniature-generator.md` into the folder.
 """
@@ -36,7 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('generator', help='folder of the pipeline')
-    parser.add_argument('--out', type=Path, default=Path('docs/results'), help='(%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/results'),
+                        help='folder of the results (%(default)s)')
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
     parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
     parser.add_argument('--judge-scenes', type=int, default=30000,

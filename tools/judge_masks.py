@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
                         help='real scenes that the segmenter learns from (%(default)s)')
     parser.add_argument('--segmenter-epochs', type=int, default=3, help='(%(default)s)')
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs/results', help='(%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/results'),
+                        help='folder of the results (%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
     args = parser.parse_args(argv)
@@ -137,7 +138,7 @@ def judge(args: argparse.Namespace, title: str, picture: str, recorded: list, he
     image = variants_picture([scene for _, scenes in recorded for scene in scenes][:6], shown,
                              reference=reference)
     args.out.mkdir(parents=True, exist_ok=True)
-    image.quantize(256).save(args.out / picture, optimize=True)  # a third of the bytes
+    image.save(args.out / picture, optimize=True)
     return {'title': title, 'picture': picture,
             'description': description.format(nouns=sum(int(each.sum()) for each in there),
                                               all=sum(map(len, there))),

@@ -5,7 +5,7 @@
     python tools/kill_test.py --workers 2 --seed 1     of two workers that share a store
 
 Every sample must be there once, and every byte must be that of the undisturbed run. Writes
-docs/results/kill-test.json and .md; exit code 1 if anything differs.
+`kill-test.json` and `.md` (--out); exit code 1 if anything differs.
 """
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--samples-per-shard', type=int, default=3, help='(default: 3)')
     add('--steps', type=int, default=2, help='denoising steps (default: 2)')
     add('--seed', type=int, default=0, help='of the moments (default: 0)')
-    add('--out', type=Path, default=ROOT / 'docs/results/kill-test.json', help='result file')
+    add('--out', type=Path, default=Path('work_dirs/results/kill-test.json'),
+        help='result file (%(default)s)')
     return parser
 
 

@@ -1,7 +1,7 @@
 """Measures what position prompts cost: a training step of BLIP and loading, against LAVIS's own.
 
     python tools/lavis_benchmark.py configs/lavis/miniature/blip_pretrain_freeatm.yaml STORE \
-        docs/results/benchmark-lavis.json
+        work_dirs/results/benchmark-lavis.json
 """
 from __future__ import annotations
 

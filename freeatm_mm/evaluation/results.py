@@ -472,7 +472,8 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
         titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
         names = arm_names(groups)
         tables.append((
-            'Mean ± standard deviation over seeds',
+            'Mean ± standard deviation over seeds' if any(len(g.seeds) > 1 for g in groups)
+            else 'Figures of one seed',
             ['Pretraining', 'Epochs', 'Seeds', *titles],
             [[name, f'{g.epochs:g}', str(len(g.seeds)),
               *(g.text(metric) or '–' for metric in metrics)] for name, g in zip(names, groups)]))
@@ -483,15 +484,21 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
                     rows.append([names[groups.index(arm)], f'{arm.epochs:g}',
                                  title, *_difference_cells(
                                      paired_difference(arm, reference, metric))])
-        if rows:
+        if rows and all(row[-1] == '1' for row in rows):
+            tables.append(('Difference to the same pretraining without masks, of one seed: how '
+                           'much seeds spread cannot be told from it',
+                           ['Pretraining', 'Epochs', 'Metric', 'Difference'],
+                           [row[:4] for row in rows]))
+        elif rows:
             tables.append(('Difference to the same pretraining without masks, paired by seed: '
                            'mean, its 95 % confidence interval, and p of the paired t-test',
                            ['Pretraining', 'Epochs', 'Metric', 'Difference', '95 % interval', 'p',
                             'Seeds'], rows))
     rows = _matching_rows(groups, metrics)
     if rows:
-        tables.append(('How long the same pretraining without masks needs for what this one has '
-                       'after a quarter of its epochs (means over seeds)',
+        tables.append(('On the way, before the schedule has ended: the epoch at which the same '
+                       'pretraining without masks has what this one has after a quarter of its '
+                       'epochs (means over seeds)',
                        ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'], rows))
     benchmarks = [row for row in results['rows'] if 'case' in row]
     if benchmarks:

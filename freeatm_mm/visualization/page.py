@@ -52,7 +52,7 @@ p { max-width: 44rem; margin: .4rem 0 .9rem; }
 .panels img { display: block; width: 100%; height: auto; border-radius: .25rem; }
 .noun { text-decoration: underline; text-decoration-thickness: .22em;
   text-underline-offset: .18em; text-decoration-skip-ink: none; }
-.wide { overflow-x: auto; }
+.wide { white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .35rem; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line);

@@ -27,6 +27,8 @@ __all__ = ['curve_plot', 'result_plots', 'to_svg']
 # Text and axes are drawn in this colour, which to_svg replaces by the page's own.
 _INK = '#010203'
 _GREY = '#8a8a8a'
+_LINES = ('-', '--', '-.', (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = 'osD^v'
 _COLOURS = ('#1f83c4', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _STYLE = {
     'axes.edgecolor': _INK, 'axes.labelcolor': _INK, 'text.color': _INK, 'xtick.color': _INK,
@@ -75,6 +77,15 @@ def _colour(group: Group, groups: list[Group]) -> str:
     return _COLOURS[list(dict.fromkeys(kinds)).index(group.masks) % len(_COLOURS)]
 
 
+def _line(group: Group, groups: list[Group]) -> tuple[str, str]:
+    """Line style and marker: one of each for every method and regime, as colours tell masks."""
+    kinds = [(g.method, g.regime) for g in groups if not is_untrained(g.method)]
+    if is_untrained(group.method):
+        return ':', 'o'
+    number = list(dict.fromkeys(kinds)).index((group.method, group.regime))
+    return _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]
+
+
 def result_plots(results: Mapping[str, Any]) -> dict[str, Figure]:
     """The plots that a result file's runs give.
 
@@ -110,6 +121,7 @@ def _grid(count: int, width: float, height: float) -> tuple[Figure, list]:
     columns = _columns(count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches: labels keep apart
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
         axis.set_visible(False)
@@ -128,16 +140,16 @@ def _dots(arms: Mapping[str, Group], metrics: list[str], groups: list[Group]) ->
             axis.errorbar(group.mean(metric), row, xerr=np.nan_to_num(group.spread(metric)),
                           fmt='|', markersize=13, markeredgewidth=2, color=colour, capsize=0,
                           linewidth=2, alpha=0.8)
-            axis.plot(values, [row] * len(values), 'o', color=colour, markersize=4.5,
-                      markeredgewidth=0)
+            axis.plot(values, [row] * len(values), _line(group, groups)[1], color=colour,
+                      markersize=4.5, markeredgewidth=0)
         axis.set_title(METRIC_TITLES.get(metric, metric))
         axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_yticks(range(len(arms)), arms if number % columns == 0 else [''] * len(arms))
         axis.tick_params(axis='y', length=0)
         axis.spines['left'].set_visible(False)
         axis.grid(axis='x')
-        axis.locator_params(axis='x', nbins=4)
-        axis.margins(x=0.12)
+        axis.locator_params(axis='x', nbins=3, steps=[1, 2, 5, 10])
+        axis.margins(x=0.15)
     return figure
 
 
@@ -156,14 +168,17 @@ def _over_epochs(arms: Mapping[str, list[Group]], metrics: list[str],
                 continue
             epochs = [g.epochs for g in arm]
             spread = np.nan_to_num([g.spread(metric) for g in arm])
-            axis.plot(epochs, means, 'o-', color=colour, markersize=4, linewidth=1.6)
+            line, marker = _line(arm[0], groups)
+            axis.plot(epochs, means, linestyle=line, marker=marker, color=colour, markersize=4,
+                      linewidth=1.6)
             axis.fill_between(epochs, means - spread, means + spread, color=colour, alpha=0.18,
                               linewidth=0)
         axis.set_title(METRIC_TITLES.get(metric, metric))
         axis.set_xlabel('epochs')
         axis.grid(axis='y')
-    handles = [Line2D([], [], color=_colour(arm[0], groups),
-                      linestyle=':' if len(arm) == 1 else '-')
+    handles = [Line2D([], [], color=_colour(arm[0], groups), markersize=4,
+                      linestyle=':' if len(arm) == 1 else _line(arm[0], groups)[0],
+                      marker='' if len(arm) == 1 else _line(arm[0], groups)[1])
                for arm in arms.values()]
     figure.legend(handles, arms, loc='outside lower center',
                   ncols=min(len(arms), _columns(len(metrics))))

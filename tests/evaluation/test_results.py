@@ -130,9 +130,10 @@ def test_one_seed_is_shown_without_spread_or_p():
     results = new_results('trial', 'x')
     add_row(results, run(0, 0.3))
     add_row(results, run(0, 0.4, masks=True))
-    (_, _, means), (_, _, differences) = result_tables(results)
+    (title, _, means), (what, header, differences) = result_tables(results)
     assert [row[-1] for row in means] == ['0.300', '0.400']
-    assert differences[0][-4:] == ['+0.100', '–', '–', '1']
+    assert title == 'Figures of one seed' and 'of one seed' in what
+    assert header[-1] == 'Difference' and differences[0][-1] == '+0.100'
 
 
 def test_benchmarks_have_a_table_of_their_own():

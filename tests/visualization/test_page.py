@@ -129,6 +129,19 @@ def test_every_seed_is_a_dot_at_its_value(results):
         pytest.approx([0.30, 0.31]), pytest.approx([0.40, 0.41])]
 
 
+def test_curves_of_two_regimes_can_be_told_apart():
+    """Colours tell masks; without another mark, a real and a synthetic baseline were one line."""
+    results = new_results('trial', 'x')
+    for regime in ('real', 'synthetic'):
+        for masks in (False, True):
+            for epochs in (1, 2):
+                add_row(results, {'method': 'mocov2', 'regime': regime, 'masks': masks, 'seed': 0,
+                                  'epochs': epochs, 'metrics': {'linear': 0.1 * epochs}})
+    axis = result_plots(results)['-epochs'].axes[0]
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.lines]
+    assert len(looks) == len(set(looks)) == 4
+
+
 def test_several_lengths_of_pretraining_give_a_plot_over_epochs(results):
     assert set(result_plots(results)) == {''}
     add_row(results, {**results['rows'][0], 'epochs': 8, 'metrics': {'linear': 0.5}})
