@@ -116,6 +116,7 @@ class FreeATMMAE(MAE):
         return dict(loss=loss, beta=torch.tensor(beta),
                     foreground_masked=foreground_masked(scores, mask))
 
+    @torch.compiler.disable  # as `collect_instances`
     def _scores(self, data_samples: list[DataSample] | None, length: int,
                 device: torch.device) -> Tensor | None:
         """(B, L) attention of the patches, 0 for images without masks; None without any."""

@@ -55,6 +55,7 @@ class AttentionGuidedMaskGenerator:
         self.ceiling = ceiling
         self.schedule = schedule
 
+    @torch.compiler.disable  # the running state is no constant
     def beta(self, progress: float | None = None) -> float:
         """Beta at a point of the training.
 
@@ -64,6 +65,7 @@ class AttentionGuidedMaskGenerator:
         progress = training_progress() if progress is None else progress
         return self.ceiling * SCHEDULES[self.schedule](progress)
 
+    @torch.compiler.disable  # NumPy selects
     def __call__(self, scores: Tensor, num_masked: int, beta: float | None = None) -> Tensor:
         """An order of each image's patches whose last `num_masked` are to be hidden.
 
