@@ -61,7 +61,7 @@ class Instances:
         }
 
 
-# Lists of any lengths: `torch.compile` would compile anew for every batch (`compile=True` in a config).
+# Lists of any lengths: with `compile=True` in a config each batch would be compiled anew.
 @torch.compiler.disable
 def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instances | None:
     """The instances of a batch, or None where no process has a single one.

@@ -17,7 +17,8 @@ def step(name, model, counts=(2, None, 1, 0)):
     images = views(len(counts), number=number)
     torch.manual_seed(0)
     model.zero_grad()
-    loss = model.loss(images[0] if name == 'mae' else images, samples(counts, number=number))['loss']
+    images = images[0] if name == 'mae' else images
+    loss = model.loss(images, samples(counts, number=number))['loss']
     loss.backward()
     return [loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
 

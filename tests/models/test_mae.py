@@ -328,3 +328,48 @@ def test_bad_arguments():
     wide[0].masks = wide[0].masks.reshape(1, 1, 2, 8)  # as many cells as there are patches
     with pytest.raises(ValueError, match=r'2x8.*4x4.*grid_size'):
         mae().loss(views(1)[0], wide)
+
+
+ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
+
+
+def other_mae(size, patch, neck=None, head=None, arch=ARCH):
+    """A MAE of another size, with entries of neck and head that fit unless given."""
+    return mae(
+        backbone=dict(type='FreeATMMAEViT', img_size=size, patch_size=patch, arch=arch),
+        neck=dict(dict(type='MAEPretrainDecoder', num_patches=(size // patch)**2, patch_size=patch,
+                       embed_dim=24, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+                  **neck or {}),
+        head=dict(dict(type='MAEPretrainHead', norm_pix=True, patch_size=patch, loss=dict(
+            type='PixelReconstructionLoss', criterion='L2')), **head or {}))
+
+
+@pytest.mark.parametrize('size, patch', [(48, 8), (64, 16), (30, 5)])
+def test_other_sizes(hub, size, patch):
+    at(hub, 50)
+    grid = size // patch
+    losses = other_mae(size, patch).loss(torch.randn(4, 3, size, size),
+                                         samples([2, None, 1, 0], grid=grid, number=1))
+    assert losses['loss'].isfinite() and losses['beta'] > 0
+
+
+@pytest.mark.parametrize('neck, head, message', [
+    (dict(num_patches=196), None, r'set neck.num_patches=36 \(not 196\)'),
+    (dict(embed_dim=768), None, r'neck.embed_dim=24 \(not 768\)'),
+    (dict(patch_size=16), None, r'neck.patch_size=8 \(not 16\)'),
+    (None, dict(patch_size=16), r'head.patch_size=8 \(not 16\)'),
+    (dict(num_patches=196, embed_dim=768, patch_size=16), dict(patch_size=16),
+     'num_patches=36.*embed_dim=24.*head.patch_size=8.*neck.patch_size=8.*grid_size=6'),
+])
+def test_entries_that_contradict_each_other_are_named(neck, head, message):
+    with pytest.raises(ValueError, match=message):
+        other_mae(48, 8, neck, head)
+
+
+def test_sizes_that_mae_cannot_have_are_told():
+    for size, patch in (((32, 48), 8), (36, 8)):
+        with pytest.raises(ValueError, match='square and a multiple'):
+            mae(backbone=dict(type='FreeATMMAEViT', img_size=size, patch_size=patch, arch=ARCH))
+    for data in (None, samples([1, 1], grid=4, number=1)):
+        with pytest.raises(ValueError, match='48x48.*img_size is 32x32: set scale'):
+            mae().loss(torch.randn(2, 3, 48, 48), data)
