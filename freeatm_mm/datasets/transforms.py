@@ -104,8 +104,9 @@ class LoadFromStore(BaseTransform):
         try:
             image = mmcv.imfrombytes(raw.image_bytes, flag=flag, backend=self.imdecode_backend)
         except Exception as error:
+            reason = ' '.join(str(error).split()) if raw.image_bytes else 'it is empty'
             raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded "
-                             f'({error})') from error
+                             f'({reason})') from error
         if image is None:
             raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2],
