@@ -194,7 +194,14 @@ class FreeATMDataset(BaseDataset):
         """Opens the sources; the 'list' is the range of their samples' numbers."""
         self.sources = [open_source(path) for path in self.stores]
         self._ends = np.cumsum([len(source) for source in self.sources])
-        return range(int(self._ends[-1]))
+        count, indices = int(self._ends[-1]), self._indices
+        wanted = [] if indices is None else (
+            [abs(indices) - 1] if isinstance(indices, int) else indices)
+        beyond = [index for index in wanted if not -count <= index < count]
+        if beyond:
+            raise StoreError(f'{", ".join(self.stores)}: indices asks for {beyond[0]}, counted '
+                             f'from 0, and there are {count} samples')
+        return range(count)
 
     def full_init(self) -> None:
         """Opens the sources and applies `indices`, `share` and `mask_source`, once."""

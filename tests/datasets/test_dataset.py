@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_runs import config, different, train
 from tiny_stores import make_store
 
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler, check_stores
@@ -371,6 +372,15 @@ def test_nothing_left_is_told(indices, tmp_path):
         FreeATMDataset(tmp_path / 'store', indices=indices)
 
 
+@pytest.mark.parametrize('indices', [13, -13, [0, 12], [-13]])
+def test_samples_that_there_are_not_are_told(indices, tmp_path):
+    make_store(tmp_path / 'store')
+    with pytest.raises(StoreError, match='store: indices asks for -?1.*there are 12 samples'):
+        FreeATMDataset(tmp_path / 'store', indices=indices)
+    assert len(FreeATMDataset(tmp_path / 'store', indices=12)) == 12
+    assert len(FreeATMDataset(tmp_path / 'store', indices=-12)) == 12
+
+
 def test_stores_without_a_noun_are_warned_of(tmp_path, told):
     make_store(tmp_path / 'plain', nouns=(0, ))
     make_store(tmp_path / 'nouns')
@@ -488,3 +498,33 @@ def test_centred_boxes_in_place_of_masks(box, tmp_path):
                 area = (mask >= 115).mean() if box == 'own' else box
                 assert given.mean() / 255 == pytest.approx(area, abs=0.002)
                 np.testing.assert_array_equal(given, given[::-1, ::-1])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_controls_from_the_command_line(tmp_path):
+    """A training for each, through config, loader and model; each learns something else."""
+    store = make_store(tmp_path / 'store', count=20)
+    states = {}
+    for name, changes in {
+            'own': {}, 'other': {'train_dataloader.dataset.mask_source': 'other'},
+            'other, workers': {'train_dataloader.dataset.mask_source': 'other',
+                               'train_dataloader.num_workers': 2},
+            'box': {'train_dataloader.dataset.pipeline.0.centred_box': 0.5},
+    }.items():
+        states[name] = train(config(store, tmp_path / name, **changes), f'control-{name}')
+    assert different(states['other'], states['other, workers']) == []
+    arms = [states[name] for name in states if name != 'other, workers']
+    assert all(different(one, two) for at, one in enumerate(arms) for two in arms[:at])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_training_through_wrappers(tmp_path):
+    """A repeated data set and two joined ones; as with more workers, bit for bit."""
+    store, states = make_store(tmp_path / 'store', count=10), []
+    for workers in (0, 2):
+        cfg = config(store, tmp_path / f'{workers}', workers=workers)
+        inner = cfg.train_dataloader.dataset
+        cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
+            type='ConcatDataset', datasets=[inner, dict(inner, masks=False)]))
+        states.append(train(cfg, f'wrapped-{workers}'))
+    assert different(*states) == []
