@@ -102,7 +102,7 @@ def check_stores(config: Any) -> None:
     """
     if isinstance(config, Mapping):
         if config.get('type') in ('FreeATMDataset', 'mmpretrain.FreeATMDataset', FreeATMDataset):
-            FreeATMDataset(store=config['store'])
+            FreeATMDataset(store=config['store'], masks=False)
         for value in config.values():
             check_stores(value)
     elif isinstance(config, (list, tuple)):
@@ -132,8 +132,8 @@ class FreeATMDataset(BaseDataset):
             0.5 is how real and generated images are mixed half and half.
         max_unreadable: Share of the samples, in [0, 1), that may turn out to be unreadable, on
             disk or when decoded. Each is warned of, with its name and the count so far, and another
-            one takes its place, the same in every run; with one more the training stops. By default
-            none may.
+            one takes its place, the same in every run; with one more the training stops. Of several
+            processes each counts what it met. By default none may.
         mask_source: 'own', or, as a control, 'other': each image of a store gets the masks and
             nouns of another one, by a permutation without fixed points over all that are used. It
             stays the same over epochs, workers and resumes.

@@ -388,6 +388,7 @@ def test_stores_without_a_noun_are_warned_of(tmp_path, told):
     FreeATMDataset([tmp_path / 'nouns', tmp_path / 'plain'])
     FreeATMDataset(tmp_path / 'real')
     FreeATMDataset(tmp_path / 'plain', masks=False)
+    check_stores(dict(type='FreeATMDataset', store=str(tmp_path / 'plain')))
     assert told == []
     FreeATMDataset([tmp_path / 'plain', tmp_path / 'real'])
     assert len(told) == 1 and 'plain: no sample has a noun' in told[0]
