@@ -101,9 +101,15 @@ class InstancePooling:
             A tuple with one tensor: (B, D) without masks, (M, D) with.
 
         Raises:
-            ValueError: If there are several feature maps or none, or the masks have another grid.
+            ValueError: If there are several feature maps or none, with other channels than the
+                neck's, or the masks have another grid.
         """
         features = feature_map(x)
+        wanted = next((layer.in_features for layer in self.modules()
+                       if isinstance(layer, nn.Linear)), None)
+        if wanted not in (None, features.shape[1]):
+            raise ValueError(f'{type(self).__name__}: the backbone gives {features.shape[1]} '
+                             f'channels: set in_channels={features.shape[1]} (not {wanted}).')
         if masks is not None:
             # The neck's average pooling of a 1x1 map is the map itself.
             features = pool_instances(features, masks, places)[:, :, None, None]

@@ -141,6 +141,7 @@ def test_a_tuple_a_list_or_a_tensor(pack):
     ((), 'gave 0'),
     ((torch.zeros(2, 6), ), r'\(2, 6\): set out_type'),
     (torch.zeros(2, 9, 6), r'\(2, 9, 6\)'),
+    (torch.zeros(2, 7, 3, 3), r'FreeATMNonLinearNeck: .*set in_channels=7 \(not 6\)'),
     ({'res4': torch.zeros(2, 6, 3, 3)}, 'gave a dict'),
 ])
 def test_what_is_no_feature_map_is_told(outputs, message):
