@@ -38,7 +38,7 @@ train_dataloader = dict(
 model = dict(
     type='FreeATMMoCo',
     negatives='all',
-    neck=dict(type='InstancePoolNeck', neck='MoCoV2Neck'))
+    neck=dict(type='FreeATMMoCoV2Neck'))
 
 # A resumed run ends bit-equal to one that was never stopped.
 custom_hooks = [dict(type='SeedEachIterationHook')]

@@ -41,7 +41,7 @@ model = dict(
     type='FreeATMSimCLR',
     loss='nt_xent',
     negatives='all',
-    neck=dict(type='InstancePoolNeck', neck='NonLinearNeck'))
+    neck=dict(type='FreeATMNonLinearNeck'))
 
 # What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
 auto_scale_lr = dict(base_batch_size=4096)

@@ -37,7 +37,7 @@ train_dataloader = dict(
 
 model = dict(
     type='FreeATMSimSiam',
-    neck=dict(type='InstancePoolNeck', neck='NonLinearNeck'))
+    neck=dict(type='FreeATMNonLinearNeck'))
 
 # What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
 auto_scale_lr = dict(base_batch_size=256)

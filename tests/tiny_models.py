@@ -29,8 +29,7 @@ def moco(stock=False, seed=0, **kwargs):
     if stock:
         config.update(type='MoCo', neck=dict(type='MoCoV2Neck', **neck))
     else:
-        config.update(type='FreeATMMoCo', neck=dict(type='InstancePoolNeck', neck='MoCoV2Neck',
-                                                    **neck))
+        config.update(type='FreeATMMoCo', neck=dict(type='FreeATMMoCoV2Neck', **neck))
     return _ready(config, kwargs)
 
 
@@ -44,8 +43,7 @@ def simclr(stock=False, seed=0, **kwargs):
     if stock:
         config.update(type='SimCLR', neck=dict(type='NonLinearNeck', **neck))
     else:
-        config.update(type='FreeATMSimCLR', neck=dict(type='InstancePoolNeck',
-                                                      neck='NonLinearNeck', **neck))
+        config.update(type='FreeATMSimCLR', neck=dict(type='FreeATMNonLinearNeck', **neck))
     return _ready(config, kwargs)
 
 
@@ -78,7 +76,7 @@ def simsiam(stock=False, seed=0, **kwargs):
         config.update(type='SimSiam', neck=dict(type='NonLinearNeck', **neck))
     else:
         config.update(type='FreeATMSimSiam',
-                      neck=dict(type='InstancePoolNeck', neck='NonLinearNeck', **neck))
+                      neck=dict(type='FreeATMNonLinearNeck', **neck))
     return _ready(config, kwargs)
 
 

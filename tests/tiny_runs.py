@@ -11,13 +11,13 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tiny_models import BACKBONE, GRID
 
-NECK = dict(type='InstancePoolNeck', in_channels=8, hid_channels=8, out_channels=6)
+NECK = dict(in_channels=8, hid_channels=8, out_channels=6)
 HEAD = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2)
 MODELS = {
     'mocov2': dict(type='FreeATMMoCo', backbone=BACKBONE, queue_len=25, feat_dim=6, momentum=0.1,
-                   neck=dict(NECK, neck='MoCoV2Neck'), head=HEAD),
+                   neck=dict(NECK, type='FreeATMMoCoV2Neck'), head=HEAD),
     'simclr': dict(type='FreeATMSimCLR', backbone=BACKBONE, head=HEAD,
-                   neck=dict(NECK, neck='NonLinearNeck', norm_cfg=dict(type='BN1d'))),
+                   neck=dict(NECK, type='FreeATMNonLinearNeck', norm_cfg=dict(type='BN1d'))),
     'mae': dict(
         type='FreeATMMAE',
         backbone=dict(type='FreeATMMAEViT', img_size=32, patch_size=8, mask_ratio=0.75,

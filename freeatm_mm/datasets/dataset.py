@@ -1,19 +1,23 @@
 """The dataset that mmengine trains on: stores with masks, plain image folders without."""
 from __future__ import annotations
 
+import logging
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmpretrain.datasets.base_dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
-from freeatm_mm.datasets.transforms import check_tracked
+from freeatm_mm.datasets.samplers import seed_draw
+from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked, noun_ids
 from freeatm_mm.store import RawSample, Store, StoreError
+
+MASK_SOURCES = ('own', 'other')
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -40,7 +44,7 @@ class ImageFolder:
         if not names:
             raise StoreError(f'{self.path} is empty: it holds neither a store (no store.json) nor '
                              f'an image ({", ".join(IMAGE_SUFFIXES)})')
-        encoded = [name.encode() for name in names]
+        encoded = [os.fsencode(name) for name in names]  # whatever bytes they are
         self._names = np.frombuffer(b''.join(encoded), np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded])
 
@@ -69,7 +73,7 @@ class ImageFolder:
             StoreError: If the file can't be read.
         """
         start = self._ends[index - 1] if index else 0
-        name = self._names[start:self._ends[index]].tobytes().decode()
+        name = os.fsdecode(self._names[start:self._ends[index]].tobytes())
         path = self.path / name
         try:
             data = path.read_bytes()
@@ -98,7 +102,7 @@ def check_stores(config: Any) -> None:
     """
     if isinstance(config, Mapping):
         if config.get('type') in ('FreeATMDataset', 'mmpretrain.FreeATMDataset', FreeATMDataset):
-            FreeATMDataset(store=config['store'])
+            FreeATMDataset(store=config['store'], masks=False)
         for value in config.values():
             check_stores(value)
     elif isinstance(config, (list, tuple)):
@@ -126,14 +130,23 @@ class FreeATMDataset(BaseDataset):
         indices: Use the first so many samples, or exactly the numbered ones. Defaults to all.
         share: Use this share of the samples, in (0, 1], drawn at random and the same in every run;
             0.5 is how real and generated images are mixed half and half.
+        max_unreadable: Share of the samples, in [0, 1), that may turn out to be unreadable, on
+            disk or when decoded. Each is warned of, with its name and the count so far, and another
+            one takes its place, the same in every run; with one more the training stops. Of several
+            processes each counts what it met. By default none may.
+        mask_source: 'own', or, as a control, 'other': each image of a store gets the masks and
+            nouns of another one, by a permutation without fixed points over all that are used. It
+            stays the same over epochs, workers and resumes.
+        mask_source_seed: Of that permutation.
         metainfo: As in mmengine.
         test_mode: As in mmengine.
         lazy_init: As in mmengine.
 
     Raises:
-        StoreError: If a source doesn't exist, is empty, unfinished or damaged.
-        ValueError: If a transform would move the image and not its masks, or `share` is out of
-            range.
+        StoreError: If a source doesn't exist, is empty, unfinished or damaged, nothing is left of
+            it, or there are no masks to exchange.
+        ValueError: If a transform would move the image and not its masks, an argument is out of
+            range, or masks are to be exchanged that aren't handed over.
     """
 
     def __init__(self,
@@ -143,6 +156,9 @@ class FreeATMDataset(BaseDataset):
                  photometric: Sequence[str] = (),
                  indices: int | Sequence[int] | None = None,
                  share: float = 1.0,
+                 max_unreadable: float = 0.0,
+                 mask_source: str = 'own',
+                 mask_source_seed: int = 0,
                  metainfo: dict | None = None,
                  test_mode: bool = False,
                  lazy_init: bool = False) -> None:
@@ -151,23 +167,44 @@ class FreeATMDataset(BaseDataset):
             raise StoreError('FreeATMDataset got an empty list of stores: name at least one')
         if not 0 < share <= 1:
             raise ValueError(f'FreeATMDataset: share {share!r} must be above 0 and at most 1.')
+        if not 0 <= max_unreadable < 1:
+            raise ValueError(f'FreeATMDataset: max_unreadable {max_unreadable!r} must be a share '
+                             'from 0 to below 1.')
+        if mask_source not in MASK_SOURCES:
+            raise ValueError(f'FreeATMDataset: mask_source {mask_source!r} is unknown: use one of '
+                             f'{", ".join(MASK_SOURCES)}.')
+        if mask_source != 'own' and not masks:
+            raise ValueError(f'FreeATMDataset: mask_source={mask_source!r} needs masks=True.')
         self.stores = [str(path) for path in paths]
         self.masks = masks
         self.share = share
+        self.max_unreadable = max_unreadable
+        self.mask_source = mask_source
+        self.mask_source_seed = mask_source_seed
         super().__init__(
             ann_file='', metainfo=metainfo, indices=indices, serialize_data=False,
             pipeline=pipeline, test_mode=test_mode, lazy_init=lazy_init)
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
+        elif any(isinstance(transform, LoadFromStore) and transform.centred_box
+                 for transform in self.pipeline.transforms):
+            raise ValueError('FreeATMDataset: centred_box of LoadFromStore needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
         """Opens the sources; the 'list' is the range of their samples' numbers."""
         self.sources = [open_source(path) for path in self.stores]
         self._ends = np.cumsum([len(source) for source in self.sources])
-        return range(int(self._ends[-1]))
+        count, indices = int(self._ends[-1]), self._indices
+        wanted = [] if indices is None else (
+            [abs(indices) - 1] if isinstance(indices, int) else indices)
+        beyond = [index for index in wanted if not -count <= index < count]
+        if beyond:
+            raise StoreError(f'{", ".join(self.stores)}: indices asks for {beyond[0]}, counted '
+                             f'from 0, and there are {count} samples')
+        return range(count)
 
     def full_init(self) -> None:
-        """Opens the sources and applies `indices` and `share`, once."""
+        """Opens the sources and applies `indices`, `share` and `mask_source`, once."""
         if self._fully_initialized:
             return
         super().full_init()
@@ -179,6 +216,37 @@ class FreeATMDataset(BaseDataset):
             chosen = np.random.default_rng(0).permutation(len(self.data_list))[:count]
             self.data_list = np.asarray(self.data_list, dtype=np.int64)[np.sort(chosen)]
 
+        if not len(self.data_list):
+            raise StoreError(f'no sample is left of the {self._ends[-1]} in '
+                             f'{", ".join(self.stores)}: indices={self._indices!r} takes none')
+        stores = [source for source in self.sources if isinstance(source, Store)]
+        if self.masks and stores and not any(store.manifest.get('nouns', 1) for store in stores):
+            print_log(f'{", ".join(str(store.path) for store in stores)}: no sample has a noun, so '
+                      'every image is treated whole, as in the baseline', 'current',
+                      logging.WARNING)
+        if self.max_unreadable:
+            # One byte a sample, shared with the worker processes.
+            self._unreadable = torch.zeros(int(self._ends[-1]), dtype=torch.uint8).share_memory_()
+        if self.mask_source == 'other':
+            self._exchange_masks()
+
+    def _exchange_masks(self) -> None:
+        """Draws the permutation: one cycle through all samples of stores, in random order."""
+        numbers = np.unique(np.asarray(self.data_list, dtype=np.int64))
+        of_store = np.array([isinstance(source, Store) for source in self.sources])
+        numbers = numbers[of_store[np.searchsorted(self._ends, numbers, side='right')]]
+        if len(numbers) < 2:
+            raise StoreError(f"{', '.join(self.stores)}: mask_source='other' exchanges masks among "
+                             f'samples of stores, and there are {len(numbers)} of them')
+        cycle = np.random.default_rng(self.mask_source_seed).permutation(numbers)
+        order = cycle.argsort()
+        self._exchanging, self._masks_of = cycle[order], np.roll(cycle, -1)[order]
+
+    def _locate(self, number: int) -> tuple[Store | ImageFolder, int]:
+        """Where a sample lies, of all in all sources: its source, and its number in there."""
+        source = int(np.searchsorted(self._ends, number, side='right'))
+        return self.sources[source], number - (int(self._ends[source - 1]) if source else 0)
+
     def get_data_info(self, idx: int) -> dict:
         """What the pipeline starts from: where the sample is, nothing read yet.
 
@@ -187,23 +255,64 @@ class FreeATMDataset(BaseDataset):
 
         Returns:
             `sample_idx`, `source` (what to read from), `source_idx` (the number in there) and
-            `with_masks`.
+            `with_masks`; `mask_source` and `mask_source_idx` where the masks are another sample's.
         """
         self.full_init()
         number = int(self.data_list[idx])
-        source = int(np.searchsorted(self._ends, number, side='right'))
-        start = int(self._ends[source - 1]) if source else 0
-        return dict(sample_idx=idx % len(self), source=self.sources[source],
-                    source_idx=number - start, with_masks=self.masks)
+        source, source_idx = self._locate(number)
+        info = dict(sample_idx=idx % len(self), source=source, source_idx=source_idx,
+                    with_masks=self.masks)
+        if self.mask_source == 'other' and isinstance(source, Store):
+            other = int(self._masks_of[np.searchsorted(self._exchanging, number)])
+            info['mask_source'], info['mask_source_idx'] = self._locate(other)
+        return info
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Numbers of an image's nouns, for `ClassBalancedDataset`; none in an image folder.
+
+        Args:
+            idx: Number of the sample.
+
+        Raises:
+            StoreError: If the sample can't be read.
+        """
+        self.full_init()
+        source, number = self._locate(int(self.data_list[idx]))
+        if isinstance(source, ImageFolder):
+            return []
+        return noun_ids(source.info(number)[1]['nouns']).tolist()
+
+    def prepare_data(self, idx: int) -> dict | None:
+        """The sample after the pipeline, or None where it is unreadable and may be passed over.
+
+        Raises:
+            StoreError: If it is unreadable, and so are more samples than may be.
+        """
+        try:
+            return super().prepare_data(idx)
+        except StoreError as error:
+            if not self.max_unreadable or self.test_mode:
+                raise StoreError(f'{error} (max_unreadable of FreeATMDataset, a share, passes over '
+                                 'as many)') from error
+            self._count_unreadable(int(self.data_list[idx]), error)
+            return None
+
+    def _count_unreadable(self, number: int, error: StoreError) -> None:
+        known = bool(self._unreadable[number])
+        self._unreadable[number] = 1
+        count, most = int(self._unreadable.sum()), int(self.max_unreadable * len(self))
+        if count > most:
+            raise StoreError(f'{error}; with it {count} of {len(self)} samples are unreadable, and '
+                             f'max_unreadable={self.max_unreadable:g} allows {most}') from error
+        if not known:
+            print_log(f'{error}; another sample takes its place ({count} of {len(self)} are '
+                      f'unreadable so far, {most} may be)', 'current', logging.WARNING)
 
     def __getitem__(self, idx: int | tuple[int, int]) -> dict:
         """The sample after the pipeline; see the class for (number, seed)."""
         if isinstance(idx, tuple):
             idx, seed = idx
-            random.seed(seed)
-            np.random.seed(seed)
-            # Not `torch.manual_seed`: it would also queue a call, with a stack trace, for CUDA.
-            torch.default_generator.manual_seed(seed)
+            seed_draw(seed)
         return super().__getitem__(idx)
 
     def extra_repr(self) -> list[str]:

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from freeatm_mm.attention.masks import THRESHOLD
+
 WHOLE = (0.0, 1.0, 0.0, 1.0)
 """The window of an image that was neither cropped nor flipped."""
 
@@ -130,3 +132,25 @@ def visible_share(foregrounds: np.ndarray, windows: np.ndarray,
     whole = foregrounds.reshape(len(foregrounds), -1).sum(1) / foregrounds[0].size
     shown = in_view.reshape(*in_view.shape[:2], -1).sum(2) / in_view[0, 0].size
     return np.minimum(shown * area.astype(np.float32) / np.maximum(whole, 1e-12), 1.0)
+
+
+def centred_boxes(masks: np.ndarray, area: float | None) -> np.ndarray:
+    """A box in the centre in place of each mask, of the image's proportions.
+
+    Args:
+        masks: (K, h, w) uint8 masks.
+        area: Share of the image that each box covers; None for that of the mask's own foreground
+            (a mask without one stays without).
+
+    Returns:
+        (K, h, w) uint8: 255 inside, 0 outside, and the share that is covered where a border runs
+        through a cell.
+    """
+    count, height, width = masks.shape
+    areas = ((masks >= THRESHOLD * 255).reshape(count, -1).mean(1) if area is None
+             else np.full(count, area))
+    sides = np.sqrt(areas)[:, None]  # the box's height and width, as shares of the image's
+    rows, columns = (np.clip(length * (1 + sides) / 2 - _cells(length), 0, 1)
+                     - np.clip(length * (1 - sides) / 2 - _cells(length), 0, 1)
+                     for length in (height, width))
+    return np.rint(255 * rows[:, :, None] * columns[:, None]).astype(np.uint8)

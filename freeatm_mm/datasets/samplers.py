@@ -7,8 +7,13 @@ but not the random state of its (persistent) workers.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
+import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmpretrain.registry import DATA_SAMPLERS
 
@@ -35,14 +40,52 @@ def mix_seed(*numbers: int) -> int:
     return state >> 32
 
 
+def seed_draw(seed: int) -> None:
+    """Seeds Python, NumPy and torch on the CPU: all random choices that a pipeline makes."""
+    random.seed(seed)
+    np.random.seed(seed)
+    # Not `torch.manual_seed`: it would also queue a call, with a stack trace, for CUDA.
+    torch.default_generator.manual_seed(seed)
+
+
+def _seeded_items(dataset: Any, draws: Sequence) -> list:
+    """The items of some draws, each a number or a (number, seed)."""
+    items = []
+    for draw in draws:
+        if isinstance(draw, tuple):
+            draw, seed = draw
+            seed_draw(seed)
+        items.append(dataset[draw])
+    return items
+
+
+def take_seeds(dataset: Any) -> None:
+    """Lets any dataset be asked for (number, seed) by a `DataLoader`, whatever is wrapped in it.
+
+    Wrappers (`RepeatDataset`, `ConcatDataset`, `ClassBalancedDataset`, `KFoldDataset`, torch's
+    `Subset` ...) calculate with an item's number, and would fail with a pair. A loader asks a
+    dataset that has `__getitems__` for a whole batch; so the seeds are set before they are asked.
+
+    Args:
+        dataset: The dataset; it gets an attribute `__getitems__`. One that takes no attributes (a
+            list, a range) is left as it is.
+    """
+    if hasattr(dataset, '__dict__'):
+        dataset.__getitems__ = partial(_seeded_items, dataset)
+
+
 @DATA_SAMPLERS.register_module()
 class SeededSampler(DefaultSampler):
     """mmengine's `DefaultSampler` in the same order, yielding (number, seed of this draw).
 
-    For `EpochBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`. Takes the same
-    arguments as `DefaultSampler`; mmengine's `DistSamplerSeedHook` (on by default) tells it the
-    epoch.
+    For `EpochBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`, alone or in wrappers
+    (`take_seeds`). Takes the same arguments as `DefaultSampler`; mmengine's `DistSamplerSeedHook`
+    (on by default) tells it the epoch.
     """
+
+    def __init__(self, dataset: Any, *args, **kwargs) -> None:
+        super().__init__(dataset, *args, **kwargs)
+        take_seeds(dataset)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for number in super().__iter__():
@@ -53,9 +96,13 @@ class SeededSampler(DefaultSampler):
 class SeededInfiniteSampler(InfiniteSampler):
     """mmengine's `InfiniteSampler` in the same order, yielding (number, seed of this draw).
 
-    For `IterBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`. Takes the same
-    arguments as `InfiniteSampler`.
+    For `IterBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`, alone or in wrappers
+    (`take_seeds`). Takes the same arguments as `InfiniteSampler`.
     """
+
+    def __init__(self, dataset: Any, *args, **kwargs) -> None:
+        super().__init__(dataset, *args, **kwargs)
+        take_seeds(dataset)
 
     def _infinite_indices(self) -> Iterator[tuple[int, int]]:
         for draw, number in enumerate(super()._infinite_indices()):

@@ -20,8 +20,15 @@ from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedC
 from mmpretrain.registry import TRANSFORMS
 
 from freeatm_mm.attention.masks import THRESHOLD
-from freeatm_mm.datasets.geometry import WHOLE, crop_window, flip_window, view_masks, visible_share
-from freeatm_mm.store import StoreError, decode_masks
+from freeatm_mm.datasets.geometry import (
+    WHOLE,
+    centred_boxes,
+    crop_window,
+    flip_window,
+    view_masks,
+    visible_share,
+)
+from freeatm_mm.store import RawSample, Store, StoreError, decode_masks
 
 MUTABLE = (list, dict, set, np.ndarray)
 
@@ -42,23 +49,45 @@ def noun_id(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') >> 1
 
 
+def noun_ids(nouns: Sequence[dict]) -> np.ndarray:
+    """(K,) int64 numbers of nouns as they stand in a sample's JSON."""
+    return np.array([noun_id(noun.get('category') or noun['text']) for noun in nouns], np.int64)
+
+
 @TRANSFORMS.register_module()
 class LoadFromStore(BaseTransform):
     """Reads a sample of :class:`freeatm_mm.datasets.FreeATMDataset` and decodes it.
 
-    Required keys: `source`, `source_idx`, `with_masks` (removed). Added keys: `img` (H, W, 3) uint8
-    BGR, `img_shape`, `ori_shape`, `img_path` (the sample's key), `window`, and with masks
+    Required keys: `source`, `source_idx`, `with_masks` (removed), and `mask_source`,
+    `mask_source_idx` (removed) where the masks are another sample's. Added keys: `img` (H, W, 3)
+    uint8 BGR, `img_shape`, `ori_shape`, `img_path` (the sample's key), `window`, and with masks
     `stored_masks` (K, h, w) uint8, `mask_scales` (K, 2) float32 (lowest and highest attention) and
     `noun_ids` (K,) int64. K is 0 where a sample has no nouns.
+
+    Images are read as mmpretrain's `LoadImageFromFile` reads them: 8 bits a channel, transparency
+    left out, a camera's note on turning followed; but a store's are never turned, as its masks lie
+    on the pixels as they are stored.
 
     Args:
         imdecode_backend: mmcv's decoder: 'cv2', 'pillow', 'turbojpeg', 'tifffile'.
         color_type: mmcv's flag: 'color', 'grayscale', ...
+        centred_box: As a control, in place of each mask a box in the image's centre, of the image's
+            proportions: its share of the image's area, in (0, 1], or 'own' for that of the mask's
+            own foreground. The noun's lowest and highest attention stay.
+
+    Raises:
+        ValueError: If `centred_box` is out of range.
     """
 
-    def __init__(self, imdecode_backend: str = 'cv2', color_type: str = 'color') -> None:
+    def __init__(self, imdecode_backend: str = 'cv2', color_type: str = 'color',
+                 centred_box: float | str | None = None) -> None:
+        if centred_box not in (None, 'own') and not (
+                isinstance(centred_box, (int, float)) and 0 < centred_box <= 1):
+            raise ValueError(f"LoadFromStore: centred_box {centred_box!r} must be 'own' or a share "
+                             'of the image, above 0 and at most 1.')
         self.imdecode_backend = imdecode_backend
         self.color_type = color_type
+        self.centred_box = centred_box
 
     def transform(self, results: dict) -> dict:
         """Reads and decodes one sample.
@@ -68,33 +97,54 @@ class LoadFromStore(BaseTransform):
         """
         source, number = results.pop('source'), results.pop('source_idx')
         raw = source.read(number)
+        flag = self.color_type
+        if (isinstance(source, Store) and flag in ('color', 'grayscale')
+                and self.imdecode_backend in ('cv2', 'pillow')):
+            flag += '_ignore_orientation'
         try:
-            image = mmcv.imfrombytes(raw.image_bytes, flag=self.color_type,
-                                     backend=self.imdecode_backend)
+            image = mmcv.imfrombytes(raw.image_bytes, flag=flag, backend=self.imdecode_backend)
         except Exception as error:
+            reason = ' '.join(str(error).split()) if raw.image_bytes else 'it is empty'
             raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded "
-                             f'({error})') from error
+                             f'({reason})') from error
         if image is None:
             raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2],
                        img_path=raw.key, window=WHOLE)
-        if results.pop('with_masks') and raw.info['nouns']:
-            nouns, size = raw.info['nouns'], raw.info['masks']
+        if 'mask_source' in results:
+            source = results.pop('mask_source')
+            raw = source.read(results.pop('mask_source_idx'))
+        if results.pop('with_masks'):
             try:
-                masks = decode_masks(raw.masks_bytes, len(nouns), size['height'], size['width'])
+                self._add_masks(raw, results)
             except StoreError as error:
-                raise StoreError(f'{source.path}: sample {raw.key!r}: the picture '
-                                 f'{error}') from None
-            results['stored_masks'] = masks
-            results['mask_scales'] = np.array([(noun['lo'], noun['hi']) for noun in nouns],
-                                              np.float32)
-            results['noun_ids'] = np.array(
-                [noun_id(noun.get('category') or noun['text']) for noun in nouns], np.int64)
+                raise StoreError(f'{source.path}: sample {raw.key!r}: {error}') from None
         return results
+
+    def _add_masks(self, raw: RawSample, results: dict) -> None:
+        """Adds the masks of a sample to results, where it has any."""
+        if not raw.info.get('nouns'):
+            return
+        try:
+            nouns, size = raw.info['nouns'], raw.info['masks']
+            height, width = size['height'], size['width']
+            scales = np.array([(noun['lo'], noun['hi']) for noun in nouns], np.float32)
+            numbers = noun_ids(nouns)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise StoreError(f'its JSON is not a sample ({error!r})') from None
+        if not np.isfinite(scales).all():
+            raise StoreError('its JSON has an attention that is no finite number')
+        try:
+            masks = decode_masks(raw.masks_bytes, len(nouns), height, width)
+        except StoreError as error:
+            raise StoreError(f'the picture {error}') from None
+        if self.centred_box:
+            masks = centred_boxes(masks, None if self.centred_box == 'own' else self.centred_box)
+        results.update(stored_masks=masks, mask_scales=scales, noun_ids=numbers)
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, '
-                f'color_type={self.color_type!r})')
+                f'color_type={self.color_type!r}, centred_box={self.centred_box!r})')
 
 
 @TRANSFORMS.register_module()
@@ -254,6 +304,8 @@ class PackFreeATMInputs(PackInputs):
         if mask_values not in MASK_VALUES:
             raise ValueError(f'mask_values {mask_values!r} is unknown: use one of '
                              f'{", ".join(MASK_VALUES)}.')
+        if self.grid_size == (1, 1):
+            raise ValueError('grid_size 1 leaves nothing of a mask: it is a mean over the image.')
         if not 0 < min_visible <= 1:
             raise ValueError(f'min_visible {min_visible!r} must be above 0 and at most 1.')
         self.mask_values = mask_values

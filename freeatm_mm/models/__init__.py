@@ -2,12 +2,18 @@
 from freeatm_mm.models.mae import FreeATMMAE, FreeATMMAEViT
 from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
 from freeatm_mm.models.moco import FreeATMMoCo
-from freeatm_mm.models.necks import InstancePoolNeck
+from freeatm_mm.models.necks import (
+    FreeATMMoCoV2Neck,
+    FreeATMNonLinearNeck,
+    InstancePooling,
+    InstancePoolNeck,
+)
 from freeatm_mm.models.simclr import FreeATMSimCLR
 from freeatm_mm.models.simsiam import FreeATMSimSiam
 from freeatm_mm.models.vit_pyramid import ViTPyramid
 
 __all__ = [
-    'AttentionGuidedMaskGenerator', 'FreeATMMAE', 'FreeATMMAEViT', 'FreeATMMoCo', 'FreeATMSimCLR',
-    'FreeATMSimSiam', 'InstancePoolNeck', 'ViTPyramid'
+    'AttentionGuidedMaskGenerator', 'FreeATMMAE', 'FreeATMMAEViT', 'FreeATMMoCo',
+    'FreeATMMoCoV2Neck', 'FreeATMNonLinearNeck', 'FreeATMSimCLR', 'FreeATMSimSiam',
+    'InstancePoolNeck', 'InstancePooling', 'ViTPyramid'
 ]

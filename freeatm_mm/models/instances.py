@@ -61,6 +61,8 @@ class Instances:
         }
 
 
+# Lists of any lengths: with `compile=True` in a config each batch would be compiled anew.
+@torch.compiler.disable
 def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instances | None:
     """The instances of a batch, or None where no process has a single one.
 
@@ -110,6 +112,7 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
                      num_whole=found.count(0), num_cut=named - sum(found), counts=counts)
 
 
+@torch.compiler.disable
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """The rows of all processes in the order of ranks, whatever their numbers; no gradient.
 

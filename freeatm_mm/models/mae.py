@@ -6,6 +6,8 @@ MAE: arXiv 2111.06377; official code: github.com/facebookresearch/mae. Built on
 from __future__ import annotations
 
 import torch
+from mmpretrain.models.heads import MAEPretrainHead
+from mmpretrain.models.necks import MAEPretrainDecoder
 from mmpretrain.models.selfsup import MAE, MAEViT
 from mmpretrain.registry import MODELS, TASK_UTILS
 from mmpretrain.structures import DataSample
@@ -71,7 +73,8 @@ class FreeATMMAE(MAE):
         **kwargs: Arguments of `mmpretrain.models.MAE`; the backbone must be a `FreeATMMAEViT`.
 
     Raises:
-        ValueError: If `combine` is unknown.
+        ValueError: If `combine` is unknown, or sizes of backbone, neck and head contradict each
+            other.
         TypeError: If the backbone can't be told what to hide.
     """
 
@@ -85,9 +88,35 @@ class FreeATMMAE(MAE):
             raise TypeError(f"FreeATMMAE: the backbone {type(self.backbone).__name__} can't be "
                             "told which patches to hide: write backbone=dict(type='FreeATMMAEViT', "
                             '...).')
+        self._check_sizes()
         self.mask_generator = TASK_UTILS.build(
             mask_generator or dict(type='AttentionGuidedMaskGenerator'))
         self.combine = combine
+
+    def _check_sizes(self) -> None:
+        """Sizes that stand in several places of a config, and that mmpretrain doesn't compare."""
+        (height, width), grid = self.backbone.img_size, self.backbone.patch_resolution
+        patch = height // grid[0]
+        if height != width or patch * grid[0] != height:
+            raise ValueError(f'FreeATMMAE: img_size {height}x{width} of the backbone must be '
+                             'square and a multiple of its patch_size.')
+        entries = []  # name, what it is, what it should be
+        if isinstance(self.neck, MAEPretrainDecoder):
+            entries += [
+                ('neck.num_patches', self.neck.num_patches, self.backbone.num_patches),
+                ('neck.embed_dim', self.neck.decoder_embed.in_features, self.backbone.embed_dims)]
+        if isinstance(self.head, MAEPretrainHead):
+            entries.append(('head.patch_size', self.head.patch_size, patch))
+            if isinstance(self.neck, MAEPretrainDecoder):
+                predicted = self.neck.decoder_pred.out_features / self.head.in_channels
+                entries.append(('neck.patch_size', round(predicted**0.5), patch))
+        wrong = [f'{name}={right} (not {found})' for name, found, right in entries
+                 if found != right]
+        if wrong:
+            raise ValueError(
+                f'FreeATMMAE: for a backbone of img_size {height}, patch_size {patch} and '
+                f'{self.backbone.embed_dims} channels set {", ".join(wrong)}; and in the pipeline '
+                f'scale={height} and grid_size={grid[0]}.')
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample] | None,
              **kwargs) -> dict[str, Tensor]:
@@ -102,8 +131,15 @@ class FreeATMMAE(MAE):
             foreground's patches that is hidden.
 
         Raises:
-            ValueError: If masks don't lie on the grid of the patches.
+            ValueError: If images haven't the backbone's size, or masks don't lie on the grid of
+                the patches.
         """
+        size = tuple(self.backbone.img_size)
+        if tuple(inputs.shape[-2:]) != size:
+            height, width = inputs.shape[-2:]
+            raise ValueError(f"Images of {height}x{width} pixels don't fit the backbone, whose "
+                             f'img_size is {size[0]}x{size[1]}: set scale of '
+                             f'FreeATMRandomResizedCrop to {size[0]}, or img_size to {height}.')
         length = self.backbone.num_patches
         scores = self._scores(data_samples, length, inputs.device)
         if scores is None:
@@ -116,6 +152,7 @@ class FreeATMMAE(MAE):
         return dict(loss=loss, beta=torch.tensor(beta),
                     foreground_masked=foreground_masked(scores, mask))
 
+    @torch.compiler.disable  # as `collect_instances`
     def _scores(self, data_samples: list[DataSample] | None, length: int,
                 device: torch.device) -> Tensor | None:
         """(B, L) attention of the patches, 0 for images without masks; None without any."""

@@ -55,6 +55,7 @@ class AttentionGuidedMaskGenerator:
         self.ceiling = ceiling
         self.schedule = schedule
 
+    @torch.compiler.disable  # the running state is no constant
     def beta(self, progress: float | None = None) -> float:
         """Beta at a point of the training.
 
@@ -64,51 +65,67 @@ class AttentionGuidedMaskGenerator:
         progress = training_progress() if progress is None else progress
         return self.ceiling * SCHEDULES[self.schedule](progress)
 
+    @torch.compiler.disable  # NumPy selects
     def __call__(self, scores: Tensor, num_masked: int, beta: float | None = None) -> Tensor:
         """An order of each image's patches whose last `num_masked` are to be hidden.
 
-        Exactly floor(beta * num_masked) patches are chosen by score. Among equal scores chance
-        decides; so an image of equal scores is masked at random, as MAE does.
+        Chance is the very draw that MAE makes. So with the same seed the baseline hides the same
+        patches where beta is 0 (bit for bit the same order) and in images of equal scores, and what
+        is not chosen by score follows the same draw; whatever is drawn later is the same, too.
+
+        Exactly floor(beta * num_masked) patches are chosen by score. Scores are compared in steps
+        of 1/10,000 of an image's range, so that rounding, which differs between processors, doesn't
+        order equal ones. Among equal scores chance decides, independently of the rest.
 
         Args:
-            scores: (B, L) attention of the patches.
+            scores: (B, L) attention of the patches, finite.
             num_masked: How many patches of each image to hide.
             beta: Share by score; by default the schedule's.
 
         Returns:
             (B, L) int64, each row a permutation of the patches: those that stay visible, then those
-            to be hidden, each from the first to the last.
+            to be hidden.
         """
         beta = self.beta() if beta is None else beta
-        length = scores.shape[1]
-        patches = torch.arange(length, device=scores.device)
-        if not num_masked:
-            return patches.repeat(len(scores), 1)
-        # Nothing is sorted: a patch is hidden if its key is among the largest. All keys of an image
-        # differ, as their lowest bits are the patch's number; so counts are exact. One draw gives
-        # both: the noise, decided by its upper half, and the lower half, which breaks ties.
-        bits = length.bit_length()
-        keys = torch.empty(scores.shape, dtype=torch.int64, device=scores.device).random_()
-        keys.bitwise_right_shift_(bits).bitwise_left_shift_(bits).bitwise_or_(patches)
+        noise = torch.rand(scores.shape, device=scores.device)
         chosen = int(beta * num_masked + 1e-9)
-        if chosen:
-            by_score = ordered_integers(scores) << 32 | keys & 0xFFFFFFFF
-            by_score = by_score >= kth_largest(by_score, chosen)
-            keys.masked_fill_(by_score, torch.iinfo(keys.dtype).max)
+        if not chosen:
+            return noise.argsort(dim=1)
+        # Nothing is sorted: a patch is hidden if its key is among the largest. All keys of an image
+        # differ, as their lowest bits are the patch's number; so counts are exact.
+        length = scores.shape[1]
+        bits = length.bit_length()
+        patches = torch.arange(length, device=scores.device)
+        levels = score_levels(scores)
+        # Ties decided by the noise itself would leave its small values to the rest. Its bits times
+        # an odd number, modulo 2^24, are as good as independent of it and cost no further draw.
+        draws = (noise * 2**24).long()
+        by_score = (levels << 24 | draws * 0x9E3779 & 0xFFFFFF) << bits | patches
+        by_score = by_score >= kth_largest(by_score, chosen)
+        by_score &= levels.amax(dim=1, keepdim=True) > 0
+        keys = (draws << bits | patches).masked_fill_(by_score, torch.iinfo(torch.int64).max)
         hidden = keys >= kth_largest(keys, num_masked)
         num_hidden = hidden.cumsum(dim=1)
         places = torch.where(hidden, num_hidden + (length - num_masked - 1), patches - num_hidden)
         return torch.empty_like(places).scatter_(1, places, patches.expand_as(places))
 
 
-def ordered_integers(values: Tensor) -> Tensor:
-    """Integers of 32 bits, as int64, in the same order as floating-point numbers.
+def score_levels(scores: Tensor) -> Tensor:
+    """Scores in whole steps: 0 for an image's lowest, at most 10,000 for its highest.
 
-    The bits of positive IEEE numbers are ordered like the numbers; those of negative ones the other
-    way round.
+    A step is 1/10,000 of the image's range, but not less than a millionth of its largest score,
+    which is as fine as sums of several float32 numbers are: a range of rounding errors is none.
+
+    Args:
+        scores: (B, L) finite.
+
+    Returns:
+        (B, L) int64.
     """
-    bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero is zero
-    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).long()
+    lowest, highest = scores.float().aminmax(dim=1, keepdim=True)
+    step = torch.maximum((highest - lowest) / 10_000,
+                         torch.maximum(highest, -lowest) * 1e-6)
+    return ((scores - lowest) / step.clamp(min=torch.finfo(step.dtype).tiny)).round().long()
 
 
 def kth_largest(keys: Tensor, number: int) -> Tensor:

@@ -22,7 +22,7 @@ from freeatm_mm.models.instances import (
     mean_of_known,
     same_noun_counts,
 )
-from freeatm_mm.models.necks import check_pools_instances
+from freeatm_mm.models.necks import check_pools_instances, feature_map
 
 
 @MODELS.register_module()
@@ -43,7 +43,8 @@ class FreeATMMoCo(MoCo):
     Args:
         negatives: 'all' (the paper) or 'other_nouns', which leaves out the queue's keys of the
             query's own noun: the nouns are known as freely as the masks.
-        **kwargs: Arguments of `mmpretrain.models.MoCo`; the neck must be an `InstancePoolNeck`.
+        **kwargs: Arguments of `mmpretrain.models.MoCo`; the neck must be one that pools
+            instances (`InstancePooling`), as `FreeATMMoCoV2Neck` does.
 
     Raises:
         ValueError: If `negatives` is unknown.
@@ -104,10 +105,11 @@ class FreeATMMoCo(MoCo):
         backbone, neck = self.encoder_k.module
         views, back = batch_shuffle_ddp(views)
         # NCCL's gathering before torch 2.10 takes channels-last memory for the usual one.
-        features = batch_unshuffle_ddp(backbone(views)[-1].contiguous(), back)
-        keys = neck((features, ), instances.masks[1], instances.places)[0]
+        features = batch_unshuffle_ddp(feature_map(backbone(views)).contiguous(), back)
+        keys = neck(features, instances.masks[1], instances.places)[0]
         return nn.functional.normalize(keys, dim=1)
 
+    @torch.compiler.disable  # numbers of keys, the pointer's value
     @torch.no_grad()
     def _dequeue_and_enqueue(self, keys: Tensor, instances: Instances | None = None) -> None:
         """Puts the keys of all processes into the queue, over its oldest ones.

@@ -1,12 +1,37 @@
-"""Attentive pooling of instances in front of any of mmpretrain's necks."""
+"""Attentive pooling of instances in front of mmpretrain's necks."""
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
 import torch
-from mmengine.model import BaseModule
+from mmpretrain.models.necks import MoCoV2Neck, NonLinearNeck
 from mmpretrain.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def feature_map(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The one (B, C, h, w) feature map that a backbone gives.
+
+    Args:
+        outputs: What the backbone returned: a tensor, or a tuple or list with one.
+
+    Raises:
+        ValueError: If it gave several outputs, or what is no feature map, saying what to set.
+    """
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs, )
+    if len(outputs) != 1:
+        raise ValueError(
+            f'The neck pools one feature map, and the backbone gave {len(outputs)}: set its '
+            'out_indices to one stage (or, of an HRNet, multiscale_output=False).')
+    features = outputs[0]
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        found = (f'something of shape {tuple(features.shape)}' if isinstance(features, Tensor)
+                 else f'a {type(features).__name__}')
+        raise ValueError(
+            f'The neck pools a feature map (B, C, h, w), and the backbone gave {found}: set '
+            "out_type='featmap' (of a vision transformer) or gap_before_final_norm=False (of a "
+            'ConvNeXt).')
+    return features
 
 
 def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None) -> Tensor:
@@ -40,68 +65,93 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
     return pooled if places is None else pooled[places]
 
 
-@MODELS.register_module()
-class InstancePoolNeck(BaseModule):
-    """Any of mmpretrain's pooling necks, with one feature per instance where masks are given.
+class InstancePooling:
+    """Mixin for a pooling neck: one feature per instance where masks are given.
 
-    It *is* that neck: the same parameters under the same names, so that checkpoints are
+    The neck stays what it is: the same parameters under the same names, so that checkpoints are
     exchangeable, and without masks the same output bit for bit. With masks, equation 2 takes the
-    place of the neck's average pooling and the rest of the neck (the MLP of section 3.3) follows.
+    place of its average pooling and the rest of the neck (the MLP of section 3.3) follows.
 
-    In a config that inherits a neck, `neck=dict(type='InstancePoolNeck', neck='MoCoV2Neck')` is all
-    that changes.
+    Another neck with average pooling needs no more than::
 
-    Args:
-        neck: Registered name of the neck, for example 'MoCoV2Neck' or 'NonLinearNeck'.
-        **kwargs: The neck's own arguments.
+        @MODELS.register_module()
+        class FreeATMYourNeck(InstancePooling, YourNeck):
+            pass
 
     Raises:
-        ValueError: If no such neck is registered.
+        ValueError: If the neck has no average pooling whose place could be taken.
     """
 
-    def __new__(cls, neck: str | None = None, **kwargs):
-        # `neck` is missing where a copy of a finished neck is made.
-        if neck is None:
-            return super().__new__(cls)
-        base = MODELS.get(neck)
-        if base is None:
-            raise ValueError(f'InstancePoolNeck: no neck {neck!r} is registered in mmpretrain.')
-        return super().__new__(_with_pooling(base))
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if not getattr(self, 'with_avg_pool', True):
+            raise ValueError(f'{type(self).__name__}: with_avg_pool=False leaves no average '
+                             'pooling whose place the masks could take.')
 
-    def __init__(self, neck: str, **kwargs) -> None:
-        super().__init__(**kwargs)
-
-    def forward(self, x: tuple[Tensor], masks: Tensor | None = None,
+    def forward(self, x: Tensor | Sequence[Tensor], masks: Tensor | None = None,
                 places: Tensor | None = None) -> tuple[Tensor]:
         """The neck's output, per image or per instance.
 
         Args:
-            x: A tuple with one (B, C, h, w) feature map.
+            x: One (B, C, h, w) feature map, in a tuple or list or by itself.
             masks: (B, K, h, w) masks, or None for the neck's own pooling.
             places: (M,) which of the B * K masks are meant. Defaults to all.
 
         Returns:
             A tuple with one tensor: (B, D) without masks, (M, D) with.
+
+        Raises:
+            ValueError: If there are several feature maps or none, with other channels than the
+                neck's, or the masks have another grid.
         """
+        features = feature_map(x)
+        wanted = next((layer.in_features for layer in self.modules()
+                       if isinstance(layer, nn.Linear)), None)
+        if wanted not in (None, features.shape[1]):
+            raise ValueError(f'{type(self).__name__}: the backbone gives {features.shape[1]} '
+                             f'channels: set in_channels={features.shape[1]} (not {wanted}).')
         if masks is not None:
             # The neck's average pooling of a 1x1 map is the map itself.
-            x = (pool_instances(x[-1], masks, places)[:, :, None, None], )
-        return super().forward(x)
+            features = pool_instances(features, masks, places)[:, :, None, None]
+        return super().forward((features, ))
 
 
-@cache
-def _with_pooling(base: type) -> type:
-    """A neck class with :class:`InstancePoolNeck` in front of it."""
-    return type(f'InstancePool{base.__name__}', (InstancePoolNeck, base), {})
+@MODELS.register_module()
+class FreeATMMoCoV2Neck(InstancePooling, MoCoV2Neck):
+    """mmpretrain's `MoCoV2Neck`, pooling instances where masks are given."""
 
 
-def check_pools_instances(model: torch.nn.Module) -> None:
-    """Makes sure that a model's neck is an :class:`InstancePoolNeck`.
+@MODELS.register_module()
+class FreeATMNonLinearNeck(InstancePooling, NonLinearNeck):
+    """mmpretrain's `NonLinearNeck`, pooling instances where masks are given."""
+
+
+@MODELS.register_module()
+def InstancePoolNeck(neck: str, **kwargs) -> nn.Module:
+    """Another way to write `dict(type='FreeATM<neck>', ...)`: the neck's name as an argument.
+
+    Args:
+        neck: 'MoCoV2Neck', 'NonLinearNeck', or any X for which a 'FreeATMX' is registered.
+        **kwargs: The neck's own arguments.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if MODELS.get(f'FreeATM{neck}') is None:
+        raise ValueError(f'InstancePoolNeck: there is no FreeATM{neck}: use MoCoV2Neck or '
+                         'NonLinearNeck, or register class '
+                         f'FreeATM{neck}(InstancePooling, {neck}).')
+    return MODELS.build(dict(kwargs, type=f'FreeATM{neck}'))
+
+
+def check_pools_instances(model: nn.Module) -> None:
+    """Makes sure that a model's neck pools instances.
 
     Raises:
         TypeError: If not, saying what to write.
     """
-    if not isinstance(model.neck, InstancePoolNeck):
+    if not isinstance(model.neck, InstancePooling):
         name = type(model.neck).__name__
+        known = f'FreeATM{name}' if MODELS.get(f'FreeATM{name}') else 'FreeATMMoCoV2Neck'
         raise TypeError(f"{type(model).__name__}: the neck {name} can't pool instances: write "
-                        f"neck=dict(type='InstancePoolNeck', neck='{name}', ...).")
+                        f"neck=dict(type='{known}', ...).")

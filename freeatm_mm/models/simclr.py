@@ -52,7 +52,8 @@ class FreeATMSimCLR(SimCLR):
             its own images only, and DistributedDataParallel takes the mean. False keeps this, with
             masks and without, so that learning rates found for it hold. True gives the gradient of
             one process.
-        **kwargs: Arguments of `mmpretrain.models.SimCLR`; the neck must be an `InstancePoolNeck`.
+        **kwargs: Arguments of `mmpretrain.models.SimCLR`; the neck must be one that pools
+            instances (`InstancePooling`), as `FreeATMNonLinearNeck` does.
 
     Raises:
         ValueError: If `loss` or `negatives` is unknown.

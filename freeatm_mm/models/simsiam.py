@@ -22,7 +22,8 @@ class FreeATMSimSiam(SimSiam):
     (of all processes) it is mmpretrain's `SimSiam`, bit for bit.
 
     Args:
-        **kwargs: Arguments of `mmpretrain.models.SimSiam`; the neck must be an `InstancePoolNeck`.
+        **kwargs: Arguments of `mmpretrain.models.SimSiam`; the neck must be one that pools
+            instances (`InstancePooling`), as `FreeATMNonLinearNeck` does.
 
     Raises:
         TypeError: If the neck can't pool instances.

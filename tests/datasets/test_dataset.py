@@ -1,15 +1,22 @@
 """The dataset: stores, folders, both together, and what it says about bad ones."""
+import io
+import logging
 import os
+import random
 import sys
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny_runs import config, different, train
 from tiny_stores import make_store
 
-from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, check_stores
+from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler, check_stores
+from freeatm_mm.datasets import dataset as module
 from freeatm_mm.datasets.transforms import noun_id
-from freeatm_mm.store import Store, StoreError
+from freeatm_mm.store import Sample, Store, StoreError, write_store
 
 
 def make_folder(path, names):
@@ -117,9 +124,6 @@ def test_opening_costs_nothing_per_sample(tmp_path):
 
 
 def test_a_seed_decides_all_random_choices(tmp_path):
-    import random
-
-    import torch
     make_store(tmp_path / 'store')
 
     def draw(results):
@@ -166,3 +170,362 @@ def test_broken_image_is_named(tmp_path):
     (folder / 'worse.png').unlink()
     with pytest.raises(StoreError, match="worse.png.*can't be read"):
         dataset[1]
+
+
+def test_names_of_any_bytes(tmp_path):
+    """File names are bytes; on old disks they needn't be UTF-8."""
+    folder = make_folder(tmp_path / 'real', ['good.png'])
+    os.rename(folder / 'good.png', os.fsencode(folder) + b'/stra\xdfe.png')
+    sample = FreeATMDataset(folder, pipeline=[LoadFromStore()])[0]
+    assert os.fsencode(sample['img_path']) == b'stra\xdfe.png'
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The warnings of this process, each a line."""
+    messages = []
+    monkeypatch.setattr(module, 'print_log', lambda message, logger, level: messages.append(
+        message) if (logger, level) == ('current', logging.WARNING) else None)
+    return messages
+
+
+def spoil(path, key):
+    """Changes a byte of a sample's image in a store's shard."""
+    for shard in sorted(path.glob('*.tar')):
+        data = shard.read_bytes()
+        at = data.find(f'{key}.png'.encode())
+        if at >= 0:
+            shard.write_bytes(data[:at + 600] + bytes([data[at + 600] ^ 1]) + data[at + 601:])
+            return
+    raise AssertionError(f'there is no sample {key}')
+
+
+def make_damaged(kind, path):
+    """Twelve samples, the third and eighth of which can't be read; path, and their names."""
+    if kind == 'store':
+        make_store(path)
+        for key in ('000002', '000007'):
+            spoil(path, key)
+        return path, ['000002', '000007']
+    make_folder(path, [f'{number:02d}.jpg' for number in range(12)])
+    whole = (path / '02.jpg').read_bytes()
+    (path / '02.jpg').write_bytes(whole[:len(whole) // 2])  # a download that was cut off
+    (path / '07.jpg').write_bytes(b'')
+    return path, ['02.jpg', '07.jpg']
+
+
+def choose(results):
+    """A transform that keeps the name and draws a number."""
+    return dict(path=results['img_path'], drawn=np.random.uniform())
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ['store', 'folder'])
+def test_unreadable_samples_are_passed_over_if_asked(kind, tmp_path, told):
+    path, names = make_damaged(kind, tmp_path / 'data')
+    dataset = FreeATMDataset(path, pipeline=[LoadFromStore(), choose], photometric=['function'],
+                             max_unreadable=0.2)
+    sampler = SeededSampler(dataset, seed=1, shuffle=False)
+    runs = []
+    for workers in (0, 2, 0):
+        loader = torch.utils.data.DataLoader(dataset, batch_size=5, sampler=sampler,
+                                             num_workers=workers, collate_fn=list)
+        runs.append([item for batch in loader for item in batch])
+    assert runs[0] == runs[1] == runs[2]  # the same images in their place
+    paths = [item['path'] for item in runs[0]]
+    assert len(paths) == 12 and not set(paths) & set(names)
+    assert len(set(paths)) == 10
+    # Told once each, with a count, though they were met three times.
+    assert len(told) == 2
+    assert names[0] in told[0] and '(1 of 12 are unreadable so far, 2 may be)' in told[0]
+    assert names[1] in told[1] and '(2 of 12' in told[1]
+    assert not any('\n' in message for message in told)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ['store', 'folder'])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_too_many_unreadable_samples_stop_the_training(kind, workers, tmp_path):
+    path, names = make_damaged(kind, tmp_path / 'data')
+    for share, message in ((0.1, 'with it 2 of 12 samples are unreadable, and max_unreadable=0.1 '
+                                 'allows 1'),
+                           (0.0, 'max_unreadable of FreeATMDataset')):
+        dataset = FreeATMDataset(path, pipeline=[LoadFromStore(), choose],
+                                 photometric=['function'], max_unreadable=share)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=5, num_workers=workers,
+                                             collate_fn=list, sampler=SeededSampler(dataset))
+        batches = iter(loader)
+        with pytest.raises(StoreError, match=message):
+            list(batches)
+        if workers:  # not left to the collection of garbage, which may take its time
+            batches._shutdown_workers()
+    with pytest.raises(ValueError, match='max_unreadable 1'):
+        FreeATMDataset(path, max_unreadable=1)
+
+
+def test_other_errors_are_no_unreadable_samples(tmp_path):
+    def broken(results):
+        raise ValueError('a transform')
+
+    dataset = FreeATMDataset(make_store(tmp_path / 'store'), photometric=['function'],
+                             pipeline=[LoadFromStore(), broken], max_unreadable=0.9)
+    with pytest.raises(ValueError, match='a transform'):
+        dataset[0]
+
+
+@pytest.mark.parametrize('image_format', ['JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'PPM'])
+def test_images_cut_off_are_unreadable(image_format, tmp_path):
+    """Not half an image over grey."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format)
+    data = buffer.getvalue()
+    suffix = {'JPEG': 'jpg'}.get(image_format, image_format.lower())
+    (tmp_path / 'real').mkdir()
+    for number, cut in enumerate((len(data) // 2, len(data) - 20)):
+        (tmp_path / 'real' / f'{number}.{suffix}').write_bytes(data[:cut])
+    dataset = FreeATMDataset(tmp_path / 'real', pipeline=[LoadFromStore()])
+    for number in (0, 1):
+        with pytest.raises(StoreError, match=f"{number}.{suffix}.*can't be decoded"):
+            dataset[number]
+
+
+def pictures():
+    """Files of many kinds, with what they should look like: name -> (bytes, RGB)."""
+    small = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    colours = np.kron(small, np.ones((8, 8, 1), np.uint8))
+    image = Image.fromarray(colours)
+    alpha = np.full((*colours.shape[:2], 1), 90, np.uint8)
+    grey = np.repeat(np.asarray(image.convert('L'))[..., None], 3, 2)
+    palette = image.quantize(16)
+
+    def encoded(picture, image_format='PNG', **options):
+        buffer = io.BytesIO()
+        picture.save(buffer, image_format, **options)
+        return buffer.getvalue()
+
+    def deep(array):
+        return cv2.imencode('.png', array.astype(np.uint16) * 257)[1].tobytes()
+
+    return {
+        'palette.png': (encoded(palette, transparency=3), np.asarray(palette.convert('RGB'))),
+        'rgba.png': (encoded(Image.fromarray(np.dstack([colours, alpha]))), colours),
+        'grey-alpha.png': (encoded(Image.fromarray(grey[..., 0]).convert('LA')), grey),
+        'grey.jpg': (encoded(image.convert('L'), 'JPEG', quality=100), grey),
+        'bit.png': (encoded(image.convert('1')), np.asarray(image.convert('1').convert('RGB'))),
+        'cmyk.jpg': (encoded(image.convert('CMYK'), 'JPEG', quality=100), colours),
+        '16-bit.png': (deep(colours[..., ::-1]), colours),
+        '16-bit-grey.png': (deep(grey[..., 0]), grey),
+    }
+
+
+@pytest.mark.parametrize('name', pictures())
+def test_kinds_of_pictures_look_as_they_should(name, tmp_path):
+    data, expected = pictures()[name]
+    (tmp_path / name).write_bytes(data)
+    found = FreeATMDataset(tmp_path, pipeline=[LoadFromStore()])[0]['img'][..., ::-1]
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    np.testing.assert_allclose(found.astype(int), expected, atol=4 if '.jpg' in name else 0)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('masks', [True, False])
+def test_a_turned_image_is_turned_in_a_folder_and_not_in_a_store(backend, masks, tmp_path):
+    """A folder's as in mmpretrain; a store's not, as its masks and LAVIS take the pixels as stored.
+    """
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown a quarter to the right
+    buffer = io.BytesIO()
+    Image.new('RGB', (40, 20)).save(buffer, 'JPEG', exif=turned)
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'real' / 'a.jpg').write_bytes(buffer.getvalue())
+    write_store(tmp_path / 'store', [Sample('a', buffer.getvalue(), 'jpg')])
+    loader = LoadFromStore(imdecode_backend=backend)
+    for source, size in (('real', (40, 20)), ('store', (20, 40))):
+        assert FreeATMDataset(tmp_path / source, masks=masks,
+                              pipeline=[loader])[0]['img_shape'] == size
+
+
+@pytest.mark.parametrize('noun', [dict(lo=float('nan')), dict(hi=float('inf')), dict(hi=None),
+                                  dict(lo='x')])
+def test_attention_that_is_no_number_is_told(noun, tmp_path):
+    make_store(tmp_path / 'store', nouns=(1, ))
+    dataset = FreeATMDataset(tmp_path / 'store', pipeline=[LoadFromStore()])
+    info = dataset.get_data_info(0)
+    raw = info['source'].read(0)
+    raw.info['nouns'][0].update(noun)
+
+    class Source:
+        path = 'store'
+
+        def read(self, number):
+            return raw
+
+    with pytest.raises(StoreError, match="store: sample '000000': its JSON"):
+        LoadFromStore()(dict(info, source=Source()))
+
+
+@pytest.mark.parametrize('indices', [0, []])
+def test_nothing_left_is_told(indices, tmp_path):
+    make_store(tmp_path / 'store')
+    with pytest.raises(StoreError, match='no sample is left of the 12 in .*store: indices='):
+        FreeATMDataset(tmp_path / 'store', indices=indices)
+
+
+@pytest.mark.parametrize('indices', [13, -13, [0, 12], [-13]])
+def test_samples_that_there_are_not_are_told(indices, tmp_path):
+    make_store(tmp_path / 'store')
+    with pytest.raises(StoreError, match='store: indices asks for -?1.*there are 12 samples'):
+        FreeATMDataset(tmp_path / 'store', indices=indices)
+    assert len(FreeATMDataset(tmp_path / 'store', indices=12)) == 12
+    assert len(FreeATMDataset(tmp_path / 'store', indices=-12)) == 12
+
+
+def test_stores_without_a_noun_are_warned_of(tmp_path, told):
+    make_store(tmp_path / 'plain', nouns=(0, ))
+    make_store(tmp_path / 'nouns')
+    make_folder(tmp_path / 'real', ['a.png'])
+    FreeATMDataset([tmp_path / 'nouns', tmp_path / 'plain'])
+    FreeATMDataset(tmp_path / 'real')
+    FreeATMDataset(tmp_path / 'plain', masks=False)
+    check_stores(dict(type='FreeATMDataset', store=str(tmp_path / 'plain')))
+    assert told == []
+    FreeATMDataset([tmp_path / 'plain', tmp_path / 'real'])
+    assert len(told) == 1 and 'plain: no sample has a noun' in told[0]
+
+
+def masks_of(dataset, number):
+    """Masks, scales and nouns that a sample gets, in a form that compares."""
+    results = dataset[number]
+    return tuple(results[key].tobytes() if key in results else None
+                 for key in ('stored_masks', 'mask_scales', 'noun_ids'))
+
+
+def test_masks_of_other_images(tmp_path):
+    """Each image of the stores gets another's, none its own, none twice; folders get none."""
+    make_store(tmp_path / 'a', count=9)
+    make_folder(tmp_path / 'real', ['x.png', 'y.png'])
+    make_store(tmp_path / 'b', count=8, seed=1, mask_size=(6, 9))
+    stores = [tmp_path / 'a', tmp_path / 'real', tmp_path / 'b']
+
+    def dataset(**arguments):
+        return FreeATMDataset(stores, pipeline=[LoadFromStore()], **arguments)
+
+    own, other = dataset(), dataset(mask_source='other')
+    infos = [other.get_data_info(number) for number in range(len(other))]
+    numbers = [(str(info['mask_source'].path), info['mask_source_idx']) for info in infos
+               if 'mask_source' in info]
+    images = [(str(info['source'].path), info['source_idx']) for info in infos]
+    assert images == [(str(info['source'].path), info['source_idx'])
+                      for info in map(own.get_data_info, range(len(own)))]
+    assert len(numbers) == len(set(numbers)) == 17
+    places = [number for number in range(19) if number not in (9, 10)]
+    assert all(images[place] != number for place, number in zip(places, numbers))
+    assert sorted(numbers) == sorted(images[place] for place in places)
+    for place, number in zip(places, numbers):
+        assert masks_of(other, place) == masks_of(own, images.index(number))
+        np.testing.assert_array_equal(other[place]['img'], own[place]['img'])
+        assert other[place]['img_path'] == own[place]['img_path']
+    assert masks_of(other, 9) == (None, ) * 3
+
+    # The same in every run, at any order of access; another with another seed.
+    again = dataset(mask_source='other')
+    assert [masks_of(again, number) for number in reversed(range(19))] == [
+        masks_of(other, number) for number in reversed(range(19))]
+    assert [masks_of(dataset(mask_source='other', mask_source_seed=1), number)
+            for number in places] != [masks_of(other, number) for number in places]
+    # Among the samples that are used, only.
+    part = dataset(mask_source='other', indices=[0, 1, 2, 9])
+    assert {part.get_data_info(number)['mask_source_idx'] for number in range(3)} == {0, 1, 2}
+    half = dataset(mask_source='other', share=0.5)
+    used = {(str(info['source'].path), info['source_idx'])
+            for info in map(half.get_data_info, range(len(half)))}
+    assert all((str(info['mask_source'].path), info['mask_source_idx']) in used
+               for info in map(half.get_data_info, range(len(half))) if 'mask_source' in info)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_masks_of_other_images_in_workers_and_epochs(tmp_path):
+    store = make_store(tmp_path / 'store', nouns=(1, ))
+
+    def keep(results):
+        return results['img_path'], results['stored_masks'].tobytes()
+
+    dataset = FreeATMDataset(store, mask_source='other', pipeline=[LoadFromStore(), keep],
+                             photometric=['function'])
+    sampler, seen = SeededSampler(dataset, seed=0), []
+    for epoch, workers in ((0, 0), (1, 2), (5, 1)):
+        sampler.set_epoch(epoch)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=5, num_workers=workers,
+                                             sampler=sampler, collate_fn=list)
+        seen.append(dict(item for batch in loader for item in batch))
+    assert len(seen[0]) == 12 and seen[0] == seen[1] == seen[2]
+
+
+def test_controls_where_they_make_no_sense_are_refused(tmp_path):
+    store = make_store(tmp_path / 'store')
+    make_folder(tmp_path / 'real', ['x.png', 'y.png'])
+    with pytest.raises(ValueError, match="mask_source='other' needs masks=True"):
+        FreeATMDataset(store, masks=False, mask_source='other')
+    with pytest.raises(ValueError, match="mask_source 'another'"):
+        FreeATMDataset(store, mask_source='another')
+    for stores, arguments, count in ((tmp_path / 'real', {}, 0), (store, dict(indices=[3]), 1),
+                                     (store, dict(indices=[3, 3]), 1)):
+        with pytest.raises(StoreError, match=f'exchanges masks.*there are {count}'):
+            FreeATMDataset(stores, mask_source='other', **arguments)
+    with pytest.raises(ValueError, match='centred_box of LoadFromStore needs masks=True'):
+        FreeATMDataset(store, masks=False, pipeline=[LoadFromStore(centred_box=0.2)])
+    for box in (0, -0.1, 1.5, 'whole'):
+        with pytest.raises(ValueError, match='centred_box'):
+            LoadFromStore(centred_box=box)
+
+
+@pytest.mark.parametrize('box', [0.25, 1.0, 'own'])
+def test_centred_boxes_in_place_of_masks(box, tmp_path):
+    """Nouns, scales and the image stay; with masks of others, too."""
+    store = make_store(tmp_path / 'store')
+    for source in ('own', 'other'):
+        plain, boxes = (FreeATMDataset(store, mask_source=source,
+                                       pipeline=[LoadFromStore(centred_box=value)])
+                        for value in (None, box))
+        for number in range(12):
+            one, other = plain[number], boxes[number]
+            assert masks_of(plain, number)[1:] == masks_of(boxes, number)[1:]
+            np.testing.assert_array_equal(one['img'], other['img'])
+            if 'stored_masks' not in one:
+                continue
+            assert other['stored_masks'].shape == one['stored_masks'].shape
+            for mask, given in zip(one['stored_masks'], other['stored_masks']):
+                area = (mask >= 115).mean() if box == 'own' else box
+                assert given.mean() / 255 == pytest.approx(area, abs=0.002)
+                np.testing.assert_array_equal(given, given[::-1, ::-1])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_controls_from_the_command_line(tmp_path):
+    """A training for each, through config, loader and model; each learns something else."""
+    store = make_store(tmp_path / 'store', count=20)
+    states = {}
+    for name, changes in {
+            'own': {}, 'other': {'train_dataloader.dataset.mask_source': 'other'},
+            'other, workers': {'train_dataloader.dataset.mask_source': 'other',
+                               'train_dataloader.num_workers': 2},
+            'box': {'train_dataloader.dataset.pipeline.0.centred_box': 0.5},
+    }.items():
+        states[name] = train(config(store, tmp_path / name, **changes), f'control-{name}')
+    assert different(states['other'], states['other, workers']) == []
+    arms = [states[name] for name in states if name != 'other, workers']
+    assert all(different(one, two) for at, one in enumerate(arms) for two in arms[:at])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_training_through_wrappers(tmp_path):
+    """A repeated data set and two joined ones; as with more workers, bit for bit."""
+    store, states = make_store(tmp_path / 'store', count=10), []
+    for workers in (0, 2):
+        cfg = config(store, tmp_path / f'{workers}', workers=workers)
+        inner = cfg.train_dataloader.dataset
+        cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
+            type='ConcatDataset', datasets=[inner, dict(inner, masks=False)]))
+        states.append(train(cfg, f'wrapped-{workers}'))
+    assert different(*states) == []

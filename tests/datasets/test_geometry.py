@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.datasets import FreeATMRandomFlip, FreeATMRandomResizedCrop
-from freeatm_mm.datasets.geometry import WHOLE, crop_window, flip_window, view_masks, visible_share
+from freeatm_mm.datasets.geometry import (
+    WHOLE,
+    centred_boxes,
+    crop_window,
+    flip_window,
+    view_masks,
+    visible_share,
+)
 
 DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
 
@@ -117,3 +124,30 @@ def test_visible_share_counts_pixels(y, height, x, width, direction):
 def test_unknown_flip_is_refused():
     with pytest.raises(ValueError, match='upside-down'):
         flip_window(WHOLE, 'upside-down')
+
+
+@pytest.mark.parametrize('size', [(8, 8), (16, 9), (1, 5), (64, 64)])
+@pytest.mark.parametrize('area', [0.04, 0.25, 0.5, 0.9, 1.0])
+def test_centred_boxes(size, area):
+    """Area, place and proportions, cell by cell."""
+    boxes = centred_boxes(np.zeros((2, *size), np.uint8), area)
+    assert boxes.shape == (2, *size) and boxes.dtype == np.uint8
+    side = math.sqrt(area)
+    edges = [np.linspace(0, 1, length + 1) for length in size]
+    covered = [np.maximum(np.minimum(edge[1:], (1 + side) / 2)
+                          - np.maximum(edge[:-1], (1 - side) / 2), 0) * length
+               for edge, length in zip(edges, size)]
+    expected = 255 * np.outer(*covered)
+    for box in boxes:
+        np.testing.assert_allclose(box, expected, atol=0.5 + 1e-6)
+        assert box.mean() / 255 == pytest.approx(area, abs=0.5 / 255)
+
+
+def test_centred_boxes_of_the_masks_own_area():
+    masks = np.zeros((3, 8, 8), np.uint8)
+    masks[0, :2, :2] = 115  # foreground begins at 0.45 of 255
+    masks[1] = 114
+    masks[2, :, 4:] = 255
+    boxes = centred_boxes(masks, None)
+    np.testing.assert_allclose(boxes.mean((1, 2)) / 255, [4 / 64, 0, 0.5], atol=1 / 255)
+    assert (boxes[0][3:5, 3:5] == 255).all() and boxes[0].sum() == 4 * 255

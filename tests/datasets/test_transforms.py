@@ -147,7 +147,8 @@ def test_min_visible():
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(grid_size=0), 'grid_size'), (dict(grid_size=(1, 2, 3)), 'grid_size'),
+    (dict(grid_size=0), 'grid_size'), (dict(grid_size=1), 'grid_size 1 leaves nothing'),
+    (dict(grid_size=(1, 2, 3)), 'grid_size'),
     (dict(grid_size=7, mask_values='soft'), 'soft'), (dict(grid_size=7, min_visible=0), 'visible')])
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):

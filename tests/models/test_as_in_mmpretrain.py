@@ -76,3 +76,15 @@ def test_the_momentum_encoder_starts_as_a_copy_and_is_not_trained(counts):
     assert all(torch.equal(one, other) for one, other in zip(online, momentum))
     assert all(one.grad is not None and other.grad is None for one, other in zip(online, momentum))
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(24))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_what_is_drawn_later_is_the_same_with_masks_and_without(name):
+    """So arms of the same seed stay paired, whatever a model draws."""
+    states = []
+    for counts in (COUNTS, [None] * 4):
+        model = MODELS[name]()
+        torch.manual_seed(0)
+        model(**batch(name, counts), mode='loss')
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from tiny_models import mae, samples, views
+from tiny_runs import config, different, train
+from tiny_stores import make_store
 
 from freeatm_mm.models import AttentionGuidedMaskGenerator
 from freeatm_mm.models.mae import foreground_masked, num_kept
@@ -51,7 +53,7 @@ def test_without_masks_it_is_mmpretrains_mae_bit_for_bit(data):
 @pytest.mark.parametrize('length, masked', [(196, 147), (16, 12), (64, 48)])
 def test_exact_counts(length, masked, beta):
     torch.manual_seed(0)
-    scores = torch.rand(32, length)
+    scores = torch.rand(32, length).argsort(dim=1) / length  # all different
     order = AttentionGuidedMaskGenerator()(scores, masked, beta)
     assert torch.equal(order.sort(dim=1).values, torch.arange(length).expand(32, -1))
     hidden = torch.zeros(32, length, dtype=torch.bool).scatter_(1, order[:, -masked:], True)
@@ -78,18 +80,108 @@ def test_the_rest_is_random():
     np.testing.assert_allclose(hidden[:10], 6 / 10, atol=0.04)  # five standard deviations
 
 
-def test_any_numbers_are_scores():
-    """Negative, tiny, huge, equal: the highest are hidden."""
+def test_any_finite_numbers_are_scores():
+    """Negative, tiny, huge, equal: the highest are hidden, up to a step of the image's range."""
     random = np.random.default_rng(0)
     scores = random.normal(size=(64, 20)).astype(np.float32)
-    scores *= 10.0 ** random.integers(-30, 30, scores.shape)
-    scores[:, ::4] = [[0.0, -0.0, 1e-40, -1e-40, np.inf]]
+    scores *= 10.0 ** random.integers(-30, 30, (64, 1))
+    scores[:, ::4] = [[0.0, -0.0, 1e-40, -1e-40, 1e-30]]
     scores[32:] = np.round(random.normal(size=(32, 20)))  # many equal ones
     order = AttentionGuidedMaskGenerator()(torch.from_numpy(scores), 7, 1.0).numpy()
     hidden = np.take_along_axis(scores, order[:, -7:], 1)
     visible = np.take_along_axis(scores, order[:, :-7], 1)
     assert (np.sort(order, 1) == np.arange(20)).all()
-    assert (hidden.min(1) >= visible.max(1)).all()
+    assert (hidden.min(1) >= visible.max(1) - np.ptp(scores, 1) / 9_999).all()
+
+
+def hidden_patches(scores, masked, beta, seed=0):
+    """(B, L) which are hidden."""
+    torch.manual_seed(seed)
+    order = AttentionGuidedMaskGenerator()(scores, masked, beta)
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order[:, -masked:], True)
+
+
+def maes_hidden_patches(shape, masked, seed=0):
+    """The same of mmpretrain's own `random_masking`."""
+    torch.manual_seed(seed)
+    backbone, tokens = mae(stock=True, seed=seed).backbone, torch.zeros(*shape, 1)
+    torch.manual_seed(seed)
+    return backbone.random_masking(tokens, masked / shape[1])[1].bool()
+
+
+@pytest.mark.parametrize('length, masked', [(196, 147), (16, 12), (64, 48)])
+def test_chance_is_the_draw_of_maes_own_masking(length, masked):
+    """At beta 0 all is as in the baseline; above, what chance decides follows the same draw."""
+    scores = torch.rand(64, length).argsort(dim=1) / length
+    expected = maes_hidden_patches(scores.shape, masked)
+    assert torch.equal(hidden_patches(scores, masked, 0.0), expected)
+    assert torch.equal(hidden_patches(torch.full_like(scores, 0.3), masked, 0.8), expected)
+    guided = hidden_patches(scores, masked, 0.5)
+    chosen = scores >= scores.sort(dim=1, descending=True).values[:, masked // 2 - 1:masked // 2]
+    assert chosen.sum(1).eq(masked // 2).all() and guided[chosen].all()
+    torch.manual_seed(0)
+    noise = torch.rand(scores.shape).masked_fill(chosen, 2.0)
+    assert torch.equal(guided, noise >= noise.sort(dim=1, descending=True).values[
+        :, masked - 1:masked])
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.01, 0.8])
+def test_what_is_drawn_after_the_masks_is_the_same_in_both_arms(beta):
+    torch.manual_seed(0)
+    torch.rand(8, 64)
+    expected = torch.rand(3)
+    hidden_patches(torch.rand(8, 64), 48, beta)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_at_beta_0_a_training_step_is_the_baselines_bit_for_bit(hub):
+    """Loss, gradients, hidden patches, with masks in the batch; and what is drawn later."""
+    at(hub, 0)
+    results = []
+    for data in (samples([2, None, 1, 0], number=1), None):
+        model = mae(seed=1)
+        torch.manual_seed(5)
+        loss = model.loss(views(4)[0], data)['loss']
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters() if p.requires_grad),
+                        torch.rand(2)])
+    assert all(torch.equal(one, other) for one, other in zip(*results))
+
+
+def test_with_a_ceiling_of_0_a_whole_training_is_the_baselines(tmp_path):
+    store = make_store(tmp_path / 'store', count=20)
+    states = []
+    for name, changes in (('guided', {'model.mask_generator': dict(
+            type='AttentionGuidedMaskGenerator', ceiling=0)}),
+                          ('baseline', {'train_dataloader.dataset.masks': False})):
+        states.append(train(config(store, tmp_path / name, 'mae', **changes), f'paired-{name}'))
+    assert different(*states) == []
+
+
+@pytest.mark.parametrize('beta', [0.1, 0.5, 0.8])
+def test_rounding_does_not_order_equal_scores(beta):
+    """Scores equal in exact arithmetic, off by 1e-7 as other processors' sums are."""
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randint(0, 21, (300, 196), generator=generator) / 20 * 0.003 + 0.001
+    for seed in range(3):
+        noise = torch.rand(exact.shape, generator=generator) * 2 - 1
+        rounded = exact * (1 + 2e-7 * noise)
+        assert not torch.equal(rounded, exact)
+        assert torch.equal(hidden_patches(rounded, 147, beta, seed),
+                           hidden_patches(exact, 147, beta, seed))
+
+
+def test_a_range_of_rounding_errors_is_none():
+    """Masks that add up to the same everywhere, but for rounding: as without a mask."""
+    scores = 1 + (torch.rand(64, 196) - 0.5) * 2e-7
+    assert len(scores.unique()) > 1
+    assert torch.equal(hidden_patches(scores, 147, 0.8), maes_hidden_patches((64, 196), 147))
+
+
+def test_small_ranges_count():
+    """The attention of all nouns together may differ little from patch to patch."""
+    scores = 0.02 + torch.arange(64.).expand(5, -1) * 1e-5
+    assert hidden_patches(scores, 48, 1.0)[:, 16:].all()
 
 
 @pytest.mark.parametrize('is_cpu', [True, False])
@@ -108,14 +200,32 @@ def test_selection_is_the_same_with_numpy_and_torch(monkeypatch, is_cpu):
 
 def test_nothing_to_hide():
     order = AttentionGuidedMaskGenerator()(torch.rand(3, 5), 0, 0.8)
-    assert torch.equal(order, torch.arange(5).expand(3, -1))
+    assert torch.equal(order.sort(dim=1).values, torch.arange(5).expand(3, -1))
 
 
 def test_ties_are_broken_at_random():
-    torch.manual_seed(0)
-    order = AttentionGuidedMaskGenerator()(torch.zeros(4000, 16), 12, 0.8)
-    hidden = torch.zeros(4000, 16).scatter_(1, order[:, -12:], 1.0).mean(0)
-    np.testing.assert_allclose(hidden, 0.75, atol=0.035)
+    """Of equal scores each is as likely; and those not chosen are hidden as any others are.
+
+    Half of the patches share the highest score; of 8 to be hidden 4 are chosen among them, the
+    other 4 are any of the 12 that are left.
+    """
+    scores = torch.zeros(40_000, 16)
+    scores[:, 1::2] = 1
+    shares = hidden_patches(scores, 8, 0.5).float().mean(0)
+    np.testing.assert_allclose(shares[1::2], 4 / 8 + 4 / 8 * 4 / 12, atol=0.012)  # 5 deviations
+    np.testing.assert_allclose(shares[::2], 4 / 12, atol=0.012)
+
+
+def test_pairs_of_tied_patches_are_as_likely():
+    """Which two of six are chosen: all fifteen pairs."""
+    scores = torch.zeros(30_000, 16)
+    scores[:, 10:] = 1
+    hidden = hidden_patches(scores, 2, 1.0)
+    assert not hidden[:, :10].any()
+    codes = (hidden[:, 10:] * 2 ** torch.arange(6)).sum(1)
+    counts = torch.unique(codes, return_counts=True)[1]
+    assert len(counts) == 15
+    assert ((counts - 2000) ** 2 / 2000).sum() < 40  # chi square, 14 degrees of freedom
 
 
 @pytest.mark.parametrize('schedule, expected', [
@@ -218,3 +328,48 @@ def test_bad_arguments():
     wide[0].masks = wide[0].masks.reshape(1, 1, 2, 8)  # as many cells as there are patches
     with pytest.raises(ValueError, match=r'2x8.*4x4.*grid_size'):
         mae().loss(views(1)[0], wide)
+
+
+ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
+
+
+def other_mae(size, patch, neck=None, head=None, arch=ARCH):
+    """A MAE of another size, with entries of neck and head that fit unless given."""
+    return mae(
+        backbone=dict(type='FreeATMMAEViT', img_size=size, patch_size=patch, arch=arch),
+        neck=dict(dict(type='MAEPretrainDecoder', num_patches=(size // patch)**2, patch_size=patch,
+                       embed_dim=24, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+                  **neck or {}),
+        head=dict(dict(type='MAEPretrainHead', norm_pix=True, patch_size=patch, loss=dict(
+            type='PixelReconstructionLoss', criterion='L2')), **head or {}))
+
+
+@pytest.mark.parametrize('size, patch', [(48, 8), (64, 16), (30, 5)])
+def test_other_sizes(hub, size, patch):
+    at(hub, 50)
+    grid = size // patch
+    losses = other_mae(size, patch).loss(torch.randn(4, 3, size, size),
+                                         samples([2, None, 1, 0], grid=grid, number=1))
+    assert losses['loss'].isfinite() and losses['beta'] > 0
+
+
+@pytest.mark.parametrize('neck, head, message', [
+    (dict(num_patches=196), None, r'set neck.num_patches=36 \(not 196\)'),
+    (dict(embed_dim=768), None, r'neck.embed_dim=24 \(not 768\)'),
+    (dict(patch_size=16), None, r'neck.patch_size=8 \(not 16\)'),
+    (None, dict(patch_size=16), r'head.patch_size=8 \(not 16\)'),
+    (dict(num_patches=196, embed_dim=768, patch_size=16), dict(patch_size=16),
+     'num_patches=36.*embed_dim=24.*head.patch_size=8.*neck.patch_size=8.*grid_size=6'),
+])
+def test_entries_that_contradict_each_other_are_named(neck, head, message):
+    with pytest.raises(ValueError, match=message):
+        other_mae(48, 8, neck, head)
+
+
+def test_sizes_that_mae_cannot_have_are_told():
+    for size, patch in (((32, 48), 8), (36, 8)):
+        with pytest.raises(ValueError, match='square and a multiple'):
+            mae(backbone=dict(type='FreeATMMAEViT', img_size=size, patch_size=patch, arch=ARCH))
+    for data in (None, samples([1, 1], grid=4, number=1)):
+        with pytest.raises(ValueError, match='48x48.*img_size is 32x32: set scale'):
+            mae().loss(torch.randn(2, 3, 48, 48), data)

@@ -184,7 +184,7 @@ def test_other_nouns_with_a_queue_of_the_same_noun_only():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="negatives 'some'"):
         moco(negatives='some')
-    with pytest.raises(TypeError, match="type='InstancePoolNeck', neck='MoCoV2Neck'"):
+    with pytest.raises(TypeError, match="type='FreeATMMoCoV2Neck'"):
         moco(neck=dict(type='MoCoV2Neck', in_channels=8, hid_channels=8, out_channels=6))
 
 
