@@ -10,6 +10,8 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # another one before Python 3.11
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
@@ -279,8 +281,8 @@ class ServerModel:
             raise LanguageModelError("OpenAI's server needs a key: set OPENAI_API_KEY, or name "
                                      'another server with --server')
         try:
-            if address and (urlsplit(address).scheme not in ('http', 'https')
-                            or not urlsplit(address).hostname):
+            parts = urlsplit(address or 'https://openai')
+            if parts.scheme not in ('http', 'https') or not parts.hostname or parts.port == 0:
                 raise ValueError
             if not (key or 'none').isascii():
                 raise LanguageModelError('the key in OPENAI_API_KEY holds a character that no key '
@@ -304,7 +306,7 @@ class ServerModel:
         """
         pending: deque[Future] = deque()
         loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread = threading.Thread(target=loop.run_forever, name='language model', daemon=True)
         thread.start()
 
         async def begin() -> tuple[Any, asyncio.Semaphore]:
@@ -329,10 +331,12 @@ class ServerModel:
             while pending:
                 yield pending.popleft().result()
         finally:
-            try:
+            with suppress(TimeoutError, FutureTimeoutError):
                 asyncio.run_coroutine_threadsafe(end(), loop).result(timeout=10)
-            finally:
-                loop.call_soon_threadsafe(loop.stop)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(10)
+            if not thread.is_alive():
+                loop.close()
 
     async def _answer_all(self, client: Any, gate: asyncio.Semaphore,
                           group: Sequence[Request]) -> list[Answer]:

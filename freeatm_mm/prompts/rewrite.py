@@ -195,6 +195,11 @@ def rewrite_batches(records: Iterable[PromptRecord], model: LanguageModel, seen:
             raise LanguageModelError(
                 f'the last {hopeless} requests gave no usable prompt ({_last_words(answers[-1])}); '
                 'look at the model, then run the same command to go on')
+        if prices.budget is not None and any(
+                answer.text is not None and None in (answer.tokens_in, answer.tokens_out)
+                for answer in answers):
+            raise LanguageModelError("the server doesn't count tokens, so that a budget can't be "
+                                     'kept; what was done is kept: go on without --budget')
         if prices.budget is not None and spent >= prices.budget:
             raise LanguageModelError(f'the budget of {prices.budget:g} dollars is spent '
                                      f'({spent:.4f}); what was done is kept: go on with a larger '
