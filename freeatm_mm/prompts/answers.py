@@ -30,7 +30,7 @@ _THOUGHT_TAG = re.compile(
 _CHANNEL = re.compile(r'<\|channel\|>\s*(\w+)[^<]{0,80}<\|message\|>')
 _CHANNEL_END = re.compile(r'<\|(?:end|return|call|start)\|>')
 # gpt-oss once its special tokens have been taken out.
-_BARE_CHANNELS = re.compile(r'(?:assistant)?\s?(?:analysis|commentary)(?=\W|[A-Z])')
+_BARE_CHANNELS = re.compile(r'(?:assistant)?\s?(?:analysis|commentary)(?=[\W\dA-Z])')
 _BARE_FINAL = re.compile(r'assistant\s?final')
 _ANSWER_TAG = re.compile(
     r'<(/?)(?:answer|final|final_answer|output|response|result|solution)>'
@@ -289,14 +289,14 @@ def _from_lines(text: str, count: int, cut: bool) -> list[str | None]:
 
 
 def _runs(lines: Iterable[str]) -> list[dict[int, str]]:
-    """The numbered lists among the lines; a list ends where its numbers start again."""
+    """The numbered lists among the lines; a list ends where one of its numbers comes again."""
     runs: list[dict[int, str]] = []
     last: int | None = None
     blank = False
     for line in lines:
         number, rest = _numbered(line)
         if number is not None:
-            if not runs or number in runs[-1] or number < max(runs[-1]):
+            if not runs or number in runs[-1]:
                 runs.append({})
             runs[-1][number] = rest
             last, blank = number, False

@@ -23,7 +23,7 @@ from .reading import load_json
 from .record import PromptRecord
 from .seen import SeenTexts
 
-__all__ = ['Batch', 'Report', 'SeenTexts', 'journal_path', 'write_batches']
+__all__ = ['Batch', 'Report', 'SeenTexts', 'check_target', 'journal_path', 'write_batches']
 
 #: The longest line of a journal, in bytes: a batch's records.
 LONGEST_LINE = 1 << 28
@@ -81,6 +81,22 @@ def journal_path(path: str | Path) -> Path:
     return path.with_name(path.name + '.journal')
 
 
+def check_target(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse a file to write that is there already, or that is a folder, a pipe or a device.
+
+    Raises:
+        FileExistsError: If it is there and ``overwrite`` is not given.
+        ValueError: If it is no regular file. (A link is replaced, not written through.)
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        if not overwrite:
+            raise FileExistsError(f'{path} exists already; remove it, name another file or pass '
+                                  '--overwrite')
+        if not path.is_symlink() and not path.is_file():
+            raise ValueError(f'{path} is no regular file and is not replaced; name another file')
+
+
 def write_batches(path: str | Path, settings: dict[str, Any],
                   batches: Callable[[int, SeenTexts, Counter], Iterable[Batch]],
                   overwrite: bool = False, skip_doubled: bool = False) -> Report:
@@ -105,12 +121,7 @@ def write_batches(path: str | Path, settings: dict[str, Any],
     """
     path = Path(path)
     journal = journal_path(path)
-    if os.path.lexists(path):
-        if not overwrite:
-            raise FileExistsError(f'{path} exists already; remove it, name another file or pass '
-                                  '--overwrite')
-        if not path.is_symlink() and not path.is_file():
-            raise ValueError(f'{path} is no regular file and is not replaced; name another file')
+    check_target(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     counts: Counter = Counter()
