@@ -114,8 +114,10 @@ def _tagged(text: str) -> str:
 
 _SPACES = re.compile(r'[^\S\n]{100,}')
 _FENCE = re.compile(r'^[ \t]*(?:```|~~~)[^\n]*$', re.MULTILINE)
-_TEXT_KEYS = ('sentence', 'prompt', 'text', 'rewritten', 'rewrite', 'rewritten_prompt', 'caption',
-              'description', 'output', 'content', 'answer', 'result', 'line', 'value')
+# What was made comes before what it may have been made of.
+_TEXT_KEYS = ('rewritten', 'rewritten_prompt', 'rewritten_sentence', 'rewrite', 'new_prompt',
+              'output', 'result', 'answer', 'sentence', 'prompt', 'text', 'caption', 'description',
+              'content', 'line', 'value')
 _NUMBER_KEYS = ('number', 'num', 'no', 'n', 'id', 'index', 'idx', 'key', 'line_number', 'line')
 _STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"\s*(?=[,\]])')
 
@@ -241,7 +243,7 @@ _OPENING = re.compile(
     r'the following|these are|as requested|rewritten|final|answer|i (?:have|will)|i\'ll|'
     r'understood|got it|no problem|happy to)\b', re.IGNORECASE)
 _CLOSING = re.compile(
-    r"(?:let me know|(?:i )?hope (?:this|these|that)|feel free|please (?:note|let)|note\b|"
+    r'(?:let me know|(?:i )?hope (?:this|these|that)|feel free|please (?:note|let)|note\b|'
     r'notes\b|these (?:prompts|sentences|descriptions)|would you like|if you(?:\'d| would| need|'
     r' want)|do you want|is there anything|enjoy|each (?:sentence|prompt|line)|all (?:sentences|'
     r'prompts|terms)|good luck|happy )', re.IGNORECASE)

@@ -37,18 +37,20 @@ _NEVER |= frozenset("quot nbsp apos http https www com org html htm jpg jpeg png
                     "px dpi vs etc eg ie aka feat ft vol pt ii iii iv vi vii viii ix xi xii xiii "
                     "xiv xv xvi xvii xviii xix xx sic n/a lol omg o'clock y'all "
                     "mr mrs ms dr st ph usd eur".split())
-_UNITS = frozenset('mm cm dm km nm um mg kg kgs lb lbs oz ml cl ltr ft inch inches yd mi mph kmh kph '
-                   'hp hz khz mhz ghz kb mb gb tb mp mpx fps px dpi pt sq th st nd rd am pm bc ad '
-                   'bce ce usd eur gbp hrs hr min mins sec secs yrs yr'.split())
+_UNITS = frozenset(
+    'mm cm dm km nm um mg kg kgs lb lbs oz ml cl ltr ft inch inches yd mi mph kmh kph hp hz khz '
+    'mhz ghz kb mb gb tb mp mpx fps px dpi pt sq th st nd rd am pm bc ad bce ce usd eur gbp hrs '
+    'hr min mins sec secs yrs yr'.split())
 # What is no word of a language, as it stands between spaces.
 _NO_WORDS = re.compile(
     r'[^\s\w]{0,3}(?:'
     r'(?:https?:|www\.)\S*'                                    # an address
     r'|[#@]\w\S*'                                              # a hashtag, a user
     r'|[\w.+-]{1,64}@[\w-]\S*'                                # a mail address
-    r'|[\w-]{1,64}\.(?:com|net|org|edu|gov|info|biz|io|co|ru|de|fr|uk|us|eu|it|es|nl|pl|jp|cn|ca'
-    r'|au|in|br|tv|me|ly|blog|shop|html?|php|aspx?|jpe?g|png|gif|webp|tiff?|bmp|svg|raw|cr2|nef|'
-    r'heic|mp4|mov|avi|pdf|zip|txt|docx?|pptx?|psd)(?:[/?#:]\S*)?(?![\w-])'   # a domain, a file
+    # A domain or a file; not "a dog.It sits".
+    r'|[\w-]{1,64}\.(?:(?-i:com|net|org|edu|gov|info|biz|co|ru|de|fr|uk|eu|nl|pl|jp|cn|tv|ly|blog|'
+    r'shop)|html?|php|aspx?|jpe?g|png|gif|webp|tiff?|bmp|svg|raw|cr2|nef|heic|mp4|mov|avi|pdf|zip|'
+    r'txt|docx?|pptx?|psd)(?:[/?#:.]\S*)?(?![\w-])'
     r'|[A-Za-z]:\\\S*|\\\\\S+|~?/[\w.-]+/\S*'                  # a path
     r'|\S{0,40}?%[0-9A-Fa-f]{2}\S{0,40}?%[0-9A-Fa-f]{2}\S*'     # percent-encoding
     r'|(?=\w*\d)(?=\w*_)\w+'                                  # IMG_2034
@@ -60,11 +62,10 @@ _NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\u
                         '\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]')
 # Small words by which a caption's language is told; none of the first is an English word.
 _FOREIGN = frozenset(
-    'un une le les des du et avec dans sur aux ses der das und ein eine einem einen einer eines mit '
-    'auf im vor dem den zum zur ist von für über el los las una en del al y se su unos para il lo '
-    'gli di della nel nella sul sulla e alla dei delle um uma os em na nas com pelo een het met op '
-    'aan bij van de la och ett på med som til og på av den i är en er w z na się ve bir di dan yang '
-    'pada dengan của và trên với một'.split()) - frozenset(('i', 'e', 'y', 'w', 'z', 'van', 'er'))
+    'un une le les des du et avec dans sur aux ses der das und ein eine einem einen einer eines '
+    'mit auf im vor dem zum zur ist von für über el los las una del al se su unos para il lo gli '
+    'di della nel nella sul sulla alla dei delle um uma os em na nas pelo een het aan bij van de '
+    'la och ett på med som til og på av är się ve bir yang pada dengan của và trên với một'.split())
 _ENGLISH = frozenset('a an the of in on at with and is are to for by from his her their this that '
                      'near under over next while it its as has two'.split())
 # What a noun may follow directly.

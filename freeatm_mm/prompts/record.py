@@ -90,7 +90,8 @@ class PromptRecord:
             if not 0 <= noun.start < noun.end <= len(self.prompt):
                 raise ValueError(
                     f'prompt {self.id!r}: the span {noun.start}:{noun.end} of noun '
-                    f'{excerpt(noun.text)} lies outside the prompt, which has {len(self.prompt)} characters')
+                    f'{excerpt(noun.text)} lies outside the prompt, which has {len(self.prompt)} '
+                    'characters')
             found = self.prompt[noun.start:noun.end]
             if found != noun.text:
                 raise ValueError(f'prompt {self.id!r}: the span {noun.start}:{noun.end} holds '
@@ -115,7 +116,8 @@ class PromptRecord:
                 raise ValueError(f'a prompt record needs the string field {field!r}')
         if len(value['prompt']) > LONGEST_PROMPT:
             raise ValueError(f'prompt {excerpt(value["id"])}: has {len(value["prompt"]):,} '
-                             f'characters, more than {LONGEST_PROMPT:,}; no text encoder reads them')
+                             f'characters, more than {LONGEST_PROMPT:,}; no text encoder reads '
+                             'them')
         if not isinstance(value.get('source') or '', str):
             raise ValueError(f'prompt {excerpt(value["id"])}: source must be a string')
         nouns = value.get('nouns', [])

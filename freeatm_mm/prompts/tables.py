@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -425,7 +425,8 @@ def _unquoted(cell: str) -> str:
     return cell
 
 
-def _csv_cells(file: BinaryIO, name: Path, mark: str) -> Iterator[tuple[int, list[str] | None, str]]:
+def _csv_cells(file: BinaryIO, name: Path,
+               mark: str) -> Iterator[tuple[int, list[str] | None, str]]:
     """The rows of a CSV file, in which a quoted cell may have several lines."""
     lines = read_lines(file, name, LONGEST_ROW)
     waiting: deque[tuple[int, bytes | None]] = deque()

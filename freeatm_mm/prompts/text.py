@@ -12,11 +12,11 @@ _ENTITY = re.compile(r'&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]
 _TORN_ENTITY = re.compile(r'&\s?(amp|quot|lt|gt|nbsp|apos|#0?39)(?:\s?;|(?![A-Za-z0-9=]))')
 _PERSON = re.compile(r'<\s?PERSON\s?>')
 _COMMENT = re.compile(r'<!--[^<>]{0,1000}-->|<!\[CDATA\[|\]\]>|<\?xml[^<>]{0,200}\?>')
-_INLINE = 'a abbr b bdi bdo big cite code em font i ins kbd mark q s small span strike strong sub ' \
-          'sup tt u'.split()
-_BLOCK = 'article blockquote body br center dd del div dl dt figcaption figure h1 h2 h3 h4 h5 h6 ' \
-         'head hr html iframe img input label li link meta ol p pre script section style table ' \
-         'tbody td th thead tr ul'.split()
+_INLINE = ('a abbr b bdi bdo big cite code em font i ins kbd mark q s small span strike strong sub '
+           'sup tt u').split()
+_BLOCK = ('article blockquote body br center dd del div dl dt figcaption figure h1 h2 h3 h4 h5 h6 '
+          'head hr html iframe img input label li link meta ol p pre script section style table '
+          'tbody td th thead tr ul').split()
 _TAG = re.compile(rf'</?({"|".join(_INLINE + _BLOCK)})(?:\s[^<>]{{0,1000}})?\s?/?>', re.IGNORECASE)
 _ESCAPED_BREAK = re.compile(r'\\[nrt]')
 _FOLDER = re.compile(r'\b[A-Za-z]:\\')

@@ -60,7 +60,8 @@ def test_lists_are_read_in_any_dress(form):
     {f'prompt_{n}': text for n, text in enumerate(SENTENCES, 1)},
     {'result': {'sentences': [{'sentence': text} for text in SENTENCES]}},
     [f'{n}. {text}' for n, text in enumerate(SENTENCES, 1)],
-    [{'input': 'a dog', 'output': text} for text in SENTENCES]])
+    [{'input': 'a dog', 'output': text} for text in SENTENCES],
+    [{'prompt': 'a dog', 'rewritten': text} for text in SENTENCES]])
 def test_json_is_read(value):
     for indent in (None, 2):
         body = json.dumps(value, indent=indent)
@@ -100,9 +101,11 @@ def test_what_counts(text, expected):
 
 @pytest.mark.parametrize('text', [
     'A wet dog runs home', '"A wet dog runs home"', 'Sure!\n\nA wet dog runs home\n\nHope so',
-    'Here is the prompt:\n**A wet dog runs home**', '1. A wet dog runs home', '- A wet dog runs home',
+    'Here is the prompt:\n**A wet dog runs home**', '1. A wet dog runs home',
+    '- A wet dog runs home',
     '<think>hm</think>A wet dog runs home', '{"prompt": "A wet dog runs home"}',
-    '["A wet dog runs home"]', '1. A wet dog runs home\n2. Another one', 'Prompt: A wet dog runs home'])
+    '["A wet dog runs home"]', '1. A wet dog runs home\n2. Another one',
+    'Prompt: A wet dog runs home'])
 def test_one_sentence_needs_no_number(text):
     assert read_sentences(text, 1) == SENTENCES[:1]
 
@@ -140,9 +143,9 @@ def test_long_answers_take_bounded_time(piece):
 
 
 PIECES = st.sampled_from([
-    *'0123456789.,:;()[]{}<>|"\'“”*_`#-–•\\/\n\r\t ', '\n1. ', '\n2) ', '<think>', '</think>', '```',
-    '{"1": "', '", "', '"]', 'a dog', 'Sure!', '<|channel|>', 'final', '<|message|>', '\ufeff',
-    '\u200b', '1️⃣', '①', '&amp;', '<answer>', '</answer>', '\ud83d', '犬', '\u2028'])
+    *'0123456789.,:;()[]{}<>|"\'“”*_`#-–•\\/\n\r\t ', '\n1. ', '\n2) ', '<think>',
+    '</think>', '```', '{"1": "', '", "', '"]', 'a dog', 'Sure!', '<|channel|>', 'final', '<|message|>',
+    '\ufeff', '\u200b', '1️⃣', '①', '&amp;', '<answer>', '</answer>', '\ud83d', '犬', '\u2028'])
 
 
 @examples(500)

@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 
 import pytest
-
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -281,7 +280,8 @@ def test_folders_of_img2dataset(tmp_path):
     (folder / '00000').mkdir(parents=True)
     elsewhere.write_text('a secret')
     for name, content in (('00000/0.txt', b'a dog\nand a ball'), ('00000/1.json',
-                          b'{"caption": "a cat"}'), ('00000/1.txt', b'a cat'), ('00000/1.jpg', b'j'),
+                          b'{"caption": "a cat"}'), ('00000/1.txt', b'a cat'),
+                          ('00000/1.jpg', b'j'),
                           ('00000_stats.json', b'{}'), ('00001.tar', SHARD), ('bad.tar', b'no')):
         (folder / name).write_bytes(content)
     (folder / 'link.txt').symlink_to(elsewhere)

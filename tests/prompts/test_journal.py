@@ -146,7 +146,7 @@ def test_the_file_is_plain_json_lines(tmp_path):
     (b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1"}]}\n',
      'line 2: damaged .*prompt'),
     (b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1", "prompt": "a dog", '
-     b'"nouns": [{"text": "cat", "start": 2, "end": 5}]}]}\n', "line 2: damaged .*not the noun"),
+     b'"nouns": [{"text": "cat", "start": 2, "end": 5}]}]}\n', 'line 2: damaged .*not the noun'),
     (b'{"settings": 5}\n', 'line 1: damaged'), (b'[]\n', 'line 1: damaged'),
     (b'my only copy of something', 'line 1: damaged, or no journal'),
     (b'x' * (1 << 21), 'line 1: damaged, or no journal'),

@@ -13,7 +13,8 @@ from freeatm_mm.prompts.text import clean_text, without_invisible
 
 @pytest.mark.parametrize('text, clean', [
     ('rock &amp; roll', 'rock & roll'), ('&amp;quot;x&amp;quot;', '"x"'), ('AT&T', 'AT&T'),
-    ('a & amp ; b', 'a & b'), ('x &quot y', 'x " y'), ('&nbsp;a&nbsp;', 'a'), ('&#39;s &#x27;', "'s '"),
+    ('a & amp ; b', 'a & b'), ('x &quot y', 'x " y'), ('&nbsp;a&nbsp;', 'a'),
+    ('&#39;s &#x27;', "'s '"),
     ('?a=1&lt=3', '?a=1&lt=3'), ('&unknown; &;', '&unknown; &;'), ('&#55357;&#0;', '\ufffd\ufffd'),
     ('&lt;b&gt;dog&lt;/b&gt;', 'dog'), ('a<br/>b<BR>c', 'a b c'), ('<p class="x">a</p>', 'a'),
     ('<!-- x -->a', 'a'), ('<3 a dog < b > c', '<3 a dog < b > c'), ('<start> a', '<start> a'),
@@ -28,8 +29,9 @@ def test_texts_are_cleaned(text, clean):
 
 @examples(300)
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(
-    ['&', 'amp', ';', '#', '3', '<', '>', '/', 'b', 'br', ' ', '\\', 'n', '[sic]', '\u200d', '\u200b',
-     '👩', 'a', '\u0301', '\x00', '\ud83d', '&lt;', '&amp;', 'PERSON', '\ufeff', '\u202e']),
+    ['&', 'amp', ';', '#', '3', '<', '>', '/', 'b', 'br', ' ', '\\', 'n', '[sic]', '\u200d',
+     '\u200b', '👩', 'a', '\u0301', '\x00', '\ud83d', '&lt;', '&amp;', 'PERSON', '\ufeff',
+     '\u202e']),
     max_size=30).map(''.join)))
 def test_cleaned_text_is_one_line_of_what_can_be_seen(text):
     clean = clean_text(text)
