@@ -144,7 +144,8 @@ def test_long_answers_take_bounded_time(piece):
 
 PIECES = st.sampled_from([
     *'0123456789.,:;()[]{}<>|"\'“”*_`#-–•\\/\n\r\t ', '\n1. ', '\n2) ', '<think>',
-    '</think>', '```', '{"1": "', '", "', '"]', 'a dog', 'Sure!', '<|channel|>', 'final', '<|message|>',
+    '</think>', '```', '{"1": "', '", "', '"]', 'a dog', 'Sure!', '<|channel|>', 'final',
+    '<|message|>',
     '\ufeff', '\u200b', '1️⃣', '①', '&amp;', '<answer>', '</answer>', '\ud83d', '犬', '\u2028'])
 
 
