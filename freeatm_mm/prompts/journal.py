@@ -2,18 +2,21 @@
 
 While a run goes on, its records lie in a journal beside the file to write, one JSON object a line:
 first the run's settings, then a line for each batch, with the batch's records, what was counted,
-and how far the source has been read. A line is written and flushed to disk as a whole; a torn last
-line is cut off. Only when the source has ended are the records copied to the file itself, at once.
+how far the source has been read, and a digest of the line. A line is written and flushed to disk as
+a whole; a torn last line is cut off. Only when the source has ended are the records copied to the
+file itself, at once.
 """
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +30,7 @@ __all__ = ['Batch', 'Report', 'SeenTexts', 'check_target', 'journal_path', 'writ
 
 #: The longest line of a journal, in bytes: a batch's records.
 LONGEST_LINE = 1 << 28
+_CHECK = re.compile(rb', "check": "([0-9a-f]{16})"}\n$')
 #: The longest first line, in bytes: the settings.
 LONGEST_SETTINGS = 1 << 20
 
@@ -180,9 +184,20 @@ def _lock(file: Any, journal: Path) -> None:
 
 
 def _append(file: Any, value: dict) -> None:
-    file.write((json.dumps(value, ensure_ascii=False) + '\n').encode())
+    text = json.dumps(value, ensure_ascii=False).encode()
+    file.write(text[:-1] + b', "check": "' + _digest(text) + b'"}\n')
     file.flush()
     os.fsync(file.fileno())
+
+
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=8).hexdigest().encode()
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line is as it was written, by the digest at its end."""
+    check = _CHECK.search(line, max(0, len(line) - 64))
+    return check is not None and _digest(line[:check.start()] + b'}') == check[1]
 
 
 def _lines(file: Any, skip_settings: bool) -> Iterator[dict]:
@@ -208,6 +223,7 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
     """Cut off a torn line, check the settings and count what a journal holds."""
     file.seek(0)
     read = written = end = 0
+    checked = False
     number = 0
     while line := file.readline(LONGEST_LINE if number else LONGEST_SETTINGS):
         number += 1
@@ -219,6 +235,10 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
             break
         try:
             value = load_json(line)
+            if number == 1:
+                checked = 'check' in value or b'check' in line  # older journals have none
+            if checked and not _is_whole(line):
+                raise ValueError('other bytes than were written')
             if number == 1:
                 old = value['settings']
                 if old != settings:

@@ -1,7 +1,6 @@
 """The journal: nothing lost, nothing twice, wherever a run is stopped."""
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 
@@ -204,17 +203,46 @@ def test_doubled_ids_are_left_out_on_request(tmp_path):
     assert report.counts == {'nouns': 3, 'skipped: its id came before': 1} and report.records == 3
 
 
-@examples(200)
-@given(st.integers(0, 900), st.binary(max_size=6), st.booleans())
-def test_any_damage_is_named_or_made_good(tmp_path_factory, place, put, cut):
-    """Bytes of a journal replaced or cut off: a sentence, or a file of exact records."""
-    folder = tmp_path_factory.mktemp('damage')
-    path = folder / 'prompts.jsonl'
+@pytest.fixture(scope='module')
+def unfinished(tmp_path_factory):
+    """A journal, and the file that it leads to."""
+    path = tmp_path_factory.mktemp('unfinished') / 'prompts.jsonl'
     with pytest.raises(Stop):
-        write_batches(path, {}, numbers(stop_after=6))
-    content = journal_path(path).read_bytes()
-    journal_path(path).write_bytes(content[:place] + put + (b'' if cut else
-                                                            content[place + len(put):]))
-    with contextlib.suppress(ValueError):
-        write_batches(path, {}, numbers())
-        list(read_prompts(path))
+        write_batches(path, {'seed': 0}, numbers(stop_after=6))
+    journal = journal_path(path).read_bytes()
+    write_batches(path, {'seed': 0}, numbers())
+    return journal, path.read_bytes()
+
+
+@examples(200)
+@given(st.integers(0, 1400), st.binary(max_size=6), st.booleans())
+def test_any_damage_is_named_or_made_good(tmp_path_factory, unfinished, place, put, cut):
+    """Bytes of a journal replaced or cut off: one sentence, or the same file."""
+    content, whole = unfinished
+    damaged = content[:place] + put + (b'' if cut else content[place + len(put):])
+    path = tmp_path_factory.getbasetemp() / 'damaged.jsonl'
+    path.unlink(missing_ok=True)
+    journal_path(path).write_bytes(damaged)
+    try:
+        write_batches(path, {'seed': 0}, numbers())
+    except ValueError as error:
+        assert 'damaged.jsonl.journal' in str(error) and '\n' not in str(error)
+        assert journal_path(path).read_bytes() == damaged
+    else:
+        assert path.read_bytes() == whole
+
+
+def test_a_flipped_letter_is_damage(tmp_path, unfinished):
+    path = tmp_path / 'prompts.jsonl'
+    journal_path(path).write_bytes(unfinished[0].replace(b'"a bird 3"', b'"a bird 8"'))
+    with pytest.raises(ValueError, match='line 3: damaged .*other bytes than were written'):
+        write_batches(path, {'seed': 0}, numbers())
+
+
+def test_a_journal_of_an_older_version_goes_on(tmp_path, unfinished):
+    path = tmp_path / 'prompts.jsonl'
+    lines = [json.loads(line) for line in unfinished[0].splitlines()]
+    assert all(line.pop('check') for line in lines)
+    journal_path(path).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    write_batches(path, {'seed': 0}, numbers())
+    assert path.read_bytes() == unfinished[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,6 +208,22 @@ def test_thoughts_and_half_sentences_keep_their_templates():
     assert counts == {'rewritten': 1, 'requests': 1, 'template kept: the answer was cut off': 2,
                       'requests asked without seed': 1,
                       'requests whose tokens the server did not count': 1}
+
+
+@examples(200)
+@given(st.lists(st.sampled_from([
+    '\n1. ', '\n2. ', '\n3) ', 'one big dog', ' eats a hot dog', 'hot dogs', '<think>', '</think>',
+    '"', '**', '[dog]', '&amp;', '\ud83d', '\u200d', '🐦', 'e\u0301', '{"1": "', '", "2": "', '"}',
+    ' ', '.', "I'm sorry", 'x' * 50]), max_size=30).map(''.join), st.booleans())
+def test_any_answer_gives_exact_records(text, cut):
+    records = [pair(n) for n in range(3)]
+    made, counts = rewrite(Model(lambda _: Answer(text, cut=cut)), records)
+    assert [record.id for record in made] == [record.id for record in records]
+    for record, template in zip(made, records):
+        assert [noun.category for noun in record.nouns] == [n.category for n in template.nouns]
+        for noun in record.nouns:
+            assert record.prompt[noun.start:noun.end] == noun.text
+        assert 'think' not in record.prompt and '\n' not in record.prompt
 
 
 def test_a_budget_needs_a_server_that_counts_tokens():
