@@ -241,6 +241,10 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
                 raise ValueError('other bytes than were written')
             if number == 1:
                 old = value['settings']
+                if not isinstance(old, dict):
+                    raise TypeError
+                if old != settings and not file.read(1):
+                    break  # that run did nothing, as after a mistyped name: begin anew
                 if old != settings:
                     names = sorted(name for name in old.keys() | settings.keys()
                                    if old.get(name) != settings.get(name))

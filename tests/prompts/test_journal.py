@@ -73,6 +73,15 @@ def test_other_settings_do_not_go_on_with_a_journal(tmp_path):
     assert journal_path(path).read_bytes() == before
 
 
+def test_a_run_that_did_nothing_stands_in_no_way(tmp_path):
+    """A mistyped name leaves a journal with settings alone."""
+    path = tmp_path / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {'file': 'mistyped'}, numbers(stop_after=0))
+    assert journal_path(path).exists()
+    assert write_batches(path, {'file': 'right'}, numbers()).records == 10
+
+
 def test_a_damaged_journal_is_named(tmp_path):
     path = tmp_path / 'prompts.jsonl'
     journal_path(path).write_text('{"settings": {}}\n{"read": 2}\n')
