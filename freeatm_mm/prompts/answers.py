@@ -91,6 +91,7 @@ def read_sentences(text: str, count: int, cut: bool = False) -> list[str | None]
     answer = _tagged(text)
     text = _SPECIAL.sub('', answer)
     text = without_invisible(text)
+    text = _LIST_TAG.sub('\n', _ITEM_TAG.sub('\n- ', text))
     text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\u2028', '\n')
     found = _from_json(text, count, cut)
     if found is None:
@@ -110,6 +111,9 @@ def _tagged(text: str) -> str:
     return text[start:] if start is not None else text if found is None else found
 
 
+_ITEM_TAG = re.compile(r'\s?<li(?:\s[^<>]{0,200})?>', re.IGNORECASE)
+_LIST_TAG = re.compile(r'</?(?:ol|ul|li|p)(?:\s[^<>]{0,200})?>', re.IGNORECASE)
+
 # JSON
 
 _SPACES = re.compile(r'[^\S\n]{100,}')
@@ -119,15 +123,17 @@ _TEXT_KEYS = ('rewritten', 'rewritten_prompt', 'rewritten_sentence', 'rewrite', 
               'output', 'result', 'answer', 'sentence', 'prompt', 'text', 'caption', 'description',
               'content', 'line', 'value')
 _NUMBER_KEYS = ('number', 'num', 'no', 'n', 'id', 'index', 'idx', 'key', 'line_number', 'line')
-_STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"\s*(?=[,\]])')
+_STRING = re.compile(r'(?:"((?:[^"\\\n]|\\.)*)"|(?<!\w)\'((?:[^\'\\\n]|\\.)*)\')\s*(?=[,\]])')
 
 
 def _from_json(text: str, count: int, cut: bool) -> list[str | None] | None:
     """The sentences of an answer in JSON, or ``None`` if it is none."""
     parts = [part for part in _FENCE.split(text) if part.lstrip()[:1] in ('[', '{')]
     if not parts:
-        start = re.search(r'[\[{]\s*["{\[]', text)
-        if start is None:
+        start = re.search(r'[\[{]\s*["\'{\[]', text)
+        # Behind a numbered sentence it is its terms, not the answer.
+        if start is None or any(_numbered(line)[1].strip() for line in text[:start.start()].split(
+                '\n', MOST_LINES) if _numbered(line)[0] is not None):
             return None
         parts = [text[start.start():]]
     for part in reversed(parts):
@@ -142,18 +148,19 @@ def _from_json(text: str, count: int, cut: bool) -> list[str | None] | None:
             except ValueError:
                 values = []
         if values:
-            pairs = _pairs(values[0] if len(values) == 1 else values)
-            if pairs:
-                return _placed(pairs, count)
-        if pairs := _whole_parts(part):
-            return _placed(pairs, count, whole=False)
+            found = _placed(_pairs(values[0] if len(values) == 1 else values), count)
+        else:
+            found = _placed(_whole_parts(part), count, whole=False)
+        if any(found):
+            return found
     return None
 
 
 def _whole_parts(part: str) -> list[tuple[int | None, str]]:
     """What is whole of a JSON list that was cut off, or has a comma too many."""
-    if re.match(r'\s*\[\s*"', part):
-        return [(None, match[1].replace('\\"', '"')) for match in _STRING.finditer(part)]
+    if re.match(r'\s*\[\s*["\']', part):
+        return [(None, re.sub(r'\\(["\'])', r'\1', match[1] or match[2] or ''))
+                for match in _STRING.finditer(part)]
     values = []
     if re.match(r'\s*(?:\[|\{\s*"\w{1,40}"\s*:\s*\[)\s*\{', part):
         for match in re.finditer(r'\{[^{}]{1,4000}\}', part):
@@ -238,6 +245,8 @@ _NUMBERED = re.compile(
     r'|\*\*(?=\s)|(?=\s*$)|(?<=\s))(?![0-9])'
     r'(?P<rest>.*)$', re.IGNORECASE)
 _BULLET = re.compile(r'\s*(?:[-*+•‣▪◦·–—○●■►➤→]|o(?=\s{2}))\s+(\S.*)$')
+_LETTERED = re.compile(r'^\(?(?:[ivx]{1,5}|[a-z]|one|two|three|four|five|six|seven|eight|nine|ten|'
+                       r'first|second|third|fourth|fifth)[.):]\s+', re.IGNORECASE)
 _OPENING = re.compile(
     r"(?:sure|certainly|of course|absolutely|okay|ok|great|here(?:'s|’s| is| are| you go)|below|"
     r'the following|these are|as requested|rewritten|final|answer|i (?:have|will)|i\'ll|'
@@ -257,6 +266,8 @@ def _numbered(line: str) -> tuple[int | None, str]:
     rest = match['rest'].strip()
     if not (match['sign'] or match['word'] or match['hash']) and rest:
         return None, line  # "2 dogs play"
+    if line.lstrip().startswith('|') and '|' in rest.strip('| '):
+        rest = rest.strip('| ').rpartition('|')[2].strip()  # the last column of a table
     return int(match['number']), rest
 
 
@@ -280,13 +291,13 @@ def _from_lines(text: str, count: int, cut: bool) -> list[str | None]:
             return _placed(list(best.items()), count)
     bullets = [match[1] for line in lines if (match := _BULLET.match(line))]
     if len(bullets) == count:
-        return list(bullets)
+        return [_LETTERED.sub('', bullet) for bullet in bullets]
     plain = _plain_lines(lines)
     bare = _bare_numbers(plain, count) if count > 1 else None
     if bare is not None:
         return bare
     if len(plain) == count or (count == 1 and plain):
-        return list(plain[:count])
+        return [_LETTERED.sub('', line) for line in plain[:count]]
     return [None] * count
 
 
@@ -358,6 +369,8 @@ _PAIRS = (('"', '"'), ('“', '”'), ('”', '”'), ('„', '“'), ('„', '�
 _BOLD = re.compile(r'(\*\*|__|(?<!\w)\*|(?<!\w)_|`)(?=\S)([^*_`\n]{1,200})(?<=\S)\1')
 _LABEL = re.compile(r'(?:rewritten(?: prompt| sentence)?|prompt|sentence|output|result|answer)'
                     r'\s?:\s', re.IGNORECASE)
+_ORIGINAL = re.compile(r'original\b.{1,2000}?\b(?:rewritten|revised|rewrite|new)\b[^:\n]{0,20}:\s*',
+                       re.IGNORECASE)
 _ECHO = re.compile(r'\s?\[(?:terms?: ?|nouns?: ?)?([^\[\]]{1,200})\]\s?([.!]?)$')
 _TERM = re.compile(r'\[([^\[\]\n]{1,60})\](?!\()')
 
@@ -368,6 +381,7 @@ def _undress(sentence: str) -> str:
     for _ in range(4):
         before = sentence
         sentence = _BOLD.sub(r'\2', sentence)
+        sentence = _ORIGINAL.sub('', sentence, count=1) if _ORIGINAL.match(sentence) else sentence
         sentence = _LABEL.sub('', sentence, count=1) if _LABEL.match(sentence) else sentence
         for left, right in _PAIRS:
             ending = sentence.rstrip(',; ') if left in '"“' else sentence
@@ -384,7 +398,8 @@ def _undress(sentence: str) -> str:
             break
     if echo := _ECHO.search(sentence):
         kept = sentence[:echo.start()]
-        if kept[-1:] in '.!?"”' or ';' in echo[1] or echo[1].strip().lower() in kept.lower():
+        ended = kept[-1:] in '.!?"”' or set(';"') & set(echo[1])
+        if ended or echo[1].strip().lower() in kept.lower():
             sentence = kept + echo[2]
     sentence = _TERM.sub(r'\1', sentence)
     return sentence.strip()

@@ -89,6 +89,17 @@ def test_json_is_read(value):
     ('1. A dog &amp; a cat\n2. x<br>y\n3. caf\u0065\u0301', ['A dog & a cat', 'x y', 'café']),
     ('① A wet dog runs home\n② Two birds sing loudly\n③ A red car waits', SENTENCES),
     ('１．A wet dog runs home\n２．Two birds sing loudly\n３．A red car waits', SENTENCES),
+    ('| No. | Original | Rewritten |\n|---|---|---|\n' + '\n'.join(
+        f'| {n} | a dog | {text} |' for n, text in enumerate(SENTENCES, 1)), SENTENCES),
+    (dressed('{0}. **Original:** a dog [dog]\n   **Rewritten:** {1}'), SENTENCES),
+    ('<ol>' + ''.join(f'<li>{text}</li>' for text in SENTENCES) + '</ol>', SENTENCES),
+    (str(SENTENCES), SENTENCES), (dressed('{0}. {1} ["dog"]'), SENTENCES),
+    (f'Terms: ["dog", "bird"]\n{dressed("{0}. {1}")}', SENTENCES),
+    ('\n'.join(f'{mark} {text}' for mark, text in zip(('a)', 'b)', 'c)'), SENTENCES)), SENTENCES),
+    ('\n'.join(f'{mark} {text}' for mark, text in zip(('I.', 'II.', 'III.'), SENTENCES)),
+     SENTENCES),
+    ('\n'.join(f'- {mark} {text}' for mark, text in zip(('One:', 'Two:', 'Three:'), SENTENCES)),
+     SENTENCES),
     # Thoughts without an end, or without an answer.
     ('<think>1. a b c\n2. d e f', [None] * 3), ('1. a b\n<think>2. hm', ['a b', None, None]),
     ('<|channel|>analysis<|message|>' + DRAFT, [None] * 3),
