@@ -8,10 +8,12 @@ same command is given again. docs/prompts.md shows each command with its output.
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,9 +22,10 @@ from freeatm_mm.prompts import read_prompts
 from freeatm_mm.prompts.captions import READERS, caption_batches
 from freeatm_mm.prompts.grammar import PromptGrammar, photo_prompts
 from freeatm_mm.prompts.imagenet import select_classes
-from freeatm_mm.prompts.journal import Batch, Report, SeenTexts, write_batches
+from freeatm_mm.prompts.journal import Batch, Report, SeenTexts, check_target, write_batches
 from freeatm_mm.prompts.language_models import LanguageModelError, LocalModel, ServerModel
 from freeatm_mm.prompts.nouns import NounFinder, SpacyTagger, TextBlobTagger
+from freeatm_mm.prompts.reading import read_text
 from freeatm_mm.prompts.rewrite import Checks, Prices, read_words, rewrite_batches, unsafe_words
 
 # Items in one line of the journal: what a killed run may have to do again.
@@ -58,18 +61,25 @@ def make_captions(options: argparse.Namespace) -> Report:
     captions = reader(options.file, name=options.name) if options.name else reader(options.file)
 
     def batches(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
+        unreadable = sum(int(number) for name, number in counts.items()
+                         if name.startswith('unreadable: '))
         return caption_batches(captions, finder, skip=read, seen=seen, max_words=options.max_words,
-                               keep_without_nouns=options.keep_without_nouns)
+                               keep_without_nouns=options.keep_without_nouns,
+                               max_unreadable=options.max_unreadable, unreadable=unreadable)
 
     return run(options, batches, ('file', 'name', 'spacy', 'concrete', 'single_words',
-                                  'max_words', 'keep_without_nouns'))
+                                  'max_words', 'keep_without_nouns'), skip_doubled=True)
 
 
 def rewrite(options: argparse.Namespace) -> Report:
     """Prompts rewritten by a server or a local model."""
+    # What can be looked at is looked at before a model is loaded or paid.
+    check_target(options.out, options.overwrite)
+    for _ in read_prompts(options.file):
+        pass
     forbidden = unsafe_words()
     for path in options.forbid:
-        forbidden |= read_words(path.read_text(encoding='utf-8'))
+        forbidden |= read_words(read_text(path, 'word list'))
     if options.local:
         model = LocalModel(options.local, options.device, options.dtype, options.batch_size,
                            options.temperature, options.max_tokens or 80, options.seed or 0)
@@ -92,7 +102,7 @@ def rewrite(options: argparse.Namespace) -> Report:
 
 
 def run(options: argparse.Namespace, batches: object, names: tuple[str, ...],
-        total: int | None = None) -> Report:
+        total: int | None = None, skip_doubled: bool = False) -> Report:
     """Write the batches with a progress bar; ``names`` are the options that decide the result."""
     settings = {'source': options.source}
     for name in names:
@@ -105,10 +115,40 @@ def run(options: argparse.Namespace, batches: object, names: tuple[str, ...],
     def shown(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
         with tqdm(total=total, initial=read, unit=' read', disable=options.quiet) as bar:
             for batch in batches(read, seen, counts):  # type: ignore[operator]
+                for message in batch.messages:
+                    tqdm.write(f'make_prompts: {message}', file=sys.stderr)
                 yield batch
                 bar.update(batch.read)
 
-    return write_batches(options.out, settings, shown, options.overwrite)
+    return write_batches(options.out, settings, shown, options.overwrite, skip_doubled)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argument's type: a whole number between two others."""
+    def read(text: str) -> int:
+        try:
+            value = int(text) if len(text) < 40 else None
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f'must be a whole number from {low:,} to {high:,}, got {text[:40]!r}')
+        return value
+    return read
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An argument's type: a finite number between two others."""
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # nan is not
+            raise argparse.ArgumentTypeError(
+                f'must be a number from {low:g} to {high:g}, got {text[:40]!r}')
+        return value
+    return read
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -131,9 +171,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, text in (('imagenet', "sentences about ImageNet's classes by the paper's templates"),
                        ('photo', '"a photo of [class]", the plain prompt of Table 6')):
         source = add_source(name, text, None, make_imagenet)
-        source.add_argument('--count', type=int, default=1_200_000,
+        source.add_argument('--count', type=whole(1, 10**9), default=1_200_000,
                             help='prompts to make (default: 1,200,000, the paper\'s)')
-        source.add_argument('--seed', type=int, default=0, help='another seed, other sentences')
+        source.add_argument('--seed', type=whole(-2**63, 2**63 - 1), default=0,
+                            help='another seed, other sentences')
         source.add_argument('--under', metavar='LEVEL',
                             help='only classes below this level of WordNet\'s hierarchy, e.g. dog')
         source.add_argument('--name', help='what ids begin with (default: the source)')
@@ -143,7 +184,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             ('visual-genome', 'region descriptions of Visual Genome',
              'region_descriptions.json or its .zip'),
             ('cc', 'captions of CC3M or CC12M', 'Train_GCC-training.tsv or cc12m.tsv'),
-            ('sbu', 'captions of SBU', 'the captions as .txt or .json')):
+            ('sbu', 'captions of SBU', 'the captions as .txt or .json'),
+            ('captions', 'captions of any data set', 'a JSON, JSON Lines, CSV, TSV, text, Parquet '
+             'or tar file, or a folder of them, as img2dataset writes it')):
         source = add_source(name, text, file, make_captions)
         source.add_argument('--concrete', action='store_true',
                             help='only nouns that name what one can see')
@@ -151,10 +194,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                             help='do not join compounds such as "tennis racket"')
         source.add_argument('--spacy', metavar='MODEL',
                             help='tag with this spaCy model instead of textblob')
-        source.add_argument('--max-words', type=int, default=60,
+        source.add_argument('--max-words', type=whole(1, 10_000), default=60,
                             help='leave longer captions out (default: 60)')
         source.add_argument('--keep-without-nouns', action='store_true',
                             help='keep captions in which no noun is found')
+        source.add_argument('--max-unreadable', type=number(0, 1), default=0.01, metavar='SHARE',
+                            help='stop if a larger share of the captions can\'t be read; 20 are '
+                            'always allowed (default: 0.01)')
         source.add_argument('--name', help='what ids begin with (default: the data set\'s name)')
 
     source = add_source('rewrite', 'prompts rewritten by a language model, each answer checked',
@@ -165,34 +211,39 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     source.add_argument('--server', metavar='URL',
                         help='an OpenAI-compatible server, e.g. http://localhost:11434/v1 '
                         '(default: OpenAI; the key is read from OPENAI_API_KEY)')
-    source.add_argument('--workers', type=int, default=8, help='requests at a time (default: 8)')
-    source.add_argument('--retries', type=int, default=8,
+    source.add_argument('--workers', type=whole(1, 1000), default=8,
+                        help='requests at a time (default: 8)')
+    source.add_argument('--retries', type=whole(0, 100), default=8,
                         help='times a failed request is sent again (default: 8)')
-    source.add_argument('--timeout', type=float, default=120, help='seconds (default: 120)')
-    source.add_argument('--per-request', type=int,
+    source.add_argument('--timeout', type=number(0.1, 86_400), default=120,
+                        help='seconds for an answer (default: 120)')
+    source.add_argument('--per-request', type=whole(1, 200),
                         help='prompts a request (default: 10; 1 with --local)')
-    source.add_argument('--temperature', type=float, default=1.0, help='(default: 1)')
-    source.add_argument('--max-tokens', type=int,
+    source.add_argument('--temperature', type=number(0, 10), default=1.0,
+                        help='(default: 1)')
+    source.add_argument('--max-tokens', type=whole(1, 1_000_000),
                         help='of an answer (default: 1500; 80 with --local)')
-    source.add_argument('--seed', type=int, help='for sampling')
-    source.add_argument('--min-words', type=int, default=4, help='of a prompt (default: 4)')
-    source.add_argument('--max-words', type=int, default=40, help='of a prompt (default: 40)')
+    source.add_argument('--seed', type=whole(-2**63, 2**63 - 1), help='for sampling')
+    source.add_argument('--min-words', type=whole(1, 1000), default=4,
+                        help='of a prompt (default: 4)')
+    source.add_argument('--max-words', type=whole(1, 1000), default=40,
+                        help='of a prompt (default: 40)')
     source.add_argument('--forbid', type=Path, action='append', default=[], metavar='FILE',
                         help='more words that may not come in, one a line')
-    source.add_argument('--price-in', type=float, default=0.0,
+    source.add_argument('--price-in', type=number(0, 1e6), default=0.0,
                         help='dollars for a million tokens sent')
-    source.add_argument('--price-out', type=float, default=0.0,
+    source.add_argument('--price-out', type=number(0, 1e6), default=0.0,
                         help='dollars for a million tokens received')
-    source.add_argument('--budget', type=float, help='stop after so many dollars')
+    source.add_argument('--budget', type=number(0, 1e9),
+                        help='stop after so many dollars')
     source.add_argument('--device', default='cpu', help='of the local model (default: cpu)')
     source.add_argument('--dtype', default='auto', help='of the local model (default: auto)')
-    source.add_argument('--batch-size', type=int, default=8,
+    source.add_argument('--batch-size', type=whole(1, 4096), default=8,
                         help='requests at a time of the local model (default: 8)')
     options = parser.parse_args(arguments)
-    for name in ('count', 'workers', 'per_request', 'batch_size', 'max_words', 'max_tokens'):
-        value = getattr(options, name, None)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    if vars(options).get('min_words', 0) > vars(options).get('max_words', 0):
+        parser.error(f'--min-words {options.min_words} is more than --max-words '
+                     f'{options.max_words}')
     priced = getattr(options, 'price_in', 0) + getattr(options, 'price_out', 0) > 0
     if getattr(options, 'budget', None) is not None and not priced:
         parser.error('--budget needs --price-in and --price-out, to know what is spent')
@@ -206,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         report = options.action(options)
-    except (ValueError, OSError, ImportError, LanguageModelError) as error:
+    except (ValueError, OSError, ImportError, LanguageModelError, sqlite3.Error) as error:
         print(f'make_prompts: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,32 +11,36 @@ CC12M      ``cc12m.tsv``: address, caption                    ``cc12m-<line>``
 SBU        ``SBU_captioned_photo_dataset_captions.txt``, or   ``sbu-<number>``
            ``sbu-captions-all.json``, or a JSON list of
            objects with ``caption``
+any        what img2dataset writes, and copies on hubs        ``captions-<number>``
 ========== ================================================== =================================
 
-Every file may be packed with gzip, or be the one file of its kind in a zip archive.
+Each reader takes every format of :mod:`freeatm_mm.prompts.tables`: a copy of COCO in Parquet is
+read as well as its JSON.
 """
 from __future__ import annotations
 
-import gzip
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .journal import Batch, SeenTexts
 from .nouns import NounFinder
 from .record import PromptRecord
+from .tables import TEXT_FIELDS, read_rows
+from .text import clean_text
 
-__all__ = ['Caption', 'READERS', 'caption_batches', 'open_packed', 'read_cc', 'read_coco',
-           'read_sbu', 'read_visual_genome']
+__all__ = ['Caption', 'READERS', 'caption_batches', 'read_captions']
 
-#: The longest line or text that is taken for a caption at all, in characters.
-LONGEST_LINE = 100_000
+#: The longest caption that becomes a prompt, in characters; scripts without spaces have no words.
+LONGEST_PROMPT = 1000
+#: So many captions that can't be read are no reason to stop, however few were read before.
+FEW = 20
+#: So many of them are told with their place.
+MOST_MESSAGES = 10
 
 
 @dataclass(frozen=True)
@@ -45,164 +49,153 @@ class Caption:
 
     Args:
         id: The id that its prompt record will have.
-        text: The caption as it stands in the file.
+        text: The caption as it stands in the file, or ``None`` where it can't be read.
+        problem: Why not, in a few words.
+        place: The file and the line or number, for messages.
     """
 
     id: str
-    text: str
+    text: str | None
+    problem: str = ''
+    place: str = ''
 
 
-@contextmanager
-def open_packed(path: str | Path, ending: str) -> Iterator[BinaryIO]:
-    """Open a file, looking through gzip and zip.
+def read_captions(path: str | Path, name: str | None = None, *, default: str = 'captions',
+                  ids: tuple[str, ...] = ()) -> Iterator[Caption]:
+    """Yield the captions of a file, or of a folder of them.
+
+    A caption stands in the first of an object's fields that has one of the names in
+    :data:`~freeatm_mm.prompts.tables.TEXT_FIELDS`, in any case; a list of captions gives
+    ``<id>_1``, ``<id>_2`` and so on. A row that can't be read is a caption without text.
 
     Args:
-        path: A plain file, ``.gz``, or ``.zip`` with exactly one member that fits.
-        ending: How that member's name ends (``'.json'``).
+        path: The file.
+        name: What ids begin with; ``default`` where not given.
+        default: The data set's name. ``'cc'`` is ``'cc3m'`` where the caption comes before the
+            address and ``'cc12m'`` where it comes after, in columns without names.
+        ids: Fields that hold a whole number to make the id of; the row's number where there is
+            none of them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If an archive holds no such member, or several, is damaged or locked.
+        ValueError: If the file is of no known format, damaged, or no regular file.
+        ImportError: If a package that reads the format is not installed.
     """
-    path = Path(path)
-    with _named(path):
-        if path.suffix == '.zip':
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if name.endswith(ending)]
-                if len(names) != 1:
-                    raise ValueError(f'{path} holds {len(names)} files that end with {ending}, '
-                                     'not one; unpack it and name the file')
-                try:
-                    file = archive.open(names[0])
-                except RuntimeError as error:  # a password, or a method that Python doesn't know
-                    raise ValueError(f"{path} can't be unpacked: {error}") from None
-                with file:
-                    yield file
-        elif path.suffix == '.gz':
-            with gzip.open(path) as file:
-                yield file
-        else:
-            with path.open('rb') as file:
-                yield file
+    row = None
+    for row in read_rows(path):
+        prefix = name or (default if default != 'cc' or row.order is None
+                          else ('cc3m', 'cc12m')[row.order])
+        number: Any = row.number
+        problem = row.problem
+        value: Any = row.value
+        if isinstance(value, dict):
+            fields = {key.lower(): field for key, field in value.items() if isinstance(key, str)}
+            given = next((fields[key] for key in ids if fields.get(key) is not None), None)
+            if given is not None:
+                number = _whole(given)
+                if number is None:
+                    problem = 'an id that is no whole number'
+            value = next((fields[key] for key in TEXT_FIELDS if fields.get(key) is not None), None)
+        texts = [] if problem else list(_texts(value))
+        if not texts:
+            problem = problem or ('no caption in it' if value is None or value == [] else
+                                  'a caption that is no text')
+            yield Caption(f'{prefix}-{row.number}', None, problem, row.place)
+        for index, text in enumerate(texts, 1):
+            ending = f'_{index}' if isinstance(value, list) and len(texts) > 1 else ''
+            yield Caption(f'{prefix}-{number}{ending}', text, '', row.place)
+    if row is None:
+        raise ValueError(f'{path} holds no captions')
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say which file is missing or damaged."""
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no caption file {path}')
-    try:
-        yield
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f'{path} is damaged: {error}') from None
+def _whole(value: Any) -> int | None:
+    """A whole number of at most 18 digits, also as a string or a float."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value) if abs(value) < 1e18 else None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
+        value = int(value)
+    return value if type(value) is int and 0 <= value < 10**18 else None
 
 
-def read_coco(path: str | Path, name: str = 'coco') -> Iterator[Caption]:
-    """Yield the captions of a COCO captions file (``annotations`` with ``id`` and ``caption``).
-
-    Raises:
-        ValueError: If the file is no such JSON; names the annotation.
-    """
-    for number, item in _json_items(path, 'annotations.item', 'annotation'):
-        yield Caption(f'{name}-{_integer(path, "annotation", number, item, "id")}',
-                      _string(path, 'annotation', number, item, 'caption'))
-
-
-def read_visual_genome(path: str | Path, name: str = 'vg') -> Iterator[Caption]:
-    """Yield the phrases of Visual Genome's region descriptions.
-
-    Raises:
-        ValueError: If the file is no such JSON; names the region.
-    """
-    for number, item in _json_items(path, 'item.regions.item', 'region'):
-        field = 'region_id' if not isinstance(item, dict) or 'region_id' in item else 'id'
-        yield Caption(f'{name}-{_integer(path, "region", number, item, field)}',
-                      _string(path, 'region', number, item, 'phrase'))
-
-
-def read_cc(path: str | Path, name: str | None = None) -> Iterator[Caption]:
-    """Yield the captions of Conceptual Captions: lines of a caption and an address, tab between.
-
-    CC3M has the caption first, CC12M the address; either is told by the ``http`` it begins with.
-
-    Args:
-        path: The TSV file.
-        name: What ids begin with; by the columns' order where not given.
-
-    Raises:
-        ValueError: If a line has no two columns, or no address; names file and line.
-    """
-    with open_packed(path, '.tsv') as file:
-        for number, line in _lines(path, file):
-            columns = line.split('\t')
-            addresses = [column.startswith(('http://', 'https://')) for column in columns]
-            if len(columns) != 2 or not any(addresses):
-                raise ValueError(f'{path}, line {number}: must be a caption and an address with '
-                                 f'a tab between, and has {len(columns)} '
-                                 f'column{"s" * (len(columns) != 1)}')
-            first = 0 if addresses[1] else 1
-            yield Caption(f'{name or ("cc3m", "cc12m")[first]}-{number}', columns[first])
-
-
-def read_sbu(path: str | Path, name: str = 'sbu') -> Iterator[Caption]:
-    """Yield SBU's captions: lines of text, or JSON with ``captions`` or objects with ``caption``.
-
-    Raises:
-        ValueError: If the file is none of these; names the line or the number of the caption.
-    """
-    names = str(path).removesuffix('.gz').removesuffix('.zip')
-    ending = '.json' if names.endswith('.json') else '.txt'
-    if str(path).endswith('.zip') and ending == '.txt':
-        with _named(Path(path)), zipfile.ZipFile(path) as archive:
-            ending = '.json' if any(n.endswith('.json') for n in archive.namelist()) else '.txt'
-    with open_packed(path, ending) as file:
-        if ending == '.txt':
-            for number, line in _lines(path, file):
-                yield Caption(f'{name}-{number}', line)
-            return
-        start = file.read(64).lstrip()[:1]
-    prefix = 'item' if start == b'[' else 'captions.item'
-    for number, item in _json_items(path, prefix, 'caption'):
-        text = item if isinstance(item, str) else _string(path, 'caption', number, item, 'caption')
-        yield Caption(f'{name}-{number}', text)
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """The texts in a field: itself, its items, or what stands in its items' own fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, bytes):
+        yield value.decode('utf-8', 'replace')
+    elif isinstance(value, list) and depth < 3:
+        for item in value[:1000]:
+            yield from _texts(item, depth + 1)
+    elif isinstance(value, dict) and depth < 3:
+        yield from _texts(next((value[key] for key in TEXT_FIELDS if value.get(key)), None),
+                          depth + 1)
 
 
 #: The reader of each data set, by the name that the tool gives it.
 READERS: dict[str, Callable[..., Iterator[Caption]]] = {
-    'coco': read_coco, 'visual-genome': read_visual_genome, 'cc': read_cc, 'sbu': read_sbu}
+    'coco': partial(read_captions, default='coco', ids=('id', 'sentid')),
+    'visual-genome': partial(read_captions, default='vg', ids=('region_id', 'id')),
+    'cc': partial(read_captions, default='cc'), 'sbu': partial(read_captions, default='sbu'),
+    'captions': read_captions}
 
 
 def caption_batches(captions: Iterable[Caption], finder: NounFinder, *,
                     skip: int = 0, seen: SeenTexts | None = None, max_words: int = 60,
-                    keep_without_nouns: bool = False, batch_size: int = 1000) -> Iterator[Batch]:
+                    keep_without_nouns: bool = False, batch_size: int = 1000,
+                    max_unreadable: float = 0.01, unreadable: int = 0) -> Iterator[Batch]:
     """Make batches of prompt records of captions.
 
-    Spaces and line breaks in a row become one space, and CC12M's ``<PERSON>`` becomes "person".
-    What gives no record is counted by its reason. A record's source is what its id begins with.
+    A prompt is the caption as :func:`~freeatm_mm.prompts.text.clean_text` returns it, and its
+    nouns' spans are the prompt's. What gives no record is counted by its reason. A record's source
+    is what its id begins with.
 
     Args:
         captions: The captions of one data set.
         finder: Finds their nouns.
         skip: Captions at the beginning that an earlier run has done.
         seen: Texts so far, to leave out captions that come again; none are left out without it.
-        max_words: Longer captions are left out.
+        max_words: Longer captions are left out, as are those of more than 1,000 characters.
         keep_without_nouns: Make records without nouns too.
         batch_size: Captions a batch.
+        max_unreadable: The share of captions that can't be read above which the file is taken for
+            another; up to 20 are always allowed, but not all of them.
+        unreadable: Those of an earlier run.
+
+    Raises:
+        ValueError: If more captions can't be read.
     """
     remaining = islice(captions, skip, None)
+    read, told = skip, 0
     while chunk := list(islice(remaining, batch_size)):
         counts: Counter = Counter()
         kept: list[Caption] = []
+        messages: list[str] = []
         for caption in chunk:
-            text = ' '.join(caption.text.replace('<PERSON>', 'person').split())
+            read += 1
+            if caption.text is None:
+                unreadable += 1
+                counts[f'unreadable: {caption.problem}'] += 1
+                if told < MOST_MESSAGES:
+                    told += 1
+                    messages.append(f'{caption.place}: {caption.problem}; passed over')
+                if unreadable > max(FEW, max_unreadable * read):
+                    raise ValueError(_too_many(unreadable, read, caption))
+                continue
+            text = clean_text(caption.text)
             if not text:
                 counts['skipped: empty'] += 1
             elif any('\ud800' <= character <= '\udfff' for character in text):
                 counts['skipped: half a character'] += 1
             elif text.count(' ') >= max_words:
                 counts[f'skipped: more than {max_words} words'] += 1
+            elif len(text) > LONGEST_PROMPT:
+                counts[f'skipped: more than {LONGEST_PROMPT:,} characters'] += 1
+            elif not finder.can_read(text):
+                counts['skipped: not English'] += 1
             else:
                 kept.append(Caption(caption.id, text))
+        if unreadable == read:
+            raise ValueError(_too_many(unreadable, read, chunk[-1]))
         records = []
         for caption, nouns in zip(kept, finder(caption.text for caption in kept), strict=True):
             if not nouns and not keep_without_nouns:
@@ -214,54 +207,10 @@ def caption_batches(captions: Iterable[Caption], finder: NounFinder, *,
             counts['nouns'] += len(nouns)
             records.append(PromptRecord(caption.id, caption.text, nouns,
                                         caption.id.rpartition('-')[0]))
-        yield Batch(len(chunk), tuple(records), dict(counts))
+        yield Batch(len(chunk), tuple(records), dict(counts), tuple(messages))
 
 
-def _lines(path: str | Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not empty, with their numbers."""
-    number = 0
-    while line := file.readline(4 * LONGEST_LINE):
-        number += 1
-        if len(line) >= 4 * LONGEST_LINE:
-            raise ValueError(f'{path}, line {number}: longer than any caption; is this a file of '
-                             'captions?')
-        try:
-            text = line.decode('utf-8').rstrip('\r\n')
-        except UnicodeDecodeError as error:
-            raise ValueError(f'{path}, line {number}: not UTF-8 ({error.reason})') from None
-        if text:
-            yield number, text
-
-
-def _json_items(path: str | Path, prefix: str, what: str) -> Iterator[tuple[int, Any]]:
-    """Yield a JSON file's items under a prefix, numbered from 1, without reading it whole."""
-    try:
-        import ijson
-    except ImportError:
-        raise ImportError('reading captions from JSON needs ijson: pip install ijson, or '
-                          './run setup prompts') from None
-    number = 0
-    with open_packed(path, '.json') as file:
-        try:
-            for item in ijson.items(file, prefix, use_float=True):
-                number += 1
-                yield number, item
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            reason = (str(error).strip().splitlines() or ['cut off'])[0]
-            raise ValueError(f'{path}, after {what} {number}: not valid JSON ({reason})') from None
-    if number == 0:
-        raise ValueError(f'{path} holds no {what}; is it the file that the data set distributes?')
-
-
-def _string(path: str | Path, what: str, number: int, item: Any, field: str) -> str:
-    value = item.get(field) if isinstance(item, dict) else None
-    if not isinstance(value, str):
-        raise ValueError(f'{path}, {what} {number}: has no string {field!r}')
-    return value
-
-
-def _integer(path: str | Path, what: str, number: int, item: Any, field: str) -> int:
-    value = item.get(field) if isinstance(item, dict) else None
-    if type(value) is not int:
-        raise ValueError(f'{path}, {what} {number}: has no integer {field!r}')
-    return value
+def _too_many(unreadable: int, read: int, last: Caption) -> str:
+    return (f'{last.place}: {last.problem}; that is {unreadable:,} of {read:,} captions that '
+            "can't be read. Is it the file that the data set distributes, in UTF-8? A larger "
+            '--max-unreadable goes on')

@@ -2,27 +2,37 @@
 
 While a run goes on, its records lie in a journal beside the file to write, one JSON object a line:
 first the run's settings, then a line for each batch, with the batch's records, what was counted,
-and how far the source has been read. A line is written and flushed to disk as a whole; a torn last
-line is cut off. Only when the source has ended are the records copied to the file itself, at once.
+how far the source has been read, and a digest of the line. A line is written and flushed to disk as
+a whole; a torn last line is cut off. Only when the source has ended are the records copied to the
+file itself, at once.
 """
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import sqlite3
+import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from freeatm_mm.files import atomic_write
 
+from .reading import load_json
 from .record import PromptRecord
+from .seen import SeenTexts
 
-__all__ = ['Batch', 'Report', 'SeenTexts', 'journal_path', 'write_batches']
+__all__ = ['Batch', 'Report', 'SeenTexts', 'check_target', 'journal_path', 'write_batches']
+
+#: The longest line of a journal, in bytes: a batch's records.
+LONGEST_LINE = 1 << 28
+_CHECK = re.compile(rb', "check": "([0-9a-f]{16})"}\n$')
+#: The longest first line, in bytes: the settings.
+LONGEST_SETTINGS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,13 @@ class Batch:
         read: Items of the source read by this step.
         records: The records made of them.
         counts: Whatever else is to be counted (``{'skipped: no noun': 2}``).
+        messages: What the user should be told at once; not kept.
     """
 
     read: int
     records: tuple[PromptRecord, ...] = ()
     counts: dict[str, float] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,50 +79,31 @@ class Report:
         return '\n'.join(lines)
 
 
-class SeenTexts:
-    """Which texts have come before, kept in SQLite's temporary storage: millions take no memory.
-
-    What doesn't fit into its small cache lies in a nameless file in the folder for temporary files
-    (``SQLITE_TMPDIR`` or ``TMPDIR``), about 20 bytes a text, gone when the process ends.
-
-    Args:
-        fold: Take texts for the same that differ only in case or in spaces at their ends.
-    """
-
-    def __init__(self, fold: bool = True) -> None:
-        self._fold = fold
-        self._database = sqlite3.connect('', isolation_level=None)
-        self._database.execute('CREATE TABLE seen (hash INTEGER PRIMARY KEY) WITHOUT ROWID')
-        self._database.execute('BEGIN')
-
-    def add(self, text: str) -> bool:
-        """Remember a text and return whether it is new."""
-        text = text.strip().casefold() if self._fold else text
-        digest = blake2b(text.encode(), digest_size=8).digest()
-        cursor = self._database.execute('INSERT OR IGNORE INTO seen VALUES (?)',
-                                        (int.from_bytes(digest, 'big', signed=True),))
-        return cursor.rowcount == 1
-
-    def close(self) -> None:
-        """Forget all texts."""
-        self._database.close()
-
-    def __enter__(self) -> SeenTexts:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def journal_path(path: str | Path) -> Path:
     """Return where the journal of an unfinished file lies."""
     path = Path(path)
     return path.with_name(path.name + '.journal')
 
 
+def check_target(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse a file to write that is there already, or that is a folder, a pipe or a device.
+
+    Raises:
+        FileExistsError: If it is there and ``overwrite`` is not given.
+        ValueError: If it is no regular file. (A link is replaced, not written through.)
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        if not overwrite:
+            raise FileExistsError(f'{path} exists already; remove it, name another file or pass '
+                                  '--overwrite')
+        if not path.is_symlink() and not path.is_file():
+            raise ValueError(f'{path} is no regular file and is not replaced; name another file')
+
+
 def write_batches(path: str | Path, settings: dict[str, Any],
                   batches: Callable[[int, SeenTexts, Counter], Iterable[Batch]],
-                  overwrite: bool = False) -> Report:
+                  overwrite: bool = False, skip_doubled: bool = False) -> Report:
     """Write a prompt file from batches, going on with an interrupted run's journal.
 
     Args:
@@ -120,44 +113,66 @@ def write_batches(path: str | Path, settings: dict[str, Any],
             seen so far (those of the journal's records are in it) and the journal's counts; gives
             the remaining batches in order.
         overwrite: Replace a finished file; without it, one that exists is refused.
+        skip_doubled: Leave out and count a record whose id came before, instead of stopping.
 
     Returns:
         What was done, interrupted runs included.
 
     Raises:
         FileExistsError: If the file is there already.
-        ValueError: If the journal belongs to other settings, is damaged, or two records share an
-            id.
+        ValueError: If the journal belongs to other settings, is damaged or no regular file, or two
+            records share an id.
     """
     path = Path(path)
     journal = journal_path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f'{path} exists already; remove it, name another file or pass '
-                              '--overwrite')
+    check_target(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     counts: Counter = Counter()
     with SeenTexts() as seen, SeenTexts(fold=False) as ids, \
-            journal.open('a+b') as file:
+            _open(journal) as file:
         _lock(file, journal)
         read, written = _recover(file, journal, settings, counts, seen, ids)
         resumed = read
         for batch in batches(resumed, seen, counts.copy()):
+            records, step = [], Counter(batch.counts)
             for record in batch.records:
-                if not ids.add(record.id):
+                if ids.add(record.id):
+                    records.append(record)
+                elif skip_doubled:
+                    step['skipped: its id came before'] += 1
+                    if 'nouns' in step:
+                        step['nouns'] -= len(record.nouns)
+                else:
                     raise ValueError(f'two prompt records have the id {record.id!r}; ids must be '
                                      'unique')
-            _append(file, {'read': batch.read, 'counts': batch.counts,
-                           'records': [record.to_json() for record in batch.records]})
+            _append(file, {'read': batch.read, 'counts': step,
+                           'records': [record.to_json() for record in records]})
             read += batch.read
-            written += len(batch.records)
-            counts.update(batch.counts)
+            written += len(records)
+            counts.update(step)
         with atomic_write(path) as target:
             for line in _lines(file, skip_settings=True):
                 for record in line['records']:
                     target.write((json.dumps(record, ensure_ascii=False) + '\n').encode())
         journal.unlink()
     return Report(path, read, written, resumed, counts)
+
+
+def _open(journal: Path) -> BinaryIO:
+    """Open a journal to go on with; never through a link, and never a pipe or device."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(journal, flags, 0o666)
+    except OSError as error:
+        if journal.is_symlink():
+            raise ValueError(f'{journal} is a symbolic link, and nothing is written through it; '
+                             'remove it or name another file') from None
+        raise ValueError(f'the journal {journal} can\'t be opened: {error.strerror}') from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f'{journal} is no regular file; remove it or name another file')
+    return os.fdopen(handle, 'a+b')
 
 
 def _lock(file: Any, journal: Path) -> None:
@@ -169,17 +184,38 @@ def _lock(file: Any, journal: Path) -> None:
 
 
 def _append(file: Any, value: dict) -> None:
-    file.write((json.dumps(value, ensure_ascii=False) + '\n').encode())
+    text = json.dumps(value, ensure_ascii=False).encode()
+    file.write(text[:-1] + b', "check": "' + _digest(text) + b'"}\n')
     file.flush()
     os.fsync(file.fileno())
+
+
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=8).hexdigest().encode()
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line is as it was written, by the digest at its end."""
+    check = _CHECK.search(line, max(0, len(line) - 64))
+    return check is not None and _digest(line[:check.start()] + b'}') == check[1]
 
 
 def _lines(file: Any, skip_settings: bool) -> Iterator[dict]:
     file.seek(0)
     if skip_settings:
         file.readline()
-    for line in file:
+    while line := file.readline(LONGEST_LINE):
         yield json.loads(line)
+
+
+class _OtherSettings(ValueError):
+    pass
+
+
+def _may_begin(line: bytes) -> bool:
+    """Whether a first line that has no end may be a journal's, cut off while it was written."""
+    start = b'{"settings": '
+    return line[:len(start)] == start[:len(line)]
 
 
 def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: SeenTexts,
@@ -187,31 +223,52 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
     """Cut off a torn line, check the settings and count what a journal holds."""
     file.seek(0)
     read = written = end = 0
-    for number, line in enumerate(file, 1):
+    checked = False
+    number = 0
+    while line := file.readline(LONGEST_LINE if number else LONGEST_SETTINGS):
+        number += 1
         if not line.endswith(b'\n'):
+            if len(line) >= (LONGEST_LINE if number > 1 else LONGEST_SETTINGS) or (
+                    number == 1 and not _may_begin(line)):
+                raise ValueError(f'{journal}, line {number}: damaged, or no journal; remove it to '
+                                 'begin anew')
             break
         try:
-            value = json.loads(line)
+            value = load_json(line)
+            if number == 1:
+                checked = 'check' in value or b'check' in line  # older journals have none
+            if checked and not _is_whole(line):
+                raise ValueError('other bytes than were written')
             if number == 1:
                 old = value['settings']
+                if not isinstance(old, dict):
+                    raise TypeError
+                if old != settings and not file.read(1):
+                    break  # that run did nothing, as after a mistyped name: begin anew
                 if old != settings:
                     names = sorted(name for name in old.keys() | settings.keys()
                                    if old.get(name) != settings.get(name))
-                    raise ValueError(
+                    raise _OtherSettings(
                         f'{journal} belongs to an unfinished run with other settings (different: '
                         f'{", ".join(names)}); finish that run with its own settings, or remove '
                         'the journal to begin anew')
             else:
-                for record in value['records']:
-                    seen.add(record['prompt'])
-                    ids.add(record['id'])
-                read += value['read']
-                written += len(value['records'])
+                records = [PromptRecord.from_json(record) for record in value['records']]
+                if type(value['read']) is not int or value['read'] < 0:
+                    raise TypeError
                 counts.update(value['counts'])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError,
-                UnicodeDecodeError) as error:
-            raise ValueError(f'{journal}, line {number}: damaged ({type(error).__name__}); remove '
-                             'the journal to begin anew') from None
+                counts.total()
+                for record in records:
+                    seen.add(record.prompt)
+                    ids.add(record.id)
+                read += value['read']
+                written += len(records)
+        except _OtherSettings:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = str(error) if type(error) is ValueError else type(error).__name__
+            raise ValueError(f'{journal}, line {number}: damaged ({reason}); remove the journal '
+                             'to begin anew') from None
         end += len(line)
     file.truncate(end)
     file.seek(end)

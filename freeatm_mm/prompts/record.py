@@ -8,7 +8,15 @@ from pathlib import Path
 
 from freeatm_mm.files import atomic_write
 
+from .reading import check_text_encoding, excerpt, load_json, open_regular, read_lines
+from .seen import SeenTexts
+
 __all__ = ['Noun', 'PromptRecord', 'read_prompts', 'write_prompts']
+
+#: The longest prompt that is read, in characters. Text encoders take 77 to some hundred tokens.
+LONGEST_PROMPT = 10_000
+#: The longest line of a prompt file, in bytes.
+LONGEST_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,15 +47,16 @@ class Noun:
             ValueError: If a field is missing or of the wrong type.
         """
         if not isinstance(value, dict):
-            raise ValueError(f'a noun must be an object with text, start and end, got {value!r}')
+            raise ValueError('a noun must be an object with text, start and end, got '
+                             f'{excerpt(value)}')
         try:
             noun = cls(value['text'], value['start'], value['end'], value.get('category'))
         except KeyError as error:
-            raise ValueError(f'noun {value!r} has no field {error}') from None
+            raise ValueError(f'noun {excerpt(value)} has no field {error}') from None
         integers = all(type(number) is int for number in (noun.start, noun.end))
         if not (isinstance(noun.text, str) and integers
                 and isinstance(noun.category, (str, type(None)))):
-            raise ValueError(f'noun {value!r}: text and category must be strings, '
+            raise ValueError(f'noun {excerpt(value)}: text and category must be strings, '
                              'start and end integers')
         return noun
 
@@ -63,7 +72,8 @@ class PromptRecord:
         source: Where the prompt comes from (``'template'``, ``'cc3m'``, ...).
 
     Raises:
-        ValueError: If a noun's span lies outside the prompt or doesn't hold the noun's text.
+        ValueError: If a noun's span lies outside the prompt or doesn't hold the noun's text, or a
+            text holds half a character (a lone surrogate), which no file can keep.
     """
 
     id: str
@@ -72,11 +82,16 @@ class PromptRecord:
     source: str = ''
 
     def __post_init__(self) -> None:
+        for text in (self.prompt, self.id, self.source, *(n.category or '' for n in self.nouns)):
+            if not text.isascii() and any('\ud800' <= character <= '\udfff' for character in text):
+                raise ValueError(f'prompt {excerpt(self.id)}: {excerpt(text)} holds half a '
+                                 'character (a lone surrogate)')
         for noun in self.nouns:
             if not 0 <= noun.start < noun.end <= len(self.prompt):
                 raise ValueError(
-                    f'prompt {self.id!r}: the span {noun.start}:{noun.end} of noun {noun.text!r} '
-                    f'lies outside the prompt, which has {len(self.prompt)} characters')
+                    f'prompt {self.id!r}: the span {noun.start}:{noun.end} of noun '
+                    f'{excerpt(noun.text)} lies outside the prompt, which has {len(self.prompt)} '
+                    'characters')
             found = self.prompt[noun.start:noun.end]
             if found != noun.text:
                 raise ValueError(f'prompt {self.id!r}: the span {noun.start}:{noun.end} holds '
@@ -99,11 +114,17 @@ class PromptRecord:
         for field in ('id', 'prompt'):
             if not isinstance(value.get(field), str):
                 raise ValueError(f'a prompt record needs the string field {field!r}')
+        if len(value['prompt']) > LONGEST_PROMPT:
+            raise ValueError(f'prompt {excerpt(value["id"])}: has {len(value["prompt"]):,} '
+                             f'characters, more than {LONGEST_PROMPT:,}; no text encoder reads '
+                             'them')
+        if not isinstance(value.get('source') or '', str):
+            raise ValueError(f'prompt {excerpt(value["id"])}: source must be a string')
         nouns = value.get('nouns', [])
         if not isinstance(nouns, list):
             raise ValueError(f'prompt {value["id"]!r}: nouns must be a list')
         return cls(value['id'], value['prompt'], tuple(Noun.from_json(noun) for noun in nouns),
-                   str(value.get('source', '')))
+                   value.get('source') or '')
 
 
 def read_prompts(path: str | Path) -> Iterator[PromptRecord]:
@@ -111,20 +132,30 @@ def read_prompts(path: str | Path) -> Iterator[PromptRecord]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is not a valid record; names the file and the line.
+        ValueError: If a line is not a valid record, two have the same id, or there is none; names
+            the file and the line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no prompt file {path}; make one with one JSON object '
-                                'a line: id, prompt, nouns (text, start, end, category), source')
-    with path.open(encoding='utf-8') as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+    empty = True
+    with open_regular(path, 'prompt file') as file, SeenTexts(fold=False) as ids:
+        for number, line in read_lines(file, path, LONGEST_LINE):
             try:
-                yield PromptRecord.from_json(json.loads(line))
+                if line is None:
+                    raise ValueError(f'has more than {LONGEST_LINE:,} bytes; a prompt file has one '
+                                     'JSON object a line')
+                if not line.strip():
+                    continue
+                if number == 1:
+                    check_text_encoding(line[:4])
+                record = PromptRecord.from_json(load_json(line))
+                if not ids.add(record.id):
+                    raise ValueError(f'the id {excerpt(record.id)} came before; ids must be unique')
             except ValueError as error:
                 raise ValueError(f'{path}, line {number}: {error}') from None
+            empty = False
+            yield record
+    if empty:
+        raise ValueError(f'{path} holds no prompt; a prompt file has one JSON object a line: id, '
+                         'prompt, nouns (text, start, end, category), source')
 
 
 def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> int:

@@ -13,8 +13,10 @@ from functools import cache
 from importlib.resources import files
 from itertools import islice
 
+from .answers import read_sentences
 from .journal import Batch, SeenTexts
 from .language_models import Answer, LanguageModel, LanguageModelError, Request
+from .reading import excerpt
 from .record import Noun, PromptRecord
 
 __all__ = ['Checks', 'Prices', 'check_answer', 'find_again', 'read_words', 'rewrite_batches',
@@ -22,6 +24,8 @@ __all__ = ['Checks', 'Prices', 'check_answer', 'find_again', 'read_words', 'rewr
 
 #: So many requests in a row without one usable answer stop a run: something is wrong.
 HOPELESS_AFTER = 20
+#: So many answers that can't be read are told with their beginning.
+MOST_MESSAGES = 10
 
 _INSTRUCTION = (
     'You turn short scene descriptions into prompts for an image generator. Rewrite each numbered '
@@ -30,7 +34,6 @@ _INSTRUCTION = (
     'stands in square brackets after a line, spelled exactly so, and name no other main object. '
     'At most {max_words} words a sentence. Answer with one line for each number, beginning with '
     'the number and a period, and nothing else.')
-_NUMBERED = re.compile(r'\s*(\d+)\s*[.):]\s*(\S.*?)\s*$')
 _REFUSAL = re.compile(r"\b(?:as an ai|i can(?:no|'|’)t|i(?:'|’)m sorry|i am sorry|unable to|"
                       r'language model)\b', re.IGNORECASE)
 _MARKUP = re.compile(r'[\[\]{}<>|`#*_\\]|https?:|\n')
@@ -169,11 +172,12 @@ def rewrite_batches(records: Iterable[PromptRecord], model: LanguageModel, seen:
             waiting.append(group)
             yield [Request(instruction, _numbered(part)) for part in group]
 
-    hopeless = 0
+    hopeless = told = 0
     for answers in model.answers(groups()):
         group = waiting.pop(0)
         counts: Counter = Counter()
         results: list[PromptRecord] = []
+        messages: list[str] = []
         for part, answer in zip(group, answers, strict=True):
             hopeless += 1
             for record in _use(part, answer, checks, seen, counts, model.name):
@@ -181,27 +185,50 @@ def rewrite_batches(records: Iterable[PromptRecord], model: LanguageModel, seen:
                 if record.source.endswith(f'+{model.name}'):
                     hopeless = 0
             _count_cost(answer, prices, counts)
+            counts.update({f'requests {note}': 1 for note in answer.notes})
+            if (unread := _unread(answer, len(part))) and told < MOST_MESSAGES:
+                told += 1
+                messages.append(unread)
         spent += counts.get('dollars', 0.0)
-        yield Batch(len(results), tuple(results), dict(counts))
+        yield Batch(len(results), tuple(results), dict(counts), tuple(messages))
         if hopeless >= HOPELESS_AFTER:
             raise LanguageModelError(
-                f'the last {hopeless} requests gave no usable prompt (the last answer began '
-                f'{(answers[-1].text or answers[-1].problem)[:80]!r}); look at the model, then '
-                'run the same command to go on')
+                f'the last {hopeless} requests gave no usable prompt ({_last_words(answers[-1])}); '
+                'look at the model, then run the same command to go on')
+        if prices.budget is not None and any(
+                answer.text is not None and None in (answer.tokens_in, answer.tokens_out)
+                for answer in answers):
+            raise LanguageModelError("the server doesn't count tokens, so that a budget can't be "
+                                     'kept; what was done is kept: go on without --budget')
         if prices.budget is not None and spent >= prices.budget:
             raise LanguageModelError(f'the budget of {prices.budget:g} dollars is spent '
                                      f'({spent:.4f}); what was done is kept: go on with a larger '
                                      '--budget')
 
 
+def _last_words(answer: Answer) -> str:
+    if answer.text is not None:
+        return f'the last answer began {excerpt(answer.text)}'
+    return f'the last one: {answer.problem}' + (f': {answer.detail}' if answer.detail else '')
+
+
+def _unread(answer: Answer, count: int) -> str:
+    """What to tell of an answer of which nothing could be read."""
+    if answer.text is None:
+        return f'{answer.problem}: {answer.detail}' if answer.detail else ''
+    if any(read_sentences(answer.text, count, answer.cut)):
+        return ''
+    return f'no prompt could be read from an answer that began {excerpt(answer.text)}'
+
+
 def _use(part: Sequence[PromptRecord], answer: Answer, checks: Checks, seen: SeenTexts,
          counts: Counter, name: str) -> Iterator[PromptRecord]:
-    texts = _read_numbered(answer.text or '', len(part))
+    texts = read_sentences(answer.text or '', len(part), answer.cut)
     for template, text in zip(part, texts):
         if answer.text is None:
             problem: str = answer.problem
         elif text is None:
-            problem = 'no line for it in the answer'
+            problem = 'the answer was cut off' if answer.cut else 'no line for it in the answer'
         else:
             result = check_answer(template, text, checks)
             if not isinstance(result, str):
@@ -233,18 +260,6 @@ def _count_cost(answer: Answer, prices: Prices, counts: Counter) -> None:
 def _numbered(part: Sequence[PromptRecord]) -> str:
     return '\n'.join(f'{number}. {record.prompt} [{"; ".join(n.text for n in record.nouns)}]'
                      for number, record in enumerate(part, 1))
-
-
-def _read_numbered(text: str, count: int) -> list[str | None]:
-    lines: list[str | None] = [None] * count
-    for line in text.splitlines():
-        match = _NUMBERED.match(line)
-        if match and 1 <= int(match[1]) <= count and lines[int(match[1]) - 1] is None:
-            lines[int(match[1]) - 1] = match[2].strip('"“”\' ')
-    if count == 1 and lines[0] is None and text.strip():
-        # Alone in its request, a line needs no number.
-        lines[0] = text.strip().splitlines()[0].strip('"“”\' ')
-    return lines
 
 
 def _phrases(text: str) -> frozenset[str]:

@@ -2,8 +2,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+from examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from freeatm_mm.prompts import Noun, PromptRecord, read_prompts
 from freeatm_mm.prompts.journal import Batch, SeenTexts, journal_path, write_batches
@@ -69,6 +73,15 @@ def test_other_settings_do_not_go_on_with_a_journal(tmp_path):
     assert journal_path(path).read_bytes() == before
 
 
+def test_a_run_that_did_nothing_stands_in_no_way(tmp_path):
+    """A mistyped name leaves a journal with settings alone."""
+    path = tmp_path / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {'file': 'mistyped'}, numbers(stop_after=0))
+    assert journal_path(path).exists()
+    assert write_batches(path, {'file': 'right'}, numbers()).records == 10
+
+
 def test_a_damaged_journal_is_named(tmp_path):
     path = tmp_path / 'prompts.jsonl'
     journal_path(path).write_text('{"settings": {}}\n{"read": 2}\n')
@@ -131,3 +144,114 @@ def test_the_file_is_plain_json_lines(tmp_path):
     write_batches(path, {}, batches)
     line, = path.read_text(encoding='utf-8').splitlines()
     assert json.loads(line)['prompt'] == 'ein Vögel 🐦' and '🐦' in line
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'{"settings": {}}\n' + b'[' * 100_000 + b'\n', 'line 2: damaged .*nested too deep'),
+    (b'{"settings": {}}\n\xff\n', 'line 2: damaged .*not UTF-8'),
+    (b'{"settings": {}}\n{"read": -2, "counts": {}, "records": []}\n', 'line 2: damaged'),
+    (b'{"settings": {}}\n{"read": 2, "counts": {"a": "b"}, "records": []}\n', 'line 2: damaged'),
+    (b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1"}]}\n',
+     'line 2: damaged .*prompt'),
+    (b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1", "prompt": "a dog", '
+     b'"nouns": [{"text": "cat", "start": 2, "end": 5}]}]}\n', 'line 2: damaged .*not the noun'),
+    (b'{"settings": 5}\n', 'line 1: damaged'), (b'[]\n', 'line 1: damaged'),
+    (b'my only copy of something', 'line 1: damaged, or no journal'),
+    (b'x' * (1 << 21), 'line 1: damaged, or no journal'),
+])
+def test_what_is_no_journal_is_named_and_kept(tmp_path, content, message):
+    path = tmp_path / 'prompts.jsonl'
+    journal_path(path).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        write_batches(path, {}, numbers())
+    assert journal_path(path).read_bytes() == content and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_nothing_is_written_through_a_link(tmp_path, there):
+    path, elsewhere = tmp_path / 'prompts.jsonl', tmp_path / 'elsewhere'
+    if there:
+        elsewhere.write_bytes(b'precious')
+    journal_path(path).symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r'prompts\.jsonl\.journal is a symbolic link'):
+        write_batches(path, {}, numbers())
+    assert elsewhere.exists() == there and (not there or elsewhere.read_bytes() == b'precious')
+    journal_path(path).unlink()
+    path.symlink_to(elsewhere)
+    with pytest.raises(FileExistsError):
+        write_batches(path, {}, numbers())
+    # Replaced on request, not written through.
+    write_batches(path, {}, numbers(), overwrite=True)
+    assert not path.is_symlink() and len(list(read_prompts(path))) == 10
+    assert elsewhere.exists() == there and (not there or elsewhere.read_bytes() == b'precious')
+
+
+def test_a_pipe_or_folder_is_no_journal_and_no_target(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    os.mkfifo(journal_path(path))
+    with pytest.raises(ValueError, match=r'journal is no regular file'):
+        write_batches(path, {}, numbers())
+    journal_path(path).unlink()
+    journal_path(path).mkdir()
+    with pytest.raises(ValueError, match="journal .* can't be opened"):
+        write_batches(path, {}, numbers())
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match='is no regular file and is not replaced'):
+        write_batches(path, {}, numbers(), overwrite=True)
+    with pytest.raises(ValueError, match='is no regular file and is not replaced'):
+        write_batches('/dev/null', {}, numbers(), overwrite=True)
+
+
+def test_doubled_ids_are_left_out_on_request(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    def batches(read, seen, counts):
+        yield Batch(2, (record(1), record(2)), {'nouns': 2})
+        yield Batch(2, (record(2), record(3)), {'nouns': 2})
+    report = write_batches(path, {}, batches, skip_doubled=True)
+    assert [r.id for r in read_prompts(path)] == ['r1', 'r2', 'r3']
+    assert report.counts == {'nouns': 3, 'skipped: its id came before': 1} and report.records == 3
+
+
+@pytest.fixture(scope='module')
+def unfinished(tmp_path_factory):
+    """A journal, and the file that it leads to."""
+    path = tmp_path_factory.mktemp('unfinished') / 'prompts.jsonl'
+    with pytest.raises(Stop):
+        write_batches(path, {'seed': 0}, numbers(stop_after=6))
+    journal = journal_path(path).read_bytes()
+    write_batches(path, {'seed': 0}, numbers())
+    return journal, path.read_bytes()
+
+
+@examples(200)
+@given(st.integers(0, 1400), st.binary(max_size=6), st.booleans())
+def test_any_damage_is_named_or_made_good(tmp_path_factory, unfinished, place, put, cut):
+    """Bytes of a journal replaced or cut off: one sentence, or the same file."""
+    content, whole = unfinished
+    damaged = content[:place] + put + (b'' if cut else content[place + len(put):])
+    path = tmp_path_factory.getbasetemp() / 'damaged.jsonl'
+    path.unlink(missing_ok=True)
+    journal_path(path).write_bytes(damaged)
+    try:
+        write_batches(path, {'seed': 0}, numbers())
+    except ValueError as error:
+        assert 'damaged.jsonl.journal' in str(error) and '\n' not in str(error)
+        assert journal_path(path).read_bytes() == damaged
+    else:
+        assert path.read_bytes() == whole
+
+
+def test_a_flipped_letter_is_damage(tmp_path, unfinished):
+    path = tmp_path / 'prompts.jsonl'
+    journal_path(path).write_bytes(unfinished[0].replace(b'"a bird 3"', b'"a bird 8"'))
+    with pytest.raises(ValueError, match='line 3: damaged .*other bytes than were written'):
+        write_batches(path, {'seed': 0}, numbers())
+
+
+def test_a_journal_of_an_older_version_goes_on(tmp_path, unfinished):
+    path = tmp_path / 'prompts.jsonl'
+    lines = [json.loads(line) for line in unfinished[0].splitlines()]
+    assert all(line.pop('check') for line in lines)
+    journal_path(path).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    write_batches(path, {'seed': 0}, numbers())
+    assert path.read_bytes() == unfinished[1]

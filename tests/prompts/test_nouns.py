@@ -49,6 +49,46 @@ def test_nouns_are_found(text, nouns):
     assert found(text) == nouns
 
 
+@pytest.mark.parametrize('text, nouns', [
+    ('see http://x.com/dog.jpg of a dog', ['dog']), ('www.dogs.com on a wall', ['wall']),
+    ('a cat, dog.jpg', ['cat']), ('IMG_2034 of a beach', ['beach']), ('C:\\dogs\\cat.png', []),
+    ('dog%20on%20a%20beach', []), ('mail bob@dog.com', ['mail']),
+    ('a #dog #sunset photo by @nasa', ['photo']), ('1920x1080 wallpaper', ['wallpaper']),
+    ('a 5 mm lens, 10kg bag and 50% off', ['lens', 'bag']), ('the 1990s car', ['car']),
+    ('salt &amp; pepper &nbsp; bread', ['salt', 'pepper', 'bread']),
+    ('a dog\ufffds bowl', ['bowl']),
+    ('dog`s bowl', ['dog', 'bowl']), ('dog´s bowl', ['dog', 'bowl']), ('dogʼs bowl',
+                                                                      ['dog', 'bowl']),
+    ("we don`t see it at 5 o'clock", []), ('part ii of the film', ['part', 'film']),
+    ('coffee vs. tea etc.', ['coffee', 'tea']), ('a' * 50 + ' near a dog', ['dog']),
+    ('a dog.It sits in a park.In winter', ['dog', 'park', 'winter']),
+    ('a 犬 with a dog', ['dog']), ('a dog.A cat sits.The bird', ['dog', 'cat', 'bird']),
+    ('an inch worm, a fishing net and a guitar amp', ['inch worm', 'fishing net', 'guitar amp']),
+])
+def test_what_is_no_thing_is_no_noun(text, nouns):
+    assert found(text) == nouns
+
+
+@pytest.mark.parametrize('text', [
+    '一只狗在草地上', '犬がビーチにいます', 'собака играет на пляже',
+    'الكلب على الشاطئ', 'σκύλος στην παραλία',
+    '개가 해변에 있다', 'सड़क पर कुत्ता', 'un chien sur la plage avec un ballon',
+    'ein Hund spielt mit einem Ball', 'un perro juega con una pelota en la playa',
+    'um cachorro brinca com uma bola na praia', 'een hond speelt met een bal op het strand'])
+def test_other_languages_are_told(text):
+    assert not ALL.can_read(text)
+
+
+@pytest.mark.parametrize('text', [
+    *(text for text in ('a dog', '', '123', 'café au lait in a cup', 'Rio de Janeiro at night',
+                        'Pikachu plush toy', 'the Dalai Lama and El Capitan in Los Angeles',
+                        'a naïve ﬁsh 🐦', 'Lamborghini Huracán')),
+    'x.com and y.com', 'Obama met Merkel, Die Zeit met Le Monde',
+    'a man in the Plaza de la Constitución'])
+def test_english_is_english(text):
+    assert ALL.can_read(text) and NounFinder(lambda texts: iter(())).can_read(text)
+
+
 def test_a_noun_that_comes_twice_has_two_spans():
     text = 'a dog beside a dog and another dog'
     nouns, = ALL([text])

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,6 +177,60 @@ def test_a_hopeless_model_stops_the_run():
     with pytest.raises(LanguageModelError, match=f"last {HOPELESS_AFTER} requests .*'lorem ipsum'"):
         rewrite(model, (pair(n) for n in range(10**6)))
     assert len(model.asked) == HOPELESS_AFTER
+
+
+def test_a_refusal_of_the_server_is_told_with_its_reason():
+    model = Model(lambda text: Answer(None, 'the server refused the request', detail='400 no'))
+    with pytest.raises(LanguageModelError, match='the last one: the server refused the request: '
+                       '400 no'):
+        rewrite(model, (pair(n) for n in range(10**6)))
+
+
+def test_answers_that_cannot_be_read_are_told():
+    def reply(text):
+        return Answer('lorem ipsum ' * 30) if 'park 0' in text else good(text)
+    with SeenTexts() as seen:
+        made = list(rewrite_batches([pair(n) for n in range(30)], Model(reply), seen,
+                                    checks=CHECKS))
+    message, = [message for batch in made for message in batch.messages]
+    assert message.startswith('no prompt could be read from an answer that began') and (
+        len(message) < 200)
+
+
+def test_thoughts_and_half_sentences_keep_their_templates():
+    records = [pair(n) for n in range(3)]
+    def reply(text):
+        return Answer('<think>1. one big dog eats hot dog number 9\n2. one big dog eats a hot dog'
+                      '</think>\n1. one big dog eats hot dog number 1\n2. one big dog eats a hot '
+                      'dog and th', cut=True, notes=('asked without seed',))
+    made, counts = rewrite(Model(reply), records)
+    assert made[0].prompt == 'one big dog eats hot dog number 1' and made[1:] == records[1:]
+    assert counts == {'rewritten': 1, 'requests': 1, 'template kept: the answer was cut off': 2,
+                      'requests asked without seed': 1,
+                      'requests whose tokens the server did not count': 1}
+
+
+@examples(200)
+@given(st.lists(st.sampled_from([
+    '\n1. ', '\n2. ', '\n3) ', 'one big dog', ' eats a hot dog', 'hot dogs', '<think>', '</think>',
+    '"', '**', '[dog]', '&amp;', '\ud83d', '\u200d', '🐦', 'e\u0301', '{"1": "', '", "2": "', '"}',
+    ' ', '.', "I'm sorry", 'x' * 50]), max_size=30).map(''.join), st.booleans())
+def test_any_answer_gives_exact_records(text, cut):
+    records = [pair(n) for n in range(3)]
+    made, counts = rewrite(Model(lambda _: Answer(text, cut=cut)), records)
+    assert [record.id for record in made] == [record.id for record in records]
+    for record, template in zip(made, records):
+        assert [noun.category for noun in record.nouns] == [n.category for n in template.nouns]
+        for noun in record.nouns:
+            assert record.prompt[noun.start:noun.end] == noun.text
+        assert 'think' not in record.prompt and '\n' not in record.prompt
+
+
+def test_a_budget_needs_a_server_that_counts_tokens():
+    model = Model(lambda text: Answer(good(text).text))
+    with pytest.raises(LanguageModelError, match="doesn't count tokens"):
+        rewrite(model, [pair(n) for n in range(50)], prices=Prices(1, 1, 5.0))
+    assert len(model.asked) == 1
 
 
 def test_a_spent_budget_stops_the_run():

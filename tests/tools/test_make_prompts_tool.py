@@ -145,7 +145,25 @@ def test_captions(tmp_path):
 
 @pytest.mark.parametrize('arguments, code, message', [
     (('imagenet', 'OUT', '--under', 'unicorn'), 1, "no class of ImageNet stands under 'unicorn'"),
-    (('imagenet', 'OUT', '--count', '0'), 2, '--count must be at least 1, got 0'),
+    (('imagenet', 'OUT', '--count', '0'), 2,
+     "--count: must be a whole number from 1 to 1,000,000,000, got '0'"),
+    *((('imagenet', 'OUT', '--count', count), 2, '--count: must be a whole number from 1 to')
+      for count in ('-1', '1e12', 'nan', '1.5', '99999999999', '9' * 5000, '')),
+    *((('rewrite', 'a.jsonl', 'OUT', '--model', 'x', option, value), 2, f'{option}: must be a ')
+      for option in ('--workers', '--retries', '--timeout', '--temperature', '--max-tokens',
+                     '--per-request', '--price-in', '--price-out', '--budget', '--min-words',
+                     '--max-words', '--batch-size', '--seed')
+      for value in ('nan', 'inf', '1e300', 'x')),
+    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--workers', '0'), 2, '--workers: must be'),
+    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--temperature', '-1'), 2,
+     "--temperature: must be a number from 0 to 10, got '-1'"),
+    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--min-words', '50'), 2,
+     '--min-words 50 is more than --max-words 40'),
+    (('coco', 'a.json', 'OUT', '--max-unreadable', 'nan'), 2, '--max-unreadable: must be'),
+    (('coco', '/dev/zero', 'OUT'), 1, '/dev/zero is a device, not a caption file'),
+    (('rewrite', '/dev/zero', 'OUT', '--local', 'nothing'), 1, 'is a device, not a prompt file'),
+    (('rewrite', '/dev/null', '/dev/null', '--local', 'nothing', '--overwrite'), 1,
+     '/dev/null is no regular file'),
     (('imagenet', 'OUT', '--name', 'a b'), 2, '--name must be'),
     (('coco', 'nothing.json', 'OUT'), 1, 'there is no caption file nothing.json'),
     (('rewrite', 'nothing.jsonl', 'OUT', '--model', 'x', '--server', 'http://127.0.0.1:9/v1'), 1,
@@ -157,5 +175,49 @@ def test_captions(tmp_path):
 def test_a_mistake_is_one_sentence(tmp_path, arguments, code, message):
     out = tmp_path / 'out.jsonl'
     result, _, err = call(*(out if a == 'OUT' else a for a in arguments))
-    assert result == code and message in err.splitlines()[-1]
+    assert result == code and message in err.splitlines()[-1] and len(err) < 6000
     assert 'Traceback' not in err and not out.exists()
+
+
+def test_one_bad_line_does_not_stop_a_run(tmp_path):
+    lines = [f'a dog number {n}\thttp://x/{n}.jpg'.encode() for n in range(3000)]
+    lines[1500] = b'caf\xe9\thttp://x'
+    path, out_path = tmp_path / 'cc.tsv', tmp_path / 'cc.jsonl'
+    path.write_bytes(b'\n'.join(lines))
+    code, out, err = call('cc', path, out_path)
+    assert code == 0, err
+    assert err.strip() == f'make_prompts: {path}, line 1501: not UTF-8; passed over'
+    assert '2,999 prompts' in out and '  unreadable: not UTF-8: 1' in out
+    assert out_path.read_text().count('"cc3m-') == 2999
+
+
+def test_word_lists_are_checked(tmp_path, templates):
+    bad = tmp_path / 'words.txt'
+    for content, message in ((b'caf\xe9', 'is not UTF-8'), (b'x' * (2 << 20), 'has more than')):
+        bad.write_bytes(content)
+        code, _, err = call('rewrite', templates, tmp_path / 'out.jsonl', '--model', 'x',
+                            '--server', 'http://127.0.0.1:9/v1', '--forbid', bad)
+        assert code == 1 and message in err and len(err.splitlines()) == 1
+
+
+def test_thoughts_do_not_become_prompts(tmp_path, templates):
+    """Nor do half sentences; what a newer server doesn't know is asked otherwise and told."""
+    from chat_server import completion, rewritten
+
+    def reply(number, body):
+        if 'max_tokens' in body:
+            return 400, {'error': {'message': "Unsupported parameter: 'max_tokens'. Use "
+                                              "'max_completion_tokens' instead.",
+                                   'param': 'max_tokens', 'code': 'unsupported_parameter'}}
+        text = rewritten(body['messages'][-1]['content'])
+        thoughts = text.replace('A bright photo', 'Maybe a dull thought')
+        answer = completion(f'<think>{thoughts}</think>\n{text[:-9]}')
+        answer['choices'][0]['finish_reason'] = 'length'
+        return 200, answer
+    path = tmp_path / 'rewritten.jsonl'
+    with chat_server(reply) as server:
+        code, out, err = call('rewrite', templates, path, '--model', 'toy', '--server', server.url)
+    assert code == 0, err
+    assert 'rewritten: 270' in out and 'template kept: the answer was cut off: 30' in out
+    assert 'requests asked with max_completion_tokens instead of max_tokens: 30' in out
+    assert 'thought' not in path.read_text()
