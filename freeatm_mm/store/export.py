@@ -359,11 +359,16 @@ def _export(path: str | Path, out: str | Path, categories: Sequence[str] | None,
 def _new_folder(out: str | Path) -> Iterator[Path]:
     """A folder that gets its name when the block ends without an error."""
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise StoreError(f'{out} is there already; choose another folder, or remove it')
     scratch = out.with_name(f'.{out.name}.tmp')
-    shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
-    scratch.mkdir(parents=True)
+    if scratch.is_dir() and not scratch.is_symlink():  # of an export that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # would wait for a pipe for ever
+    try:
+        scratch.mkdir(parents=True)  # never one that is there
+    except OSError as error:
+        raise StoreError(f"the folder {scratch} can't be made ({error.strerror}): what is there "
+                         'stands in the way; remove it') from None
     try:
         yield scratch
         os.replace(scratch, out)

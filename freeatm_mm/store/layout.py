@@ -75,10 +75,10 @@ def load_index(path: Path) -> np.ndarray:
         return np.memmap(path, dtype, mode='r', offset=first_row, shape=(rows,))
     except FileNotFoundError:
         raise StoreError(f'the index {path} is missing') from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f'the index {path} is corrupt ({error})') from None
     except StoreError as error:
         raise StoreError(f'the index {path} {error}') from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f'the index {path} is corrupt ({error})') from None
 
 
 def read_index_header(handle: int) -> tuple[np.dtype, int, int]:

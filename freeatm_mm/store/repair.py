@@ -1,6 +1,7 @@
 """Making a damaged store whole again without touching what is good."""
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -116,9 +117,12 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     except (StoreError, OSError, KeyError, TypeError, ValueError):
         sound = False
     if source is not None:
-        if not sound and file.exists():
+        if not sound and os.path.lexists(file):
             # Kept beside the new one: nothing is thrown away that somebody may want to look at.
-            os.replace(file, file.with_name(f'{MANIFEST}.broken'))
+            names = (f'{MANIFEST}.broken{f"-{number}" if number > 1 else ""}'
+                     for number in itertools.count(1))
+            os.replace(file, next(file.with_name(name) for name in names
+                                  if not os.path.lexists(file.with_name(name))))
         writer = StoreWriter(path, source.samples_per_shard, source.config)
         return writer, source.num_samples
     if not sound:

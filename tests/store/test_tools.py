@@ -1,28 +1,17 @@
 """The store's tools: what they print, and their exit codes."""
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from store_samples import folder_bytes, varied_sample
+from store_tools import run
 
 from freeatm_mm.store import Store, write_store
-
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
 @pytest.fixture
 def path(tmp_path):
     write_store(tmp_path / 'store', map(varied_sample, range(7)), 3, {'num_samples': 7})
     return tmp_path / 'store'
-
-
-def run(name, *words):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(word) for word in words])
 
 
 def test_a_sound_store_is_said_to_be(path, capsys):
