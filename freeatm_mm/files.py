@@ -189,7 +189,7 @@ def check_json(value: Any, shape: Any, where: str) -> None:
             ``list``, ``None``, ``object`` for anything), a tuple of shapes of which one must fit,
             ``[shape]`` for a list of such, or ``{'name': shape}`` for an object with at least these
             fields; ``'name?'`` may be absent.
-        where: Name of the file, for the message.
+        where: Name of the file, for the message; may be empty.
 
     Raises:
         InputError: If it doesn't fit; names the entry.
@@ -200,9 +200,9 @@ def check_json(value: Any, shape: Any, where: str) -> None:
         for name, inner in shape.items():
             field = name.removesuffix('?')
             if field in value:
-                check_json(value[field], inner, f'{where}: {field}')
+                check_json(value[field], inner, f'{where}: {field}' if where else field)
             elif field == name:
-                raise InputError(f'{where}: the field {field!r} is missing')
+                raise InputError(f'{where}{": " if where else ""}the field {field!r} is missing')
     elif isinstance(shape, list):
         if not isinstance(value, list):
             _misfit(value, 'a list', where)
@@ -236,7 +236,7 @@ def _fits(value: Any, shape: Any) -> bool:
 
 def _misfit(value: Any, expected: str, where: str) -> NoReturn:
     found = repr(value)
-    raise InputError(f'{where} must be {expected}, got '
+    raise InputError(f'{where or "it"} must be {expected}, got '
                      f'{found if len(found) <= 60 else found[:57] + "..."}')
 
 

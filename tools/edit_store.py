@@ -7,8 +7,9 @@
 
 A condition compares a value of a sample's JSON (caption, nouns.text, nouns.category, nouns.hi,
 nouns.#, image.width, meta.seed, ...) by == != < <= > >= with a number or a word. Nouns are a list:
-one that fits is enough, unless it says all:nouns... or none:nouns... Several conditions must all
-hold. Stopped, the same command goes on where it was.
+one that fits is enough, unless it says all:nouns... or none:nouns... What isn't there is null:
+meta.x!=true keeps samples without x, meta.x==null keeps only them, and < and > hold for none of
+them. Several conditions must all hold. Stopped, the same command goes on where it was.
 """
 from __future__ import annotations
 
