@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.store import StoreError
+from freeatm_mm.errors import print_any_text
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 
 USAGE_ERROR = 2
@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
+    print_any_text()
     each = args.samples_per_shard
     try:
         if args.command == 'merge':
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             conditions = [parse_condition(text) for text in args.where]
             count = filter_store(args.store, args.out, conditions, samples_per_shard=each)
             print(f'{args.out}: {count} samples')
-    except (ValueError, OSError, StoreError) as error:
+    except (ValueError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
     return 0

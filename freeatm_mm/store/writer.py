@@ -240,11 +240,21 @@ class StoreWriter:
                              'Use the same settings to go on, or another folder')
         return True
 
+    def _is_recorded(self, shards: list[dict[str, Any]]) -> bool:
+        """Whether ``store.json`` is finished and lists these shards."""
+        try:
+            manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
+        except (StoreError, OSError):
+            return False
+        return manifest['complete'] and manifest['shards'] == parse_json(dump_json(shards))
+
     def _write_manifest(self, complete: bool, shards: list[dict[str, Any]]) -> None:
         totals = {field: sum(shard.get(field, 0) for shard in shards) for field in TOTALS}
         manifest = {'format': STORE_FORMAT, 'version': VERSION, 'complete': complete,
                     'samples_per_shard': self.samples_per_shard, **totals,
                     'config': self.config, 'config_sha256': self._digest, 'shards': shards}
+        if complete and self._is_recorded(shards):
+            return  # nothing to write: the disk may be read-only by now
         with locked_write(self.path / MANIFEST) as file:
             file.write(dump_manifest(manifest))
 
