@@ -20,7 +20,7 @@ from .errors import StoreError
 __all__ = ['BLOCK', 'ENTRY_FIELDS', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT',
            'STORE_FORMAT', 'TOTALS', 'VERSION', 'config_digest', 'dump_json', 'dump_manifest',
            'file_sha256', 'handle_sha256', 'index_dtype', 'load_index', 'load_manifest',
-           'open_regular', 'read_exactly', 'read_index_header', 'shard_name']
+           'mask_bytes', 'open_regular', 'read_exactly', 'read_index_header', 'shard_name']
 
 #: What writers make. Version 1 is read as well: its samples without nouns have no masks.png, their
 #: meta is an object, and nothing vouches for the whole of a manifest.
@@ -62,6 +62,11 @@ INDEX_FIELDS = (
 def index_dtype(key_length: int) -> np.dtype:
     """Row of the index for keys of at most ``key_length`` bytes."""
     return np.dtype([('key', f'S{max(1, key_length)}'), *INDEX_FIELDS])
+
+
+def mask_bytes(index: np.ndarray) -> int:
+    """Bytes of the masks of nouns that an index lists."""
+    return int(index['masks_size'][index['nouns'] > 0].sum())
 
 
 def shard_name(index: int) -> str:

@@ -21,6 +21,7 @@ from .layout import (
     file_sha256,
     load_index,
     load_manifest,
+    mask_bytes,
     open_regular,
     shard_name,
 )
@@ -237,8 +238,8 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
         if not state.tar_sound:
             _compare_members(handle, state.rows, lambda *what: report(tar_path, *what))
         said = {name: int(state.rows[column].sum()) for name, column in (
-            ('nouns', 'nouns'), ('image_bytes', 'image_size'), ('mask_bytes', 'masks_size'))}
-        said['samples'] = len(state.rows)
+            ('nouns', 'nouns'), ('image_bytes', 'image_size'))}
+        said |= {'samples': len(state.rows), 'mask_bytes': mask_bytes(state.rows)}
         if wrong := [name for name, value in said.items() if entry.get(name, value) != value]:
             report(file, f'what is recorded of its {", ".join(wrong)} is not what it holds')
         if decode or not state.tar_sound:

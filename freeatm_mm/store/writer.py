@@ -30,6 +30,7 @@ from .layout import (
     file_sha256,
     index_dtype,
     load_manifest,
+    mask_bytes,
     shard_name,
 )
 from .locking import locked_write
@@ -179,7 +180,7 @@ class StoreWriter:
             'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
             'samples': len(index), 'nouns': int(index['nouns'].sum()),
             'bytes': size, 'image_bytes': int(index['image_size'].sum()),
-            'mask_bytes': int(index['masks_size'].sum()), 'sha256': digest,
+            'mask_bytes': mask_bytes(index), 'sha256': digest,
             'index_bytes': buffer.tell(),
             'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
             'config_sha256': self._digest, 'notes': notes or {}}
