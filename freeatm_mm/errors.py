@@ -1,5 +1,7 @@
 """What is wrong with what a user gave: tools tell it in one sentence, without a traceback."""
-__all__ = ['InputError', 'MissingFileError']
+import sys
+
+__all__ = ['InputError', 'MissingFileError', 'print_any_text']
 
 
 class InputError(ValueError):
@@ -8,3 +10,9 @@ class InputError(ValueError):
 
 class MissingFileError(InputError, FileNotFoundError):
     """A file isn't there."""
+
+
+def print_any_text() -> None:
+    """Let tools print what the locale's encoding lacks, as ``\\xe9``, instead of ending there."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')

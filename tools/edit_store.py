@@ -7,8 +7,9 @@
 
 A condition compares a value of a sample's JSON (caption, nouns.text, nouns.category, nouns.hi,
 nouns.#, image.width, meta.seed, ...) by == != < <= > >= with a number or a word. Nouns are a list:
-one that fits is enough, unless it says all:nouns... or none:nouns... Several conditions must all
-hold. Stopped, the same command goes on where it was.
+one that fits is enough, unless it says all:nouns... or none:nouns... What isn't there is null:
+meta.x!=true keeps samples without x, meta.x==null keeps only them, and < and > hold for none of
+them. Several conditions must all hold. Stopped, the same command goes on where it was.
 """
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.store import StoreError
+from freeatm_mm.errors import print_any_text
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 
 USAGE_ERROR = 2
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
+    print_any_text()
     each = args.samples_per_shard
     try:
         if args.command == 'merge':
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             conditions = [parse_condition(text) for text in args.where]
             count = filter_store(args.store, args.out, conditions, samples_per_shard=each)
             print(f'{args.out}: {count} samples')
-    except (ValueError, OSError, StoreError) as error:
+    except (ValueError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
     return 0

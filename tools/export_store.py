@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.store import StoreError
+from freeatm_mm.errors import print_any_text
 from freeatm_mm.store.export import (
     THRESHOLD,
     export_class_folders,
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
+    print_any_text()
     if args.format == 'parquet' and (args.categories or args.threshold is not None):
         parser.error('parquet holds all nouns with their soft masks: no --categories, --threshold')
     if args.crop and args.format != 'folders':
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = export_class_folders(args.store, args.out, crop=args.crop, **options)
         else:
             report = export_parquet(args.store, args.out)
-    except (ValueError, OSError, StoreError) as error:
+    except (ValueError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
     print(report)

@@ -17,7 +17,8 @@ import collections
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.store import StoreError, repair_store, verify_store
+from freeatm_mm.errors import print_any_text
+from freeatm_mm.store import repair_store, verify_store
 
 PROBLEMS = 1
 USAGE_ERROR = 2
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
+    print_any_text()
     if args.pipeline and not (args.prompts and args.repair):
         parser.error('--pipeline goes with --prompts and --repair')
     source = None
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kinds[problem.kind] += 1
             if kinds.total() <= args.limit:
                 print(problem)
-    except (ValueError, OSError, StoreError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
     if not kinds:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Sample, StoreWriter, decode_masks, encode_masks, write_store
-from freeatm_mm.store.layout import shard_name
+from freeatm_mm.store.layout import TOTALS, dump_manifest, shard_name
 
 __all__ = ['benchmark_large_store', 'benchmark_masks', 'benchmark_writing', 'noisy_maps',
            'simulate_store', 'stable_diffusion_step_seconds']
@@ -72,8 +72,8 @@ def simulate_store(folder: Path, samples: int, samples_per_shard: int = 5000) ->
         for ending in ('.tar', '.index.npy', '.json'):
             os.link(folder / f'{shard_name(0)}{ending}', folder / f'{shard_name(number)}{ending}')
     manifest['shards'] = [entry | {'name': shard_name(number)} for number in range(count)]
-    manifest['samples'] = count * samples_per_shard
-    (folder / 'store.json').write_text(json.dumps(manifest, indent=1))
+    manifest |= {name: count * manifest[name] for name in TOTALS}
+    (folder / 'store.json').write_bytes(dump_manifest(manifest))
 
 
 _OPEN = """

@@ -7,6 +7,8 @@ was.
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +19,21 @@ from typing import Any
 
 import numpy as np
 
+from freeatm_mm.files import parse_json
+
 from .errors import StoreError
-from .layout import load_index, parse_json
+from .layout import load_index
 from .reader import Store
 from .sample import RawSample, check_key
 from .writer import StoreWriter
 
 __all__ = ['Condition', 'copy_samples', 'filter_store', 'merge_stores', 'parse_condition',
            'split_store', 'store_keys']
+
+_LOG = logging.getLogger(__name__)
+# What the JSON of a sample has; below meta there may be anything.
+_FIELDS = {'caption': None, 'nouns': ('text', 'start', 'end', 'category', 'lo', 'hi'),
+           'image': ('width', 'height'), 'masks': ('width', 'height'), 'meta': None}
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     '==': operator.eq, '!=': operator.ne, '<=': operator.le, '>=': operator.ge, '<': operator.lt,
@@ -36,6 +45,12 @@ _CONDITION = re.compile(r'(?:(any|all|none):)?([A-Za-z_][\w.#]*)\s*(==|!=|<=|>=|
 @dataclass(frozen=True)
 class Condition:
     """A comparison with a value in a sample's JSON.
+
+    A value that isn't there is like one that is ``null``: unequal to everything but ``null``, and
+    neither smaller nor larger than anything. So ``meta.x!=true`` holds where there is no ``x``. So
+    are values of different types, but that integers and other numbers are compared. A list that
+    isn't there has the length 0; of an empty list, ``all`` and ``none`` hold, and ``any`` holds for
+    ``!=`` alone.
 
     Args:
         path: Names from the top of the JSON to the value, such as ``('meta', 'steps')``. A list on
@@ -51,8 +66,10 @@ class Condition:
     quantifier: str = 'any'
 
     def __call__(self, info: Mapping[str, Any]) -> bool:
-        """Whether it holds; a value that isn't there or of another type compares as false."""
-        holds = (self._compare(value) for value in _values(info, self.path))
+        """Whether it holds for a sample with this JSON."""
+        holds = [self._compare(value) for value in _values(info, self.path)]
+        if not holds and self.quantifier == 'any':
+            return self.operator == '!=' and self.value is not None
         if self.quantifier == 'none':
             return not any(holds)
         return all(holds) if self.quantifier == 'all' else any(holds)
@@ -74,8 +91,8 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """Read a condition such as ``meta.steps>=30``, ``nouns.category==dog`` or ``nouns.#>=2``.
 
-    ``all:nouns.quality.peak>0.3`` and ``none:nouns.category==person`` say for how many; without
-    either, one is enough. The value is JSON, or else text.
+    ``all:meta.mask_trust.overlap<0.5`` and ``none:nouns.category==person`` say for how many;
+    without either, one is enough. The value is JSON, or else text.
 
     Raises:
         ValueError: If it is no condition.
@@ -94,22 +111,31 @@ def parse_condition(text: str) -> Condition:
         if isinstance(parsed, (list, dict)):
             parsed = value
     except ValueError:
+        if value[0] in '+-.0123456789' and _is_infinite(value):
+            raise ValueError(f'{value!r} in {text!r} is larger than any number') from None
         parsed = value
     return Condition(names, sign, parsed, quantifier or 'any')
 
 
+def _is_infinite(text: str) -> bool:
+    try:
+        return math.isinf(float(text))
+    except ValueError:
+        return False
+
+
 def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
-    """The values that a path leads to; several where it passes through lists."""
+    """The values that a path leads to: several where it passes through lists, ``None`` for what is
+    not there."""
     if not path:
         yield value
     elif path[0] == '#':
-        if isinstance(value, list):
-            yield len(value)
+        yield len(value) if isinstance(value, list) else 0 if value is None else None
     elif isinstance(value, list):
         for element in value:
             yield from _values(element, path)
-    elif isinstance(value, dict) and path[0] in value:
-        yield from _values(value[path[0]], path[1:])
+    else:
+        yield from _values(value.get(path[0]) if isinstance(value, dict) else None, path[1:])
 
 
 def filter_store(path: str | Path, out: str | Path, conditions: Sequence[Condition], *,
@@ -125,18 +151,47 @@ def filter_store(path: str | Path, out: str | Path, conditions: Sequence[Conditi
     Returns:
         Number of samples kept.
 
+    Every sample is read and checked whole, those that are left out as well: a damaged one would
+    otherwise be left out without a word.
+
     Raises:
+        ValueError: If a condition names what no sample has.
         StoreError: If nothing is kept, or the store can't be read.
     """
+    for condition in conditions:
+        _check_path(condition.path)
     store = Store(path)
-    chosen = np.array([index for index in range(len(store))
-                       if all(condition(store.info(index)[1]) for condition in conditions)],
-                      np.int64)
+    kept, absent = [], {condition.path for condition in conditions}
+    for index in range(len(store)):
+        info = store.read(index).info
+        if all(condition(info) for condition in conditions):
+            kept.append(index)
+        absent -= {path for path in absent if any(
+            value is not None for value in _values(info, path))}
+    for names in sorted(absent):
+        _LOG.warning('no sample of %s has %s', path, '.'.join(names))
+    chosen = np.array(kept, np.int64)
     if not len(chosen):
         raise StoreError(f'none of the {len(store)} samples of {path} is as asked for; '
                          f'{out} was not made')
     made_by = {'filtered_by': [str(condition) for condition in conditions]}
     return copy_samples([(store, chosen, '')], out, made_by, samples_per_shard)
+
+
+def _check_path(names: Sequence[str]) -> None:
+    """Refuse a path that leads nowhere in any sample, which ``!=`` would keep all samples for.
+
+    Raises:
+        ValueError: If it does.
+    """
+    first, *rest = names
+    fields = _FIELDS.get(first)
+    if first not in _FIELDS:
+        raise ValueError(f'{".".join(names)!r}: a sample has no {first!r} but '
+                         f'{", ".join(_FIELDS)}')
+    if fields is not None and rest and rest[0] not in (*fields, '#'):
+        raise ValueError(f'{".".join(names)!r}: {first} has no {rest[0]!r} but '
+                         f'{", ".join(fields)}')
 
 
 def split_store(path: str | Path, parts: Mapping[str | Path, float], *, seed: int = 0,
@@ -260,7 +315,8 @@ def copy_samples(sources: Sequence[tuple[Store, np.ndarray, str]], out: str | Pa
 def store_keys(store: Store) -> Iterator[str]:
     """The keys of a store's samples in order, from its indexes alone."""
     for entry in store.manifest['shards']:
-        for key in load_index(store.path / f'{entry["name"]}.index.npy')['key']:
+        index = load_index(store.path / f'{entry["name"]}.index.npy', entry['index_sha256'])
+        for key in index['key']:
             yield key.decode('ascii', 'replace')
 
 
@@ -274,7 +330,7 @@ def _copies(part: Iterable[tuple[Store, int, str]]) -> Iterator[RawSample]:
 
 def _content_digest(store: Store) -> str:
     """A hash of all a store's shards, from their recorded checksums."""
-    text = ''.join(str(entry.get('sha256')) for entry in store.manifest['shards'])
+    text = ''.join(entry['sha256'] for entry in store.manifest['shards'])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

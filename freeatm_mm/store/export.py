@@ -70,11 +70,10 @@ def category_of(noun: Noun) -> str:
 
 
 def store_categories(store: Store) -> list[str]:
-    """All categories of a store, sorted; reads the samples' JSON only."""
+    """All categories of a store, sorted; nothing is decoded but the samples' JSON."""
     found = set()
     for index in range(len(store)):
-        _, info = store.info(index)
-        found |= {category_of(Noun.from_json(noun)) for noun in info['nouns']}
+        found |= {category_of(Noun.from_json(noun)) for noun in store.read(index).info['nouns']}
     return sorted(found)
 
 
@@ -106,7 +105,7 @@ def coco_annotation(mask: np.ndarray) -> dict[str, Any] | None:
     Args:
         mask: Booleans (h, w).
     """
-    from pycocotools import mask as coco_mask
+    coco_mask = _coco_mask()
     if not mask.any():
         return None
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -115,6 +114,19 @@ def coco_annotation(mask: np.ndarray) -> dict[str, Any] | None:
                      int(rows[-1] - rows[0] + 1)],
             'area': int(mask.sum()),
             'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()}}
+
+
+def _coco_mask() -> Any:
+    """pycocotools' module of run-length masks.
+
+    Raises:
+        StoreError: If it isn't installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise StoreError('COCO needs pycocotools; install freeatm_mm[export]') from None
+    return mask
 
 
 def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] | None = None,
@@ -133,13 +145,15 @@ def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] 
         StoreError: If ``out`` is there, or a sample can't be read.
         ValueError: If ``threshold`` is out of range, or there are no categories.
     """
+    _coco_mask()  # asked for before anything is made
     with _export(path, out, categories, threshold) as run:
         (run.folder / 'images').mkdir()
         images, annotations = run.folder / '.images', run.folder / '.annotations'
-        with images.open('w') as image_file, annotations.open('w') as annotation_file:
+        with images.open('w', encoding='utf-8') as image_file, \
+                annotations.open('w', encoding='utf-8') as annotation_file:
             for image_id, sample in enumerate(run.samples()):
                 name = f'{sample.key}.{sample.image_format}'
-                (run.folder / 'images' / name).write_bytes(sample.image_bytes)
+                _write_new(run.folder / 'images' / name, sample.image_bytes)
                 width, height = sample.image.size
                 _write_item(image_file, {
                     'id': image_id, 'file_name': name, 'width': width, 'height': height})
@@ -147,14 +161,15 @@ def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] 
                     _write_item(annotation_file, {
                         'id': run.report.instances, 'image_id': image_id,
                         'category_id': number + 1, 'iscrowd': 0, **coco_annotation(mask)})
-        with (run.folder / 'coco.json').open('w') as file:
-            head = {'info': {'description': f'exported from the store {Path(path).name}'},
+        with (run.folder / 'coco.json').open('w', encoding='utf-8') as file:
+            head = {'info': {'description': 'exported from the store '
+                             + Path(path).name.encode('utf-8', 'replace').decode()},
                     'categories': [{'id': number, 'name': name}
                                    for number, name in enumerate(run.report.categories, 1)]}
             file.write(json.dumps(head, ensure_ascii=False)[:-1])
             for name, part in (('images', images), ('annotations', annotations)):
                 file.write(f', "{name}": [\n')
-                with part.open() as source:
+                with part.open(encoding='utf-8') as source:
                     shutil.copyfileobj(source, file)
                 file.write(']')
                 part.unlink()
@@ -185,8 +200,8 @@ def export_mmseg(path: str | Path, out: str | Path, *, categories: Sequence[str]
         for name in ('images', 'labels'):
             (run.folder / name).mkdir()
         for sample in run.samples():
-            (run.folder / 'images' / f'{sample.key}.{sample.image_format}').write_bytes(
-                sample.image_bytes)
+            _write_new(run.folder / 'images' / f'{sample.key}.{sample.image_format}',
+                       sample.image_bytes)
             soft = _soft_masks(sample)
             best = np.full(soft.shape[1:], threshold, np.float32)
             labels = np.zeros(soft.shape[1:], np.uint8)
@@ -218,12 +233,12 @@ def export_class_folders(path: str | Path, out: str | Path, *,
         for name in run.report.categories:
             if not _FOLDER_NAME.fullmatch(name) or name.endswith((' ', '.')):
                 raise StoreError(f"the category {name!r} can't be the name of a folder")
-            (run.folder / name).mkdir()
+            _make_category(run.folder / name)
         for sample in run.samples():
             if not crop:
                 for name in run.listed(sample):
                     file = run.folder / name / f'{sample.key}.{sample.image_format}'
-                    file.write_bytes(sample.image_bytes)
+                    _write_new(file, sample.image_bytes)
                     run.report.instances += 1
                 continue
             for number, mask in run.instances(sample, binary_masks(sample, threshold)):
@@ -251,13 +266,13 @@ def export_parquet(path: str | Path, out: str | Path, *, rows_per_group: int = 1
 
     Raises:
         StoreError: If ``out`` is there, or a sample can't be read.
-        ValueError: If pyarrow isn't installed.
+        StoreError: If pyarrow isn't installed.
     """
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise ValueError('Parquet needs pyarrow; install freeatm_mm[export]') from None
+        raise StoreError('Parquet needs pyarrow; install freeatm_mm[export]') from None
     picture = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
     noun = pa.struct([('text', pa.string()), ('start', pa.int32()), ('end', pa.int32()),
                       ('category', pa.string()), ('lo', pa.float32()), ('hi', pa.float32())])
@@ -359,17 +374,54 @@ def _export(path: str | Path, out: str | Path, categories: Sequence[str] | None,
 def _new_folder(out: str | Path) -> Iterator[Path]:
     """A folder that gets its name when the block ends without an error."""
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise StoreError(f'{out} is there already; choose another folder, or remove it')
     scratch = out.with_name(f'.{out.name}.tmp')
-    shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
-    scratch.mkdir(parents=True)
+    if scratch.is_dir() and not scratch.is_symlink():  # of an export that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # would wait for a pipe for ever
+    try:
+        scratch.mkdir(parents=True)  # never one that is there
+    except OSError as error:
+        raise StoreError(f"the folder {scratch} can't be made ({error.strerror}): what is there "
+                         'stands in the way; remove it') from None
     try:
         yield scratch
         os.replace(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def _write_new(file: Path, content: bytes) -> None:
+    """Write a file of an export.
+
+    Raises:
+        StoreError: If it is there: another sample has that key, or one that this disk takes for
+            the same, as those do on which A and a are one name.
+    """
+    try:
+        with file.open('xb') as opened:
+            opened.write(content)
+    except FileExistsError:
+        raise StoreError(f'two samples would be the file {file.parent.name}/{file.name}: the store '
+                         'holds a key twice (tools/verify_store.py names it), or this disk takes '
+                         'two keys for one') from None
+
+
+def _make_category(folder: Path) -> None:
+    """Make the folder of a category.
+
+    Raises:
+        StoreError: If this disk or locale can't have a folder of that name.
+    """
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise StoreError(f'the category {folder.name!r} has the name of another one, as this disk '
+                         'sees it') from None
+    except (OSError, UnicodeEncodeError) as error:
+        raise StoreError(f"the category {folder.name!r} can't be the name of a folder here "
+                         f'({error})') from None
 
 
 def _value_feature(column: Any) -> dict[str, str]:

@@ -5,20 +5,26 @@ import hashlib
 import io
 import json
 import os
-import tokenize
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from freeatm_mm import files
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import check_json, parse_json, read_json
+
 from .errors import StoreError
 
-__all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT', 'STORE_FORMAT',
-           'VERSION', 'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
-           'parse_json', 'read_index_header', 'shard_name']
+__all__ = ['BLOCK', 'ENTRY_FIELDS', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT',
+           'STORE_FORMAT', 'TOTALS', 'VERSION', 'config_digest', 'dump_json', 'dump_manifest',
+           'file_sha256', 'handle_sha256', 'index_dtype', 'load_index', 'load_manifest',
+           'mask_bytes', 'open_regular', 'read_exactly', 'read_index_header', 'shard_name']
 
-VERSION = 1
+#: What writers make. Version 1 is read as well: its samples without nouns have no masks.png, their
+#: meta is an object, and nothing vouches for the whole of a manifest.
+VERSION = 2
 STORE_FORMAT = 'freeatm-store'
 SHARD_FORMAT = 'freeatm-shard'
 MANIFEST = 'store.json'
@@ -26,8 +32,23 @@ MANIFEST = 'store.json'
 PROGRESS = 'progress.u32'
 #: Size of a tar header, and what members are padded to.
 BLOCK = 512
+#: What store.json sums up over its shards.
+TOTALS = ('samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes')
+#: What store.json repeats of a shard's JSON.
+ENTRY_FIELDS = ('name', 'samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes', 'sha256',
+                'index_bytes', 'index_sha256', 'notes')
 # More than the header of any index takes.
 _HEADER_BYTES = 4096
+_SEAL = 'manifest_sha256'
+_MOST = 1 << 50  # samples or bytes of a shard
+
+_ENTRY = {'name': str, 'samples': int, 'bytes': int, 'sha256': str, 'index_bytes': int,
+          'index_sha256': str, 'nouns?': int, 'image_bytes?': int, 'mask_bytes?': int,
+          'notes?': dict}
+_SHAPES = {
+    STORE_FORMAT: {'complete': bool, 'samples_per_shard': int, 'config': dict,
+                   'config_sha256': str, 'shards': [_ENTRY], **{name: int for name in TOTALS}},
+    SHARD_FORMAT: {**_ENTRY, 'config_sha256': str}}
 
 # offset: first byte of the member's content, counted from the start of the tar. crc32 covers the
 # whole sample: headers, contents and padding, which stand together in the order below.
@@ -43,6 +64,11 @@ def index_dtype(key_length: int) -> np.dtype:
     return np.dtype([('key', f'S{max(1, key_length)}'), *INDEX_FIELDS])
 
 
+def mask_bytes(index: np.ndarray) -> int:
+    """Bytes of the masks of nouns that an index lists."""
+    return int(index['masks_size'][index['nouns'] > 0].sum())
+
+
 def shard_name(index: int) -> str:
     """Name of shard number ``index``, without ending."""
     return f'shard-{index:06d}'
@@ -54,31 +80,74 @@ def config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a plain file, read in pieces.
+
+    Raises:
+        StoreError, OSError: If it can't be opened, is no plain file, or can't be read.
+    """
+    handle = open_regular(path)
+    try:
+        return handle_sha256(handle)
+    finally:
+        os.close(handle)
+
+
+def handle_sha256(handle: int) -> str:
+    """Hex sha256 of an open file, from its start."""
     digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    position = 0
+    while piece := os.pread(handle, 1 << 20, position):
+        digest.update(piece)
+        position += len(piece)
     return digest.hexdigest()
 
 
-def load_index(path: Path) -> np.ndarray:
-    """Map a shard's index into memory, without reading its rows.
+def open_regular(path: str | Path) -> int:
+    """Open a file for reading and return its handle; a pipe or device is refused, not waited for.
 
     Raises:
-        StoreError: If the file is missing or is no index.
+        StoreError: If it can't be opened or is no plain file.
     """
     try:
-        with path.open('rb') as file:
+        return files.open_regular(path)
+    except InputError as error:
+        raise StoreError(str(error)) from None
+
+
+def read_exactly(handle: int, size: int, offset: int) -> bytes:
+    """Read ``size`` bytes, fewer only at the end of the file."""
+    data = os.pread(handle, size, offset)
+    while len(data) < size:
+        more = os.pread(handle, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def load_index(path: Path, digest: str | None = None) -> np.ndarray:
+    """Map a shard's index into memory, without reading its rows.
+
+    Args:
+        path: The index.
+        digest: The sha256 that it must have, if that is to be looked at: this reads it whole.
+
+    Raises:
+        StoreError: If the file is missing, is no index, or another one.
+    """
+    try:
+        with os.fdopen(open_regular(path), 'rb') as file:
             dtype, rows, first_row = read_index_header(file.fileno())
-        return np.memmap(path, dtype, mode='r', offset=first_row, shape=(rows,))
-    except FileNotFoundError:
-        raise StoreError(f'the index {path} is missing') from None
+            if digest is not None and handle_sha256(file.fileno()) != digest:
+                raise StoreError("is not the one that was written: its sha256 isn't the recorded "
+                                 'one')
+            return np.memmap(file, dtype, mode='r', offset=first_row, shape=(rows,))
+    except StoreError as error:
+        raise StoreError(f'the index {path} {error}'.replace(f'{path} {path} ', f'{path} ')
+                         ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f'the index {path} is corrupt ({error})') from None
-    except StoreError as error:
-        raise StoreError(f'the index {path} {error}') from None
 
 
 def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
@@ -94,7 +163,7 @@ def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
     length = 10 + int.from_bytes(start[8:10], 'little')  # numpy's format 1.0
     dtype, rows, first_row = _parse_index_header(start[:length])
     size = os.fstat(handle).st_size
-    if rows < 1 or size != first_row + rows * dtype.itemsize:
+    if type(rows) is not int or rows < 1 or size != first_row + rows * dtype.itemsize:
         raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
                          f'{first_row + rows * dtype.itemsize}')
     return dtype, rows, first_row
@@ -119,41 +188,103 @@ def _parse_index_header(start: bytes) -> tuple[np.dtype, int, int]:
         if version != (1, 0):
             raise ValueError(f'its numpy format is {version}')
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError,
-            tokenize.TokenError) as error:
+    except Exception as error:  # numpy parses the header as Python, and raises what that raises
         raise StoreError(f'is corrupt ({type(error).__name__} in its header)') from None
     key_length = dtype['key'].itemsize if 'key' in (dtype.names or ()) else 0
     if len(shape) != 1 or dtype != index_dtype(key_length):
-        raise StoreError(f'is not an index of version {VERSION}')
+        raise StoreError('is not an index that this version of freeatm_mm reads')
     return dtype, shape[0], stream.tell()
 
 
-def parse_json(data: bytes) -> Any:
-    """Parse JSON that may come from anywhere.
+def dump_json(value: Any, indent: int | None = None) -> bytes:
+    """JSON as bytes, the same for the same value, that can be read again.
 
     Raises:
-        ValueError: If it is no JSON, isn't UTF-8 or is nested too deeply.
+        StoreError: If the value isn't made of JSON values, or of such as no reader takes: NaN, half
+            of a surrogate pair, two keys of one name, nested for ever.
     """
+    separators = (',', ':') if indent is None else None
     try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError('it is nested too deeply') from None
+        data = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent,
+                          separators=separators).encode()
+        parse_json(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f'a value to store is not JSON: {error}') from None
+    return data + (b'\n' if indent else b'')
+
+
+def dump_manifest(manifest: dict[str, Any]) -> bytes:
+    """A manifest as bytes, with a checksum of all else that it says.
+
+    Raises:
+        StoreError: If it holds something that JSON can't.
+    """
+    rest = {name: value for name, value in manifest.items() if name != _SEAL}
+    rest = parse_json(dump_json(rest))  # as a reader sees it: no tuples, names that are text
+    return dump_json(rest | {_SEAL: config_digest(rest)}, indent=1)
 
 
 def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
-    """Read and check ``store.json`` or a shard's JSON.
+    """Read ``store.json`` or a shard's JSON, and check that it says what was written.
+
+    All fields are there and of the right types, names are those that a writer gives, numbers are
+    possible, and settings, totals and all else fit their checksums.
 
     Raises:
         FileNotFoundError: If there is none.
         StoreError: If it is corrupt, of another format or of a version this code can't read.
     """
     try:
-        manifest = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise StoreError(f'{path} is corrupt: it is not JSON ({error})') from None
+        manifest = read_json(path)
+    except MissingFileError:
+        raise
+    except InputError as error:
+        raise StoreError(f'the manifest is corrupt: {error}') from None
     if not isinstance(manifest, dict) or manifest.get('format') != expected_format:
         raise StoreError(f'{path} is not a {expected_format} manifest')
-    if manifest.get('version') != VERSION:
-        raise StoreError(f'{path} is of format version {manifest.get("version")!r}; this version '
-                         f'of freeatm_mm reads version {VERSION}')
+    version = manifest.get('version')
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise StoreError(f'{path} is of format version {version!r}; this version of freeatm_mm '
+                         f'reads versions 1 to {VERSION}')
+    try:
+        check_json(manifest, _SHAPES[expected_format], f'{path} is corrupt')
+        _check_contents(manifest, expected_format, version)
+    except StoreError as error:
+        raise StoreError(f'{path} is corrupt: {error}') from None
+    except InputError as error:
+        raise StoreError(str(error)) from None
     return manifest
+
+
+def _check_contents(manifest: dict[str, Any], expected_format: str, version: int) -> None:
+    """Check what a manifest says against itself.
+
+    Raises:
+        StoreError: At the first contradiction.
+    """
+    is_store = expected_format == STORE_FORMAT
+    shards = manifest['shards'] if is_store else [manifest]
+    for number, shard in enumerate(shards):
+        # Names in a file are not trusted as paths: they must be the ones that a writer gives.
+        if is_store and shard['name'] != shard_name(number):
+            raise StoreError(f'its list of shards is not one that a writer makes: shard {number} '
+                             f'is called {shard["name"]!r}')
+        for name in ('samples', 'bytes', 'index_bytes'):
+            if not 0 < shard[name] < _MOST:
+                raise StoreError(f'{shard["name"]} can\'t have {shard[name]} {name}')
+    if is_store:
+        if config_digest(manifest['config']) != manifest['config_sha256']:
+            raise StoreError('the settings are not those that were written (config_sha256)')
+        each = manifest['samples_per_shard']
+        if each < 1 or any(shard['samples'] != each for shard in shards[:-1]) or any(
+                shard['samples'] > each for shard in shards[-1:]):
+            raise StoreError(f'its shards don\'t hold {each} samples each (samples_per_shard)')
+        for name in TOTALS:
+            total = sum(shard.get(name, 0) for shard in shards)
+            if manifest[name] != total:
+                raise StoreError(f'it says {manifest[name]} {name} in all, and its shards have '
+                                 f'{total}')
+    if version > 1 or _SEAL in manifest:
+        rest = {name: value for name, value in manifest.items() if name != _SEAL}
+        if manifest.get(_SEAL) != config_digest(rest):
+            raise StoreError(f'it is not what was written ({_SEAL})')

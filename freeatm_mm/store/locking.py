@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,10 @@ def can_lock(file: Path) -> bool:
 def locked_write(path: Path, wait: bool = True) -> Iterator[BinaryIO]:
     """Like :func:`freeatm_mm.files.atomic_write`, with a temporary name that is always the same.
 
-    So what a killed process left is written over and never piles up, however large, and a lock on
-    it (released by the system when its holder dies) keeps a second worker away.
+    So what a killed process left is found and never piles up, however large, and a lock on the
+    file (released by the system when its holder dies) keeps a second worker away. The file is
+    always a new one: what lies under the temporary name is removed, once nobody holds its lock, and
+    never written into, as it may be another name of a file elsewhere.
 
     Args:
         path: The file to write.
@@ -47,41 +50,100 @@ def locked_write(path: Path, wait: bool = True) -> Iterator[BinaryIO]:
         The open temporary file.
 
     Raises:
-        ShardBusy: If another process is writing ``path`` and ``wait`` is false.
+        ShardBusy: If another process is writing ``path`` and ``wait`` is false, or took the
+            temporary name, where locks don't reach it.
+        StoreError: If a link, pipe, device or folder lies under the temporary name, or a folder
+            under ``path``.
     """
     temporary = path.with_name(path.name + '.tmp')
-    with _open_locked(temporary, wait) as file:
-        file.truncate(0)
+    if path.is_dir() and not path.is_symlink():
+        raise StoreError(f'{path} is a folder, where a file of the store is to be: remove it')
+    with _create_locked(temporary, wait) as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not _is_named(file.fileno(), temporary):
+                raise _busy(temporary)
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            if _is_named(file.fileno(), temporary):
+                temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
 
 
-def _open_locked(path: Path, wait: bool) -> BinaryIO:
-    """Open a file for writing and lock it, making sure that the lock is on the named file."""
+def _create_locked(path: Path, wait: bool) -> BinaryIO:
+    """Make a new file that is locked, in the place of one that nobody holds any more."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(handle)
-            name = path.name.split('.')[0]
-            raise ShardBusy(f'another process is writing {name} in {path.parent}; '
-                            'give each worker its own rank') from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:  # some network file systems have no locks
-                os.close(handle)
-                raise
-        # The process that held the lock may have renamed the file to its final name meanwhile.
+            handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            _remove_unlocked(path, wait)
+            continue
         try:
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
+            _lock(handle, path, wait)
+            # Between the two calls another process may have taken it for one left over.
+            if _is_named(handle, path):
                 return os.fdopen(handle, 'wb')
-        except FileNotFoundError:
-            pass
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
+
+
+def _remove_unlocked(path: Path, wait: bool) -> None:
+    """Remove a temporary file as soon as nobody holds its lock; it may be gone or another by then.
+
+    Raises:
+        ShardBusy: If it is held and ``wait`` is false.
+        StoreError: If it is no plain file.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                         | os.O_NOCTTY)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if path.is_symlink() or path.is_dir():
+            raise _foreign(path) from None
+        raise StoreError(f"{path} can't be opened to write ({error.strerror})") from None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise _foreign(path)
+        _lock(handle, path, wait)
+        if _is_named(handle, path):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise _busy(path) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # some network file systems have no locks
+            raise
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that a name stands for."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _busy(path: Path) -> ShardBusy:
+    return ShardBusy(f'another process is writing {path.name.split(".")[0]} in {path.parent}; '
+                     'give each worker its own rank')
+
+
+def _foreign(path: Path) -> StoreError:
+    what = ('a symbolic link' if path.is_symlink() else 'a folder' if path.is_dir()
+            else 'no plain file')
+    return StoreError(f'{path} is {what}, which no writer makes, and nothing is written through '
+                      'it: remove it')

@@ -14,15 +14,16 @@ import numpy as np
 
 from .errors import StoreError
 from .layout import (
-    BLOCK,
     MANIFEST,
     STORE_FORMAT,
+    handle_sha256,
     load_manifest,
+    open_regular,
+    read_exactly,
     read_index_header,
-    shard_name,
 )
 from .sample import RawSample, Sample, decode_sample
-from .tar import MAX_JSON, open_regular, parse_info, read_exactly, read_sample
+from .tar import read_sample
 
 __all__ = ['Store']
 
@@ -31,8 +32,10 @@ class Store(Sequence):
     """The samples of a finished store, by number.
 
     Opening reads ``store.json`` and the folder's listing only. A sample is one small read from its
-    shard's index and one read from the tar, checked against its CRC-32, however many samples there
-    are. A store can be pickled, forked and shared by threads; every process opens its own files.
+    shard's index and one read from the tar, however many samples there are. What is returned is
+    proved by what was read: the index by its sha256 in ``store.json``, once in a process for each
+    shard, and the sample by its CRC-32 and the names and sizes in the tar. A store can be pickled,
+    forked and shared by threads; every process opens its own files.
 
     Args:
         path: The store's folder.
@@ -91,25 +94,9 @@ class Store(Sequence):
         except StoreError as error:
             raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
 
-    def info(self, index: int) -> tuple[str, dict[str, Any]]:
-        """Key and JSON of sample number ``index``, reading neither masks nor image.
-
-        For choosing samples among many. The checksum covers the whole sample, so it isn't looked
-        at here; :meth:`read` does that.
-
-        Raises:
-            IndexError: If there is no such sample.
-            StoreError: If the shard is missing or its JSON is none; names shard and sample.
-        """
-        shard_number, row_number = self._locate(index)
-        try:
-            return self._shard(shard_number).read_info(row_number)
-        except StoreError as error:
-            raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
-
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for field in ('_open', '_lock', '_pid'):
+        for field in ('_open', '_lock', '_pid', '_proved'):
             del state[field]
         return state
 
@@ -122,6 +109,7 @@ class Store(Sequence):
 
     def _reset(self) -> None:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._proved: set[int] = set()  # shards whose index was compared with its sha256
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -132,18 +120,7 @@ class Store(Sequence):
             manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
         except FileNotFoundError:
             raise StoreError(f'{self.path} is not a store: it has no {MANIFEST}') from None
-        try:
-            complete, shards = manifest['complete'], manifest['shards']
-            # Names in a file are not trusted as paths: they must be the ones that a writer gives.
-            sound = all(shard['name'] == shard_name(index)
-                        and all(type(shard[field]) is int and 0 < shard[field] < 1 << 50
-                                for field in ('samples', 'bytes'))
-                        for index, shard in enumerate(shards))
-        except (KeyError, TypeError):
-            sound = False
-        if not sound:
-            raise StoreError(f'{self.path / MANIFEST} is corrupt: its list of shards is not one '
-                             'that a writer makes')
+        complete, shards = manifest['complete'], manifest['shards']
         if not complete:
             raise StoreError(f'the store {self.path} is not finished; run the command that makes '
                              'it once more, it goes on where it was')
@@ -179,7 +156,9 @@ class Store(Sequence):
             shard = self._open.get(shard_number)
             if shard is None:
                 shard = _OpenShard(self._shard_path(shard_number),
-                                   self.manifest['shards'][shard_number])
+                                   self.manifest['shards'][shard_number],
+                                   prove=shard_number not in self._proved)
+                self._proved.add(shard_number)
                 self._open[shard_number] = shard
                 # A shard dropped here stays open until a thread that is reading it lets go.
                 while len(self._open) > self.max_open_shards:
@@ -199,7 +178,7 @@ class _OpenShard:
     once for all shards that share it makes that as cheap as in a small store.
     """
 
-    def __init__(self, path: str, entry: dict[str, Any]) -> None:
+    def __init__(self, path: str, entry: dict[str, Any], prove: bool) -> None:
         index_path = f'{path[:-len(".tar")]}.index.npy'
         self.index_handle = open_regular(index_path)
         try:
@@ -208,6 +187,10 @@ class _OpenShard:
             raise StoreError(f'the index {index_path} {error}') from None
         if rows != entry['samples']:
             raise StoreError(f'its index has {rows} rows, store.json says {entry["samples"]}')
+        if prove and handle_sha256(self.index_handle) != entry['index_sha256']:
+            raise StoreError(f'the index {index_path} is not the one that was written: its sha256 '
+                             "isn't that in store.json; tools/verify_store.py --repair makes it "
+                             'again')
         self.handle = open_regular(path)
         self.size = os.fstat(self.handle).st_size
         if self.size != entry['bytes']:
@@ -222,16 +205,13 @@ class _OpenShard:
     def _row(self, number: int) -> tuple:
         data = read_exactly(self.index_handle, self.dtype.itemsize,
                             self.first_row + number * self.dtype.itemsize)
+        if len(data) < self.dtype.itemsize:
+            raise StoreError('its index was cut off while it was open')
         return np.frombuffer(data, self.dtype)[0].item()
-
-    def read_info(self, row_number: int) -> tuple[str, dict[str, Any]]:
-        """Key and JSON of a sample, without its checksum."""
-        key, json_at, json_size = self._row(row_number)[:3]
-        key = key.decode('ascii', 'replace')
-        if not (BLOCK <= json_at and 0 <= json_size <= min(MAX_JSON, self.size - json_at)):
-            raise StoreError(f'sample {key!r}: the index points outside the shard; it is corrupt')
-        return key, parse_info(key, read_exactly(self.handle, json_size, json_at))
 
     def read(self, row_number: int) -> RawSample:
         """Read one sample and check it."""
-        return read_sample(self.handle, self.size, self._row(row_number))
+        try:
+            return read_sample(self.handle, self.size, self._row(row_number))
+        except OSError as error:
+            raise StoreError(f"it can't be read ({error.strerror})") from None

@@ -1,6 +1,7 @@
 """Making a damaged store whole again without touching what is good."""
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -8,11 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.errors import InputError
+from freeatm_mm.files import read_json
+
 from .errors import StoreError
-from .layout import MANIFEST, STORE_FORMAT, load_manifest, shard_name
+from .layout import (
+    MANIFEST,
+    STORE_FORMAT,
+    config_digest,
+    load_manifest,
+    open_regular,
+    shard_name,
+)
 from .sample import RawSample, Sample
-from .tar import open_regular, read_sample
-from .verify import SampleSource, ShardState, examine_shard, shard_entries
+from .tar import read_sample
+from .verify import SampleSource, ShardState, examine_shard, shard_entries, shard_entry
 from .writer import StoreWriter
 
 __all__ = ['RepairReport', 'repair_store']
@@ -110,21 +121,50 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     file = path / MANIFEST
     try:
         manifest = load_manifest(file, STORE_FORMAT)
-        config, each = dict(manifest['config']), manifest['samples_per_shard']
+        config, each = manifest['config'], manifest['samples_per_shard']
         num_samples = manifest['samples'] if manifest['complete'] else config.get('num_samples')
-        sound = isinstance(each, int) and isinstance(num_samples, int) and num_samples > 0
-    except (StoreError, OSError, KeyError, TypeError, ValueError):
+        sound = type(num_samples) is int and num_samples > 0
+    except (StoreError, OSError):
         sound = False
-    if source is not None:
-        if not sound and file.exists():
+    vouched = None if sound or source is not None else _vouched_settings(path)
+    if source is not None or vouched is not None:
+        if not sound and os.path.lexists(file):
             # Kept beside the new one: nothing is thrown away that somebody may want to look at.
-            os.replace(file, file.with_name(f'{MANIFEST}.broken'))
+            names = (f'{MANIFEST}.broken{f"-{number}" if number > 1 else ""}'
+                     for number in itertools.count(1))
+            os.replace(file, next(file.with_name(name) for name in names
+                                  if not os.path.lexists(file.with_name(name))))
+        if vouched is not None:
+            config, each, num_samples = vouched
+            return StoreWriter(path, each, config), num_samples
         writer = StoreWriter(path, source.samples_per_shard, source.config)
         return writer, source.num_samples
     if not sound:
         raise StoreError(f'{file} is missing, broken or unfinished, and only what made the store '
                          'can write it again: give the pipeline and the prompts')
     return StoreWriter(path, each, config), num_samples
+
+
+def _vouched_settings(path: Path) -> tuple[dict[str, Any], int, int] | None:
+    """Settings, samples a shard and samples in all that a broken ``store.json`` still holds.
+
+    Only where all shards are there and each records that it was made with these settings.
+    """
+    try:
+        manifest = read_json(path / MANIFEST, shape={
+            'config': dict, 'samples_per_shard': int, 'shards': list})
+    except InputError:
+        return None
+    entries, _ = shard_entries(path)
+    own = [shard_entry(path, number) for number in range(len(entries))]
+    config, each = manifest['config'], manifest['samples_per_shard']
+    digest = config_digest(config)
+    if not own or len(own) != len(manifest['shards']) or any(
+            entry is None or entry['config_sha256'] != digest for entry in own):
+        return None
+    total = sum(entry['samples'] for entry in own)
+    fits = all(entry['samples'] == each for entry in own[:-1]) and own[-1]['samples'] <= each
+    return (config, each, total) if fits and config.get('num_samples', total) == total else None
 
 
 def _samples(path: Path, number: int, state: ShardState, source: SampleSource | None,

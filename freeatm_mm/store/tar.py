@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,12 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import StoreError
-from .layout import BLOCK, index_dtype, parse_json
-from .sample import IMAGE_FORMATS, RawSample
+from freeatm_mm.errors import InputError
+from freeatm_mm.files import parse_json
 
-__all__ = ['MAX_JSON', 'MAX_SAMPLE', 'TarMember', 'open_regular', 'parse_info', 'read_exactly',
-           'read_members', 'read_sample', 'scan_shard']
+from .errors import StoreError
+from .layout import BLOCK, index_dtype, open_regular, read_exactly
+from .sample import IMAGE_FORMATS, RawSample, check_info, from_file
+
+__all__ = ['MAX_JSON', 'MAX_SAMPLE', 'TarMember', 'parse_info', 'read_members', 'read_sample',
+           'scan_shard']
 
 #: A sample's JSON takes some hundred bytes; one beyond this is refused before it is read.
 MAX_JSON = 1 << 24
@@ -62,33 +64,6 @@ class TarMember(NamedTuple):
     def end(self) -> int:
         """Where the next member starts."""
         return self.offset + self.size + -self.size % BLOCK
-
-
-def open_regular(path: str | Path) -> int:
-    """Open a file for reading and return its handle; a pipe or device is refused, not waited for.
-
-    Raises:
-        StoreError: If it can't be opened or is no plain file.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise StoreError(f"{path} can't be opened ({error.strerror})") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise StoreError(f'{path} is no plain file')
-    return handle
-
-
-def read_exactly(handle: int, size: int, offset: int) -> bytes:
-    """Read ``size`` bytes, fewer only at the end of the file."""
-    data = os.pread(handle, size, offset)
-    while len(data) < size:
-        more = os.pread(handle, size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 def read_members(handle: int) -> Iterator[TarMember]:
@@ -131,6 +106,9 @@ def read_members(handle: int) -> Iterator[TarMember]:
 def read_sample(handle: int, size: int, row: tuple) -> RawSample:
     """Read the sample that a row of an index points at, in one read, and check it.
 
+    The checksum proves the bytes, headers included; the headers prove whose they are, and where
+    each member starts and ends.
+
     Args:
         handle: The open tar.
         size: Its size in bytes.
@@ -140,7 +118,7 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
         StoreError: If the row points at nothing a tar of this size can hold, the bytes don't match
             the row's checksum, or the JSON is no sample's.
     """
-    (key, json_at, json_size, masks_at, masks_size, image_at, image_size, image_format, _,
+    (key, json_at, json_size, masks_at, masks_size, image_at, image_size, image_format, nouns,
      crc) = row
     key, image_format = key.decode('ascii', 'replace'), image_format.decode('ascii', 'replace')
     start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
@@ -154,14 +132,42 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
     data = read_exactly(handle, end - start, start)
     if len(data) != end - start or zlib.crc32(data) != crc:
         raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
+    members = [('json', json_at, json_size), ('masks.png', masks_at, masks_size),
+               (image_format, image_at, image_size)]
+    position = 0
+    for kind, member_at, member_size in members:
+        if kind == 'masks.png' and not member_at and not member_size:
+            continue
+        name, found = _name_and_size(data[position:position + BLOCK])
+        if (name, position + BLOCK, found) != (f'{key}.{kind}', member_at - start, member_size):
+            raise StoreError(f'sample {key!r}: the index says otherwise than the shard, where '
+                             f'{name!r} of {found} bytes stands; one is corrupt')
+        position += BLOCK + member_size + -member_size % BLOCK
     info = parse_info(key, data[BLOCK:BLOCK + json_size])
-    masks = data[masks_at - start:masks_at - start + masks_size] if masks_size else b''
+    check_info(key, info)
+    if len(info['nouns']) != nouns:
+        raise StoreError(f"sample {key!r}: the index says it has {nouns} nouns, and it has "
+                         f"{len(info['nouns'])}; one is corrupt")
+    # Without nouns, the masks are there only so that all samples have the same members.
+    masks = data[masks_at - start:masks_at - start + masks_size] if nouns and masks_size else b''
     image = data[image_at - start:image_at - start + image_size]
     return RawSample(key, image, image_format, info, masks)
 
 
+def _name_and_size(header: bytes) -> tuple[str, int]:
+    """What a header says that the checksum of its sample has proved; fast, as every read does it.
+
+    The reading of headers that nothing has proved is left to :mod:`tarfile`.
+    """
+    try:
+        size = int(header[124:136].rstrip(b'\0 ') or b'0', 8)
+    except ValueError:
+        size = -1
+    return header[:100].rstrip(b'\0').decode('ascii', 'replace'), size
+
+
 def parse_info(key: str, text: bytes) -> dict[str, Any]:
-    """Parse a sample's JSON.
+    """Parse a sample's JSON, as it stands in the file, to what a sample's JSON is in memory.
 
     Raises:
         StoreError: If it is not JSON or has no list of nouns.
@@ -172,7 +178,10 @@ def parse_info(key: str, text: bytes) -> dict[str, Any]:
         raise StoreError(f'sample {key!r}: its JSON is corrupt ({error})') from None
     if not isinstance(info, dict) or not isinstance(info.get('nouns'), list):
         raise StoreError(f'sample {key!r}: its JSON is not a sample')
-    return info
+    try:
+        return from_file(info)
+    except InputError as error:
+        raise StoreError(f'sample {key!r}: its JSON is not a sample ({error})') from None
 
 
 def scan_shard(path: Path) -> np.ndarray:

@@ -12,17 +12,21 @@ import numpy as np
 
 from .errors import StoreError
 from .layout import (
+    ENTRY_FIELDS,
     MANIFEST,
     PROGRESS,
     SHARD_FORMAT,
     STORE_FORMAT,
+    config_digest,
     file_sha256,
     load_index,
     load_manifest,
+    mask_bytes,
+    open_regular,
     shard_name,
 )
 from .sample import decode_sample
-from .tar import open_regular, read_members, read_sample, scan_shard
+from .tar import read_members, read_sample, scan_shard
 
 __all__ = ['KINDS', 'Problem', 'SampleSource', 'ShardState', 'examine_shard', 'has_files',
            'shard_entries', 'shard_entry', 'verify_store']
@@ -31,8 +35,6 @@ __all__ = ['KINDS', 'Problem', 'SampleSource', 'ShardState', 'examine_shard', 'h
 KINDS = ('missing', 'cut', 'changed', 'doubled', 'foreign')
 
 _SHARD_FILE = re.compile(r'shard-(\d{6,})(\.tar|\.index\.npy|\.json)(\.tmp)?')
-_ENTRY_FIELDS = {'name': str, 'samples': int, 'bytes': int, 'sha256': str, 'index_bytes': int,
-                 'index_sha256': str}
 
 
 class Problem(NamedTuple):
@@ -100,11 +102,11 @@ def verify_store(path: str | Path, decode: bool = True,
                  source: SampleSource | None = None) -> Iterator[Problem]:
     """Yield what is wrong with a store; nothing if it is sound.
 
-    Files that are missing or don't belong; shards and indexes whose size or checksum is not the
-    recorded one, and then each sample that is cut off, changed, there twice or not the shard's;
-    keys that several shards have; and, with ``decode``, samples that don't decode. A shard after
-    a broken one is looked at as well, and a broken ``store.json`` is stood in for by the shards'
-    own.
+    Settings, totals and records that contradict each other or their checksums; files that are
+    missing or don't belong; shards and indexes whose size or checksum is not the recorded one, and
+    then each sample that is cut off, changed, there twice or not the shard's; keys that several
+    shards have; and, with ``decode``, samples that don't decode. A shard after a broken one is
+    looked at as well, and a broken ``store.json`` is stood in for by the shards' own.
 
     Args:
         path: The store's folder.
@@ -119,6 +121,9 @@ def verify_store(path: str | Path, decode: bool = True,
     entries, problems = shard_entries(path)
     yield from problems
     yield from _foreign_files(path, entries)
+    manifest = None if problems else load_manifest(path / MANIFEST, STORE_FORMAT)
+    if manifest is not None:
+        yield from _compare_with_settings(path, manifest, source)
     keys: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     for number in sorted(entries):
@@ -149,15 +154,10 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
     problems: list[Problem] = []
     try:
         manifest = load_manifest(file, STORE_FORMAT)
-        if manifest.get('complete') is True:
-            entries = manifest.get('shards')
-            if not isinstance(entries, list) or not entries:
+        if manifest['complete']:
+            if not manifest['shards']:
                 raise StoreError(f'{file} lists no shards')
-            for number, entry in enumerate(entries):
-                if not _is_entry(entry) or entry['name'] != shard_name(number):
-                    raise StoreError(f'the entry of shard {number} in {file} is not one that a '
-                                     'writer makes')
-            return dict(enumerate(entries)), problems
+            return dict(enumerate(manifest['shards'])), problems
         problems.append(Problem(str(file), 'the store is not finished: the command that makes it '
                                 'goes on where it was', 'missing'))
     except FileNotFoundError:
@@ -209,10 +209,12 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
         return state
     if tar_problem is not None:
         report(tar_path, *tar_problem)
-    if shard_entry(path, number) is None:
-        file = tar_path.with_suffix('.json')
+    file, own = tar_path.with_suffix('.json'), shard_entry(path, number)
+    if own is None:
         report(file, 'is not what a writer makes' if file.exists() else 'is missing',
                'changed' if file.exists() else 'missing')
+    elif differences := [name for name in ENTRY_FIELDS if own.get(name) != entry.get(name)]:
+        report(file, f'says otherwise than {MANIFEST} of {", ".join(differences)}')
     try:
         handle = open_regular(tar_path)
     except StoreError as error:
@@ -235,11 +237,33 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
             return state
         if not state.tar_sound:
             _compare_members(handle, state.rows, lambda *what: report(tar_path, *what))
+        said = {name: int(state.rows[column].sum()) for name, column in (
+            ('nouns', 'nouns'), ('image_bytes', 'image_size'))}
+        said |= {'samples': len(state.rows), 'mask_bytes': mask_bytes(state.rows)}
+        if wrong := [name for name, value in said.items() if entry.get(name, value) != value]:
+            report(file, f'what is recorded of its {", ".join(wrong)} is not what it holds')
         if decode or not state.tar_sound:
             _read_samples(handle, state, decode, lambda *what: report(tar_path, *what))
     finally:
         os.close(handle)
     return state
+
+
+def _compare_with_settings(path: Path, manifest: dict[str, Any],
+                           source: SampleSource | None) -> Iterator[Problem]:
+    """Compare a finished store with its settings, and the settings with the shards' own."""
+    file, config = str(path / MANIFEST), manifest['config']
+    due = config.get('num_samples')
+    if type(due) is int and due != manifest['samples']:
+        yield Problem(file, f'lists {manifest["samples"]} samples, and its settings say {due}',
+                      'missing' if due > manifest['samples'] else 'foreign')
+    for number in range(len(manifest['shards'])):
+        own = shard_entry(path, number)
+        if own is not None and own['config_sha256'] != manifest['config_sha256']:
+            yield Problem(str(path / f'{shard_name(number)}.json'), 'was made with other settings '
+                          f'than {MANIFEST} says', 'changed', number)
+    if source is not None and config_digest(dict(source.config)) != manifest['config_sha256']:
+        yield Problem(file, 'the settings are not those of the given pipeline and prompts')
 
 
 def _read_samples(handle: int, state: ShardState, decode: bool, report: Any) -> None:
@@ -261,7 +285,7 @@ def _compare_members(handle: int, rows: np.ndarray, report: Any) -> None:
     """Report members of a damaged tar that its index doesn't list."""
     due = {(row['key'].decode('ascii', 'replace'), int(row[f'{kind}_offset']))
            for row in rows for kind in ('json', 'masks', 'image')
-           if kind != 'masks' or row['nouns']}
+           if kind != 'masks' or row['masks_size']}
     keys = {key for key, _ in due}
     named = set()
     try:
@@ -332,7 +356,7 @@ def shard_entry(path: Path, number: int) -> dict[str, Any] | None:
         entry = load_manifest(path / f'{shard_name(number)}.json', SHARD_FORMAT)
     except (StoreError, OSError):
         return None
-    return entry if _is_entry(entry) and entry['name'] == shard_name(number) else None
+    return entry if entry['name'] == shard_name(number) else None
 
 
 def has_files(path: Path, entry: dict[str, Any]) -> bool:
@@ -342,13 +366,6 @@ def has_files(path: Path, entry: dict[str, Any]) -> bool:
                    for ending, size in (('.tar', 'bytes'), ('.index.npy', 'index_bytes')))
     except OSError:
         return False
-
-
-def _is_entry(entry: Any) -> bool:
-    return (isinstance(entry, dict)
-            and all(isinstance(entry.get(name), kind) and not isinstance(entry[name], bool)
-                    for name, kind in _ENTRY_FIELDS.items())
-            and entry['samples'] > 0 and entry['bytes'] > 0)
 
 
 def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
@@ -365,6 +382,8 @@ def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
             return 'its sha256 is not the recorded one', 'changed'
     except OSError as error:
         return f"can't be read ({error.strerror})", 'changed'
+    except StoreError as error:
+        return str(error), 'changed'
     return None
 
 

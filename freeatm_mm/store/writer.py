@@ -13,29 +13,34 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from freeatm_mm.files import parse_json
+
 from .errors import StoreError
 from .layout import (
     BLOCK,
+    ENTRY_FIELDS,
     MANIFEST,
     SHARD_FORMAT,
     STORE_FORMAT,
+    TOTALS,
     VERSION,
     config_digest,
+    dump_json,
+    dump_manifest,
     file_sha256,
     index_dtype,
     load_manifest,
+    mask_bytes,
     shard_name,
 )
 from .locking import locked_write
-from .sample import RawSample, Sample, dump_json, encode_sample
+from .sample import RawSample, Sample, check_info, empty_masks, encode_sample, to_file
+from .tar import MAX_JSON, MAX_SAMPLE
 
 __all__ = ['StoreWriter', 'write_store']
 
 _LOG = logging.getLogger(__name__)
 _TAR_RECORD = 10240  # what tar pads an archive to
-# What store.json repeats of a shard's JSON.
-_ENTRY_FIELDS = ('name', 'samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes', 'sha256',
-                 'index_bytes', 'index_sha256', 'notes')
 
 
 class StoreWriter:
@@ -62,8 +67,8 @@ class StoreWriter:
             raise StoreError(f'samples_per_shard must be at least 1, got {samples_per_shard}')
         self.path = Path(path)
         self.samples_per_shard = samples_per_shard
-        self.config = dict(config or {})
-        dump_json(self.config)  # refuses what JSON can't hold, before any work is done
+        # As it will be read: no tuples, names that are text. Refused before any work is done.
+        self.config: dict[str, Any] = parse_json(dump_json(dict(config or {})))
         self._digest = config_digest(self.config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,11 @@ class StoreWriter:
         except StoreError as error:
             _LOG.warning('%s; the shard will be written again', error)
             return None
-        if manifest.get('config_sha256') != self._digest:
+        if manifest['name'] != base.name:
+            _LOG.warning('%s.json is that of %s; the shard will be written again', base,
+                         manifest['name'])
+            return None
+        if manifest['config_sha256'] != self._digest:
             raise StoreError(f'{base.name} in {self.path} was made with another configuration '
                              'than store.json states; remove it or use another folder')
         for ending, size in (('.tar', manifest['bytes']), ('.index.npy', manifest['index_bytes'])):
@@ -171,11 +180,11 @@ class StoreWriter:
             'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
             'samples': len(index), 'nouns': int(index['nouns'].sum()),
             'bytes': size, 'image_bytes': int(index['image_size'].sum()),
-            'mask_bytes': int(index['masks_size'].sum()), 'sha256': digest,
+            'mask_bytes': mask_bytes(index), 'sha256': digest,
             'index_bytes': buffer.tell(),
             'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
             'config_sha256': self._digest, 'notes': notes or {}}
-        note.write(dump_json(manifest, indent=1))
+        note.write(dump_manifest(manifest))
         return manifest
 
     def finish(self, num_samples: int) -> list[int]:
@@ -205,7 +214,7 @@ class StoreWriter:
             if manifest['samples'] != expected:
                 raise StoreError(f'{manifest["name"]} in {self.path} holds {manifest["samples"]} '
                                  f'samples where {expected} are due')
-            shards.append({field: manifest[field] for field in _ENTRY_FIELDS
+            shards.append({field: manifest[field] for field in ENTRY_FIELDS
                            if field in manifest})
         if (self.path / f'{shard_name(count)}.json').exists():
             raise StoreError(f'{self.path} holds more shards than its {num_samples} samples need; '
@@ -232,14 +241,23 @@ class StoreWriter:
                              'Use the same settings to go on, or another folder')
         return True
 
+    def _is_recorded(self, shards: list[dict[str, Any]]) -> bool:
+        """Whether ``store.json`` is finished and lists these shards."""
+        try:
+            manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
+        except (StoreError, OSError):
+            return False
+        return manifest['complete'] and manifest['shards'] == parse_json(dump_json(shards))
+
     def _write_manifest(self, complete: bool, shards: list[dict[str, Any]]) -> None:
-        totals = {field: sum(shard[field] for shard in shards)
-                  for field in ('samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes')}
+        totals = {field: sum(shard.get(field, 0) for shard in shards) for field in TOTALS}
         manifest = {'format': STORE_FORMAT, 'version': VERSION, 'complete': complete,
                     'samples_per_shard': self.samples_per_shard, **totals,
                     'config': self.config, 'config_sha256': self._digest, 'shards': shards}
+        if complete and self._is_recorded(shards):
+            return  # nothing to write: the disk may be read-only by now
         with locked_write(self.path / MANIFEST) as file:
-            file.write(dump_json(manifest, indent=1))
+            file.write(dump_manifest(manifest))
 
 
 class _ShardFile:
@@ -258,19 +276,24 @@ class _ShardFile:
         if key in self._keys:
             raise StoreError(f'two samples of one shard have the key {raw.key!r}')
         self._keys.add(key)
+        check_info(raw.key, raw.info)
         try:
-            info = dump_json(raw.info)
+            dump_json(raw.info['meta'])  # also where it goes into a string
+            info = dump_json(to_file(raw.info))
         except StoreError as error:
             raise StoreError(f'sample {raw.key!r}: {error}') from None
+        if len(info) > MAX_JSON:
+            raise StoreError(f'sample {raw.key!r}: its JSON has {len(info)} bytes, more than the '
+                             f'{MAX_JSON} that a sample may take')
+        masks = raw.masks_bytes if raw.info['nouns'] else empty_masks(raw.info)
         self._crc = 0
+        start = self.position
         places: list[int] = []
-        members = [('json', info), ('masks.png', raw.masks_bytes),
-                   (raw.image_format, raw.image_bytes)]
-        for ending, content in members:
-            if ending == 'masks.png' and not content:
-                places += [0, 0]  # no nouns, no member
-                continue
+        for ending, content in (('json', info), ('masks.png', masks),
+                                (raw.image_format, raw.image_bytes)):
             places += [self._member(f'{raw.key}.{ending}', content), len(content)]
+        if self.position - start > MAX_SAMPLE:
+            raise StoreError(f'sample {raw.key!r} has more than {MAX_SAMPLE} bytes')
         self.rows.append((key, *places, raw.image_format.encode(), len(raw.info['nouns']),
                           self._crc))
 

@@ -28,6 +28,7 @@ from freeatm_mm.generation import (
 from freeatm_mm.generation.endurance import kill_and_resume
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store
+from freeatm_mm.store.layout import config_digest, dump_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 6
@@ -194,7 +195,8 @@ def test_a_pipeline_of_the_hub_is_asked_for_by_the_store_s_commit(job, source, t
     assert GenerationJob.of_store(tmp_path, job.pipeline, job.prompts).revision is None
     manifest = json.loads((tmp_path / 'store.json').read_text())
     manifest['config']['revision'] = '0123abcd'
-    (tmp_path / 'store.json').write_text(json.dumps(manifest))
+    manifest['config_sha256'] = config_digest(manifest['config'])
+    (tmp_path / 'store.json').write_bytes(dump_manifest(manifest))
     assert GenerationJob.of_store(tmp_path, 'owner/name', job.prompts).revision == '0123abcd'
 
 

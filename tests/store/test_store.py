@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
 from freeatm_mm.store import Store, StoreError, StoreWriter, verify_store, write_store
+from freeatm_mm.store.layout import TOTALS, dump_manifest
 from freeatm_mm.store.locking import locked_write
 
 
@@ -83,7 +84,8 @@ def test_tar_headers_hold_nothing_that_changes(store_path):
 def test_plain_tarfile_reads_a_shard(store_path):
     with tarfile.open(store_path / 'shard-000001.tar') as tar:
         assert tar.getnames() == [
-            '000003.json', '000003.masks.png', '000003.jpg', '000004.json', '000004.png',
+            '000003.json', '000003.masks.png', '000003.jpg', '000004.json', '000004.masks.png',
+            '000004.png',
             '000005.json', '000005.masks.png', '000005.jpg']
         info = json.load(tar.extractfile('000003.json'))
         assert tar.extractfile('000003.jpg').read() == varied_sample(3).image_bytes
@@ -122,7 +124,7 @@ def test_opening_reads_no_shard(store_path, monkeypatch):
 
     monkeypatch.setattr(os, 'open', watched)
     store = Store(store_path)
-    assert opened == []
+    assert opened == [f'{store_path}/store.json']
     store[0]
     assert [path[-16:] for path in opened if path.endswith('.tar')] == ['shard-000000.tar']
 
@@ -351,20 +353,31 @@ def test_what_is_no_store_is_refused(tmp_path, store_path):
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda m: m.update(version=2), 'format version 2'),
-    (lambda m: m.update(shards=[]), 'is empty'),
+    (lambda m: m.update(version=3), 'format version 3'),
+    (lambda m: m.update(version=True), 'format version True'),
+    (lambda m: m.update(shards=[], **dict.fromkeys(TOTALS, 0)), 'is empty'),
     (lambda m: m.update(complete=False), 'not finished'),
-    (lambda m: m.pop('complete'), 'corrupt'),
+    (lambda m: m.pop('complete'), "corrupt: the field 'complete' is missing"),
     (lambda m: m['shards'][0].update(name='../shard-000000'), 'corrupt'),
-    (lambda m: m['shards'][1].update(samples=2), 'index has 3 rows'),
+    (lambda m: m['shards'][1].update(samples=2), "don't hold 3 samples each"),
+    (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 rows'),
+    (lambda m: m.update(samples=8), 'says 8 samples in all, and its shards have 7'),
+    (lambda m: m.update(samples_per_shard=4), "don't hold 4 samples each"),
+    (lambda m: m['shards'].pop(), 'samples in all, and its shards have 6'),
+    (lambda m: m['config'].update(steps=6), 'settings are not those'),
+    (lambda m: m['shards'][0].pop('index_sha256'), r"shards\[0\]: the field 'index_sha256'"),
+    (lambda m: m['shards'][0].update(bytes='1'), r'shards\[0\]: bytes must be an integer'),
+    (lambda m: m['shards'][0].update(notes=[]), r'notes must be an object'),
+    (lambda m: m['shards'][0].update(index_sha256='0' * 64), 'is not the one that was written'),
 ])
 def test_a_damaged_manifest_is_refused(store_path, change, message):
+    """Even where its checksum was made to fit."""
     file = store_path / 'store.json'
     manifest = json.loads(file.read_text())
     change(manifest)
-    file.write_text(json.dumps(manifest))
+    file.write_bytes(dump_manifest(manifest))
     with pytest.raises(StoreError, match=message):
-        Store(store_path)[3]
+        list(Store(store_path))
 
 
 @pytest.mark.parametrize('ending', ['.tar', '.index.npy'])
@@ -407,10 +420,11 @@ def test_a_changed_byte_is_found_and_the_sample_named(store_path, field):
 def test_an_index_that_points_elsewhere_is_found(store_path):
     file = store_path / 'shard-000001.index.npy'
     rows = np.load(file)
-    rows['image_offset'][0] += 1 << 40
+    rows[[0, 1]] = rows[[1, 0]]
     np.save(file, rows)
-    with pytest.raises(StoreError, match="'000003'.*points outside"):
-        Store(store_path)[3]
+    for number in (3, 5):
+        with pytest.raises(StoreError, match='index.npy is not the one that was written'):
+            Store(store_path)[number]
     assert any('shard-000001.index.npy: its sha256' in problem for problem in problems(store_path))
 
 

@@ -1,28 +1,26 @@
 """The store's tools: what they print, and their exit codes."""
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
-from store_samples import folder_bytes, varied_sample
+from store_samples import folder_bytes, make_sample, varied_sample
+from store_tools import TOOLS, run
 
+from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Store, write_store
-
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+from freeatm_mm.store.layout import TOTALS, config_digest, dump_manifest
 
 
 @pytest.fixture
 def path(tmp_path):
     write_store(tmp_path / 'store', map(varied_sample, range(7)), 3, {'num_samples': 7})
     return tmp_path / 'store'
-
-
-def run(name, *words):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(word) for word in words])
 
 
 def test_a_sound_store_is_said_to_be(path, capsys):
@@ -99,3 +97,150 @@ def test_each_format_is_exported(path, tmp_path, capsys, kind, file):
 def test_options_of_other_formats_are_refused(path, words):
     with pytest.raises(SystemExit):
         run('export_store', words[0], path, 'out', *words[1:])
+
+
+@pytest.mark.parametrize('kind', ['coco', 'mmseg', 'folders', 'parquet'])
+def test_exports_do_not_depend_on_the_locale(tmp_path, kind):
+    """Captions, categories and the store's name have characters that the locale lacks."""
+    def samples():
+        for number, word in enumerate(('bird', 'vögel', '狗')):
+            caption = f'a {word}'
+            yield replace(make_sample(number, 1), caption=caption, nouns=(
+                Noun(word, 2, len(caption), word if kind != 'folders' else 'bird'), ))
+
+    store, out = tmp_path / 'störe', tmp_path / 'out'
+    write_store(store, samples(), 2, {'name': '狗'})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(
+        ('LC_', 'LANG'))} | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',
+                                      'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    for tool, *words in (('export_store', kind, store, out), ('verify_store', store)):
+        result = subprocess.run([sys.executable, TOOLS / f'{tool}.py', *words], env=environment,
+                                capture_output=True)
+        assert result.returncode == 0, result.stderr
+    if kind == 'coco':
+        content = json.loads((out / 'coco.json').read_text('utf-8'))
+        assert [row['name'] for row in content['categories']] == ['bird', 'vögel', '狗']
+    elif kind == 'mmseg':
+        assert (out / 'classes.txt').read_text('utf-8').split()[1:] == ['bird', 'vögel', '狗']
+
+
+def test_categories_that_the_locale_cannot_name_are_one_sentence(tmp_path):
+    write_store(tmp_path / 'store', [replace(make_sample(0, 1), caption='a 狗', nouns=(
+        Noun('狗', 2, 3, '狗'), ))])
+    environment = os.environ | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',
+                                'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run([sys.executable, TOOLS / 'export_store.py', 'folders',
+                             tmp_path / 'store', tmp_path / 'out'], env=environment,
+                            capture_output=True, text=True)
+    assert result.returncode == 2 and not (tmp_path / 'out').exists()
+    assert "can't be the name of a folder here" in result.stderr and result.stderr.count('\n') == 1
+
+
+def test_a_finished_store_needs_no_writing(path, tmp_path, monkeypatch, capsys):
+    """As on a read-only disk: opened, read, verified, found finished, exported elsewhere."""
+    real = os.open
+
+    def refuse(file, flags, *rest, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(file).startswith(str(path)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+        return real(file, flags, *rest, **options)
+
+    def refuse_change(*rest, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(rest[0]))
+
+    monkeypatch.setattr(os, 'open', refuse)
+    assert [sample.key for sample in Store(path)] == [f'{number:06d}' for number in range(7)]
+    for name in ('replace', 'unlink', 'rename'):
+        monkeypatch.setattr(os, name, refuse_change)
+    assert run('verify_store', path) == 0 and run('verify_store', path, '--repair') == 0
+    assert write_store(path, map(varied_sample, range(7)), 3, {'num_samples': 7}) == 7
+    monkeypatch.undo()
+    assert 'nothing to repair' in capsys.readouterr().out
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(path, monkeypatch, capsys):
+    (path / 'shard-000001.index.npy').unlink()
+
+    def refuse(file, flags, *rest, **options):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+        return real(file, flags, *rest, **options)
+
+    real = os.open
+    monkeypatch.setattr(os, 'open', refuse)
+    assert run('verify_store', path, '--repair') == 2
+    err = capsys.readouterr().err
+    assert 'Read-only file system' in err and err.count('\n') == 1
+
+
+def test_coco_without_pycocotools_is_one_sentence_that_names_the_extra(path, tmp_path, monkeypatch,
+                                                                       capsys):
+    monkeypatch.setitem(sys.modules, 'pycocotools', None)
+    assert run('export_store', 'coco', path, tmp_path / 'out') == 2
+    assert capsys.readouterr().err == (
+        'error: COCO needs pycocotools; install freeatm_mm[export]\n')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('kind', ['coco', 'mmseg', 'folders'])
+def test_a_key_that_is_there_twice_is_not_written_over(tmp_path, capsys, kind):
+    write_store(tmp_path / 'store', map(varied_sample, (1, 2, 1)), 2)
+    assert run('export_store', kind, tmp_path / 'store', tmp_path / 'out') == 2
+    assert 'holds a key twice' in capsys.readouterr().err
+
+
+def changed(path, change, name='store.json'):
+    """Change a manifest and make its checksum fit."""
+    manifest = json.loads((path / name).read_bytes())
+    change(manifest)
+    (path / name).write_bytes(dump_manifest(manifest))
+
+
+def lose_last_shard(manifest):
+    last = manifest['shards'].pop()
+    for name in TOTALS:
+        manifest[name] -= last[name]
+
+
+def other_settings(manifest):
+    manifest['config']['num_samples'] = 7.0
+    manifest['config_sha256'] = config_digest(manifest['config'])
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda m: m['config'].update(num_samples=8), 'the settings are not those that were written'),
+    (other_settings, 'was made with other settings than store.json says'),
+    (lambda m: m.update(nouns=99), '99 nouns in all'),
+    (lambda m: m.update(samples_per_shard=5), "don't hold 5 samples each"),
+    (lose_last_shard, 'lists 6 samples, and its settings say 7'),
+    (lambda m: m['shards'][1].update(notes={'batch_size': 2}), 'store.json of notes'),
+    (lambda m: m['shards'][1].pop('notes'), 'store.json of notes'),
+    (lambda m: (m['shards'][1].update(nouns=m['shards'][1]['nouns'] + 1),
+                m.update(nouns=m['nouns'] + 1)), 'store.json of nouns'),
+    (lambda m: m['shards'][1].update(index_sha256='0' * 64), 'sha256 is not the recorded one'),
+])
+def test_what_was_changed_in_store_json_is_not_sound(path, capsys, change, message):
+    changed(path, change)
+    if change is lose_last_shard:
+        for file in path.glob('shard-000002*'):
+            file.unlink()
+    assert run('verify_store', path) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_a_changed_total_is_repaired_from_the_shards_own_records(path, capsys):
+    whole = folder_bytes(path)
+    (path / 'store.json').write_bytes(whole['store.json'].replace(b'"samples": 7', b'"samples": 8'))
+    assert run('verify_store', path, '--no-decode') == 1
+    run('verify_store', path, '--repair')
+    assert 'restored byte for byte: store.json' in capsys.readouterr().out
+    assert (path / 'store.json').read_bytes() == whole['store.json']
+    assert (path / 'store.json.broken').exists()
+
+
+def test_a_sample_is_shown_in_a_line(path):
+    store = Store(path)
+    for thing in (store[1], store.read(1), store[4]):
+        assert len(repr(thing)) < 250 and '\n' not in repr(thing)
+    assert repr(store[1]) == (f"Sample('000001', {len(store[1].image_bytes)} bytes of jpg, "
+                              "'1: bird dress', nouns: 'bird, dress', masks: 2x8x6)")

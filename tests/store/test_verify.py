@@ -12,6 +12,7 @@ import pytest
 from store_samples import assert_same, folder_bytes, varied_sample
 
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store, write_store
+from freeatm_mm.store.layout import dump_manifest
 
 CONFIG = {'steps': 5, 'num_samples': 7}
 
@@ -94,8 +95,8 @@ DAMAGES = {
     'changed json': (write('shard-000001.json', b'['), 'changed', 'not what a writer', None, []),
     'missing store.json': (unlink('store.json'), 'missing', 'store.json: is missing', None, []),
     'broken store.json': (write('store.json', b'{'), 'changed', 'not JSON', None, []),
-    'unfinished store.json': (lambda path: write('store.json', json.dumps(
-        json.loads((path / 'store.json').read_bytes()) | {'complete': False}).encode())(path),
+    'unfinished store.json': (lambda path: write('store.json', dump_manifest(
+        json.loads((path / 'store.json').read_bytes()) | {'complete': False}))(path),
         'missing', 'not finished', None, []),
     'doubled sample': (append_member('000003.json'), 'doubled', "'000003' is there twice",
                        '000003', []),
