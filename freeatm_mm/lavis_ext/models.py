@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from freeatm_mm import compat
+from freeatm_mm.errors import InputError
 from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer, no_texts
 
 __all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', 'load_checked',
@@ -382,6 +383,18 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         return load_checked(self, state, url_or_filename, may_lack=['idx_queue'],
                             may_hold=['text_decoder.'])
 
+    def check_set(self, dataset: Any) -> None:
+        """Refuses a set that can't be judged.
+
+        Raises:
+            InputError: If it is so small that one of several processes would get nothing.
+        """
+        processes = get_world_size()
+        for what, count in (('images', len(dataset.image)), ('texts', len(dataset.text))):
+            if (processes - 1) * (count // processes + 1) >= count:  # LAVIS's shares
+                raise InputError(f'{count} {what} are too few for {processes} processes to judge: '
+                                 'start fewer')
+
     def compute_sim_matrix(self, data_loader, task_cfg):
         """LAVIS's scores of all pairs: ITC picks the first k of each, ITM ranks these anew.
 
@@ -395,14 +408,10 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             Two float arrays, (images, texts) and (texts, images).
 
         Raises:
-            ValueError: If the set is so small that one of several processes would get nothing.
+            InputError: As :meth:`check_set`.
         """
+        self.check_set(data_loader.dataset)
         images, texts = len(data_loader.dataset.image), len(data_loader.dataset.text)
-        processes = get_world_size()
-        for what, count in (('images', images), ('texts', texts)):
-            if (processes - 1) * (count // processes + 1) >= count:  # LAVIS's shares
-                raise ValueError(f'{count} {what} are too few for {processes} processes to judge: '
-                                 'start fewer')
         k_test = min(int(task_cfg.k_test), images, texts)
         if k_test < task_cfg.k_test:
             logging.warning('k_test is %d, and the set has %d images and %d texts: %d are ranked '
