@@ -79,8 +79,8 @@ def check_values(values: Mapping[str, Any], checks: Mapping[str, Check], where: 
 def number(low: float | None = None, high: float | None = None, integer: bool = False,
            above: bool = False) -> Check:
     """A finite number of at least (or above) ``low``; text that is one fits, as in LAVIS."""
-    limits = ['' if low is None else f'{"above" if above else "at least"} {low:g}',
-              '' if high is None else f'at most {high:g}']
+    limits = ['' if low is None else f'{"above" if above else "of at least"} {low:g}',
+              '' if high is None else f'{"of " if low is None else ""}at most {high:g}']
     wanted = ' '.join(['an integer' if integer else 'a number',
                        ' and '.join(filter(None, limits))]).strip()
 
