@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ from freeatm_mm.store import Store, StoreError, decode_masks
 
 __all__ = ['CaptionFile', 'FreeATMPretrainDataset', 'FreeATMRetrievalDataset',
            'FreeATMRetrievalEvalDataset', 'StorePairs']
+
+
+#: So many pairs are drawn to find another one with objects.
+_DRAWS = 20
 
 
 def _boxes(found: Sequence[dict[str, Any]], size: tuple[int, int],
@@ -183,6 +188,7 @@ class FreeATMPretrainDataset(BaseDataset):
             drawn = np.random.default_rng(0).permutation(total)[:max(round(share * total), 1)]
             self.chosen = np.sort(drawn)
         self.with_objects = getattr(text_processor, 'wants_objects', False)
+        self.with_others = getattr(text_processor, 'wants_others', False)
         self.tracks = hasattr(vis_processor, 'with_view')
         if getattr(text_processor, 'wants_view', False) and not self.tracks:
             raise ValueError(f'position prompts that follow the view need the image processor '
@@ -204,12 +210,24 @@ class FreeATMPretrainDataset(BaseDataset):
             image, view = self.vis_processor.with_view(image)
         else:
             image = self.vis_processor(image)
-        if self.with_objects:
+        if self.with_others:
+            text = self.text_processor(caption, objects, view, self._other_objects(int(index)))
+        elif self.with_objects:
             text = self.text_processor(caption, objects, view)
         else:
             text = self.text_processor(caption)
         item = {'image': image, 'text_input': text}
         return {**item, 'unreadable': passed} if self.pass_over else item
+
+    def _other_objects(self, index: int) -> list[PlacedObject]:
+        """The objects of another pair, drawn anew each time from Python's own generator."""
+        for _ in range(_DRAWS):
+            other = random.randrange(len(self))
+            if other != index:
+                pair, _ = pass_over_unreadable(self._load, other, len(self), self.pass_over)
+                if pair[2]:
+                    return pair[2]
+        return []
 
     def _load(self, index: int) -> tuple[Image.Image, str, list[PlacedObject]]:
         number = int(self.chosen[index])

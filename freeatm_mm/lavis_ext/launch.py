@@ -6,8 +6,9 @@ import datetime
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from freeatm_mm.files import read_text
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
 from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
 
-__all__ = ['RETRIEVAL_METRICS', 'build_runner', 'judge', 'load_config', 'read_yaml',
-           'start_processes', 'stop_processes', 'train']
+__all__ = ['RETRIEVAL_METRICS', 'build_runner', 'judge', 'judged_checkpoint', 'load_config',
+           'read_yaml', 'start_processes', 'stop_processes', 'train']
 
 _PARTS = ('model', 'datasets', 'run')
 _MOST_BYTES = 1 << 20  # of a yaml
@@ -241,6 +242,19 @@ def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -
     return runner
 
 
+def judged_checkpoint(model: Mapping[str, Any]) -> str:
+    """The checkpoint that a retrieval yaml's `model` is judged with.
+
+    Raises:
+        InputError: If it names none.
+    """
+    path = model.get('finetuned' if model.get('load_finetuned') else 'pretrained')
+    if not path:
+        raise InputError('there is no checkpoint to judge: set model.pretrained, or '
+                         'model.load_finetuned=True and model.finetuned')
+    return str(path)
+
+
 def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, float]] | None:
     """Judges a retrieval yaml's checkpoint on its test splits.
 
@@ -256,9 +270,10 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
         InputError: If the yaml is of no retrieval task.
     """
     setup_logging()
+    task = read_yaml(path, options).run.get('task')
+    if not issubclass(registry.get_task_class(task) or object, RetrievalTask):
+        raise InputError(f'{path} is of the task {task!r}; only retrieval is judged')
     cfg = load_config(path, [*options, 'run.evaluate=True'])
-    if not issubclass(registry.get_task_class(cfg.run_cfg.task) or object, RetrievalTask):
-        raise InputError(f'{path} is of the task {cfg.run_cfg.task!r}; only retrieval is judged')
     start_processes(cfg)
     results = build_runner(cfg).train()
     first = get_rank() == 0

@@ -428,9 +428,9 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             InputError: If it is so small that one of several processes would get nothing.
         """
         processes = get_world_size()
-        for what, count in (('images', len(dataset.image)), ('texts', len(dataset.text))):
-            if (processes - 1) * (count // processes + 1) >= count:  # LAVIS's shares
-                raise InputError(f'{count} {what} are too few for {processes} processes to judge: '
+        for what, total in (('images', len(dataset.image)), ('texts', len(dataset.text))):
+            if (processes - 1) * (total // processes + 1) >= total:  # LAVIS's shares
+                raise InputError(f'{total} {what} are too few for {processes} processes to judge: '
                                  'start fewer')
 
     def compute_sim_matrix(self, data_loader, task_cfg):

@@ -69,7 +69,8 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
     """
 
     OPTIONS = ('preset', 'prompt', *PositionPrompts.__dataclass_fields__)
-    CHECKS = {'preset': text, 'template': text, 'order': text, 'track': truth, 'min_visible': number(),
+    CHECKS = {'preset': text, 'template': text, 'order': text, 'positions': text, 'track': truth,
+              'min_visible': number(),
               **dict.fromkeys(('grid', 'index_base', 'max_objects'), number(integer=True))}
 
     def __init__(self, prompts: PositionPrompts | None = None, prompt: str = '') -> None:
@@ -86,17 +87,23 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
         """Whether it must know what the view shows."""
         return self.prompts is not None and self.prompts.track
 
+    @property
+    def wants_others(self) -> bool:
+        """Whether it must be given the objects of another image as well."""
+        return self.prompts is not None and self.prompts.positions == 'others'
+
     def __call__(self, caption: str, objects: Sequence[PlacedObject] = (),
-                 view: np.ndarray = WHOLE_VIEW) -> str:
+                 view: np.ndarray = WHOLE_VIEW, others: Sequence[PlacedObject] = ()) -> str:
         """The text for the model.
 
         Args:
             caption: The caption.
             objects: The objects of its image.
             view: (3, 3) matrix from the image to the view that the model is shown.
+            others: The objects of another image, for the option `positions: others`.
         """
         if self.prompts is not None:
-            caption = self.prompts.join(caption, objects, view)
+            caption = self.prompts.join(caption, objects, view, others)
         return super().__call__(caption)
 
     @classmethod

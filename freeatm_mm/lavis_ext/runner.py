@@ -33,6 +33,7 @@ from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.lavis_ext.origin import describe_pretraining, origin_of
 from freeatm_mm.lavis_ext.settings import check_entries, check_run
 
 __all__ = ['FreeATMRunner', 'newest_checkpoint']
@@ -165,6 +166,7 @@ class FreeATMRunner(RunnerBase):
             cfg.run_cfg.pop(name)  # LAVIS would take null for a value
         let_lavis_average_on_cpus()
         super().__init__(cfg, task, model, datasets, job_id)
+        self._origin = None if self.evaluate_only else self._find_origin()
         self.best = {'epoch': None, 'metric': -1.0}
         self.same_run = False
         self._judged = True
@@ -269,7 +271,7 @@ class FreeATMRunner(RunnerBase):
     def _stop(self, reason: str) -> NoReturn:
         newest = newest_checkpoint(self.output_dir)
         kept = f'{newest.name} is the last good one' if newest else 'there is none to go on from'
-        advice = 'run.amp=False or a smaller run.init_lr' if self.scaler else 'a smaller run.init_lr'
+        advice = f'{"run.amp=False or " if self.scaler else ""}a smaller run.init_lr'
         raise InputError(f'{reason}: training stops, and this epoch leaves no checkpoint ({kept} '
                          f'in {self.output_dir}); try {advice}')
 
@@ -485,7 +487,7 @@ class FreeATMRunner(RunnerBase):
                     self.best = {'epoch': epoch, 'metric': float(log['agg_metrics'])}
                     self._write(self.output_dir / 'checkpoint_best.pth', {
                         'model': self.unwrap_dist_model(self.model).state_dict(),
-                        'epoch': epoch, **self._described()})
+                        'epoch': epoch, **self._described(epoch)})
                 self.log_stats({'epoch': epoch, **log, 'best_epoch': self.best['epoch']}, split)
         _set_random_state(state, self.device)
         if self.use_distributed:
@@ -503,9 +505,25 @@ class FreeATMRunner(RunnerBase):
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def _described(self) -> dict[str, Any]:
+    def _find_origin(self) -> dict[str, Any] | None:
+        """What checkpoints will say of the pretraining: this one, or the one it starts from."""
+        config = self.config.to_dict()
+        path, ours = config['model'].get('pretrained'), 'freeatm_pretrain' in config['datasets']
+        if config['model'].get('load_finetuned'):
+            path = config['model'].get('finetuned')
+        earlier = origin_of(path) if path else None
+        if not ours:
+            return earlier
+        sources = getattr(self.datasets['freeatm_pretrain']['train'], 'sources', ())
+        return describe_pretraining(config, [source.store.config for source in sources
+                                             if hasattr(source, 'store')], earlier)
+
+    def _described(self, epoch: int) -> dict[str, Any]:
         """What a checkpoint says of the run that wrote it."""
-        return {'config': self.config.to_dict()}
+        origin = self._origin
+        if origin is not None and 'freeatm_pretrain' in self.config.datasets_cfg:
+            origin = {**origin, 'epochs': float(epoch + 1)}
+        return {'config': self.config.to_dict(), 'pretraining': origin}
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         with atomic_write(path) as file:
@@ -523,7 +541,8 @@ class FreeATMRunner(RunnerBase):
                 'model': self.unwrap_dist_model(self.model).state_dict(),
                 'optimizer': self.optimizer.state_dict(),
                 'scaler': self.scaler.state_dict() if self.scaler else None,
-                'epoch': cur_epoch, 'best': self.best, 'random': states, **self._described()})
+                'epoch': cur_epoch, 'best': self.best, 'random': states,
+                **self._described(cur_epoch)})
             keep = int(self.config.run_cfg.get('keep_checkpoints', 0))
             for epoch, path in _epoch_files(self.output_dir).items():
                 if keep and epoch <= cur_epoch - keep:
@@ -535,8 +554,8 @@ class FreeATMRunner(RunnerBase):
 
         Raises:
             MissingFileError: If there is no such file.
-            InputError: If it is damaged or not one of this runner's, of another model, or, where it has to
-                be of the same run, of another config.
+            InputError: If it is damaged or not one of this runner's, of another model, or, where
+                it has to be of the same run, of another config.
         """
         path = Path(url_or_filename)
         if not path.exists():

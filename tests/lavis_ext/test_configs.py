@@ -57,6 +57,11 @@ def test_arms_differ_in_nothing_else():
     assert changes(ours, plain('baselines/blip_pretrain_ptp.yaml')) == {
         f'{data}.text_processor.train.preset', f'{data}.vis_processor.train.hflip',
         f'{data}.build_info.detections', 'run.output_dir'}
+    # One at a time, of what PTP's changes at once.
+    assert changes(ours, plain('baselines/blip_pretrain_boxes.yaml')) == {
+        f'{data}.build_info.detections', 'run.output_dir'}
+    assert changes(ours, plain('baselines/blip_pretrain_shuffled.yaml')) == {
+        f'{data}.text_processor.train.positions', 'run.output_dir'}
     assert changes(ours, plain('mixed/blip_pretrain_freeatm.yaml')) == {
         'model.pretrained', f'{data}.build_info.share', 'run.warmup_steps', 'run.output_dir'}
     for name in ('mixed/blip_pretrain_freeatm.yaml', 'mixed/blip_pretrain_real.yaml'):

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -98,6 +100,29 @@ def test_sources_are_joined_and_shared(store, captions):
     half = build(**sources, share=0.5)
     assert len(half) == 14
     assert list(half.chosen) == list(build(**sources, share=0.5).chosen) != list(range(14))
+
+
+def test_positions_of_others_keep_the_length_of_the_text(store):
+    """The control: the same objects in as many sentences; blocks of other images; same views."""
+    own, control = build(store=str(store)), build({'positions': 'others'}, store=str(store))
+    random.seed(0)
+    told, differing, total = Counter(), 0, 0
+    for _ in range(20):
+        for number in range(12):
+            first, second = own[number], control[number]
+            assert torch.equal(first['image'], second['image'])
+            words, others = first['text_input'].split(), second['text_input'].split()
+            assert len(words) == len(others)
+            changed = [(word, other) for word, other in zip(words, others) if word != other]
+            assert all(word.isdigit() and other.isdigit() for word, other in changed)
+            differing += len(changed)
+            total += first['text_input'].count('is in block')
+            told.update(other for other in others if other.isdigit())
+    assert differing > total / 2
+    # What is told comes from the images' own blocks, in their frequencies.
+    blocks = Counter(word for number in range(12) for word in own[number]['text_input'].split()
+                     if word.isdigit())
+    assert set(told) <= set(blocks)
 
 
 def test_detections_take_the_place_of_masks(store, tmp_path):
@@ -222,7 +247,7 @@ def retrieval_rows(split):
     ('val', {'image': 'lost.png'}, r"x.json\[1\]: there is no picture 'lost.png'"),
     ('test', {'image': 'captions.json'}, r"x.json\[1\]: the image '.*json' can't be read"),
     ('test', {'mirrored': 0}, r'x.json\[0\]: .* one caption and a "mirrored" in every annotation'),
-    ('train', {'caption': ['a dog']}, r'x.json\[1\]: caption must be text, got .* an entry for each'),
+    ('train', {'caption': ['a dog']}, r'\[1\]: caption must be text, got .* an entry for each'),
     ('train', {'image_id': DELETE}, r"x.json\[1\]: the field 'image_id' is missing"),
     ('train', {'image_id': 1.5}, r'x.json\[1\]: image_id must be a number or text, got 1.5'),
     ('train', {'image_id': [1]}, r'x.json\[1\]: image_id must be a number or text'),

@@ -1,4 +1,4 @@
-"""LAVIS's own tools: its `Config`, builders, tasks and loop take what we register, and our yamls."""
+"""LAVIS's own train code: its `Config`, tasks and loop take what we register, and our yamls."""
 from __future__ import annotations
 
 import os
@@ -22,7 +22,7 @@ import freeatm_mm.lavis_ext  # noqa: E402, F401
 ROOT = Path(__file__).parents[2]
 
 #: What LAVIS's train.py does, in its order.
-TRAIN = '''
+TRAIN = """
 import argparse, sys
 import torch
 import lavis.tasks as tasks
@@ -40,7 +40,7 @@ model = task.build_model(cfg)
 runner = registry.get_runner_class(cfg.run_cfg.get('runner', 'runner_base'))
 runner(cfg=cfg, job_id='20260101', task=task, model=model, datasets=datasets).train()
 assert 'freeatm_mm.lavis_ext.launch' not in sys.modules
-'''
+"""
 
 
 @pytest.fixture(scope='module')

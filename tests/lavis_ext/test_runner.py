@@ -182,7 +182,7 @@ DATA = 'datasets.freeatm_pretrain'
     (['runn.max_epoch=1'], r'has no runn; did you mean run\?'),
     (['max_epoch=1'], r'blip_pretrain_freeatm.yaml has no max_epoch \(known are'),
     ([f'{DATA}.build_inf.share=1'], r'freeatm_pretrain has no build_inf; did you mean build_info'),
-    ([f'{DATA}.vis_processor.trian.hflip=False'], r'vis_processor has no trian \(known are train'),
+    ([f'{DATA}.vis_processor.trian.hflip=False'], r'has no trian; did you mean train\?'),
     ([f'{DATA}.vis_processor.train.flip=False'], r'train \(freeatm_image_train\) has no flip; did'),
     ([f'{DATA}.text_processor.train.templat=x'], r'has no templat; did you mean template\?'),
     ([f'{DATA}.text_processor.train.name=freeatm_captoin'], r'did you mean freeatm_caption\?'),
@@ -198,7 +198,7 @@ DATA = 'datasets.freeatm_pretrain'
     (['run.max_epoch=0'], 'run.max_epoch must be an integer of at least 1, got 0'),
     (['run.max_epoch=1.5'], 'run.max_epoch must be an integer of at least 1, got 1.5'),
     (['run.max_epoch=null'], 'run lacks max_epoch'),
-    (['run.init_lr=nan'], 'run.init_lr must be a number above 0, got nan'),
+    (['run.init_lr=nan'], 'run.init_lr must be a number above 0, got .?nan'),
     (['run.init_lr=high'], "run.init_lr must be a number above 0, got 'high'"),
     (['run.batch_size_train=true'], 'run.batch_size_train must be an integer of at least 1'),
     (['run.accum_grad_iters=0'], 'run.accum_grad_iters must be an integer of at least 1'),
@@ -211,12 +211,12 @@ DATA = 'datasets.freeatm_pretrain'
     (['run.lr_sched=linear_warmup_step_lr'], 'run lacks lr_decay_rate'),
     # Splits that LAVIS would ask for after the first epoch.
     (['run.train_splits=[training]'], r'run.train_splits must be \[train\]'),
-    (['run.valid_splits=[val]'], 'nothing can judge the split val: the task is image_text_pretrain'),
+    (['run.valid_splits=[val]'], 'nothing can judge the split val: the task is image_'),
     (['run.test_splits=test'], r'run.test_splits must be a list of names'),
     (['run.evaluate=True'], 'run.evaluate judges run.test_splits, which names none'),
     (['run.evaluate=True', 'run.test_splits=[test]', 'run.resume_ckpt_path=x.pth'],
      'leave one of them out'),
-    ([f'{DATA}.vis_processor.train.image_size=24'], 'makes views of 24 x 24 pixels, and model.image'),
+    ([f'{DATA}.vis_processor.train.image_size=24'], 'makes views of 24 x 24 pixels, and model'),
 ])
 def test_wrong_settings_are_told(parts, tmp_path, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
