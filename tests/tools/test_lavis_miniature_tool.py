@@ -128,7 +128,8 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
 def flat(config, start=''):
     found = {}
     for name, value in config.items():
-        found |= flat(value, f'{start}{name}.') if isinstance(value, dict) else {start + name: value}
+        found |= (flat(value, f'{start}{name}.') if isinstance(value, dict)
+                  else {f'{start}{name}': value})
     return found
 
 
