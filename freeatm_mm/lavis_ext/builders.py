@@ -58,8 +58,10 @@ class _Builder(BaseDatasetBuilder):
 
     def __init__(self, cfg=None) -> None:
         if cfg is not None and not isinstance(cfg, str):  # as LAVIS's `Config` lays it
+            given = {name: value for name, value in plain(cfg, f'datasets.{self.NAME}').items()
+                     if value is not None}
             cfg = OmegaConf.merge(load_dataset_config(self.default_config_path()),
-                                  OmegaConf.create(plain(cfg, f'datasets.{self.NAME}')))
+                                  OmegaConf.create(given))
         super().__init__(cfg)
 
     def read_info(self) -> dict[str, Any]:

@@ -71,11 +71,14 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
             raise InputError(f'the option {option!r} can\'t be read or does not fit the yaml '
                              f'({" ".join(str(error).split())[:200]})') from None
     check_entries(yaml, _PARTS, str(path))
+    try:
+        plain(yaml, str(path))
+    except InputError as error:
+        raise InputError(f'{error}: a reference leads nowhere') from None
     for part in _PARTS:
         if not isinstance(yaml.get(part), DictConfig):
             raise InputError(f'{path} has no part {part!r}' if part not in yaml else
                              f'{path}: {part} must hold names and values, got {yaml[part]!r}')
-        plain(yaml[part], f'{path}: {part}')
     return yaml
 
 
@@ -109,7 +112,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     if text(arch) or registry.get_model_class(arch) is None:
         raise InputError(f'{path}: LAVIS knows no model {arch!r}')
     types = registry.get_model_class(arch).PRETRAINED_MODEL_CONFIG_DICT
-    if yaml.model.get('model_type') not in types:
+    if text(yaml.model.get('model_type')) or yaml.model.model_type not in types:
         raise InputError(f'{path}: model.model_type of {arch} is one of '
                          f'{", ".join(types)}, got {yaml.model.get("model_type")!r}')
     for name, data in yaml.datasets.items():
@@ -117,7 +120,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         if builder is None:
             raise InputError(f'{path}: LAVIS knows no dataset {name!r}')
         content = plain(data, f'{path}: datasets.{name}')
-        if content.get('type', 'default') not in builder.DATASET_CONFIG_DICT:
+        if str(content.get('type', 'default')) not in builder.DATASET_CONFIG_DICT:
             raise InputError(f'{path}: datasets.{name}.type is one of '
                              f'{", ".join(builder.DATASET_CONFIG_DICT)}, got {content["type"]!r}')
     if not yaml.datasets:

@@ -51,17 +51,24 @@ _QUEUES = ('image_queue', 'text_queue', 'idx_queue', 'queue_ptr')
 #: Entries of `model` that its default yaml leaves out.
 _FURTHER_ENTRIES = ('model_type', 'vit', 'bert', 'vit_layer_norm_epsilon', 'vit_drop_path_rate',
                     'load_pretrained')
+_WIDEST, _DEEPEST = 1 << 14, 1000  # so that a typo is refused before memory is asked for
 _VALUES: dict[str, Check] = {
     **dict.fromkeys(('tokenizer', 'text_weights', 'image_weights', 'pretrained', 'finetuned',
                      'vit_type', 'med_config_path'), text),
-    **dict.fromkeys(('image_size', 'queue_size', 'embed_dim'), count()),
+    'image_size': count(1, 1 << 13), 'queue_size': count(1, 1 << 24),
+    'embed_dim': count(1, _WIDEST), 'max_txt_len': count(3, 1 << 16), 'vit_ckpt_layer': count(0),
+    'vit_layer_norm_epsilon': number(),
     **dict.fromkeys(('momentum', 'alpha', 'vit_drop_path_rate'), number(0, 1)),
     **dict.fromkeys(('vit_grad_ckpt', 'load_pretrained', 'load_finetuned', 'negative_all_rank'),
-                    truth),
-    'max_txt_len': count(3), 'vit_ckpt_layer': count(0), 'vit_layer_norm_epsilon': number()}
+                    truth)}
 _VIT_VALUES: dict[str, Check] = {
-    **dict.fromkeys(('embed_dim', 'depth', 'num_heads', 'patch_size'), count()),
-    'mlp_ratio': number(0, above=True)}
+    **dict.fromkeys(('embed_dim', 'num_heads', 'patch_size'), count(1, _WIDEST)),
+    'depth': count(1, _DEEPEST), 'mlp_ratio': number(0, 64, above=True)}
+_BERT_VALUES: dict[str, Check] = {
+    **dict.fromkeys(('hidden_size', 'num_attention_heads'), count(1, _WIDEST)),
+    **dict.fromkeys(('intermediate_size', 'max_position_embeddings'), count(1, 1 << 16)),
+    'num_hidden_layers': count(1, _DEEPEST), 'type_vocab_size': count(1, 1 << 16),
+    **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1))}
 _VIT_SIZES = {'base': dict(embed_dim=768, depth=12, num_heads=12),
               'large': dict(embed_dim=1024, depth=24, num_heads=16)}
 
@@ -204,7 +211,8 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
     if cfg.get('vit_grad_ckpt') and not cfg.get('vit_ckpt_layer'):
         raise InputError('vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
                          'many of the last layers are computed again, up to all')
-    changes = plain(cfg.get('vit'), 'model.vit')
+    changes = {name: value for name, value in plain(cfg.get('vit'), 'model.vit').items()
+               if value is not None}
     check_entries(changes, _VIT_VALUES, 'model.vit')
     check_values(changes, _VIT_VALUES, 'model.vit')
     sizes = {**_VIT_SIZES[cfg.get('vit_type', 'base')], 'patch_size': 16, **changes}
@@ -230,7 +238,14 @@ def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) 
     config = BertConfig.from_json_file(get_abs_path(cfg.get('med_config_path')))
     changes = plain(cfg.get('bert'), 'model.bert')
     check_entries(changes, {*config.to_dict(), *BertConfig().to_dict()}, 'model.bert')
-    config.update(changes)
+    check_values(changes, _BERT_VALUES, 'model.bert')
+    if {'vocab_size', 'encoder_width'} & changes.keys():
+        raise InputError('model.bert: vocab_size and encoder_width follow from the tokenizer and '
+                         'the image encoder: leave them out')
+    config.update({name: value for name, value in changes.items() if value is not None})
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(f'model: bert.hidden_size {config.hidden_size} must be a multiple of '
+                         f'bert.num_attention_heads {config.num_attention_heads}')
     config.vocab_size = vocabulary
     config.encoder_width = image_encoder.vision_width
     needed = cfg.get('max_txt_len', 30)

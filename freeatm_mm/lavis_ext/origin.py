@@ -34,19 +34,23 @@ def _generator(config: Mapping[str, Any]) -> str | None:
     return 'miniature' if 'miniature' in text else Path(pipeline).name
 
 
+def _train(data: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    return (data.get(part) or {}).get('train') or {}
+
+
 def _masks(data: Mapping[str, Any]) -> bool | str:
     """False, True or the name of a variant."""
-    options = dict(data.get('text_processor', {}).get('train', {}))
+    options = dict(_train(data, 'text_processor'))
     preset = options.pop('preset', None) or 'freeatm'
     if options.pop('name', 'freeatm_caption') != 'freeatm_caption':
         preset = 'none'
     options.pop('prompt', None)
-    flips = data.get('vis_processor', {}).get('train', {}).get('hflip')
+    flips = _train(data, 'vis_processor').get('hflip')
     flips = True if flips is None else flips
     flipped = [] if flips == (preset != 'ptp') else [f'hflip={flips}']  # PTP trains without
     if preset == 'none':
         return ', '.join(['no prompts', *flipped]) if flipped else False
-    boxes = bool(data.get('build_info', {}).get('detections'))
+    boxes = bool((data.get('build_info') or {}).get('detections'))
     changes = [f'{name}={value}' for name, value in sorted(options.items())
                if value is not None and value != getattr(PRESETS.get(preset), name, None)]
     changes += flipped

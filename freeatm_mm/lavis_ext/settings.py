@@ -227,6 +227,9 @@ def check_processors(config: DictConfig, kinds: tuple[str, ...], name: str) -> N
     content = plain(config, name)
     check_entries(content, ('data_type', 'type', 'dataset_card', 'vis_processor', 'text_processor',
                             'build_info'), f'datasets.{name}')
+    if content.get('data_type', 'images') != 'images':
+        raise InputError(f'datasets.{name}.data_type must be images, got '
+                         f'{content["data_type"]!r}')
     for part in ('vis_processor', 'text_processor'):
         for kind, options in _entries(content, part, kinds, f'datasets.{name}'):
             where = f'datasets.{name}.{part}.{kind}'
