@@ -182,7 +182,7 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
 
 
 def _checked(kind: type, cfg: Any) -> DictConfig:
-    """A config's `model`, without entries that are null.
+    """A config's `model`; entries that are null or left out are the default yaml's.
 
     Raises:
         InputError: If it has an entry that nothing reads, such as a mistyped one, or a value that
@@ -196,7 +196,8 @@ def _checked(kind: type, cfg: Any) -> DictConfig:
     check_values(given, _VALUES, 'model')
     if 'tokenizer' not in given:
         raise InputError("model.tokenizer must be a folder with BERT's vocab.txt")
-    return OmegaConf.create(given)
+    usual = {name: value for name, value in defaults.items() if value is not None}
+    return OmegaConf.create({**usual, **given})
 
 
 def _image_encoder(cfg) -> VisionTransformerEncoder:

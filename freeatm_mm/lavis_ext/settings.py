@@ -79,8 +79,8 @@ def check_values(values: Mapping[str, Any], checks: Mapping[str, Check], where: 
 def number(low: float | None = None, high: float | None = None, integer: bool = False,
            above: bool = False) -> Check:
     """A finite number of at least (or above) ``low``; text that is one fits, as in LAVIS."""
-    limits = ['' if low is None else f'{"above" if above else "of at least"} {low:g}',
-              '' if high is None else f'{"of " if low is None else ""}at most {high:g}']
+    limits = ['' if low is None else f'{"above" if above else "of at least"} {low:.15g}',
+              '' if high is None else f'{"of " if low is None else ""}at most {high:.15g}']
     wanted = ' '.join(['an integer' if integer else 'a number',
                        ' and '.join(filter(None, limits))]).strip()
 
@@ -248,7 +248,7 @@ def check_processors(config: DictConfig, kinds: tuple[str, ...], name: str) -> N
 
 def _entries(content: Mapping[str, Any], part: str, known: Iterable[str],
              where: str) -> Iterable[tuple[str, Any]]:
-    found = content.get(part) or {}
+    found = {} if content.get(part) is None else content[part]
     if not isinstance(found, dict):
         raise InputError(f'{where}.{part} must hold names and values, got {found!r}')
     check_entries(found, known, f'{where}.{part}')
