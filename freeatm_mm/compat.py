@@ -10,6 +10,7 @@ import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 _LOCATIONS = {
@@ -237,3 +238,36 @@ def let_lavis_average_on_cpus() -> None:
             self.count, self.total = int(total[0]), float(total[1])
 
     SmoothedValue.synchronize_between_processes = synchronize_between_processes
+
+
+@contextmanager
+def refuse_truncated_images():
+    """While it lasts, Pillow raises for a picture that is cut off.
+
+    Reason: importing LAVIS's datasets tells Pillow, for the whole process, to fill up what is
+    missing of a picture with grey, so that half a download is trained on without a word.
+
+    Source: `lavis/datasets/datasets/coco_caption_datasets.py`, `LOAD_TRUNCATED_IMAGES`.
+    """
+    from PIL import ImageFile
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def worker_message(error: Exception) -> str:
+    """An error's message, without the traceback that a loading process puts round it.
+
+    Reason: an error in a worker process of a `DataLoader` arrives as one of the same type whose
+    message is the whole traceback.
+
+    Source: `torch/_utils.py`, `ExceptionWrapper.reraise`.
+    """
+    text = str(error)
+    if text.startswith('Caught ') and 'Original Traceback' in text:
+        text = text.rstrip().splitlines()[-1]
+        kind, _, message = text.partition(': ')
+        text = message if kind.isidentifier() or '.' in kind else text
+    return text

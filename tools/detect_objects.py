@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--most', type=int, default=10,
                         help='at most so many objects an image, the best (%(default)s, as PTP)')
     parser.add_argument('--batch-size', type=int, default=8, help='(%(default)s)')
+    parser.add_argument('--skip-unreadable', action='store_true', help="pictures that can't be "
+                        'decoded have no objects and are counted, instead of ending the run')
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     args = parser.parse_args(argv)
     try:
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'
         progress = tqdm(desc='images', mininterval=1)
         for done in detect_objects(detector, args.source, args.out, described, args.score,
-                                   args.most, args.batch_size):
+                                   args.most, args.batch_size, args.skip_unreadable):
             progress.update(done - progress.n)
         progress.close()
     except Exception as error:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
+from freeatm_mm.compat import worker_message  # noqa: E402
 from freeatm_mm.evaluation.results import (  # noqa: E402
     add_row,
     new_results,
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
                                   args.device):
             add_row(results, row)
     except (ImportError, FileNotFoundError, ValueError, StoreError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+        sys.exit(f'{parser.prog}: {worker_message(error)}')
     write_results(args.out, results)
     print(to_markdown(results))
 

@@ -5,8 +5,10 @@
     python tools/lavis_evaluate.py configs/lavis/retrieval_coco_zeroshot.yaml \
         --options model.load_finetuned=True model.finetuned=FINETUNING_CHECKPOINT
 
-With --out the figures are kept in a result file, as the row of --masks, --seed and --epochs; rows
-of several commands with different --what gather in one. tools/tables.py puts those of zeroshot
+With --out the figures are kept in a result file. What the row says of the pretraining (--regime,
+--masks, --generator, --seed, --epochs) is read from the checkpoint; a flag that contradicts it is
+refused, and one is needed only where the checkpoint, another program's for example, doesn't say.
+Rows of several commands with different --what gather in one. tools/tables.py puts those of zeroshot
 and finetuned into Table 3.
 """
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from freeatm_mm.compat import worker_message  # noqa: E402
 from freeatm_mm.evaluation.results import (  # noqa: E402
     add_row,
     new_results,
@@ -25,6 +28,11 @@ from freeatm_mm.evaluation.results import (  # noqa: E402
     write_results,
 )
 from freeatm_mm.store import StoreError  # noqa: E402
+
+
+def masks(text: str) -> bool | str:
+    """What --masks says."""
+    return {'true': True, 'false': False}.get(text.lower(), text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,38 +45,44 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', help='result file to add the figures to')
     parser.add_argument('--what', default='zeroshot', help="first part of the metrics' names in "
                         'it: zeroshot, finetuned ... (%(default)s)')
-    parser.add_argument('--regime', default='synthetic', choices=('real', 'synthetic', 'mixed'),
-                        help='what was pretrained on')
-    parser.add_argument('--masks', default='false', metavar='true|false|NAME',
-                        help='pretrained with masks, without (default), or a variant such as PTP')
-    parser.add_argument('--generator', default='sd15', help='of the generated images: sd15, '
-                        'deepif, or another name (%(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the pretraining')
-    parser.add_argument('--epochs', type=float, default=0, help='of the pretraining')
+    parser.add_argument('--regime', choices=('real', 'synthetic', 'mixed'),
+                        help='what was pretrained on (what the checkpoint says)')
+    parser.add_argument('--masks', type=masks, metavar='true|false|NAME',
+                        help='pretrained with masks, without, or the name of a variant such as PTP '
+                        '(what the checkpoint says)')
+    parser.add_argument('--generator', help='of the generated images: sd15, deepif, or another '
+                        'name (what the checkpoint says)')
+    parser.add_argument('--seed', type=int, help='of the pretraining (what the checkpoint says)')
+    parser.add_argument('--epochs', type=float, help='of the pretraining (what the checkpoint '
+                        'says)')
     args = parser.parse_args(argv)
     try:
-        from freeatm_mm.lavis_ext.launch import judge
+        from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
+        from freeatm_mm.lavis_ext.origin import label_row, origin_of, scale_of
+        if args.out:
+            model = load_config(args.config, args.options).model_cfg
+            checkpoint = judged_checkpoint(model)
+            row = {'method': 'blip', **label_row(
+                {'regime': args.regime, 'masks': args.masks, 'generator': args.generator,
+                 'seed': args.seed, 'epochs': args.epochs}, origin_of(checkpoint), checkpoint),
+                'scale': scale_of(model)}
+            results = (read_results(args.out) if Path(args.out).exists()
+                       else new_results(Path(args.out).stem, shlex.join(['python', *sys.argv])))
         figures = judge(args.config, args.options)
     except (ImportError, OSError, ValueError, StoreError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+        sys.exit(f'{parser.prog}: {worker_message(error)}')
     if figures is None:  # not the first of several processes
         return
     for split, values in figures.items():
         print(f'{split}: ' + '  '.join(f'{name} {value:.2f}' for name, value in values.items()))
     if args.out:
-        out = Path(args.out)
-        results = (read_results(out) if out.exists()
-                   else new_results(out.stem, shlex.join(['python', *sys.argv])))
-        row = {'method': 'blip', 'regime': args.regime, 'seed': args.seed, 'epochs': args.epochs,
-               'generator': args.generator if args.regime != 'real' else '',
-               'masks': {'true': True, 'false': False}.get(args.masks.lower(), args.masks)}
         earlier = [old['metrics'] for old in results['rows']
                    if all(old.get(key) == value for key, value in row.items())]
         metrics = dict(earlier[0]) if earlier else {}
         for values in figures.values():
             metrics.update({f'{args.what}_{name}': value / 100 for name, value in values.items()})
         add_row(results, {**row, 'metrics': metrics})
-        write_results(out, results)
+        write_results(args.out, results)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,9 @@
-"""BLIP, BLIP with Free-ATM and BLIP with PTP's boxes, in miniature: pretrained on generated images,
-judged by retrieval on real scenes whose objects no training has seen.
+"""BLIP with and without position prompts, in miniature: pretrained on generated images, judged by
+retrieval on real scenes whose objects no training has seen.
+
+Arms: without prompts (baseline), Free-ATM (freeatm), PTP's prompts, and between the two one change
+at a time: a detector's boxes (boxes), PTP's template (template), one object a text (one), no flips
+(noflip); and a control, Free-ATM with the positions of other images (shuffled).
 
     python tools/lavis_miniature.py --store work_dirs/miniature/synthetic \
         --world work_dirs/miniature/world --seeds 3 --jobs 2
@@ -35,8 +39,23 @@ from freeatm_mm.miniature.sources import fetch_sources  # noqa: E402
 CONFIGS = Path('configs/lavis/miniature')
 DETECTOR = 'configs/miniature/downstream/mask-rcnn_resnet.py'
 DATA, READ = 'datasets.freeatm_pretrain', 'datasets.freeatm_retrieval.build_info'
-#: Arm -> what the results call its masks.
-ARMS = {'baseline': 'false', 'freeatm': 'true', 'ptp': 'PTP'}
+TEXT, VIEW = f'{DATA}.text_processor.train', f'{DATA}.vis_processor.train'
+#: Arm -> what the results call its masks, and the options that make it.
+ARMS = {
+    'baseline': ('false', [f'{TEXT}.preset=none']),
+    'freeatm': ('true', []),
+    # Each differs from `freeatm` in one thing:
+    'shuffled': ('positions of other images', [f'{TEXT}.positions=others']),
+    'boxes': ('boxes', [f'{DATA}.build_info.detections=DETECTIONS']),
+    'template': ("PTP's template", [f'{TEXT}.template=". The block [P] has a [O] ."']),
+    'one': ('one object', [f'{TEXT}.max_objects=1']),
+    'noflip': ('no flips', [f'{VIEW}.hflip=False']),
+    # All at once, and what it is to be compared with, which differs from `baseline` in its flips:
+    'ptp': ('PTP', [f'{TEXT}.preset=ptp', f'{DATA}.build_info.detections=DETECTIONS',
+                    f'{VIEW}.hflip=False']),
+    'baseline_noflip': ('no prompts, no flips', [f'{TEXT}.preset=none', f'{VIEW}.hflip=False']),
+}
+DEFAULT = ['baseline', 'freeatm', 'shuffled', 'boxes', 'ptp']
 
 
 def main() -> None:
@@ -47,8 +66,8 @@ def main() -> None:
                         help='world that the detector is trained on (tools/make_world.py)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/lavis/miniature'),
                         help='output folder (%(default)s)')
-    parser.add_argument('--arms', nargs='+', choices=list(ARMS), default=list(ARMS),
-                        help='which (all)')
+    parser.add_argument('--arms', nargs='+', choices=list(ARMS), default=DEFAULT,
+                        help=f'which ({" ".join(DEFAULT)})')
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument('--jobs', type=int, default=1, help='arms side by side (%(default)s)')
     parser.add_argument('--epochs', type=int, default=20, help='of pretraining (%(default)s)')
@@ -78,7 +97,8 @@ def main() -> None:
     positions = export_positions(fetch_sources(args.cache, args.sources), args.out / 'positions',
                                  counts)
     detections = args.detections
-    if 'ptp' in args.arms and not detections:
+    if not detections and any('DETECTIONS' in option for arm in args.arms
+                              for option in ARMS[arm][1]):
         detections = args.out / 'detections.json'
         detect(job, args, detections)
     job.run_side_by_side([partial(run_arm, job, args, arm, seed, positions, detections)
@@ -110,15 +130,12 @@ def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: 
     name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
     options = [f'{DATA}.build_info.store={args.store}', f'run.max_epoch={args.epochs}',
                'run.keep_checkpoints=1']
-    if arm == 'ptp':
-        options += [f'{DATA}.build_info.detections={detections}',
-                    f'{DATA}.vis_processor.train.hflip=False']
-    preset = {'baseline': 'none'}.get(arm, arm)
+    options += [option.replace('DETECTIONS', str(detections)) for option in ARMS[arm][1]]
     job.run(f'Pretrain {name}', 'tools/lavis_train.py', CONFIGS / 'blip_pretrain_freeatm.yaml',
             '--work-dir', work / 'pretrain', '--seed', seed, '--resume', '--options', *options,
-            f'{DATA}.text_processor.train.preset={preset}', *args.options, label=name)
+            *args.options, label=name)
     checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
-    row = ['--out', args.out / f'rows/{name}.json', '--masks', ARMS[arm], '--seed', seed,
+    row = ['--out', args.out / f'rows/{name}.json', '--masks', ARMS[arm][0], '--seed', seed,
            '--epochs', args.epochs, '--regime', args.regime, '--generator', 'miniature']
 
     def judge(what: str, wording: str, *model: str) -> None:

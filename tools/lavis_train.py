@@ -4,7 +4,7 @@
         --options datasets.freeatm_pretrain.build_info.store=STORE
     python -m torch.distributed.run --nproc-per-node 8 tools/lavis_train.py CONFIG --resume
 
-Takes LAVIS's own yaml, and such as inherit others (`_base_`). Runs on a CPU, one GPU or several;
+Takes LAVIS's own yaml, which LAVIS's train.py reads as well. Runs on a CPU, one GPU or several;
 stopped and resumed, it ends bit-equal to a run that was never stopped.
 """
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from freeatm_mm.compat import worker_message  # noqa: E402
 from freeatm_mm.store import StoreError  # noqa: E402
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         from freeatm_mm.lavis_ext.launch import train
         train(args.config, options, args.resume)
     except (ImportError, OSError, ValueError, StoreError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+        sys.exit(f'{parser.prog}: {worker_message(error)}')
 
 
 if __name__ == '__main__':

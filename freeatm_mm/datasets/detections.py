@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import numpy as np
 import torch
 
 from freeatm_mm.datasets.dataset import open_source
-from freeatm_mm.files import atomic_write
+from freeatm_mm.errors import InputError
+from freeatm_mm.files import atomic_write, check_json, parse_json, read_lines
 from freeatm_mm.store import StoreError
 
 __all__ = ['Detector', 'detect_objects']
@@ -87,27 +90,49 @@ class Detector:
         return found
 
 
-def _finished(path: Path, header: dict[str, Any]) -> dict[str, list]:
-    """What an interrupted run with the same settings has found; its last line may be cut off.
+def _finished(path: Path, header: dict[str, Any]) -> tuple[dict[str, list], set[str]]:
+    """What an interrupted run with the same settings has found, and what it couldn't read.
+
+    Its last line may be cut off.
 
     Raises:
-        ValueError: If it had other settings.
+        InputError: If it had other settings, or a line other than the last is damaged.
     """
     done: dict[str, list] = {}
-    if not path.exists():
-        return done
-    lines = path.read_bytes().split(b'\n')[:-1]
-    if lines and json.loads(lines[0]) != header:
-        raise ValueError(f'{path} is of a run with other settings: delete it, or name another '
+    unreadable: set[str] = set()
+    if not os.path.lexists(path):
+        return done, unreadable
+    damaged = f'delete {path}, which is what an interrupted run has found'
+    lines: list[tuple[int, Any]] = []
+    wrong = None
+    for number, line in read_lines(path):
+        if wrong is not None:
+            raise InputError(f'{path}, line {number - 1}: {wrong}; {damaged}')
+        try:
+            lines.append((number, parse_json(line)))
+        except InputError as error:
+            wrong = error
+    if lines and lines[0][1] != header:
+        raise InputError(f'{path} is of a run with other settings: delete it, or name another '
                          'file')
-    for line in lines[1:]:
-        entry = json.loads(line)
+    for number, entry in lines[1:]:
+        check_json(entry, {'key': str, 'objects': [
+            {'name': str, 'box': [float], 'score': float}], 'unreadable?': bool},
+                   f'{path}, line {number}')
         done[entry['key']] = entry['objects']
-    return done
+        if entry.get('unreadable'):
+            unreadable.add(entry['key'])
+    return done, unreadable
+
+
+def _line(key: str, objects: list, unreadable: bool) -> bytes:
+    more = {'unreadable': True} if unreadable else {}
+    return json.dumps({'key': key, 'objects': objects, **more}).encode() + b'\n'
 
 
 def detect_objects(detector: Detector, source: str | Path, out: str | Path, described: str,
-                   score: float = 0.3, most: int = 10, batch_size: int = 8) -> Iterator[int]:
+                   score: float = 0.3, most: int = 10, batch_size: int = 8,
+                   skip_unreadable: bool = False) -> Iterator[int]:
     """Detects objects in all images of a store or image folder and writes them to a file.
 
     Stopped and started again, it goes on where it was: finished images stand in `OUT.part`.
@@ -120,27 +145,38 @@ def detect_objects(detector: Detector, source: str | Path, out: str | Path, desc
         score: Least score of an object.
         most: At most so many objects an image (PTP: 10).
         batch_size: Images at a time.
+        skip_unreadable: Whether a picture that can't be decoded has no objects, and is counted
+            under `unreadable`; otherwise it is an error.
 
     Yields:
         How many images are done, now and then.
 
     Raises:
-        StoreError: If the source can't be read.
-        ValueError: If `OUT.part` is of a run with other settings.
+        StoreError: If the source or one of its pictures can't be read.
+        InputError: If a number is out of range, `out` is a folder, or `OUT.part` is damaged or of a
+            run with other settings.
     """
-    out, images = Path(out), open_source(source)
+    if not 0 <= score <= 1:
+        raise InputError(f'score must be from 0 to 1, got {score}')
+    for name, value in (('most', most), ('batch_size', batch_size)):
+        if value < 1:
+            raise InputError(f'{name} must be at least 1, got {value}')
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f'{out} is a folder, where a file is to be written')
+    images = open_source(source)
     part = out.with_name(out.name + '.part')
     weights = hashlib.sha256()
     for name, value in sorted(detector.model.state_dict().items()):
         weights.update(name.encode() + value.cpu().numpy().tobytes())
     header = {'detector': described, 'weights_sha256': weights.hexdigest(), 'score': score,
               'most': most, 'images': len(images)}
-    found = _finished(part, header)
+    found, unreadable = _finished(part, header)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(part) as file:  # without what was cut off
-        for entry in (header, *({'key': key, 'objects': objects}
-                                for key, objects in found.items())):
-            file.write(json.dumps(entry).encode() + b'\n')
+        file.write(json.dumps(header).encode() + b'\n')
+        for key, objects in found.items():
+            file.write(_line(key, objects, key in unreadable))
     with part.open('ab') as file:
         for start in range(0, len(images), batch_size):
             batch = [images.read(number)
@@ -150,14 +186,23 @@ def detect_objects(detector: Detector, source: str | Path, out: str | Path, desc
             pictures = [mmcv.imfrombytes(raw.image_bytes, flag='color_ignore_orientation')
                         for raw in batch]
             for raw, picture in zip(batch, pictures):
-                if picture is None:
+                if picture is None and not skip_unreadable:
                     raise StoreError(f"{source}: the image {raw.key!r} can't be decoded")
             if batch:
-                for raw, objects in zip(batch, detector(pictures, score, most)):
+                readable = [picture for picture in pictures if picture is not None]
+                detected = iter(detector(readable, score, most) if readable else ())
+                for raw, picture in zip(batch, pictures):
+                    objects = [] if picture is None else next(detected)
                     found[raw.key] = objects
-                    file.write(json.dumps({'key': raw.key, 'objects': objects}).encode() + b'\n')
+                    if picture is None:
+                        unreadable.add(raw.key)
+                    file.write(_line(raw.key, objects, picture is None))
                 file.flush()
             yield len(found)
     with atomic_write(out) as file:
-        file.write(json.dumps({**header, 'images': found}).encode())
+        file.write(json.dumps({**header, **({'unreadable': len(unreadable)} if unreadable else {}),
+                               'images': found}).encode())
     part.unlink()
+    if unreadable:
+        logging.warning("%s: %d pictures can't be decoded and have no objects", source,
+                        len(unreadable))

@@ -1,23 +1,32 @@
-"""Image-text pairs with objects, from stores and from LAVIS's caption files.
+"""Image-text pairs with objects, from stores and from LAVIS's caption files; retrieval sets.
 
-Detections (:func:`read_detections`) may take the place of a store's masks: one JSON file ::
-
-    {"images": {"000000": [{"name": "dog", "box": [x1, y1, x2, y2], "score": 0.9}, ...], ...}}
-
-with boxes in pixels and an entry for every image, empty where nothing was found.
+All files are read and checked when a dataset is made (:mod:`~freeatm_mm.lavis_ext.annotations`).
 """
 from __future__ import annotations
 
 import io
-import json
+import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lavis.datasets.datasets.base_dataset import BaseDataset
+from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, RetrievalEvalDataset
 from PIL import Image
+from torch import Tensor
 
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.lavis_ext.annotations import (
+    check_detected,
+    check_pictures,
+    open_picture,
+    pass_over_unreadable,
+    read_captions,
+    read_detections,
+    read_retrieval,
+)
 from freeatm_mm.lavis_ext.position import (
     WHOLE_VIEW,
     PlacedObject,
@@ -26,36 +35,12 @@ from freeatm_mm.lavis_ext.position import (
 )
 from freeatm_mm.store import Store, StoreError, decode_masks
 
-__all__ = ['CaptionFile', 'FreeATMPretrainDataset', 'StorePairs', 'read_detections']
+__all__ = ['CaptionFile', 'FreeATMPretrainDataset', 'FreeATMRetrievalDataset',
+           'FreeATMRetrievalEvalDataset', 'StorePairs']
 
 
-def read_detections(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """What a detector found, by image.
-
-    Args:
-        path: A JSON file of `tools/detect_objects.py`, or one like it.
-
-    Returns:
-        Key of the image (or its path, as a caption file has it) -> its objects, each with `name`
-        and `box`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no file of detections {path}: make it with '
-                                'tools/detect_objects.py')
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f'{path} is not JSON ({error})') from None
-    images = content.get('images') if isinstance(content, dict) else None
-    if not isinstance(images, dict) or not all(isinstance(found, list)
-                                               for found in images.values()):
-        raise ValueError(f'{path} must hold an object "images": image -> list of objects')
-    return images
+#: So many pairs are drawn to find another one with objects.
+_DRAWS = 20
 
 
 def _boxes(found: Sequence[dict[str, Any]], size: tuple[int, int],
@@ -63,10 +48,8 @@ def _boxes(found: Sequence[dict[str, Any]], size: tuple[int, int],
     """The objects of a list of `name` and `box`."""
     try:
         return [object_from_box(thing['name'], thing['box'], size) for thing in found]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'{where}: an object needs "name" and "box" ({error!r})') from None
     except ValueError as error:
-        raise ValueError(f'{where}: {error}') from None
+        raise InputError(f'{where}: {error}') from None
 
 
 class StorePairs:
@@ -79,7 +62,7 @@ class StorePairs:
 
     Raises:
         StoreError: If there is no store, or an unfinished or damaged one.
-        FileNotFoundError, ValueError: If the detections can't be read.
+        InputError: If the detections can't be read, or lack an image.
     """
 
     def __init__(self, path: str | Path, detections: str | Path | None,
@@ -88,6 +71,9 @@ class StorePairs:
         self.threshold = threshold
         self.detections = None if detections is None else read_detections(detections)
         self.detected_in = detections
+        if self.detections is not None:
+            check_detected((self.store.info(number)[0] for number in range(len(self.store))),
+                           self.detections, detections, path, 'sample')
 
     def __len__(self) -> int:
         return len(self.store)
@@ -97,19 +83,12 @@ class StorePairs:
 
         Raises:
             StoreError: If the sample can't be read.
-            ValueError: If the detections lack the sample or hold a box outside the image.
+            InputError: If a detected box lies outside its image, or the image can't be decoded.
         """
         raw = self.store.read(index)
-        try:
-            image = Image.open(io.BytesIO(raw.image_bytes)).convert('RGB')
-        except OSError as error:
-            raise StoreError(f"{self.store.path}: the image of sample {raw.key!r} can't be "
-                             f'decoded ({error})') from None
+        image = open_picture(io.BytesIO(raw.image_bytes), f'{self.store.path}: sample {raw.key!r}')
         objects = []
         if with_objects and self.detections is not None:
-            if raw.key not in self.detections:
-                raise ValueError(f'{self.detected_in} has no entry for sample {raw.key!r} of '
-                                 f'{self.store.path}: detect objects in all its images')
             objects = _boxes(self.detections[raw.key], image.size,
                              f'{self.detected_in}, {raw.key!r}')
         elif with_objects and raw.info['nouns']:
@@ -132,30 +111,29 @@ class CaptionFile:
         path: The JSON file.
         images: Folder that the images' paths start from.
         detections: A file of detections, by the images' paths, in the place of `objects`.
+        pass_over: Leave out pairs whose picture isn't there.
+
+    Attributes:
+        missing: How many pairs were left out.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder.
-        ValueError: If the file is not such a list.
+        MissingFileError: If there is no such file or folder.
+        InputError: If an entry of the file can't be used, or its picture isn't there.
     """
 
-    def __init__(self, path: str | Path, images: str | Path,
-                 detections: str | Path | None) -> None:
+    def __init__(self, path: str | Path, images: str | Path, detections: str | Path | None,
+                 pass_over: bool = False) -> None:
         self.path, self.images = Path(path), Path(images)
-        if not self.path.is_file():
-            raise FileNotFoundError(f'there is no caption file {self.path}')
         if not self.images.is_dir():
-            raise FileNotFoundError(f'there is no image folder {self.images}')
-        try:
-            self.annotations = json.loads(self.path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f'{self.path} is not JSON ({error})') from None
-        if not isinstance(self.annotations, list) or not all(
-                isinstance(row, dict) and isinstance(row.get('image'), str)
-                and isinstance(row.get('caption'), str) for row in self.annotations):
-            raise ValueError(f'{self.path} must be a list of objects, each with the strings '
-                             '"image" and "caption"')
+            raise MissingFileError(f'there is no image folder {self.images}')
+        rows = read_captions(self.path)
+        self.annotations = check_pictures(rows, self.images, self.path, pass_over)
+        self.missing = len(rows) - len(self.annotations)
         self.detections = None if detections is None else read_detections(detections)
         self.detected_in = detections
+        if self.detections is not None:
+            check_detected((row['image'] for row in self.annotations), self.detections, detections,
+                           path, 'image')
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -164,20 +142,13 @@ class CaptionFile:
         """RGB picture, caption and objects of a pair.
 
         Raises:
-            ValueError: If the image can't be read, or a box is no box or lies outside its image;
-                names file and image.
+            InputError: If the image can't be read, or a box lies outside its image; names file and
+                image.
         """
         row = self.annotations[index]
-        try:
-            image = Image.open(self.images / row['image']).convert('RGB')
-        except OSError as error:
-            raise ValueError(f"{self.path}: the image {row['image']!r} can't be read in "
-                             f'{self.images} ({error})') from None
+        image = open_picture(self.images / row['image'], str(self.path))
         objects = []
         if with_objects and self.detections is not None:
-            if row['image'] not in self.detections:
-                raise ValueError(f'{self.detected_in} has no entry for {row["image"]!r} of '
-                                 f'{self.path}: detect objects in all its images')
             objects = _boxes(self.detections[row['image']], image.size,
                              f'{self.detected_in}, {row["image"]!r}')
         elif with_objects:
@@ -193,6 +164,7 @@ class FreeATMPretrainDataset(BaseDataset):
         text_processor: `freeatm_caption`, or any of LAVIS's.
         sources: :class:`StorePairs` and :class:`CaptionFile`, one after the other.
         share: Use this share of the pairs, in (0, 1], drawn at random and the same in every run.
+        pass_over: Take the next pair for one whose picture can't be read, and count it.
 
     Raises:
         ValueError: If there are no pairs, `share` is out of range, or prompts are to follow the
@@ -200,11 +172,11 @@ class FreeATMPretrainDataset(BaseDataset):
     """
 
     def __init__(self, vis_processor, text_processor, sources: Sequence[StorePairs | CaptionFile],
-                 share: float = 1.0) -> None:
+                 share: float = 1.0, pass_over: bool = False) -> None:
         super().__init__(vis_processor, text_processor)
         if not 0 < share <= 1:
             raise ValueError(f'share must be above 0 and at most 1, got {share}')
-        self.sources = list(sources)
+        self.sources, self.pass_over = list(sources), pass_over
         self.ends = np.cumsum([len(source) for source in self.sources])
         total = int(self.ends[-1]) if self.sources else 0
         if not total:
@@ -216,6 +188,7 @@ class FreeATMPretrainDataset(BaseDataset):
             drawn = np.random.default_rng(0).permutation(total)[:max(round(share * total), 1)]
             self.chosen = np.sort(drawn)
         self.with_objects = getattr(text_processor, 'wants_objects', False)
+        self.with_others = getattr(text_processor, 'wants_others', False)
         self.tracks = hasattr(vis_processor, 'with_view')
         if getattr(text_processor, 'wants_view', False) and not self.tracks:
             raise ValueError(f'position prompts that follow the view need the image processor '
@@ -226,18 +199,113 @@ class FreeATMPretrainDataset(BaseDataset):
         return len(self.chosen)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image`, float tensor (3, h, w), and `text_input`, the text for the model."""
-        number = int(self.chosen[index])
-        source = int(np.searchsorted(self.ends, number, side='right'))
-        start = int(self.ends[source - 1]) if source else 0
-        image, caption, objects = self.sources[source].load(number - start, self.with_objects)
+        """`image`, float tensor (3, h, w), and `text_input`, the text for the model.
+
+        With ``pass_over`` also `unreadable`, how many pairs were passed over for this one.
+        """
+        (image, caption, objects), passed = pass_over_unreadable(
+            self._load, int(index), len(self), self.pass_over)
         view = WHOLE_VIEW
         if self.tracks:
             image, view = self.vis_processor.with_view(image)
         else:
             image = self.vis_processor(image)
-        if self.with_objects:
+        if self.with_others:
+            text = self.text_processor(caption, objects, view, self._other_objects(int(index)))
+        elif self.with_objects:
             text = self.text_processor(caption, objects, view)
         else:
             text = self.text_processor(caption)
-        return {'image': image, 'text_input': text}
+        item = {'image': image, 'text_input': text}
+        return {**item, 'unreadable': passed} if self.pass_over else item
+
+    def _other_objects(self, index: int) -> list[PlacedObject]:
+        """The objects of another pair, drawn anew each time from Python's own generator."""
+        for _ in range(_DRAWS):
+            other = random.randrange(len(self))
+            if other != index:
+                pair, _ = pass_over_unreadable(self._load, other, len(self), self.pass_over)
+                if pair[2]:
+                    return pair[2]
+        return []
+
+    def _load(self, index: int) -> tuple[Image.Image, str, list[PlacedObject]]:
+        number = int(self.chosen[index])
+        source = int(np.searchsorted(self.ends, number, side='right'))
+        start = int(self.ends[source - 1]) if source else 0
+        return self.sources[source].load(number - start, self.with_objects)
+
+
+# --- retrieval ------------------------------------------------------------------------------------
+
+
+class _CheckedRows(BaseDataset):
+    """Stands in for LAVIS's `BaseDataset`, which reads annotations unchecked."""
+
+    def __init__(self, vis_processor, text_processor, vis_root: str, ann_paths: list) -> None:
+        super().__init__(vis_processor, text_processor, vis_root, [])
+        self.annotation = ann_paths
+        self._add_instance_ids()
+
+    def _view(self, index: int) -> Tensor:
+        """The view of an entry's picture, which LAVIS reads without naming it in an error."""
+        path = os.path.join(self.vis_root, self.annotation[index]['image'])
+        return self.vis_processor(open_picture(path, str(self.path)))
+
+
+class FreeATMRetrievalDataset(RetrievalDataset, _CheckedRows):
+    """LAVIS's retrieval dataset for training, of a file that is checked.
+
+    Args:
+        vis_processor: As LAVIS's.
+        text_processor: As LAVIS's.
+        images: Folder that the images' paths start from.
+        path: The annotations.
+        pass_over: Leave out entries whose picture isn't there; take the next one for one whose
+            picture can't be read, and count it.
+
+    Raises:
+        InputError: If an entry can't be used, or its picture isn't there.
+    """
+
+    def __init__(self, vis_processor, text_processor, images: str | Path, path: str | Path,
+                 pass_over: bool = False) -> None:
+        self.path, self.pass_over = path, pass_over
+        rows = read_retrieval(path, train=True)
+        there = check_pictures(rows, images, path, pass_over)
+        self.missing = len(rows) - len(there)
+        super().__init__(vis_processor, text_processor, str(images), there)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As LAVIS's; with ``pass_over`` also `unreadable`, how many entries were passed over."""
+        item, passed = pass_over_unreadable(self._load, int(index), len(self), self.pass_over)
+        return {**item, 'unreadable': passed} if self.pass_over else item
+
+    def _load(self, index: int) -> dict[str, Any]:
+        row = self.annotation[index]
+        return {'image': self._view(index), 'text_input': self.text_processor(row['caption']),
+                'image_id': self.img_ids[row['image_id']], 'instance_id': row['instance_id']}
+
+
+class FreeATMRetrievalEvalDataset(RetrievalEvalDataset, _CheckedRows):
+    """LAVIS's retrieval dataset for validation and test, of a file and pictures that are checked.
+
+    Args:
+        vis_processor: As LAVIS's.
+        text_processor: As LAVIS's.
+        images: Folder that the images' paths start from.
+        path: The annotations.
+
+    Raises:
+        InputError: If an entry can't be used, or its picture isn't there or doesn't begin as one.
+    """
+
+    def __init__(self, vis_processor, text_processor, images: str | Path,
+                 path: str | Path) -> None:
+        self.path, rows = path, read_retrieval(path, train=False)
+        super().__init__(vis_processor, text_processor, str(images),
+                         check_pictures(rows, images, path, open_each=True))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As LAVIS's."""
+        return {'image': self._view(index), 'index': index}

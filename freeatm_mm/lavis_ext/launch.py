@@ -6,8 +6,9 @@ import datetime
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,19 @@ from lavis.common.registry import registry
 from lavis.tasks import setup_task
 from lavis.tasks.retrieval import RetrievalTask
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import read_text
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
+from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
 
-__all__ = ['RETRIEVAL_METRICS', 'build_runner', 'judge', 'load_config', 'read_yaml',
-           'start_processes', 'stop_processes', 'train']
+__all__ = ['RETRIEVAL_METRICS', 'build_runner', 'judge', 'judged_checkpoint', 'load_config',
+           'read_yaml', 'start_processes', 'stop_processes', 'train']
+
+_PARTS = ('model', 'datasets', 'run')
+_MOST_BYTES = 1 << 20  # of a yaml
 
 RETRIEVAL_METRICS = {'txt_r1': 'TR@1', 'txt_r5': 'TR@5', 'txt_r10': 'TR@10',
                      'img_r1': 'IR@1', 'img_r5': 'IR@5', 'img_r10': 'IR@10', 'mirror': 'mirror'}
@@ -30,30 +39,57 @@ RETRIEVAL_METRICS = {'txt_r1': 'TR@1', 'txt_r5': 'TR@5', 'txt_r10': 'TR@10',
 :class:`~freeatm_mm.lavis_ext.tasks.FreeATMRetrievalTask`, for sets with mirrored pairs."""
 
 
-def read_yaml(path: str | Path) -> DictConfig:
-    """A yaml, laid over those that its `_base_` names (paths from its own folder).
+def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
+    """A yaml with its changes.
+
+    Args:
+        path: The yaml.
+        options: Changes, each `key.of.the.yaml=value`.
 
     Raises:
-        FileNotFoundError: If the file, or one that it inherits, doesn't exist.
+        MissingFileError: If the file doesn't exist.
+        InputError: If it is no yaml of LAVIS's, or an option is none; names it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no config {path}')
-    own = OmegaConf.load(path)
-    bases = own.pop('_base_', [])
-    bases = [bases] if isinstance(bases, str) else list(bases)
-    return OmegaConf.merge(*(read_yaml(path.parent / base) for base in bases), own)
+    if not os.path.lexists(path):
+        raise MissingFileError(f'there is no config {path}')
+    try:
+        yaml = OmegaConf.create(read_text(path, _MOST_BYTES))
+    except (YAMLError, OmegaConfBaseException, RecursionError, AttributeError) as error:
+        raise InputError(f'{path} is no yaml ({" ".join(str(error).split())[:200]})') from None
+    if not isinstance(yaml, DictConfig):
+        raise InputError(f'{path} must have the parts {", ".join(_PARTS)}')
+    if '_base_' in yaml:
+        raise InputError(f"{path} inherits by _base_, which LAVIS's Config doesn't read: write it "
+                         'out')
+    for option in options:
+        if '=' not in option:
+            raise InputError(f'the option {option!r} must be KEY=VALUE, for example '
+                             'run.max_epoch=1')
+        try:
+            yaml = OmegaConf.merge(yaml, OmegaConf.from_dotlist([option]))
+        except Exception as error:  # of many kinds, yaml's and OmegaConf's
+            raise InputError(f'the option {option!r} can\'t be read or does not fit the yaml '
+                             f'({" ".join(str(error).split())[:200]})') from None
+    check_entries(yaml, _PARTS, str(path))
+    try:
+        plain(yaml, str(path))
+    except InputError as error:
+        raise InputError(f'{error}: a reference leads nowhere') from None
+    for part in _PARTS:
+        if not isinstance(yaml.get(part), DictConfig):
+            raise InputError(f'{path} has no part {part!r}' if part not in yaml else
+                             f'{path}: {part} must hold names and values, got {yaml[part]!r}')
+    return yaml
 
 
 class _Config(Config):
-    """LAVIS's `Config` of a yaml that may inherit others."""
+    """LAVIS's `Config`, of a yaml that is read already."""
 
-    def __init__(self, cfg_path: str | Path, options: Sequence[str]) -> None:
-        self.args = argparse.Namespace(cfg_path=str(cfg_path), options=list(options))
+    def __init__(self, yaml: DictConfig, path: str | Path, options: Sequence[str]) -> None:
+        self.args = argparse.Namespace(cfg_path=str(path), options=list(options))
         registry.register('configuration', self)
-        user = self._build_opt_list(self.args.options)
-        # Before the parts are built, so that options may choose the model or its type.
-        yaml = OmegaConf.merge(read_yaml(cfg_path), user)
+        # The options lie over the yaml before its parts are built, so that they may choose the
+        # model or its type.
         self.config = OmegaConf.merge(
             self.build_runner_config(yaml), self.build_model_config(yaml),
             self.build_dataset_config(yaml))
@@ -67,29 +103,34 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         options: Changes, each `key.of.the.yaml=value`.
 
     Raises:
-        FileNotFoundError: If the yaml doesn't exist.
-        ValueError: If it names a model, its type or a dataset that LAVIS doesn't know, or an option
-            is none.
+        MissingFileError: If the yaml doesn't exist.
+        InputError: If it names a model, its type or a dataset that LAVIS doesn't know, or has an
+            entry of `run` that can't be honoured.
     """
-    for option in options:
-        if '=' not in option:
-            raise ValueError(f'the option {option!r} must be KEY=VALUE, for example '
-                             'run.max_epoch=1')
-    yaml = OmegaConf.merge(read_yaml(path), OmegaConf.from_dotlist(list(options)))
-    for part in ('model', 'datasets', 'run'):
-        if part not in yaml:
-            raise ValueError(f'{path} has no part {part!r}')
-    if registry.get_model_class(yaml.model.arch) is None:
-        raise ValueError(f'{path}: LAVIS knows no model {yaml.model.arch!r}')
-    types = registry.get_model_class(yaml.model.arch).PRETRAINED_MODEL_CONFIG_DICT
-    if yaml.model.get('model_type') not in types:
-        raise ValueError(f'{path}: model.model_type of {yaml.model.arch} is one of '
+    yaml = read_yaml(path, options)
+    arch = yaml.model.get('arch')
+    if text(arch) or registry.get_model_class(arch) is None:
+        raise InputError(f'{path}: LAVIS knows no model {arch!r}')
+    types = registry.get_model_class(arch).PRETRAINED_MODEL_CONFIG_DICT
+    if text(yaml.model.get('model_type')) or yaml.model.model_type not in types:
+        raise InputError(f'{path}: model.model_type of {arch} is one of '
                          f'{", ".join(types)}, got {yaml.model.get("model_type")!r}')
-    for name in yaml.datasets:
-        if registry.get_builder_class(name) is None:
-            raise ValueError(f'{path}: LAVIS knows no dataset {name!r}')
-    cfg = _Config(path, options)
+    for name, data in yaml.datasets.items():
+        builder = registry.get_builder_class(name)
+        if builder is None:
+            raise InputError(f'{path}: LAVIS knows no dataset {name!r}')
+        content = plain(data, f'{path}: datasets.{name}')
+        if str(content.get('type', 'default')) not in builder.DATASET_CONFIG_DICT:
+            raise InputError(f'{path}: datasets.{name}.type is one of '
+                             f'{", ".join(builder.DATASET_CONFIG_DICT)}, got {content["type"]!r}')
+    if not yaml.datasets:
+        raise InputError(f'{path}: datasets names none')
+    try:
+        cfg = _Config(yaml, path, options)
+    except OmegaConfBaseException as error:
+        raise InputError(f'{path}: {" ".join(str(error).split())[:200]}') from None
     run = cfg.run_cfg
+    check_run(run)
     if run.get('device', 'auto') == 'auto':
         run.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     run.evaluate = bool(run.get('evaluate', False))
@@ -104,7 +145,7 @@ def start_processes(cfg: Config) -> None:
         cfg: Its `run` is told rank, world size and GPU.
 
     Raises:
-        ValueError: If there are others and nothing says where they meet.
+        InputError: If there are others and nothing says where they meet.
     """
     run = cfg.run_cfg
     if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
@@ -119,7 +160,7 @@ def start_processes(cfg: Config) -> None:
             torch.cuda.set_device(device)  # LAVIS sends batches to the current one
         return
     if not dist.is_initialized() and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
-        raise ValueError(
+        raise InputError(
             f'{world} processes were started, but nothing says where they meet: export '
             'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) and '
             'MASTER_PORT=29500 before srun, or start them by torchrun')
@@ -170,14 +211,15 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
         found = newest_checkpoint(run.output_dir)
         if found is None:
             logging.info('%s holds no checkpoint yet: starting from the beginning', run.output_dir)
-        run.resume_ckpt_path = str(found) if found else None
-    _seed_all(int(run.get('seed', 0)))
+        else:
+            run.resume_ckpt_path = str(found)
+    runner_class = registry.get_runner_class(run.get('runner') or 'freeatm_runner')
+    if runner_class is None:
+        raise InputError(f'LAVIS knows no runner {run.runner!r}')
+    _seed_all(int(run.get('seed') or 0))
     task = setup_task(cfg)
     datasets = task.build_datasets(cfg)
     model = task.build_model(cfg)
-    runner_class = registry.get_runner_class(run.get('runner', 'freeatm_runner'))
-    if runner_class is None:
-        raise ValueError(f'LAVIS knows no runner {run.runner!r}')
     runner = runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id='')
     runner.same_run = resume
     return runner
@@ -203,6 +245,19 @@ def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -
     return runner
 
 
+def judged_checkpoint(model: Mapping[str, Any]) -> str:
+    """The checkpoint that a retrieval yaml's `model` is judged with.
+
+    Raises:
+        InputError: If it names none.
+    """
+    path = model.get('finetuned' if model.get('load_finetuned') else 'pretrained')
+    if not path:
+        raise InputError('there is no checkpoint to judge: set model.pretrained, or '
+                         'model.load_finetuned=True and model.finetuned')
+    return str(path)
+
+
 def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, float]] | None:
     """Judges a retrieval yaml's checkpoint on its test splits.
 
@@ -215,12 +270,13 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
         first of several processes.
 
     Raises:
-        ValueError: If the yaml is of no retrieval task.
+        InputError: If the yaml is of no retrieval task.
     """
     setup_logging()
+    task = read_yaml(path, options).run.get('task')
+    if not issubclass(registry.get_task_class(task) or object, RetrievalTask):
+        raise InputError(f'{path} is of the task {task!r}; only retrieval is judged')
     cfg = load_config(path, [*options, 'run.evaluate=True'])
-    if not issubclass(registry.get_task_class(cfg.run_cfg.task) or object, RetrievalTask):
-        raise ValueError(f'{path} is of the task {cfg.run_cfg.task!r}; only retrieval is judged')
     start_processes(cfg)
     results = build_runner(cfg).train()
     first = get_rank() == 0

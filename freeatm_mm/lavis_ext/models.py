@@ -24,11 +24,22 @@ from lavis.models.blip_models.blip_pretrain import BlipPretrain
 from lavis.models.blip_models.blip_retrieval import BlipRetrieval
 from lavis.models.med import XBertEncoder, XBertLMHeadDecoder
 from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from transformers import BertConfig
 
 from freeatm_mm import compat
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.lavis_ext.settings import (
+    Check,
+    check_entries,
+    check_values,
+    count,
+    number,
+    plain,
+    text,
+    truth,
+)
 from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer, no_texts
 
 __all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', 'load_checked',
@@ -39,7 +50,25 @@ _MOMENTUM = ('visual_encoder', 'text_encoder', 'vision_proj', 'text_proj')
 _QUEUES = ('image_queue', 'text_queue', 'idx_queue', 'queue_ptr')
 #: Entries of `model` that its default yaml leaves out.
 _FURTHER_ENTRIES = ('model_type', 'vit', 'bert', 'vit_layer_norm_epsilon', 'vit_drop_path_rate',
-                    'load_pretrained', 'load_finetuned', 'pretrained', 'finetuned')
+                    'load_pretrained')
+_WIDEST, _DEEPEST = 1 << 14, 1000  # so that a typo is refused before memory is asked for
+_VALUES: dict[str, Check] = {
+    **dict.fromkeys(('tokenizer', 'text_weights', 'image_weights', 'pretrained', 'finetuned',
+                     'vit_type', 'med_config_path'), text),
+    'image_size': count(1, 1 << 13), 'queue_size': count(1, 1 << 24),
+    'embed_dim': count(1, _WIDEST), 'max_txt_len': count(3, 1 << 16), 'vit_ckpt_layer': count(0),
+    'vit_layer_norm_epsilon': number(),
+    **dict.fromkeys(('momentum', 'alpha', 'vit_drop_path_rate'), number(0, 1)),
+    **dict.fromkeys(('vit_grad_ckpt', 'load_pretrained', 'load_finetuned', 'negative_all_rank'),
+                    truth)}
+_VIT_VALUES: dict[str, Check] = {
+    **dict.fromkeys(('embed_dim', 'num_heads', 'patch_size'), count(1, _WIDEST)),
+    'depth': count(1, _DEEPEST), 'mlp_ratio': number(0, 64, above=True)}
+_BERT_VALUES: dict[str, Check] = {
+    **dict.fromkeys(('hidden_size', 'num_attention_heads'), count(1, _WIDEST)),
+    **dict.fromkeys(('intermediate_size', 'max_position_embeddings'), count(1, 1 << 16)),
+    'num_hidden_layers': count(1, _DEEPEST), 'type_vocab_size': count(1, 1 << 16),
+    **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1))}
 _VIT_SIZES = {'base': dict(embed_dim=768, depth=12, num_heads=12),
               'large': dict(embed_dim=1024, depth=24, num_heads=16)}
 
@@ -152,39 +181,50 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.create(value or {}), resolve=True)
+def _checked(kind: type, cfg: Any) -> DictConfig:
+    """A config's `model`; entries that are null or left out are the default yaml's.
 
-
-def _check_entries(kind: type, cfg) -> None:
-    """Refuses an entry of `model` that nothing reads, such as a mistyped one."""
-    known = {*OmegaConf.load(kind.PRETRAINED_MODEL_CONFIG_DICT['base']).model, *_FURTHER_ENTRIES}
-    unknown = sorted(set(cfg) - known)
-    if unknown:
-        raise ValueError(f'model has no entry {", ".join(unknown)}; known are '
-                         f'{", ".join(sorted(known))}')
+    Raises:
+        InputError: If it has an entry that nothing reads, such as a mistyped one, or a value that
+            can't be used.
+    """
+    given = {name: value for name, value in plain(cfg, 'model').items() if value is not None}
+    defaults = OmegaConf.load(kind.PRETRAINED_MODEL_CONFIG_DICT['base']).model
+    check_entries(given, {*defaults, *_FURTHER_ENTRIES}, 'model', {
+        name: 'freeatm_blip_pretrain starts from model.pretrained, or from text_weights and '
+              'image_weights' for name in ('finetuned', 'load_finetuned')})
+    check_values(given, _VALUES, 'model')
+    if 'tokenizer' not in given:
+        raise InputError("model.tokenizer must be a folder with BERT's vocab.txt")
+    usual = {name: value for name, value in defaults.items() if value is not None}
+    return OmegaConf.create({**usual, **given})
 
 
 def _image_encoder(cfg) -> VisionTransformerEncoder:
     """LAVIS's image encoder, of any size, with random weights.
 
     Raises:
-        ValueError: If there is no such type, or `vit` has an unknown entry.
+        InputError: If there is no such type, or `vit` has an unknown entry or sizes that don't go
+            together.
     """
     if cfg.get('vit_type', 'base') not in _VIT_SIZES:
-        raise ValueError(f'vit_type must be one of {", ".join(_VIT_SIZES)}, got {cfg.vit_type!r}')
+        raise InputError(f'vit_type must be one of {", ".join(_VIT_SIZES)}, got {cfg.vit_type!r}')
     if cfg.get('vit_grad_ckpt') and not cfg.get('vit_ckpt_layer'):
-        raise ValueError('vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
+        raise InputError('vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
                          'many of the last layers are computed again, up to all')
-    changes = _plain(cfg.get('vit'))
-    known = ('embed_dim', 'depth', 'num_heads', 'patch_size', 'mlp_ratio')
-    if set(changes) - set(known):
-        raise ValueError(f'vit has no entry {", ".join(sorted(set(changes) - set(known)))}; known '
-                         f'are {", ".join(known)}')
+    changes = {name: value for name, value in plain(cfg.get('vit'), 'model.vit').items()
+               if value is not None}
+    check_entries(changes, _VIT_VALUES, 'model.vit')
+    check_values(changes, _VIT_VALUES, 'model.vit')
+    sizes = {**_VIT_SIZES[cfg.get('vit_type', 'base')], 'patch_size': 16, **changes}
+    for whole, part in (('embed_dim', 'num_heads'), ('image_size', 'patch_size')):
+        size = cfg.get('image_size', 384) if whole == 'image_size' else sizes[whole]
+        if size % sizes[part]:
+            raise InputError(f'model: {whole} {size} must be a multiple of vit.{part} '
+                             f'{sizes[part]}')
     if not changes:
         return VisionTransformerEncoder.from_config(cfg, from_pretrained=False)
     epsilon = cfg.get('vit_layer_norm_epsilon', -1)
-    sizes = {**_VIT_SIZES[cfg.get('vit_type', 'base')], 'patch_size': 16, **changes}
     encoder = VisionTransformerEncoder(
         img_size=cfg.get('image_size', 384), drop_path_rate=cfg.get('vit_drop_path_rate', 0),
         use_grad_checkpointing=cfg.get('vit_grad_ckpt', False),
@@ -197,12 +237,21 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
 def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) -> BertConfig:
     """The text model's sizes: LAVIS's file, changed by `bert`, fitting tokenizer and images."""
     config = BertConfig.from_json_file(get_abs_path(cfg.get('med_config_path')))
-    config.update(_plain(cfg.get('bert')))
+    changes = plain(cfg.get('bert'), 'model.bert')
+    check_entries(changes, {*config.to_dict(), *BertConfig().to_dict()}, 'model.bert')
+    check_values(changes, _BERT_VALUES, 'model.bert')
+    if {'vocab_size', 'encoder_width'} & changes.keys():
+        raise InputError('model.bert: vocab_size and encoder_width follow from the tokenizer and '
+                         'the image encoder: leave them out')
+    config.update({name: value for name, value in changes.items() if value is not None})
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(f'model: bert.hidden_size {config.hidden_size} must be a multiple of '
+                         f'bert.num_attention_heads {config.num_attention_heads}')
     config.vocab_size = vocabulary
     config.encoder_width = image_encoder.vision_width
     needed = cfg.get('max_txt_len', 30)
     if config.max_position_embeddings < needed:
-        raise ValueError(f'max_txt_len {needed} is more than the text model\'s '
+        raise InputError(f'max_txt_len {needed} is more than the text model\'s '
                          f'{config.max_position_embeddings} positions')
     return config
 
@@ -254,10 +303,10 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
         """From a yaml's `model`; `configs/blip_pretrain_base.yaml` lists what there is.
 
         Raises:
-            FileNotFoundError: If tokenizer, weights or checkpoint don't exist.
-            ValueError: If weights don't fit, sizes don't go together, or an entry is unknown.
+            MissingFileError: If tokenizer, weights or checkpoint don't exist.
+            InputError: If weights don't fit, sizes don't go together, or an entry is unknown.
         """
-        _check_entries(cls, cfg)
+        cfg = _checked(cls, cfg)
         tokenizer = load_tokenizer(cfg.tokenizer)
         image_encoder = _image_encoder(cfg)
         if cfg.get('image_weights'):
@@ -277,7 +326,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
                 embed_dim=cfg.get('embed_dim', 256), momentum=cfg.get('momentum', 0.995),
                 tie_enc_dec_weights=True, max_txt_len=cfg.get('max_txt_len', 30),
                 tokenizer=tokenizer)
-        if cfg.get('pretrained'):
+        if cfg.get('pretrained') and cfg.get('load_pretrained', True):
             state = read_checkpoint(cfg.pretrained)
             complete_momentum(state, cfg.pretrained)
             load_checked(model, state, cfg.pretrained, may_lack=['idx_queue'])
@@ -302,21 +351,23 @@ def _pretrained_text(folder: str | Path, config: BertConfig
         ValueError: If weights that BERT has are missing.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f'there is no folder of text weights {folder}')
+        raise MissingFileError(f'there is no folder of text weights {folder}: set '
+                               "model.text_weights to a folder with BERT's weights (names are not "
+                               'looked up)')
     models = []
     for kind, options in ((XBertEncoder, {'add_pooling_layer': False}), (XBertLMHeadDecoder, {})):
         try:
             model, report = kind.from_pretrained(folder, config=config, output_loading_info=True,
                                                  local_files_only=True, **options)
         except OSError:
-            raise FileNotFoundError(f'the folder {folder} holds no text weights: '
-                                    'model.safetensors or pytorch_model.bin is missing') from None
-        except RuntimeError as error:  # of another size
-            raise ValueError(f'the text weights in {folder} do not fit the model: {error}'
-                             ) from None
+            raise MissingFileError(f'the folder {folder} holds no text weights: '
+                                   'model.safetensors or pytorch_model.bin is missing') from None
+        except Exception as error:  # of another size, or damaged, which raises in many ways
+            raise InputError(f'the text weights in {folder} do not fit the model: '
+                             f'{" ".join(str(error).split())[:200]}') from None
         missing = [name for name in report['missing_keys'] if 'crossattention' not in name]
         if missing or report['mismatched_keys']:
-            raise ValueError(f'the text weights in {folder} do not fit the model: '
+            raise InputError(f'the text weights in {folder} do not fit the model: '
                              f'{(missing or report["mismatched_keys"])[:3]} and perhaps more')
         models.append(model)
     return tuple(models)
@@ -341,10 +392,10 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         """From a yaml's `model`; `configs/blip_retrieval_base.yaml` lists what there is.
 
         Raises:
-            FileNotFoundError: If tokenizer or checkpoint don't exist.
-            ValueError: If no checkpoint is named, it doesn't fit, or an entry is unknown.
+            MissingFileError: If tokenizer or checkpoint don't exist.
+            InputError: If no checkpoint is named, it doesn't fit, or an entry is unknown.
         """
-        _check_entries(cls, cfg)
+        cfg = _checked(cls, cfg)
         tokenizer = load_tokenizer(cfg.tokenizer)
         image_encoder = _image_encoder(cfg)
         config = _bert_config(cfg, image_encoder, len(tokenizer))
@@ -357,9 +408,13 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             negative_all_rank=cfg.get('negative_all_rank', False) and several,
             max_txt_len=cfg.get('max_txt_len', 35), tokenizer=tokenizer)
         finetuned = cfg.get('load_finetuned', False)
-        path = cfg.get('finetuned' if finetuned else 'pretrained')
+        if cfg.get('finetuned') and not finetuned:
+            raise InputError('model.finetuned is read with model.load_finetuned=True alone: set '
+                             'that, or leave model.finetuned out')
+        path = cfg.get('finetuned') if finetuned else (
+            cfg.get('pretrained') if cfg.get('load_pretrained', True) else None)
         if not path:
-            raise ValueError('freeatm_blip_retrieval needs weights: set model.pretrained to a '
+            raise InputError('freeatm_blip_retrieval needs weights: set model.pretrained to a '
                              'checkpoint of a pretraining, or model.load_finetuned=True and '
                              'model.finetuned to one of a fine-tuning')
         if finetuned:
@@ -382,6 +437,18 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         return load_checked(self, state, url_or_filename, may_lack=['idx_queue'],
                             may_hold=['text_decoder.'])
 
+    def check_set(self, dataset: Any) -> None:
+        """Refuses a set that can't be judged.
+
+        Raises:
+            InputError: If it is so small that one of several processes would get nothing.
+        """
+        processes = get_world_size()
+        for what, total in (('images', len(dataset.image)), ('texts', len(dataset.text))):
+            if (processes - 1) * (total // processes + 1) >= total:  # LAVIS's shares
+                raise InputError(f'{total} {what} are too few for {processes} processes to judge: '
+                                 'start fewer')
+
     def compute_sim_matrix(self, data_loader, task_cfg):
         """LAVIS's scores of all pairs: ITC picks the first k of each, ITM ranks these anew.
 
@@ -395,14 +462,10 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             Two float arrays, (images, texts) and (texts, images).
 
         Raises:
-            ValueError: If the set is so small that one of several processes would get nothing.
+            InputError: As :meth:`check_set`.
         """
+        self.check_set(data_loader.dataset)
         images, texts = len(data_loader.dataset.image), len(data_loader.dataset.text)
-        processes = get_world_size()
-        for what, count in (('images', images), ('texts', texts)):
-            if (processes - 1) * (count // processes + 1) >= count:  # LAVIS's shares
-                raise ValueError(f'{count} {what} are too few for {processes} processes to judge: '
-                                 'start fewer')
         k_test = min(int(task_cfg.k_test), images, texts)
         if k_test < task_cfg.k_test:
             logging.warning('k_test is %d, and the set has %d images and %d texts: %d are ranked '

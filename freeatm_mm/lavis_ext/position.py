@@ -16,15 +16,19 @@ import numpy as np
 
 from freeatm_mm.attention.masks import THRESHOLD, binarize, minmax
 
-__all__ = ['ORDERS', 'PRESETS', 'PlacedObject', 'PositionPrompts', 'WHOLE_VIEW', 'box_in_view',
-           'crop_matrix', 'flip_matrix', 'object_from_box', 'objects_from_masks', 'pixel_matrix',
-           'preset_prompts']
+__all__ = ['ORDERS', 'POSITIONS', 'PRESETS', 'PlacedObject', 'PositionPrompts', 'WHOLE_VIEW',
+           'box_in_view', 'crop_matrix', 'flip_matrix', 'object_from_box', 'objects_from_masks',
+           'pixel_matrix', 'preset_prompts']
 
 WHOLE_VIEW = np.eye(3)
 """The matrix of a view that shows the image as it is."""
 
 ORDERS = ('given', 'random', 'block')
 """Orders of the sentences: as the objects are given, at random, by block number."""
+
+
+POSITIONS = ('own', 'others')
+"""Whose blocks are told: the object's own, or, as a control, those of objects of another image."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ class PositionPrompts:
             whatever the view shows of it (as PTP's released code has it).
         min_visible: An object of which the view shows no more than this share isn't named; 0 names
             whatever can be seen at all.
+        positions: One of :data:`POSITIONS`. With 'others' the text has the same objects, sentences
+            and length, and what it says of places is of another image.
 
     Raises:
         ValueError: If an option is out of range.
@@ -169,6 +175,7 @@ class PositionPrompts:
     order: str = 'given'
     track: bool = True
     min_visible: float = 0.0
+    positions: str = 'own'
 
     def __post_init__(self) -> None:
         if '[O]' not in self.template or '[P]' not in self.template:
@@ -180,6 +187,9 @@ class PositionPrompts:
             raise ValueError(f'max_objects must be at least 1 or left out, got {self.max_objects}')
         if self.order not in ORDERS:
             raise ValueError(f'order must be one of {", ".join(ORDERS)}, got {self.order!r}')
+        if self.positions not in POSITIONS:
+            raise ValueError(f'positions must be one of {", ".join(POSITIONS)}, got '
+                             f'{self.positions!r}')
         if not 0 <= self.min_visible < 1:
             raise ValueError(f'min_visible must be at least 0 and below 1, got {self.min_visible}')
 
@@ -190,14 +200,12 @@ class PositionPrompts:
         column, row = (min(int(place * self.grid), self.grid - 1) for place in (x, y))
         return self.index_base + self.grid * row + column
 
-    def sentences(self, objects: Sequence[PlacedObject], view: np.ndarray) -> list[str]:
-        """The sentences for what a view shows, without repetitions.
-
-        Random choices are drawn from Python's own generator: torch's and NumPy's, which decide
-        crops and dropout, stay the same with and without them.
+    def placed(self, objects: Sequence[PlacedObject],
+               view: np.ndarray) -> list[tuple[int, str]]:
+        """Block and name of each object that is to be named, without repetitions.
 
         Args:
-            objects: The objects of the image.
+            objects: The objects of an image.
             view: (3, 3) matrix from the image to the view.
         """
         placed = []
@@ -212,13 +220,33 @@ class PositionPrompts:
             random.shuffle(placed)
         elif self.order == 'block':
             placed.sort(key=lambda pair: pair[0])
-        return list(dict.fromkeys(
-            self.template.replace('[O]', name).replace('[P]', str(block))
-            for block, name in placed))
+        return list(dict.fromkeys(placed))
 
-    def join(self, caption: str, objects: Sequence[PlacedObject], view: np.ndarray) -> str:
+    def sentences(self, objects: Sequence[PlacedObject], view: np.ndarray,
+                  others: Sequence[PlacedObject] = ()) -> list[str]:
+        """The sentences for what a view shows.
+
+        Random choices are drawn from Python's own generator: torch's and NumPy's, which decide
+        crops and dropout, stay the same with and without them.
+
+        Args:
+            objects: The objects of the image.
+            view: (3, 3) matrix from the image to the view.
+            others: Those of another image, for `positions` 'others'; where the view shows none of
+                them, blocks are drawn evenly.
+        """
+        placed = self.placed(objects, view)
+        if self.positions == 'others' and placed:
+            blocks = [block for block, _ in self.placed(others, view)] or range(
+                self.index_base, self.index_base + self.grid ** 2)
+            placed = [(random.choice(blocks), name) for _, name in placed]
+        return [self.template.replace('[O]', name).replace('[P]', str(block))
+                for block, name in placed]
+
+    def join(self, caption: str, objects: Sequence[PlacedObject], view: np.ndarray,
+             others: Sequence[PlacedObject] = ()) -> str:
         """The caption with its sentences after it."""
-        return ' '.join([caption, *self.sentences(objects, view)])
+        return ' '.join([caption, *self.sentences(objects, view, others)])
 
 
 PRESETS: dict[str, PositionPrompts | None] = {

@@ -5,13 +5,12 @@ Both are LAVIS's own where nothing of this is asked for: same text, same pixels,
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from lavis.common.registry import registry
 from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageTrainProcessor
 from lavis.processors.randaugment import RandomAugment, arg_dict, func_dict
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
@@ -25,23 +24,36 @@ from freeatm_mm.lavis_ext.position import (
     pixel_matrix,
     preset_prompts,
 )
+from freeatm_mm.lavis_ext.settings import (
+    Check,
+    check_entries,
+    check_values,
+    count,
+    number,
+    plain,
+    text,
+    truth,
+)
 
 __all__ = ['FreeATMCaptionProcessor', 'FreeATMImageTrainProcessor']
 
 
-def _options(cfg, known: Sequence[str], name: str) -> dict:
-    """The options of a processor's config, without its name.
+def _options(cfg, known: Sequence[str], checks: Mapping[str, Check], name: str) -> dict:
+    """The options of a processor's config, without its name and those that are null.
 
     Raises:
-        ValueError: If there is one that the processor doesn't know.
+        InputError: If there is one that the processor doesn't know or can't use.
     """
-    options = OmegaConf.to_container(OmegaConf.create(cfg or {}), resolve=True)
+    options = plain(cfg, name)
     options.pop('name', None)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f'{name} has no option {", ".join(unknown)}; known are '
-                         f'{", ".join(sorted(known))}')
-    return options
+    check_entries(options, known, name)
+    check_values(options, checks, name)
+    return {option: value for option, value in options.items() if value is not None}
+
+
+def _channels(value: object) -> str | None:
+    fits = isinstance(value, list) and len(value) == 3 and not any(map(number(), value))
+    return None if fits else 'a list of three numbers'
 
 
 @registry.register_processor('freeatm_caption')
@@ -57,6 +69,9 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
     """
 
     OPTIONS = ('preset', 'prompt', *PositionPrompts.__dataclass_fields__)
+    CHECKS = {'preset': text, 'template': text, 'order': text, 'positions': text, 'track': truth,
+              'min_visible': number(),
+              **dict.fromkeys(('grid', 'index_base', 'max_objects'), number(integer=True))}
 
     def __init__(self, prompts: PositionPrompts | None = None, prompt: str = '') -> None:
         super().__init__(prompt=prompt, max_words=sys.maxsize)
@@ -72,17 +87,23 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
         """Whether it must know what the view shows."""
         return self.prompts is not None and self.prompts.track
 
+    @property
+    def wants_others(self) -> bool:
+        """Whether it must be given the objects of another image as well."""
+        return self.prompts is not None and self.prompts.positions == 'others'
+
     def __call__(self, caption: str, objects: Sequence[PlacedObject] = (),
-                 view: np.ndarray = WHOLE_VIEW) -> str:
+                 view: np.ndarray = WHOLE_VIEW, others: Sequence[PlacedObject] = ()) -> str:
         """The text for the model.
 
         Args:
             caption: The caption.
             objects: The objects of its image.
             view: (3, 3) matrix from the image to the view that the model is shown.
+            others: The objects of another image, for the option `positions: others`.
         """
         if self.prompts is not None:
-            caption = self.prompts.join(caption, objects, view)
+            caption = self.prompts.join(caption, objects, view, others)
         return super().__call__(caption)
 
     @classmethod
@@ -92,7 +113,7 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
         Raises:
             ValueError: If an option is unknown or out of range.
         """
-        options = _options(cfg, cls.OPTIONS, 'freeatm_caption')
+        options = _options(cfg, cls.OPTIONS, cls.CHECKS, 'freeatm_caption')
         prompt = options.pop('prompt', '')
         return cls(preset_prompts(options.pop('preset', 'freeatm'), **options), prompt)
 
@@ -144,6 +165,9 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
     """
 
     OPTIONS = ('image_size', 'mean', 'std', 'min_scale', 'max_scale', 'hflip', 'augment')
+    CHECKS = {'image_size': count(), 'mean': _channels, 'std': _channels,
+              'min_scale': number(0, above=True), 'max_scale': number(0, above=True),
+              'hflip': truth, 'augment': truth}
 
     def __init__(self, image_size: int = 384, mean: Sequence[float] | None = None,
                  std: Sequence[float] | None = None, min_scale: float = 0.5,
@@ -191,4 +215,4 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
         Raises:
             ValueError: If an option is unknown.
         """
-        return cls(**_options(cfg, cls.OPTIONS, 'freeatm_image_train'))
+        return cls(**_options(cfg, cls.OPTIONS, cls.CHECKS, 'freeatm_image_train'))

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lavis.common.optims  # noqa: F401  registers the schedules, which `import lavis` does not
 import numpy as np
@@ -23,15 +23,23 @@ from lavis.common.dist_utils import get_rank, get_world_size, is_main_process
 from lavis.common.registry import registry
 from lavis.datasets.datasets.dataloader_utils import PrefetchLoader
 from lavis.runners.runner_base import RunnerBase
+from lavis.tasks.image_text_pretrain import ImageTextPretrainTask
+from lavis.tasks.retrieval import RetrievalTask
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
+from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
-from freeatm_mm.files import atomic_write
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.lavis_ext.origin import describe_pretraining, origin_of
+from freeatm_mm.lavis_ext.settings import check_entries, check_run
 
 __all__ = ['FreeATMRunner', 'newest_checkpoint']
 
+#: Which epoch was judged last, and which one is the best.
+_NOTE = 'validated.json'
 _EPOCH_FILE = re.compile(r'checkpoint_(\d+)\.pth')
 
 
@@ -96,15 +104,42 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state['cuda'].cpu(), device)
 
 
+class _WholeWarmUp:
+    """LAVIS's schedule, with a warm-up that may be longer than the first epoch.
+
+    LAVIS warms up while the epoch is 0, by the number of the step in it, and jumps from there.
+
+    Args:
+        schedule: LAVIS's.
+        steps: Of an epoch.
+    """
+
+    def __init__(self, schedule: Any, steps: int) -> None:
+        self.schedule, self.steps = schedule, steps
+
+    def step(self, cur_epoch: int, cur_step: int) -> None:
+        """Sets the rate of a step."""
+        done = cur_epoch * self.steps + cur_step
+        if done < self.schedule.warmup_steps:
+            cur_epoch, cur_step = 0, done
+        self.schedule.step(cur_epoch=cur_epoch, cur_step=cur_step)
+
+
 @registry.register_runner('freeatm_runner')
 class FreeATMRunner(RunnerBase):
     """LAVIS's `RunnerBase` that runs anywhere and resumes exactly.
 
     Every epoch ends with `checkpoint_EPOCH.pth`: all weights, also those that take no gradient
-    (the momentum encoders), optimiser, loss scale and the random state of every process. Resumed
-    from there by as many processes, with as many loading workers, a run ends bit-equal to one that
-    was never stopped. `log.txt` has one JSON object an epoch: losses, and of the texts how many
-    were cut at `max_txt_len`.
+    (the momentum encoders), optimiser, loss scale and the random state of every process. It is
+    written before the epoch is judged; `validated.json` says which epoch was judged last, and
+    judging draws no random number that training would notice. Resumed from there by as many
+    processes, with as many loading workers, a run ends bit-equal to one that was never stopped.
+    `log.txt` has one JSON object an epoch: losses, of the texts how many were cut at
+    `max_txt_len`, and of the pictures how many couldn't be read, where these are passed over.
+
+    Whatever can be looked at is looked at before the first step. A loss or a weight that is no
+    number stops the training before anything is written. Gradients are accumulated as a mean, and
+    an epoch's last step is made of the batches that are left.
 
     Further options of `run`: `keep_checkpoints` (how many epochs' to keep; 0 for all),
     `find_unused_parameters` (of DistributedDataParallel).
@@ -118,23 +153,28 @@ class FreeATMRunner(RunnerBase):
 
     Attributes:
         same_run: Whether what is gone on from must have been written by a run of the same config,
-            but for `run.max_epoch`; otherwise a warning tells of the differences.
+            but for `run.max_epoch`; otherwise a warning names the differences.
 
     Raises:
-        ValueError: If the batch doesn't fit the data or the model's queues.
+        InputError: If an entry of `run` can't be honoured, a split or a picture is missing, or the
+            batch doesn't fit the data or the model's queues.
     """
 
     def __init__(self, cfg, task, model, datasets, job_id: str = '') -> None:
+        check_run(cfg.run_cfg)
+        for name in [name for name, value in cfg.run_cfg.items() if value is None]:
+            cfg.run_cfg.pop(name)  # LAVIS would take null for a value
         let_lavis_average_on_cpus()
         super().__init__(cfg, task, model, datasets, job_id)
+        self._origin = None if self.evaluate_only else self._find_origin()
         self.best = {'epoch': None, 'metric': -1.0}
         self.same_run = False
+        self._judged = True
+        self._epoch = 0
         self._losses: Counter = Counter()
+        self._check_splits()
         if not self.evaluate_only:
             self._check_batch()
-            if registry.get_lr_scheduler_class(cfg.run_cfg.lr_sched) is None:
-                raise ValueError(f'LAVIS knows no schedule {cfg.run_cfg.lr_sched!r}; run.lr_sched '
-                                 f'is one of {", ".join(registry.list_lr_schedulers())}')
 
     # --- where and with what ----------------------------------------------------------------------
 
@@ -145,6 +185,44 @@ class FreeATMRunner(RunnerBase):
         self.result_dir.mkdir(parents=True, exist_ok=True)
         name_lavis_folder('output_dir', self.output_dir)
         name_lavis_folder('result_dir', self.result_dir)
+
+    @property
+    def device(self) -> torch.device:
+        """`run.device`; 'auto', or none, is a GPU where there is one."""
+        if self._device is None:
+            name = self.config.run_cfg.get('device', 'auto')
+            there = torch.cuda.is_available()
+            if name == 'auto':
+                name = 'cuda' if there else 'cpu'
+            self._device = torch.device(name)
+            if self._device.type == 'cuda' and not there:
+                raise InputError(f'run.device is {name}, and this machine shows no GPU: set '
+                                 'run.device=cpu')
+        return self._device
+
+    @property
+    def evaluate_only(self) -> bool:
+        """`run.evaluate`: no training."""
+        return bool(self.config.run_cfg.get('evaluate', False))
+
+    @property
+    def use_distributed(self) -> bool:
+        """Whether several processes were started (LAVIS's `run.distributed`)."""
+        return dist.is_available() and dist.is_initialized()
+
+    @property
+    def lr_scheduler(self) -> _WholeWarmUp:
+        """LAVIS's schedule of `run.lr_sched`."""
+        if self._lr_sched is None:
+            self._lr_sched = _WholeWarmUp(super().lr_scheduler, len(self.train_loader))
+        return self._lr_sched
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """LAVIS's; what it accumulates is a mean."""
+        if self._optimizer is None:
+            super().optimizer.register_step_pre_hook(self._average_gradients)
+        return self._optimizer
 
     @property
     def model(self) -> nn.Module:
@@ -167,14 +245,60 @@ class FreeATMRunner(RunnerBase):
         return self._wrapped_model
 
     def _note_losses(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        """Adds up the parts of the loss; LAVIS logs their sum alone."""
+        """Adds up the parts of the loss, of which LAVIS logs the sum alone.
+
+        Raises:
+            InputError: If the loss is no number, in all processes at once.
+        """
         if not module.training:
             return
+        loss = getattr(output, 'loss', None)
+        if loss is not None:
+            wrong = (~torch.isfinite(loss.detach())).any().float()
+            if self.use_distributed:
+                dist.all_reduce(wrong, op=dist.ReduceOp.MAX)
+            if wrong:
+                self._stop(f'the loss is {float(loss.detach())} at step '
+                           f'{int(self._losses["steps"])} of epoch {self._epoch}')
         for name in ('loss', 'loss_itc', 'loss_itm', 'loss_lm'):
             value = getattr(output, name, None)
             if value is not None:
                 self._losses[name] += value.detach()
         self._losses['steps'] += 1
+        if inputs and isinstance(inputs[0], Mapping) and 'unreadable' in inputs[0]:
+            self._losses['unreadable'] += int(inputs[0]['unreadable'].sum())
+
+    def _stop(self, reason: str) -> NoReturn:
+        newest = newest_checkpoint(self.output_dir)
+        kept = f'{newest.name} is the last good one' if newest else 'there is none to go on from'
+        advice = f'{"run.amp=False or " if self.scaler else ""}a smaller run.init_lr'
+        raise InputError(f'{reason}: training stops, and this epoch leaves no checkpoint ({kept} '
+                         f'in {self.output_dir}); try {advice}')
+
+    def _check_weights(self, epoch: int) -> None:
+        """Refuses weights that are no numbers, before they take a good checkpoint's place."""
+        for name, value in self.unwrap_dist_model(self.model).state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                self._stop(f'{name} holds values that are no numbers after epoch {epoch}')
+
+    def _average_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Makes a mean of the batches that a step accumulates, which LAVIS adds up."""
+        batches = int(self._losses['steps']) % self.accum_grad_iters or self.accum_grad_iters
+        if batches > 1:
+            for group in optimizer.param_groups:
+                for value in group['params']:
+                    if value.grad is not None:
+                        value.grad.div_(batches)
+
+    def _finish_accumulation(self) -> None:
+        """Steps with the batches that an epoch's end leaves, which LAVIS hands to the next one."""
+        if int(self._losses['steps']) % self.accum_grad_iters:
+            if self.scaler:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                self.optimizer.step()
+            self.optimizer.zero_grad()
 
     @property
     def seed(self) -> int:
@@ -186,10 +310,10 @@ class FreeATMRunner(RunnerBase):
         """One loader a split; the order of a training epoch follows from seed and epoch alone.
 
         Raises:
-            ValueError: If `train_dataset_ratios` is set: sources are joined in the builder.
+            InputError: If `train_dataset_ratios` is set: sources are joined in the builder.
         """
         if dataset_ratios is not None:
-            raise ValueError('freeatm_runner does not mix datasets by train_dataset_ratios: name '
+            raise InputError('freeatm_runner does not mix datasets by train_dataset_ratios: name '
                              'several sources in build_info, and a share')
         loaders = []
         for dataset, size, train, collate in zip(datasets, batch_sizes, is_trains, collate_fns):
@@ -205,25 +329,63 @@ class FreeATMRunner(RunnerBase):
             loaders.append(PrefetchLoader(loader) if self.cuda_enabled else loader)
         return loaders
 
+    def _check_splits(self) -> None:
+        """Looks at every split that will be needed, and at its first sample.
+
+        Raises:
+            InputError: If one is missing, or its views don't fit the model.
+        """
+        run, there = self.config.run_cfg, self.dataloaders
+        needed = {'run.test_splits': list(self.test_splits)}
+        if not self.evaluate_only:
+            needed = {'run.train_splits': ['train'],
+                      'run.valid_splits': list(run.get('valid_splits', [])), **needed}
+        judged = {*needed['run.test_splits'], *needed.get('run.valid_splits', ())}
+        if judged and not hasattr(self._model, 'compute_sim_matrix') and isinstance(
+                self.task, (RetrievalTask, ImageTextPretrainTask)):
+            raise InputError(f'nothing can judge the split {sorted(judged)[0]}: the task is '
+                             f'{run.task} and the model {type(self._model).__name__}; leave '
+                             'run.valid_splits and run.test_splits empty')
+        state = _random_state(self.device)
+        for entry, splits in needed.items():
+            check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
+            for split in splits:
+                view = self.datasets[split][0].get('image')
+                self._check_view(split, getattr(view, 'shape', ())[-2:])
+                if split in judged and hasattr(self._model, 'check_set'):
+                    self._model.check_set(self.datasets[split])
+        _set_random_state(state, self.device)
+
+    def _check_view(self, split: str, size: Any) -> None:
+        encoder = getattr(self._model, 'visual_encoder', None)
+        wanted = getattr(getattr(encoder, 'patch_embed', None), 'img_size', None)
+        if wanted is not None and size and tuple(size) != tuple(wanted):
+            raise InputError(f'the image processor of the split {split} makes views of {size[0]} x '
+                             f'{size[1]} pixels, and model.image_size is {wanted[0]}: set both '
+                             'alike')
+
     def _check_batch(self) -> None:
-        """Refuses what would fail later with less to say; tells of a warm-up that is cut off."""
+        """Refuses what would fail later with less to say.
+
+        Raises:
+            InputError: If there is less than one step an epoch, or queue and batch don't fit.
+        """
         batch = int(self.config.run_cfg.batch_size_train)
-        together = batch * get_world_size()
+        processes = get_world_size()
+        together = batch * processes
         samples = len(self.dataloaders['train'].dataset)
-        if not len(self.dataloaders['train']):
-            raise ValueError(f'a batch of {batch} on each of {get_world_size()} processes needs '
+        if samples < together:  # with less, processes would share samples
+            raise InputError(f'a batch of {batch} on each of {processes} processes needs '
                              f'more than the {samples} samples there are: set '
                              'run.batch_size_train')
+        whole = getattr(self._model, 'negative_all_rank', False)
+        if (together if whole else batch) < 2 and hasattr(self._model, 'queue_size'):
+            raise InputError('run.batch_size_train must be at least 2: the matching loss takes its '
+                             'wrong pairs from the batch')
         queue = getattr(self._model, 'queue_size', together)
         if queue % together:
-            raise ValueError(f'model.queue_size {queue} must be a multiple of the whole batch, '
-                             f'{together} = {batch} x {get_world_size()} processes')
-        steps, warmup = len(self.dataloaders['train']), self.config.run_cfg.get('warmup_steps', 0)
-        if warmup > steps:
-            logging.warning('LAVIS warms up in the first epoch alone: its %d steps take the rate '
-                            'to %.0f %% of run.init_lr, and the second epoch jumps from there; set '
-                            'run.warmup_steps to %d at most, not %d', steps, 100 * steps / warmup,
-                            steps, warmup)
+            raise InputError(f'model.queue_size {queue} must be a multiple of the whole batch, '
+                             f'{together} = {batch} x {processes} processes')
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -234,8 +396,8 @@ class FreeATMRunner(RunnerBase):
             What :meth:`evaluate` does.
 
         Raises:
-            ValueError: If the folder holds another run's checkpoints, or what is to be gone on
-                from doesn't fit.
+            InputError: If the folder holds another run's checkpoints, what is to be gone on from
+                doesn't fit, or the loss or a weight is no number.
         """
         start = time.monotonic()
         if not self.evaluate_only:
@@ -243,16 +405,19 @@ class FreeATMRunner(RunnerBase):
             if self.resume_ckpt_path:
                 self._load_checkpoint(self.resume_ckpt_path)
             elif earlier:
-                raise ValueError(f'{self.output_dir} holds the checkpoints of an earlier run, '
+                raise InputError(f'{self.output_dir} holds the checkpoints of an earlier run, '
                                  f'{earlier.name} for one: go on from it (--resume), choose '
                                  'another folder, or delete this one')
             _barrier()  # before the first checkpoint is written
         self.log_config()
         if not self.evaluate_only:
+            if not self._judged:  # stopped between the last checkpoint and its judgement
+                self._validate(self.start_epoch - 1)
             for epoch in range(self.start_epoch, self.max_epoch):
                 self.log_stats(self.train_epoch(epoch), 'train')
-                self._validate(epoch)
+                self._check_weights(epoch)
                 self._save_checkpoint(epoch)
+                self._validate(epoch)
         judged = self.evaluate('best' if self.best['epoch'] is not None else self.max_epoch - 1,
                                skip_reload=self.evaluate_only)
         logging.info('%s in all', datetime.timedelta(seconds=round(time.monotonic() - start)))
@@ -270,12 +435,29 @@ class FreeATMRunner(RunnerBase):
         entropy = [self.seed, epoch, get_rank()]
         loader.generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         self._losses.clear()
+        self._epoch = epoch
         stats = super().train_epoch(epoch)
+        self._finish_accumulation()
         steps = max(self._losses.pop('steps', 0), 1)
+        unreadable = self._losses.pop('unreadable', None)
         # LAVIS rounds its own to three digits.
         means = {name: float(total) / steps for name, total in self._losses.items()}
         return {'epoch': epoch, **{name: float(value) for name, value in stats.items()},
-                'lr': self.optimizer.param_groups[0]['lr'], **means, **self._text_counts()}
+                'lr': self.optimizer.param_groups[0]['lr'], **means, **self._text_counts(),
+                **self._unreadable(unreadable)}
+
+    def _unreadable(self, count: int | None) -> dict[str, int]:
+        """How many pictures were passed over, in all processes; a warning tells of them."""
+        if count is None:
+            return {}
+        if self.use_distributed:
+            total = torch.tensor(count, device=self.device)
+            dist.all_reduce(total)
+            count = int(total)
+        if count:
+            logging.warning('%d pictures could not be read; the pairs after them took their place',
+                            count)
+        return {'unreadable': count}
 
     def _text_counts(self) -> dict[str, int]:
         """What the model's tokenizer counted since the last call, in all processes."""
@@ -295,6 +477,9 @@ class FreeATMRunner(RunnerBase):
 
     def _validate(self, epoch: int) -> None:
         """Judges the validation splits, and keeps the weights that do best on 'val'."""
+        if not self.config.run_cfg.get('valid_splits'):
+            return
+        state = _random_state(self.device)  # making a loader draws a number
         for split in self.valid_splits:
             log = self.eval_epoch(split_name=split, cur_epoch=epoch)
             if log is not None and is_main_process():
@@ -302,12 +487,16 @@ class FreeATMRunner(RunnerBase):
                     self.best = {'epoch': epoch, 'metric': float(log['agg_metrics'])}
                     self._write(self.output_dir / 'checkpoint_best.pth', {
                         'model': self.unwrap_dist_model(self.model).state_dict(),
-                        'epoch': epoch})
+                        'epoch': epoch, **self._described(epoch)})
                 self.log_stats({'epoch': epoch, **log, 'best_epoch': self.best['epoch']}, split)
+        _set_random_state(state, self.device)
         if self.use_distributed:
             best = [self.best]
             dist.broadcast_object_list(best, src=0, device=self.device)
             self.best = best[0]
+        if is_main_process():
+            with atomic_write(self.output_dir / _NOTE) as file:
+                file.write(json.dumps({'epoch': epoch, 'best': self.best}).encode())
 
     def log_stats(self, stats: dict[str, Any], split_name: str) -> None:
         """Appends one line to `log.txt`, as LAVIS does."""
@@ -315,6 +504,26 @@ class FreeATMRunner(RunnerBase):
         logging.info('%s: %s', split_name, json.dumps(stats))
 
     # --- checkpoints ------------------------------------------------------------------------------
+
+    def _find_origin(self) -> dict[str, Any] | None:
+        """What checkpoints will say of the pretraining: this one, or the one it starts from."""
+        config = self.config.to_dict()
+        path, ours = config['model'].get('pretrained'), 'freeatm_pretrain' in config['datasets']
+        if config['model'].get('load_finetuned'):
+            path = config['model'].get('finetuned')
+        earlier = origin_of(path) if path else None
+        if not ours:
+            return earlier
+        sources = getattr(self.datasets['freeatm_pretrain']['train'], 'sources', ())
+        return describe_pretraining(config, [source.store.config for source in sources
+                                             if hasattr(source, 'store')], earlier)
+
+    def _described(self, epoch: int) -> dict[str, Any]:
+        """What a checkpoint says of the run that wrote it."""
+        origin = self._origin
+        if origin is not None and 'freeatm_pretrain' in self.config.datasets_cfg:
+            origin = {**origin, 'epochs': float(epoch + 1)}
+        return {'config': self.config.to_dict(), 'pretraining': origin}
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         with atomic_write(path) as file:
@@ -332,8 +541,8 @@ class FreeATMRunner(RunnerBase):
                 'model': self.unwrap_dist_model(self.model).state_dict(),
                 'optimizer': self.optimizer.state_dict(),
                 'scaler': self.scaler.state_dict() if self.scaler else None,
-                'config': self.config.to_dict(), 'epoch': cur_epoch, 'best': self.best,
-                'random': states})
+                'epoch': cur_epoch, 'best': self.best, 'random': states,
+                **self._described(cur_epoch)})
             keep = int(self.config.run_cfg.get('keep_checkpoints', 0))
             for epoch, path in _epoch_files(self.output_dir).items():
                 if keep and epoch <= cur_epoch - keep:
@@ -344,20 +553,21 @@ class FreeATMRunner(RunnerBase):
         """Goes on from a checkpoint of this runner.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not one of this runner's, of another model, or, where it has to
-                be of the same run, of another config.
+            MissingFileError: If there is no such file.
+            InputError: If it is damaged or not one of this runner's, of another model, or, where
+                it has to be of the same run, of another config.
         """
         path = Path(url_or_filename)
-        if not path.is_file():
-            raise FileNotFoundError(f'there is no checkpoint {path} to go on from')
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        if 'random' not in checkpoint or 'optimizer' not in checkpoint:
-            raise ValueError(f'{path} can\'t be gone on from: it was not written by '
+        if not path.exists():
+            raise MissingFileError(f'there is no checkpoint {path} to go on from')
+        checkpoint = read_state(path)
+        if not isinstance(checkpoint, Mapping) or not {
+                'model', 'optimizer', 'random', 'config', 'epoch', 'best'} <= checkpoint.keys():
+            raise InputError(f'{path} can\'t be gone on from: it was not written by '
                              'freeatm_runner at the end of an epoch')
         changes = _differences(checkpoint['config'], self.config.to_dict())
         if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
-            raise ValueError(f'{path} is of a run with other settings ({"; ".join(changes)}): '
+            raise InputError(f'{path} is of a run with other settings ({"; ".join(changes)}): '
                              'choose another folder, delete this one, or name the checkpoint in '
                              'run.resume_ckpt_path, which goes on all the same')
         if changes:
@@ -365,12 +575,13 @@ class FreeATMRunner(RunnerBase):
         try:
             self.unwrap_dist_model(self.model).load_state_dict(checkpoint['model'])
         except RuntimeError as error:
-            raise ValueError(f'{path} is of another model: {error}') from None
+            first = ' '.join(str(error).split())[:200]
+            raise InputError(f'{path} is of another model: {first}') from None
         self.optimizer.load_state_dict(checkpoint['optimizer'])
         if self.scaler and checkpoint['scaler']:
             self.scaler.load_state_dict(checkpoint['scaler'])
         self.start_epoch = checkpoint['epoch'] + 1
-        self.best = checkpoint['best']
+        self._recall_judgement(path, checkpoint)
         if len(checkpoint['random']) == get_world_size():
             _set_random_state(checkpoint['random'][get_rank()], self.device)
         else:
@@ -379,9 +590,24 @@ class FreeATMRunner(RunnerBase):
                             get_world_size())
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
 
+    def _recall_judgement(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """The best epoch up to a checkpoint, and whether the checkpoint itself was judged."""
+        folder, epoch = path.resolve().parent, checkpoint['epoch']
+        note = {'epoch': None}
+        if (folder / _NOTE).exists():
+            note = read_json(folder / _NOTE, shape={
+                'epoch': int, 'best': {'epoch': (int, None), 'metric': float}})
+        self._judged = folder == self.output_dir and note['epoch'] == epoch
+        self.best = note['best'] if self._judged else checkpoint['best']
+        if self.best['epoch'] is not None and (
+                folder != self.output_dir or (note['epoch'] or 0) > epoch
+                or not (folder / 'checkpoint_best.pth').exists()):
+            logging.warning('checkpoint_best.pth of the epochs up to %d is not in %s: the best '
+                            'epoch is looked for from this one on', epoch, self.output_dir)
+            self.best, self._judged = {'epoch': None, 'metric': -1.0}, False
+
     def _reload_best_model(self, model: nn.Module) -> nn.Module:
         """The weights that did best on 'val'."""
-        checkpoint = torch.load(self.output_dir / 'checkpoint_best.pth', map_location='cpu',
-                                weights_only=True)
+        checkpoint = read_state(self.output_dir / 'checkpoint_best.pth')
         model.load_state_dict(checkpoint['model'])
         return model

@@ -7,6 +7,8 @@ import numpy as np
 from lavis.common.registry import registry
 from lavis.tasks.retrieval import RetrievalTask
 
+from freeatm_mm.lavis_ext.annotations import mirrored_pairs
+
 __all__ = ['FreeATMRetrievalTask', 'share_told_apart']
 
 
@@ -38,16 +40,9 @@ class FreeATMRetrievalTask(RetrievalTask):
         """LAVIS's figures, with ``mirror`` where the set has mirrored pairs.
 
         Raises:
-            ValueError: If only some annotations name a mirrored pair, or a picture has several
-                captions: a pair is one picture with one caption.
+            InputError: If the mirrored pairs can't be used.
         """
-        annotation = data_loader.dataset.annotation
-        self._mirrored = None
-        if any('mirrored' in entry for entry in annotation):
-            if not all('mirrored' in entry and len(entry['caption']) == 1 for entry in annotation):
-                raise ValueError('a retrieval set with mirrored pairs must have one caption and a '
-                                 '"mirrored" in every annotation')
-            self._mirrored = np.array([entry['mirrored'] for entry in annotation])
+        self._mirrored = mirrored_pairs(data_loader.dataset.annotation, 'annotations')
         return super().evaluation(model, data_loader, **kwargs)
 
     def _report_metrics(self, scores_i2t, scores_t2i, txt2img, img2txt) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """BERT's tokenizer, as LAVIS sets it up, that counts the texts it cuts."""
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -8,8 +9,12 @@ from pathlib import Path
 
 from transformers import BertTokenizer
 
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import read_text
+
 __all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_texts']
 
+_MOST_BYTES = 1 << 26  # of a vocabulary
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 
@@ -52,14 +57,24 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
         The tokenizer, with `enc_token_id` set as LAVIS does.
 
     Raises:
-        FileNotFoundError: If there is none.
+        MissingFileError: If there is none; the network isn't asked.
+        InputError: If its vocabulary can't be used.
     """
-    if Path(name).is_dir() and not (Path(name) / 'vocab.txt').is_file():
-        raise FileNotFoundError(f'the folder {name} holds no tokenizer: vocab.txt is missing')
+    if Path(name).is_dir():
+        if not os.path.lexists(Path(name) / 'vocab.txt'):
+            raise MissingFileError(f'the folder {name} holds no tokenizer: vocab.txt is missing')
+        words = set(read_text(Path(name) / 'vocab.txt', _MOST_BYTES).splitlines())
+        lacking = [word for word in _SPECIAL if word not in words]
+        if lacking:
+            raise InputError(f"{Path(name) / 'vocab.txt'} is no vocabulary of BERT: it lacks "
+                             f'{", ".join(lacking)}')
     try:
-        tokenizer = CountingTokenizer.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
-        raise FileNotFoundError(
+        tokenizer = CountingTokenizer.from_pretrained(str(name), local_files_only=True)
+    except Exception as error:  # of many kinds: no folder, an address, half a cache
+        if Path(name).is_dir():
+            raise InputError(f'the tokenizer in {name} can\'t be read '
+                             f'({" ".join(str(error).split())[:200]})') from None
+        raise MissingFileError(
             f'there is no tokenizer {name}: it is neither a folder with vocab.txt nor in '
             "transformers' cache; set model.tokenizer to a folder with BERT's vocab.txt") from None
     tokenizer.add_special_tokens({'bos_token': '[DEC]'})

@@ -14,6 +14,8 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops', reason='mmcv without its ops', exc_type=ImportError)
 
 from freeatm_mm import compat  # noqa: E402
+from freeatm_mm.errors import InputError  # noqa: E402
+from freeatm_mm.store import StoreError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/miniature/downstream/mask-rcnn_resnet.py'
@@ -100,6 +102,73 @@ def test_an_interrupted_run_goes_on(parts, tmp_path, monkeypatch):
     found = detect(parts, tmp_path / 'parts.json', *options)
     assert sum(calls[3:]) == 4  # six were done
     assert found['images'].keys() == whole['images'].keys()
+
+
+class NoObjects:
+    """A detector that finds nothing."""
+
+    model = torch.nn.Linear(1, 1)
+
+    def __call__(self, images, score, most):
+        return [[] for _ in images]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    from PIL import Image
+    (tmp_path / 'photos').mkdir()
+    for name in 'abc':
+        Image.new('RGB', (40, 20)).save(tmp_path / f'photos/{name}.png')
+    return tmp_path / 'photos'
+
+
+def found_in(source, out, **options):
+    from freeatm_mm.datasets.detections import detect_objects
+    return list(detect_objects(NoObjects(), source, out, 'none', **options))
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'score': float('nan')}, 'score must be from 0 to 1, got nan'),
+    ({'score': 2}, 'score must be from 0 to 1, got 2'),
+    ({'most': 0}, 'most must be at least 1, got 0'),
+    ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
+])
+def test_numbers_out_of_range_are_refused(photos, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        found_in(photos, tmp_path / 'found.json', **options)
+    with pytest.raises(InputError, match='is a folder, where a file is to be written'):
+        found_in(photos, tmp_path)
+
+
+@pytest.mark.parametrize('line, message', [
+    (b'nonsense\n', 'found.json.part, line 2: '), (b'[]\n', 'line 2 must be an object'),
+    (b'{"key": "a"}\n', "line 2: the field 'objects' is missing"),
+    (b'{"key": "a", "objects": [{"name": "dog"}]}\n', "the field 'box' is missing"),
+    (b'\xff\n', 'line 2: it is not UTF-8'),
+])
+def test_a_damaged_part_is_one_sentence(photos, tmp_path, line, message):
+    part = tmp_path / 'found.json.part'
+    (photos / 'd.png').write_bytes(b'no picture')
+    with pytest.raises(StoreError, match="the image '.*d.*' can't be decoded"):
+        found_in(photos, tmp_path / 'found.json', batch_size=1)
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b''.join([lines[0], line, *lines[1:]]))
+    with pytest.raises(InputError, match=message) as told:
+        found_in(photos, tmp_path / 'found.json', batch_size=1)
+    assert '\n' not in str(told.value)
+
+
+def test_unreadable_pictures_are_counted_if_asked(photos, tmp_path, caplog):
+    (photos / 'b.png').write_bytes(b'no picture')
+    from freeatm_mm.datasets.detections import detect_objects
+    run = detect_objects(NoObjects(), photos, tmp_path / 'found.json', 'none', batch_size=1,
+                         skip_unreadable=True)
+    next(run), next(run)
+    run.close()  # stopped after the second picture
+    found_in(photos, tmp_path / 'found.json', skip_unreadable=True, batch_size=1)
+    content = json.loads((tmp_path / 'found.json').read_text())
+    assert content['unreadable'] == 1 and len(content['images']) == 3
+    assert "1 pictures can't be decoded" in caplog.text
 
 
 def test_a_turned_photo_is_seen_as_it_is_stored(tmp_path):

@@ -211,7 +211,10 @@ def test_without_prompts_the_text_is_that_of_lavis(caption):
 
 @pytest.mark.parametrize('options, message', [
     ({'preset': 'ours'}, "no preset 'ours'.*none, freeatm, ptp"),
-    ({'max_words': 50}, 'no option max_words; known are'),
+    ({'grid': 'three'}, "freeatm_caption.grid must be an integer, got 'three'"),
+    ({'track': 'no'}, 'freeatm_caption.track must be True or False'),
+    ({'max_object': 1}, r'has no max_object; did you mean max_objects\?'),
+    ({'max_words': 50}, 'freeatm_caption has no max_words'),
     ({'template': 'The [O].'}, r'must hold \[O\] for the object and \[P\]'),
     ({'grid': 0}, 'grid must be at least 1'),
     ({'max_objects': 0}, 'max_objects must be at least 1'),

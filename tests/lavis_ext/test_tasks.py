@@ -22,7 +22,7 @@ class Scores:
         count = len(to_text)
         self.loader = SimpleNamespace(dataset=SimpleNamespace(
             annotation=[{'caption': ['text'] * captions,
-                         **({} if number is None else {'mirrored': number})}
+                         **({} if number is None else {'mirrored': int(number)})}
                         for number in (mirrored if mirrored is not None else [None] * count)],
             txt2img={i: i for i in range(count)}, img2txt={i: [i] for i in range(count)}))
 

@@ -1,6 +1,7 @@
 """The tokenizer: LAVIS's tokens, a count of what is cut, and the miniature's own vocabulary."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip('lavis')
 from lavis.processors.blip_processors import BlipCaptionProcessor  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
+from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
 from freeatm_mm.lavis_ext.tokenizer import load_tokenizer, make_vocabulary  # noqa: E402
 from freeatm_mm.miniature.export import BLOCK_NAMES  # noqa: E402
@@ -79,6 +81,8 @@ def test_tokens_are_those_of_lavis_and_cuts_are_counted():
 @pytest.mark.parametrize('name, message', [
     ('empty', 'holds no tokenizer: vocab.txt is missing'),
     ('nowhere/at/all', 'set model.tokenizer to a folder'),
+    ('bert-base-uncased', 'there is no tokenizer bert-base-uncased: it is neither'),
+    ('https://example.org/bert', 'set model.tokenizer to a folder'),
 ])
 def test_a_missing_tokenizer_is_told_and_not_fetched(tmp_path, monkeypatch, name, message):
     import socket
@@ -87,6 +91,20 @@ def test_a_missing_tokenizer_is_told_and_not_fetched(tmp_path, monkeypatch, name
     (tmp_path / 'empty').mkdir()
     with pytest.raises(FileNotFoundError, match=message):
         load_tokenizer(tmp_path / name if name == 'empty' else name)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda path: path.touch(), r'vocab.txt is no vocabulary of BERT: it lacks \[PAD\]'),
+    (lambda path: path.write_text('dog\n'), 'is no vocabulary of BERT'),
+    (lambda path: path.write_bytes(b'\xff\xfe'), 'vocab.txt is not UTF-8 text'),
+    (lambda path: os.mkfifo(path), 'vocab.txt is no plain file but a pipe'),
+    (lambda path: path.mkdir(), 'vocab.txt is no plain file but a folder'),
+])
+def test_a_vocabulary_that_is_none_is_one_sentence(tmp_path, make, message):
+    make(tmp_path / 'vocab.txt')
+    with pytest.raises(InputError, match=message) as told:
+        load_tokenizer(tmp_path)
+    assert '\n' not in str(told.value)
 
 
 def test_vocabulary_holds_words_and_marks_once():

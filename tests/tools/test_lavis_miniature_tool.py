@@ -1,6 +1,7 @@
-"""The miniature's three arms: which commands are run, and that their options fit the yaml files."""
+"""The miniature's arms: which commands are run, and that their options fit the yaml files."""
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from freeatm_mm.evaluation.results import (  # noqa: E402
     write_results,
 )
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
+from freeatm_mm.lavis_ext.origin import describe_pretraining, label_row  # noqa: E402
+from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +66,7 @@ def test_every_arm_is_trained_and_judged_alike(tool, monkeypatch, tmp_path):
     names = [what for what, _ in commands]
     # Arms run side by side, each with its own row; what they all need comes before.
     assert names[:2] == ['Train the detector', 'Detect objects']
-    assert len(names) == 2 + 2 * 3 * 5
+    assert len(names) == 2 + 2 * len(tool.DEFAULT) * 5
     shared = []
     for what, command in commands[2:]:
         options = command[command.index('--options') + 1:]
@@ -73,19 +76,61 @@ def test_every_arm_is_trained_and_judged_alike(tool, monkeypatch, tmp_path):
             arm = what.split()[1].split('-')[0]
             data = cfg.datasets_cfg.freeatm_pretrain
             text, view = data.text_processor.train, data.vis_processor.train
-            assert text.preset == {'baseline': 'none'}.get(arm, arm)
+            assert text.preset == {'baseline': 'none', 'ptp': 'ptp'}.get(arm, 'freeatm')
             assert view.get('hflip', True) == (arm != 'ptp')
-            assert ('detections' in data.build_info) == (arm == 'ptp')
+            assert ('detections' in data.build_info) == (arm in ('ptp', 'boxes'))
             shared.append((cfg.run_cfg.max_epoch, cfg.run_cfg.batch_size_train,
                            cfg.model_cfg.max_txt_len, data.build_info.store, view.image_size))
         if what.startswith('Fine-tune'):
             assert set(cfg.datasets_cfg.freeatm_retrieval.build_info.annotations) >= {
                 'train', 'val'}
             assert list(cfg.run_cfg.test_splits) == []
-    assert len(shared) == 6 and len(set(shared)) == 1
+    assert len(shared) == 10 and len(set(shared)) == 1
     rows = read_results(tmp_path / 'results.json')['rows']
     assert {(row['masks'], row['seed']) for row in rows} == {
-        (masks, seed) for masks in (False, True, 'PTP') for seed in (0, 1)}
+        (masks, seed) for masks in (False, True, 'positions of other images', 'boxes', 'PTP')
+        for seed in (0, 1)}
+
+
+def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
+    """Against `freeatm`, and the two without flips against each other's."""
+    commands = run(tool, monkeypatch, tmp_path, '--arms', *tool.ARMS)
+    content, origins = {}, {}
+    for what, command in commands:
+        if what.startswith('Pretrain'):
+            arm = what.split()[1].rpartition('-')[0]
+            config = load_config(ROOT / command[1],
+                                 command[command.index('--options') + 1:]).to_dict()
+            content[arm], origins[arm] = flat(config), describe_pretraining(config)['masks']
+    data = 'datasets.freeatm_pretrain'
+    text = f'{data}.text_processor.train'
+    assert {arm: {name for name in {**content['freeatm'], **config}
+                  if content['freeatm'].get(name) != config.get(name)}
+            for arm, config in content.items()} == {
+        'baseline': {f'{text}.preset'}, 'freeatm': set(), 'shuffled': {f'{text}.positions'},
+        'boxes': {f'{data}.build_info.detections'}, 'template': {f'{text}.template'},
+        'one': {f'{text}.max_objects'}, 'noflip': {f'{data}.vis_processor.train.hflip'},
+        'ptp': {f'{text}.preset', f'{data}.build_info.detections',
+                f'{data}.vis_processor.train.hflip'},
+        'baseline_noflip': {f'{text}.preset', f'{data}.vis_processor.train.hflip'}}
+    # PTP's preset is template and number of objects; and all rows can be called what the tool does.
+    ptp = PRESETS['ptp']
+    assert content['template'][f'{text}.template'] == ptp.template
+    assert content['one'][f'{text}.max_objects'] == ptp.max_objects
+    assert ptp == dataclasses.replace(PRESETS['freeatm'], template=ptp.template,
+                                      max_objects=ptp.max_objects)
+    for arm, masks in origins.items():
+        given = {'true': True, 'false': False}.get(tool.ARMS[arm][0], tool.ARMS[arm][0])
+        facts = {'regime': 'synthetic', 'generator': 'miniature', 'masks': masks}
+        assert label_row({**facts, 'masks': given}, facts, 'x')['masks'] == given
+
+
+def flat(config, start=''):
+    found = {}
+    for name, value in config.items():
+        found |= (flat(value, f'{start}{name}.') if isinstance(value, dict)
+                  else {f'{start}{name}': value})
+    return found
 
 
 def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):

@@ -84,8 +84,10 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
     checkpoint = world / 'run' / 'checkpoint_1.pth'
     options = retrieval_options(world, tmp_path / 'zeroshot')
     out = tmp_path / 'results.json'
-    evaluate.main([str(ZEROSHOT), '--out', str(out), '--masks', 'true', '--seed', '3', '--epochs',
-                   '2', '--options', *options, f'model.pretrained={checkpoint}'])
+    # The store doesn't say what made its images; the rest the checkpoint knows.
+    said = ['--regime', 'synthetic', '--generator', 'tiny']
+    evaluate.main([str(ZEROSHOT), '--out', str(out), *said, '--options', *options,
+                   f'model.pretrained={checkpoint}'])
     zero_shot = figures(capsys.readouterr().out)
     assert list(zero_shot) == TITLES
     finetune = [*retrieval_options(world, tmp_path / 'finetune'), 'run.max_epoch=2',
@@ -96,13 +98,14 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
     train.main([str(FINETUNE), '--options', *finetune])
     assert {path.name for path in (tmp_path / 'finetune').glob('*.pth')} == {
         'checkpoint_1.pth', 'checkpoint_best.pth'}
-    evaluate.main([str(ZEROSHOT), '--out', str(out), '--what', 'finetuned', '--masks', 'true',
-                   '--seed', '3', '--epochs', '2', '--options', *options,
+    evaluate.main([str(ZEROSHOT), '--out', str(out), '--what', 'finetuned', *said, '--options',
+                   *options,
                    'model.load_finetuned=True',
                    f'model.finetuned={tmp_path / "finetune" / "checkpoint_best.pth"}'])
     fine_tuned = figures(capsys.readouterr().out)
     row, = read_results(out)['rows']
     assert (row['method'], row['masks'], row['seed']) == ('blip', True, 3)
+    assert (row['epochs'], row['generator'], row['scale']) == (2, 'tiny', 'miniature')
     for what, found in (('zeroshot', zero_shot), ('finetuned', fine_tuned)):
         for title, value in found.items():
             assert row['metrics'][f'{what}_{title}'] == pytest.approx(value / 100, abs=1e-4)
@@ -126,6 +129,106 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
         best = np.argsort(-by_text, 1)[:, :most]
         right = np.mean([text // 2 in best[text] for text in range(16)])
         assert zero_shot[f'IR@{most}'] == pytest.approx(100 * right, abs=0.01)
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--masks', 'false'], 'of a pretraining whose masks is True, and --masks says False'),
+    (['--masks', 'PTP'], 'whose masks is True, and --masks says PTP'),
+    (['--masks', 'boxes'], 'whose masks is True, and --masks says boxes'),
+    (['--seed', '0'], 'whose seed is 3, and --seed says 0: leave --seed out'),
+    (['--epochs', '20'], 'whose epochs is 2.0, and --epochs says 20.0'),
+    ([], 'checkpoint_1.pth does not say its regime: give --regime'),
+    (['--regime', 'synthetic'], 'checkpoint_1.pth does not say its generator: give --generator'),
+])
+def test_a_row_is_called_what_its_checkpoint_is(world, tmp_path, monkeypatch, flags, message):
+    """Refused before anything is judged, and nothing is written."""
+    from freeatm_mm.lavis_ext import launch
+    monkeypatch.setattr(launch, 'judge', lambda *_: pytest.fail('it was judged'))
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([
+            str(ZEROSHOT), '--out', str(tmp_path / 'results.json'), *flags, '--options',
+            *retrieval_options(world, tmp_path),
+            f'model.pretrained={world / "run" / "checkpoint_1.pth"}'])
+    assert message in str(ended.value) and '\n' not in str(ended.value)
+    assert not (tmp_path / 'results.json').exists()
+
+
+def finetune_options(world, out, *more):
+    data = 'datasets.freeatm_retrieval.build_info.annotations'
+    return ['--work-dir', str(out), '--seed', '5', '--options', *retrieval_options(world, out),
+            f'{data}.train={world}/train.json', f'{data}.val={world}/test.json',
+            'run.test_splits=[]', f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+            'run.max_epoch=2', *more]
+
+
+def test_an_epoch_is_saved_before_it_is_judged(world, tmp_path, monkeypatch):
+    """Judging that fails costs no epoch; resumed, it is made up for, and the end is the same."""
+    from freeatm_mm.lavis_ext.models import FreeATMBlipRetrieval
+    train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'whole')])
+
+    def fails(self, loader, task_cfg):
+        raise OSError('the disk is gone')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FreeATMBlipRetrieval, 'compute_sim_matrix', fails)
+        with pytest.raises(SystemExit, match='the disk is gone'):
+            train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'stopped')])
+    assert [path.name for path in (tmp_path / 'stopped').glob('*.pth')] == ['checkpoint_0.pth']
+    train.main([str(FINETUNE), '--resume', *finetune_options(world, tmp_path / 'stopped')])
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    for name in ('checkpoint_1.pth', 'checkpoint_best.pth'):
+        first, second = (torch.load(run / name, weights_only=True) for run in (whole, stopped))
+        assert all(torch.equal(value, second['model'][key])
+                   for key, value in first['model'].items())
+        assert first.get('best') == second.get('best') and first['epoch'] == second['epoch']
+        assert first['pretraining']['masks'] is True and first['pretraining']['epochs'] == 2
+    assert (whole / 'validated.json').read_text() == (stopped / 'validated.json').read_text()
+
+
+def test_going_on_elsewhere_needs_no_best_checkpoint_there(world, tmp_path, caplog):
+    train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'first', 'run.max_epoch=1')])
+    checkpoint = tmp_path / 'first' / 'checkpoint_0.pth'
+    train.main([str(FINETUNE), *finetune_options(
+        world, tmp_path / 'second', f'run.resume_ckpt_path={checkpoint}', 'run.test_splits=[test]',
+        'run.max_epoch=2')])
+    assert (tmp_path / 'second' / 'checkpoint_best.pth').is_file()
+
+
+@pytest.mark.parametrize('more, message', [
+    (['run.valid_splits=[vall]'], 'has no vall; did you mean val?'),
+    (['run.test_splits=[tests]'], 'has no tests; did you mean test?'),
+    (['run.k_test=null'], 'run lacks k_test'),
+    (['datasets.freeatm_retrieval.build_info.annotations.val=VAL'],
+     "val.json[1]: there is no picture 'lost.png'"),
+    (['datasets.freeatm_retrieval.build_info.annotations.test=VAL', 'run.test_splits=[test]'],
+     "val.json[1]: there is no picture 'lost.png'"),
+    (['datasets.freeatm_retrieval.vis_processor.eval.image_size=24'],
+     'processor of the split val makes views of 24 x 24 pixels'),
+    (['run.batch_size_eval=0'], 'run.batch_size_eval must be an integer of at least 1'),
+])
+def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(world, tmp_path, monkeypatch,
+                                                                    more, message):
+    from freeatm_mm.lavis_ext.runner import FreeATMRunner
+    monkeypatch.setattr(FreeATMRunner, 'train_epoch', lambda *_: pytest.fail('it trains'))
+    rows = json.loads((world / 'test.json').read_text())
+    rows[1]['image'] = 'lost.png'
+    (tmp_path / 'val.json').write_text(json.dumps(rows))
+    more = [option.replace('VAL', f'{tmp_path}/val.json') for option in more]
+    with pytest.raises(SystemExit) as ended:
+        train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'run', *more)])
+    assert message in str(ended.value) and '\n' not in str(ended.value)
+
+
+def test_batches_and_sets_of_one_are_judged(world, tmp_path, capsys):
+    rows = json.loads((world / 'test.json').read_text())
+    (tmp_path / 'one.json').write_text(json.dumps([{**rows[0], 'caption': rows[0]['caption'][:1]}]))
+    options = [*retrieval_options(world, tmp_path), 'run.batch_size_eval=1',
+               f'model.pretrained={world / "run" / "checkpoint_1.pth"}']
+    one = 'datasets.freeatm_retrieval.build_info.annotations.test=' + str(tmp_path / 'one.json')
+    evaluate.main([str(ZEROSHOT), '--options', *options])
+    figures(capsys.readouterr().out)
+    evaluate.main([str(ZEROSHOT), '--options', *options, one])
+    assert set(figures(capsys.readouterr().out).values()) == {100.0}
 
 
 def test_fine_tuning_resumes_exactly(world, tmp_path):
@@ -167,6 +270,7 @@ def test_benchmark_writes_its_rows(world, tmp_path, capsys):
     (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
     (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is judged"),
     (evaluate, [str(ZEROSHOT)], 'no image folder'),
+    (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to judge: set model.pre'),
 ])
 def test_what_is_wrong_is_told_in_one_sentence(tool, arguments, message):
     with pytest.raises(SystemExit) as ended:
