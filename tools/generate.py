@@ -120,6 +120,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('--lost-nouns', choices=('skip', 'raise'), default='skip',
         help='a noun that the tokenizer cuts off: keep the image without it, or stop '
              '(default: skip)')
+    add('--keep-hidden', action='store_true',
+        help='store images that the safety checker blacked out, marked in their meta, rather than '
+             'leave them out')
+    add('--max-failed', type=float, metavar='N',
+        help='how many samples may fail and be left out before the run stops: a number, or a share '
+             'of them below 1 (default: 10, or a tenth if that is more)')
+    add('--redo-failed', action='store_true',
+        help='draw only what failed before, in the number format that --dtype names now, and put '
+             'it into its place')
     add('--no-masks', action='store_true',
         help='draw images alone, with any text-to-image pipeline')
     masks = parser.add_argument_group(
@@ -168,7 +177,8 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
             steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, seed=args.seed,
             samples_per_shard=args.samples_per_shard, images_per_prompt=args.images_per_prompt,
             height=height, width=width, image_format=args.image_format, quality=args.quality,
-            lost_nouns=args.lost_nouns, masks=masks_of(args)))
+            lost_nouns=args.lost_nouns, masks=masks_of(args), keep_hidden=args.keep_hidden,
+            max_failed=args.max_failed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,13 +205,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                              'SLURM array or with --world')
         PromptFile(args.prompts, args.limit)
         from freeatm_mm import generation
-        failures += (generation.WorkerError,)
+        failures += (generation.WorkerError, generation.DrawingError)
         job = job_of(args, generation.GenerationJob)
         if args.plan:
             estimate = generation.estimate_run(job.source())
             print(estimate.text(args.workers or world))
             return 0
         workers = 1 if args.workers is None else args.workers
+        if args.redo_failed:
+            if engine != 'process' or world > 1:
+                raise ValueError('--redo-failed draws in one process')
+            print(generation.redo_failed(job.source(), args.out))
+            return 0
         if engine == 'workers':
             summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
         elif engine == 'ray':
@@ -215,14 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 world=world, take_over=not args.no_take_over,
                 wait='RANK' in os.environ if args.wait is None else args.wait,
                 progress=not args.quiet and rank == 0)
-    except failures as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
-    except RuntimeError as error:
-        if 'out of memory' not in str(error):
+    except (*failures, RuntimeError) as error:
+        if 'out of memory' in str(error):
+            print('error: out of memory; start again with a smaller --batch-size or --size, '
+                  'finished shards are kept', file=sys.stderr)
+            return USAGE_ERROR
+        if not isinstance(error, failures):
             raise
-        print('error: out of memory; start again with a smaller --batch-size, finished shards are '
-              'kept', file=sys.stderr)
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print('interrupted; the same command goes on where it was', file=sys.stderr)

@@ -264,7 +264,8 @@ def _watched_run(job: GenerationJob, out: str | Path, progress: bool
     start = time.monotonic()
     samples, shards = _size(job)
     before = summarise_shards(out, shards)
-    summary = GenerationSummary(skipped=sum(part.samples for part in before.values()))
+    summary = GenerationSummary(skipped=sum(part.samples for part in before.values()),
+                                left_out=sum((part.left_out for part in before.values()), []))
     with shared_bar(SharedProgress(Path(out), shards), samples, progress) as refresh:
         yield summary, refresh
         after = summarise_shards(out, shards)

@@ -12,6 +12,7 @@ tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -27,6 +28,7 @@ from freeatm_mm.attention import (
     AttentionRecorder,
     NothingRecorded,
     NounAlignmentError,
+    NounTruncatedError,
     dense_crf,
     find_family,
     mask_trust,
@@ -34,9 +36,9 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
-from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Sample, StoreError
-from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
+from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
 from freeatm_mm.store.sample import IMAGE_FORMATS
 from freeatm_mm.store.verify import shard_entries
 
@@ -46,7 +48,8 @@ from .plan import Plan, PromptFile, sample_key, sample_seed
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['MASK_OPTIONS', 'Counts', 'GenerationJob', 'ShardSource', 'StorePlan']
+__all__ = ['MASK_OPTIONS', 'Counts', 'DrawingError', 'GenerationJob', 'ShardSource', 'StorePlan',
+           'TooManyFailed']
 
 #: What masks to store, by name; all but the last two are the recorder's own options.
 MASK_OPTIONS = ('blocks', 'resolutions', 'steps', 'heads', 'probability', 'merge', 'propagate',
@@ -64,11 +67,41 @@ class Counts:
             found among the tokens; the samples' ``meta`` lists them with the reason.
         flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
         hidden_images: Images that the pipeline's safety checker blacked out.
+        split_batches: Batches that failed, so that their samples were drawn one by one.
+        left_out: The samples that aren't in the store, each with ``key``, ``prompt_id``,
+            ``image_number``, ``kind`` (``'failed'`` or ``'hidden'``) and ``reason``.
     """
 
     lost_nouns: int = 0
     flat_masks: int = 0
     hidden_images: int = 0
+    split_batches: int = 0
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Number of samples that could not be drawn."""
+        return sum(item.get('kind') == 'failed' for item in self.left_out)
+
+
+class DrawingError(RuntimeError):
+    """Nothing can be drawn with these settings, or on this device."""
+
+
+class TooManyFailed(DrawingError):
+    """More samples could not be drawn than a run may leave out."""
+
+
+@dataclass
+class _Outcome:
+    """What became of a sample: it is there, or there is a reason why it isn't."""
+
+    sample: Sample | None = None
+    lost_nouns: int = 0
+    flat_masks: int = 0
+    hidden: bool = False
+    kind: str = ''
+    reason: str = ''
 
 
 class ShardSource:
@@ -99,6 +132,11 @@ class ShardSource:
             them; ``steps`` as start, stop and maybe stride; ``propagate``, how often to pass them
             on along the self-attention at 32x32 or below; ``crf``, the shorter side in pixels at
             which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96.
+        keep_hidden: Store images that the safety checker blacked out, with
+            ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
+        max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
+            share of the run's samples, from 1 on a number of them; ``None``: 10, or a tenth of the
+            samples if that is more.
         name: Name of the pipeline for the records; the default is its class.
         revision: Revision of the pipeline for the records.
 
@@ -119,7 +157,8 @@ class ShardSource:
                  samples_per_shard: int = 5000, images_per_prompt: int = 1,
                  height: int | None = None, width: int | None = None, image_format: str = 'jpg',
                  quality: int = 95, lost_nouns: str = 'skip',
-                 masks: bool | Mapping[str, Any] = True, name: str | None = None,
+                 masks: bool | Mapping[str, Any] = True, keep_hidden: bool = False,
+                 max_failed: float | None = None, name: str | None = None,
                  revision: str | None = None) -> None:
         for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
                                     ('height', height, 1), ('width', width, 1)):
@@ -163,6 +202,12 @@ class ShardSource:
             self.config['masks'] = json.loads(json.dumps(dict(masks)))
         elif masks is False:
             self.config['masks'] = False
+        if keep_hidden:
+            self.config['keep_hidden'] = True
+        self.keep_hidden = keep_hidden
+        self.max_failed = _number_allowed(max_failed, self.num_samples)
+        #: Samples that failed in shards that are finished.
+        self.failed_before = 0
         self.masks = masks is not False
         self.notes = {'batch_size': batch_size}
         self.call_options = drawing_options(
@@ -212,79 +257,159 @@ class ShardSource:
                 on_batch: Callable[[int], None] | None = None) -> Iterator[Sample]:
         """Yield the samples of a shard, drawn in batches that depend on the shard alone.
 
+        A sample that can't be drawn is left out and listed in ``counts``: a batch that fails is
+        drawn again one by one, and what fails alone, or has an image or masks that are not numbers,
+        is that sample's own failure.
+
         Args:
             shard: Number of the shard.
             counts: Counts what is seen on the way.
             on_batch: Called after each batch with the number of samples drawn of this shard.
 
         Raises:
-            ValueError: If something can't be drawn as asked, naming the prompts, or (with
+            ValueError: If nothing can be drawn as asked, naming the prompts, or (with
                 ``lost_nouns='raise'``) a noun is lost.
-            FloatingPointError: If the pipeline draws something that is not a number.
+            FloatingPointError: If all that the pipeline draws is not a number.
+            DrawingError: If drawing fails in another way, whatever the prompt, or more samples fail
+                than ``max_failed``.
         """
         work = self.plan.shard(shard)
         with _quiet(self.pipeline):
             for first in range(0, len(work), self.batch_size):
                 batch = work[first:first + self.batch_size]
-                yield from self._draw_batch(batch, counts)
+                for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
+                    counts.lost_nouns += outcome.lost_nouns
+                    counts.flat_masks += outcome.flat_masks
+                    counts.hidden_images += outcome.hidden
+                    if outcome.sample is not None:
+                        yield outcome.sample
+                        continue
+                    counts.left_out.append({
+                        'key': sample_key(record.id, number, self.plan.images_per_prompt),
+                        'prompt_id': record.id, 'image_number': number, 'kind': outcome.kind,
+                        'reason': outcome.reason})
+                    self._check_failed(counts)
                 if on_batch is not None:
                     on_batch(first + len(batch))
 
-    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any], *,
+             strict: bool = True) -> dict[int, Sample]:
         """Draw some samples of a shard again, in the batches in which they were drawn.
 
         Args:
             shard: Number of the shard.
-            rows: The samples' numbers in it.
-            notes: What the shard remembers: ``batch_size``.
+            rows: The samples' numbers among those that are in it.
+            notes: What the shard remembers: ``batch_size``, ``left_out``.
+            strict: Raise if a sample can't be drawn, rather than leave it out.
 
         Returns:
             Number in the shard -> sample.
+
+        Raises:
+            ValueError: If a sample can't be drawn and ``strict`` is true; and what :meth:`samples`
+                raises.
         """
-        work, wanted = self.plan.shard(shard), set(rows)
+        gone = left_out_keys(notes)
+        work = self.plan.shard(shard)
+        kept = [place for place, key in enumerate(_keys(self.plan, shard)) if key not in gone]
+        wanted = {kept[row]: row for row in rows}
         size = int(notes.get('batch_size', self.batch_size))
         found: dict[int, Sample] = {}
         with _quiet(self.pipeline):
             for first in range(0, len(work), size):
                 batch = range(first, min(first + size, len(work)))
-                if wanted.intersection(batch):
-                    drawn = self._draw_batch([work[row] for row in batch], Counts())
-                    found |= {row: sample for row, sample in zip(batch, drawn) if row in wanted}
+                if not wanted.keys() & set(batch):
+                    continue
+                outcomes = self._outcomes([work[place] for place in batch], Counts())
+                for place, outcome in zip(batch, outcomes):
+                    if place not in wanted:
+                        continue
+                    if outcome.sample is not None:
+                        found[wanted[place]] = outcome.sample
+                    elif strict:
+                        raise ValueError(f"the prompt {work[place][0].id} was drawn before and "
+                                         f"can't be now: {outcome.reason}")
         return found
 
-    def _draw_batch(self, batch: Sequence[tuple[PromptRecord, int]],
-                    counts: Counts) -> Iterator[Sample]:
+    def draw_alone(self, shard: int, keys: Sequence[str]) -> dict[str, Sample | str]:
+        """Draw samples of a shard one by one.
+
+        Args:
+            shard: Number of the shard.
+            keys: The samples' keys.
+
+        Returns:
+            Key -> the sample, or why it can't be drawn.
+        """
+        work = dict(zip(_keys(self.plan, shard), self.plan.shard(shard)))
+        found: dict[str, Sample | str] = {}
+        with _quiet(self.pipeline):
+            for key in keys:
+                (outcome, ) = self._outcomes([work[key]], Counts())
+                found[key] = outcome.reason if outcome.sample is None else outcome.sample
+        return found
+
+    def _check_failed(self, counts: Counts) -> None:
+        failed = self.failed_before + counts.failed
+        if failed > self.max_failed:
+            some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in counts.left_out[-3:])
+            raise TooManyFailed(f'{failed} samples could not be drawn, and {self.max_failed} may '
+                                f'fail (max_failed) before the run stops; the last: {some}')
+
+    def _outcomes(self, batch: Sequence[tuple[PromptRecord, int]],
+                  counts: Counts) -> list[_Outcome]:
+        """What becomes of the samples of a batch, in order."""
+        first: Exception | None = None
+        try:
+            outcomes = self._draw_together(batch)
+        except Exception as error:  # of a pipeline, a scheduler, a tokenizer, the device
+            if self.lost_nouns == 'raise' and isinstance(
+                    error, (NounAlignmentError, NounTruncatedError)):
+                raise _about(batch, error) from None
+            first, outcomes = error, []
+        if first is not None and len(batch) > 1:
+            counts.split_batches += 1
+            if _is_out_of_memory(first) and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        for item in batch if first is not None else ():
+            try:
+                if len(batch) == 1:
+                    raise first
+                outcomes += self._draw_together([item])
+            except Exception as error:
+                if _is_out_of_memory(error):
+                    raise _about([item], error) from None  # the device's, not the sample's
+                outcomes.append(_Outcome(kind='failed', reason=_reason(error)))
+        if all(outcome.kind == 'failed' for outcome in outcomes):
+            # Whatever the prompt, it is the settings, or the device.
+            try:
+                works = self._draw_together([(_PROOF, 0)])[0].kind != 'failed'
+            except Exception:
+                works = False
+            if not works:
+                raise _about(batch, first or ValueError(outcomes[0].reason)) from None
+        return outcomes
+
+    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[_Outcome]:
+        """Draw a batch at once; raises whatever goes wrong on the way."""
         prompts = [record.prompt for record, _ in batch]
         seeds = [sample_seed(self.seed, record.id, number) for record, number in batch]
-        try:
-            if self.masks:
-                recorder, recorded, lost = self._recorder(batch)
-            else:
-                recorder, recorded = nullcontext(), [[] for _ in batch]
-                lost: list[dict[int, str]] = [{} for _ in batch]
-            generators = [torch.Generator().manual_seed(value) for value in seeds]
-            # True guidance is off without a negative prompt (Qwen-Image).
-            negative = ({'negative_prompt': [' '] * len(batch)}
-                        if 'true_cfg_scale' in self.call_options else {})
-            # Noise from the CPU is the same on every device. Casting what is not a number to a
-            # pixel would give black; errstate makes it an error.
-            with recorder, np.errstate(invalid='raise'):
-                # Some pipelines that the recorder doesn't know take one generator only.
-                output = self.pipeline(
-                    prompt=prompts, **self.call_options, **negative,
-                    generator=generators if self.masks or len(batch) > 1 else generators[0])
-            raw = (recorder.masks(propagate=self._propagate) if self.masks
-                   else [torch.zeros(0, 1, 1) for _ in batch])
-            maps = [(*quantize(self._sharpened(masks, image)), minmax(masks)[1])
-                    for masks, image in zip(raw, output.images)]
-        except (FloatingPointError, ValueError, NothingRecorded) as error:
-            names = ', '.join(record.id for record, _ in batch[:4])
-            more = ', ...' if len(batch) > 4 else ''
-            message = f'drawing the prompts {names}{more} failed: {error}'
-            if isinstance(error, NothingRecorded):
-                raise ValueError(message) from None
-            error.args = (message, )
-            raise
+        if self.masks:
+            recorder, recorded, lost = self._recorder(batch)
+        else:
+            recorder, recorded = nullcontext(), [[] for _ in batch]
+            lost: list[dict[int, str]] = [{} for _ in batch]
+        generators = [torch.Generator().manual_seed(value) for value in seeds]
+        # True guidance is off without a negative prompt (Qwen-Image).
+        negative = ({'negative_prompt': [' '] * len(batch)}
+                    if 'true_cfg_scale' in self.call_options else {})
+        # Noise from the CPU is the same on every device. Casting what is not a number to a
+        # pixel would give black; errstate makes it an error.
+        with recorder, np.errstate(invalid='raise'):
+            # Some pipelines that the recorder doesn't know take one generator only.
+            output = self.pipeline(
+                prompt=prompts, **self.call_options, **negative,
+                generator=generators if self.masks or len(batch) > 1 else generators[0])
         if len(output.images) != len(batch):
             raise ValueError(f'{type(self.pipeline).__name__} drew {len(output.images)} images '
                              f'from {len(batch)} prompts')
@@ -292,27 +417,41 @@ class ShardSource:
         if wanted != (None, None) and output.images[0].size != wanted:
             raise ValueError(f'{type(self.pipeline).__name__} drew images of size '
                              f'{output.images[0].size} (width, height), not {wanted}')
-        hidden = getattr(output, 'nsfw_content_detected', None)
-        hidden = getattr(output, 'nsfw_detected', None) if hidden is None else hidden
-        for place, (record, number) in enumerate(batch):
-            meta = {'prompt_id': record.id, 'source': record.source, 'image_number': number,
-                    'seed': seeds[place], **self.settings}
-            if lost[place]:
-                meta['lost_nouns'] = [record.nouns[index].to_json() | {'reason': reason}
-                                      for index, reason in sorted(lost[place].items())]
-                counts.lost_nouns += len(lost[place])
-            if hidden is not None and hidden[place]:
-                meta['hidden_by_safety_checker'] = True
-                counts.hidden_images += 1
-            kept = [row for row, index in enumerate(recorded[place]) if index not in lost[place]]
-            levels, scales, flat = (tensor.numpy()[kept] for tensor in maps[place])
-            counts.flat_masks += int(flat.sum())
-            meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[place][kept])]
-            yield Sample.from_image(
-                sample_key(record.id, number, self.plan.images_per_prompt), output.images[place],
-                image_format=self.image_format, quality=self.quality, caption=record.prompt,
-                nouns=tuple(record.nouns[recorded[place][row]] for row in kept), masks=levels,
-                scales=scales, meta=meta)
+        raw = (recorder.masks(propagate=self._propagate) if self.masks
+               else [torch.zeros(0, 1, 1) for _ in batch])
+        hidden = _hidden(self.pipeline, output)
+        return [self._outcome(record, number, seeds[place], output.images[place], hidden[place],
+                              raw[place], recorded[place], lost[place])
+                for place, (record, number) in enumerate(batch)]
+
+    def _outcome(self, record: PromptRecord, number: int, seed: int, image: Image.Image,
+                 hidden: bool, raw: torch.Tensor, recorded: list[int],
+                 lost: dict[int, str]) -> _Outcome:
+        """Make a sample of an image and its masks, or say why it is left out."""
+        outcome = _Outcome(hidden=hidden)
+        if hidden and not self.keep_hidden:
+            outcome.kind, outcome.reason = 'hidden', "blacked out by the pipeline's safety checker"
+            return outcome
+        if not torch.isfinite(raw).all():
+            outcome.kind, outcome.reason = 'failed', 'its masks are not numbers'
+            return outcome
+        meta = {'prompt_id': record.id, 'source': record.source, 'image_number': number,
+                'seed': seed, **self.settings, 'hidden_by_safety_checker': hidden}
+        if lost:
+            meta['lost_nouns'] = [record.nouns[index].to_json() | {'reason': reason}
+                                  for index, reason in sorted(lost.items())]
+            outcome.lost_nouns = len(lost)
+        kept = [row for row, index in enumerate(recorded) if index not in lost]
+        maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
+        levels, scales, flat = (tensor.numpy()[kept] for tensor in maps)
+        outcome.flat_masks = int(flat.sum())
+        meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[kept])]
+        outcome.sample = Sample.from_image(
+            sample_key(record.id, number, self.plan.images_per_prompt), image,
+            image_format=self.image_format, quality=self.quality, caption=record.prompt,
+            nouns=tuple(record.nouns[recorded[row]] for row in kept), masks=levels,
+            scales=scales, meta=meta)
+        return outcome
 
     def _sharpened(self, masks: torch.Tensor, image: Image.Image) -> torch.Tensor:
         """The masks of an image with its edges, if asked for."""
@@ -357,6 +496,61 @@ class ShardSource:
                  for (record, _), chosen in zip(batch, indices)]
         return AttentionRecorder(self.pipeline, [record.prompt for record, _ in batch], nouns,
                                  **self.recorder_options)
+
+
+#: Drawn where all of a batch fails, to tell prompts that can't be drawn from settings that can't.
+_PROOF = PromptRecord('proof', 'a photo of a dog', (Noun('dog', 13, 16, 'dog'), ))
+
+
+def _number_allowed(max_failed: float | None, num_samples: int) -> int:
+    """How many of a run's samples may fail."""
+    if max_failed is None:
+        return max(10, num_samples // 10)
+    if isinstance(max_failed, bool) or not 0 <= max_failed <= 1e12:  # NaN is neither
+        raise ValueError('max_failed must be a share of the samples below 1, or a number of them, '
+                         f'got {max_failed}')
+    return int(max_failed * num_samples if 0 < max_failed < 1 else max_failed)
+
+
+def _hidden(pipeline: DiffusionPipeline, output: Any) -> list[bool]:
+    """Which images the safety checker blacked out."""
+    for name in ('nsfw_content_detected', 'nsfw_detected'):
+        found = getattr(output, name, None)
+        if found is not None:
+            return [bool(value) for value in found]
+    if getattr(pipeline, 'safety_checker', None) is None:
+        return [False] * len(output.images)
+    return [image.convert('L').getextrema() == (0, 0) for image in output.images]
+
+
+def _about(batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Exception:
+    """The error with the names of the prompts; of a kind that callers know."""
+    names = ', '.join(record.id for record, _ in batch[:4])
+    more = ', ...' if len(batch) > 4 else ''
+    message = f'drawing the prompts {names}{more} failed: {_reason(error)}'
+    if isinstance(error, NothingRecorded):
+        return ValueError(message)
+    if isinstance(error, (NounAlignmentError, NounTruncatedError, FloatingPointError)):
+        return type(error)(message)
+    return (ValueError if isinstance(error, ValueError) else DrawingError)(message)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line that is the same each time."""
+    if isinstance(error, FloatingPointError):
+        return ('its image is not a number (NaN): too large for the number format; float32, or '
+                'bfloat16, holds it')
+    text = ' '.join(str(error).split()) or type(error).__name__
+    text = re.sub(r'0x[0-9a-fA-F]+', '0x...', text)
+    if not isinstance(error, (ValueError, RuntimeError)):
+        text = f'{type(error).__name__}: {text}'
+    return text if len(text) <= 300 else f'{text[:297]}...'
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or isinstance(error, RuntimeError) and (
+                'out of memory' in str(error) or "can't allocate memory" in str(error)))
 
 
 class StorePlan:
@@ -477,7 +671,8 @@ class GenerationJob:
                 'image_format')}
             options |= {'name': config['pipeline'], 'quality': config['quality'] or 95,
                         'samples_per_shard': manifest['samples_per_shard'],
-                        'masks': config.get('masks', True)}
+                        'masks': config.get('masks', True),
+                        'keep_hidden': config.get('keep_hidden', False)}
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
                 entry for _, entry in sorted(shard_entries(path)[0].items())]

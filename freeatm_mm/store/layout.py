@@ -15,8 +15,8 @@ import numpy as np
 from .errors import StoreError
 
 __all__ = ['BLOCK', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT', 'STORE_FORMAT',
-           'VERSION', 'config_digest', 'file_sha256', 'index_dtype', 'load_index', 'load_manifest',
-           'parse_json', 'read_index_header', 'shard_name']
+           'VERSION', 'config_digest', 'file_sha256', 'index_dtype', 'left_out_keys', 'load_index',
+           'load_manifest', 'parse_json', 'read_index_header', 'shard_name']
 
 VERSION = 1
 STORE_FORMAT = 'freeatm-store'
@@ -63,6 +63,15 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def left_out_keys(notes: Any) -> set[str]:
+    """Keys of the samples that a shard, by its notes, goes without: they could not be made."""
+    listed = notes.get('left_out') if isinstance(notes, dict) else None
+    if not isinstance(listed, list):
+        return set()
+    return {item['key'] for item in listed
+            if isinstance(item, dict) and isinstance(item.get('key'), str)}
+
+
 def load_index(path: Path) -> np.ndarray:
     """Map a shard's index into memory, without reading its rows.
 
@@ -72,6 +81,8 @@ def load_index(path: Path) -> np.ndarray:
     try:
         with path.open('rb') as file:
             dtype, rows, first_row = read_index_header(file.fileno())
+        if not rows:  # of a shard whose samples were all left out
+            return np.empty(0, dtype)
         return np.memmap(path, dtype, mode='r', offset=first_row, shape=(rows,))
     except FileNotFoundError:
         raise StoreError(f'the index {path} is missing') from None
@@ -94,7 +105,7 @@ def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
     length = 10 + int.from_bytes(start[8:10], 'little')  # numpy's format 1.0
     dtype, rows, first_row = _parse_index_header(start[:length])
     size = os.fstat(handle).st_size
-    if rows < 1 or size != first_row + rows * dtype.itemsize:
+    if rows < 0 or size != first_row + rows * dtype.itemsize:
         raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
                          f'{first_row + rows * dtype.itemsize}')
     return dtype, rows, first_row

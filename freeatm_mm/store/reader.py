@@ -17,6 +17,7 @@ from .layout import (
     BLOCK,
     MANIFEST,
     STORE_FORMAT,
+    left_out_keys,
     load_manifest,
     read_index_header,
     shard_name,
@@ -137,7 +138,9 @@ class Store(Sequence):
             # Names in a file are not trusted as paths: they must be the ones that a writer gives.
             sound = all(shard['name'] == shard_name(index)
                         and all(type(shard[field]) is int and 0 < shard[field] < 1 << 50
-                                for field in ('samples', 'bytes'))
+                                for field in ('samples', 'bytes')
+                                if field == 'bytes' or not left_out_keys(shard.get('notes')))
+                        and type(shard['samples']) is int and 0 <= shard['samples'] < 1 << 50
                         for index, shard in enumerate(shards))
         except (KeyError, TypeError):
             sound = False
@@ -147,7 +150,7 @@ class Store(Sequence):
         if not complete:
             raise StoreError(f'the store {self.path} is not finished; run the command that makes '
                              'it once more, it goes on where it was')
-        if not shards:
+        if not any(shard['samples'] for shard in shards):
             raise StoreError(f'the store {self.path} is empty')
         present = {entry.name for entry in os.scandir(self.path)}
         missing = [name for shard in shards

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
-from .layout import MANIFEST, STORE_FORMAT, load_manifest, shard_name
+from .layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest, shard_name
 from .sample import RawSample, Sample
 from .tar import open_regular, read_sample
 from .verify import SampleSource, ShardState, examine_shard, shard_entries
@@ -111,7 +111,10 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     try:
         manifest = load_manifest(file, STORE_FORMAT)
         config, each = dict(manifest['config']), manifest['samples_per_shard']
-        num_samples = manifest['samples'] if manifest['complete'] else config.get('num_samples')
+        # A store may go without some of the samples that were planned.
+        num_samples = config.get('num_samples')
+        if num_samples is None and manifest['complete']:
+            num_samples = manifest['samples']
         sound = isinstance(each, int) and isinstance(num_samples, int) and num_samples > 0
     except (StoreError, OSError, KeyError, TypeError, ValueError):
         sound = False
@@ -138,7 +141,8 @@ def _samples(path: Path, number: int, state: ShardState, source: SampleSource | 
     if state.rows is not None:
         keys = [key.decode('ascii', 'replace') for key in state.rows['key']]
     if source is not None:
-        due = source.keys(number)
+        left_out = left_out_keys(notes)
+        due = [key for key in source.keys(number) if key not in left_out]
         if keys is not None and keys != due:
             keys = None  # another store's shard
         count, bad = len(due), list(range(len(due))) if keys is None else state.bad

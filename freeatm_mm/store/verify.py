@@ -17,6 +17,7 @@ from .layout import (
     SHARD_FORMAT,
     STORE_FORMAT,
     file_sha256,
+    left_out_keys,
     load_index,
     load_manifest,
     shard_name,
@@ -129,7 +130,8 @@ def verify_store(path: str | Path, decode: bool = True,
         keys.append(np.array(state.rows['key']))
         owners.append(np.full(len(state.rows), number, np.int32))
         if source is not None:
-            yield from _compare_with_source(path, number, state.rows, source)
+            yield from _compare_with_source(path, number, state.rows, source,
+                                            left_out_keys(entries[number].get('notes')))
     yield from _doubled(path, keys, owners)
     if source is not None:
         count = -(-source.num_samples // source.samples_per_shard)
@@ -221,7 +223,7 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
     try:
         if state.tar_sound:
             try:
-                scanned = scan_shard(tar_path)
+                scanned = scan_shard(tar_path, empty=entry['samples'] == 0)
             except StoreError as error:
                 state.tar_sound = False
                 report(tar_path, str(error))
@@ -278,11 +280,11 @@ def _compare_members(handle: int, rows: np.ndarray, report: Any) -> None:
 
 
 def _compare_with_source(path: Path, number: int, rows: np.ndarray,
-                         source: SampleSource) -> Iterator[Problem]:
+                         source: SampleSource, left_out: set[str]) -> Iterator[Problem]:
     """Compare a shard's keys with those that are due."""
     file = str(path / f'{shard_name(number)}.tar')
     found = [key.decode('ascii', 'replace') for key in rows['key']]
-    due = source.keys(number)
+    due = [key for key in source.keys(number) if key not in left_out]
     for key in sorted(set(due) - set(found)):
         yield Problem(file, f'sample {key!r} is missing', 'missing', number, key)
     for key in sorted(set(found) - set(due)):
@@ -348,7 +350,9 @@ def _is_entry(entry: Any) -> bool:
     return (isinstance(entry, dict)
             and all(isinstance(entry.get(name), kind) and not isinstance(entry[name], bool)
                     for name, kind in _ENTRY_FIELDS.items())
-            and entry['samples'] > 0 and entry['bytes'] > 0)
+            and entry['bytes'] > 0
+            and (entry['samples'] > 0 or entry['samples'] == 0 and left_out_keys(
+                entry.get('notes'))))
 
 
 def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
@@ -369,4 +373,5 @@ def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
 
 
 def _missing_shard(keys: Sequence[str]) -> str:
-    return f'is missing, with its {len(keys)} samples {keys[0]!r} to {keys[-1]!r}'
+    between = f' {keys[0]!r} to {keys[-1]!r}' if keys else ''
+    return f'is missing, with its {len(keys)} samples{between}'

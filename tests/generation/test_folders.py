@@ -108,8 +108,9 @@ HOSTILE = {
     'part by AutoModel': (
         lambda folder, code: edit(folder, text_encoder=['transformers', 'AutoModel']),
         'the class AutoModel, which is no model'),
-    'part by a function': (lambda folder, code: edit(folder, scheduler=['transformers', 'pipeline']),
-                           "from the class 'pipeline'"),
+    'part by a function': (
+        lambda folder, code: edit(folder, scheduler=['transformers', 'pipeline']),
+        "from the class 'pipeline'"),
     'pickled weights': (pickled, r'unet has its weights as a pickle \(diffusion_pytorch_model.bin'),
     'list of pickles': (lambda folder, code: weight_list(folder, 'x.bin'), "names 'x.bin'"),
     'list of files elsewhere': (
@@ -152,8 +153,9 @@ HOSTILE = {
                 'model_index.json is corrupt'),
     'no object': (lambda folder, code: write(folder / 'model_index.json', '[]'),
                   'names no pipeline class'),
-    'the class of all pipelines': (lambda folder, code: edit(folder, _class_name='DiffusionPipeline'),
-                                   "names the pipeline class 'DiffusionPipeline'"),
+    'the class of all pipelines': (
+        lambda folder, code: edit(folder, _class_name='DiffusionPipeline'),
+        "names the pipeline class 'DiffusionPipeline'"),
 }
 
 

@@ -326,13 +326,13 @@ def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
                                          for row in self._columns])
     monkeypatch.setattr(pipe.image_processor, 'postprocess',
                         lambda image, **options: [Image.new('RGB', (8, 8))] * len(image))
-    summary = generate(pipe, PROMPTS[:2], tmp_path, **SETTINGS)
+    summary = generate(pipe, PROMPTS[:2], tmp_path, keep_hidden=True, **SETTINGS)
     assert (summary.flat_masks, summary.hidden_images) == (3, 2)
     assert Store(tmp_path)[0].meta['hidden_by_safety_checker'] is True
     assert '3 masks are flat' in str(summary) and '2 images blacked out' in str(summary)
 
 
-def test_what_is_not_a_number_stops_and_names_the_prompts(pipe, tmp_path):
+def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
     handle = pipe.vae.decoder.register_forward_hook(lambda module, args, output: output * np.nan)
     try:
         with pytest.raises(FloatingPointError, match='the prompts 000, 001 failed'):
