@@ -79,6 +79,11 @@ def numbers(separator: str) -> Callable[[str], list[int]]:
     return read
 
 
+def scales(text: str) -> list[float]:
+    """'4,9' as guidance scales."""
+    return [float(part) for part in text.split(',')]
+
+
 def masks_of(args: argparse.Namespace) -> bool | dict[str, Any]:
     """Which masks the arguments ask for.
 
@@ -100,8 +105,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('pipeline', help='folder of a diffusers pipeline, or a hub id (owner/name)')
     add('prompts', help='JSON Lines file of prompt records: id, prompt, nouns, source')
     add('out', help='folder of the store; made if missing')
+    add('--stage', action='append', default=[], metavar='PIPELINE',
+        help='a further stage of DeepFloyd IF, folder or hub id (owner/name@revision); once for '
+             'stage II, once more for stage III')
     add('--steps', type=int, default=50, help='denoising steps (default: 50)')
     add('--guidance', type=float, default=7.5, help='guidance scale; 1: off (default: 7.5)')
+    add('--stage-steps', type=numbers(','), metavar='N,M',
+        help="denoising steps of the further stages (default: the pipelines')")
+    add('--stage-guidance', type=scales, metavar='X,Y',
+        help="guidance scales of the further stages (default: the pipelines')")
     add('--batch-size', type=int, default=8, help='images drawn at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
     add('--size', type=parse_size, metavar='HxW', help="pixels (default: the pipeline's)")
@@ -148,6 +160,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help='pass masks on along the self-attention at 32x32 or below')
     masks.add_argument('--mask-crf', type=int, metavar='SIDE',
                        help="draw masks' edges where the image has edges, at SIDE pixels (64, say)")
+    masks.add_argument('--mask-stage', type=int, choices=(1, 2, 3),
+                       help='the stage of DeepFloyd IF that masks are taken from (default: 1)')
     add('--plan', action='store_true',
         help='draw two batches, print shards, bytes and hours of the run, and write nothing')
     add('--engine', choices=('process', 'workers', 'ray'),
@@ -173,12 +187,14 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
     return job_class(
         args.pipeline, args.prompts, limit=args.limit, revision=args.revision,
         scheduler=args.scheduler, dtype=args.dtype, device=args.device, variant=args.variant,
+        stages=tuple(args.stage),
         options=dict(
             steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, seed=args.seed,
             samples_per_shard=args.samples_per_shard, images_per_prompt=args.images_per_prompt,
             height=height, width=width, image_format=args.image_format, quality=args.quality,
             lost_nouns=args.lost_nouns, masks=masks_of(args), keep_hidden=args.keep_hidden,
-            max_failed=args.max_failed))
+            max_failed=args.max_failed, stage_steps=args.stage_steps,
+            stage_guidance=args.stage_guidance))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

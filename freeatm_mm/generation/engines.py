@@ -175,8 +175,8 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
     try:
         out = Path(out).absolute()
         job = replace(job, prompts=str(Path(job.prompts).absolute()),
-                      pipeline=str(Path(job.pipeline).absolute())
-                      if Path(job.pipeline).is_dir() else job.pipeline)
+                      pipeline=_absolute(job.pipeline),
+                      stages=tuple(_absolute(stage) for stage in job.stages))
         with _watched_run(job, out, progress) as (summary, refresh):
             count = _size(job)[1]
             for _ in range(rounds):
@@ -193,6 +193,11 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
     finally:
         if own:
             ray.shutdown()
+
+
+def _absolute(place: str) -> str:
+    """A pipeline's folder, from anywhere; an id on the hub as it is."""
+    return str(Path(place).absolute()) if Path(place).is_dir() else place
 
 
 def _ray_round(ray: Any, job: GenerationJob, out: Path, shards: list[int], workers: int,

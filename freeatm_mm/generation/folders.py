@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ MAX_JSON = 1 << 27
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
-def check_folder(diffusers: Any, folder: Path) -> None:
+def check_folder(diffusers: Any, folder: Path, without: Collection[str] = ()) -> None:
     """Refuse a pipeline's folder that is not whole, or not data alone (see the module's head).
 
     Args:
         diffusers: The library.
         folder: A folder with a `model_index.json`.
+        without: Parts that aren't loaded.
 
     Raises:
         FileNotFoundError: If a part is missing.
@@ -61,7 +62,8 @@ def check_folder(diffusers: Any, folder: Path) -> None:
     if pipeline._load_connected_pipes and (folder / 'README.md').exists():
         raise ValueError(f'{name} loads a second pipeline that {folder / "README.md"} names: '
                          'remove that file, and have all parts in the folder')
-    parts = _parts(diffusers, pipeline, index, content)
+    parts = {part: value for part, value in _parts(diffusers, pipeline, index, content).items()
+             if part not in without}
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise FileNotFoundError(f'the pipeline {folder} is not whole: it lacks the folder '

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +44,7 @@ class LoadedPipeline(NamedTuple):
 
 def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler: str | None = None,
                   dtype: str = 'float32', device: str | torch.device | None = None,
-                  variant: str | None = None) -> LoadedPipeline:
+                  variant: str | None = None, without: Collection[str] = ()) -> LoadedPipeline:
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
     Weights are read from safetensors files only, never from pickles, and nothing outside the
@@ -58,6 +58,7 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
         dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``.
         device: Where to run; the default is the GPU if there is one.
         variant: Weights' variant, such as ``'fp16'``.
+        without: Parts to go without, such as ``'text_encoder'``; they need not be there.
 
     Raises:
         FileNotFoundError: If the folder is missing or holds no pipeline.
@@ -69,13 +70,13 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
     diffusers = _import_diffusers()
     scheduler_class = _scheduler_class(diffusers, scheduler) if scheduler else None
     with no_code_from_data(), _quiet_off_terminals(diffusers):
-        folder, name, revision = _locate(diffusers, source, revision, variant)
-        check_folder(diffusers, folder)
+        folder, name, revision = _locate(diffusers, source, revision, variant, without)
+        check_folder(diffusers, folder, without)
         try:
             with hub_out_of_reach():
                 pipe = diffusers.DiffusionPipeline.from_pretrained(
                     folder, torch_dtype=DTYPES[dtype], variant=variant, local_files_only=True,
-                    use_safetensors=True)
+                    use_safetensors=True, **dict.fromkeys(without))
             if scheduler_class is not None:
                 _set_scheduler(pipe, scheduler_class)
         except Exception as error:  # whatever two libraries make of files that anybody wrote
@@ -198,14 +199,14 @@ def _scheduler_class(diffusers: Any, name: str) -> type:
     return found
 
 
-def _locate(diffusers: Any, source: str | Path, revision: str | None,
-            variant: str | None) -> tuple[Path, str, str]:
+def _locate(diffusers: Any, source: str | Path, revision: str | None, variant: str | None,
+            without: Collection[str]) -> tuple[Path, str, str]:
     """Folder, name and revision of a pipeline, downloading it if it is a hub id."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / INDEX).exists():
             raise FileNotFoundError(f'the folder {folder} holds no pipeline: it has no {INDEX}')
-        return folder, folder.resolve().name, _folder_revision(folder)
+        return folder, folder.resolve().name, _folder_revision(folder, without)
     text = str(source)
     if text.count('/') != 1 or text.startswith(('.', '/', '~')) or text.endswith('/'):
         raise FileNotFoundError(f'there is no pipeline folder {source} (a hub id would have the '
@@ -213,18 +214,18 @@ def _locate(diffusers: Any, source: str | Path, revision: str | None,
     try:
         folder = Path(diffusers.DiffusionPipeline.download(
             text, revision=revision, variant=variant, use_safetensors=True,
-            trust_remote_code=False))
+            trust_remote_code=False, **dict.fromkeys(without)))
     except Exception as error:  # the hub's, the network's, and what files of others bring about
         raise ValueError(f"{source} is no folder here and can't be had from the hub: "
                          f'{_one_line(error)}') from error
     return folder, text, folder.name  # the hub's cache names a snapshot's folder by its commit
 
 
-def _folder_revision(folder: Path) -> str:
+def _folder_revision(folder: Path, without: Collection[str]) -> str:
     """A hash of names and contents of the files that decide what a pipeline draws."""
     digest = hashlib.sha256()
     for file in files_of(folder):
-        if file.suffix in _WEIGHT_ENDINGS:
+        if file.suffix in _WEIGHT_ENDINGS and file.parts[0] not in without:
             digest.update(f'{file.as_posix()} {file_sha256(folder / file)}\n'.encode())
     return f'sha256:{digest.hexdigest()[:16]}'
 

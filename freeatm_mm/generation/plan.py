@@ -138,13 +138,20 @@ def sample_key(prompt_id: str, image_number: int, images_per_prompt: int) -> str
     return prompt_id if images_per_prompt == 1 else f'{prompt_id}-{image_number}'
 
 
-def sample_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
+def sample_seed(run_seed: int, prompt_id: str, image_number: int, stage: int = 1) -> int:
     """The seed of a sample's own noise: a hash, so that samples don't depend on each other.
+
+    Args:
+        run_seed: The run's.
+        prompt_id: The prompt's.
+        image_number: Number of the image among those of the prompt.
+        stage: Stage of a cascade, from 1; each has noise of its own.
 
     Returns:
         An integer from 0 to 2^63 - 1.
     """
-    return _hash64(f'{run_seed}/{prompt_id}/{image_number}') >> 1
+    further = f'/stage {stage}' if stage > 1 else ''
+    return _hash64(f'{run_seed}/{prompt_id}/{image_number}{further}') >> 1
 
 
 def _hash64(text: str) -> int:

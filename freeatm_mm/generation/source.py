@@ -42,7 +42,8 @@ from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_
 from freeatm_mm.store.sample import IMAGE_FORMATS
 from freeatm_mm.store.verify import shard_entries
 
-from .pipelines import drawing_options, load_pipeline, scheduler_name
+from .cascade import Cascade, check_first_stage
+from .pipelines import LoadedPipeline, drawing_options, load_pipeline, scheduler_name
 from .plan import Plan, PromptFile, sample_key, sample_seed
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ if TYPE_CHECKING:
 __all__ = ['MASK_OPTIONS', 'Counts', 'DrawingError', 'GenerationJob', 'ShardSource', 'StorePlan',
            'TooManyFailed']
 
-#: What masks to store, by name; all but the last two are the recorder's own options.
+#: What masks to store, by name; all but the last three are the recorder's own options.
 MASK_OPTIONS = ('blocks', 'resolutions', 'steps', 'heads', 'probability', 'merge', 'propagate',
-                'crf')
+                'crf', 'stage')
 
 _PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
 
@@ -131,7 +132,13 @@ class ShardSource:
             ``probability`` and ``merge`` as :class:`~freeatm_mm.attention.AttentionRecorder` takes
             them; ``steps`` as start, stop and maybe stride; ``propagate``, how often to pass them
             on along the self-attention at 32x32 or below; ``crf``, the shorter side in pixels at
-            which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96.
+            which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``,
+            the stage of a cascade that is recorded, from 1.
+        stages: The further stages of a cascade, of which ``pipeline`` is the first (see
+            :class:`~freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
+            those of the last one's images.
+        stage_steps: Denoising steps of each further stage; the default is the pipelines' own.
+        stage_guidance: Guidance scale of each further stage; the default is the pipelines' own.
         keep_hidden: Store images that the safety checker blacked out, with
             ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
         max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
@@ -157,7 +164,9 @@ class ShardSource:
                  samples_per_shard: int = 5000, images_per_prompt: int = 1,
                  height: int | None = None, width: int | None = None, image_format: str = 'jpg',
                  quality: int = 95, lost_nouns: str = 'skip',
-                 masks: bool | Mapping[str, Any] = True, keep_hidden: bool = False,
+                 masks: bool | Mapping[str, Any] = True, stages: Sequence[LoadedPipeline] = (),
+                 stage_steps: Sequence[int] | None = None,
+                 stage_guidance: Sequence[float] | None = None, keep_hidden: bool = False,
                  max_failed: float | None = None, name: str | None = None,
                  revision: str | None = None) -> None:
         for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
@@ -174,9 +183,22 @@ class ShardSource:
                              f'{image_format!r}')
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
+        self._cascade: Cascade | None = None
+        if stages:
+            self._cascade = Cascade(pipeline, stages, steps=stage_steps, guidance=stage_guidance,
+                                    height=height, width=width)
+        elif stage_steps is not None or stage_guidance is not None:
+            raise ValueError('stage_steps and stage_guidance need further stages')
+        else:
+            check_first_stage(pipeline, height, width)
+        self._pipes = self._cascade.pipes if self._cascade else [pipeline]
+        self._mask_stage = masks.get('stage', 1) if isinstance(masks, Mapping) else 1
+        if self._mask_stage not in range(1, len(self._pipes) + 1):
+            raise ValueError(f'masks can be taken from stages 1 to {len(self._pipes)}, not '
+                             f'{self._mask_stage}')
         if masks:
             # Refuses a family that can't be recorded, before anything is written.
-            find_family(pipeline)
+            find_family(self._mask_pipe)
         self.pipeline = pipeline
         self.plan = Plan(prompts, images_per_prompt, samples_per_shard)
         self.samples_per_shard = samples_per_shard
@@ -193,6 +215,8 @@ class ShardSource:
             'steps': steps, 'guidance': guidance,
             'height': height, 'width': width,
             'dtype': str(pipeline.dtype).removeprefix('torch.')}
+        if self._cascade:
+            settings['stages'] = self._cascade.settings
         self.config: dict[str, Any] = settings | {
             'seed': seed, 'images_per_prompt': images_per_prompt, 'image_format': image_format,
             'quality': quality if image_format == 'jpg' else None,
@@ -210,11 +234,13 @@ class ShardSource:
         self.failed_before = 0
         self.masks = masks is not False
         self.notes = {'batch_size': batch_size}
+        if self._cascade:
+            height, width = self._cascade.first_size
         self.call_options = drawing_options(
             pipeline, steps=steps, guidance=guidance, height=height, width=width)
         self.call_options['output_type'] = 'pil'
         self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
-        if 'clean_caption' in self.call_options:
+        if 'clean_caption' in drawing_options(self._mask_pipe, steps=1, guidance=1):
             self.recorder_options['clean_caption'] = False
         self._propagate, self._crf = 0, 0
         if isinstance(masks, Mapping):
@@ -226,6 +252,7 @@ class ShardSource:
             raise ValueError(f'masks can be told {", ".join(MASK_OPTIONS)}, not '
                              f'{", ".join(unknown)}')
         options = dict(masks)
+        options.pop('stage', None)
         self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
         if self._propagate < 0:
             raise ValueError(f'propagate must be at least 0, got {self._propagate}')
@@ -236,14 +263,21 @@ class ShardSource:
                 raise ValueError('steps must be start, stop and maybe stride, got '
                                  f'{options["steps"]}')
             options['steps'] = range(*options['steps'])
-            if not set(options['steps']).intersection(range(self.config['steps'])):
+            count = (self.config if self._mask_stage == 1
+                     else self.config['stages'][self._mask_stage - 2])['steps']
+            if not set(options['steps']).intersection(range(count)):
                 raise ValueError(f'masks of the steps {masks["steps"]} are none of the '
-                                 f'{self.config["steps"]} steps, counted from 0')
+                                 f'{count} steps, counted from 0')
         if self._propagate:
             options['self_attention'] = 32
         self.recorder_options |= options
         # Refuses a name that is unknown, before anything is written.
-        AttentionRecorder(self.pipeline, ['a photo'], [[]], **self.recorder_options)
+        AttentionRecorder(self._mask_pipe, ['a photo'], [[]], **self.recorder_options)
+
+    @property
+    def _mask_pipe(self) -> DiffusionPipeline:
+        """The pipeline whose attention is recorded."""
+        return self._pipes[self._mask_stage - 1]
 
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard holds, in order."""
@@ -274,7 +308,7 @@ class ShardSource:
                 than ``max_failed``.
         """
         work = self.plan.shard(shard)
-        with _quiet(self.pipeline):
+        with _quiet(self._pipes):
             for first in range(0, len(work), self.batch_size):
                 batch = work[first:first + self.batch_size]
                 for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
@@ -315,7 +349,7 @@ class ShardSource:
         wanted = {kept[row]: row for row in rows}
         size = int(notes.get('batch_size', self.batch_size))
         found: dict[int, Sample] = {}
-        with _quiet(self.pipeline):
+        with _quiet(self._pipes):
             for first in range(0, len(work), size):
                 batch = range(first, min(first + size, len(work)))
                 if not wanted.keys() & set(batch):
@@ -343,7 +377,7 @@ class ShardSource:
         """
         work = dict(zip(_keys(self.plan, shard), self.plan.shard(shard)))
         found: dict[str, Sample | str] = {}
-        with _quiet(self.pipeline):
+        with _quiet(self._pipes):
             for key in keys:
                 (outcome, ) = self._outcomes([work[key]], Counts())
                 found[key] = outcome.reason if outcome.sample is None else outcome.sample
@@ -405,11 +439,19 @@ class ShardSource:
                     if 'true_cfg_scale' in self.call_options else {})
         # Noise from the CPU is the same on every device. Casting what is not a number to a
         # pixel would give black; errstate makes it an error.
-        with recorder, np.errstate(invalid='raise'):
-            # Some pipelines that the recorder doesn't know take one generator only.
-            output = self.pipeline(
-                prompt=prompts, **self.call_options, **negative,
-                generator=generators if self.masks or len(batch) > 1 else generators[0])
+        with np.errstate(invalid='raise'):
+            if self._cascade:
+                further = [[torch.Generator().manual_seed(
+                    sample_seed(self.seed, record.id, number, stage)) for record, number in batch]
+                           for stage in range(2, len(self._pipes) + 1)]
+                output = self._cascade.draw(prompts, [generators, *further], self.call_options,
+                                            recorder, self._mask_stage)
+            else:
+                with recorder:
+                    # Some pipelines that the recorder doesn't know take one generator only.
+                    output = self.pipeline(
+                        prompt=prompts, **self.call_options, **negative,
+                        generator=generators if self.masks or len(batch) > 1 else generators[0])
         if len(output.images) != len(batch):
             raise ValueError(f'{type(self.pipeline).__name__} drew {len(output.images)} images '
                              f'from {len(batch)} prompts')
@@ -419,7 +461,7 @@ class ShardSource:
                              f'{output.images[0].size} (width, height), not {wanted}')
         raw = (recorder.masks(propagate=self._propagate) if self.masks
                else [torch.zeros(0, 1, 1) for _ in batch])
-        hidden = _hidden(self.pipeline, output)
+        hidden = _hidden(self._pipes[-1], output)
         return [self._outcome(record, number, seeds[place], output.images[place], hidden[place],
                               raw[place], recorded[place], lost[place])
                 for place, (record, number) in enumerate(batch)]
@@ -494,7 +536,7 @@ class ShardSource:
                      indices: Sequence[Sequence[int]]) -> AttentionRecorder:
         nouns = [[record.nouns[index] for index in chosen]
                  for (record, _), chosen in zip(batch, indices)]
-        return AttentionRecorder(self.pipeline, [record.prompt for record, _ in batch], nouns,
+        return AttentionRecorder(self._mask_pipe, [record.prompt for record, _ in batch], nouns,
                                  **self.recorder_options)
 
 
@@ -617,6 +659,8 @@ class GenerationJob:
         device: Where to run; ``None`` for a GPU if there is one. ``cuda`` becomes this worker's
             own GPU where several workers share a machine.
         variant: The weights' variant, such as ``'fp16'``.
+        stages: The further stages of a cascade: folders, or ids on the hub, which may end in
+            ``@`` and a branch, tag or commit.
         options: The further arguments of :class:`ShardSource`.
     """
 
@@ -628,6 +672,7 @@ class GenerationJob:
     dtype: str = 'float32'
     device: str | None = None
     variant: str | None = None
+    stages: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
     def source(self, local_rank: int | None = None) -> ShardSource:
@@ -646,8 +691,16 @@ class GenerationJob:
             device = f'cuda:{local_rank % torch.cuda.device_count()}'
         loaded = load_pipeline(self.pipeline, revision=self.revision, scheduler=self.scheduler,
                                dtype=self.dtype, device=device, variant=self.variant)
-        return ShardSource(loaded.pipe, prompts,
-                           **{'name': loaded.name, 'revision': loaded.revision, **self.options})
+        stages = []
+        for number, stage in enumerate(self.stages):
+            place, _, revision = (stage, '', '') if Path(stage).is_dir() else stage.partition('@')
+            stages.append(load_pipeline(
+                place, revision=revision or None, dtype=self.dtype, device=device,
+                variant=self.variant,
+                # Stage II gets the embeddings of stage I, whose encoder has 5 billion weights.
+                without=('text_encoder', ) if number == 0 else ()))
+        return ShardSource(loaded.pipe, prompts, **{
+            'name': loaded.name, 'revision': loaded.revision, 'stages': stages, **self.options})
 
     @classmethod
     def of_store(cls, path: str | Path, pipeline: str, prompts: str, **changes: Any
@@ -681,6 +734,16 @@ class GenerationJob:
                 options['batch_size'] = notes['batch_size']
             # A folder's revision is a hash, to compare with; the hub's is one to ask for.
             revision = config['revision']
+            stages = config.get('stages', [])
+            if stages:
+                options |= {'stage_steps': [stage['steps'] for stage in stages],
+                            'stage_guidance': [stage['guidance'] for stage in stages]}
+                if 'stages' not in changes:
+                    if any('/' not in stage['pipeline'] for stage in stages):
+                        raise StoreError(f'{file} names further stages that were folders: give '
+                                         'them')
+                    changes['stages'] = tuple(f'{stage["pipeline"]}@{stage["revision"]}'
+                                              for stage in stages)
             job = cls(pipeline, prompts, limit=config['num_samples'] // config['images_per_prompt'],
                       revision=None if str(revision).startswith('sha256:') else revision,
                       scheduler=config['scheduler'], dtype=config['dtype'])
@@ -694,14 +757,16 @@ class GenerationJob:
 
 
 @contextmanager
-def _quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Switch the pipeline's own progress bar off for a while."""
-    before = getattr(pipeline, '_progress_bar_config', {})
-    pipeline.set_progress_bar_config(**before | {'disable': True})
+def _quiet(pipes: Sequence[DiffusionPipeline]) -> Iterator[None]:
+    """Switch the pipelines' own progress bars off for a while."""
+    before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
+    for pipe, config in zip(pipes, before):
+        pipe.set_progress_bar_config(**config | {'disable': True})
     try:
         yield
     finally:
-        pipeline.set_progress_bar_config(**before)
+        for pipe, config in zip(pipes, before):
+            pipe.set_progress_bar_config(**config)
 
 
 def _versions() -> dict[str, str]:

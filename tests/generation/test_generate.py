@@ -279,7 +279,7 @@ def test_prompts_without_nouns_give_plain_images(pipe, tmp_path):
 
 
 def test_deepfloyd_if(tmp_path):
-    generate(tiny_if(), PROMPTS[:2], tmp_path, **SETTINGS)
+    generate(tiny_if(), PROMPTS[:2], tmp_path, height=32, width=32, **SETTINGS)
     sample = Store(tmp_path)[0]
     assert sample.image.size == (32, 32) and sample.masks.shape == (2, 16, 16)
 
