@@ -20,7 +20,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from freeatm_mm.signals import Terminated, end_on_signals
 
 if TYPE_CHECKING:
     from freeatm_mm.generation import GenerationJob
@@ -197,55 +200,83 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
             stage_guidance=args.stage_guidance))
 
 
+def run(args: argparse.Namespace) -> str:
+    """Do what the arguments ask for; returns the report.
+
+    Raises:
+        Exception: What is wrong with them, or with the run.
+    """
+    from freeatm_mm import generation
+    from freeatm_mm.generation.limits import MAX_WORKERS
+    rank, world = args.rank, args.world
+    if rank is None or world is None:
+        found = worker_of(os.environ)
+        rank, world = (found[0] if rank is None else rank,
+                       found[1] if world is None else world)
+    engine = args.engine or ('process' if args.workers is None else 'workers')
+    if engine == 'process' and args.workers is not None:
+        raise ValueError('--workers needs --engine workers or ray')
+    if engine != 'process' and world > 1:
+        raise ValueError(f'--engine {engine} starts its own workers: not under torchrun, in a '
+                         'SLURM array or with --world')
+    if args.workers is not None and not 1 <= args.workers <= MAX_WORKERS:
+        raise ValueError(f'workers must be at least 1 and at most {MAX_WORKERS}, got '
+                         f'{args.workers}')
+    job = job_of(args, generation.GenerationJob)
+    # All that can be known before the weights are loaded.
+    plan = job.check(None if args.plan else args.out)
+    if args.plan:
+        estimate = generation.estimate_run(job.source(plan=plan))
+        return estimate.text(args.workers or world)
+    workers = 1 if args.workers is None else args.workers
+    if args.redo_failed:
+        if engine != 'process' or world > 1:
+            raise ValueError('--redo-failed draws in one process')
+        return str(generation.redo_failed(job.source(plan=plan), args.out))
+    if engine == 'workers':
+        summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
+    elif engine == 'ray':
+        summary = generation.run_ray(job, args.out, workers, address=args.ray_address,
+                                     progress=not args.quiet)
+    else:
+        local_rank = os.environ.get('LOCAL_RANK')
+        # One bar for all: that of the first worker.
+        source = job.source(None if local_rank is None else int(local_rank), plan)
+        summary = generation.draw_store(
+            source, args.out, rank=rank, world=world, take_over=not args.no_take_over,
+            wait='RANK' in os.environ if args.wait is None else args.wait,
+            progress=not args.quiet and rank == 0)
+    return str(summary)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
-        # The prompts are checked before the slow imports and the loading of weights.
-        from freeatm_mm.generation.plan import PromptFile
+        with end_on_signals():
+            return report(args)
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on where it was', file=sys.stderr)
+        return INTERRUPTED
+    except Terminated as error:
+        with suppress(OSError):  # the terminal that would show it may be gone
+            print(f'ended by {error}; the same command goes on where it was', file=sys.stderr)
+        return error.exit_code
+
+
+def report(args: argparse.Namespace) -> int:
+    """Run, and print what came of it or what is wrong; returns the exit code."""
+    try:
+        from freeatm_mm import generation
         from freeatm_mm.store import StoreError
     except ImportError as error:
-        print(f'error: {error}; install freeatm_mm[generation]', file=sys.stderr)
+        # Its own words: what is missing may be a part of something that is installed.
+        print(f'error: {error} (freeatm_mm[generation] installs what generating needs)',
+              file=sys.stderr)
         return USAGE_ERROR
-    failures: tuple[type[Exception], ...] = (ValueError, OSError, StoreError, FloatingPointError)
+    failures = (ValueError, OSError, StoreError, FloatingPointError, generation.WorkerError,
+                generation.DrawingError)
     try:
-        rank, world = args.rank, args.world
-        if rank is None or world is None:
-            found = worker_of(os.environ)
-            rank, world = (found[0] if rank is None else rank,
-                           found[1] if world is None else world)
-        engine = args.engine or ('process' if args.workers is None else 'workers')
-        if engine == 'process' and args.workers is not None:
-            raise ValueError('--workers needs --engine workers or ray')
-        if engine != 'process' and world > 1:
-            raise ValueError(f'--engine {engine} starts its own workers: not under torchrun, in a '
-                             'SLURM array or with --world')
-        PromptFile(args.prompts, args.limit)
-        from freeatm_mm import generation
-        failures += (generation.WorkerError, generation.DrawingError)
-        job = job_of(args, generation.GenerationJob)
-        if args.plan:
-            estimate = generation.estimate_run(job.source())
-            print(estimate.text(args.workers or world))
-            return 0
-        workers = 1 if args.workers is None else args.workers
-        if args.redo_failed:
-            if engine != 'process' or world > 1:
-                raise ValueError('--redo-failed draws in one process')
-            print(generation.redo_failed(job.source(), args.out))
-            return 0
-        if engine == 'workers':
-            summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
-        elif engine == 'ray':
-            summary = generation.run_ray(job, args.out, workers, address=args.ray_address,
-                                         progress=not args.quiet)
-        else:
-            local_rank = os.environ.get('LOCAL_RANK')
-            # One bar for all: that of the first worker.
-            summary = generation.draw_store(
-                job.source(None if local_rank is None else int(local_rank)), args.out, rank=rank,
-                world=world, take_over=not args.no_take_over,
-                wait='RANK' in os.environ if args.wait is None else args.wait,
-                progress=not args.quiet and rank == 0)
+        print(run(args))
     except (*failures, RuntimeError) as error:
         if 'out of memory' in str(error):
             print('error: out of memory; start again with a smaller --batch-size or --size, '
@@ -255,10 +286,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on where it was', file=sys.stderr)
-        return INTERRUPTED
-    print(summary)
     return 0
 
 

@@ -40,7 +40,7 @@ def parse_json(data: bytes) -> Any:
         ValueError: If it isn't JSON, isn't UTF-8 or is nested too deeply.
     """
     try:
-        return json.loads(data)
+        return json.loads(data.decode('utf-8-sig'))  # by itself, json guesses at UTF-16 and 32
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that
 """
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ from freeatm_mm.store.sample import IMAGE_FORMATS
 from freeatm_mm.store.verify import shard_entries
 
 from .cascade import Cascade, check_first_stage
+from .limits import check_settings
 from .pipelines import LoadedPipeline, drawing_options, load_pipeline, scheduler_name
 from .plan import Plan, PromptFile, sample_key, sample_seed
 
@@ -110,7 +112,9 @@ class ShardSource:
 
     Args:
         pipeline: A text-to-image pipeline; for masks, of a family that the recorder knows.
-        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`.
+        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`; or a
+            :class:`~freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
+            and ``samples_per_shard``.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; 1 or less switches guidance off.
         batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
@@ -159,7 +163,7 @@ class ShardSource:
             can't be used.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], *,
+    def __init__(self, pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord] | Plan, *,
                  steps: int = 50, guidance: float = 7.5, batch_size: int = 8, seed: int = 0,
                  samples_per_shard: int = 5000, images_per_prompt: int = 1,
                  height: int | None = None, width: int | None = None, image_format: str = 'jpg',
@@ -169,15 +173,11 @@ class ShardSource:
                  stage_guidance: Sequence[float] | None = None, keep_hidden: bool = False,
                  max_failed: float | None = None, name: str | None = None,
                  revision: str | None = None) -> None:
-        for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
-                                    ('height', height, 1), ('width', width, 1)):
-            if value is not None and value < least:
-                raise ValueError(f'{label} must be at least {least}, got {value}')
-        if (height is None) != (width is None):
-            # Pipelines would silently draw their own size.
-            raise ValueError(f'give height and width together, got {height} and {width}')
-        if not 1 <= quality <= 100:
-            raise ValueError(f'quality must be from 1 to 100, got {quality}')
+        check_settings({'steps': steps, 'guidance': guidance, 'batch_size': batch_size,
+                        'seed': seed, 'samples_per_shard': samples_per_shard,
+                        'images_per_prompt': images_per_prompt, 'height': height, 'width': width,
+                        'quality': quality, 'masks': masks, 'stage_steps': stage_steps,
+                        'stage_guidance': stage_guidance})
         if image_format not in IMAGE_FORMATS:
             raise ValueError(f'image_format must be one of {", ".join(IMAGE_FORMATS)}, got '
                              f'{image_format!r}')
@@ -200,7 +200,8 @@ class ShardSource:
             # Refuses a family that can't be recorded, before anything is written.
             find_family(self._mask_pipe)
         self.pipeline = pipeline
-        self.plan = Plan(prompts, images_per_prompt, samples_per_shard)
+        self.plan = (prompts if isinstance(prompts, Plan)
+                     else Plan(prompts, images_per_prompt, samples_per_shard))
         self.samples_per_shard = samples_per_shard
         self.num_samples = self.plan.num_samples
         self.batch_size = batch_size
@@ -254,14 +255,7 @@ class ShardSource:
         options = dict(masks)
         options.pop('stage', None)
         self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
-        if self._propagate < 0:
-            raise ValueError(f'propagate must be at least 0, got {self._propagate}')
-        if not 0 <= self._crf <= 96:
-            raise ValueError(f'crf must be a side of at most 96 pixels, or 0, got {self._crf}')
         if 'steps' in options:
-            if len(options['steps']) not in (2, 3):
-                raise ValueError('steps must be start, stop and maybe stride, got '
-                                 f'{options["steps"]}')
             options['steps'] = range(*options['steps'])
             count = (self.config if self._mask_stage == 1
                      else self.config['stages'][self._mask_stage - 2])['steps']
@@ -675,17 +669,68 @@ class GenerationJob:
     stages: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
-    def source(self, local_rank: int | None = None) -> ShardSource:
+    def check(self, out: str | Path | None = None) -> Plan:
+        """Check all that can be checked before weights are loaded.
+
+        Args:
+            out: The folder of the store that will be drawn.
+
+        Returns:
+            The plan, for :meth:`source`.
+
+        Raises:
+            FileNotFoundError: If the prompts are missing.
+            ValueError: If a setting is out of range, or the prompts can't be used.
+            StoreError: If ``out`` holds a store made with other settings.
+        """
+        defaults = {name: parameter.default for name, parameter in
+                    inspect.signature(ShardSource).parameters.items()}
+        settings = defaults | self.options
+        check_settings(settings)
+        plan = Plan(PromptFile(self.prompts, self.limit), settings['images_per_prompt'],
+                    settings['samples_per_shard'])
+        _number_allowed(settings['max_failed'], plan.num_samples)
+        if out is not None:
+            self._check_store(Path(out), plan, settings)
+        return plan
+
+    def _check_store(self, out: Path, plan: Plan, settings: dict[str, Any]) -> None:
+        """Refuse a store made with other settings, as far as these are known by now."""
+        try:
+            manifest = load_manifest(out / MANIFEST, STORE_FORMAT)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise StoreError(f"{out} can't be a store: it is a file, or lies in one") from None
+        if not manifest.get('complete') and not any(out.glob('shard-*')):
+            return
+        known = {name: settings[name] for name in (
+            'steps', 'guidance', 'seed', 'images_per_prompt', 'image_format', 'samples_per_shard',
+            'height', 'width')}
+        known |= {'prompts_sha256': plan.fingerprint, 'num_samples': plan.num_samples}
+        if self.scheduler:
+            known['scheduler'] = self.scheduler
+        config = manifest.get('config')
+        found = (config if isinstance(config, dict) else {}) | {
+            'samples_per_shard': manifest.get('samples_per_shard')}
+        differences = [f'{name} is {found.get(name)!r} there and {value!r} here'
+                       for name, value in sorted(known.items()) if found.get(name) != value]
+        if differences:
+            raise StoreError(f'{out} holds a store made otherwise: {"; ".join(differences)}. Use '
+                             'the same settings to go on, or another folder')
+
+    def source(self, local_rank: int | None = None, plan: Plan | None = None) -> ShardSource:
         """Read the prompts and load the pipeline.
 
         Args:
             local_rank: Number of this worker on its machine, where there are several.
+            plan: What :meth:`check` returned.
 
         Raises:
             FileNotFoundError: If prompts or pipeline are missing.
             ValueError: If one of them can't be used, saying why.
         """
-        prompts = PromptFile(self.prompts, self.limit)  # checked before the weights are loaded
+        plan = self.check() if plan is None else plan
         device = self.device
         if local_rank is not None and device in (None, 'cuda') and torch.cuda.is_available():
             device = f'cuda:{local_rank % torch.cuda.device_count()}'
@@ -699,7 +744,7 @@ class GenerationJob:
                 variant=self.variant,
                 # Stage II gets the embeddings of stage I, whose encoder has 5 billion weights.
                 without=('text_encoder', ) if number == 0 else ()))
-        return ShardSource(loaded.pipe, prompts, **{
+        return ShardSource(loaded.pipe, plan, **{
             'name': loaded.name, 'revision': loaded.revision, 'stages': stages, **self.options})
 
     @classmethod

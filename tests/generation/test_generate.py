@@ -392,11 +392,12 @@ def test_other_settings_are_refused_and_named(pipe, drawn):
     ({'quality': 0}, 'quality'), ({'image_format': 'gif'}, 'image_format'),
     ({'lost_nouns': 'hide'}, 'lost_nouns'), ({'images_per_prompt': 0}, 'images_per_prompt'),
     ({'height': 32}, 'height and width together'),
-    ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, not block'),
+    ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, stage, not block'),
     ({'masks': {'blocks': ['left']}}, "blocks must be of .*got .'left'"),
     ({'masks': {'steps': [2, 9]}}, 'are none of the 2 steps'),
     ({'masks': {'steps': [2]}}, 'start, stop and maybe stride'),
-    ({'masks': {'crf': 200}}, 'at most 96'), ({'masks': {'propagate': -1}}, 'propagate must be'),
+    ({'masks': {'crf': 200}}, 'crf must be .* to 96'),
+    ({'masks': {'propagate': -1}}, 'propagate must be'),
     ({'height': 30, 'width': 64}, 'prompts 000, 001 failed.*divisible by 8'),
 ])
 def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):
