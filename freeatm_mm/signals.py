@@ -1,6 +1,7 @@
 """Being told to end: SIGTERM (a scheduler, a service manager), SIGHUP (a terminal that closed)."""
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,12 @@ def end_on_signals() -> Iterator[None]:
         return
 
     def end(number: int, frame: Any) -> None:
+        if _is_in_finalizer(frame):
+            # Python would print an exception raised here, and go on as if nothing were: once more.
+            later = threading.Timer(0.02, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
         signal.signal(number, signal.SIG_DFL)
         raise Terminated(number)
 
@@ -52,6 +59,14 @@ def end_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _is_in_finalizer(frame: Any) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == '__del__':
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

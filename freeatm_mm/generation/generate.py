@@ -80,6 +80,7 @@ class GenerationSummary(Counts):
         for count, what in (
                 (self.lost_nouns, 'nouns left out: cut off or not found by the tokenizer (listed '
                  "in their samples' meta)"),
+                (self.cut_prompts, 'prompts have more than the 77 tokens that CLIP sees'),
                 (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
                 (self.hidden_images, "images blacked out by the pipeline's safety checker"),
                 (len(self._left_out('hidden')),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,6 +71,7 @@ class Counts:
             found among the tokens; the samples' ``meta`` lists them with the reason.
         flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
         hidden_images: Images that the pipeline's safety checker blacked out.
+        cut_prompts: Prompts longer than the 77 tokens of CLIP, whose ends it doesn't see.
         split_batches: Batches that failed, so that their samples were drawn one by one.
         left_out: The samples that aren't in the store, each with ``key``, ``prompt_id``,
             ``image_number``, ``kind`` (``'failed'`` or ``'hidden'``) and ``reason``.
@@ -78,6 +80,7 @@ class Counts:
     lost_nouns: int = 0
     flat_masks: int = 0
     hidden_images: int = 0
+    cut_prompts: int = 0
     split_batches: int = 0
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
@@ -309,6 +312,7 @@ class ShardSource:
                     counts.lost_nouns += outcome.lost_nouns
                     counts.flat_masks += outcome.flat_masks
                     counts.hidden_images += outcome.hidden
+                    counts.cut_prompts += self._is_cut(record.prompt)
                     if outcome.sample is not None:
                         yield outcome.sample
                         continue
@@ -376,6 +380,15 @@ class ShardSource:
                 (outcome, ) = self._outcomes([work[key]], Counts())
                 found[key] = outcome.reason if outcome.sample is None else outcome.sample
         return found
+
+    def _is_cut(self, prompt: str) -> bool:
+        """Whether CLIP sees the beginning of a prompt only, and no other encoder sees it all."""
+        tokenizers = [item for name, item in vars(self.pipeline).items()
+                      if name.startswith('tokenizer') and callable(item)]
+        return bool(tokenizers) and all(
+            type(item).__name__.startswith('CLIPTokenizer')
+            and len(prompt) > item.model_max_length - 2  # a token has a character at least
+            and len(item(prompt).input_ids) > item.model_max_length for item in tokenizers)
 
     def _check_failed(self, counts: Counts) -> None:
         failed = self.failed_before + counts.failed
@@ -803,15 +816,27 @@ class GenerationJob:
 
 @contextmanager
 def _quiet(pipes: Sequence[DiffusionPipeline]) -> Iterator[None]:
-    """Switch the pipelines' own progress bars off for a while."""
+    """Keep the pipelines' own bars, and what they say of every long prompt, off the screen."""
     before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
+    handlers = [handler for name in ('diffusers', 'transformers')
+                for handler in logging.getLogger(name).handlers]
     for pipe, config in zip(pipes, before):
         pipe.set_progress_bar_config(**config | {'disable': True})
+    for handler in handlers:
+        handler.addFilter(_says_more)
     try:
         yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(_says_more)
         for pipe, config in zip(pipes, before):
             pipe.set_progress_bar_config(**config)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Whether a message isn't about a prompt that is too long: `cut_prompts` counts these."""
+    text = record.getMessage()
+    return not ('part of your input was truncated' in text or 'sequence length is longer' in text)
 
 
 def _versions() -> dict[str, str]:

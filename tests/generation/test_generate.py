@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 import threading
 import time
 from importlib import metadata
@@ -297,6 +298,22 @@ def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_pat
     assert 'lost_nouns' not in Store(tmp_path / 'a')[1].meta
     with pytest.raises(NounTruncatedError, match="prompts 009, 001 failed.*'bird'"):
         generate(pipe, [long, PROMPTS[1]], tmp_path / 'b', lost_nouns='raise', **SETTINGS)
+
+
+def test_long_prompts_are_counted_rather_than_printed(tmp_path, capfd):
+    from diffusers.utils import logging
+    logging.enable_default_handler()  # writes to what stderr was when it was made
+    handler = logging._default_handler
+    handler.setStream(sys.stderr)
+    long = record(9, 'a dog ' + 'on the sand ' * 30)
+    pipe = tiny_stable_diffusion()
+    pipe([long.prompt], num_inference_steps=1)
+    assert 'was truncated because CLIP' in capfd.readouterr().err
+    summary = generate(pipe, [long, *PROMPTS[:2]], tmp_path, **SETTINGS)
+    assert 'truncated' not in capfd.readouterr().err
+    assert summary.cut_prompts == 1
+    assert '1 prompts have more than the 77 tokens that CLIP sees' in str(summary)
+    assert not handler.filters
 
 
 def test_nouns_that_are_not_among_the_tokens_are_left_out_and_listed(pipe, tmp_path, monkeypatch):
