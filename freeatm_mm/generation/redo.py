@@ -53,8 +53,9 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
             continue
         summary.skipped += entry['samples']
         notes = dict(entry.get('notes', {}))
-        left_out = notes.get('left_out', [])
-        failed = [item['key'] for item in left_out if item['kind'] == 'failed']
+        due = source.keys(shard)
+        left_out = [item for item in notes.get('left_out', []) if item.get('key') in due]
+        failed = [item['key'] for item in left_out if item.get('kind') == 'failed']
         drawn = source.draw_alone(shard, failed) if failed else {}
         found = {key: item for key, item in drawn.items() if isinstance(item, Sample)}
         notes['left_out'] = [
@@ -64,7 +65,7 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
             dtype = source.config['dtype']
             notes['redone'] = notes.get('redone', []) + [
                 {'key': key, 'dtype': dtype} for key in found]
-            writer.write_shard(shard, _merged(out, shard, source.keys(shard), found), notes)
+            writer.write_shard(shard, _merged(out, shard, due, found), notes)
             summary.samples += len(found)
             summary.nouns += sum(len(sample.nouns) for sample in found.values())
             summary.image_bytes += sum(len(sample.image_bytes) for sample in found.values())

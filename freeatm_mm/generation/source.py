@@ -73,8 +73,8 @@ class Counts:
         hidden_images: Images that the pipeline's safety checker blacked out.
         cut_prompts: Prompts longer than the 77 tokens of CLIP, whose ends it doesn't see.
         split_batches: Batches that failed, so that their samples were drawn one by one.
-        left_out: The samples that aren't in the store, each with ``key``, ``prompt_id``,
-            ``image_number``, ``kind`` (``'failed'`` or ``'hidden'``) and ``reason``.
+        left_out: The samples that aren't in the store, each with its ``key`` and ``kind``:
+            ``'hidden'``, or ``'failed'`` with ``prompt_id``, ``image_number`` and ``reason``.
     """
 
     lost_nouns: int = 0
@@ -316,10 +316,12 @@ class ShardSource:
                     if outcome.sample is not None:
                         yield outcome.sample
                         continue
-                    counts.left_out.append({
-                        'key': sample_key(record.id, number, self.plan.images_per_prompt),
-                        'prompt_id': record.id, 'image_number': number, 'kind': outcome.kind,
-                        'reason': outcome.reason})
+                    gone = {'key': sample_key(record.id, number, self.plan.images_per_prompt),
+                            'kind': outcome.kind}
+                    if outcome.kind == 'failed':  # of the others there may be very many
+                        gone |= {'prompt_id': record.id, 'image_number': number,
+                                 'reason': outcome.reason}
+                    counts.left_out.append(gone)
                     self._check_failed(counts)
                 if on_batch is not None:
                     on_batch(first + len(batch))
@@ -393,7 +395,8 @@ class ShardSource:
     def _check_failed(self, counts: Counts) -> None:
         failed = self.failed_before + counts.failed
         if failed > self.max_failed:
-            some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in counts.left_out[-3:])
+            last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
+            some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
             raise TooManyFailed(f'{failed} samples could not be drawn, and {self.max_failed} may '
                                 f'fail (max_failed) before the run stops; the last: {some}')
 
