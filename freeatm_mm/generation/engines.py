@@ -173,6 +173,8 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
     if not 1 <= workers <= MAX_WORKERS:
         raise ValueError(f'workers must be at least 1 and at most {MAX_WORKERS}, got {workers}')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    # Or a thread of Ray Data that finds the cluster gone, at the end, would start another one.
+    os.environ.setdefault('RAY_ENABLE_AUTO_CONNECT', '0')
     try:
         import ray
         import ray.data
@@ -201,6 +203,11 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
                                   'start again, finished shards are kept')
             _finish(job, out)
         return summary
+    except BaseException:
+        # Ray Data's threads would print pages about the cluster that is taken from them.
+        for name in ('ray', 'ray.data'):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        raise
     finally:
         if own:
             ray.shutdown()
