@@ -119,7 +119,9 @@ def test_two_stages_and_another_shape(stages, tmp_path):
     (dict(height=128, width=512), 'not 128x512'), (dict(height=128, width=130), 'not 128x130'),
     (dict(stage_steps=[2]), 'stage_steps must have a number for each of the 2'),
     (dict(stage_guidance=[1.0, 2.0, 3.0]), 'stage_guidance must have'),
-    (dict(masks={'stage': 4}), 'from stages 1 to 3, not 4'),
+    (dict(masks={'stage': 4}), 'stage must be .* from 1 to 3'),
+    (dict(masks={'stage': 3}, stages=(), stage_steps=None, height=16, width=16),
+     'from stages 1 to 1, not 3'),
     (dict(masks={'stage': 2, 'steps': [2, 9]}), 'none of the 2 steps')])
 def test_what_the_stages_cannot_do_is_refused(stages, change, message):
     with pytest.raises(ValueError, match=message):
