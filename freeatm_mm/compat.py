@@ -9,7 +9,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -271,3 +271,60 @@ def worker_message(error: Exception) -> str:
         kind, _, message = text.partition(': ')
         text = message if kind.isidentifier() or '.' in kind else text
     return text
+
+
+@contextmanager
+def no_code_from_data() -> Iterator[None]:
+    """Keeps diffusers and transformers from importing Python that comes with weights.
+
+    Reason: diffusers runs a folder's Python without asking (a `_class_name` that is a pair, a file
+    `None.py`, `PART/LIBRARY.py`; `download` also that of *another* repository, whatever
+    `trust_remote_code` says), and `from_pretrained` of a pipeline hands no `trust_remote_code` to
+    its parts, for which transformers then asks on the terminal. While this lasts, every way to a
+    module that came with weights raises ValueError, and nobody is asked.
+
+    Source: `diffusers/utils/dynamic_modules_utils.py`, `transformers/dynamic_module_utils.py`:
+    `get_cached_module_file` fetches, `get_class_in_module` runs.
+    """
+    def refuse(*_, **__):
+        raise ValueError('it wants to run Python code that comes with the weights, which is never '
+                         'done')
+
+    before = []
+    for name in ('diffusers.utils.dynamic_modules_utils', 'transformers.dynamic_module_utils'):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        for field, value in (('get_cached_module_file', refuse), ('get_class_in_module', refuse),
+                             ('TIME_OUT_REMOTE_CODE', 0)):
+            if hasattr(module, field):
+                before.append((module, field, getattr(module, field)))
+                setattr(module, field, value)
+    try:
+        yield
+    finally:
+        for module, field, value in before:
+            setattr(module, field, value)
+
+
+@contextmanager
+def hub_out_of_reach() -> Iterator[None]:
+    """Keeps huggingface_hub from fetching anything.
+
+    Reason: `local_files_only` of a pipeline's `from_pretrained` isn't handed to its parts; a part's
+    config may name another repository (a backbone, an adapter's base) and have it fetched.
+
+    Source: `huggingface_hub/constants.py`, `HF_HUB_OFFLINE`, which is read at each request.
+    """
+    import huggingface_hub
+    constants = huggingface_hub.constants
+    reset = getattr(huggingface_hub.utils, 'reset_sessions', None) or (lambda: None)
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    reset()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        reset()

@@ -20,7 +20,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from freeatm_mm.signals import Terminated, end_on_signals
 
 if TYPE_CHECKING:
     from freeatm_mm.generation import GenerationJob
@@ -79,6 +82,11 @@ def numbers(separator: str) -> Callable[[str], list[int]]:
     return read
 
 
+def scales(text: str) -> list[float]:
+    """'4,9' as guidance scales."""
+    return [float(part) for part in text.split(',')]
+
+
 def masks_of(args: argparse.Namespace) -> bool | dict[str, Any]:
     """Which masks the arguments ask for.
 
@@ -100,8 +108,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('pipeline', help='folder of a diffusers pipeline, or a hub id (owner/name)')
     add('prompts', help='JSON Lines file of prompt records: id, prompt, nouns, source')
     add('out', help='folder of the store; made if missing')
+    add('--stage', action='append', default=[], metavar='PIPELINE',
+        help='a further stage of DeepFloyd IF, folder or hub id (owner/name@revision); once for '
+             'stage II, once more for stage III')
     add('--steps', type=int, default=50, help='denoising steps (default: 50)')
     add('--guidance', type=float, default=7.5, help='guidance scale; 1: off (default: 7.5)')
+    add('--stage-steps', type=numbers(','), metavar='N,M',
+        help="denoising steps of the further stages (default: the pipelines')")
+    add('--stage-guidance', type=scales, metavar='X,Y',
+        help="guidance scales of the further stages (default: the pipelines')")
     add('--batch-size', type=int, default=8, help='images drawn at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
     add('--size', type=parse_size, metavar='HxW', help="pixels (default: the pipeline's)")
@@ -120,6 +135,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('--lost-nouns', choices=('skip', 'raise'), default='skip',
         help='a noun that the tokenizer cuts off: keep the image without it, or stop '
              '(default: skip)')
+    add('--keep-hidden', action='store_true',
+        help='store images that the safety checker blacked out, marked in their meta, rather than '
+             'leave them out')
+    add('--max-failed', type=float, metavar='N',
+        help='how many samples may fail and be left out before the run stops: a number, or a share '
+             'of them below 1 (default: 10, or a tenth if that is more)')
+    add('--redo-failed', action='store_true',
+        help='draw only what failed before, in the number format that --dtype names now, and put '
+             'it into its place')
     add('--no-masks', action='store_true',
         help='draw images alone, with any text-to-image pipeline')
     masks = parser.add_argument_group(
@@ -139,6 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help='pass masks on along the self-attention at 32x32 or below')
     masks.add_argument('--mask-crf', type=int, metavar='SIDE',
                        help="draw masks' edges where the image has edges, at SIDE pixels (64, say)")
+    masks.add_argument('--mask-stage', type=int, choices=(1, 2, 3),
+                       help='the stage of DeepFloyd IF that masks are taken from (default: 1)')
     add('--plan', action='store_true',
         help='draw two batches, print shards, bytes and hours of the run, and write nothing')
     add('--engine', choices=('process', 'workers', 'ray'),
@@ -164,70 +190,102 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
     return job_class(
         args.pipeline, args.prompts, limit=args.limit, revision=args.revision,
         scheduler=args.scheduler, dtype=args.dtype, device=args.device, variant=args.variant,
+        stages=tuple(args.stage),
         options=dict(
             steps=args.steps, guidance=args.guidance, batch_size=args.batch_size, seed=args.seed,
             samples_per_shard=args.samples_per_shard, images_per_prompt=args.images_per_prompt,
             height=height, width=width, image_format=args.image_format, quality=args.quality,
-            lost_nouns=args.lost_nouns, masks=masks_of(args)))
+            lost_nouns=args.lost_nouns, masks=masks_of(args), keep_hidden=args.keep_hidden,
+            max_failed=args.max_failed, stage_steps=args.stage_steps,
+            stage_guidance=args.stage_guidance))
+
+
+def run(args: argparse.Namespace) -> str:
+    """Do what the arguments ask for; returns the report.
+
+    Raises:
+        Exception: What is wrong with them, or with the run.
+    """
+    from freeatm_mm import generation
+    from freeatm_mm.generation.limits import MAX_WORKERS
+    rank, world = args.rank, args.world
+    if rank is None or world is None:
+        found = worker_of(os.environ)
+        rank, world = (found[0] if rank is None else rank,
+                       found[1] if world is None else world)
+    engine = args.engine or ('process' if args.workers is None else 'workers')
+    if engine == 'process' and args.workers is not None:
+        raise ValueError('--workers needs --engine workers or ray')
+    if engine != 'process' and world > 1:
+        raise ValueError(f'--engine {engine} starts its own workers: not under torchrun, in a '
+                         'SLURM array or with --world')
+    if args.workers is not None and not 1 <= args.workers <= MAX_WORKERS:
+        raise ValueError(f'workers must be at least 1 and at most {MAX_WORKERS}, got '
+                         f'{args.workers}')
+    job = job_of(args, generation.GenerationJob)
+    # All that can be known before the weights are loaded.
+    plan = job.check(None if args.plan else args.out)
+    if args.plan:
+        estimate = generation.estimate_run(job.source(plan=plan))
+        return estimate.text(args.workers or world)
+    workers = 1 if args.workers is None else args.workers
+    if args.redo_failed:
+        if engine != 'process' or world > 1:
+            raise ValueError('--redo-failed draws in one process')
+        return str(generation.redo_failed(job.source(plan=plan), args.out))
+    if engine == 'workers':
+        summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
+    elif engine == 'ray':
+        summary = generation.run_ray(job, args.out, workers, address=args.ray_address,
+                                     progress=not args.quiet)
+    else:
+        local_rank = os.environ.get('LOCAL_RANK')
+        # One bar for all: that of the first worker.
+        source = job.source(None if local_rank is None else int(local_rank), plan)
+        summary = generation.draw_store(
+            source, args.out, rank=rank, world=world, take_over=not args.no_take_over,
+            wait='RANK' in os.environ if args.wait is None else args.wait,
+            progress=not args.quiet and rank == 0)
+    return str(summary)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
-        # The prompts are checked before the slow imports and the loading of weights.
-        from freeatm_mm.generation.plan import PromptFile
-        from freeatm_mm.store import StoreError
-    except ImportError as error:
-        print(f'error: {error}; install freeatm_mm[generation]', file=sys.stderr)
-        return USAGE_ERROR
-    failures: tuple[type[Exception], ...] = (ValueError, OSError, StoreError, FloatingPointError)
-    try:
-        rank, world = args.rank, args.world
-        if rank is None or world is None:
-            found = worker_of(os.environ)
-            rank, world = (found[0] if rank is None else rank,
-                           found[1] if world is None else world)
-        engine = args.engine or ('process' if args.workers is None else 'workers')
-        if engine == 'process' and args.workers is not None:
-            raise ValueError('--workers needs --engine workers or ray')
-        if engine != 'process' and world > 1:
-            raise ValueError(f'--engine {engine} starts its own workers: not under torchrun, in a '
-                             'SLURM array or with --world')
-        PromptFile(args.prompts, args.limit)
-        from freeatm_mm import generation
-        failures += (generation.WorkerError,)
-        job = job_of(args, generation.GenerationJob)
-        if args.plan:
-            estimate = generation.estimate_run(job.source())
-            print(estimate.text(args.workers or world))
-            return 0
-        workers = 1 if args.workers is None else args.workers
-        if engine == 'workers':
-            summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
-        elif engine == 'ray':
-            summary = generation.run_ray(job, args.out, workers, address=args.ray_address,
-                                         progress=not args.quiet)
-        else:
-            local_rank = os.environ.get('LOCAL_RANK')
-            # One bar for all: that of the first worker.
-            summary = generation.draw_store(
-                job.source(None if local_rank is None else int(local_rank)), args.out, rank=rank,
-                world=world, take_over=not args.no_take_over,
-                wait='RANK' in os.environ if args.wait is None else args.wait,
-                progress=not args.quiet and rank == 0)
-    except failures as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
-    except RuntimeError as error:
-        if 'out of memory' not in str(error):
-            raise
-        print('error: out of memory; start again with a smaller --batch-size, finished shards are '
-              'kept', file=sys.stderr)
-        return USAGE_ERROR
+        with end_on_signals():
+            return report(args)
     except KeyboardInterrupt:
         print('interrupted; the same command goes on where it was', file=sys.stderr)
         return INTERRUPTED
-    print(summary)
+    except Terminated as error:
+        with suppress(OSError):  # the terminal that would show it may be gone
+            print(f'ended by {error}; the same command goes on where it was', file=sys.stderr)
+        return error.exit_code
+
+
+def report(args: argparse.Namespace) -> int:
+    """Run, and print what came of it or what is wrong; returns the exit code."""
+    try:
+        from freeatm_mm import generation
+        from freeatm_mm.store import StoreError
+    except ImportError as error:
+        # Its own words: what is missing may be a part of something that is installed.
+        print(f'error: {error} (freeatm_mm[generation] installs what generating needs)',
+              file=sys.stderr)
+        return USAGE_ERROR
+    failures = (ValueError, OSError, StoreError, FloatingPointError, generation.WorkerError,
+                generation.DrawingError)
+    try:
+        print(run(args))
+    except (*failures, RuntimeError) as error:
+        if 'out of memory' in str(error):
+            print('error: out of memory; start again with a smaller --batch-size or --size, '
+                  'finished shards are kept', file=sys.stderr)
+            return USAGE_ERROR
+        if not isinstance(error, failures):
+            raise
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return USAGE_ERROR
     return 0
 
 

@@ -4,8 +4,10 @@ from .estimate import RunEstimate, estimate_run
 from .generate import GenerationSummary, draw_store, generate
 from .pipelines import LoadedPipeline, load_pipeline
 from .plan import Plan, PromptFile, sample_key, sample_seed
-from .source import GenerationJob, ShardSource, StorePlan
+from .redo import redo_failed
+from .source import DrawingError, GenerationJob, ShardSource, StorePlan, TooManyFailed
 
-__all__ = ['ENGINES', 'GenerationJob', 'GenerationSummary', 'LoadedPipeline', 'Plan', 'PromptFile',
-           'RunEstimate', 'ShardSource', 'StorePlan', 'WorkerError', 'draw_store', 'estimate_run',
-           'generate', 'load_pipeline', 'run_ray', 'run_workers', 'sample_key', 'sample_seed']
+__all__ = ['ENGINES', 'DrawingError', 'GenerationJob', 'GenerationSummary', 'LoadedPipeline',
+           'Plan', 'PromptFile', 'RunEstimate', 'ShardSource', 'StorePlan', 'TooManyFailed',
+           'WorkerError', 'draw_store', 'estimate_run', 'generate', 'load_pipeline', 'redo_failed',
+           'run_ray', 'run_workers', 'sample_key', 'sample_seed']

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.signals import Terminated, end_on_signals, keep_handlers
 from freeatm_mm.store import StoreError, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 
@@ -34,6 +35,7 @@ from .generate import (
     shared_bar,
     summarise_shards,
 )
+from .limits import MAX_WORKERS
 from .plan import PromptFile
 from .source import GenerationJob
 
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 __all__ = ['ENGINES', 'WorkerError', 'run_ray', 'run_workers']
 
 ENGINES = ('process', 'workers', 'ray')
+
+#: How long a worker that is told to end has for it.
+ENDING_SECONDS = 10.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,11 +74,11 @@ def run_workers(job: GenerationJob, out: str | Path, workers: int, *, max_replac
         on_start: Called with the process id of each worker that is started.
 
     Raises:
-        ValueError: If ``workers`` is below 1.
+        ValueError: If ``workers`` is below 1, or more than a machine has.
         WorkerError: If a worker raised, with what it said, or too many died.
     """
-    if workers < 1:
-        raise ValueError(f'workers must be at least 1, got {workers}')
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ValueError(f'workers must be at least 1 and at most {MAX_WORKERS}, got {workers}')
     context = multiprocessing.get_context('spawn')  # a fork would share the GPU's state
     running: dict[int, tuple[Any, Connection]] = {}
 
@@ -112,6 +117,8 @@ def run_workers(job: GenerationJob, out: str | Path, workers: int, *, max_replac
             for process, _ in running.values():
                 process.terminate()
             for process, _ in running.values():
+                process.join(ENDING_SECONDS)
+                process.kill()  # in a call that takes long; what it was drawing is lost anyhow
                 process.join()
     return summary
 
@@ -125,9 +132,12 @@ def _worker_main(job: GenerationJob, out: str | Path, rank: int, world: int,
 
     threading.Thread(target=follow_parent, daemon=True).start()
     try:
-        draw_store(job.source(rank), out, rank=rank, world=world, progress=False)
+        with end_on_signals():
+            draw_store(job.source(rank), out, rank=rank, world=world, progress=False)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Terminated as error:
+        raise SystemExit(error.exit_code) from None
     except Exception as error:
         sender.send(f'{type(error).__name__}: {error}')
         raise SystemExit(1) from None
@@ -160,9 +170,11 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
         ValueError: If Ray isn't installed or ``workers`` is below 1.
         WorkerError: If an actor raised, or shards are missing after all rounds.
     """
-    if workers < 1:
-        raise ValueError(f'workers must be at least 1, got {workers}')
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ValueError(f'workers must be at least 1 and at most {MAX_WORKERS}, got {workers}')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    # Or a thread of Ray Data that finds the cluster gone, at the end, would start another one.
+    os.environ.setdefault('RAY_ENABLE_AUTO_CONNECT', '0')
     try:
         import ray
         import ray.data
@@ -171,12 +183,13 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
     own = not ray.is_initialized()
     if own:
         options = {} if address else {'include_dashboard': False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with keep_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         out = Path(out).absolute()
         job = replace(job, prompts=str(Path(job.prompts).absolute()),
-                      pipeline=str(Path(job.pipeline).absolute())
-                      if Path(job.pipeline).is_dir() else job.pipeline)
+                      pipeline=_absolute(job.pipeline),
+                      stages=tuple(_absolute(stage) for stage in job.stages))
         with _watched_run(job, out, progress) as (summary, refresh):
             count = _size(job)[1]
             for _ in range(rounds):
@@ -190,9 +203,19 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
                                   'start again, finished shards are kept')
             _finish(job, out)
         return summary
+    except BaseException:
+        # Ray Data's threads would print pages about the cluster that is taken from them.
+        for name in ('ray', 'ray.data'):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        raise
     finally:
         if own:
             ray.shutdown()
+
+
+def _absolute(place: str) -> str:
+    """A pipeline's folder, from anywhere; an id on the hub as it is."""
+    return str(Path(place).absolute()) if Path(place).is_dir() else place
 
 
 def _ray_round(ray: Any, job: GenerationJob, out: Path, shards: list[int], workers: int,
@@ -264,7 +287,8 @@ def _watched_run(job: GenerationJob, out: str | Path, progress: bool
     start = time.monotonic()
     samples, shards = _size(job)
     before = summarise_shards(out, shards)
-    summary = GenerationSummary(skipped=sum(part.samples for part in before.values()))
+    summary = GenerationSummary(skipped=sum(part.samples for part in before.values()),
+                                left_out=sum((part.left_out for part in before.values()), []))
     with shared_bar(SharedProgress(Path(out), shards), samples, progress) as refresh:
         yield summary, refresh
         after = summarise_shards(out, shards)

@@ -95,7 +95,7 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
         raise ValueError(f'batches must be at least 1, got {batches}')
     size = min(source.batch_size, source.size(0))
     rows, notes = list(range(size)), {'batch_size': size}
-    source.draw(0, rows, notes)
+    source.draw(0, rows, notes, strict=False)
     drawn, draw_seconds = [], 0.0
     for number in range(batches):
         first = size * (number + 1)
@@ -104,9 +104,13 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
             rows = list(range(size))
         _synchronize()
         start = time.perf_counter()
-        drawn.append(source.draw(0, rows, notes))
+        drawn.append(source.draw(0, rows, notes, strict=False))
         _synchronize()
         draw_seconds += time.perf_counter() - start
+    drawn = [part for part in drawn if part]
+    if not drawn:
+        raise ValueError('none of the samples drawn for the estimate can be stored; try more '
+                         'batches')
     with tempfile.TemporaryDirectory() as scratch:
         writer = StoreWriter(Path(scratch) / 'store', size)
         start = time.perf_counter()

@@ -44,6 +44,8 @@ class GenerationSummary(Counts):
     Args:
         samples: Samples drawn in this run.
         skipped: Samples of this worker that were in the store already.
+        left_out: The samples that the store goes without (see :class:`Counts`), also those left out
+            in earlier runs.
         nouns: Nouns with a mask, in the samples drawn.
         image_bytes: Bytes of the samples' images.
         mask_bytes: Bytes of the samples' masks.
@@ -78,13 +80,29 @@ class GenerationSummary(Counts):
         for count, what in (
                 (self.lost_nouns, 'nouns left out: cut off or not found by the tokenizer (listed '
                  "in their samples' meta)"),
+                (self.cut_prompts, 'prompts have more than the 77 tokens that CLIP sees'),
                 (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
                 (self.hidden_images, "images blacked out by the pipeline's safety checker"),
+                (len(self._left_out('hidden')),
+                 'of such images are not in the store (--keep-hidden keeps them)'),
+                (self.split_batches, 'batches failed and were drawn again one by one'),
                 (self.replaced_workers, 'workers died and were replaced'),
                 (self.missing_shards, 'shards still to be written by other workers')):
             if count:
                 lines.append(f'{count} {what}')
+        failed = self._left_out('failed')
+        if failed:
+            lines.append(f'{len(failed)} samples could not be drawn and are not in the store (to '
+                         'draw them in another number format: the same command with --redo-failed '
+                         '--dtype float32):')
+            lines += [f'  {item.get("key")} (prompt {item.get("prompt_id")}, image '
+                      f'{item.get("image_number")}): {item.get("reason")}' for item in failed[:20]]
+            if len(failed) > 20:
+                lines.append(f"  ... and {len(failed) - 20} more, in the shards' notes (left_out)")
         return '\n'.join(lines)
+
+    def _left_out(self, kind: str) -> list[dict[str, Any]]:
+        return [item for item in self.left_out if item.get('kind') == kind]
 
 
 def generate(pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], out: str | Path, *,
@@ -117,7 +135,8 @@ def generate(pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], out: 
         ValueError: If an argument is out of range, the pipeline's family is unknown, a prompt id
             can't be used, or (with ``lost_nouns='raise'``) a noun is lost.
         StoreError: If ``out`` holds a store made with other settings; says which differ.
-        FloatingPointError: If the pipeline draws something that is not a number.
+        FloatingPointError: If all that the pipeline draws is not a number.
+        DrawingError: If drawing fails whatever the prompt, or more samples fail than may.
     """
     return draw_store(ShardSource(pipeline, prompts, **options), out, rank=rank, world=world,
                       take_over=take_over, wait=wait, progress=progress)
@@ -136,7 +155,12 @@ def draw_store(source: ShardSource, out: str | Path, *, rank: int = 0, world: in
     count = source.plan.num_shards
     summary = worker.summary
     mine = range(rank, count, world)
-    summary.skipped = sum(source.size(shard) for shard in mine if worker.is_complete(shard))
+    for shard in mine:
+        before = worker.writer.shard_manifest(shard)
+        if before is not None:
+            summary.skipped += before['samples']
+            summary.left_out += _summary_of(before).left_out
+    source.failed_before = summary.failed
     # Alone, nobody could leave anything; without locks, two workers would draw into one file.
     others = take_over and world > 1 and can_lock(worker.writer.path / MANIFEST)
     with worker.progress, shared_bar(worker.progress, source.num_samples, progress) as refresh:
@@ -233,6 +257,7 @@ class ShardWorker:
                 raise
             return False
         self.summary.add(_summary_of(manifest))
+        self.source.failed_before = self.summary.failed
         return True
 
     def finish(self) -> list[int]:
@@ -263,8 +288,10 @@ def summarise_shards(out: str | Path, count: int) -> dict[int, GenerationSummary
 
 def _summary_of(manifest: dict[str, Any]) -> GenerationSummary:
     notes = manifest.get('notes', {})
+    known = {item.name: notes[item.name] for item in fields(Counts)
+             if type(notes.get(item.name)) is (list if item.name == 'left_out' else int)}
     return GenerationSummary(
-        **{item.name: notes.get(item.name, 0) for item in fields(Counts)},
+        **known,
         **{name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')})
 
 

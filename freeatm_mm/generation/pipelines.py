@@ -3,13 +3,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from freeatm_mm.compat import hub_out_of_reach, no_code_from_data
 from freeatm_mm.store.layout import file_sha256
+
+from .folders import INDEX, check_folder, files_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -39,8 +44,11 @@ class LoadedPipeline(NamedTuple):
 
 def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler: str | None = None,
                   dtype: str = 'float32', device: str | torch.device | None = None,
-                  variant: str | None = None) -> LoadedPipeline:
+                  variant: str | None = None, without: Collection[str] = ()) -> LoadedPipeline:
     """Load any diffusers pipeline; no code that comes with the weights is run.
+
+    Weights are read from safetensors files only, never from pickles, and nothing outside the
+    folder is followed (see :mod:`freeatm_mm.generation.folders`).
 
     Args:
         source: A pipeline's folder, or a hub id such as ``owner/name``.
@@ -50,29 +58,30 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
         dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``.
         device: Where to run; the default is the GPU if there is one.
         variant: Weights' variant, such as ``'fp16'``.
+        without: Parts to go without, such as ``'text_encoder'``; they need not be there.
 
     Raises:
         FileNotFoundError: If the folder is missing or holds no pipeline.
-        ValueError: If the pipeline's or scheduler's class is unknown, the dtype is, or the
-            pipeline can't be loaded.
+        ValueError: If the pipeline's or scheduler's class is unknown, the dtype is, the folder
+            holds something that is not loaded, or the pipeline can't be loaded.
     """
     if dtype not in DTYPES:
         raise ValueError(f'unknown dtype {dtype!r}; use one of {", ".join(DTYPES)}')
-    try:
-        import diffusers
-    except ImportError:
-        raise ValueError('drawing images needs diffusers; install freeatm_mm[generation]') from None
+    diffusers = _import_diffusers()
     scheduler_class = _scheduler_class(diffusers, scheduler) if scheduler else None
-    folder, name, revision = _locate(diffusers, source, revision, variant)
-    _check_class(diffusers, folder)
-    try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=DTYPES[dtype], variant=variant, local_files_only=True)
-        if scheduler_class is not None:
-            _set_scheduler(pipe, scheduler_class)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError,
-            ImportError) as error:
-        raise ValueError(f"the pipeline {source} can't be loaded: {_one_line(error)}") from error
+    with no_code_from_data(), _quiet_off_terminals(diffusers):
+        folder, name, revision = _locate(diffusers, source, revision, variant, without)
+        check_folder(diffusers, folder, without)
+        try:
+            with hub_out_of_reach():
+                pipe = diffusers.DiffusionPipeline.from_pretrained(
+                    folder, torch_dtype=DTYPES[dtype], variant=variant, local_files_only=True,
+                    use_safetensors=True, **dict.fromkeys(without))
+            if scheduler_class is not None:
+                _set_scheduler(pipe, scheduler_class)
+        except Exception as error:  # whatever two libraries make of files that anybody wrote
+            raise ValueError(f"the pipeline {source} can't be loaded: "
+                             f'{_one_line(error)}') from error
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
@@ -146,6 +155,42 @@ def _set_scheduler(pipe: DiffusionPipeline, scheduler_class: type) -> None:
         inner.scheduler = getattr(pipe, name)
 
 
+def _import_diffusers() -> Any:
+    """The library; what is wrong with it, if it can't be imported, in its own words."""
+    try:
+        import diffusers
+        import transformers
+        # Both import their classes when first asked for.
+        _ = diffusers.DiffusionPipeline, transformers.PreTrainedModel
+    except ModuleNotFoundError as error:
+        if error.name not in ('diffusers', 'transformers'):
+            raise ValueError(f"diffusers is installed but can't be imported: it lacks "
+                             f'{error.name}') from error
+        raise ValueError(f'drawing images needs {error.name}; install '
+                         'freeatm_mm[generation]') from None
+    except (ImportError, RuntimeError) as error:  # RuntimeError: what their lazy imports make of it
+        raise ValueError(f"diffusers is installed but can't be imported: "
+                         f'{_one_line(error)}') from error
+    return diffusers
+
+
+@contextmanager
+def _quiet_off_terminals(diffusers: Any) -> Iterator[None]:
+    """Leave bars out where nobody sees them move: in a log each of their steps is a line."""
+    import transformers
+    logs = [library.utils.logging for library in (diffusers, transformers)]
+    shown = [log.is_progress_bar_enabled() for log in logs]
+    if not sys.stderr.isatty():
+        for log in logs:
+            log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, show in zip(logs, shown):
+            if show:
+                log.enable_progress_bar()
+
+
 def _scheduler_class(diffusers: Any, name: str) -> type:
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
@@ -154,64 +199,34 @@ def _scheduler_class(diffusers: Any, name: str) -> type:
     return found
 
 
-def _locate(diffusers: Any, source: str | Path, revision: str | None,
-            variant: str | None) -> tuple[Path, str, str]:
+def _locate(diffusers: Any, source: str | Path, revision: str | None, variant: str | None,
+            without: Collection[str]) -> tuple[Path, str, str]:
     """Folder, name and revision of a pipeline, downloading it if it is a hub id."""
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / 'model_index.json').is_file():
-            raise FileNotFoundError(f'the folder {folder} holds no pipeline: it has no '
-                                    'model_index.json')
-        return folder, folder.resolve().name, _folder_revision(folder)
+        if not (folder / INDEX).exists():
+            raise FileNotFoundError(f'the folder {folder} holds no pipeline: it has no {INDEX}')
+        return folder, folder.resolve().name, _folder_revision(folder, without)
     text = str(source)
     if text.count('/') != 1 or text.startswith(('.', '/', '~')) or text.endswith('/'):
         raise FileNotFoundError(f'there is no pipeline folder {source} (a hub id would have the '
                                 'form owner/name)')
     try:
         folder = Path(diffusers.DiffusionPipeline.download(
-            text, revision=revision, variant=variant))
-    except (OSError, ValueError, AttributeError) as error:
+            text, revision=revision, variant=variant, use_safetensors=True,
+            trust_remote_code=False, **dict.fromkeys(without)))
+    except Exception as error:  # the hub's, the network's, and what files of others bring about
         raise ValueError(f"{source} is no folder here and can't be had from the hub: "
                          f'{_one_line(error)}') from error
     return folder, text, folder.name  # the hub's cache names a snapshot's folder by its commit
 
 
-def _check_class(diffusers: Any, folder: Path) -> None:
-    """Refuse a pipeline whose class diffusers doesn't have, or that lacks a part, by name."""
-    index = folder / 'model_index.json'
-    try:
-        content = json.loads(index.read_bytes())
-        name = content['_class_name']
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{index} is corrupt: it names no pipeline class') from None
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
-        raise ValueError(f'{index} names the pipeline class {name!r}, which diffusers '
-                         f"{diffusers.__version__} doesn't have")
-    # Parts are pairs of library and class; a part that the pipeline goes without is a pair of null.
-    parts = {part: value[0] for part, value in content.items()
-             if isinstance(value, list) and value[:1] not in ([None], [])}
-    for part, library in parts.items():
-        # diffusers would run such a file without asking.
-        if (not isinstance(library, str) or (folder / part / f'{library}.py').exists()
-                or library not in ('diffusers', 'transformers')
-                and not hasattr(diffusers.pipelines, library)):
-            raise ValueError(f'{index} takes its {part} from {library!r}, which is neither '
-                             'diffusers nor transformers: code that comes with weights is not run')
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise FileNotFoundError(f'the pipeline {folder} is not whole: it lacks the folder '
-                                f'{", ".join(missing)}')
-
-
-def _folder_revision(folder: Path) -> str:
+def _folder_revision(folder: Path, without: Collection[str]) -> str:
     """A hash of names and contents of the files that decide what a pipeline draws."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob('*')):
-        relative = file.relative_to(folder)
-        hidden = any(part.startswith('.') for part in relative.parts)
-        if file.suffix in _WEIGHT_ENDINGS and not hidden and file.is_file():
-            digest.update(f'{relative.as_posix()} {file_sha256(file)}\n'.encode())
+    for file in files_of(folder):
+        if file.suffix in _WEIGHT_ENDINGS and file.parts[0] not in without:
+            digest.update(f'{file.as_posix()} {file_sha256(folder / file)}\n'.encode())
     return f'sha256:{digest.hexdigest()[:16]}'
 
 

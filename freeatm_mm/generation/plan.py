@@ -17,7 +17,13 @@ from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import StoreError
 from freeatm_mm.store.sample import check_key
 
+from .limits import MAX_SAMPLES, MAX_SHARDS
+from .reading import MAX_LINE, parse_json, read_lines
+
 __all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
+
+#: Characters of the longest prompt.
+MAX_PROMPT = 10_000
 
 
 class PromptFile(Sequence):
@@ -39,20 +45,28 @@ class PromptFile(Sequence):
         if limit is not None and limit < 1:
             raise ValueError(f'limit must be at least 1, got {limit}')
         self.path = Path(path)
-        if not self.path.is_file():
+        if not self.path.exists():
             raise FileNotFoundError(f'there is no prompt file {self.path}')
+        if not self.path.is_file():
+            raise ValueError(f'{self.path} is no prompt file: it is not a plain file')
         self._offsets = array('q')
-        offset = 0
+        offset, number = 0, 0
         with self.path.open('rb') as file:
-            for number, line in enumerate(file, 1):
-                if limit is not None and len(self._offsets) == limit:
+            if file.read(2) in (b'\xff\xfe', b'\xfe\xff'):
+                raise ValueError(f'{self.path} is encoded as UTF-16: save it as UTF-8')
+            file.seek(0)
+            lines = read_lines(file)
+            while limit is None or len(self._offsets) < limit:
+                number += 1
+                try:
+                    line = next(lines, b'')
+                    if line.strip():
+                        _read_record(line)
+                        self._offsets.append(offset)
+                except ValueError as error:
+                    raise ValueError(f'{self.path}, line {number}: {error}') from None
+                if not line:
                     break
-                if line.strip():
-                    try:
-                        PromptRecord.from_json(json.loads(line))
-                    except ValueError as error:
-                        raise ValueError(f'{self.path}, line {number}: {error}') from None
-                    self._offsets.append(offset)
                 offset += len(line)
 
     def __len__(self) -> int:
@@ -62,7 +76,23 @@ class PromptFile(Sequence):
         offset = self._offsets[index]
         with self.path.open('rb') as file:
             file.seek(offset)
-            return PromptRecord.from_json(json.loads(file.readline()))
+            return _read_record(file.readline(MAX_LINE))
+
+
+def _read_record(line: bytes) -> PromptRecord:
+    """The record that stands in a line.
+
+    Raises:
+        ValueError: If it holds none, or one with a prompt that no generator could be given.
+    """
+    record = PromptRecord.from_json(parse_json(line))
+    if len(record.prompt) > MAX_PROMPT:
+        raise ValueError(f'the prompt has {len(record.prompt):,} characters; at most '
+                         f'{MAX_PROMPT:,} are drawn')
+    for name, text in (('id', record.id), ('prompt', record.prompt), ('source', record.source)):
+        if any('\ud800' <= character <= '\udfff' for character in text):
+            raise ValueError(f'its {name} holds a lone surrogate, which is half a character')
+    return record
 
 
 class Plan:
@@ -95,10 +125,14 @@ class Plan:
         if not len(prompts):
             raise ValueError(f'there are no prompts in {getattr(prompts, "path", "the list")}')
         self.prompts = prompts
+        self._place = f'{prompts.path}: ' if hasattr(prompts, 'path') else ''
         self.images_per_prompt = images_per_prompt
         self.samples_per_shard = samples_per_shard
         self.num_samples = len(prompts) * images_per_prompt
         self.num_shards = -(-self.num_samples // samples_per_shard)
+        if self.num_samples > MAX_SAMPLES or self.num_shards > MAX_SHARDS:
+            raise ValueError(f'{self.num_samples:,} samples in {self.num_shards:,} shards are more '
+                             f'than a store may hold ({MAX_SAMPLES:,} and {MAX_SHARDS:,})')
         self.fingerprint = self._check(prompts)
 
     def shard(self, index: int) -> list[tuple[PromptRecord, int]]:
@@ -119,7 +153,8 @@ class Plan:
             try:
                 check_key(sample_key(record.id, self.images_per_prompt - 1, self.images_per_prompt))
             except StoreError as error:
-                raise ValueError(f"the prompt id {record.id!r} can't be used: {error}") from None
+                raise ValueError(f"{self._place}the prompt id {record.id!r} can't be used: "
+                                 f'{error}') from None
             text = json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True).encode()
             digest.update(text + b'\n')
             hashes.append(_hash64(record.id))
@@ -128,8 +163,9 @@ class Plan:
         for place in np.flatnonzero(ordered[1:] == ordered[:-1]):
             first, second = (self.prompts[int(number)].id for number in order[place:place + 2])
             if first == second:
-                raise ValueError(f'prompts {order[place]} and {order[place + 1]} (counted from 0) '
-                                 f'have the same id {first!r}; ids must be unique')
+                raise ValueError(f'{self._place}prompts {order[place]} and {order[place + 1]} '
+                                 f'(counted from 0) have the same id {first!r}; ids must be '
+                                 'unique')
         return digest.hexdigest()
 
 
@@ -138,13 +174,20 @@ def sample_key(prompt_id: str, image_number: int, images_per_prompt: int) -> str
     return prompt_id if images_per_prompt == 1 else f'{prompt_id}-{image_number}'
 
 
-def sample_seed(run_seed: int, prompt_id: str, image_number: int) -> int:
+def sample_seed(run_seed: int, prompt_id: str, image_number: int, stage: int = 1) -> int:
     """The seed of a sample's own noise: a hash, so that samples don't depend on each other.
+
+    Args:
+        run_seed: The run's.
+        prompt_id: The prompt's.
+        image_number: Number of the image among those of the prompt.
+        stage: Stage of a cascade, from 1; each has noise of its own.
 
     Returns:
         An integer from 0 to 2^63 - 1.
     """
-    return _hash64(f'{run_seed}/{prompt_id}/{image_number}') >> 1
+    further = f'/stage {stage}' if stage > 1 else ''
+    return _hash64(f'{run_seed}/{prompt_id}/{image_number}{further}') >> 1
 
 
 def _hash64(text: str) -> int:

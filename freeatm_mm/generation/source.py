@@ -11,7 +11,10 @@ tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that
 """
 from __future__ import annotations
 
+import inspect
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -27,6 +30,7 @@ from freeatm_mm.attention import (
     AttentionRecorder,
     NothingRecorded,
     NounAlignmentError,
+    NounTruncatedError,
     dense_crf,
     find_family,
     mask_trust,
@@ -34,23 +38,26 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
-from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Sample, StoreError
-from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
+from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
 from freeatm_mm.store.sample import IMAGE_FORMATS
 from freeatm_mm.store.verify import shard_entries
 
-from .pipelines import drawing_options, load_pipeline, scheduler_name
+from .cascade import Cascade, check_first_stage
+from .limits import check_settings
+from .pipelines import LoadedPipeline, drawing_options, load_pipeline, scheduler_name
 from .plan import Plan, PromptFile, sample_key, sample_seed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['MASK_OPTIONS', 'Counts', 'GenerationJob', 'ShardSource', 'StorePlan']
+__all__ = ['MASK_OPTIONS', 'Counts', 'DrawingError', 'GenerationJob', 'ShardSource', 'StorePlan',
+           'TooManyFailed']
 
-#: What masks to store, by name; all but the last two are the recorder's own options.
+#: What masks to store, by name; all but the last three are the recorder's own options.
 MASK_OPTIONS = ('blocks', 'resolutions', 'steps', 'heads', 'probability', 'merge', 'propagate',
-                'crf')
+                'crf', 'stage')
 
 _PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
 
@@ -64,11 +71,43 @@ class Counts:
             found among the tokens; the samples' ``meta`` lists them with the reason.
         flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
         hidden_images: Images that the pipeline's safety checker blacked out.
+        cut_prompts: Prompts longer than the 77 tokens of CLIP, whose ends it doesn't see.
+        split_batches: Batches that failed, so that their samples were drawn one by one.
+        left_out: The samples that aren't in the store, each with its ``key`` and ``kind``:
+            ``'hidden'``, or ``'failed'`` with ``prompt_id``, ``image_number`` and ``reason``.
     """
 
     lost_nouns: int = 0
     flat_masks: int = 0
     hidden_images: int = 0
+    cut_prompts: int = 0
+    split_batches: int = 0
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Number of samples that could not be drawn."""
+        return sum(item.get('kind') == 'failed' for item in self.left_out)
+
+
+class DrawingError(RuntimeError):
+    """Nothing can be drawn with these settings, or on this device."""
+
+
+class TooManyFailed(DrawingError):
+    """More samples could not be drawn than a run may leave out."""
+
+
+@dataclass
+class _Outcome:
+    """What became of a sample: it is there, or there is a reason why it isn't."""
+
+    sample: Sample | None = None
+    lost_nouns: int = 0
+    flat_masks: int = 0
+    hidden: bool = False
+    kind: str = ''
+    reason: str = ''
 
 
 class ShardSource:
@@ -76,7 +115,9 @@ class ShardSource:
 
     Args:
         pipeline: A text-to-image pipeline; for masks, of a family that the recorder knows.
-        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`.
+        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`; or a
+            :class:`~freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
+            and ``samples_per_shard``.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; 1 or less switches guidance off.
         batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
@@ -98,7 +139,18 @@ class ShardSource:
             ``probability`` and ``merge`` as :class:`~freeatm_mm.attention.AttentionRecorder` takes
             them; ``steps`` as start, stop and maybe stride; ``propagate``, how often to pass them
             on along the self-attention at 32x32 or below; ``crf``, the shorter side in pixels at
-            which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96.
+            which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``,
+            the stage of a cascade that is recorded, from 1.
+        stages: The further stages of a cascade, of which ``pipeline`` is the first (see
+            :class:`~freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
+            those of the last one's images.
+        stage_steps: Denoising steps of each further stage; the default is the pipelines' own.
+        stage_guidance: Guidance scale of each further stage; the default is the pipelines' own.
+        keep_hidden: Store images that the safety checker blacked out, with
+            ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
+        max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
+            share of the run's samples, from 1 on a number of them; ``None``: 10, or a tenth of the
+            samples if that is more.
         name: Name of the pipeline for the records; the default is its class.
         revision: Revision of the pipeline for the records.
 
@@ -114,32 +166,45 @@ class ShardSource:
             can't be used.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], *,
+    def __init__(self, pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord] | Plan, *,
                  steps: int = 50, guidance: float = 7.5, batch_size: int = 8, seed: int = 0,
                  samples_per_shard: int = 5000, images_per_prompt: int = 1,
                  height: int | None = None, width: int | None = None, image_format: str = 'jpg',
                  quality: int = 95, lost_nouns: str = 'skip',
-                 masks: bool | Mapping[str, Any] = True, name: str | None = None,
+                 masks: bool | Mapping[str, Any] = True, stages: Sequence[LoadedPipeline] = (),
+                 stage_steps: Sequence[int] | None = None,
+                 stage_guidance: Sequence[float] | None = None, keep_hidden: bool = False,
+                 max_failed: float | None = None, name: str | None = None,
                  revision: str | None = None) -> None:
-        for label, value, least in (('steps', steps, 1), ('batch_size', batch_size, 1),
-                                    ('height', height, 1), ('width', width, 1)):
-            if value is not None and value < least:
-                raise ValueError(f'{label} must be at least {least}, got {value}')
-        if (height is None) != (width is None):
-            # Pipelines would silently draw their own size.
-            raise ValueError(f'give height and width together, got {height} and {width}')
-        if not 1 <= quality <= 100:
-            raise ValueError(f'quality must be from 1 to 100, got {quality}')
+        check_settings({'steps': steps, 'guidance': guidance, 'batch_size': batch_size,
+                        'seed': seed, 'samples_per_shard': samples_per_shard,
+                        'images_per_prompt': images_per_prompt, 'height': height, 'width': width,
+                        'quality': quality, 'masks': masks, 'stage_steps': stage_steps,
+                        'stage_guidance': stage_guidance})
         if image_format not in IMAGE_FORMATS:
             raise ValueError(f'image_format must be one of {", ".join(IMAGE_FORMATS)}, got '
                              f'{image_format!r}')
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
+        self._cascade: Cascade | None = None
+        if stages:
+            self._cascade = Cascade(pipeline, stages, steps=stage_steps, guidance=stage_guidance,
+                                    height=height, width=width)
+        elif stage_steps is not None or stage_guidance is not None:
+            raise ValueError('stage_steps and stage_guidance need further stages')
+        else:
+            check_first_stage(pipeline, height, width)
+        self._pipes = self._cascade.pipes if self._cascade else [pipeline]
+        self._mask_stage = masks.get('stage', 1) if isinstance(masks, Mapping) else 1
+        if self._mask_stage not in range(1, len(self._pipes) + 1):
+            raise ValueError(f'masks can be taken from stages 1 to {len(self._pipes)}, not '
+                             f'{self._mask_stage}')
         if masks:
             # Refuses a family that can't be recorded, before anything is written.
-            find_family(pipeline)
+            find_family(self._mask_pipe)
         self.pipeline = pipeline
-        self.plan = Plan(prompts, images_per_prompt, samples_per_shard)
+        self.plan = (prompts if isinstance(prompts, Plan)
+                     else Plan(prompts, images_per_prompt, samples_per_shard))
         self.samples_per_shard = samples_per_shard
         self.num_samples = self.plan.num_samples
         self.batch_size = batch_size
@@ -154,6 +219,8 @@ class ShardSource:
             'steps': steps, 'guidance': guidance,
             'height': height, 'width': width,
             'dtype': str(pipeline.dtype).removeprefix('torch.')}
+        if self._cascade:
+            settings['stages'] = self._cascade.settings
         self.config: dict[str, Any] = settings | {
             'seed': seed, 'images_per_prompt': images_per_prompt, 'image_format': image_format,
             'quality': quality if image_format == 'jpg' else None,
@@ -163,13 +230,21 @@ class ShardSource:
             self.config['masks'] = json.loads(json.dumps(dict(masks)))
         elif masks is False:
             self.config['masks'] = False
+        if keep_hidden:
+            self.config['keep_hidden'] = True
+        self.keep_hidden = keep_hidden
+        self.max_failed = _number_allowed(max_failed, self.num_samples)
+        #: Samples that failed in shards that are finished.
+        self.failed_before = 0
         self.masks = masks is not False
         self.notes = {'batch_size': batch_size}
+        if self._cascade:
+            height, width = self._cascade.first_size
         self.call_options = drawing_options(
             pipeline, steps=steps, guidance=guidance, height=height, width=width)
         self.call_options['output_type'] = 'pil'
         self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
-        if 'clean_caption' in self.call_options:
+        if 'clean_caption' in drawing_options(self._mask_pipe, steps=1, guidance=1):
             self.recorder_options['clean_caption'] = False
         self._propagate, self._crf = 0, 0
         if isinstance(masks, Mapping):
@@ -181,24 +256,25 @@ class ShardSource:
             raise ValueError(f'masks can be told {", ".join(MASK_OPTIONS)}, not '
                              f'{", ".join(unknown)}')
         options = dict(masks)
+        options.pop('stage', None)
         self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
-        if self._propagate < 0:
-            raise ValueError(f'propagate must be at least 0, got {self._propagate}')
-        if not 0 <= self._crf <= 96:
-            raise ValueError(f'crf must be a side of at most 96 pixels, or 0, got {self._crf}')
         if 'steps' in options:
-            if len(options['steps']) not in (2, 3):
-                raise ValueError('steps must be start, stop and maybe stride, got '
-                                 f'{options["steps"]}')
             options['steps'] = range(*options['steps'])
-            if not set(options['steps']).intersection(range(self.config['steps'])):
+            count = (self.config if self._mask_stage == 1
+                     else self.config['stages'][self._mask_stage - 2])['steps']
+            if not set(options['steps']).intersection(range(count)):
                 raise ValueError(f'masks of the steps {masks["steps"]} are none of the '
-                                 f'{self.config["steps"]} steps, counted from 0')
+                                 f'{count} steps, counted from 0')
         if self._propagate:
             options['self_attention'] = 32
         self.recorder_options |= options
         # Refuses a name that is unknown, before anything is written.
-        AttentionRecorder(self.pipeline, ['a photo'], [[]], **self.recorder_options)
+        AttentionRecorder(self._mask_pipe, ['a photo'], [[]], **self.recorder_options)
+
+    @property
+    def _mask_pipe(self) -> DiffusionPipeline:
+        """The pipeline whose attention is recorded."""
+        return self._pipes[self._mask_stage - 1]
 
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard holds, in order."""
@@ -212,79 +288,180 @@ class ShardSource:
                 on_batch: Callable[[int], None] | None = None) -> Iterator[Sample]:
         """Yield the samples of a shard, drawn in batches that depend on the shard alone.
 
+        A sample that can't be drawn is left out and listed in ``counts``: a batch that fails is
+        drawn again one by one, and what fails alone, or has an image or masks that are not numbers,
+        is that sample's own failure.
+
         Args:
             shard: Number of the shard.
             counts: Counts what is seen on the way.
             on_batch: Called after each batch with the number of samples drawn of this shard.
 
         Raises:
-            ValueError: If something can't be drawn as asked, naming the prompts, or (with
+            ValueError: If nothing can be drawn as asked, naming the prompts, or (with
                 ``lost_nouns='raise'``) a noun is lost.
-            FloatingPointError: If the pipeline draws something that is not a number.
+            FloatingPointError: If all that the pipeline draws is not a number.
+            DrawingError: If drawing fails in another way, whatever the prompt, or more samples fail
+                than ``max_failed``.
         """
         work = self.plan.shard(shard)
-        with _quiet(self.pipeline):
+        with _quiet(self._pipes):
             for first in range(0, len(work), self.batch_size):
                 batch = work[first:first + self.batch_size]
-                yield from self._draw_batch(batch, counts)
+                for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
+                    counts.lost_nouns += outcome.lost_nouns
+                    counts.flat_masks += outcome.flat_masks
+                    counts.hidden_images += outcome.hidden
+                    counts.cut_prompts += self._is_cut(record.prompt)
+                    if outcome.sample is not None:
+                        yield outcome.sample
+                        continue
+                    gone = {'key': sample_key(record.id, number, self.plan.images_per_prompt),
+                            'kind': outcome.kind}
+                    if outcome.kind == 'failed':  # of the others there may be very many
+                        gone |= {'prompt_id': record.id, 'image_number': number,
+                                 'reason': outcome.reason}
+                    counts.left_out.append(gone)
+                    self._check_failed(counts)
                 if on_batch is not None:
                     on_batch(first + len(batch))
 
-    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any], *,
+             strict: bool = True) -> dict[int, Sample]:
         """Draw some samples of a shard again, in the batches in which they were drawn.
 
         Args:
             shard: Number of the shard.
-            rows: The samples' numbers in it.
-            notes: What the shard remembers: ``batch_size``.
+            rows: The samples' numbers among those that are in it.
+            notes: What the shard remembers: ``batch_size``, ``left_out``.
+            strict: Raise if a sample can't be drawn, rather than leave it out.
 
         Returns:
             Number in the shard -> sample.
+
+        Raises:
+            ValueError: If a sample can't be drawn and ``strict`` is true; and what :meth:`samples`
+                raises.
         """
-        work, wanted = self.plan.shard(shard), set(rows)
+        gone = left_out_keys(notes)
+        work = self.plan.shard(shard)
+        kept = [place for place, key in enumerate(_keys(self.plan, shard)) if key not in gone]
+        wanted = {kept[row]: row for row in rows}
         size = int(notes.get('batch_size', self.batch_size))
         found: dict[int, Sample] = {}
-        with _quiet(self.pipeline):
+        with _quiet(self._pipes):
             for first in range(0, len(work), size):
                 batch = range(first, min(first + size, len(work)))
-                if wanted.intersection(batch):
-                    drawn = self._draw_batch([work[row] for row in batch], Counts())
-                    found |= {row: sample for row, sample in zip(batch, drawn) if row in wanted}
+                if not wanted.keys() & set(batch):
+                    continue
+                outcomes = self._outcomes([work[place] for place in batch], Counts())
+                for place, outcome in zip(batch, outcomes):
+                    if place not in wanted:
+                        continue
+                    if outcome.sample is not None:
+                        found[wanted[place]] = outcome.sample
+                    elif strict:
+                        raise ValueError(f"the prompt {work[place][0].id} was drawn before and "
+                                         f"can't be now: {outcome.reason}")
         return found
 
-    def _draw_batch(self, batch: Sequence[tuple[PromptRecord, int]],
-                    counts: Counts) -> Iterator[Sample]:
+    def draw_alone(self, shard: int, keys: Sequence[str]) -> dict[str, Sample | str]:
+        """Draw samples of a shard one by one.
+
+        Args:
+            shard: Number of the shard.
+            keys: The samples' keys.
+
+        Returns:
+            Key -> the sample, or why it can't be drawn.
+        """
+        work = dict(zip(_keys(self.plan, shard), self.plan.shard(shard)))
+        found: dict[str, Sample | str] = {}
+        with _quiet(self._pipes):
+            for key in keys:
+                (outcome, ) = self._outcomes([work[key]], Counts())
+                found[key] = outcome.reason if outcome.sample is None else outcome.sample
+        return found
+
+    def _is_cut(self, prompt: str) -> bool:
+        """Whether CLIP sees the beginning of a prompt only, and no other encoder sees it all."""
+        tokenizers = [item for name, item in vars(self.pipeline).items()
+                      if name.startswith('tokenizer') and callable(item)]
+        return bool(tokenizers) and all(
+            type(item).__name__.startswith('CLIPTokenizer')
+            and len(prompt) > item.model_max_length - 2  # a token has a character at least
+            and len(item(prompt).input_ids) > item.model_max_length for item in tokenizers)
+
+    def _check_failed(self, counts: Counts) -> None:
+        failed = self.failed_before + counts.failed
+        if failed > self.max_failed:
+            last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
+            some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
+            raise TooManyFailed(f'{failed} samples could not be drawn, and {self.max_failed} may '
+                                f'fail (max_failed) before the run stops; the last: {some}')
+
+    def _outcomes(self, batch: Sequence[tuple[PromptRecord, int]],
+                  counts: Counts) -> list[_Outcome]:
+        """What becomes of the samples of a batch, in order."""
+        first: Exception | None = None
+        try:
+            outcomes = self._draw_together(batch)
+        except Exception as error:  # of a pipeline, a scheduler, a tokenizer, the device
+            if self.lost_nouns == 'raise' and isinstance(
+                    error, (NounAlignmentError, NounTruncatedError)):
+                raise _about(batch, error) from None
+            first, outcomes = error, []
+        if first is not None and len(batch) > 1:
+            counts.split_batches += 1
+            if _is_out_of_memory(first) and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        for item in batch if first is not None else ():
+            try:
+                if len(batch) == 1:
+                    raise first
+                outcomes += self._draw_together([item])
+            except Exception as error:
+                if _is_out_of_memory(error):
+                    raise _about([item], error) from None  # the device's, not the sample's
+                outcomes.append(_Outcome(kind='failed', reason=_reason(error)))
+        if all(outcome.kind == 'failed' for outcome in outcomes):
+            # Whatever the prompt, it is the settings, or the device.
+            try:
+                works = self._draw_together([(_PROOF, 0)])[0].kind != 'failed'
+            except Exception:
+                works = False
+            if not works:
+                raise _about(batch, first or ValueError(outcomes[0].reason)) from None
+        return outcomes
+
+    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[_Outcome]:
+        """Draw a batch at once; raises whatever goes wrong on the way."""
         prompts = [record.prompt for record, _ in batch]
         seeds = [sample_seed(self.seed, record.id, number) for record, number in batch]
-        try:
-            if self.masks:
-                recorder, recorded, lost = self._recorder(batch)
+        if self.masks:
+            recorder, recorded, lost = self._recorder(batch)
+        else:
+            recorder, recorded = nullcontext(), [[] for _ in batch]
+            lost: list[dict[int, str]] = [{} for _ in batch]
+        generators = [torch.Generator().manual_seed(value) for value in seeds]
+        # True guidance is off without a negative prompt (Qwen-Image).
+        negative = ({'negative_prompt': [' '] * len(batch)}
+                    if 'true_cfg_scale' in self.call_options else {})
+        # Noise from the CPU is the same on every device. Casting what is not a number to a
+        # pixel would give black; errstate makes it an error.
+        with np.errstate(invalid='raise'):
+            if self._cascade:
+                further = [[torch.Generator().manual_seed(
+                    sample_seed(self.seed, record.id, number, stage)) for record, number in batch]
+                           for stage in range(2, len(self._pipes) + 1)]
+                output = self._cascade.draw(prompts, [generators, *further], self.call_options,
+                                            recorder, self._mask_stage)
             else:
-                recorder, recorded = nullcontext(), [[] for _ in batch]
-                lost: list[dict[int, str]] = [{} for _ in batch]
-            generators = [torch.Generator().manual_seed(value) for value in seeds]
-            # True guidance is off without a negative prompt (Qwen-Image).
-            negative = ({'negative_prompt': [' '] * len(batch)}
-                        if 'true_cfg_scale' in self.call_options else {})
-            # Noise from the CPU is the same on every device. Casting what is not a number to a
-            # pixel would give black; errstate makes it an error.
-            with recorder, np.errstate(invalid='raise'):
-                # Some pipelines that the recorder doesn't know take one generator only.
-                output = self.pipeline(
-                    prompt=prompts, **self.call_options, **negative,
-                    generator=generators if self.masks or len(batch) > 1 else generators[0])
-            raw = (recorder.masks(propagate=self._propagate) if self.masks
-                   else [torch.zeros(0, 1, 1) for _ in batch])
-            maps = [(*quantize(self._sharpened(masks, image)), minmax(masks)[1])
-                    for masks, image in zip(raw, output.images)]
-        except (FloatingPointError, ValueError, NothingRecorded) as error:
-            names = ', '.join(record.id for record, _ in batch[:4])
-            more = ', ...' if len(batch) > 4 else ''
-            message = f'drawing the prompts {names}{more} failed: {error}'
-            if isinstance(error, NothingRecorded):
-                raise ValueError(message) from None
-            error.args = (message, )
-            raise
+                with recorder:
+                    # Some pipelines that the recorder doesn't know take one generator only.
+                    output = self.pipeline(
+                        prompt=prompts, **self.call_options, **negative,
+                        generator=generators if self.masks or len(batch) > 1 else generators[0])
         if len(output.images) != len(batch):
             raise ValueError(f'{type(self.pipeline).__name__} drew {len(output.images)} images '
                              f'from {len(batch)} prompts')
@@ -292,27 +469,41 @@ class ShardSource:
         if wanted != (None, None) and output.images[0].size != wanted:
             raise ValueError(f'{type(self.pipeline).__name__} drew images of size '
                              f'{output.images[0].size} (width, height), not {wanted}')
-        hidden = getattr(output, 'nsfw_content_detected', None)
-        hidden = getattr(output, 'nsfw_detected', None) if hidden is None else hidden
-        for place, (record, number) in enumerate(batch):
-            meta = {'prompt_id': record.id, 'source': record.source, 'image_number': number,
-                    'seed': seeds[place], **self.settings}
-            if lost[place]:
-                meta['lost_nouns'] = [record.nouns[index].to_json() | {'reason': reason}
-                                      for index, reason in sorted(lost[place].items())]
-                counts.lost_nouns += len(lost[place])
-            if hidden is not None and hidden[place]:
-                meta['hidden_by_safety_checker'] = True
-                counts.hidden_images += 1
-            kept = [row for row, index in enumerate(recorded[place]) if index not in lost[place]]
-            levels, scales, flat = (tensor.numpy()[kept] for tensor in maps[place])
-            counts.flat_masks += int(flat.sum())
-            meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[place][kept])]
-            yield Sample.from_image(
-                sample_key(record.id, number, self.plan.images_per_prompt), output.images[place],
-                image_format=self.image_format, quality=self.quality, caption=record.prompt,
-                nouns=tuple(record.nouns[recorded[place][row]] for row in kept), masks=levels,
-                scales=scales, meta=meta)
+        raw = (recorder.masks(propagate=self._propagate) if self.masks
+               else [torch.zeros(0, 1, 1) for _ in batch])
+        hidden = _hidden(self._pipes[-1], output)
+        return [self._outcome(record, number, seeds[place], output.images[place], hidden[place],
+                              raw[place], recorded[place], lost[place])
+                for place, (record, number) in enumerate(batch)]
+
+    def _outcome(self, record: PromptRecord, number: int, seed: int, image: Image.Image,
+                 hidden: bool, raw: torch.Tensor, recorded: list[int],
+                 lost: dict[int, str]) -> _Outcome:
+        """Make a sample of an image and its masks, or say why it is left out."""
+        outcome = _Outcome(hidden=hidden)
+        if hidden and not self.keep_hidden:
+            outcome.kind, outcome.reason = 'hidden', "blacked out by the pipeline's safety checker"
+            return outcome
+        if not torch.isfinite(raw).all():
+            outcome.kind, outcome.reason = 'failed', 'its masks are not numbers'
+            return outcome
+        meta = {'prompt_id': record.id, 'source': record.source, 'image_number': number,
+                'seed': seed, **self.settings, 'hidden_by_safety_checker': hidden}
+        if lost:
+            meta['lost_nouns'] = [record.nouns[index].to_json() | {'reason': reason}
+                                  for index, reason in sorted(lost.items())]
+            outcome.lost_nouns = len(lost)
+        kept = [row for row, index in enumerate(recorded) if index not in lost]
+        maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
+        levels, scales, flat = (tensor.numpy()[kept] for tensor in maps)
+        outcome.flat_masks = int(flat.sum())
+        meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[kept])]
+        outcome.sample = Sample.from_image(
+            sample_key(record.id, number, self.plan.images_per_prompt), image,
+            image_format=self.image_format, quality=self.quality, caption=record.prompt,
+            nouns=tuple(record.nouns[recorded[row]] for row in kept), masks=levels,
+            scales=scales, meta=meta)
+        return outcome
 
     def _sharpened(self, masks: torch.Tensor, image: Image.Image) -> torch.Tensor:
         """The masks of an image with its edges, if asked for."""
@@ -355,8 +546,63 @@ class ShardSource:
                      indices: Sequence[Sequence[int]]) -> AttentionRecorder:
         nouns = [[record.nouns[index] for index in chosen]
                  for (record, _), chosen in zip(batch, indices)]
-        return AttentionRecorder(self.pipeline, [record.prompt for record, _ in batch], nouns,
+        return AttentionRecorder(self._mask_pipe, [record.prompt for record, _ in batch], nouns,
                                  **self.recorder_options)
+
+
+#: Drawn where all of a batch fails, to tell prompts that can't be drawn from settings that can't.
+_PROOF = PromptRecord('proof', 'a photo of a dog', (Noun('dog', 13, 16, 'dog'), ))
+
+
+def _number_allowed(max_failed: float | None, num_samples: int) -> int:
+    """How many of a run's samples may fail."""
+    if max_failed is None:
+        return max(10, num_samples // 10)
+    if isinstance(max_failed, bool) or not 0 <= max_failed <= 1e12:  # NaN is neither
+        raise ValueError('max_failed must be a share of the samples below 1, or a number of them, '
+                         f'got {max_failed}')
+    return int(max_failed * num_samples if 0 < max_failed < 1 else max_failed)
+
+
+def _hidden(pipeline: DiffusionPipeline, output: Any) -> list[bool]:
+    """Which images the safety checker blacked out."""
+    for name in ('nsfw_content_detected', 'nsfw_detected'):
+        found = getattr(output, name, None)
+        if found is not None:
+            return [bool(value) for value in found]
+    if getattr(pipeline, 'safety_checker', None) is None:
+        return [False] * len(output.images)
+    return [image.convert('L').getextrema() == (0, 0) for image in output.images]
+
+
+def _about(batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Exception:
+    """The error with the names of the prompts; of a kind that callers know."""
+    names = ', '.join(record.id for record, _ in batch[:4])
+    more = ', ...' if len(batch) > 4 else ''
+    message = f'drawing the prompts {names}{more} failed: {_reason(error)}'
+    if isinstance(error, NothingRecorded):
+        return ValueError(message)
+    if isinstance(error, (NounAlignmentError, NounTruncatedError, FloatingPointError)):
+        return type(error)(message)
+    return (ValueError if isinstance(error, ValueError) else DrawingError)(message)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line that is the same each time."""
+    if isinstance(error, FloatingPointError):
+        return ('its image is not a number (NaN): too large for the number format; float32, or '
+                'bfloat16, holds it')
+    text = ' '.join(str(error).split()) or type(error).__name__
+    text = re.sub(r'0x[0-9a-fA-F]+', '0x...', text)
+    if not isinstance(error, (ValueError, RuntimeError)):
+        text = f'{type(error).__name__}: {text}'
+    return text if len(text) <= 300 else f'{text[:297]}...'
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or isinstance(error, RuntimeError) and (
+                'out of memory' in str(error) or "can't allocate memory" in str(error)))
 
 
 class StorePlan:
@@ -423,6 +669,8 @@ class GenerationJob:
         device: Where to run; ``None`` for a GPU if there is one. ``cuda`` becomes this worker's
             own GPU where several workers share a machine.
         variant: The weights' variant, such as ``'fp16'``.
+        stages: The further stages of a cascade: folders, or ids on the hub, which may end in
+            ``@`` and a branch, tag or commit.
         options: The further arguments of :class:`ShardSource`.
     """
 
@@ -434,26 +682,86 @@ class GenerationJob:
     dtype: str = 'float32'
     device: str | None = None
     variant: str | None = None
+    stages: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
-    def source(self, local_rank: int | None = None) -> ShardSource:
+    def check(self, out: str | Path | None = None) -> Plan:
+        """Check all that can be checked before weights are loaded.
+
+        Args:
+            out: The folder of the store that will be drawn.
+
+        Returns:
+            The plan, for :meth:`source`.
+
+        Raises:
+            FileNotFoundError: If the prompts are missing.
+            ValueError: If a setting is out of range, or the prompts can't be used.
+            StoreError: If ``out`` holds a store made with other settings.
+        """
+        defaults = {name: parameter.default for name, parameter in
+                    inspect.signature(ShardSource).parameters.items()}
+        settings = defaults | self.options
+        check_settings(settings)
+        plan = Plan(PromptFile(self.prompts, self.limit), settings['images_per_prompt'],
+                    settings['samples_per_shard'])
+        _number_allowed(settings['max_failed'], plan.num_samples)
+        if out is not None:
+            self._check_store(Path(out), plan, settings)
+        return plan
+
+    def _check_store(self, out: Path, plan: Plan, settings: dict[str, Any]) -> None:
+        """Refuse a store made with other settings, as far as these are known by now."""
+        try:
+            manifest = load_manifest(out / MANIFEST, STORE_FORMAT)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise StoreError(f"{out} can't be a store: it is a file, or lies in one") from None
+        if not manifest.get('complete') and not any(out.glob('shard-*')):
+            return
+        known = {name: settings[name] for name in (
+            'steps', 'guidance', 'seed', 'images_per_prompt', 'image_format', 'samples_per_shard',
+            'height', 'width')}
+        known |= {'prompts_sha256': plan.fingerprint, 'num_samples': plan.num_samples}
+        if self.scheduler:
+            known['scheduler'] = self.scheduler
+        config = manifest.get('config')
+        found = (config if isinstance(config, dict) else {}) | {
+            'samples_per_shard': manifest.get('samples_per_shard')}
+        differences = [f'{name} is {found.get(name)!r} there and {value!r} here'
+                       for name, value in sorted(known.items()) if found.get(name) != value]
+        if differences:
+            raise StoreError(f'{out} holds a store made otherwise: {"; ".join(differences)}. Use '
+                             'the same settings to go on, or another folder')
+
+    def source(self, local_rank: int | None = None, plan: Plan | None = None) -> ShardSource:
         """Read the prompts and load the pipeline.
 
         Args:
             local_rank: Number of this worker on its machine, where there are several.
+            plan: What :meth:`check` returned.
 
         Raises:
             FileNotFoundError: If prompts or pipeline are missing.
             ValueError: If one of them can't be used, saying why.
         """
-        prompts = PromptFile(self.prompts, self.limit)  # checked before the weights are loaded
+        plan = self.check() if plan is None else plan
         device = self.device
         if local_rank is not None and device in (None, 'cuda') and torch.cuda.is_available():
             device = f'cuda:{local_rank % torch.cuda.device_count()}'
         loaded = load_pipeline(self.pipeline, revision=self.revision, scheduler=self.scheduler,
                                dtype=self.dtype, device=device, variant=self.variant)
-        return ShardSource(loaded.pipe, prompts,
-                           **{'name': loaded.name, 'revision': loaded.revision, **self.options})
+        stages = []
+        for number, stage in enumerate(self.stages):
+            place, _, revision = (stage, '', '') if Path(stage).is_dir() else stage.partition('@')
+            stages.append(load_pipeline(
+                place, revision=revision or None, dtype=self.dtype, device=device,
+                variant=self.variant,
+                # Stage II gets the embeddings of stage I, whose encoder has 5 billion weights.
+                without=('text_encoder', ) if number == 0 else ()))
+        return ShardSource(loaded.pipe, plan, **{
+            'name': loaded.name, 'revision': loaded.revision, 'stages': stages, **self.options})
 
     @classmethod
     def of_store(cls, path: str | Path, pipeline: str, prompts: str, **changes: Any
@@ -477,7 +785,8 @@ class GenerationJob:
                 'image_format')}
             options |= {'name': config['pipeline'], 'quality': config['quality'] or 95,
                         'samples_per_shard': manifest['samples_per_shard'],
-                        'masks': config.get('masks', True)}
+                        'masks': config.get('masks', True),
+                        'keep_hidden': config.get('keep_hidden', False)}
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
                 entry for _, entry in sorted(shard_entries(path)[0].items())]
@@ -486,6 +795,16 @@ class GenerationJob:
                 options['batch_size'] = notes['batch_size']
             # A folder's revision is a hash, to compare with; the hub's is one to ask for.
             revision = config['revision']
+            stages = config.get('stages', [])
+            if stages:
+                options |= {'stage_steps': [stage['steps'] for stage in stages],
+                            'stage_guidance': [stage['guidance'] for stage in stages]}
+                if 'stages' not in changes:
+                    if any('/' not in stage['pipeline'] for stage in stages):
+                        raise StoreError(f'{file} names further stages that were folders: give '
+                                         'them')
+                    changes['stages'] = tuple(f'{stage["pipeline"]}@{stage["revision"]}'
+                                              for stage in stages)
             job = cls(pipeline, prompts, limit=config['num_samples'] // config['images_per_prompt'],
                       revision=None if str(revision).startswith('sha256:') else revision,
                       scheduler=config['scheduler'], dtype=config['dtype'])
@@ -499,14 +818,28 @@ class GenerationJob:
 
 
 @contextmanager
-def _quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Switch the pipeline's own progress bar off for a while."""
-    before = getattr(pipeline, '_progress_bar_config', {})
-    pipeline.set_progress_bar_config(**before | {'disable': True})
+def _quiet(pipes: Sequence[DiffusionPipeline]) -> Iterator[None]:
+    """Keep the pipelines' own bars, and what they say of every long prompt, off the screen."""
+    before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
+    handlers = [handler for name in ('diffusers', 'transformers')
+                for handler in logging.getLogger(name).handlers]
+    for pipe, config in zip(pipes, before):
+        pipe.set_progress_bar_config(**config | {'disable': True})
+    for handler in handlers:
+        handler.addFilter(_says_more)
     try:
         yield
     finally:
-        pipeline.set_progress_bar_config(**before)
+        for handler in handlers:
+            handler.removeFilter(_says_more)
+        for pipe, config in zip(pipes, before):
+            pipe.set_progress_bar_config(**config)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Whether a message isn't about a prompt that is too long: `cut_prompts` counts these."""
+    text = record.getMessage()
+    return not ('part of your input was truncated' in text or 'sequence length is longer' in text)
 
 
 def _versions() -> dict[str, str]:

@@ -30,6 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from freeatm_mm.files import atomic_write
+from freeatm_mm.generation.pipelines import load_pipeline
 
 from .compose import compose_scenes
 from .scenes import SIDE
@@ -116,8 +117,7 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
         raise ValueError(f'a caption has {tokens.shape[1]} tokens, more than {TOKENS}')
     torch.backends.cudnn.benchmark = True
     if plan.start_from:
-        start = StableDiffusionPipeline.from_pretrained(plan.start_from, torch_dtype=torch.float32,
-                                                        local_files_only=True)
+        start = load_pipeline(plan.start_from, device='cpu').pipe
         if start.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise ValueError(f'{plan.start_from} was trained on other words than this world\'s')
         vae, unet, text_encoder = make_vae(), make_unet(), make_text_encoder(tokenizer)

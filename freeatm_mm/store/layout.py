@@ -19,8 +19,9 @@ from .errors import StoreError
 
 __all__ = ['BLOCK', 'ENTRY_FIELDS', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT',
            'STORE_FORMAT', 'TOTALS', 'VERSION', 'config_digest', 'dump_json', 'dump_manifest',
-           'file_sha256', 'handle_sha256', 'index_dtype', 'load_index', 'load_manifest',
-           'mask_bytes', 'open_regular', 'read_exactly', 'read_index_header', 'shard_name']
+           'file_sha256', 'handle_sha256', 'index_dtype', 'left_out_keys', 'load_index',
+           'load_manifest', 'mask_bytes', 'open_regular', 'planned_samples', 'read_exactly',
+           'read_index_header', 'shard_name']
 
 #: What writers make. Version 1 is read as well: its samples without nouns have no masks.png, their
 #: meta is an object, and nothing vouches for the whole of a manifest.
@@ -103,6 +104,20 @@ def handle_sha256(handle: int) -> str:
     return digest.hexdigest()
 
 
+def left_out_keys(notes: Any) -> set[str]:
+    """Keys of the samples that a shard, by its notes, goes without: they could not be made."""
+    listed = notes.get('left_out') if isinstance(notes, dict) else None
+    if not isinstance(listed, list):
+        return set()
+    return {item['key'] for item in listed
+            if isinstance(item, dict) and isinstance(item.get('key'), str)}
+
+
+def planned_samples(shard: dict[str, Any]) -> int:
+    """How many samples a shard was to hold, with those that were left out."""
+    return shard['samples'] + len(left_out_keys(shard.get('notes')))
+
+
 def open_regular(path: str | Path) -> int:
     """Open a file for reading and return its handle; a pipe or device is refused, not waited for.
 
@@ -142,6 +157,8 @@ def load_index(path: Path, digest: str | None = None) -> np.ndarray:
             if digest is not None and handle_sha256(file.fileno()) != digest:
                 raise StoreError("is not the one that was written: its sha256 isn't the recorded "
                                  'one')
+            if not rows:  # of a shard whose samples were all left out
+                return np.empty(0, dtype)
             return np.memmap(file, dtype, mode='r', offset=first_row, shape=(rows,))
     except StoreError as error:
         raise StoreError(f'the index {path} {error}'.replace(f'{path} {path} ', f'{path} ')
@@ -163,7 +180,7 @@ def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
     length = 10 + int.from_bytes(start[8:10], 'little')  # numpy's format 1.0
     dtype, rows, first_row = _parse_index_header(start[:length])
     size = os.fstat(handle).st_size
-    if type(rows) is not int or rows < 1 or size != first_row + rows * dtype.itemsize:
+    if type(rows) is not int or rows < 0 or size != first_row + rows * dtype.itemsize:
         raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
                          f'{first_row + rows * dtype.itemsize}')
     return dtype, rows, first_row
@@ -270,14 +287,17 @@ def _check_contents(manifest: dict[str, Any], expected_format: str, version: int
             raise StoreError(f'its list of shards is not one that a writer makes: shard {number} '
                              f'is called {shard["name"]!r}')
         for name in ('samples', 'bytes', 'index_bytes'):
-            if not 0 < shard[name] < _MOST:
+            # A shard may go without all its samples, if its notes say so.
+            least = 0 if name == 'samples' and left_out_keys(shard.get('notes')) else 1
+            if not least <= shard[name] < _MOST:
                 raise StoreError(f'{shard["name"]} can\'t have {shard[name]} {name}')
     if is_store:
         if config_digest(manifest['config']) != manifest['config_sha256']:
             raise StoreError('the settings are not those that were written (config_sha256)')
         each = manifest['samples_per_shard']
-        if each < 1 or any(shard['samples'] != each for shard in shards[:-1]) or any(
-                shard['samples'] > each for shard in shards[-1:]):
+        planned = [planned_samples(shard) for shard in shards]
+        if each < 1 or any(count != each for count in planned[:-1]) or any(
+                count > each for count in planned[-1:]):
             raise StoreError(f'its shards don\'t hold {each} samples each (samples_per_shard)')
         for name in TOTALS:
             total = sum(shard.get(name, 0) for shard in shards)

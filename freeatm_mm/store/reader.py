@@ -124,7 +124,7 @@ class Store(Sequence):
         if not complete:
             raise StoreError(f'the store {self.path} is not finished; run the command that makes '
                              'it once more, it goes on where it was')
-        if not shards:
+        if not any(shard['samples'] for shard in shards):
             raise StoreError(f'the store {self.path} is empty')
         present = {entry.name for entry in os.scandir(self.path)}
         missing = [name for shard in shards

@@ -17,8 +17,10 @@ from .layout import (
     MANIFEST,
     STORE_FORMAT,
     config_digest,
+    left_out_keys,
     load_manifest,
     open_regular,
+    planned_samples,
     shard_name,
 )
 from .sample import RawSample, Sample
@@ -122,7 +124,10 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     try:
         manifest = load_manifest(file, STORE_FORMAT)
         config, each = manifest['config'], manifest['samples_per_shard']
-        num_samples = manifest['samples'] if manifest['complete'] else config.get('num_samples')
+        # A store may go without some of the samples that were planned.
+        num_samples = config.get('num_samples')
+        if num_samples is None and manifest['complete']:
+            num_samples = sum(map(planned_samples, manifest['shards']))
         sound = type(num_samples) is int and num_samples > 0
     except (StoreError, OSError):
         sound = False
@@ -162,8 +167,9 @@ def _vouched_settings(path: Path) -> tuple[dict[str, Any], int, int] | None:
     if not own or len(own) != len(manifest['shards']) or any(
             entry is None or entry['config_sha256'] != digest for entry in own):
         return None
-    total = sum(entry['samples'] for entry in own)
-    fits = all(entry['samples'] == each for entry in own[:-1]) and own[-1]['samples'] <= each
+    planned = [planned_samples(entry) for entry in own]
+    total = sum(planned)
+    fits = all(count == each for count in planned[:-1]) and planned[-1] <= each
     return (config, each, total) if fits and config.get('num_samples', total) == total else None
 
 
@@ -178,7 +184,8 @@ def _samples(path: Path, number: int, state: ShardState, source: SampleSource | 
     if state.rows is not None:
         keys = [key.decode('ascii', 'replace') for key in state.rows['key']]
     if source is not None:
-        due = source.keys(number)
+        left_out = left_out_keys(notes)
+        due = [key for key in source.keys(number) if key not in left_out]
         if keys is not None and keys != due:
             keys = None  # another store's shard
         count, bad = len(due), list(range(len(due))) if keys is None else state.bad

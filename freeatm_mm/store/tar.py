@@ -184,11 +184,12 @@ def parse_info(key: str, text: bytes) -> dict[str, Any]:
         raise StoreError(f'sample {key!r}: its JSON is not a sample ({error})') from None
 
 
-def scan_shard(path: Path) -> np.ndarray:
+def scan_shard(path: Path, empty: bool = False) -> np.ndarray:
     """Make a shard's index from its tar alone.
 
     Args:
         path: The tar.
+        empty: Whether it may hold no samples.
 
     Returns:
         The rows, as the writer makes them.
@@ -203,7 +204,7 @@ def scan_shard(path: Path) -> np.ndarray:
             if not groups or groups[-1][0].key != member.key:
                 groups.append([])
             groups[-1].append(member)
-        if not groups:
+        if not groups and not empty:
             raise StoreError('it holds no samples')
         rows = []
         seen: set[str] = set()
@@ -227,4 +228,4 @@ def scan_shard(path: Path) -> np.ndarray:
                          zlib.crc32(data)))
     finally:
         os.close(handle)
-    return np.array(rows, index_dtype(max(len(row[0]) for row in rows)))
+    return np.array(rows, index_dtype(max((len(row[0]) for row in rows), default=1)))

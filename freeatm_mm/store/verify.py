@@ -19,10 +19,12 @@ from .layout import (
     STORE_FORMAT,
     config_digest,
     file_sha256,
+    left_out_keys,
     load_index,
     load_manifest,
     mask_bytes,
     open_regular,
+    planned_samples,
     shard_name,
 )
 from .sample import decode_sample
@@ -134,7 +136,8 @@ def verify_store(path: str | Path, decode: bool = True,
         keys.append(np.array(state.rows['key']))
         owners.append(np.full(len(state.rows), number, np.int32))
         if source is not None:
-            yield from _compare_with_source(path, number, state.rows, source)
+            yield from _compare_with_source(path, number, state.rows, source,
+                                            left_out_keys(entries[number].get('notes')))
     yield from _doubled(path, keys, owners)
     if source is not None:
         count = -(-source.num_samples // source.samples_per_shard)
@@ -223,7 +226,7 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
     try:
         if state.tar_sound:
             try:
-                scanned = scan_shard(tar_path)
+                scanned = scan_shard(tar_path, empty=entry['samples'] == 0)
             except StoreError as error:
                 state.tar_sound = False
                 report(tar_path, str(error))
@@ -254,9 +257,10 @@ def _compare_with_settings(path: Path, manifest: dict[str, Any],
     """Compare a finished store with its settings, and the settings with the shards' own."""
     file, config = str(path / MANIFEST), manifest['config']
     due = config.get('num_samples')
-    if type(due) is int and due != manifest['samples']:
-        yield Problem(file, f'lists {manifest["samples"]} samples, and its settings say {due}',
-                      'missing' if due > manifest['samples'] else 'foreign')
+    planned = sum(map(planned_samples, manifest['shards']))
+    if type(due) is int and due != planned:
+        yield Problem(file, f'lists {planned} samples, and its settings say {due}',
+                      'missing' if due > planned else 'foreign')
     for number in range(len(manifest['shards'])):
         own = shard_entry(path, number)
         if own is not None and own['config_sha256'] != manifest['config_sha256']:
@@ -302,11 +306,11 @@ def _compare_members(handle: int, rows: np.ndarray, report: Any) -> None:
 
 
 def _compare_with_source(path: Path, number: int, rows: np.ndarray,
-                         source: SampleSource) -> Iterator[Problem]:
+                         source: SampleSource, left_out: set[str]) -> Iterator[Problem]:
     """Compare a shard's keys with those that are due."""
     file = str(path / f'{shard_name(number)}.tar')
     found = [key.decode('ascii', 'replace') for key in rows['key']]
-    due = source.keys(number)
+    due = [key for key in source.keys(number) if key not in left_out]
     for key in sorted(set(due) - set(found)):
         yield Problem(file, f'sample {key!r} is missing', 'missing', number, key)
     for key in sorted(set(found) - set(due)):
@@ -388,4 +392,5 @@ def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
 
 
 def _missing_shard(keys: Sequence[str]) -> str:
-    return f'is missing, with its {len(keys)} samples {keys[0]!r} to {keys[-1]!r}'
+    between = f' {keys[0]!r} to {keys[-1]!r}' if keys else ''
+    return f'is missing, with its {len(keys)} samples{between}'

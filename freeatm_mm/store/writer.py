@@ -29,8 +29,10 @@ from .layout import (
     dump_manifest,
     file_sha256,
     index_dtype,
+    left_out_keys,
     load_manifest,
     mask_bytes,
+    planned_samples,
     shard_name,
 )
 from .locking import locked_write
@@ -122,8 +124,9 @@ class StoreWriter:
             shard_index: Number of the shard, from 0.
             samples: The samples in order, at least one and at most ``samples_per_shard``; those
                 that come encoded from another store are copied as they are.
-            notes: What to remember about how the shard was made, JSON values only; it binds
-                nothing.
+            notes: What to remember about how the shard was made, JSON values only. The samples
+                that it lists under ``left_out``, each with its ``key``, need not be there, not
+                even if these are all; the rest binds nothing.
 
         Returns:
             The shard's JSON: ``samples``, ``nouns``, ``bytes``, ``image_bytes``, ``mask_bytes``...
@@ -145,7 +148,8 @@ class StoreWriter:
                         raise StoreError(f'{name} was given more than its '
                                          f'{self.samples_per_shard} samples')
                     shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
-                if not shard.rows:
+                # Notes may name, once all is drawn, the samples that are left out.
+                if not shard.rows and not left_out_keys(notes):
                     raise StoreError(f'{name} was given no samples')
                 shard.close()
             return self._write_index(note, name, shard.index(), shard.position,
@@ -211,9 +215,9 @@ class StoreWriter:
                 missing.append(index)
                 continue
             expected = min(self.samples_per_shard, num_samples - index * self.samples_per_shard)
-            if manifest['samples'] != expected:
-                raise StoreError(f'{manifest["name"]} in {self.path} holds {manifest["samples"]} '
-                                 f'samples where {expected} are due')
+            if planned_samples(manifest) != expected:
+                raise StoreError(f'{manifest["name"]} in {self.path} holds '
+                                 f'{planned_samples(manifest)} samples where {expected} are due')
             shards.append({field: manifest[field] for field in ENTRY_FIELDS
                            if field in manifest})
         if (self.path / f'{shard_name(count)}.json').exists():
@@ -303,7 +307,8 @@ class _ShardFile:
         self._write(b'\0' * (end + -end % _TAR_RECORD - self.position))
 
     def index(self) -> np.ndarray:
-        return np.array(self.rows, index_dtype(max(len(row[0]) for row in self.rows)))
+        return np.array(self.rows, index_dtype(max((len(row[0]) for row in self.rows),
+                                                  default=1)))
 
     def _member(self, name: str, content: bytes) -> int:
         """Write one member and return where its content starts."""

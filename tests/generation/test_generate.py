@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 import threading
 import time
 from importlib import metadata
@@ -279,7 +280,7 @@ def test_prompts_without_nouns_give_plain_images(pipe, tmp_path):
 
 
 def test_deepfloyd_if(tmp_path):
-    generate(tiny_if(), PROMPTS[:2], tmp_path, **SETTINGS)
+    generate(tiny_if(), PROMPTS[:2], tmp_path, height=32, width=32, **SETTINGS)
     sample = Store(tmp_path)[0]
     assert sample.image.size == (32, 32) and sample.masks.shape == (2, 16, 16)
 
@@ -297,6 +298,22 @@ def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_pat
     assert 'lost_nouns' not in Store(tmp_path / 'a')[1].meta
     with pytest.raises(NounTruncatedError, match="prompts 009, 001 failed.*'bird'"):
         generate(pipe, [long, PROMPTS[1]], tmp_path / 'b', lost_nouns='raise', **SETTINGS)
+
+
+def test_long_prompts_are_counted_rather_than_printed(tmp_path, capfd):
+    from diffusers.utils import logging
+    logging.enable_default_handler()  # writes to what stderr was when it was made
+    handler = logging._default_handler
+    handler.setStream(sys.stderr)
+    long = record(9, 'a dog ' + 'on the sand ' * 30)
+    pipe = tiny_stable_diffusion()
+    pipe([long.prompt], num_inference_steps=1)
+    assert 'was truncated because CLIP' in capfd.readouterr().err
+    summary = generate(pipe, [long, *PROMPTS[:2]], tmp_path, **SETTINGS)
+    assert 'truncated' not in capfd.readouterr().err
+    assert summary.cut_prompts == 1
+    assert '1 prompts have more than the 77 tokens that CLIP sees' in str(summary)
+    assert not handler.filters
 
 
 def test_nouns_that_are_not_among_the_tokens_are_left_out_and_listed(pipe, tmp_path, monkeypatch):
@@ -326,13 +343,13 @@ def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
                                          for row in self._columns])
     monkeypatch.setattr(pipe.image_processor, 'postprocess',
                         lambda image, **options: [Image.new('RGB', (8, 8))] * len(image))
-    summary = generate(pipe, PROMPTS[:2], tmp_path, **SETTINGS)
+    summary = generate(pipe, PROMPTS[:2], tmp_path, keep_hidden=True, **SETTINGS)
     assert (summary.flat_masks, summary.hidden_images) == (3, 2)
     assert Store(tmp_path)[0].meta['hidden_by_safety_checker'] is True
     assert '3 masks are flat' in str(summary) and '2 images blacked out' in str(summary)
 
 
-def test_what_is_not_a_number_stops_and_names_the_prompts(pipe, tmp_path):
+def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
     handle = pipe.vae.decoder.register_forward_hook(lambda module, args, output: output * np.nan)
     try:
         with pytest.raises(FloatingPointError, match='the prompts 000, 001 failed'):
@@ -392,11 +409,12 @@ def test_other_settings_are_refused_and_named(pipe, drawn):
     ({'quality': 0}, 'quality'), ({'image_format': 'gif'}, 'image_format'),
     ({'lost_nouns': 'hide'}, 'lost_nouns'), ({'images_per_prompt': 0}, 'images_per_prompt'),
     ({'height': 32}, 'height and width together'),
-    ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, not block'),
+    ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, stage, not block'),
     ({'masks': {'blocks': ['left']}}, "blocks must be of .*got .'left'"),
     ({'masks': {'steps': [2, 9]}}, 'are none of the 2 steps'),
     ({'masks': {'steps': [2]}}, 'start, stop and maybe stride'),
-    ({'masks': {'crf': 200}}, 'at most 96'), ({'masks': {'propagate': -1}}, 'propagate must be'),
+    ({'masks': {'crf': 200}}, 'crf must be .* to 96'),
+    ({'masks': {'propagate': -1}}, 'propagate must be'),
     ({'height': 30, 'width': 64}, 'prompts 000, 001 failed.*divisible by 8'),
 ])
 def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):

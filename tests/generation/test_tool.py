@@ -268,3 +268,65 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(
     assert folder_bytes(killed) == folder_bytes(whole), moment
     kept = [name for name in before if name.endswith('.json') and name.startswith('shard')]
     assert len(kept) >= finished and f'{4 * len(kept)} there already' in report, moment
+
+
+def children_of(pid):
+    """The processes that a process started, but for Python's own, which ends when all are gone."""
+    return [child for task in Path(f'/proc/{pid}/task').glob('*/children')
+            for child in map(int, task.read_text().split())
+            if b'resource_tracker' not in Path(f'/proc/{child}/cmdline').read_bytes()]
+
+
+@pytest.mark.parametrize(('number', 'more', 'code'), [
+    (signal.SIGTERM, [], 143), (signal.SIGHUP, [], 129), (signal.SIGTERM, ['--workers', '2'], 143)])
+def test_told_to_end_it_ends_cleanly_and_goes_on_later(
+        tool, pipeline_folder, prompt_file, tmp_path, number, more, code):
+    environment = os.environ | {
+        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+        'OMP_NUM_THREADS': '1'}
+    out = tmp_path / 'out'
+    words = arguments(pipeline_folder, prompt_file, out, '--quiet')
+    process = subprocess.Popen([sys.executable, str(TOOL), *words, *more], env=environment,
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(out.glob('shard-*.json')):
+        time.sleep(0.002)
+    started = children_of(process.pid)
+    assert len(started) >= (2 if more else 0)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert errors.strip() == f'ended by {number.name}; the same command goes on where it was'
+    assert not [pid for pid in started if Path(f'/proc/{pid}').exists()]
+    kept = len(list(out.glob('shard-*.json')))
+    assert 0 < kept < 12 and not json.loads((out / 'store.json').read_text())['complete']
+    assert tool.main(words) == 0
+    assert list(verify_store(out)) == []
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    from freeatm_mm.signals import Terminated, end_on_signals
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with end_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(Terminated, match='SIGTERM'):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_in_a_finalizer_is_not_lost():
+    from freeatm_mm.signals import Terminated, end_on_signals
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))  # the handler runs here, where an exception would be passed over
+
+    with pytest.raises(Terminated), end_on_signals():
+        dying = Dying()
+        del dying
+        while True:
+            time.sleep(0.01)
