@@ -223,7 +223,7 @@ def set_up(checkout: SimpleNamespace, *stages: str, **changes: str) -> subproces
     """Run the tool in a checkout as ``./run setup`` does."""
     return subprocess.run(
         [sys.executable, str(checkout.root / 'tools' / TOOL.name), *stages],
-        env={**checkout.environment, **changes}, capture_output=True, text=True, timeout=300,
+        env={**checkout.environment, **changes}, capture_output=True, text=True,
         stdin=subprocess.DEVNULL)
 
 
@@ -309,7 +309,6 @@ def test_killed_while_pip_waits_then_goes_on(checkout):
     """``kill -9`` of the set-up; the pip that it leaves keeps the lock, so that no two collide."""
     (checkout.stamps / 'base.json').unlink()
     with socket.create_server(('127.0.0.1', 0)) as server:  # accepts, and never answers
-        server.settimeout(60)
         index = f'http://127.0.0.1:{server.getsockname()[1]}/simple'
         environment = {**checkout.environment, 'PIP_INDEX_URL': index, 'PIP_FIND_LINKS': '',
                        'PIP_NO_INDEX': '0'}
@@ -325,7 +324,7 @@ def test_killed_while_pip_waits_then_goes_on(checkout):
         assert 'Waiting for another set-up' in second.stdout.readline()
         connection.close()
     # The server is gone: the left-over pip gives up, and the second set-up has its turn.
-    output, _ = second.communicate(timeout=120)
+    output, _ = second.communicate()
     assert second.returncode == 0
     assert '[1/1] base' in output
     assert set_up(checkout, 'base').stdout == ''
@@ -381,7 +380,7 @@ def run_with_pythons(checkout: SimpleNamespace, pythons: dict[str, str],
         (binaries / name).chmod(0o755)
     return subprocess.run([str(binaries / 'bash'), str(checkout.root / 'run'), 'setup', 'base'],
                           env={**checkout.environment, 'PATH': str(binaries), **changes},
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def test_wrong_python(empty_checkout):
@@ -528,9 +527,7 @@ def test_the_cache_keeps_wheels_of_other_versions_apart(empty_checkout):
 def test_progress_counts_compiled_files(tmp_path, capsys):
     with setup_environment.progress(tmp_path, total=4, every=0.01):
         (tmp_path / 'first.o').touch()
-        deadline = time.monotonic() + 30
-        while '1 of 4 files' not in (text := capsys.readouterr().out):
-            assert time.monotonic() < deadline, text
+        while '1 of 4 files' not in capsys.readouterr().out:
             time.sleep(0.01)
 
 
@@ -592,7 +589,7 @@ def call(root: Path, script: str, *arguments: str) -> subprocess.CompletedProces
     environment.pop('OMP_NUM_THREADS', None)
     environment.pop('FREEATM_TEST_WORKERS', None)
     return subprocess.run(['bash', str(root / script), *arguments], cwd='/', env=environment,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def test_run_miniature_passes_arguments_and_exit_code(tmp_path):
@@ -606,8 +603,9 @@ def test_run_miniature_passes_arguments_and_exit_code(tmp_path):
 def test_run_tests_and_ci_are_the_same(tmp_path, script, arguments):
     result = call(make_stub_checkout(tmp_path), script, *arguments)
     assert result.returncode == 7
-    assert result.stdout.splitlines() == ['setup --for tests',
-                                          'python -m pytest -n 2 --dist loadfile threads=1']
+    assert result.stdout.splitlines() == [
+        'setup --for tests',
+        'python -m pytest -n 2 --dist loadfile --max-worker-restart 0 threads=1']
 
 
 def test_a_failed_set_up_ends_the_command(tmp_path):
