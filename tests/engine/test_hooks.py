@@ -40,8 +40,8 @@ def train_layers():
 
     from freeatm_mm.engine import ChannelsLastHook
     torch.manual_seed(0)
-    for channels in (1, 3, 4, 7, 8, 12, 15, 16, 17):
-        for size in (8, 16, 64):
+    for channels in (1, 4, 7, 15, 16):
+        for size in (8, 64):
             model = Layers(channels)
             images = torch.randn(4, channels, size, size)
             with torch.backends.mkldnn.flags(enabled=False):
@@ -74,7 +74,7 @@ def test_strided_pointwise_convolutions_of_few_channels(level):
 
 def test_trainings_with_the_instructions_of_older_processors():
     in_a_process(['-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
-                  'tests/engine/test_regimes.py', 'tests/engine/test_resume.py'], 'avx2')
+                  'tests/engine/test_regimes.py'], 'avx2')
 
 
 def test_only_the_layers_concerned_keep_the_usual_order():
