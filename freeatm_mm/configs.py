@@ -7,8 +7,8 @@ from typing import Any
 
 from freeatm_mm.errors import InputError, MissingFileError
 
-__all__ = ['add_checks', 'check_datasets', 'check_honoured', 'check_init', 'complete_config',
-           'find_datasets', 'open_config', 'scale_rate', 'set_data_root']
+__all__ = ['add_checks', 'check_datasets', 'check_honoured', 'check_init', 'check_precision',
+           'complete_config', 'find_datasets', 'open_config', 'scale_rate', 'set_data_root']
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _EVALUATORS = ('val_evaluator', 'test_evaluator')
@@ -100,7 +100,6 @@ def check_honoured(cfg: Any, options: Mapping | None = None) -> None:
     Raises:
         InputError: Naming the key and what to set in its place.
     """
-    from mmengine.device import get_device
     for key in ('strategy', 'runner_type'):
         if cfg.get(key) and cfg[key] != 'Runner':
             raise InputError(
@@ -119,6 +118,15 @@ def check_honoured(cfg: Any, options: Mapping | None = None) -> None:
         if not isinstance(length, int) or length < 1:
             raise InputError(f'nothing would be trained: train_cfg.{key}={length}: set a whole '
                              'number from 1')
+
+
+def check_precision(cfg: Mapping) -> None:
+    """Refuse mixed precision where mmengine has none.
+
+    Raises:
+        InputError: If the config asks for it and there is no GPU.
+    """
+    from mmengine.device import get_device
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(

@@ -23,6 +23,7 @@ from freeatm_mm.configs import (  # noqa: E402
     check_datasets,
     check_honoured,
     check_init,
+    check_precision,
     complete_config,
     open_config,
     scale_rate,
@@ -109,6 +110,10 @@ def main(argv: list[str] | None = None) -> None:
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
         parser.error(f'there is no checkpoint {pretrained}: train what makes it first, or set it '
                      'with --cfg-options model.pretrained=CHECKPOINT')
+    try:
+        check_precision(cfg)
+    except ValueError as error:
+        parser.error(str(error))
     if 'init' in cfg or str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
         compat.skip_multimodal_models()
 

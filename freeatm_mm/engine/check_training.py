@@ -134,7 +134,8 @@ class CheckTrainingHook(Hook):
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
                 steps out, only after 20 in a row.
         """
-        values = {name: float(value) for name, value in (outputs or {}).items()
+        values = {name: float(torch.as_tensor(value).detach())
+                  for name, value in (outputs or {}).items()
                   if 'loss' in name and _is_scalar(value)}
         bad = [f'{name} = {value}' for name, value in values.items() if not math.isfinite(value)]
         self._bad = self._bad + 1 if bad else 0

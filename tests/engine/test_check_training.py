@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from tiny_runs import config, run, train
 from tiny_stores import make_store
 
-from freeatm_mm.configs import check_honoured, scale_rate
+from freeatm_mm.configs import check_honoured, check_precision, scale_rate
 from freeatm_mm.engine.check_training import describe_schedule
 from freeatm_mm.errors import InputError
 
@@ -197,7 +197,7 @@ def test_mixed_precision_without_a_gpu_is_refused(tmp_path, store):
     cfg = config(store, tmp_path)
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     with pytest.raises(InputError, match='mixed precision .* leave out --amp'):
-        check_honoured(cfg)
+        check_precision(cfg)
 
 
 def test_the_scaled_rate_counts_accumulated_batches(tmp_path, store):
