@@ -46,7 +46,7 @@ model = dict(
 
 # A resumed run ends bit-equal to one that was never stopped. The hook gives each process its own
 # random numbers, so that the seed itself needn't differ.
-custom_hooks = [dict(type='SeedEachIterationHook')]
+custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]
 randomness = dict(seed=0, diff_rank_seed=False)
 # With --resume, as the other methods: mmpretrain's MAE goes on unasked with what it finds.
 resume = False

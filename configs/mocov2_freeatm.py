@@ -41,5 +41,5 @@ model = dict(
     neck=dict(type='FreeATMMoCoV2Neck'))
 
 # A resumed run ends bit-equal to one that was never stopped.
-custom_hooks = [dict(type='SeedEachIterationHook')]
+custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]
 randomness = dict(seed=0)

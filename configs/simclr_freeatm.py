@@ -47,5 +47,5 @@ model = dict(
 auto_scale_lr = dict(base_batch_size=4096)
 
 # A resumed run ends bit-equal to one that was never stopped.
-custom_hooks = [dict(type='SeedEachIterationHook')]
+custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]
 randomness = dict(seed=0)

@@ -43,5 +43,9 @@ model = dict(
 auto_scale_lr = dict(base_batch_size=256)
 
 # A resumed run ends bit-equal to one that was never stopped.
-custom_hooks = [*_base_.custom_hooks, dict(type='SeedEachIterationHook')]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='SeedEachIterationHook'),
+    dict(type='CheckTrainingHook'),
+]
 randomness = dict(seed=0)

@@ -139,6 +139,45 @@ def launch_on_cpus(cfg) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False))
 
 
+def avoid_strided_pointwise_fault(model) -> None:
+    """Lets a channels-last model train on a CPU in spite of a fault of oneDNN's.
+
+    Reason: for the weights' gradient of a 1x1 convolution with a stride, oneDNN copies the input to
+    a buffer of its own, and where it lies in channels-last order writes past that buffer's end if
+    there are fewer channels than a vector has floats: 8 with AVX2, 16 with AVX-512 (on maps from
+    about 50 pixels on). The process dies in `free`, hangs, or goes on with wrong gradients. One
+    channels-last tensor among input and weights is enough; with both in torch's usual order,
+    another way is taken. Only such layers are kept in that order; they have few channels, so that
+    the copies cost little.
+
+    Source: https://github.com/uxlfoundation/oneDNN/issues/6035, open as of oneDNN 3.11
+    (torch 2.12). Seen with float32 alone, without groups, at every stride.
+
+    Args:
+        model: The model, in channels-last order; changed in place.
+    """
+    import torch
+    for module in model.modules():
+        if (isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1)
+                and module.stride != (1, 1) and module.groups == 1 and module.in_channels < 16):
+            module.weight.data = _in_usual_order(module.weight.data)
+            if _order_inputs not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_order_inputs, with_kwargs=True)
+
+
+def _in_usual_order(tensor):
+    import torch
+    if tensor.device.type != 'cpu':
+        return tensor
+    # Not `contiguous()`: with one channel, or one pixel, it leaves channels-last strides alone.
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _order_inputs(module, inputs, named):
+    return (tuple(map(_in_usual_order, inputs)),
+            {name: _in_usual_order(value) for name, value in named.items()})
+
+
 def require_cuda_ops(cfg) -> None:
     """Makes sure that a detector finds mmcv's ops where it will run.
 

@@ -7,11 +7,20 @@ from typing import Any
 
 from freeatm_mm.errors import InputError, MissingFileError
 
-__all__ = ['check_datasets', 'check_init', 'complete_config', 'find_datasets', 'open_config',
-           'set_data_root']
+__all__ = ['add_checks', 'check_datasets', 'check_honoured', 'check_init', 'check_precision',
+           'complete_config', 'find_datasets', 'open_config', 'scale_rate', 'set_data_root']
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _EVALUATORS = ('val_evaluator', 'test_evaluator')
+#: What mmengine's runner reads at the top of a config, and what this project does.
+_READ = {
+    'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_hooks', 'custom_imports',
+    'data_preprocessor', 'default_hooks', 'default_scope', 'efficient_conv_bn_eval', 'env_cfg',
+    'experiment_name', 'find_unused_parameters', 'init', 'launcher', 'load_from', 'log_level',
+    'log_processor', 'model', 'model_wrapper_cfg', 'optim_wrapper', 'param_scheduler', 'randomness',
+    'resume', 'sync_bn', 'test_cfg', 'test_dataloader', 'test_evaluator', 'train_cfg',
+    'train_dataloader', 'tta_model', 'tta_pipeline', 'val_cfg', 'val_dataloader', 'val_evaluator',
+    'vis_backends', 'visualizer', 'work_dir'}
 
 
 def open_config(path: str | Path, work_dir: str | None = None, launcher: str = 'none') -> Any:
@@ -79,6 +88,86 @@ def complete_config(cfg: Any, data_root: str | None = None, options: Mapping | N
     if cfg.launcher != 'none':
         compat.launch_on_cpus(cfg)
     compat.require_cuda_ops(cfg)
+
+
+def check_honoured(cfg: Any, options: Mapping | None = None) -> None:
+    """Refuse what a user asked for and training would pass over without a word.
+
+    Args:
+        cfg: The whole config.
+        options: Dotted keys and their values, as given on the command line.
+
+    Raises:
+        InputError: Naming the key and what to set in its place.
+    """
+    for key in ('strategy', 'runner_type'):
+        if cfg.get(key) and cfg[key] != 'Runner':
+            raise InputError(
+                f'{key} is not supported: FSDP, DeepSpeed and the like divide weights and '
+                'optimizer in ways that hooks and checkpoints here do not know; take it out and '
+                'train with --launcher, by which each process holds the whole model')
+    for key in options or ():
+        top = key.split('.')[0]
+        if top not in _READ:
+            raise InputError(
+                f'--cfg-options {key}: nothing reads {top} once the config is put together: set '
+                'what it was put into, such as train_cfg.max_epochs, train_dataloader.batch_size '
+                'or optim_wrapper.optimizer.lr')
+    for key in ('max_epochs', 'max_iters'):
+        length = (cfg.get('train_cfg') or {}).get(key, 1)
+        if not isinstance(length, int) or length < 1:
+            raise InputError(f'nothing would be trained: train_cfg.{key}={length}: set a whole '
+                             'number from 1')
+
+
+def check_precision(cfg: Mapping) -> None:
+    """Refuse mixed precision where mmengine has none.
+
+    Raises:
+        InputError: If the config asks for it and there is no GPU.
+    """
+    from mmengine.device import get_device
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise InputError(
+            'mixed precision (--amp, or AmpOptimWrapper in the config) is for GPUs, and there is '
+            'none here: leave out --amp, or give the config an optim_wrapper of type OptimWrapper '
+            'without loss_scale')
+
+
+def scale_rate(cfg: Any, wanted: bool) -> None:
+    """Switch on the scaling of the learning rate by the images of a step, where it is wanted.
+
+    mmengine counts processes and their batches; what is accumulated counts as well.
+
+    Args:
+        cfg: The whole config, changed in place.
+        wanted: Whether the command line asks for it; the config may do so, too.
+
+    Raises:
+        InputError: If the config doesn't say for which batch its rate is meant, or sets another
+            rate by itself.
+    """
+    scale = cfg.get('auto_scale_lr') or {}
+    if not wanted and not scale.get('enable'):
+        return
+    if not scale.get('base_batch_size'):
+        raise InputError('the config does not say for which batch its learning rate is meant: set '
+                         'it with --cfg-options optim_wrapper.optimizer.lr=... in the place of '
+                         '--auto-scale-lr')
+    if any(hook.get('type') == 'SimSiamHook' for hook in cfg.get('custom_hooks') or ()):
+        raise InputError('--auto-scale-lr would leave the predictor at the rate that SimSiamHook '
+                         'gives it every epoch: set both rates by --cfg-options, '
+                         'optim_wrapper.optimizer.lr=... custom_hooks.0.lr=...')
+    counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+    cfg.auto_scale_lr.update(enable=True, base_batch_size=scale['base_batch_size'] / counts)
+
+
+def add_checks(cfg: Any) -> None:
+    """Give a config `CheckTrainingHook`, which those of this project have by themselves."""
+    hooks = list(cfg.get('custom_hooks') or ())
+    if not any(str(hook.get('type')).endswith('CheckTrainingHook') for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmengine.CheckTrainingHook')]
 
 
 def find_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS

@@ -609,7 +609,7 @@ def test_run_tests_and_ci_are_the_same(tmp_path, script, arguments):
     result = call(make_stub_checkout(tmp_path), script, *arguments)
     assert result.returncode == 7
     assert result.stdout.splitlines() == ['setup --for tests',
-                                          'python -m pytest -n 2 --dist loadfile threads=1']
+                                          'python -m pytest -n 2 --dist loadfile --max-worker-restart 0 threads=1']
 
 
 @pytest.mark.parametrize('arguments, words', [

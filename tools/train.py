@@ -19,10 +19,14 @@ from mmengine.config import Config, DictAction  # noqa: E402
 from freeatm_mm import compat  # noqa: E402
 from freeatm_mm.checkpoints import check_complete, last_checkpoint  # noqa: E402
 from freeatm_mm.configs import (  # noqa: E402
+    add_checks,
     check_datasets,
+    check_honoured,
     check_init,
+    check_precision,
     complete_config,
     open_config,
+    scale_rate,
 )
 from freeatm_mm.errors import InputError  # noqa: E402
 
@@ -68,8 +72,8 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         FileNotFoundError: If the config, or one that it inherits, doesn't exist, or what it is to
             be resumed from.
-        ValueError: If a data root is given and the config's data sets don't share one, or if the
-            learning rate is to be scaled and the config doesn't say from which batch.
+        ValueError: If a data root is given and the config's data sets don't share one, the learning
+            rate can't be scaled, or something was asked for that would not be done.
     """
     cfg = open_config(args.config, args.work_dir, args.launcher)
     if args.resume:
@@ -78,20 +82,13 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.auto_scale_lr:
-        if not cfg.get('auto_scale_lr'):
-            raise ValueError(f'{args.config} does not say for which batch its learning rate is '
-                             'meant: set it with --cfg-options optim_wrapper.optimizer.lr=... in '
-                             'the place of --auto-scale-lr')
-        if any(hook.get('type') == 'SimSiamHook' for hook in cfg.get('custom_hooks', ())):
-            raise ValueError('--auto-scale-lr would leave the predictor at the rate that '
-                             'SimSiamHook gives it every epoch: set both rates by --cfg-options, '
-                             'optim_wrapper.optimizer.lr=... custom_hooks.0.lr=...')
-        cfg.auto_scale_lr.enable = True
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
     complete_config(cfg, args.data_root, args.cfg_options, not args.no_pin_memory,
                     not args.no_persistent_workers)
+    check_honoured(cfg, args.cfg_options)
+    scale_rate(cfg, args.auto_scale_lr)
+    add_checks(cfg)
     if args.no_validate:  # last: an option for the evaluation may have been among the others
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if cfg.get('resume') and not cfg.get('load_from'):
@@ -113,11 +110,16 @@ def main(argv: list[str] | None = None) -> None:
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
         parser.error(f'there is no checkpoint {pretrained}: train what makes it first, or set it '
                      'with --cfg-options model.pretrained=CHECKPOINT')
+    try:
+        check_precision(cfg)
+    except ValueError as error:
+        parser.error(str(error))
     if 'init' in cfg or str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
         compat.skip_multimodal_models()
 
     from mmengine.runner import Runner
 
+    import freeatm_mm.engine  # noqa: F401 - the checks, which a config need not import
     from freeatm_mm.datasets import check_stores
     from freeatm_mm.store import StoreError
     try:

@@ -45,5 +45,5 @@ optim_wrapper = dict(optimizer=dict(lr=0.06, weight_decay=5e-4))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,
                         end=epochs)]
 train_cfg = dict(max_epochs=epochs)
-custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='ChannelsLastHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))

@@ -47,5 +47,5 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)
-custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')]
+custom_hooks = [*_base_.custom_hooks, dict(type='ChannelsLastHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
+from freeatm_mm import compat
 from freeatm_mm.datasets.samplers import mix_seed
 
 
@@ -54,9 +55,11 @@ class ChannelsLastHook(Hook):
     """Keeps convolution weights, and so feature maps, in channels-last order.
 
     Convolutions run faster so: a third on CPUs, and on GPUs with `--amp`, whose tensor cores want
-    that order. Results agree up to rounding.
+    that order. Results agree up to rounding. Strided 1x1 convolutions of fewer than 16 channels
+    keep the usual order: see `freeatm_mm.compat.avoid_strided_pointwise_fault`.
     """
 
     def before_train(self, runner: Runner) -> None:
         """Reorders the weights in place, after they were loaded."""
         runner.model.to(memory_format=torch.channels_last)
+        compat.avoid_strided_pointwise_fault(runner.model)

@@ -139,7 +139,8 @@ def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, s
                 'auto_scale_lr', 'default_hooks'):
         assert ours.get(key) == stock.get(key)
     assert ours['custom_hooks'] == [*stock.get('custom_hooks', []),
-                                    dict(type='SeedEachIterationHook')]
+                                    dict(type='SeedEachIterationHook'),
+                                    dict(type='CheckTrainingHook')]
     assert ours['model'].pop('negatives', 'all') == 'all'
     assert ours['model'].pop('loss', 'nt_xent') == 'nt_xent'
     assert ours['model'].pop('type') == 'FreeATM' + stock['model'].pop('type')

@@ -108,7 +108,7 @@ def test_two_torchrun_processes_draw_the_same_bytes(job, drawn, tmp_path):
                '2', str(ROOT / 'tools' / 'generate.py'), job.pipeline, job.prompts, str(tmp_path),
                '--steps', '2', '--batch-size', '2', '--samples-per-shard', '2', '--image-format',
                'png', '--device', 'cpu']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600,
+    result = subprocess.run(command, capture_output=True, text=True,
                             stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
     assert folder_bytes(tmp_path) == drawn

@@ -225,7 +225,7 @@ def test_the_default_tagger_needs_no_network_and_no_data():
         'nouns, = NounFinder(TextBlobTagger(), concrete=True)(["two dogs with a tennis racket"])\n'
         'print([n.category for n in nouns])\n')
     result = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True,
-                            text=True, env={'PATH': '', 'HOME': '/nonexistent'}, timeout=120)
+                            text=True, env={'PATH': '', 'HOME': '/nonexistent'})
     assert result.stdout.strip() == "['dog', 'tennis racket']", result.stderr
 
 

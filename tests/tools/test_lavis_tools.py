@@ -289,7 +289,7 @@ runpy.run_path('tools/lavis_train.py', run_name='__main__')
 
 def test_without_lavis_one_sentence_says_so():
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT_LAVIS], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, text=True)
     assert done.returncode == 1
     line, = done.stderr.strip().splitlines()
     assert 'needs LAVIS' in line and './run setup lavis' in line

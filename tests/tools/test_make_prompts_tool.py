@@ -57,10 +57,8 @@ def key():
 
 def kill_when(process, happened):
     """Kill a process as soon as something has happened, but not after its end."""
-    deadline = time.monotonic() + 120
     while not happened():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -20,6 +20,7 @@ custom_hooks = [
     dict(type='InitialWeightsHook', supervised='torchvision://resnet50',
          modules=['backbone', 'roi_head.shared_head'], new=[r'^norm\.']),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)

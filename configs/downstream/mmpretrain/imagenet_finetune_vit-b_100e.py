@@ -17,5 +17,6 @@ custom_hooks = [
          supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
          'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 model = dict(backbone=dict(init_cfg=None))

@@ -14,5 +14,6 @@ init = None
 custom_hooks = [
     dict(type='InitialWeightsHook', supervised='torchvision://resnet50'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 model = dict(backbone=dict(init_cfg=None))

@@ -18,6 +18,7 @@ custom_hooks = [
          supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
          'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 model = dict(pretrained=None)
 # The base's `fp16` is a leftover that mmengine doesn't read: --amp is what switches it on.

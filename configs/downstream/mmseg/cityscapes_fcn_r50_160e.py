@@ -16,6 +16,7 @@ init = None
 custom_hooks = [
     dict(type='InitialWeightsHook', supervised='torchvision://resnet50'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 model = dict(pretrained=None)
 

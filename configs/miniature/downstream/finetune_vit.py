@@ -9,6 +9,7 @@ custom_hooks = [
     dict(type='InitialWeightsHook', new=[r'^ln2\.'],
          supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 # Colour tells this world's nouns apart, so it is left as it is.
 train_pipeline = [

@@ -9,6 +9,7 @@ custom_hooks = [
     dict(type='InitialWeightsHook',
          supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -12,6 +12,7 @@ custom_hooks = [
     dict(type='InitialWeightsHook', new=['rel_pos_'],
          supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 
 # Patches of 6 pixels as in pretraining: a grid of 10 x 10.

@@ -9,6 +9,7 @@ custom_hooks = [
     dict(type='InitialWeightsHook', new=['gamma_', 'relative_position'],
          supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
     dict(type='CheckFilesHook'),
+    dict(type='CheckTrainingHook'),
 ]
 classes = (
     'background', 'shirt', 'trouser', 'pullover', 'dress', 'sandal', 'sneaker', 'bag', 'boot',

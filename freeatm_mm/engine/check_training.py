@@ -1,0 +1,206 @@
+"""Runs that train nothing, lose themselves in NaN, or are resumed as another run: told, not run."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+
+from freeatm_mm.errors import InputError
+
+__all__ = ['CheckTrainingHook', 'describe_schedule']
+
+#: Losses in a row that may be no numbers under loss scaling, which leaves out such steps.
+_PATIENCE = 20
+
+
+def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
+    """What a resumed run must have in common with the run that it goes on from.
+
+    Args:
+        cfg: A training config.
+        world_size: Number of processes.
+
+    Returns:
+        By key of the config: plain values, which a checkpoint can hold.
+    """
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(part) for key, part in value.items() if part is not None}
+        if isinstance(value, (list, tuple)):
+            return [plain(part) for part in value]
+        return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+
+    wrapper, loop = cfg.get('optim_wrapper') or {}, cfg.get('train_cfg') or {}
+    schedulers = plain(cfg.get('param_scheduler')) or []
+    schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
+    for scheduler in schedulers:  # mmengine's default
+        length = 'max_epochs' if scheduler.get('by_epoch', True) else 'max_iters'
+        if loop.get(length):
+            scheduler.setdefault('end', loop[length])
+    scale = plain(cfg.get('auto_scale_lr')) or {}
+    if scale.get('enable'):
+        batch = (cfg.get('train_dataloader') or {}).get('batch_size', 1)
+        scale['images_per_iteration'] = batch * world_size
+    # The rest of the wrapper (precision, clipping) is the resumed run's own.
+    return dict(
+        optim_wrapper={name: plain(wrapper[name]) for name in
+                       ('optimizer', 'paramwise_cfg', 'accumulative_counts') if wrapper.get(name)},
+        param_scheduler=schedulers,
+        auto_scale_lr=scale if scale.get('enable') else {})
+
+
+def _differences(old: Any, new: Any, key: str = '') -> Iterator[str]:
+    """Each entry in which two nested values differ, as ``key: old, now new``."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f'{key}.{name}'.lstrip('.'))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, parts in enumerate(zip(old, new)):
+            yield from _differences(*parts, f'{key}.{number}')
+    elif old != new:
+        yield f'{key} (was {old}, is {new})'
+
+
+@HOOKS.register_module()
+class CheckTrainingHook(Hook):
+    """Stops a run that would train nothing, one whose loss is no number, and a false resumption.
+
+    mmengine goes on in all three cases: for no iteration at all, saving random weights; with NaN in
+    all weights, deleting the last good checkpoint; with the rate and schedule that the checkpoint
+    holds, in the place of those that were asked for.
+    """
+
+    priority = 'ABOVE_NORMAL'  # before checkpoints are written, and older ones deleted
+
+    def __init__(self) -> None:
+        self._bad = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Counts samples, batches and steps.
+
+        Raises:
+            InputError: If there are too few for one step, or if a resumed run would lose gradients
+                that were accumulated before it was stopped.
+        """
+        loader, loop = runner.train_dataloader, runner.train_loop
+        processes = get_world_size()
+        batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+        samples = len(loader.dataset)
+        infinite = isinstance(loader.sampler, InfiniteSampler)
+        each = f'{batch} on each of {processes} processes' if processes > 1 else str(batch)
+        if (not samples or len(loader) == 0 and not infinite
+                # An endless sampler would fill a batch with the same samples again and again.
+                or infinite and loader.drop_last and samples < batch * processes):
+            raise InputError(
+                f'nothing would be trained: the data set holds {samples} samples, and a batch is '
+                f'{each}: take more samples (train_dataloader.dataset), or a smaller '
+                'train_dataloader.batch_size')
+        if loop.max_iters < 1:
+            raise InputError('nothing would be trained: the config asks for '
+                             f'{loop.max_epochs} epochs and {loop.max_iters} iterations: set '
+                             'train_cfg.max_epochs or train_cfg.max_iters')
+        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if counts > loop.max_iters:
+            raise InputError(
+                f'no step would be made before the end: a step takes '
+                f'optim_wrapper.accumulative_counts={counts} batches, and the whole run has '
+                f'{loop.max_iters}: take a smaller number, or train longer')
+        if runner.iter % counts and runner.iter < loop.max_iters:
+            raise InputError(
+                f'{runner._load_from} was saved within a step: of its '
+                f'optim_wrapper.accumulative_counts={counts} batches {runner.iter % counts} had '
+                'been seen, and their gradients are not in the checkpoint: resume from one whose '
+                f'number of iterations, here {runner.iter}, is a multiple of {counts}')
+        if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
+            every = counts // math.gcd(len(loader), counts)
+            runner.logger.warning(
+                f'An epoch of {len(loader)} batches is no multiple of '
+                f'accumulative_counts={counts}: this run can be resumed from the checkpoint of '
+                f'every {every}th epoch alone.')
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
+        """Looks at the losses, and before a checkpoint at the weights.
+
+        Raises:
+            InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
+                steps out, only after 20 in a row.
+        """
+        values = {name: float(torch.as_tensor(value).detach())
+                  for name, value in (outputs or {}).items()
+                  if 'loss' in name and _is_scalar(value)}
+        bad = [f'{name} = {value}' for name, value in values.items() if not math.isfinite(value)]
+        self._bad = self._bad + 1 if bad else 0
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        scaled = scaler is not None and scaler.is_enabled()
+        if bad and (not scaled or self._bad >= _PATIENCE):
+            row = f', the {self._bad}th time in a row' if scaled else ''
+            raise InputError(f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): '
+                             f'{", ".join(bad)}{row}. {_ADVICE}')
+        if any(not hook.by_epoch and (hook.every_n_train_iters(runner, hook.interval)
+                                      or hook.is_last_train_iter(runner))
+               for hook in _checkpoint_hooks(runner)):
+            _check_weights(runner, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Looks at the weights, since a checkpoint may be written now; raises likewise."""
+        if any(hook.by_epoch for hook in _checkpoint_hooks(runner)):
+            _check_weights(runner, runner.iter)  # already counted
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Notes in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
+        checkpoint['meta']['schedule'] = describe_schedule(runner.cfg, get_world_size())
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compares a resumed run with the one it goes on from.
+
+        Raises:
+            InputError: If optimizer, rates or their schedule differ, naming what does.
+        """
+        noted = checkpoint.get('meta', {}).get('schedule')
+        if not runner._resume or noted is None:
+            return
+        differ = list(_differences(noted, describe_schedule(runner.cfg, get_world_size())))
+        if differ:
+            raise InputError(
+                f'{runner._load_from} is of a run that trains otherwise: {"; ".join(differ)}. A '
+                'resumed run takes optimizer, rates and schedule from its checkpoint: give it the '
+                'settings that it had, or without --resume begin a new run with its weights '
+                '(load_from=CHECKPOINT)')
+
+
+_ADVICE = ('The training is stopped, and the checkpoints written before are kept. The usual causes '
+           'are a learning rate that is too high (optim_wrapper.optimizer.lr, --auto-scale-lr), '
+           'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
+           '(load_from=CHECKPOINT), with one of them changed')
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) or torch.is_tensor(value) and value.numel() == 1
+
+
+def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+def _check_weights(runner: Runner, iteration: int) -> None:
+    """Raises an InputError if a parameter or running statistic is infinite or no number."""
+    bad = [name for name, value in _learned(runner.model) if not bool(value.isfinite().all())]
+    if bad:
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise InputError(f'iteration {iteration} (epoch {runner.epoch + 1}): the loss is a number, '
+                         'but these weights are not: '
+                         f'{", ".join(bad[:3])}{more}. {_ADVICE}')
+
+
+def _learned(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, value.detach()) for name, value in model.named_parameters())
+    yield from ((name, value) for name, value in model.named_buffers() if '.running_' in name)

@@ -1,0 +1,209 @@
+"""Runs that train nothing, get NaN, or are resumed otherwise: stopped in one sentence."""
+import copy
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from tiny_runs import config, run, train
+from tiny_stores import make_store
+
+from freeatm_mm.configs import check_honoured, check_precision, scale_rate
+from freeatm_mm.engine.check_training import describe_schedule
+from freeatm_mm.errors import InputError
+
+METHODS = ('mocov2', 'simclr', 'mae')
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / 'store', count=20)
+
+
+def checked(store, work_dir, method='mocov2', **changes):
+    """A tiny training with the hook, that keeps one checkpoint."""
+    cfg = config(store, work_dir, method)
+    cfg.custom_hooks.append(dict(type='CheckTrainingHook'))
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    cfg.merge_from_dict(copy.deepcopy(changes))  # it would take out `_delete_`
+    return cfg
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('number, changes', [
+    (0, {'train_dataloader.batch_size': 25}),  # a store smaller than a batch
+    (1, {'train_dataloader.dataset.share': 0.4}),
+    (2, {'train_dataloader.dataset.indices': 9}),
+    (3, {'train_dataloader.sampler.type': 'SeededInfiniteSampler', 'train_cfg': dict(
+        _delete_=True, type='IterBasedTrainLoop', max_iters=4),
+        'train_dataloader.batch_size': 25}),
+    (4, {'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4),
+         'train_dataloader.batch_size': 25}),
+    (5, {'train_cfg.max_epochs': 0, 'param_scheduler': None}),
+    (6, {'optim_wrapper.accumulative_counts': 7}),
+])
+def test_nothing_would_be_trained(tmp_path, store, method, number, changes):
+    cfg = checked(store, tmp_path / 'run', method, **changes)
+    with pytest.raises(InputError, match='nothing would be trained|no step would be made'):
+        run(cfg, f'nothing_{method}_{number}')
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_several_processes_count_together(tmp_path, store, monkeypatch):
+    from freeatm_mm.engine import check_training
+    monkeypatch.setattr(check_training, 'get_world_size', lambda: 3)
+    cfg = checked(store, tmp_path / 'run', **{
+        'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+        'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4)})
+    with pytest.raises(InputError, match='20 samples, and a batch is 10 on each of 3 processes'):
+        run(cfg, 'processes')
+
+
+class Spoil(Hook):
+    """Makes one weight no number before an iteration, or right after it."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, at, after):
+        self.at, self.after = at, after
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.at and not self.after:
+            self._spoil(runner)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == self.at and self.after:
+            self._spoil(runner)
+
+    @staticmethod
+    def _spoil(runner):
+        weights = next(runner.model.parameters()).data
+        weights[(0, ) * weights.dim()] = float('nan')
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('after, by_epoch', [(False, True), (True, True), (True, False)])
+def test_nan_stops_the_run_and_the_good_checkpoint_stays(tmp_path, store, method, after, by_epoch):
+    from mmengine.registry import HOOKS
+    HOOKS.register_module(module=Spoil, force=True)
+    # Two iterations an epoch: a checkpoint after the second; the fourth is spoiled.
+    cfg = checked(store, tmp_path / 'run', method)
+    cfg.default_hooks.checkpoint.update(by_epoch=by_epoch, interval=1 if by_epoch else 2)
+    name = 'epoch_1.pth' if by_epoch else 'iter_2.pth'
+    cfg.custom_hooks.append(dict(type='Spoil', at=3, after=after))
+    what = 'these weights are not' if after else r'loss = nan'
+    with pytest.raises(InputError, match=rf'^iteration 4 \(epoch 2\): .*{what}.*learning rate'):
+        run(cfg, f'nan_{method}_{after}_{by_epoch}')
+    left = sorted(path.name for path in (tmp_path / 'run').glob('*.pth'))
+    assert left == [name]
+    state = torch.load(tmp_path / 'run' / name, weights_only=False)['state_dict']
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_steps_left_out_by_loss_scaling_are_none_of_it():
+    """A scaler leaves out steps whose numbers overflowed; only a long row of them is a fault."""
+    from types import SimpleNamespace
+
+    from freeatm_mm.engine import CheckTrainingHook
+    runner = SimpleNamespace(iter=0, epoch=0, hooks=[], optim_wrapper=SimpleNamespace(
+        loss_scaler=SimpleNamespace(is_enabled=lambda: True)))
+    hook = CheckTrainingHook()
+    bad, good = dict(loss=torch.tensor(float('inf'))), dict(loss=torch.tensor(1.))
+    for outputs in [bad] * 19 + [good] + [bad] * 19:
+        hook.after_train_iter(runner, 0, None, outputs)
+    with pytest.raises(InputError, match='20th time in a row'):
+        hook.after_train_iter(runner, 0, None, bad)
+
+
+@pytest.mark.parametrize('number, changes, message', [
+    (0, {'optim_wrapper.optimizer.lr': 0.01}, r'optim_wrapper.optimizer.lr \(was 0.05, is 0.01\)'),
+    (1, {'optim_wrapper.optimizer.momentum': 0.5}, 'optimizer.momentum'),
+    (2, {'param_scheduler': [dict(type='CosineAnnealingLR', T_max=9, by_epoch=True)]},
+     r'T_max \(was 3, is 9\)'),
+    (3, {'train_cfg.max_epochs': 9}, r'end \(was 3, is 9\)'),
+    (4, {'auto_scale_lr': dict(enable=True, base_batch_size=5)}, 'auto_scale_lr.enable'),
+])
+def test_resuming_otherwise_is_refused(tmp_path, store, number, changes, message):
+    cfg = checked(store, tmp_path / 'run')
+    train(cfg, f'otherwise_{number}', killed_at=3)
+    cfg.resume = True
+    again = cfg.copy()
+    again.merge_from_dict(changes)
+    with pytest.raises(InputError, match=f'trains otherwise: .*{message}.*without --resume'):
+        run(again, f'otherwise_{number}_again')
+    runner, _ = run(cfg, f'otherwise_{number}_same')
+    assert runner.iter == 6
+
+
+def test_what_a_resumed_run_may_change():
+    """Precision and clipping are its own, and so is a length that the schedule doesn't follow."""
+    one = dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(lr=1)),
+               param_scheduler=dict(type='StepLR', step_size=2, end=4),
+               train_cfg=dict(max_epochs=4))
+    other = dict(one, train_cfg=dict(max_epochs=6), optim_wrapper=dict(
+        type='AmpOptimWrapper', optimizer=dict(lr=1), clip_grad=dict(max_norm=1)))
+    assert describe_schedule(one) == describe_schedule(other)
+
+
+def test_resuming_within_a_step_is_refused(tmp_path, store):
+    """Gradients that had been accumulated are not in a checkpoint."""
+    cfg = checked(store, tmp_path / 'run', **{'optim_wrapper.accumulative_counts': 4})
+    train(cfg, 'within', killed_at=3)
+    cfg.resume = True
+    with pytest.raises(InputError, match='saved within a step: .*multiple of 4'):
+        run(cfg, 'within_again')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_resuming_between_accumulated_steps_is_exact(tmp_path, store, method):
+    from tiny_runs import different
+    whole = train(checked(store, tmp_path / 'whole', method,
+                          **{'optim_wrapper.accumulative_counts': 2}), f'between_{method}_whole')
+    cfg = checked(store, tmp_path / 'part', method, **{'optim_wrapper.accumulative_counts': 2})
+    train(cfg, f'between_{method}', killed_at=3)
+    cfg.resume = True
+    assert not different(whole, train(cfg, f'between_{method}_again'))
+
+
+@pytest.mark.parametrize('entry', [
+    dict(strategy=dict(type='FSDPStrategy')), dict(strategy=dict(type='DeepSpeedStrategy')),
+    dict(runner_type='FlexibleRunner')])
+def test_other_runners_are_refused(tmp_path, store, entry):
+    cfg = config(store, tmp_path)
+    cfg.merge_from_dict(entry)
+    with pytest.raises(InputError, match=f'{next(iter(entry))} is not supported'):
+        check_honoured(cfg)
+
+
+@pytest.mark.parametrize('option, value', [('max_epochs', 0), ('max_iters', -1)])
+def test_no_length_is_refused(tmp_path, store, option, value):
+    cfg = config(store, tmp_path)
+    cfg.train_cfg[option] = value
+    with pytest.raises(InputError, match=f'nothing would be trained: train_cfg.{option}={value}'):
+        check_honoured(cfg)
+
+
+@pytest.mark.parametrize('option', ['max_epochs', 'epochs', 'optimizer.lr', 'lr_config.policy',
+                                    'batch_size', 'fp16.loss_scale', 'data.samples_per_gpu'])
+def test_options_that_nothing_reads_are_refused(tmp_path, store, option):
+    with pytest.raises(InputError, match=f'--cfg-options {option}: nothing reads'):
+        check_honoured(config(store, tmp_path), {option: 1})
+    check_honoured(config(store, tmp_path), {'train_cfg.max_epochs': 1})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_mixed_precision_without_a_gpu_is_refused(tmp_path, store):
+    cfg = config(store, tmp_path)
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    with pytest.raises(InputError, match='mixed precision .* leave out --amp'):
+        check_precision(cfg)
+
+
+def test_the_scaled_rate_counts_accumulated_batches(tmp_path, store):
+    cfg = config(store, tmp_path / 'run', **{
+        'optim_wrapper.accumulative_counts': 3, 'param_scheduler': None})
+    cfg.auto_scale_lr = dict(base_batch_size=60)
+    scale_rate(cfg, True)
+    runner, _ = run(cfg, 'scaled')
+    assert runner.optim_wrapper.get_lr()['lr'] == [pytest.approx(0.05 * 10 * 3 / 60)]

@@ -1,0 +1,99 @@
+"""Memory layout: channels-last trainings on every kind of processor."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+LEVELS = {
+    'avx2': dict(ONEDNN_MAX_CPU_ISA='AVX2', ATEN_CPU_CAPABILITY='avx2'),
+    'sse41': dict(ONEDNN_MAX_CPU_ISA='SSE41', ATEN_CPU_CAPABILITY='default'),
+    'this': {},
+}
+
+
+class Layers(BaseModel):
+    """Strided 1x1 convolutions of few channels beside others; the loss is their outputs'."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.strided = nn.ModuleList(nn.Conv2d(channels, 8, 1, stride)
+                                     for stride in (2, (1, 2), 4))
+        self.others = nn.ModuleList(
+            [nn.Conv2d(channels, 8, 1), nn.Conv2d(channels, 8, 3, 2, 1),
+             nn.Conv2d(channels, channels, 1, 2, groups=channels)])
+
+    def forward(self, inputs, mode='loss'):
+        images = inputs.contiguous(memory_format=torch.channels_last)
+        return dict(loss=sum(layer(images).square().sum()
+                             for layer in (*self.strided, *self.others)))
+
+
+def train_layers():
+    """For few and many channels and two sizes: gradients as without oneDNN, in channels-last."""
+    from types import SimpleNamespace
+
+    from freeatm_mm.engine import ChannelsLastHook
+    torch.manual_seed(0)
+    for channels in (1, 4, 7, 15, 16):
+        for size in (8, 64):
+            model = Layers(channels)
+            images = torch.randn(4, channels, size, size)
+            with torch.backends.mkldnn.flags(enabled=False):
+                model(images)['loss'].backward()
+            wanted = [parameter.grad for parameter in model.parameters()]
+            for _ in range(2):  # once more changes nothing
+                ChannelsLastHook().before_train(SimpleNamespace(model=model))
+            for _ in range(4):
+                model.zero_grad()
+                model(images)['loss'].backward()
+                for parameter, gradient in zip(model.parameters(), wanted):
+                    torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-2)
+
+
+def in_a_process(command, level):
+    """A command with another processor's instructions, as far as this processor has them."""
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **LEVELS[level], 'OMP_NUM_THREADS': '1',
+             'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'engine')])})
+    assert ended.returncode == 0, f'{ended.returncode}: {ended.stdout[-3000:]}{ended.stderr}'
+
+
+@pytest.mark.parametrize('level', LEVELS)
+def test_strided_pointwise_convolutions_of_few_channels(level):
+    """oneDNN's fault: the process dies, hangs or gets wrong gradients without the workaround."""
+    in_a_process(['-c', 'import test_hooks; test_hooks.train_layers()'], level)
+
+
+def test_trainings_with_the_instructions_of_older_processors():
+    in_a_process(['-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
+                  'tests/engine/test_regimes.py'], 'avx2')
+
+
+def test_only_the_layers_concerned_keep_the_usual_order():
+    """So that the rest stays fast; and one channel has strides of both orders at once."""
+    from types import SimpleNamespace
+
+    from freeatm_mm.engine import ChannelsLastHook
+    model = Layers(4)
+    ChannelsLastHook().before_train(SimpleNamespace(model=model))
+    assert all(len(layer._forward_pre_hooks) == 1 for layer in model.strided)
+    assert not any(layer._forward_pre_hooks for layer in model.others)
+    wide = nn.Conv2d(16, 8, 1, 2)
+    ChannelsLastHook().before_train(SimpleNamespace(model=wide))
+    assert not wide._forward_pre_hooks
+
+    seen = []
+    layer = Layers(1)
+    ChannelsLastHook().before_train(SimpleNamespace(model=layer))
+    layer.strided[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    layer(torch.zeros(2, 1, 8, 8))
+    assert seen[0].stride() == (64, 64, 8, 1)
+    assert layer.strided[0].weight.stride() == (1, 1, 1, 1)
