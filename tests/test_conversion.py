@@ -175,5 +175,5 @@ def test_bad_input_is_told_in_one_sentence(vit, tmp_path, capsys):
     assert 'neither' in complaint({'patch_embed.proj.weight': torch.zeros(2)})
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / 'none.pth'), 'x', '--to', 'timm'])
-    assert 'none.pth not found' in capsys.readouterr().err
+    assert 'there is no checkpoint' in capsys.readouterr().err
     assert LAYOUTS == ('mmdet', 'mmseg', 'torchvision', 'timm', 'huggingface')

@@ -156,7 +156,7 @@ class Planted:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({'state_dict': {'w': torch.zeros(1)}, 'meta': Planted()}, tmp_path / 'bad.pth')
-    with pytest.raises(ValueError, match=r'bad.pth can\'t be read: .* more than tensors'):
+    with pytest.raises(ValueError, match="bad.pth can't be read: it holds more than tensors"):
         load_weights(tmp_path / 'bad.pth')
 
 
@@ -363,7 +363,7 @@ def test_evaluate_tool_gathers_runs_in_one_file(world, tmp_path, monkeypatch, ca
         ('random', False, 0), ('mocov2', True, 4)]
     assert rows[0]['metrics'].keys() == rows[1]['metrics'].keys()
     assert rows[0]['metrics'] != rows[1]['metrics']
-    with pytest.raises(SystemExit, match='none.pth not found'):
+    with pytest.raises(SystemExit, match='there is no checkpoint .*none.pth'):
         tool(str(tmp_path / 'none.pth'), '--seed', '0', '--method', 'mocov2')
     with pytest.raises(SystemExit):
         tool(str(checkpoint), '--seed', '0')
