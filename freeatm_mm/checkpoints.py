@@ -22,8 +22,9 @@ from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import atomic_write
 from freeatm_mm.torch_files import check_regular, read_torch_file
 
-__all__ = ['check_complete', 'check_finite', 'check_trained', 'download', 'find_backbone',
-           'last_checkpoint', 'load_weights', 'read_state', 'resize_positions', 'weights_of']
+__all__ = ['check_complete', 'check_finite', 'check_starts', 'check_trained', 'download',
+           'find_backbone', 'last_checkpoint', 'load_weights', 'local_path', 'read_state',
+           'resize_positions', 'weights_of']
 
 #: The largest file that is fetched, and the slowest that is waited for.
 _MOST_BYTES, _SLOWEST, _PATIENCE = 32 * 2**30, 10_000, 60.0
@@ -65,7 +66,8 @@ def read_state(checkpoint: str | Path, map_location: Any = 'cpu') -> Any:
         state = load_file(path)
     except Exception as error:  # of several kinds, for damaged files
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} can't be read: it is damaged or cut off ({first[:200]})") from None
+        raise InputError(f"{path} can't be read: it is damaged or cut off "
+                         f'({first[:200]})') from None
     if isinstance(map_location, (str, torch.device)):
         state = {name: value.to(map_location) for name, value in state.items()}
     return state
@@ -131,6 +133,29 @@ def check_trained(content: Any, source: str | Path) -> None:
     if isinstance(steps, int) and steps <= 0:
         raise InputError(f'{source} is of a training without a single step: its weights are random '
                          '(was there less data than one batch?)')
+
+
+def check_starts(cfg: Mapping) -> None:
+    """Look at the checkpoint that a config goes on from (``load_from``), before anything is built.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it can't be read, or is to be resumed from and wasn't written by a training
+            of mmengine.
+    """
+    source = cfg.get('load_from')
+    if not source or '://' in str(source) and not str(source).startswith('file://'):
+        return
+    content = read_state(local_path(source), 'meta')
+    if not cfg.get('resume'):
+        weights_of(content, source)
+        return
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    if not (isinstance(meta, Mapping) and type(meta.get('epoch')) is type(meta.get('iter')) is int
+            and isinstance(content.get('message_hub'), Mapping)
+            and isinstance(content.get('state_dict'), Mapping)):
+        raise InputError(f"{source} can't be resumed from: it holds weights, but not how far a "
+                         'training was; start a new one from them with load_from')
 
 
 def download(address: str, folder: str | Path | None = None) -> Path:
@@ -290,8 +315,8 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
     with open(note, encoding='utf-8', errors='replace') as file:
         name = Path(file.read(4096).strip().replace('\0', '')).name
     if name in ('', '..'):
-        raise MissingFileError(f'{note} names no checkpoint: name one yourself, or delete that note '
-                               'to start anew')
+        raise MissingFileError(f'{note} names no checkpoint: name one yourself, or delete that '
+                               'note to start anew')
     found = note.parent / name
     if not os.path.exists(found):  # a folder, where a framework shards its checkpoints
         others = ', '.join(path.name for path in sorted(note.parent.glob('*.pth'))) or 'none'

@@ -16,7 +16,6 @@ import pickle
 import pickletools
 import re
 import stat
-import tarfile
 import threading
 import zipfile
 from collections import Counter, OrderedDict

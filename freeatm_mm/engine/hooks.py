@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from freeatm_mm.datasets.samplers import mix_seed
+from freeatm_mm.origins import note_pretraining
 
 
 @HOOKS.register_module()
@@ -31,6 +32,7 @@ class SeedEachIterationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Gives the sampler the run's seed; see the class."""
+        note_pretraining(runner)
         loader = runner.train_dataloader
         sampler = loader.sampler
         if hasattr(sampler, 'seed'):
