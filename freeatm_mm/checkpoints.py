@@ -93,8 +93,8 @@ def weights_of(content: Any, source: str | Path) -> dict[str, Tensor]:
     weights = {name: value for name, value in state.items() if torch.is_tensor(value)
                } if isinstance(state, Mapping) else {}
     if not weights or not all(isinstance(name, str) for name in weights):
-        raise InputError(f'{source} holds no state dict: weights are looked for under '
-                         '"state_dict", under "model" and at the top')
+        raise InputError(f'{source} holds no weights: they are looked for under "state_dict", '
+                         'under "model" and at the top')
     if all(name.startswith('module.') for name in weights):
         return {name[len('module.'):]: value for name, value in weights.items()}
     return weights

@@ -156,7 +156,7 @@ def test_backbones_of_other_projects_checkpoints_are_found(tmp_path, content, na
     {'state_dict': {3: torch.ones(1)}}, torch.ones(3)])
 def test_contents_without_weights_are_told(tmp_path, content):
     torch.save(content, tmp_path / 'odd.pth')
-    with pytest.raises(InputError, match='odd.pth holds no state dict'):
+    with pytest.raises(InputError, match='odd.pth holds no weights'):
         load_weights(tmp_path / 'odd.pth')
 
 
