@@ -1,4 +1,4 @@
-"""Our configs in the frameworks' own tools, as they are installed: they open, train and evaluate."""
+"""Our configs in the frameworks' own tools, as these are installed: they train and evaluate."""
 from __future__ import annotations
 
 import importlib.util
@@ -18,7 +18,7 @@ SMALL = {'mmseg': 'fcn_resnet', 'mmdet': 'faster-rcnn_resnet', 'mmpretrain': 'li
 
 @pytest.mark.parametrize('name', PAPER)
 def test_mmseg_configs_open_without_help(name):
-    """mmengine looks for a distribution called mmsegmentation, and the fork's is called otherwise."""
+    """mmengine looks for a distribution called mmsegmentation; the fork has another name."""
     pytest.importorskip('mmseg')
     from importlib import metadata
     from unittest import mock
@@ -68,3 +68,14 @@ def test_the_frameworks_own_tools_train_and_evaluate(framework, tmp_path):
     assert 'The backbone starts from random weights.' in said
     checkpoint, = (tmp_path / 'run').glob('*_1.pth')
     run('test.py', checkpoint, '--work-dir', tmp_path / 'test')
+
+
+def test_a_missing_framework_is_told_in_one_sentence(tmp_path, monkeypatch):
+    from freeatm_mm.configs import open_config
+    config = tmp_path / 'x.py'
+    for text in ("_base_ = __import__('nowhere_mm').__path__[0] + '/x.py'",
+                 "_base_ = 'mmrotate::x/y.py'",
+                 "custom_imports = dict(imports=['nowhere_mm'], allow_failed_imports=False)"):
+        config.write_text(text)
+        with pytest.raises(ValueError, match='x.py needs a package that is missing or broken'):
+            open_config(config)

@@ -37,7 +37,7 @@ model = dict(
             init_cfg=None)))
 
 train_dataloader = dict(dataset=dict(datasets=[
-    dict(dataset, type='VOCWithDifficult') for dataset in _base_.train_dataloader.dataset.datasets]))
+    dict(part, type='VOCWithDifficult') for part in _base_.train_dataloader.dataset.datasets]))
 
 max_iter = 24000
 train_cfg = dict(max_iters=max_iter, val_interval=max_iter)
