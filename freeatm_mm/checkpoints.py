@@ -1,25 +1,37 @@
-"""Reading checkpoints: the state dict, the backbone in it, position embeddings of another size."""
+"""Reading checkpoints: the state dict, the backbone in it, position embeddings of another size.
+
+Whatever comes in goes through `read_state`, which runs nothing of a file; see
+`freeatm_mm.torch_files`. `freeatm_mm.compat.read_checkpoints_safely` sends mmengine that way too.
+"""
 from __future__ import annotations
 
-import pickle
+import os
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, url2pathname, urlopen
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import atomic_write
+from freeatm_mm.torch_files import check_regular, read_torch_file
 
-__all__ = ['check_complete', 'find_backbone', 'last_checkpoint', 'load_weights', 'read_state',
-           'resize_positions']
+__all__ = ['check_complete', 'check_finite', 'check_starts', 'check_trained', 'download',
+           'find_backbone', 'last_checkpoint', 'load_weights', 'local_path', 'read_state',
+           'resize_positions', 'weights_of']
+
+#: The largest file that is fetched, and the slowest that is waited for.
+_MOST_BYTES, _SLOWEST, _PATIENCE = 32 * 2**30, 10_000, 60.0
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors`` or from a checkpoint of torch or mmengine.
-
-    Nothing but tensors and plain containers is unpickled; the running statistics that mmengine
-    keeps in its checkpoints are let through by name.
+    """Read the weights of a checkpoint; see `read_state` and `weights_of`.
 
     Args:
         checkpoint: The file.
@@ -28,62 +40,187 @@ def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
         MissingFileError: If there is no such file.
         InputError: If it can't be read, or holds no state dict.
     """
-    checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
-        raise MissingFileError(f'Checkpoint {checkpoint} not found.')
-    if checkpoint.suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        try:
-            return load_file(checkpoint)
-        except SafetensorError as error:
-            raise _unreadable(checkpoint, error) from error
-    return _tensors(read_state(checkpoint), checkpoint)
+    return weights_of(read_state(checkpoint), checkpoint)
 
 
-def read_state(checkpoint: str | Path) -> object:
-    """Unpickle a checkpoint of torch or mmengine: tensors, plain containers, loss histories.
+def read_state(checkpoint: str | Path, map_location: Any = 'cpu') -> Any:
+    """Read a checkpoint of torch, mmengine or LAVIS, or a ``.safetensors`` file; run nothing of it.
+
+    Tensors, plain containers and mmengine's loss histories are read; anything else is refused by
+    its name. Which kind of file it is is told from its first bytes.
+
+    Args:
+        checkpoint: The file.
+        map_location: As `torch.load`'s.
 
     Raises:
-        InputError: If it is damaged, or holds anything else, which isn't run.
+        MissingFileError: If there is no such file.
+        InputError: If it is no regular file, is damaged, or holds anything else, which isn't run.
     """
-    with torch.serialization.safe_globals(_mmengine_globals()):
-        try:
-            return torch.load(checkpoint, map_location='cpu', weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise _unreadable(checkpoint, error) from error
-
-
-def _unreadable(checkpoint: str | Path, error: Exception) -> InputError:
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    return InputError(f'{checkpoint} can\'t be read: it is damaged or cut off, or holds more than '
-                      f'tensors and plain containers ({first})')
-
-
-def _tensors(content: object, source: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's content, under ``state_dict`` or at the top."""
-    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not any(torch.is_tensor(v) for v in state.values()):
-        raise InputError(f'{source} holds no state dict.')
-    return {name: value for name, value in state.items() if torch.is_tensor(value)}
-
-
-def _mmengine_globals() -> list:
-    """What a training checkpoint of mmengine holds besides tensors: loss histories in numpy."""
+    path = check_regular(checkpoint)
+    with open(path, 'rb') as file:
+        if file.read(9)[8:] != b'{':
+            return read_torch_file(file, map_location, path)
+    from safetensors.torch import load_file
     try:
-        from mmengine.logging.history_buffer import HistoryBuffer
-    except ImportError:  # reading plain state dicts needs no mmengine
-        return []
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-    dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')}
-    return [HistoryBuffer, getattr, slice, np.ndarray, np.dtype, multiarray._reconstruct,
-            multiarray.scalar, *dtypes]
+        state = load_file(path)
+    except Exception as error:  # of several kinds, for damaged files
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} can't be read: it is damaged or cut off "
+                         f'({first[:200]})') from None
+    if isinstance(map_location, (str, torch.device)):
+        state = {name: value.to(map_location) for name, value in state.items()}
+    return state
+
+
+def weights_of(content: Any, source: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint's content: under ``state_dict`` or ``model``, or at the top.
+
+    What `DataParallel` puts in front of every name (``module.``) is taken off.
+
+    Args:
+        content: From `read_state`.
+        source: Where it comes from, for messages.
+
+    Raises:
+        InputError: If there are none.
+    """
+    state = content
+    for key in ('state_dict', 'model'):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            state = content[key]
+            break
+    weights = {name: value for name, value in state.items() if torch.is_tensor(value)
+               } if isinstance(state, Mapping) else {}
+    if not weights or not all(isinstance(name, str) for name in weights):
+        raise InputError(f'{source} holds no weights: they are looked for under "state_dict", '
+                         'under "model" and at the top')
+    if all(name.startswith('module.') for name in weights):
+        return {name[len('module.'):]: value for name, value in weights.items()}
+    return weights
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Make sure that no weight is NaN or infinite, as after a training that diverged.
+
+    Args:
+        weights: By their names.
+        source: Where they come from.
+
+    Raises:
+        InputError: If one is; names the first tensors.
+    """
+    broken = [name for name, value in weights.items()
+              if (value.is_floating_point() or value.is_complex())
+              and not torch.isfinite(value.float() if value.element_size() == 1 else value).all()]
+    if broken:
+        more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
+        raise InputError(f'{source} holds weights that are NaN or infinite, in '
+                         f'{", ".join(broken[:3])}{more}: its training diverged; use an earlier '
+                         'checkpoint, or train again at a lower rate')
+
+
+def check_trained(content: Any, source: str | Path) -> None:
+    """Make sure that a checkpoint comes from a training of at least one step.
+
+    Only mmengine's checkpoints say how many steps they had; others pass.
+
+    Raises:
+        InputError: If it had none.
+    """
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    steps = meta.get('iter') if isinstance(meta, Mapping) else None
+    if isinstance(steps, int) and steps <= 0:
+        raise InputError(f'{source} is of a training without a single step: its weights are random '
+                         '(was there less data than one batch?)')
+
+
+def check_starts(cfg: Mapping) -> None:
+    """Look at the checkpoint that a config goes on from (``load_from``), before anything is built.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it can't be read, or is to be resumed from and wasn't written by a training
+            of mmengine.
+    """
+    source = cfg.get('load_from')
+    if not source or '://' in str(source) and not str(source).startswith('file://'):
+        return
+    content = read_state(local_path(source), 'meta')
+    if not cfg.get('resume'):
+        weights_of(content, source)
+        return
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    if not (isinstance(meta, Mapping) and type(meta.get('epoch')) is type(meta.get('iter')) is int
+            and isinstance(content.get('message_hub'), Mapping)
+            and isinstance(content.get('state_dict'), Mapping)):
+        raise InputError(f"{source} can't be resumed from: it holds weights, but not how far a "
+                         'training was; start a new one from them with load_from')
+
+
+def download(address: str, folder: str | Path | None = None) -> Path:
+    """Fetch a checkpoint by ``http`` or ``https``, once; later calls find it where it was put.
+
+    Args:
+        address: Its address.
+        folder: Where to put it; by default torch's own folder of checkpoints.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: If it can't be fetched, is larger than 32 GiB, or comes slower than 10 kB/s.
+    """
+    name = Path(unquote(urlsplit(address).path)).name
+    if not name:
+        raise InputError(f'{address} is the address of no file')
+    target = Path(folder or Path(torch.hub.get_dir(), 'checkpoints')).expanduser() / name
+    if target.exists():
+        return check_regular(target)
+    advice = f'fetch it elsewhere and put it at {target}, or name another checkpoint'
+    too_large = InputError(f'{address} is larger than {_MOST_BYTES >> 30} GiB: no checkpoint is')
+    start, done = time.monotonic(), 0
+    try:
+        with urlopen(Request(address, headers={'User-Agent': 'freeatm_mm'}),
+                     timeout=_PATIENCE) as answer, atomic_write(target) as file:
+            length = int(answer.headers.get('Content-Length') or 0)
+            if length > _MOST_BYTES:
+                raise too_large
+            if length > shutil.disk_usage(target.parent).free:
+                raise InputError(f'{target.parent} has no room for the {length >> 20:,} MiB of '
+                                 f'{address}')
+            while block := answer.read1(1 << 20):
+                done += len(block)
+                if done > _MOST_BYTES:
+                    raise too_large
+                waited = time.monotonic() - start
+                if waited > _PATIENCE and done < waited * _SLOWEST:
+                    raise InputError(f'{address} comes slower than {_SLOWEST // 1000} kB/s: '
+                                     f'{advice}')
+                file.write(block)
+            if length and done < length:
+                raise InputError(f'{address} ended after {done:,} of {length:,} bytes: {advice}')
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = error if isinstance(error, HTTPError) else getattr(error, 'reason', error)
+        raise InputError(f"{address} can't be fetched ({reason}): {advice}") from None
+    return target
+
+
+def local_path(address: str | Path) -> Path:
+    """The path that a ``file://`` address or an ordinary name means."""
+    text = str(address)
+    if text.startswith('file://'):
+        text = url2pathname(urlsplit(text).path)
+    return Path(text).expanduser()
 
 
 def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str, Tensor]:
     """Read the backbone's tensors of a checkpoint, by their names inside the backbone.
 
-    Of MoCo's two encoders it is the query's (``backbone.``), as in MoCo's own code. A checkpoint
+    Of MoCo's two encoders it is the query's (``backbone.``, or ``encoder_q.`` as MoCo's own code
+    calls it). A checkpoint
     whose tensors have no prefix at all, such as torchvision's or a converted one, is a backbone
     as a whole; its classifier (``fc.``, ``head.``) is left out.
 
@@ -93,25 +230,47 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it can't be read, or holds no backbone.
+        InputError: If it can't be read, holds no backbone, comes from a training without a step,
+            or holds weights that are NaN or infinite.
     """
-    if '://' in str(checkpoint):
-        from mmengine.runner import CheckpointLoader
-        weights = _tensors(CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu'),
-                           checkpoint)
-    else:
-        weights = load_weights(checkpoint)
-    found = {name[len(prefix):]: value for name, value in weights.items()
-             if name.startswith(prefix)}
-    if found:
-        return found
+    content = _read_anywhere(str(checkpoint))
+    check_trained(content, checkpoint)
+    weights = weights_of(content, checkpoint)
+    for start in (prefix, 'encoder_q.'):
+        found = {name[len(start):]: value for name, value in weights.items()
+                 if name.startswith(start) and not name.startswith('encoder_q.fc.')}
+        if found:
+            check_finite(found, checkpoint)
+            return found
     bare = {name: value for name, value in weights.items()
             if not name.startswith(('fc.', 'head.'))}
     if not any(name.startswith(('conv1.', 'stem.', 'patch_embed.')) for name in bare):
         shown = ', '.join(list(weights)[:3])
         raise InputError(f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
                          f'those there are ({shown}, ...) are no backbone by themselves.')
+    check_finite(bare, checkpoint)
     return bare
+
+
+def _read_anywhere(checkpoint: str) -> Any:
+    """What a file or an address holds.
+
+    Raises:
+        InputError: If it can't be read or fetched.
+    """
+    if '://' not in checkpoint or checkpoint.startswith('file://'):
+        return read_state(local_path(checkpoint))
+    from mmengine.runner import CheckpointLoader
+
+    from freeatm_mm.compat import read_checkpoints_safely
+    read_checkpoints_safely()
+    try:
+        return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    except (KeyError, FileNotFoundError) as error:  # of mmengine's lists of names
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'there is no checkpoint {checkpoint}: mmengine knows no '
+                         f'{str(error.args[0]) if error.args else checkpoint}') from None
 
 
 def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
@@ -126,10 +285,11 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it can't be read, or tensors are missing or of another shape; names the
-            first ones.
+        InputError: If it can't be read, or tensors are missing, of another shape, NaN or infinite;
+            names the first ones.
     """
     weights = load_weights(checkpoint)
+    check_finite(weights, checkpoint)
     # mmpretrain's own MoCo keeps no nouns beside its queue: none are known, as at a start.
     lacking = [name for name, value in model.state_dict().items()
                if not name.endswith(('num_batches_tracked', 'queue_nouns'))
@@ -152,10 +312,15 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
     note = Path(work_dir) / 'last_checkpoint'
     if not note.is_file():
         return None
-    found = note.parent / Path(note.read_text().strip()).name
-    if not found.exists():  # a folder, where a framework shards its checkpoints
+    with open(note, encoding='utf-8', errors='replace') as file:
+        name = Path(file.read(4096).strip().replace('\0', '')).name
+    if name in ('', '..'):
+        raise MissingFileError(f'{note} names no checkpoint: name one yourself, or delete that '
+                               'note to start anew')
+    found = note.parent / name
+    if not os.path.exists(found):  # a folder, where a framework shards its checkpoints
         others = ', '.join(path.name for path in sorted(note.parent.glob('*.pth'))) or 'none'
-        raise MissingFileError(f'{note} names {found.name}, which is not there (others: {others}): '
+        raise MissingFileError(f'{note} names {name[:200]}, which is not there (others: {others}): '
                                'name the checkpoint yourself, or delete that note to start anew')
     return found
 

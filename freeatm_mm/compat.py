@@ -23,6 +23,14 @@ _LOCATIONS = {
 }
 
 
+def call_after_import(name: str, function: Callable[[], None]) -> None:
+    """Calls a function once a module is imported: now, or right after its first import."""
+    if name in sys.modules:
+        function()
+    else:
+        sys.meta_path.insert(0, _CallAfterImport(name, function))
+
+
 class _CallAfterImport(importlib.abc.MetaPathFinder):
     """Calls a function once, right after a named module was imported for the first time.
 
@@ -80,10 +88,42 @@ def register_with_mmpretrain() -> None:
             elif location not in registry._locations:
                 registry._locations.append(location)
 
-    if 'mmpretrain' in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, _CallAfterImport('mmpretrain', register))
+    call_after_import('mmpretrain', register)
+
+
+def read_checkpoints_safely() -> None:
+    """Lets mmengine read checkpoints through `freeatm_mm.checkpoints`, in the whole process.
+
+    Reason: mmengine reads with `weights_only=True`, lets `getattr` through there, by which a file
+    reaches any function, and where that fails reads again with `weights_only=False`, which runs
+    whatever the file says. Addresses are read so at once, and fetched without any limit. Resuming,
+    `load_from`, `init_cfg` and `pretrained` of all frameworks come by here. And resuming runs the
+    text that mmcv 1 kept under `meta['config']`, only to compare numbers of GPUs: it is left out.
+
+    Source: `mmengine/runner/checkpoint.py`, `_safe_torch_load`, `load_from_local` and `load_url`,
+    and `mmengine/runner/runner.py`, `Runner.resume`, of mmengine and of its maintained fork.
+    """
+    from mmengine.runner import checkpoint as module
+
+    from freeatm_mm import checkpoints, torch_files
+
+    def read(file, map_location=None, weights_only=None):
+        if hasattr(file, 'read'):
+            content = torch_files.read_torch_file(file, map_location)
+        else:
+            content = checkpoints.read_state(checkpoints.local_path(file), map_location)
+        if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+            content['meta'].pop('config', None)
+        return content
+
+    def load_from_local(filename, map_location=None):
+        return read(filename, map_location)
+
+    def load_url(url, model_dir=None, map_location=None, progress=True, **_):
+        return read(checkpoints.download(url, model_dir), map_location)
+
+    module._safe_torch_load, module.load_url = read, load_url
+    module.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
 def skip_multimodal_models() -> None:

@@ -34,6 +34,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
 
     Raises:
         FileNotFoundError: If the config, or one that it inherits, doesn't exist.
+        InputError: If a package that it needs can't be imported.
     """
     from mmengine.config import Config
 
@@ -41,7 +42,13 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no config {path}')
     compat.accept_mmseg_fork()
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except ImportError as error:  # also where a package's metadata are missing
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f'{path} needs a package that is missing or broken ({reason}): '
+                         '"./run setup downstream" installs mmdet and mmseg, "./run setup core" '
+                         'mmpretrain') from error
     cfg.launcher = launcher
     if work_dir or not cfg.get('work_dir'):
         parts = Path(path).with_suffix('').parts

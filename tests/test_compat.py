@@ -63,3 +63,18 @@ def test_ops_for_the_cpu_are_told_before_a_gpu_misses_them(monkeypatch):
         require_cuda_ops({'default_scope': 'mmdet'})
     monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.8')
     require_cuda_ops({'default_scope': 'mmdet'})
+
+
+@pytest.mark.parametrize('first, second', [('mmengine.runner', 'freeatm_mm'),
+                                           ('freeatm_mm', 'mmengine.runner')])
+def test_mmengine_reads_safely_whatever_is_imported_first(tmp_path, first, second):
+    """As in the frameworks' own tools, where the config's `custom_imports` come late."""
+    pytest.importorskip('mmengine')
+    from hostile_checkpoints import through_getattr
+    path, marker = tmp_path / 'x.pth', tmp_path / 'marker'
+    path.write_bytes(through_getattr(marker))
+    told = run(f'import {first}, {second}\n'
+               'from mmengine.runner import CheckpointLoader\n'
+               f'try:\n    CheckpointLoader.load_checkpoint({str(path)!r}, "cpu")\n'
+               'except ValueError as error:\n    print(error)\n')
+    assert 'it holds more than tensors' in told and not marker.exists()

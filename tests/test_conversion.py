@@ -167,7 +167,7 @@ def test_bad_input_is_told_in_one_sentence(vit, tmp_path, capsys):
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert 'holds no backbone' in complaint({'head.fc.weight': torch.zeros(2)})
-    assert 'holds no state dict' in complaint({'epoch': 3})
+    assert 'holds no weights' in complaint({'epoch': 3})
     small = ResNet(depth=18, num_stages=3, strides=(1, 2, 1), dilations=(1, 1, 1),
                    out_indices=(2, ), stem_channels=16, base_channels=16)
     assert 'timm has no ResNet with 3 stages' in complaint(small.state_dict())
@@ -175,5 +175,5 @@ def test_bad_input_is_told_in_one_sentence(vit, tmp_path, capsys):
     assert 'neither' in complaint({'patch_embed.proj.weight': torch.zeros(2)})
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / 'none.pth'), 'x', '--to', 'timm'])
-    assert 'none.pth not found' in capsys.readouterr().err
+    assert 'there is no checkpoint' in capsys.readouterr().err
     assert LAYOUTS == ('mmdet', 'mmseg', 'torchvision', 'timm', 'huggingface')

@@ -608,8 +608,9 @@ def test_run_miniature_passes_arguments_and_exit_code(tmp_path):
 def test_run_tests_and_ci_are_the_same(tmp_path, script, arguments):
     result = call(make_stub_checkout(tmp_path), script, *arguments)
     assert result.returncode == 7
-    assert result.stdout.splitlines() == ['setup --for tests',
-                                          'python -m pytest -n 2 --dist loadfile --max-worker-restart 0 threads=1']
+    assert result.stdout.splitlines() == [
+        'setup --for tests',
+        'python -m pytest -n 2 --dist loadfile --max-worker-restart 0 threads=1']
 
 
 @pytest.mark.parametrize('arguments, words', [

@@ -29,7 +29,7 @@ def test_a_dead_and_a_hanging_worker_end_the_run_red(tmp_path):
         '    os.abort()\n')
     (tmp_path / 'test_hangs.py').write_text(
         'import time\ndef test_hangs(): time.sleep(3600)\n')
-    options = re.search(r'pytest -n "[^"]*" (.*?)"\$@"', (ROOT / 'run').read_text(), re.S)
+    options = re.search(r'pytest -n "[^"]*" (.*?)"\$\{@:2\}"', (ROOT / 'run').read_text(), re.S)
     output = tmp_path / 'output'  # no pipe: the child has it open, too
     with output.open('w') as file:
         ended = subprocess.run(

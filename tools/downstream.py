@@ -2,8 +2,13 @@
 """One checkpoint through a set of benchmarks: one row of the paper's table.
 
     python tools/downstream.py epoch_200.pth --suite resnet --data data --gpus 8 \
-        --method mocov2 --regime synthetic --masks true --epochs 200 --out work_dirs/rows/mocov2
+        --out work_dirs/rows/mocov2
     python tools/downstream.py random --suite mini-resnet --data data/miniature_world --seed 0
+    python tools/downstream.py random --suite resnet --data data/tiny --smoke
+
+What the row is called, the checkpoint says itself; what it doesn't say (one of other projects) is
+asked for: --method mocov2 --regime real --masks false. --smoke trains two steps of each benchmark
+and judges a few images, to see that all runs.
 
 Each benchmark has a folder in --out; started again, a run goes on where it was, and what is done
 isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
@@ -21,11 +26,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from freeatm_mm.checkpoints import (  # noqa: E402
+    check_finite,
+    check_trained,
+    read_state,
+    weights_of,
+)
 from freeatm_mm.evaluation.downstream import (  # noqa: E402
     BENCHMARKS,
     METRICS,
     SUITES,
     DownstreamRun,
+    options_of,
     read_metrics,
 )
 from freeatm_mm.evaluation.results import (  # noqa: E402
@@ -36,6 +48,7 @@ from freeatm_mm.evaluation.results import (  # noqa: E402
 )
 from freeatm_mm.evaluation.tables import row_markdown  # noqa: E402
 from freeatm_mm.files import atomic_write  # noqa: E402
+from freeatm_mm.origins import Origin, origin_of, settle_label  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
@@ -55,15 +68,14 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
                         ', laid out as docs/downstream.md says; for the miniature the world itself '
                         '(%(default)s)')
     parser.add_argument('--out', type=Path, help='default: work_dirs/downstream/<checkpoint>')
-    parser.add_argument('--method', help='of the pretraining, such as mocov2 (default: random or '
-                        'supervised, where that is the start)')
-    parser.add_argument('--regime', choices=('real', 'synthetic', 'mixed'), default='real')
-    parser.add_argument('--masks', type=lambda text: {'true': True, 'false': False}.get(
-        text.lower(), text), default=False, metavar='true|false|NAME',
-        help='pretrained with masks, without (default), or a variant')
-    parser.add_argument('--generator', default='sd15', help='of the synthetic images: sd15, '
-                        'deepif, or another name (%(default)s)')
-    parser.add_argument('--epochs', type=float, default=0, help='length of the pretraining')
+    told = parser.add_argument_group('what the pretraining was', 'needed where the checkpoint '
+                                     'does not say it; refused where it says otherwise')
+    told.add_argument('--method', help='such as mocov2')
+    told.add_argument('--regime', choices=('real', 'synthetic', 'mixed'))
+    told.add_argument('--masks', type=lambda text: {'true': True, 'false': False}.get(
+        text.lower(), text), metavar='true|false|NAME', help='with masks, without, or a variant')
+    told.add_argument('--generator', help='of the synthetic images: sd15, deepif, or another name')
+    told.add_argument('--epochs', type=float, help='how long it was')
     parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
     parser.add_argument('--gpus', type=int, default=0, help='processes, one a GPU; 0: one process '
                         'on whatever there is (%(default)s)')
@@ -72,13 +84,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
     parser.add_argument('--slurm', metavar='PARTITION', help='submit a job for each benchmark')
     parser.add_argument('--slurm-options', nargs='+', default=[], metavar='OPTION',
                         help='for sbatch, without the dashes: time=2-00:00 mem=100G')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='for every one of the configs')
+    parser.add_argument('--smoke', action='store_true', help='two steps and a few images of each '
+                        'benchmark: whether all runs, not how well')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='[BENCHMARK:]KEY=VALUE',
+                        help="for every one of the configs, or for a benchmark's: "
+                        'coco:train_dataloader.num_workers=8')
     args = parser.parse_args(argv)
-    if args.method is None:
-        if args.init not in ('random', 'supervised'):
-            parser.error('--method is needed to name the row')
-        args.method = args.init
     name = Path(args.init).with_suffix('').parts[-2:]
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
         name = (args.init, args.suite or '-'.join(args.benchmarks))
@@ -101,21 +112,39 @@ def check_metrics(names: list[str]) -> None:
             taken[metric] = name
 
 
-def check_label(row: Path, label: dict[str, Any], init: str) -> None:
-    """Refuse to call weights what they are not.
+def make_label(args: argparse.Namespace) -> dict[str, Any]:
+    """What the row is of: what the checkpoint says, and the command line where it doesn't.
+
+    Raises:
+        ValueError: If the two contradict each other, or neither says it, or the checkpoint can't
+            be used: unreadable, of no training step, or with weights that are NaN or infinite.
+    """
+    said = {key: getattr(args, key) for key in ('method', 'regime', 'masks', 'generator', 'epochs')}
+    if args.init in ('random', 'supervised'):
+        method = args.method or args.init
+        if method.split('-')[0] != args.init:
+            raise ValueError(f'{args.init} weights are no {method}: leave --method out')
+        return {'method': method, 'regime': 'real', 'masks': False, 'seed': args.seed,
+                'epochs': args.epochs or 0, 'generator': ''}
+    origin = Origin()
+    if '://' not in args.init:
+        content = read_state(args.init)
+        check_trained(content, args.init)
+        check_finite(weights_of(content, args.init), args.init)
+        origin = origin_of(content)
+    return {**settle_label(origin, said, args.init), 'seed': args.seed}
+
+
+def check_label(row: Path, label: dict[str, Any]) -> None:
+    """Refuse to put figures of one pretraining into the row of another.
 
     Args:
         row: The row of an earlier call, if there is one.
         label: What this call says of its row.
-        init: What the benchmarks start from.
 
     Raises:
-        ValueError: If the earlier row was of another pretraining, or random or supervised weights
-            are called otherwise.
+        ValueError: If the earlier row was of another pretraining.
     """
-    method = label['method']
-    if init in ('random', 'supervised') and method.split('-')[0] != init:
-        raise ValueError(f'{init} weights are no {method}: leave --method out')
     if row.exists():
         found = read_results(row)['rows'][0]
         differing = [key for key, value in label.items() if found.get(key, value) != value]
@@ -132,14 +161,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.init not in ('random', 'supervised') and '://' not in args.init:
         args.init = str(Path(args.init).absolute())
     os.chdir(ROOT)
-    label = {'method': args.method, 'regime': args.regime, 'masks': args.masks, 'seed': args.seed,
-             'epochs': args.epochs, 'generator': args.generator if args.regime != 'real' else ''}
-    runs = [DownstreamRun(name, args.init, args.out / name, args.data, args.seed,
-                          tuple(args.cfg_options), args.gpus, args.amp)
-            for name in args.benchmarks or SUITES[args.suite]]
     try:
+        label = make_label(args)
+        scale = label.pop('scale', None)
+        runs = [DownstreamRun(name, args.init, args.out / name, args.data, args.seed,
+                              options_of(name, args.cfg_options), args.gpus, args.amp, args.smoke)
+                for name in args.benchmarks or SUITES[args.suite]]
         check_metrics([run.benchmark for run in runs])
-        check_label(args.out / 'row.json', label, args.init)
+        check_label(args.out / 'row.json', label)
         waiting = [run for run in runs if run.prepare()]
         for run in waiting:
             if args.slurm:
@@ -167,7 +196,9 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         sys.exit(f'{parser.prog}: {error}')
     results = new_results(args.out.name, shlex.join(['python', *sys.argv]))
-    scale = 'miniature' if any(name.startswith('mini-') for name in names) else 'paper'
+    if any(name.startswith('mini-') for name in names):
+        scale = 'miniature'
+    scale = 'smoke' if args.smoke else scale or 'paper'
     add_row(results, {**label, 'scale': scale, 'metrics': metrics})
     write_results(args.out / 'row.json', results)
     text = row_markdown(results['rows'][0], METRICS)

@@ -1,10 +1,12 @@
+#!/usr/bin/env python
 """Judge a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
-        --world data/world --seed 0 --out work_dirs/trial.json --method mocov2 --epochs 40 \
-        --masks true
+        --world data/world --seed 0 --out work_dirs/trial.json
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py --random --world data/world \
         --seed 0 --out work_dirs/trial.json
+
+What the row is called, the checkpoint says itself; what it doesn't say is asked for.
 
 Runs with different seeds or arms gather in one file: a run that is in it already is replaced.
 """
@@ -15,14 +17,18 @@ import shlex
 import sys
 from pathlib import Path
 
-from freeatm_mm.compat import skip_multimodal_models
-from freeatm_mm.evaluation.results import (
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from freeatm_mm.checkpoints import check_trained, read_state  # noqa: E402
+from freeatm_mm.compat import skip_multimodal_models  # noqa: E402
+from freeatm_mm.evaluation.results import (  # noqa: E402
     METRIC_TITLES,
     add_row,
     new_results,
     read_results,
     write_results,
 )
+from freeatm_mm.origins import origin_of, settle_label  # noqa: E402
 
 
 def parse_masks(text: str) -> bool | str:
@@ -42,23 +48,43 @@ def main() -> None:
     parser.add_argument('--seed', type=int, required=True,
                         help='of the random weights; otherwise the seed that the row is kept under')
     parser.add_argument('--out', required=True, help='result file to add the row to')
-    parser.add_argument('--method', help="such as mocov2 (default: 'random' with --random)")
-    parser.add_argument('--regime', default='synthetic', choices=('real', 'synthetic', 'mixed'),
-                        help='what was pretrained on')
-    parser.add_argument('--masks', type=parse_masks, default=False, metavar='true|false|NAME',
-                        help='pretrained with masks, without (default), or a variant')
-    parser.add_argument('--epochs', type=float, default=0, help='length of the pretraining')
+    told = parser.add_argument_group('what the pretraining was', 'needed where the checkpoint '
+                                     'does not say it; refused where it says otherwise')
+    told.add_argument('--method', help="such as mocov2 (default: 'random' with --random)")
+    told.add_argument('--regime', choices=('real', 'synthetic', 'mixed'),
+                      help='what was pretrained on')
+    told.add_argument('--masks', type=parse_masks, metavar='true|false|NAME',
+                      help='pretrained with masks, without, or a variant')
+    told.add_argument('--generator', help='of the synthetic images')
+    told.add_argument('--epochs', type=float, help='length of the pretraining')
     parser.add_argument('--train-scenes', type=int, default=3000, help='at most so many')
     parser.add_argument('--test-scenes', type=int, default=1500, help='at most so many')
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--device', default='cpu')
     arguments = parser.parse_args()
-    if not arguments.random and arguments.method is None:
-        parser.error('--method is needed to name the row')
+    if arguments.random and (arguments.method or 'random').split('-')[0] != 'random':
+        parser.error(f'random weights are no {arguments.method}: leave --method out')
     try:
         run(arguments)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'{parser.prog}: {error}')
+
+
+def make_label(arguments: argparse.Namespace) -> dict:
+    """What the row is of: what the checkpoint says, and the command line where it doesn't.
+
+    Raises:
+        ValueError: If the two contradict each other, or neither says it, or the checkpoint is of
+            no training step.
+    """
+    said = {key: getattr(arguments, key)
+            for key in ('method', 'regime', 'masks', 'generator', 'epochs')}
+    if arguments.random:
+        return {'method': said['method'] or 'random', 'regime': said['regime'] or 'synthetic',
+                'masks': False, 'seed': arguments.seed, 'epochs': 0}
+    content = read_state(arguments.checkpoint)
+    check_trained(content, arguments.checkpoint)
+    return {**settle_label(origin_of(content), said, arguments.checkpoint), 'seed': arguments.seed}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -67,6 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     command = shlex.join(['python', *sys.argv])
     results = read_results(out) if out.exists() else new_results(out.stem, command)
+    label = make_label(arguments)
     model = load_model(arguments.config, arguments.checkpoint, arguments.seed,
                        device=arguments.device)
     if arguments.checkpoint:
@@ -74,10 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     metrics, details = evaluate_features(
         model, arguments.world,
         {'train': arguments.train_scenes, 'test': arguments.test_scenes}, arguments.batch_size)
-    add_row(results, {
-        'method': arguments.method or 'random', 'regime': arguments.regime,
-        'masks': arguments.masks, 'seed': arguments.seed, 'epochs': arguments.epochs,
-        'metrics': metrics, 'details': details})
+    add_row(results, {**label, 'metrics': metrics, 'details': details})
     write_results(out, results)
     for name, value in metrics.items():
         print(f'{METRIC_TITLES.get(name, name):42} {value:.4f}')

@@ -170,7 +170,7 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
     """Gather the rows into one result file and one plot a table, and the Markdown."""
     command = shlex.join(['python', *sys.argv])
     parts = ['# Tables 1 and 2 of the paper in miniature\n',
-             'Columns and brackets are the paper\'s; all of ours are of the miniature world: its '
+             'Columns are the paper\'s; all figures are of the miniature world: its '
              'scenes for COCO, Cityscapes and ADE20K, their objects for ImageNet.\n',
              f'Made with `{command}`.\n']
     paths = sorted((args.out / 'tables').glob('*/row.json'))

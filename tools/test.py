@@ -14,12 +14,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine.config import DictAction  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
-from freeatm_mm.checkpoints import check_complete, last_checkpoint  # noqa: E402
+from freeatm_mm.checkpoints import (  # noqa: E402
+    check_complete,
+    check_finite,
+    check_regular,
+    last_checkpoint,
+    load_weights,
+)
 from freeatm_mm.configs import check_datasets, complete_config, open_config  # noqa: E402
 from freeatm_mm.errors import InputError  # noqa: E402
+from freeatm_mm.evaluation.downstream import make_smoke  # noqa: E402
 from freeatm_mm.files import atomic_write  # noqa: E402
 
 
@@ -34,6 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', help='also write the metrics there, as JSON')
     parser.add_argument('--data-root', help='folder of the data set, in the place of the one that '
                         'the config names')
+    parser.add_argument('--smoke', action='store_true', help='judge a few images only, to see '
+                        'that it runs')
+    parser.add_argument('--show-dir', metavar='FOLDER', help='also draw what was predicted, into '
+                        'this folder (mmdet, mmseg)')
+    parser.add_argument('--tta', action='store_true', help='average over flips and scales '
+                        '(test-time augmentation), as the config says')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -46,7 +59,14 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint = find_checkpoint(args.checkpoint)
         cfg = open_config(args.config, args.work_dir, args.launcher)
         complete_config(cfg, args.data_root, args.cfg_options)
+        if args.show_dir:
+            draw_predictions(cfg, args.show_dir)
+        if args.tta:
+            average_views(cfg)
+        if args.smoke:
+            make_smoke(cfg)
         check_datasets(cfg, ('test_dataloader', ))
+        check_finite(load_weights(checkpoint), checkpoint)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     cfg.load_from, cfg.resume = str(checkpoint), False
@@ -56,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
     runner = Runner.from_cfg(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     try:
-        check_complete(runner.model.module if is_model_wrapper(runner.model) else runner.model,
-                       checkpoint)
+        check_complete(model.module if args.tta else model, checkpoint)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -69,6 +89,49 @@ def main(argv: list[str] | None = None) -> None:
         with atomic_write(args.out) as file:
             file.write(json.dumps({key: float(value) for key, value in metrics.items()},
                                   indent=1).encode())
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Lets the framework's visualization hook draw every prediction into a folder.
+
+    Raises:
+        InputError: If the config's framework draws none.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if not hook or cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+        raise InputError('--show-dir: only mmdet and mmseg draw predictions, by the '
+                         'default_hooks.visualization of their configs')
+    hook.update(draw=True)
+    if cfg.default_scope == 'mmdet':
+        hook.update(test_out_dir=str(Path(folder).absolute()))
+    cfg.visualizer.update(save_dir=str(Path(folder).absolute()))
+
+
+def average_views(cfg: Config) -> None:
+    """Lets the framework average its predictions over the config's flips and scales.
+
+    Raises:
+        InputError: If the config says neither, or they are of no use for masks.
+    """
+    if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+        raise InputError('--tta: only mmdet and mmseg average over views')
+    if cfg.default_scope == 'mmdet':
+        if 'mask_head' in cfg.model.get('roi_head', {}):
+            raise InputError("--tta: mmdet averages boxes alone, and this config's model also "
+                             'gives masks')
+        if 'tta_model' not in cfg:  # as mmdet's own tool: as it is, and mirrored
+            cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        if 'tta_pipeline' not in cfg:
+            packing = dict(cfg.test_dataloader.dataset.pipeline[-1])
+            packing['meta_keys'] = (*packing['meta_keys'], 'flip', 'flip_direction')
+            flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
+            cfg.tta_pipeline = [*cfg.test_dataloader.dataset.pipeline[:-1],
+                                dict(type='TestTimeAug', transforms=[flips, [packing]])]
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise InputError('--tta: this config has no tta_model and tta_pipeline')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
 def find_checkpoint(path: str) -> Path:
@@ -83,9 +146,7 @@ def find_checkpoint(path: str) -> Path:
         if last is None:
             raise FileNotFoundError(f'there is no checkpoint in {path}: train it first')
         return last
-    if not found.is_file():
-        raise FileNotFoundError(f'there is no checkpoint {found}')
-    return found
+    return check_regular(found)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import Config, DictAction  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402
-from freeatm_mm.checkpoints import check_complete, last_checkpoint  # noqa: E402
+from freeatm_mm.checkpoints import check_complete, check_starts, last_checkpoint  # noqa: E402
 from freeatm_mm.configs import (  # noqa: E402
     add_checks,
     check_datasets,
@@ -29,6 +29,7 @@ from freeatm_mm.configs import (  # noqa: E402
     scale_rate,
 )
 from freeatm_mm.errors import InputError  # noqa: E402
+from freeatm_mm.evaluation.downstream import make_smoke  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
@@ -53,6 +54,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
                         help='start the loading processes anew each epoch')
     parser.add_argument('--no-validate', action='store_true',
                         help='do not evaluate checkpoints during training')
+    parser.add_argument('--smoke', action='store_true', help='of a benchmark: two steps of a few '
+                        'images, to see that it runs')
     parser.add_argument('--seed', type=int, help="random seed; default: the config's")
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes')
@@ -91,9 +94,12 @@ def load_config(args: argparse.Namespace) -> Config:
     add_checks(cfg)
     if args.no_validate:  # last: an option for the evaluation may have been among the others
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.smoke:
+        make_smoke(cfg)
     if cfg.get('resume') and not cfg.get('load_from'):
         last = last_checkpoint(cfg.work_dir)
         cfg.load_from = str(last) if last else None
+    check_starts(cfg)
     return cfg
 
 

@@ -13,6 +13,7 @@ from mmpretrain.registry import HOOKS
 
 from freeatm_mm import compat
 from freeatm_mm.datasets.samplers import mix_seed
+from freeatm_mm.origins import note_pretraining
 
 
 @HOOKS.register_module()
@@ -32,6 +33,7 @@ class SeedEachIterationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Gives the sampler the run's seed; see the class."""
+        note_pretraining(runner)
         loader = runner.train_dataloader
         sampler = loader.sampler
         if hasattr(sampler, 'seed'):

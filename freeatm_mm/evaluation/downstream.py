@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from freeatm_mm.checkpoints import check_regular
 from freeatm_mm.files import atomic_write
 
 __all__ = ['BENCHMARKS', 'Benchmark', 'DownstreamRun', 'METRICS', 'SUITES', 'identify',
-           'read_metrics']
+           'make_smoke', 'options_of', 'read_metrics']
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,62 @@ def identify(init: str) -> str:
     """
     if init in ('random', 'supervised') or '://' in init:
         return init
-    if not Path(init).is_file():
-        raise FileNotFoundError(f'there is no checkpoint {init}')
+    check_regular(init)
     digest = hashlib.sha256()
     with open(init, 'rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return f'sha256:{digest.hexdigest()}'
+
+
+def make_smoke(cfg: Any, images: int = 4) -> None:
+    """Cut a benchmark down to two steps of two images and a few images to judge, in place.
+
+    Whatever the framework, model and image sizes stay as they are, and every step is logged.
+
+    Args:
+        cfg: The config.
+        images: How many of each data set are used.
+    """
+    def shorten(dataset: Any) -> None:
+        if 'dataset' in dataset or 'datasets' in dataset:
+            if 'times' in dataset:
+                dataset['times'] = 1
+            for part in dataset.get('datasets') or [dataset['dataset']]:
+                shorten(part)
+        else:
+            dataset['indices'] = images
+
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            shorten(cfg[name]['dataset'])
+            cfg[name].update(num_workers=0, persistent_workers=False,
+                             batch_size=2 if name == 'train_dataloader' else 1)
+    if cfg.get('train_cfg'):
+        length = {'max_iters': 2} if 'max_iters' in cfg['train_cfg'] else {'max_epochs': 1}
+        cfg['train_cfg'].update(length, val_interval=2)
+    hooks = cfg.get('default_hooks') or {}
+    for hook in ('logger', 'checkpoint'):
+        if hooks.get(hook):
+            hooks[hook]['interval'] = 1
+
+
+def options_of(benchmark: str, options: Iterable[str]) -> tuple[str, ...]:
+    """Those ``[BENCHMARK:]KEY=VALUE`` that are for a benchmark, without its name.
+
+    Raises:
+        ValueError: If one names a benchmark that there isn't, or is no ``KEY=VALUE``.
+    """
+    found = []
+    for option in options:
+        key, equals, value = option.partition('=')
+        name, colon, inner = key.rpartition(':')
+        if not equals or not key or colon and name not in BENCHMARKS:
+            raise ValueError(f'--cfg-options {option}: KEY=VALUE or BENCHMARK:KEY=VALUE is wanted, '
+                             f'with one of {", ".join(BENCHMARKS)}')
+        if not colon or name == benchmark:
+            found.append(f'{inner}={value}')
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -143,6 +194,7 @@ class DownstreamRun:
         options: Further ``key=value`` for the config.
         gpus: Processes to start, one a GPU; 0 for one process as it is.
         amp: Train in mixed precision.
+        smoke: Two steps and a few images only.
     """
 
     benchmark: str
@@ -153,6 +205,7 @@ class DownstreamRun:
     options: tuple[str, ...] = ()
     gpus: int = 0
     amp: bool = False
+    smoke: bool = False
 
     @property
     def metrics_file(self) -> Path:
@@ -189,12 +242,13 @@ class DownstreamRun:
         else:
             start, told = [sys.executable], []
         data = ['--data-root', str(self.data_root)]
+        smoke = ['--smoke'] if self.smoke else []
         train = [*start, 'tools/train.py', config, '--work-dir', str(self.folder), '--resume',
                  '--seed', str(self.seed), '--no-validate', *data, *told,
-                 *(['--amp'] if self.amp else []), '--cfg-options',
+                 *(['--amp'] if self.amp else []), *smoke, '--cfg-options',
                  f'init={self.init}', f'train_dataloader.batch_size={size}', *self.options]
         test = [*start, 'tools/test.py', config, str(self.folder), '--work-dir',
-                str(self.folder / 'test'), '--out', str(self.metrics_file), *data, *told]
+                str(self.folder / 'test'), '--out', str(self.metrics_file), *data, *told, *smoke]
         if self.options:
             test += ['--cfg-options', *self.options]
         return [train, test]
@@ -209,7 +263,7 @@ class DownstreamRun:
         """
         wanted = {'benchmark': self.benchmark, 'init': identify(self.init), 'seed': self.seed,
                   'options': list(self.options), 'data': str(Path(self.data).resolve()),
-                  **({'amp': True} if self.amp else {})}
+                  **({'amp': True} if self.amp else {}), **({'smoke': True} if self.smoke else {})}
         note = self.folder / 'run.json'
         found = _read_note(note, wanted['data']) if note.exists() else wanted
         if found != wanted:

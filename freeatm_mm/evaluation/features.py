@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from freeatm_mm.checkpoints import load_weights
+from freeatm_mm.checkpoints import check_finite, load_weights
 from freeatm_mm.evaluation.metrics import (
     accuracy,
     confusion_matrix,
@@ -254,7 +254,8 @@ def load_model(config: str | Path | Any,
     Raises:
         FileNotFoundError: If the config or the checkpoint is missing.
         ValueError: If less than 95 % of the backbone's tensors are in the checkpoint with their
-            shape, naming those that are missing, or the config has no backbone.
+            shape, naming those that are missing, or they are NaN or infinite, or the config has no
+            backbone.
     """
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
@@ -285,6 +286,7 @@ def load_model(config: str | Path | Any,
     matched = 0
     if checkpoint is not None:
         weights = load_weights(checkpoint)
+        check_finite(weights, checkpoint)
         inside = {name[len(prefix):]: value for name, value in weights.items()
                   if name.startswith(prefix)} or weights
         fitting = {name: inside[name] for name in own

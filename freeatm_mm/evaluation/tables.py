@@ -10,7 +10,7 @@ from typing import Any
 
 from freeatm_mm.evaluation.results import Group, arm_name, paired_difference
 
-__all__ = ['TABLES', 'Table', 'belongs', 'gather_rows', 'improvements', 'paper_rows',
+__all__ = ['Arm', 'TABLES', 'Table', 'belongs', 'gather_rows', 'improvements', 'paper_rows',
            'row_markdown', 'table_markdown']
 
 _PLAIN = ('random', 'supervised')
@@ -50,6 +50,17 @@ TABLES: dict[int, Table] = {
 }
 """The tables by their numbers."""
 
+@dataclass(frozen=True)
+class Arm(Group):
+    """The runs that differ by nothing but their seed, in a table.
+
+    Attributes:
+        scale: ``paper``, ``miniature``, or empty where the rows don't say.
+    """
+
+    scale: str = ''
+
+
 Key = tuple[str, str, str, Any]
 """Method, regime, generator (empty for real images), masks."""
 
@@ -75,7 +86,7 @@ def belongs(row: Mapping[str, Any], table: int) -> bool:
         row['method'] not in _PLAIN or bool(own & set(row['metrics'])))
 
 
-def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Group]:
+def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Arm]:
     """Gather the rows of result files that belong into a table, seeds together.
 
     Args:
@@ -94,7 +105,7 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, G
             if not belongs(row, table):
                 continue
             plain = row['method'] in _PLAIN
-            generator = '' if row['regime'] == 'real' else row.get('generator') or 'sd15'
+            generator = '' if row['regime'] == 'real' else row.get('generator') or 'unknown'
             key = (row['method'], 'real' if plain else row['regime'],
                    '' if plain else generator, row['masks'])
             for found, what in ((epochs, 'epochs'), (scales, 'scale')):
@@ -107,7 +118,7 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, G
                     raise ValueError(f'two rows give {metric} for {arm_name(*_arm(key))}, seed '
                                      f'{row["seed"]}: leave one of the files out')
                 seeds[row['seed']] = value
-    return {key: Group(key[0], key[1], key[3], epochs[key], found)
+    return {key: Arm(key[0], key[1], key[3], epochs[key], found, scales.get(key, ''))
             for key, found in values.items()}
 
 
@@ -117,16 +128,16 @@ def _arm(key: Key) -> tuple[str, str, Any]:
 
 
 def _counterpart(key: Key) -> Key:
-    """The paper's row to set beside ours: of the same generator, or else of SD 1.5."""
+    """The paper's row that ours stands by: of the same generator, or else of SD 1.5."""
     method, regime, generator, masks = key
     return method, regime, generator if generator in ('', 'deepif') else 'sd15', masks
 
 
-def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) -> str:
+def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> str:
     """A table as Markdown: ``ours ± spread (the paper's)`` in each cell, in per cent.
 
-    Rows that we have no number for show the paper's alone, in brackets; images of a generator that
-    the paper doesn't have stand beside its Stable Diffusion 1.5.
+    Only rows of the paper's scale and of its own generators have its numbers beside them. Rows that
+    we have no number for show the paper's alone, in brackets.
 
     Args:
         ours: From :func:`gather_rows`.
@@ -135,17 +146,23 @@ def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) ->
     """
     layout, paper = TABLES[table], paper_rows(table)
     keys, metrics = _in_order(ours, paper), list(layout.metrics)
-    if whole:
-        keys = [*paper, *(key for key in keys if key not in paper)]
+    alike = {key for key in keys if key in paper and ours[key].scale == 'paper'}
+    if whole:  # ours of another scale stand right behind the paper's
+        keys = [*(place for key in paper for place in (
+            [(key, False)] if key in alike else [(key, True), *[(key, False)] * (key in ours)])),
+            *((key, False) for key in keys if key not in paper)]
     else:
+        keys = [(key, False) for key in keys]
         metrics = [metric for metric in metrics
                    if any(group.values.get(metric) for group in ours.values())]
-    lines = [f'**{layout.title}** (per cent; the paper\'s numbers in brackets)', '',
+    brackets = '; the paper\'s numbers in brackets' if whole or alike else ''
+    lines = [f'**{layout.title}** (per cent{brackets})', '',
              '| Pretraining | Seeds | ' + ' | '.join(
                  layout.metrics[metric] for metric in metrics) + ' |',
              '| --- |' + ' ---: |' * (1 + len(metrics))]
-    for key in keys:
-        group, theirs = ours.get(key), paper.get(_counterpart(key), {})
+    for key, papers in keys:
+        group = None if papers else ours.get(key)
+        theirs = paper[key] if papers or key in alike else {}
         cells = []
         for metric in metrics:
             cell = group.text(metric, digits=1, scale=100) if group else ''
@@ -153,7 +170,10 @@ def table_markdown(ours: Mapping[Key, Group], table: int, whole: bool = True) ->
                 cell = f'{cell} ({theirs[metric]:.1f})'.strip()
             cells.append(cell or '–')
         seeds = str(len(group.seeds)) if group else ''
-        lines.append(f'| {arm_name(*_arm(key))} | {seeds} | ' + ' | '.join(cells) + ' |')
+        name = arm_name(*_arm(key))
+        if (whole or alike) and group and key in paper and key not in alike:
+            name += f' [{group.scale or "unknown"} scale]'
+        lines.append(f'| {name} | {seeds} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
@@ -167,6 +187,7 @@ def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
 def improvements(ours: Mapping[Key, Group], table: int) -> str:
     """Each of the paper's improvements by masks beside ours, and how many have the same sign.
 
+    Of other generators and scales as well: signs can be compared, sizes can't, which is said.
     Differences are paired by seed, with the p of the paired t-test; empty where we have none.
     """
     layout, paper = TABLES[table], paper_rows(table)
@@ -198,7 +219,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
                          f'{spread} | {p} | {len(difference.seeds)} | {expected} |')
     if not lines:
         return ''
-    head = ['| With masks | Metric | Ours, points | p | Seeds | The paper |',
+    foreign = any(key not in paper or group.scale != 'paper' for key, group in ours.items())
+    note = ['The paper\'s are of its own scale and generators: compare signs, not sizes.', ''
+            ] if foreign else []
+    head = [*note, '| With masks | Metric | Ours, points | p | Seeds | The paper |',
             '| --- | --- | ---: | ---: | ---: | ---: |']
     tied = f', {ties} are no difference at all' if ties else ''
     tail = (f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here{tied}. '

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from freeatm_mm import compat
+from freeatm_mm.checkpoints import check_finite, read_state, weights_of
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.lavis_ext.settings import (
     Check,
@@ -81,23 +82,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds no weights.
+        ValueError: If it can't be read, holds anything that isn't data, or holds no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # of many kinds, for damaged files
-        raise ValueError(f'{path} can\'t be read as a checkpoint ({error})') from None
-    state = content.get('model', content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(
-            isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f'{path} holds no weights: they are looked for under "model", or alone')
-    return dict(state)
+    return weights_of(read_state(path), path)
 
 
 def complete_momentum(state: dict[str, Tensor], source: str | Path) -> int:
@@ -143,8 +130,10 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
         another length).
 
     Raises:
-        ValueError: If weights are missing, left over or of another shape; names the first ones.
+        ValueError: If weights are missing, left over, of another shape, NaN or infinite; names the
+            first ones.
     """
+    check_finite(state, source)
     state, own, counts = dict(state), model.state_dict(), Counter()
     for part in ('visual_encoder', 'visual_encoder_m'):
         name = f'{part}.pos_embed'

@@ -246,7 +246,8 @@ def test_resuming_looks_where_the_folder_is_now(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.main(arguments)
     assert 'names epoch_3.pth, which is not there (others: none)' in capsys.readouterr().err
-    (tmp_path / 'epoch_3.pth').touch()
+    torch.save({'state_dict': {}, 'meta': {'epoch': 3, 'iter': 9}, 'message_hub': {}},
+               tmp_path / 'epoch_3.pth')
     assert train.load_config(train.parse_args(arguments)[1]).load_from == str(
         tmp_path / 'epoch_3.pth')
 
@@ -259,3 +260,16 @@ def test_no_config_keeps_one_checkpoint_only():
                  'downstream/mmpretrain/imagenet_linear_r50_100e'):
         hook = Config.fromfile(ROOT / f'configs/{name}.py').default_hooks.checkpoint
         assert hook.get('max_keep_ckpts', -1) != 1, name
+
+
+@pytest.mark.parametrize('option, message', [
+    (['--tta'], 'only mmdet and mmseg average over views'),
+    (['--show-dir', 'shown'], 'only mmdet and mmseg draw predictions')])
+def test_test_tool_tells_what_a_framework_does_not_do(tmp_path, capsys, option, message):
+    (tmp_path / 'test/objects').mkdir(parents=True)
+    torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'x.pth')
+    with pytest.raises(SystemExit):
+        load_tool('test').main([
+            str(ROOT / 'configs/miniature/downstream/linear_resnet.py'), str(tmp_path / 'x.pth'),
+            '--data-root', str(tmp_path), *option])
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

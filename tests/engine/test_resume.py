@@ -2,9 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from hostile_checkpoints import reduced, through_getattr
 from mmengine.runner import CheckpointLoader
 from tiny_runs import config, different, run, state, train
 from tiny_stores import make_store
+
+from freeatm_mm.errors import InputError
 
 load = CheckpointLoader.load_checkpoint
 METHODS = ('mocov2', 'simclr', 'mae')
@@ -69,3 +72,34 @@ def test_iteration_based_run_resumes(tmp_path, method):
     cfg.resume = True
     resumed = train(cfg, f'{method}_iterations_resumed')
     assert not different(whole, resumed)
+
+
+def test_a_text_in_a_checkpoint_is_not_run_by_resuming(tmp_path):
+    """mmengine runs what mmcv 1 kept under `config`, to compare numbers of GPUs."""
+    cfg = config(make_store(tmp_path / 'store', count=20), tmp_path / 'run')
+    train(cfg, 'with_config', killed_at=3)
+    path, marker = tmp_path / 'run/epoch_1.pth', tmp_path / 'marker'
+    content = load(str(path))
+    content['meta']['config'] = f'__import__("pathlib").Path({str(marker)!r}).touch()'
+    torch.save(content, path)
+    cfg.resume = True
+    train(cfg, 'with_config_resumed')
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('key', ['resume', 'load_from'])
+@pytest.mark.parametrize('make', [reduced, through_getattr])
+def test_code_in_a_checkpoint_is_not_run_by_going_on_from_it(tmp_path, key, make):
+    cfg = config(make_store(tmp_path / 'store', count=20), tmp_path / 'run')
+    path = tmp_path / 'epoch_1.pth'
+    path.write_bytes(make(tmp_path / 'marker'))
+    if key == 'resume':  # by the note in the work directory
+        cfg.resume = True
+        (tmp_path / 'run').mkdir()
+        path = path.rename(tmp_path / 'run/epoch_1.pth')
+        (tmp_path / 'run/last_checkpoint').write_text(str(path))
+    else:
+        cfg.load_from = str(path)
+    with pytest.raises(InputError, match='it holds more than tensors'):
+        train(cfg, f'hostile_{key}_{make.__name__}')
+    assert not (tmp_path / 'marker').exists()

@@ -17,11 +17,12 @@ from freeatm_mm.evaluation.tables import (
 )
 
 
-def result(*rows):
+def result(*rows, scale='miniature'):
     results = new_results('test', 'python x')
     for method, regime, masks, seed, metrics, generator in rows:
         add_row(results, {'method': method, 'regime': regime, 'masks': masks, 'seed': seed,
-                          'epochs': 10, 'generator': generator, 'metrics': metrics})
+                          'epochs': 10, 'generator': generator, 'scale': scale,
+                          'metrics': metrics})
     return results
 
 
@@ -58,15 +59,31 @@ def test_the_papers_numbers():
 def test_ours_beside_the_papers():
     text = table_markdown(gather_rows([OURS, VIT], 1), 1)
     lines = {line.split(' |')[0][2:]: line for line in text.splitlines() if line.startswith('|')}
-    assert lines['Random weights'].endswith(
-        '| 1 | (59.0) | 5.0 (31.4) | (28.5) | (65.2) | 10.0 | – |')
+    # Of another scale or generator nothing of the paper's stands in the same row.
+    assert lines['Random weights'].endswith('|  | (59.0) | (31.4) | (28.5) | (65.2) | – | – |')
+    assert lines['Random weights [miniature scale]'].endswith(
+        '| 1 | – | 5.0 | – | – | 10.0 | – |')
     assert lines['MoCo v2 (synthetic, miniature)'].endswith(
-        '| 2 | (81.6) | 21.0 ± 1.4 (37.9) | (35.2) | 30.0 ± 0.0 (74.1) | (65.1) | – |')
+        '| 2 | – | 21.0 ± 1.4 | – | 30.0 ± 0.0 | – | – |')
     assert lines['MoCo v2 (synthetic, deepif)'].endswith(
         '|  | (81.9) | (38.8) | (35.5) | (74.6) | (65.9) | – |')
     second = table_markdown(gather_rows([OURS, VIT], 2), 2)
-    assert '| MAE (real) | 1 | 50.0 (50.3) |' in second
+    assert '| MAE (real) [miniature scale] | 1 | 50.0 |' in second
     assert '| Random weights | 1 | 7.0 |' in second  # the ViT's, not the ResNet's
+
+
+@pytest.mark.parametrize('scale, generator, cell', [
+    ('paper', 'sd15', '20.0 (37.9)'), ('paper', 'deepif', '20.0 (38.8)'), ('paper', 'sdxl', '20.0'),
+    ('paper', '', '20.0'), ('miniature', 'sd15', '20.0'), ('', 'sd15', '20.0')])
+def test_brackets_only_beside_the_papers_scale_and_generators(scale, generator, cell):
+    """A row that doesn't say its generator is nobody's, not Stable Diffusion's."""
+    made = result(('mocov2', 'synthetic', False, 0, {'box_ap': 0.2}, generator), scale=scale)
+    if not scale:
+        del made['rows'][0]['scale']
+    text = table_markdown(gather_rows([made], 1), 1, whole=False)
+    line = text.splitlines()[-1]
+    assert line == f'| MoCo v2 (synthetic, {generator or "unknown"}) | 1 | {cell} |'
+    assert ('in brackets' in text) == ('(3' in cell)
 
 
 def test_ours_alone_stand_in_the_papers_order():
@@ -77,14 +94,14 @@ def test_ours_alone_stand_in_the_papers_order():
     assert [line.split(' |')[0][2:] for line in lines[4:]] == [
         'Random weights', 'MoCo v2 (synthetic, miniature)',
         'MoCo v2 + Free-ATM (synthetic, miniature)']
-    assert lines[5].endswith('| 2 | 21.0 ± 1.4 (37.9) | 30.0 ± 0.0 (74.1) | (65.1) |')
+    assert lines[5].endswith('| 2 | 21.0 ± 1.4 | 30.0 ± 0.0 | – |')
 
 
 def test_a_cell_of_fewer_seeds_than_its_row_says_so():
     rows = [('mae', 'real', False, seed, {'box_ap': 0.5, **({'miou': 0.4} if seed else {})}, '')
             for seed in range(3)]
     assert '| MAE (real) | 3 | 50.0 ± 0.0 (50.3) | 40.0 ± 0.0, 2 seeds (48.1) |' in table_markdown(
-        gather_rows([result(*rows)], 2), 2, whole=False)
+        gather_rows([result(*rows, scale='paper')], 2), 2, whole=False)
 
 
 def test_improvements_and_their_signs():
@@ -93,6 +110,7 @@ def test_improvements_and_their_signs():
     assert '| Cityscapes mIoU | -1.5 ± 0.7 |' in text and '| 2 | +1.7 |' in text
     assert '1 of 2 of the paper\'s improvements have the same sign here. With p below 0.05: 0 of ' \
         'these, and 0 of the 1 of the other sign.' in text
+    assert text.startswith("The paper's are of its own scale and generators: compare signs")
     assert improvements(gather_rows([OURS], 2), 2) == ''
 
 
@@ -101,8 +119,8 @@ def test_sure_differences_are_counted_by_sign():
         'box_ap': 0.2 + 0.01 * seed + (0.03 + 0.001 * seed) * masks,
         'miou': 0.3 + 0.01 * seed - (0.03 + 0.001 * seed) * masks}, 'sd15')
         for masks in (False, True) for seed in range(3)]
-    text = improvements(gather_rows([result(*rows)], 1), 1)
-    assert '1 of 2 of' in text
+    text = improvements(gather_rows([result(*rows, scale='paper')], 1), 1)
+    assert '1 of 2 of' in text and 'own scale' not in text
     assert 'With p below 0.05: 1 of these, and 1 of the 1 of the other sign.' in text
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from freeatm_mm import compat
@@ -60,6 +61,14 @@ def calls(monkeypatch):
     return done, run
 
 
+def checkpoint(path, value=1, **content):
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.full((1, ), value)}, **content}, path)
+    return str(path)
+
+
+NAMED = ('--method', 'mocov2', '--regime', 'real', '--masks', 'false')
+
+
 def arguments(out, *more):
     return ['random', '--benchmarks', 'mini-coco', 'mini-cityscapes', '--data', DATA, '--out',
             str(out), *more]
@@ -99,11 +108,10 @@ def test_a_failure_stops_and_is_gone_on_from(calls, tmp_path):
 
 
 def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
-    (tmp_path / 'a.pth').write_bytes(b'a')
-    options = ['--benchmarks', 'mini-coco', '--out', str(tmp_path / 'out'), '--method', 'mocov2',
-               '--data', DATA]
+    checkpoint(tmp_path / 'a.pth')
+    options = ['--benchmarks', 'mini-coco', '--out', str(tmp_path / 'out'), *NAMED, '--data', DATA]
     tool.main([str(tmp_path / 'a.pth'), *options])
-    (tmp_path / 'a.pth').write_bytes(b'b')  # the same name, other weights
+    checkpoint(tmp_path / 'a.pth', 2)  # the same name, other weights
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / 'a.pth'), *options])
     assert 'holds a run with another init: choose another --out' in capsys.readouterr().err
@@ -112,7 +120,8 @@ def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
     assert 'there is no checkpoint' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / 'a.pth'), '--suite', 'resnet'])
-    assert '--method is needed' in capsys.readouterr().err
+    assert ('a.pth does not say its method and regime and masks: say --method --regime --masks, to '
+            'name the row') in capsys.readouterr().err
 
 
 def test_other_data_are_not_mixed_in(calls, tmp_path, capsys):
@@ -142,12 +151,75 @@ def test_weights_are_called_what_they_are(calls, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main([*options, '--method', 'mocov2', '--masks', 'true'])
     assert 'random weights are no mocov2: leave --method out' in capsys.readouterr().err
-    (tmp_path / 'a.pth').write_bytes(b'a')
-    options[0] = str(tmp_path / 'a.pth')
-    tool.main([*options, '--method', 'mocov2'])
+    options[0] = checkpoint(tmp_path / 'a.pth')
+    tool.main([*options, *NAMED])
     with pytest.raises(SystemExit):
         tool.main([*options, '--method', 'mocov2', '--masks', 'true', '--regime', 'mixed'])
     assert 'row.json is of regime real, masks False, generator : choose' in capsys.readouterr().err
+
+
+PRETRAINED = dict(
+    meta={'epoch': 200, 'iter': 1000, 'cfg': (
+        "model = dict(type='FreeATMMoCo', backbone=dict(type='ResNet', depth=50))\n"
+        "train_cfg = dict(max_epochs=200)\n"
+        "train_dataloader = dict(dataset=dict(type='FreeATMDataset', store='gone', masks=True))")},
+    message_hub={'runtime_info': {'pretraining': {
+        'method': 'mocov2', 'regime': 'synthetic', 'masks': True, 'generator': 'sdxl',
+        'scale': 'paper'}}})
+
+
+def test_a_row_is_called_what_its_checkpoint_says(calls, tmp_path, capsys):
+    init = checkpoint(tmp_path / 'a.pth', **PRETRAINED)
+    options = [init, '--benchmarks', 'mini-coco', '--data', DATA, '--out', str(tmp_path / 'out')]
+    tool.main(options)
+    row, = read_results(tmp_path / 'out/row.json')['rows']
+    assert {key: row[key] for key in ('method', 'regime', 'masks', 'generator', 'epochs', 'scale')
+            } == {'method': 'mocov2', 'regime': 'synthetic', 'masks': True, 'generator': 'sdxl',
+                  'epochs': 200, 'scale': 'miniature'}  # the benchmark's
+    for flags, told in [(['--method', 'simclr'], "its method is 'mocov2', not 'simclr'"),
+                        (['--regime', 'real'], "its regime is 'synthetic', not 'real'"),
+                        (['--masks', 'false'], 'its masks is True, not False'),
+                        (['--epochs', '40'], 'its epochs is 200, not 40'),
+                        (['--generator', 'sd15'], "its generator is 'sdxl', not 'sd15'")]:
+        with pytest.raises(SystemExit):
+            tool.main([*options, *flags])
+        assert told in capsys.readouterr().err
+    tool.main([*options[:-1], str(tmp_path / 'variant'), '--masks', 'exact'])
+    row, = read_results(tmp_path / 'variant/row.json')['rows']
+    assert row['masks'] == 'exact'
+
+
+@pytest.mark.parametrize('content, told', [
+    (dict(meta={'iter': 0, 'epoch': 40}), 'a training without a single step'),
+    (dict(state_dict={'backbone.conv1.weight': torch.tensor([float('nan')])}), 'NaN or infinite')])
+def test_weights_that_are_no_result_get_no_row(calls, tmp_path, capsys, content, told):
+    init = checkpoint(tmp_path / 'a.pth', **content)
+    with pytest.raises(SystemExit):
+        tool.main([init, '--benchmarks', 'mini-coco', '--data', DATA, '--out', str(tmp_path / 'o'),
+                   *NAMED])
+    assert told in capsys.readouterr().err and not calls[0]
+
+
+def test_options_for_one_of_the_benchmarks(calls, tmp_path, capsys):
+    done, _ = calls
+    tool.main(arguments(tmp_path, '--cfg-options', 'a.b=1', 'mini-coco:c=2',
+                        'mini-cityscapes:d=x=y'))
+    assert done[0][-2:] == ['a.b=1', 'c=2'] and done[2][-2:] == ['a.b=1', 'd=x=y']
+    assert done[1][-2:] == ['a.b=1', 'c=2']
+    for wrong in ('coco-mini:a=1', 'a', '=1'):
+        with pytest.raises(SystemExit):
+            tool.main(arguments(tmp_path, '--cfg-options', wrong))
+        assert 'KEY=VALUE or BENCHMARK:KEY=VALUE is wanted' in capsys.readouterr().err
+
+
+def test_a_smoke_run_is_no_result(calls, tmp_path, capsys):
+    done, _ = calls
+    tool.main(arguments(tmp_path, '--smoke'))
+    assert all('--smoke' in command for command in done)
+    assert read_results(tmp_path / 'row.json')['rows'][0]['scale'] == 'smoke'
+    with pytest.raises(SystemExit):  # nor gone on from
+        tool.main(arguments(tmp_path))
+    assert 'holds a run with another smoke' in capsys.readouterr().err
 
 
 def test_all_is_checked_before_the_first_is_run(calls, tmp_path, capsys):
@@ -322,7 +394,7 @@ def test_rows_of_both_architectures_have_folders_of_their_own():
     outs = {tool.parse_args([init, '--suite', suite])[1].out
             for init in ('random', 'supervised') for suite in ('mini-resnet', 'mini-vit')}
     assert len(outs) == 4
-    args = tool.parse_args(['runs/mocov2/epoch_9.pth', '--suite', 'resnet', '--method', 'x'])[1]
+    args = tool.parse_args(['runs/mocov2/epoch_9.pth', '--suite', 'resnet'])[1]
     assert args.out == Path('work_dirs/downstream/mocov2/epoch_9/seed_0')
 
 

@@ -1,11 +1,13 @@
 """The training tool: what it says about wrong paths, and one real run with resume."""
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hostile_checkpoints import reduced
 from mmengine.runner import CheckpointLoader
 from tiny_stores import make_store
 
@@ -47,6 +49,47 @@ def test_second_stage_on_another_models_checkpoint_is_refused(tmp_path, capsys):
                    f'model.pretrained={tmp_path / "other.pth"}', 'train_dataloader.batch_size=2'])
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'model.pretrained' in last and 'is not of this config' in last
+
+
+HOSTILE = 'it holds more than tensors and plain values, namely'
+
+
+@pytest.mark.parametrize('way, message', [
+    ('resume', HOSTILE), ('auto', HOSTILE), ('load_from', HOSTILE), ('pretrained', HOSTILE),
+    ('weights', "can't be resumed from: it holds weights, but not how far a training was"),
+    ('empty', 'it is empty'), ('pipe', 'is a pipe'), ('folder', 'is a folder'),
+    ('none', 'there is no checkpoint')])
+def test_no_checkpoint_runs_code_whatever_it_comes_by(tmp_path, capsys, way, message):
+    path, marker = tmp_path / 'run/epoch_1.pth', tmp_path / 'marker'
+    path.parent.mkdir()
+    arguments, options = ['--resume', str(path)], []
+    if way == 'pipe':
+        os.mkfifo(path)
+    elif way == 'folder':
+        path.mkdir()
+    elif way == 'empty':
+        path.touch()
+    elif way == 'weights':
+        torch.save({'state_dict': {'w': torch.ones(1)}}, path)
+    elif way != 'none':
+        path.write_bytes(reduced(marker))
+    if way == 'auto':
+        (tmp_path / 'run/last_checkpoint').write_text(str(path))
+        arguments = ['--resume']
+    if way in ('load_from', 'pretrained'):
+        arguments, options = [], [f'{"model." * (way == "pretrained")}{way}={path}']
+    with pytest.raises((SystemExit, ValueError)) as done:
+        tool.main([str(ROOT / CONFIG), '--work-dir', str(tmp_path / 'run'), *arguments,
+                   '--cfg-options', f'train_dataloader.dataset.store={store_of(tmp_path)}',
+                   'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', *options])
+    assert not marker.exists()
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert done.type is SystemExit and done.value.code == 2, done.value
+    assert message in last and 'Traceback' not in last
+
+
+def store_of(folder):
+    return make_store(folder / 'store', 4)
 
 
 def test_config_whose_base_points_nowhere(tmp_path, capsys):

@@ -7,7 +7,9 @@ images; about 20 hours on 8 V100s.
         configs/downstream/mmseg/ade20k_upernet_vit-b_160k.py --launcher pytorch --amp \
         --data-root ADEChallengeData2016 --cfg-options init=CHECKPOINT   # or random, supervised
 """
-_base_ = 'mmseg::mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py'
+# By its path: `mmseg::` looks for a distribution of that name, and the maintained fork has another.
+_base_ = (__import__('mmseg').__path__[0]
+          + '/.mim/configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py')
 custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
 
 init = None

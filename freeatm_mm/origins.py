@@ -1,0 +1,282 @@
+"""What a checkpoint says of its own pretraining, so that no row of results gets a false name.
+
+Pretrainings note it in what they save (`note_pretraining`); for checkpoints without that note, the
+settings saved beside the weights are read, as data: nothing of their text is run. Checkpoints of
+mmengine and of LAVIS alike.
+"""
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from freeatm_mm.errors import InputError
+
+__all__ = ['Origin', 'note_pretraining', 'origin_of', 'settle_label']
+
+_METHODS = {'MoCo': 'mocov2', 'SimCLR': 'simclr', 'MAE': 'mae', 'SimSiam': 'simsiam',
+            'ImageClassifier': 'supervised'}
+#: Names that generators go by in tables, and what their pipelines are called.
+_GENERATORS = (('deepif', r'deepfloyd|\bif-i+-'), ('sd15', r'stable-diffusion-v1-5'),
+               ('miniature', r'miniature-generator'))
+_LONGEST = 2**20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a pretraining; None where it isn't.
+
+    Attributes:
+        method: Such as ``mocov2``.
+        regime: ``real``, ``synthetic`` or ``mixed``.
+        masks: Whether masks were used.
+        epochs: How many were trained.
+        generator: Of the images: ``sd15``, ``deepif``, ``miniature``, or the last part of its
+            pipeline's name; empty for real ones.
+        scale: ``paper`` where the network is the paper's, else ``miniature``.
+    """
+
+    method: str | None = None
+    regime: str | None = None
+    masks: bool | None = None
+    epochs: float | None = None
+    generator: str | None = None
+    scale: str | None = None
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def origin_of(content: Any) -> Origin:
+    """What a checkpoint's content says of its pretraining.
+
+    Args:
+        content: From `freeatm_mm.checkpoints.read_state`; of mmengine or of LAVIS.
+    """
+    if not isinstance(content, Mapping):
+        return Origin()
+    if isinstance(content.get('config'), Mapping):
+        return _of_lavis(content)
+    meta = _mapping(content.get('meta'))
+    cfg = _plain_settings(meta.get('cfg'))
+    found = Origin() if not cfg else Origin(
+        _method(cfg), None, _masks(cfg), None, None, _scale(_mapping(cfg.get('model'))))
+    note = _mapping(_mapping(_mapping(content.get('message_hub')).get('runtime_info')
+                             ).get('pretraining'))
+    kinds = {'method': str, 'regime': str, 'masks': bool, 'generator': str, 'scale': str}
+    found = replace(found, **{key: note[key] for key, kind in kinds.items()
+                              if isinstance(note.get(key), kind)})
+    epoch = meta.get('epoch')
+    if (type(epoch) is int and found.method in set(_METHODS.values())
+            and 'max_epochs' in _mapping(cfg.get('train_cfg'))):
+        found = replace(found, epochs=epoch)
+    if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
+        found = replace(found, **_images([_mapping(_mapping(cfg.get('train_dataloader')
+                                                            ).get('dataset')).get('store')]))
+    return found
+
+
+def _of_lavis(content: Mapping) -> Origin:
+    """Of a checkpoint of LAVIS, which keeps its settings under ``config``."""
+    config = _mapping(content['config'])
+    model, run = _mapping(config.get('model')), _mapping(config.get('run'))
+    datasets = [_mapping(part) for part in _mapping(config.get('datasets')).values()]
+    pretraining = run.get('task') == 'image_text_pretrain'
+    if not pretraining or len(datasets) != 1:
+        return Origin(method='blip')
+    build = _mapping(datasets[0].get('build_info'))
+    text = _mapping(_mapping(datasets[0].get('text_processor')).get('train'))
+    images = (_images([build['store']]) if build.get('store') else
+              {'regime': 'real', 'generator': ''} if build.get('annotations') else {})
+    if images.get('regime') == 'synthetic' and model.get('pretrained'):
+        images = {**images, 'regime': 'mixed'}
+    epoch = content.get('epoch')
+    return Origin(
+        'blip', masks=text.get('preset') == 'freeatm' if 'preset' in text else None,
+        epochs=epoch + 1 if type(epoch) is int else None,
+        scale='miniature' if model.get('vit') or model.get('bert') else 'paper', **images)
+
+
+def _mapping(value: Any) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _plain_settings(text: Any) -> dict[str, Any]:
+    """The values of a config that mmengine printed, by their names; what is no plain value is None.
+
+    Nothing is evaluated: mmengine's own reading of such a text would run it.
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST:
+        return {}
+    try:
+        return {target.id: _plain(node.value) for node in ast.parse(text).body
+                if isinstance(node, ast.Assign)
+                for target in node.targets if isinstance(target, ast.Name)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+
+
+def _plain(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_plain(part) for part in node.elts]
+    if isinstance(node, ast.Dict):
+        return {key.value: _plain(value) for key, value in zip(node.keys, node.values)
+                if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords if keyword.arg}
+    return None
+
+
+def _method(cfg: Mapping) -> str | None:
+    kind = str(_mapping(cfg.get('model')).get('type', '')).split('.')[-1].removeprefix('FreeATM')
+    if kind == 'ImageClassifier' and cfg.get('init', 'random') != 'random':
+        return None  # a benchmark's model
+    return _METHODS.get(kind)
+
+
+def _masks(cfg: Mapping) -> bool | None:
+    dataset = _mapping(_mapping(cfg.get('train_dataloader')).get('dataset'))
+    if str(dataset.get('type', '')).split('.')[-1] != 'FreeATMDataset':
+        return None if not dataset else False  # nobody else's data sets have masks of nouns
+    return dataset.get('masks', True) is not False
+
+
+def _scale(model: Mapping) -> str | None:
+    """Whether a backbone is the paper's: ResNet-50, or ViT-B at 224 pixels."""
+    backbone = _mapping(model.get('backbone'))
+    kind = str(backbone.get('type', '')).split('.')[-1]
+    if not kind:
+        return None
+    if 'ResNet' in kind:
+        same = (backbone.get('depth') == 50 and backbone.get('base_channels', 64) == 64
+                and backbone.get('stem_channels', 64) in (None, 64))
+    else:
+        same = backbone.get('arch', 'b') in ('b', 'base') and backbone.get('img_size', 224) == 224
+    return 'paper' if same else 'miniature'
+
+
+def _generator(pipeline: Any) -> str:
+    for name, pattern in _GENERATORS:
+        if re.search(pattern, str(pipeline).lower()):
+            return name
+    return str(pipeline).rstrip('/').split('/')[-1]
+
+
+def _images(stores: Iterable[Any]) -> dict[str, str]:
+    """Regime and generator, as far as the stores and folders themselves tell."""
+    paths = [path for store in stores
+             for path in (store if isinstance(store, (list, tuple)) else [store])]
+    return _regime([_config(path) for path in paths])
+
+
+def _config(path: Any) -> Mapping | None:
+    """What made a store's images; empty for a folder of plain ones; None where it can't be told."""
+    from freeatm_mm.store import Store, StoreError
+    if not isinstance(path, str) or not Path(path).is_dir():
+        return None
+    if not Path(path, 'store.json').exists():
+        return {}
+    try:
+        return Store(path).config
+    except (StoreError, OSError, ValueError):
+        return None
+
+
+def _regime(configs: Iterable[Mapping | None]) -> dict[str, str]:
+    """Regime and generator of images from sources of these settings; nothing if one is unknown."""
+    configs = list(configs)
+    generators = set()
+    for config in configs:
+        if config is None or config and not {'pipeline', 'scenes'} & set(config):
+            return {}
+        # The miniature's composed scenes stand for real images.
+        generators.add(_generator(config['pipeline']) if 'pipeline' in config else '')
+    if not generators:
+        return {}
+    regime = 'real' if generators == {''} else 'mixed' if '' in generators else 'synthetic'
+    return {'regime': regime, 'generator': ' and '.join(sorted(generators - {''}))}
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def note_pretraining(runner: Any) -> None:
+    """Let a run's checkpoints say what it pretrains on; for a hook's ``before_train``.
+
+    Args:
+        runner: mmengine's, with its data set built.
+    """
+    dataset = getattr(runner.train_dataloader, 'dataset', None)
+    sources = getattr(dataset, 'sources', None)
+    if sources is None:
+        return
+    cfg = runner.cfg
+    images = _regime([getattr(source, 'config', {}) for source in sources])
+    earlier = _mapping(cfg.get('model')).get('pretrained')
+    if images and earlier and '://' not in str(earlier) and Path(earlier).is_file():
+        from freeatm_mm.checkpoints import read_state
+        before = origin_of(read_state(earlier))
+        if before.regime is None:
+            images = {}
+        elif {before.regime, images['regime']} != {images['regime']}:
+            images = {'regime': 'mixed', 'generator': ' and '.join(sorted(
+                {before.generator or '', images['generator']} - {''}))}
+    origin = Origin(_method(cfg), masks=_masks(cfg), scale=_scale(cfg.model), **images)
+    runner.message_hub.update_info('pretraining', {
+        key: value for key, value in asdict(origin).items() if value is not None})
+
+
+# --- labelling ------------------------------------------------------------------------------------
+
+
+def settle_label(origin: Origin, said: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """The label of a row: what the checkpoint says, and what the command says where that is silent.
+
+    A name of a variant in place of ``masks`` (``exact``, ``paper boxes``) goes with any checkpoint
+    that was pretrained with masks, and another name for a generator with any that the tables don't
+    know.
+
+    Args:
+        origin: From `origin_of`.
+        said: ``method``, ``regime``, ``masks``, ``generator`` and ``epochs`` from the command line;
+            None where nothing was said.
+        source: The checkpoint, for messages.
+
+    Returns:
+        The same keys and ``scale``, which is left out where nobody knows.
+
+    Raises:
+        InputError: If the two contradict each other, or neither says method, regime or masks.
+    """
+    label: dict[str, Any] = {}
+    for field in fields(Origin):
+        key, known, wanted = field.name, getattr(origin, field.name), said.get(field.name)
+        if wanted is not None and known is not None and not _agree(key, known, wanted):
+            raise InputError(f'{source} says of itself that its {key} is {known!r}, not '
+                             f'{wanted!r}: leave --{key} out, or name another checkpoint')
+        label[key] = known if wanted is None else wanted
+    if label['regime'] == 'real':
+        label['generator'] = ''
+    missing = [key for key in ('method', 'regime', 'masks') if label[key] is None]
+    if missing:
+        raise InputError(f'{source} does not say its {" and ".join(missing)}: say '
+                         f'{" ".join(f"--{key}" for key in missing)}, to name the row')
+    label['generator'] = label['generator'] or ('' if label['regime'] == 'real' else 'unknown')
+    label['epochs'] = label['epochs'] or 0
+    return {key: value for key, value in label.items() if value is not None}
+
+
+def _agree(key: str, known: Any, wanted: Any) -> bool:
+    if known == wanted:
+        return True
+    if key == 'masks' and isinstance(wanted, str):
+        return known is True
+    if key == 'generator':
+        names = {name for name, _ in _GENERATORS}
+        return known not in names and wanted not in names
+    return False
