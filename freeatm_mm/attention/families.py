@@ -84,6 +84,15 @@ class Call:
             if name not in self._parameters:
                 raise ValueError(f'{type(pipe).__name__} is called without an argument {name!r}')
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments given."""
+        return tuple(self._options)
+
+    def given(self, name: str) -> Any:
+        """An argument's value as given; ``None`` if it wasn't."""
+        return self._options.get(name)
+
     def replace(self, name: str, value: Any) -> Call:
         """The same call with one more argument, where the pipeline takes it."""
         if name not in self._parameters:
@@ -327,13 +336,15 @@ def is_z_image_attention(name: str, module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One text encoder whose tokens are keys.
+    """One text encoder whose tokens are keys, or several whose tokens share their keys.
 
     Args:
-        tokenizers: Attributes of the pipeline that may hold the tokenizer; the first that isn't
-            ``None`` counts. More than one where several tokenizers share one vocabulary and one
-            place among the keys.
+        tokenizers: Attributes of the pipeline that may hold the tokenizer. More than one where
+            several text encoders' tokens stand side by side in the channels of one key: their
+            tokenizers share one vocabulary, and a noun has a key only where all have it.
         text_encoders: The text encoder of each of ``tokenizers``.
+        prompts: The argument of the pipeline's call that each of them reads; where that is left
+            out, ``prompt``. A pipeline without one of ``tokenizers`` gives the others the first.
         max_length: Tokens that become keys, special ones included: a number, or
             ``(call, tokenizer) -> number``.
         start: ``pipe -> keys that stand before this encoder's first token``.
@@ -349,6 +360,7 @@ class Encoder:
 
     tokenizers: tuple[str, ...] = ('tokenizer', )
     text_encoders: tuple[str, ...] = ('text_encoder', )
+    prompts: tuple[str, ...] = ('prompt', )
     max_length: int | Callable[[Call, Any], int] = _length_of_tokenizer
     start: Callable[[Any], int] = _start_at_zero
     frame: Callable[[Call, Any], tuple[str, str]] = _no_frame
@@ -410,8 +422,7 @@ FAMILIES: tuple[Family, ...] = (
         where='77 CLIP tokens',
         prepare_prompts=_convert_textual_inversion),
     Family(
-        # Both tokenizers share one vocabulary, so a noun has the same place in both; the second
-        # one pads with another token only.
+        # Both tokenizers share one vocabulary; the second one pads with another token only.
         name='Stable Diffusion XL',
         pipelines=(
             'StableDiffusionXLPipeline', 'StableDiffusionXLImg2ImgPipeline',
@@ -420,7 +431,8 @@ FAMILIES: tuple[Family, ...] = (
             'StableDiffusionXLControlNetInpaintPipeline', 'StableDiffusionXLAdapterPipeline'),
         is_text_attention=is_cross_attention,
         where='77 tokens of two CLIPs, side by side in the channels',
-        encoders=(Encoder(('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2')), ),
+        encoders=(Encoder(('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2'),
+                          ('prompt', 'prompt_2')), ),
         prepare_prompts=_convert_textual_inversion),
     Family(
         name='latent diffusion (LDM) with BERT',
@@ -493,9 +505,10 @@ FAMILIES: tuple[Family, ...] = (
         text_keys=TextKeys.SEQUENCE,
         denoiser='transformer',
         encoders=(
-            Encoder(('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2')),
-            Encoder(('tokenizer_3', ), ('text_encoder_3', ), max_length=_length_of_call,
-                    start=_after_clip)),
+            Encoder(('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2'),
+                    ('prompt', 'prompt_2')),
+            Encoder(('tokenizer_3', ), ('text_encoder_3', ), ('prompt_3', ),
+                    max_length=_length_of_call, start=_after_clip)),
         denoiser_input=_planes_and_text,
         block_groups=_TRANSFORMER_GROUPS),
     Family(
@@ -506,7 +519,8 @@ FAMILIES: tuple[Family, ...] = (
         where='512 T5 tokens (padding not masked), then the image; CLIP gives no keys',
         text_keys=TextKeys.SEQUENCE,
         denoiser='transformer',
-        encoders=(Encoder(('tokenizer_2', ), ('text_encoder_2', ), max_length=_length_of_call), ),
+        encoders=(Encoder(('tokenizer_2', ), ('text_encoder_2', ), ('prompt_2', ),
+                          max_length=_length_of_call), ),
         two_passes=True,
         denoiser_input=_packed_with_ids,
         prepare_prompts=_convert_textual_inversion,

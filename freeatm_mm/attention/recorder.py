@@ -43,7 +43,7 @@ from freeatm_mm.attention.parts import (
 from freeatm_mm.attention.refine import add_affinity
 from freeatm_mm.attention.refine import propagate as pass_on
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
-from freeatm_mm.attention.text import find_columns
+from freeatm_mm.attention.text import TextColumns, find_columns
 
 __all__ = ['AttentionRecorder', 'NothingRecorded', 'noun_attention']
 
@@ -51,6 +51,9 @@ __all__ = ['AttentionRecorder', 'NothingRecorded', 'noun_attention']
 # all at once); an accelerator wants large ones, here 64 MiB.
 CPU_LOGITS = 2**18
 ACCELERATOR_LOGITS = 2**24
+
+MAX_TEXT_KEYS = 2**20
+"""More tokens than any text encoder keeps."""
 
 Size = tuple[int, int]
 
@@ -62,8 +65,8 @@ class NothingRecorded(RuntimeError):
 class AttentionRecorder:
     """Records one soft mask for each noun of each image that a pipeline draws.
 
-    Use it as a context manager round the pipeline's call, or round direct calls of the
-    pipeline's denoiser (``pipe.unet(...)``) with the same batch of prompts::
+    Use it as a context manager round the pipeline's call, or round direct calls of the pipeline's
+    text encoder and denoiser (``pipe.unet(...)``) with the same batch of prompts::
 
         with AttentionRecorder(pipe, prompts=prompts, nouns=nouns) as recorder:
             images = pipe(prompts).images
@@ -79,6 +82,9 @@ class AttentionRecorder:
         prompts: The prompts as given to the pipeline, in the same order.
         nouns: For each prompt, the character spans of its nouns: pairs ``(start, end)``, or
             objects with ``start`` and ``end``. A prompt may have none.
+        columns: For embeddings made elsewhere (``prompt_embeds``): for each prompt and each of its
+            nouns the places of its tokens among all text keys, counted from 0. Taken as they are:
+            neither prompts nor nouns' spans are looked at.
         num_images_per_prompt: As given to the pipeline.
         probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
             renormalised over the text keys; differs only where text and pixel keys share one
@@ -90,11 +96,14 @@ class AttentionRecorder:
         clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF, PixArt, Sana);
             ``None``: the pipeline's default.
         call_options: Other arguments given to the pipeline that decide which tokens become keys:
-            ``max_sequence_length``, and ``complex_human_instruction`` for Sana. Those left out
-            have the pipeline's defaults.
+            ``prompt_2`` and ``prompt_3``, what the other text encoders read in place of
+            ``prompts``; ``max_sequence_length``; ``complex_human_instruction`` for Sana. Those left
+            out have the pipeline's defaults.
         text_encoders: Which text encoders' keys to record where there are several (Stable
             Diffusion 3), by their attributes of the pipeline: ``['text_encoder_3']`` is T5 alone.
-            ``None``: all; a noun's map is then the mean of its maps from each.
+            ``None``: all; a noun's map is then the mean of its maps from each that read the noun.
+            Where two share their keys (two CLIPs), a noun must stand at the same place of both
+            texts, unless one of the two is chosen here.
         blocks: Parts of the network to record: ``'all'``, ``'down'``, ``'mid'``, ``'up'``, the
             name of a module of the denoiser (``'up_blocks.1'``), or several of these.
         resolutions: Feature map sizes to record: an integer is the shorter side, a pair is
@@ -108,12 +117,16 @@ class AttentionRecorder:
         self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
             the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
             one float32 matrix (pixels, pixels) an image: 4 MiB at 32x32. ``None``: don't.
-        check_prompts: Whether to stop if the pipeline encodes other prompts than ``prompts``.
+        check_prompts: Whether to stop if a text encoder reads anything else than the recorder was
+            told, or nothing at all: embeddings made outside the ``with`` can't be checked. With
+            ``False`` they are taken to be what the pipeline itself makes of ``prompts``.
 
     Attributes:
         layers: The layers recorded, by their names in the denoiser, with their number of heads;
             known from the first ``with`` on.
         truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
+        left_out: Triples (prompt index, noun index, reason) of nouns whose maps leave out one of
+            several text encoders, because it cut the noun off or read a text without it.
         flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
             with ``normalize='minmax'``, and so came back as zeros.
         num_steps: Calls of the denoiser so far whose attention was recorded.
@@ -122,7 +135,8 @@ class AttentionRecorder:
         ValueError: If the pipeline's class is unknown, an option is, ``prompts`` and ``nouns``
             differ in length, or a span lies outside its prompt.
         NounTruncatedError: If a noun is cut off and ``truncated`` is ``'raise'``.
-        NounAlignmentError: If a noun can't be found among the tokens.
+        NounAlignmentError: If a noun can't be found among the tokens, or shares its keys with
+            another word of another prompt (``prompt_2``).
     """
 
     def __init__(
@@ -131,6 +145,7 @@ class AttentionRecorder:
             prompts: Sequence[str],
             nouns: Sequence[Sequence[Any]],
             *,
+            columns: Sequence[Sequence[Sequence[int]]] | None = None,
             num_images_per_prompt: int = 1,
             probability: str = 'joint',
             merge: str = 'mean',
@@ -151,6 +166,9 @@ class AttentionRecorder:
             raise ValueError(f'{len(prompts)} prompts but noun lists for {len(nouns)}')
         if not prompts:
             raise ValueError('no prompts were given')
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f'prompts must be strings, got {prompt!r}')
         if num_images_per_prompt < 1:
             raise ValueError(f'num_images_per_prompt must be at least 1, got '
                              f'{num_images_per_prompt}')
@@ -175,12 +193,17 @@ class AttentionRecorder:
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
         call = Call(pipe, {} if call_options is None else call_options)
+        _check_call(call, prompts, num_images_per_prompt)
         if clean_caption is not None:
             call = call.replace('clean_caption', clean_caption)
-        found = find_columns(call, self._family, prompts, nouns, text_encoders=text_encoders,
-                             truncated=truncated)
+        if columns is None:
+            found = find_columns(call, self._family, prompts, nouns, text_encoders=text_encoders,
+                                 truncated=truncated)
+        else:
+            found = TextColumns(_given_columns(columns, nouns))
         self._watches = found.watches if check_prompts else ()
         self.truncated = list(found.truncated)
+        self.left_out = list(found.left_out)
         self.flat: list[tuple[int, int]] = []
         self._positions = found.positions
         # Each image's token columns once, however many nouns share a token.
@@ -235,7 +258,7 @@ class AttentionRecorder:
                 for handle in tap.install():
                     hooks.callback(handle.remove)
             for watch in self._watches:
-                hooks.callback(watch.install().remove)
+                hooks.callback(watch.install())
             self._hooks = hooks.pop_all()
         return self
 
@@ -737,6 +760,37 @@ def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[i
         raise ValueError(f'{layer} has heads 0 to {module.heads - 1}, but heads asks for '
                          f'{sorted(strangers)}')
     return tuple(sorted(wanted))
+
+
+def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
+    """Refuses options of a pipeline's call that say something else than the recorder was told."""
+    for name, told in (('prompt', [list(prompts), *prompts[:1 if len(prompts) == 1 else 0]]),
+                       ('num_images_per_prompt', [images])):
+        value = call.given(name)
+        if value is not None and all(value != other for other in told):
+            raise ValueError(f'call_options have {name}={value!r}, but the recorder was given '
+                             f'{told[0]!r}')
+    embeddings = [name for name in call.names if 'embeds' in name and 'negative' not in name
+                  and name.startswith('prompt')]
+    for name in embeddings:
+        if call.given(name) is not None:
+            raise ValueError(f'call_options have {name}, in which the nouns can\'t be looked for; '
+                             'leave it out and say with columns=... where they stand')
+
+
+def _given_columns(columns: Sequence[Sequence[Sequence[int]]], nouns: Sequence[Sequence[Any]]
+                   ) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]:
+    """Places of the nouns' tokens as the caller knows them, as one group of keys each."""
+    if [len(row) for row in columns] != [len(row) for row in nouns]:
+        raise ValueError('columns must hold places for each noun of each prompt: got '
+                         f'{[len(row) for row in columns]} for {[len(row) for row in nouns]} nouns')
+    for row in columns:
+        for places in row:
+            if not places or not all(isinstance(place, int) and not isinstance(place, bool)
+                                     and 0 <= place < MAX_TEXT_KEYS for place in places):
+                raise ValueError(f'columns must be numbers of text keys from 0, at least one for '
+                                 f'each noun, got {places!r}')
+    return tuple(tuple((tuple(sorted(set(places))), ) for places in row) for row in columns)
 
 
 def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:
