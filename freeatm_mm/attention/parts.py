@@ -110,7 +110,8 @@ def choose_parts(
         weights: str | Mapping[int | Size, float] | None = None) -> dict[Part, float]:
     """Picks the running sums to average, and what one map in each of them counts.
 
-    A layer's heads share what the layer counts, so a mean over them stays a mean.
+    A layer's heads share what the layer counts, so a mean over them stays a mean. A layer that was
+    left out of some steps counts as much as the others.
 
     Args:
         counts: The sums there are, and how many maps are in each.
@@ -138,10 +139,21 @@ def choose_parts(
     parts = [part for part in counts
              if in_blocks(blocks, part.group, part.layer or '')
              and size_matches(part.size, resolutions)
-             and (steps is None or part.step in steps)
              and (heads is None or part.head in heads_of(heads, part.layer))]
+    if steps is not None:
+        layers = {part.layer for part in parts}
+        parts = [part for part in parts if part.step in steps]
+        missing = sorted(layers - {part.layer for part in parts}, key=str)
+        if parts and missing:
+            raise ValueError(f'{missing[0]} was computed in none of the steps chosen, a step cache '
+                             'answered for it; choose more steps')
     heads_kept = Counter(part._replace(head=None) for part in parts)
     share = {part: 1 / heads_kept[part._replace(head=None)] for part in parts}
+    maps: Counter = Counter()
+    for part in parts:
+        maps[part.layer, part.head] += counts[part]
+    if all(part.layer is not None for part in parts) and len(set(maps.values())) > 1:
+        share = {part: value / maps[part.layer, part.head] for part, value in share.items()}
     if weights is None:
         chosen = share
     elif weights == 'resolution':

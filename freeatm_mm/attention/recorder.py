@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from freeatm_mm.attention.caches import may_be_skipped, uses_step_cache
 from freeatm_mm.attention.families import (
     Call,
     DenoiserInput,
@@ -130,6 +131,8 @@ class AttentionRecorder:
         flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
             with ``normalize='minmax'``, and so came back as zeros.
         num_steps: Calls of the denoiser so far whose attention was recorded.
+        layer_steps: For each layer, in how many of these it was computed and so recorded; fewer
+            under a step cache.
 
     Raises:
         ValueError: If the pipeline's class is unknown, an option is, ``prompts`` and ``nouns``
@@ -220,6 +223,9 @@ class AttentionRecorder:
         self._affinities: dict[Size, _Sum] = {}
         self._calls = 0
         self.num_steps = 0
+        self.layer_steps: dict[str, int] = {}
+        self._affinity_steps: dict[str, int] = {}
+        self._parts_apart = self._separate
         self._recording = False
         self._first_row, self._last_row = 0, 0
         self._last_sample: Tensor | None = None
@@ -231,8 +237,8 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use already.
-            ValueError: If the denoiser is compiled, has fused projections, or has no module of
-                the family's kind.
+            ValueError: If the denoiser is compiled, has fused projections or a hook of diffusers
+                that changes its attention, or has no module of the family's kind.
         """
         if self._hooks is not None:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
@@ -248,8 +254,9 @@ class AttentionRecorder:
                              f'{[name for name, _, _ in modules]}')
         self.layers = {tap.layer: tap.module.heads for tap in taps}
         if self._self_attention is not None:
-            taps += [_SelfTap(self, module) for module in
+            taps += [_SelfTap(self, module, name) for name, module in
                      _self_attention_modules(denoiser, self._family)]
+        uses_step_cache(denoiser)
         self._reset()
         with ExitStack() as hooks:
             handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
@@ -287,7 +294,9 @@ class AttentionRecorder:
         """Averages what was recorded into one map for each noun of each image.
 
         The default is the paper's: the mean over all steps and all blocks, each layer counting
-        the same, of maps resized to the largest resolution (section 3.1 and figure 5).
+        the same, of maps resized to the largest resolution (section 3.1 and figure 5). Where a
+        step cache left layers out of some steps, a layer's mean is over those in which it was
+        computed (:attr:`layer_steps`), and each layer counts the same.
 
         Args:
             normalize: ``None``: raw attention probabilities. ``'minmax'``: each map stretched to
@@ -309,7 +318,8 @@ class AttentionRecorder:
 
         Raises:
             NothingRecorded: If nothing was recorded.
-            ValueError: If an option is unknown or leaves nothing of what was recorded.
+            ValueError: If an option is unknown or leaves nothing of what was recorded, or layers
+                that weren't kept apart were computed in different numbers of steps.
         """
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
@@ -318,6 +328,7 @@ class AttentionRecorder:
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
                 + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
                    'or resolutions' if self._calls else ''))
+        self._check_layer_steps()
         if propagate < 0 or (propagate and not self._affinities):
             raise ValueError(f'propagate={propagate} needs a number of times, from 0, and a '
                              'recorder made with self_attention=32, say')
@@ -327,6 +338,9 @@ class AttentionRecorder:
             resolutions=None if resolutions is None else tuple(resolutions),
             steps=steps, heads=heads, weights=weights)
         affinity = max(self._affinities, key=math.prod) if propagate else None
+        if affinity and len(set(self._affinity_steps.values())) > 1:
+            raise ValueError('some layers of the self-attention were left out of some steps, by a '
+                             'step cache perhaps, so the masks cannot be propagated evenly')
         if size is None:
             size = max([part.size for part in chosen] + [affinity or (0, 0)], key=math.prod)
         divisor = sum(weight * self._sums[part].count for part, weight in chosen.items())
@@ -343,6 +357,19 @@ class AttentionRecorder:
             average_BThw = resize(
                 pass_on(average_BThw, total.total_BTN.cpu() / total.count, propagate), size)
         return self._merged(average_BThw, normalize)
+
+    def _check_layer_steps(self) -> None:
+        """Refuses what no mean over layers is: sums in which some layers have more maps."""
+        counts = self.layer_steps
+        never = [layer for layer, count in counts.items() if not count]
+        if never:
+            raise ValueError(f'{never[0]} was never computed, only taken from a step cache; record '
+                             'without the cache')
+        if len(set(counts.values())) > 1 and any(part.layer is None for part in self._sums):
+            raise ValueError(
+                f'some layers were computed in {min(counts.values())} steps and others in '
+                f'{max(counts.values())}, as with a step cache: make the recorder with '
+                "separate='layers', so that each layer counts the same")
 
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
@@ -375,6 +402,8 @@ class AttentionRecorder:
         if self._is_extra_pass(called_with.sample, kwargs):
             self._recording = False
             return
+        if not self._calls and uses_step_cache(module):
+            self._parts_apart = self._separate | {'layers'}
         index, self._calls = self._calls, self._calls + 1
         self._recording = self._steps is None or index in self._steps
         self._first_row, self._last_row = self._conditional_rows(called_with.sample)
@@ -423,9 +452,10 @@ class AttentionRecorder:
             key_BKHC, first = key_BKHC[:, text], 0
             bias_BNK = None if bias_BNK is None else bias_BNK[..., text]
         columns_BT = self._columns_BT.to(query_BNHC.device) + first
-        part = Part(tap.group, tap.size, tap.layer if 'layers' in self._separate else None,
-                    self._calls - 1 if 'steps' in self._separate else None)
-        if 'heads' in self._separate:
+        part = Part(tap.group, tap.size, tap.layer if 'layers' in self._parts_apart else None,
+                    self._calls - 1 if 'steps' in self._parts_apart else None)
+        self.layer_steps[tap.layer] += 1
+        if 'heads' in self._parts_apart:
             pieces = {part._replace(head=head): [head] for head in tap.heads}
         else:
             pieces = {part: tap.heads}
@@ -452,9 +482,11 @@ class AttentionRecorder:
             images, pixels = query_BNHC.shape[:2]
             self._affinities = {size: _Sum(torch.zeros(
                 images, pixels, pixels, device=query_BNHC.device))}
+            self._affinity_steps = {}
             total = self._affinities[size]
         add_affinity(query_BNHC, key_BNHC, module.scale, total.total_BTN)
         total.count += 1
+        self._affinity_steps[tap.layer] = self._affinity_steps.get(tap.layer, 0) + 1
 
 
 @torch.no_grad()
@@ -588,8 +620,14 @@ class _Tap:
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self.active:
             return
-        self._check(self.text_key)
-        self.recorder._accumulate(self)
+        self._record(self.query is not None and self.text_key is not None)
+
+    def _record(self, computed: bool) -> None:
+        """Adds up what was caught; nothing if a step cache answered in the module's place."""
+        self.recorder.layer_steps.setdefault(self.layer, 0)
+        if computed or not may_be_skipped(self.module):
+            self._check(computed)
+            self.recorder._accumulate(self)
         self._forget()
 
     def attention(self, rows: slice) -> _Attention:
@@ -606,8 +644,8 @@ class _Tap:
             bias_BNK = _bias(self.mask, key_BKHC.shape[1], self.query.shape[0], self.name)[rows]
         return _Attention(query_BNHC, key_BKHC, bias_BNK, self.module.scale, 0, text_length)
 
-    def _check(self, key: Tensor | None) -> None:
-        if self.query is None or key is None:
+    def _check(self, computed: bool) -> None:
+        if not computed:
             raise RuntimeError(
                 f'{self.name} ran without calling its own query and key projections, so its '
                 'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
@@ -641,8 +679,10 @@ class _SequenceTap(_Tap):
     def _look(self, call: AttentionCall) -> None:
         # An adapter may attend to an image of its own; text and image are all in one sequence,
         # which attends to itself, or to which the image attends.
-        layout, queries = self.recorder._input, call.query.shape[2]
+        # A processor that goes through images or heads one by one shows none of them whole.
+        layout, (batch, heads, queries, _) = self.recorder._input, call.query.shape
         if (self.call is None and call.key.shape[2] == layout.length
+                and (batch, heads) == (len(layout.sample), self.module.heads)
                 and queries in (layout.length, math.prod(layout.size))):
             self.call = call
 
@@ -650,17 +690,18 @@ class _SequenceTap(_Tap):
         if not self.active:
             return
         self.watch.__exit__(None, None, None)
-        call, self.active = self.call, False
+        self.active = False
         if output is None:
             self._forget()  # the module failed, and says so itself
             return
-        if call is None:
+        self._record(self.call is not None)
+
+    def _check(self, computed: bool) -> None:
+        if not computed:
             raise RuntimeError(
                 f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
                 f'{self.recorder._input.length} text and image tokens, so it cannot be recorded; '
                 "give it back diffusers' own processor and the attention backend 'native'")
-        self.recorder._accumulate(self)
-        self._forget()
 
     def attention(self, rows: slice) -> _Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""
@@ -682,8 +723,8 @@ class _SequenceTap(_Tap):
 class _SelfTap(_Tap):
     """Catches the queries and keys with which the pixels attend to each other."""
 
-    def __init__(self, recorder: AttentionRecorder, module: nn.Module) -> None:
-        super().__init__(recorder, module, '', '', ())
+    def __init__(self, recorder: AttentionRecorder, module: nn.Module, layer: str) -> None:
+        super().__init__(recorder, module, '', layer, ())
 
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
@@ -699,8 +740,9 @@ class _SelfTap(_Tap):
                        and min(self.size) <= self.recorder._self_attention)
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.active:
-            self._check(self.pixel_key)
+        computed = self.query is not None and self.pixel_key is not None
+        if self.active and (computed or not may_be_skipped(self.module)):
+            self._check(computed)
             self.recorder._accumulate_affinity(self)
         self._forget()
 
@@ -733,7 +775,8 @@ def _text_attention_modules(
     return found
 
 
-def _self_attention_modules(denoiser: nn.Module, family: Family) -> list[nn.Module]:
+def _self_attention_modules(denoiser: nn.Module,
+                            family: Family) -> list[tuple[str, nn.Module]]:
     """The modules in which pixels attend to pixels, alone or beside the text."""
     found = []
     for name, module in denoiser.named_modules():
@@ -744,7 +787,7 @@ def _self_attention_modules(denoiser: nn.Module, family: Family) -> list[nn.Modu
         beside_text = (family.text_keys is TextKeys.ADDED
                        and family.is_text_attention(name, module))
         if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
-            found.append(module)
+            found.append((name, module))
     if not found:
         raise ValueError(f'{type(denoiser).__name__} has no self-attention that can be recorded; '
                          'leave self_attention out')
