@@ -121,13 +121,14 @@ def locate_nouns(
         return NounTokens(())
     prepared = prompt if prepared is None else prepared
     max_length = tokenizer.model_max_length if max_length is None else max_length
+    places, sure = _places(tokenizer, prompt, prepared)
     token_spans, suffix = _token_spans(tokenizer, before + prepared + after, special_tokens)
     # The tokenizer keeps its closing tokens and drops what stands before them.
     kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
     positions, lost = [], []
     for index, (start, end) in enumerate(spans):
         first, last = (len(before) + place
-                       for place in _follow_span(tokenizer, prompt, prepared, start, end))
+                       for place in _follow_span(prompt, prepared, places, sure, start, end))
         tokens = tuple(
             position for position, (left, right) in enumerate(token_spans)
             if left < last and right > first)
@@ -206,21 +207,26 @@ def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
     return places[0] if words and len(places) == 1 else None
 
 
-def _follow_span(tokenizer: Any, prompt: str, prepared: str, start: int,
-                 end: int) -> tuple[int, int]:
+def _places(tokenizer: Any, prompt: str,
+            prepared: str) -> tuple[list[tuple[int, int] | None], bool]:
+    """Where each character of ``prompt`` stands in the ``prepared`` prompt, and if that is sure."""
+    written, places = _written_out(tokenizer, prompt)
+    if written == prepared:
+        return places, True
+    return [None if place is None else (place, place + 1)
+            for place in _align(prompt, prepared)], False
+
+
+def _follow_span(prompt: str, prepared: str, places: Sequence[tuple[int, int] | None], sure: bool,
+                 start: int, end: int) -> tuple[int, int]:
     """Finds a span of ``prompt`` again in the ``prepared`` prompt."""
-    if prompt == prepared:
-        return start, end
-    grown, places = _written_out(tokenizer, prompt)
-    if grown == prepared:
-        return places[start][0], places[end - 1][1]
-    places = _align(prompt, prepared)[start:end]
-    kept = [place for place in places if place is not None]
-    if not kept or _letters(prepared[kept[0]:kept[-1] + 1]) != _letters(prompt[start:end]):
+    kept = [place for place in places[start:end] if place is not None]
+    first, last = (kept[0][0], kept[-1][1]) if kept else (0, 0)
+    if not kept or not (sure or _letters(prepared[first:last]) == _letters(prompt[start:end])):
         raise NounAlignmentError(
             f'the noun {prompt[start:end]!r} ({start}:{end}) of {prompt!r} is no longer in the '
             f'prompt as the pipeline cleans it: {prepared!r}')
-    return kept[0], kept[-1] + 1
+    return first, last
 
 
 def _written_out(tokenizer: Any, prompt: str) -> tuple[str, list[tuple[int, int]]]:

@@ -11,7 +11,7 @@ head, T noun tokens; h and w are the sides of a feature map.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,16 +32,21 @@ from freeatm_mm.attention.families import (
 from freeatm_mm.attention.masks import minmax, resize
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
+    MAX_SIDE,
     Heads,
     Part,
     block_names,
+    check_heads,
+    check_steps,
     choose_parts,
     heads_of,
     in_blocks,
     separate_names,
     size_matches,
+    sizes,
+    whole_number,
 )
-from freeatm_mm.attention.refine import add_affinity
+from freeatm_mm.attention.refine import MAX_PROPAGATE, add_affinity
 from freeatm_mm.attention.refine import propagate as pass_on
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 from freeatm_mm.attention.text import TextColumns, find_columns
@@ -53,6 +58,11 @@ __all__ = ['AttentionRecorder', 'NothingRecorded', 'noun_attention']
 CPU_LOGITS = 2**18
 ACCELERATOR_LOGITS = 2**24
 
+MAX_IMAGES = 2**16
+"""Drawn at once."""
+MAX_PROMPT = 10_000
+"""Characters; text encoders keep 77 to some hundred tokens, and following a noun through cleaning
+takes time that grows with the square."""
 MAX_TEXT_KEYS = 2**20
 """More tokens than any text encoder keeps."""
 
@@ -172,9 +182,11 @@ class AttentionRecorder:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise TypeError(f'prompts must be strings, got {prompt!r}')
-        if num_images_per_prompt < 1:
-            raise ValueError(f'num_images_per_prompt must be at least 1, got '
-                             f'{num_images_per_prompt}')
+            if len(prompt) > MAX_PROMPT:
+                raise ValueError(f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
+                                 f'taken; it begins {prompt[:40]!r}')
+        whole_number(num_images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
+        whole_number(len(prompts) * num_images_per_prompt, 'the number of images', 1, MAX_IMAGES)
         if probability not in ('joint', 'text'):
             raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
         if merge not in MERGE_RULES:
@@ -187,12 +199,18 @@ class AttentionRecorder:
         self._merge = merge
         self._denoiser = getattr(pipe, self._family.denoiser)
         self._blocks = self._block_names(blocks)
-        self._resolutions = None if resolutions is None else tuple(resolutions)
+        self._resolutions = sizes(resolutions)
+        check_steps(steps)
         self._steps = steps
+        # An iterator would be used up at the first layer.
+        heads = list(heads) if isinstance(heads, Iterator) else heads
+        if heads is not None:
+            check_heads(heads, {name: module.heads for name, module, _ in _text_attention_modules(
+                self._denoiser, self._family, self._blocks)})
         self._heads = heads
         self._separate = separate_names(separate)
-        if self_attention is not None and self_attention < 1:
-            raise ValueError(f'self_attention must be at least 1, got {self_attention}')
+        if self_attention is not None:
+            whole_number(self_attention, 'self_attention', 1, MAX_SIDE)
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
         call = Call(pipe, {} if call_options is None else call_options)
@@ -244,14 +262,12 @@ class AttentionRecorder:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         modules = _text_attention_modules(denoiser, self._family, self._blocks)
+        check_heads(self._heads, {name: module.heads for name, module, _ in modules})
         sequence = self._family.text_keys is TextKeys.SEQUENCE
         taps = [(_SequenceTap if sequence else _Tap)(
             self, module, group, name, _wanted_heads(self._heads, name, module))
                 for name, module, group in modules]
         taps = [tap for tap in taps if tap.heads]
-        if not taps:
-            raise ValueError(f'heads={self._heads!r} names none of the layers to record: '
-                             f'{[name for name, _, _ in modules]}')
         self.layers = {tap.layer: tap.module.heads for tap in taps}
         if self._self_attention is not None:
             taps += [_SelfTap(self, module, name) for name, module in
@@ -329,14 +345,20 @@ class AttentionRecorder:
                 + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
                    'or resolutions' if self._calls else ''))
         self._check_layer_steps()
-        if propagate < 0 or (propagate and not self._affinities):
-            raise ValueError(f'propagate={propagate} needs a number of times, from 0, and a '
-                             'recorder made with self_attention=32, say')
+        whole_number(propagate, 'propagate', 0, MAX_PROPAGATE)
+        if propagate and not self._affinities:
+            raise ValueError(f'propagate={propagate} needs a recorder made with '
+                             'self_attention=32, say')
+        check_steps(steps)
+        check_heads(heads, self.layers)
+        if size is not None:
+            (size, ) = sizes([size], 'size')
+            if isinstance(size, int):
+                raise ValueError(f'size must be (height, width), got {size!r}')
         chosen = choose_parts(
             {part: total.count for part, total in self._sums.items()},
             groups=self._family.block_groups.values(), blocks=self._block_names(blocks),
-            resolutions=None if resolutions is None else tuple(resolutions),
-            steps=steps, heads=heads, weights=weights)
+            resolutions=sizes(resolutions), steps=steps, heads=heads, weights=weights)
         affinity = max(self._affinities, key=math.prod) if propagate else None
         if affinity and len(set(self._affinity_steps.values())) > 1:
             raise ValueError('some layers of the self-attention were left out of some steps, by a '
@@ -796,13 +818,7 @@ def _self_attention_modules(denoiser: nn.Module,
 
 def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[int, ...]:
     wanted = heads_of(heads, layer)
-    if wanted is None:
-        return tuple(range(module.heads))
-    strangers = [head for head in wanted if not 0 <= head < module.heads]
-    if strangers:
-        raise ValueError(f'{layer} has heads 0 to {module.heads - 1}, but heads asks for '
-                         f'{sorted(strangers)}')
-    return tuple(sorted(wanted))
+    return tuple(range(module.heads) if wanted is None else sorted(wanted))
 
 
 def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:

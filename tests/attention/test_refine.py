@@ -100,7 +100,7 @@ def test_one_matrix_whatever_the_steps_and_nothing_without_asking():
     assert not recorder._affinities
     with pytest.raises(ValueError, match='propagate=2 needs.*self_attention'):
         recorder.masks(propagate=2)
-    with pytest.raises(ValueError, match='self_attention must be at least 1'):
+    with pytest.raises(ValueError, match='self_attention must be a whole number from 1'):
         AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=0)
 
 
@@ -144,8 +144,9 @@ def test_propagation_averages(height, width, times, seed):
 def test_propagation_refuses_other_sizes():
     with pytest.raises(ValueError, match=r'maps of 2x3 need an affinity of shape \(..., 6, 6\)'):
         propagate(torch.zeros(1, 2, 3), torch.zeros(5, 5))
-    with pytest.raises(ValueError, match='at least 0'):
-        propagate(torch.zeros(1, 2, 3), torch.zeros(6, 6), -1)
+    for times in (-1, 10**9, 1.5):
+        with pytest.raises(ValueError, match='times to propagate must be a whole number from 0'):
+            propagate(torch.zeros(1, 2, 3), torch.zeros(6, 6), times)
 
 
 def brute_force_crf(mask, image, threshold, appearance, position, colour, smoothness, distance,
@@ -240,6 +241,10 @@ def test_crf_refuses_what_it_cannot_use():
             dense_crf(*arguments)
     with pytest.raises(ValueError, match='threshold between 0 and 1'):
         dense_crf(mask, image, threshold=1.0)
+    for name, value in (('iterations', 10**9), ('iterations', -1), ('colour', 0.0),
+                        ('position', float('nan')), ('appearance', -1.0), ('distance', 1e300)):
+        with pytest.raises(ValueError, match=name):
+            dense_crf(mask, image, **{name: value})
 
 
 def test_linear_attention_is_not_taken_for_a_softmax():
@@ -250,6 +255,7 @@ def test_linear_attention_is_not_taken_for_a_softmax():
     family = next(family for family in FAMILIES if family.name == 'Sana')
     linear = Attention(8, heads=2, dim_head=4, processor=SanaLinearAttnProcessor2_0())
     softmax = Attention(8, heads=2, dim_head=4)
-    assert _self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [softmax]
+    assert _self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [
+        ('1', softmax)]
     with pytest.raises(ValueError, match='no self-attention that can be recorded'):
         _self_attention_modules(torch.nn.ModuleList([linear]), family)
