@@ -195,12 +195,13 @@ def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
 
     Returns:
         Its span in ``text``: the same one where both texts are the same up to its end, otherwise
-        that of the only place where its words stand, whatever their case. ``None`` if they stand
-        nowhere or in several places.
+        that of the only place where its words stand; upper or lower case doesn't matter. ``None``
+        if they stand nowhere or in several places.
     """
     start, end = _checked_span(prompt, noun)
     follows = text[end:end + 1]
-    if prompt[:end] == text[:end] and (follows == prompt[end:end + 1] or not follows.isalnum()):
+    if prompt[:end].lower() == text[:end].lower() and (
+            follows == prompt[end:end + 1] or not follows.isalnum()):
         return start, end
     words = r'\s+'.join(re.escape(word) for word in prompt[start:end].split())
     places = [match.span() for match in re.finditer(rf'(?<!\w){words}(?!\w)', text, re.IGNORECASE)]

@@ -100,7 +100,7 @@ def find_columns(
     watches = tuple(part.watch() for place in places for part in place
                     if part.text_encoder is not None)
     if not watches:
-        watches = (EncoderWatch(None, [], [], 0, prompts), )
+        watches = (EncoderWatch(None, [], [], 0, prompts, places[0][0].name), )
     return TextColumns(tuple(positions), tuple(lost), tuple(left_out), watches)
 
 

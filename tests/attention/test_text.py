@@ -239,8 +239,9 @@ def teach(pipe, token, vectors, second=None):
                                     text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
 
 
-def test_textual_inversion_with_several_vectors():
-    pipe = tiny_stable_diffusion()
+@pytest.mark.parametrize('fast', [False, True])
+def test_textual_inversion_with_several_vectors(fast):
+    pipe = tiny_stable_diffusion(fast_tokenizer=fast)
     teach(pipe, '<toy>', 3)
     teach(pipe, '<style>', 1)
     prompts = ['a <toy> on the <style> sand', '<toy> and a dog with a <toy>']
@@ -322,7 +323,7 @@ def test_a_pipeline_without_its_text_encoder():
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as usual:
         draw(pipe, PROMPTS)
     pipe.text_encoder = None
-    with pytest.raises(ValueError, match='encoded no prompt inside the with block'):
+    with pytest.raises(ValueError, match='text_encoder encoded no prompt inside the with block'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
             draw(pipe, **options)
     with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False) as recorder:
@@ -389,7 +390,7 @@ def test_spellings_of_a_prompt(make, prompt, noun, columns):
     ('a dog', (2, 5), 'dogs and a hotdog', None),
     ('a dog', (2, 5), 'a dogma', None),
     ('a dog and a dog', (2, 5), 'a dog and a dog, at night', (2, 5)),
-    ('a dog and a dog', (12, 15), 'a dog and a dog, at night', (12, 15)),
+    ('a dog and a dog', (12, 15), 'A Dog and a dog, at night', (12, 15)),
     ('a dog and a dog', (12, 15), 'at night a dog and a dog', None),
     ('a <toy>', (2, 7), 'the <toy>', (4, 9)),
     ('a dog', (2, 5), '', None)])
