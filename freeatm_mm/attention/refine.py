@@ -18,43 +18,13 @@ from torch import Tensor
 from freeatm_mm.attention.masks import THRESHOLD
 from freeatm_mm.attention.parts import whole_number
 
-__all__ = ['add_affinity', 'dense_crf', 'propagate']
-
-# Attention probabilities held at once, as for the text attention.
-CPU_LOGITS = 2**18
-ACCELERATOR_LOGITS = 2**24
+__all__ = ['dense_crf', 'propagate']
 
 MAX_PROPAGATE = 1000
 """Times to propagate; long before, every pixel has the mean of all."""
 MAX_CRF_PIXELS = 96 * 96
 """Pixels of the largest mask for :func:`dense_crf`, whose matrix then takes 324 MiB."""
 _SURE = 1e-4  # a mask's certainty before the CRF: no pixel is beyond changing its label
-
-
-@torch.no_grad()
-def add_affinity(query_BNHC: Tensor, key_BNHC: Tensor, scale: float, out_BNN: Tensor) -> None:
-    """Adds ``softmax(scale * QK^T)``, averaged over heads, to a running sum (equation 1).
-
-    Computed in float32, a few rows at a time, so that memory stays that of the sum.
-
-    Args:
-        query_BNHC: Queries of B images, N pixels, H heads, C channels.
-        key_BNHC: Keys.
-        scale: Factor of the logits, ``1 / sqrt(C)`` as a rule.
-        out_BNN: float32 sum to add to; row i is what pixel i attends to.
-    """
-    images, pixels, heads, _ = query_BNHC.shape
-    device = query_BNHC.device.type
-    budget = CPU_LOGITS if device == 'cpu' else ACCELERATOR_LOGITS
-    at_once = max(1, budget // (heads * pixels))
-    with torch.autocast(device_type=device, enabled=False):
-        for image in range(images):
-            key_HCN = key_BNHC[image].permute(1, 2, 0).float() * scale
-            for start in range(0, pixels, at_once):
-                rows = slice(start, start + at_once)
-                attention_HRN = (query_BNHC[image, rows].transpose(0, 1).float()
-                                 @ key_HCN).softmax(-1)
-                out_BNN[image, rows] += attention_HRN.mean(0)
 
 
 def propagate(maps: Tensor, affinity: Tensor, times: int = 1) -> Tensor:

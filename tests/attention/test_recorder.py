@@ -11,7 +11,7 @@ from attention_reference import explicit_attention, mean_map
 from tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, noun_attention
-from freeatm_mm.attention.recorder import _map_size
+from freeatm_mm.attention.taps import map_size
 
 PROMPTS = ['a red dog on the sand', 'a photo of a cat and a blue bird on the tree']
 
@@ -101,7 +101,7 @@ def test_stable_diffusion_odd_feature_maps(sd):
         sd(PROMPTS, height=56, width=88, num_inference_steps=1, output_type='latent')
     assert {part.size for part in recorder._sums} == {(14, 22), (7, 11)}
     assert recorder.masks()[0].shape == (2, 14, 22)
-    assert _map_size((7, 11), 24) == (4, 6)
+    assert map_size((7, 11), 24) == (4, 6)
 
 
 def test_stable_diffusion_xl_equals_explicit_attention(sdxl):
@@ -251,7 +251,7 @@ def test_pieces_change_nothing(monkeypatch):
                  .double().softmax(-1).mean(1))
     expected = torch.stack([attention[image][:, columns[image]].T for image in range(3)])
     for budget in (1, 2 * 7 * 5, 2 * 7 * 17 * 2, 10**6):
-        monkeypatch.setattr('freeatm_mm.attention.recorder.CPU_LOGITS', budget)
+        monkeypatch.setattr('freeatm_mm.attention.softmax.CPU_LOGITS', budget)
         result = noun_attention(query, key, columns, 0.5, bias_BNK=bias)
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
 
@@ -423,8 +423,8 @@ def test_sums_do_not_grow_with_steps(sd):
 def test_no_map_of_all_tokens_stays_alive(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
         draw(sd)
-        taps = [cell for cell in gc.get_objects() if type(cell).__name__ == '_Tap'
-                and cell.recorder is recorder]
+        taps = [cell for cell in gc.get_objects() if type(cell).__name__ == 'Tap'
+                and cell.sink is recorder._sink]
         assert len(taps) == 7
         assert all(tap.query is None and tap.text_key is None for tap in taps)
 
@@ -611,4 +611,4 @@ class TestErrors:
 
     def test_size_that_is_not_a_halved_input(self):
         with pytest.raises(ValueError, match='a feature map of 100 pixels'):
-            _map_size((16, 16), 100)
+            map_size((16, 16), 100)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder, dense_crf, propagate
-from freeatm_mm.attention.refine import add_affinity
+from freeatm_mm.attention.softmax import add_affinity
 
 PROMPTS = ['a red dog on the sand', 'a blue bird']
 NOUNS = [[(6, 9), (17, 21)], [(7, 11)]]
@@ -117,7 +117,7 @@ def test_affinity_in_pieces(monkeypatch):
     query, key = (torch.randn(2, 11, 3, 4, generator=generator) for _ in range(2))
     expected = (torch.einsum('bnhc,bkhc->bhnk', query.double(), key.double()) / 2).softmax(-1)
     for budget in (1, 100, 10**6):
-        monkeypatch.setattr('freeatm_mm.attention.refine.CPU_LOGITS', budget)
+        monkeypatch.setattr('freeatm_mm.attention.softmax.CPU_LOGITS', budget)
         total = torch.ones(2, 11, 11)
         with torch.autocast('cpu', dtype=torch.bfloat16):
             add_affinity(query, key, 0.5, total)
@@ -251,11 +251,11 @@ def test_linear_attention_is_not_taken_for_a_softmax():
     from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
 
     from freeatm_mm.attention.families import FAMILIES
-    from freeatm_mm.attention.recorder import _self_attention_modules
+    from freeatm_mm.attention.taps import self_attention_modules
     family = next(family for family in FAMILIES if family.name == 'Sana')
     linear = Attention(8, heads=2, dim_head=4, processor=SanaLinearAttnProcessor2_0())
     softmax = Attention(8, heads=2, dim_head=4)
-    assert _self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [
+    assert self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [
         ('1', softmax)]
     with pytest.raises(ValueError, match='no self-attention that can be recorded'):
-        _self_attention_modules(torch.nn.ModuleList([linear]), family)
+        self_attention_modules(torch.nn.ModuleList([linear]), family)
