@@ -21,8 +21,9 @@ from freeatm_mm.attention.nouns import (
 )
 from freeatm_mm.attention.parts import SEPARATE
 from freeatm_mm.attention.quality import MaskTrust, mask_trust
-from freeatm_mm.attention.recorder import AttentionRecorder, NothingRecorded, noun_attention
+from freeatm_mm.attention.recorder import AttentionRecorder, NothingRecorded
 from freeatm_mm.attention.refine import dense_crf, propagate
+from freeatm_mm.attention.softmax import noun_attention
 
 __all__ = [
     'FAMILIES', 'MERGE_RULES', 'SEPARATE', 'THRESHOLD', 'AttentionRecorder', 'Family',

@@ -7,6 +7,7 @@ follow the span through all of that.
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['MERGE_RULES', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError', 'locate_nouns',
-           'merge_tokens', 'span_of']
+__all__ = ['MERGE_RULES', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError', 'find_again',
+           'locate_nouns', 'merge_tokens', 'span_of']
 
 MERGE_RULES = ('mean', 'sum', 'max', 'last')
 
@@ -90,7 +91,9 @@ def locate_nouns(
         tokenizer: A transformers tokenizer, slow or fast, that pads on the right.
         prompt: The prompt as the user wrote it.
         nouns: Character spans in ``prompt``: pairs, or objects with ``start`` and ``end``.
-        prepared: The prompt as the pipeline cleans it for the tokenizer, where that differs.
+        prepared: The prompt as the pipeline cleans it for the tokenizer, where that differs; also
+            with each placeholder of a textual inversion written out as its several vectors' tokens,
+            all of which then belong to a noun that holds the placeholder.
         before: Text that the pipeline puts before the prompt, an instruction for example.
         after: Text that the pipeline puts after it.
         max_length: Tokens the text encoder keeps, special ones included; the default is the
@@ -118,12 +121,14 @@ def locate_nouns(
         return NounTokens(())
     prepared = prompt if prepared is None else prepared
     max_length = tokenizer.model_max_length if max_length is None else max_length
+    places, sure = _places(tokenizer, prompt, prepared)
     token_spans, suffix = _token_spans(tokenizer, before + prepared + after, special_tokens)
     # The tokenizer keeps its closing tokens and drops what stands before them.
     kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
     positions, lost = [], []
     for index, (start, end) in enumerate(spans):
-        first, last = (len(before) + place for place in _follow_span(prompt, prepared, start, end))
+        first, last = (len(before) + place
+                       for place in _follow_span(prompt, prepared, places, sure, start, end))
         tokens = tuple(
             position for position, (left, right) in enumerate(token_spans)
             if left < last and right > first)
@@ -180,17 +185,76 @@ def _checked_span(prompt: str, noun: Any) -> tuple[int, int]:
     return start, end
 
 
-def _follow_span(prompt: str, prepared: str, start: int, end: int) -> tuple[int, int]:
-    """Finds a span of ``prompt`` again in the ``prepared`` prompt."""
-    if prompt == prepared:
+def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
+    """Finds a noun of a prompt in another text, such as a second text encoder's prompt.
+
+    Args:
+        prompt: The prompt.
+        noun: Its character span in ``prompt``.
+        text: The other text.
+
+    Returns:
+        Its span in ``text``: the same one where both texts are the same up to its end, otherwise
+        that of the only place where its words stand; upper or lower case doesn't matter. ``None``
+        if they stand nowhere or in several places.
+    """
+    start, end = _checked_span(prompt, noun)
+    follows = text[end:end + 1]
+    if prompt[:end].lower() == text[:end].lower() and (
+            follows == prompt[end:end + 1] or not follows.isalnum()):
         return start, end
-    places = _align(prompt, prepared)[start:end]
-    kept = [place for place in places if place is not None]
-    if not kept or _letters(prepared[kept[0]:kept[-1] + 1]) != _letters(prompt[start:end]):
+    words = r'\s+'.join(re.escape(word) for word in prompt[start:end].split())
+    places = [match.span() for match in re.finditer(rf'(?<!\w){words}(?!\w)', text, re.IGNORECASE)]
+    return places[0] if words and len(places) == 1 else None
+
+
+def _places(tokenizer: Any, prompt: str,
+            prepared: str) -> tuple[list[tuple[int, int] | None], bool]:
+    """Where each character of ``prompt`` stands in the ``prepared`` prompt, and if that is sure."""
+    written, places = _written_out(tokenizer, prompt)
+    if written == prepared:
+        return places, True
+    return [None if place is None else (place, place + 1)
+            for place in _align(prompt, prepared)], False
+
+
+def _follow_span(prompt: str, prepared: str, places: Sequence[tuple[int, int] | None], sure: bool,
+                 start: int, end: int) -> tuple[int, int]:
+    """Finds a span of ``prompt`` again in the ``prepared`` prompt."""
+    kept = [place for place in places[start:end] if place is not None]
+    first, last = (kept[0][0], kept[-1][1]) if kept else (0, 0)
+    if not kept or not (sure or _letters(prepared[first:last]) == _letters(prompt[start:end])):
         raise NounAlignmentError(
             f'the noun {prompt[start:end]!r} ({start}:{end}) of {prompt!r} is no longer in the '
             f'prompt as the pipeline cleans it: {prepared!r}')
-    return kept[0], kept[-1] + 1
+    return first, last
+
+
+def _written_out(tokenizer: Any, prompt: str) -> tuple[str, list[tuple[int, int]]]:
+    """Writes placeholders of textual inversions as diffusers does: one token for each vector.
+
+    Returns:
+        The text, and for each character of ``prompt`` where it stands there; for a placeholder's
+        characters, where the whole of it stands.
+    """
+    added = tokenizer.get_added_vocab() if hasattr(tokenizer, 'get_added_vocab') else {}
+    several = {}
+    for token in added:
+        vectors = [token]
+        while f'{token}_{len(vectors)}' in added:
+            vectors.append(f'{token}_{len(vectors)}')
+        if len(vectors) > 1:
+            several[token] = ' '.join(vectors)
+    pattern = '|'.join(re.escape(token) for token in sorted(several, key=len, reverse=True))
+    text, places, last = '', [], 0
+    for match in re.finditer(pattern, prompt) if several else ():
+        places += [(len(text) + step, len(text) + step + 1) for step in range(match.start() - last)]
+        text += prompt[last:match.start()]
+        places += [(len(text), len(text) + len(several[match[0]]))] * len(match[0])
+        text += several[match[0]]
+        last = match.end()
+    places += [(len(text) + step, len(text) + step + 1) for step in range(len(prompt) - last)]
+    return text + prompt[last:], places
 
 
 def _letters(text: str) -> str:

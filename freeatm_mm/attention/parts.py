@@ -1,18 +1,26 @@
 """Which of the recorder's running sums an average is made of, and what each of them counts."""
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Container, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ['SEPARATE', 'Heads', 'Part', 'block_names', 'choose_parts', 'heads_of', 'in_blocks',
-           'separate_names', 'size_matches']
+__all__ = ['SEPARATE', 'Heads', 'Part', 'block_names', 'check_heads', 'check_steps', 'choose_parts',
+           'heads_of', 'in_blocks', 'separate_names', 'size_matches', 'sizes', 'whole_number']
 
 Size = tuple[int, int]
 Heads = Iterable[int] | Mapping[str, Iterable[int]]
+
+MAX_SIDE = 2**14
+"""Of a map, in pixels; no denoiser comes near."""
+MAX_WEIGHT = 1e6
+"""Of a resolution; only their proportions matter."""
+MAX_STEPS = 10**6
+"""Steps that can be named one by one; a range may be of any length."""
 
 SEPARATE = ('layers', 'steps', 'heads')
 """What a recorder can keep apart, so that :meth:`AttentionRecorder.masks` can choose later."""
@@ -36,6 +44,90 @@ class Part(NamedTuple):
     head: int | None = None
 
 
+def whole_number(value: Any, name: str, least: int, most: int) -> int:
+    """A number of an option, checked.
+
+    Raises:
+        ValueError: If it is no integer, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        raise ValueError(f'{name} must be a whole number from {least} to {most}, got {value!r}')
+    return int(value)
+
+
+def sizes(resolutions: Iterable[int | Size] | None,
+          name: str = 'resolutions') -> tuple[int | Size, ...] | None:
+    """The wanted map sizes, ``None`` for all of them.
+
+    Raises:
+        ValueError: If there are none, or one is neither a number of pixels nor a pair of them.
+    """
+    if resolutions is None:
+        return None
+    if isinstance(resolutions, str) or not isinstance(resolutions, Iterable):
+        raise ValueError(f'{name} must be a list of sizes, got {resolutions!r}')
+    wanted = tuple(resolutions)
+    if not wanted:
+        raise ValueError(f'{name} are none; leave them out for all')
+    return tuple(
+        tuple(whole_number(side, f'a side of {name}', 1, MAX_SIDE) for side in size)
+        if isinstance(size, (tuple, list)) and len(size) == 2
+        else whole_number(size, name, 1, MAX_SIDE) for size in wanted)
+
+
+def check_steps(steps: Container[int] | None) -> None:
+    """Refuses steps that are no numbers from 0, or none.
+
+    Args:
+        steps: ``None``, a range, an iterable of numbers, or whatever else can be asked
+            ``number in steps``.
+
+    Raises:
+        ValueError: As said.
+    """
+    if steps is None:
+        return
+    if isinstance(steps, (str, bytes, Mapping)) or not isinstance(steps, Container):
+        raise ValueError(f'steps must be a range or numbers of steps, got {steps!r}')
+    if isinstance(steps, range):
+        if not steps or min(steps[0], steps[-1]) < 0:
+            raise ValueError(f'steps are counted from 0, and {steps!r} names '
+                             + ('none' if not steps else 'steps before'))
+    elif isinstance(steps, Collection):
+        if not 0 < len(steps) <= MAX_STEPS:
+            raise ValueError(f'steps must name 1 to {MAX_STEPS} steps, got {len(steps)}')
+        for step in steps:
+            whole_number(step, 'steps', 0, sys.maxsize)
+
+
+def check_heads(heads: Heads | None, layers: Mapping[str, int]) -> None:
+    """Refuses heads that no layer has, and names that are no layers.
+
+    Args:
+        heads: As :func:`heads_of` takes them.
+        layers: The layers there are, with their number of heads.
+
+    Raises:
+        ValueError: As said.
+    """
+    if heads is None:
+        return
+    for name, wanted in heads.items() if isinstance(heads, Mapping) else [(None, heads)]:
+        counts = {layer: count for layer, count in layers.items()
+                  if name is None or _inside(layer, str(name))}
+        if not counts:
+            raise ValueError(f'heads name {name!r}, which holds none of the layers to record: '
+                             f'{list(layers)}')
+        if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Collection) or not wanted:
+            raise ValueError(f'heads must be numbers of heads, got {wanted!r}')
+        least = min(counts, key=counts.get)
+        strangers = [head for head in wanted if isinstance(head, bool)
+                     or not isinstance(head, Integral) or not 0 <= head < counts[least]]
+        if strangers:
+            raise ValueError(f'{least} has heads 0 to {counts[least] - 1}, but heads asks for '
+                             f'{strangers[:9]}')
+
+
 def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
     """What to keep apart. Heads of different layers share a number only, so they bring layers.
 
@@ -45,7 +137,7 @@ def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
     Raises:
         ValueError: If a name is unknown.
     """
-    names = {separate} if isinstance(separate, str) else set(separate)
+    names = _names(separate, 'separate')
     if not names <= set(SEPARATE):
         raise ValueError(f'separate must be of {SEPARATE}, got {separate!r}')
     return frozenset(names | {'layers'} if 'heads' in names else names)
@@ -63,7 +155,7 @@ def block_names(blocks: str | Iterable[str], groups: Iterable[str],
     Raises:
         ValueError: If a name is neither.
     """
-    names = {blocks} if isinstance(blocks, str) else set(blocks)
+    names = _names(blocks, 'blocks')
     known = {'all', *groups}
     modules = {name for name, _ in denoiser.named_modules()} if names - known else set()
     if not names or names - known - modules:
@@ -110,7 +202,8 @@ def choose_parts(
         weights: str | Mapping[int | Size, float] | None = None) -> dict[Part, float]:
     """Picks the running sums to average, and what one map in each of them counts.
 
-    A layer's heads share what the layer counts, so a mean over them stays a mean.
+    A layer's heads share what the layer counts, so a mean over them stays a mean. A layer that was
+    left out of some steps counts as much as the others.
 
     Args:
         counts: The sums there are, and how many maps are in each.
@@ -138,10 +231,21 @@ def choose_parts(
     parts = [part for part in counts
              if in_blocks(blocks, part.group, part.layer or '')
              and size_matches(part.size, resolutions)
-             and (steps is None or part.step in steps)
              and (heads is None or part.head in heads_of(heads, part.layer))]
+    if steps is not None:
+        layers = {part.layer for part in parts}
+        parts = [part for part in parts if part.step in steps]
+        missing = sorted(layers - {part.layer for part in parts}, key=str)
+        if parts and missing:
+            raise ValueError(f'{missing[0]} was computed in none of the steps chosen, a step cache '
+                             'answered for it; choose more steps')
     heads_kept = Counter(part._replace(head=None) for part in parts)
     share = {part: 1 / heads_kept[part._replace(head=None)] for part in parts}
+    maps: Counter = Counter()
+    for part in parts:
+        maps[part.layer, part.head] += counts[part]
+    if all(part.layer is not None for part in parts) and len(set(maps.values())) > 1:
+        share = {part: value / maps[part.layer, part.head] for part, value in share.items()}
     if weights is None:
         chosen = share
     elif weights == 'resolution':
@@ -150,10 +254,13 @@ def choose_parts(
             layers[part.size] += share[part] * counts[part]
         chosen = {part: share[part] / layers[part.size] for part in parts}
     elif isinstance(weights, Mapping):
-        chosen = {part: float(weight) for part in parts for name, weight in weights.items()
-                  if size_matches(part.size, (name, ))}
-        if any(not (math.isfinite(weight) and weight >= 0) for weight in chosen.values()):
-            raise ValueError(f'weights must be finite and not negative, got {weights!r}')
+        names = sizes(weights, 'weights') or ()
+        if not all(isinstance(weight, Real) and 0 <= weight <= MAX_WEIGHT
+                   for weight in weights.values()):
+            raise ValueError(f'weights must be from 0 to {MAX_WEIGHT:g}, not negative, got '
+                             f'{weights!r}')
+        chosen = {part: float(weight) for part in parts for name, weight in zip(
+            names, weights.values()) if size_matches(part.size, (name, ))}
         chosen = {part: share[part] * weight for part, weight in chosen.items() if weight}
     else:
         raise ValueError(f"weights must be None, 'resolution' or a mapping, got {weights!r}")
@@ -163,6 +270,16 @@ def choose_parts(
         raise ValueError('blocks, resolutions, steps, heads and weights leave nothing of what was '
                          f'recorded: {recorded}')
     return chosen
+
+
+def _names(names: str | Iterable[str], option: str) -> set[str]:
+    """One name, or several."""
+    if isinstance(names, str):
+        return {names}
+    found = set(names) if isinstance(names, Iterable) else {names}
+    if not all(isinstance(name, str) for name in found):
+        raise ValueError(f'{option} must be a name or a list of names, got {names!r}')
+    return found
 
 
 def _inside(layer: str, name: str) -> bool:

@@ -11,46 +11,55 @@ head, T noun tokens; h and w are the sides of a feature map.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from freeatm_mm.attention.families import (
-    Call,
-    DenoiserInput,
-    Family,
-    TextKeys,
-    argument,
-    find_family,
-)
+from freeatm_mm.attention.caches import uses_step_cache
+from freeatm_mm.attention.families import Call, TextKeys, find_family
 from freeatm_mm.attention.masks import minmax, resize
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
+    MAX_SIDE,
     Heads,
     Part,
     block_names,
+    check_heads,
+    check_steps,
     choose_parts,
     heads_of,
-    in_blocks,
     separate_names,
-    size_matches,
+    sizes,
+    whole_number,
 )
-from freeatm_mm.attention.refine import add_affinity
+from freeatm_mm.attention.refine import MAX_PROPAGATE
 from freeatm_mm.attention.refine import propagate as pass_on
-from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
-from freeatm_mm.attention.text import find_columns
+from freeatm_mm.attention.softmax import add_affinity, noun_attention
+from freeatm_mm.attention.taps import (
+    SelfTap,
+    SequenceTap,
+    Sink,
+    Tap,
+    self_attention_modules,
+    split_heads,
+    text_attention_modules,
+)
+from freeatm_mm.attention.text import TextColumns, find_columns
 
-__all__ = ['AttentionRecorder', 'NothingRecorded', 'noun_attention']
+__all__ = ['AttentionRecorder', 'NothingRecorded']
 
-# Attention logits held at once. On a CPU a piece must fit the cache (three times faster than
-# all at once); an accelerator wants large ones, here 64 MiB.
-CPU_LOGITS = 2**18
-ACCELERATOR_LOGITS = 2**24
+MAX_IMAGES = 2**16
+"""Drawn at once."""
+MAX_PROMPT = 10_000
+"""Characters; text encoders keep 77 to some hundred tokens, and following a noun through cleaning
+takes time that grows with the square."""
+MAX_TEXT_KEYS = 2**20
+"""More tokens than any text encoder keeps."""
 
 Size = tuple[int, int]
 
@@ -62,8 +71,8 @@ class NothingRecorded(RuntimeError):
 class AttentionRecorder:
     """Records one soft mask for each noun of each image that a pipeline draws.
 
-    Use it as a context manager round the pipeline's call, or round direct calls of the
-    pipeline's denoiser (``pipe.unet(...)``) with the same batch of prompts::
+    Use it as a context manager round the pipeline's call, or round direct calls of the pipeline's
+    text encoder and denoiser (``pipe.unet(...)``) with the same batch of prompts::
 
         with AttentionRecorder(pipe, prompts=prompts, nouns=nouns) as recorder:
             images = pipe(prompts).images
@@ -79,6 +88,9 @@ class AttentionRecorder:
         prompts: The prompts as given to the pipeline, in the same order.
         nouns: For each prompt, the character spans of its nouns: pairs ``(start, end)``, or
             objects with ``start`` and ``end``. A prompt may have none.
+        columns: For embeddings made elsewhere (``prompt_embeds``): for each prompt and each of its
+            nouns the places of its tokens among all text keys, counted from 0. Taken as they are:
+            neither prompts nor nouns' spans are looked at.
         num_images_per_prompt: As given to the pipeline.
         probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
             renormalised over the text keys; differs only where text and pixel keys share one
@@ -90,11 +102,14 @@ class AttentionRecorder:
         clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF, PixArt, Sana);
             ``None``: the pipeline's default.
         call_options: Other arguments given to the pipeline that decide which tokens become keys:
-            ``max_sequence_length``, and ``complex_human_instruction`` for Sana. Those left out
-            have the pipeline's defaults.
+            ``prompt_2`` and ``prompt_3``, what the other text encoders read in place of
+            ``prompts``; ``max_sequence_length``; ``complex_human_instruction`` for Sana. Those left
+            out have the pipeline's defaults.
         text_encoders: Which text encoders' keys to record where there are several (Stable
             Diffusion 3), by their attributes of the pipeline: ``['text_encoder_3']`` is T5 alone.
-            ``None``: all; a noun's map is then the mean of its maps from each.
+            ``None``: all; a noun's map is then the mean of its maps from each that read the noun.
+            Where two share their keys (two CLIPs), a noun must stand at the same place of both
+            texts, unless one of the two is chosen here.
         blocks: Parts of the network to record: ``'all'``, ``'down'``, ``'mid'``, ``'up'``, the
             name of a module of the denoiser (``'up_blocks.1'``), or several of these.
         resolutions: Feature map sizes to record: an integer is the shorter side, a pair is
@@ -108,21 +123,28 @@ class AttentionRecorder:
         self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
             the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
             one float32 matrix (pixels, pixels) an image: 4 MiB at 32x32. ``None``: don't.
-        check_prompts: Whether to stop if the pipeline encodes other prompts than ``prompts``.
+        check_prompts: Whether to stop if a text encoder reads anything else than the recorder was
+            told, or nothing at all: embeddings made outside the ``with`` can't be checked. With
+            ``False`` they are taken to be what the pipeline itself makes of ``prompts``.
 
     Attributes:
         layers: The layers recorded, by their names in the denoiser, with their number of heads;
             known from the first ``with`` on.
         truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
+        left_out: Triples (prompt index, noun index, reason) of nouns whose maps leave out one of
+            several text encoders, because it cut the noun off or read a text without it.
         flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
             with ``normalize='minmax'``, and so came back as zeros.
         num_steps: Calls of the denoiser so far whose attention was recorded.
+        layer_steps: For each layer, in how many of these it was computed and so recorded; fewer
+            under a step cache.
 
     Raises:
         ValueError: If the pipeline's class is unknown, an option is, ``prompts`` and ``nouns``
             differ in length, or a span lies outside its prompt.
         NounTruncatedError: If a noun is cut off and ``truncated`` is ``'raise'``.
-        NounAlignmentError: If a noun can't be found among the tokens.
+        NounAlignmentError: If a noun can't be found among the tokens, or shares its keys with
+            another word of another prompt (``prompt_2``).
     """
 
     def __init__(
@@ -131,6 +153,7 @@ class AttentionRecorder:
             prompts: Sequence[str],
             nouns: Sequence[Sequence[Any]],
             *,
+            columns: Sequence[Sequence[Sequence[int]]] | None = None,
             num_images_per_prompt: int = 1,
             probability: str = 'joint',
             merge: str = 'mean',
@@ -151,9 +174,14 @@ class AttentionRecorder:
             raise ValueError(f'{len(prompts)} prompts but noun lists for {len(nouns)}')
         if not prompts:
             raise ValueError('no prompts were given')
-        if num_images_per_prompt < 1:
-            raise ValueError(f'num_images_per_prompt must be at least 1, got '
-                             f'{num_images_per_prompt}')
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f'prompts must be strings, got {prompt!r}')
+            if len(prompt) > MAX_PROMPT:
+                raise ValueError(f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
+                                 f'taken; it begins {prompt[:40]!r}')
+        whole_number(num_images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
+        whole_number(len(prompts) * num_images_per_prompt, 'the number of images', 1, MAX_IMAGES)
         if probability not in ('joint', 'text'):
             raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
         if merge not in MERGE_RULES:
@@ -166,21 +194,32 @@ class AttentionRecorder:
         self._merge = merge
         self._denoiser = getattr(pipe, self._family.denoiser)
         self._blocks = self._block_names(blocks)
-        self._resolutions = None if resolutions is None else tuple(resolutions)
+        self._resolutions = sizes(resolutions)
+        check_steps(steps)
         self._steps = steps
+        # An iterator would be used up at the first layer.
+        heads = list(heads) if isinstance(heads, Iterator) else heads
+        if heads is not None:
+            check_heads(heads, {name: module.heads for name, module, _ in text_attention_modules(
+                self._denoiser, self._family, self._blocks)})
         self._heads = heads
         self._separate = separate_names(separate)
-        if self_attention is not None and self_attention < 1:
-            raise ValueError(f'self_attention must be at least 1, got {self_attention}')
+        if self_attention is not None:
+            whole_number(self_attention, 'self_attention', 1, MAX_SIDE)
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
         call = Call(pipe, {} if call_options is None else call_options)
+        _check_call(call, prompts, num_images_per_prompt)
         if clean_caption is not None:
             call = call.replace('clean_caption', clean_caption)
-        found = find_columns(call, self._family, prompts, nouns, text_encoders=text_encoders,
-                             truncated=truncated)
+        if columns is None:
+            found = find_columns(call, self._family, prompts, nouns, text_encoders=text_encoders,
+                                 truncated=truncated)
+        else:
+            found = TextColumns(_given_columns(columns, nouns))
         self._watches = found.watches if check_prompts else ()
         self.truncated = list(found.truncated)
+        self.left_out = list(found.left_out)
         self.flat: list[tuple[int, int]] = []
         self._positions = found.positions
         # Each image's token columns once, however many nouns share a token.
@@ -197,10 +236,14 @@ class AttentionRecorder:
         self._affinities: dict[Size, _Sum] = {}
         self._calls = 0
         self.num_steps = 0
-        self._recording = False
+        self._sink = Sink(
+            self._family.text_keys, self._accumulate, self._accumulate_affinity,
+            self._resolutions, self._self_attention)
+        self.layer_steps = self._sink.layer_steps
+        self._affinity_steps: dict[str, int] = {}
+        self._parts_apart = self._separate
         self._first_row, self._last_row = 0, 0
         self._last_sample: Tensor | None = None
-        self._input: DenoiserInput | None = None
         self._pair_checked = False
 
     def __enter__(self) -> AttentionRecorder:
@@ -208,26 +251,25 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use already.
-            ValueError: If the denoiser is compiled, has fused projections, or has no module of
-                the family's kind.
+            ValueError: If the denoiser is compiled, has fused projections or a hook of diffusers
+                that changes its attention, or has no module of the family's kind.
         """
         if self._hooks is not None:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
-        modules = _text_attention_modules(denoiser, self._family, self._blocks)
-        sequence = self._family.text_keys is TextKeys.SEQUENCE
-        taps = [(_SequenceTap if sequence else _Tap)(
-            self, module, group, name, _wanted_heads(self._heads, name, module))
+        modules = text_attention_modules(denoiser, self._family, self._blocks)
+        check_heads(self._heads, {name: module.heads for name, module, _ in modules})
+        pixels = [] if self._self_attention is None else self_attention_modules(
+            denoiser, self._family)
+        uses_step_cache(denoiser)
+        self._reset()
+        tap_class = SequenceTap if self._family.text_keys is TextKeys.SEQUENCE else Tap
+        taps = [tap_class(self._sink, module, group, name,
+                          _wanted_heads(self._heads, name, module))
                 for name, module, group in modules]
         taps = [tap for tap in taps if tap.heads]
-        if not taps:
-            raise ValueError(f'heads={self._heads!r} names none of the layers to record: '
-                             f'{[name for name, _, _ in modules]}')
         self.layers = {tap.layer: tap.module.heads for tap in taps}
-        if self._self_attention is not None:
-            taps += [_SelfTap(self, module) for module in
-                     _self_attention_modules(denoiser, self._family)]
-        self._reset()
+        taps += [SelfTap(self._sink, module, name) for name, module in pixels]
         with ExitStack() as hooks:
             handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
             hooks.callback(handle.remove)
@@ -235,7 +277,7 @@ class AttentionRecorder:
                 for handle in tap.install():
                     hooks.callback(handle.remove)
             for watch in self._watches:
-                hooks.callback(watch.install().remove)
+                hooks.callback(watch.install())
             self._hooks = hooks.pop_all()
         return self
 
@@ -245,7 +287,7 @@ class AttentionRecorder:
             error: BaseException | None,
             traceback: TracebackType | None) -> None:
         """Removes every hook, also after an exception."""
-        self._last_sample = self._input = None
+        self._last_sample = self._sink.input = None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -264,7 +306,9 @@ class AttentionRecorder:
         """Averages what was recorded into one map for each noun of each image.
 
         The default is the paper's: the mean over all steps and all blocks, each layer counting
-        the same, of maps resized to the largest resolution (section 3.1 and figure 5).
+        the same, of maps resized to the largest resolution (section 3.1 and figure 5). Where a
+        step cache left layers out of some steps, a layer's mean is over those in which it was
+        computed (:attr:`layer_steps`), and each layer counts the same.
 
         Args:
             normalize: ``None``: raw attention probabilities. ``'minmax'``: each map stretched to
@@ -286,7 +330,8 @@ class AttentionRecorder:
 
         Raises:
             NothingRecorded: If nothing was recorded.
-            ValueError: If an option is unknown or leaves nothing of what was recorded.
+            ValueError: If an option is unknown or leaves nothing of what was recorded, or layers
+                that weren't kept apart were computed in different numbers of steps.
         """
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
@@ -295,15 +340,25 @@ class AttentionRecorder:
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
                 + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
                    'or resolutions' if self._calls else ''))
-        if propagate < 0 or (propagate and not self._affinities):
-            raise ValueError(f'propagate={propagate} needs a number of times, from 0, and a '
-                             'recorder made with self_attention=32, say')
+        self._check_layer_steps()
+        whole_number(propagate, 'propagate', 0, MAX_PROPAGATE)
+        if propagate and not self._affinities:
+            raise ValueError(f'propagate={propagate} needs a recorder made with '
+                             'self_attention=32, say')
+        check_steps(steps)
+        check_heads(heads, self.layers)
+        if size is not None:
+            (size, ) = sizes([size], 'size')
+            if isinstance(size, int):
+                raise ValueError(f'size must be (height, width), got {size!r}')
         chosen = choose_parts(
             {part: total.count for part, total in self._sums.items()},
             groups=self._family.block_groups.values(), blocks=self._block_names(blocks),
-            resolutions=None if resolutions is None else tuple(resolutions),
-            steps=steps, heads=heads, weights=weights)
+            resolutions=sizes(resolutions), steps=steps, heads=heads, weights=weights)
         affinity = max(self._affinities, key=math.prod) if propagate else None
+        if affinity and len(set(self._affinity_steps.values())) > 1:
+            raise ValueError('some layers of the self-attention were left out of some steps, by a '
+                             'step cache perhaps, so the masks cannot be propagated evenly')
         if size is None:
             size = max([part.size for part in chosen] + [affinity or (0, 0)], key=math.prod)
         divisor = sum(weight * self._sums[part].count for part, weight in chosen.items())
@@ -320,6 +375,19 @@ class AttentionRecorder:
             average_BThw = resize(
                 pass_on(average_BThw, total.total_BTN.cpu() / total.count, propagate), size)
         return self._merged(average_BThw, normalize)
+
+    def _check_layer_steps(self) -> None:
+        """Refuses what no mean over layers is: sums in which some layers have more maps."""
+        counts = self.layer_steps
+        never = [layer for layer, count in counts.items() if not count]
+        if never:
+            raise ValueError(f'{never[0]} was never computed, only taken from a step cache; record '
+                             'without the cache')
+        if len(set(counts.values())) > 1 and any(part.layer is None for part in self._sums):
+            raise ValueError(
+                f'some layers were computed in {min(counts.values())} steps and others in '
+                f'{max(counts.values())}, as with a step cache: make the recorder with '
+                "separate='layers', so that each layer counts the same")
 
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
@@ -350,13 +418,15 @@ class AttentionRecorder:
         for watch in self._watches:
             watch.check()
         if self._is_extra_pass(called_with.sample, kwargs):
-            self._recording = False
+            self._sink.recording = False
             return
+        if not self._calls and uses_step_cache(module):
+            self._parts_apart = self._separate | {'layers'}
         index, self._calls = self._calls, self._calls + 1
-        self._recording = self._steps is None or index in self._steps
+        self._sink.recording = self._steps is None or index in self._steps
         self._first_row, self._last_row = self._conditional_rows(called_with.sample)
-        self._input = called_with
-        self.num_steps += self._recording
+        self._sink.input = called_with
+        self.num_steps += self._sink.recording
 
     def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
         """Whether this call isn't the one that draws the prompt, but one to compare it with."""
@@ -385,7 +455,7 @@ class AttentionRecorder:
             self._pair_checked = True
         return (0, images) if self._family.conditional_first else (images, rows)
 
-    def _accumulate(self, tap: _Tap) -> None:
+    def _accumulate(self, tap: Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
         seen = tap.attention(slice(self._first_row, self._last_row))
         query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
@@ -400,9 +470,10 @@ class AttentionRecorder:
             key_BKHC, first = key_BKHC[:, text], 0
             bias_BNK = None if bias_BNK is None else bias_BNK[..., text]
         columns_BT = self._columns_BT.to(query_BNHC.device) + first
-        part = Part(tap.group, tap.size, tap.layer if 'layers' in self._separate else None,
-                    self._calls - 1 if 'steps' in self._separate else None)
-        if 'heads' in self._separate:
+        part = Part(tap.group, tap.size, tap.layer if 'layers' in self._parts_apart else None,
+                    self._calls - 1 if 'steps' in self._parts_apart else None)
+        self.layer_steps[tap.layer] += 1
+        if 'heads' in self._parts_apart:
             pieces = {part._replace(head=head): [head] for head in tap.heads}
         else:
             pieces = {part: tap.heads}
@@ -416,77 +487,24 @@ class AttentionRecorder:
                            bias_BNK=bias_BNK, out_BTN=total.total_BTN)
             total.count += 1
 
-    def _accumulate_affinity(self, tap: _SelfTap) -> None:
+    def _accumulate_affinity(self, tap: SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
         module, rows = tap.module, slice(self._first_row, self._last_row)
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
             return  # a smaller map than one that was seen already
-        query_BNHC = _split_heads(tap.query[rows], module.heads, module.norm_q)
-        key_BNHC = _split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
+        query_BNHC = split_heads(tap.query[rows], module.heads, module.norm_q)
+        key_BNHC = split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
         total = self._affinities.get(size)
         if total is None:
             images, pixels = query_BNHC.shape[:2]
             self._affinities = {size: _Sum(torch.zeros(
                 images, pixels, pixels, device=query_BNHC.device))}
+            self._affinity_steps = {}
             total = self._affinities[size]
         add_affinity(query_BNHC, key_BNHC, module.scale, total.total_BTN)
         total.count += 1
-
-
-@torch.no_grad()
-def noun_attention(
-        query_BNHC: Tensor,
-        key_BKHC: Tensor,
-        columns_BT: Tensor,
-        scale: float,
-        *,
-        bias_BNK: Tensor | None = None,
-        out_BTN: Tensor | None = None) -> Tensor:
-    """Adds up the noun columns of ``softmax(scale * QK^T + bias)``, averaged over heads (eq. 1).
-
-    Computed in float32 whatever the inputs' type, in pieces that bound the memory.
-
-    Args:
-        query_BNHC: Queries.
-        key_BKHC: Keys.
-        columns_BT: int64 indices of the wanted keys, one row for each image.
-        scale: Factor of the logits, ``1 / sqrt(C)`` as a rule.
-        bias_BNK: Added to the logits before the softmax (an attention mask); its N may be 1.
-        out_BTN: float32 sums to add to; zeros when left out.
-
-    Returns:
-        ``out_BTN``, shape (B, T, N).
-    """
-    num_images, num_queries, num_heads, _ = query_BNHC.shape
-    num_keys, num_columns = key_BKHC.shape[1], columns_BT.shape[1]
-    if out_BTN is None:
-        out_BTN = torch.zeros(num_images, num_columns, num_queries, device=query_BNHC.device)
-    if num_columns == 0:
-        return out_BTN
-    device = query_BNHC.device.type
-    budget = CPU_LOGITS if device == 'cpu' else ACCELERATOR_LOGITS
-    queries_at_once = min(num_queries, max(1, budget // (num_heads * num_keys)))
-    images_at_once = max(1, budget // (num_heads * num_keys * queries_at_once))
-    # Autocast would turn the products back to half precision.
-    with torch.autocast(device_type=device, enabled=False):
-        for first in range(0, num_images, images_at_once):
-            images = slice(first, first + images_at_once)
-            key_BHCK = key_BKHC[images].permute(0, 2, 3, 1).float() * scale
-            index_BHNT = columns_BT[images, None, None].expand(-1, num_heads, queries_at_once, -1)
-            for start in range(0, num_queries, queries_at_once):
-                queries = slice(start, start + queries_at_once)
-                query_BHNC = query_BNHC[images, queries].transpose(1, 2).float()
-                logits_BHNK = query_BHNC @ key_BHCK
-                if bias_BNK is not None:
-                    bias = bias_BNK[images] if bias_BNK.shape[1] == 1 else bias_BNK[images, queries]
-                    logits_BHNK += bias[:, None].float()
-                # One pass of softmax is faster than logsumexp and exp of the columns, and its
-                # result is no larger than the logits.
-                attention_BHNK = logits_BHNK.softmax(-1)
-                columns_BHNT = attention_BHNK.gather(-1, index_BHNT[:, :, :query_BHNC.shape[2]])
-                out_BTN[images, :, queries] += columns_BHNT.mean(1).transpose(1, 2)
-    return out_BTN
+        self._affinity_steps[tap.layer] = self._affinity_steps.get(tap.layer, 0) + 1
 
 
 @dataclass
@@ -497,246 +515,40 @@ class _Sum:
     count: int = 0
 
 
-class _Attention(NamedTuple):
-    """What a module's attention to the text is computed from, for the images recorded."""
-
-    query_BNHC: Tensor
-    key_BKHC: Tensor
-    bias_BNK: Tensor | None
-    scale: float
-    text_start: int
-    text_length: int
-
-
-class _Tap:
-    """Catches the queries and keys of one attention module as it computes them."""
-
-    def __init__(self, recorder: AttentionRecorder, module: nn.Module, group: str, layer: str,
-                 heads: tuple[int, ...]) -> None:
-        self.recorder = recorder
-        self.module = module
-        self.name = type(module).__name__
-        self.group = group
-        self.layer = layer
-        self.heads = heads
-        self.active = False
-        self._forget()
-
-    def _forget(self) -> None:
-        self.active = False
-        self.size: Size = (0, 0)
-        self.query: Tensor | None = None
-        self.text_key: Tensor | None = None
-        self.pixel_key: Tensor | None = None
-        self.mask: Tensor | None = None
-
-    def install(self) -> list:
-        """Registers the hooks and returns their handles."""
-        module, joint = self.module, self.recorder._family.text_keys is TextKeys.ADDED
-        handles = [
-            module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.to_q.register_forward_hook(self._catch('query')),
-            module.register_forward_hook(self._after)]
-        text_key = module.add_k_proj if joint else module.to_k
-        handles.append(text_key.register_forward_hook(self._catch('text_key')))
-        if joint and module.to_k is not None:
-            handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
-        return handles
-
-    def _catch(self, name: str):
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if self.active:
-                setattr(self, name, output.detach())
-        return hook
-
-    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        # Also drops what a call that failed half-way left here.
-        self._forget()
-        if not self.recorder._recording:
-            return
-        hidden = argument(args, kwargs, 0, 'hidden_states')
-        if hidden.ndim == 4:
-            self.size = tuple(hidden.shape[-2:])
-        else:
-            self.size = _map_size(self.recorder._input.size, hidden.shape[1])
-        self.mask = argument(args, kwargs, 2, 'attention_mask')
-        self.active = size_matches(self.size, self.recorder._resolutions)
-
-    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if not self.active:
-            return
-        self._check(self.text_key)
-        self.recorder._accumulate(self)
-        self._forget()
-
-    def attention(self, rows: slice) -> _Attention:
-        """The queries, keys and mask of some rows of the batch."""
-        heads, norm_k = self.module.heads, self.module.norm_k
-        query_BNHC = _split_heads(self.query[rows], heads, self.module.norm_q)
-        key_BKHC = _split_heads(self.text_key[rows], heads, norm_k)
-        text_length = key_BKHC.shape[1]
-        if self.pixel_key is not None:
-            key_BKHC = torch.cat(
-                [key_BKHC, _split_heads(self.pixel_key[rows], heads, norm_k)], dim=1)
-        bias_BNK = None
-        if self.mask is not None:
-            bias_BNK = _bias(self.mask, key_BKHC.shape[1], self.query.shape[0], self.name)[rows]
-        return _Attention(query_BNHC, key_BKHC, bias_BNK, self.module.scale, 0, text_length)
-
-    def _check(self, key: Tensor | None) -> None:
-        if self.query is None or key is None:
-            raise RuntimeError(
-                f'{self.name} ran without calling its own query and key projections, so its '
-                'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
-                'a processor of diffusers')
-
-
-class _SequenceTap(_Tap):
-    """Catches the attention of a module in which text and image are one sequence."""
-
-    def _forget(self) -> None:
-        super()._forget()
-        self.call: AttentionCall | None = None
-
-    def install(self) -> list:
-        """Registers the hooks and returns their handles."""
-        # The watch must end with the module's call, also when that fails.
-        return [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.register_forward_hook(self._after, always_call=True)]
-
-    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._forget()
-        if not self.recorder._recording:
-            return
-        self.size = self.recorder._input.size
-        self.active = size_matches(self.size, self.recorder._resolutions)
-        if self.active:
-            self.watch = WatchAttention(self._look)
-            self.watch.__enter__()
-
-    def _look(self, call: AttentionCall) -> None:
-        # An adapter may attend to an image of its own; text and image are all in one sequence,
-        # which attends to itself, or to which the image attends.
-        layout, queries = self.recorder._input, call.query.shape[2]
-        if (self.call is None and call.key.shape[2] == layout.length
-                and queries in (layout.length, math.prod(layout.size))):
-            self.call = call
-
-    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if not self.active:
-            return
-        self.watch.__exit__(None, None, None)
-        call, self.active = self.call, False
-        if output is None:
-            self._forget()  # the module failed, and says so itself
-            return
-        if call is None:
-            raise RuntimeError(
-                f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
-                f'{self.recorder._input.length} text and image tokens, so it cannot be recorded; '
-                "give it back diffusers' own processor and the attention backend 'native'")
-        self.recorder._accumulate(self)
-        self._forget()
-
-    def attention(self, rows: slice) -> _Attention:
-        """The image's queries, all keys, and the mask of some rows of the batch."""
-        layout, call = self.recorder._input, self.call
-        first = layout.image_start if call.query.shape[2] == layout.length else 0
-        pixels = slice(first, first + math.prod(layout.size))
-        query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
-        key_BKHC = call.key[rows].transpose(1, 2)
-        bias_BNK = None
-        if call.mask is not None:
-            bias_BNK = bias_of(call.mask, self.layer)
-            bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
-            bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
-            bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
-        return _Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, layout.text_start,
-                          layout.text_length)
-
-
-class _SelfTap(_Tap):
-    """Catches the queries and keys with which the pixels attend to each other."""
-
-    def __init__(self, recorder: AttentionRecorder, module: nn.Module) -> None:
-        super().__init__(recorder, module, '', '', ())
-
-    def install(self) -> list:
-        """Registers the hooks and returns their handles."""
-        return [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.to_q.register_forward_hook(self._catch('query')),
-            self.module.to_k.register_forward_hook(self._catch('pixel_key')),
-            self.module.register_forward_hook(self._after)]
-
-    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        super()._before(module, args, kwargs)
-        self.active = (self.recorder._recording
-                       and min(self.size) <= self.recorder._self_attention)
-
-    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.active:
-            self._check(self.pixel_key)
-            self.recorder._accumulate_affinity(self)
-        self._forget()
-
-
-def _text_attention_modules(
-        denoiser: nn.Module, family: Family,
-        blocks: frozenset[str] | None) -> list[tuple[str, nn.Module, str]]:
-    """The modules to record: name, module and block group."""
-    compiled = hasattr(denoiser, '_orig_mod') or any(
-        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules())
-    if compiled:
-        raise ValueError('a compiled denoiser skips the hooks that the recorder needs; record with '
-                         'the pipeline as it was before torch.compile')
-    found = []
-    for name, module in denoiser.named_modules():
-        if not family.is_text_attention(name, module):
-            continue
-        # The module's own flag says 'fused' for ever after; the processor tells what is used.
-        projected = family.text_keys is not TextKeys.SEQUENCE
-        if projected and type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
-            raise ValueError(f'{name} has fused query, key and value projections; call '
-                             'pipe.unfuse_qkv_projections() before recording')
-        group = family.block_groups.get(name.split('.')[0], 'other')
-        if in_blocks(blocks, group, name):
-            found.append((name, module, group))
-    if not found:
-        where = 'anywhere' if blocks is None else f'in its blocks {sorted(blocks)}'
-        raise ValueError(f'{type(denoiser).__name__} has no attention from pixels to text {where}, '
-                         f'as the family {family.name} would')
-    return found
-
-
-def _self_attention_modules(denoiser: nn.Module, family: Family) -> list[nn.Module]:
-    """The modules in which pixels attend to pixels, alone or beside the text."""
-    found = []
-    for name, module in denoiser.named_modules():
-        pixels_only = (getattr(module, 'is_cross_attention', None) is False
-                       and getattr(module, 'added_kv_proj_dim', None) is None
-                       # Sana's attention among pixels has no softmax.
-                       and 'Linear' not in type(getattr(module, 'processor', None)).__name__)
-        beside_text = (family.text_keys is TextKeys.ADDED
-                       and family.is_text_attention(name, module))
-        if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
-            found.append(module)
-    if not found:
-        raise ValueError(f'{type(denoiser).__name__} has no self-attention that can be recorded; '
-                         'leave self_attention out')
-    return found
-
-
 def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[int, ...]:
     wanted = heads_of(heads, layer)
-    if wanted is None:
-        return tuple(range(module.heads))
-    strangers = [head for head in wanted if not 0 <= head < module.heads]
-    if strangers:
-        raise ValueError(f'{layer} has heads 0 to {module.heads - 1}, but heads asks for '
-                         f'{sorted(strangers)}')
-    return tuple(sorted(wanted))
+    return tuple(range(module.heads) if wanted is None else sorted(wanted))
+
+
+def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
+    """Refuses options of a pipeline's call that say something else than the recorder was told."""
+    for name, told in (('prompt', [list(prompts), *prompts[:1 if len(prompts) == 1 else 0]]),
+                       ('num_images_per_prompt', [images])):
+        value = call.given(name)
+        if value is not None and all(value != other for other in told):
+            raise ValueError(f'call_options have {name}={value!r}, but the recorder was given '
+                             f'{told[0]!r}')
+    embeddings = [name for name in call.names if 'embeds' in name and 'negative' not in name
+                  and name.startswith('prompt')]
+    for name in embeddings:
+        if call.given(name) is not None:
+            raise ValueError(f'call_options have {name}, in which the nouns can\'t be looked for; '
+                             'leave it out and say with columns=... where they stand')
+
+
+def _given_columns(columns: Sequence[Sequence[Sequence[int]]], nouns: Sequence[Sequence[Any]]
+                   ) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]:
+    """Places of the nouns' tokens as the caller knows them, as one group of keys each."""
+    if [len(row) for row in columns] != [len(row) for row in nouns]:
+        raise ValueError('columns must hold places for each noun of each prompt: got '
+                         f'{[len(row) for row in columns]} for {[len(row) for row in nouns]} nouns')
+    for row in columns:
+        for places in row:
+            if not places or not all(isinstance(place, int) and not isinstance(place, bool)
+                                     and 0 <= place < MAX_TEXT_KEYS for place in places):
+                raise ValueError(f'columns must be numbers of text keys from 0, at least one for '
+                                 f'each noun, got {places!r}')
+    return tuple(tuple((tuple(sorted(set(places))), ) for places in row) for row in columns)
 
 
 def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:
@@ -746,36 +558,3 @@ def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Te
     for index, row in enumerate(columns):
         columns_BT[index, :len(row)] = torch.tensor(row, dtype=torch.long)
     return columns_BT.repeat_interleave(images_per_prompt, dim=0)
-
-
-def _split_heads(projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
-    """(B, N, heads * C) to (B, N, heads, C), through the module's own norm where it has one."""
-    if norm is None:
-        return projected.unflatten(-1, (heads, -1))
-    weight = getattr(norm, 'weight', None)
-    across_heads = weight is not None and weight.numel() == projected.shape[-1] and heads > 1
-    if across_heads:
-        return norm(projected).unflatten(-1, (heads, -1))
-    return norm(projected.unflatten(-1, (heads, -1)))
-
-
-def _bias(mask: Tensor, num_keys: int, batch: int, name: str) -> Tensor:
-    """An attention mask as diffusers hands it on, as a bias for all keys."""
-    if mask.ndim != 3 or mask.shape[0] != batch or mask.shape[-1] > num_keys:
-        raise ValueError(f'{name} got an attention mask of shape {tuple(mask.shape)} for a batch '
-                         f'of {batch} and {num_keys} keys; the recorder needs (batch, 1 or '
-                         'queries, keys) as the UNet makes it of encoder_attention_mask')
-    # Keys that the mask does not speak of (the pixels' own) are not masked.
-    return torch.nn.functional.pad(mask, (0, num_keys - mask.shape[-1]))
-
-
-def _map_size(input_size: Size, num_queries: int) -> Size:
-    """Height and width of a flattened feature map: the input's, halved until they fit."""
-    height, width = input_size
-    while height * width > max(num_queries, 1):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    if height * width != num_queries:
-        raise ValueError(
-            f'a feature map of {num_queries} pixels is not the {input_size[0]}x{input_size[1]} '
-            'input halved some times, so its height and width are unknown')
-    return height, width

@@ -16,42 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freeatm_mm.attention.masks import THRESHOLD
+from freeatm_mm.attention.parts import whole_number
 
-__all__ = ['add_affinity', 'dense_crf', 'propagate']
+__all__ = ['dense_crf', 'propagate']
 
-# Attention probabilities held at once, as for the text attention.
-CPU_LOGITS = 2**18
-ACCELERATOR_LOGITS = 2**24
-
+MAX_PROPAGATE = 1000
+"""Times to propagate; long before, every pixel has the mean of all."""
 MAX_CRF_PIXELS = 96 * 96
 """Pixels of the largest mask for :func:`dense_crf`, whose matrix then takes 324 MiB."""
 _SURE = 1e-4  # a mask's certainty before the CRF: no pixel is beyond changing its label
-
-
-@torch.no_grad()
-def add_affinity(query_BNHC: Tensor, key_BNHC: Tensor, scale: float, out_BNN: Tensor) -> None:
-    """Adds ``softmax(scale * QK^T)``, averaged over heads, to a running sum (equation 1).
-
-    Computed in float32, a few rows at a time, so that memory stays that of the sum.
-
-    Args:
-        query_BNHC: Queries of B images, N pixels, H heads, C channels.
-        key_BNHC: Keys.
-        scale: Factor of the logits, ``1 / sqrt(C)`` as a rule.
-        out_BNN: float32 sum to add to; row i is what pixel i attends to.
-    """
-    images, pixels, heads, _ = query_BNHC.shape
-    device = query_BNHC.device.type
-    budget = CPU_LOGITS if device == 'cpu' else ACCELERATOR_LOGITS
-    at_once = max(1, budget // (heads * pixels))
-    with torch.autocast(device_type=device, enabled=False):
-        for image in range(images):
-            key_HCN = key_BNHC[image].permute(1, 2, 0).float() * scale
-            for start in range(0, pixels, at_once):
-                rows = slice(start, start + at_once)
-                attention_HRN = (query_BNHC[image, rows].transpose(0, 1).float()
-                                 @ key_HCN).softmax(-1)
-                out_BNN[image, rows] += attention_HRN.mean(0)
 
 
 def propagate(maps: Tensor, affinity: Tensor, times: int = 1) -> Tensor:
@@ -64,17 +37,16 @@ def propagate(maps: Tensor, affinity: Tensor, times: int = 1) -> Tensor:
     Args:
         maps: Shape (..., K, h, w), of K nouns.
         affinity: Shape (..., h * w, h * w); each row is what a pixel attends to and sums to 1.
-        times: How often; 0 changes nothing.
+        times: How often, up to 1000; 0 changes nothing.
 
     Returns:
         The maps, same shape.
 
     Raises:
-        ValueError: If the shapes don't fit, or ``times`` is negative.
+        ValueError: If the shapes don't fit, or ``times`` is out of range.
     """
     pixels = maps.shape[-2] * maps.shape[-1]
-    if times < 0:
-        raise ValueError(f'propagate needs times of at least 0, got {times}')
+    whole_number(times, 'the times to propagate', 0, MAX_PROPAGATE)
     if affinity.shape[-2:] != (pixels, pixels):
         raise ValueError(f'maps of {maps.shape[-2]}x{maps.shape[-1]} need an affinity of shape '
                          f'(..., {pixels}, {pixels}), got {tuple(affinity.shape)}')
@@ -127,7 +99,8 @@ def dense_crf(
         float32, shape (K, h, w), in (0, 1).
 
     Raises:
-        ValueError: If a mask leaves [0, 1], is too large, or the image isn't uint8 RGB.
+        ValueError: If a mask leaves [0, 1], is too large, the image isn't uint8 RGB, or a number
+            is out of range.
     """
     soft = torch.as_tensor(masks, dtype=torch.float64)
     image = np.asarray(image)
@@ -139,6 +112,12 @@ def dense_crf(
                          f'{image.shape} in {image.dtype}')
     if not 0 < threshold < 1:
         raise ValueError(f'dense_crf needs a threshold between 0 and 1, got {threshold}')
+    whole_number(iterations, 'iterations', 0, MAX_PROPAGATE)
+    for name, value, least in (('appearance', appearance, 0), ('smoothness', smoothness, 0),
+                               ('position', position, 1e-6), ('colour', colour, 1e-6),
+                               ('distance', distance, 1e-6)):
+        if not least <= value <= 1e6:
+            raise ValueError(f'dense_crf needs {name} from {least} to 1e6, got {value}')
     count, height, width = soft.shape
     if height * width > MAX_CRF_PIXELS:
         raise ValueError(f'dense_crf joins every pixel with every other, and {height}x{width} '

@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from freeatm_mm.attention.families import Call, Encoder, Family, argument
-from freeatm_mm.attention.nouns import NounTokens, locate_nouns
+from freeatm_mm.attention.nouns import (
+    NounAlignmentError,
+    find_again,
+    locate_nouns,
+    span_of,
+)
 
 __all__ = ['EncoderWatch', 'TextColumns', 'find_columns']
 
@@ -19,15 +24,18 @@ class TextColumns:
     """Where the nouns of a batch of prompts stand among the text keys.
 
     Args:
-        positions: ``positions[prompt][noun]``: for each text encoder that has tokens of the noun,
-            the columns of these tokens. Empty for a noun that was cut off.
+        positions: ``positions[prompt][noun]``: for each place among the keys that has tokens of
+            the noun, the columns of these tokens. Empty for a noun that was cut off.
         truncated: Pairs (prompt index, noun index) of nouns that every tokenizer cut off.
+        left_out: Triples (prompt index, noun index, reason) of nouns that one of several text
+            encoders has no key of.
         watches: Look at what each text encoder gets.
     """
 
     positions: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
-    truncated: tuple[tuple[int, int], ...]
-    watches: tuple[EncoderWatch, ...]
+    truncated: tuple[tuple[int, int], ...] = ()
+    left_out: tuple[tuple[int, int, str], ...] = ()
+    watches: tuple[EncoderWatch, ...] = ()
 
 
 def find_columns(
@@ -40,13 +48,17 @@ def find_columns(
         truncated: str = 'raise') -> TextColumns:
     """Finds the columns of each noun of each prompt among the text keys.
 
+    Each text encoder is taken to read what the pipeline's call gives it: ``prompt_2`` or
+    ``prompt_3`` of ``call``'s options where it reads those and they are given, ``prompts``
+    otherwise. In another text than its prompt a noun is found by :func:`~.nouns.find_again`.
+
     Args:
         call: The pipeline and how it is called.
         family: The pipeline's family.
         prompts: The prompts.
         nouns: For each prompt, its nouns' character spans.
         text_encoders: Which text encoders' keys to use, by their attributes of the pipeline;
-            ``None``: all.
+            ``None``: all. Of two that share their keys, the one chosen alone says where a noun is.
         truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
             of several tokenizers cuts off is taken from the others.
 
@@ -54,97 +66,160 @@ def find_columns(
         The columns.
 
     Raises:
-        ValueError: If the pipeline has none of the family's tokenizers, or ``text_encoders`` names
-            none of its text encoders.
+        ValueError: If the pipeline has none of the family's tokenizers, ``text_encoders`` names
+            none of its text encoders, or ``prompt_2`` or ``prompt_3`` are of another number.
         NounTruncatedError: If every tokenizer cuts a noun off and ``truncated`` is ``'raise'``.
-        NounAlignmentError: If a noun can't be found among the tokens.
+        NounAlignmentError: If a noun can't be found among the tokens, or has no key that is its
+            own.
     """
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
-    parts = _present(call, family, text_encoders)
-    located = [_Located(call, family, *part, prompts, nouns) for part in parts]
-    positions, lost = [], []
+    places = [[_Located(call, family, encoder, part, prompts, nouns) for part in parts]
+              for encoder, parts in _present(call, family, text_encoders)]
+    positions, lost, left_out = [], [], []
     for prompt in range(len(prompts)):
         row = []
         for noun in range(len(nouns[prompt])):
-            columns = tuple(filter(None, (part.columns(prompt, noun) for part in located)))
+            found = [_common(place, prompt, noun) for place in places]
+            columns = tuple(place for place in found if isinstance(place, tuple) and place)
+            reasons = [place for place in found if isinstance(place, str)]
+            if not columns and reasons:
+                raise NounAlignmentError(
+                    f'prompt {prompt}: the noun {places[0][0].word(prompt, noun)!r} has no key of '
+                    f'its own: {"; ".join(reasons)}')
             if not columns:
                 lost.append((prompt, noun))
                 if truncated == 'raise':
-                    located[0].locate(prompt, [nouns[prompt][noun]], truncated)
+                    places[0][0].find(prompt, [nouns[prompt][noun]], truncated)
+            elif len(columns) < len(places):
+                reasons += [f'{" and ".join(part.name for part in place)} cut it off'
+                            for place, columns_of in zip(places, found) if columns_of == ()]
+                left_out.append((prompt, noun, '; '.join(reasons)))
             row.append(columns)
         positions.append(tuple(row))
-    watches = tuple(part.watch() for part in located if part.text_encoder is not None)
-    return TextColumns(tuple(positions), tuple(lost), watches)
+    watches = tuple(part.watch() for place in places for part in place
+                    if part.text_encoder is not None)
+    if not watches:
+        watches = (EncoderWatch(None, [], [], 0, prompts, places[0][0].name), )
+    return TextColumns(tuple(positions), tuple(lost), tuple(left_out), watches)
+
+
+class _Part(NamedTuple):
+    """One text encoder of a pipeline."""
+
+    name: str
+    tokenizer: Any
+    text_encoder: nn.Module | None
+    prompt: str
 
 
 def _present(call: Call, family: Family,
-             names: Iterable[str] | None) -> list[tuple[Encoder, Any, nn.Module | None]]:
-    """The family's encoders that the pipeline has: encoder, tokenizer, text encoder."""
-    found, missing = [], []
+             names: Iterable[str] | None) -> list[tuple[Encoder, list[_Part]]]:
+    """The family's encoders that the pipeline has: those that share keys together."""
     known = {name for encoder in family.encoders for name in encoder.text_encoders}
-    wanted = known if names is None else set(names)
+    wanted = known if names is None else {names} if isinstance(names, str) else set(names)
     if not wanted or not wanted <= known:
-        raise ValueError(f'text_encoders must be of {sorted(known)}, got {sorted(wanted)}')
+        raise ValueError(f'text_encoders must be of {sorted(known)}, got '
+                         f'{sorted(wanted, key=str)}')
+    found, missing = [], []
     for encoder in family.encoders:
-        if not wanted.intersection(encoder.text_encoders):
-            continue
-        for tokenizer, text_encoder in zip(encoder.tokenizers, encoder.text_encoders):
-            if getattr(call.pipe, tokenizer, None) is not None:
-                found.append((encoder, getattr(call.pipe, tokenizer),
-                              getattr(call.pipe, text_encoder, None)))
-                break
-        else:
+        there = [(name, getattr(call.pipe, tokenizer), getattr(call.pipe, name, None))
+                 for name, tokenizer in zip(encoder.text_encoders, encoder.tokenizers)
+                 if getattr(call.pipe, tokenizer, None) is not None]
+        # The refiner of Stable Diffusion XL has the second tokenizer alone, which gets ``prompt``.
+        parts = [_Part(*part, prompt) for part, prompt in zip(there, encoder.prompts)]
+        if parts:
+            found.append((encoder, [part for part in parts if part.name in wanted]))
+        elif wanted.intersection(encoder.text_encoders):
             missing += encoder.tokenizers
     # A pipeline loaded without one of its text encoders feeds zeros in its place, which say nothing
     # of any noun; without all of them, the embeddings were made elsewhere.
-    if names is None and any(part[2] is not None for part in found):
-        found = [part for part in found if part[2] is not None]
+    if names is None and any(part.text_encoder is not None for _, parts in found for part in parts):
+        found = [(encoder, [part for part in parts if part.text_encoder is not None])
+                 for encoder, parts in found]
+    found = [(encoder, parts) for encoder, parts in found if parts]
     if not found:
         raise ValueError(f'{type(call.pipe).__name__} was loaded without a tokenizer '
                          f'({", ".join(missing)}), which is needed to find the nouns')
     return found
 
 
+def _common(place: Sequence[_Located], prompt: int, noun: int) -> tuple[int, ...] | str:
+    """The columns of a noun's keys; none if it is cut off; a reason if they aren't its own."""
+    found = [part.columns(prompt, noun) for part in place]
+    reasons = [columns for columns in found if isinstance(columns, str)]
+    if reasons:
+        return '; '.join(reasons)
+    if len(set(found)) == 1:
+        return found[0]
+    where = ', '.join(
+        f'{part.name} has it at {" and ".join(map(str, columns))}' if columns
+        else f'{part.name} cuts it off' for part, columns in zip(place, found))
+    return (f'{where}, and their tokens share one key; let it stand at the same place of '
+            f'{" and ".join(part.argument for part in place)}, or choose by '
+            f'text_encoders=[{place[0].name!r}] whose place counts')
+
+
 class _Located:
     """The nouns among the tokens of one text encoder."""
 
-    def __init__(self, call: Call, family: Family, encoder: Encoder, tokenizer: Any,
-                 text_encoder: nn.Module | None, prompts: Sequence[str],
-                 nouns: Sequence[Sequence[Any]]) -> None:
-        tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)  # a processor's
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self._prompts, self._encoder = list(prompts), encoder
-        self._prepared = family.prepare_prompts(call, tokenizer, prompts)
+    def __init__(self, call: Call, family: Family, encoder: Encoder, part: _Part,
+                 prompts: Sequence[str], nouns: Sequence[Sequence[Any]]) -> None:
+        tokenizer = getattr(part.tokenizer, 'tokenizer', part.tokenizer)  # a processor's
+        self.tokenizer, self.text_encoder = tokenizer, part.text_encoder
+        self.name, self.argument = part.name, part.prompt
+        self._prompts, self._encoder, self._nouns = list(prompts), encoder, nouns
+        self._texts = _texts(call, part.prompt, prompts)
+        self._prepared = family.prepare_prompts(call, tokenizer, self._texts)
         self._before, self._after = encoder.frame(call, tokenizer)
         self._dropped = encoder.dropped(call, tokenizer)
         self._start = encoder.start(call.pipe)
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped
-        self._tokens = []
-        for prompt, spans in enumerate(nouns):
-            self._tokens.append(self.locate(prompt, spans, 'skip'))
+        self._rows = [self.find(prompt, spans, 'skip') for prompt, spans in enumerate(nouns)]
 
-    def locate(self, prompt: int, nouns: Sequence[Any], truncated: str) -> NounTokens:
-        """Finds nouns of one prompt among the tokens of its whole text."""
+    def find(self, prompt: int, nouns: Sequence[Any],
+             truncated: str) -> list[tuple[int, ...] | None]:
+        """The columns of some nouns of one prompt; ``None`` where this encoder lacks the noun."""
+        spans, text = list(nouns), self._texts[prompt]
+        if text != self._prompts[prompt]:
+            spans = [self._named(prompt, find_again, self._prompts[prompt], noun, text)
+                     for noun in nouns]
+        there = [index for index, span in enumerate(spans) if span is not None]
+        tokens = self._named(
+            prompt, locate_nouns, self.tokenizer, text, [spans[index] for index in there],
+            prepared=self._prepared[prompt], before=self._before, after=self._after,
+            max_length=self._max_length, any_padding=self._encoder.padding != 'right',
+            special_tokens=self._encoder.special_tokens, truncated=truncated)
+        row: list[tuple[int, ...] | None] = [None] * len(spans)
+        shift = self._start - self._dropped
+        if self._encoder.padding == 'either' and self.tokenizer.padding_side == 'left':
+            shift += self._max_length - tokens.length
+        for index, positions in zip(there, tokens.positions):
+            row[index] = tuple(position + shift for position in positions)
+        return row
+
+    def _named(self, prompt: int, find: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """A result, or an error that says in which prompt."""
         try:
-            return locate_nouns(
-                self.tokenizer, self._prompts[prompt], nouns, prepared=self._prepared[prompt],
-                before=self._before, after=self._after, max_length=self._max_length,
-                any_padding=self._encoder.padding != 'right',
-                special_tokens=self._encoder.special_tokens, truncated=truncated)
+            return find(*args, **options)
         except ValueError as error:
             error.args = (f'prompt {prompt}: {error}', )
             raise
 
-    def columns(self, prompt: int, noun: int) -> tuple[int, ...]:
-        """The columns of a noun among all text keys; none if it was cut off."""
-        tokens = self._tokens[prompt]
-        shift = self._start - self._dropped
-        if self._encoder.padding == 'either' and self.tokenizer.padding_side == 'left':
-            shift += self._max_length - tokens.length
-        return tuple(position + shift for position in tokens.positions[noun])
+    def word(self, prompt: int, noun: int) -> str:
+        """A noun as its prompt writes it."""
+        start, end = span_of(self._nouns[prompt][noun])
+        return self._prompts[prompt][start:end]
+
+    def columns(self, prompt: int, noun: int) -> tuple[int, ...] | str:
+        """The columns of a noun among all text keys; none if it was cut off; or why it has none."""
+        columns = self._rows[prompt][noun]
+        if columns is None:
+            return (f'{self.name} read {self.argument} {self._texts[prompt]!r}, which does not '
+                    'hold it exactly once')
+        return columns
 
     def watch(self) -> EncoderWatch:
         """A watch over the text encoder."""
@@ -155,30 +230,46 @@ class _Located:
         return EncoderWatch(
             self.text_encoder, encode(texts).input_ids,
             encode(['', self._before + self._after]).input_ids, self.tokenizer.pad_token_id,
-            self._prompts)
+            self._texts, self.name, self.argument)
+
+
+def _texts(call: Call, argument: str, prompts: Sequence[str]) -> list[str]:
+    """What one argument of the pipeline's call says for each prompt, ``prompts`` if nothing."""
+    texts = None if argument == 'prompt' else call.option(argument)
+    if not texts:
+        return list(prompts)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if len(texts) != len(prompts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f'{argument} must hold a text for each of the {len(prompts)} prompts, got '
+                         f'{texts!r}')
+    return texts
 
 
 class EncoderWatch:
     """Notices when the pipeline encodes other prompts than the recorder was given, or not in order.
 
     Args:
-        encoder: The text encoder.
+        encoder: The text encoder; ``None`` where the pipeline has none, so that nothing it draws
+            can be known to be of the prompts.
         expected: The tokens it should get, a row for each prompt.
         empty: Rows that don't count as other prompts: the usual negative ones.
         padding: The padding token, which doesn't count.
-        prompts: The prompts, for the message.
+        texts: What it should encode, for the message.
+        name: The text encoder's name, for the message.
+        argument: The argument of the pipeline's call that it reads, for the message.
     """
 
     def __init__(
-            self, encoder: nn.Module, expected: Sequence[Sequence[int]],
-            empty: Sequence[Sequence[int]], padding: int, prompts: Sequence[str]) -> None:
+            self, encoder: nn.Module | None, expected: Sequence[Sequence[int]],
+            empty: Sequence[Sequence[int]], padding: int, texts: Sequence[str],
+            name: str = 'text_encoder', argument: str = 'prompt') -> None:
         self._encoder = encoder
         self._padding = padding
         self._empty = {self._without_padding(row) for row in empty}
         self._expected = [self._without_padding(row) for row in expected]
-        self._prompts = list(prompts)
+        self._texts, self._name, self._argument = list(texts), name, argument
         self._seen: list[tuple[int, ...]] = []
-        self._strangers = False
+        self._met = False
 
     def _without_padding(self, row: Sequence[int]) -> tuple[int, ...]:
         start, end = 0, len(row)
@@ -188,33 +279,45 @@ class EncoderWatch:
             end -= 1
         return tuple(row[start:end])
 
-    def install(self):
-        """Starts watching; returns the hook's handle."""
-        self._seen, self._strangers = [], False
-        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True)
+    def install(self) -> Callable[[], None]:
+        """Starts watching; returns what ends it."""
+        self._seen, self._met = [], False
+        if self._encoder is None:
+            return lambda: None
+        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
-        if ids is None:
-            return
-        rows = [self._without_padding(row) for row in ids.tolist()]
-        self._seen += [row for row in rows if row in self._expected]
-        # The empty prompt is the usual negative one, encoded alone when the caller brings the
-        # embeddings of the prompts themselves.
-        self._strangers |= not {*rows} <= {*self._expected, *self._empty}
+        if ids is not None:
+            self._seen += [self._without_padding(row) for row in ids.tolist()]
 
     def check(self) -> None:
-        """Raises if the pipeline encoded other prompts, in another number or in another order.
+        """Judges what was encoded since the last check: all of the prompts, in order, or nothing.
+
+        Other texts may come after them: the negative prompts.
 
         Raises:
-            ValueError: As said.
+            ValueError: If it was other prompts, in another number or order; or if nothing was
+                encoded up to the first check.
         """
+        seen, self._seen = self._seen, []
         # An empty prompt may have been seen as the negative one, at any time.
-        due, seen = ([row for row in rows if row not in self._empty]
-                     for rows in (self._expected, self._seen))
-        if (seen or self._strangers) and (seen[:len(due)] != due
-                                          or not {*self._expected} <= {*self._seen}):
+        due, got = ([row for row in rows if row not in self._empty]
+                    for rows in (self._expected, seen))
+        if got or (seen and not due):
+            self._met = True
+            got = [row for row in got if row in self._expected]
+            if got[:len(due)] != due or not {*self._expected} <= {*seen}:
+                raise ValueError(
+                    f'{self._name} encoded other prompts than the recorder was given '
+                    f'({self._texts}), or in another order: give both the same prompts'
+                    + ('' if self._argument == 'prompt' else
+                       f', {self._argument} by call_options={{{self._argument!r}: ...}}')
+                    + ' and the same clean_caption, or pass check_prompts=False to record all the '
+                    'same')
+        elif seen or not self._met:
             raise ValueError(
-                f'the pipeline encoded other prompts than the recorder was given ({self._prompts}),'
-                ' or in another order: give both the same prompts and the same clean_caption, or '
-                'pass check_prompts=False to record all the same')
+                f'{self._name} encoded no prompt inside the with block, so where the nouns stand '
+                'in the embeddings is not known: draw from prompts; or say where by columns=...; '
+                'or pass check_prompts=False if the embeddings are those that the pipeline itself '
+                'makes of the prompts')

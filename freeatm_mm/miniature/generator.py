@@ -150,8 +150,13 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
         vae=vae.cpu(), text_encoder=text_encoder.cpu(), tokenizer=tokenizer, unet=unet.cpu(),
         scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipeline.to(dtype=torch.float16)  # half the bytes; loaders ask for float32 on the CPU
+    pipeline.to(dtype=torch.float16)  # half the bytes
     pipeline.save_pretrained(out, safe_serialization=True)
+    # Where no dtype is asked for, transformers 5 loads what the config says, and diffusers float32.
+    config = Path(out) / 'text_encoder' / 'config.json'
+    said = json.loads(config.read_text(encoding='utf-8'))
+    said['torch_dtype'] = 'float32'
+    config.write_text(json.dumps(said, indent=2, sort_keys=True) + '\n', encoding='utf-8')
     return True
 
 

@@ -333,11 +333,11 @@ def record_noised_scenes(
         prompts = [scene.record.prompt for scene in batch]
         tokens = pipeline.tokenizer(prompts, padding='max_length', return_tensors='pt',
                                     max_length=pipeline.tokenizer.model_max_length).input_ids
-        text = pipeline.text_encoder(tokens)[0]
         images = images_to_tensor(np.stack([scene.image for scene in batch]))
         clean = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch], **options)
         with recorder:
+            text = pipeline.text_encoder(tokens)[0]
             for timestep in timesteps:
                 noise = torch.randn(clean.shape, generator=generator)
                 t = torch.full((len(batch),), timestep)

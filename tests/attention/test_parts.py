@@ -168,6 +168,50 @@ class TestErrors:
         with pytest.raises(ValueError, match="blocks must be of.*'up_blocks.9'"):
             AttentionRecorder(sd, [PROMPT], [NOUNS], blocks='up_blocks.9')
         with pytest.raises(ValueError, match='has heads 0 to 3.*asks for .7.'):
-            AttentionRecorder(sd, [PROMPT], [NOUNS], heads=[1, 7]).__enter__()
-        with pytest.raises(ValueError, match='names none of the layers'):
-            AttentionRecorder(sd, [PROMPT], [NOUNS], heads={'elsewhere': [0]}).__enter__()
+            AttentionRecorder(sd, [PROMPT], [NOUNS], heads=[1, 7])
+        with pytest.raises(ValueError, match="heads name 'elsewhere'.*none of the layers"):
+            AttentionRecorder(sd, [PROMPT], [NOUNS], heads={'elsewhere': [0], 'up_blocks': [1]})
+
+    @pytest.mark.parametrize('options', [
+        dict(num_images_per_prompt=10**12), dict(num_images_per_prompt=True),
+        dict(num_images_per_prompt=1.0), dict(num_images_per_prompt='2'),
+        dict(resolutions=[]), dict(resolutions='16'), dict(resolutions=16), dict(resolutions=[0]),
+        dict(resolutions=[10**12]), dict(resolutions=[16.0]), dict(resolutions=['16']),
+        dict(resolutions=[(16, )]), dict(resolutions=[(16, -1)]), dict(resolutions=[None]),
+        dict(steps=[]), dict(steps=range(0)), dict(steps=range(-3, 5)), dict(steps='0:50'),
+        dict(steps=[-1]), dict(steps=[0.5]), dict(steps={0: 1}), dict(steps=3),
+        dict(steps=range(5, -2, -1)), dict(steps=bytearray(2 * 10**6)),
+        dict(heads=[]), dict(heads='0'), dict(heads=[-1]), dict(heads=[10**12]), dict(heads=[0.0]),
+        dict(heads=[False]), dict(heads={'up_blocks': []}), dict(heads={'up_blocks': 1}),
+        dict(heads={3: [1]}), dict(self_attention=0), dict(self_attention=10**9),
+        dict(self_attention='32'), dict(self_attention=1.5), dict(blocks=5), dict(blocks=[]),
+        dict(blocks=[3]), dict(separate=3), dict(separate=['layers', None])])
+    def test_options_out_of_range_are_refused_at_once(self, sd, options):
+        with pytest.raises(ValueError, match=f'{next(iter(options)).split("_")[0]}') as caught:
+            AttentionRecorder(sd, [PROMPT], [NOUNS], **options)
+        assert len(str(caught.value)) < 1000
+
+    def test_options_at_the_limits(self, sd):
+        for options in (dict(steps=range(0, 10**30)), dict(steps={0, 1}), dict(heads=iter([0, 3])),
+                        dict(resolutions=iter([16, (8, 8)])), dict(blocks=iter(['up', 'down']))):
+            with AttentionRecorder(sd, [PROMPT], [NOUNS], **options) as recorder:
+                sd([PROMPT], num_inference_steps=1, output_type='latent')
+            assert len(recorder.masks()) == 1
+
+    @pytest.mark.parametrize('options', [
+        dict(propagate=10**9), dict(propagate=-1), dict(propagate=1.5), dict(propagate=True),
+        dict(size=(10**9, 10**9)), dict(size=(0, 4)), dict(size=16), dict(size='16'),
+        dict(weights={16: float('nan')}), dict(weights={16: 1e300}), dict(weights={'16': 1.0}),
+        dict(weights={16: '1'}), dict(steps=[-1]), dict(heads=[99]), dict(resolutions=[0])])
+    def test_options_of_masks_out_of_range(self, sd, options):
+        with AttentionRecorder(sd, [PROMPT], [NOUNS], self_attention=8,
+                               separate=('heads', 'steps')) as recorder:
+            sd([PROMPT], num_inference_steps=1, output_type='latent')
+        with pytest.raises(ValueError, match=next(iter(options))):
+            recorder.masks(**options)
+
+    def test_prompts_out_of_range(self, sd):
+        with pytest.raises(ValueError, match="10000000 characters, at most 10000.*begins 'dog"):
+            AttentionRecorder(sd, ['dog' + ' a' * 4999998 + 'b'], [[]])
+        with pytest.raises(TypeError, match='prompts must be strings, got None'):
+            AttentionRecorder(sd, [None], [[]])

@@ -11,7 +11,7 @@ from attention_reference import explicit_attention, mean_map
 from tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, noun_attention
-from freeatm_mm.attention.recorder import _map_size
+from freeatm_mm.attention.taps import map_size
 
 PROMPTS = ['a red dog on the sand', 'a photo of a cat and a blue bird on the tree']
 
@@ -101,7 +101,7 @@ def test_stable_diffusion_odd_feature_maps(sd):
         sd(PROMPTS, height=56, width=88, num_inference_steps=1, output_type='latent')
     assert {part.size for part in recorder._sums} == {(14, 22), (7, 11)}
     assert recorder.masks()[0].shape == (2, 14, 22)
-    assert _map_size((7, 11), 24) == (4, 6)
+    assert map_size((7, 11), 24) == (4, 6)
 
 
 def test_stable_diffusion_xl_equals_explicit_attention(sdxl):
@@ -251,16 +251,16 @@ def test_pieces_change_nothing(monkeypatch):
                  .double().softmax(-1).mean(1))
     expected = torch.stack([attention[image][:, columns[image]].T for image in range(3)])
     for budget in (1, 2 * 7 * 5, 2 * 7 * 17 * 2, 10**6):
-        monkeypatch.setattr('freeatm_mm.attention.recorder.CPU_LOGITS', budget)
+        monkeypatch.setattr('freeatm_mm.attention.softmax.CPU_LOGITS', budget)
         result = noun_attention(query, key, columns, 0.5, bias_BNK=bias)
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_bare_unet_call(sd):
     noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
-    embeddings, _ = sd.encode_prompt(PROMPTS, 'cpu', 1, False)
 
     def call():
+        embeddings, _ = sd.encode_prompt(PROMPTS, 'cpu', 1, False)
         with torch.no_grad():
             return sd.unet(noisy, 500, encoder_hidden_states=embeddings).sample
 
@@ -294,7 +294,8 @@ def test_encoder_attention_mask_is_added_before_softmax(name, request):
         call()
     tokens = [(1 if name == 'sd' else 0) + word_place(PROMPTS[1], NOUNS[1][0])]
     for probability, text_keys in (('joint', None), ('text', 77)):
-        with AttentionRecorder(pipe, PROMPTS, NOUNS, probability=probability) as recorder:
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, probability=probability,
+                               check_prompts=False) as recorder:
             call()
         expected = mean_map(seen, 1, tokens, (16, 16), text_keys)
         np.testing.assert_allclose(recorder.masks()[1][0], expected, rtol=0, atol=1e-6)
@@ -422,8 +423,8 @@ def test_sums_do_not_grow_with_steps(sd):
 def test_no_map_of_all_tokens_stays_alive(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
         draw(sd)
-        taps = [cell for cell in gc.get_objects() if type(cell).__name__ == '_Tap'
-                and cell.recorder is recorder]
+        taps = [cell for cell in gc.get_objects() if type(cell).__name__ == 'Tap'
+                and cell.sink is recorder._sink]
         assert len(taps) == 7
         assert all(tap.query is None and tap.text_key is None for tap in taps)
 
@@ -476,7 +477,7 @@ def test_ip_adapter_records_the_text_attention():
         handles = [module.to_q.register_forward_hook(lambda m, a, o: query.append(o)),
                    module.to_k.register_forward_hook(lambda m, a, o: key.append(o))]
         with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='down',
-                               resolutions=[16]) as recorder, torch.no_grad():
+                               resolutions=[16], check_prompts=False) as recorder, torch.no_grad():
             pipe.unet(noisy, 500, encoder_hidden_states=embeddings,
                       added_cond_kwargs={'image_embeds': image_embeddings})
         for handle in handles:
@@ -578,7 +579,7 @@ class TestErrors:
 
     def test_too_few_text_keys(self, sd):
         with pytest.raises(ValueError, match='hold only 3 text keys'):
-            with AttentionRecorder(sd, PROMPTS, NOUNS), torch.no_grad():
+            with AttentionRecorder(sd, PROMPTS, NOUNS, check_prompts=False), torch.no_grad():
                 sd.unet(torch.zeros(2, 4, 16, 16), 1, encoder_hidden_states=torch.zeros(2, 3, 32))
 
     def test_fused_projections(self):
@@ -610,4 +611,4 @@ class TestErrors:
 
     def test_size_that_is_not_a_halved_input(self):
         with pytest.raises(ValueError, match='a feature map of 100 pixels'):
-            _map_size((16, 16), 100)
+            map_size((16, 16), 100)

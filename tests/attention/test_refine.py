@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder, dense_crf, propagate
-from freeatm_mm.attention.refine import add_affinity
+from freeatm_mm.attention.softmax import add_affinity
 
 PROMPTS = ['a red dog on the sand', 'a blue bird']
 NOUNS = [[(6, 9), (17, 21)], [(7, 11)]]
@@ -100,7 +100,7 @@ def test_one_matrix_whatever_the_steps_and_nothing_without_asking():
     assert not recorder._affinities
     with pytest.raises(ValueError, match='propagate=2 needs.*self_attention'):
         recorder.masks(propagate=2)
-    with pytest.raises(ValueError, match='self_attention must be at least 1'):
+    with pytest.raises(ValueError, match='self_attention must be a whole number from 1'):
         AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=0)
 
 
@@ -117,7 +117,7 @@ def test_affinity_in_pieces(monkeypatch):
     query, key = (torch.randn(2, 11, 3, 4, generator=generator) for _ in range(2))
     expected = (torch.einsum('bnhc,bkhc->bhnk', query.double(), key.double()) / 2).softmax(-1)
     for budget in (1, 100, 10**6):
-        monkeypatch.setattr('freeatm_mm.attention.refine.CPU_LOGITS', budget)
+        monkeypatch.setattr('freeatm_mm.attention.softmax.CPU_LOGITS', budget)
         total = torch.ones(2, 11, 11)
         with torch.autocast('cpu', dtype=torch.bfloat16):
             add_affinity(query, key, 0.5, total)
@@ -144,8 +144,9 @@ def test_propagation_averages(height, width, times, seed):
 def test_propagation_refuses_other_sizes():
     with pytest.raises(ValueError, match=r'maps of 2x3 need an affinity of shape \(..., 6, 6\)'):
         propagate(torch.zeros(1, 2, 3), torch.zeros(5, 5))
-    with pytest.raises(ValueError, match='at least 0'):
-        propagate(torch.zeros(1, 2, 3), torch.zeros(6, 6), -1)
+    for times in (-1, 10**9, 1.5):
+        with pytest.raises(ValueError, match='times to propagate must be a whole number from 0'):
+            propagate(torch.zeros(1, 2, 3), torch.zeros(6, 6), times)
 
 
 def brute_force_crf(mask, image, threshold, appearance, position, colour, smoothness, distance,
@@ -240,16 +241,21 @@ def test_crf_refuses_what_it_cannot_use():
             dense_crf(*arguments)
     with pytest.raises(ValueError, match='threshold between 0 and 1'):
         dense_crf(mask, image, threshold=1.0)
+    for name, value in (('iterations', 10**9), ('iterations', -1), ('colour', 0.0),
+                        ('position', float('nan')), ('appearance', -1.0), ('distance', 1e300)):
+        with pytest.raises(ValueError, match=name):
+            dense_crf(mask, image, **{name: value})
 
 
 def test_linear_attention_is_not_taken_for_a_softmax():
     from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
 
     from freeatm_mm.attention.families import FAMILIES
-    from freeatm_mm.attention.recorder import _self_attention_modules
+    from freeatm_mm.attention.taps import self_attention_modules
     family = next(family for family in FAMILIES if family.name == 'Sana')
     linear = Attention(8, heads=2, dim_head=4, processor=SanaLinearAttnProcessor2_0())
     softmax = Attention(8, heads=2, dim_head=4)
-    assert _self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [softmax]
+    assert self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [
+        ('1', softmax)]
     with pytest.raises(ValueError, match='no self-attention that can be recorded'):
-        _self_attention_modules(torch.nn.ModuleList([linear]), family)
+        self_attention_modules(torch.nn.ModuleList([linear]), family)

@@ -53,6 +53,17 @@ def test_it_loads_like_any_other_pipeline(trained):
     assert len(json.loads((trained / 'work' / 'unet_loss.json').read_text())) == 1
 
 
+@pytest.mark.parametrize('folder', ['shipped', 'trained'])
+def test_it_loads_in_one_precision_without_being_told(folder, trained):
+    """transformers 5 takes the text encoder's from its config, diffusers float32 for the rest."""
+    folder = SHIPPED if folder == 'shipped' else trained / 'out'
+    assert json.loads((folder / 'text_encoder' / 'config.json').read_text())[
+        'torch_dtype'] == 'float32'
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert {pipe.text_encoder.dtype, pipe.unet.dtype, pipe.vae.dtype} == {torch.float32}
+    pipe('a red dress', num_inference_steps=1, output_type='np')
+
+
 def test_a_stopped_training_ends_with_the_same_weights(source_folder, trained, tmp_path,
                                                        monkeypatch):
     # A clock that goes on a minute whenever it is looked at, which every step does now.

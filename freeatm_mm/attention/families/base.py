@@ -1,0 +1,271 @@
+"""What a row of the table of families can say, and the ways of reading that several rows share."""
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ['TRANSFORMER_GROUPS', 'UNET_GROUPS', 'Call', 'DenoiserInput', 'Encoder',
+           'Family', 'TextKeys', 'argument', 'chat', 'chat_frame', 'clean_like_deepfloyd',
+           'convert_textual_inversion', 'drop_none', 'is_added_key_attention',
+           'is_block_attention', 'is_cross_attention', 'keep_prompts', 'length_of_call',
+           'length_of_tokenizer', 'no_frame', 'planes', 'planes_and_text', 'sequence',
+           'start_at_zero']
+
+
+class TextKeys(enum.Enum):
+    """How an attention module gets its text keys."""
+
+    #: ``to_k`` projects the text alone: the softmax is over text keys.
+    ALONE = 'cross-attention'
+    #: ``add_k_proj`` projects the text, ``to_k`` the pixels: one softmax, text keys first.
+    ADDED = 'text and pixels, one softmax'
+    #: Text and image are one sequence that attends to itself, with norms and rotary embeddings
+    #: between projection and softmax: recorded as they reach ``scaled_dot_product_attention``.
+    SEQUENCE = 'one sequence of text and image'
+
+
+class DenoiserInput(NamedTuple):
+    """What one call of a denoiser is about.
+
+    Args:
+        sample: The noisy images, one row for each image of the batch.
+        size: Height and width of the largest feature map, in pixels of it or in tokens.
+        text_length: Text tokens in a sequence of text and image; 0 where they stand apart.
+        text_start: Place of the first text token in that sequence.
+        image_start: Place of the first image token.
+        length: Tokens of the whole sequence.
+    """
+
+    sample: Tensor
+    size: tuple[int, int]
+    text_length: int = 0
+    text_start: int = 0
+    image_start: int = 0
+    length: int = 0
+
+
+def sequence(sample: Tensor, size: tuple[int, int], text: int, *,
+              text_first: bool = True) -> DenoiserInput:
+    """The layout of text and image side by side, with nothing between or after them."""
+    image = size[0] * size[1]
+    return DenoiserInput(sample, size, text, 0 if text_first else image, text if text_first else 0,
+                         text + image)
+
+
+class Call:
+    """A pipeline and the arguments it is called with.
+
+    Args:
+        pipe: The pipeline.
+        options: Arguments of its call that differ from their defaults.
+
+    Raises:
+        ValueError: If the pipeline's call doesn't take one of ``options``.
+    """
+
+    def __init__(self, pipe: Any, options: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.pipe = pipe
+        self._options = dict(options)
+        self._parameters = inspect.signature(type(pipe).__call__).parameters
+        for name in self._options:
+            if name not in self._parameters:
+                raise ValueError(f'{type(pipe).__name__} is called without an argument {name!r}')
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments given."""
+        return tuple(self._options)
+
+    def given(self, name: str) -> Any:
+        """An argument's value as given; ``None`` if it wasn't."""
+        return self._options.get(name)
+
+    def replace(self, name: str, value: Any) -> Call:
+        """The same call with one more argument, where the pipeline takes it."""
+        if name not in self._parameters:
+            return self
+        return Call(self.pipe, self._options | {name: value})
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """An argument's value: as given, or else its default in the pipeline's signature."""
+        if name in self._options:
+            return self._options[name]
+        parameter = self._parameters.get(name)
+        return default if parameter is None else parameter.default
+
+
+def argument(args: tuple, kwargs: dict, position: int, name: str) -> Any:
+    """An argument of a call, however it was passed; ``None`` if it wasn't."""
+    if name in kwargs:
+        return kwargs[name]
+    return args[position] if len(args) > position else None
+
+
+def planes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """``sample`` (or ``hidden_states``) of shape (batch, channels, height, width)."""
+    sample = argument(args, kwargs, 0, 'sample')
+    if sample is None:
+        sample = kwargs['hidden_states']
+    return DenoiserInput(sample, tuple(sample.shape[-2:]))
+
+
+def planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Planes that become one sequence with the text: SD3."""
+    sample, size = planes(denoiser, args, kwargs)[:2]
+    text = kwargs['encoder_hidden_states']
+    patch = denoiser.config.patch_size
+    return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1],
+                     text_first=False)
+
+
+def keep_prompts(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    return list(prompts)
+
+
+def convert_textual_inversion(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    convert = getattr(call.pipe, 'maybe_convert_prompt', None)
+    return list(prompts) if convert is None else list(convert(list(prompts), tokenizer))
+
+
+def clean_like_deepfloyd(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    clean = call.option('clean_caption')
+    return list(call.pipe._text_preprocessing(list(prompts), clean_caption=clean))
+
+
+def no_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    return '', ''
+
+
+_MESSAGE = '\ue000'
+
+
+def chat_frame(render: Callable[[str], str]) -> tuple[str, str]:
+    """What a chat template puts before and after a message."""
+    before, found, after = render(_MESSAGE).partition(_MESSAGE)
+    if not found:
+        raise ValueError("the tokenizer's chat template leaves the prompt out")
+    return before, after
+
+
+def chat(call: Call, tokenizer: Any, **options: Any) -> tuple[str, str]:
+    return chat_frame(lambda message: tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': message}], tokenize=False, add_generation_prompt=True,
+        **options))
+
+
+def length_of_tokenizer(call: Call, tokenizer: Any) -> int:
+    return tokenizer.model_max_length
+
+
+def length_of_call(call: Call, tokenizer: Any) -> int:
+    return call.option('max_sequence_length')
+
+
+def drop_none(call: Call, tokenizer: Any) -> int:
+    return 0
+
+
+def start_at_zero(pipe: Any) -> int:
+    return 0
+
+
+def is_cross_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
+    return (getattr(module, 'to_q', None) is not None
+            and getattr(module, 'to_k', None) is not None
+            and getattr(module, 'added_kv_proj_dim', None) is None
+            and bool(getattr(module, 'is_cross_attention', False)))
+
+
+def is_added_key_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module attends to text keys and pixel keys in one softmax."""
+    return (getattr(module, 'to_q', None) is not None
+            and getattr(module, 'add_k_proj', None) is not None)
+
+
+def is_block_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module is the attention of a transformer block: ``blocks.3.attn``."""
+    return re.search(r'blocks\.\d+\.att(n|ention)$', name) is not None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One text encoder whose tokens are keys, or several whose tokens share their keys.
+
+    Args:
+        tokenizers: Attributes of the pipeline that may hold the tokenizer. More than one where
+            several text encoders' tokens stand side by side in the channels of one key: their
+            tokenizers share one vocabulary, and a noun has a key only where all have it.
+        text_encoders: The text encoder of each of ``tokenizers``.
+        prompts: The argument of the pipeline's call that each of them reads; where that is left
+            out, ``prompt``. A pipeline without one of ``tokenizers`` gives the others the first.
+        max_length: Tokens that become keys, special ones included: a number, or
+            ``(call, tokenizer) -> number``.
+        start: ``pipe -> keys that stand before this encoder's first token``.
+        frame: ``(call, tokenizer) -> texts`` before and after the prompt that the pipeline puts
+            round it for the tokenizer.
+        dropped: ``(call, tokenizer) -> tokens`` at the front that never become keys.
+        padding: What becomes of padding tokens: ``'right'``: they stand behind the text;
+            ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
+            takes them out before it makes keys; ``'set right'``: the pipeline itself has the
+            tokenizer put them behind the text, whichever side it was made for.
+        special_tokens: Whether the tokenizer adds its own special tokens to the text.
+    """
+
+    tokenizers: tuple[str, ...] = ('tokenizer', )
+    text_encoders: tuple[str, ...] = ('text_encoder', )
+    prompts: tuple[str, ...] = ('prompt', )
+    max_length: int | Callable[[Call, Any], int] = length_of_tokenizer
+    start: Callable[[Any], int] = start_at_zero
+    frame: Callable[[Call, Any], tuple[str, str]] = no_frame
+    dropped: Callable[[Call, Any], int] = drop_none
+    padding: str = 'right'
+    special_tokens: bool = True
+
+
+UNET_GROUPS = {'down_blocks': 'down', 'mid_block': 'mid', 'up_blocks': 'up'}
+
+
+TRANSFORMER_GROUPS = {'transformer_blocks': 'transformer'}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of diffusers pipelines keeps its text keys.
+
+    Args:
+        name: What to call the family in messages.
+        pipelines: Names of the pipeline classes that belong to it; subclasses belong too.
+        is_text_attention: ``(name, module) -> bool`` picks the modules of the denoiser that have
+            text keys.
+        where: Where the text keys stand, in words, for the table in the documentation.
+        text_keys: How the modules get their text keys.
+        denoiser: Attribute of the pipeline that holds the network called at every step.
+        encoders: The text encoders whose tokens are keys.
+        two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
+            tensor, first with the prompt and then without; otherwise once with twice the batch.
+        conditional_first: Whether the conditional half stands first in that doubled batch.
+        denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
+        prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
+        block_groups: First part of a module's name, and the group its maps are summed in.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    is_text_attention: Callable[[str, nn.Module], bool]
+    where: str
+    text_keys: TextKeys = TextKeys.ALONE
+    denoiser: str = 'unet'
+    encoders: tuple[Encoder, ...] = (Encoder(), )
+    two_passes: bool = False
+    conditional_first: bool = False
+    denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
+    prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts
+    block_groups: dict[str, str] = field(default_factory=lambda: dict(UNET_GROUPS))

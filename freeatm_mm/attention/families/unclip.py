@@ -1,0 +1,22 @@
+"""UnCLIP: image embedding, text and pixels in one softmax."""
+from __future__ import annotations
+
+from typing import Any
+
+from freeatm_mm.attention.families.base import Encoder, Family, TextKeys, is_added_key_attention
+
+__all__ = ['UNCLIP']
+
+
+def _after_unclip_image(pipe: Any) -> int:
+    return pipe.text_proj.config.clip_extra_context_tokens
+
+
+UNCLIP = Family(
+    name='UnCLIP (the DALL-E 2 type)',
+    pipelines=('UnCLIPPipeline', ),
+    is_text_attention=is_added_key_attention,
+    where='4 tokens of the image embedding, 77 CLIP tokens (padding masked), then the pixels',
+    text_keys=TextKeys.ADDED,
+    denoiser='decoder',
+    encoders=(Encoder(start=_after_unclip_image), ))

@@ -1,0 +1,320 @@
+"""Taps: hooks that catch the queries and keys of one attention module as it computes them."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from freeatm_mm.attention.caches import may_be_skipped
+from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
+from freeatm_mm.attention.parts import in_blocks, size_matches
+from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
+
+__all__ = ['Attention', 'SelfTap', 'SequenceTap', 'Sink', 'Tap', 'map_size',
+           'self_attention_modules', 'split_heads', 'text_attention_modules']
+
+Size = tuple[int, int]
+
+
+@dataclass
+class Sink:
+    """What the taps of one denoiser ask, and where they give what they caught.
+
+    Args:
+        text_keys: How the modules get their text keys.
+        accumulate: Takes a tap on text attention that holds all of a module's call.
+        accumulate_affinity: Takes a tap on the attention between pixels.
+        resolutions: Map sizes to catch; ``None``: all.
+        self_attention: The largest shorter side of a map whose self-attention is caught.
+        recording: Whether the denoiser's present call is one to record.
+        input: What that call is about.
+        layer_steps: In how many calls each layer was caught.
+    """
+
+    text_keys: TextKeys
+    accumulate: Callable[[Tap], None]
+    accumulate_affinity: Callable[[SelfTap], None]
+    resolutions: tuple[int | Size, ...] | None = None
+    self_attention: int | None = None
+    recording: bool = False
+    input: DenoiserInput | None = None
+    layer_steps: dict[str, int] = field(default_factory=dict)
+
+
+class Attention(NamedTuple):
+    """What a module's attention to the text is computed from, for the images recorded."""
+
+    query_BNHC: Tensor
+    key_BKHC: Tensor
+    bias_BNK: Tensor | None
+    scale: float
+    text_start: int
+    text_length: int
+
+
+class Tap:
+    """Catches the queries and keys of one attention module as it computes them."""
+
+    def __init__(self, sink: Sink, module: nn.Module, group: str, layer: str,
+                 heads: tuple[int, ...]) -> None:
+        self.sink = sink
+        self.module = module
+        self.name = type(module).__name__
+        self.group = group
+        self.layer = layer
+        self.heads = heads
+        self.active = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.active = False
+        self.size: Size = (0, 0)
+        self.query: Tensor | None = None
+        self.text_key: Tensor | None = None
+        self.pixel_key: Tensor | None = None
+        self.mask: Tensor | None = None
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        module, joint = self.module, self.sink.text_keys is TextKeys.ADDED
+        handles = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
+            module.to_q.register_forward_hook(self._catch('query')),
+            module.register_forward_hook(self._after)]
+        text_key = module.add_k_proj if joint else module.to_k
+        handles.append(text_key.register_forward_hook(self._catch('text_key')))
+        if joint and module.to_k is not None:
+            handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
+        return handles
+
+    def _catch(self, name: str):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if self.active:
+                setattr(self, name, output.detach())
+        return hook
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        # Also drops what a call that failed half-way left here.
+        self._forget()
+        if not self.sink.recording:
+            return
+        hidden = argument(args, kwargs, 0, 'hidden_states')
+        if hidden.ndim == 4:
+            self.size = tuple(hidden.shape[-2:])
+        else:
+            self.size = map_size(self.sink.input.size, hidden.shape[1])
+        self.mask = argument(args, kwargs, 2, 'attention_mask')
+        self.active = size_matches(self.size, self.sink.resolutions)
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self.active:
+            return
+        self._record(self.query is not None and self.text_key is not None)
+
+    def _record(self, computed: bool) -> None:
+        """Adds up what was caught; nothing if a step cache answered in the module's place."""
+        self.sink.layer_steps.setdefault(self.layer, 0)
+        if computed or not may_be_skipped(self.module):
+            self._check(computed)
+            self.sink.accumulate(self)
+        self._forget()
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, keys and mask of some rows of the batch."""
+        heads, norm_k = self.module.heads, self.module.norm_k
+        query_BNHC = split_heads(self.query[rows], heads, self.module.norm_q)
+        key_BKHC = split_heads(self.text_key[rows], heads, norm_k)
+        text_length = key_BKHC.shape[1]
+        if self.pixel_key is not None:
+            key_BKHC = torch.cat(
+                [key_BKHC, split_heads(self.pixel_key[rows], heads, norm_k)], dim=1)
+        bias_BNK = None
+        if self.mask is not None:
+            bias_BNK = _bias(self.mask, key_BKHC.shape[1], self.query.shape[0], self.name)[rows]
+        return Attention(query_BNHC, key_BKHC, bias_BNK, self.module.scale, 0, text_length)
+
+    def _check(self, computed: bool) -> None:
+        if not computed:
+            raise RuntimeError(
+                f'{self.name} ran without calling its own query and key projections, so its '
+                'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
+                'a processor of diffusers')
+
+
+class SequenceTap(Tap):
+    """Catches the attention of a module in which text and image are one sequence."""
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.call: AttentionCall | None = None
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        # The watch must end with the module's call, also when that fails.
+        return [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.module.register_forward_hook(self._after, always_call=True)]
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._forget()
+        if not self.sink.recording:
+            return
+        self.size = self.sink.input.size
+        self.active = size_matches(self.size, self.sink.resolutions)
+        if self.active:
+            self.watch = WatchAttention(self._look)
+            self.watch.__enter__()
+
+    def _look(self, call: AttentionCall) -> None:
+        # An adapter may attend to an image of its own; text and image are all in one sequence,
+        # which attends to itself, or to which the image attends.
+        # A processor that goes through images or heads one by one shows none of them whole.
+        layout, (batch, heads, queries, _) = self.sink.input, call.query.shape
+        if (self.call is None and call.key.shape[2] == layout.length
+                and (batch, heads) == (len(layout.sample), self.module.heads)
+                and queries in (layout.length, math.prod(layout.size))):
+            self.call = call
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self.active:
+            return
+        self.watch.__exit__(None, None, None)
+        self.active = False
+        if output is None:
+            self._forget()  # the module failed, and says so itself
+            return
+        self._record(self.call is not None)
+
+    def _check(self, computed: bool) -> None:
+        if not computed:
+            raise RuntimeError(
+                f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
+                f'{self.sink.input.length} text and image tokens, so it cannot be recorded; '
+                "give it back diffusers' own processor and the attention backend 'native'")
+
+    def attention(self, rows: slice) -> Attention:
+        """The image's queries, all keys, and the mask of some rows of the batch."""
+        layout, call = self.sink.input, self.call
+        first = layout.image_start if call.query.shape[2] == layout.length else 0
+        pixels = slice(first, first + math.prod(layout.size))
+        query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
+        key_BKHC = call.key[rows].transpose(1, 2)
+        bias_BNK = None
+        if call.mask is not None:
+            bias_BNK = bias_of(call.mask, self.layer)
+            bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
+            bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
+            bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
+        return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, layout.text_start,
+                          layout.text_length)
+
+
+class SelfTap(Tap):
+    """Catches the queries and keys with which the pixels attend to each other."""
+
+    def __init__(self, sink: Sink, module: nn.Module, layer: str) -> None:
+        super().__init__(sink, module, '', layer, ())
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        return [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.module.to_q.register_forward_hook(self._catch('query')),
+            self.module.to_k.register_forward_hook(self._catch('pixel_key')),
+            self.module.register_forward_hook(self._after)]
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        super()._before(module, args, kwargs)
+        self.active = (self.sink.recording
+                       and min(self.size) <= self.sink.self_attention)
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        computed = self.query is not None and self.pixel_key is not None
+        if self.active and (computed or not may_be_skipped(self.module)):
+            self._check(computed)
+            self.sink.accumulate_affinity(self)
+        self._forget()
+
+
+def text_attention_modules(
+        denoiser: nn.Module, family: Family,
+        blocks: frozenset[str] | None) -> list[tuple[str, nn.Module, str]]:
+    """The modules to record: name, module and block group."""
+    compiled = hasattr(denoiser, '_orig_mod') or any(
+        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules())
+    if compiled:
+        raise ValueError('a compiled denoiser skips the hooks that the recorder needs; record with '
+                         'the pipeline as it was before torch.compile')
+    found = []
+    for name, module in denoiser.named_modules():
+        if not family.is_text_attention(name, module):
+            continue
+        # The module's own flag says 'fused' for ever after; the processor tells what is used.
+        projected = family.text_keys is not TextKeys.SEQUENCE
+        if projected and type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
+            raise ValueError(f'{name} has fused query, key and value projections; call '
+                             'pipe.unfuse_qkv_projections() before recording')
+        group = family.block_groups.get(name.split('.')[0], 'other')
+        if in_blocks(blocks, group, name):
+            found.append((name, module, group))
+    if not found:
+        where = 'anywhere' if blocks is None else f'in its blocks {sorted(blocks)}'
+        raise ValueError(f'{type(denoiser).__name__} has no attention from pixels to text {where}, '
+                         f'as the family {family.name} would')
+    return found
+
+
+def self_attention_modules(denoiser: nn.Module,
+                            family: Family) -> list[tuple[str, nn.Module]]:
+    """The modules in which pixels attend to pixels, alone or beside the text."""
+    found = []
+    for name, module in denoiser.named_modules():
+        pixels_only = (getattr(module, 'is_cross_attention', None) is False
+                       and getattr(module, 'added_kv_proj_dim', None) is None
+                       # Sana's attention among pixels has no softmax.
+                       and 'Linear' not in type(getattr(module, 'processor', None)).__name__)
+        beside_text = (family.text_keys is TextKeys.ADDED
+                       and family.is_text_attention(name, module))
+        if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
+            found.append((name, module))
+    if not found:
+        raise ValueError(f'{type(denoiser).__name__} has no self-attention that can be recorded; '
+                         'leave self_attention out')
+    return found
+
+
+def split_heads(projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
+    """(B, N, heads * C) to (B, N, heads, C), through the module's own norm where it has one."""
+    if norm is None:
+        return projected.unflatten(-1, (heads, -1))
+    weight = getattr(norm, 'weight', None)
+    across_heads = weight is not None and weight.numel() == projected.shape[-1] and heads > 1
+    if across_heads:
+        return norm(projected).unflatten(-1, (heads, -1))
+    return norm(projected.unflatten(-1, (heads, -1)))
+
+
+def _bias(mask: Tensor, num_keys: int, batch: int, name: str) -> Tensor:
+    """An attention mask as diffusers hands it on, as a bias for all keys."""
+    if mask.ndim != 3 or mask.shape[0] != batch or mask.shape[-1] > num_keys:
+        raise ValueError(f'{name} got an attention mask of shape {tuple(mask.shape)} for a batch '
+                         f'of {batch} and {num_keys} keys; the recorder needs (batch, 1 or '
+                         'queries, keys) as the UNet makes it of encoder_attention_mask')
+    # Keys that the mask does not speak of (the pixels' own) are not masked.
+    return torch.nn.functional.pad(mask, (0, num_keys - mask.shape[-1]))
+
+
+def map_size(input_size: Size, num_queries: int) -> Size:
+    """Height and width of a flattened feature map: the input's, halved until they fit."""
+    height, width = input_size
+    while height * width > max(num_queries, 1):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != num_queries:
+        raise ValueError(
+            f'a feature map of {num_queries} pixels is not the {input_size[0]}x{input_size[1]} '
+            'input halved some times, so its height and width are unknown')
+    return height, width
