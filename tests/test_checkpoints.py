@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from hostile_checkpoints import reduced, through_getattr
+from helpers.hostile_checkpoints import reduced, through_getattr
 from torch import nn
 
 from freeatm_mm import checkpoints

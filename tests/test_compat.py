@@ -70,7 +70,7 @@ def test_ops_for_the_cpu_are_told_before_a_gpu_misses_them(monkeypatch):
 def test_mmengine_reads_safely_whatever_is_imported_first(tmp_path, first, second):
     """As in the frameworks' own tools, where the config's `custom_imports` come late."""
     pytest.importorskip('mmengine')
-    from hostile_checkpoints import through_getattr
+    from helpers.hostile_checkpoints import through_getattr
     path, marker = tmp_path / 'x.pth', tmp_path / 'marker'
     path.write_bytes(through_getattr(marker))
     told = run(f'import {first}, {second}\n'

@@ -102,9 +102,9 @@ def test_real_runs_note_what_they_train_on(tmp_path):
     pytest.importorskip('mmpretrain')
     from freeatm_mm import compat
     compat.skip_multimodal_models()
+    from helpers.tiny_runs import config, train
+    from helpers.tiny_stores import make_store
     from PIL import Image
-    from tiny_runs import config, train
-    from tiny_stores import make_store
 
     from freeatm_mm.checkpoints import read_state
     store = make_store(tmp_path / 'store', count=20)

@@ -578,7 +578,8 @@ def make_stub_checkout(root: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / 'tools' / 'setup').mkdir(parents=True)
-    (root / 'tools' / 'miniature.py').write_text('import sys\nprint("miniature", *sys.argv[1:])\n')
+    (root / 'tools' / 'miniature').mkdir()
+    (root / 'tools' / 'miniature' / 'run.py').write_text('import sys\nprint("miniature", *sys.argv[1:])\n')
     (root / 'tools' / 'setup' / TOOL.name).write_text(
         'import sys\nprint("setup", *sys.argv[1:], flush=True)\n')
     python = root / '.venv' / 'bin' / 'python'
@@ -601,7 +602,7 @@ def test_run_miniature_passes_arguments_and_exit_code(tmp_path):
     result = call(make_stub_checkout(tmp_path), 'run', 'miniature', '--seeds', '0 1')
     assert result.returncode == 7
     assert result.stdout.splitlines() == ['setup --for miniature',
-                                          'python tools/miniature.py --seeds 0 1 threads=']
+                                          'python tools/miniature/run.py --seeds 0 1 threads=']
 
 
 @pytest.mark.parametrize('script, arguments', [('run', ['tests']), ('.ci/run', [])])

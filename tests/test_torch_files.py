@@ -11,7 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from hostile_checkpoints import Planted, name, reduced, text, through_getattr, zipped
+from helpers.hostile_checkpoints import Planted, name, reduced, text, through_getattr, zipped
 
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.torch_files import read_torch_file

@@ -32,7 +32,7 @@ from freeatm_mm.checkpoints import (  # noqa: E402
     read_state,
     weights_of,
 )
-from freeatm_mm.evaluation.downstream import (  # noqa: E402
+from freeatm_mm.downstream.runs import (  # noqa: E402
     BENCHMARKS,
     METRICS,
     SUITES,
@@ -40,15 +40,15 @@ from freeatm_mm.evaluation.downstream import (  # noqa: E402
     options_of,
     read_metrics,
 )
-from freeatm_mm.evaluation.results import (  # noqa: E402
+from freeatm_mm.files import atomic_write  # noqa: E402
+from freeatm_mm.origins import Origin, origin_of, settle_label  # noqa: E402
+from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,
     read_results,
     write_results,
 )
-from freeatm_mm.evaluation.tables import row_markdown  # noqa: E402
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.origins import Origin, origin_of, settle_label  # noqa: E402
+from freeatm_mm.results.paper_tables import row_markdown  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,

@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from freeatm_mm.checkpoints import check_trained, read_state  # noqa: E402
 from freeatm_mm.compat import skip_multimodal_models  # noqa: E402
-from freeatm_mm.evaluation.results import (  # noqa: E402
+from freeatm_mm.origins import origin_of, settle_label  # noqa: E402
+from freeatm_mm.results import (  # noqa: E402
     METRIC_TITLES,
     add_row,
     new_results,
     read_results,
     write_results,
 )
-from freeatm_mm.origins import origin_of, settle_label  # noqa: E402
 
 
 def parse_masks(text: str) -> bool | str:
@@ -89,7 +89,7 @@ def make_label(arguments: argparse.Namespace) -> dict:
 
 def run(arguments: argparse.Namespace) -> None:
     skip_multimodal_models()
-    from freeatm_mm.evaluation.features import evaluate_features, load_model
+    from freeatm_mm.probing.features import evaluate_features, load_model
     out = Path(arguments.out)
     command = shlex.join(['python', *sys.argv])
     results = read_results(out) if out.exists() else new_results(out.stem, command)

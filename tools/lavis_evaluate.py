@@ -8,7 +8,7 @@
 With --out the figures are kept in a result file. What the row says of the pretraining (--regime,
 --masks, --generator, --seed, --epochs) is read from the checkpoint; a flag that contradicts it is
 refused, and one is needed only where the checkpoint, another program's for example, doesn't say.
-Rows of several commands with different --what gather in one. tools/tables.py puts those of zeroshot
+Rows of several commands with different --what gather in one. tools/results/tables.py puts those of zeroshot
 and finetuned into Table 3.
 """
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from freeatm_mm.compat import worker_message  # noqa: E402
-from freeatm_mm.evaluation.results import (  # noqa: E402
+from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,
     read_results,

@@ -25,8 +25,8 @@ from freeatm_mm.checkpoints import (  # noqa: E402
     load_weights,
 )
 from freeatm_mm.configs import check_datasets, complete_config, open_config  # noqa: E402
+from freeatm_mm.downstream.runs import make_smoke  # noqa: E402
 from freeatm_mm.errors import InputError  # noqa: E402
-from freeatm_mm.evaluation.downstream import make_smoke  # noqa: E402
 from freeatm_mm.files import atomic_write  # noqa: E402
 
 

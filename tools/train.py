@@ -28,8 +28,8 @@ from freeatm_mm.configs import (  # noqa: E402
     open_config,
     scale_rate,
 )
+from freeatm_mm.downstream.runs import make_smoke  # noqa: E402
 from freeatm_mm.errors import InputError  # noqa: E402
-from freeatm_mm.evaluation.downstream import make_smoke  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,

@@ -192,7 +192,7 @@ def read_detections(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     """What a detector found, by image.
 
     Args:
-        path: A JSON file of `tools/detect_objects.py`, or one like it.
+        path: A JSON file of `tools/convert/detect_objects.py`, or one like it.
 
     Returns:
         Key of the image (or its path, as a caption file has it) -> its objects, each with `name`
@@ -202,7 +202,7 @@ def read_detections(path: str | Path) -> dict[str, list[dict[str, Any]]]:
         MissingFileError: If there is no such file.
         InputError: If it is not such a file; names the image.
     """
-    content = _read(path, 'file of detections', ': make it with tools/detect_objects.py')
+    content = _read(path, 'file of detections', ': make it with tools/convert/detect_objects.py')
     check_json(content, dict, str(path))
     images = content.get('images')
     if not isinstance(images, dict):

@@ -152,7 +152,7 @@ class DryJob:
 def make_world(job: Job | DryJob, out: str | Path, images: int, exact: int,
                sources: str | None) -> None:
     """Make the world of a long job: prompts for so many images, and composed scenes as exact."""
-    job.run('Make the world', 'tools/make_world.py', out, '--prompts', images, '--exact', exact,
+    job.run('Make the world', 'tools/miniature/make_world.py', out, '--prompts', images, '--exact', exact,
             *(['--sources', sources] if sources else []))
 
 

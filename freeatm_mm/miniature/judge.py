@@ -20,8 +20,8 @@ from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
 from freeatm_mm.attention import AttentionRecorder
-from freeatm_mm.evaluation.mask_quality import mask_quality, mean_box_size, summarise
 from freeatm_mm.files import atomic_write
+from freeatm_mm.probing.mask_quality import mask_quality, mean_box_size, summarise
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Store
 
@@ -292,7 +292,7 @@ def masks_on_noised_scenes(pipeline: StableDiffusionPipeline, scenes: Sequence[S
 
     Returns:
         ``all`` and one entry for each attention resolution (``'8x8'``, ...): what
-        :func:`~freeatm_mm.evaluation.mask_quality.summarise` says, controls included.
+        :func:`~freeatm_mm.probing.mask_quality.summarise` says, controls included.
     """
     box_size = mean_box_size(scene.masks for scene in scenes)
     sides = sorted(pipeline.unet.config.sample_size // 2 ** level

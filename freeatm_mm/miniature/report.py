@@ -1,4 +1,4 @@
-"""What is reported of the miniature generator, from the figures of `tools/judge_generator.py`."""
+"""What is reported of the miniature generator, from the figures of `tools/miniature/evaluate_generator.py`."""
 from __future__ import annotations
 
 from typing import Any
@@ -22,7 +22,7 @@ def generator_facts(results: dict[str, Any]) -> dict[str, str]:
 
 
 def generator_report(results: dict[str, Any]) -> str:
-    """Turn the figures that `tools/judge_generator.py` gathers into Markdown."""
+    """Turn the figures that `tools/miniature/evaluate_generator.py` gathers into Markdown."""
     generated, real = results['generated'], results['real']
     lines = [
         '# The miniature generator, judged', '', f'`{results["command"]}`', '',

@@ -404,7 +404,7 @@ def _write_new(file: Path, content: bytes) -> None:
             opened.write(content)
     except FileExistsError:
         raise StoreError(f'two samples would be the file {file.parent.name}/{file.name}: the store '
-                         'holds a key twice (tools/verify_store.py names it), or this disk takes '
+                         'holds a key twice (tools/store/verify.py names it), or this disk takes '
                          'two keys for one') from None
 
 

@@ -189,7 +189,7 @@ class _OpenShard:
             raise StoreError(f'its index has {rows} rows, store.json says {entry["samples"]}')
         if prove and handle_sha256(self.index_handle) != entry['index_sha256']:
             raise StoreError(f'the index {index_path} is not the one that was written: its sha256 '
-                             "isn't that in store.json; tools/verify_store.py --repair makes it "
+                             "isn't that in store.json; tools/store/verify.py --repair makes it "
                              'again')
         self.handle = open_regular(path)
         self.size = os.fstat(self.handle).st_size

@@ -10,11 +10,11 @@ import pytest
 import tiny_generators as tiny
 import torch
 from attention.test_generators import NOUNS, PROMPTS, SQUARE, attn2, block_attention, word_place
-from attention_reference import bilinear
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip
-from numpy_attention import attention_of, cross, sequence
-from tiny_pipelines import tiny_stable_diffusion
+from helpers.attention_reference import bilinear
+from helpers.numpy_attention import attention_of, cross, sequence
+from helpers.tiny_pipelines import tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder
 

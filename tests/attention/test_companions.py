@@ -18,9 +18,9 @@ from attention.test_generators import (
     hook_count,
     images_of,
 )
-from attention_reference import explicit_attention, mean_map
-from numpy_attention import attention_of, sequence
-from tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers.attention_reference import explicit_attention, mean_map
+from helpers.numpy_attention import attention_of, sequence
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder
 

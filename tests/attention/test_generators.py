@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny_generators as tiny
 import torch
-from attention_reference import explicit_attention, mean_map
-from numpy_attention import attention_of, cross, sequence
+from helpers.attention_reference import explicit_attention, mean_map
+from helpers.numpy_attention import attention_of, cross, sequence
 from packaging.version import Version
 
 from freeatm_mm.attention import AttentionRecorder, NounTruncatedError

@@ -4,8 +4,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from attention_reference import bilinear
-from examples import examples
+from helpers.attention_reference import bilinear
+from helpers.examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -20,8 +20,8 @@ from attention.test_generators import (
     images_of,
     word_place,
 )
-from attention_reference import mean_map
-from numpy_attention import (
+from helpers.attention_reference import mean_map
+from helpers.numpy_attention import (
     attention_of,
     prx_attention,
     sequence,

@@ -5,10 +5,10 @@ import functools
 
 import pytest
 import torch
-from examples import examples
+from helpers.examples import examples
+from helpers.tiny_pipelines import WORDS, tiny_clip_tokenizer, tiny_t5_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_pipelines import WORDS, tiny_clip_tokenizer, tiny_t5_tokenizer
 
 from freeatm_mm.attention import (
     MERGE_RULES,

@@ -4,8 +4,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from attention_reference import bilinear, explicit_attention
-from tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers.attention_reference import bilinear, explicit_attention
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.attention.parts import Part, choose_parts, heads_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from examples import examples
+from helpers.examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from attention_reference import explicit_attention, mean_map
-from tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.attention_reference import explicit_attention, mean_map
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, noun_attention
 from freeatm_mm.attention.taps import map_size
@@ -124,7 +124,7 @@ def tiny_latent_diffusion(seed=0):
         LDMBertConfig,
         LDMBertModel,
     )
-    from tiny_pipelines import WORDS, _tiny_vae
+    from helpers.tiny_pipelines import WORDS, _tiny_vae
     from transformers import BertTokenizer
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'vocab.txt'

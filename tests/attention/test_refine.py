@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from attention_reference import bilinear
-from examples import examples
+from helpers.attention_reference import bilinear
+from helpers.examples import examples
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder, dense_crf, propagate
 from freeatm_mm.attention.softmax import add_affinity

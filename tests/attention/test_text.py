@@ -8,9 +8,9 @@ import pytest
 import tiny_generators as tiny
 import torch
 from attention.test_generators import NOUNS, PROMPTS, SQUARE, block_attention, hook_count, spans
-from attention_reference import explicit_attention, mean_map
-from numpy_attention import attention_of, sequence
-from tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.attention_reference import explicit_attention, mean_map
+from helpers.numpy_attention import attention_of, sequence
+from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from freeatm_mm.attention import AttentionRecorder, NounAlignmentError, NounTruncatedError
 from freeatm_mm.attention.nouns import find_again

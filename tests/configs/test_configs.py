@@ -4,13 +4,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers.tiny_runs import run
+from helpers.tiny_stores import make_store
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
-from tiny_runs import run
-from tiny_stores import make_store
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 REGIMES = ('.', 'baselines', 'real', 'mixed', 'mixed/baselines')

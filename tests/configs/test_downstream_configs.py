@@ -10,7 +10,7 @@ pytest.importorskip('mmcv.ops')
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 
-from tiny_downstream import (  # noqa: E402
+from helpers.tiny_downstream import (  # noqa: E402
     CONFIGS,
     PAPER_SCALE,
     pretrained_state,
@@ -19,8 +19,8 @@ from tiny_downstream import (  # noqa: E402
 )
 
 from freeatm_mm.configs import open_config  # noqa: E402
-from freeatm_mm.evaluation.downstream import BENCHMARKS  # noqa: E402
-from freeatm_mm.evaluation.tiny_datasets import make_tiny_dataset  # noqa: E402
+from freeatm_mm.downstream.runs import BENCHMARKS  # noqa: E402
+from freeatm_mm.downstream.tiny_datasets import make_tiny_dataset  # noqa: E402
 
 #: The parts that MoCo's protocol normalises over all processes.
 NORMALISED = {'voc': ('backbone', 'roi_head.shared_head'),

@@ -12,10 +12,10 @@ pytest.importorskip('mmcv.ops')
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 
-from tiny_downstream import CONFIGS, make_tiny_world, run_downstream  # noqa: E402
+from helpers.tiny_downstream import CONFIGS, make_tiny_world, run_downstream  # noqa: E402
 
 from freeatm_mm.configs import complete_config, open_config  # noqa: E402
-from freeatm_mm.evaluation.downstream import BENCHMARKS, SUITES  # noqa: E402
+from freeatm_mm.downstream.runs import BENCHMARKS, SUITES  # noqa: E402
 from freeatm_mm.miniature.sources import NOUNS  # noqa: E402
 
 SMALL = sorted(path.relative_to(CONFIGS).as_posix() for folder in ('downstream', 'supervised')

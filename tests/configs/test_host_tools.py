@@ -39,7 +39,7 @@ def test_mmseg_configs_open_without_help(name):
 def test_the_frameworks_own_tools_train_and_evaluate(framework, tmp_path):
     pytest.importorskip('mmcv.ops')
     pytest.importorskip(framework)
-    from tiny_downstream import make_tiny_world
+    from helpers.tiny_downstream import make_tiny_world
     world = make_tiny_world(tmp_path / 'world', images=4)
     config = ROOT / f'configs/miniature/downstream/{SMALL[framework]}.py'
     cfg, options = Config.fromfile(config), {'init': 'random'}

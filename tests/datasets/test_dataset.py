@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_runs import config, different, train
+from helpers.tiny_stores import make_store
 from PIL import Image
-from tiny_runs import config, different, train
-from tiny_stores import make_store
 
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler, check_stores
 from freeatm_mm.datasets import dataset as module

@@ -1,14 +1,14 @@
 """Detections by an mmdet detector: a tiny one with random weights, on a tiny store."""
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_stores import make_store
+from helpers.tiny_stores import make_store
+from helpers.tools import load_tool
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops', reason='mmcv without its ops', exc_type=ImportError)
@@ -20,9 +20,7 @@ from freeatm_mm.store import StoreError  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/miniature/downstream/mask-rcnn_resnet.py'
 
-spec = importlib.util.spec_from_file_location('detect_tool', ROOT / 'tools/detect_objects.py')
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool('convert/detect_objects')
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from examples import examples
+from helpers.examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

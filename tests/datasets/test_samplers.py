@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_stores import make_store
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmpretrain.registry import DATASETS
-from tiny_stores import make_store
 
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededInfiniteSampler, SeededSampler
 from freeatm_mm.datasets.samplers import mix_seed

@@ -6,11 +6,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_stores import make_store
 from mmcv.transforms import RandomFlip
 from mmengine.dataset import default_collate
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.models.utils import SelfSupDataPreprocessor
-from tiny_stores import make_store
 
 from freeatm_mm.datasets import (
     FreeATMDataset,

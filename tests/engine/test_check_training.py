@@ -3,9 +3,9 @@ import copy
 
 import pytest
 import torch
+from helpers.tiny_runs import config, run, train
+from helpers.tiny_stores import make_store
 from mmengine.hooks import Hook
-from tiny_runs import config, run, train
-from tiny_stores import make_store
 
 from freeatm_mm.configs import check_honoured, check_precision, scale_rate
 from freeatm_mm.engine.check_training import describe_schedule
@@ -157,7 +157,7 @@ def test_resuming_within_a_step_is_refused(tmp_path, store):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_resuming_between_accumulated_steps_is_exact(tmp_path, store, method):
-    from tiny_runs import different
+    from helpers.tiny_runs import different
     whole = train(checked(store, tmp_path / 'whole', method,
                           **{'optim_wrapper.accumulative_counts': 2}), f'between_{method}_whole')
     cfg = checked(store, tmp_path / 'part', method, **{'optim_wrapper.accumulative_counts': 2})

@@ -1,13 +1,13 @@
 """Missing folders and images are named before anything is trained."""
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tools import load_tool
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from PIL import Image
@@ -115,12 +115,6 @@ def test_batches_of_detection_and_segmentation_keep_their_own_collation():
         assert not cfg.val_dataloader.persistent_workers
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / f'tools/{name}.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
 
 @pytest.mark.parametrize('options, message', [
     ([], 'says not what to start from: set init=random'),
@@ -167,7 +161,7 @@ def test_test_tool_refuses_a_checkpoint_of_another_model(tmp_path, capsys, monke
 def test_an_annotation_without_its_image_stops_a_real_run(tmp_path):
     """mmdet itself would stop in the middle of an epoch, in a loading process."""
     pytest.importorskip('mmcv.ops')
-    from tiny_downstream import make_tiny_world, run_downstream
+    from helpers.tiny_downstream import make_tiny_world, run_downstream
 
     from freeatm_mm.configs import open_config
     world = make_tiny_world(tmp_path / 'world', images=4)
@@ -193,7 +187,7 @@ def tiny_linear(world, run, *options):
 
 def test_objects_to_be_judged_by_are_looked_for_before_training(tmp_path, capsys):
     """A run without validation would find out after its last epoch."""
-    from tiny_downstream import make_tiny_world
+    from helpers.tiny_downstream import make_tiny_world
     world = make_tiny_world(tmp_path / 'world', images=2)
     cfg = Config.fromfile(ROOT / 'configs/miniature/downstream/fcn_resnet.py')
     prefix = cfg.test_dataloader.dataset.data_prefix
@@ -216,7 +210,7 @@ def test_objects_to_be_judged_by_are_looked_for_before_training(tmp_path, capsys
     ('cut', "cut.pth can't be read: it is damaged or cut off"),
     ('supervised', 'of supervised weights: train it first, or set init=CHECKPOINT')])
 def test_weights_that_cannot_be_used_are_told_in_one_sentence(tmp_path, capsys, kind, message):
-    from tiny_downstream import make_tiny_world, pretrained_state
+    from helpers.tiny_downstream import make_tiny_world, pretrained_state
     init = tmp_path / f'{kind}.pth'
     torch.save({'state_dict': pretrained_state('vit')}, init)
     if kind == 'cut':

@@ -4,10 +4,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_models import GRID
+from helpers.tiny_runs import config, different, run, state, train
+from helpers.tiny_stores import make_store
 from PIL import Image
-from tiny_models import GRID
-from tiny_runs import config, different, run, state, train
-from tiny_stores import make_store
 
 METHODS = ('mocov2', 'simclr', 'mae')
 

@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 import torch
-from hostile_checkpoints import reduced, through_getattr
+from helpers.hostile_checkpoints import reduced, through_getattr
+from helpers.tiny_runs import config, different, run, state, train
+from helpers.tiny_stores import make_store
 from mmengine.runner import CheckpointLoader
-from tiny_runs import config, different, run, state, train
-from tiny_stores import make_store
 
 from freeatm_mm.errors import InputError
 

@@ -9,8 +9,8 @@ def test_difficult_objects_are_trained_on(tmp_path):
     pytest.importorskip('mmdet')
     from mmdet.datasets import VOCDataset
 
+    from freeatm_mm.downstream.tiny_datasets import make_tiny_dataset
     from freeatm_mm.engine.voc import VOCWithDifficult
-    from freeatm_mm.evaluation.tiny_datasets import make_tiny_dataset
     root = make_tiny_dataset('voc', tmp_path / 'voc', 2, 64)
     for path in (root / 'VOC2007/Annotations').glob('*.xml'):
         tree = ElementTree.parse(path)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import tiny_generators as tiny
-from tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate
 from freeatm_mm.generation.pipelines import drawing_options, load_pipeline

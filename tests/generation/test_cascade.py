@@ -1,16 +1,16 @@
 """DeepFloyd IF: stages I to III as one generator, with tiny pipelines of the real classes."""
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from store_samples import folder_bytes
-from tiny_generators import tiny_if_super_resolution, tiny_upscaler
-from tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers.store_samples import folder_bytes
+from helpers.tiny_generators import tiny_if_super_resolution, tiny_upscaler
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers.tools import load_tool
 
 from freeatm_mm.attention import AttentionRecorder, dequantize
 from freeatm_mm.generation import (
@@ -189,9 +189,7 @@ def folders(pipes, tmp_path_factory):
 
 
 def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location('generate', ROOT / 'tools' / 'generate.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('generate')
     words = [str(folders / 'if-1'), str(folders / 'prompts.jsonl'), str(tmp_path / 'out'),
              '--steps', '2', '--batch-size', '2', '--device', 'cpu', '--image-format', 'png',
              '--quiet']

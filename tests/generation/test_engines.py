@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_samples import folder_bytes
-from tiny_pipelines import tiny_stable_diffusion
+from helpers.store_samples import folder_bytes
+from helpers.tiny_pipelines import tiny_stable_diffusion
+from kill_and_resume import kill_and_resume
 
 from freeatm_mm.generation import (
     GenerationJob,
@@ -25,7 +26,6 @@ from freeatm_mm.generation import (
     run_ray,
     run_workers,
 )
-from freeatm_mm.generation.endurance import kill_and_resume
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store
 from freeatm_mm.store.layout import config_digest, dump_manifest

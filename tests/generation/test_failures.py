@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from store_samples import folder_bytes
-from tiny_pipelines import tiny_stable_diffusion
+from helpers.store_samples import folder_bytes
+from helpers.tiny_pipelines import tiny_stable_diffusion
+from kill_and_resume import kill_and_resume
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import (
@@ -18,7 +19,6 @@ from freeatm_mm.generation import (
     estimate_run,
     redo_failed,
 )
-from freeatm_mm.generation.endurance import kill_and_resume
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_generators as tiny
 import torch
-from tiny_pipelines import tiny_stable_diffusion
+from helpers.tiny_pipelines import tiny_stable_diffusion
 
 from freeatm_mm.compat import no_code_from_data
 from freeatm_mm.generation import load_pipeline

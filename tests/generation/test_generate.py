@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.store_samples import folder_bytes
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 from PIL import Image
-from store_samples import folder_bytes
-from tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import (
     AttentionRecorder,

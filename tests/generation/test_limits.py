@@ -1,12 +1,12 @@
 """Settings and prompt files that no run could use are refused before weights are loaded."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
+from helpers.tools import load_tool
 
 from freeatm_mm.generation import GenerationJob, Plan
 from freeatm_mm.generation.limits import check_settings
@@ -19,10 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('generate', ROOT / 'tools' / 'generate.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('generate')
 
 
 @pytest.fixture()

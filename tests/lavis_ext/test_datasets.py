@@ -13,13 +13,13 @@ import torch
 
 pytest.importorskip('lavis')
 
+from helpers.tiny_stores import make_store  # noqa: E402
 from lavis.datasets.datasets.retrieval_datasets import (  # noqa: E402
     RetrievalDataset,
     RetrievalEvalDataset,
 )
 from omegaconf import OmegaConf  # noqa: E402
 from PIL import Image  # noqa: E402
-from tiny_stores import make_store  # noqa: E402
 
 from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.lavis_ext import annotations  # noqa: E402

@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip('lavis')
 
 import torch  # noqa: E402
+from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options  # noqa: E402
 from lavis.common.registry import registry  # noqa: E402
 from lavis.tasks import setup_task  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
-from tiny_blip import PRETRAIN, make_parts, pretrain_options  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 import freeatm_mm.lavis_ext  # noqa: E402, F401

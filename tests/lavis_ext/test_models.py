@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip('lavis')
 
+from helpers.tiny_blip import FINETUNE, PRETRAIN, ZEROSHOT, make_tokenizer, model_options  # noqa: E402
 from lavis.models.blip_models.blip import BlipBase  # noqa: E402
 from lavis.models.blip_models.blip_pretrain import BlipPretrain  # noqa: E402
 from lavis.models.blip_models.blip_retrieval import BlipRetrieval  # noqa: E402
 from lavis.models.med import XBertEncoder, XBertLMHeadDecoder  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
-from tiny_blip import FINETUNE, PRETRAIN, ZEROSHOT, make_tokenizer, model_options  # noqa: E402
 
 from freeatm_mm.lavis_ext import models  # noqa: E402
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip('lavis')
 
-from tiny_blip import PRETRAIN, make_parts, pretrain_options  # noqa: E402
+from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options  # noqa: E402
 
 from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.lavis_ext import launch  # noqa: E402

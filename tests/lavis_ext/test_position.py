@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip('lavis')
 
 import torch  # noqa: E402
-from examples import examples  # noqa: E402
+from helpers.examples import examples  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402

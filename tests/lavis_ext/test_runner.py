@@ -12,8 +12,8 @@ from PIL import Image
 
 pytest.importorskip('lavis')
 
-from tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_process  # noqa: E402
-from two_processes import in_two_processes  # noqa: E402
+from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_process  # noqa: E402
+from helpers.two_processes import in_two_processes  # noqa: E402
 
 from freeatm_mm.compat import worker_message  # noqa: E402
 from freeatm_mm.errors import InputError  # noqa: E402

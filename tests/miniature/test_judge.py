@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from freeatm_mm.evaluation.results import new_results
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.miniature import judge
 from freeatm_mm.miniature.judge import (
@@ -25,6 +24,7 @@ from freeatm_mm.miniature.judge import (
 from freeatm_mm.miniature.report import generator_facts, generator_report
 from freeatm_mm.miniature.scenes import SceneMaker, sample_prompt
 from freeatm_mm.miniature.sources import NOUNS
+from freeatm_mm.results import new_results
 
 SHIPPED = Path(__file__).parents[2] / 'weights' / 'miniature-generator'
 

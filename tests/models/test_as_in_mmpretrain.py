@@ -5,8 +5,8 @@ shapes and frozen embeddings are as documented, wrong modes are refused.
 """
 import pytest
 import torch
+from helpers.tiny_models import mae, moco, samples, simclr, simsiam, views
 from mmpretrain.models.utils import SelfSupDataPreprocessor
-from tiny_models import mae, moco, samples, simclr, simsiam, views
 
 MODELS = dict(moco=moco, simclr=simclr, simsiam=simsiam, mae=mae)
 COUNTS = [2, None, 1, 0]

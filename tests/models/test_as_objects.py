@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from tiny_models import mae, moco, samples, simclr, simsiam, views
+from helpers.tiny_models import mae, moco, samples, simclr, simsiam, views
 from torch import multiprocessing
 
 MODELS = dict(moco=moco, simclr=simclr, simsiam=simsiam, mae=mae)

@@ -1,8 +1,8 @@
 """Two gloo processes against one, with unequal numbers of instances and a process with none."""
 import pytest
-import tiny_training
 import torch
-from two_processes import in_two_processes
+from helpers import tiny_training
+from helpers.two_processes import in_two_processes
 
 
 @pytest.fixture(scope='module')

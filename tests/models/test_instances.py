@@ -1,7 +1,7 @@
 """Collecting the instances of a batch."""
 import pytest
 import torch
-from tiny_models import samples, views
+from helpers.tiny_models import samples, views
 
 from freeatm_mm.models import instances as module
 from freeatm_mm.models.instances import UNKNOWN_NOUN, collect_instances, gather_rows

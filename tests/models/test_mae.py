@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_models import mae, samples, views
+from helpers.tiny_runs import config, different, train
+from helpers.tiny_stores import make_store
 from mmengine.logging import MessageHub
-from tiny_models import mae, samples, views
-from tiny_runs import config, different, train
-from tiny_stores import make_store
 
 from freeatm_mm.models import AttentionGuidedMaskGenerator
 from freeatm_mm.models.mae import foreground_masked, num_kept

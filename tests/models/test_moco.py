@@ -4,7 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_models import moco, samples, views
+from helpers.tiny_models import moco, samples, views
 from torch import nn
 
 from freeatm_mm.models.instances import UNKNOWN_NOUN, Instances

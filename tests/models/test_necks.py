@@ -4,8 +4,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_models import BACKBONE, moco, samples, simclr, simsiam
 from mmpretrain.registry import MODELS
-from tiny_models import BACKBONE, moco, samples, simclr, simsiam
 
 from freeatm_mm.models import InstancePooling
 from freeatm_mm.models.necks import pool_instances

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import samples, simclr, views
+from helpers.tiny_models import samples, simclr, views
 
 COUNTS = [2, None, 3, 0, 1]
 NOUNS = np.array([0, 1, -1, 2, 3, 0, -1, 0])

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import samples, simsiam, views
+from helpers.tiny_models import samples, simsiam, views
 
 COUNTS = [2, None, 3, 0, 1]
 

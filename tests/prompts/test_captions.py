@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 
 import pytest
-from examples import examples
+from helpers.examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

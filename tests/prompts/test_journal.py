@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from examples import examples
+from helpers.examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,8 +10,8 @@ import zlib
 from contextlib import contextmanager
 
 import pytest
-from chat_server import chat_server, completion, make_tiny_model
-from examples import examples
+from helpers.chat_server import chat_server, completion, make_tiny_model
+from helpers.examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
+from helpers.store_samples import assert_same, folder_bytes, make_sample, varied_sample
 from hypothesis import example, given
 from hypothesis import strategies as st
-from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
 from freeatm_mm.store import Store, StoreError, verify_store, write_store
 from freeatm_mm.store import sample as sample_module

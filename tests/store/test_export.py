@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from helpers.store_samples import make_sample, varied_sample
 from PIL import Image
-from store_samples import make_sample, varied_sample
 
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Sample, Store, StoreError, decode_masks, write_store

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_samples import assert_same, folder_bytes, make_sample, varied_sample
-from store_tools import run
+from helpers.store_samples import assert_same, folder_bytes, make_sample, varied_sample
+from helpers.tools import run_tool
 
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store, write_store
@@ -99,7 +99,7 @@ def test_hugging_face_datasets_reads_the_shards_as_they_are(path, samples, tmp_p
 
 def test_hugging_face_datasets_reads_the_parquet_export(path, samples, tmp_path):
     datasets = pytest.importorskip('datasets')
-    assert run('export_store', 'parquet', path, tmp_path / 'out') == 0
+    assert run_tool('store/export', 'parquet', path, tmp_path / 'out') == 0
     rows = datasets.load_dataset('parquet', data_dir=str(tmp_path / 'out' / 'data'), split='train',
                                  cache_dir=str(tmp_path / 'cache'))
     for row, made in zip(rows, samples, strict=True):
@@ -158,7 +158,7 @@ def test_a_store_of_version_1_is_read_and_sound(old, capsys):
     assert (store.manifest['version'], store.config) == (1, {'steps': 5, 'num_samples': 7})
     for number, found in enumerate(store):
         assert_same(found, old_sample(number))
-    assert run('verify_store', old) == 0
+    assert run_tool('store/verify', old) == 0
     assert capsys.readouterr().out == 'sound\n'
 
 

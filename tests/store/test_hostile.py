@@ -12,10 +12,10 @@ import zlib
 
 import numpy as np
 import pytest
-from examples import examples
+from helpers.examples import examples
+from helpers.store_samples import varied_sample
 from hypothesis import given
 from hypothesis import strategies as st
-from store_samples import varied_sample
 
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store, write_store
 from freeatm_mm.store.layout import TOTALS, dump_manifest

@@ -5,8 +5,8 @@ import os
 import re
 
 import pytest
-from store_samples import folder_bytes, varied_sample
-from store_tools import run
+from helpers.store_samples import folder_bytes, varied_sample
+from helpers.tools import run_tool
 
 from freeatm_mm.store import StoreError, StoreWriter, repair_store, verify_store, write_store
 from freeatm_mm.store.locking import locked_write
@@ -90,12 +90,12 @@ def test_the_repair_tool_refuses_a_link_in_one_sentence_and_writes_nothing_elsew
         path, outside, capsys, name):
     lose(path, '.index.npy', '.json')
     (path / name).symlink_to(outside)
-    assert run('verify_store', path, '--repair') == 2
+    assert run_tool('store/verify', path, '--repair') == 2
     err = capsys.readouterr().err
     assert name in err and 'is a symbolic link' in err and err.count('\n') == 1
     assert outside.read_bytes() == b'precious'
     (path / name).unlink()
-    assert run('verify_store', path, '--repair') == 0
+    assert run_tool('store/verify', path, '--repair') == 0
     assert 'restored byte for byte: shard-000001' in capsys.readouterr().out
 
 
@@ -161,7 +161,7 @@ def test_an_export_does_not_work_in_a_folder_elsewhere(path, outside, capsys, ma
     before = sorted(outside.parent.rglob('*'))
     place = outside.parent / '.out.tmp'
     make(place, outside)
-    assert run('export_store', kind, path, outside.parent / 'out') == 2
+    assert run_tool('store/export', kind, path, outside.parent / 'out') == 2
     err = capsys.readouterr().err
     assert '.out.tmp' in err and 'stands in the way' in err and err.count('\n') == 1
     place.unlink()
@@ -172,6 +172,6 @@ def test_an_edit_refuses_a_link_as_its_temporary_file(path, outside, capsys):
     out = outside.parent / 'out'
     out.mkdir()
     (out / 'shard-000000.tar.tmp').symlink_to(outside)
-    assert run('edit_store', 'merge', out, path) == 2
+    assert run_tool('store/edit', 'merge', out, path) == 2
     assert 'is a symbolic link' in capsys.readouterr().err
     assert outside.read_bytes() == b'precious'

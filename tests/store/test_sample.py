@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import pytest
-from examples import examples
+from helpers.examples import examples
+from helpers.store_samples import assert_same, make_sample
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from store_samples import assert_same, make_sample
 
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import (

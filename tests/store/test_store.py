@@ -13,10 +13,10 @@ import threading
 
 import numpy as np
 import pytest
-from examples import examples
+from helpers.examples import examples
+from helpers.store_samples import assert_same, folder_bytes, make_sample, varied_sample
 from hypothesis import given
 from hypothesis import strategies as st
-from store_samples import assert_same, folder_bytes, make_sample, varied_sample
 
 from freeatm_mm.store import Store, StoreError, StoreWriter, verify_store, write_store
 from freeatm_mm.store.layout import TOTALS, dump_manifest
@@ -203,7 +203,7 @@ def test_a_killed_writer_resumes_to_equal_bytes(store_path, tmp_path, stop_at):
     code = f"""
 import itertools, time
 from freeatm_mm.store import StoreWriter
-from store_samples import varied_sample
+from helpers.store_samples import varied_sample
 
 def samples():
     for number in range(7):

@@ -9,7 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from store_samples import assert_same, folder_bytes, varied_sample
+from helpers.store_samples import assert_same, folder_bytes, varied_sample
 
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store, write_store
 from freeatm_mm.store.layout import dump_manifest

@@ -4,7 +4,7 @@ import torch
 
 pytest.importorskip('mmpretrain')
 
-from dry_runs import ROOT  # noqa: E402
+from helpers.tools import ROOT  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
 from freeatm_mm import compat  # noqa: E402

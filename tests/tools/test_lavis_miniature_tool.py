@@ -2,23 +2,23 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.tools import load_tool
 
 pytest.importorskip('lavis')
 
-from freeatm_mm.evaluation.results import (  # noqa: E402
+from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
+from freeatm_mm.lavis_ext.origin import describe_pretraining, label_row  # noqa: E402
+from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
+from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,
     read_results,
     write_results,
 )
-from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
-from freeatm_mm.lavis_ext.origin import describe_pretraining, label_row  # noqa: E402
-from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def tool(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    spec = importlib.util.spec_from_file_location('lavis_miniature',
-                                                  ROOT / 'tools/lavis_miniature.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('miniature/lavis')
 
 
 def run(tool, monkeypatch, tmp_path, *arguments):
@@ -54,7 +50,7 @@ def run(tool, monkeypatch, tmp_path, *arguments):
     monkeypatch.setattr(tool, 'export_positions', lambda sources, out, counts: out)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'argv', [
-        'tools/lavis_miniature.py', '--store', 'S', '--world', 'W', '--out', str(tmp_path),
+        'tools/miniature/lavis.py', '--store', 'S', '--world', 'W', '--out', str(tmp_path),
         '--epochs', '2', *arguments])
     tool.main()
     return commands

@@ -1,7 +1,6 @@
 """The LAVIS tools: pretraining, fine-tuning and judging a tiny BLIP; LAVIS missing."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tools import load_tool
 from PIL import Image
 
 pytest.importorskip('lavis')
 
-from tiny_blip import (  # noqa: E402
+from helpers.tiny_blip import (  # noqa: E402
     FINETUNE,
     PRETRAIN,
     ZEROSHOT,
@@ -24,20 +24,14 @@ from tiny_blip import (  # noqa: E402
     model_options,
     pretrain_options,
 )
-from two_processes import in_two_processes  # noqa: E402
+from helpers.two_processes import in_two_processes  # noqa: E402
 
-from freeatm_mm.evaluation.results import read_results  # noqa: E402
-from freeatm_mm.evaluation.tables import TABLES, gather_rows  # noqa: E402
+from freeatm_mm.results import read_results  # noqa: E402
+from freeatm_mm.results.paper_tables import TABLES, gather_rows  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TITLES = ['TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10']
 
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
 
 
 train, evaluate = load_tool('lavis_train'), load_tool('lavis_evaluate')
@@ -253,7 +247,7 @@ def test_fine_tuning_resumes_exactly(world, tmp_path):
 
 def test_benchmark_writes_its_rows(world, tmp_path, capsys):
     out = tmp_path / 'benchmark-lavis.json'
-    load_tool('lavis_benchmark').main([
+    load_tool('benchmarks/lavis').main([
         str(PRETRAIN), str(world / 'store'), str(out), '--batch-size', '4', '--repeats', '1',
         '--options', *pretrain_options(world / 'store', world / 'tokenizer', tmp_path / 'run')])
     rows = {row['case']: row for row in read_results(out)['rows']}

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import signal
@@ -12,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_server import chat_server, make_tiny_model
+from helpers.chat_server import chat_server, make_tiny_model
+from helpers.tools import load_tool
 
 from freeatm_mm.prompts import read_prompts
 from freeatm_mm.prompts.journal import journal_path
@@ -27,14 +27,8 @@ def start(*arguments):
                             stdin=subprocess.DEVNULL)
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('make_prompts', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
-
-MAIN = load_tool().main
+MAIN = load_tool('make_prompts').main
 
 
 def call(*arguments):
@@ -200,7 +194,7 @@ def test_word_lists_are_checked(tmp_path, templates):
 
 def test_thoughts_do_not_become_prompts(tmp_path, templates):
     """Nor do half sentences; what a newer server doesn't know is asked otherwise and told."""
-    from chat_server import completion, rewritten
+    from helpers.chat_server import completion, rewritten
 
     def reply(number, body):
         if 'max_tokens' in body:

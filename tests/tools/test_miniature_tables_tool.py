@@ -5,13 +5,13 @@ import shlex
 from functools import partial
 
 import pytest
-from dry_runs import load_tool, planned
+from helpers.tools import load_tool, planned
 from mmengine.config import Config
 
-from freeatm_mm.evaluation.results import add_row, new_results, read_results, write_results
 from freeatm_mm.miniature.job import Step
+from freeatm_mm.results import add_row, new_results, read_results, write_results
 
-tool = load_tool('miniature_tables')
+tool = load_tool('miniature/tables')
 plan = partial(planned, tool)
 pytestmark = pytest.mark.usefixtures('single_threaded_at_root')
 
@@ -105,11 +105,11 @@ def test_rows_become_tables(tmp_path, capsys):
 
 def test_what_the_main_job_has_made_is_used(capsys):
     """In one folder both make the same world, images and pretrainings by the same commands."""
-    main = planned(load_tool('miniature'), capsys, '--exact', '--methods', 'mocov2', 'simclr',
+    main = planned(load_tool('miniature/run'), capsys, '--exact', '--methods', 'mocov2', 'simclr',
                    'mae', '--out', 'work_dirs/x')
     tables = [command for command in plan(capsys, '--out', 'work_dirs/x', '--seeds', '1')]
     shared = [command for command in tables if command in main]
-    assert [command[0] for command in shared[:2]] == ['tools/make_world.py', 'tools/generate.py']
+    assert [command[0] for command in shared[:2]] == ['tools/miniature/make_world.py', 'tools/generate.py']
     assert {command[command.index('--work-dir') + 1].split('/')[-1] for command in shared[2:]} == {
         f'{arm}-0' for method in ('mocov2', 'simclr', 'mae')
         for arm in (f'real-{method}-baseline', f'synthetic-{method}-baseline',

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from dry_runs import load_tool, planned
+from helpers.tools import load_tool, planned
 from mmengine.config import Config
 
-from freeatm_mm.evaluation.results import add_row, new_results, summarise_rows, write_results
+from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
-tool = load_tool('miniature')
+tool = load_tool('miniature/run')
 plan = partial(planned, tool)
 pytestmark = pytest.mark.usefixtures('single_threaded_at_root')
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('single_threaded_at_root')
 def test_the_quick_run(capsys):
     commands = plan(capsys)
     assert [command[0] for command in commands] == [
-        'tools/make_world.py', 'tools/generate.py', 'tools/evaluate.py',
+        'tools/miniature/make_world.py', 'tools/generate.py', 'tools/evaluate.py',
         *['tools/train.py', 'tools/evaluate.py'] * 2]
     assert [command[1] for command in commands if command[0] == 'tools/train.py'] == [
         'configs/miniature/baselines/mocov2.py', 'configs/miniature/mocov2_freeatm.py']

@@ -1,5 +1,4 @@
 """The training tool: what it says about wrong paths, and one real run with resume."""
-import importlib.util
 import os
 import subprocess
 import sys
@@ -7,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile_checkpoints import reduced
+from helpers.hostile_checkpoints import reduced
+from helpers.tiny_stores import make_store
+from helpers.tools import load_tool
 from mmengine.runner import CheckpointLoader
-from tiny_stores import make_store
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/miniature/mocov2_freeatm.py'
 
 
-spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool('train')
 
 
 @pytest.mark.parametrize('config, store, message', [

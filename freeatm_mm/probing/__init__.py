@@ -1,0 +1,1 @@
+"""How good frozen features and recorded masks are, in figures."""

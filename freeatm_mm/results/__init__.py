@@ -1,0 +1,34 @@
+"""Results that are kept, what follows from them, and how they are shown.
+
+The file format and its tables need numpy alone (scipy for tests of differences); `plots`, `page` and
+`paper_tables` are imported by their own names.
+"""
+from .comparison import (
+    METRIC_TITLES,
+    Group,
+    PairedDifference,
+    arm_name,
+    arm_names,
+    comparisons,
+    epochs_to_match,
+    is_untrained,
+    paired_difference,
+    summarise_rows,
+)
+from .file import (
+    add_row,
+    describe_hardware,
+    new_results,
+    package_versions,
+    read_results,
+    validate_results,
+    write_results,
+)
+from .markdown import result_tables, to_markdown
+
+__all__ = [
+    'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'arm_names',
+    'comparisons', 'describe_hardware', 'epochs_to_match', 'is_untrained', 'new_results',
+    'package_versions', 'paired_difference', 'read_results', 'result_tables', 'summarise_rows',
+    'to_markdown', 'validate_results', 'write_results',
+]

@@ -1,0 +1,145 @@
+"""Tables of a result file, as text cells and as a Markdown page."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .comparison import (
+    METRIC_TITLES,
+    Group,
+    PairedDifference,
+    arm_names,
+    comparisons,
+    epochs_to_match,
+    is_untrained,
+    paired_difference,
+    runs_of,
+    summarise_rows,
+)
+from .file import validate_results
+
+__all__ = ['result_tables', 'to_markdown']
+
+
+def _metrics(results: Mapping[str, Any]) -> list[str]:
+    """The metrics of a result file, the known ones first and in their order."""
+    found = dict.fromkeys(name for row in runs_of(results) for name in row['metrics'])
+    known = [name for name in METRIC_TITLES if name in found]
+    return known + [name for name in found if name not in METRIC_TITLES]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ['| ' + ' | '.join(header) + ' |',
+             '| --- |' + ' ---: |' * (len(header) - 1)]
+    lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return '\n'.join(lines)
+
+
+def _difference_cells(difference: PairedDifference) -> list[str]:
+    """Mean difference, confidence interval, p and number of seeds."""
+    interval = p = '–'
+    if not math.isnan(difference.p):
+        interval = f'{difference.low:+.3f} to {difference.high:+.3f}'
+        p = f'{difference.p:.3f}' if difference.p >= 0.001 else '< 0.001'
+    return [f'{difference.mean:+.3f}', interval, p, str(len(difference.seeds))]
+
+
+def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The tables of a result file as text cells: (title, header, rows) each.
+
+    The first shows mean ± sample standard deviation over seeds; the second, where there are arms
+    with and without masks, the paired differences, one a line; benchmarks have one of their own.
+    """
+    groups, metrics = summarise_rows(results), _metrics(results)
+    tables = []
+    if groups:
+        titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        names = arm_names(groups)
+        tables.append((
+            'Mean ± standard deviation over seeds' if any(len(g.seeds) > 1 for g in groups)
+            else 'Figures of one seed',
+            ['Pretraining', 'Epochs', 'Seeds', *titles],
+            [[name, f'{g.epochs:g}', str(len(g.seeds)),
+              *(g.text(metric) or '–' for metric in metrics)] for name, g in zip(names, groups)]))
+        rows = []
+        for arm, reference in comparisons(groups):
+            for metric, title in zip(metrics, titles):
+                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ())):
+                    rows.append([names[groups.index(arm)], f'{arm.epochs:g}',
+                                 title, *_difference_cells(
+                                     paired_difference(arm, reference, metric))])
+        if rows and all(row[-1] == '1' for row in rows):
+            tables.append(('Difference to the same pretraining without masks, of one seed: how '
+                           'much seeds spread cannot be told from it',
+                           ['Pretraining', 'Epochs', 'Metric', 'Difference'],
+                           [row[:4] for row in rows]))
+        elif rows:
+            tables.append(('Difference to the same pretraining without masks, paired by seed: '
+                           'mean, its 95 % confidence interval, and p of the paired t-test',
+                           ['Pretraining', 'Epochs', 'Metric', 'Difference', '95 % interval', 'p',
+                            'Seeds'], rows))
+    rows = _matching_rows(groups, metrics)
+    if rows:
+        tables.append(('On the way, before the schedule has ended: the epoch at which the same '
+                       'pretraining without masks has what this one has after a quarter of its '
+                       'epochs (means over seeds)',
+                       ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'], rows))
+    benchmarks = [row for row in results['rows'] if 'case' in row]
+    if benchmarks:
+        header = ['Case', 'Baseline', 'Ours', 'Unit', 'Ours / baseline']
+        rows = [[row['case'], f'{row["baseline"]:.4g}', f'{row["ours"]:.4g}', row['unit'],
+                 f'{row["ratio"]:.3f}'] for row in benchmarks]
+        if any('target' in row for row in benchmarks):
+            header.append('Target, at most')
+            rows = [[*cells, f'{row["target"]:g}' if 'target' in row else '–']
+                    for cells, row in zip(rows, benchmarks)]
+        tables.append(('Benchmarks: ours against the baseline of the same run', header, rows))
+    return tables
+
+
+def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[str]]:
+    arms: dict[tuple, list[Group]] = {}
+    names = dict(zip(map(id, groups), arm_names(groups)))
+    for group in groups:
+        arms.setdefault((group.method, group.regime, group.masks), []).append(group)
+    rows = []
+    for (method, regime, masks), arm in arms.items():
+        baseline = arms.get((method, regime, False), [])
+        if masks is False or len(arm) < 2 or len(baseline) < 2:
+            continue
+        for metric in metrics:
+            found = epochs_to_match(arm, baseline, metric)
+            if found is not None:
+                at, value, needed = found
+                longest = max(group.epochs for group in baseline)
+                rows.append([names[id(arm[0])], METRIC_TITLES.get(metric, metric), f'{at:g}',
+                             f'{value:.3f}',
+                             f'more than {longest:g}' if needed is None else f'{needed:.0f}'])
+    return rows
+
+
+def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
+    """Render a result file as a Markdown page.
+
+    Args:
+        results: The content of a result file.
+        plots: File names of plots beside the page, to be shown in it.
+
+    Raises:
+        ValueError: If the content is not a result file's.
+    """
+    validate_results(results)
+    regimes = sorted({group.regime for group in summarise_rows(results)
+                      if not is_untrained(group.method)})
+    parts = [f'# {results["name"]}', results.get('description', '')]
+    if len(regimes) == 1:
+        parts.append(f'Pretrained on {regimes[0]} images.')
+    for title, header, rows in result_tables(results):
+        parts += [f'**{title}**', _table(header, rows)]
+    parts += [f'![{Path(plot).stem}]({plot})' for plot in plots]
+    versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
+    parts += [f'Made with\n\n```sh\n{results["command"]}\n```',
+              f'on {results["date"]}; {results["hardware"]}; {versions}.']
+    return '\n\n'.join(part for part in parts if part) + '\n'

@@ -1,0 +1,241 @@
+"""The paper's Tables 1 to 3, its numbers beside ours."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from freeatm_mm.results import Group, arm_name, paired_difference
+
+__all__ = ['Arm', 'TABLES', 'Table', 'belongs', 'gather_rows', 'improvements', 'paper_rows',
+           'row_markdown', 'table_markdown']
+
+_PLAIN = ('random', 'supervised')
+_PAPER = Path(__file__).with_name('paper_tables.json')
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables.
+
+    Attributes:
+        title: What it shows.
+        metrics: Our names of its columns -> their titles; those that the paper doesn't have
+            come last.
+        methods: The methods that it compares.
+    """
+
+    title: str
+    metrics: Mapping[str, str]
+    methods: tuple[str, ...]
+
+
+TABLES: dict[int, Table] = {
+    1: Table('Table 1: SimCLR and MoCo v2, ResNet-50',
+             {'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
+              'miou': 'Cityscapes mIoU', 'linear_top1': 'ImageNet linear',
+              'box_ap50': 'COCO box AP50'},
+             ('random', 'supervised', 'simclr', 'mocov2')),
+    2: Table('Table 2: MAE, ViT-B',
+             {'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
+              'finetune_top1': 'ImageNet fine-tuned', 'miou': 'ADE20K mIoU',
+              'box_ap50': 'COCO box AP50'},
+             ('random', 'supervised', 'mae')),
+    3: Table('Table 3: BLIP, COCO retrieval',
+             {'finetuned_TR@1': 'fine-tuned TR@1', 'finetuned_IR@1': 'fine-tuned IR@1',
+              'zeroshot_TR@1': 'zero-shot TR@1', 'zeroshot_IR@1': 'zero-shot IR@1'}, ('blip', )),
+}
+"""The tables by their numbers."""
+
+@dataclass(frozen=True)
+class Arm(Group):
+    """The runs that differ by nothing but their seed, in a table.
+
+    Attributes:
+        scale: ``paper``, ``miniature``, or empty where the rows don't say.
+    """
+
+    scale: str = ''
+
+
+Key = tuple[str, str, str, Any]
+"""Method, regime, generator (empty for real images), masks."""
+
+
+def paper_rows(table: int) -> dict[Key, dict[str, float]]:
+    """The paper's numbers, in per cent, in its order; what it has no number for is left out."""
+    metrics = list(TABLES[table].metrics)
+    rows = {}
+    for method, regime, generator, masks, values in json.loads(_PAPER.read_text())[str(table)]:
+        rows[(method, regime, generator, masks)] = {
+            metric: value for metric, value in zip(metrics, values) if value is not None}
+    return rows
+
+
+def belongs(row: Mapping[str, Any], table: int) -> bool:
+    """Whether a row of a result file has its place in a table.
+
+    Which architecture a row of random or supervised weights was measured with shows in its metrics:
+    Table 1 has `linear_top1` or `voc_ap50`, Table 2 `finetune_top1`.
+    """
+    own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
+    return row.get('method') in TABLES[table].methods and (
+        row['method'] not in _PLAIN or bool(own & set(row['metrics'])))
+
+
+def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Arm]:
+    """Gather the rows of result files that belong into a table, seeds together.
+
+    Args:
+        results: Contents of result files.
+        table: Number of the table.
+
+    Raises:
+        ValueError: If two rows give the same number for one seed, or the rows to be averaged are
+            of pretrainings of different length, or of the miniature and the paper's scale.
+    """
+    values: dict[Key, dict[str, dict[Any, float]]] = {}
+    epochs: dict[Key, float] = {}
+    scales: dict[Key, str] = {}
+    for result in results:
+        for row in result['rows']:
+            if not belongs(row, table):
+                continue
+            plain = row['method'] in _PLAIN
+            generator = '' if row['regime'] == 'real' else row.get('generator') or 'unknown'
+            key = (row['method'], 'real' if plain else row['regime'],
+                   '' if plain else generator, row['masks'])
+            for found, what in ((epochs, 'epochs'), (scales, 'scale')):
+                if what in row and found.setdefault(key, row[what]) != row[what]:
+                    raise ValueError(f'the rows of {arm_name(*_arm(key))} differ in {what}, '
+                                     f'{found[key]} and {row[what]}: make a table of each')
+            for metric, value in row['metrics'].items():
+                seeds = values.setdefault(key, {}).setdefault(metric, {})
+                if row['seed'] in seeds:
+                    raise ValueError(f'two rows give {metric} for {arm_name(*_arm(key))}, seed '
+                                     f'{row["seed"]}: leave one of the files out')
+                seeds[row['seed']] = value
+    return {key: Arm(key[0], key[1], key[3], epochs[key], found, scales.get(key, ''))
+            for key, found in values.items()}
+
+
+def _arm(key: Key) -> tuple[str, str, Any]:
+    method, regime, generator, masks = key
+    return method, f'{regime}, {generator}' if generator else regime, masks
+
+
+def _counterpart(key: Key) -> Key:
+    """The paper's row that ours stands by: of the same generator, or else of SD 1.5."""
+    method, regime, generator, masks = key
+    return method, regime, generator if generator in ('', 'deepif') else 'sd15', masks
+
+
+def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> str:
+    """A table as Markdown: ``ours ± spread (the paper's)`` in each cell, in per cent.
+
+    Only rows of the paper's scale and of its own generators have its numbers beside them. Rows that
+    we have no number for show the paper's alone, in brackets.
+
+    Args:
+        ours: From :func:`gather_rows`.
+        table: Number of the table.
+        whole: With the paper's rows and columns that we have no number for.
+    """
+    layout, paper = TABLES[table], paper_rows(table)
+    keys, metrics = _in_order(ours, paper), list(layout.metrics)
+    alike = {key for key in keys if key in paper and ours[key].scale == 'paper'}
+    if whole:  # ours of another scale stand right behind the paper's
+        keys = [*(place for key in paper for place in (
+            [(key, False)] if key in alike else [(key, True), *[(key, False)] * (key in ours)])),
+            *((key, False) for key in keys if key not in paper)]
+    else:
+        keys = [(key, False) for key in keys]
+        metrics = [metric for metric in metrics
+                   if any(group.values.get(metric) for group in ours.values())]
+    brackets = '; the paper\'s numbers in brackets' if whole or alike else ''
+    lines = [f'**{layout.title}** (per cent{brackets})', '',
+             '| Pretraining | Seeds | ' + ' | '.join(
+                 layout.metrics[metric] for metric in metrics) + ' |',
+             '| --- |' + ' ---: |' * (1 + len(metrics))]
+    for key, papers in keys:
+        group = None if papers else ours.get(key)
+        theirs = paper[key] if papers or key in alike else {}
+        cells = []
+        for metric in metrics:
+            cell = group.text(metric, digits=1, scale=100) if group else ''
+            if metric in theirs:
+                cell = f'{cell} ({theirs[metric]:.1f})'.strip()
+            cells.append(cell or '–')
+        seeds = str(len(group.seeds)) if group else ''
+        name = arm_name(*_arm(key))
+        if (whole or alike) and group and key in paper and key not in alike:
+            name += f' [{group.scale or "unknown"} scale]'
+        lines.append(f'| {name} | {seeds} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
+    """Our rows in the order of the paper's that they stand beside; others last."""
+    order = list(paper)
+    return sorted(ours, key=lambda key: (key not in paper, order.index(_counterpart(key)) if
+                                         _counterpart(key) in paper else len(order)))
+
+
+def improvements(ours: Mapping[Key, Group], table: int) -> str:
+    """Each of the paper's improvements by masks beside ours, and how many have the same sign.
+
+    Of other generators and scales as well: signs can be compared, sizes can't, which is said.
+    Differences are paired by seed, with the p of the paired t-test; empty where we have none.
+    """
+    layout, paper = TABLES[table], paper_rows(table)
+    lines, same, ties, counted = [], 0, 0, 0
+    sure = {True: 0, False: 0}  # of the same sign, of the other
+    for key in _in_order(ours, paper):
+        group = ours[key]
+        baseline = (*key[:3], False)
+        if key[3] is False or baseline not in ours:
+            continue
+        theirs = paper.get((*_counterpart(key)[:3], True), {})
+        reference = paper.get(_counterpart(baseline), {})
+        for metric, title in layout.metrics.items():
+            if not set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ())):
+                continue
+            difference = paired_difference(group, ours[baseline], metric)
+            expected = ''
+            if key[3] is True and metric in theirs and metric in reference:
+                gain = theirs[metric] - reference[metric]
+                expected = f'{gain:+.1f}'
+                counted += 1
+                product = 0 if abs(difference.mean) < 1e-9 else gain * difference.mean
+                same, ties = same + (product > 0), ties + (product == 0)
+                if product:
+                    sure[product > 0] += difference.p < 0.05
+            spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
+            p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
+            lines.append(f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
+                         f'{spread} | {p} | {len(difference.seeds)} | {expected} |')
+    if not lines:
+        return ''
+    foreign = any(key not in paper or group.scale != 'paper' for key, group in ours.items())
+    note = ['The paper\'s are of its own scale and generators: compare signs, not sizes.', ''
+            ] if foreign else []
+    head = [*note, '| With masks | Metric | Ours, points | p | Seeds | The paper |',
+            '| --- | --- | ---: | ---: | ---: | ---: |']
+    tied = f', {ties} are no difference at all' if ties else ''
+    tail = (f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here{tied}. '
+            f'With p below 0.05: {sure[True]} of these, and {sure[False]} of the '
+            f'{counted - same - ties} of the other sign.')
+    return '\n'.join([*head, *lines]) + tail + '\n'
+
+
+def row_markdown(row: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """One run's metrics as a Markdown table of one row, in per cent."""
+    metrics = [name for name in titles if name in row['metrics']]
+    name = arm_name(row['method'], row['regime'], row['masks'])
+    return ('| Pretraining | ' + ' | '.join(titles[name] for name in metrics) + ' |\n'
+            '| --- |' + ' ---: |' * len(metrics) + '\n'
+            f'| {name} | ' + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)
+            + ' |\n')

@@ -1,0 +1,31 @@
+"""The tools loaded as modules, and what those that run others would run."""
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_tool(name: str) -> ModuleType:
+    """`tools/<name>.py` as a module; `name` may have a folder in front."""
+    spec = importlib.util.spec_from_file_location(f'{name.replace("/", "_")}_tool',
+                                                  ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_tool(name: str, *words: object) -> int:
+    """Run a tool in this process with these arguments and return its exit code."""
+    return load_tool(name).main([str(word) for word in words])
+
+
+def planned(tool: ModuleType, capsys, *options: str) -> list[list[str]]:
+    """The words of each command that a dry run prints, without the leading python."""
+    tool.main(['--dry-run', *options])
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    assert last == f'{len(lines)} commands'
+    return [shlex.split(line.split(': ', 1)[1])[1:] for line in lines]

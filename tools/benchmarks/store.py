@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Measure a store of 14 million samples, the bytes of masks, and what writing costs.
+
+    python tools/benchmarks/store.py
+    python tools/benchmarks/store.py --cases write --generation-seconds 1.1   # of your own machine
+
+The large store is simulated: 2,800 shards with their indexes, all links to one, so it takes no
+room on the disk. Writes OUT.json and the table OUT.md. Where the project sets itself a limit and
+there is nothing to compare with, the limit is the baseline.
+"""
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+CASES = ('large', 'masks', 'write')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--cases', nargs='+', choices=CASES, default=CASES)
+    add('--samples', type=int, default=14_000_000, help='of the large store (14,000,000)')
+    add('--generation-seconds', type=float, metavar='S',
+        help='seconds an image takes to generate (default: 50 times one denoising step at the '
+             'shapes of Stable Diffusion 1.5, measured on this CPU: needs 4 GB and some minutes)')
+    add('--out', type=Path, default=Path('work_dirs/results/benchmark-store.json'),
+        help='result file; rows of other cases in it stay (%(default)s)')
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    import store_cases as benchmark
+
+    from freeatm_mm.files import atomic_write
+    from freeatm_mm.results import (
+        add_row,
+        new_results,
+        read_results,
+        to_markdown,
+        write_results,
+    )
+
+    results = read_results(args.out) if args.out.exists() else new_results(
+        'benchmark-store', shlex.join(['python', 'tools/benchmarks/store.py']))
+    results['description'] = (
+        'Where there is nothing to compare with, the baseline is the limit that the project sets '
+        'itself. Random reads are compared with those of a store of one shard; writing, with '
+        'generation alone. CPU seconds of the process, but for opening.')
+
+    def keep(rows) -> None:
+        for row in rows:
+            add_row(results, row)
+            print(f'{row["case"]}: {row["ours"]:.4g} of {row["baseline"]:.4g} {row["unit"]}, ratio '
+                  f'{row["ratio"]:.4g}, target at most {row["target"]:g}', flush=True)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_results(args.out, results)
+            with atomic_write(args.out.with_suffix('.md')) as file:
+                file.write(to_markdown(results).encode())
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if 'masks' in args.cases:
+            keep(benchmark.benchmark_masks())
+        if 'large' in args.cases:
+            keep(benchmark.benchmark_large_store(Path(scratch), args.samples))
+        if 'write' in args.cases:
+            seconds, how = args.generation_seconds, 'given'
+            if seconds is None:
+                step = benchmark.stable_diffusion_step_seconds()
+                seconds, how = 50 * step, '50 denoising steps, one measured on this CPU'
+            keep(benchmark.benchmark_writing(Path(scratch), seconds, how))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
