@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import diffusers
 import numpy as np
 import pytest
-import tiny_generators as tiny
 import torch
 from attention.test_generators import NOUNS, PROMPTS, SQUARE, attn2, block_attention, word_place
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip
+from helpers import tiny_generators as tiny
 from helpers.attention_reference import bilinear
 from helpers.numpy_attention import attention_of, cross, sequence
 from helpers.tiny_pipelines import tiny_stable_diffusion

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny_generators as tiny
 import torch
 from attention.test_generators import (
     NOUNS,
@@ -18,6 +17,7 @@ from attention.test_generators import (
     hook_count,
     images_of,
 )
+from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import diffusers
 import numpy as np
 import pytest
-import tiny_generators as tiny
 import torch
+from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, cross, sequence
 from packaging.version import Version

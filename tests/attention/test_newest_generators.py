@@ -10,7 +10,6 @@ import re
 import diffusers
 import numpy as np
 import pytest
-import tiny_generators as tiny
 import torch
 from attention.test_generators import (
     NOUNS,
@@ -20,6 +19,7 @@ from attention.test_generators import (
     images_of,
     word_place,
 )
+from helpers import tiny_generators as tiny
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
     attention_of,

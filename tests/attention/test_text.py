@@ -5,9 +5,9 @@ import functools
 
 import numpy as np
 import pytest
-import tiny_generators as tiny
 import torch
 from attention.test_generators import NOUNS, PROMPTS, SQUARE, block_attention, hook_count, spans
+from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
 from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl

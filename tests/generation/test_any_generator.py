@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-import tiny_generators as tiny
+from helpers import tiny_generators as tiny
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate

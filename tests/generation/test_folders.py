@@ -7,8 +7,8 @@ import shutil
 import sys
 
 import pytest
-import tiny_generators as tiny
 import torch
+from helpers import tiny_generators as tiny
 from helpers.tiny_pipelines import tiny_stable_diffusion
 
 from freeatm_mm.compat import no_code_from_data

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from fuzzing import FAULTS, TARGETS, Target, all_bits, fuzz, random_mutations
+from helpers.tools import run_tool
 
 from freeatm_mm.errors import InputError
 
@@ -63,7 +64,7 @@ def test_the_same_seed_gives_the_same_mutations(tmp_path):
     ('json', 200, 100)])
 def test_readers_refuse_or_read_as_before(tmp_path, capsys, name, count, bits):
     out = tmp_path / 'fuzz.json'
-    assert run('fuzz', name, '--count', count, '--bits', bits, '--out', out, '--seed', 7) == 0
+    assert run_tool('benchmarks/fuzz', name, '--count', count, '--bits', bits, '--out', out, '--seed', 7) == 0
     assert '0 hangs, 0 stray exceptions, 0 silent differences' in capsys.readouterr().out
     row, = json.loads(out.read_text())['rows']
     assert row['ours'] == 0 < row['details']['refused'] <= row['baseline']
@@ -72,8 +73,8 @@ def test_readers_refuse_or_read_as_before(tmp_path, capsys, name, count, bits):
 
 
 def test_targets_are_listed_and_unknown_ones_refused(capsys):
-    assert run('fuzz', '--list') == 0
+    assert run_tool('benchmarks/fuzz', '--list') == 0
     assert len(capsys.readouterr().out.splitlines()) == len(TARGETS)
     for words in (['nothing'], ['store', '--seconds', 'nan'], ['store', '--count', '-1']):
         with pytest.raises(SystemExit):
-            run('fuzz', *words)
+            run_tool('benchmarks/fuzz', *words)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def tool(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    return load_tool('miniature/lavis')
+    return load_tool('miniature/blip')
 
 
 def run(tool, monkeypatch, tmp_path, *arguments):
@@ -50,7 +50,7 @@ def run(tool, monkeypatch, tmp_path, *arguments):
     monkeypatch.setattr(tool, 'export_positions', lambda sources, out, counts: out)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'argv', [
-        'tools/miniature/lavis.py', '--store', 'S', '--world', 'W', '--out', str(tmp_path),
+        'tools/miniature/blip.py', '--store', 'S', '--world', 'W', '--out', str(tmp_path),
         '--epochs', '2', *arguments])
     tool.main()
     return commands

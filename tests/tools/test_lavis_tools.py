@@ -247,7 +247,7 @@ def test_fine_tuning_resumes_exactly(world, tmp_path):
 
 def test_benchmark_writes_its_rows(world, tmp_path, capsys):
     out = tmp_path / 'benchmark-lavis.json'
-    load_tool('benchmarks/lavis').main([
+    load_tool('benchmarks/blip').main([
         str(PRETRAIN), str(world / 'store'), str(out), '--batch-size', '4', '--repeats', '1',
         '--options', *pretrain_options(world / 'store', world / 'tokenizer', tmp_path / 'run')])
     rows = {row['case']: row for row in read_results(out)['rows']}

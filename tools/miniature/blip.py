@@ -5,7 +5,7 @@ Arms: without prompts (baseline), Free-ATM (freeatm), PTP's prompts, and between
 at a time: a detector's boxes (boxes), PTP's template (template), one object a text (one), no flips
 (noflip); and a control, Free-ATM with the positions of other images (shuffled).
 
-    python tools/miniature/lavis.py --store work_dirs/miniature/synthetic \
+    python tools/miniature/blip.py --store work_dirs/miniature/synthetic \
         --world work_dirs/miniature/world --seeds 3 --jobs 2
 
 Runs the project's own tools one after the other, or the arms side by side, and says which; started
@@ -104,7 +104,7 @@ def main() -> None:
     job.run_side_by_side([partial(run_arm, job, args, arm, seed, positions, detections)
                           for seed in range(args.seeds) for arm in args.arms], args.jobs)
     results = new_results('miniature-lavis', shlex.join(
-        ['python', 'tools/miniature/lavis.py', *sys.argv[1:]]))
+        ['python', 'tools/miniature/blip.py', *sys.argv[1:]]))
     for path in sorted((args.out / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:
             add_row(results, row)

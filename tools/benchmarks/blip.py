@@ -1,6 +1,6 @@
 """Measures what position prompts cost: a training step of BLIP and loading, against LAVIS's own.
 
-    python tools/benchmarks/lavis.py configs/lavis/miniature/blip_pretrain_freeatm.yaml STORE \
+    python tools/benchmarks/blip.py configs/lavis/miniature/blip_pretrain_freeatm.yaml STORE \
         work_dirs/results/benchmark-lavis.json
 """
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         'shorter one, and loading (decoding, augmenting, text) on one core, which worker processes '
         'do beside the steps.')
     try:
-        from lavis_cases import benchmark_blip
+        from blip_cases import benchmark_blip
         for row in benchmark_blip(args.config, options, args.batch_size, args.repeats,
                                   args.device):
             add_row(results, row)
