@@ -10,6 +10,7 @@ each (batch 8 x 512).
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/mae_freeatm.py \
         --launcher pytorch --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k.py'
 custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
 
@@ -21,7 +22,8 @@ train_pipeline = [
         scale=224,
         crop_ratio_range=(0.2, 1.0),
         backend='pillow',
-        interpolation='bicubic'),
+        interpolation='bicubic',
+    ),
     dict(type='FreeATMRandomFlip', prob=0.5),
     dict(type='PackFreeATMInputs', grid_size=14, mask_values='attention', min_visible=0.05),
 ]
@@ -35,14 +37,17 @@ train_dataloader = dict(
         type='FreeATMDataset',
         store='data/freeatm_imagenet',
         masks=True,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 
 # Overall ratio 0.75; of the masked patches the share beta by attention, growing linearly to 0.8.
 model = dict(
     type='FreeATMMAE',
     combine='sum',
     mask_generator=dict(type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear'),
-    backbone=dict(type='FreeATMMAEViT'))
+    backbone=dict(type='FreeATMMAEViT'),
+)
 
 # A resumed run ends bit-equal to one that was never stopped. The hook gives each process its own
 # random numbers, so that the seed itself needn't differ.

@@ -10,6 +10,7 @@ Needs: a store of about 1.28 million images with masks (`tools/generate.py`), 8 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/mocov2_freeatm.py \
         --launcher pytorch --amp --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = 'mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'
 custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
 
@@ -33,12 +34,11 @@ train_dataloader = dict(
         type='FreeATMDataset',
         store='data/freeatm_imagenet',
         masks=True,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 
-model = dict(
-    type='FreeATMMoCo',
-    negatives='all',
-    neck=dict(type='FreeATMMoCoV2Neck'))
+model = dict(type='FreeATMMoCo', negatives='all', neck=dict(type='FreeATMMoCoV2Neck'))
 
 # A resumed run ends bit-equal to one that was never stopped.
 custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]

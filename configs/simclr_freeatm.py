@@ -11,6 +11,7 @@ each (batch 16 x 256).
         tools/train.py configs/simclr_freeatm.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = 'mmpretrain::simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'
 custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
 
@@ -34,14 +35,14 @@ train_dataloader = dict(
         type='FreeATMDataset',
         store='data/freeatm_imagenet',
         masks=True,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 
 # loss='equation3' is the paper's equation 3 to the letter: same-view negatives, no temperature.
 model = dict(
-    type='FreeATMSimCLR',
-    loss='nt_xent',
-    negatives='all',
-    neck=dict(type='FreeATMNonLinearNeck'))
+    type='FreeATMSimCLR', loss='nt_xent', negatives='all', neck=dict(type='FreeATMNonLinearNeck')
+)
 
 # What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
 auto_scale_lr = dict(base_batch_size=4096)

@@ -10,6 +10,7 @@ Needs: a store of about 1.28 million images with masks (`tools/generate.py`), 8 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/simsiam_freeatm.py \
         --launcher pytorch --amp --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = 'mmpretrain::simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py'
 custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
 
@@ -33,11 +34,11 @@ train_dataloader = dict(
         type='FreeATMDataset',
         store='data/freeatm_imagenet',
         masks=True,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 
-model = dict(
-    type='FreeATMSimSiam',
-    neck=dict(type='FreeATMNonLinearNeck'))
+model = dict(type='FreeATMSimSiam', neck=dict(type='FreeATMNonLinearNeck'))
 
 # What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
 auto_scale_lr = dict(base_batch_size=256)

@@ -7,6 +7,7 @@ after, the components named in `docs` and configs (`FreeATMMoCo`, ...) are found
 registries: `custom_imports = dict(imports=['freeatm_mm'])` in a config is all that is needed; and
 that mmengine, where it is used, runs no code of the checkpoints that it reads.
 """
+
 from __future__ import annotations
 
 from freeatm_mm.compat import (

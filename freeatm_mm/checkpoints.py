@@ -3,6 +3,7 @@
 Whatever comes in goes through `read_state`, which runs nothing of a file; see
 `freeatm_mm.torch_files`. `freeatm_mm.compat.read_checkpoints_safely` sends mmengine that way too.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,9 +23,20 @@ from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import atomic_write
 from freeatm_mm.torch_files import check_regular, read_torch_file
 
-__all__ = ['check_complete', 'check_finite', 'check_starts', 'check_trained', 'download',
-           'find_backbone', 'last_checkpoint', 'load_weights', 'local_path', 'read_state',
-           'resize_positions', 'weights_of']
+__all__ = [
+    'check_complete',
+    'check_finite',
+    'check_starts',
+    'check_trained',
+    'download',
+    'find_backbone',
+    'last_checkpoint',
+    'load_weights',
+    'local_path',
+    'read_state',
+    'resize_positions',
+    'weights_of',
+]
 
 #: The largest file that is fetched, and the slowest that is waited for.
 _MOST_BYTES, _SLOWEST, _PATIENCE = 32 * 2**30, 10_000, 60.0
@@ -62,12 +74,14 @@ def read_state(checkpoint: str | Path, map_location: Any = 'cpu') -> Any:
         if file.read(9)[8:] != b'{':
             return read_torch_file(file, map_location, path)
     from safetensors.torch import load_file
+
     try:
         state = load_file(path)
     except Exception as error:  # of several kinds, for damaged files
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} can't be read: it is damaged or cut off "
-                         f'({first[:200]})') from None
+        raise InputError(
+            f"{path} can't be read: it is damaged or cut off ({first[:200]})"
+        ) from None
     if isinstance(map_location, (str, torch.device)):
         state = {name: value.to(map_location) for name, value in state.items()}
     return state
@@ -90,13 +104,18 @@ def weights_of(content: Any, source: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             state = content[key]
             break
-    weights = {name: value for name, value in state.items() if torch.is_tensor(value)
-               } if isinstance(state, Mapping) else {}
+    weights = (
+        {name: value for name, value in state.items() if torch.is_tensor(value)}
+        if isinstance(state, Mapping)
+        else {}
+    )
     if not weights or not all(isinstance(name, str) for name in weights):
-        raise InputError(f'{source} holds no weights: they are looked for under "state_dict", '
-                         'under "model" and at the top')
+        raise InputError(
+            f'{source} holds no weights: they are looked for under "state_dict", '
+            'under "model" and at the top'
+        )
     if all(name.startswith('module.') for name in weights):
-        return {name[len('module.'):]: value for name, value in weights.items()}
+        return {name[len('module.') :]: value for name, value in weights.items()}
     return weights
 
 
@@ -110,14 +129,19 @@ def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
     Raises:
         InputError: If one is; names the first tensors.
     """
-    broken = [name for name, value in weights.items()
-              if (value.is_floating_point() or value.is_complex())
-              and not torch.isfinite(value.float() if value.element_size() == 1 else value).all()]
+    broken = [
+        name
+        for name, value in weights.items()
+        if (value.is_floating_point() or value.is_complex())
+        and not torch.isfinite(value.float() if value.element_size() == 1 else value).all()
+    ]
     if broken:
         more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
-        raise InputError(f'{source} holds weights that are NaN or infinite, in '
-                         f'{", ".join(broken[:3])}{more}: its training diverged; use an earlier '
-                         'checkpoint, or train again at a lower rate')
+        raise InputError(
+            f'{source} holds weights that are NaN or infinite, in '
+            f'{", ".join(broken[:3])}{more}: its training diverged; use an earlier '
+            'checkpoint, or train again at a lower rate'
+        )
 
 
 def check_trained(content: Any, source: str | Path) -> None:
@@ -131,8 +155,10 @@ def check_trained(content: Any, source: str | Path) -> None:
     meta = content.get('meta') if isinstance(content, Mapping) else None
     steps = meta.get('iter') if isinstance(meta, Mapping) else None
     if isinstance(steps, int) and steps <= 0:
-        raise InputError(f'{source} is of a training without a single step: its weights are random '
-                         '(was there less data than one batch?)')
+        raise InputError(
+            f'{source} is of a training without a single step: its weights are random '
+            '(was there less data than one batch?)'
+        )
 
 
 def check_starts(cfg: Mapping) -> None:
@@ -151,11 +177,16 @@ def check_starts(cfg: Mapping) -> None:
         weights_of(content, source)
         return
     meta = content.get('meta') if isinstance(content, Mapping) else None
-    if not (isinstance(meta, Mapping) and type(meta.get('epoch')) is type(meta.get('iter')) is int
-            and isinstance(content.get('message_hub'), Mapping)
-            and isinstance(content.get('state_dict'), Mapping)):
-        raise InputError(f"{source} can't be resumed from: it holds weights, but not how far a "
-                         'training was; start a new one from them with load_from')
+    if not (
+        isinstance(meta, Mapping)
+        and type(meta.get('epoch')) is type(meta.get('iter')) is int
+        and isinstance(content.get('message_hub'), Mapping)
+        and isinstance(content.get('state_dict'), Mapping)
+    ):
+        raise InputError(
+            f"{source} can't be resumed from: it holds weights, but not how far a "
+            'training was; start a new one from them with load_from'
+        )
 
 
 def download(address: str, folder: str | Path | None = None) -> Path:
@@ -181,22 +212,28 @@ def download(address: str, folder: str | Path | None = None) -> Path:
     too_large = InputError(f'{address} is larger than {_MOST_BYTES >> 30} GiB: no checkpoint is')
     start, done = time.monotonic(), 0
     try:
-        with urlopen(Request(address, headers={'User-Agent': 'freeatm_mm'}),
-                     timeout=_PATIENCE) as answer, atomic_write(target) as file:
+        with (
+            urlopen(
+                Request(address, headers={'User-Agent': 'freeatm_mm'}), timeout=_PATIENCE
+            ) as answer,
+            atomic_write(target) as file,
+        ):
             length = int(answer.headers.get('Content-Length') or 0)
             if length > _MOST_BYTES:
                 raise too_large
             if length > shutil.disk_usage(target.parent).free:
-                raise InputError(f'{target.parent} has no room for the {length >> 20:,} MiB of '
-                                 f'{address}')
+                raise InputError(
+                    f'{target.parent} has no room for the {length >> 20:,} MiB of {address}'
+                )
             while block := answer.read1(1 << 20):
                 done += len(block)
                 if done > _MOST_BYTES:
                     raise too_large
                 waited = time.monotonic() - start
                 if waited > _PATIENCE and done < waited * _SLOWEST:
-                    raise InputError(f'{address} comes slower than {_SLOWEST // 1000} kB/s: '
-                                     f'{advice}')
+                    raise InputError(
+                        f'{address} comes slower than {_SLOWEST // 1000} kB/s: {advice}'
+                    )
                 file.write(block)
             if length and done < length:
                 raise InputError(f'{address} ended after {done:,} of {length:,} bytes: {advice}')
@@ -237,17 +274,21 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
     check_trained(content, checkpoint)
     weights = weights_of(content, checkpoint)
     for start in (prefix, 'encoder_q.'):
-        found = {name[len(start):]: value for name, value in weights.items()
-                 if name.startswith(start) and not name.startswith('encoder_q.fc.')}
+        found = {
+            name[len(start) :]: value
+            for name, value in weights.items()
+            if name.startswith(start) and not name.startswith('encoder_q.fc.')
+        }
         if found:
             check_finite(found, checkpoint)
             return found
-    bare = {name: value for name, value in weights.items()
-            if not name.startswith(('fc.', 'head.'))}
+    bare = {name: value for name, value in weights.items() if not name.startswith(('fc.', 'head.'))}
     if not any(name.startswith(('conv1.', 'stem.', 'patch_embed.')) for name in bare):
         shown = ', '.join(list(weights)[:3])
-        raise InputError(f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
-                         f'those there are ({shown}, ...) are no backbone by themselves.')
+        raise InputError(
+            f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
+            f'those there are ({shown}, ...) are no backbone by themselves.'
+        )
     check_finite(bare, checkpoint)
     return bare
 
@@ -263,14 +304,17 @@ def _read_anywhere(checkpoint: str) -> Any:
     from mmengine.runner import CheckpointLoader
 
     from freeatm_mm.compat import read_checkpoints_safely
+
     read_checkpoints_safely()
     try:
         return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     except (KeyError, FileNotFoundError) as error:  # of mmengine's lists of names
         if isinstance(error, InputError):
             raise
-        raise InputError(f'there is no checkpoint {checkpoint}: mmengine knows no '
-                         f'{str(error.args[0]) if error.args else checkpoint}') from None
+        raise InputError(
+            f'there is no checkpoint {checkpoint}: mmengine knows no '
+            f'{str(error.args[0]) if error.args else checkpoint}'
+        ) from None
 
 
 def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
@@ -291,14 +335,22 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
     weights = load_weights(checkpoint)
     check_finite(weights, checkpoint)
     # mmpretrain's own MoCo keeps no nouns beside its queue: none are known, as at a start.
-    lacking = [name for name, value in model.state_dict().items()
-               if not name.endswith(('num_batches_tracked', 'queue_nouns'))
-               and (name not in weights
-                    or weights[name].shape != value.shape and not name.endswith('pos_embed'))]
+    lacking = [
+        name
+        for name, value in model.state_dict().items()
+        if not name.endswith(('num_batches_tracked', 'queue_nouns'))
+        and (
+            name not in weights
+            or weights[name].shape != value.shape
+            and not name.endswith('pos_embed')
+        )
+    ]
     if lacking:
         more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''
-        raise InputError(f'{checkpoint} is not of this config: it lacks, or has in another shape, '
-                         f'{", ".join(lacking[:3])}{more}')
+        raise InputError(
+            f'{checkpoint} is not of this config: it lacks, or has in another shape, '
+            f'{", ".join(lacking[:3])}{more}'
+        )
 
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
@@ -315,13 +367,16 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
     with open(note, encoding='utf-8', errors='replace') as file:
         name = Path(file.read(4096).strip().replace('\0', '')).name
     if name in ('', '..'):
-        raise MissingFileError(f'{note} names no checkpoint: name one yourself, or delete that '
-                               'note to start anew')
+        raise MissingFileError(
+            f'{note} names no checkpoint: name one yourself, or delete that note to start anew'
+        )
     found = note.parent / name
     if not os.path.exists(found):  # a folder, where a framework shards its checkpoints
         others = ', '.join(path.name for path in sorted(note.parent.glob('*.pth'))) or 'none'
-        raise MissingFileError(f'{note} names {name[:200]}, which is not there (others: {others}): '
-                               'name the checkpoint yourself, or delete that note to start anew')
+        raise MissingFileError(
+            f'{note} names {name[:200]}, which is not there (others: {others}): '
+            'name the checkpoint yourself, or delete that note to start anew'
+        )
     return found
 
 
@@ -340,12 +395,17 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], class_token: bool
         ValueError: If the embedding is not of a square grid, or lacks the class token.
     """
     from mmpretrain.models.utils import resize_pos_embed
+
     length = positions.shape[1]
-    extra = int(round(length**0.5)**2 != length)
-    side = round((length - extra)**0.5)
+    extra = int(round(length**0.5) ** 2 != length)
+    side = round((length - extra) ** 0.5)
     if side**2 + extra != length:
         raise ValueError(f'A position embedding of {length} tokens is not of a square grid.')
     if class_token and not extra:
         raise ValueError("The checkpoint's position embedding has no class token.")
-    return resize_pos_embed(positions[:, extra - class_token:], (side, side), tuple(grid),
-                            num_extra_tokens=int(class_token))
+    return resize_pos_embed(
+        positions[:, extra - class_token :],
+        (side, side),
+        tuple(grid),
+        num_extra_tokens=int(class_token),
+    )

@@ -3,6 +3,7 @@
 Nothing heavy is imported at the top: `import freeatm_mm` must stay cheap and must work without
 OpenMMLab.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -150,6 +151,7 @@ def accept_mmseg_fork() -> None:
     Source: `mmengine/config/utils.py`, `MODULE2PACKAGE`.
     """
     from mmengine.config.utils import MODULE2PACKAGE
+
     try:
         version('mmsegmentation')
     except PackageNotFoundError:
@@ -170,13 +172,17 @@ def launch_on_cpus(cfg) -> None:
         cfg: The config, changed in place.
     """
     import torch
+
     if torch.cuda.is_available():
         return
     torch.cuda.set_device = lambda device: None
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
 
 
 def avoid_strided_pointwise_fault(model) -> None:
@@ -197,9 +203,15 @@ def avoid_strided_pointwise_fault(model) -> None:
         model: The model, in channels-last order; changed in place.
     """
     import torch
+
     for module in model.modules():
-        if (isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1)
-                and module.stride != (1, 1) and module.groups == 1 and module.in_channels < 16):
+        if (
+            isinstance(module, torch.nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.groups == 1
+            and module.in_channels < 16
+        ):
             module.weight.data = _in_usual_order(module.weight.data)
             if _order_inputs not in module._forward_pre_hooks.values():
                 module.register_forward_pre_hook(_order_inputs, with_kwargs=True)
@@ -207,6 +219,7 @@ def avoid_strided_pointwise_fault(model) -> None:
 
 def _in_usual_order(tensor):
     import torch
+
     if tensor.device.type != 'cpu':
         return tensor
     # Not `contiguous()`: with one channel, or one pixel, it leaves channels-last strides alone.
@@ -214,8 +227,10 @@ def _in_usual_order(tensor):
 
 
 def _order_inputs(module, inputs, named):
-    return (tuple(map(_in_usual_order, inputs)),
-            {name: _in_usual_order(value) for name, value in named.items()})
+    return (
+        tuple(map(_in_usual_order, inputs)),
+        {name: _in_usual_order(value) for name, value in named.items()},
+    )
 
 
 def require_cuda_ops(cfg) -> None:
@@ -235,15 +250,19 @@ def require_cuda_ops(cfg) -> None:
     if cfg.get('default_scope') != 'mmdet':
         return
     import torch
+
     if not torch.cuda.is_available():
         return
     from mmcv.ops import get_compiling_cuda_version
 
     from freeatm_mm.errors import InputError
+
     if get_compiling_cuda_version() == 'not available':
-        raise InputError("mmcv's ops were compiled for the CPU, and this machine has a GPU: "
-                         "compile CUDA's, as docs/downstream.md says, or hide the GPU by "
-                         'CUDA_VISIBLE_DEVICES=""')
+        raise InputError(
+            "mmcv's ops were compiled for the CPU, and this machine has a GPU: "
+            "compile CUDA's, as docs/downstream.md says, or hide the GPU by "
+            'CUDA_VISIBLE_DEVICES=""'
+        )
 
 
 def require_lavis() -> None:
@@ -275,6 +294,7 @@ def name_lavis_folder(name: str, path) -> None:
     `setup_output_dir`.
     """
     from lavis.common.registry import registry
+
     registry.mapping['paths'][name] = str(path)
 
 
@@ -306,6 +326,7 @@ def let_lavis_average_on_cpus() -> None:
     """
     import torch
     import torch.distributed as dist
+
     if torch.cuda.is_available():
         return
     from lavis.common.logger import SmoothedValue
@@ -329,6 +350,7 @@ def refuse_truncated_images():
     Source: `lavis/datasets/datasets/coco_caption_datasets.py`, `LOAD_TRUNCATED_IMAGES`.
     """
     from PIL import ImageFile
+
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
@@ -365,9 +387,11 @@ def no_code_from_data() -> Iterator[None]:
     Source: `diffusers/utils/dynamic_modules_utils.py`, `transformers/dynamic_module_utils.py`:
     `get_cached_module_file` fetches, `get_class_in_module` runs.
     """
+
     def refuse(*_, **__):
-        raise ValueError('it wants to run Python code that comes with the weights, which is never '
-                         'done')
+        raise ValueError(
+            'it wants to run Python code that comes with the weights, which is never done'
+        )
 
     before = []
     for name in ('diffusers.utils.dynamic_modules_utils', 'transformers.dynamic_module_utils'):
@@ -375,8 +399,11 @@ def no_code_from_data() -> Iterator[None]:
             module = importlib.import_module(name)
         except ImportError:
             continue
-        for field, value in (('get_cached_module_file', refuse), ('get_class_in_module', refuse),
-                             ('TIME_OUT_REMOTE_CODE', 0)):
+        for field, value in (
+            ('get_cached_module_file', refuse),
+            ('get_class_in_module', refuse),
+            ('TIME_OUT_REMOTE_CODE', 0),
+        ):
             if hasattr(module, field):
                 before.append((module, field, getattr(module, field)))
                 setattr(module, field, value)
@@ -397,6 +424,7 @@ def hub_out_of_reach() -> Iterator[None]:
     Source: `huggingface_hub/constants.py`, `HF_HUB_OFFLINE`, which is read at each request.
     """
     import huggingface_hub
+
     constants = huggingface_hub.constants
     reset = getattr(huggingface_hub.utils, 'reset_sessions', None) or (lambda: None)
     before = constants.HF_HUB_OFFLINE

@@ -1,4 +1,5 @@
 """What command lines change in configs, and what can be checked before anything is built."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -7,20 +8,61 @@ from typing import Any
 
 from freeatm_mm.errors import InputError, MissingFileError
 
-__all__ = ['add_checks', 'check_datasets', 'check_honoured', 'check_init', 'check_precision',
-           'complete_config', 'find_datasets', 'open_config', 'scale_rate', 'set_data_root']
+__all__ = [
+    'add_checks',
+    'check_datasets',
+    'check_honoured',
+    'check_init',
+    'check_precision',
+    'complete_config',
+    'find_datasets',
+    'open_config',
+    'scale_rate',
+    'set_data_root',
+]
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _EVALUATORS = ('val_evaluator', 'test_evaluator')
 #: What mmengine's runner reads at the top of a config, and what this project does.
 _READ = {
-    'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_hooks', 'custom_imports',
-    'data_preprocessor', 'default_hooks', 'default_scope', 'efficient_conv_bn_eval', 'env_cfg',
-    'experiment_name', 'find_unused_parameters', 'init', 'launcher', 'load_from', 'log_level',
-    'log_processor', 'model', 'model_wrapper_cfg', 'optim_wrapper', 'param_scheduler', 'randomness',
-    'resume', 'sync_bn', 'test_cfg', 'test_dataloader', 'test_evaluator', 'train_cfg',
-    'train_dataloader', 'tta_model', 'tta_pipeline', 'val_cfg', 'val_dataloader', 'val_evaluator',
-    'vis_backends', 'visualizer', 'work_dir'}
+    'activation_checkpointing',
+    'auto_scale_lr',
+    'compile',
+    'custom_hooks',
+    'custom_imports',
+    'data_preprocessor',
+    'default_hooks',
+    'default_scope',
+    'efficient_conv_bn_eval',
+    'env_cfg',
+    'experiment_name',
+    'find_unused_parameters',
+    'init',
+    'launcher',
+    'load_from',
+    'log_level',
+    'log_processor',
+    'model',
+    'model_wrapper_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'randomness',
+    'resume',
+    'sync_bn',
+    'test_cfg',
+    'test_dataloader',
+    'test_evaluator',
+    'train_cfg',
+    'train_dataloader',
+    'tta_model',
+    'tta_pipeline',
+    'val_cfg',
+    'val_dataloader',
+    'val_evaluator',
+    'vis_backends',
+    'visualizer',
+    'work_dir',
+}
 
 
 def open_config(path: str | Path, work_dir: str | None = None, launcher: str = 'none') -> Any:
@@ -39,6 +81,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
     from mmengine.config import Config
 
     from freeatm_mm import compat
+
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no config {path}')
     compat.accept_mmseg_fork()
@@ -46,19 +89,26 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
         cfg = Config.fromfile(path)
     except ImportError as error:  # also where a package's metadata are missing
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f'{path} needs a package that is missing or broken ({reason}): '
-                         '"./run setup downstream" installs mmdet and mmseg, "./run setup core" '
-                         'mmpretrain') from error
+        raise InputError(
+            f'{path} needs a package that is missing or broken ({reason}): '
+            '"./run setup downstream" installs mmdet and mmseg, "./run setup core" '
+            'mmpretrain'
+        ) from error
     cfg.launcher = launcher
     if work_dir or not cfg.get('work_dir'):
         parts = Path(path).with_suffix('').parts
-        below = parts[parts.index('configs') + 1:] if 'configs' in parts else parts[-1:]
+        below = parts[parts.index('configs') + 1 :] if 'configs' in parts else parts[-1:]
         cfg.work_dir = work_dir or str(Path('work_dirs', *below))
     return cfg
 
 
-def complete_config(cfg: Any, data_root: str | None = None, options: Mapping | None = None,
-                    pin_memory: bool = True, persistent_workers: bool = True) -> None:
+def complete_config(
+    cfg: Any,
+    data_root: str | None = None,
+    options: Mapping | None = None,
+    pin_memory: bool = True,
+    persistent_workers: bool = True,
+) -> None:
     """Apply the command line's last words and make the loaders' settings fit each other.
 
     Args:
@@ -75,6 +125,7 @@ def complete_config(cfg: Any, data_root: str | None = None, options: Mapping | N
     import torch
 
     from freeatm_mm import compat
+
     if data_root:
         set_data_root(cfg, data_root)
     # Images of one size are stacked; mmdet and mmseg, whose images differ, have their own way.
@@ -112,19 +163,22 @@ def check_honoured(cfg: Any, options: Mapping | None = None) -> None:
             raise InputError(
                 f'{key} is not supported: FSDP, DeepSpeed and the like divide weights and '
                 'optimizer in ways that hooks and checkpoints here do not know; take it out and '
-                'train with --launcher, by which each process holds the whole model')
+                'train with --launcher, by which each process holds the whole model'
+            )
     for key in options or ():
         top = key.split('.')[0]
         if top not in _READ:
             raise InputError(
                 f'--cfg-options {key}: nothing reads {top} once the config is put together: set '
                 'what it was put into, such as train_cfg.max_epochs, train_dataloader.batch_size '
-                'or optim_wrapper.optimizer.lr')
+                'or optim_wrapper.optimizer.lr'
+            )
     for key in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(key, 1)
         if not isinstance(length, int) or length < 1:
-            raise InputError(f'nothing would be trained: train_cfg.{key}={length}: set a whole '
-                             'number from 1')
+            raise InputError(
+                f'nothing would be trained: train_cfg.{key}={length}: set a whole number from 1'
+            )
 
 
 def check_precision(cfg: Mapping) -> None:
@@ -134,12 +188,14 @@ def check_precision(cfg: Mapping) -> None:
         InputError: If the config asks for it and there is no GPU.
     """
     from mmengine.device import get_device
+
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(
             'mixed precision (--amp, or AmpOptimWrapper in the config) is for GPUs, and there is '
             'none here: leave out --amp, or give the config an optim_wrapper of type OptimWrapper '
-            'without loss_scale')
+            'without loss_scale'
+        )
 
 
 def scale_rate(cfg: Any, wanted: bool) -> None:
@@ -159,13 +215,17 @@ def scale_rate(cfg: Any, wanted: bool) -> None:
     if not wanted and not scale.get('enable'):
         return
     if not scale.get('base_batch_size'):
-        raise InputError('the config does not say for which batch its learning rate is meant: set '
-                         'it with --cfg-options optim_wrapper.optimizer.lr=... in the place of '
-                         '--auto-scale-lr')
+        raise InputError(
+            'the config does not say for which batch its learning rate is meant: set '
+            'it with --cfg-options optim_wrapper.optimizer.lr=... in the place of '
+            '--auto-scale-lr'
+        )
     if any(hook.get('type') == 'SimSiamHook' for hook in cfg.get('custom_hooks') or ()):
-        raise InputError('--auto-scale-lr would leave the predictor at the rate that SimSiamHook '
-                         'gives it every epoch: set both rates by --cfg-options, '
-                         'optim_wrapper.optimizer.lr=... custom_hooks.0.lr=...')
+        raise InputError(
+            '--auto-scale-lr would leave the predictor at the rate that SimSiamHook '
+            'gives it every epoch: set both rates by --cfg-options, '
+            'optim_wrapper.optimizer.lr=... custom_hooks.0.lr=...'
+        )
     counts = cfg.optim_wrapper.get('accumulative_counts', 1)
     cfg.auto_scale_lr.update(enable=True, base_batch_size=scale['base_batch_size'] / counts)
 
@@ -177,9 +237,11 @@ def add_checks(cfg: Any) -> None:
         cfg.custom_hooks = [*hooks, dict(type='mmengine.CheckTrainingHook')]
 
 
-def find_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS
-                  ) -> Iterator[tuple[str, Mapping]]:
+def find_datasets(
+    cfg: Mapping, loaders: tuple[str, ...] = _LOADERS
+) -> Iterator[tuple[str, Mapping]]:
     """Yield key and config of every data set with a ``data_root``, wrapped ones too."""
+
     def search(key: str, value: Any) -> Iterator[tuple[str, Mapping]]:
         if not isinstance(value, Mapping):
             return
@@ -190,6 +252,7 @@ def find_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS
             yield from search(f'{key}.dataset', value['dataset'])
         for number, part in enumerate(value.get('datasets', ())):
             yield from search(f'{key}.datasets.{number}', part)
+
     for loader in loaders:
         yield from search(loader, cfg.get(loader))
 
@@ -207,13 +270,15 @@ def set_data_root(cfg: Any, root: str | Path) -> None:
     roots = {dataset['data_root'].rstrip('/') for _, dataset in find_datasets(cfg)}
     if len(roots) != 1:
         found = ' and '.join(sorted(roots)) or 'none'
-        raise ValueError(f'a data root can be given where the data sets share one; here they have '
-                         f'{found}: set each with --cfg-options')
+        raise ValueError(
+            f'a data root can be given where the data sets share one; here they have '
+            f'{found}: set each with --cfg-options'
+        )
     old = roots.pop()
 
     def replace(value: Any) -> Any:
         if isinstance(value, str) and (value == old or value.startswith(f'{old}/')):
-            return f'{str(root).rstrip("/")}{value[len(old):]}'
+            return f'{str(root).rstrip("/")}{value[len(old) :]}'
         if isinstance(value, dict):
             for key in value:
                 value[key] = replace(value[key])
@@ -240,7 +305,8 @@ def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
             if isinstance(part, str) and not (root / part).exists():
                 raise FileNotFoundError(
                     f'{key}: there is no {root / part}: say with --data-root where the data set '
-                    'lies, in the layout that docs/downstream.md describes')
+                    'lies, in the layout that docs/downstream.md describes'
+                )
 
 
 def check_init(cfg: Mapping) -> None:
@@ -257,7 +323,9 @@ def check_init(cfg: Mapping) -> None:
     if not init:
         raise InputError(f'this config says not what to start from: {how}')
     if not isinstance(init, str):
-        raise InputError(f'init is one path, and --cfg-options makes a list of one with commas, '
-                         f'{init}: give the checkpoint a path without')
+        raise InputError(
+            f'init is one path, and --cfg-options makes a list of one with commas, '
+            f'{init}: give the checkpoint a path without'
+        )
     if init not in ('random', 'supervised') and '://' not in init and not Path(init).is_file():
         raise MissingFileError(f'there is no checkpoint {init}: {how}')

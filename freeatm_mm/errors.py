@@ -1,4 +1,5 @@
 """What is wrong with what a user gave: tools tell it in one sentence, without a traceback."""
+
 import sys
 
 __all__ = ['InputError', 'MissingFileError', 'print_any_text']
@@ -13,6 +14,6 @@ class MissingFileError(InputError, FileNotFoundError):
 
 
 def print_any_text() -> None:
-    """Let tools print what the locale's encoding lacks, as ``\\xe9``, instead of ending there."""
+    r"""Let tools print what the locale's encoding lacks, as `\xe9`, instead of ending there."""
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')

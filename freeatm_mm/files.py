@@ -4,6 +4,7 @@ Reading: plain files only (never a pipe or device, which could be waited for), u
 JSON that means one thing. Whatever is wrong is one sentence that names the file. Writing: a killed
 process leaves the old file or the new one, never half of one, and no link is written through.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,11 +17,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from .errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError
 
-__all__ = ['MAX_BYTES', 'MAX_DEPTH', 'MAX_LINE', 'atomic_write', 'check_json', 'open_in_place',
-           'open_regular', 'parse_json', 'read_bytes', 'read_json', 'read_lines', 'read_text',
-           'sync_folder']
+__all__ = [
+    'MAX_BYTES',
+    'MAX_DEPTH',
+    'MAX_LINE',
+    'atomic_write',
+    'check_json',
+    'open_in_place',
+    'open_regular',
+    'parse_json',
+    'read_bytes',
+    'read_json',
+    'read_lines',
+    'read_text',
+    'sync_folder',
+]
 
 #: A text or JSON file of more bytes than this is refused, unless the caller sets another limit.
 MAX_BYTES = 1 << 28
@@ -163,8 +176,9 @@ def parse_json(data: bytes | str) -> Any:
     else:
         text = data.removeprefix('\ufeff')
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_number,
-                           parse_constant=_number)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number
+        )
     except RecursionError:
         raise _NotJSON('it is nested too deeply') from None
     except InputError:
@@ -174,8 +188,12 @@ def parse_json(data: bytes | str) -> Any:
     except ValueError as error:  # an integer of thousands of digits
         raise _NotJSON(str(error).partition(';')[0]) from None
     # Looked at in detail only where there can be something to find.
-    if (text.count('[') + text.count('{') > MAX_DEPTH or '\\u' in text
-            or isinstance(data, str) and not data.isascii()):
+    if (
+        text.count('[') + text.count('{') > MAX_DEPTH
+        or '\\u' in text
+        or isinstance(data, str)
+        and not data.isascii()
+    ):
         _check_depth_and_text(value)
     return value
 
@@ -210,14 +228,29 @@ def check_json(value: Any, shape: Any, where: str) -> None:
             check_json(element, shape[0], f'{where}[{number}]')
     elif isinstance(shape, tuple):
         if not any(_fits(value, inner) for inner in shape):
-            _misfit(value, ' or '.join(_NAMES.get(inner, 'something else') for inner in shape
-                                       if not isinstance(inner, (list, dict))), where)
+            _misfit(
+                value,
+                ' or '.join(
+                    _NAMES.get(inner, 'something else')
+                    for inner in shape
+                    if not isinstance(inner, (list, dict))
+                ),
+                where,
+            )
     elif not _fits(value, shape):
         _misfit(value, _NAMES[shape], where)
 
 
-_NAMES = {str: 'text', int: 'an integer', float: 'a number', bool: 'true or false',
-          dict: 'an object', list: 'a list', None: 'null', object: 'anything'}
+_NAMES = {
+    str: 'text',
+    int: 'an integer',
+    float: 'a number',
+    bool: 'true or false',
+    dict: 'an object',
+    list: 'a list',
+    None: 'null',
+    object: 'anything',
+}
 
 
 def _fits(value: Any, shape: Any) -> bool:
@@ -236,8 +269,10 @@ def _fits(value: Any, shape: Any) -> bool:
 
 def _misfit(value: Any, expected: str, where: str) -> NoReturn:
     found = repr(value)
-    raise InputError(f'{where or "it"} must be {expected}, got '
-                     f'{found if len(found) <= 60 else found[:57] + "..."}')
+    raise InputError(
+        f'{where or "it"} must be {expected}, got '
+        f'{found if len(found) <= 60 else found[:57] + "..."}'
+    )
 
 
 class _NotJSON(InputError):
@@ -298,8 +333,12 @@ def _check_text(text: str) -> None:
 
 def _kind(mode: int) -> str:
     """What a file is that is no plain one."""
-    for test, name in ((stat.S_ISDIR, 'a folder'), (stat.S_ISLNK, 'a symbolic link'),
-                       (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket')):
+    for test, name in (
+        (stat.S_ISDIR, 'a folder'),
+        (stat.S_ISLNK, 'a symbolic link'),
+        (stat.S_ISFIFO, 'a pipe'),
+        (stat.S_ISSOCK, 'a socket'),
+    ):
         if test(mode):
             return name
     return 'a device'
@@ -364,8 +403,9 @@ def open_in_place(path: str | Path, append: bool = False) -> BinaryIO:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
         if os.path.islink(path):
-            raise InputError(f'{path} is a symbolic link, and links are not written through: '
-                             'remove it') from None
+            raise InputError(
+                f'{path} is a symbolic link, and links are not written through: remove it'
+            ) from None
         raise InputError(f"{path} can't be opened to write ({error.strerror})") from None
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
@@ -373,8 +413,10 @@ def open_in_place(path: str | Path, append: bool = False) -> BinaryIO:
         raise InputError(f'{path} is no plain file but {_kind(status.st_mode)}: remove it')
     if status.st_nlink > 1:
         os.close(handle)
-        raise InputError(f'{path} is a hard link: the same file has another name, under which it '
-                         'would be changed as well; copy it')
+        raise InputError(
+            f'{path} is a hard link: the same file has another name, under which it '
+            'would be changed as well; copy it'
+        )
     return os.fdopen(handle, 'a+b' if append else 'r+b')
 
 

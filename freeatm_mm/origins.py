@@ -4,6 +4,7 @@ Pretrainings note it in what they save (`note_pretraining`); for checkpoints wit
 settings saved beside the weights are read, as data: nothing of their text is run. Checkpoints of
 mmengine and of LAVIS alike.
 """
+
 from __future__ import annotations
 
 import ast
@@ -17,11 +18,19 @@ from freeatm_mm.errors import InputError
 
 __all__ = ['Origin', 'note_pretraining', 'origin_of', 'settle_label']
 
-_METHODS = {'MoCo': 'mocov2', 'SimCLR': 'simclr', 'MAE': 'mae', 'SimSiam': 'simsiam',
-            'ImageClassifier': 'supervised'}
+_METHODS = {
+    'MoCo': 'mocov2',
+    'SimCLR': 'simclr',
+    'MAE': 'mae',
+    'SimSiam': 'simsiam',
+    'ImageClassifier': 'supervised',
+}
 #: Names that generators go by in tables, and what their pipelines are called.
-_GENERATORS = (('deepif', r'deepfloyd|\bif-i+-'), ('sd15', r'stable-diffusion-v1-5'),
-               ('miniature', r'miniature-generator'))
+_GENERATORS = (
+    ('deepif', r'deepfloyd|\bif-i+-'),
+    ('sd15', r'stable-diffusion-v1-5'),
+    ('miniature', r'miniature-generator'),
+)
 _LONGEST = 2**20
 
 
@@ -62,20 +71,32 @@ def origin_of(content: Any) -> Origin:
         return _of_lavis(content)
     meta = _mapping(content.get('meta'))
     cfg = _plain_settings(meta.get('cfg'))
-    found = Origin() if not cfg else Origin(
-        _method(cfg), None, _masks(cfg), None, None, _scale(_mapping(cfg.get('model'))))
-    note = _mapping(_mapping(_mapping(content.get('message_hub')).get('runtime_info')
-                             ).get('pretraining'))
+    found = (
+        Origin()
+        if not cfg
+        else Origin(_method(cfg), None, _masks(cfg), None, None, _scale(_mapping(cfg.get('model'))))
+    )
+    note = _mapping(
+        _mapping(_mapping(content.get('message_hub')).get('runtime_info')).get('pretraining')
+    )
     kinds = {'method': str, 'regime': str, 'masks': bool, 'generator': str, 'scale': str}
-    found = replace(found, **{key: note[key] for key, kind in kinds.items()
-                              if isinstance(note.get(key), kind)})
+    found = replace(
+        found, **{key: note[key] for key, kind in kinds.items() if isinstance(note.get(key), kind)}
+    )
     epoch = meta.get('epoch')
-    if (type(epoch) is int and found.method in set(_METHODS.values())
-            and 'max_epochs' in _mapping(cfg.get('train_cfg'))):
+    if (
+        type(epoch) is int
+        and found.method in set(_METHODS.values())
+        and 'max_epochs' in _mapping(cfg.get('train_cfg'))
+    ):
         found = replace(found, epochs=epoch)
     if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
-        found = replace(found, **_images([_mapping(_mapping(cfg.get('train_dataloader')
-                                                            ).get('dataset')).get('store')]))
+        found = replace(
+            found,
+            **_images(
+                [_mapping(_mapping(cfg.get('train_dataloader')).get('dataset')).get('store')]
+            ),
+        )
     return found
 
 
@@ -89,15 +110,23 @@ def _of_lavis(content: Mapping) -> Origin:
         return Origin(method='blip')
     build = _mapping(datasets[0].get('build_info'))
     text = _mapping(_mapping(datasets[0].get('text_processor')).get('train'))
-    images = (_images([build['store']]) if build.get('store') else
-              {'regime': 'real', 'generator': ''} if build.get('annotations') else {})
+    images = (
+        _images([build['store']])
+        if build.get('store')
+        else {'regime': 'real', 'generator': ''}
+        if build.get('annotations')
+        else {}
+    )
     if images.get('regime') == 'synthetic' and model.get('pretrained'):
         images = {**images, 'regime': 'mixed'}
     epoch = content.get('epoch')
     return Origin(
-        'blip', masks=text.get('preset') == 'freeatm' if 'preset' in text else None,
+        'blip',
+        masks=text.get('preset') == 'freeatm' if 'preset' in text else None,
         epochs=epoch + 1 if type(epoch) is int else None,
-        scale='miniature' if model.get('vit') or model.get('bert') else 'paper', **images)
+        scale='miniature' if model.get('vit') or model.get('bert') else 'paper',
+        **images,
+    )
 
 
 def _mapping(value: Any) -> Mapping:
@@ -112,9 +141,13 @@ def _plain_settings(text: Any) -> dict[str, Any]:
     if not isinstance(text, str) or len(text) > _LONGEST:
         return {}
     try:
-        return {target.id: _plain(node.value) for node in ast.parse(text).body
-                if isinstance(node, ast.Assign)
-                for target in node.targets if isinstance(target, ast.Name)}
+        return {
+            target.id: _plain(node.value)
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
 
@@ -125,8 +158,11 @@ def _plain(node: ast.expr) -> Any:
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_plain(part) for part in node.elts]
     if isinstance(node, ast.Dict):
-        return {key.value: _plain(value) for key, value in zip(node.keys, node.values)
-                if isinstance(key, ast.Constant)}
+        return {
+            key.value: _plain(value)
+            for key, value in zip(node.keys, node.values)
+            if isinstance(key, ast.Constant)
+        }
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {keyword.arg: _plain(keyword.value) for keyword in node.keywords if keyword.arg}
     return None
@@ -153,8 +189,11 @@ def _scale(model: Mapping) -> str | None:
     if not kind:
         return None
     if 'ResNet' in kind:
-        same = (backbone.get('depth') == 50 and backbone.get('base_channels', 64) == 64
-                and backbone.get('stem_channels', 64) in (None, 64))
+        same = (
+            backbone.get('depth') == 50
+            and backbone.get('base_channels', 64) == 64
+            and backbone.get('stem_channels', 64) in (None, 64)
+        )
     else:
         same = backbone.get('arch', 'b') in ('b', 'base') and backbone.get('img_size', 224) == 224
     return 'paper' if same else 'miniature'
@@ -169,14 +208,18 @@ def _generator(pipeline: Any) -> str:
 
 def _images(stores: Iterable[Any]) -> dict[str, str]:
     """Regime and generator, as far as the stores and folders themselves tell."""
-    paths = [path for store in stores
-             for path in (store if isinstance(store, (list, tuple)) else [store])]
+    paths = [
+        path
+        for store in stores
+        for path in (store if isinstance(store, (list, tuple)) else [store])
+    ]
     return _regime([_config(path) for path in paths])
 
 
 def _config(path: Any) -> Mapping | None:
     """What made a store's images; empty for a folder of plain ones; None where it can't be told."""
     from freeatm_mm.store import Store, StoreError
+
     if not isinstance(path, str) or not Path(path).is_dir():
         return None
     if not Path(path, 'store.json').exists():
@@ -220,15 +263,21 @@ def note_pretraining(runner: Any) -> None:
     earlier = _mapping(cfg.get('model')).get('pretrained')
     if images and earlier and '://' not in str(earlier) and Path(earlier).is_file():
         from freeatm_mm.checkpoints import read_state
+
         before = origin_of(read_state(earlier))
         if before.regime is None:
             images = {}
         elif {before.regime, images['regime']} != {images['regime']}:
-            images = {'regime': 'mixed', 'generator': ' and '.join(sorted(
-                {before.generator or '', images['generator']} - {''}))}
+            images = {
+                'regime': 'mixed',
+                'generator': ' and '.join(
+                    sorted({before.generator or '', images['generator']} - {''})
+                ),
+            }
     origin = Origin(_method(cfg), masks=_masks(cfg), scale=_scale(cfg.model), **images)
-    runner.message_hub.update_info('pretraining', {
-        key: value for key, value in asdict(origin).items() if value is not None})
+    runner.message_hub.update_info(
+        'pretraining', {key: value for key, value in asdict(origin).items() if value is not None}
+    )
 
 
 # --- labelling ------------------------------------------------------------------------------------
@@ -257,15 +306,19 @@ def settle_label(origin: Origin, said: Mapping[str, Any], source: str | Path) ->
     for field in fields(Origin):
         key, known, wanted = field.name, getattr(origin, field.name), said.get(field.name)
         if wanted is not None and known is not None and not _agree(key, known, wanted):
-            raise InputError(f'{source} says of itself that its {key} is {known!r}, not '
-                             f'{wanted!r}: leave --{key} out, or name another checkpoint')
+            raise InputError(
+                f'{source} says of itself that its {key} is {known!r}, not '
+                f'{wanted!r}: leave --{key} out, or name another checkpoint'
+            )
         label[key] = known if wanted is None else wanted
     if label['regime'] == 'real':
         label['generator'] = ''
     missing = [key for key in ('method', 'regime', 'masks') if label[key] is None]
     if missing:
-        raise InputError(f'{source} does not say its {" and ".join(missing)}: say '
-                         f'{" ".join(f"--{key}" for key in missing)}, to name the row')
+        raise InputError(
+            f'{source} does not say its {" and ".join(missing)}: say '
+            f'{" ".join(f"--{key}" for key in missing)}, to name the row'
+        )
     label['generator'] = label['generator'] or ('' if label['regime'] == 'real' else 'unknown')
     label['epochs'] = label['epochs'] or 0
     return {key: value for key, value in label.items() if value is not None}

@@ -1,4 +1,5 @@
 """Being told to end: SIGTERM (a scheduler, a service manager), SIGHUP (a terminal that closed)."""
+
 from __future__ import annotations
 
 import os

@@ -6,6 +6,7 @@ checkpoints hold (mmengine's loss histories, NumPy's arrays, the `args` of train
 stand-ins compute nothing. Before torch sees a file, its pickle is looked through for other names
 and for sizes and depths that no checkpoint has.
 """
+
 from __future__ import annotations
 
 import io
@@ -33,12 +34,21 @@ __all__ = ['check_regular', 'read_torch_file']
 _MOST_STEPS, _MOST_PICKLE, _DEEPEST = 3 * 10**6, 2**29, 100
 
 _TENSORS = {
-    'collections.OrderedDict', 'collections.Counter', '__builtin__.set', 'builtins.set',
-    '_codecs.encode', 'torch.Size', 'torch.device', 'torch.nn.parameter.Parameter',
-    'torch.serialization._get_layout', 'torch._utils._rebuild_tensor',
-    'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3',
+    'collections.OrderedDict',
+    'collections.Counter',
+    '__builtin__.set',
+    'builtins.set',
+    '_codecs.encode',
+    'torch.Size',
+    'torch.device',
+    'torch.nn.parameter.Parameter',
+    'torch.serialization._get_layout',
+    'torch._utils._rebuild_tensor',
+    'torch._utils._rebuild_tensor_v2',
+    'torch._utils._rebuild_tensor_v3',
     'torch._utils._rebuild_parameter',
-    *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype))}
+    *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
+}
 _STORAGE = re.compile(r'torch\.(cuda\.|storage\.)?[A-Za-z0-9]+Storage')
 _LOCK = threading.Lock()
 _log = logging.getLogger(__name__)
@@ -86,9 +96,14 @@ class _History(_PassedOver):
             return None
         logs, counts = (_settle(self.state[name]) for name in ('_log_history', '_count_history'))
         limit = self.state['max_length']
-        if not (isinstance(logs, np.ndarray) and isinstance(counts, np.ndarray)
-                and logs.ndim == counts.ndim == 1 and len(logs) == len(counts)
-                and type(limit) is int and limit >= len(logs)):
+        if not (
+            isinstance(logs, np.ndarray)
+            and isinstance(counts, np.ndarray)
+            and logs.ndim == counts.ndim == 1
+            and len(logs) == len(counts)
+            and type(limit) is int
+            and limit >= len(logs)
+        ):
             raise ValueError('a history of losses is not made of two rows of numbers')
         return HistoryBuffer(logs, counts, limit)
 
@@ -108,8 +123,11 @@ class _Dtype(_PassedOver):
         Raises:
             ValueError: If it isn't one of numbers or truth values.
         """
-        if (type(self.name) is not str or not re.fullmatch('[biufc][0-9]{1,2}', self.name)
-                or self.order not in ('', '<', '>', '=', '|')):
+        if (
+            type(self.name) is not str
+            or not re.fullmatch('[biufc][0-9]{1,2}', self.name)
+            or self.order not in ('', '<', '>', '=', '|')
+        ):
             raise ValueError('an array is not of numbers')
         return np.dtype(self.order + self.name)
 
@@ -143,7 +161,7 @@ class _Scalar(_PassedOver):
         Raises:
             ValueError: If its bytes are not those of one number.
         """
-        value, = np.frombuffer(_bytes(self.data), self.dtype.settle())
+        (value,) = np.frombuffer(_bytes(self.data), self.dtype.settle())
         return value
 
 
@@ -167,16 +185,31 @@ def _bytes(data: Any) -> bytes:
 
 _STAND_INS: dict[str, type] = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
-    'builtins.getattr': _Method, '__builtin__.getattr': _Method,
-    'builtins.bytes': _NoBytes, '__builtin__.bytes': _NoBytes,
-    'numpy.ndarray': _ArrayClass, 'numpy.dtype': _Dtype,
-    **{f'numpy.{core}.multiarray.{name}': kind for core in ('core', '_core')
-       for name, kind in (('_reconstruct', _Array), ('scalar', _Scalar))}}
+    'builtins.getattr': _Method,
+    '__builtin__.getattr': _Method,
+    'builtins.bytes': _NoBytes,
+    '__builtin__.bytes': _NoBytes,
+    'numpy.ndarray': _ArrayClass,
+    'numpy.dtype': _Dtype,
+    **{
+        f'numpy.{core}.multiarray.{name}': kind
+        for core in ('core', '_core')
+        for name, kind in (('_reconstruct', _Array), ('scalar', _Scalar))
+    },
+}
 #: Of training scripts: their command lines, and what stands in these.
-_FORGOTTEN = {name: type(name, (_PassedOver, ), {}) for name in (
-    'argparse.Namespace', 'torch.torch_version.TorchVersion', *(
-        f'{module}.{kind}Path' for module in ('pathlib', 'pathlib._local')
-        for kind in ('Posix', 'PurePosix', 'Windows', 'PureWindows', '', 'Pure')))}
+_FORGOTTEN = {
+    name: type(name, (_PassedOver,), {})
+    for name in (
+        'argparse.Namespace',
+        'torch.torch_version.TorchVersion',
+        *(
+            f'{module}.{kind}Path'
+            for module in ('pathlib', 'pathlib._local')
+            for kind in ('Posix', 'PurePosix', 'Windows', 'PureWindows', '', 'Pure')
+        ),
+    )
+}
 
 
 # --- looking before reading -----------------------------------------------------------------------
@@ -198,8 +231,9 @@ def check_regular(path: str | Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f'there is no checkpoint {path}') from None
     except (OSError, ValueError) as error:  # no permission, links in a circle, a null character
-        raise InputError(f"checkpoint {path} can't be opened "
-                         f'({getattr(error, "strerror", None) or error})') from None
+        raise InputError(
+            f"checkpoint {path} can't be opened ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if stat.S_ISDIR(found.st_mode):
         raise InputError(f'{path} is a folder: name the checkpoint in it')
     if not stat.S_ISREG(found.st_mode):
@@ -269,8 +303,8 @@ def _find_names(file: BinaryIO | _Limited, names: set[str]) -> None:
             continue
         if count > len(depths):
             raise ValueError('its pickle is damaged')
-        taken += depths[len(depths) - count:]
-        del depths[len(depths) - count:]
+        taken += depths[len(depths) - count :]
+        del depths[len(depths) - count :]
         depth = max(taken, default=0) + 1 if 'TUPLE' in opcode.name else 0
         if depth > _DEEPEST:
             raise ValueError(f'its contents are nested more than {_DEEPEST} deep')
@@ -290,8 +324,9 @@ def _look_through(file: BinaryIO, size: int, names: set[str]) -> None:
             if sum(entry.file_size for entry in entries) > size:
                 raise ValueError('it says it holds more bytes than it has')
             pickles = [entry for entry in entries if entry.filename.endswith('/data.pkl')]
-            if len(pickles) != 1 or any(entry.filename.endswith('/constants.pkl')
-                                        for entry in entries):
+            if len(pickles) != 1 or any(
+                entry.filename.endswith('/constants.pkl') for entry in entries
+            ):
                 raise ValueError('it is an archive of something else than weights')
             with archive.open(pickles[0]) as part:
                 _find_names(_Limited(part), names)
@@ -301,8 +336,10 @@ def _look_through(file: BinaryIO, size: int, names: set[str]) -> None:
     if head.startswith(b'PK'):
         raise ValueError('its archive has no end')
     if head[257:262] == b'ustar':
-        raise ValueError('it is in the tar format of torch before 0.1.10: save it again with a '
-                         'torch of before 2.6')
+        raise ValueError(
+            'it is in the tar format of torch before 0.1.10: save it again with a '
+            'torch of before 2.6'
+        )
     file.seek(0)
     reader = _Limited(file)
     for _ in range(5):  # a number, a version, the machine, the content, the storages' names
@@ -312,8 +349,9 @@ def _look_through(file: BinaryIO, size: int, names: set[str]) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_torch_file(source: str | Path | BinaryIO, map_location: Any = 'cpu',
-                    name: str | Path | None = None) -> Any:
+def read_torch_file(
+    source: str | Path | BinaryIO, map_location: Any = 'cpu', name: str | Path | None = None
+) -> Any:
     """Read a file of `torch.save`: tensors, plain containers, and mmengine's loss histories.
 
     The command line of a training script (`args`) and paths in it are left out, with a warning.
@@ -342,14 +380,18 @@ def read_torch_file(source: str | Path | BinaryIO, map_location: Any = 'cpu',
         failed = None
     except Exception as error:  # of many kinds, for damaged files
         failed = error
-    refused = sorted(wanted for wanted in names
-                     if wanted not in _TENSORS | {*_STAND_INS, *_FORGOTTEN}
-                     and not _STORAGE.fullmatch(wanted))
+    refused = sorted(
+        wanted
+        for wanted in names
+        if wanted not in _TENSORS | {*_STAND_INS, *_FORGOTTEN} and not _STORAGE.fullmatch(wanted)
+    )
     if refused:
         more = f' and {len(refused) - 3} more' if len(refused) > 3 else ''
-        raise InputError(f"{name} can't be read: it holds more than tensors and plain values, "
-                         f'namely {", ".join(map(_printable, refused[:3]))}{more}; nothing of it '
-                         'was run')
+        raise InputError(
+            f"{name} can't be read: it holds more than tensors and plain values, "
+            f'namely {", ".join(map(_printable, refused[:3]))}{more}; nothing of it '
+            'was run'
+        )
     if failed:
         raise _unreadable(name, failed) from None
     source.seek(0)
@@ -364,9 +406,11 @@ def read_torch_file(source: str | Path | BinaryIO, map_location: Any = 'cpu',
 
 
 def _load(file: BinaryIO, map_location: Any) -> Any:
-    """torch's reader with our stand-ins, and with none that other packages let through."""
-    ours = [(kind, path.replace('__builtin__', 'builtins'))
-            for path, kind in {**_STAND_INS, **_FORGOTTEN}.items()]
+    """Torch's reader with our stand-ins, and with none that other packages let through."""
+    ours = [
+        (kind, path.replace('__builtin__', 'builtins'))
+        for path, kind in {**_STAND_INS, **_FORGOTTEN}.items()
+    ]
     with _LOCK:
         theirs = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
@@ -378,8 +422,9 @@ def _load(file: BinaryIO, map_location: Any) -> Any:
             torch.serialization.add_safe_globals(theirs)
 
 
-def _settle(value: Any, done: dict[int, Any] | None = None, size: int | None = None,
-            depth: int = 0) -> Any:
+def _settle(
+    value: Any, done: dict[int, Any] | None = None, size: int | None = None, depth: int = 0
+) -> Any:
     """Put what stand-ins stand for in their place; the same containers otherwise.
 
     Args:
@@ -435,8 +480,9 @@ def _unreadable(name: str | Path, error: Exception) -> InputError:
         first = 'its pickle does what no checkpoint does'
     elif not isinstance(error, ValueError):
         first = f'{type(error).__name__}: {first}'
-    return InputError(f"{name} can't be read: it is damaged or cut off, or no checkpoint "
-                      f'({_printable(first)})')
+    return InputError(
+        f"{name} can't be read: it is damaged or cut off, or no checkpoint ({_printable(first)})"
+    )
 
 
 def _printable(text: str) -> str:

@@ -1,4 +1,5 @@
 """Every way by which a checkpoint comes in: nothing of it is run, and what is wrong is told."""
+
 from __future__ import annotations
 
 import threading
@@ -53,8 +54,7 @@ class Server:
 
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02, ),
-                                       daemon=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
         self.address = f'http://127.0.0.1:{self.server.server_port}'
 
@@ -75,13 +75,20 @@ def load_by(way, path, server, monkeypatch):
     """Let mmengine, or a model of its, load a file that lies at a path and at an address."""
     from mmengine.model import BaseModule
     from mmengine.runner import CheckpointLoader, checkpoint, load_checkpoint
+
     url = f'{server.address}/{path.name}'
     server.files[f'/{path.name}'] = path.read_bytes()
     for lists in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
         monkeypatch.setattr(checkpoint, lists, lambda: {'thing': url})
-    address = {'http': url, 'file': path.as_uri(), 'torchvision': 'torchvision://thing',
-               'open-mmlab': 'open-mmlab://thing', 'openmmlab': 'openmmlab://thing',
-               'mmcls': 'mmcls://thing', 'modelzoo': 'modelzoo://thing'}.get(way, str(path))
+    address = {
+        'http': url,
+        'file': path.as_uri(),
+        'torchvision': 'torchvision://thing',
+        'open-mmlab': 'open-mmlab://thing',
+        'openmmlab': 'openmmlab://thing',
+        'mmcls': 'mmcls://thing',
+        'modelzoo': 'modelzoo://thing',
+    }.get(way, str(path))
     if way == 'init_cfg':
         model = BaseModule(dict(type='Pretrained', checkpoint=address))
         model.add_module('backbone', nn.Conv2d(1, 1, 1))
@@ -96,8 +103,20 @@ def load_by(way, path, server, monkeypatch):
     return CheckpointLoader.load_checkpoint(address, 'cpu')
 
 
-WAYS = ('path', 'http', 'file', 'torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls',
-        'init_cfg', 'init_cfg with prefix', 'load_checkpoint', 'find_backbone')
+WAYS = (
+    'path',
+    'http',
+    'file',
+    'torchvision',
+    'modelzoo',
+    'open-mmlab',
+    'openmmlab',
+    'mmcls',
+    'init_cfg',
+    'init_cfg with prefix',
+    'load_checkpoint',
+    'find_backbone',
+)
 
 
 @pytest.mark.parametrize('way', WAYS)
@@ -117,12 +136,14 @@ def test_mmengine_reads_honest_files_by_every_way(tmp_path, server, monkeypatch,
     path = tmp_path / 'honest.pth'
     torch.save({'state_dict': {'backbone.conv1.weight': torch.ones(2)}}, path)
     load_by(way, path, server, monkeypatch)
-    assert server.asked.count('/honest.pth') == (way not in (
-        'path', 'file', 'init_cfg', 'init_cfg with prefix', 'load_checkpoint'))
+    assert server.asked.count('/honest.pth') == (
+        way not in ('path', 'file', 'init_cfg', 'init_cfg with prefix', 'load_checkpoint')
+    )
 
 
 def test_safetensors_are_told_by_their_bytes(tmp_path):
     from safetensors.torch import save_file
+
     for name in ('plain.safetensors', 'plain.pth'):
         save_file({'conv1.weight': torch.ones(2)}, tmp_path / name)
         assert load_weights(tmp_path / name)['conv1.weight'].sum() == 2
@@ -133,42 +154,88 @@ def test_safetensors_are_told_by_their_bytes(tmp_path):
     assert load_weights(tmp_path / 'torch.safetensors')['w'].sum() == 2
 
 
-@pytest.mark.parametrize('content, names', [
-    ({'model': {'cls_token': 1, 'patch_embed.proj.weight': 1}, 'epoch': 3},
-     {'cls_token', 'patch_embed.proj.weight'}),  # MAE, DeiT
-    ({'state_dict': {'module.encoder_q.conv1.weight': 1, 'module.encoder_q.fc.0.weight': 1,
-                     'module.encoder_k.conv1.weight': 1, 'module.queue': 1}, 'arch': 'resnet50'},
-     {'conv1.weight'}),  # MoCo
-    ({'module.conv1.weight': 1, 'module.fc.weight': 1}, {'conv1.weight'}),  # in DataParallel
-    ({'conv1.weight': 1, 'fc.bias': 1}, {'conv1.weight'}),  # torchvision
-    ({'state_dict': {'backbone.conv1.weight': 1, 'neck.w': 1}, 'optimizer': {'state': {}},
-      'meta': {'iter': 7}}, {'conv1.weight'})])
+@pytest.mark.parametrize(
+    'content, names',
+    [
+        (
+            {'model': {'cls_token': 1, 'patch_embed.proj.weight': 1}, 'epoch': 3},
+            {'cls_token', 'patch_embed.proj.weight'},
+        ),  # MAE, DeiT
+        (
+            {
+                'state_dict': {
+                    'module.encoder_q.conv1.weight': 1,
+                    'module.encoder_q.fc.0.weight': 1,
+                    'module.encoder_k.conv1.weight': 1,
+                    'module.queue': 1,
+                },
+                'arch': 'resnet50',
+            },
+            {'conv1.weight'},
+        ),  # MoCo
+        ({'module.conv1.weight': 1, 'module.fc.weight': 1}, {'conv1.weight'}),  # in DataParallel
+        ({'conv1.weight': 1, 'fc.bias': 1}, {'conv1.weight'}),  # torchvision
+        (
+            {
+                'state_dict': {'backbone.conv1.weight': 1, 'neck.w': 1},
+                'optimizer': {'state': {}},
+                'meta': {'iter': 7},
+            },
+            {'conv1.weight'},
+        ),
+    ],
+)
 def test_backbones_of_other_projects_checkpoints_are_found(tmp_path, content, names):
     def fill(value):
-        return ({key: fill(part) for key, part in value.items()} if isinstance(value, dict)
-                else torch.ones(1) if value == 1 else value)
+        return (
+            {key: fill(part) for key, part in value.items()}
+            if isinstance(value, dict)
+            else torch.ones(1)
+            if value == 1
+            else value
+        )
+
     torch.save(fill(content), tmp_path / 'theirs.pth')
     assert set(find_backbone(tmp_path / 'theirs.pth')) == names
 
 
-@pytest.mark.parametrize('content', [
-    None, [], {}, {'state_dict': {}}, {'state_dict': [1]}, {'model': 'x'}, {1: torch.ones(1)},
-    {'state_dict': {3: torch.ones(1)}}, torch.ones(3)])
+@pytest.mark.parametrize(
+    'content',
+    [
+        None,
+        [],
+        {},
+        {'state_dict': {}},
+        {'state_dict': [1]},
+        {'model': 'x'},
+        {1: torch.ones(1)},
+        {'state_dict': {3: torch.ones(1)}},
+        torch.ones(3),
+    ],
+)
 def test_contents_without_weights_are_told(tmp_path, content):
     torch.save(content, tmp_path / 'odd.pth')
     with pytest.raises(InputError, match='odd.pth holds no weights'):
         load_weights(tmp_path / 'odd.pth')
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float8_e4m3fn,
-                                   torch.complex64])
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.complex64]
+)
 def test_weights_that_are_not_finite_are_refused(tmp_path, dtype):
     broken = torch.ones(4).to(dtype)
     broken[1] = float('nan')
-    weights = {'backbone.conv1.weight': torch.ones(2), 'backbone.w': broken,
-               'backbone.steps': torch.ones(1, dtype=torch.long), 'backbone.n': broken}
-    with pytest.raises(InputError, match='x.pth holds weights that are NaN or infinite, in '
-                       'backbone.w, backbone.n: its training diverged'):
+    weights = {
+        'backbone.conv1.weight': torch.ones(2),
+        'backbone.w': broken,
+        'backbone.steps': torch.ones(1, dtype=torch.long),
+        'backbone.n': broken,
+    }
+    with pytest.raises(
+        InputError,
+        match='x.pth holds weights that are NaN or infinite, in '
+        'backbone.w, backbone.n: its training diverged',
+    ):
         check_finite(weights, 'x.pth')
     torch.save({'state_dict': weights}, tmp_path / 'x.pth')
     with pytest.raises(InputError, match='NaN or infinite, in w, n'):
@@ -180,12 +247,14 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, dtype):
 
 def test_infinite_weights_are_refused():
     with pytest.raises(InputError, match='infinite, in w'):
-        check_finite({'w': torch.tensor([1., float('-inf')])}, 'x.pth')
+        check_finite({'w': torch.tensor([1.0, float('-inf')])}, 'x.pth')
 
 
 def test_a_training_without_a_step_is_refused(tmp_path):
-    content = {'state_dict': {'backbone.conv1.weight': torch.ones(1)},
-               'meta': {'epoch': 40, 'iter': 0}}
+    content = {
+        'state_dict': {'backbone.conv1.weight': torch.ones(1)},
+        'meta': {'epoch': 40, 'iter': 0},
+    }
     torch.save(content, tmp_path / 'untrained.pth')
     with pytest.raises(InputError, match='a training without a single step: its weights'):
         find_backbone(tmp_path / 'untrained.pth')
@@ -202,9 +271,12 @@ def test_downloads_have_limits(tmp_path, server, monkeypatch):
     monkeypatch.setattr(checkpoints, '_MOST_BYTES', 1 << 20)
     server.files['/large.pth'] = bytes((1 << 20) + 1)
     for name, message in [
-            ('none.pth', "can't be fetched .*404.*: fetch it elsewhere and put it at .*none.pth"),
-            ('endless.pth', 'is larger than'), ('large.pth', 'is larger than'),
-            ('cut.pth', 'ended after 4 of 5 bytes'), ('', 'is the address of no file')]:
+        ('none.pth', "can't be fetched .*404.*: fetch it elsewhere and put it at .*none.pth"),
+        ('endless.pth', 'is larger than'),
+        ('large.pth', 'is larger than'),
+        ('cut.pth', 'ended after 4 of 5 bytes'),
+        ('', 'is the address of no file'),
+    ]:
         with pytest.raises(InputError, match=message):
             download(f'{server.address}/{name}', tmp_path / 'cache')
     assert [file.name for file in (tmp_path / 'cache').iterdir()] == ['good.pth']
@@ -218,6 +290,7 @@ def test_downloads_have_limits(tmp_path, server, monkeypatch):
 def test_without_a_network_an_address_gets_one_sentence(server, monkeypatch):
     pytest.importorskip('mmengine')
     from mmengine.runner import checkpoint
+
     address = server.address
     server.server.shutdown()
     server.server.server_close()

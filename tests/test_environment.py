@@ -1,4 +1,5 @@
 """What ``./run setup`` brings works together: mmcv's compiled ops, mmdet, mmseg, LAVIS."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -9,7 +10,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ('mmdet', 'mmseg', 'lavis')),
-    reason='looks at what ./run setup installs, and this is another Python')
+    reason='looks at what ./run setup installs, and this is another Python',
+)
 
 
 def test_compiled_ops_compute():
@@ -22,8 +24,11 @@ def test_compiled_ops_compute():
 
 
 # In processes of their own: they register scopes and change global settings.
-@pytest.mark.parametrize('program', [
-    pytest.param("""
+@pytest.mark.parametrize(
+    'program',
+    [
+        pytest.param(
+            """
 import torch
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
@@ -39,22 +44,35 @@ sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=s
 with torch.no_grad():
     result, = MODELS.build(config.model).eval()(torch.rand(1, 3, *size), [sample], mode='predict')
 assert result.pred_instances.masks.shape[1:] == size
-""", id='mmdet'),
-    pytest.param("""
+""",
+            id='mmdet',
+        ),
+        pytest.param(
+            """
 import torch
 from mmseg.registry import MODELS
 import mmseg.models
 head = MODELS.build(dict(type='FCNHead', in_channels=8, channels=4, in_index=0, num_classes=3,
                          norm_cfg=dict(type='BN')))
 assert head([torch.rand(2, 8, 5, 7)]).shape == (2, 3, 5, 7)
-""", id='mmseg'),
-    pytest.param("""
+""",
+            id='mmseg',
+        ),
+        pytest.param(
+            """
 from lavis.common.registry import registry
 import lavis
 assert registry.get_model_class('blip_pretrain') is not None
-""", id='lavis'),
-])
+""",
+            id='lavis',
+        ),
+    ],
+)
 def test_works(program):
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True,
-                            text=True, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', program],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert result.returncode == 0, result.stderr

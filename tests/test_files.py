@@ -1,4 +1,5 @@
 """Reading what may be anything, and writing the old file or the new one, never half of one."""
+
 from __future__ import annotations
 
 import json
@@ -70,8 +71,9 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize('content, message', BAD_JSON.values(), ids=BAD_JSON)
-def test_json_that_cannot_be_trusted_is_one_sentence_with_the_files_name(tmp_path, content,
-                                                                         message):
+def test_json_that_cannot_be_trusted_is_one_sentence_with_the_files_name(
+    tmp_path, content, message
+):
     path = tmp_path / 'file.json'
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
@@ -79,11 +81,16 @@ def test_json_that_cannot_be_trusted_is_one_sentence_with_the_files_name(tmp_pat
     assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize('content, value', [
-    (b'\xef\xbb\xbf{"a": "\xc3\xa9"}', {'a': 'é'}), (b'["\\ud83d\\ude00"]', ['\U0001f600']),
-    (b'[' * 100 + b']' * 100, None), (b'[1e308, -0.0, 12345678901234567890]',
-                                      [1e308, -0.0, 12345678901234567890]),
-    (b'"[[[[["', '[[[[[')])
+@pytest.mark.parametrize(
+    'content, value',
+    [
+        (b'\xef\xbb\xbf{"a": "\xc3\xa9"}', {'a': 'é'}),
+        (b'["\\ud83d\\ude00"]', ['\U0001f600']),
+        (b'[' * 100 + b']' * 100, None),
+        (b'[1e308, -0.0, 12345678901234567890]', [1e308, -0.0, 12345678901234567890]),
+        (b'"[[[[["', '[[[[['),
+    ],
+)
 def test_sound_json_is_read(tmp_path, content, value):
     path = tmp_path / 'file.json'
     path.write_bytes(content)
@@ -112,9 +119,11 @@ PLACED = {
 
 
 @pytest.mark.parametrize('place, message', PLACED.values(), ids=PLACED)
-@pytest.mark.parametrize('read', [read_bytes, read_text, read_json,
-                                  lambda path: next(read_lines(path))],
-                         ids=['bytes', 'text', 'json', 'lines'])
+@pytest.mark.parametrize(
+    'read',
+    [read_bytes, read_text, read_json, lambda path: next(read_lines(path))],
+    ids=['bytes', 'text', 'json', 'lines'],
+)
 def test_what_is_no_file_to_read_is_refused_and_not_waited_for(tmp_path, place, message, read):
     path = tmp_path / 'file.json'
     place(path)
@@ -150,13 +159,17 @@ def test_lines_are_read_one_by_one_and_the_bad_one_is_named(tmp_path):
         list(read_lines(path))
 
 
-@pytest.mark.parametrize('value, message', [
-    ([], 'must be an object'), ({'name': 1, 'sizes': []}, 'name must be text, got 1'),
-    ({'sizes': []}, "the field 'name' is missing"),
-    ({'name': 'a', 'sizes': [1, True]}, r'sizes\[1\] must be an integer, got True'),
-    ({'name': 'a', 'sizes': [], 'share': '1'}, 'share must be a number or null'),
-    ({'name': 'a' * 500, 'sizes': 'x' * 500}, r'sizes must be a list, got .x{56}\.\.\.$'),
-])
+@pytest.mark.parametrize(
+    'value, message',
+    [
+        ([], 'must be an object'),
+        ({'name': 1, 'sizes': []}, 'name must be text, got 1'),
+        ({'sizes': []}, "the field 'name' is missing"),
+        ({'name': 'a', 'sizes': [1, True]}, r'sizes\[1\] must be an integer, got True'),
+        ({'name': 'a', 'sizes': [], 'share': '1'}, 'share must be a number or null'),
+        ({'name': 'a' * 500, 'sizes': 'x' * 500}, r'sizes must be a list, got .x{56}\.\.\.$'),
+    ],
+)
 def test_types_are_checked_and_the_entry_named(tmp_path, value, message):
     path = tmp_path / 'file.json'
     path.write_text(json.dumps(value))
@@ -164,12 +177,15 @@ def test_types_are_checked_and_the_entry_named(tmp_path, value, message):
     with pytest.raises(InputError, match=message) as caught:
         read_json(path, shape=shape)
     assert str(caught.value).startswith(str(path))
-    for sound in ({'name': '', 'sizes': [1, 2], 'share': 1, 'more': 2},
-                  {'name': '', 'sizes': [], 'share': None}):
+    for sound in (
+        {'name': '', 'sizes': [1, 2], 'share': 1, 'more': 2},
+        {'name': '', 'sizes': [], 'share': None},
+    ):
         check_json(sound, shape, '')
 
 
 # --- writing ---
+
 
 @pytest.mark.parametrize('link', [os.symlink, os.link], ids=['symbolic', 'hard'])
 def test_no_link_is_written_through(tmp_path, link):

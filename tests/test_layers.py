@@ -3,6 +3,7 @@
 They meet in the store. Checked twice: by reading every import statement, also those inside
 functions, and by importing each layer in a process where the other side's packages are missing.
 """
+
 from __future__ import annotations
 
 import ast
@@ -20,8 +21,10 @@ OPENMMLAB = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
 DATA_LAYERS = ('attention', 'prompts', 'generation', 'store', 'miniature')
 TRAINING_LAYERS = ('datasets', 'models', 'engine')
 FORBIDDEN = {
-    **{layer: (*OPENMMLAB, 'lavis', *(f'freeatm_mm.{name}' for name in TRAINING_LAYERS))
-       for layer in DATA_LAYERS},
+    **{
+        layer: (*OPENMMLAB, 'lavis', *(f'freeatm_mm.{name}' for name in TRAINING_LAYERS))
+        for layer in DATA_LAYERS
+    },
     **{layer: ('diffusers', 'freeatm_mm.generation') for layer in TRAINING_LAYERS},
 }
 
@@ -41,15 +44,22 @@ def imported_names(source: str, module: str, is_package: bool = False) -> Iterat
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ''
             if node.level:
-                parents = module.split('.')[:None if is_package and node.level == 1
-                                            else (1 if is_package else 0) - node.level]
+                parents = module.split('.')[
+                    : None
+                    if is_package and node.level == 1
+                    else (1 if is_package else 0) - node.level
+                ]
                 base = '.'.join([*parents, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield node.lineno, f'{base}.{alias.name}'
-        elif (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
-              and isinstance(node.args[0].value, str)
-              and getattr(node.func, 'attr', getattr(node.func, 'id', None))
-              in ('import_module', '__import__')):
+        elif (
+            isinstance(node, ast.Call)
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+            and isinstance(node.args[0].value, str)
+            and getattr(node.func, 'attr', getattr(node.func, 'id', None))
+            in ('import_module', '__import__')
+        ):
             yield node.lineno, node.args[0].value
 
 
@@ -77,24 +87,32 @@ def test_no_import_across_the_layers(layer):
     assert violations(layer) == []
 
 
-@pytest.mark.parametrize('source, module, is_package, expected', [
-    ('import mmcv.ops', 'a.b', False, 'mmcv.ops'),
-    ('def f():\n    from mmcv import ops', 'a.b', False, 'mmcv.ops'),
-    ('from . import x', 'a.b.c', False, 'a.b.x'),
-    ('from .d import x', 'a.b.c', False, 'a.b.d.x'),
-    ('from ..d import x', 'a.b.c', False, 'a.d.x'),
-    ('from . import x', 'a.b', True, 'a.b.x'),
-    ('from ..d import x', 'a.b', True, 'a.d.x'),
-    ('import importlib\nimportlib.import_module("mmcv")', 'a.b', False, 'mmcv'),
-])
+@pytest.mark.parametrize(
+    'source, module, is_package, expected',
+    [
+        ('import mmcv.ops', 'a.b', False, 'mmcv.ops'),
+        ('def f():\n    from mmcv import ops', 'a.b', False, 'mmcv.ops'),
+        ('from . import x', 'a.b.c', False, 'a.b.x'),
+        ('from .d import x', 'a.b.c', False, 'a.b.d.x'),
+        ('from ..d import x', 'a.b.c', False, 'a.d.x'),
+        ('from . import x', 'a.b', True, 'a.b.x'),
+        ('from ..d import x', 'a.b', True, 'a.d.x'),
+        ('import importlib\nimportlib.import_module("mmcv")', 'a.b', False, 'mmcv'),
+    ],
+)
 def test_the_reading_of_imports(source, module, is_package, expected):
     assert expected in [name for _, name in imported_names(source, module, is_package)]
 
 
 def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a program in a fresh interpreter, from the checkout."""
-    return subprocess.run([sys.executable, '-c', program, *arguments], cwd=ROOT, text=True,
-                          capture_output=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [sys.executable, '-c', program, *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 IMPORT_ALL_WITHOUT = """
@@ -124,10 +142,14 @@ print(count)
 """
 
 
-@pytest.mark.parametrize('missing, layers', [
-    ((*OPENMMLAB, 'lavis'), DATA_LAYERS),
-    (('diffusers', 'lavis'), TRAINING_LAYERS),
-], ids=['data', 'training'])
+@pytest.mark.parametrize(
+    'missing, layers',
+    [
+        ((*OPENMMLAB, 'lavis'), DATA_LAYERS),
+        (('diffusers', 'lavis'), TRAINING_LAYERS),
+    ],
+    ids=['data', 'training'],
+)
 def test_a_layer_works_where_the_other_side_is_not_installed(missing, layers):
     result = run_python(IMPORT_ALL_WITHOUT, ','.join(missing), ','.join(layers))
     assert result.returncode == 0, result.stderr
@@ -136,8 +158,9 @@ def test_a_layer_works_where_the_other_side_is_not_installed(missing, layers):
 
 def test_the_package_alone_needs_nothing_heavy():
     heavy = (*OPENMMLAB, 'lavis', 'diffusers', 'transformers', 'torch', 'matplotlib', 'sklearn')
-    result = run_python('import sys, freeatm_mm\n'
-                        f'print([name for name in {heavy!r} if name in sys.modules])')
+    result = run_python(
+        f'import sys, freeatm_mm\nprint([name for name in {heavy!r} if name in sys.modules])'
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == '[]'
 

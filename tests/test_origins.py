@@ -1,4 +1,5 @@
 """What checkpoints say of their pretraining: noted by real runs, read as data, against flags."""
+
 from __future__ import annotations
 
 import json
@@ -13,13 +14,23 @@ PAPER = "model = dict(type='{}', backbone=dict(type='ResNet', depth=50))\n"
 
 
 def content(cfg='', epoch=3, note=None):
-    return {'meta': {'cfg': cfg, 'epoch': epoch, 'iter': 9},
-            'message_hub': {'runtime_info': {'pretraining': note} if note else {}}}
+    return {
+        'meta': {'cfg': cfg, 'epoch': epoch, 'iter': 9},
+        'message_hub': {'runtime_info': {'pretraining': note} if note else {}},
+    }
 
 
-@pytest.mark.parametrize('kind, method', [
-    ('FreeATMMoCo', 'mocov2'), ('mmpretrain.SimCLR', 'simclr'), ('FreeATMMAE', 'mae'),
-    ('FreeATMSimSiam', 'simsiam'), ('ImageClassifier', 'supervised'), ('BYOL', None)])
+@pytest.mark.parametrize(
+    'kind, method',
+    [
+        ('FreeATMMoCo', 'mocov2'),
+        ('mmpretrain.SimCLR', 'simclr'),
+        ('FreeATMMAE', 'mae'),
+        ('FreeATMSimSiam', 'simsiam'),
+        ('ImageClassifier', 'supervised'),
+        ('BYOL', None),
+    ],
+)
 def test_methods_are_told_by_their_models(kind, method):
     assert origin_of(content(PAPER.format(kind))).method == method
 
@@ -28,11 +39,17 @@ def test_a_benchmarks_model_is_no_pretraining():
     assert origin_of(content(PAPER.format('ImageClassifier') + "init = 'x.pth'\n")).method is None
 
 
-@pytest.mark.parametrize('backbone, scale', [
-    ("type='ResNet', depth=50", 'paper'), ("type='ResNet', depth=18", 'miniature'),
-    ("type='ResNet', depth=50, base_channels=24", 'miniature'),
-    ("type='FreeATMMAEViT'", 'paper'), ("type='FreeATMMAEViT', arch='b', img_size=224", 'paper'),
-    ("type='FreeATMMAEViT', img_size=64, arch=dict(embed_dims=96)", 'miniature')])
+@pytest.mark.parametrize(
+    'backbone, scale',
+    [
+        ("type='ResNet', depth=50", 'paper'),
+        ("type='ResNet', depth=18", 'miniature'),
+        ("type='ResNet', depth=50, base_channels=24", 'miniature'),
+        ("type='FreeATMMAEViT'", 'paper'),
+        ("type='FreeATMMAEViT', arch='b', img_size=224", 'paper'),
+        ("type='FreeATMMAEViT', img_size=64, arch=dict(embed_dims=96)", 'miniature'),
+    ],
+)
 def test_scales_are_told_by_networks(backbone, scale):
     text = f"model = dict(type='MoCo', backbone=dict({backbone}))"
     assert origin_of(content(text)).scale == scale
@@ -40,32 +57,63 @@ def test_scales_are_told_by_networks(backbone, scale):
 
 def test_settings_are_read_and_not_run(tmp_path):
     marker = tmp_path / 'marker'
-    text = (f"__import__('pathlib').Path({str(marker)!r}).touch()\n"
-            f"x = open({str(marker)!r}, 'w')\n" + PAPER.format('FreeATMMoCo')
-            + 'train_cfg = dict(max_epochs=40)\n')
+    text = (
+        f"__import__('pathlib').Path({str(marker)!r}).touch()\n"
+        f"x = open({str(marker)!r}, 'w')\n"
+        + PAPER.format('FreeATMMoCo')
+        + 'train_cfg = dict(max_epochs=40)\n'
+    )
     found = origin_of(content(text))
     assert (found.method, found.epochs) == ('mocov2', 3) and not marker.exists()
 
 
-@pytest.mark.parametrize('odd', [
-    None, [], {}, {'meta': 3}, {'meta': {'cfg': 7}}, {'meta': {'cfg': 'model = ('}}, {'config': {}},
-    {'meta': {'cfg': '(' * 10000}}, {'meta': {'cfg': 'x = ' + '-' * 100000 + '1'}},
-    {'meta': {'cfg': 'a\0b'}}, {'config': {'datasets': {'a': 3}, 'run': []}}, {'config': {'run': {
-        'task': 'image_text_pretrain'}, 'datasets': {'x': {'build_info': 'y'}}}},
-    {'meta': {'cfg': 'model = 3\ntrain_dataloader = []'}, 'message_hub': {'runtime_info': {
-        'pretraining': {'method': 3, 'masks': 'x', 'regime': None}}}}])
+@pytest.mark.parametrize(
+    'odd',
+    [
+        None,
+        [],
+        {},
+        {'meta': 3},
+        {'meta': {'cfg': 7}},
+        {'meta': {'cfg': 'model = ('}},
+        {'config': {}},
+        {'meta': {'cfg': '(' * 10000}},
+        {'meta': {'cfg': 'x = ' + '-' * 100000 + '1'}},
+        {'meta': {'cfg': 'a\0b'}},
+        {'config': {'datasets': {'a': 3}, 'run': []}},
+        {
+            'config': {
+                'run': {'task': 'image_text_pretrain'},
+                'datasets': {'x': {'build_info': 'y'}},
+            }
+        },
+        {
+            'meta': {'cfg': 'model = 3\ntrain_dataloader = []'},
+            'message_hub': {
+                'runtime_info': {'pretraining': {'method': 3, 'masks': 'x', 'regime': None}}
+            },
+        },
+    ],
+)
 def test_odd_contents_say_nothing(odd):
     found = origin_of(odd)
     assert found.regime is None and found.masks is None and found.epochs is None
 
 
 def test_lavis_checkpoints():
-    config = {'run': {'task': 'image_text_pretrain'}, 'model': {'arch': 'freeatm_blip_pretrain'},
-              'datasets': {'freeatm_pretrain': {
-                  'build_info': {'annotations': 'a.json', 'images': 'i'},
-                  'text_processor': {'train': {'preset': 'none'}}}}}
+    config = {
+        'run': {'task': 'image_text_pretrain'},
+        'model': {'arch': 'freeatm_blip_pretrain'},
+        'datasets': {
+            'freeatm_pretrain': {
+                'build_info': {'annotations': 'a.json', 'images': 'i'},
+                'text_processor': {'train': {'preset': 'none'}},
+            }
+        },
+    }
     assert origin_of({'config': config, 'epoch': 19, 'model': {}}) == Origin(
-        'blip', 'real', False, 20, '', 'paper')
+        'blip', 'real', False, 20, '', 'paper'
+    )
     config['model']['vit'] = {'depth': 3}
     config['datasets']['freeatm_pretrain']['text_processor']['train']['preset'] = 'freeatm'
     found = origin_of({'config': config, 'epoch': 19, 'model': {}})
@@ -76,11 +124,21 @@ def test_labels_are_completed_and_contradictions_refused():
     known = Origin('mocov2', 'synthetic', True, 200, 'sd15', 'paper')
     nothing = dict.fromkeys(('method', 'regime', 'masks', 'generator', 'epochs'))
     assert settle_label(known, nothing, 'x.pth') == {
-        'method': 'mocov2', 'regime': 'synthetic', 'masks': True, 'epochs': 200,
-        'generator': 'sd15', 'scale': 'paper'}
+        'method': 'mocov2',
+        'regime': 'synthetic',
+        'masks': True,
+        'epochs': 200,
+        'generator': 'sd15',
+        'scale': 'paper',
+    }
     assert settle_label(known, {**nothing, 'masks': 'boxes'}, 'x.pth')['masks'] == 'boxes'
-    for key, value in [('method', 'simclr'), ('regime', 'mixed'), ('masks', False), ('epochs', 1),
-                       ('generator', 'deepif')]:
+    for key, value in [
+        ('method', 'simclr'),
+        ('regime', 'mixed'),
+        ('masks', False),
+        ('epochs', 1),
+        ('generator', 'deepif'),
+    ]:
         with pytest.raises(InputError, match=f'x.pth says of itself that its {key} is .* --{key}'):
             settle_label(known, {**nothing, key: value}, 'x.pth')
     with pytest.raises(InputError, match='does not say its method and regime and masks'):
@@ -89,7 +147,12 @@ def test_labels_are_completed_and_contradictions_refused():
         settle_label(Origin('mae', 'real', False), {**nothing, 'masks': 'exact'}, 'x.pth')
     said = {**nothing, 'method': 'mae', 'regime': 'mixed', 'masks': False}
     assert settle_label(Origin(), said, 'x.pth') == {
-        'method': 'mae', 'regime': 'mixed', 'masks': False, 'epochs': 0, 'generator': 'unknown'}
+        'method': 'mae',
+        'regime': 'mixed',
+        'masks': False,
+        'epochs': 0,
+        'generator': 'unknown',
+    }
     # A generator that no table knows may be called otherwise; the paper's may not.
     other = Origin('mae', 'synthetic', True, 1, 'my-model')
     assert settle_label(other, {**nothing, 'generator': 'ours'}, 'x.pth')['generator'] == 'ours'
@@ -101,12 +164,14 @@ def test_labels_are_completed_and_contradictions_refused():
 def test_real_runs_note_what_they_train_on(tmp_path):
     pytest.importorskip('mmpretrain')
     from freeatm_mm import compat
+
     compat.skip_multimodal_models()
     from helpers.tiny_runs import config, train
     from helpers.tiny_stores import make_store
     from PIL import Image
 
     from freeatm_mm.checkpoints import read_state
+
     store = make_store(tmp_path / 'store', count=20)
     manifest = json.loads((store / 'store.json').read_text())
     manifest['config']['pipeline'] = 'runwayml/stable-diffusion-v1-5'

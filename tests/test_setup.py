@@ -3,6 +3,7 @@
 Nothing here reaches a network, where uv has to install something, it is a wheel made on the spot;
 but for the tests that let uv resolve extras and lists, which are skipped where no index answers.
 """
+
 from __future__ import annotations
 
 import configparser
@@ -46,17 +47,23 @@ def read_extras() -> dict[str, list[Requirement]]:
     config.read(ROOT / 'setup.cfg', encoding='utf-8')
     extras = dict(config['options.extras_require'])
     extras[''] = config['options']['install_requires']
-    return {name: [Requirement(line) for line in text.split('\n') if line.strip()]
-            for name, text in extras.items()}
+    return {
+        name: [Requirement(line) for line in text.split('\n') if line.strip()]
+        for name, text in extras.items()
+    }
 
 
 def pins_of(purpose: str) -> dict[str, str]:
     """Every pin that a command of ./run installs, by canonical name."""
     _, parts = PURPOSES[purpose]
-    return {canonicalize_name(name): version
-            for part in setup_environment.with_needs(parts) if part != 'mmcv-ops'
-            for name, version in
-            setup_environment.read_pins(ROOT / 'requirements' / f'{part}.txt').items()}
+    return {
+        canonicalize_name(name): version
+        for part in setup_environment.with_needs(parts)
+        if part != 'mmcv-ops'
+        for name, version in setup_environment.read_pins(
+            ROOT / 'requirements' / f'{part}.txt'
+        ).items()
+    }
 
 
 def test_a_list_for_each_part_that_installs_pins():
@@ -73,8 +80,12 @@ def test_lists_hold_exact_pins_and_nothing_else(path):
 
 
 def test_no_package_is_pinned_twice_and_no_second_opencv():
-    names = [canonicalize_name(name) for path in LISTS if not path.stem.startswith('newest-')
-             for name in setup_environment.read_pins(path)]
+    names = [
+        canonicalize_name(name)
+        for path in LISTS
+        if not path.stem.startswith('newest-')
+        for name in setup_environment.read_pins(path)
+    ]
     assert len(names) == len(set(names))
     assert [name for name in names if name.startswith('opencv')] == ['opencv-python-headless']
 
@@ -87,8 +98,9 @@ def test_a_line_that_is_no_pin_is_named(tmp_path, line):
         setup_environment.read_pins(path)
 
 
-@pytest.mark.parametrize('extra', sorted(set(read_extras()) - {'core-upstream',
-                                                               'downstream-upstream'}))
+@pytest.mark.parametrize(
+    'extra', sorted(set(read_extras()) - {'core-upstream', 'downstream-upstream'})
+)
 def test_pins_satisfy_the_ranges_of_setup_cfg(extra):
     pins = pins_of('tests')
     for requirement in read_extras()[extra]:
@@ -129,15 +141,34 @@ def resolve(tmp_path: Path, *arguments: str) -> dict[str, str]:
     if not uv.is_file():
         pytest.skip('uv is not installed beside this Python')
     result = subprocess.run(
-        [str(uv), 'pip', 'compile', '--quiet', '--no-header', '--no-annotate', '--python-version',
-         '3.11', '--python-platform', 'x86_64-manylinux_2_28', *arguments],
-        cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        [
+            str(uv),
+            'pip',
+            'compile',
+            '--quiet',
+            '--no-header',
+            '--no-annotate',
+            '--python-version',
+            '3.11',
+            '--python-platform',
+            'x86_64-manylinux_2_28',
+            *arguments,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     unreachable = ('error sending request', 'dns error', 'Failed to fetch', 'Could not connect')
     if result.returncode and any(words in result.stderr for words in unreachable):
         pytest.skip('no package index can be reached')
     assert result.returncode == 0, result.stderr
-    return {canonicalize_name(name): version for name, version in
-            (line.split(' ')[0].split('==') for line in result.stdout.splitlines() if line)}
+    return {
+        canonicalize_name(name): version
+        for name, version in (
+            line.split(' ')[0].split('==') for line in result.stdout.splitlines() if line
+        )
+    }
 
 
 @pytest.mark.parametrize('extra', sorted(read_extras()))
@@ -148,8 +179,9 @@ def test_each_extra_can_be_installed(tmp_path, extra):
     (tmp_path / 'setup.py').write_text('from setuptools import setup\nsetup()\n')
     found = resolve(tmp_path, 'setup.cfg', *(['--extra', extra] if extra else []))
     for requirement in read_extras()[extra]:
-        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)],
-                                              prereleases=True)
+        assert requirement.specifier.contains(
+            found[canonicalize_name(requirement.name)], prereleases=True
+        )
 
 
 @pytest.mark.parametrize('purpose', sorted(PURPOSES))
@@ -157,13 +189,22 @@ def test_the_lists_of_a_command_are_complete_and_agree(tmp_path, purpose):
     """They are installed without looking for dependencies, so they must hold them all."""
     pins = pins_of(purpose)
     (tmp_path / 'pins.txt').write_text(''.join(f'{n}=={v}\n' for n, v in pins.items()))
-    left_out = [line for line in LEFT_OUT.splitlines()
-                if '==' not in line or canonicalize_name(line.split('==')[0]) in pins]
+    left_out = [
+        line
+        for line in LEFT_OUT.splitlines()
+        if '==' not in line or canonicalize_name(line.split('==')[0]) in pins
+    ]
     if purpose == 'newest-generators':
         left_out = []
     (tmp_path / 'left_out.txt').write_text('\n'.join(left_out))
-    found = resolve(tmp_path, 'pins.txt', '--override', 'left_out.txt', '--build-constraint',
-                    str(ROOT / 'requirements' / 'base.txt'))
+    found = resolve(
+        tmp_path,
+        'pins.txt',
+        '--override',
+        'left_out.txt',
+        '--build-constraint',
+        str(ROOT / 'requirements' / 'base.txt'),
+    )
     assert found == pins
 
 
@@ -205,7 +246,7 @@ def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> 
         **files,
         f'{info}/METADATA': f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n',
         f'{info}/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n'
-                         'Tag: py3-none-any\n',
+        'Tag: py3-none-any\n',
     }
     members[f'{info}/RECORD'] = ''.join(f'{member},,\n' for member in [*members, f'{info}/RECORD'])
     path = folder / f'{name}-{version}-py3-none-any.whl'
@@ -217,9 +258,11 @@ def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> 
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """Environment variables without this machine's settings of pip and uv."""
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith(('PIP_', 'UV_')) and name not in ('CXX',
-                                                                           'FREEATM_PYTHON')}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(('PIP_', 'UV_')) and name not in ('CXX', 'FREEATM_PYTHON')
+    }
     return {**environment, 'PIP_CONFIG_FILE': os.devnull, 'UV_NO_CONFIG': '1', **changes}
 
 
@@ -234,30 +277,48 @@ def make_checkout(root: Path) -> SimpleNamespace:
     wheels = root / 'wheels'
     package = make_wheel(root / 'package', 'freeatm_mm', '0.1.0', {'freeatm_mm.pth': f'{root}\n'})
     (root / 'pyproject.toml').write_text(
-        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
     (root / 'backend.py').write_text(
         'import shutil\n'
         'def build_editable(folder, *options):\n'
-        f'    return shutil.copy({str(package)!r}, folder).rsplit("/", 1)[1]\n')
+        f'    return shutil.copy({str(package)!r}, folder).rsplit("/", 1)[1]\n'
+    )
     for version in ('2.9.1', '2.9.2'):
         # 'tests' is what some wheels bring by mistake.
-        make_wheel(wheels, 'torch', version, {'torch.py': f'version = {version!r}\n',
-                                              'tests/__init__.py': ''})
+        make_wheel(
+            wheels,
+            'torch',
+            version,
+            {'torch.py': f'version = {version!r}\n', 'tests/__init__.py': ''},
+        )
     pins = root / 'requirements' / 'base.txt'
     pins.write_text('torch==2.9.1\n', encoding='utf-8')
     uv = Path(sys.executable).parent  # so that none has to be downloaded
-    environment = clean_environment(UV_OFFLINE='1', UV_FIND_LINKS=str(wheels),
-                                    XDG_CACHE_HOME=str(root / 'user_cache'),
-                                    PATH=f'{uv}{os.pathsep}{os.environ["PATH"]}')
-    return SimpleNamespace(root=root, wheels=wheels, environment=environment, pins=pins,
-                           site=root / '.venv' / 'lib' / 'python3.11' / 'site-packages')
+    environment = clean_environment(
+        UV_OFFLINE='1',
+        UV_FIND_LINKS=str(wheels),
+        XDG_CACHE_HOME=str(root / 'user_cache'),
+        PATH=f'{uv}{os.pathsep}{os.environ["PATH"]}',
+    )
+    return SimpleNamespace(
+        root=root,
+        wheels=wheels,
+        environment=environment,
+        pins=pins,
+        site=root / '.venv' / 'lib' / 'python3.11' / 'site-packages',
+    )
 
 
 def set_up(checkout: SimpleNamespace, *parts: str, **changes: str) -> subprocess.CompletedProcess:
     """Run the tool in a checkout as ``./run setup`` does."""
-    return subprocess.run([sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name),
-                           *parts], env={**checkout.environment, **changes}, capture_output=True,
-                          text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name), *parts],
+        env={**checkout.environment, **changes},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess, *words: str) -> None:
@@ -290,8 +351,11 @@ def empty_checkout(tmp_path) -> SimpleNamespace:
 
 def snapshot(checkout: SimpleNamespace) -> dict[Path, int]:
     """Time of change of every file of the environment."""
-    return {path: path.stat().st_mtime_ns for path in (checkout.root / '.venv').rglob('*')
-            if path.is_file() and path.suffix != '.pyc'}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in (checkout.root / '.venv').rglob('*')
+        if path.is_file() and path.suffix != '.pyc'
+    }
 
 
 def test_first_run_announces_and_installs(checkout):
@@ -339,8 +403,11 @@ def test_a_second_set_up_waits_for_the_first(checkout):
         with setup_environment.locked(checkout.root / '.cache' / 'setup.venv.lock'):
             second = subprocess.Popen(
                 [sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name), 'base'],
-                env=checkout.environment, stdout=subprocess.PIPE, text=True,
-                stdin=subprocess.DEVNULL)
+                env=checkout.environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                stdin=subprocess.DEVNULL,
+            )
             assert 'Waiting for another set-up' in second.stdout.readline()
             assert '2.9.1' in (checkout.site / 'torch.py').read_text()
         second.communicate()
@@ -355,8 +422,12 @@ def test_killed_then_goes_on(checkout):
     shutil.rmtree(checkout.site / 'torch-2.9.1.dist-info')
     process = subprocess.Popen(
         [sys.executable, str(checkout.root / 'tools' / 'setup' / TOOL.name), 'base'],
-        env=checkout.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        stdin=subprocess.DEVNULL)
+        env=checkout.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert 'Setting up' in process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -384,8 +455,9 @@ def test_settings_of_pip_are_taken_over(empty_checkout, monkeypatch):
 # --- one-sentence errors --------------------------------------------------------------------------
 
 
-def run_with_pythons(checkout: SimpleNamespace, pythons: dict[str, str],
-                     **changes: str) -> subprocess.CompletedProcess:
+def run_with_pythons(
+    checkout: SimpleNamespace, pythons: dict[str, str], **changes: str
+) -> subprocess.CompletedProcess:
     """Run ``./run setup`` where PATH holds only these scripts and what the script itself uses."""
     binaries = checkout.root / 'bin'
     binaries.mkdir()
@@ -394,9 +466,13 @@ def run_with_pythons(checkout: SimpleNamespace, pythons: dict[str, str],
     for name, text in pythons.items():
         (binaries / name).write_text(f'#!/bin/sh\n{text}\n')
         (binaries / name).chmod(0o755)
-    return subprocess.run([str(binaries / 'bash'), str(checkout.root / 'run'), 'setup', 'base'],
-                          env={**checkout.environment, 'PATH': str(binaries), **changes},
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [str(binaries / 'bash'), str(checkout.root / 'run'), 'setup', 'base'],
+        env={**checkout.environment, 'PATH': str(binaries), **changes},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def test_wrong_python(empty_checkout):
@@ -448,8 +524,9 @@ def test_missing_headers(monkeypatch, tmp_path):
 
 def test_too_little_disk(empty_checkout, monkeypatch, capsys):
     monkeypatch.setattr(setup_environment, 'ROOT', empty_checkout.root)
-    monkeypatch.setattr(setup_environment.shutil, 'disk_usage',
-                        lambda folder: SimpleNamespace(free=2 * 1000**3))
+    monkeypatch.setattr(
+        setup_environment.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=2 * 1000**3)
+    )
     assert setup_environment.main(['base']) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
@@ -458,18 +535,30 @@ def test_too_little_disk(empty_checkout, monkeypatch, capsys):
 
 
 def test_folders_of_one_disk_share_their_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_environment.shutil, 'disk_usage',
-                        lambda folder: SimpleNamespace(free=10 * 1000**3))
+    monkeypatch.setattr(
+        setup_environment.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=10 * 1000**3)
+    )
     spare = setup_environment.SPARE_GIGABYTES
     setup_environment.check_disk([(tmp_path / 'a' / 'b', 10.0 - spare), (tmp_path / 'c', 9.0)])
     with pytest.raises(SetupError, match=r'needs 10\.1 GB'):
         setup_environment.check_disk([(tmp_path / 'a', 1.0), (tmp_path / 'c', 10.1 - spare)])
 
 
-@pytest.mark.parametrize('changes', [
-    pytest.param(dict(UV_OFFLINE='0', UV_FIND_LINKS='', UV_HTTP_RETRIES='0',
-                      UV_DEFAULT_INDEX='http://127.0.0.1:9/simple'), id='no-network'),
-    pytest.param({}, id='a-pin-that-the-index-lacks')])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        pytest.param(
+            dict(
+                UV_OFFLINE='0',
+                UV_FIND_LINKS='',
+                UV_HTTP_RETRIES='0',
+                UV_DEFAULT_INDEX='http://127.0.0.1:9/simple',
+            ),
+            id='no-network',
+        ),
+        pytest.param({}, id='a-pin-that-the-index-lacks'),
+    ],
+)
 def test_what_cannot_be_installed_goes_on_once_it_can(checkout, changes):
     checkout.pins.write_text('torch==2.9.2\n' if changes else 'torch==2.9.3\n', encoding='utf-8')
     try:
@@ -486,8 +575,12 @@ def test_what_cannot_be_installed_goes_on_once_it_can(checkout, changes):
 
 def put_wheel_in_cache(environment: Environment, ops: str) -> Path:
     """Let the user's cache hold an mmcv whose ``mmcv.ops`` is ``ops``."""
-    return make_wheel(environment.cache / 'wheels' / environment.wheel_key, 'onedl_mmcv', '2.3.6',
-                      {'mmcv/__init__.py': '', 'mmcv/_ext.so': '', 'mmcv/ops.py': ops})
+    return make_wheel(
+        environment.cache / 'wheels' / environment.wheel_key,
+        'onedl_mmcv',
+        '2.3.6',
+        {'mmcv/__init__.py': '', 'mmcv/_ext.so': '', 'mmcv/ops.py': ops},
+    )
 
 
 @pytest.fixture
@@ -535,8 +628,9 @@ def test_progress_counts_compiled_files(tmp_path, capsys):
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize('member, fine', [('source/a.txt', True), ('../a.txt', False),
-                                          ('source/../../a.txt', False)])
+@pytest.mark.parametrize(
+    'member, fine', [('source/a.txt', True), ('../a.txt', False), ('source/../../a.txt', False)]
+)
 def test_a_source_archive_stays_in_its_folder(tmp_path, member, fine):
     archive = tmp_path / 'archive.tar.gz'
     (tmp_path / 'file').write_text('text')
@@ -553,18 +647,24 @@ def test_a_source_archive_stays_in_its_folder(tmp_path, member, fine):
             setup_environment.unpack_sdist(archive, tmp_path / 'out')
 
 
-@pytest.mark.parametrize('text, jobs', [
-    ('MemFree: 100 kB\nMemAvailable:    5000000 kB\n', 4), ('MemAvailable: 500000 kB\n', 1),
-    ('MemAvailable: 500000000 kB\n', 8), ('MemFree: 100 kB\n', 8),
-])
+@pytest.mark.parametrize(
+    'text, jobs',
+    [
+        ('MemFree: 100 kB\nMemAvailable:    5000000 kB\n', 4),
+        ('MemAvailable: 500000 kB\n', 1),
+        ('MemAvailable: 500000000 kB\n', 8),
+        ('MemFree: 100 kB\n', 8),
+    ],
+)
 def test_compile_jobs_follow_cores_and_memory(tmp_path, monkeypatch, text, jobs):
     monkeypatch.setattr(setup_environment.os, 'sched_getaffinity', lambda pid: set(range(8)))
     (tmp_path / 'meminfo').write_text(text)
     assert setup_environment.compile_jobs(tmp_path / 'meminfo') == jobs
 
 
-@pytest.mark.parametrize('seconds, text', [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 00 s'),
-                                           (185, '3 min 05 s')])
+@pytest.mark.parametrize(
+    'seconds, text', [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 00 s'), (185, '3 min 05 s')]
+)
 def test_duration(seconds, text):
     assert setup_environment.duration(seconds) == text
 
@@ -579,9 +679,12 @@ def make_stub_checkout(root: Path) -> Path:
         shutil.copy(ROOT / name, root / name)
     (root / 'tools' / 'setup').mkdir(parents=True)
     (root / 'tools' / 'miniature').mkdir()
-    (root / 'tools' / 'miniature' / 'run.py').write_text('import sys\nprint("miniature", *sys.argv[1:])\n')
+    (root / 'tools' / 'miniature' / 'run.py').write_text(
+        'import sys\nprint("miniature", *sys.argv[1:])\n'
+    )
     (root / 'tools' / 'setup' / TOOL.name).write_text(
-        'import sys\nprint("setup", *sys.argv[1:], flush=True)\n')
+        'import sys\nprint("setup", *sys.argv[1:], flush=True)\n'
+    )
     python = root / '.venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho python "$@" threads=$OMP_NUM_THREADS\nexit 7\n')
@@ -594,15 +697,23 @@ def call(root: Path, script: str, *arguments: str) -> subprocess.CompletedProces
     environment = clean_environment(FREEATM_PYTHON=sys.executable)
     environment.pop('OMP_NUM_THREADS', None)
     environment.pop('FREEATM_TEST_WORKERS', None)
-    return subprocess.run(['bash', str(root / script), *arguments], cwd='/', env=environment,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        ['bash', str(root / script), *arguments],
+        cwd='/',
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def test_run_miniature_passes_arguments_and_exit_code(tmp_path):
     result = call(make_stub_checkout(tmp_path), 'run', 'miniature', '--seeds', '0 1')
     assert result.returncode == 7
-    assert result.stdout.splitlines() == ['setup --for miniature',
-                                          'python tools/miniature/run.py --seeds 0 1 threads=']
+    assert result.stdout.splitlines() == [
+        'setup --for miniature',
+        'python tools/miniature/run.py --seeds 0 1 threads=',
+    ]
 
 
 @pytest.mark.parametrize('script, arguments', [('run', ['tests']), ('.ci/run', [])])
@@ -611,13 +722,19 @@ def test_run_tests_and_ci_are_the_same(tmp_path, script, arguments):
     assert result.returncode == 7
     assert result.stdout.splitlines() == [
         'setup --for tests',
-        'python -m pytest -n 2 --dist loadfile --max-worker-restart 0 threads=1']
+        'python -m pytest -n 2 --dist loadfile --max-worker-restart 0 threads=1',
+    ]
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['miniature', '--help'], 'miniature --help'),
-    (['miniature', '--seeds', '2', '--dry-run'], 'miniature --seeds 2 --dry-run'),
-    (['tests', '-h'], 'Usage: ./run tests'), (['newest-generators', '--help'], 'Usage: ./run new')])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['miniature', '--help'], 'miniature --help'),
+        (['miniature', '--seeds', '2', '--dry-run'], 'miniature --seeds 2 --dry-run'),
+        (['tests', '-h'], 'Usage: ./run tests'),
+        (['newest-generators', '--help'], 'Usage: ./run new'),
+    ],
+)
 def test_who_only_looks_waits_for_no_set_up(tmp_path, arguments, words):
     result = call(make_stub_checkout(tmp_path), 'run', *arguments)
     assert result.returncode == 0

@@ -1,4 +1,5 @@
 """A run of the tests ends, and ends red, whatever a test does to its process."""
+
 import os
 import re
 import shutil
@@ -26,17 +27,34 @@ def test_a_dead_and_a_hanging_worker_end_the_run_red(tmp_path):
         '    child = fork.Process(target=time.sleep, args=(3600, ))\n'
         '    child.start()\n'
         f'    open({str(child)!r}, "w").write(str(child.pid))\n'
-        '    os.abort()\n')
-    (tmp_path / 'test_hangs.py').write_text(
-        'import time\ndef test_hangs(): time.sleep(3600)\n')
+        '    os.abort()\n'
+    )
+    (tmp_path / 'test_hangs.py').write_text('import time\ndef test_hangs(): time.sleep(3600)\n')
     options = re.search(r'pytest -n "[^"]*" (.*?)"\$\{@:2\}"', (ROOT / 'run').read_text(), re.S)
     output = tmp_path / 'output'  # no pipe: the child has it open, too
     with output.open('w') as file:
         ended = subprocess.run(
-            [sys.executable, '-m', 'pytest', '-n', '2', *options[1].replace('\\', '').split(),
-             '-p', 'no:cacheprovider', '-c', str(ROOT / 'pyproject.toml'), '--rootdir',
-             str(tmp_path), '-o', 'faulthandler_timeout=5', str(tmp_path)],
-            stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+            [
+                sys.executable,
+                '-m',
+                'pytest',
+                '-n',
+                '2',
+                *options[1].replace('\\', '').split(),
+                '-p',
+                'no:cacheprovider',
+                '-c',
+                str(ROOT / 'pyproject.toml'),
+                '--rootdir',
+                str(tmp_path),
+                '-o',
+                'faulthandler_timeout=5',
+                str(tmp_path),
+            ],
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+        )
     os.kill(int(child.read_text()), signal.SIGKILL)
     said = output.read_text()
     assert ended.returncode == 1, said

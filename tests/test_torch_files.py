@@ -1,4 +1,5 @@
 """The reader of torch's files: honest ones come back whole, of hostile ones nothing is run."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,14 +25,25 @@ def path(tmp_path):
 
 @pytest.mark.parametrize('zipped_form', [True, False])
 def test_honest_contents_come_back_whole(path, zipped_form):
-    shared = torch.arange(6.).reshape(2, 3)
+    shared = torch.arange(6.0).reshape(2, 3)
     state = OrderedDict(w=shared, view=shared[1], half=torch.ones(2, dtype=torch.bfloat16))
     state._metadata = OrderedDict({'': {'version': 2}})
     content = {
-        'state_dict': state, 'parameter': torch.nn.Parameter(torch.ones(2)), 'rate': 0.1,
-        'array': np.arange(6, dtype='>i4').reshape(2, 3).T, 'none': np.zeros(0), 'empty': b'',
-        'scalar': np.float64(3.5), 'truth': np.bool_(True), 'bytes': b'\x00\xff', 'big': 2**70,
-        'list': [1, (2, 'x')], 'set': {1, 2}, 'dtype': torch.float16, 'size': torch.Size([1, 2])}
+        'state_dict': state,
+        'parameter': torch.nn.Parameter(torch.ones(2)),
+        'rate': 0.1,
+        'array': np.arange(6, dtype='>i4').reshape(2, 3).T,
+        'none': np.zeros(0),
+        'empty': b'',
+        'scalar': np.float64(3.5),
+        'truth': np.bool_(True),
+        'bytes': b'\x00\xff',
+        'big': 2**70,
+        'list': [1, (2, 'x')],
+        'set': {1, 2},
+        'dtype': torch.float16,
+        'size': torch.Size([1, 2]),
+    }
     torch.save(content, path, _use_new_zipfile_serialization=zipped_form)
     found = read_torch_file(path)
     assert found.keys() == content.keys()
@@ -50,8 +62,9 @@ def test_honest_contents_come_back_whole(path, zipped_form):
 def test_mmengines_histories_come_back_working(path):
     pytest.importorskip('mmengine')
     from mmengine.logging import HistoryBuffer, MessageHub
+
     hub = MessageHub.get_instance('reader')
-    for value in (1., 2., 6.):
+    for value in (1.0, 2.0, 6.0):
         hub.update_scalar('train/loss', value, 2)
     hub.update_info('iter', 3)
     torch.save({'message_hub': hub.state_dict(), 'empty': HistoryBuffer(max_length=5)}, path)
@@ -60,7 +73,7 @@ def test_mmengines_histories_come_back_working(path):
     other.load_state_dict(found['message_hub'])
     history = other.get_scalar('train/loss')
     assert isinstance(history, HistoryBuffer) and history.max_length == 1000000
-    assert [list(part) for part in history.data] == [[1., 2., 6.], [2, 2, 2]]
+    assert [list(part) for part in history.data] == [[1.0, 2.0, 6.0], [2, 2, 2]]
     history.update(4.0)
     assert history.mean(1) == 4 and history.statistics('max') == 6 and history.current() == 4
     assert other.get_info('iter') == 3
@@ -76,15 +89,24 @@ def test_a_scripts_command_line_is_passed_over_and_told(path, caplog):
     assert 'passed over what is not weights (argparse.Namespace, pathlib.' in caplog.text
 
 
-@pytest.mark.parametrize('make', [
-    reduced, lambda marker: reduced(marker, _use_new_zipfile_serialization=False), through_getattr,
-    lambda marker: pickle.dumps(Planted(marker), 2),
-    lambda marker: pickle.dumps(Planted(marker), 0)],
-    ids=['reduced', 'older', 'getattr', 'pickle', 'pickle0'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        reduced,
+        lambda marker: reduced(marker, _use_new_zipfile_serialization=False),
+        through_getattr,
+        lambda marker: pickle.dumps(Planted(marker), 2),
+        lambda marker: pickle.dumps(Planted(marker), 0),
+    ],
+    ids=['reduced', 'older', 'getattr', 'pickle', 'pickle0'],
+)
 def test_code_is_not_run_and_named(path, tmp_path, make):
     path.write_bytes(make(tmp_path / 'marker'))
-    with pytest.raises(InputError, match=r"file\.pth can't be read: it holds more than tensors and "
-                       r'plain values, namely .*(exec|_rebuild_from_type_v2).*nothing of') as told:
+    with pytest.raises(
+        InputError,
+        match=r"file\.pth can't be read: it holds more than tensors and "
+        r'plain values, namely .*(exec|_rebuild_from_type_v2).*nothing of',
+    ) as told:
         read_torch_file(path)
     assert '\n' not in str(told.value) and not (tmp_path / 'marker').exists()
 
@@ -104,18 +126,38 @@ def test_names_that_other_packages_let_through_are_not_let_through_here(path, tm
 HISTORY = name('mmengine.logging.history_buffer', 'HistoryBuffer')
 HOSTILE = {
     'function of a module': name('os', 'system') + text('true') + b'\x85R.',
-    'getattr of a dict': (name('__builtin__', 'getattr') + name('collections', 'OrderedDict')
-                          + text('fromkeys') + b'\x86R' + text('a') + b'\x85R.'),
+    'getattr of a dict': (
+        name('__builtin__', 'getattr')
+        + name('collections', 'OrderedDict')
+        + text('fromkeys')
+        + b'\x86R'
+        + text('a')
+        + b'\x85R.'
+    ),
     'history without numbers': HISTORY + b')\x81}b.',
     'history of a string': HISTORY + b')\x81' + text('x') + b'b.',
     'array of objects': (
-        name('numpy._core.multiarray', '_reconstruct') + name('numpy', 'ndarray') + b'K\x00\x85'
-        + text('b') + b'\x87R(K\x01K\x01\x85' + name('numpy', 'dtype') + text('O8')
-        + b'\x89\x88\x87R\x89]Natb.'),
+        name('numpy._core.multiarray', '_reconstruct')
+        + name('numpy', 'ndarray')
+        + b'K\x00\x85'
+        + text('b')
+        + b'\x87R(K\x01K\x01\x85'
+        + name('numpy', 'dtype')
+        + text('O8')
+        + b'\x89\x88\x87R\x89]Natb.'
+    ),
     'array larger than its bytes': (
-        name('numpy._core.multiarray', '_reconstruct') + name('numpy', 'ndarray') + b'K\x00\x85'
-        + text('b') + b'\x87R(K\x01J\xff\xff\xff\x7f\x85' + name('numpy', 'dtype') + text('f8')
-        + b'\x89\x88\x87R\x89' + text('12345678') + b'tb.'),
+        name('numpy._core.multiarray', '_reconstruct')
+        + name('numpy', 'ndarray')
+        + b'K\x00\x85'
+        + text('b')
+        + b'\x87R(K\x01J\xff\xff\xff\x7f\x85'
+        + name('numpy', 'dtype')
+        + text('f8')
+        + b'\x89\x88\x87R\x89'
+        + text('12345678')
+        + b'tb.'
+    ),
     'bytes of a number': name('__builtin__', 'bytes') + b'J\xff\xff\xff\x7f\x85R.',
     'bytearray of a number': name('__builtin__', 'bytearray') + b'J\xff\xff\xff\x7f\x85R.',
     'deep key': b'}K\x01' + b'\x85' * 200_000 + b'K\x01s.',
@@ -137,14 +179,16 @@ def test_crafted_pickles_get_one_sentence(path, case):
 
 
 def test_a_doubling_structure_takes_no_time(path):
-    path.write_bytes(zipped(b']q\x00' + b''.join(
-        b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.'))
+    path.write_bytes(
+        zipped(b']q\x00' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.')
+    )
     read_torch_file(path)
 
 
 def test_methods_cannot_be_hidden_by_attributes(path):
-    path.write_bytes(zipped(
-        name('collections', 'OrderedDict') + b')R}' + text('items') + b'K\x01sb.'))
+    path.write_bytes(
+        zipped(name('collections', 'OrderedDict') + b')R}' + text('items') + b'K\x01sb.')
+    )
     assert list(read_torch_file(path).items()) == []
 
 
@@ -166,8 +210,11 @@ def test_files_that_claim_more_than_they_have(path):
 
 @pytest.mark.parametrize('older', [False, True])
 def test_every_cut_is_told(path, older):
-    torch.save({'w': torch.arange(10.), 'v': torch.ones(3)}, path,
-               _use_new_zipfile_serialization=not older)
+    torch.save(
+        {'w': torch.arange(10.0), 'v': torch.ones(3)},
+        path,
+        _use_new_zipfile_serialization=not older,
+    )
     whole = path.read_bytes()
     for length in range(1, len(whole), 7):
         path.write_bytes(whole[:length])
@@ -176,7 +223,7 @@ def test_every_cut_is_told(path, older):
 
 
 def test_flipped_bytes_are_told_or_harmless(path, tmp_path):
-    torch.save({'state_dict': {'w': torch.arange(10.)}, 'meta': {'n': np.float64(1)}}, path)
+    torch.save({'state_dict': {'w': torch.arange(10.0)}, 'meta': {'n': np.float64(1)}}, path)
     whole, generator, refused = path.read_bytes(), np.random.default_rng(0), 0
     for position in generator.integers(0, len(whole), 400):
         changed = bytearray(whole)
@@ -195,9 +242,15 @@ def test_what_is_no_file_is_told(tmp_path):
     (tmp_path / 'circle').symlink_to(tmp_path / 'circle')
     (tmp_path / 'empty').write_bytes(b'')
     (tmp_path / 'text').write_text('weights')
-    for path, message in [('pipe', 'is a pipe or a device'), ('zero', 'is a pipe or a device'),
-                          ('.', 'is a folder'), ('circle', "can't be opened"), ('a\0b', 'opened'),
-                          ('empty', 'it is empty'), ('text', "can't be read")]:
+    for path, message in [
+        ('pipe', 'is a pipe or a device'),
+        ('zero', 'is a pipe or a device'),
+        ('.', 'is a folder'),
+        ('circle', "can't be opened"),
+        ('a\0b', 'opened'),
+        ('empty', 'it is empty'),
+        ('text', "can't be read"),
+    ]:
         with pytest.raises(InputError, match=message):
             read_torch_file(tmp_path / path)
     with pytest.raises(MissingFileError, match='there is no checkpoint'):

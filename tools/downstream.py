@@ -14,6 +14,7 @@ Each benchmark has a folder in --out; started again, a run goes on where it was,
 isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
 becomes a job; start the same command once they have ended, and the row is made.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,44 +52,84 @@ from freeatm_mm.results import (  # noqa: E402
 from freeatm_mm.results.paper_tables import row_markdown  # noqa: E402
 
 
-def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
-                                                       argparse.Namespace]:
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The command line, and its parser for errors."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('init', metavar='CHECKPOINT', help='of any pretraining; or random, or '
-                        'supervised')
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'init', metavar='CHECKPOINT', help='of any pretraining; or random, or supervised'
+    )
     chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument('--suite', choices=tuple(SUITES), help='; '.join(
-        f'{name}: {", ".join(parts)}' for name, parts in SUITES.items()))
-    chosen.add_argument('--benchmarks', nargs='+', choices=tuple(BENCHMARKS), metavar='NAME',
-                        help=f'of {", ".join(BENCHMARKS)}')
-    parser.add_argument('--data', type=Path, default=Path('data'), help='folder with ' + ', '.join(
-                            sorted({part.folder for part in BENCHMARKS.values()} - {''})) +
-                        ', laid out as docs/downstream.md says; for the miniature the world itself '
-                        '(%(default)s)')
+    chosen.add_argument(
+        '--suite',
+        choices=tuple(SUITES),
+        help='; '.join(f'{name}: {", ".join(parts)}' for name, parts in SUITES.items()),
+    )
+    chosen.add_argument(
+        '--benchmarks',
+        nargs='+',
+        choices=tuple(BENCHMARKS),
+        metavar='NAME',
+        help=f'of {", ".join(BENCHMARKS)}',
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=Path('data'),
+        help='folder with '
+        + ', '.join(sorted({part.folder for part in BENCHMARKS.values()} - {''}))
+        + ', laid out as docs/downstream.md says; for the miniature the world itself '
+        '(%(default)s)',
+    )
     parser.add_argument('--out', type=Path, help='default: work_dirs/downstream/<checkpoint>')
-    told = parser.add_argument_group('what the pretraining was', 'needed where the checkpoint '
-                                     'does not say it; refused where it says otherwise')
+    told = parser.add_argument_group(
+        'what the pretraining was',
+        'needed where the checkpoint does not say it; refused where it says otherwise',
+    )
     told.add_argument('--method', help='such as mocov2')
     told.add_argument('--regime', choices=('real', 'synthetic', 'mixed'))
-    told.add_argument('--masks', type=lambda text: {'true': True, 'false': False}.get(
-        text.lower(), text), metavar='true|false|NAME', help='with masks, without, or a variant')
+    told.add_argument(
+        '--masks',
+        type=lambda text: {'true': True, 'false': False}.get(text.lower(), text),
+        metavar='true|false|NAME',
+        help='with masks, without, or a variant',
+    )
     told.add_argument('--generator', help='of the synthetic images: sd15, deepif, or another name')
     told.add_argument('--epochs', type=float, help='how long it was')
     parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
-    parser.add_argument('--gpus', type=int, default=0, help='processes, one a GPU; 0: one process '
-                        'on whatever there is (%(default)s)')
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision, as the '
-                        'headers of the ViT configs have it')
+    parser.add_argument(
+        '--gpus',
+        type=int,
+        default=0,
+        help='processes, one a GPU; 0: one process on whatever there is (%(default)s)',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train in mixed precision, as the headers of the ViT configs have it',
+    )
     parser.add_argument('--slurm', metavar='PARTITION', help='submit a job for each benchmark')
-    parser.add_argument('--slurm-options', nargs='+', default=[], metavar='OPTION',
-                        help='for sbatch, without the dashes: time=2-00:00 mem=100G')
-    parser.add_argument('--smoke', action='store_true', help='two steps and a few images of each '
-                        'benchmark: whether all runs, not how well')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='[BENCHMARK:]KEY=VALUE',
-                        help="for every one of the configs, or for a benchmark's: "
-                        'coco:train_dataloader.num_workers=8')
+    parser.add_argument(
+        '--slurm-options',
+        nargs='+',
+        default=[],
+        metavar='OPTION',
+        help='for sbatch, without the dashes: time=2-00:00 mem=100G',
+    )
+    parser.add_argument(
+        '--smoke',
+        action='store_true',
+        help='two steps and a few images of each benchmark: whether all runs, not how well',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='[BENCHMARK:]KEY=VALUE',
+        help="for every one of the configs, or for a benchmark's: "
+        'coco:train_dataloader.num_workers=8',
+    )
     args = parser.parse_args(argv)
     name = Path(args.init).with_suffix('').parts[-2:]
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
@@ -107,8 +148,10 @@ def check_metrics(names: list[str]) -> None:
     for name in names:
         for metric, _ in BENCHMARKS[name].metrics.values():
             if metric in taken:
-                raise ValueError(f'{taken[metric]} and {name} both give {METRICS[metric]}, which a '
-                                 'row holds once: run them by two commands, each with its --out')
+                raise ValueError(
+                    f'{taken[metric]} and {name} both give {METRICS[metric]}, which a '
+                    'row holds once: run them by two commands, each with its --out'
+                )
             taken[metric] = name
 
 
@@ -124,8 +167,14 @@ def make_label(args: argparse.Namespace) -> dict[str, Any]:
         method = args.method or args.init
         if method.split('-')[0] != args.init:
             raise ValueError(f'{args.init} weights are no {method}: leave --method out')
-        return {'method': method, 'regime': 'real', 'masks': False, 'seed': args.seed,
-                'epochs': args.epochs or 0, 'generator': ''}
+        return {
+            'method': method,
+            'regime': 'real',
+            'masks': False,
+            'seed': args.seed,
+            'epochs': args.epochs or 0,
+            'generator': '',
+        }
     origin = Origin()
     if '://' not in args.init:
         content = read_state(args.init)
@@ -150,8 +199,10 @@ def check_label(row: Path, label: dict[str, Any]) -> None:
         differing = [key for key, value in label.items() if found.get(key, value) != value]
         if differing:
             said = ', '.join(f'{key} {found[key]}' for key in differing)
-            raise ValueError(f'{row} is of {said}: choose another --out, or delete that file if it '
-                             'was called wrongly')
+            raise ValueError(
+                f'{row} is of {said}: choose another --out, or delete that file if it '
+                'was called wrongly'
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,9 +215,20 @@ def main(argv: list[str] | None = None) -> None:
     try:
         label = make_label(args)
         scale = label.pop('scale', None)
-        runs = [DownstreamRun(name, args.init, args.out / name, args.data, args.seed,
-                              options_of(name, args.cfg_options), args.gpus, args.amp, args.smoke)
-                for name in args.benchmarks or SUITES[args.suite]]
+        runs = [
+            DownstreamRun(
+                name,
+                args.init,
+                args.out / name,
+                args.data,
+                args.seed,
+                options_of(name, args.cfg_options),
+                args.gpus,
+                args.amp,
+                args.smoke,
+            )
+            for name in args.benchmarks or SUITES[args.suite]
+        ]
         check_metrics([run.benchmark for run in runs])
         check_label(args.out / 'row.json', label)
         waiting = [run for run in runs if run.prepare()]
@@ -176,8 +238,10 @@ def main(argv: list[str] | None = None) -> None:
                     print(f'{run.benchmark}: job {number} is still under way')
                     continue
                 if number := run.last_job():
-                    print(f'{run.benchmark}: job {number} ended without metrics; what it printed '
-                          f'is in {run.folder}/slurm-{number}.out')
+                    print(
+                        f'{run.benchmark}: job {number} ended without metrics; what it printed '
+                        f'is in {run.folder}/slurm-{number}.out'
+                    )
                 number = run.submit(args.slurm, [f'--{option}' for option in args.slurm_options])
                 print(f'{run.benchmark}: job {number} submitted')
             else:

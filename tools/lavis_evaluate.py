@@ -8,9 +8,10 @@
 With --out the figures are kept in a result file. What the row says of the pretraining (--regime,
 --masks, --generator, --seed, --epochs) is read from the checkpoint; a flag that contradicts it is
 refused, and one is needed only where the checkpoint, another program's for example, doesn't say.
-Rows of several commands with different --what gather in one. tools/results/tables.py puts those of zeroshot
-and finetuned into Table 3.
+Rows of several commands with different --what gather in one. tools/results/tables.py puts those of
+zeroshot and finetuned into Table 3.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,37 +38,67 @@ def masks(text: str) -> bool | str:
 
 def main(argv: list[str] | None = None) -> None:
     """Judges and prints; whatever is wrong is told in one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='yaml of a retrieval task')
-    parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='change any entry of the yaml')
+    parser.add_argument(
+        '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
+    )
     parser.add_argument('--out', help='result file to add the figures to')
-    parser.add_argument('--what', default='zeroshot', help="first part of the metrics' names in "
-                        'it: zeroshot, finetuned ... (%(default)s)')
-    parser.add_argument('--regime', choices=('real', 'synthetic', 'mixed'),
-                        help='what was pretrained on (what the checkpoint says)')
-    parser.add_argument('--masks', type=masks, metavar='true|false|NAME',
-                        help='pretrained with masks, without, or the name of a variant such as PTP '
-                        '(what the checkpoint says)')
-    parser.add_argument('--generator', help='of the generated images: sd15, deepif, or another '
-                        'name (what the checkpoint says)')
+    parser.add_argument(
+        '--what',
+        default='zeroshot',
+        help="first part of the metrics' names in it: zeroshot, finetuned ... (%(default)s)",
+    )
+    parser.add_argument(
+        '--regime',
+        choices=('real', 'synthetic', 'mixed'),
+        help='what was pretrained on (what the checkpoint says)',
+    )
+    parser.add_argument(
+        '--masks',
+        type=masks,
+        metavar='true|false|NAME',
+        help='pretrained with masks, without, or the name of a variant such as PTP '
+        '(what the checkpoint says)',
+    )
+    parser.add_argument(
+        '--generator',
+        help='of the generated images: sd15, deepif, or another name (what the checkpoint says)',
+    )
     parser.add_argument('--seed', type=int, help='of the pretraining (what the checkpoint says)')
-    parser.add_argument('--epochs', type=float, help='of the pretraining (what the checkpoint '
-                        'says)')
+    parser.add_argument(
+        '--epochs', type=float, help='of the pretraining (what the checkpoint says)'
+    )
     args = parser.parse_args(argv)
     try:
         from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
         from freeatm_mm.lavis_ext.origin import label_row, origin_of, scale_of
+
         if args.out:
             model = load_config(args.config, args.options).model_cfg
             checkpoint = judged_checkpoint(model)
-            row = {'method': 'blip', **label_row(
-                {'regime': args.regime, 'masks': args.masks, 'generator': args.generator,
-                 'seed': args.seed, 'epochs': args.epochs}, origin_of(checkpoint), checkpoint),
-                'scale': scale_of(model)}
-            results = (read_results(args.out) if Path(args.out).exists()
-                       else new_results(Path(args.out).stem, shlex.join(['python', *sys.argv])))
+            row = {
+                'method': 'blip',
+                **label_row(
+                    {
+                        'regime': args.regime,
+                        'masks': args.masks,
+                        'generator': args.generator,
+                        'seed': args.seed,
+                        'epochs': args.epochs,
+                    },
+                    origin_of(checkpoint),
+                    checkpoint,
+                ),
+                'scale': scale_of(model),
+            }
+            results = (
+                read_results(args.out)
+                if Path(args.out).exists()
+                else new_results(Path(args.out).stem, shlex.join(['python', *sys.argv]))
+            )
         figures = judge(args.config, args.options)
     except (ImportError, OSError, ValueError, StoreError) as error:
         sys.exit(f'{parser.prog}: {worker_message(error)}')
@@ -76,8 +107,11 @@ def main(argv: list[str] | None = None) -> None:
     for split, values in figures.items():
         print(f'{split}: ' + '  '.join(f'{name} {value:.2f}' for name, value in values.items()))
     if args.out:
-        earlier = [old['metrics'] for old in results['rows']
-                   if all(old.get(key) == value for key, value in row.items())]
+        earlier = [
+            old['metrics']
+            for old in results['rows']
+            if all(old.get(key) == value for key, value in row.items())
+        ]
         metrics = dict(earlier[0]) if earlier else {}
         for values in figures.values():
             metrics.update({f'{args.what}_{name}': value / 100 for name, value in values.items()})

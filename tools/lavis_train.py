@@ -7,6 +7,7 @@
 Takes LAVIS's own yaml, which LAVIS's train.py reads as well. Runs on a CPU, one GPU or several;
 stopped and resumed, it ends bit-equal to a run that was never stopped.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,16 +22,26 @@ from freeatm_mm.store import StoreError  # noqa: E402
 
 def main(argv: list[str] | None = None) -> None:
     """Trains; whatever is wrong is told in one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='yaml, for example configs/lavis/blip_pretrain_freeatm.yaml')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go; default: the '
-                        "config's run.output_dir")
-    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in '
-                        'the work directory, if there is any')
+    parser.add_argument(
+        '--work-dir', help="where logs and checkpoints go; default: the config's run.output_dir"
+    )
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on from the last checkpoint in the work directory, if there is any',
+    )
     parser.add_argument('--seed', type=int, help="random seed; default: the config's")
-    parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='change any entry of the yaml, for example run.max_epoch=10')
+    parser.add_argument(
+        '--options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='change any entry of the yaml, for example run.max_epoch=10',
+    )
     args = parser.parse_args(argv)
     options = list(args.options)
     if args.work_dir:
@@ -39,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         options.append(f'run.seed={args.seed}')
     try:
         from freeatm_mm.lavis_ext.launch import train
+
         train(args.config, options, args.resume)
     except (ImportError, OSError, ValueError, StoreError) as error:
         sys.exit(f'{parser.prog}: {worker_message(error)}')

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Evaluates a checkpoint of a downstream config: mmpretrain's, mmdet's and mmseg's alike.
 
-    python tools/test.py configs/downstream/... CHECKPOINT --data-root FOLDER --out metrics.json
-    python -m torch.distributed.run --nproc-per-node 8 tools/test.py ... --launcher pytorch
+python tools/test.py configs/downstream/... CHECKPOINT --data-root FOLDER --out metrics.json
+python -m torch.distributed.run --nproc-per-node 8 tools/test.py ... --launcher pytorch
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,26 +34,44 @@ from freeatm_mm.files import atomic_write  # noqa: E402
 def main(argv: list[str] | None = None) -> None:
     """Evaluates; a wrong path, or a checkpoint of another model, is told in one sentence."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config that the checkpoint was trained with')
-    parser.add_argument('checkpoint', help='file, or the work directory that holds it: then the '
-                        'last one in it')
+    parser.add_argument(
+        'checkpoint', help='file, or the work directory that holds it: then the last one in it'
+    )
     parser.add_argument('--work-dir', help='where logs go; default: as in tools/train.py')
     parser.add_argument('--out', help='also write the metrics there, as JSON')
-    parser.add_argument('--data-root', help='folder of the data set, in the place of the one that '
-                        'the config names')
-    parser.add_argument('--smoke', action='store_true', help='judge a few images only, to see '
-                        'that it runs')
-    parser.add_argument('--show-dir', metavar='FOLDER', help='also draw what was predicted, into '
-                        'this folder (mmdet, mmseg)')
-    parser.add_argument('--tta', action='store_true', help='average over flips and scales '
-                        '(test-time augmentation), as the config says')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='what started the processes')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='change any entry of the config')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    parser.add_argument(
+        '--data-root', help='folder of the data set, in the place of the one that the config names'
+    )
+    parser.add_argument(
+        '--smoke', action='store_true', help='judge a few images only, to see that it runs'
+    )
+    parser.add_argument(
+        '--show-dir',
+        metavar='FOLDER',
+        help='also draw what was predicted, into this folder (mmdet, mmseg)',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='average over flips and scales (test-time augmentation), as the config says',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change any entry of the config',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
@@ -65,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             average_views(cfg)
         if args.smoke:
             make_smoke(cfg)
-        check_datasets(cfg, ('test_dataloader', ))
+        check_datasets(cfg, ('test_dataloader',))
         check_finite(load_weights(checkpoint), checkpoint)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
@@ -75,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmengine.dist import is_main_process
     from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
+
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     try:
@@ -87,8 +107,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     if args.out and is_main_process():
         with atomic_write(args.out) as file:
-            file.write(json.dumps({key: float(value) for key, value in metrics.items()},
-                                  indent=1).encode())
+            file.write(
+                json.dumps({key: float(value) for key, value in metrics.items()}, indent=1).encode()
+            )
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
@@ -99,8 +120,10 @@ def draw_predictions(cfg: Config, folder: str) -> None:
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if not hook or cfg.get('default_scope') not in ('mmdet', 'mmseg'):
-        raise InputError('--show-dir: only mmdet and mmseg draw predictions, by the '
-                         'default_hooks.visualization of their configs')
+        raise InputError(
+            '--show-dir: only mmdet and mmseg draw predictions, by the '
+            'default_hooks.visualization of their configs'
+        )
     hook.update(draw=True)
     if cfg.default_scope == 'mmdet':
         hook.update(test_out_dir=str(Path(folder).absolute()))
@@ -117,17 +140,22 @@ def average_views(cfg: Config) -> None:
         raise InputError('--tta: only mmdet and mmseg average over views')
     if cfg.default_scope == 'mmdet':
         if 'mask_head' in cfg.model.get('roi_head', {}):
-            raise InputError("--tta: mmdet averages boxes alone, and this config's model also "
-                             'gives masks')
+            raise InputError(
+                "--tta: mmdet averages boxes alone, and this config's model also gives masks"
+            )
         if 'tta_model' not in cfg:  # as mmdet's own tool: as it is, and mirrored
-            cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(
-                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+            cfg.tta_model = dict(
+                type='DetTTAModel',
+                tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+            )
         if 'tta_pipeline' not in cfg:
             packing = dict(cfg.test_dataloader.dataset.pipeline[-1])
             packing['meta_keys'] = (*packing['meta_keys'], 'flip', 'flip_direction')
-            flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
-            cfg.tta_pipeline = [*cfg.test_dataloader.dataset.pipeline[:-1],
-                                dict(type='TestTimeAug', transforms=[flips, [packing]])]
+            flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+            cfg.tta_pipeline = [
+                *cfg.test_dataloader.dataset.pipeline[:-1],
+                dict(type='TestTimeAug', transforms=[flips, [packing]]),
+            ]
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise InputError('--tta: this config has no tta_model and tta_pipeline')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Trains a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
 
-    python tools/train.py CONFIG --cfg-options train_dataloader.dataset.store=STORE
-    python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
-    python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+python tools/train.py CONFIG --cfg-options train_dataloader.dataset.store=STORE
+python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
+python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,38 +33,68 @@ from freeatm_mm.downstream.runs import make_smoke  # noqa: E402
 from freeatm_mm.errors import InputError  # noqa: E402
 
 
-def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser,
-                                                       argparse.Namespace]:
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The command line, and its parser for errors."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file, for example configs/mocov2_freeatm.py')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go; default: '
-                        'work_dirs/<path of the config below configs/>')
-    parser.add_argument('--data-root', help='folder of the data set, in the place of the one that '
-                        'the config names (configs/downstream)')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from this checkpoint, or without one from the last in the '
-                        'work directory, if there is any')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: '
+        'work_dirs/<path of the config below configs/>',
+    )
+    parser.add_argument(
+        '--data-root',
+        help='folder of the data set, in the place of the one that '
+        'the config names (configs/downstream)',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without one from the last in the '
+        'work directory, if there is any',
+    )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate with the whole batch size')
-    parser.add_argument('--no-pin-memory', action='store_true',
-                        help='do not pin the memory of loaded batches')
-    parser.add_argument('--no-persistent-workers', action='store_true',
-                        help='start the loading processes anew each epoch')
-    parser.add_argument('--no-validate', action='store_true',
-                        help='do not evaluate checkpoints during training')
-    parser.add_argument('--smoke', action='store_true', help='of a benchmark: two steps of a few '
-                        'images, to see that it runs')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the whole batch size',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='do not pin the memory of loaded batches'
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='start the loading processes anew each epoch',
+    )
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate checkpoints during training'
+    )
+    parser.add_argument(
+        '--smoke',
+        action='store_true',
+        help='of a benchmark: two steps of a few images, to see that it runs',
+    )
     parser.add_argument('--seed', type=int, help="random seed; default: the config's")
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='what started the processes')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='change any entry of the config, for example '
-                        'train_dataloader.dataset.store=STORE train_cfg.max_epochs=10')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change any entry of the config, for example '
+        'train_dataloader.dataset.store=STORE train_cfg.max_epochs=10',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return parser, args
@@ -87,8 +118,13 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
-    complete_config(cfg, args.data_root, args.cfg_options, not args.no_pin_memory,
-                    not args.no_persistent_workers)
+    complete_config(
+        cfg,
+        args.data_root,
+        args.cfg_options,
+        not args.no_pin_memory,
+        not args.no_persistent_workers,
+    )
     check_honoured(cfg, args.cfg_options)
     scale_rate(cfg, args.auto_scale_lr)
     add_checks(cfg)
@@ -114,8 +150,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
-        parser.error(f'there is no checkpoint {pretrained}: train what makes it first, or set it '
-                     'with --cfg-options model.pretrained=CHECKPOINT')
+        parser.error(
+            f'there is no checkpoint {pretrained}: train what makes it first, or set it '
+            'with --cfg-options model.pretrained=CHECKPOINT'
+        )
     try:
         check_precision(cfg)
     except ValueError as error:
@@ -128,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     import freeatm_mm.engine  # noqa: F401 - the checks, which a config need not import
     from freeatm_mm.datasets import check_stores
     from freeatm_mm.store import StoreError
+
     try:
         check_stores(cfg.get('train_dataloader'))
     except StoreError as error:

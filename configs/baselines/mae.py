@@ -7,6 +7,7 @@ does, too.
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/baselines/mae.py \
         --launcher pytorch --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mae_freeatm.py'
 
 # Without masks FreeATMMAE is mmpretrain's MAE, bit for bit.

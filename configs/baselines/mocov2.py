@@ -7,6 +7,7 @@ images does, too.
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/baselines/mocov2.py \
         --launcher pytorch --amp --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mocov2_freeatm.py'
 
 # Without masks FreeATMMoCo is mmpretrain's MoCo, bit for bit.

@@ -8,6 +8,7 @@ images does, too.
         tools/train.py configs/baselines/simclr.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../simclr_freeatm.py'
 
 # Without masks FreeATMSimCLR is mmpretrain's SimCLR, bit for bit.

@@ -3,6 +3,7 @@
     python tools/train.py configs/miniature/mae_freeatm.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mae_freeatm.py'
 
 epochs = 40
@@ -17,31 +18,51 @@ train_dataloader = dict(
     batch_size=256,
     num_workers=1,
     drop_last=True,
-    dataset=dict(store='data/miniature', pipeline=train_pipeline))
+    dataset=dict(store='data/miniature', pipeline=train_pipeline),
+)
 
 model = dict(
     backbone=dict(
         arch=dict(
-            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512
+        ),
         img_size=48,
-        patch_size=6),
+        patch_size=6,
+    ),
     neck=dict(
         num_patches=64,
         patch_size=6,
         embed_dim=128,
         decoder_embed_dim=64,
         decoder_depth=2,
-        decoder_num_heads=4),
-    head=dict(patch_size=6))
+        decoder_num_heads=4,
+    ),
+    head=dict(patch_size=6),
+)
 
-optim_wrapper = dict(_delete_=True, type='OptimWrapper',
-                     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
-                     paramwise_cfg=_base_.optim_wrapper.paramwise_cfg)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    paramwise_cfg=_base_.optim_wrapper.paramwise_cfg,
+)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
-         convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs,
-         convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=2,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=epochs - 2,
+        by_epoch=True,
+        begin=2,
+        end=epochs,
+        convert_to_iter_based=True,
+    ),
 ]
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)

@@ -3,6 +3,7 @@
     python tools/train.py configs/miniature/mocov2_freeatm.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mocov2_freeatm.py'
 
 epochs = 40
@@ -14,7 +15,8 @@ view_pipeline = [
     dict(
         type='RandomApply',
         prob=0.8,
-        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')]),
+        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')],
+    ),
     dict(type='FreeATMRandomFlip', prob=0.5),
 ]
 train_pipeline = [
@@ -25,7 +27,8 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=1,
-    dataset=dict(store='data/miniature', pipeline=train_pipeline))
+    dataset=dict(store='data/miniature', pipeline=train_pipeline),
+)
 
 model = dict(
     queue_len=4096,
@@ -38,12 +41,13 @@ model = dict(
         base_channels=24,
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
-        out_indices=(2, )),
-    neck=dict(in_channels=96, hid_channels=128, out_channels=64))
+        out_indices=(2,),
+    ),
+    neck=dict(in_channels=96, hid_channels=128, out_channels=64),
+)
 
 optim_wrapper = dict(optimizer=dict(lr=0.06, weight_decay=5e-4))
-param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,
-                        end=epochs)]
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs)]
 train_cfg = dict(max_epochs=epochs)
 custom_hooks = [*_base_.custom_hooks, dict(type='ChannelsLastHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))

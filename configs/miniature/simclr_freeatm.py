@@ -3,6 +3,7 @@
     python tools/train.py configs/miniature/simclr_freeatm.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../simclr_freeatm.py'
 
 epochs = 40
@@ -14,7 +15,8 @@ view_pipeline = [
     dict(
         type='RandomApply',
         prob=0.8,
-        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')]),
+        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')],
+    ),
 ]
 train_pipeline = [
     dict(type='LoadFromStore'),
@@ -25,7 +27,8 @@ train_dataloader = dict(
     batch_size=256,
     num_workers=1,
     drop_last=True,
-    dataset=dict(store='data/miniature', pipeline=train_pipeline))
+    dataset=dict(store='data/miniature', pipeline=train_pipeline),
+)
 
 model = dict(
     backbone=dict(
@@ -35,14 +38,22 @@ model = dict(
         base_channels=24,
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
-        out_indices=(2, ),
-        norm_cfg=dict(type='BN')),
-    neck=dict(in_channels=96, hid_channels=128, out_channels=64, norm_cfg=dict(type='BN1d')))
+        out_indices=(2,),
+        norm_cfg=dict(type='BN'),
+    ),
+    neck=dict(in_channels=96, hid_channels=128, out_channels=64, norm_cfg=dict(type='BN1d')),
+)
 
 optim_wrapper = dict(optimizer=dict(lr=0.3))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
-         convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=2,
+        convert_to_iter_based=True,
+    ),
     dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs),
 ]
 auto_scale_lr = dict(base_batch_size=256)

@@ -19,6 +19,7 @@ Needs: what `mae_freeatm.py` needs, and a folder of real images. Stage 1, then s
         tools/train.py configs/mixed/mae_freeatm.py --launcher pytorch \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mae_freeatm.py'
 
 train_dataloader = dict(dataset=dict(share=0.5))

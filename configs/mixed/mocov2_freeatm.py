@@ -20,6 +20,7 @@ Needs: what `mocov2_freeatm.py` needs, and a folder of real images. Stage 1, the
         tools/train.py configs/mixed/mocov2_freeatm.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mocov2_freeatm.py'
 
 train_dataloader = dict(dataset=dict(share=0.5))

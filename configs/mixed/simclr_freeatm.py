@@ -19,6 +19,7 @@ Needs: what `simclr_freeatm.py` needs, and a folder of real images. Stage 1, the
         tools/train.py configs/mixed/simclr_freeatm.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../simclr_freeatm.py'
 
 train_dataloader = dict(dataset=dict(share=0.5))

@@ -10,6 +10,7 @@ Needs: a folder of plain images, in any folders below it (ImageNet's `train`), a
         tools/train.py configs/real/mae.py --launcher pytorch \
         --cfg-options train_dataloader.dataset.store=FOLDER
 """
+
 _base_ = '../baselines/mae.py'
 
 train_dataloader = dict(dataset=dict(store='data/imagenet/train'))

@@ -10,6 +10,7 @@ Needs: a folder of plain images, in any folders below it (ImageNet's `train`), a
         tools/train.py configs/real/mocov2.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=FOLDER
 """
+
 _base_ = '../baselines/mocov2.py'
 
 train_dataloader = dict(dataset=dict(store='data/imagenet/train'))

@@ -1,23 +1,24 @@
 """Masks for free: what each noun of a prompt attends to while a diffusion model draws it."""
+
 from __future__ import annotations
 
 from freeatm_mm.attention.families import FAMILIES, Family, find_family
 from freeatm_mm.attention.masks import (
-                                        THRESHOLD,
-                                        binarize,
-                                        box_of,
-                                        dequantize,
-                                        minmax,
-                                        quantize,
-                                        resize,
+    THRESHOLD,
+    binarize,
+    box_of,
+    dequantize,
+    minmax,
+    quantize,
+    resize,
 )
 from freeatm_mm.attention.nouns import (
-                                        MERGE_RULES,
-                                        NounAlignmentError,
-                                        NounTokens,
-                                        NounTruncatedError,
-                                        locate_nouns,
-                                        merge_tokens,
+    MERGE_RULES,
+    NounAlignmentError,
+    NounTokens,
+    NounTruncatedError,
+    locate_nouns,
+    merge_tokens,
 )
 from freeatm_mm.attention.parts import SEPARATE
 from freeatm_mm.attention.quality import MaskTrust, mask_trust
@@ -26,8 +27,28 @@ from freeatm_mm.attention.refine import dense_crf, propagate
 from freeatm_mm.attention.softmax import noun_attention
 
 __all__ = [
-    'FAMILIES', 'MERGE_RULES', 'SEPARATE', 'THRESHOLD', 'AttentionRecorder', 'Family',
-    'MaskTrust', 'NothingRecorded', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError',
-    'binarize', 'box_of', 'dense_crf', 'dequantize', 'find_family', 'locate_nouns', 'mask_trust',
-    'merge_tokens', 'minmax', 'noun_attention', 'propagate', 'quantize', 'resize'
+    'FAMILIES',
+    'MERGE_RULES',
+    'SEPARATE',
+    'THRESHOLD',
+    'AttentionRecorder',
+    'Family',
+    'MaskTrust',
+    'NothingRecorded',
+    'NounAlignmentError',
+    'NounTokens',
+    'NounTruncatedError',
+    'binarize',
+    'box_of',
+    'dense_crf',
+    'dequantize',
+    'find_family',
+    'locate_nouns',
+    'mask_trust',
+    'merge_tokens',
+    'minmax',
+    'noun_attention',
+    'propagate',
+    'quantize',
+    'resize',
 ]

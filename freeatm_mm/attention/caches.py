@@ -3,6 +3,7 @@
 A cache reuses what blocks or attention modules gave a few steps before, so that their attention is
 not computed at every step. diffusers keeps its hooks in a registry on each module they change.
 """
+
 from __future__ import annotations
 
 from torch import nn
@@ -10,8 +11,15 @@ from torch import nn
 __all__ = ['may_be_skipped', 'uses_step_cache']
 
 # By the module of diffusers.hooks that they come from; a hook's own name may be the user's.
-_SKIP = frozenset({'first_block_cache', 'mag_cache', 'sea_cache', 'taylorseer_cache',
-                   'pyramid_attention_broadcast'})
+_SKIP = frozenset(
+    {
+        'first_block_cache',
+        'mag_cache',
+        'sea_cache',
+        'taylorseer_cache',
+        'pyramid_attention_broadcast',
+    }
+)
 _KEEP = frozenset({'group_offloading', 'layerwise_casting'})
 
 
@@ -30,7 +38,8 @@ def uses_step_cache(denoiser: nn.Module) -> bool:
                 raise ValueError(
                     f"{name or type(denoiser).__name__} has diffusers' hook {kind}, with which its "
                     'attention is not that of all images and steps; record without it '
-                    '(pipe.transformer.disable_cache(), for a cache)')
+                    '(pipe.transformer.disable_cache(), for a cache)'
+                )
             found.add(kind)
     return bool(found & _SKIP)
 
@@ -42,5 +51,8 @@ def may_be_skipped(module: nn.Module) -> bool:
 
 def _kinds(module: nn.Module) -> list[str]:
     registry = getattr(module, '_diffusers_hook', None)
-    return [] if registry is None else [
-        type(hook).__module__.rpartition('.')[2] for hook in registry.hooks.values()]
+    return (
+        []
+        if registry is None
+        else [type(hook).__module__.rpartition('.')[2] for hook in registry.hooks.values()]
+    )

@@ -2,6 +2,7 @@
 
 All functions take a torch tensor or a numpy array and give back the same kind.
 """
+
 from __future__ import annotations
 
 from typing import TypeVar
@@ -41,8 +42,9 @@ def resize(maps: Array, size: tuple[int, int]) -> Array:
     if flat.shape[0] == 0:
         return restore(tensor.new_zeros(*tensor.shape[:-2], *size))
     shrinks = size[0] < height or size[1] < width
-    flat = F.interpolate(flat, size=tuple(size), mode='bilinear', align_corners=False,
-                         antialias=shrinks)
+    flat = F.interpolate(
+        flat, size=tuple(size), mode='bilinear', align_corners=False, antialias=shrinks
+    )
     return restore(flat.reshape(*tensor.shape[:-2], *size))
 
 
@@ -105,8 +107,10 @@ def dequantize(levels: Array, scales: Array) -> Array:
     if tensor.dtype != torch.uint8:
         raise ValueError(f'levels must be uint8, got {tensor.dtype}')
     if scales.shape != (*tensor.shape[:-2], 2):
-        raise ValueError(f'scales must have shape {(*tensor.shape[:-2], 2)} for levels of shape '
-                         f'{tuple(tensor.shape)}, got {tuple(scales.shape)}')
+        raise ValueError(
+            f'scales must have shape {(*tensor.shape[:-2], 2)} for levels of shape '
+            f'{tuple(tensor.shape)}, got {tuple(scales.shape)}'
+        )
     low, high = scales[..., 0, None, None], scales[..., 1, None, None]
     return restore(low + (high - low) * (tensor.float() / 255))
 
@@ -126,8 +130,10 @@ def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
     """
     tensor, restore = _as_tensor(maps)
     if tensor.numel() and not bool(((tensor >= 0) & (tensor <= 1)).all()):
-        raise ValueError('binarize needs maps in [0, 1], got values from '
-                         f'{tensor.min().item():g} to {tensor.max().item():g}; call minmax first')
+        raise ValueError(
+            'binarize needs maps in [0, 1], got values from '
+            f'{tensor.min().item():g} to {tensor.max().item():g}; call minmax first'
+        )
     return restore(tensor >= threshold)
 
 
@@ -147,15 +153,21 @@ def box_of(mask: Array) -> tuple[float, float, float, float] | None:
     """
     tensor, _ = _as_tensor(mask)
     if tensor.ndim != 2 or tensor.dtype != torch.bool:
-        raise ValueError('box_of needs one boolean mask of shape (h, w), got '
-                         f'{tensor.dtype} of shape {tuple(tensor.shape)}; call binarize first')
+        raise ValueError(
+            'box_of needs one boolean mask of shape (h, w), got '
+            f'{tensor.dtype} of shape {tuple(tensor.shape)}; call binarize first'
+        )
     rows = tensor.any(1).nonzero().flatten().tolist()
     if not rows:
         return None
     columns = tensor.any(0).nonzero().flatten().tolist()
     height, width = tensor.shape
-    return (columns[0] / width, rows[0] / height,
-            (columns[-1] + 1) / width, (rows[-1] + 1) / height)
+    return (
+        columns[0] / width,
+        rows[0] / height,
+        (columns[-1] + 1) / width,
+        (rows[-1] + 1) / height,
+    )
 
 
 def _as_tensor(maps):

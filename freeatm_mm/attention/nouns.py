@@ -4,6 +4,7 @@ A noun is a span ``(start, end)`` of characters of the prompt as the user wrote 
 may clean the prompt, the tokenizer normalises it and cuts it into pieces; the functions here
 follow the span through all of that.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -16,8 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['MERGE_RULES', 'NounAlignmentError', 'NounTokens', 'NounTruncatedError', 'find_again',
-           'locate_nouns', 'merge_tokens', 'span_of']
+__all__ = [
+    'MERGE_RULES',
+    'NounAlignmentError',
+    'NounTokens',
+    'NounTruncatedError',
+    'find_again',
+    'locate_nouns',
+    'merge_tokens',
+    'span_of',
+]
 
 MERGE_RULES = ('mean', 'sum', 'max', 'last')
 
@@ -63,25 +72,27 @@ def span_of(noun: Any) -> tuple[int, int]:
     elif isinstance(noun, (tuple, list)) and len(noun) == 2:
         start, end = noun
     else:
-        raise TypeError('a noun must be a pair (start, end) of characters, or have start and end; '
-                        f'got {noun!r}')
+        raise TypeError(
+            f'a noun must be a pair (start, end) of characters, or have start and end; got {noun!r}'
+        )
     if not (isinstance(start, int) and isinstance(end, int)):
         raise TypeError(f'start and end of a noun must be integers, got {noun!r}')
     return start, end
 
 
 def locate_nouns(
-        tokenizer: Any,
-        prompt: str,
-        nouns: Sequence[Any],
-        *,
-        prepared: str | None = None,
-        before: str = '',
-        after: str = '',
-        max_length: int | None = None,
-        any_padding: bool = False,
-        special_tokens: bool = True,
-        truncated: str = 'raise') -> NounTokens:
+    tokenizer: Any,
+    prompt: str,
+    nouns: Sequence[Any],
+    *,
+    prepared: str | None = None,
+    before: str = '',
+    after: str = '',
+    max_length: int | None = None,
+    any_padding: bool = False,
+    special_tokens: bool = True,
+    truncated: str = 'raise',
+) -> NounTokens:
     """Finds the tokens of each noun of a prompt.
 
     A token belongs to a noun if it shares a character with it. Nouns that occur more than once
@@ -114,8 +125,10 @@ def locate_nouns(
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
     if getattr(tokenizer, 'padding_side', 'right') != 'right' and not any_padding:
-        raise ValueError(f'{type(tokenizer).__name__} pads on the left, which moves the tokens; '
-                         "set tokenizer.padding_side = 'right'")
+        raise ValueError(
+            f'{type(tokenizer).__name__} pads on the left, which moves the tokens; '
+            "set tokenizer.padding_side = 'right'"
+        )
     spans = [_checked_span(prompt, noun) for noun in nouns]
     if not spans:
         return NounTokens(())
@@ -127,21 +140,27 @@ def locate_nouns(
     kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
     positions, lost = [], []
     for index, (start, end) in enumerate(spans):
-        first, last = (len(before) + place
-                       for place in _follow_span(prompt, prepared, places, sure, start, end))
+        first, last = (
+            len(before) + place
+            for place in _follow_span(prompt, prepared, places, sure, start, end)
+        )
         tokens = tuple(
-            position for position, (left, right) in enumerate(token_spans)
-            if left < last and right > first)
+            position
+            for position, (left, right) in enumerate(token_spans)
+            if left < last and right > first
+        )
         if not tokens:
             raise NounAlignmentError(
                 f'{type(tokenizer).__name__} has no token for the noun {prompt[start:end]!r} '
-                f'({start}:{end}) of the prompt {prompt!r}')
+                f'({start}:{end}) of the prompt {prompt!r}'
+            )
         if tokens[-1] >= kept:
             if truncated == 'raise':
                 raise NounTruncatedError(
                     f'the noun {prompt[start:end]!r} ({start}:{end}) is cut off: its last token is '
                     f'number {tokens[-1]} and the text encoder keeps {kept} of the prompt '
-                    f"{prompt!r}. Shorten the prompt, or pass truncated='skip'")
+                    f"{prompt!r}. Shorten the prompt, or pass truncated='skip'"
+                )
             lost.append(index)
             tokens = ()
         positions.append(tokens)
@@ -176,12 +195,16 @@ def merge_tokens(maps_THW: Tensor, rule: str = 'mean') -> Tensor:
 def _checked_span(prompt: str, noun: Any) -> tuple[int, int]:
     start, end = span_of(noun)
     if not 0 <= start < end <= len(prompt):
-        raise ValueError(f'the noun span {start}:{end} is not inside the prompt {prompt!r} of '
-                         f'{len(prompt)} characters')
+        raise ValueError(
+            f'the noun span {start}:{end} is not inside the prompt {prompt!r} of '
+            f'{len(prompt)} characters'
+        )
     text = getattr(noun, 'text', None)
     if text is not None and prompt[start:end] != text:
-        raise ValueError(f'the span {start}:{end} of the prompt {prompt!r} reads '
-                         f'{prompt[start:end]!r}, not {text!r}')
+        raise ValueError(
+            f'the span {start}:{end} of the prompt {prompt!r} reads '
+            f'{prompt[start:end]!r}, not {text!r}'
+        )
     return start, end
 
 
@@ -199,34 +222,44 @@ def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
         if they stand nowhere or in several places.
     """
     start, end = _checked_span(prompt, noun)
-    follows = text[end:end + 1]
+    follows = text[end : end + 1]
     if prompt[:end].lower() == text[:end].lower() and (
-            follows == prompt[end:end + 1] or not follows.isalnum()):
+        follows == prompt[end : end + 1] or not follows.isalnum()
+    ):
         return start, end
     words = r'\s+'.join(re.escape(word) for word in prompt[start:end].split())
     places = [match.span() for match in re.finditer(rf'(?<!\w){words}(?!\w)', text, re.IGNORECASE)]
     return places[0] if words and len(places) == 1 else None
 
 
-def _places(tokenizer: Any, prompt: str,
-            prepared: str) -> tuple[list[tuple[int, int] | None], bool]:
+def _places(
+    tokenizer: Any, prompt: str, prepared: str
+) -> tuple[list[tuple[int, int] | None], bool]:
     """Where each character of ``prompt`` stands in the ``prepared`` prompt, and if that is sure."""
     written, places = _written_out(tokenizer, prompt)
     if written == prepared:
         return places, True
-    return [None if place is None else (place, place + 1)
-            for place in _align(prompt, prepared)], False
+    return [
+        None if place is None else (place, place + 1) for place in _align(prompt, prepared)
+    ], False
 
 
-def _follow_span(prompt: str, prepared: str, places: Sequence[tuple[int, int] | None], sure: bool,
-                 start: int, end: int) -> tuple[int, int]:
+def _follow_span(
+    prompt: str,
+    prepared: str,
+    places: Sequence[tuple[int, int] | None],
+    sure: bool,
+    start: int,
+    end: int,
+) -> tuple[int, int]:
     """Finds a span of ``prompt`` again in the ``prepared`` prompt."""
     kept = [place for place in places[start:end] if place is not None]
     first, last = (kept[0][0], kept[-1][1]) if kept else (0, 0)
     if not kept or not (sure or _letters(prepared[first:last]) == _letters(prompt[start:end])):
         raise NounAlignmentError(
             f'the noun {prompt[start:end]!r} ({start}:{end}) of {prompt!r} is no longer in the '
-            f'prompt as the pipeline cleans it: {prepared!r}')
+            f'prompt as the pipeline cleans it: {prepared!r}'
+        )
     return first, last
 
 
@@ -249,7 +282,7 @@ def _written_out(tokenizer: Any, prompt: str) -> tuple[str, list[tuple[int, int]
     text, places, last = '', [], 0
     for match in re.finditer(pattern, prompt) if several else ():
         places += [(len(text) + step, len(text) + step + 1) for step in range(match.start() - last)]
-        text += prompt[last:match.start()]
+        text += prompt[last : match.start()]
         places += [(len(text), len(text) + len(several[match[0]]))] * len(match[0])
         text += several[match[0]]
         last = match.end()
@@ -285,8 +318,9 @@ def _fold(text: Sequence) -> Sequence:
     return [character.lower() for character in text]
 
 
-def _token_spans(tokenizer: Any, text: str,
-                 special_tokens: bool = True) -> tuple[list[tuple[int, int]], int]:
+def _token_spans(
+    tokenizer: Any, text: str, special_tokens: bool = True
+) -> tuple[list[tuple[int, int]], int]:
     """Finds the characters of each token of ``text``, special tokens included if there are any.
 
     Returns:
@@ -294,13 +328,22 @@ def _token_spans(tokenizer: Any, text: str,
         tokens at the end.
     """
     if getattr(tokenizer, 'is_fast', False):
-        encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True,
-                            add_special_tokens=special_tokens, verbose=False)
+        encoded = tokenizer(
+            text,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            add_special_tokens=special_tokens,
+            verbose=False,
+        )
         special = encoded['special_tokens_mask']
-        spans = [(0, 0) if is_special else _trim(text, *span)
-                 for span, is_special in zip(encoded['offset_mapping'], special)]
-        suffix = next((count for count, is_special in enumerate(reversed(special))
-                       if not is_special), len(special))
+        spans = [
+            (0, 0) if is_special else _trim(text, *span)
+            for span, is_special in zip(encoded['offset_mapping'], special)
+        ]
+        suffix = next(
+            (count for count, is_special in enumerate(reversed(special)) if not is_special),
+            len(special),
+        )
         return spans, suffix
     pieces = tokenizer.tokenize(text)
     framed = tokenizer.build_inputs_with_special_tokens([-1]) if special_tokens else [-1]
@@ -339,7 +382,7 @@ def _piece_spans(tokenizer: Any, pieces: Sequence[str], text: str) -> list[tuple
             owner_of[place] = owner
     spans, start = [], 0
     for encoded in piece_bytes:
-        owned = [owner for owner in owner_of[start:start + len(encoded)] if owner is not None]
+        owned = [owner for owner in owner_of[start : start + len(encoded)] if owner is not None]
         spans.append((owned[0], owned[-1] + 1) if owned else (0, 0))
         start += len(encoded)
     return spans

@@ -1,4 +1,5 @@
 """Masks over their images: single panels, and contact sheets of many samples."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +12,15 @@ from freeatm_mm.attention.masks import THRESHOLD
 
 __all__ = ['NOUN_COLOURS', 'SampleLike', 'contact_sheet', 'noun_panels', 'overlay']
 
-NOUN_COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0),
-                (240, 228, 66), (0, 114, 178))
+NOUN_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (204, 121, 167),
+    (213, 94, 0),
+    (240, 228, 66),
+    (0, 114, 178),
+)
 """Told apart with any colour vision (Okabe and Ito, 2008); reused when nouns run out of them."""
 
 
@@ -26,12 +34,14 @@ class SampleLike(Protocol):
     masks: np.ndarray
 
 
-def overlay(image: Image.Image,
-            mask: np.ndarray,
-            colour: tuple[int, int, int] = NOUN_COLOURS[0],
-            size: int = 160,
-            opacity: float = 0.7,
-            contour: float | None = THRESHOLD) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    mask: np.ndarray,
+    colour: tuple[int, int, int] = NOUN_COLOURS[0],
+    size: int = 160,
+    opacity: float = 0.7,
+    contour: float | None = THRESHOLD,
+) -> Image.Image:
     """Lay a soft mask over an image: the stronger the mask, the more of the colour.
 
     The image is shown in grey, so that the colour means the mask alone.

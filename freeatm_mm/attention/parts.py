@@ -1,4 +1,5 @@
 """Which of the recorder's running sums an average is made of, and what each of them counts."""
+
 from __future__ import annotations
 
 import sys
@@ -9,8 +10,21 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ['SEPARATE', 'Heads', 'Part', 'block_names', 'check_heads', 'check_steps', 'choose_parts',
-           'heads_of', 'in_blocks', 'separate_names', 'size_matches', 'sizes', 'whole_number']
+__all__ = [
+    'SEPARATE',
+    'Heads',
+    'Part',
+    'block_names',
+    'check_heads',
+    'check_steps',
+    'choose_parts',
+    'heads_of',
+    'in_blocks',
+    'separate_names',
+    'size_matches',
+    'sizes',
+    'whole_number',
+]
 
 Size = tuple[int, int]
 Heads = Iterable[int] | Mapping[str, Iterable[int]]
@@ -55,8 +69,9 @@ def whole_number(value: Any, name: str, least: int, most: int) -> int:
     return int(value)
 
 
-def sizes(resolutions: Iterable[int | Size] | None,
-          name: str = 'resolutions') -> tuple[int | Size, ...] | None:
+def sizes(
+    resolutions: Iterable[int | Size] | None, name: str = 'resolutions'
+) -> tuple[int | Size, ...] | None:
     """The wanted map sizes, ``None`` for all of them.
 
     Raises:
@@ -72,7 +87,9 @@ def sizes(resolutions: Iterable[int | Size] | None,
     return tuple(
         tuple(whole_number(side, f'a side of {name}', 1, MAX_SIDE) for side in size)
         if isinstance(size, (tuple, list)) and len(size) == 2
-        else whole_number(size, name, 1, MAX_SIDE) for size in wanted)
+        else whole_number(size, name, 1, MAX_SIDE)
+        for size in wanted
+    )
 
 
 def check_steps(steps: Container[int] | None) -> None:
@@ -91,8 +108,10 @@ def check_steps(steps: Container[int] | None) -> None:
         raise ValueError(f'steps must be a range or numbers of steps, got {steps!r}')
     if isinstance(steps, range):
         if not steps or min(steps[0], steps[-1]) < 0:
-            raise ValueError(f'steps are counted from 0, and {steps!r} names '
-                             + ('none' if not steps else 'steps before'))
+            raise ValueError(
+                f'steps are counted from 0, and {steps!r} names '
+                + ('none' if not steps else 'steps before')
+            )
     elif isinstance(steps, Collection):
         if not 0 < len(steps) <= MAX_STEPS:
             raise ValueError(f'steps must name 1 to {MAX_STEPS} steps, got {len(steps)}')
@@ -113,19 +132,29 @@ def check_heads(heads: Heads | None, layers: Mapping[str, int]) -> None:
     if heads is None:
         return
     for name, wanted in heads.items() if isinstance(heads, Mapping) else [(None, heads)]:
-        counts = {layer: count for layer, count in layers.items()
-                  if name is None or _inside(layer, str(name))}
+        counts = {
+            layer: count
+            for layer, count in layers.items()
+            if name is None or _inside(layer, str(name))
+        }
         if not counts:
-            raise ValueError(f'heads name {name!r}, which holds none of the layers to record: '
-                             f'{list(layers)}')
+            raise ValueError(
+                f'heads name {name!r}, which holds none of the layers to record: {list(layers)}'
+            )
         if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Collection) or not wanted:
             raise ValueError(f'heads must be numbers of heads, got {wanted!r}')
         least = min(counts, key=counts.get)
-        strangers = [head for head in wanted if isinstance(head, bool)
-                     or not isinstance(head, Integral) or not 0 <= head < counts[least]]
+        strangers = [
+            head
+            for head in wanted
+            if isinstance(head, bool)
+            or not isinstance(head, Integral)
+            or not 0 <= head < counts[least]
+        ]
         if strangers:
-            raise ValueError(f'{least} has heads 0 to {counts[least] - 1}, but heads asks for '
-                             f'{strangers[:9]}')
+            raise ValueError(
+                f'{least} has heads 0 to {counts[least] - 1}, but heads asks for {strangers[:9]}'
+            )
 
 
 def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
@@ -143,8 +172,9 @@ def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
     return frozenset(names | {'layers'} if 'heads' in names else names)
 
 
-def block_names(blocks: str | Iterable[str], groups: Iterable[str],
-                denoiser: nn.Module) -> frozenset[str] | None:
+def block_names(
+    blocks: str | Iterable[str], groups: Iterable[str], denoiser: nn.Module
+) -> frozenset[str] | None:
     """The wanted blocks, ``None`` for all of them.
 
     Args:
@@ -159,8 +189,10 @@ def block_names(blocks: str | Iterable[str], groups: Iterable[str],
     known = {'all', *groups}
     modules = {name for name, _ in denoiser.named_modules()} if names - known else set()
     if not names or names - known - modules:
-        raise ValueError(f'blocks must be of {sorted(known)}, or names of modules such as '
-                         f"'up_blocks.1', got {blocks!r}")
+        raise ValueError(
+            f'blocks must be of {sorted(known)}, or names of modules such as '
+            f"'up_blocks.1', got {blocks!r}"
+        )
     return None if 'all' in names else frozenset(names)
 
 
@@ -188,18 +220,20 @@ def heads_of(heads: Heads | None, layer: str) -> frozenset[int] | None:
 def size_matches(size: Size, wanted: tuple[int | Size, ...] | None) -> bool:
     """Tells whether a map is of a wanted size: (height, width), or the shorter side alone."""
     return wanted is None or any(
-        min(size) == name if isinstance(name, int) else size == tuple(name) for name in wanted)
+        min(size) == name if isinstance(name, int) else size == tuple(name) for name in wanted
+    )
 
 
 def choose_parts(
-        counts: Mapping[Part, int],
-        *,
-        groups: Iterable[str] = (),
-        blocks: frozenset[str] | None = None,
-        resolutions: tuple[int | Size, ...] | None = None,
-        steps: Container[int] | None = None,
-        heads: Heads | None = None,
-        weights: str | Mapping[int | Size, float] | None = None) -> dict[Part, float]:
+    counts: Mapping[Part, int],
+    *,
+    groups: Iterable[str] = (),
+    blocks: frozenset[str] | None = None,
+    resolutions: tuple[int | Size, ...] | None = None,
+    steps: Container[int] | None = None,
+    heads: Heads | None = None,
+    weights: str | Mapping[int | Size, float] | None = None,
+) -> dict[Part, float]:
     """Picks the running sums to average, and what one map in each of them counts.
 
     A layer's heads share what the layer counts, so a mean over them stays a mean. A layer that was
@@ -222,23 +256,32 @@ def choose_parts(
         ValueError: If a choice needs what wasn't kept apart, is unknown, or leaves nothing.
     """
     named = set() if blocks is None else blocks - set(groups)
-    for wanted, field, name in ((bool(named), 'layer', 'layers'),
-                                (steps is not None, 'step', 'steps'),
-                                (heads is not None, 'head', 'heads')):
+    for wanted, field, name in (
+        (bool(named), 'layer', 'layers'),
+        (steps is not None, 'step', 'steps'),
+        (heads is not None, 'head', 'heads'),
+    ):
         if wanted and any(getattr(part, field) is None for part in counts):
-            raise ValueError(f'{name} were not kept apart, so none can be chosen now: make the '
-                             f'recorder with separate={name!r}, or give it the choice')
-    parts = [part for part in counts
-             if in_blocks(blocks, part.group, part.layer or '')
-             and size_matches(part.size, resolutions)
-             and (heads is None or part.head in heads_of(heads, part.layer))]
+            raise ValueError(
+                f'{name} were not kept apart, so none can be chosen now: make the '
+                f'recorder with separate={name!r}, or give it the choice'
+            )
+    parts = [
+        part
+        for part in counts
+        if in_blocks(blocks, part.group, part.layer or '')
+        and size_matches(part.size, resolutions)
+        and (heads is None or part.head in heads_of(heads, part.layer))
+    ]
     if steps is not None:
         layers = {part.layer for part in parts}
         parts = [part for part in parts if part.step in steps]
         missing = sorted(layers - {part.layer for part in parts}, key=str)
         if parts and missing:
-            raise ValueError(f'{missing[0]} was computed in none of the steps chosen, a step cache '
-                             'answered for it; choose more steps')
+            raise ValueError(
+                f'{missing[0]} was computed in none of the steps chosen, a step cache '
+                'answered for it; choose more steps'
+            )
     heads_kept = Counter(part._replace(head=None) for part in parts)
     share = {part: 1 / heads_kept[part._replace(head=None)] for part in parts}
     maps: Counter = Counter()
@@ -255,20 +298,30 @@ def choose_parts(
         chosen = {part: share[part] / layers[part.size] for part in parts}
     elif isinstance(weights, Mapping):
         names = sizes(weights, 'weights') or ()
-        if not all(isinstance(weight, Real) and 0 <= weight <= MAX_WEIGHT
-                   for weight in weights.values()):
-            raise ValueError(f'weights must be from 0 to {MAX_WEIGHT:g}, not negative, got '
-                             f'{weights!r}')
-        chosen = {part: float(weight) for part in parts for name, weight in zip(
-            names, weights.values()) if size_matches(part.size, (name, ))}
+        if not all(
+            isinstance(weight, Real) and 0 <= weight <= MAX_WEIGHT for weight in weights.values()
+        ):
+            raise ValueError(
+                f'weights must be from 0 to {MAX_WEIGHT:g}, not negative, got {weights!r}'
+            )
+        chosen = {
+            part: float(weight)
+            for part in parts
+            for name, weight in zip(names, weights.values())
+            if size_matches(part.size, (name,))
+        }
         chosen = {part: share[part] * weight for part, weight in chosen.items() if weight}
     else:
         raise ValueError(f"weights must be None, 'resolution' or a mapping, got {weights!r}")
     if not chosen:
-        recorded = ', '.join(f'{group} {height}x{width}' for group, (height, width) in sorted(
-            {(part.group, part.size) for part in counts}))
-        raise ValueError('blocks, resolutions, steps, heads and weights leave nothing of what was '
-                         f'recorded: {recorded}')
+        recorded = ', '.join(
+            f'{group} {height}x{width}'
+            for group, (height, width) in sorted({(part.group, part.size) for part in counts})
+        )
+        raise ValueError(
+            'blocks, resolutions, steps, heads and weights leave nothing of what was '
+            f'recorded: {recorded}'
+        )
     return chosen
 
 

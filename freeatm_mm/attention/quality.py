@@ -3,6 +3,7 @@
 In the miniature world peakedness orders masks by their IoU with the exact ones (rank correlation
 about 0.7, ``docs/masks.md``); area and overlap name two ways in which masks go wrong.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -54,8 +55,10 @@ def mask_trust(maps: np.ndarray | Tensor, threshold: float = THRESHOLD) -> list[
     """
     maps = torch.as_tensor(maps, dtype=torch.float64)
     if maps.ndim != 3 or not bool((maps >= 0).all()):
-        raise ValueError('mask_trust needs raw attention of shape (K, h, w), not negative; got '
-                         f'shape {tuple(maps.shape)}')
+        raise ValueError(
+            'mask_trust needs raw attention of shape (K, h, w), not negative; got '
+            f'shape {tuple(maps.shape)}'
+        )
     stretched, flat = minmax(maps)
     inside = (stretched >= threshold).flatten(1).double()
     values, sizes = maps.flatten(1), inside.sum(1)
@@ -66,5 +69,7 @@ def mask_trust(maps: np.ndarray | Tensor, threshold: float = THRESHOLD) -> list[
     overlap = common / (sizes[:, None] + sizes - common).clamp_min(1)
     overlap.fill_diagonal_(0)
     overlap = overlap.amax(1) if len(maps) else sizes
-    return [MaskTrust(*row) for row in torch.stack(
-        [peakedness, inside.mean(1), overlap], dim=1).tolist()]
+    return [
+        MaskTrust(*row)
+        for row in torch.stack([peakedness, inside.mean(1), overlap], dim=1).tolist()
+    ]

@@ -8,6 +8,7 @@ bit for bit those without a recorder.
 Shape suffixes: B images, N queries (pixels of a feature map), K keys, H heads, C channels of a
 head, T noun tokens; h and w are the sides of a feature map.
 """
+
 from __future__ import annotations
 
 import math
@@ -148,26 +149,27 @@ class AttentionRecorder:
     """
 
     def __init__(
-            self,
-            pipe: Any,
-            prompts: Sequence[str],
-            nouns: Sequence[Sequence[Any]],
-            *,
-            columns: Sequence[Sequence[Sequence[int]]] | None = None,
-            num_images_per_prompt: int = 1,
-            probability: str = 'joint',
-            merge: str = 'mean',
-            truncated: str = 'raise',
-            clean_caption: bool | None = None,
-            call_options: Mapping[str, Any] | None = None,
-            text_encoders: Iterable[str] | None = None,
-            blocks: str | Iterable[str] = 'all',
-            resolutions: Iterable[int | Size] | None = None,
-            steps: Container[int] | None = None,
-            heads: Heads | None = None,
-            separate: str | Iterable[str] = (),
-            self_attention: int | None = None,
-            check_prompts: bool = True) -> None:
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        nouns: Sequence[Sequence[Any]],
+        *,
+        columns: Sequence[Sequence[Sequence[int]]] | None = None,
+        num_images_per_prompt: int = 1,
+        probability: str = 'joint',
+        merge: str = 'mean',
+        truncated: str = 'raise',
+        clean_caption: bool | None = None,
+        call_options: Mapping[str, Any] | None = None,
+        text_encoders: Iterable[str] | None = None,
+        blocks: str | Iterable[str] = 'all',
+        resolutions: Iterable[int | Size] | None = None,
+        steps: Container[int] | None = None,
+        heads: Heads | None = None,
+        separate: str | Iterable[str] = (),
+        self_attention: int | None = None,
+        check_prompts: bool = True,
+    ) -> None:
         if isinstance(prompts, str):
             raise TypeError('prompts must be a list of strings, got one string; wrap it in a list')
         if len(prompts) != len(nouns):
@@ -178,8 +180,10 @@ class AttentionRecorder:
             if not isinstance(prompt, str):
                 raise TypeError(f'prompts must be strings, got {prompt!r}')
             if len(prompt) > MAX_PROMPT:
-                raise ValueError(f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
-                                 f'taken; it begins {prompt[:40]!r}')
+                raise ValueError(
+                    f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
+                    f'taken; it begins {prompt[:40]!r}'
+                )
         whole_number(num_images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
         whole_number(len(prompts) * num_images_per_prompt, 'the number of images', 1, MAX_IMAGES)
         if probability not in ('joint', 'text'):
@@ -200,8 +204,15 @@ class AttentionRecorder:
         # An iterator would be used up at the first layer.
         heads = list(heads) if isinstance(heads, Iterator) else heads
         if heads is not None:
-            check_heads(heads, {name: module.heads for name, module, _ in text_attention_modules(
-                self._denoiser, self._family, self._blocks)})
+            check_heads(
+                heads,
+                {
+                    name: module.heads
+                    for name, module, _ in text_attention_modules(
+                        self._denoiser, self._family, self._blocks
+                    )
+                },
+            )
         self._heads = heads
         self._separate = separate_names(separate)
         if self_attention is not None:
@@ -213,8 +224,9 @@ class AttentionRecorder:
         if clean_caption is not None:
             call = call.replace('clean_caption', clean_caption)
         if columns is None:
-            found = find_columns(call, self._family, prompts, nouns, text_encoders=text_encoders,
-                                 truncated=truncated)
+            found = find_columns(
+                call, self._family, prompts, nouns, text_encoders=text_encoders, truncated=truncated
+            )
         else:
             found = TextColumns(_given_columns(columns, nouns))
         self._watches = found.watches if check_prompts else ()
@@ -225,7 +237,8 @@ class AttentionRecorder:
         # Each image's token columns once, however many nouns share a token.
         self._columns = [
             sorted({column for noun in row for columns in noun for column in columns})
-            for row in self._positions]
+            for row in self._positions
+        ]
         self._columns_BT = _pad_columns(self._columns, num_images_per_prompt)
         self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
         self._hooks: ExitStack | None = None
@@ -237,8 +250,12 @@ class AttentionRecorder:
         self._calls = 0
         self.num_steps = 0
         self._sink = Sink(
-            self._family.text_keys, self._accumulate, self._accumulate_affinity,
-            self._resolutions, self._self_attention)
+            self._family.text_keys,
+            self._accumulate,
+            self._accumulate_affinity,
+            self._resolutions,
+            self._self_attention,
+        )
         self.layer_steps = self._sink.layer_steps
         self._affinity_steps: dict[str, int] = {}
         self._parts_apart = self._separate
@@ -259,14 +276,16 @@ class AttentionRecorder:
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: module.heads for name, module, _ in modules})
-        pixels = [] if self._self_attention is None else self_attention_modules(
-            denoiser, self._family)
+        pixels = (
+            [] if self._self_attention is None else self_attention_modules(denoiser, self._family)
+        )
         uses_step_cache(denoiser)
         self._reset()
         tap_class = SequenceTap if self._family.text_keys is TextKeys.SEQUENCE else Tap
-        taps = [tap_class(self._sink, module, group, name,
-                          _wanted_heads(self._heads, name, module))
-                for name, module, group in modules]
+        taps = [
+            tap_class(self._sink, module, group, name, _wanted_heads(self._heads, name, module))
+            for name, module, group in modules
+        ]
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: tap.module.heads for tap in taps}
         taps += [SelfTap(self._sink, module, name) for name, module in pixels]
@@ -282,10 +301,11 @@ class AttentionRecorder:
         return self
 
     def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            traceback: TracebackType | None) -> None:
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Removes every hook, also after an exception."""
         self._last_sample = self._sink.input = None
         hooks, self._hooks = self._hooks, None
@@ -293,16 +313,17 @@ class AttentionRecorder:
             hooks.close()
 
     def masks(
-            self,
-            normalize: str | None = None,
-            *,
-            blocks: str | Iterable[str] = 'all',
-            resolutions: Iterable[int | Size] | None = None,
-            weights: str | Mapping[int | Size, float] | None = None,
-            steps: Container[int] | None = None,
-            heads: Heads | None = None,
-            propagate: int = 0,
-            size: Size | None = None) -> list[Tensor]:
+        self,
+        normalize: str | None = None,
+        *,
+        blocks: str | Iterable[str] = 'all',
+        resolutions: Iterable[int | Size] | None = None,
+        weights: str | Mapping[int | Size, float] | None = None,
+        steps: Container[int] | None = None,
+        heads: Heads | None = None,
+        propagate: int = 0,
+        size: Size | None = None,
+    ) -> list[Tensor]:
         """Averages what was recorded into one map for each noun of each image.
 
         The default is the paper's: the mean over all steps and all blocks, each layer counting
@@ -338,27 +359,40 @@ class AttentionRecorder:
         if not self._sums:
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (f', for more than the {self._calls} steps it took, or with other steps, blocks '
-                   'or resolutions' if self._calls else ''))
+                + (
+                    f', for more than the {self._calls} steps it took, or with other steps, blocks '
+                    'or resolutions'
+                    if self._calls
+                    else ''
+                )
+            )
         self._check_layer_steps()
         whole_number(propagate, 'propagate', 0, MAX_PROPAGATE)
         if propagate and not self._affinities:
-            raise ValueError(f'propagate={propagate} needs a recorder made with '
-                             'self_attention=32, say')
+            raise ValueError(
+                f'propagate={propagate} needs a recorder made with self_attention=32, say'
+            )
         check_steps(steps)
         check_heads(heads, self.layers)
         if size is not None:
-            (size, ) = sizes([size], 'size')
+            (size,) = sizes([size], 'size')
             if isinstance(size, int):
                 raise ValueError(f'size must be (height, width), got {size!r}')
         chosen = choose_parts(
             {part: total.count for part, total in self._sums.items()},
-            groups=self._family.block_groups.values(), blocks=self._block_names(blocks),
-            resolutions=sizes(resolutions), steps=steps, heads=heads, weights=weights)
+            groups=self._family.block_groups.values(),
+            blocks=self._block_names(blocks),
+            resolutions=sizes(resolutions),
+            steps=steps,
+            heads=heads,
+            weights=weights,
+        )
         affinity = max(self._affinities, key=math.prod) if propagate else None
         if affinity and len(set(self._affinity_steps.values())) > 1:
-            raise ValueError('some layers of the self-attention were left out of some steps, by a '
-                             'step cache perhaps, so the masks cannot be propagated evenly')
+            raise ValueError(
+                'some layers of the self-attention were left out of some steps, by a '
+                'step cache perhaps, so the masks cannot be propagated evenly'
+            )
         if size is None:
             size = max([part.size for part in chosen] + [affinity or (0, 0)], key=math.prod)
         divisor = sum(weight * self._sums[part].count for part, weight in chosen.items())
@@ -373,7 +407,8 @@ class AttentionRecorder:
         if affinity:
             total = self._affinities[affinity]
             average_BThw = resize(
-                pass_on(average_BThw, total.total_BTN.cpu() / total.count, propagate), size)
+                pass_on(average_BThw, total.total_BTN.cpu() / total.count, propagate), size
+            )
         return self._merged(average_BThw, normalize)
 
     def _check_layer_steps(self) -> None:
@@ -381,13 +416,16 @@ class AttentionRecorder:
         counts = self.layer_steps
         never = [layer for layer, count in counts.items() if not count]
         if never:
-            raise ValueError(f'{never[0]} was never computed, only taken from a step cache; record '
-                             'without the cache')
+            raise ValueError(
+                f'{never[0]} was never computed, only taken from a step cache; record '
+                'without the cache'
+            )
         if len(set(counts.values())) > 1 and any(part.layer is None for part in self._sums):
             raise ValueError(
                 f'some layers were computed in {min(counts.values())} steps and others in '
                 f'{max(counts.values())}, as with a step cache: make the recorder with '
-                "separate='layers', so that each layer counts the same")
+                "separate='layers', so that each layer counts the same"
+            )
 
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
@@ -439,11 +477,12 @@ class AttentionRecorder:
         images, rows = self._num_images, sample.shape[0]
         if rows == images:
             return 0, images
-        advice = ('give the recorder the same prompts and num_images_per_prompt as the pipeline')
+        advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
         if rows != 2 * images:
             raise ValueError(
                 f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
-                f'{2 * images} rows with classifier-free guidance; {advice}')
+                f'{2 * images} rows with classifier-free guidance; {advice}'
+            )
         # Guidance runs the same noisy images twice. Two different halves are twice as many
         # images, and half of them would be mistaken for the others. Once is enough, for on an
         # accelerator the comparison waits for all work before it.
@@ -451,7 +490,8 @@ class AttentionRecorder:
             if not torch.equal(sample[:images], sample[images:]):
                 raise ValueError(
                     f'the denoiser got a batch of {rows} different images, but {images} are being '
-                    f'recorded; {advice}')
+                    f'recorded; {advice}'
+                )
             self._pair_checked = True
         return (0, images) if self._family.conditional_first else (images, rows)
 
@@ -464,14 +504,19 @@ class AttentionRecorder:
             raise ValueError(
                 f'a noun stands at token {self._last_column}, but the prompt embeddings hold only '
                 f'{num_text_keys} text keys; give the recorder the prompts that were encoded, and '
-                'in call_options the max_sequence_length of the pipeline\'s call')
+                "in call_options the max_sequence_length of the pipeline's call"
+            )
         if self._probability == 'text':
             text = slice(first, first + num_text_keys)
             key_BKHC, first = key_BKHC[:, text], 0
             bias_BNK = None if bias_BNK is None else bias_BNK[..., text]
         columns_BT = self._columns_BT.to(query_BNHC.device) + first
-        part = Part(tap.group, tap.size, tap.layer if 'layers' in self._parts_apart else None,
-                    self._calls - 1 if 'steps' in self._parts_apart else None)
+        part = Part(
+            tap.group,
+            tap.size,
+            tap.layer if 'layers' in self._parts_apart else None,
+            self._calls - 1 if 'steps' in self._parts_apart else None,
+        )
         self.layer_steps[tap.layer] += 1
         if 'heads' in self._parts_apart:
             pieces = {part._replace(head=head): [head] for head in tap.heads}
@@ -480,11 +525,18 @@ class AttentionRecorder:
         for part, heads in pieces.items():
             total = self._sums.get(part)
             if total is None:
-                total = self._sums[part] = _Sum(torch.zeros(
-                    *columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device))
+                total = self._sums[part] = _Sum(
+                    torch.zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
+                )
             some = slice(None) if len(heads) == tap.module.heads else list(heads)
-            noun_attention(query_BNHC[:, :, some], key_BKHC[:, :, some], columns_BT, seen.scale,
-                           bias_BNK=bias_BNK, out_BTN=total.total_BTN)
+            noun_attention(
+                query_BNHC[:, :, some],
+                key_BKHC[:, :, some],
+                columns_BT,
+                seen.scale,
+                bias_BNK=bias_BNK,
+                out_BTN=total.total_BTN,
+            )
             total.count += 1
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
@@ -498,8 +550,9 @@ class AttentionRecorder:
         total = self._affinities.get(size)
         if total is None:
             images, pixels = query_BNHC.shape[:2]
-            self._affinities = {size: _Sum(torch.zeros(
-                images, pixels, pixels, device=query_BNHC.device))}
+            self._affinities = {
+                size: _Sum(torch.zeros(images, pixels, pixels, device=query_BNHC.device))
+            }
             self._affinity_steps = {}
             total = self._affinities[size]
         add_affinity(query_BNHC, key_BNHC, module.scale, total.total_BTN)
@@ -522,33 +575,50 @@ def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[i
 
 def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
     """Refuses options of a pipeline's call that say something else than the recorder was told."""
-    for name, told in (('prompt', [list(prompts), *prompts[:1 if len(prompts) == 1 else 0]]),
-                       ('num_images_per_prompt', [images])):
+    for name, told in (
+        ('prompt', [list(prompts), *prompts[: 1 if len(prompts) == 1 else 0]]),
+        ('num_images_per_prompt', [images]),
+    ):
         value = call.given(name)
         if value is not None and all(value != other for other in told):
-            raise ValueError(f'call_options have {name}={value!r}, but the recorder was given '
-                             f'{told[0]!r}')
-    embeddings = [name for name in call.names if 'embeds' in name and 'negative' not in name
-                  and name.startswith('prompt')]
+            raise ValueError(
+                f'call_options have {name}={value!r}, but the recorder was given {told[0]!r}'
+            )
+    embeddings = [
+        name
+        for name in call.names
+        if 'embeds' in name and 'negative' not in name and name.startswith('prompt')
+    ]
     for name in embeddings:
         if call.given(name) is not None:
-            raise ValueError(f'call_options have {name}, in which the nouns can\'t be looked for; '
-                             'leave it out and say with columns=... where they stand')
+            raise ValueError(
+                f"call_options have {name}, in which the nouns can't be looked for; "
+                'leave it out and say with columns=... where they stand'
+            )
 
 
-def _given_columns(columns: Sequence[Sequence[Sequence[int]]], nouns: Sequence[Sequence[Any]]
-                   ) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]:
+def _given_columns(
+    columns: Sequence[Sequence[Sequence[int]]], nouns: Sequence[Sequence[Any]]
+) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]:
     """Places of the nouns' tokens as the caller knows them, as one group of keys each."""
     if [len(row) for row in columns] != [len(row) for row in nouns]:
-        raise ValueError('columns must hold places for each noun of each prompt: got '
-                         f'{[len(row) for row in columns]} for {[len(row) for row in nouns]} nouns')
+        raise ValueError(
+            'columns must hold places for each noun of each prompt: got '
+            f'{[len(row) for row in columns]} for {[len(row) for row in nouns]} nouns'
+        )
     for row in columns:
         for places in row:
-            if not places or not all(isinstance(place, int) and not isinstance(place, bool)
-                                     and 0 <= place < MAX_TEXT_KEYS for place in places):
-                raise ValueError(f'columns must be numbers of text keys from 0, at least one for '
-                                 f'each noun, got {places!r}')
-    return tuple(tuple((tuple(sorted(set(places))), ) for places in row) for row in columns)
+            if not places or not all(
+                isinstance(place, int)
+                and not isinstance(place, bool)
+                and 0 <= place < MAX_TEXT_KEYS
+                for place in places
+            ):
+                raise ValueError(
+                    f'columns must be numbers of text keys from 0, at least one for '
+                    f'each noun, got {places!r}'
+                )
+    return tuple(tuple((tuple(sorted(set(places))),) for places in row) for row in columns)
 
 
 def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:
@@ -556,5 +626,5 @@ def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Te
     width = max(len(row) for row in columns)
     columns_BT = torch.zeros(len(columns), width, dtype=torch.long)
     for index, row in enumerate(columns):
-        columns_BT[index, :len(row)] = torch.tensor(row, dtype=torch.long)
+        columns_BT[index, : len(row)] = torch.tensor(row, dtype=torch.long)
     return columns_BT.repeat_interleave(images_per_prompt, dim=0)

@@ -6,6 +6,7 @@ NeurIPS 2023) do; the recorder sums the self-attention while the model runs. :fu
 draws a mask's edges where the image has edges (Krähenbühl & Koltun, NeurIPS 2011), with which the
 paper binarises the masks of its table 4.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -48,8 +49,10 @@ def propagate(maps: Tensor, affinity: Tensor, times: int = 1) -> Tensor:
     pixels = maps.shape[-2] * maps.shape[-1]
     whole_number(times, 'the times to propagate', 0, MAX_PROPAGATE)
     if affinity.shape[-2:] != (pixels, pixels):
-        raise ValueError(f'maps of {maps.shape[-2]}x{maps.shape[-1]} need an affinity of shape '
-                         f'(..., {pixels}, {pixels}), got {tuple(affinity.shape)}')
+        raise ValueError(
+            f'maps of {maps.shape[-2]}x{maps.shape[-1]} need an affinity of shape '
+            f'(..., {pixels}, {pixels}), got {tuple(affinity.shape)}'
+        )
     flat = maps.flatten(-2)
     for _ in range(times):
         flat = flat @ affinity.transpose(-1, -2)
@@ -57,16 +60,17 @@ def propagate(maps: Tensor, affinity: Tensor, times: int = 1) -> Tensor:
 
 
 def dense_crf(
-        masks: np.ndarray | Tensor,
-        image: np.ndarray,
-        *,
-        threshold: float = THRESHOLD,
-        appearance: float = 10.0,
-        position: float = 0.16,
-        colour: float = 13.0,
-        smoothness: float = 3.0,
-        distance: float = 1.0,
-        iterations: int = 10) -> np.ndarray:
+    masks: np.ndarray | Tensor,
+    image: np.ndarray,
+    *,
+    threshold: float = THRESHOLD,
+    appearance: float = 10.0,
+    position: float = 0.16,
+    colour: float = 13.0,
+    smoothness: float = 3.0,
+    distance: float = 1.0,
+    iterations: int = 10,
+) -> np.ndarray:
     """Moves the edges of soft masks to edges of the image: mean field of a dense CRF.
 
     Each noun is a CRF of its own with the labels object and background; nouns may overlap. Every
@@ -105,29 +109,41 @@ def dense_crf(
     soft = torch.as_tensor(masks, dtype=torch.float64)
     image = np.asarray(image)
     if soft.ndim != 3 or not bool(((soft >= 0) & (soft <= 1)).all()):
-        raise ValueError('dense_crf needs masks of shape (K, h, w) in [0, 1], got shape '
-                         f'{tuple(soft.shape)}; call minmax first')
+        raise ValueError(
+            'dense_crf needs masks of shape (K, h, w) in [0, 1], got shape '
+            f'{tuple(soft.shape)}; call minmax first'
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError('dense_crf needs an image of shape (H, W, 3) in uint8, got '
-                         f'{image.shape} in {image.dtype}')
+        raise ValueError(
+            'dense_crf needs an image of shape (H, W, 3) in uint8, got '
+            f'{image.shape} in {image.dtype}'
+        )
     if not 0 < threshold < 1:
         raise ValueError(f'dense_crf needs a threshold between 0 and 1, got {threshold}')
     whole_number(iterations, 'iterations', 0, MAX_PROPAGATE)
-    for name, value, least in (('appearance', appearance, 0), ('smoothness', smoothness, 0),
-                               ('position', position, 1e-6), ('colour', colour, 1e-6),
-                               ('distance', distance, 1e-6)):
+    for name, value, least in (
+        ('appearance', appearance, 0),
+        ('smoothness', smoothness, 0),
+        ('position', position, 1e-6),
+        ('colour', colour, 1e-6),
+        ('distance', distance, 1e-6),
+    ):
         if not least <= value <= 1e6:
             raise ValueError(f'dense_crf needs {name} from {least} to 1e6, got {value}')
     count, height, width = soft.shape
     if height * width > MAX_CRF_PIXELS:
-        raise ValueError(f'dense_crf joins every pixel with every other, and {height}x{width} '
-                         f'are too many: resize the masks to at most {MAX_CRF_PIXELS} pixels')
+        raise ValueError(
+            f'dense_crf joins every pixel with every other, and {height}x{width} '
+            f'are too many: resize the masks to at most {MAX_CRF_PIXELS} pixels'
+        )
     shift = float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
     unary = (torch.logit(soft.reshape(count, -1), _SURE) - shift).float()
-    pixels = F.interpolate(torch.tensor(image).permute(2, 0, 1)[None].float(),
-                           size=(height, width), mode='area')[0]
-    pairwise = _pairwise(pixels, position * min(height, width), colour, distance,
-                         (appearance, smoothness))
+    pixels = F.interpolate(
+        torch.tensor(image).permute(2, 0, 1)[None].float(), size=(height, width), mode='area'
+    )[0]
+    pairwise = _pairwise(
+        pixels, position * min(height, width), colour, distance, (appearance, smoothness)
+    )
     label = torch.sigmoid(unary)
     for _ in range(iterations):
         # With two labels, what a neighbour says for the one less what it says against it is
@@ -139,19 +155,24 @@ def dense_crf(
     return torch.sigmoid(logits + shift).reshape(count, height, width).numpy()
 
 
-def _pairwise(pixels: Tensor, position: float, colour: float, distance: float,
-              weights: Sequence[float]) -> Tensor:
+def _pairwise(
+    pixels: Tensor, position: float, colour: float, distance: float, weights: Sequence[float]
+) -> Tensor:
     """The weighted and normalised kernels of all pairs of pixels, (h * w, h * w), zero diagonal."""
     height, width = pixels.shape[-2:]
-    places = torch.stack(torch.meshgrid(
-        torch.arange(height), torch.arange(width), indexing='ij')).flatten(1).T.float()
+    places = (
+        torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij'))
+        .flatten(1)
+        .T.float()
+    )
     near = torch.cdist(places, places, compute_mode='donot_use_mm_for_euclid_dist') ** 2
     rgb = pixels.flatten(1).T
     alike = torch.cdist(rgb, rgb, compute_mode='donot_use_mm_for_euclid_dist') ** 2
     total = torch.zeros_like(near)
     for weight, exponent in (
-            (weights[0], near / (2 * position**2) + alike / (2 * colour**2)),
-            (weights[1], near / (2 * distance**2))):
+        (weights[0], near / (2 * position**2) + alike / (2 * colour**2)),
+        (weights[1], near / (2 * distance**2)),
+    ):
         kernel = (-exponent).exp().fill_diagonal_(0)
         # A pixel like no other has no neighbours, and gets no message.
         norm = kernel.sum(1).clamp_min(1e-12).rsqrt()

@@ -4,6 +4,7 @@ Models that let text and image attend to each other as one sequence normalise an
 queries and keys after projecting them. Here they are seen where all that is done. The call itself
 goes on untouched, with whatever processor and backend makes it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,19 +46,28 @@ class WatchAttention(TorchFunctionMode):
         super().__init__()
         self._look = look
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             self._look(_read(*args, **kwargs))
         return func(*args, **kwargs)
 
 
-def _read(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-          dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-          **others: Any) -> AttentionCall:
-    return AttentionCall(query.detach(), key.detach(), attn_mask,
-                         query.shape[-1]**-0.5 if scale is None else scale)
+def _read(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **others: Any,
+) -> AttentionCall:
+    return AttentionCall(
+        query.detach(), key.detach(), attn_mask, query.shape[-1] ** -0.5 if scale is None else scale
+    )
 
 
 def bias_of(mask: Tensor, name: str) -> Tensor:
@@ -74,10 +84,12 @@ def bias_of(mask: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: If the mask differs between heads.
     """
-    mask = mask[(None, ) * (4 - mask.ndim)]
+    mask = mask[(None,) * (4 - mask.ndim)]
     if mask.shape[1] != 1 and mask.stride(1) != 0:
-        raise ValueError(f'{name} has an attention mask of its own for each head, which the '
-                         'recorder does not take')
+        raise ValueError(
+            f'{name} has an attention mask of its own for each head, which the '
+            'recorder does not take'
+        )
     mask = mask[:, 0]
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)

@@ -3,6 +3,7 @@
 Shape suffixes: B images, N queries (pixels of a feature map), K keys, H heads, C channels of a
 head, T noun tokens.
 """
+
 from __future__ import annotations
 
 import torch
@@ -18,13 +19,14 @@ ACCELERATOR_LOGITS = 2**24
 
 @torch.no_grad()
 def noun_attention(
-        query_BNHC: Tensor,
-        key_BKHC: Tensor,
-        columns_BT: Tensor,
-        scale: float,
-        *,
-        bias_BNK: Tensor | None = None,
-        out_BTN: Tensor | None = None) -> Tensor:
+    query_BNHC: Tensor,
+    key_BKHC: Tensor,
+    columns_BT: Tensor,
+    scale: float,
+    *,
+    bias_BNK: Tensor | None = None,
+    out_BTN: Tensor | None = None,
+) -> Tensor:
     """Adds up the noun columns of ``softmax(scale * QK^T + bias)``, averaged over heads (eq. 1).
 
     Computed in float32 whatever the inputs' type, in pieces that bound the memory.
@@ -66,7 +68,7 @@ def noun_attention(
                 # One pass of softmax is faster than logsumexp and exp of the columns, and its
                 # result is no larger than the logits.
                 attention_BHNK = logits_BHNK.softmax(-1)
-                columns_BHNT = attention_BHNK.gather(-1, index_BHNT[:, :, :query_BHNC.shape[2]])
+                columns_BHNT = attention_BHNK.gather(-1, index_BHNT[:, :, : query_BHNC.shape[2]])
                 out_BTN[images, :, queries] += columns_BHNT.mean(1).transpose(1, 2)
     return out_BTN
 
@@ -92,8 +94,9 @@ def add_affinity(query_BNHC: Tensor, key_BNHC: Tensor, scale: float, out_BNN: Te
             key_HCN = key_BNHC[image].permute(1, 2, 0).float() * scale
             for start in range(0, pixels, at_once):
                 rows = slice(start, start + at_once)
-                attention_HRN = (query_BNHC[image, rows].transpose(0, 1).float()
-                                 @ key_HCN).softmax(-1)
+                attention_HRN = (query_BNHC[image, rows].transpose(0, 1).float() @ key_HCN).softmax(
+                    -1
+                )
                 out_BNN[image, rows] += attention_HRN.mean(0)
 
 

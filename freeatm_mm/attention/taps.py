@@ -1,4 +1,5 @@
 """Taps: hooks that catch the queries and keys of one attention module as it computes them."""
+
 from __future__ import annotations
 
 import math
@@ -14,8 +15,17 @@ from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argum
 from freeatm_mm.attention.parts import in_blocks, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
-__all__ = ['Attention', 'SelfTap', 'SequenceTap', 'Sink', 'Tap', 'map_size',
-           'self_attention_modules', 'split_heads', 'text_attention_modules']
+__all__ = [
+    'Attention',
+    'SelfTap',
+    'SequenceTap',
+    'Sink',
+    'Tap',
+    'map_size',
+    'self_attention_modules',
+    'split_heads',
+    'text_attention_modules',
+]
 
 Size = tuple[int, int]
 
@@ -59,8 +69,9 @@ class Attention(NamedTuple):
 class Tap:
     """Catches the queries and keys of one attention module as it computes them."""
 
-    def __init__(self, sink: Sink, module: nn.Module, group: str, layer: str,
-                 heads: tuple[int, ...]) -> None:
+    def __init__(
+        self, sink: Sink, module: nn.Module, group: str, layer: str, heads: tuple[int, ...]
+    ) -> None:
         self.sink = sink
         self.module = module
         self.name = type(module).__name__
@@ -84,7 +95,8 @@ class Tap:
         handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.to_q.register_forward_hook(self._catch('query')),
-            module.register_forward_hook(self._after)]
+            module.register_forward_hook(self._after),
+        ]
         text_key = module.add_k_proj if joint else module.to_k
         handles.append(text_key.register_forward_hook(self._catch('text_key')))
         if joint and module.to_k is not None:
@@ -95,6 +107,7 @@ class Tap:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active:
                 setattr(self, name, output.detach())
+
         return hook
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -131,7 +144,8 @@ class Tap:
         text_length = key_BKHC.shape[1]
         if self.pixel_key is not None:
             key_BKHC = torch.cat(
-                [key_BKHC, split_heads(self.pixel_key[rows], heads, norm_k)], dim=1)
+                [key_BKHC, split_heads(self.pixel_key[rows], heads, norm_k)], dim=1
+            )
         bias_BNK = None
         if self.mask is not None:
             bias_BNK = _bias(self.mask, key_BKHC.shape[1], self.query.shape[0], self.name)[rows]
@@ -142,7 +156,8 @@ class Tap:
             raise RuntimeError(
                 f'{self.name} ran without calling its own query and key projections, so its '
                 'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
-                'a processor of diffusers')
+                'a processor of diffusers'
+            )
 
 
 class SequenceTap(Tap):
@@ -157,7 +172,8 @@ class SequenceTap(Tap):
         # The watch must end with the module's call, also when that fails.
         return [
             self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.register_forward_hook(self._after, always_call=True)]
+            self.module.register_forward_hook(self._after, always_call=True),
+        ]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._forget()
@@ -174,9 +190,12 @@ class SequenceTap(Tap):
         # which attends to itself, or to which the image attends.
         # A processor that goes through images or heads one by one shows none of them whole.
         layout, (batch, heads, queries, _) = self.sink.input, call.query.shape
-        if (self.call is None and call.key.shape[2] == layout.length
-                and (batch, heads) == (len(layout.sample), self.module.heads)
-                and queries in (layout.length, math.prod(layout.size))):
+        if (
+            self.call is None
+            and call.key.shape[2] == layout.length
+            and (batch, heads) == (len(layout.sample), self.module.heads)
+            and queries in (layout.length, math.prod(layout.size))
+        ):
             self.call = call
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -194,7 +213,8 @@ class SequenceTap(Tap):
             raise RuntimeError(
                 f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
                 f'{self.sink.input.length} text and image tokens, so it cannot be recorded; '
-                "give it back diffusers' own processor and the attention backend 'native'")
+                "give it back diffusers' own processor and the attention backend 'native'"
+            )
 
     def attention(self, rows: slice) -> Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""
@@ -209,8 +229,9 @@ class SequenceTap(Tap):
             bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
             bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
             bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
-        return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, layout.text_start,
-                          layout.text_length)
+        return Attention(
+            query_BNHC, key_BKHC, bias_BNK, call.scale, layout.text_start, layout.text_length
+        )
 
 
 class SelfTap(Tap):
@@ -225,12 +246,12 @@ class SelfTap(Tap):
             self.module.register_forward_pre_hook(self._before, with_kwargs=True),
             self.module.to_q.register_forward_hook(self._catch('query')),
             self.module.to_k.register_forward_hook(self._catch('pixel_key')),
-            self.module.register_forward_hook(self._after)]
+            self.module.register_forward_hook(self._after),
+        ]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         super()._before(module, args, kwargs)
-        self.active = (self.sink.recording
-                       and min(self.size) <= self.sink.self_attention)
+        self.active = self.sink.recording and min(self.size) <= self.sink.self_attention
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         computed = self.query is not None and self.pixel_key is not None
@@ -241,14 +262,17 @@ class SelfTap(Tap):
 
 
 def text_attention_modules(
-        denoiser: nn.Module, family: Family,
-        blocks: frozenset[str] | None) -> list[tuple[str, nn.Module, str]]:
+    denoiser: nn.Module, family: Family, blocks: frozenset[str] | None
+) -> list[tuple[str, nn.Module, str]]:
     """The modules to record: name, module and block group."""
     compiled = hasattr(denoiser, '_orig_mod') or any(
-        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules())
+        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules()
+    )
     if compiled:
-        raise ValueError('a compiled denoiser skips the hooks that the recorder needs; record with '
-                         'the pipeline as it was before torch.compile')
+        raise ValueError(
+            'a compiled denoiser skips the hooks that the recorder needs; record with '
+            'the pipeline as it was before torch.compile'
+        )
     found = []
     for name, module in denoiser.named_modules():
         if not family.is_text_attention(name, module):
@@ -256,34 +280,40 @@ def text_attention_modules(
         # The module's own flag says 'fused' for ever after; the processor tells what is used.
         projected = family.text_keys is not TextKeys.SEQUENCE
         if projected and type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
-            raise ValueError(f'{name} has fused query, key and value projections; call '
-                             'pipe.unfuse_qkv_projections() before recording')
+            raise ValueError(
+                f'{name} has fused query, key and value projections; call '
+                'pipe.unfuse_qkv_projections() before recording'
+            )
         group = family.block_groups.get(name.split('.')[0], 'other')
         if in_blocks(blocks, group, name):
             found.append((name, module, group))
     if not found:
         where = 'anywhere' if blocks is None else f'in its blocks {sorted(blocks)}'
-        raise ValueError(f'{type(denoiser).__name__} has no attention from pixels to text {where}, '
-                         f'as the family {family.name} would')
+        raise ValueError(
+            f'{type(denoiser).__name__} has no attention from pixels to text {where}, '
+            f'as the family {family.name} would'
+        )
     return found
 
 
-def self_attention_modules(denoiser: nn.Module,
-                            family: Family) -> list[tuple[str, nn.Module]]:
+def self_attention_modules(denoiser: nn.Module, family: Family) -> list[tuple[str, nn.Module]]:
     """The modules in which pixels attend to pixels, alone or beside the text."""
     found = []
     for name, module in denoiser.named_modules():
-        pixels_only = (getattr(module, 'is_cross_attention', None) is False
-                       and getattr(module, 'added_kv_proj_dim', None) is None
-                       # Sana's attention among pixels has no softmax.
-                       and 'Linear' not in type(getattr(module, 'processor', None)).__name__)
-        beside_text = (family.text_keys is TextKeys.ADDED
-                       and family.is_text_attention(name, module))
+        pixels_only = (
+            getattr(module, 'is_cross_attention', None) is False
+            and getattr(module, 'added_kv_proj_dim', None) is None
+            # Sana's attention among pixels has no softmax.
+            and 'Linear' not in type(getattr(module, 'processor', None)).__name__
+        )
+        beside_text = family.text_keys is TextKeys.ADDED and family.is_text_attention(name, module)
         if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
             found.append((name, module))
     if not found:
-        raise ValueError(f'{type(denoiser).__name__} has no self-attention that can be recorded; '
-                         'leave self_attention out')
+        raise ValueError(
+            f'{type(denoiser).__name__} has no self-attention that can be recorded; '
+            'leave self_attention out'
+        )
     return found
 
 
@@ -301,9 +331,11 @@ def split_heads(projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor
 def _bias(mask: Tensor, num_keys: int, batch: int, name: str) -> Tensor:
     """An attention mask as diffusers hands it on, as a bias for all keys."""
     if mask.ndim != 3 or mask.shape[0] != batch or mask.shape[-1] > num_keys:
-        raise ValueError(f'{name} got an attention mask of shape {tuple(mask.shape)} for a batch '
-                         f'of {batch} and {num_keys} keys; the recorder needs (batch, 1 or '
-                         'queries, keys) as the UNet makes it of encoder_attention_mask')
+        raise ValueError(
+            f'{name} got an attention mask of shape {tuple(mask.shape)} for a batch '
+            f'of {batch} and {num_keys} keys; the recorder needs (batch, 1 or '
+            'queries, keys) as the UNet makes it of encoder_attention_mask'
+        )
     # Keys that the mask does not speak of (the pixels' own) are not masked.
     return torch.nn.functional.pad(mask, (0, num_keys - mask.shape[-1]))
 
@@ -316,5 +348,6 @@ def map_size(input_size: Size, num_queries: int) -> Size:
     if height * width != num_queries:
         raise ValueError(
             f'a feature map of {num_queries} pixels is not the {input_size[0]}x{input_size[1]} '
-            'input halved some times, so its height and width are unknown')
+            'input halved some times, so its height and width are unknown'
+        )
     return height, width

@@ -1,4 +1,5 @@
 """From the nouns of a batch of prompts to the columns of a pipeline's text keys."""
+
 from __future__ import annotations
 
 import functools
@@ -39,13 +40,14 @@ class TextColumns:
 
 
 def find_columns(
-        call: Call,
-        family: Family,
-        prompts: Sequence[str],
-        nouns: Sequence[Sequence[Any]],
-        *,
-        text_encoders: Iterable[str] | None = None,
-        truncated: str = 'raise') -> TextColumns:
+    call: Call,
+    family: Family,
+    prompts: Sequence[str],
+    nouns: Sequence[Sequence[Any]],
+    *,
+    text_encoders: Iterable[str] | None = None,
+    truncated: str = 'raise',
+) -> TextColumns:
     """Finds the columns of each noun of each prompt among the text keys.
 
     Each text encoder is taken to read what the pipeline's call gives it: ``prompt_2`` or
@@ -74,8 +76,10 @@ def find_columns(
     """
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
-    places = [[_Located(call, family, encoder, part, prompts, nouns) for part in parts]
-              for encoder, parts in _present(call, family, text_encoders)]
+    places = [
+        [_Located(call, family, encoder, part, prompts, nouns) for part in parts]
+        for encoder, parts in _present(call, family, text_encoders)
+    ]
     positions, lost, left_out = [], [], []
     for prompt in range(len(prompts)):
         row = []
@@ -86,21 +90,26 @@ def find_columns(
             if not columns and reasons:
                 raise NounAlignmentError(
                     f'prompt {prompt}: the noun {places[0][0].word(prompt, noun)!r} has no key of '
-                    f'its own: {"; ".join(reasons)}')
+                    f'its own: {"; ".join(reasons)}'
+                )
             if not columns:
                 lost.append((prompt, noun))
                 if truncated == 'raise':
                     places[0][0].find(prompt, [nouns[prompt][noun]], truncated)
             elif len(columns) < len(places):
-                reasons += [f'{" and ".join(part.name for part in place)} cut it off'
-                            for place, columns_of in zip(places, found) if columns_of == ()]
+                reasons += [
+                    f'{" and ".join(part.name for part in place)} cut it off'
+                    for place, columns_of in zip(places, found)
+                    if columns_of == ()
+                ]
                 left_out.append((prompt, noun, '; '.join(reasons)))
             row.append(columns)
         positions.append(tuple(row))
-    watches = tuple(part.watch() for place in places for part in place
-                    if part.text_encoder is not None)
+    watches = tuple(
+        part.watch() for place in places for part in place if part.text_encoder is not None
+    )
     if not watches:
-        watches = (EncoderWatch(None, [], [], 0, prompts, places[0][0].name), )
+        watches = (EncoderWatch(None, [], [], 0, prompts, places[0][0].name),)
     return TextColumns(tuple(positions), tuple(lost), tuple(left_out), watches)
 
 
@@ -113,19 +122,21 @@ class _Part(NamedTuple):
     prompt: str
 
 
-def _present(call: Call, family: Family,
-             names: Iterable[str] | None) -> list[tuple[Encoder, list[_Part]]]:
+def _present(
+    call: Call, family: Family, names: Iterable[str] | None
+) -> list[tuple[Encoder, list[_Part]]]:
     """The family's encoders that the pipeline has: those that share keys together."""
     known = {name for encoder in family.encoders for name in encoder.text_encoders}
     wanted = known if names is None else {names} if isinstance(names, str) else set(names)
     if not wanted or not wanted <= known:
-        raise ValueError(f'text_encoders must be of {sorted(known)}, got '
-                         f'{sorted(wanted, key=str)}')
+        raise ValueError(f'text_encoders must be of {sorted(known)}, got {sorted(wanted, key=str)}')
     found, missing = [], []
     for encoder in family.encoders:
-        there = [(name, getattr(call.pipe, tokenizer), getattr(call.pipe, name, None))
-                 for name, tokenizer in zip(encoder.text_encoders, encoder.tokenizers)
-                 if getattr(call.pipe, tokenizer, None) is not None]
+        there = [
+            (name, getattr(call.pipe, tokenizer), getattr(call.pipe, name, None))
+            for name, tokenizer in zip(encoder.text_encoders, encoder.tokenizers)
+            if getattr(call.pipe, tokenizer, None) is not None
+        ]
         # The refiner of Stable Diffusion XL has the second tokenizer alone, which gets ``prompt``.
         parts = [_Part(*part, prompt) for part, prompt in zip(there, encoder.prompts)]
         if parts:
@@ -135,12 +146,16 @@ def _present(call: Call, family: Family,
     # A pipeline loaded without one of its text encoders feeds zeros in its place, which say nothing
     # of any noun; without all of them, the embeddings were made elsewhere.
     if names is None and any(part.text_encoder is not None for _, parts in found for part in parts):
-        found = [(encoder, [part for part in parts if part.text_encoder is not None])
-                 for encoder, parts in found]
+        found = [
+            (encoder, [part for part in parts if part.text_encoder is not None])
+            for encoder, parts in found
+        ]
     found = [(encoder, parts) for encoder, parts in found if parts]
     if not found:
-        raise ValueError(f'{type(call.pipe).__name__} was loaded without a tokenizer '
-                         f'({", ".join(missing)}), which is needed to find the nouns')
+        raise ValueError(
+            f'{type(call.pipe).__name__} was loaded without a tokenizer '
+            f'({", ".join(missing)}), which is needed to find the nouns'
+        )
     return found
 
 
@@ -153,18 +168,30 @@ def _common(place: Sequence[_Located], prompt: int, noun: int) -> tuple[int, ...
     if len(set(found)) == 1:
         return found[0]
     where = ', '.join(
-        f'{part.name} has it at {" and ".join(map(str, columns))}' if columns
-        else f'{part.name} cuts it off' for part, columns in zip(place, found))
-    return (f'{where}, and their tokens share one key; let it stand at the same place of '
-            f'{" and ".join(part.argument for part in place)}, or choose by '
-            f'text_encoders=[{place[0].name!r}] whose place counts')
+        f'{part.name} has it at {" and ".join(map(str, columns))}'
+        if columns
+        else f'{part.name} cuts it off'
+        for part, columns in zip(place, found)
+    )
+    return (
+        f'{where}, and their tokens share one key; let it stand at the same place of '
+        f'{" and ".join(part.argument for part in place)}, or choose by '
+        f'text_encoders=[{place[0].name!r}] whose place counts'
+    )
 
 
 class _Located:
     """The nouns among the tokens of one text encoder."""
 
-    def __init__(self, call: Call, family: Family, encoder: Encoder, part: _Part,
-                 prompts: Sequence[str], nouns: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        family: Family,
+        encoder: Encoder,
+        part: _Part,
+        prompts: Sequence[str],
+        nouns: Sequence[Sequence[Any]],
+    ) -> None:
         tokenizer = getattr(part.tokenizer, 'tokenizer', part.tokenizer)  # a processor's
         self.tokenizer, self.text_encoder = tokenizer, part.text_encoder
         self.name, self.argument = part.name, part.prompt
@@ -179,19 +206,30 @@ class _Located:
         self._max_length = length + self._dropped
         self._rows = [self.find(prompt, spans, 'skip') for prompt, spans in enumerate(nouns)]
 
-    def find(self, prompt: int, nouns: Sequence[Any],
-             truncated: str) -> list[tuple[int, ...] | None]:
+    def find(
+        self, prompt: int, nouns: Sequence[Any], truncated: str
+    ) -> list[tuple[int, ...] | None]:
         """The columns of some nouns of one prompt; ``None`` where this encoder lacks the noun."""
         spans, text = list(nouns), self._texts[prompt]
         if text != self._prompts[prompt]:
-            spans = [self._named(prompt, find_again, self._prompts[prompt], noun, text)
-                     for noun in nouns]
+            spans = [
+                self._named(prompt, find_again, self._prompts[prompt], noun, text) for noun in nouns
+            ]
         there = [index for index, span in enumerate(spans) if span is not None]
         tokens = self._named(
-            prompt, locate_nouns, self.tokenizer, text, [spans[index] for index in there],
-            prepared=self._prepared[prompt], before=self._before, after=self._after,
-            max_length=self._max_length, any_padding=self._encoder.padding != 'right',
-            special_tokens=self._encoder.special_tokens, truncated=truncated)
+            prompt,
+            locate_nouns,
+            self.tokenizer,
+            text,
+            [spans[index] for index in there],
+            prepared=self._prepared[prompt],
+            before=self._before,
+            after=self._after,
+            max_length=self._max_length,
+            any_padding=self._encoder.padding != 'right',
+            special_tokens=self._encoder.special_tokens,
+            truncated=truncated,
+        )
         row: list[tuple[int, ...] | None] = [None] * len(spans)
         shift = self._start - self._dropped
         if self._encoder.padding == 'either' and self.tokenizer.padding_side == 'left':
@@ -205,7 +243,7 @@ class _Located:
         try:
             return find(*args, **options)
         except ValueError as error:
-            error.args = (f'prompt {prompt}: {error}', )
+            error.args = (f'prompt {prompt}: {error}',)
             raise
 
     def word(self, prompt: int, noun: int) -> str:
@@ -217,20 +255,30 @@ class _Located:
         """The columns of a noun among all text keys; none if it was cut off; or why it has none."""
         columns = self._rows[prompt][noun]
         if columns is None:
-            return (f'{self.name} read {self.argument} {self._texts[prompt]!r}, which does not '
-                    'hold it exactly once')
+            return (
+                f'{self.name} read {self.argument} {self._texts[prompt]!r}, which does not '
+                'hold it exactly once'
+            )
         return columns
 
     def watch(self) -> EncoderWatch:
         """A watch over the text encoder."""
         texts = [self._before + prompt + self._after for prompt in self._prepared]
         encode = functools.partial(
-            self.tokenizer, max_length=self._max_length, truncation=True,
-            add_special_tokens=self._encoder.special_tokens)
+            self.tokenizer,
+            max_length=self._max_length,
+            truncation=True,
+            add_special_tokens=self._encoder.special_tokens,
+        )
         return EncoderWatch(
-            self.text_encoder, encode(texts).input_ids,
-            encode(['', self._before + self._after]).input_ids, self.tokenizer.pad_token_id,
-            self._texts, self.name, self.argument)
+            self.text_encoder,
+            encode(texts).input_ids,
+            encode(['', self._before + self._after]).input_ids,
+            self.tokenizer.pad_token_id,
+            self._texts,
+            self.name,
+            self.argument,
+        )
 
 
 def _texts(call: Call, argument: str, prompts: Sequence[str]) -> list[str]:
@@ -240,8 +288,9 @@ def _texts(call: Call, argument: str, prompts: Sequence[str]) -> list[str]:
         return list(prompts)
     texts = [texts] if isinstance(texts, str) else list(texts)
     if len(texts) != len(prompts) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f'{argument} must hold a text for each of the {len(prompts)} prompts, got '
-                         f'{texts!r}')
+        raise ValueError(
+            f'{argument} must hold a text for each of the {len(prompts)} prompts, got {texts!r}'
+        )
     return texts
 
 
@@ -260,9 +309,15 @@ class EncoderWatch:
     """
 
     def __init__(
-            self, encoder: nn.Module | None, expected: Sequence[Sequence[int]],
-            empty: Sequence[Sequence[int]], padding: int, texts: Sequence[str],
-            name: str = 'text_encoder', argument: str = 'prompt') -> None:
+        self,
+        encoder: nn.Module | None,
+        expected: Sequence[Sequence[int]],
+        empty: Sequence[Sequence[int]],
+        padding: int,
+        texts: Sequence[str],
+        name: str = 'text_encoder',
+        argument: str = 'prompt',
+    ) -> None:
         self._encoder = encoder
         self._padding = padding
         self._empty = {self._without_padding(row) for row in empty}
@@ -302,22 +357,28 @@ class EncoderWatch:
         """
         seen, self._seen = self._seen, []
         # An empty prompt may have been seen as the negative one, at any time.
-        due, got = ([row for row in rows if row not in self._empty]
-                    for rows in (self._expected, seen))
+        due, got = (
+            [row for row in rows if row not in self._empty] for rows in (self._expected, seen)
+        )
         if got or (seen and not due):
             self._met = True
             got = [row for row in got if row in self._expected]
-            if got[:len(due)] != due or not {*self._expected} <= {*seen}:
+            if got[: len(due)] != due or not {*self._expected} <= {*seen}:
                 raise ValueError(
                     f'{self._name} encoded other prompts than the recorder was given '
                     f'({self._texts}), or in another order: give both the same prompts'
-                    + ('' if self._argument == 'prompt' else
-                       f', {self._argument} by call_options={{{self._argument!r}: ...}}')
+                    + (
+                        ''
+                        if self._argument == 'prompt'
+                        else f', {self._argument} by call_options={{{self._argument!r}: ...}}'
+                    )
                     + ' and the same clean_caption, or pass check_prompts=False to record all the '
-                    'same')
+                    'same'
+                )
         elif seen or not self._met:
             raise ValueError(
                 f'{self._name} encoded no prompt inside the with block, so where the nouns stand '
                 'in the embeddings is not known: draw from prompts; or say where by columns=...; '
                 'or pass check_prompts=False if the embeddings are those that the pipeline itself '
-                'makes of the prompts')
+                'makes of the prompts'
+            )

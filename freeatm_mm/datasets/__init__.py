@@ -1,15 +1,23 @@
 """Dataset, sampler and mask-aware transforms for mmengine, on the store."""
+
 from freeatm_mm.datasets.dataset import FreeATMDataset, check_stores
 from freeatm_mm.datasets.samplers import SeededInfiniteSampler, SeededSampler
 from freeatm_mm.datasets.transforms import (
-                                            FreeATMMultiView,
-                                            FreeATMRandomFlip,
-                                            FreeATMRandomResizedCrop,
-                                            LoadFromStore,
-                                            PackFreeATMInputs,
+    FreeATMMultiView,
+    FreeATMRandomFlip,
+    FreeATMRandomResizedCrop,
+    LoadFromStore,
+    PackFreeATMInputs,
 )
 
 __all__ = [
-    'FreeATMDataset', 'FreeATMMultiView', 'FreeATMRandomFlip', 'FreeATMRandomResizedCrop',
-    'LoadFromStore', 'PackFreeATMInputs', 'SeededInfiniteSampler', 'SeededSampler', 'check_stores'
+    'FreeATMDataset',
+    'FreeATMMultiView',
+    'FreeATMRandomFlip',
+    'FreeATMRandomResizedCrop',
+    'LoadFromStore',
+    'PackFreeATMInputs',
+    'SeededInfiniteSampler',
+    'SeededSampler',
+    'check_stores',
 ]

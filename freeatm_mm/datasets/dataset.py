@@ -1,4 +1,5 @@
 """The dataset that mmengine trains on: stores with masks, plain image folders without."""
+
 from __future__ import annotations
 
 import logging
@@ -38,30 +39,38 @@ class ImageFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise StoreError(f'there is no store and no image folder at {self.path}: no such '
-                             'folder')
+            raise StoreError(
+                f'there is no store and no image folder at {self.path}: no such folder'
+            )
         names = sorted(self._find())
         if not names:
-            raise StoreError(f'{self.path} is empty: it holds neither a store (no store.json) nor '
-                             f'an image ({", ".join(IMAGE_SUFFIXES)})')
+            raise StoreError(
+                f'{self.path} is empty: it holds neither a store (no store.json) nor '
+                f'an image ({", ".join(IMAGE_SUFFIXES)})'
+            )
         encoded = [os.fsencode(name) for name in names]  # whatever bytes they are
         self._names = np.frombuffer(b''.join(encoded), np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded])
 
     def _find(self) -> Iterator[str]:
         """Paths of the images below the folder, relative to it; nothing is asked of each file."""
+
         def refuse(error: OSError) -> None:
             raise StoreError(f"the folder {error.filename} can't be read ({error.strerror})")
 
         for folder, below, files in os.walk(self.path, onerror=refuse, followlinks=True):
             real = os.path.realpath(folder)
             # A link to a folder above would lead round in circles.
-            below[:] = [name for name in below if not os.path.islink(os.path.join(folder, name))
-                        or not Path(real).is_relative_to(
-                            os.path.realpath(os.path.join(folder, name)))]
+            below[:] = [
+                name
+                for name in below
+                if not os.path.islink(os.path.join(folder, name))
+                or not Path(real).is_relative_to(os.path.realpath(os.path.join(folder, name)))
+            ]
             start = Path(folder).relative_to(self.path)
-            yield from ((start / name).as_posix() for name in files
-                        if name.lower().endswith(IMAGE_SUFFIXES))
+            yield from (
+                (start / name).as_posix() for name in files if name.lower().endswith(IMAGE_SUFFIXES)
+            )
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -73,7 +82,7 @@ class ImageFolder:
             StoreError: If the file can't be read.
         """
         start = self._ends[index - 1] if index else 0
-        name = os.fsdecode(self._names[start:self._ends[index]].tobytes())
+        name = os.fsdecode(self._names[start : self._ends[index]].tobytes())
         path = self.path / name
         try:
             data = path.read_bytes()
@@ -149,30 +158,36 @@ class FreeATMDataset(BaseDataset):
             range, or masks are to be exchanged that aren't handed over.
     """
 
-    def __init__(self,
-                 store: str | Path | Sequence[str | Path],
-                 masks: bool = True,
-                 pipeline: Sequence = (),
-                 photometric: Sequence[str] = (),
-                 indices: int | Sequence[int] | None = None,
-                 share: float = 1.0,
-                 max_unreadable: float = 0.0,
-                 mask_source: str = 'own',
-                 mask_source_seed: int = 0,
-                 metainfo: dict | None = None,
-                 test_mode: bool = False,
-                 lazy_init: bool = False) -> None:
+    def __init__(
+        self,
+        store: str | Path | Sequence[str | Path],
+        masks: bool = True,
+        pipeline: Sequence = (),
+        photometric: Sequence[str] = (),
+        indices: int | Sequence[int] | None = None,
+        share: float = 1.0,
+        max_unreadable: float = 0.0,
+        mask_source: str = 'own',
+        mask_source_seed: int = 0,
+        metainfo: dict | None = None,
+        test_mode: bool = False,
+        lazy_init: bool = False,
+    ) -> None:
         paths = [store] if isinstance(store, (str, Path)) else list(store)
         if not paths:
             raise StoreError('FreeATMDataset got an empty list of stores: name at least one')
         if not 0 < share <= 1:
             raise ValueError(f'FreeATMDataset: share {share!r} must be above 0 and at most 1.')
         if not 0 <= max_unreadable < 1:
-            raise ValueError(f'FreeATMDataset: max_unreadable {max_unreadable!r} must be a share '
-                             'from 0 to below 1.')
+            raise ValueError(
+                f'FreeATMDataset: max_unreadable {max_unreadable!r} must be a share '
+                'from 0 to below 1.'
+            )
         if mask_source not in MASK_SOURCES:
-            raise ValueError(f'FreeATMDataset: mask_source {mask_source!r} is unknown: use one of '
-                             f'{", ".join(MASK_SOURCES)}.')
+            raise ValueError(
+                f'FreeATMDataset: mask_source {mask_source!r} is unknown: use one of '
+                f'{", ".join(MASK_SOURCES)}.'
+            )
         if mask_source != 'own' and not masks:
             raise ValueError(f'FreeATMDataset: mask_source={mask_source!r} needs masks=True.')
         self.stores = [str(path) for path in paths]
@@ -182,12 +197,20 @@ class FreeATMDataset(BaseDataset):
         self.mask_source = mask_source
         self.mask_source_seed = mask_source_seed
         super().__init__(
-            ann_file='', metainfo=metainfo, indices=indices, serialize_data=False,
-            pipeline=pipeline, test_mode=test_mode, lazy_init=lazy_init)
+            ann_file='',
+            metainfo=metainfo,
+            indices=indices,
+            serialize_data=False,
+            pipeline=pipeline,
+            test_mode=test_mode,
+            lazy_init=lazy_init,
+        )
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
-        elif any(isinstance(transform, LoadFromStore) and transform.centred_box
-                 for transform in self.pipeline.transforms):
+        elif any(
+            isinstance(transform, LoadFromStore) and transform.centred_box
+            for transform in self.pipeline.transforms
+        ):
             raise ValueError('FreeATMDataset: centred_box of LoadFromStore needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
@@ -195,12 +218,15 @@ class FreeATMDataset(BaseDataset):
         self.sources = [open_source(path) for path in self.stores]
         self._ends = np.cumsum([len(source) for source in self.sources])
         count, indices = int(self._ends[-1]), self._indices
-        wanted = [] if indices is None else (
-            [abs(indices) - 1] if isinstance(indices, int) else indices)
+        wanted = (
+            [] if indices is None else ([abs(indices) - 1] if isinstance(indices, int) else indices)
+        )
         beyond = [index for index in wanted if not -count <= index < count]
         if beyond:
-            raise StoreError(f'{", ".join(self.stores)}: indices asks for {beyond[0]}, counted '
-                             f'from 0, and there are {count} samples')
+            raise StoreError(
+                f'{", ".join(self.stores)}: indices asks for {beyond[0]}, counted '
+                f'from 0, and there are {count} samples'
+            )
         return range(count)
 
     def full_init(self) -> None:
@@ -217,13 +243,18 @@ class FreeATMDataset(BaseDataset):
             self.data_list = np.asarray(self.data_list, dtype=np.int64)[np.sort(chosen)]
 
         if not len(self.data_list):
-            raise StoreError(f'no sample is left of the {self._ends[-1]} in '
-                             f'{", ".join(self.stores)}: indices={self._indices!r} takes none')
+            raise StoreError(
+                f'no sample is left of the {self._ends[-1]} in '
+                f'{", ".join(self.stores)}: indices={self._indices!r} takes none'
+            )
         stores = [source for source in self.sources if isinstance(source, Store)]
         if self.masks and stores and not any(store.manifest.get('nouns', 1) for store in stores):
-            print_log(f'{", ".join(str(store.path) for store in stores)}: no sample has a noun, so '
-                      'every image is treated whole, as in the baseline', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{", ".join(str(store.path) for store in stores)}: no sample has a noun, so '
+                'every image is treated whole, as in the baseline',
+                'current',
+                logging.WARNING,
+            )
         if self.max_unreadable:
             # One byte a sample, shared with the worker processes.
             self._unreadable = torch.zeros(int(self._ends[-1]), dtype=torch.uint8).share_memory_()
@@ -236,8 +267,10 @@ class FreeATMDataset(BaseDataset):
         of_store = np.array([isinstance(source, Store) for source in self.sources])
         numbers = numbers[of_store[np.searchsorted(self._ends, numbers, side='right')]]
         if len(numbers) < 2:
-            raise StoreError(f"{', '.join(self.stores)}: mask_source='other' exchanges masks among "
-                             f'samples of stores, and there are {len(numbers)} of them')
+            raise StoreError(
+                f"{', '.join(self.stores)}: mask_source='other' exchanges masks among "
+                f'samples of stores, and there are {len(numbers)} of them'
+            )
         cycle = np.random.default_rng(self.mask_source_seed).permutation(numbers)
         order = cycle.argsort()
         self._exchanging, self._masks_of = cycle[order], np.roll(cycle, -1)[order]
@@ -260,8 +293,9 @@ class FreeATMDataset(BaseDataset):
         self.full_init()
         number = int(self.data_list[idx])
         source, source_idx = self._locate(number)
-        info = dict(sample_idx=idx % len(self), source=source, source_idx=source_idx,
-                    with_masks=self.masks)
+        info = dict(
+            sample_idx=idx % len(self), source=source, source_idx=source_idx, with_masks=self.masks
+        )
         if self.mask_source == 'other' and isinstance(source, Store):
             other = int(self._masks_of[np.searchsorted(self._exchanging, number)])
             info['mask_source'], info['mask_source_idx'] = self._locate(other)
@@ -292,8 +326,9 @@ class FreeATMDataset(BaseDataset):
             return super().prepare_data(idx)
         except StoreError as error:
             if not self.max_unreadable or self.test_mode:
-                raise StoreError(f'{error} (max_unreadable of FreeATMDataset, a share, passes over '
-                                 'as many)') from error
+                raise StoreError(
+                    f'{error} (max_unreadable of FreeATMDataset, a share, passes over as many)'
+                ) from error
             self._count_unreadable(int(self.data_list[idx]), error)
             return None
 
@@ -302,11 +337,17 @@ class FreeATMDataset(BaseDataset):
         self._unreadable[number] = 1
         count, most = int(self._unreadable.sum()), int(self.max_unreadable * len(self))
         if count > most:
-            raise StoreError(f'{error}; with it {count} of {len(self)} samples are unreadable, and '
-                             f'max_unreadable={self.max_unreadable:g} allows {most}') from error
+            raise StoreError(
+                f'{error}; with it {count} of {len(self)} samples are unreadable, and '
+                f'max_unreadable={self.max_unreadable:g} allows {most}'
+            ) from error
         if not known:
-            print_log(f'{error}; another sample takes its place ({count} of {len(self)} are '
-                      f'unreadable so far, {most} may be)', 'current', logging.WARNING)
+            print_log(
+                f'{error}; another sample takes its place ({count} of {len(self)} are '
+                f'unreadable so far, {most} may be)',
+                'current',
+                logging.WARNING,
+            )
 
     def __getitem__(self, idx: int | tuple[int, int]) -> dict:
         """The sample after the pipeline; see the class for (number, seed)."""
@@ -317,5 +358,8 @@ class FreeATMDataset(BaseDataset):
 
     def extra_repr(self) -> list[str]:
         """Lines of `repr`."""
-        return [f'Stores: \t{", ".join(self.stores)}', f'Masks: \t{self.masks}',
-                f'Share: \t{self.share:g}']
+        return [
+            f'Stores: \t{", ".join(self.stores)}',
+            f'Masks: \t{self.masks}',
+            f'Share: \t{self.share:g}',
+        ]

@@ -7,6 +7,7 @@ The boxes go to one JSON file, read by `freeatm_mm.lavis_ext`::
 
 with boxes in pixels of the stored image, best first, and an entry for every image.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -49,18 +50,23 @@ class Detector:
         from mmcv.transforms import Compose
         from mmdet.apis import init_detector
         from mmdet.utils import get_test_pipeline_cfg
+
         self.model = init_detector(str(config), str(checkpoint), device=device)
         self.classes = (self.model.dataset_meta or {}).get('classes')
         if not self.classes:
             raise ValueError(f'{checkpoint} does not say what its classes are called')
-        steps = [step for step in get_test_pipeline_cfg(self.model.cfg)
-                 if 'Annotations' not in step['type']]
+        steps = [
+            step
+            for step in get_test_pipeline_cfg(self.model.cfg)
+            if 'Annotations' not in step['type']
+        ]
         steps[0] = dict(type='mmdet.LoadImageFromNDArray')
         self.pipeline = Compose(steps)
 
     @torch.no_grad()
-    def __call__(self, images: list[np.ndarray], score: float,
-                 most: int) -> list[list[dict[str, Any]]]:
+    def __call__(
+        self, images: list[np.ndarray], score: float, most: int
+    ) -> list[list[dict[str, Any]]]:
         """The objects in some pictures.
 
         Args:
@@ -72,8 +78,9 @@ class Detector:
             For each picture its objects, best first: `name`, `box`, `score`.
         """
         packed = [self.pipeline(dict(img=image, img_id=0)) for image in images]
-        results = self.model.test_step({name: [one[name] for one in packed]
-                                        for name in ('inputs', 'data_samples')})
+        results = self.model.test_step(
+            {name: [one[name] for one in packed] for name in ('inputs', 'data_samples')}
+        )
         found = []
         for image, result in zip(images, results):
             instances = result.pred_instances.cpu().numpy()
@@ -82,11 +89,20 @@ class Detector:
             boxes = np.clip(instances.bboxes, 0, edges)
             real = (boxes[:, 2:] > boxes[:, :2]).all(1) & (instances.scores >= score)
             order = np.argsort(-instances.scores[real], kind='stable')[:most]
-            found.append([
-                {'name': self.classes[label], 'box': [round(float(edge), 2) for edge in box],
-                 'score': round(float(value), 4)}
-                for label, box, value in zip(instances.labels[real][order], boxes[real][order],
-                                             instances.scores[real][order])])
+            found.append(
+                [
+                    {
+                        'name': self.classes[label],
+                        'box': [round(float(edge), 2) for edge in box],
+                        'score': round(float(value), 4),
+                    }
+                    for label, box, value in zip(
+                        instances.labels[real][order],
+                        boxes[real][order],
+                        instances.scores[real][order],
+                    )
+                ]
+            )
         return found
 
 
@@ -113,12 +129,17 @@ def _finished(path: Path, header: dict[str, Any]) -> tuple[dict[str, list], set[
         except InputError as error:
             wrong = error
     if lines and lines[0][1] != header:
-        raise InputError(f'{path} is of a run with other settings: delete it, or name another '
-                         'file')
+        raise InputError(f'{path} is of a run with other settings: delete it, or name another file')
     for number, entry in lines[1:]:
-        check_json(entry, {'key': str, 'objects': [
-            {'name': str, 'box': [float], 'score': float}], 'unreadable?': bool},
-                   f'{path}, line {number}')
+        check_json(
+            entry,
+            {
+                'key': str,
+                'objects': [{'name': str, 'box': [float], 'score': float}],
+                'unreadable?': bool,
+            },
+            f'{path}, line {number}',
+        )
         done[entry['key']] = entry['objects']
         if entry.get('unreadable'):
             unreadable.add(entry['key'])
@@ -130,9 +151,16 @@ def _line(key: str, objects: list, unreadable: bool) -> bytes:
     return json.dumps({'key': key, 'objects': objects, **more}).encode() + b'\n'
 
 
-def detect_objects(detector: Detector, source: str | Path, out: str | Path, described: str,
-                   score: float = 0.3, most: int = 10, batch_size: int = 8,
-                   skip_unreadable: bool = False) -> Iterator[int]:
+def detect_objects(
+    detector: Detector,
+    source: str | Path,
+    out: str | Path,
+    described: str,
+    score: float = 0.3,
+    most: int = 10,
+    batch_size: int = 8,
+    skip_unreadable: bool = False,
+) -> Iterator[int]:
     """Detects objects in all images of a store or image folder and writes them to a file.
 
     Stopped and started again, it goes on where it was: finished images stand in `OUT.part`.
@@ -169,8 +197,13 @@ def detect_objects(detector: Detector, source: str | Path, out: str | Path, desc
     weights = hashlib.sha256()
     for name, value in sorted(detector.model.state_dict().items()):
         weights.update(name.encode() + value.cpu().numpy().tobytes())
-    header = {'detector': described, 'weights_sha256': weights.hexdigest(), 'score': score,
-              'most': most, 'images': len(images)}
+    header = {
+        'detector': described,
+        'weights_sha256': weights.hexdigest(),
+        'score': score,
+        'most': most,
+        'images': len(images),
+    }
     found, unreadable = _finished(part, header)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(part) as file:  # without what was cut off
@@ -179,12 +212,14 @@ def detect_objects(detector: Detector, source: str | Path, out: str | Path, desc
             file.write(_line(key, objects, key in unreadable))
     with part.open('ab') as file:
         for start in range(0, len(images), batch_size):
-            batch = [images.read(number)
-                     for number in range(start, min(start + batch_size, len(images)))]
+            batch = [
+                images.read(number) for number in range(start, min(start + batch_size, len(images)))
+            ]
             batch = [raw for raw in batch if raw.key not in found]
             # Cameras' notes on turning are passed over, as LAVIS does: boxes fit the stored pixels.
-            pictures = [mmcv.imfrombytes(raw.image_bytes, flag='color_ignore_orientation')
-                        for raw in batch]
+            pictures = [
+                mmcv.imfrombytes(raw.image_bytes, flag='color_ignore_orientation') for raw in batch
+            ]
             for raw, picture in zip(batch, pictures):
                 if picture is None and not skip_unreadable:
                     raise StoreError(f"{source}: the image {raw.key!r} can't be decoded")
@@ -200,9 +235,17 @@ def detect_objects(detector: Detector, source: str | Path, out: str | Path, desc
                 file.flush()
             yield len(found)
     with atomic_write(out) as file:
-        file.write(json.dumps({**header, **({'unreadable': len(unreadable)} if unreadable else {}),
-                               'images': found}).encode())
+        file.write(
+            json.dumps(
+                {
+                    **header,
+                    **({'unreadable': len(unreadable)} if unreadable else {}),
+                    'images': found,
+                }
+            ).encode()
+        )
     part.unlink()
     if unreadable:
-        logging.warning("%s: %d pictures can't be decoded and have no objects", source,
-                        len(unreadable))
+        logging.warning(
+            "%s: %d pictures can't be decoded and have no objects", source, len(unreadable)
+        )

@@ -5,6 +5,7 @@ that say which part of the image a view shows. A flipped view has its two number
 `left > right` is a view flipped from left to right. So any chain of crops, resizes and flips is
 one window, and a mask of any resolution is brought to the view's feature grid in one step.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -17,8 +18,9 @@ WHOLE = (0.0, 1.0, 0.0, 1.0)
 """The window of an image that was neither cropped nor flipped."""
 
 
-def crop_window(window: tuple[float, float, float, float], box: tuple[int, int, int, int],
-                size: tuple[int, int]) -> tuple[float, float, float, float]:
+def crop_window(
+    window: tuple[float, float, float, float], box: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
     """Window after cutting a box out of what a window shows.
 
     Args:
@@ -32,12 +34,17 @@ def crop_window(window: tuple[float, float, float, float], box: tuple[int, int, 
     top, bottom, left, right = window
     y_scale, x_scale = (bottom - top) / size[0], (right - left) / size[1]
     y, x, height, width = box
-    return (top + y * y_scale, top + (y + height) * y_scale,
-            left + x * x_scale, left + (x + width) * x_scale)
+    return (
+        top + y * y_scale,
+        top + (y + height) * y_scale,
+        left + x * x_scale,
+        left + (x + width) * x_scale,
+    )
 
 
-def flip_window(window: tuple[float, float, float, float],
-                direction: str) -> tuple[float, float, float, float]:
+def flip_window(
+    window: tuple[float, float, float, float], direction: str
+) -> tuple[float, float, float, float]:
     """Window after a flip.
 
     Args:
@@ -51,8 +58,9 @@ def flip_window(window: tuple[float, float, float, float],
         ValueError: For another direction.
     """
     if direction not in ('horizontal', 'vertical', 'diagonal'):
-        raise ValueError(f"Flip direction {direction!r} is unknown: use 'horizontal', 'vertical' "
-                         "or 'diagonal'.")
+        raise ValueError(
+            f"Flip direction {direction!r} is unknown: use 'horizontal', 'vertical' or 'diagonal'."
+        )
     top, bottom, left, right = window
     if direction != 'horizontal':
         top, bottom = bottom, top
@@ -114,8 +122,7 @@ def view_masks(masks: np.ndarray, windows: np.ndarray, grid: tuple[int, int]) ->
     return rows[:, None] @ masks @ columns.transpose(0, 2, 1)[:, None]
 
 
-def visible_share(foregrounds: np.ndarray, windows: np.ndarray,
-                  in_view: np.ndarray) -> np.ndarray:
+def visible_share(foregrounds: np.ndarray, windows: np.ndarray, in_view: np.ndarray) -> np.ndarray:
     """Share of every instance's foreground that every view shows.
 
     Args:
@@ -147,10 +154,15 @@ def centred_boxes(masks: np.ndarray, area: float | None) -> np.ndarray:
         through a cell.
     """
     count, height, width = masks.shape
-    areas = ((masks >= THRESHOLD * 255).reshape(count, -1).mean(1) if area is None
-             else np.full(count, area))
+    areas = (
+        (masks >= THRESHOLD * 255).reshape(count, -1).mean(1)
+        if area is None
+        else np.full(count, area)
+    )
     sides = np.sqrt(areas)[:, None]  # the box's height and width, as shares of the image's
-    rows, columns = (np.clip(length * (1 + sides) / 2 - _cells(length), 0, 1)
-                     - np.clip(length * (1 - sides) / 2 - _cells(length), 0, 1)
-                     for length in (height, width))
+    rows, columns = (
+        np.clip(length * (1 + sides) / 2 - _cells(length), 0, 1)
+        - np.clip(length * (1 - sides) / 2 - _cells(length), 0, 1)
+        for length in (height, width)
+    )
     return np.rint(255 * rows[:, :, None] * columns[:, None]).astype(np.uint8)

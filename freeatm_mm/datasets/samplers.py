@@ -5,6 +5,7 @@ the number of worker processes nor on what they did before. A resumed run theref
 what the run would have seen that was never stopped; mmengine alone restores the order of samples,
 but not the random state of its (persistent) workers.
 """
+
 from __future__ import annotations
 
 import random

@@ -5,6 +5,7 @@ and give the same pixels, and note in `results['window']` which part of the imag
 (`freeatm_mm.datasets.geometry`). :class:`PackFreeATMInputs` brings the stored masks straight to
 the encoder's feature grid, for all views at once: no mask of image size is ever made.
 """
+
 from __future__ import annotations
 
 import copy
@@ -79,12 +80,19 @@ class LoadFromStore(BaseTransform):
         ValueError: If `centred_box` is out of range.
     """
 
-    def __init__(self, imdecode_backend: str = 'cv2', color_type: str = 'color',
-                 centred_box: float | str | None = None) -> None:
+    def __init__(
+        self,
+        imdecode_backend: str = 'cv2',
+        color_type: str = 'color',
+        centred_box: float | str | None = None,
+    ) -> None:
         if centred_box not in (None, 'own') and not (
-                isinstance(centred_box, (int, float)) and 0 < centred_box <= 1):
-            raise ValueError(f"LoadFromStore: centred_box {centred_box!r} must be 'own' or a share "
-                             'of the image, above 0 and at most 1.')
+            isinstance(centred_box, (int, float)) and 0 < centred_box <= 1
+        ):
+            raise ValueError(
+                f"LoadFromStore: centred_box {centred_box!r} must be 'own' or a share "
+                'of the image, above 0 and at most 1.'
+            )
         self.imdecode_backend = imdecode_backend
         self.color_type = color_type
         self.centred_box = centred_box
@@ -98,19 +106,28 @@ class LoadFromStore(BaseTransform):
         source, number = results.pop('source'), results.pop('source_idx')
         raw = source.read(number)
         flag = self.color_type
-        if (isinstance(source, Store) and flag in ('color', 'grayscale')
-                and self.imdecode_backend in ('cv2', 'pillow')):
+        if (
+            isinstance(source, Store)
+            and flag in ('color', 'grayscale')
+            and self.imdecode_backend in ('cv2', 'pillow')
+        ):
             flag += '_ignore_orientation'
         try:
             image = mmcv.imfrombytes(raw.image_bytes, flag=flag, backend=self.imdecode_backend)
         except Exception as error:
             reason = ' '.join(str(error).split()) if raw.image_bytes else 'it is empty'
-            raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded "
-                             f'({reason})') from error
+            raise StoreError(
+                f"{source.path}: the image of sample {raw.key!r} can't be decoded ({reason})"
+            ) from error
         if image is None:
             raise StoreError(f"{source.path}: the image of sample {raw.key!r} can't be decoded")
-        results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2],
-                       img_path=raw.key, window=WHOLE)
+        results.update(
+            img=image,
+            img_shape=image.shape[:2],
+            ori_shape=image.shape[:2],
+            img_path=raw.key,
+            window=WHOLE,
+        )
         if 'mask_source' in results:
             source = results.pop('mask_source')
             raw = source.read(results.pop('mask_source_idx'))
@@ -143,8 +160,10 @@ class LoadFromStore(BaseTransform):
         results.update(stored_masks=masks, mask_scales=scales, noun_ids=numbers)
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, '
-                f'color_type={self.color_type!r}, centred_box={self.centred_box!r})')
+        return (
+            f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, '
+            f'color_type={self.color_type!r}, centred_box={self.centred_box!r})'
+        )
 
 
 @TRANSFORMS.register_module()
@@ -161,8 +180,12 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
         # second time with mmcv's `cache_randomness`, which then refuses to share draws.
         box = self.rand_crop_params(image)
         y, x, height, width = box
-        view = mmcv.imresize(image[y:y + height, x:x + width], tuple(self.scale[::-1]),
-                             interpolation=self.interpolation, backend=self.backend)
+        view = mmcv.imresize(
+            image[y : y + height, x : x + width],
+            tuple(self.scale[::-1]),
+            interpolation=self.interpolation,
+            backend=self.backend,
+        )
         results['window'] = crop_window(results.get('window', WHOLE), box, image.shape[:2])
         results.update(img=view, img_shape=view.shape)
         return results
@@ -179,19 +202,40 @@ class FreeATMRandomFlip(RandomFlip):
         """Flips or not; see the class."""
         results = super().transform(results)
         if results['flip']:
-            results['window'] = flip_window(results.get('window', WHOLE),
-                                            results['flip_direction'])
+            results['window'] = flip_window(results.get('window', WHOLE), results['flip_direction'])
         return results
 
 
-TRACKED = ('LoadFromStore', 'FreeATMRandomResizedCrop', 'FreeATMRandomFlip', 'FreeATMMultiView',
-           'PackFreeATMInputs', 'Resize', 'ResizeEdge')
+TRACKED = (
+    'LoadFromStore',
+    'FreeATMRandomResizedCrop',
+    'FreeATMRandomFlip',
+    'FreeATMMultiView',
+    'PackFreeATMInputs',
+    'Resize',
+    'ResizeEdge',
+)
 """Transforms that keep `window` true; resizing the whole picture leaves it as it is."""
 
-PHOTOMETRIC = ('ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'RandomSolarize', 'Solarize',
-               'SolarizeAdd', 'Posterize', 'Equalize', 'AutoContrast', 'Invert', 'ColorTransform',
-               'Contrast', 'Brightness', 'Sharpness', 'Lighting', 'Normalize',
-               'PhotoMetricDistortion')
+PHOTOMETRIC = (
+    'ColorJitter',
+    'RandomGrayscale',
+    'GaussianBlur',
+    'RandomSolarize',
+    'Solarize',
+    'SolarizeAdd',
+    'Posterize',
+    'Equalize',
+    'AutoContrast',
+    'Invert',
+    'ColorTransform',
+    'Contrast',
+    'Brightness',
+    'Sharpness',
+    'Lighting',
+    'Normalize',
+    'PhotoMetricDistortion',
+)
 """Transforms that leave every pixel where it is."""
 
 
@@ -213,8 +257,11 @@ def check_tracked(transforms: Sequence, photometric: Sequence[str] = ()) -> None
         elif isinstance(transform, (list, tuple)):
             check_tracked(transform, photometric)
         elif name not in (*TRACKED, *PHOTOMETRIC, *photometric):
-            hint = (f'use FreeATM{name} instead' if f'FreeATM{name}' in TRACKED else
-                    f'if it leaves every pixel where it is, say photometric=[{name!r}]')
+            hint = (
+                f'use FreeATM{name} instead'
+                if f'FreeATM{name}' in TRACKED
+                else f'if it leaves every pixel where it is, say photometric=[{name!r}]'
+            )
             raise ValueError(f'{name} would move the image and not its masks: {hint}.')
 
 
@@ -234,8 +281,9 @@ class FreeATMMultiView(MultiView):
         ValueError: If a transform would move the image and not its masks.
     """
 
-    def __init__(self, transforms: list[list], num_views: int | list[int],
-                 photometric: Sequence[str] = ()) -> None:
+    def __init__(
+        self, transforms: list[list], num_views: int | list[int], photometric: Sequence[str] = ()
+    ) -> None:
         super().__init__(transforms, num_views)
         for pipeline in self.pipelines:
             check_tracked(pipeline.transforms, photometric)
@@ -244,13 +292,15 @@ class FreeATMMultiView(MultiView):
         """Makes the views."""
         image = results['img']
         shared = ('img', 'stored_masks', 'mask_scales', 'noun_ids')
-        rest = [(key, value, isinstance(value, MUTABLE)) for key, value in results.items()
-                if key not in shared]
+        rest = [
+            (key, value, isinstance(value, MUTABLE))
+            for key, value in results.items()
+            if key not in shared
+        ]
         images, windows = [], []
         for transform in self.transforms:
             # As in MultiView each view starts from its own copy, here without copying the masks.
-            view = {key: copy.deepcopy(value) if mutable else value
-                    for key, value, mutable in rest}
+            view = {key: copy.deepcopy(value) if mutable else value for key, value, mutable in rest}
             view['img'] = image.copy()
             view = transform(view)
             images.append(view['img'])
@@ -288,22 +338,25 @@ class PackFreeATMInputs(PackInputs):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self,
-                 grid_size: int | tuple[int, int],
-                 mask_values: str = 'attention',
-                 min_visible: float = 0.05,
-                 input_key: str = 'img',
-                 algorithm_keys: Sequence[str] = (),
-                 meta_keys: Sequence[str] = ('sample_idx', 'img_path')) -> None:
+    def __init__(
+        self,
+        grid_size: int | tuple[int, int],
+        mask_values: str = 'attention',
+        min_visible: float = 0.05,
+        input_key: str = 'img',
+        algorithm_keys: Sequence[str] = (),
+        meta_keys: Sequence[str] = ('sample_idx', 'img_path'),
+    ) -> None:
         super().__init__(input_key, algorithm_keys, meta_keys)
-        self.grid_size = ((grid_size, grid_size) if isinstance(grid_size, int)
-                          else tuple(grid_size))
+        self.grid_size = (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
         if len(self.grid_size) != 2 or min(self.grid_size) < 1:
-            raise ValueError(f'grid_size {grid_size!r} is not the height and width of a feature '
-                             'map.')
+            raise ValueError(
+                f'grid_size {grid_size!r} is not the height and width of a feature map.'
+            )
         if mask_values not in MASK_VALUES:
-            raise ValueError(f'mask_values {mask_values!r} is unknown: use one of '
-                             f'{", ".join(MASK_VALUES)}.')
+            raise ValueError(
+                f'mask_values {mask_values!r} is unknown: use one of {", ".join(MASK_VALUES)}.'
+            )
         if self.grid_size == (1, 1):
             raise ValueError('grid_size 1 leaves nothing of a mask: it is a mean over the image.')
         if not 0 < min_visible <= 1:
@@ -324,7 +377,7 @@ class PackFreeATMInputs(PackInputs):
         data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
         foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
         both = view_masks(np.concatenate((foregrounds, masks)), windows, self.grid_size)
-        in_view, values = both[:, :len(masks)], both[:, len(masks):]
+        in_view, values = both[:, : len(masks)], both[:, len(masks) :]
         visible = visible_share(foregrounds, windows, in_view)
         kept = np.flatnonzero(visible.min(0) >= self.min_visible)
         if not len(kept):
@@ -342,5 +395,7 @@ class PackFreeATMInputs(PackInputs):
         data_sample.noun_ids = torch.from_numpy(results['noun_ids'][kept])
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(grid_size={self.grid_size}, '
-                f'mask_values={self.mask_values!r}, min_visible={self.min_visible})')
+        return (
+            f'{type(self).__name__}(grid_size={self.grid_size}, '
+            f'mask_values={self.mask_values!r}, min_visible={self.min_visible})'
+        )

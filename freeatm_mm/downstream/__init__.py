@@ -1,1 +1,1 @@
-"""From pretrained weights to the frameworks' benchmarks: running them, converting, tiny data sets."""
+"""From pretrained weights to benchmarks: running them, converting weights, tiny data sets."""

@@ -5,6 +5,7 @@ without (mmseg's ViT takes no prefix and loads nothing from names that have one)
 and Hugging Face have names of their own. Weights are only renamed, or, for Hugging Face, split;
 forward passes come out equal, which the tests check with each library's own model.
 """
+
 from __future__ import annotations
 
 import json
@@ -39,10 +40,14 @@ _VIT_NAMES = {
         (r'^layers\.(\d+)\.ln([12])\.', r'encoder.layers.encoder_layer_\1.ln_\2.'),
         (r'^layers\.(\d+)\.ffn\.layers\.0\.0\.', r'encoder.layers.encoder_layer_\1.mlp.0.'),
         (r'^layers\.(\d+)\.ffn\.layers\.1\.', r'encoder.layers.encoder_layer_\1.mlp.3.'),
-        (r'^layers\.(\d+)\.attn\.qkv\.',
-         r'encoder.layers.encoder_layer_\1.self_attention.in_proj_'),
-        (r'^layers\.(\d+)\.attn\.proj\.',
-         r'encoder.layers.encoder_layer_\1.self_attention.out_proj.'),
+        (
+            r'^layers\.(\d+)\.attn\.qkv\.',
+            r'encoder.layers.encoder_layer_\1.self_attention.in_proj_',
+        ),
+        (
+            r'^layers\.(\d+)\.attn\.proj\.',
+            r'encoder.layers.encoder_layer_\1.self_attention.out_proj.',
+        ),
     ],
     'huggingface': [
         (r'^cls_token$', 'embeddings.cls_token'),
@@ -77,8 +82,10 @@ def convert_backbone(backbone: Mapping[str, Tensor], layout: str) -> dict[str, T
         return _convert_vit(backbone, layout)
     if 'conv1.weight' in backbone and 'layer1.0.conv1.weight' in backbone:
         return _convert_resnet(backbone, layout)
-    raise ValueError('the backbone is neither a plain ResNet nor a ViT of mmpretrain; its first '
-                     f'tensors are {", ".join(list(backbone)[:3])}')
+    raise ValueError(
+        'the backbone is neither a plain ResNet nor a ViT of mmpretrain; its first '
+        f'tensors are {", ".join(list(backbone)[:3])}'
+    )
 
 
 def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -103,9 +110,11 @@ def _convert_resnet(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Te
         return dict(backbone)
     shape = resnet_shape(backbone)
     if len(shape['depths']) != 4 or shape['embedding_size'] != 64:
-        raise ValueError(f'{layout} has no ResNet with {len(shape["depths"])} stages and a stem of '
-                         f'{shape["embedding_size"]} channels: only four stages after 64 channels '
-                         'can be converted')
+        raise ValueError(
+            f'{layout} has no ResNet with {len(shape["depths"])} stages and a stem of '
+            f'{shape["embedding_size"]} channels: only four stages after 64 channels '
+            'can be converted'
+        )
     if layout != 'huggingface':
         return dict(backbone)  # the same names
     state = {}
@@ -116,7 +125,8 @@ def _convert_resnet(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Te
         if match:
             stage, block, kind, index, rest = match.groups()
             part = {'conv': 'convolution', 'bn': 'normalization'}.get(kind) or (
-                'convolution' if index == '0' else 'normalization')
+                'convolution' if index == '0' else 'normalization'
+            )
             where = 'shortcut' if kind == 'downsample.' else f'layer.{int(index) - 1}'
             name = f'encoder.stages.{int(stage) - 1}.layers.{block}.{where}.{part}.{rest}'
         state[name] = value
@@ -130,8 +140,10 @@ def resnet_shape(backbone: Mapping[str, Tensor]) -> dict:
     last = 'conv3' if bottleneck else 'conv2'
     return {
         'embedding_size': backbone['conv1.weight'].shape[0],
-        'depths': [len({name.split('.')[1] for name in backbone
-                        if name.startswith(f'layer{stage}.')}) for stage in stages],
+        'depths': [
+            len({name.split('.')[1] for name in backbone if name.startswith(f'layer{stage}.')})
+            for stage in stages
+        ],
         'hidden_sizes': [backbone[f'layer{stage}.0.{last}.weight'].shape[0] for stage in stages],
         'layer_type': 'bottleneck' if bottleneck else 'basic',
     }
@@ -147,20 +159,25 @@ def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict:
     Raises:
         ValueError: If a part is missing, or the heads don't divide the channels.
     """
-    needed = ('cls_token', 'pos_embed', 'layers.0.attn.qkv.weight',
-              'layers.0.ffn.layers.0.0.weight')
+    needed = (
+        'cls_token',
+        'pos_embed',
+        'layers.0.attn.qkv.weight',
+        'layers.0.ffn.layers.0.0.weight',
+    )
     missing = [name for name in needed if name not in backbone]
     if missing:
-        raise ValueError(f"the ViT lacks {', '.join(missing)}")
+        raise ValueError(f'the ViT lacks {", ".join(missing)}')
     width, _, patch, _ = backbone['patch_embed.projection.weight'].shape
     heads = heads or max(width // 64, 1)
     if width % heads:
         raise ValueError(f'{heads} heads do not divide {width} channels')
-    side = round((backbone['pos_embed'].shape[1] - 1)**0.5) * patch
+    side = round((backbone['pos_embed'].shape[1] - 1) ** 0.5) * patch
     return {
         'hidden_size': width,
-        'num_hidden_layers': len({name.split('.')[1] for name in backbone
-                                  if name.startswith('layers.')}),
+        'num_hidden_layers': len(
+            {name.split('.')[1] for name in backbone if name.startswith('layers.')}
+        ),
         'num_attention_heads': heads,
         'intermediate_size': backbone['layers.0.ffn.layers.0.0.weight'].shape[0],
         'image_size': side,
@@ -169,8 +186,9 @@ def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict:
     }
 
 
-def convert_checkpoint(checkpoint: str | Path, out: str | Path, layout: str,
-                       heads: int | None = None) -> int:
+def convert_checkpoint(
+    checkpoint: str | Path, out: str | Path, layout: str, heads: int | None = None
+) -> int:
     """Convert a pretraining's checkpoint to a file, or for Hugging Face to a folder.
 
     Args:
@@ -188,23 +206,29 @@ def convert_checkpoint(checkpoint: str | Path, out: str | Path, layout: str,
         ValueError: See `find_backbone` and `convert_backbone`.
     """
     backbone, out = find_backbone(checkpoint), Path(out)
-    state = {name: value.contiguous()
-             for name, value in convert_backbone(backbone, layout).items()}
+    state = {name: value.contiguous() for name, value in convert_backbone(backbone, layout).items()}
     if layout == 'huggingface':
         if out.suffix in ('.pth', '.safetensors'):
             raise ValueError(f'{out}: Hugging Face keeps a model in a folder: name one')
         if 'cls_token' in backbone:
-            config = {'architectures': ['ViTModel'], 'model_type': 'vit',
-                      **vit_shape(backbone, heads)}
+            config = {
+                'architectures': ['ViTModel'],
+                'model_type': 'vit',
+                **vit_shape(backbone, heads),
+            }
         else:
-            config = {'architectures': ['ResNetModel'], 'model_type': 'resnet',
-                      **resnet_shape(backbone)}
+            config = {
+                'architectures': ['ResNetModel'],
+                'model_type': 'resnet',
+                **resnet_shape(backbone),
+            }
         with atomic_write(out / 'config.json') as file:
             file.write(json.dumps(config, indent=1).encode())
         out = out / 'model.safetensors'
     with atomic_write(out) as file:
         if out.suffix == '.safetensors':
             from safetensors.torch import save
+
             file.write(save(state, {'format': 'pt'}))
         else:
             torch.save({'state_dict': state} if layout in ('mmdet', 'mmseg') else state, file)

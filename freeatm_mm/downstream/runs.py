@@ -3,6 +3,7 @@
 One checkpoint goes through a set of benchmarks, each in a folder of its own that can be resumed,
 and comes out as one row of the paper's table.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +19,17 @@ from typing import Any
 from freeatm_mm.checkpoints import check_regular
 from freeatm_mm.files import atomic_write
 
-__all__ = ['BENCHMARKS', 'Benchmark', 'DownstreamRun', 'METRICS', 'SUITES', 'identify',
-           'make_smoke', 'options_of', 'read_metrics']
+__all__ = [
+    'BENCHMARKS',
+    'METRICS',
+    'SUITES',
+    'Benchmark',
+    'DownstreamRun',
+    'identify',
+    'make_smoke',
+    'options_of',
+    'read_metrics',
+]
 
 
 @dataclass(frozen=True)
@@ -41,34 +51,54 @@ class Benchmark:
     folder: str = ''
 
 
-_COCO = {'coco/bbox_mAP': ('box_ap', 1), 'coco/bbox_mAP_50': ('box_ap50', 1),
-         'coco/segm_mAP': ('mask_ap', 1)}
+_COCO = {
+    'coco/bbox_mAP': ('box_ap', 1),
+    'coco/bbox_mAP_50': ('box_ap50', 1),
+    'coco/segm_mAP': ('mask_ap', 1),
+}
 _SEGMENTATION = {'mIoU': ('miou', 0.01)}
 _PAPER, _SMALL = 'downstream', 'miniature/downstream'
 
 BENCHMARKS: dict[str, Benchmark] = {
-    'voc': Benchmark(f'{_PAPER}/mmdet/voc_faster-rcnn_r50-c4_24k.py',
-                     {'pascal_voc/AP50': ('voc_ap50', 1)}, 16, 'VOCdevkit'),
+    'voc': Benchmark(
+        f'{_PAPER}/mmdet/voc_faster-rcnn_r50-c4_24k.py',
+        {'pascal_voc/AP50': ('voc_ap50', 1)},
+        16,
+        'VOCdevkit',
+    ),
     'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO, 16, 'coco'),
-    'cityscapes': Benchmark(f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8,
-                            'cityscapes'),
-    'linear': Benchmark(f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py',
-                        {'accuracy/top1': ('linear_top1', 0.01)}, 256, 'imagenet'),
+    'cityscapes': Benchmark(
+        f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8, 'cityscapes'
+    ),
+    'linear': Benchmark(
+        f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py',
+        {'accuracy/top1': ('linear_top1', 0.01)},
+        256,
+        'imagenet',
+    ),
     'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO, 64, 'coco'),
-    'ade20k': Benchmark(f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16,
-                        'ADEChallengeData2016'),
-    'finetune': Benchmark(f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py',
-                          {'accuracy/top1': ('finetune_top1', 0.01)}, 1024, 'imagenet'),
-    'mini-voc': Benchmark(f'{_SMALL}/faster-rcnn_resnet.py',
-                          {'coco/bbox_mAP_50': ('voc_ap50', 1)}, 16),
+    'ade20k': Benchmark(
+        f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16, 'ADEChallengeData2016'
+    ),
+    'finetune': Benchmark(
+        f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py',
+        {'accuracy/top1': ('finetune_top1', 0.01)},
+        1024,
+        'imagenet',
+    ),
+    'mini-voc': Benchmark(
+        f'{_SMALL}/faster-rcnn_resnet.py', {'coco/bbox_mAP_50': ('voc_ap50', 1)}, 16
+    ),
     'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO, 16),
     'mini-cityscapes': Benchmark(f'{_SMALL}/fcn_resnet.py', _SEGMENTATION, 16),
-    'mini-linear': Benchmark(f'{_SMALL}/linear_resnet.py',
-                             {'accuracy/top1': ('linear_top1', 0.01)}, 128),
+    'mini-linear': Benchmark(
+        f'{_SMALL}/linear_resnet.py', {'accuracy/top1': ('linear_top1', 0.01)}, 128
+    ),
     'mini-coco-vit': Benchmark(f'{_SMALL}/mask-rcnn_vit.py', _COCO, 16),
     'mini-ade20k': Benchmark(f'{_SMALL}/upernet_vit.py', _SEGMENTATION, 16),
-    'mini-finetune': Benchmark(f'{_SMALL}/finetune_vit.py',
-                               {'accuracy/top1': ('finetune_top1', 0.01)}, 128),
+    'mini-finetune': Benchmark(
+        f'{_SMALL}/finetune_vit.py', {'accuracy/top1': ('finetune_top1', 0.01)}, 128
+    ),
 }
 """All benchmarks; those of the miniature are called after the paper's that they stand for."""
 
@@ -82,9 +112,14 @@ SUITES: dict[str, tuple[str, ...]] = {
 `mini-coco` gives AP50 too: `mini-voc` is judged by the same scenes and would cost as much again."""
 
 METRICS: dict[str, str] = {
-    'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'box_ap50': 'COCO box AP50',
-    'mask_ap': 'COCO mask AP', 'miou': 'mIoU', 'linear_top1': 'Linear top-1',
-    'finetune_top1': 'Fine-tuned top-1'}
+    'voc_ap50': 'VOC AP50',
+    'box_ap': 'COCO box AP',
+    'box_ap50': 'COCO box AP50',
+    'mask_ap': 'COCO mask AP',
+    'miou': 'mIoU',
+    'linear_top1': 'Linear top-1',
+    'finetune_top1': 'Fine-tuned top-1',
+}
 """What the metrics are called in tables; all are shares in [0, 1]."""
 
 
@@ -108,8 +143,10 @@ def read_metrics(path: str | Path, benchmark: Benchmark) -> dict[str, float]:
         raise ValueError(f'{path} lacks {", ".join(missing)}; it holds {", ".join(found)}')
     unknown = [key for key in benchmark.metrics if not found[key] >= 0]
     if unknown:  # COCO's -1 and mmseg's NaN: no object or pixel to judge by
-        raise ValueError(f'{path}: {", ".join(unknown)} could not be computed: the evaluation '
-                         'data have nothing to judge by')
+        raise ValueError(
+            f'{path}: {", ".join(unknown)} could not be computed: the evaluation '
+            'data have nothing to judge by'
+        )
     return {name: found[key] * factor for key, (name, factor) in benchmark.metrics.items()}
 
 
@@ -140,6 +177,7 @@ def make_smoke(cfg: Any, images: int = 4) -> None:
         cfg: The config.
         images: How many of each data set are used.
     """
+
     def shorten(dataset: Any) -> None:
         if 'dataset' in dataset or 'datasets' in dataset:
             if 'times' in dataset:
@@ -152,8 +190,11 @@ def make_smoke(cfg: Any, images: int = 4) -> None:
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             shorten(cfg[name]['dataset'])
-            cfg[name].update(num_workers=0, persistent_workers=False,
-                             batch_size=2 if name == 'train_dataloader' else 1)
+            cfg[name].update(
+                num_workers=0,
+                persistent_workers=False,
+                batch_size=2 if name == 'train_dataloader' else 1,
+            )
     if cfg.get('train_cfg'):
         length = {'max_iters': 2} if 'max_iters' in cfg['train_cfg'] else {'max_epochs': 1}
         cfg['train_cfg'].update(length, val_interval=2)
@@ -174,8 +215,10 @@ def options_of(benchmark: str, options: Iterable[str]) -> tuple[str, ...]:
         key, equals, value = option.partition('=')
         name, colon, inner = key.rpartition(':')
         if not equals or not key or colon and name not in BENCHMARKS:
-            raise ValueError(f'--cfg-options {option}: KEY=VALUE or BENCHMARK:KEY=VALUE is wanted, '
-                             f'with one of {", ".join(BENCHMARKS)}')
+            raise ValueError(
+                f'--cfg-options {option}: KEY=VALUE or BENCHMARK:KEY=VALUE is wanted, '
+                f'with one of {", ".join(BENCHMARKS)}'
+            )
         if not colon or name == benchmark:
             found.append(f'{inner}={value}')
     return tuple(found)
@@ -231,24 +274,58 @@ class DownstreamRun:
         # A config's own size is that of one process, for the number of them that its header gives.
         size, rest = divmod(benchmark.batch, max(self.gpus, 1))
         if rest:
-            raise ValueError(f"{self.benchmark}: the batch of {benchmark.batch} can't be shared "
-                             f'by {self.gpus} GPUs equally: choose another number of them')
+            raise ValueError(
+                f"{self.benchmark}: the batch of {benchmark.batch} can't be shared "
+                f'by {self.gpus} GPUs equally: choose another number of them'
+            )
         if launcher:
             start, told = [*launcher, sys.executable], ['--launcher', 'slurm']
         elif self.gpus:
-            start = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                     '--nproc-per-node', str(self.gpus)]
+            start = [
+                sys.executable,
+                '-m',
+                'torch.distributed.run',
+                '--standalone',
+                '--nproc-per-node',
+                str(self.gpus),
+            ]
             told = ['--launcher', 'pytorch']
         else:
             start, told = [sys.executable], []
         data = ['--data-root', str(self.data_root)]
         smoke = ['--smoke'] if self.smoke else []
-        train = [*start, 'tools/train.py', config, '--work-dir', str(self.folder), '--resume',
-                 '--seed', str(self.seed), '--no-validate', *data, *told,
-                 *(['--amp'] if self.amp else []), *smoke, '--cfg-options',
-                 f'init={self.init}', f'train_dataloader.batch_size={size}', *self.options]
-        test = [*start, 'tools/test.py', config, str(self.folder), '--work-dir',
-                str(self.folder / 'test'), '--out', str(self.metrics_file), *data, *told, *smoke]
+        train = [
+            *start,
+            'tools/train.py',
+            config,
+            '--work-dir',
+            str(self.folder),
+            '--resume',
+            '--seed',
+            str(self.seed),
+            '--no-validate',
+            *data,
+            *told,
+            *(['--amp'] if self.amp else []),
+            *smoke,
+            '--cfg-options',
+            f'init={self.init}',
+            f'train_dataloader.batch_size={size}',
+            *self.options,
+        ]
+        test = [
+            *start,
+            'tools/test.py',
+            config,
+            str(self.folder),
+            '--work-dir',
+            str(self.folder / 'test'),
+            '--out',
+            str(self.metrics_file),
+            *data,
+            *told,
+            *smoke,
+        ]
         if self.options:
             test += ['--cfg-options', *self.options]
         return [train, test]
@@ -261,24 +338,38 @@ class DownstreamRun:
                 the benchmark's batch.
             FileNotFoundError: If the checkpoint or the data set isn't there.
         """
-        wanted = {'benchmark': self.benchmark, 'init': identify(self.init), 'seed': self.seed,
-                  'options': list(self.options), 'data': str(Path(self.data).resolve()),
-                  **({'amp': True} if self.amp else {}), **({'smoke': True} if self.smoke else {})}
+        wanted = {
+            'benchmark': self.benchmark,
+            'init': identify(self.init),
+            'seed': self.seed,
+            'options': list(self.options),
+            'data': str(Path(self.data).resolve()),
+            **({'amp': True} if self.amp else {}),
+            **({'smoke': True} if self.smoke else {}),
+        }
         note = self.folder / 'run.json'
         found = _read_note(note, wanted['data']) if note.exists() else wanted
         if found != wanted:
-            differing = ', '.join(key for key in {**found, **wanted}
-                                  if found.get(key) != wanted.get(key))
-            raise ValueError(f'{self.folder} holds a run with another {differing}: choose another '
-                             '--out, or delete that folder' + (
-                                 f' (if the data have only been moved, say so in {note})'
-                                 if differing == 'data' else ''))
+            differing = ', '.join(
+                key for key in {**found, **wanted} if found.get(key) != wanted.get(key)
+            )
+            raise ValueError(
+                f'{self.folder} holds a run with another {differing}: choose another '
+                '--out, or delete that folder'
+                + (
+                    f' (if the data have only been moved, say so in {note})'
+                    if differing == 'data'
+                    else ''
+                )
+            )
         if self.metrics_file.exists():
             return False
         self.commands()
         if not self.data_root.is_dir():
-            raise FileNotFoundError(f'{self.benchmark}: there is no folder {self.data_root}: say '
-                                    'with --data where the data sets lie')
+            raise FileNotFoundError(
+                f'{self.benchmark}: there is no folder {self.data_root}: say '
+                'with --data where the data sets lie'
+            )
         with atomic_write(note) as file:
             file.write(json.dumps(wanted, indent=1).encode())
         return True
@@ -291,9 +382,12 @@ class DownstreamRun:
         for note in sorted(self.folder.parent.glob('*/run.json')):
             theirs = _read_note(note, data)
             name = theirs.get('benchmark')
-            if (name in BENCHMARKS and name != self.benchmark
-                    and theirs == {**own, 'benchmark': name}
-                    and (note.parent / 'metrics.json').exists()):
+            if (
+                name in BENCHMARKS
+                and name != self.benchmark
+                and theirs == {**own, 'benchmark': name}
+                and (note.parent / 'metrics.json').exists()
+            ):
                 found.append(name)
         return found
 
@@ -305,15 +399,18 @@ class DownstreamRun:
                 a SLURM job still works in the folder, or may.
         """
         if number := self.pending():
-            raise RuntimeError(f'{self.benchmark}: job {number} still works in {self.folder}: wait '
-                               'for it, or cancel it')
+            raise RuntimeError(
+                f'{self.benchmark}: job {number} still works in {self.folder}: wait '
+                'for it, or cancel it'
+            )
         for command in self.commands():
             print(shlex.join(command), flush=True)
             code = subprocess.run(command, check=False).returncode
             if code:
                 raise RuntimeError(
                     f'{self.benchmark} failed (exit code {code}); the message is above. Once '
-                    'mended, start the same command again: it goes on from here')
+                    'mended, start the same command again: it goes on from here'
+                )
 
     def submit(self, partition: str, extra: Iterable[str] = ()) -> str:
         """Hand the commands to SLURM as one job; its number.
@@ -328,20 +425,33 @@ class DownstreamRun:
         gpus = max(self.gpus, 1)
         # Jobs may share a node: each meets at a port of its own. srun doesn't take over sbatch's
         # cores a process by itself; one that fails, such as by a missing file, ends the others.
-        script = ('export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) '
-                  'SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; ' + ' && '.join(
-                      shlex.join(command)
-                      for command in self.commands(['srun', '--kill-on-bad-exit=1'])))
-        command = ['sbatch', '--parsable', f'--job-name={self.benchmark}',
-                   f'--partition={partition}', f'--ntasks={gpus}',
-                   f'--ntasks-per-node={min(gpus, 8)}', f'--gres=gpu:{min(gpus, 8)}',
-                   '--cpus-per-task=6',
-                   f'--output={self.folder}/slurm-%j.out', *extra, f'--wrap={script}']
+        script = (
+            'export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) '
+            'SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; '
+            + ' && '.join(
+                shlex.join(command) for command in self.commands(['srun', '--kill-on-bad-exit=1'])
+            )
+        )
+        command = [
+            'sbatch',
+            '--parsable',
+            f'--job-name={self.benchmark}',
+            f'--partition={partition}',
+            f'--ntasks={gpus}',
+            f'--ntasks-per-node={min(gpus, 8)}',
+            f'--gres=gpu:{min(gpus, 8)}',
+            '--cpus-per-task=6',
+            f'--output={self.folder}/slurm-%j.out',
+            *extra,
+            f'--wrap={script}',
+        ]
         try:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError('there is no sbatch here: start this where SLURM jobs are '
-                               'submitted, or leave --slurm out') from error
+            raise RuntimeError(
+                'there is no sbatch here: start this where SLURM jobs are '
+                'submitted, or leave --slurm out'
+            ) from error
         if done.returncode:
             raise RuntimeError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
         number = done.stdout.strip().split(';')[0]
@@ -367,8 +477,12 @@ class DownstreamRun:
         if number is None:
             return None
         try:
-            queue = subprocess.run(['squeue', '--noheader', f'--jobs={number}'], check=False,
-                                   capture_output=True, text=True)
+            queue = subprocess.run(
+                ['squeue', '--noheader', f'--jobs={number}'],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
         except FileNotFoundError as error:
             raise RuntimeError(
                 f'{self.benchmark}: job {number} was submitted for {self.folder}, and there is no '
@@ -378,8 +492,10 @@ class DownstreamRun:
             return number if queue.stdout.strip() else None
         if 'Invalid job id' in queue.stderr:  # SLURM forgets jobs some minutes after their end
             return None
-        raise RuntimeError(f'{self.benchmark}: squeue does not say whether job {number} has ended '
-                           f'({queue.stderr.strip()}): start the same command again later')
+        raise RuntimeError(
+            f'{self.benchmark}: squeue does not say whether job {number} has ended '
+            f'({queue.stderr.strip()}): start the same command again later'
+        )
 
 
 def _read_note(note: Path, data: str) -> dict:

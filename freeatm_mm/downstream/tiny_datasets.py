@@ -3,6 +3,7 @@
 Each image shows one or two coloured rectangles on noise; boxes, masks and label maps are exact.
 They are for seeing that everything runs, not for results.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,8 +19,9 @@ __all__ = ['LAYOUTS', 'make_tiny_dataset']
 _Box = tuple[int, int, int, int, int]
 
 
-def make_tiny_dataset(layout: str, out: str | Path, images: int = 4, side: int = 64,
-                      seed: int = 0) -> Path:
+def make_tiny_dataset(
+    layout: str, out: str | Path, images: int = 4, side: int = 64, seed: int = 0
+) -> Path:
     """Write a tiny data set.
 
     Args:
@@ -42,8 +44,9 @@ def make_tiny_dataset(layout: str, out: str | Path, images: int = 4, side: int =
     return out
 
 
-def _scenes(count: int, side: int, classes: int, rng: np.random.Generator
-            ) -> Iterator[tuple[np.ndarray, list[_Box]]]:
+def _scenes(
+    count: int, side: int, classes: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, list[_Box]]]:
     """Pixels (side, 5/4 side, 3) uint8, and rectangles (x, y, w, h, class)."""
     width = side * 5 // 4
     for number in range(count):
@@ -55,7 +58,7 @@ def _scenes(count: int, side: int, classes: int, rng: np.random.Generator
             y = int(rng.integers(0, side - h))
             w = min(int(w), width // 2 - 2)
             label = int(rng.integers(classes))
-            pixels[y:y + h, x:x + w] = rng.integers(0, 256, 3)
+            pixels[y : y + h, x : x + w] = rng.integers(0, 256, 3)
             boxes.append((x, y, w, int(h), label))
         yield pixels, boxes
 
@@ -67,6 +70,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 def _write_voc(out: Path, count: int, side: int, rng: np.random.Generator) -> None:
     from mmdet.datasets import VOCDataset
+
     classes = VOCDataset.METAINFO['classes']
     for year, split in (('2007', 'trainval'), ('2007', 'test'), ('2012', 'trainval')):
         folder, names = out / f'VOC{year}', []
@@ -83,8 +87,9 @@ def _write_voc(out: Path, count: int, side: int, rng: np.random.Generator) -> No
                 ElementTree.SubElement(thing, 'name').text = classes[label]
                 ElementTree.SubElement(thing, 'difficult').text = '0'
                 box = ElementTree.SubElement(thing, 'bndbox')
-                for tag, value in zip(('xmin', 'ymin', 'xmax', 'ymax'),
-                                      (x + 1, y + 1, x + w, y + h)):
+                for tag, value in zip(
+                    ('xmin', 'ymin', 'xmax', 'ymax'), (x + 1, y + 1, x + w, y + h)
+                ):
                     ElementTree.SubElement(box, tag).text = str(value)
             path = folder / f'Annotations/{name}.xml'
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,30 +101,50 @@ def _write_voc(out: Path, count: int, side: int, rng: np.random.Generator) -> No
 
 def _write_coco(out: Path, count: int, side: int, rng: np.random.Generator) -> None:
     from mmdet.datasets import CocoDataset
+
     classes = CocoDataset.METAINFO['classes']
     for split in ('train2017', 'val2017'):
         images, annotations = [], []
         for number, (pixels, boxes) in enumerate(_scenes(count, side, len(classes), rng), 1):
             name = f'{number:012d}.jpg'
             _save(pixels, out / split / name)
-            images.append({'id': number, 'file_name': name, 'height': pixels.shape[0],
-                           'width': pixels.shape[1]})
+            images.append(
+                {
+                    'id': number,
+                    'file_name': name,
+                    'height': pixels.shape[0],
+                    'width': pixels.shape[1],
+                }
+            )
             for x, y, w, h, label in boxes:
-                annotations.append({
-                    'id': len(annotations) + 1, 'image_id': number, 'category_id': label + 1,
-                    'bbox': [x, y, w, h], 'area': w * h, 'iscrowd': 0,
-                    'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]})
+                annotations.append(
+                    {
+                        'id': len(annotations) + 1,
+                        'image_id': number,
+                        'category_id': label + 1,
+                        'bbox': [x, y, w, h],
+                        'area': w * h,
+                        'iscrowd': 0,
+                        'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    }
+                )
         path = out / f'annotations/instances_{split}.json'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({
-            'images': images, 'annotations': annotations,
-            'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, 1)]}))
+        path.write_text(
+            json.dumps(
+                {
+                    'images': images,
+                    'annotations': annotations,
+                    'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, 1)],
+                }
+            )
+        )
 
 
 def _label_map(shape: tuple[int, int], boxes: list[_Box], rest: int) -> np.ndarray:
     labels = np.full(shape, rest, np.uint8)
     for x, y, w, h, label in boxes:
-        labels[y:y + h, x:x + w] = label
+        labels[y : y + h, x : x + w] = label
     return labels
 
 
@@ -129,8 +154,10 @@ def _write_cityscapes(out: Path, count: int, side: int, rng: np.random.Generator
             name = f'tiny_{number:06d}_000019'
             _save(pixels, out / f'leftImg8bit/{split}/tiny/{name}_leftImg8bit.png')
             # The training ids that mmseg's converter writes; 255 is ignored.
-            _save(_label_map(pixels.shape[:2], boxes, 255),
-                  out / f'gtFine/{split}/tiny/{name}_gtFine_labelTrainIds.png')
+            _save(
+                _label_map(pixels.shape[:2], boxes, 255),
+                out / f'gtFine/{split}/tiny/{name}_gtFine_labelTrainIds.png',
+            )
 
 
 def _write_ade20k(out: Path, count: int, side: int, rng: np.random.Generator) -> None:
@@ -139,8 +166,9 @@ def _write_ade20k(out: Path, count: int, side: int, rng: np.random.Generator) ->
             name = f'ADE_{"train" if split == "training" else "val"}_{number:08d}'
             _save(pixels, out / f'images/{split}/{name}.jpg')
             # Classes from 1; 0 is what belongs to none of them.
-            labels = _label_map(pixels.shape[:2],
-                                [(x, y, w, h, label + 1) for x, y, w, h, label in boxes], 0)
+            labels = _label_map(
+                pixels.shape[:2], [(x, y, w, h, label + 1) for x, y, w, h, label in boxes], 0
+            )
             _save(labels, out / f'annotations/{split}/{name}.png')
 
 
@@ -159,6 +187,10 @@ def _write_imagenet(out: Path, count: int, side: int, rng: np.random.Generator) 
 
 
 LAYOUTS: dict[str, Callable[[Path, int, int, np.random.Generator], None]] = {
-    'voc': _write_voc, 'coco': _write_coco, 'cityscapes': _write_cityscapes,
-    'ade20k': _write_ade20k, 'imagenet': _write_imagenet}
+    'voc': _write_voc,
+    'coco': _write_coco,
+    'cityscapes': _write_cityscapes,
+    'ade20k': _write_ade20k,
+    'imagenet': _write_imagenet,
+}
 """The layouts: VOCdevkit, COCO 2017, Cityscapes, ADEChallengeData2016, ImageNet-1k in folders."""

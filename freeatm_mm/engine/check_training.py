@@ -1,4 +1,5 @@
 """Runs that train nothing, lose themselves in NaN, or are resumed as another run: told, not run."""
+
 from __future__ import annotations
 
 import math
@@ -31,6 +32,7 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
     Returns:
         By key of the config: plain values, which a checkpoint can hold.
     """
+
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(key): plain(part) for key, part in value.items() if part is not None}
@@ -51,10 +53,14 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
         scale['images_per_iteration'] = batch * world_size
     # The rest of the wrapper (precision, clipping) is the resumed run's own.
     return dict(
-        optim_wrapper={name: plain(wrapper[name]) for name in
-                       ('optimizer', 'paramwise_cfg', 'accumulative_counts') if wrapper.get(name)},
+        optim_wrapper={
+            name: plain(wrapper[name])
+            for name in ('optimizer', 'paramwise_cfg', 'accumulative_counts')
+            if wrapper.get(name)
+        },
         param_scheduler=schedulers,
-        auto_scale_lr=scale if scale.get('enable') else {})
+        auto_scale_lr=scale if scale.get('enable') else {},
+    )
 
 
 def _differences(old: Any, new: Any, key: str = '') -> Iterator[str]:
@@ -96,58 +102,77 @@ class CheckTrainingHook(Hook):
         samples = len(loader.dataset)
         infinite = isinstance(loader.sampler, InfiniteSampler)
         each = f'{batch} on each of {processes} processes' if processes > 1 else str(batch)
-        if (not samples or len(loader) == 0 and not infinite
-                # An endless sampler would fill a batch with the same samples again and again.
-                or infinite and loader.drop_last and samples < batch * processes):
+        if (
+            not samples
+            or len(loader) == 0
+            and not infinite
+            # An endless sampler would fill a batch with the same samples again and again.
+            or infinite
+            and loader.drop_last
+            and samples < batch * processes
+        ):
             raise InputError(
                 f'nothing would be trained: the data set holds {samples} samples, and a batch is '
                 f'{each}: take more samples (train_dataloader.dataset), or a smaller '
-                'train_dataloader.batch_size')
+                'train_dataloader.batch_size'
+            )
         if loop.max_iters < 1:
-            raise InputError('nothing would be trained: the config asks for '
-                             f'{loop.max_epochs} epochs and {loop.max_iters} iterations: set '
-                             'train_cfg.max_epochs or train_cfg.max_iters')
+            raise InputError(
+                'nothing would be trained: the config asks for '
+                f'{loop.max_epochs} epochs and {loop.max_iters} iterations: set '
+                'train_cfg.max_epochs or train_cfg.max_iters'
+            )
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if counts > loop.max_iters:
             raise InputError(
                 f'no step would be made before the end: a step takes '
                 f'optim_wrapper.accumulative_counts={counts} batches, and the whole run has '
-                f'{loop.max_iters}: take a smaller number, or train longer')
+                f'{loop.max_iters}: take a smaller number, or train longer'
+            )
         if runner.iter % counts and runner.iter < loop.max_iters:
             raise InputError(
                 f'{runner._load_from} was saved within a step: of its '
                 f'optim_wrapper.accumulative_counts={counts} batches {runner.iter % counts} had '
                 'been seen, and their gradients are not in the checkpoint: resume from one whose '
-                f'number of iterations, here {runner.iter}, is a multiple of {counts}')
+                f'number of iterations, here {runner.iter}, is a multiple of {counts}'
+            )
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
                 f'An epoch of {len(loader)} batches is no multiple of '
                 f'accumulative_counts={counts}: this run can be resumed from the checkpoint of '
-                f'every {every}th epoch alone.')
+                f'every {every}th epoch alone.'
+            )
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Looks at the losses, and before a checkpoint at the weights.
 
         Raises:
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
                 steps out, only after 20 in a row.
         """
-        values = {name: float(torch.as_tensor(value).detach())
-                  for name, value in (outputs or {}).items()
-                  if 'loss' in name and _is_scalar(value)}
+        values = {
+            name: float(torch.as_tensor(value).detach())
+            for name, value in (outputs or {}).items()
+            if 'loss' in name and _is_scalar(value)
+        }
         bad = [f'{name} = {value}' for name, value in values.items() if not math.isfinite(value)]
         self._bad = self._bad + 1 if bad else 0
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         scaled = scaler is not None and scaler.is_enabled()
         if bad and (not scaled or self._bad >= _PATIENCE):
             row = f', the {self._bad}th time in a row' if scaled else ''
-            raise InputError(f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): '
-                             f'{", ".join(bad)}{row}. {_ADVICE}')
-        if any(not hook.by_epoch and (hook.every_n_train_iters(runner, hook.interval)
-                                      or hook.is_last_train_iter(runner))
-               for hook in _checkpoint_hooks(runner)):
+            raise InputError(
+                f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): '
+                f'{", ".join(bad)}{row}. {_ADVICE}'
+            )
+        if any(
+            not hook.by_epoch
+            and (hook.every_n_train_iters(runner, hook.interval) or hook.is_last_train_iter(runner))
+            for hook in _checkpoint_hooks(runner)
+        ):
             _check_weights(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -174,13 +199,16 @@ class CheckTrainingHook(Hook):
                 f'{runner._load_from} is of a run that trains otherwise: {"; ".join(differ)}. A '
                 'resumed run takes optimizer, rates and schedule from its checkpoint: give it the '
                 'settings that it had, or without --resume begin a new run with its weights '
-                '(load_from=CHECKPOINT)')
+                '(load_from=CHECKPOINT)'
+            )
 
 
-_ADVICE = ('The training is stopped, and the checkpoints written before are kept. The usual causes '
-           'are a learning rate that is too high (optim_wrapper.optimizer.lr, --auto-scale-lr), '
-           'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
-           '(load_from=CHECKPOINT), with one of them changed')
+_ADVICE = (
+    'The training is stopped, and the checkpoints written before are kept. The usual causes '
+    'are a learning rate that is too high (optim_wrapper.optimizer.lr, --auto-scale-lr), '
+    'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
+    '(load_from=CHECKPOINT), with one of them changed'
+)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -196,9 +224,11 @@ def _check_weights(runner: Runner, iteration: int) -> None:
     bad = [name for name, value in _learned(runner.model) if not bool(value.isfinite().all())]
     if bad:
         more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
-        raise InputError(f'iteration {iteration} (epoch {runner.epoch + 1}): the loss is a number, '
-                         'but these weights are not: '
-                         f'{", ".join(bad[:3])}{more}. {_ADVICE}')
+        raise InputError(
+            f'iteration {iteration} (epoch {runner.epoch + 1}): the loss is a number, '
+            'but these weights are not: '
+            f'{", ".join(bad[:3])}{more}. {_ADVICE}'
+        )
 
 
 def _learned(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

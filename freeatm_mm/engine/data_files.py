@@ -1,4 +1,5 @@
 """Whether the files of a downstream data set are there, before hours have passed."""
+
 from __future__ import annotations
 
 import os
@@ -73,4 +74,5 @@ class CheckFilesHook(Hook):
             raise MissingFileError(
                 f'{loader}: the annotations name {len(missing)} of {len(dataset)} images or label '
                 f'maps that are not there: {", ".join(missing[:3])}{more}; complete the data set, '
-                'or take them out of its annotations')
+                'or take them out of its annotations'
+            )

@@ -1,4 +1,5 @@
 """Hooks: exact resuming, memory layout."""
+
 from __future__ import annotations
 
 import random

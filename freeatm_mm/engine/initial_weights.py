@@ -1,4 +1,5 @@
 """Where a downstream run starts from: random weights, supervised ones, or a checkpoint."""
+
 from __future__ import annotations
 
 import re
@@ -44,8 +45,7 @@ class Match:
     @property
     def filled(self) -> float:
         """Share of the model's tensors that were filled."""
-        return len(self.loaded) / max(len(self.loaded) + len(self.missing) + len(self.misshapen),
-                                      1)
+        return len(self.loaded) / max(len(self.loaded) + len(self.missing) + len(self.misshapen), 1)
 
     @property
     def used(self) -> float:
@@ -56,17 +56,23 @@ class Match:
         """One sentence with all the numbers and the first names of each kind."""
         total = len(self.loaded) + len(self.missing) + len(self.misshapen)
         text = f'{len(self.loaded)} of the {total} tensors found their weights'
-        for names, what in ((self.missing, 'not in the checkpoint'),
-                            (self.misshapen, 'of another shape'),
-                            (self.unused, "the checkpoint's, unused")):
+        for names, what in (
+            (self.missing, 'not in the checkpoint'),
+            (self.misshapen, 'of another shape'),
+            (self.unused, "the checkpoint's, unused"),
+        ):
             if names:
                 more = f' and {len(names) - 5} more' if len(names) > 5 else ''
                 text += f'; {what}: {", ".join(names[:5])}{more}'
         return text
 
 
-def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[str] = ('backbone', ),
-                  new: Iterable[str] = ()) -> Match:
+def load_backbone(
+    model: nn.Module,
+    checkpoint: str | Path,
+    modules: Iterable[str] = ('backbone',),
+    new: Iterable[str] = (),
+) -> Match:
     """Fill parts of a model from a checkpoint's backbone, each name at most once, and count.
 
     A position embedding of another grid is resized. Batch counters of normalisation layers, which
@@ -106,8 +112,13 @@ def load_backbone(model: nn.Module, checkpoint: str | Path, modules: Iterable[st
             with torch.no_grad():
                 target.copy_(value)
             loaded += [full] * counts
-    unused = [name for name in weights if name not in taken
-              and not name.startswith(_OPTIONAL) and not name.endswith('num_batches_tracked')]
+    unused = [
+        name
+        for name in weights
+        if name not in taken
+        and not name.startswith(_OPTIONAL)
+        and not name.endswith('num_batches_tracked')
+    ]
     return Match(tuple(loaded), tuple(missing), tuple(misshapen), tuple(unused))
 
 
@@ -139,8 +150,13 @@ class InitialWeightsHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, supervised: str | None = None, modules: Iterable[str] = ('backbone', ),
-                 new: Iterable[str] = (), minimum: float = 0.95) -> None:
+    def __init__(
+        self,
+        supervised: str | None = None,
+        modules: Iterable[str] = ('backbone',),
+        new: Iterable[str] = (),
+        minimum: float = 0.95,
+    ) -> None:
         self.supervised, self.modules = supervised, tuple(modules)
         self.new, self.minimum = tuple(new), minimum
 
@@ -164,16 +180,22 @@ class InitialWeightsHook(Hook):
                 raise InputError('this config has no supervised checkpoint: set init=CHECKPOINT')
             init = self.supervised
             if '://' not in init and not Path(init).is_file():
-                raise MissingFileError(f'there is no checkpoint {init} of supervised weights: '
-                                       'train it first, or set init=CHECKPOINT')
+                raise MissingFileError(
+                    f'there is no checkpoint {init} of supervised weights: '
+                    'train it first, or set init=CHECKPOINT'
+                )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         match = load_backbone(model, init, self.modules, self.new)
         first = tuple(f'{path}.{layer}' for path in self.modules for layer in _FIRST_LAYERS)
-        if (match.misshapen or any(name.startswith(first) for name in match.missing)
-                or min(match.filled, match.used) < self.minimum):
+        if (
+            match.misshapen
+            or any(name.startswith(first) for name in match.missing)
+            or min(match.filled, match.used) < self.minimum
+        ):
             raise InputError(
                 f'{init} does not fit {" and ".join(self.modules)} of this config: '
                 f'{match.describe()}. At least {self.minimum:.0%} must fit both ways, the first '
-                'layer among them, and every shape: is it the checkpoint of the same architecture?')
+                'layer among them, and every shape: is it the checkpoint of the same architecture?'
+            )
         runner.logger.info(f'The backbone starts from {init}: {match.describe()}.')
         runner.message_hub.update_info('initial_weights', match.describe())

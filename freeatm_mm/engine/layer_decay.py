@@ -1,4 +1,5 @@
 """Layer-wise learning rates for ViTs in frameworks whose own constructors don't know them."""
+
 from __future__ import annotations
 
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -17,8 +18,14 @@ class BackboneLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     (``layer_decay_rate``, ``norm_decay_mult`` ...).
     """
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
-                   get_layer_depth=None, **kwargs) -> None:
+    def add_params(
+        self,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = '',
+        get_layer_depth=None,
+        **kwargs,
+    ) -> None:
         """As the parent's, asking the backbone.
 
         Raises:
@@ -27,12 +34,13 @@ class BackboneLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         if get_layer_depth is None:
             backbone = module.backbone
             if not hasattr(backbone, 'get_layer_depth'):
-                raise TypeError(f'layer-wise learning rates need a backbone with get_layer_depth, '
-                                f'such as mmpretrain.VisionTransformer, not '
-                                f'{type(backbone).__name__}')
+                raise TypeError(
+                    f'layer-wise learning rates need a backbone with get_layer_depth, '
+                    f'such as mmpretrain.VisionTransformer, not '
+                    f'{type(backbone).__name__}'
+                )
 
             def get_layer_depth(name: str) -> tuple[int, int]:
                 return backbone.get_layer_depth(name, 'backbone.')
 
-        super().add_params(params, module, prefix=prefix, get_layer_depth=get_layer_depth,
-                           **kwargs)
+        super().add_params(params, module, prefix=prefix, get_layer_depth=get_layer_depth, **kwargs)

@@ -1,4 +1,5 @@
 """PASCAL VOC as detectron2's protocols train on it. Needs mmdet."""
+
 from __future__ import annotations
 
 from mmdet.datasets import VOCDataset

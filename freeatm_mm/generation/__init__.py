@@ -1,13 +1,39 @@
 """From prompts to a store: a diffusion pipeline draws, the recorder keeps each noun's mask."""
-from .engines import ENGINES, WorkerError, run_ray, run_workers
-from .estimate import RunEstimate, estimate_run
-from .generate import GenerationSummary, draw_store, generate
-from .pipelines import LoadedPipeline, load_pipeline
-from .plan import Plan, PromptFile, sample_key, sample_seed
-from .redo import redo_failed
-from .source import DrawingError, GenerationJob, ShardSource, StorePlan, TooManyFailed
 
-__all__ = ['ENGINES', 'DrawingError', 'GenerationJob', 'GenerationSummary', 'LoadedPipeline',
-           'Plan', 'PromptFile', 'RunEstimate', 'ShardSource', 'StorePlan', 'TooManyFailed',
-           'WorkerError', 'draw_store', 'estimate_run', 'generate', 'load_pipeline', 'redo_failed',
-           'run_ray', 'run_workers', 'sample_key', 'sample_seed']
+from freeatm_mm.generation.engines import ENGINES, WorkerError, run_ray, run_workers
+from freeatm_mm.generation.estimate import RunEstimate, estimate_run
+from freeatm_mm.generation.generate import GenerationSummary, draw_store, generate
+from freeatm_mm.generation.pipelines import LoadedPipeline, load_pipeline
+from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
+from freeatm_mm.generation.redo import redo_failed
+from freeatm_mm.generation.source import (
+    DrawingError,
+    GenerationJob,
+    ShardSource,
+    StorePlan,
+    TooManyFailed,
+)
+
+__all__ = [
+    'ENGINES',
+    'DrawingError',
+    'GenerationJob',
+    'GenerationSummary',
+    'LoadedPipeline',
+    'Plan',
+    'PromptFile',
+    'RunEstimate',
+    'ShardSource',
+    'StorePlan',
+    'TooManyFailed',
+    'WorkerError',
+    'draw_store',
+    'estimate_run',
+    'generate',
+    'load_pipeline',
+    'redo_failed',
+    'run_ray',
+    'run_workers',
+    'sample_key',
+    'sample_seed',
+]

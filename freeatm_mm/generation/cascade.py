@@ -4,6 +4,7 @@ Stage I (``IFPipeline``) draws 64x64 pixels, stage II (``IFSuperResolutionPipeli
 of them, stage III (``StableDiffusionUpscalePipeline``) 1024x1024. Stage I encodes the text, and
 stage II gets the embeddings; stage III has a text encoder of its own.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .pipelines import LoadedPipeline, drawing_options, scheduler_name
+from freeatm_mm.generation.pipelines import LoadedPipeline, drawing_options, scheduler_name
 
 __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
 
@@ -34,9 +35,11 @@ def check_first_stage(pipe: Any, height: int | None, width: int | None) -> None:
     side = pipe.unet.config.sample_size
     if height is None or not _fits(side, height, width):
         asked = '' if height is None else f', not {height}x{width}'
-        raise ValueError(f'IFPipeline is the first stage of a cascade and draws images of '
-                         f'{side}x{side} pixels{asked}: give the further stages with --stage, or '
-                         f'--size {side} to have these')
+        raise ValueError(
+            f'IFPipeline is the first stage of a cascade and draws images of '
+            f'{side}x{side} pixels{asked}: give the further stages with --stage, or '
+            f'--size {side} to have these'
+        )
 
 
 def _fits(side: int, height: int, width: int) -> bool:
@@ -65,18 +68,29 @@ class Cascade:
         ValueError: If these aren't stages of DeepFloyd IF in their order, or can't draw the size.
     """
 
-    def __init__(self, first: Any, further: Sequence[LoadedPipeline], *,
-                 steps: Sequence[int] | None = None, guidance: Sequence[float] | None = None,
-                 height: int | None = None, width: int | None = None) -> None:
+    def __init__(
+        self,
+        first: Any,
+        further: Sequence[LoadedPipeline],
+        *,
+        steps: Sequence[int] | None = None,
+        guidance: Sequence[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
         self.pipes = [first, *(stage.pipe for stage in further)]
         found = tuple(type(pipe).__name__ for pipe in self.pipes)
-        if found != STAGE_CLASSES[:len(found)]:
-            raise ValueError(f'the stages of a cascade are {", ".join(STAGE_CLASSES)}, in this '
-                             f'order, got {", ".join(found)}')
+        if found != STAGE_CLASSES[: len(found)]:
+            raise ValueError(
+                f'the stages of a cascade are {", ".join(STAGE_CLASSES)}, in this '
+                f'order, got {", ".join(found)}'
+            )
         for name, values in (('stage_steps', steps), ('stage_guidance', guidance)):
             if values is not None and len(values) != len(further):
-                raise ValueError(f'{name} must have a number for each of the {len(further)} '
-                                 f'further stages, got {len(values)}')
+                raise ValueError(
+                    f'{name} must have a number for each of the {len(further)} '
+                    f'further stages, got {len(values)}'
+                )
         side = first.unet.config.sample_size
         second_side = self.pipes[1].unet.config.sample_size
         last_side = second_side
@@ -87,31 +101,46 @@ class Cascade:
         self.first_size = height * side // last_side, width * side // last_side
         exact = all(value * side % last_side == 0 for value in (height, width))
         if not exact or not _fits(side, *self.first_size):
-            raise ValueError(f'these stages draw images of {last_side}x{last_side} pixels, or up '
-                             f'to twice as long, not {height}x{width}')
+            raise ValueError(
+                f'these stages draw images of {last_side}x{last_side} pixels, or up '
+                f'to twice as long, not {height}x{width}'
+            )
         self.size = height, width
         self._options, self.settings = [], []
         for number, stage in enumerate(further):
             call = inspect.signature(type(stage.pipe).__call__).parameters
-            own = {'steps': call['num_inference_steps'].default if steps is None
-                   else steps[number],
-                   'guidance': call['guidance_scale'].default if guidance is None
-                   else guidance[number]}
+            own = {
+                'steps': call['num_inference_steps'].default if steps is None else steps[number],
+                'guidance': call['guidance_scale'].default
+                if guidance is None
+                else guidance[number],
+            }
             options = drawing_options(stage.pipe, **own)
-            options['noise_level'] = (call['noise_level'].default if number == 0
-                                      else UPSCALER_NOISE)
+            options['noise_level'] = call['noise_level'].default if number == 0 else UPSCALER_NOISE
             if number == 0:
                 options['height'], options['width'] = (
-                    value * second_side // side for value in self.first_size)
+                    value * second_side // side for value in self.first_size
+                )
             self._options.append(options)
-            self.settings.append({
-                'pipeline': stage.name, 'revision': stage.revision,
-                'pipeline_class': type(stage.pipe).__name__,
-                'scheduler': type(getattr(stage.pipe, scheduler_name(stage.pipe))).__name__,
-                **own, 'noise_level': options['noise_level']})
+            self.settings.append(
+                {
+                    'pipeline': stage.name,
+                    'revision': stage.revision,
+                    'pipeline_class': type(stage.pipe).__name__,
+                    'scheduler': type(getattr(stage.pipe, scheduler_name(stage.pipe))).__name__,
+                    **own,
+                    'noise_level': options['noise_level'],
+                }
+            )
 
-    def draw(self, prompts: list[str], generators: Sequence[list[torch.Generator]],
-             options: dict[str, Any], recorder: AbstractContextManager, stage: int) -> Any:
+    def draw(
+        self,
+        prompts: list[str],
+        generators: Sequence[list[torch.Generator]],
+        options: dict[str, Any],
+        recorder: AbstractContextManager,
+        stage: int,
+    ) -> Any:
         """Draw images.
 
         Args:
@@ -126,23 +155,35 @@ class Cascade:
         """
         first = self.pipes[0]
         with recorder if stage == 1 else nullcontext():
-            texts = dict(zip(('prompt_embeds', 'negative_prompt_embeds'), first.encode_prompt(
-                prompts, True, clean_caption=options['clean_caption'])))
-            own = texts if options['guidance_scale'] > 1 else {
-                'prompt_embeds': texts['prompt_embeds']}
+            texts = dict(
+                zip(
+                    ('prompt_embeds', 'negative_prompt_embeds'),
+                    first.encode_prompt(prompts, True, clean_caption=options['clean_caption']),
+                )
+            )
+            own = (
+                texts
+                if options['guidance_scale'] > 1
+                else {'prompt_embeds': texts['prompt_embeds']}
+            )
             image = first(**own, **options | {'output_type': 'pt'}, generator=generators[0]).images
         last = len(self.pipes) == 2
         with recorder if stage == 2 else nullcontext():
             output = self.pipes[1](
-                **texts, image=image, **self._options[0], generator=generators[1],
-                output_type='pil' if last else 'pt')
+                **texts,
+                image=image,
+                **self._options[0],
+                generator=generators[1],
+                output_type='pil' if last else 'pt',
+            )
         if last:
             return output
         # From 0 to 1: what lies between -1 and 1 is taken for that only if some of it is negative.
         image = (output.images / 2 + 0.5).clamp(0, 1)
         with recorder if stage == 3 else nullcontext():
-            return self.pipes[2](prompts, image=image, **self._options[1], generator=generators[2],
-                                 output_type='pil')
+            return self.pipes[2](
+                prompts, image=image, **self._options[1], generator=generators[2], output_type='pil'
+            )
 
 
 def _share_safety(pipes: Sequence[Any]) -> None:
@@ -150,7 +191,8 @@ def _share_safety(pipes: Sequence[Any]) -> None:
     last = pipes[-1]
     for pipe in pipes[:-1]:
         if last.safety_checker is None and pipe.safety_checker is not None:
-            last.register_modules(safety_checker=pipe.safety_checker,
-                                  feature_extractor=pipe.feature_extractor)
+            last.register_modules(
+                safety_checker=pipe.safety_checker, feature_extractor=pipe.feature_extractor
+            )
         if last.watermarker is None and pipe.watermarker is not None:
             last.register_modules(watermarker=pipe.watermarker)

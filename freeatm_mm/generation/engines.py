@@ -9,6 +9,7 @@
 A shard that a worker didn't finish leaves nothing but a file under another name, so all that an
 engine has to know is which shards aren't there yet.
 """
+
 from __future__ import annotations
 
 import logging
@@ -22,11 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.signals import Terminated, end_on_signals, keep_handlers
-from freeatm_mm.store import StoreError, StoreWriter
-from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
-
-from .generate import (
+from freeatm_mm.generation.generate import (
     POLL_SECONDS,
     GenerationSummary,
     ShardWorker,
@@ -35,9 +32,12 @@ from .generate import (
     shared_bar,
     summarise_shards,
 )
-from .limits import MAX_WORKERS
-from .plan import PromptFile
-from .source import GenerationJob
+from freeatm_mm.generation.limits import MAX_WORKERS
+from freeatm_mm.generation.plan import PromptFile
+from freeatm_mm.generation.source import GenerationJob
+from freeatm_mm.signals import Terminated, end_on_signals, keep_handlers
+from freeatm_mm.store import StoreError, StoreWriter
+from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -56,9 +56,15 @@ class WorkerError(RuntimeError):
     """A worker failed in a way that another try wouldn't mend."""
 
 
-def run_workers(job: GenerationJob, out: str | Path, workers: int, *, max_replacements: int = 10,
-                progress: bool = True,
-                on_start: Callable[[int], None] | None = None) -> GenerationSummary:
+def run_workers(
+    job: GenerationJob,
+    out: str | Path,
+    workers: int,
+    *,
+    max_replacements: int = 10,
+    progress: bool = True,
+    on_start: Callable[[int], None] | None = None,
+) -> GenerationSummary:
     """Draw a store with several processes on this machine, replacing those that die.
 
     A worker that is killed (by the system's out-of-memory killer, say) is replaced. A worker that
@@ -108,9 +114,11 @@ def run_workers(job: GenerationJob, out: str | Path, workers: int, *, max_replac
                     if message is not None:
                         raise WorkerError(message)
                     if summary.replaced_workers == max_replacements:
-                        raise WorkerError(f'worker {rank} died (exit code {process.exitcode}) '
-                                          f'after {max_replacements} others had been replaced; '
-                                          'finished shards are kept')
+                        raise WorkerError(
+                            f'worker {rank} died (exit code {process.exitcode}) '
+                            f'after {max_replacements} others had been replaced; '
+                            'finished shards are kept'
+                        )
                     summary.replaced_workers += 1
                     launch(rank)
         finally:
@@ -123,9 +131,11 @@ def run_workers(job: GenerationJob, out: str | Path, workers: int, *, max_replac
     return summary
 
 
-def _worker_main(job: GenerationJob, out: str | Path, rank: int, world: int,
-                 sender: Connection) -> None:
+def _worker_main(
+    job: GenerationJob, out: str | Path, rank: int, world: int, sender: Connection
+) -> None:
     """What a process of :func:`run_workers` does."""
+
     def follow_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -151,8 +161,15 @@ def _last_words(receiver: Connection) -> str | None:
         return None
 
 
-def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str | None = None,
-            rounds: int = 3, progress: bool = True) -> GenerationSummary:
+def run_ray(
+    job: GenerationJob,
+    out: str | Path,
+    workers: int,
+    *,
+    address: str | None = None,
+    rounds: int = 3,
+    progress: bool = True,
+) -> GenerationSummary:
     """Draw a store with Ray Data: one actor a worker, each with the pipeline loaded once.
 
     The machines of the cluster must share the folders of the store, the prompts and the pipeline,
@@ -187,9 +204,12 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         out = Path(out).absolute()
-        job = replace(job, prompts=str(Path(job.prompts).absolute()),
-                      pipeline=_absolute(job.pipeline),
-                      stages=tuple(_absolute(stage) for stage in job.stages))
+        job = replace(
+            job,
+            prompts=str(Path(job.prompts).absolute()),
+            pipeline=_absolute(job.pipeline),
+            stages=tuple(_absolute(stage) for stage in job.stages),
+        )
         with _watched_run(job, out, progress) as (summary, refresh):
             count = _size(job)[1]
             for _ in range(rounds):
@@ -199,8 +219,10 @@ def run_ray(job: GenerationJob, out: str | Path, workers: int, *, address: str |
                 _ray_round(ray, job, out, missing, workers, refresh)
             missing = sorted(set(range(count)) - summarise_shards(out, count).keys())
             if missing:
-                raise WorkerError(f'{len(missing)} shards are still missing after {rounds} rounds; '
-                                  'start again, finished shards are kept')
+                raise WorkerError(
+                    f'{len(missing)} shards are still missing after {rounds} rounds; '
+                    'start again, finished shards are kept'
+                )
             _finish(job, out)
         return summary
     except BaseException:
@@ -218,20 +240,31 @@ def _absolute(place: str) -> str:
     return str(Path(place).absolute()) if Path(place).is_dir() else place
 
 
-def _ray_round(ray: Any, job: GenerationJob, out: Path, shards: list[int], workers: int,
-               refresh: Callable[[], Any]) -> None:
+def _ray_round(
+    ray: Any,
+    job: GenerationJob,
+    out: Path,
+    shards: list[int],
+    workers: int,
+    refresh: Callable[[], Any],
+) -> None:
     """Hand out shards once, and wait until they are written or lost."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     gpus = ray.cluster_resources().get('GPU', 0)
     # A block a shard, so that an actor that is done takes the next one, whoever is slow.
-    data = ray.data.from_items([{'shard': shard} for shard in shards],
-                               override_num_blocks=len(shards))
+    data = ray.data.from_items(
+        [{'shard': shard} for shard in shards], override_num_blocks=len(shards)
+    )
     data = data.map_batches(
-        _RayWorker, batch_size=1, fn_constructor_kwargs={'job': job, 'out': str(out)},
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))), num_cpus=1,
-        num_gpus=1 if gpus else 0)
+        _RayWorker,
+        batch_size=1,
+        fn_constructor_kwargs={'job': job, 'out': str(out)},
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
     failures: list[str] = []
 
     def consume() -> None:
@@ -281,14 +314,17 @@ def _size(job: GenerationJob) -> tuple[int, int]:
 
 
 @contextmanager
-def _watched_run(job: GenerationJob, out: str | Path, progress: bool
-                 ) -> Iterator[tuple[GenerationSummary, Callable[[], Any]]]:
+def _watched_run(
+    job: GenerationJob, out: str | Path, progress: bool
+) -> Iterator[tuple[GenerationSummary, Callable[[], Any]]]:
     """Show how far all workers are, and sum up at the end what they did."""
     start = time.monotonic()
     samples, shards = _size(job)
     before = summarise_shards(out, shards)
-    summary = GenerationSummary(skipped=sum(part.samples for part in before.values()),
-                                left_out=sum((part.left_out for part in before.values()), []))
+    summary = GenerationSummary(
+        skipped=sum(part.samples for part in before.values()),
+        left_out=sum((part.left_out for part in before.values()), []),
+    )
     with shared_bar(SharedProgress(Path(out), shards), samples, progress) as refresh:
         yield summary, refresh
         after = summarise_shards(out, shards)

@@ -1,4 +1,5 @@
 """What a run will take: shards, bytes and hours, from a few batches drawn on the spot."""
+
 from __future__ import annotations
 
 import tempfile
@@ -8,10 +9,9 @@ from pathlib import Path
 
 import torch
 
+from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import StoreWriter
 from freeatm_mm.store.layout import BLOCK, load_index, shard_name
-
-from .source import ShardSource
 
 __all__ = ['RunEstimate', 'estimate_run']
 
@@ -64,18 +64,22 @@ class RunEstimate:
         """
         seconds = self.draw_seconds + self.write_seconds
         hours = self.device_hours
-        return '\n'.join([
-            f'{self.samples:,} samples in {self.shards:,} shards of {self.samples_per_shard:,}',
-            f'{size_text(self.total_bytes)}: {self.sample_bytes:,.0f} bytes a sample, of which '
-            f'image {self.image_bytes:,.0f} and masks {self.mask_bytes:,.0f}; '
-            f'{size_text(self.sample_bytes * min(self.samples, self.samples_per_shard))} a shard',
-            f'{seconds:.3g} s an image on {self.device} at batch size {self.batch_size}, of which '
-            f'encoding and writing {100 * self.write_seconds / seconds:.1f} %',
-            f'{self.samples:,} x {seconds:.3g} s / 3600 = {_number(hours)} hours on one device, '
-            f'{_number(hours / workers)} hours ({_number(hours / workers / 24)} days) on '
-            f'{workers}',
-            f'estimated from {self.timed} images drawn just now, after one batch to warm up; '
-            'loading the weights and reading the prompts come once a worker'])
+        return '\n'.join(
+            [
+                f'{self.samples:,} samples in {self.shards:,} shards of {self.samples_per_shard:,}',
+                f'{size_text(self.total_bytes)}: {self.sample_bytes:,.0f} bytes a sample, of which '
+                f'image {self.image_bytes:,.0f} and masks {self.mask_bytes:,.0f}; '
+                f'{size_text(self.sample_bytes * min(self.samples, self.samples_per_shard))} a '
+                'shard',
+                f'{seconds:.3g} s an image on {self.device} at batch size {self.batch_size}, of '
+                f'which encoding and writing {100 * self.write_seconds / seconds:.1f} %',
+                f'{self.samples:,} x {seconds:.3g} s / 3600 = {_number(hours)} hours on one '
+                f'device, {_number(hours / workers)} hours ({_number(hours / workers / 24)} days) '
+                f'on {workers}',
+                f'estimated from {self.timed} images drawn just now, after one batch to warm up; '
+                'loading the weights and reading the prompts come once a worker',
+            ]
+        )
 
 
 def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
@@ -109,8 +113,9 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
         draw_seconds += time.perf_counter() - start
     drawn = [part for part in drawn if part]
     if not drawn:
-        raise ValueError('none of the samples drawn for the estimate can be stored; try more '
-                         'batches')
+        raise ValueError(
+            'none of the samples drawn for the estimate can be stored; try more batches'
+        )
     with tempfile.TemporaryDirectory() as scratch:
         writer = StoreWriter(Path(scratch) / 'store', size)
         start = time.perf_counter()
@@ -124,12 +129,18 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
 
     device = source.pipeline.device
     return RunEstimate(
-        samples=source.num_samples, shards=source.plan.num_shards,
-        samples_per_shard=source.samples_per_shard, timed=timed,
+        samples=source.num_samples,
+        shards=source.plan.num_shards,
+        samples_per_shard=source.samples_per_shard,
+        timed=timed,
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
-        batch_size=size, draw_seconds=draw_seconds / timed, write_seconds=write_seconds / timed,
-        image_bytes=mean('image_bytes'), mask_bytes=mean('mask_bytes'),
-        sample_bytes=content / timed)
+        batch_size=size,
+        draw_seconds=draw_seconds / timed,
+        write_seconds=write_seconds / timed,
+        image_bytes=mean('image_bytes'),
+        mask_bytes=mean('mask_bytes'),
+        sample_bytes=content / timed,
+    )
 
 
 def _content_bytes(folder: Path, number: int) -> int:

@@ -12,6 +12,7 @@ code, or read what lies elsewhere, and each is refused in one sentence before an
 - a combined pipeline whose README names a second one;
 - links out of the folder, pipes, devices; more files, depth or bytes than a pipeline has.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -20,7 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from .reading import read_json
+from freeatm_mm.generation.reading import read_json
 
 __all__ = ['INDEX', 'check_folder', 'files_of']
 
@@ -52,22 +53,35 @@ def check_folder(diffusers: Any, folder: Path, without: Collection[str] = ()) ->
     if not name:
         raise ValueError(f'{index} is corrupt: it names no pipeline class')
     pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)
-            and pipeline is not diffusers.DiffusionPipeline):
-        raise ValueError(f'{index} names the pipeline class {name!r}, which diffusers '
-                         f"{diffusers.__version__} doesn't have")
+    if not (
+        isinstance(pipeline, type)
+        and issubclass(pipeline, diffusers.DiffusionPipeline)
+        and pipeline is not diffusers.DiffusionPipeline
+    ):
+        raise ValueError(
+            f'{index} names the pipeline class {name!r}, which diffusers '
+            f"{diffusers.__version__} doesn't have"
+        )
     if (folder / 'None.py').exists():
-        raise ValueError(f"{folder / 'None.py'} is what diffusers would take for the pipeline's "
-                         'code: code that comes with weights is not run; remove the file')
+        raise ValueError(
+            f"{folder / 'None.py'} is what diffusers would take for the pipeline's "
+            'code: code that comes with weights is not run; remove the file'
+        )
     if pipeline._load_connected_pipes and (folder / 'README.md').exists():
-        raise ValueError(f'{name} loads a second pipeline that {folder / "README.md"} names: '
-                         'remove that file, and have all parts in the folder')
-    parts = {part: value for part, value in _parts(diffusers, pipeline, index, content).items()
-             if part not in without}
+        raise ValueError(
+            f'{name} loads a second pipeline that {folder / "README.md"} names: '
+            'remove that file, and have all parts in the folder'
+        )
+    parts = {
+        part: value
+        for part, value in _parts(diffusers, pipeline, index, content).items()
+        if part not in without
+    }
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        raise FileNotFoundError(f'the pipeline {folder} is not whole: it lacks the folder '
-                                f'{", ".join(missing)}')
+        raise FileNotFoundError(
+            f'the pipeline {folder} is not whole: it lacks the folder {", ".join(missing)}'
+        )
     for part, (library, class_name) in parts.items():
         is_model = _check_part(diffusers, folder, part, library, class_name, index)
         _check_files(folder, part, [file for file in files if file.parts[0] == part], is_model)
@@ -93,8 +107,10 @@ def files_of(folder: Path) -> list[Path]:
             if entry.is_symlink():
                 target = Path(entry.path).resolve()
                 if not any(target.is_relative_to(allowed) for allowed in roots):
-                    raise ValueError(f'{entry.path} is a link out of the folder, which is not '
-                                     'followed: put a copy in its place')
+                    raise ValueError(
+                        f'{entry.path} is a link out of the folder, which is not '
+                        'followed: put a copy in its place'
+                    )
             if entry.is_dir():
                 if not entry.is_symlink():
                     yield from walk(Path(entry.path), depth + 1)
@@ -112,8 +128,9 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _parts(diffusers: Any, pipeline: type, index: Path,
-           content: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _parts(
+    diffusers: Any, pipeline: type, index: Path, content: dict[str, Any]
+) -> dict[str, tuple[str, str]]:
     """The parts that an index lists: name -> library and class."""
     due, settings = diffusers.DiffusionPipeline._get_signature_keys(pipeline)
     settings = set(settings) - set(pipeline._optional_components)
@@ -126,44 +143,66 @@ def _parts(diffusers: Any, pipeline: type, index: Path,
         if part not in due and not isinstance(value, list):
             continue
         if not _is_pair(value) or not part.isidentifier():
-            raise ValueError(f'{index} is corrupt: its entry {part!r} is not the pair of library '
-                             'and class that a part has')
+            raise ValueError(
+                f'{index} is corrupt: its entry {part!r} is not the pair of library '
+                'and class that a part has'
+            )
         parts[part] = (value[0], value[1])
     return parts
 
 
 def _is_pair(value: Any) -> bool:
-    return (isinstance(value, list) and len(value) == 2
-            and all(isinstance(item, str) for item in value))
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
+    )
 
 
-def _check_part(diffusers: Any, folder: Path, part: str, library: str, class_name: str,
-                index: Path) -> bool:
+def _check_part(
+    diffusers: Any, folder: Path, part: str, library: str, class_name: str, index: Path
+) -> bool:
     """Refuse a part whose class isn't one of those that load data alone; whether it has weights."""
     import transformers
+
     own = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
     # diffusers would run such a file without asking.
-    if ((folder / part / f'{library}.py').exists()
-            or library not in ('diffusers', 'transformers') and not inspect.ismodule(own)):
-        raise ValueError(f'{index} takes its {part} from {library!r}, which is neither diffusers '
-                         'nor transformers: code that comes with weights is not run')
-    home = own if inspect.ismodule(own) else {'diffusers': diffusers,
-                                              'transformers': transformers}[library]
+    if (
+        (folder / part / f'{library}.py').exists()
+        or library not in ('diffusers', 'transformers')
+        and not inspect.ismodule(own)
+    ):
+        raise ValueError(
+            f'{index} takes its {part} from {library!r}, which is neither diffusers '
+            'nor transformers: code that comes with weights is not run'
+        )
+    home = (
+        own
+        if inspect.ismodule(own)
+        else {'diffusers': diffusers, 'transformers': transformers}[library]
+    )
     class_name = class_name.removeprefix('Flax')
     found = getattr(home, class_name, None)
     if not isinstance(found, type):
-        raise ValueError(f'{index} takes its {part} from the class {class_name!r}, which {library} '
-                         "doesn't have")
+        raise ValueError(
+            f"{index} takes its {part} from the class {class_name!r}, which {library} doesn't have"
+        )
     if issubclass(found, diffusers.DiffusionPipeline):
-        raise ValueError(f'{index} has a whole pipeline ({class_name}) as its {part}: pipelines '
-                         'within pipelines are not loaded')
+        raise ValueError(
+            f'{index} has a whole pipeline ({class_name}) as its {part}: pipelines '
+            'within pipelines are not loaded'
+        )
     models = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    others = (diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase,
-              transformers.FeatureExtractionMixin, transformers.ProcessorMixin,
-              transformers.ImageProcessingMixin)
+    others = (
+        diffusers.SchedulerMixin,
+        transformers.PreTrainedTokenizerBase,
+        transformers.FeatureExtractionMixin,
+        transformers.ProcessorMixin,
+        transformers.ImageProcessingMixin,
+    )
     if not issubclass(found, models + others):
-        raise ValueError(f'{index} takes its {part} from the class {class_name}, which is no '
-                         'model, scheduler, tokenizer or image processor')
+        raise ValueError(
+            f'{index} takes its {part} from the class {class_name}, which is no '
+            'model, scheduler, tokenizer or image processor'
+        )
     return issubclass(found, models)
 
 
@@ -172,17 +211,21 @@ def _check_files(folder: Path, part: str, files: list[Path], is_model: bool) -> 
     weights = {file.as_posix() for file in files if file.suffix == '.safetensors'}
     for file in files:
         if file.name == 'adapter_config.json':
-            raise ValueError(f'{folder / file} leads to the weights of another folder, which are '
-                             'not loaded: merge the adapter into the weights')
+            raise ValueError(
+                f'{folder / file} leads to the weights of another folder, which are '
+                'not loaded: merge the adapter into the weights'
+            )
         if file.name.endswith('.safetensors.index.json'):
             _check_weight_list(folder, file, weights)
         elif file.name == 'config.json':
             _check_kernels(folder / file, read_json(folder / file))
     pickles = [file.name for file in files if file.suffix in _PICKLES]
     if is_model and not weights and pickles:
-        raise ValueError(f'{folder / part} has its weights as a pickle ({pickles[0]}), which is '
-                         'not loaded: if you trust it, load it in diffusers and save_pretrained '
-                         'it, which writes safetensors')
+        raise ValueError(
+            f'{folder / part} has its weights as a pickle ({pickles[0]}), which is '
+            'not loaded: if you trust it, load it in diffusers and save_pretrained '
+            'it, which writes safetensors'
+        )
 
 
 def _check_weight_list(folder: Path, file: Path, weights: set[str]) -> None:
@@ -192,8 +235,10 @@ def _check_weight_list(folder: Path, file: Path, weights: set[str]) -> None:
         raise ValueError(f'{folder / file} is corrupt: it has no weight_map')
     for name in places.values():
         if not isinstance(name, str) or (file.parent / name).as_posix() not in weights:
-            raise ValueError(f'{folder / file} names {name!r} as a file of weights; only '
-                             'safetensors files beside it are loaded')
+            raise ValueError(
+                f'{folder / file} names {name!r} as a file of weights; only '
+                'safetensors files beside it are loaded'
+            )
 
 
 def _check_kernels(file: Path, config: Any) -> None:
@@ -204,9 +249,10 @@ def _check_kernels(file: Path, config: Any) -> None:
         if isinstance(value, dict):
             for name, item in value.items():
                 if 'attn_implementation' in name and '/' in str(item):
-                    raise ValueError(f'{file} wants the attention kernel {item!r} of the hub: code '
-                                     'that comes with weights is not run')
+                    raise ValueError(
+                        f'{file} wants the attention kernel {item!r} of the hub: code '
+                        'that comes with weights is not run'
+                    )
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-

@@ -4,6 +4,7 @@ Every worker of every engine does the same: take a shard, draw it, write it. Whi
 which shard changes nothing in the store (see :mod:`freeatm_mm.generation.source` for what is exact
 down to the byte).
 """
+
 from __future__ import annotations
 
 import os
@@ -17,19 +18,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from freeatm_mm.generation.source import Counts, ShardSource
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, PROGRESS
 from freeatm_mm.store.locking import ShardBusy, can_lock
 from freeatm_mm.store.verify import has_files, shard_entry
 
-from .source import Counts, ShardSource
-
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['GenerationSummary', 'ShardWorker', 'SharedProgress', 'draw_store', 'generate',
-           'shared_bar', 'summarise_shards']
+__all__ = [
+    'GenerationSummary',
+    'ShardWorker',
+    'SharedProgress',
+    'draw_store',
+    'generate',
+    'shared_bar',
+    'summarise_shards',
+]
 
 #: Seconds between two looks at what the other workers do.
 POLL_SECONDS = 0.5
@@ -72,31 +79,44 @@ class GenerationSummary(Counts):
 
     def __str__(self) -> str:
         each = max(1, self.samples)
-        lines = [f'{self.samples} images drawn in {self.seconds:.0f} s '
-                 f'({self.samples / max(self.seconds, 1e-9):.2f} a second), {self.skipped} there '
-                 'already',
-                 f'{self.nouns} masks; an image takes {self.image_bytes / each:.0f} bytes, its '
-                 f'masks {self.mask_bytes / each:.0f}']
+        lines = [
+            f'{self.samples} images drawn in {self.seconds:.0f} s '
+            f'({self.samples / max(self.seconds, 1e-9):.2f} a second), {self.skipped} there '
+            'already',
+            f'{self.nouns} masks; an image takes {self.image_bytes / each:.0f} bytes, its '
+            f'masks {self.mask_bytes / each:.0f}',
+        ]
         for count, what in (
-                (self.lost_nouns, 'nouns left out: cut off or not found by the tokenizer (listed '
-                 "in their samples' meta)"),
-                (self.cut_prompts, 'prompts have more than the 77 tokens that CLIP sees'),
-                (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
-                (self.hidden_images, "images blacked out by the pipeline's safety checker"),
-                (len(self._left_out('hidden')),
-                 'of such images are not in the store (--keep-hidden keeps them)'),
-                (self.split_batches, 'batches failed and were drawn again one by one'),
-                (self.replaced_workers, 'workers died and were replaced'),
-                (self.missing_shards, 'shards still to be written by other workers')):
+            (
+                self.lost_nouns,
+                'nouns left out: cut off or not found by the tokenizer (listed '
+                "in their samples' meta)",
+            ),
+            (self.cut_prompts, 'prompts have more than the 77 tokens that CLIP sees'),
+            (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
+            (self.hidden_images, "images blacked out by the pipeline's safety checker"),
+            (
+                len(self._left_out('hidden')),
+                'of such images are not in the store (--keep-hidden keeps them)',
+            ),
+            (self.split_batches, 'batches failed and were drawn again one by one'),
+            (self.replaced_workers, 'workers died and were replaced'),
+            (self.missing_shards, 'shards still to be written by other workers'),
+        ):
             if count:
                 lines.append(f'{count} {what}')
         failed = self._left_out('failed')
         if failed:
-            lines.append(f'{len(failed)} samples could not be drawn and are not in the store (to '
-                         'draw them in another number format: the same command with --redo-failed '
-                         '--dtype float32):')
-            lines += [f'  {item.get("key")} (prompt {item.get("prompt_id")}, image '
-                      f'{item.get("image_number")}): {item.get("reason")}' for item in failed[:20]]
+            lines.append(
+                f'{len(failed)} samples could not be drawn and are not in the store (to '
+                'draw them in another number format: the same command with --redo-failed '
+                '--dtype float32):'
+            )
+            lines += [
+                f'  {item.get("key")} (prompt {item.get("prompt_id")}, image '
+                f'{item.get("image_number")}): {item.get("reason")}'
+                for item in failed[:20]
+            ]
             if len(failed) > 20:
                 lines.append(f"  ... and {len(failed) - 20} more, in the shards' notes (left_out)")
         return '\n'.join(lines)
@@ -105,9 +125,18 @@ class GenerationSummary(Counts):
         return [item for item in self.left_out if item.get('kind') == kind]
 
 
-def generate(pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], out: str | Path, *,
-             rank: int = 0, world: int = 1, take_over: bool = True, wait: bool = False,
-             progress: bool = True, **options: Any) -> GenerationSummary:
+def generate(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[PromptRecord],
+    out: str | Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    take_over: bool = True,
+    wait: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> GenerationSummary:
     """Draw every prompt and store the images with one attention mask per noun.
 
     Shards that are whole are skipped, so the same call goes on after an interruption. Several
@@ -138,13 +167,27 @@ def generate(pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord], out: 
         FloatingPointError: If all that the pipeline draws is not a number.
         DrawingError: If drawing fails whatever the prompt, or more samples fail than may.
     """
-    return draw_store(ShardSource(pipeline, prompts, **options), out, rank=rank, world=world,
-                      take_over=take_over, wait=wait, progress=progress)
+    return draw_store(
+        ShardSource(pipeline, prompts, **options),
+        out,
+        rank=rank,
+        world=world,
+        take_over=take_over,
+        wait=wait,
+        progress=progress,
+    )
 
 
-def draw_store(source: ShardSource, out: str | Path, *, rank: int = 0, world: int = 1,
-               take_over: bool = True, wait: bool = False,
-               progress: bool = True) -> GenerationSummary:
+def draw_store(
+    source: ShardSource,
+    out: str | Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    take_over: bool = True,
+    wait: bool = False,
+    progress: bool = True,
+) -> GenerationSummary:
     """Do one worker's part of a run; the arguments are those of :func:`generate`."""
     if world < 1:
         raise ValueError(f'world must be at least 1, got {world}')
@@ -170,8 +213,11 @@ def draw_store(source: ShardSource, out: str | Path, *, rank: int = 0, world: in
         pause = POLL_SECONDS
         while missing and (others or wait):
             # From the end, where their owners come last.
-            taken = [shard for shard in reversed(missing)
-                     if others and worker.run(shard, refresh, steal=True)]
+            taken = [
+                shard
+                for shard in reversed(missing)
+                if others and worker.run(shard, refresh, steal=True)
+            ]
             missing = [shard for shard in missing if not worker.is_complete(shard)]
             if not missing:
                 missing = worker.finish()
@@ -215,8 +261,9 @@ class ShardWorker:
             self.progress.set(shard, self.source.size(shard))
         return complete
 
-    def run(self, shard: int, refresh: Callable[[], Any] | None = None,
-            steal: bool = False) -> bool:
+    def run(
+        self, shard: int, refresh: Callable[[], Any] | None = None, steal: bool = False
+    ) -> bool:
         """Draw and write a shard, unless it is there.
 
         Args:
@@ -288,11 +335,15 @@ def summarise_shards(out: str | Path, count: int) -> dict[int, GenerationSummary
 
 def _summary_of(manifest: dict[str, Any]) -> GenerationSummary:
     notes = manifest.get('notes', {})
-    known = {item.name: notes[item.name] for item in fields(Counts)
-             if type(notes.get(item.name)) is (list if item.name == 'left_out' else int)}
+    known = {
+        item.name: notes[item.name]
+        for item in fields(Counts)
+        if type(notes.get(item.name)) is (list if item.name == 'left_out' else int)
+    }
     return GenerationSummary(
         **known,
-        **{name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')})
+        **{name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')},
+    )
 
 
 class _AlreadyThere(Exception):
@@ -343,8 +394,9 @@ class SharedProgress:
 
 
 @contextmanager
-def shared_bar(progress: SharedProgress, num_samples: int,
-               show: bool) -> Iterator[Callable[..., None]]:
+def shared_bar(
+    progress: SharedProgress, num_samples: int, show: bool
+) -> Iterator[Callable[..., None]]:
     """Show one bar for all workers.
 
     Args:
@@ -355,8 +407,15 @@ def shared_bar(progress: SharedProgress, num_samples: int,
     Yields:
         A function that brings the bar up to date, to the end with ``finished=True``.
     """
-    with tqdm(total=num_samples, initial=progress.total() or 0, unit='img', smoothing=0.05,
-              desc='drawing', disable=not show) as bar:
+    with tqdm(
+        total=num_samples,
+        initial=progress.total() or 0,
+        unit='img',
+        smoothing=0.05,
+        desc='drawing',
+        disable=not show,
+    ) as bar:
+
         def refresh(finished: bool = False) -> None:
             total = num_samples if finished else progress.total()
             if show and total not in (None, bar.n):

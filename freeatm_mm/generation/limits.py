@@ -1,4 +1,5 @@
 """What the settings of a run may be, known before anything is loaded."""
+
 from __future__ import annotations
 
 import math
@@ -14,9 +15,15 @@ MAX_SAMPLES, MAX_SHARDS = 10**10, 10**6
 
 #: Setting -> the least and the greatest whole number that it may be.
 LIMITS = {
-    'steps': (1, MAX_STEPS), 'batch_size': (1, 4096), 'samples_per_shard': (1, 10**6),
-    'images_per_prompt': (1, 10**6), 'height': (1, MAX_SIDE), 'width': (1, MAX_SIDE),
-    'quality': (1, 100), 'seed': (-2**63, 2**63 - 1)}
+    'steps': (1, MAX_STEPS),
+    'batch_size': (1, 4096),
+    'samples_per_shard': (1, 10**6),
+    'images_per_prompt': (1, 10**6),
+    'height': (1, MAX_SIDE),
+    'width': (1, MAX_SIDE),
+    'quality': (1, 100),
+    'seed': (-(2**63), 2**63 - 1),
+}
 _MASK_LIMITS = {'propagate': (0, 100), 'crf': (0, 96), 'stage': (1, 3)}
 _MAX_GUIDANCE = 1000
 
@@ -43,8 +50,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         _whole('stage_steps', value, LIMITS['steps'])
     if (settings.get('height') is None) != (settings.get('width') is None):
         # Pipelines would silently draw their own size.
-        raise ValueError('give height and width together, got '
-                         f'{settings.get("height")} and {settings.get("width")}')
+        raise ValueError(
+            'give height and width together, got '
+            f'{settings.get("height")} and {settings.get("width")}'
+        )
     masks = settings.get('masks')
     if isinstance(masks, Mapping):
         _check_masks(masks)
@@ -59,8 +68,9 @@ def _check_masks(masks: Mapping[str, Any]) -> None:
         if len(steps) not in (2, 3):
             raise ValueError(f'steps must be start, stop and maybe stride, got {masks["steps"]}')
         for name, value in zip(('start', 'stop', 'stride'), steps):
-            _whole(f"the {name} of the masks' steps", value,
-                   (1 if name == 'stride' else 0, MAX_STEPS))
+            _whole(
+                f"the {name} of the masks' steps", value, (1 if name == 'stride' else 0, MAX_STEPS)
+            )
     for value in masks.get('resolutions') or ():
         for side in value if isinstance(value, (list, tuple)) else [value]:
             _whole("the masks' resolutions", side, (1, MAX_SIDE))
@@ -69,15 +79,17 @@ def _check_masks(masks: Mapping[str, Any]) -> None:
 def _whole(name: str, value: Any, limits: tuple[int, int]) -> None:
     least, most = limits
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f'{name} must be a whole number from {least} to {most}, got '
-                         f'{_shown(value)}')
+        raise ValueError(
+            f'{name} must be a whole number from {least} to {most}, got {_shown(value)}'
+        )
 
 
 def _scale(name: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or abs(value) > _MAX_GUIDANCE:
-        raise ValueError(f'{name} must be a number from {-_MAX_GUIDANCE} to {_MAX_GUIDANCE}, got '
-                         f'{_shown(value)}')
+        raise ValueError(
+            f'{name} must be a number from {-_MAX_GUIDANCE} to {_MAX_GUIDANCE}, got {_shown(value)}'
+        )
 
 
 def _shown(value: Any) -> str:

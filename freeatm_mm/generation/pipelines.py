@@ -1,4 +1,5 @@
 """Loading a diffusion pipeline from a folder or from the Hugging Face hub."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from freeatm_mm.compat import hub_out_of_reach, no_code_from_data
+from freeatm_mm.generation.folders import INDEX, check_folder, files_of
 from freeatm_mm.store.layout import file_sha256
-
-from .folders import INDEX, check_folder, files_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -42,9 +42,16 @@ class LoadedPipeline(NamedTuple):
     revision: str
 
 
-def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler: str | None = None,
-                  dtype: str = 'float32', device: str | torch.device | None = None,
-                  variant: str | None = None, without: Collection[str] = ()) -> LoadedPipeline:
+def load_pipeline(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    scheduler: str | None = None,
+    dtype: str = 'float32',
+    device: str | torch.device | None = None,
+    variant: str | None = None,
+    without: Collection[str] = (),
+) -> LoadedPipeline:
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
     Weights are read from safetensors files only, never from pickles, and nothing outside the
@@ -75,25 +82,38 @@ def load_pipeline(source: str | Path, *, revision: str | None = None, scheduler:
         try:
             with hub_out_of_reach():
                 pipe = diffusers.DiffusionPipeline.from_pretrained(
-                    folder, torch_dtype=DTYPES[dtype], variant=variant, local_files_only=True,
-                    use_safetensors=True, **dict.fromkeys(without))
+                    folder,
+                    torch_dtype=DTYPES[dtype],
+                    variant=variant,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    **dict.fromkeys(without),
+                )
             if scheduler_class is not None:
                 _set_scheduler(pipe, scheduler_class)
         except Exception as error:  # whatever two libraries make of files that anybody wrote
-            raise ValueError(f"the pipeline {source} can't be loaded: "
-                             f'{_one_line(error)}') from error
+            raise ValueError(
+                f"the pipeline {source} can't be loaded: {_one_line(error)}"
+            ) from error
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         pipe.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the pipeline {source} can't be moved to the device {device}: "
-                         f'{_one_line(error)}') from error
+        raise ValueError(
+            f"the pipeline {source} can't be moved to the device {device}: {_one_line(error)}"
+        ) from error
     return LoadedPipeline(pipe, name, revision)
 
 
-def drawing_options(pipe: DiffusionPipeline, *, steps: int, guidance: float,
-                    height: int | None = None, width: int | None = None) -> dict[str, Any]:
+def drawing_options(
+    pipe: DiffusionPipeline,
+    *,
+    steps: int,
+    guidance: float,
+    height: int | None = None,
+    width: int | None = None,
+) -> dict[str, Any]:
     """How to draw, by the names that a pipeline's call has for it.
 
     Args:
@@ -117,13 +137,14 @@ def drawing_options(pipe: DiffusionPipeline, *, steps: int, guidance: float,
     def add(value: Any, what: str, *names: str) -> None:
         known = [candidate for candidate in names if candidate in parameters]
         if not known:
-            raise ValueError(f"{name} can't be told the {what}: its call has no argument "
-                             f'{" or ".join(names)}')
+            raise ValueError(
+                f"{name} can't be told the {what}: its call has no argument {' or '.join(names)}"
+            )
         options[known[0]] = value
 
     add(steps, 'number of steps', 'num_inference_steps', 'decoder_num_inference_steps')
     # Qwen-Image takes a guidance_scale and does nothing with it.
-    true = ('true_cfg_scale', ) if name.startswith('QwenImage') else ()
+    true = ('true_cfg_scale',) if name.startswith('QwenImage') else ()
     add(guidance, 'guidance scale', *true, 'guidance_scale', 'decoder_guidance_scale')
     if height is not None or width is not None:
         add(height, 'height', 'height')
@@ -135,8 +156,7 @@ def drawing_options(pipe: DiffusionPipeline, *, steps: int, guidance: float,
 
 
 def scheduler_name(pipe: DiffusionPipeline) -> str:
-    """The attribute with the scheduler of the network that draws; UnCLIP has one for each of its
-    networks."""
+    """The attribute with the scheduler of the network that draws; UnCLIP has several."""
     return 'decoder_scheduler' if hasattr(pipe, 'decoder_scheduler') else 'scheduler'
 
 
@@ -160,17 +180,21 @@ def _import_diffusers() -> Any:
     try:
         import diffusers
         import transformers
+
         # Both import their classes when first asked for.
         _ = diffusers.DiffusionPipeline, transformers.PreTrainedModel
     except ModuleNotFoundError as error:
         if error.name not in ('diffusers', 'transformers'):
-            raise ValueError(f"diffusers is installed but can't be imported: it lacks "
-                             f'{error.name}') from error
-        raise ValueError(f'drawing images needs {error.name}; install '
-                         'freeatm_mm[generation]') from None
+            raise ValueError(
+                f"diffusers is installed but can't be imported: it lacks {error.name}"
+            ) from error
+        raise ValueError(
+            f'drawing images needs {error.name}; install freeatm_mm[generation]'
+        ) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: what their lazy imports make of it
-        raise ValueError(f"diffusers is installed but can't be imported: "
-                         f'{_one_line(error)}') from error
+        raise ValueError(
+            f"diffusers is installed but can't be imported: {_one_line(error)}"
+        ) from error
     return diffusers
 
 
@@ -178,6 +202,7 @@ def _import_diffusers() -> Any:
 def _quiet_off_terminals(diffusers: Any) -> Iterator[None]:
     """Leave bars out where nobody sees them move: in a log each of their steps is a line."""
     import transformers
+
     logs = [library.utils.logging for library in (diffusers, transformers)]
     shown = [log.is_progress_bar_enabled() for log in logs]
     if not sys.stderr.isatty():
@@ -194,13 +219,20 @@ def _quiet_off_terminals(diffusers: Any) -> Iterator[None]:
 def _scheduler_class(diffusers: Any, name: str) -> type:
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
-        raise ValueError(f'diffusers has no scheduler class {name!r}; DDIMScheduler, DDPMScheduler '
-                         'and DPMSolverMultistepScheduler are some it has')
+        raise ValueError(
+            f'diffusers has no scheduler class {name!r}; DDIMScheduler, DDPMScheduler '
+            'and DPMSolverMultistepScheduler are some it has'
+        )
     return found
 
 
-def _locate(diffusers: Any, source: str | Path, revision: str | None, variant: str | None,
-            without: Collection[str]) -> tuple[Path, str, str]:
+def _locate(
+    diffusers: Any,
+    source: str | Path,
+    revision: str | None,
+    variant: str | None,
+    without: Collection[str],
+) -> tuple[Path, str, str]:
     """Folder, name and revision of a pipeline, downloading it if it is a hub id."""
     folder = Path(source)
     if folder.is_dir():
@@ -209,15 +241,24 @@ def _locate(diffusers: Any, source: str | Path, revision: str | None, variant: s
         return folder, folder.resolve().name, _folder_revision(folder, without)
     text = str(source)
     if text.count('/') != 1 or text.startswith(('.', '/', '~')) or text.endswith('/'):
-        raise FileNotFoundError(f'there is no pipeline folder {source} (a hub id would have the '
-                                'form owner/name)')
+        raise FileNotFoundError(
+            f'there is no pipeline folder {source} (a hub id would have the form owner/name)'
+        )
     try:
-        folder = Path(diffusers.DiffusionPipeline.download(
-            text, revision=revision, variant=variant, use_safetensors=True,
-            trust_remote_code=False, **dict.fromkeys(without)))
+        folder = Path(
+            diffusers.DiffusionPipeline.download(
+                text,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **dict.fromkeys(without),
+            )
+        )
     except Exception as error:  # the hub's, the network's, and what files of others bring about
-        raise ValueError(f"{source} is no folder here and can't be had from the hub: "
-                         f'{_one_line(error)}') from error
+        raise ValueError(
+            f"{source} is no folder here and can't be had from the hub: {_one_line(error)}"
+        ) from error
     return folder, text, folder.name  # the hub's cache names a snapshot's folder by its commit
 
 

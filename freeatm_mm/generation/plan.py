@@ -3,6 +3,7 @@
 The plan depends on the prompts and the settings only, so any number of workers, started any number
 of times, agree on it without talking to each other.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -13,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from freeatm_mm.generation.limits import MAX_SAMPLES, MAX_SHARDS
+from freeatm_mm.generation.reading import MAX_LINE, parse_json, read_lines
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import StoreError
 from freeatm_mm.store.sample import check_key
-
-from .limits import MAX_SAMPLES, MAX_SHARDS
-from .reading import MAX_LINE, parse_json, read_lines
 
 __all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
 
@@ -87,8 +87,9 @@ def _read_record(line: bytes) -> PromptRecord:
     """
     record = PromptRecord.from_json(parse_json(line))
     if len(record.prompt) > MAX_PROMPT:
-        raise ValueError(f'the prompt has {len(record.prompt):,} characters; at most '
-                         f'{MAX_PROMPT:,} are drawn')
+        raise ValueError(
+            f'the prompt has {len(record.prompt):,} characters; at most {MAX_PROMPT:,} are drawn'
+        )
     for name, text in (('id', record.id), ('prompt', record.prompt), ('source', record.source)):
         if any('\ud800' <= character <= '\udfff' for character in text):
             raise ValueError(f'its {name} holds a lone surrogate, which is half a character')
@@ -116,10 +117,13 @@ class Plan:
             or two records share one.
     """
 
-    def __init__(self, prompts: Sequence[PromptRecord], images_per_prompt: int,
-                 samples_per_shard: int) -> None:
-        for name, value in (('images_per_prompt', images_per_prompt),
-                            ('samples_per_shard', samples_per_shard)):
+    def __init__(
+        self, prompts: Sequence[PromptRecord], images_per_prompt: int, samples_per_shard: int
+    ) -> None:
+        for name, value in (
+            ('images_per_prompt', images_per_prompt),
+            ('samples_per_shard', samples_per_shard),
+        ):
             if value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value}')
         if not len(prompts):
@@ -131,8 +135,10 @@ class Plan:
         self.num_samples = len(prompts) * images_per_prompt
         self.num_shards = -(-self.num_samples // samples_per_shard)
         if self.num_samples > MAX_SAMPLES or self.num_shards > MAX_SHARDS:
-            raise ValueError(f'{self.num_samples:,} samples in {self.num_shards:,} shards are more '
-                             f'than a store may hold ({MAX_SAMPLES:,} and {MAX_SHARDS:,})')
+            raise ValueError(
+                f'{self.num_samples:,} samples in {self.num_shards:,} shards are more '
+                f'than a store may hold ({MAX_SAMPLES:,} and {MAX_SHARDS:,})'
+            )
         self.fingerprint = self._check(prompts)
 
     def shard(self, index: int) -> list[tuple[PromptRecord, int]]:
@@ -140,8 +146,9 @@ class Plan:
         first = index * self.samples_per_shard
         last = min(first + self.samples_per_shard, self.num_samples)
         each = self.images_per_prompt
-        records = {number: self.prompts[number]
-                   for number in range(first // each, (last - 1) // each + 1)}
+        records = {
+            number: self.prompts[number] for number in range(first // each, (last - 1) // each + 1)
+        }
         return [(records[number // each], number % each) for number in range(first, last)]
 
     def _check(self, prompts: Iterable[PromptRecord]) -> str:
@@ -153,19 +160,22 @@ class Plan:
             try:
                 check_key(sample_key(record.id, self.images_per_prompt - 1, self.images_per_prompt))
             except StoreError as error:
-                raise ValueError(f"{self._place}the prompt id {record.id!r} can't be used: "
-                                 f'{error}') from None
+                raise ValueError(
+                    f"{self._place}the prompt id {record.id!r} can't be used: {error}"
+                ) from None
             text = json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True).encode()
             digest.update(text + b'\n')
             hashes.append(_hash64(record.id))
         order = np.argsort(hashes, kind='stable')
         ordered = np.asarray(hashes)[order]
         for place in np.flatnonzero(ordered[1:] == ordered[:-1]):
-            first, second = (self.prompts[int(number)].id for number in order[place:place + 2])
+            first, second = (self.prompts[int(number)].id for number in order[place : place + 2])
             if first == second:
-                raise ValueError(f'{self._place}prompts {order[place]} and {order[place + 1]} '
-                                 f'(counted from 0) have the same id {first!r}; ids must be '
-                                 'unique')
+                raise ValueError(
+                    f'{self._place}prompts {order[place]} and {order[place + 1]} '
+                    f'(counted from 0) have the same id {first!r}; ids must be '
+                    'unique'
+                )
         return digest.hexdigest()
 
 

@@ -1,4 +1,5 @@
 """Reading files that come from others, with limits: JSON, and JSON Lines."""
+
 from __future__ import annotations
 
 import json

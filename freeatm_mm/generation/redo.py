@@ -1,4 +1,5 @@
 """Drawing once more what could not be drawn, in another number format."""
+
 from __future__ import annotations
 
 import os
@@ -7,17 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.generation.generate import GenerationSummary
+from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import RawSample, Sample, StoreError, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_index, load_manifest, shard_name
 from freeatm_mm.store.tar import open_regular, read_sample
 
-from .generate import GenerationSummary
-from .source import ShardSource
-
 __all__ = ['redo_failed']
 
 #: Settings in which the run that redoes may differ from the one that failed.
-_FREE = ('dtype', )
+_FREE = ('dtype',)
 
 
 def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
@@ -60,11 +60,14 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
         found = {key: item for key, item in drawn.items() if isinstance(item, Sample)}
         notes['left_out'] = [
             item | ({'reason': drawn[item['key']]} if item['key'] in drawn else {})
-            for item in left_out if item['key'] not in found]
+            for item in left_out
+            if item['key'] not in found
+        ]
         if found:
             dtype = source.config['dtype']
             notes['redone'] = notes.get('redone', []) + [
-                {'key': key, 'dtype': dtype} for key in found]
+                {'key': key, 'dtype': dtype} for key in found
+            ]
             writer.write_shard(shard, _merged(out, shard, due, found), notes)
             summary.samples += len(found)
             summary.nouns += sum(len(sample.nouns) for sample in found.values())
@@ -76,12 +79,15 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
     return summary
 
 
-def _merged(out: Path, shard: int, keys: list[str],
-            found: dict[str, Sample]) -> Iterator[Sample | RawSample]:
+def _merged(
+    out: Path, shard: int, keys: list[str], found: dict[str, Sample]
+) -> Iterator[Sample | RawSample]:
     """The samples of a shard in their order: the new ones, and those that are there as they are."""
     base = out / shard_name(shard)
-    rows: dict[str, Any] = {row['key'].decode('ascii', 'replace'): row
-                            for row in load_index(base.with_suffix('.index.npy'))}
+    rows: dict[str, Any] = {
+        row['key'].decode('ascii', 'replace'): row
+        for row in load_index(base.with_suffix('.index.npy'))
+    }
     handle = open_regular(base.with_suffix('.tar'))
     try:
         size = os.fstat(handle).st_size

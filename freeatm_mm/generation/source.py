@@ -9,6 +9,7 @@ workers. With another batch size, matrix products round differently: on a CPU, f
 tiny Stable Diffusion differed by at most 2e-6 in a pixel's value (0 to 1), that is one pixel in
 10,000 by one level.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -38,26 +39,46 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
+from freeatm_mm.generation.cascade import Cascade, check_first_stage
+from freeatm_mm.generation.limits import check_settings
+from freeatm_mm.generation.pipelines import (
+    LoadedPipeline,
+    drawing_options,
+    load_pipeline,
+    scheduler_name,
+)
+from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
 from freeatm_mm.store.sample import IMAGE_FORMATS
 from freeatm_mm.store.verify import shard_entries
 
-from .cascade import Cascade, check_first_stage
-from .limits import check_settings
-from .pipelines import LoadedPipeline, drawing_options, load_pipeline, scheduler_name
-from .plan import Plan, PromptFile, sample_key, sample_seed
-
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['MASK_OPTIONS', 'Counts', 'DrawingError', 'GenerationJob', 'ShardSource', 'StorePlan',
-           'TooManyFailed']
+__all__ = [
+    'MASK_OPTIONS',
+    'Counts',
+    'DrawingError',
+    'GenerationJob',
+    'ShardSource',
+    'StorePlan',
+    'TooManyFailed',
+]
 
 #: What masks to store, by name; all but the last three are the recorder's own options.
-MASK_OPTIONS = ('blocks', 'resolutions', 'steps', 'heads', 'probability', 'merge', 'propagate',
-                'crf', 'stage')
+MASK_OPTIONS = (
+    'blocks',
+    'resolutions',
+    'steps',
+    'heads',
+    'probability',
+    'merge',
+    'propagate',
+    'crf',
+    'stage',
+)
 
 _PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
 
@@ -166,30 +187,63 @@ class ShardSource:
             can't be used.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, prompts: Sequence[PromptRecord] | Plan, *,
-                 steps: int = 50, guidance: float = 7.5, batch_size: int = 8, seed: int = 0,
-                 samples_per_shard: int = 5000, images_per_prompt: int = 1,
-                 height: int | None = None, width: int | None = None, image_format: str = 'jpg',
-                 quality: int = 95, lost_nouns: str = 'skip',
-                 masks: bool | Mapping[str, Any] = True, stages: Sequence[LoadedPipeline] = (),
-                 stage_steps: Sequence[int] | None = None,
-                 stage_guidance: Sequence[float] | None = None, keep_hidden: bool = False,
-                 max_failed: float | None = None, name: str | None = None,
-                 revision: str | None = None) -> None:
-        check_settings({'steps': steps, 'guidance': guidance, 'batch_size': batch_size,
-                        'seed': seed, 'samples_per_shard': samples_per_shard,
-                        'images_per_prompt': images_per_prompt, 'height': height, 'width': width,
-                        'quality': quality, 'masks': masks, 'stage_steps': stage_steps,
-                        'stage_guidance': stage_guidance})
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: Sequence[PromptRecord] | Plan,
+        *,
+        steps: int = 50,
+        guidance: float = 7.5,
+        batch_size: int = 8,
+        seed: int = 0,
+        samples_per_shard: int = 5000,
+        images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        image_format: str = 'jpg',
+        quality: int = 95,
+        lost_nouns: str = 'skip',
+        masks: bool | Mapping[str, Any] = True,
+        stages: Sequence[LoadedPipeline] = (),
+        stage_steps: Sequence[int] | None = None,
+        stage_guidance: Sequence[float] | None = None,
+        keep_hidden: bool = False,
+        max_failed: float | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        check_settings(
+            {
+                'steps': steps,
+                'guidance': guidance,
+                'batch_size': batch_size,
+                'seed': seed,
+                'samples_per_shard': samples_per_shard,
+                'images_per_prompt': images_per_prompt,
+                'height': height,
+                'width': width,
+                'quality': quality,
+                'masks': masks,
+                'stage_steps': stage_steps,
+                'stage_guidance': stage_guidance,
+            }
+        )
         if image_format not in IMAGE_FORMATS:
-            raise ValueError(f'image_format must be one of {", ".join(IMAGE_FORMATS)}, got '
-                             f'{image_format!r}')
+            raise ValueError(
+                f'image_format must be one of {", ".join(IMAGE_FORMATS)}, got {image_format!r}'
+            )
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
         self._cascade: Cascade | None = None
         if stages:
-            self._cascade = Cascade(pipeline, stages, steps=stage_steps, guidance=stage_guidance,
-                                    height=height, width=width)
+            self._cascade = Cascade(
+                pipeline,
+                stages,
+                steps=stage_steps,
+                guidance=stage_guidance,
+                height=height,
+                width=width,
+            )
         elif stage_steps is not None or stage_guidance is not None:
             raise ValueError('stage_steps and stage_guidance need further stages')
         else:
@@ -197,14 +251,18 @@ class ShardSource:
         self._pipes = self._cascade.pipes if self._cascade else [pipeline]
         self._mask_stage = masks.get('stage', 1) if isinstance(masks, Mapping) else 1
         if self._mask_stage not in range(1, len(self._pipes) + 1):
-            raise ValueError(f'masks can be taken from stages 1 to {len(self._pipes)}, not '
-                             f'{self._mask_stage}')
+            raise ValueError(
+                f'masks can be taken from stages 1 to {len(self._pipes)}, not {self._mask_stage}'
+            )
         if masks:
             # Refuses a family that can't be recorded, before anything is written.
             find_family(self._mask_pipe)
         self.pipeline = pipeline
-        self.plan = (prompts if isinstance(prompts, Plan)
-                     else Plan(prompts, images_per_prompt, samples_per_shard))
+        self.plan = (
+            prompts
+            if isinstance(prompts, Plan)
+            else Plan(prompts, images_per_prompt, samples_per_shard)
+        )
         self.samples_per_shard = samples_per_shard
         self.num_samples = self.plan.num_samples
         self.batch_size = batch_size
@@ -214,17 +272,25 @@ class ShardSource:
         self.lost_nouns = lost_nouns
         settings = {
             'pipeline': name or type(pipeline).__name__,
-            'revision': revision, 'pipeline_class': type(pipeline).__name__,
+            'revision': revision,
+            'pipeline_class': type(pipeline).__name__,
             'scheduler': type(getattr(pipeline, scheduler_name(pipeline))).__name__,
-            'steps': steps, 'guidance': guidance,
-            'height': height, 'width': width,
-            'dtype': str(pipeline.dtype).removeprefix('torch.')}
+            'steps': steps,
+            'guidance': guidance,
+            'height': height,
+            'width': width,
+            'dtype': str(pipeline.dtype).removeprefix('torch.'),
+        }
         if self._cascade:
             settings['stages'] = self._cascade.settings
         self.config: dict[str, Any] = settings | {
-            'seed': seed, 'images_per_prompt': images_per_prompt, 'image_format': image_format,
+            'seed': seed,
+            'images_per_prompt': images_per_prompt,
+            'image_format': image_format,
             'quality': quality if image_format == 'jpg' else None,
-            'prompts_sha256': self.plan.fingerprint, 'num_samples': self.num_samples}
+            'prompts_sha256': self.plan.fingerprint,
+            'num_samples': self.num_samples,
+        }
         self.settings = settings | {'versions': _versions()}
         if isinstance(masks, Mapping) and masks:
             self.config['masks'] = json.loads(json.dumps(dict(masks)))
@@ -241,7 +307,8 @@ class ShardSource:
         if self._cascade:
             height, width = self._cascade.first_size
         self.call_options = drawing_options(
-            pipeline, steps=steps, guidance=guidance, height=height, width=width)
+            pipeline, steps=steps, guidance=guidance, height=height, width=width
+        )
         self.call_options['output_type'] = 'pil'
         self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
         if 'clean_caption' in drawing_options(self._mask_pipe, steps=1, guidance=1):
@@ -253,18 +320,24 @@ class ShardSource:
     def _choose_masks(self, masks: Mapping[str, Any]) -> None:
         unknown = sorted(masks.keys() - set(MASK_OPTIONS))
         if unknown:
-            raise ValueError(f'masks can be told {", ".join(MASK_OPTIONS)}, not '
-                             f'{", ".join(unknown)}')
+            raise ValueError(
+                f'masks can be told {", ".join(MASK_OPTIONS)}, not {", ".join(unknown)}'
+            )
         options = dict(masks)
         options.pop('stage', None)
         self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
         if 'steps' in options:
             options['steps'] = range(*options['steps'])
-            count = (self.config if self._mask_stage == 1
-                     else self.config['stages'][self._mask_stage - 2])['steps']
+            count = (
+                self.config
+                if self._mask_stage == 1
+                else self.config['stages'][self._mask_stage - 2]
+            )['steps']
             if not set(options['steps']).intersection(range(count)):
-                raise ValueError(f'masks of the steps {masks["steps"]} are none of the '
-                                 f'{count} steps, counted from 0')
+                raise ValueError(
+                    f'masks of the steps {masks["steps"]} are none of the '
+                    f'{count} steps, counted from 0'
+                )
         if self._propagate:
             options['self_attention'] = 32
         self.recorder_options |= options
@@ -284,8 +357,9 @@ class ShardSource:
         """Number of samples in a shard."""
         return min(self.samples_per_shard, self.num_samples - shard * self.samples_per_shard)
 
-    def samples(self, shard: int, counts: Counts,
-                on_batch: Callable[[int], None] | None = None) -> Iterator[Sample]:
+    def samples(
+        self, shard: int, counts: Counts, on_batch: Callable[[int], None] | None = None
+    ) -> Iterator[Sample]:
         """Yield the samples of a shard, drawn in batches that depend on the shard alone.
 
         A sample that can't be drawn is left out and listed in ``counts``: a batch that fails is
@@ -307,7 +381,7 @@ class ShardSource:
         work = self.plan.shard(shard)
         with _quiet(self._pipes):
             for first in range(0, len(work), self.batch_size):
-                batch = work[first:first + self.batch_size]
+                batch = work[first : first + self.batch_size]
                 for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
                     counts.lost_nouns += outcome.lost_nouns
                     counts.flat_masks += outcome.flat_masks
@@ -316,18 +390,24 @@ class ShardSource:
                     if outcome.sample is not None:
                         yield outcome.sample
                         continue
-                    gone = {'key': sample_key(record.id, number, self.plan.images_per_prompt),
-                            'kind': outcome.kind}
+                    gone = {
+                        'key': sample_key(record.id, number, self.plan.images_per_prompt),
+                        'kind': outcome.kind,
+                    }
                     if outcome.kind == 'failed':  # of the others there may be very many
-                        gone |= {'prompt_id': record.id, 'image_number': number,
-                                 'reason': outcome.reason}
+                        gone |= {
+                            'prompt_id': record.id,
+                            'image_number': number,
+                            'reason': outcome.reason,
+                        }
                     counts.left_out.append(gone)
                     self._check_failed(counts)
                 if on_batch is not None:
                     on_batch(first + len(batch))
 
-    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any], *,
-             strict: bool = True) -> dict[int, Sample]:
+    def draw(
+        self, shard: int, rows: Sequence[int], notes: dict[str, Any], *, strict: bool = True
+    ) -> dict[int, Sample]:
         """Draw some samples of a shard again, in the batches in which they were drawn.
 
         Args:
@@ -361,8 +441,10 @@ class ShardSource:
                     if outcome.sample is not None:
                         found[wanted[place]] = outcome.sample
                     elif strict:
-                        raise ValueError(f"the prompt {work[place][0].id} was drawn before and "
-                                         f"can't be now: {outcome.reason}")
+                        raise ValueError(
+                            f'the prompt {work[place][0].id} was drawn before and '
+                            f"can't be now: {outcome.reason}"
+                        )
         return found
 
     def draw_alone(self, shard: int, keys: Sequence[str]) -> dict[str, Sample | str]:
@@ -379,36 +461,45 @@ class ShardSource:
         found: dict[str, Sample | str] = {}
         with _quiet(self._pipes):
             for key in keys:
-                (outcome, ) = self._outcomes([work[key]], Counts())
+                (outcome,) = self._outcomes([work[key]], Counts())
                 found[key] = outcome.reason if outcome.sample is None else outcome.sample
         return found
 
     def _is_cut(self, prompt: str) -> bool:
         """Whether CLIP sees the beginning of a prompt only, and no other encoder sees it all."""
-        tokenizers = [item for name, item in vars(self.pipeline).items()
-                      if name.startswith('tokenizer') and callable(item)]
+        tokenizers = [
+            item
+            for name, item in vars(self.pipeline).items()
+            if name.startswith('tokenizer') and callable(item)
+        ]
         return bool(tokenizers) and all(
             type(item).__name__.startswith('CLIPTokenizer')
             and len(prompt) > item.model_max_length - 2  # a token has a character at least
-            and len(item(prompt).input_ids) > item.model_max_length for item in tokenizers)
+            and len(item(prompt).input_ids) > item.model_max_length
+            for item in tokenizers
+        )
 
     def _check_failed(self, counts: Counts) -> None:
         failed = self.failed_before + counts.failed
         if failed > self.max_failed:
             last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
             some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
-            raise TooManyFailed(f'{failed} samples could not be drawn, and {self.max_failed} may '
-                                f'fail (max_failed) before the run stops; the last: {some}')
+            raise TooManyFailed(
+                f'{failed} samples could not be drawn, and {self.max_failed} may '
+                f'fail (max_failed) before the run stops; the last: {some}'
+            )
 
-    def _outcomes(self, batch: Sequence[tuple[PromptRecord, int]],
-                  counts: Counts) -> list[_Outcome]:
+    def _outcomes(
+        self, batch: Sequence[tuple[PromptRecord, int]], counts: Counts
+    ) -> list[_Outcome]:
         """What becomes of the samples of a batch, in order."""
         first: Exception | None = None
         try:
             outcomes = self._draw_together(batch)
         except Exception as error:  # of a pipeline, a scheduler, a tokenizer, the device
             if self.lost_nouns == 'raise' and isinstance(
-                    error, (NounAlignmentError, NounTruncatedError)):
+                error, (NounAlignmentError, NounTruncatedError)
+            ):
                 raise _about(batch, error) from None
             first, outcomes = error, []
         if first is not None and len(batch) > 1:
@@ -445,40 +536,76 @@ class ShardSource:
             lost: list[dict[int, str]] = [{} for _ in batch]
         generators = [torch.Generator().manual_seed(value) for value in seeds]
         # True guidance is off without a negative prompt (Qwen-Image).
-        negative = ({'negative_prompt': [' '] * len(batch)}
-                    if 'true_cfg_scale' in self.call_options else {})
+        negative = (
+            {'negative_prompt': [' '] * len(batch)} if 'true_cfg_scale' in self.call_options else {}
+        )
         # Noise from the CPU is the same on every device. Casting what is not a number to a
         # pixel would give black; errstate makes it an error.
         with np.errstate(invalid='raise'):
             if self._cascade:
-                further = [[torch.Generator().manual_seed(
-                    sample_seed(self.seed, record.id, number, stage)) for record, number in batch]
-                           for stage in range(2, len(self._pipes) + 1)]
-                output = self._cascade.draw(prompts, [generators, *further], self.call_options,
-                                            recorder, self._mask_stage)
+                further = [
+                    [
+                        torch.Generator().manual_seed(
+                            sample_seed(self.seed, record.id, number, stage)
+                        )
+                        for record, number in batch
+                    ]
+                    for stage in range(2, len(self._pipes) + 1)
+                ]
+                output = self._cascade.draw(
+                    prompts, [generators, *further], self.call_options, recorder, self._mask_stage
+                )
             else:
                 with recorder:
                     # Some pipelines that the recorder doesn't know take one generator only.
                     output = self.pipeline(
-                        prompt=prompts, **self.call_options, **negative,
-                        generator=generators if self.masks or len(batch) > 1 else generators[0])
+                        prompt=prompts,
+                        **self.call_options,
+                        **negative,
+                        generator=generators if self.masks or len(batch) > 1 else generators[0],
+                    )
         if len(output.images) != len(batch):
-            raise ValueError(f'{type(self.pipeline).__name__} drew {len(output.images)} images '
-                             f'from {len(batch)} prompts')
+            raise ValueError(
+                f'{type(self.pipeline).__name__} drew {len(output.images)} images '
+                f'from {len(batch)} prompts'
+            )
         wanted = (self.settings['width'], self.settings['height'])
         if wanted != (None, None) and output.images[0].size != wanted:
-            raise ValueError(f'{type(self.pipeline).__name__} drew images of size '
-                             f'{output.images[0].size} (width, height), not {wanted}')
-        raw = (recorder.masks(propagate=self._propagate) if self.masks
-               else [torch.zeros(0, 1, 1) for _ in batch])
+            raise ValueError(
+                f'{type(self.pipeline).__name__} drew images of size '
+                f'{output.images[0].size} (width, height), not {wanted}'
+            )
+        raw = (
+            recorder.masks(propagate=self._propagate)
+            if self.masks
+            else [torch.zeros(0, 1, 1) for _ in batch]
+        )
         hidden = _hidden(self._pipes[-1], output)
-        return [self._outcome(record, number, seeds[place], output.images[place], hidden[place],
-                              raw[place], recorded[place], lost[place])
-                for place, (record, number) in enumerate(batch)]
+        return [
+            self._outcome(
+                record,
+                number,
+                seeds[place],
+                output.images[place],
+                hidden[place],
+                raw[place],
+                recorded[place],
+                lost[place],
+            )
+            for place, (record, number) in enumerate(batch)
+        ]
 
-    def _outcome(self, record: PromptRecord, number: int, seed: int, image: Image.Image,
-                 hidden: bool, raw: torch.Tensor, recorded: list[int],
-                 lost: dict[int, str]) -> _Outcome:
+    def _outcome(
+        self,
+        record: PromptRecord,
+        number: int,
+        seed: int,
+        image: Image.Image,
+        hidden: bool,
+        raw: torch.Tensor,
+        recorded: list[int],
+        lost: dict[int, str],
+    ) -> _Outcome:
         """Make a sample of an image and its masks, or say why it is left out."""
         outcome = _Outcome(hidden=hidden)
         if hidden and not self.keep_hidden:
@@ -487,11 +614,19 @@ class ShardSource:
         if not torch.isfinite(raw).all():
             outcome.kind, outcome.reason = 'failed', 'its masks are not numbers'
             return outcome
-        meta = {'prompt_id': record.id, 'source': record.source, 'image_number': number,
-                'seed': seed, **self.settings, 'hidden_by_safety_checker': hidden}
+        meta = {
+            'prompt_id': record.id,
+            'source': record.source,
+            'image_number': number,
+            'seed': seed,
+            **self.settings,
+            'hidden_by_safety_checker': hidden,
+        }
         if lost:
-            meta['lost_nouns'] = [record.nouns[index].to_json() | {'reason': reason}
-                                  for index, reason in sorted(lost.items())]
+            meta['lost_nouns'] = [
+                record.nouns[index].to_json() | {'reason': reason}
+                for index, reason in sorted(lost.items())
+            ]
             outcome.lost_nouns = len(lost)
         kept = [row for row, index in enumerate(recorded) if index not in lost]
         maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
@@ -499,10 +634,16 @@ class ShardSource:
         outcome.flat_masks = int(flat.sum())
         meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[kept])]
         outcome.sample = Sample.from_image(
-            sample_key(record.id, number, self.plan.images_per_prompt), image,
-            image_format=self.image_format, quality=self.quality, caption=record.prompt,
-            nouns=tuple(record.nouns[recorded[row]] for row in kept), masks=levels,
-            scales=scales, meta=meta)
+            sample_key(record.id, number, self.plan.images_per_prompt),
+            image,
+            image_format=self.image_format,
+            quality=self.quality,
+            caption=record.prompt,
+            nouns=tuple(record.nouns[recorded[row]] for row in kept),
+            masks=levels,
+            scales=scales,
+            meta=meta,
+        )
         return outcome
 
     def _sharpened(self, masks: torch.Tensor, image: Image.Image) -> torch.Tensor:
@@ -514,8 +655,9 @@ class ShardSource:
         soft, _ = minmax(resize(masks, (height, width)))
         return torch.from_numpy(dense_crf(soft, np.asarray(image.convert('RGB'))))
 
-    def _recorder(self, batch: Sequence[tuple[PromptRecord, int]]) -> tuple[
-            AttentionRecorder, list[list[int]], list[dict[int, str]]]:
+    def _recorder(
+        self, batch: Sequence[tuple[PromptRecord, int]]
+    ) -> tuple[AttentionRecorder, list[list[int]], list[dict[int, str]]]:
         """A recorder for a batch.
 
         Returns:
@@ -535,23 +677,28 @@ class ShardSource:
                         self._recorder_of([sample], [[index]])
                     except NounAlignmentError:
                         lost[place][index] = 'not found among the tokens'
-            recorded = [[index for index in indices if index not in gone]
-                        for indices, gone in zip(recorded, lost)]
+            recorded = [
+                [index for index in indices if index not in gone]
+                for indices, gone in zip(recorded, lost)
+            ]
             recorder = self._recorder_of(batch, recorded)
         for place, row in recorder.truncated:
             lost[place][recorded[place][row]] = 'cut off by the tokenizer'
         return recorder, recorded, lost
 
-    def _recorder_of(self, batch: Sequence[tuple[PromptRecord, int]],
-                     indices: Sequence[Sequence[int]]) -> AttentionRecorder:
-        nouns = [[record.nouns[index] for index in chosen]
-                 for (record, _), chosen in zip(batch, indices)]
-        return AttentionRecorder(self._mask_pipe, [record.prompt for record, _ in batch], nouns,
-                                 **self.recorder_options)
+    def _recorder_of(
+        self, batch: Sequence[tuple[PromptRecord, int]], indices: Sequence[Sequence[int]]
+    ) -> AttentionRecorder:
+        nouns = [
+            [record.nouns[index] for index in chosen] for (record, _), chosen in zip(batch, indices)
+        ]
+        return AttentionRecorder(
+            self._mask_pipe, [record.prompt for record, _ in batch], nouns, **self.recorder_options
+        )
 
 
 #: Drawn where all of a batch fails, to tell prompts that can't be drawn from settings that can't.
-_PROOF = PromptRecord('proof', 'a photo of a dog', (Noun('dog', 13, 16, 'dog'), ))
+_PROOF = PromptRecord('proof', 'a photo of a dog', (Noun('dog', 13, 16, 'dog'),))
 
 
 def _number_allowed(max_failed: float | None, num_samples: int) -> int:
@@ -559,8 +706,10 @@ def _number_allowed(max_failed: float | None, num_samples: int) -> int:
     if max_failed is None:
         return max(10, num_samples // 10)
     if isinstance(max_failed, bool) or not 0 <= max_failed <= 1e12:  # NaN is neither
-        raise ValueError('max_failed must be a share of the samples below 1, or a number of them, '
-                         f'got {max_failed}')
+        raise ValueError(
+            'max_failed must be a share of the samples below 1, or a number of them, '
+            f'got {max_failed}'
+        )
     return int(max_failed * num_samples if 0 < max_failed < 1 else max_failed)
 
 
@@ -590,8 +739,10 @@ def _about(batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Excep
 def _reason(error: Exception) -> str:
     """What an error says, in a line that is the same each time."""
     if isinstance(error, FloatingPointError):
-        return ('its image is not a number (NaN): too large for the number format; float32, or '
-                'bfloat16, holds it')
+        return (
+            'its image is not a number (NaN): too large for the number format; float32, or '
+            'bfloat16, holds it'
+        )
     text = ' '.join(str(error).split()) or type(error).__name__
     text = re.sub(r'0x[0-9a-fA-F]+', '0x...', text)
     if not isinstance(error, (ValueError, RuntimeError)):
@@ -600,9 +751,11 @@ def _reason(error: Exception) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            or isinstance(error, RuntimeError) and (
-                'out of memory' in str(error) or "can't allocate memory" in str(error)))
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or isinstance(error, RuntimeError)
+        and ('out of memory' in str(error) or "can't allocate memory" in str(error))
+    )
 
 
 class StorePlan:
@@ -626,8 +779,9 @@ class StorePlan:
             each, fingerprint = self.config['images_per_prompt'], self.config['prompts_sha256']
             records = PromptFile(prompts, self.num_samples // each)
         except (KeyError, TypeError):
-            raise StoreError(f"{Path(path) / MANIFEST} doesn't say from which prompts the store "
-                             'was drawn') from None
+            raise StoreError(
+                f"{Path(path) / MANIFEST} doesn't say from which prompts the store was drawn"
+            ) from None
         self.plan = Plan(records, each, self.samples_per_shard)
         if self.plan.fingerprint != fingerprint:
             raise ValueError(f'the prompts in {prompts} are not those that {path} was drawn from')
@@ -642,17 +796,21 @@ class StorePlan:
 
 
 def _keys(plan: Plan, shard: int) -> list[str]:
-    return [sample_key(record.id, number, plan.images_per_prompt)
-            for record, number in plan.shard(shard)]
+    return [
+        sample_key(record.id, number, plan.images_per_prompt)
+        for record, number in plan.shard(shard)
+    ]
 
 
 def _read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         return load_manifest(Path(path) / MANIFEST, STORE_FORMAT)
     except FileNotFoundError:
-        raise StoreError(f'{Path(path) / MANIFEST} is missing, and with it the settings of the '
-                         'run: start tools/generate.py once more with the same '
-                         'arguments') from None
+        raise StoreError(
+            f'{Path(path) / MANIFEST} is missing, and with it the settings of the '
+            'run: start tools/generate.py once more with the same '
+            'arguments'
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -699,12 +857,17 @@ class GenerationJob:
             ValueError: If a setting is out of range, or the prompts can't be used.
             StoreError: If ``out`` holds a store made with other settings.
         """
-        defaults = {name: parameter.default for name, parameter in
-                    inspect.signature(ShardSource).parameters.items()}
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(ShardSource).parameters.items()
+        }
         settings = defaults | self.options
         check_settings(settings)
-        plan = Plan(PromptFile(self.prompts, self.limit), settings['images_per_prompt'],
-                    settings['samples_per_shard'])
+        plan = Plan(
+            PromptFile(self.prompts, self.limit),
+            settings['images_per_prompt'],
+            settings['samples_per_shard'],
+        )
         _number_allowed(settings['max_failed'], plan.num_samples)
         if out is not None:
             self._check_store(Path(out), plan, settings)
@@ -720,20 +883,36 @@ class GenerationJob:
             raise StoreError(f"{out} can't be a store: it is a file, or lies in one") from None
         if not manifest.get('complete') and not any(out.glob('shard-*')):
             return
-        known = {name: settings[name] for name in (
-            'steps', 'guidance', 'seed', 'images_per_prompt', 'image_format', 'samples_per_shard',
-            'height', 'width')}
+        known = {
+            name: settings[name]
+            for name in (
+                'steps',
+                'guidance',
+                'seed',
+                'images_per_prompt',
+                'image_format',
+                'samples_per_shard',
+                'height',
+                'width',
+            )
+        }
         known |= {'prompts_sha256': plan.fingerprint, 'num_samples': plan.num_samples}
         if self.scheduler:
             known['scheduler'] = self.scheduler
         config = manifest.get('config')
         found = (config if isinstance(config, dict) else {}) | {
-            'samples_per_shard': manifest.get('samples_per_shard')}
-        differences = [f'{name} is {found.get(name)!r} there and {value!r} here'
-                       for name, value in sorted(known.items()) if found.get(name) != value]
+            'samples_per_shard': manifest.get('samples_per_shard')
+        }
+        differences = [
+            f'{name} is {found.get(name)!r} there and {value!r} here'
+            for name, value in sorted(known.items())
+            if found.get(name) != value
+        ]
         if differences:
-            raise StoreError(f'{out} holds a store made otherwise: {"; ".join(differences)}. Use '
-                             'the same settings to go on, or another folder')
+            raise StoreError(
+                f'{out} holds a store made otherwise: {"; ".join(differences)}. Use '
+                'the same settings to go on, or another folder'
+            )
 
     def source(self, local_rank: int | None = None, plan: Plan | None = None) -> ShardSource:
         """Read the prompts and load the pipeline.
@@ -750,22 +929,38 @@ class GenerationJob:
         device = self.device
         if local_rank is not None and device in (None, 'cuda') and torch.cuda.is_available():
             device = f'cuda:{local_rank % torch.cuda.device_count()}'
-        loaded = load_pipeline(self.pipeline, revision=self.revision, scheduler=self.scheduler,
-                               dtype=self.dtype, device=device, variant=self.variant)
+        loaded = load_pipeline(
+            self.pipeline,
+            revision=self.revision,
+            scheduler=self.scheduler,
+            dtype=self.dtype,
+            device=device,
+            variant=self.variant,
+        )
         stages = []
         for number, stage in enumerate(self.stages):
             place, _, revision = (stage, '', '') if Path(stage).is_dir() else stage.partition('@')
-            stages.append(load_pipeline(
-                place, revision=revision or None, dtype=self.dtype, device=device,
-                variant=self.variant,
-                # Stage II gets the embeddings of stage I, whose encoder has 5 billion weights.
-                without=('text_encoder', ) if number == 0 else ()))
-        return ShardSource(loaded.pipe, plan, **{
-            'name': loaded.name, 'revision': loaded.revision, 'stages': stages, **self.options})
+            stages.append(
+                load_pipeline(
+                    place,
+                    revision=revision or None,
+                    dtype=self.dtype,
+                    device=device,
+                    variant=self.variant,
+                    # Stage II gets the embeddings of stage I, whose encoder has 5 billion weights.
+                    without=('text_encoder',) if number == 0 else (),
+                )
+            )
+        return ShardSource(
+            loaded.pipe,
+            plan,
+            **{'name': loaded.name, 'revision': loaded.revision, 'stages': stages, **self.options},
+        )
 
     @classmethod
-    def of_store(cls, path: str | Path, pipeline: str, prompts: str, **changes: Any
-                 ) -> GenerationJob:
+    def of_store(
+        cls, path: str | Path, pipeline: str, prompts: str, **changes: Any
+    ) -> GenerationJob:
         """The job that made a store, from the store's own records.
 
         Args:
@@ -780,16 +975,29 @@ class GenerationJob:
         file, manifest = Path(path) / MANIFEST, _read_manifest(path)
         try:
             config = dict(manifest['config'])
-            options = {name: config[name] for name in (
-                'steps', 'guidance', 'seed', 'images_per_prompt', 'height', 'width',
-                'image_format')}
-            options |= {'name': config['pipeline'], 'quality': config['quality'] or 95,
-                        'samples_per_shard': manifest['samples_per_shard'],
-                        'masks': config.get('masks', True),
-                        'keep_hidden': config.get('keep_hidden', False)}
+            options = {
+                name: config[name]
+                for name in (
+                    'steps',
+                    'guidance',
+                    'seed',
+                    'images_per_prompt',
+                    'height',
+                    'width',
+                    'image_format',
+                )
+            }
+            options |= {
+                'name': config['pipeline'],
+                'quality': config['quality'] or 95,
+                'samples_per_shard': manifest['samples_per_shard'],
+                'masks': config.get('masks', True),
+                'keep_hidden': config.get('keep_hidden', False),
+            }
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
-                entry for _, entry in sorted(shard_entries(path)[0].items())]
+                entry for _, entry in sorted(shard_entries(path)[0].items())
+            ]
             notes = entries[0].get('notes', {}) if entries else {}
             if 'batch_size' in notes:
                 options['batch_size'] = notes['batch_size']
@@ -797,32 +1005,46 @@ class GenerationJob:
             revision = config['revision']
             stages = config.get('stages', [])
             if stages:
-                options |= {'stage_steps': [stage['steps'] for stage in stages],
-                            'stage_guidance': [stage['guidance'] for stage in stages]}
+                options |= {
+                    'stage_steps': [stage['steps'] for stage in stages],
+                    'stage_guidance': [stage['guidance'] for stage in stages],
+                }
                 if 'stages' not in changes:
                     if any('/' not in stage['pipeline'] for stage in stages):
-                        raise StoreError(f'{file} names further stages that were folders: give '
-                                         'them')
-                    changes['stages'] = tuple(f'{stage["pipeline"]}@{stage["revision"]}'
-                                              for stage in stages)
-            job = cls(pipeline, prompts, limit=config['num_samples'] // config['images_per_prompt'],
-                      revision=None if str(revision).startswith('sha256:') else revision,
-                      scheduler=config['scheduler'], dtype=config['dtype'])
+                        raise StoreError(
+                            f'{file} names further stages that were folders: give them'
+                        )
+                    changes['stages'] = tuple(
+                        f'{stage["pipeline"]}@{stage["revision"]}' for stage in stages
+                    )
+            job = cls(
+                pipeline,
+                prompts,
+                limit=config['num_samples'] // config['images_per_prompt'],
+                revision=None if str(revision).startswith('sha256:') else revision,
+                scheduler=config['scheduler'],
+                dtype=config['dtype'],
+            )
         except (KeyError, TypeError, IndexError, AttributeError):
-            raise StoreError(f"{file} doesn't say how the store was drawn, so nothing in it can "
-                             'be drawn again') from None
+            raise StoreError(
+                f"{file} doesn't say how the store was drawn, so nothing in it can be drawn again"
+            ) from None
         own = {item.name for item in fields(cls)}
         options |= {name: value for name, value in changes.items() if name not in own}
-        return replace(job, options=options,
-                       **{name: value for name, value in changes.items() if name in own})
+        return replace(
+            job, options=options, **{name: value for name, value in changes.items() if name in own}
+        )
 
 
 @contextmanager
 def _quiet(pipes: Sequence[DiffusionPipeline]) -> Iterator[None]:
     """Keep the pipelines' own bars, and what they say of every long prompt, off the screen."""
     before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
-    handlers = [handler for name in ('diffusers', 'transformers')
-                for handler in logging.getLogger(name).handlers]
+    handlers = [
+        handler
+        for name in ('diffusers', 'transformers')
+        for handler in logging.getLogger(name).handlers
+    ]
     for pipe, config in zip(pipes, before):
         pipe.set_progress_bar_config(**config | {'disable': True})
     for handler in handlers:

@@ -5,6 +5,7 @@ Processors `freeatm_caption` and `freeatm_image_train`, builders `freeatm_pretra
 `freeatm_retrieval`, and the runner `freeatm_runner`. Needs LAVIS, and nothing of OpenMMLab or
 diffusers.
 """
+
 from freeatm_mm.compat import require_lavis
 
 require_lavis()

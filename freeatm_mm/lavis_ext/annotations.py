@@ -8,6 +8,7 @@ Detections are one object ::
 
 with boxes in pixels and an entry for every image, empty where nothing was found.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,8 +23,17 @@ from freeatm_mm.compat import refuse_truncated_images
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import check_json, read_json
 
-__all__ = ['MAX_BYTES', 'UnreadableImage', 'check_pictures', 'mirrored_pairs', 'open_picture',
-           'pass_over_unreadable', 'read_captions', 'read_detections', 'read_retrieval']
+__all__ = [
+    'MAX_BYTES',
+    'UnreadableImage',
+    'check_pictures',
+    'mirrored_pairs',
+    'open_picture',
+    'pass_over_unreadable',
+    'read_captions',
+    'read_detections',
+    'read_retrieval',
+]
 
 #: An annotation file of more bytes is refused; detections in 0.3 M images take some 1.6 GB.
 MAX_BYTES = 1 << 32
@@ -58,18 +68,22 @@ def _rows(path: str | Path, what: str, shape: dict[str, Any]) -> list[dict[str, 
     for number, row in enumerate(rows):
         name = row['image']
         if not name.strip() or '\0' in name:
-            raise InputError(f'{path}[{number}]: image must be the path of a picture, got '
-                             f'{name!r}')
+            raise InputError(f'{path}[{number}]: image must be the path of a picture, got {name!r}')
         if '..' in Path(name).parts:
-            raise InputError(f'{path}[{number}]: the image {name!r} leads out of the folder of '
-                             'images')
+            raise InputError(
+                f'{path}[{number}]: the image {name!r} leads out of the folder of images'
+            )
     return rows
 
 
 def _check_caption(caption: Any, where: str, several: bool = False) -> None:
     if not isinstance(caption, str):
-        more = ('; an entry that has several captions belongs in a set to be searched, and in '
-                'training has an entry for each' if isinstance(caption, list) else '')
+        more = (
+            '; an entry that has several captions belongs in a set to be searched, and in '
+            'training has an entry for each'
+            if isinstance(caption, list)
+            else ''
+        )
         raise InputError(f'{where} must be text, got {_short(caption)}{more}')
     if not caption.strip():
         raise InputError(f'{where} is empty')
@@ -81,25 +95,36 @@ def _short(value: Any) -> str:
 
 
 def _check_objects(found: Any, where: str) -> None:
-    """Whether a list of objects has a name and a box each; whether these lie in their image shows
-    when it is opened."""
+    """Check that each of a list of objects has a name and a box.
+
+    Whether boxes lie in their image shows when it is opened.
+    """
     if not isinstance(found, list):
         raise InputError(f'{where} must be a list of objects, got {_short(found)}')
     for number, thing in enumerate(found):
         if not isinstance(thing, dict) or 'name' not in thing or 'box' not in thing:
-            raise InputError(f'{where}[{number}]: an object needs "name" and "box", got '
-                             f'{_short(thing)}')
+            raise InputError(
+                f'{where}[{number}]: an object needs "name" and "box", got {_short(thing)}'
+            )
         name, box = thing['name'], thing['box']
         if not isinstance(name, str) or not name.strip():
             raise InputError(f'{where}[{number}]: name must be text, got {_short(name)}')
-        if not isinstance(box, list) or len(box) != 4 or any(
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or any(
                 isinstance(edge, bool) or not isinstance(edge, (int, float)) or abs(edge) > 1e9
-                for edge in box):
-            raise InputError(f'{where}[{number}]: the box of {name!r} must be four numbers x1, y1, '
-                             f'x2, y2, got {_short(box)}')
+                for edge in box
+            )
+        ):
+            raise InputError(
+                f'{where}[{number}]: the box of {name!r} must be four numbers x1, y1, '
+                f'x2, y2, got {_short(box)}'
+            )
         if not (max(box[0], 0) < box[2] and max(box[1], 0) < box[3]):
-            raise InputError(f'{where}[{number}]: the box {box} of {name!r} is empty or lies '
-                             'outside its image')
+            raise InputError(
+                f'{where}[{number}]: the box {box} of {name!r} is empty or lies outside its image'
+            )
 
 
 def read_captions(path: str | Path) -> list[dict[str, Any]]:
@@ -145,22 +170,28 @@ def read_retrieval(path: str | Path, train: bool) -> list[dict[str, Any]]:
             if isinstance(key, bool) or not isinstance(key, (int, str)):
                 raise InputError(f'{where}: image_id must be a number or text, got {_short(key)}')
             if ids.setdefault(key, image) != image:
-                raise InputError(f'{where}: image_id {key!r} is that of two images, {ids[key]!r} '
-                                 f'and {image!r}')
+                raise InputError(
+                    f'{where}: image_id {key!r} is that of two images, {ids[key]!r} and {image!r}'
+                )
             if images.setdefault(image, (number, key))[1] != key:
-                raise InputError(f'{where}: the image {image!r} has two ids, '
-                                 f'{images[image][1]!r} and {key!r}')
+                raise InputError(
+                    f'{where}: the image {image!r} has two ids, {images[image][1]!r} and {key!r}'
+                )
             continue
         if not isinstance(row['caption'], list):
-            raise InputError(f'{where}: caption must be a list of texts, the captions of this '
-                             f'image, got {_short(row["caption"])}')
+            raise InputError(
+                f'{where}: caption must be a list of texts, the captions of this '
+                f'image, got {_short(row["caption"])}'
+            )
         if not row['caption']:
             raise InputError(f'{where}: caption is an empty list')
         for place, caption in enumerate(row['caption']):
             _check_caption(caption, f'{where}: caption[{place}]')
         if images.setdefault(image, (number, None))[0] != number:
-            raise InputError(f'{where}: the image {image!r} is that of entry {images[image][0]}, '
-                             'too: one entry holds all captions of an image')
+            raise InputError(
+                f'{where}: the image {image!r} is that of entry {images[image][0]}, '
+                'too: one entry holds all captions of an image'
+            )
     if not train:
         mirrored_pairs(rows, str(path))
     return rows
@@ -178,13 +209,16 @@ def mirrored_pairs(rows: Sequence[dict[str, Any]], where: str) -> np.ndarray | N
     for number, row in enumerate(rows):
         other = row.get('mirrored')
         if type(other) is not int or len(row['caption']) != 1:
-            raise InputError(f'{where}[{number}]: a retrieval set with mirrored pairs must have '
-                             'one caption and a "mirrored" in every annotation')
+            raise InputError(
+                f'{where}[{number}]: a retrieval set with mirrored pairs must have '
+                'one caption and a "mirrored" in every annotation'
+            )
     for number, row in enumerate(rows):
         other = row['mirrored']
         if not (0 <= other < len(rows) and rows[other]['mirrored'] == number):
-            raise InputError(f'{where}[{number}]: mirrored is {other}, whose own does not lead '
-                             'back')
+            raise InputError(
+                f'{where}[{number}]: mirrored is {other}, whose own does not lead back'
+            )
     return np.array([row['mirrored'] for row in rows])
 
 
@@ -215,8 +249,13 @@ def read_detections(path: str | Path) -> dict[str, list[dict[str, Any]]]:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def check_pictures(rows: Sequence[dict[str, Any]], images: str | Path, where: str | Path,
-                   pass_over: bool = False, open_each: bool = False) -> list[dict[str, Any]]:
+def check_pictures(
+    rows: Sequence[dict[str, Any]],
+    images: str | Path,
+    where: str | Path,
+    pass_over: bool = False,
+    open_each: bool = False,
+) -> list[dict[str, Any]]:
     """Look for the pictures that a list of annotations names.
 
     Args:
@@ -237,15 +276,18 @@ def check_pictures(rows: Sequence[dict[str, Any]], images: str | Path, where: st
     for number, row in enumerate(rows):
         head, tail = os.path.split(row['image'])
         if os.path.isabs(head) and os.path.commonpath([root, head]) != root:
-            raise InputError(f'{where}[{number}]: the image {row["image"]!r} lies outside the '
-                             f'folder of images {images}')
+            raise InputError(
+                f'{where}[{number}]: the image {row["image"]!r} lies outside the '
+                f'folder of images {images}'
+            )
         folders.setdefault(head, []).append((number, tail))
     missing = []
     for head, wanted in folders.items():
         folder = os.path.join(images, head)
         if len(wanted) < _FEW:
-            missing += [number for number, tail in wanted
-                        if not os.path.isfile(os.path.join(folder, tail))]
+            missing += [
+                number for number, tail in wanted if not os.path.isfile(os.path.join(folder, tail))
+            ]
             continue
         try:
             with os.scandir(folder) as entries:
@@ -257,7 +299,8 @@ def check_pictures(rows: Sequence[dict[str, Any]], images: str | Path, where: st
         first = min(missing)
         raise UnreadableImage(
             f'{where}[{first}]: there is no picture {rows[first]["image"]!r} in {images}'
-            + (f' ({len(missing)} of {len(rows)} entries lack theirs)' if missing[1:] else ''))
+            + (f' ({len(missing)} of {len(rows)} entries lack theirs)' if missing[1:] else '')
+        )
     if open_each:
         for number, row in enumerate(rows):
             open_picture(Path(images, row['image']), f'{where}[{number}]', decode=False)
@@ -294,8 +337,9 @@ def open_picture(source: Any, where: str, decode: bool = True) -> Image.Image:
         raise UnreadableImage(f"{where}: the image{shown} can't be read ({reason[0]})") from None
 
 
-def pass_over_unreadable(load: Callable[[int], T], index: int, total: int,
-                         pass_over: bool) -> tuple[T, int]:
+def pass_over_unreadable(
+    load: Callable[[int], T], index: int, total: int, pass_over: bool
+) -> tuple[T, int]:
     """What ``load`` gives for a number, or for the next one whose picture can be read.
 
     Args:
@@ -317,12 +361,18 @@ def pass_over_unreadable(load: Callable[[int], T], index: int, total: int,
             if not pass_over:
                 raise
             last = error
-    raise UnreadableImage(f'{passed + 1} pictures one after the other can\'t be read, the last '
-                          f'one: {last}')
+    raise UnreadableImage(
+        f"{passed + 1} pictures one after the other can't be read, the last one: {last}"
+    )
 
 
-def check_detected(names: Iterable[str], detections: dict[str, Any], detected_in: str | Path,
-                   source: str | Path, what: str) -> None:
+def check_detected(
+    names: Iterable[str],
+    detections: dict[str, Any],
+    detected_in: str | Path,
+    source: str | Path,
+    what: str,
+) -> None:
     """Whether a file of detections has an entry for every image.
 
     Raises:
@@ -331,5 +381,7 @@ def check_detected(names: Iterable[str], detections: dict[str, Any], detected_in
     lacking = [name for name in names if name not in detections]
     if lacking:
         more = f' and {len(lacking) - 1} more' if lacking[1:] else ''
-        raise InputError(f'{detected_in} has no entry for {what} {lacking[0]!r}{more} of {source}: '
-                         'detect objects in all its images')
+        raise InputError(
+            f'{detected_in} has no entry for {what} {lacking[0]!r}{more} of {source}: '
+            'detect objects in all its images'
+        )

@@ -1,4 +1,5 @@
 """The builders: from a yaml's paths to datasets. Nothing is ever downloaded."""
+
 from __future__ import annotations
 
 import logging
@@ -58,10 +59,14 @@ class _Builder(BaseDatasetBuilder):
 
     def __init__(self, cfg=None) -> None:
         if cfg is not None and not isinstance(cfg, str):  # as LAVIS's `Config` lays it
-            given = {name: value for name, value in plain(cfg, f'datasets.{self.NAME}').items()
-                     if value is not None}
-            cfg = OmegaConf.merge(load_dataset_config(self.default_config_path()),
-                                  OmegaConf.create(given))
+            given = {
+                name: value
+                for name, value in plain(cfg, f'datasets.{self.NAME}').items()
+                if value is not None
+            }
+            cfg = OmegaConf.merge(
+                load_dataset_config(self.default_config_path()), OmegaConf.create(given)
+            )
         super().__init__(cfg)
 
     def read_info(self) -> dict[str, Any]:
@@ -77,7 +82,9 @@ class _Builder(BaseDatasetBuilder):
 
 @registry.register_builder('freeatm_pretrain')
 class FreeATMPretrainBuilder(_Builder):
-    """Pairs for pretraining. `build_info` takes:
+    """Pairs for pretraining.
+
+    `build_info` takes:
 
     - `store`: folder of a store, or a list of them;
     - `annotations`: LAVIS's caption JSON, or a list, with `images`, the folder (or one for each)
@@ -92,9 +99,16 @@ class FreeATMPretrainBuilder(_Builder):
 
     train_dataset_cls = FreeATMPretrainDataset
     DATASET_CONFIG_DICT = {'default': str(_CONFIGS / 'freeatm_pretrain.yaml')}
-    NAME, KINDS = 'freeatm_pretrain', ('train', )
-    INFO = {'store': _paths, 'annotations': _paths, 'images': _paths, 'detections': _paths,
-            'threshold': number(0, 1), 'share': number(0, 1, above=True), 'skip_unreadable': truth}
+    NAME, KINDS = 'freeatm_pretrain', ('train',)
+    INFO = {
+        'store': _paths,
+        'annotations': _paths,
+        'images': _paths,
+        'detections': _paths,
+        'threshold': number(0, 1),
+        'share': number(0, 1, above=True),
+        'skip_unreadable': truth,
+    }
 
     def build_datasets(self) -> dict[str, FreeATMPretrainDataset]:
         """The one split, 'train'.
@@ -108,34 +122,51 @@ class FreeATMPretrainBuilder(_Builder):
         stores, files = _as_list(info.get('store')), _as_list(info.get('annotations'))
         folders, detections = _as_list(info.get('images')), _as_list(info.get('detections'))
         if not stores and not files:
-            raise InputError('freeatm_pretrain: build_info names no pairs; set store or '
-                             'annotations (--options '
-                             'datasets.freeatm_pretrain.build_info.store=FOLDER)')
+            raise InputError(
+                'freeatm_pretrain: build_info names no pairs; set store or '
+                'annotations (--options '
+                'datasets.freeatm_pretrain.build_info.store=FOLDER)'
+            )
         if len(folders) == 1 and files:
             folders *= len(files)
         if len(folders) != len(files):
-            raise InputError(f'freeatm_pretrain: {len(files)} files of annotations need as many '
-                             f'folders of images, or one for all; got {len(folders)}')
+            raise InputError(
+                f'freeatm_pretrain: {len(files)} files of annotations need as many '
+                f'folders of images, or one for all; got {len(folders)}'
+            )
         if detections and len(detections) != len(stores) + len(files):
-            raise InputError(f'freeatm_pretrain: {len(stores)} stores and {len(files)} files of '
-                             'annotations need as many files of detections in all, got '
-                             f'{len(detections)}')
+            raise InputError(
+                f'freeatm_pretrain: {len(stores)} stores and {len(files)} files of '
+                'annotations need as many files of detections in all, got '
+                f'{len(detections)}'
+            )
         detections = detections or [None] * (len(stores) + len(files))
         threshold, pass_over = info.get('threshold', THRESHOLD), info.get('skip_unreadable', False)
-        sources = [StorePairs(store, found, float(threshold))
-                   for store, found in zip(stores, detections)]
-        sources += [CaptionFile(file, folder, found, pass_over) for file, folder, found in zip(
-            files, folders, detections[len(stores):])]
-        for source in sources[len(stores):]:
+        sources = [
+            StorePairs(store, found, float(threshold)) for store, found in zip(stores, detections)
+        ]
+        sources += [
+            CaptionFile(file, folder, found, pass_over)
+            for file, folder, found in zip(files, folders, detections[len(stores) :])
+        ]
+        for source in sources[len(stores) :]:
             _tell_missing(source.missing, str(source.path))
-        return {'train': FreeATMPretrainDataset(
-            self.vis_processors['train'], self.text_processors['train'], sources,
-            float(info.get('share', 1.0)), pass_over)}
+        return {
+            'train': FreeATMPretrainDataset(
+                self.vis_processors['train'],
+                self.text_processors['train'],
+                sources,
+                float(info.get('share', 1.0)),
+                pass_over,
+            )
+        }
 
 
 @registry.register_builder('freeatm_retrieval')
 class FreeATMRetrievalBuilder(_Builder):
-    """LAVIS's retrieval datasets, from local files. `build_info` takes:
+    """LAVIS's retrieval datasets, from local files.
+
+    `build_info` takes:
 
     - `annotations`: for each of the splits train, val and test that is wanted, LAVIS's retrieval
       JSON (COCO's are its coco_karpathy_*.json): a list of `image`, `caption` (a list of captions
@@ -149,9 +180,13 @@ class FreeATMRetrievalBuilder(_Builder):
     eval_dataset_cls = FreeATMRetrievalEvalDataset
     DATASET_CONFIG_DICT = {'default': str(_CONFIGS / 'freeatm_retrieval.yaml')}
     NAME, KINDS = 'freeatm_retrieval', ('train', 'eval')
-    INFO = {'annotations': lambda value: None if isinstance(value, dict) else
-            'a file for each split, for example {test: FILE}', 'images': text,
-            'skip_unreadable': truth}
+    INFO = {
+        'annotations': lambda value: (
+            None if isinstance(value, dict) else 'a file for each split, for example {test: FILE}'
+        ),
+        'images': text,
+        'skip_unreadable': truth,
+    }
 
     def build_datasets(self) -> dict[str, FreeATMRetrievalDataset | FreeATMRetrievalEvalDataset]:
         """One dataset for each split that is named.
@@ -166,20 +201,28 @@ class FreeATMRetrievalBuilder(_Builder):
         check_entries(splits, ('train', 'val', 'test'), where)
         check_values(splits, dict.fromkeys(splits, text), where)
         if not splits:
-            raise InputError('freeatm_retrieval: build_info.annotations must name files for '
-                             'train, val or test, got none')
+            raise InputError(
+                'freeatm_retrieval: build_info.annotations must name files for '
+                'train, val or test, got none'
+            )
         folder = Path(info.get('images') or '')
         if not info.get('images') or not folder.is_dir():
-            raise MissingFileError(f'freeatm_retrieval: there is no image folder {folder}; set '
-                                   'build_info.images')
+            raise MissingFileError(
+                f'freeatm_retrieval: there is no image folder {folder}; set build_info.images'
+            )
         datasets = {}
         for split, path in splits.items():
             if split == 'train':
                 datasets[split] = self.train_dataset_cls(
-                    self.vis_processors['train'], self.text_processors['train'], folder, path,
-                    info.get('skip_unreadable', False))
+                    self.vis_processors['train'],
+                    self.text_processors['train'],
+                    folder,
+                    path,
+                    info.get('skip_unreadable', False),
+                )
                 _tell_missing(datasets[split].missing, path)
             else:
                 datasets[split] = self.eval_dataset_cls(
-                    self.vis_processors['eval'], self.text_processors['eval'], folder, path)
+                    self.vis_processors['eval'], self.text_processors['eval'], folder, path
+                )
         return datasets

@@ -2,6 +2,7 @@
 
 All files are read and checked when a dataset is made (:mod:`~freeatm_mm.lavis_ext.annotations`).
 """
+
 from __future__ import annotations
 
 import io
@@ -35,16 +36,22 @@ from freeatm_mm.lavis_ext.position import (
 )
 from freeatm_mm.store import Store, StoreError, decode_masks
 
-__all__ = ['CaptionFile', 'FreeATMPretrainDataset', 'FreeATMRetrievalDataset',
-           'FreeATMRetrievalEvalDataset', 'StorePairs']
+__all__ = [
+    'CaptionFile',
+    'FreeATMPretrainDataset',
+    'FreeATMRetrievalDataset',
+    'FreeATMRetrievalEvalDataset',
+    'StorePairs',
+]
 
 
 #: So many pairs are drawn to find another one with objects.
 _DRAWS = 20
 
 
-def _boxes(found: Sequence[dict[str, Any]], size: tuple[int, int],
-           where: str) -> list[PlacedObject]:
+def _boxes(
+    found: Sequence[dict[str, Any]], size: tuple[int, int], where: str
+) -> list[PlacedObject]:
     """The objects of a list of `name` and `box`."""
     try:
         return [object_from_box(thing['name'], thing['box'], size) for thing in found]
@@ -65,15 +72,19 @@ class StorePairs:
         InputError: If the detections can't be read, or lack an image.
     """
 
-    def __init__(self, path: str | Path, detections: str | Path | None,
-                 threshold: float) -> None:
+    def __init__(self, path: str | Path, detections: str | Path | None, threshold: float) -> None:
         self.store = Store(path)
         self.threshold = threshold
         self.detections = None if detections is None else read_detections(detections)
         self.detected_in = detections
         if self.detections is not None:
-            check_detected((self.store.info(number)[0] for number in range(len(self.store))),
-                           self.detections, detections, path, 'sample')
+            check_detected(
+                (self.store.info(number)[0] for number in range(len(self.store))),
+                self.detections,
+                detections,
+                path,
+                'sample',
+            )
 
     def __len__(self) -> int:
         return len(self.store)
@@ -89,15 +100,17 @@ class StorePairs:
         image = open_picture(io.BytesIO(raw.image_bytes), f'{self.store.path}: sample {raw.key!r}')
         objects = []
         if with_objects and self.detections is not None:
-            objects = _boxes(self.detections[raw.key], image.size,
-                             f'{self.detected_in}, {raw.key!r}')
+            objects = _boxes(
+                self.detections[raw.key], image.size, f'{self.detected_in}, {raw.key!r}'
+            )
         elif with_objects and raw.info['nouns']:
             nouns, size = raw.info['nouns'], raw.info['masks']
             try:
                 masks = decode_masks(raw.masks_bytes, len(nouns), size['height'], size['width'])
             except StoreError as error:
-                raise StoreError(f'{self.store.path}: sample {raw.key!r}: the picture '
-                                 f'{error}') from None
+                raise StoreError(
+                    f'{self.store.path}: sample {raw.key!r}: the picture {error}'
+                ) from None
             objects = objects_from_masks([noun['text'] for noun in nouns], masks, self.threshold)
         return image, raw.info['caption'], objects
 
@@ -121,8 +134,13 @@ class CaptionFile:
         InputError: If an entry of the file can't be used, or its picture isn't there.
     """
 
-    def __init__(self, path: str | Path, images: str | Path, detections: str | Path | None,
-                 pass_over: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        images: str | Path,
+        detections: str | Path | None,
+        pass_over: bool = False,
+    ) -> None:
         self.path, self.images = Path(path), Path(images)
         if not self.images.is_dir():
             raise MissingFileError(f'there is no image folder {self.images}')
@@ -132,8 +150,13 @@ class CaptionFile:
         self.detections = None if detections is None else read_detections(detections)
         self.detected_in = detections
         if self.detections is not None:
-            check_detected((row['image'] for row in self.annotations), self.detections, detections,
-                           path, 'image')
+            check_detected(
+                (row['image'] for row in self.annotations),
+                self.detections,
+                detections,
+                path,
+                'image',
+            )
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -149,8 +172,9 @@ class CaptionFile:
         image = open_picture(self.images / row['image'], str(self.path))
         objects = []
         if with_objects and self.detections is not None:
-            objects = _boxes(self.detections[row['image']], image.size,
-                             f'{self.detected_in}, {row["image"]!r}')
+            objects = _boxes(
+                self.detections[row['image']], image.size, f'{self.detected_in}, {row["image"]!r}'
+            )
         elif with_objects:
             objects = _boxes(row.get('objects', ()), image.size, f'{self.path}, {row["image"]!r}')
         return image, row['caption'], objects
@@ -171,8 +195,14 @@ class FreeATMPretrainDataset(BaseDataset):
             view and the image processor can't say what it shows.
     """
 
-    def __init__(self, vis_processor, text_processor, sources: Sequence[StorePairs | CaptionFile],
-                 share: float = 1.0, pass_over: bool = False) -> None:
+    def __init__(
+        self,
+        vis_processor,
+        text_processor,
+        sources: Sequence[StorePairs | CaptionFile],
+        share: float = 1.0,
+        pass_over: bool = False,
+    ) -> None:
         super().__init__(vis_processor, text_processor)
         if not 0 < share <= 1:
             raise ValueError(f'share must be above 0 and at most 1, got {share}')
@@ -180,20 +210,24 @@ class FreeATMPretrainDataset(BaseDataset):
         self.ends = np.cumsum([len(source) for source in self.sources])
         total = int(self.ends[-1]) if self.sources else 0
         if not total:
-            raise ValueError('there are no image-text pairs to train on: name a store or a '
-                             'caption file that holds some')
+            raise ValueError(
+                'there are no image-text pairs to train on: name a store or a '
+                'caption file that holds some'
+            )
         self.chosen = np.arange(total)
         if share < 1:
             # At random, as sources may be sorted.
-            drawn = np.random.default_rng(0).permutation(total)[:max(round(share * total), 1)]
+            drawn = np.random.default_rng(0).permutation(total)[: max(round(share * total), 1)]
             self.chosen = np.sort(drawn)
         self.with_objects = getattr(text_processor, 'wants_objects', False)
         self.with_others = getattr(text_processor, 'wants_others', False)
         self.tracks = hasattr(vis_processor, 'with_view')
         if getattr(text_processor, 'wants_view', False) and not self.tracks:
-            raise ValueError(f'position prompts that follow the view need the image processor '
-                             f'freeatm_image_train; {type(vis_processor).__name__} does not say '
-                             'what its view shows')
+            raise ValueError(
+                f'position prompts that follow the view need the image processor '
+                f'freeatm_image_train; {type(vis_processor).__name__} does not say '
+                'what its view shows'
+            )
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -204,7 +238,8 @@ class FreeATMPretrainDataset(BaseDataset):
         With ``pass_over`` also `unreadable`, how many pairs were passed over for this one.
         """
         (image, caption, objects), passed = pass_over_unreadable(
-            self._load, int(index), len(self), self.pass_over)
+            self._load, int(index), len(self), self.pass_over
+        )
         view = WHOLE_VIEW
         if self.tracks:
             image, view = self.vis_processor.with_view(image)
@@ -268,8 +303,14 @@ class FreeATMRetrievalDataset(RetrievalDataset, _CheckedRows):
         InputError: If an entry can't be used, or its picture isn't there.
     """
 
-    def __init__(self, vis_processor, text_processor, images: str | Path, path: str | Path,
-                 pass_over: bool = False) -> None:
+    def __init__(
+        self,
+        vis_processor,
+        text_processor,
+        images: str | Path,
+        path: str | Path,
+        pass_over: bool = False,
+    ) -> None:
         self.path, self.pass_over = path, pass_over
         rows = read_retrieval(path, train=True)
         there = check_pictures(rows, images, path, pass_over)
@@ -283,8 +324,12 @@ class FreeATMRetrievalDataset(RetrievalDataset, _CheckedRows):
 
     def _load(self, index: int) -> dict[str, Any]:
         row = self.annotation[index]
-        return {'image': self._view(index), 'text_input': self.text_processor(row['caption']),
-                'image_id': self.img_ids[row['image_id']], 'instance_id': row['instance_id']}
+        return {
+            'image': self._view(index),
+            'text_input': self.text_processor(row['caption']),
+            'image_id': self.img_ids[row['image_id']],
+            'instance_id': row['instance_id'],
+        }
 
 
 class FreeATMRetrievalEvalDataset(RetrievalEvalDataset, _CheckedRows):
@@ -300,11 +345,14 @@ class FreeATMRetrievalEvalDataset(RetrievalEvalDataset, _CheckedRows):
         InputError: If an entry can't be used, or its picture isn't there or doesn't begin as one.
     """
 
-    def __init__(self, vis_processor, text_processor, images: str | Path,
-                 path: str | Path) -> None:
+    def __init__(self, vis_processor, text_processor, images: str | Path, path: str | Path) -> None:
         self.path, rows = path, read_retrieval(path, train=False)
-        super().__init__(vis_processor, text_processor, str(images),
-                         check_pictures(rows, images, path, open_each=True))
+        super().__init__(
+            vis_processor,
+            text_processor,
+            str(images),
+            check_pictures(rows, images, path, open_each=True),
+        )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As LAVIS's."""

@@ -1,4 +1,5 @@
 """From a yaml to a finished run: what the two tools do."""
+
 from __future__ import annotations
 
 import argparse
@@ -27,14 +28,30 @@ from freeatm_mm.files import read_text
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
 from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
 
-__all__ = ['RETRIEVAL_METRICS', 'build_runner', 'judge', 'judged_checkpoint', 'load_config',
-           'read_yaml', 'start_processes', 'stop_processes', 'train']
+__all__ = [
+    'RETRIEVAL_METRICS',
+    'build_runner',
+    'judge',
+    'judged_checkpoint',
+    'load_config',
+    'read_yaml',
+    'start_processes',
+    'stop_processes',
+    'train',
+]
 
 _PARTS = ('model', 'datasets', 'run')
 _MOST_BYTES = 1 << 20  # of a yaml
 
-RETRIEVAL_METRICS = {'txt_r1': 'TR@1', 'txt_r5': 'TR@5', 'txt_r10': 'TR@10',
-                     'img_r1': 'IR@1', 'img_r5': 'IR@5', 'img_r10': 'IR@10', 'mirror': 'mirror'}
+RETRIEVAL_METRICS = {
+    'txt_r1': 'TR@1',
+    'txt_r5': 'TR@5',
+    'txt_r10': 'TR@10',
+    'img_r1': 'IR@1',
+    'img_r5': 'IR@5',
+    'img_r10': 'IR@10',
+    'mirror': 'mirror',
+}
 """LAVIS's names for text and image retrieval at 1, 5 and 10, and everybody else's; and that of
 :class:`~freeatm_mm.lavis_ext.tasks.FreeATMRetrievalTask`, for sets with mirrored pairs."""
 
@@ -59,17 +76,21 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     if not isinstance(yaml, DictConfig):
         raise InputError(f'{path} must have the parts {", ".join(_PARTS)}')
     if '_base_' in yaml:
-        raise InputError(f"{path} inherits by _base_, which LAVIS's Config doesn't read: write it "
-                         'out')
+        raise InputError(
+            f"{path} inherits by _base_, which LAVIS's Config doesn't read: write it out"
+        )
     for option in options:
         if '=' not in option:
-            raise InputError(f'the option {option!r} must be KEY=VALUE, for example '
-                             'run.max_epoch=1')
+            raise InputError(
+                f'the option {option!r} must be KEY=VALUE, for example run.max_epoch=1'
+            )
         try:
             yaml = OmegaConf.merge(yaml, OmegaConf.from_dotlist([option]))
         except Exception as error:  # of many kinds, yaml's and OmegaConf's
-            raise InputError(f'the option {option!r} can\'t be read or does not fit the yaml '
-                             f'({" ".join(str(error).split())[:200]})') from None
+            raise InputError(
+                f"the option {option!r} can't be read or does not fit the yaml "
+                f'({" ".join(str(error).split())[:200]})'
+            ) from None
     check_entries(yaml, _PARTS, str(path))
     try:
         plain(yaml, str(path))
@@ -77,8 +98,11 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
         raise InputError(f'{error}: a reference leads nowhere') from None
     for part in _PARTS:
         if not isinstance(yaml.get(part), DictConfig):
-            raise InputError(f'{path} has no part {part!r}' if part not in yaml else
-                             f'{path}: {part} must hold names and values, got {yaml[part]!r}')
+            raise InputError(
+                f'{path} has no part {part!r}'
+                if part not in yaml
+                else f'{path}: {part} must hold names and values, got {yaml[part]!r}'
+            )
     return yaml
 
 
@@ -91,8 +115,10 @@ class _Config(Config):
         # The options lie over the yaml before its parts are built, so that they may choose the
         # model or its type.
         self.config = OmegaConf.merge(
-            self.build_runner_config(yaml), self.build_model_config(yaml),
-            self.build_dataset_config(yaml))
+            self.build_runner_config(yaml),
+            self.build_model_config(yaml),
+            self.build_dataset_config(yaml),
+        )
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -113,16 +139,20 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         raise InputError(f'{path}: LAVIS knows no model {arch!r}')
     types = registry.get_model_class(arch).PRETRAINED_MODEL_CONFIG_DICT
     if text(yaml.model.get('model_type')) or yaml.model.model_type not in types:
-        raise InputError(f'{path}: model.model_type of {arch} is one of '
-                         f'{", ".join(types)}, got {yaml.model.get("model_type")!r}')
+        raise InputError(
+            f'{path}: model.model_type of {arch} is one of '
+            f'{", ".join(types)}, got {yaml.model.get("model_type")!r}'
+        )
     for name, data in yaml.datasets.items():
         builder = registry.get_builder_class(name)
         if builder is None:
             raise InputError(f'{path}: LAVIS knows no dataset {name!r}')
         content = plain(data, f'{path}: datasets.{name}')
         if str(content.get('type', 'default')) not in builder.DATASET_CONFIG_DICT:
-            raise InputError(f'{path}: datasets.{name}.type is one of '
-                             f'{", ".join(builder.DATASET_CONFIG_DICT)}, got {content["type"]!r}')
+            raise InputError(
+                f'{path}: datasets.{name}.type is one of '
+                f'{", ".join(builder.DATASET_CONFIG_DICT)}, got {content["type"]!r}'
+            )
     if not yaml.datasets:
         raise InputError(f'{path}: datasets names none')
     try:
@@ -163,7 +193,8 @@ def start_processes(cfg: Config) -> None:
         raise InputError(
             f'{world} processes were started, but nothing says where they meet: export '
             'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) and '
-            'MASTER_PORT=29500 before srun, or start them by torchrun')
+            'MASTER_PORT=29500 before srun, or start them by torchrun'
+        )
     on_gpu = torch.device(run.device).type == 'cuda'
     run.distributed, run.rank, run.world_size, run.gpu = True, rank, world, local
     if on_gpu:
@@ -173,8 +204,12 @@ def start_processes(cfg: Config) -> None:
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         # Judging a large set, processes that have less to do wait for the others.
-        dist.init_process_group('nccl' if on_gpu else 'gloo', rank=rank, world_size=world,
-                                timeout=datetime.timedelta(hours=6))
+        dist.init_process_group(
+            'nccl' if on_gpu else 'gloo',
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(hours=6),
+        )
     setup_for_distributed(rank == 0)  # LAVIS's: only the first process prints
 
 
@@ -253,8 +288,10 @@ def judged_checkpoint(model: Mapping[str, Any]) -> str:
     """
     path = model.get('finetuned' if model.get('load_finetuned') else 'pretrained')
     if not path:
-        raise InputError('there is no checkpoint to judge: set model.pretrained, or '
-                         'model.load_finetuned=True and model.finetuned')
+        raise InputError(
+            'there is no checkpoint to judge: set model.pretrained, or '
+            'model.load_finetuned=True and model.finetuned'
+        )
     return str(path)
 
 
@@ -283,6 +320,9 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
     stop_processes()
     if not first:
         return None
-    return {split: {title: float(found[name]) for name, title in RETRIEVAL_METRICS.items()
-                    if name in found}
-            for split, found in results.items()}
+    return {
+        split: {
+            title: float(found[name]) for name, title in RETRIEVAL_METRICS.items() if name in found
+        }
+        for split, found in results.items()
+    }

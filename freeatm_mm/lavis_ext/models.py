@@ -4,6 +4,7 @@ The computations are LAVIS's, bit for bit. What is added: where tokenizer and we
 sizes other than base and large, checkpoints that are checked when loaded, and a count of the texts
 that `max_txt_len` cuts.
 """
+
 from __future__ import annotations
 
 import io
@@ -43,35 +44,67 @@ from freeatm_mm.lavis_ext.settings import (
 )
 from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer, no_texts
 
-__all__ = ['FreeATMBlipPretrain', 'FreeATMBlipRetrieval', 'complete_momentum', 'load_checked',
-           'read_checkpoint']
+__all__ = [
+    'FreeATMBlipPretrain',
+    'FreeATMBlipRetrieval',
+    'complete_momentum',
+    'load_checked',
+    'read_checkpoint',
+]
 
 _CONFIGS = Path(__file__).parent / 'configs'
 _MOMENTUM = ('visual_encoder', 'text_encoder', 'vision_proj', 'text_proj')
 _QUEUES = ('image_queue', 'text_queue', 'idx_queue', 'queue_ptr')
 #: Entries of `model` that its default yaml leaves out.
-_FURTHER_ENTRIES = ('model_type', 'vit', 'bert', 'vit_layer_norm_epsilon', 'vit_drop_path_rate',
-                    'load_pretrained')
+_FURTHER_ENTRIES = (
+    'model_type',
+    'vit',
+    'bert',
+    'vit_layer_norm_epsilon',
+    'vit_drop_path_rate',
+    'load_pretrained',
+)
 _WIDEST, _DEEPEST = 1 << 14, 1000  # so that a typo is refused before memory is asked for
 _VALUES: dict[str, Check] = {
-    **dict.fromkeys(('tokenizer', 'text_weights', 'image_weights', 'pretrained', 'finetuned',
-                     'vit_type', 'med_config_path'), text),
-    'image_size': count(1, 1 << 13), 'queue_size': count(1, 1 << 24),
-    'embed_dim': count(1, _WIDEST), 'max_txt_len': count(3, 1 << 16), 'vit_ckpt_layer': count(0),
+    **dict.fromkeys(
+        (
+            'tokenizer',
+            'text_weights',
+            'image_weights',
+            'pretrained',
+            'finetuned',
+            'vit_type',
+            'med_config_path',
+        ),
+        text,
+    ),
+    'image_size': count(1, 1 << 13),
+    'queue_size': count(1, 1 << 24),
+    'embed_dim': count(1, _WIDEST),
+    'max_txt_len': count(3, 1 << 16),
+    'vit_ckpt_layer': count(0),
     'vit_layer_norm_epsilon': number(),
     **dict.fromkeys(('momentum', 'alpha', 'vit_drop_path_rate'), number(0, 1)),
-    **dict.fromkeys(('vit_grad_ckpt', 'load_pretrained', 'load_finetuned', 'negative_all_rank'),
-                    truth)}
+    **dict.fromkeys(
+        ('vit_grad_ckpt', 'load_pretrained', 'load_finetuned', 'negative_all_rank'), truth
+    ),
+}
 _VIT_VALUES: dict[str, Check] = {
     **dict.fromkeys(('embed_dim', 'num_heads', 'patch_size'), count(1, _WIDEST)),
-    'depth': count(1, _DEEPEST), 'mlp_ratio': number(0, 64, above=True)}
+    'depth': count(1, _DEEPEST),
+    'mlp_ratio': number(0, 64, above=True),
+}
 _BERT_VALUES: dict[str, Check] = {
     **dict.fromkeys(('hidden_size', 'num_attention_heads'), count(1, _WIDEST)),
     **dict.fromkeys(('intermediate_size', 'max_position_embeddings'), count(1, 1 << 16)),
-    'num_hidden_layers': count(1, _DEEPEST), 'type_vocab_size': count(1, 1 << 16),
-    **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1))}
-_VIT_SIZES = {'base': dict(embed_dim=768, depth=12, num_heads=12),
-              'large': dict(embed_dim=1024, depth=24, num_heads=16)}
+    'num_hidden_layers': count(1, _DEEPEST),
+    'type_vocab_size': count(1, 1 << 16),
+    **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1)),
+}
+_VIT_SIZES = {
+    'base': dict(embed_dim=768, depth=12, num_heads=12),
+    'large': dict(embed_dim=1024, depth=24, num_heads=16),
+}
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -101,18 +134,31 @@ def complete_momentum(state: dict[str, Tensor], source: str | Path) -> int:
     Returns:
         How many tensors were added; 0 where the momentum encoders are there.
     """
-    copied = {name.replace(f'{part}.', f'{part}_m.', 1): value for part in _MOMENTUM
-              for name, value in state.items() if name.startswith(f'{part}.')}
+    copied = {
+        name.replace(f'{part}.', f'{part}_m.', 1): value
+        for part in _MOMENTUM
+        for name, value in state.items()
+        if name.startswith(f'{part}.')
+    }
     missing = {name: value for name, value in copied.items() if name not in state}
     state.update(missing)
     if missing:
-        logging.warning('%s holds no momentum encoders, as LAVIS writes it; %d tensors are copies '
-                        'of the online ones', source, len(missing))
+        logging.warning(
+            '%s holds no momentum encoders, as LAVIS writes it; %d tensors are copies '
+            'of the online ones',
+            source,
+            len(missing),
+        )
     return len(missing)
 
 
-def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Path,
-                 may_lack: Iterable[str] = (), may_hold: Iterable[str] = ()) -> Counter:
+def load_checked(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    may_lack: Iterable[str] = (),
+    may_hold: Iterable[str] = (),
+) -> Counter:
     """Loads weights and makes sure that nothing is missing.
 
     Position embeddings of another image size are interpolated, as LAVIS does. Queues of another
@@ -140,8 +186,9 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
         if name in state and name in own and state[name].shape != own[name].shape:
             state[name] = interpolate_pos_embed(state[name], getattr(model, part))
             counts['interpolated'] += 1
-    if any(name in state and name in own and state[name].shape != own[name].shape
-           for name in _QUEUES):
+    if any(
+        name in state and name in own and state[name].shape != own[name].shape for name in _QUEUES
+    ):
         for name in set(_QUEUES) & set(own):
             state[name] = own[name]
             counts['kept'] += 1
@@ -150,20 +197,32 @@ def load_checked(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     unused = [name for name in state if name not in own]
     left_over = [name for name in unused if not name.startswith(may_hold)]
     other = [name for name in own if name in state and state[name].shape != own[name].shape]
-    for what, names in (('lacks', missing), ('holds for no part of the model', left_over),
-                        ('has in another shape', other)):
+    for what, names in (
+        ('lacks', missing),
+        ('holds for no part of the model', left_over),
+        ('has in another shape', other),
+    ):
         if names:
             more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-            raise ValueError(f'{source} does not fit the model: it {what} '
-                             f'{", ".join(names[:3])}{more}')
-    model.load_state_dict({name: value for name, value in state.items() if name in own},
-                          strict=False)
+            raise ValueError(
+                f'{source} does not fit the model: it {what} {", ".join(names[:3])}{more}'
+            )
+    model.load_state_dict(
+        {name: value for name, value in state.items() if name in own}, strict=False
+    )
     counts['lacking'] = len(set(own) - set(state))
     counts['unused'] = len(unused)
     counts['loaded'] = len(own) - counts['lacking'] - counts['kept']
-    logging.info('%s: %d of %d tensors loaded (%d interpolated), %d of the model\'s left as they '
-                 'were, %d unused', source, counts['loaded'], len(own), counts['interpolated'],
-                 counts['lacking'] + counts['kept'], counts['unused'])
+    logging.info(
+        "%s: %d of %d tensors loaded (%d interpolated), %d of the model's left as they "
+        'were, %d unused',
+        source,
+        counts['loaded'],
+        len(own),
+        counts['interpolated'],
+        counts['lacking'] + counts['kept'],
+        counts['unused'],
+    )
     return counts
 
 
@@ -179,9 +238,16 @@ def _checked(kind: type, cfg: Any) -> DictConfig:
     """
     given = {name: value for name, value in plain(cfg, 'model').items() if value is not None}
     defaults = OmegaConf.load(kind.PRETRAINED_MODEL_CONFIG_DICT['base']).model
-    check_entries(given, {*defaults, *_FURTHER_ENTRIES}, 'model', {
-        name: 'freeatm_blip_pretrain starts from model.pretrained, or from text_weights and '
-              'image_weights' for name in ('finetuned', 'load_finetuned')})
+    check_entries(
+        given,
+        {*defaults, *_FURTHER_ENTRIES},
+        'model',
+        {
+            name: 'freeatm_blip_pretrain starts from model.pretrained, or from text_weights and '
+            'image_weights'
+            for name in ('finetuned', 'load_finetuned')
+        },
+    )
     check_values(given, _VALUES, 'model')
     if 'tokenizer' not in given:
         raise InputError("model.tokenizer must be a folder with BERT's vocab.txt")
@@ -199,26 +265,35 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
     if cfg.get('vit_type', 'base') not in _VIT_SIZES:
         raise InputError(f'vit_type must be one of {", ".join(_VIT_SIZES)}, got {cfg.vit_type!r}')
     if cfg.get('vit_grad_ckpt') and not cfg.get('vit_ckpt_layer'):
-        raise InputError('vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
-                         'many of the last layers are computed again, up to all')
-    changes = {name: value for name, value in plain(cfg.get('vit'), 'model.vit').items()
-               if value is not None}
+        raise InputError(
+            'vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
+            'many of the last layers are computed again, up to all'
+        )
+    changes = {
+        name: value
+        for name, value in plain(cfg.get('vit'), 'model.vit').items()
+        if value is not None
+    }
     check_entries(changes, _VIT_VALUES, 'model.vit')
     check_values(changes, _VIT_VALUES, 'model.vit')
     sizes = {**_VIT_SIZES[cfg.get('vit_type', 'base')], 'patch_size': 16, **changes}
     for whole, part in (('embed_dim', 'num_heads'), ('image_size', 'patch_size')):
         size = cfg.get('image_size', 384) if whole == 'image_size' else sizes[whole]
         if size % sizes[part]:
-            raise InputError(f'model: {whole} {size} must be a multiple of vit.{part} '
-                             f'{sizes[part]}')
+            raise InputError(
+                f'model: {whole} {size} must be a multiple of vit.{part} {sizes[part]}'
+            )
     if not changes:
         return VisionTransformerEncoder.from_config(cfg, from_pretrained=False)
     epsilon = cfg.get('vit_layer_norm_epsilon', -1)
     encoder = VisionTransformerEncoder(
-        img_size=cfg.get('image_size', 384), drop_path_rate=cfg.get('vit_drop_path_rate', 0),
+        img_size=cfg.get('image_size', 384),
+        drop_path_rate=cfg.get('vit_drop_path_rate', 0),
         use_grad_checkpointing=cfg.get('vit_grad_ckpt', False),
         ckpt_layer=cfg.get('vit_ckpt_layer', 0),
-        norm_layer=None if epsilon == -1 else partial(nn.LayerNorm, eps=epsilon), **sizes)
+        norm_layer=None if epsilon == -1 else partial(nn.LayerNorm, eps=epsilon),
+        **sizes,
+    )
     encoder.vision_width = sizes['embed_dim']
     return encoder
 
@@ -230,18 +305,24 @@ def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) 
     check_entries(changes, {*config.to_dict(), *BertConfig().to_dict()}, 'model.bert')
     check_values(changes, _BERT_VALUES, 'model.bert')
     if {'vocab_size', 'encoder_width'} & changes.keys():
-        raise InputError('model.bert: vocab_size and encoder_width follow from the tokenizer and '
-                         'the image encoder: leave them out')
+        raise InputError(
+            'model.bert: vocab_size and encoder_width follow from the tokenizer and '
+            'the image encoder: leave them out'
+        )
     config.update({name: value for name, value in changes.items() if value is not None})
     if config.hidden_size % config.num_attention_heads:
-        raise InputError(f'model: bert.hidden_size {config.hidden_size} must be a multiple of '
-                         f'bert.num_attention_heads {config.num_attention_heads}')
+        raise InputError(
+            f'model: bert.hidden_size {config.hidden_size} must be a multiple of '
+            f'bert.num_attention_heads {config.num_attention_heads}'
+        )
     config.vocab_size = vocabulary
     config.encoder_width = image_encoder.vision_width
     needed = cfg.get('max_txt_len', 30)
     if config.max_position_embeddings < needed:
-        raise InputError(f'max_txt_len {needed} is more than the text model\'s '
-                         f'{config.max_position_embeddings} positions')
+        raise InputError(
+            f"max_txt_len {needed} is more than the text model's "
+            f'{config.max_position_embeddings} positions'
+        )
     return config
 
 
@@ -310,11 +391,17 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
             text_decoder = XBertLMHeadDecoder(config=config)
         with redirect_stdout(io.StringIO()):  # LAVIS prints a line for each layer that it ties
             model = cls(
-                image_encoder=image_encoder, text_encoder=text_encoder, text_decoder=text_decoder,
-                queue_size=cfg.get('queue_size', 57600), alpha=cfg.get('alpha', 0.4),
-                embed_dim=cfg.get('embed_dim', 256), momentum=cfg.get('momentum', 0.995),
-                tie_enc_dec_weights=True, max_txt_len=cfg.get('max_txt_len', 30),
-                tokenizer=tokenizer)
+                image_encoder=image_encoder,
+                text_encoder=text_encoder,
+                text_decoder=text_decoder,
+                queue_size=cfg.get('queue_size', 57600),
+                alpha=cfg.get('alpha', 0.4),
+                embed_dim=cfg.get('embed_dim', 256),
+                momentum=cfg.get('momentum', 0.995),
+                tie_enc_dec_weights=True,
+                max_txt_len=cfg.get('max_txt_len', 30),
+                tokenizer=tokenizer,
+            )
         if cfg.get('pretrained') and cfg.get('load_pretrained', True):
             state = read_checkpoint(cfg.pretrained)
             complete_momentum(state, cfg.pretrained)
@@ -331,8 +418,9 @@ def _load_image_weights(encoder: VisionTransformerEncoder, path: str | Path) -> 
     load_checked(encoder, state, path, may_hold=['head.', 'head_dist.', 'pre_logits.'])
 
 
-def _pretrained_text(folder: str | Path, config: BertConfig
-                     ) -> tuple[XBertEncoder, XBertLMHeadDecoder]:
+def _pretrained_text(
+    folder: str | Path, config: BertConfig
+) -> tuple[XBertEncoder, XBertLMHeadDecoder]:
     """Text encoder and decoder with BERT's weights; the cross-attention, new to it, is random.
 
     Raises:
@@ -340,24 +428,33 @@ def _pretrained_text(folder: str | Path, config: BertConfig
         ValueError: If weights that BERT has are missing.
     """
     if not Path(folder).is_dir():
-        raise MissingFileError(f'there is no folder of text weights {folder}: set '
-                               "model.text_weights to a folder with BERT's weights (names are not "
-                               'looked up)')
+        raise MissingFileError(
+            f'there is no folder of text weights {folder}: set '
+            "model.text_weights to a folder with BERT's weights (names are not "
+            'looked up)'
+        )
     models = []
     for kind, options in ((XBertEncoder, {'add_pooling_layer': False}), (XBertLMHeadDecoder, {})):
         try:
-            model, report = kind.from_pretrained(folder, config=config, output_loading_info=True,
-                                                 local_files_only=True, **options)
+            model, report = kind.from_pretrained(
+                folder, config=config, output_loading_info=True, local_files_only=True, **options
+            )
         except OSError:
-            raise MissingFileError(f'the folder {folder} holds no text weights: '
-                                   'model.safetensors or pytorch_model.bin is missing') from None
+            raise MissingFileError(
+                f'the folder {folder} holds no text weights: '
+                'model.safetensors or pytorch_model.bin is missing'
+            ) from None
         except Exception as error:  # of another size, or damaged, which raises in many ways
-            raise InputError(f'the text weights in {folder} do not fit the model: '
-                             f'{" ".join(str(error).split())[:200]}') from None
+            raise InputError(
+                f'the text weights in {folder} do not fit the model: '
+                f'{" ".join(str(error).split())[:200]}'
+            ) from None
         missing = [name for name in report['missing_keys'] if 'crossattention' not in name]
         if missing or report['mismatched_keys']:
-            raise InputError(f'the text weights in {folder} do not fit the model: '
-                             f'{(missing or report["mismatched_keys"])[:3]} and perhaps more')
+            raise InputError(
+                f'the text weights in {folder} do not fit the model: '
+                f'{(missing or report["mismatched_keys"])[:3]} and perhaps more'
+            )
         models.append(model)
     return tuple(models)
 
@@ -392,20 +489,31 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         model = cls(
             image_encoder=image_encoder,
             text_encoder=XBertEncoder(config=config, add_pooling_layer=False),
-            queue_size=cfg.get('queue_size', 57600), alpha=cfg.get('alpha', 0.4),
-            embed_dim=cfg.get('embed_dim', 256), momentum=cfg.get('momentum', 0.995),
+            queue_size=cfg.get('queue_size', 57600),
+            alpha=cfg.get('alpha', 0.4),
+            embed_dim=cfg.get('embed_dim', 256),
+            momentum=cfg.get('momentum', 0.995),
             negative_all_rank=cfg.get('negative_all_rank', False) and several,
-            max_txt_len=cfg.get('max_txt_len', 35), tokenizer=tokenizer)
+            max_txt_len=cfg.get('max_txt_len', 35),
+            tokenizer=tokenizer,
+        )
         finetuned = cfg.get('load_finetuned', False)
         if cfg.get('finetuned') and not finetuned:
-            raise InputError('model.finetuned is read with model.load_finetuned=True alone: set '
-                             'that, or leave model.finetuned out')
-        path = cfg.get('finetuned') if finetuned else (
-            cfg.get('pretrained') if cfg.get('load_pretrained', True) else None)
+            raise InputError(
+                'model.finetuned is read with model.load_finetuned=True alone: set '
+                'that, or leave model.finetuned out'
+            )
+        path = (
+            cfg.get('finetuned')
+            if finetuned
+            else (cfg.get('pretrained') if cfg.get('load_pretrained', True) else None)
+        )
         if not path:
-            raise InputError('freeatm_blip_retrieval needs weights: set model.pretrained to a '
-                             'checkpoint of a pretraining, or model.load_finetuned=True and '
-                             'model.finetuned to one of a fine-tuning')
+            raise InputError(
+                'freeatm_blip_retrieval needs weights: set model.pretrained to a '
+                'checkpoint of a pretraining, or model.load_finetuned=True and '
+                'model.finetuned to one of a fine-tuning'
+            )
         if finetuned:
             state = read_checkpoint(path)
             complete_momentum(state, path)
@@ -423,8 +531,9 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         """
         state = read_checkpoint(url_or_filename)
         complete_momentum(state, url_or_filename)
-        return load_checked(self, state, url_or_filename, may_lack=['idx_queue'],
-                            may_hold=['text_decoder.'])
+        return load_checked(
+            self, state, url_or_filename, may_lack=['idx_queue'], may_hold=['text_decoder.']
+        )
 
     def check_set(self, dataset: Any) -> None:
         """Refuses a set that can't be judged.
@@ -435,8 +544,9 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         processes = get_world_size()
         for what, total in (('images', len(dataset.image)), ('texts', len(dataset.text))):
             if (processes - 1) * (total // processes + 1) >= total:  # LAVIS's shares
-                raise InputError(f'{total} {what} are too few for {processes} processes to judge: '
-                                 'start fewer')
+                raise InputError(
+                    f'{total} {what} are too few for {processes} processes to judge: start fewer'
+                )
 
     def compute_sim_matrix(self, data_loader, task_cfg):
         """LAVIS's scores of all pairs: ITC picks the first k of each, ITM ranks these anew.
@@ -457,17 +567,27 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         images, texts = len(data_loader.dataset.image), len(data_loader.dataset.text)
         k_test = min(int(task_cfg.k_test), images, texts)
         if k_test < task_cfg.k_test:
-            logging.warning('k_test is %d, and the set has %d images and %d texts: %d are ranked '
-                            'anew', task_cfg.k_test, images, texts, k_test)
+            logging.warning(
+                'k_test is %d, and the set has %d images and %d texts: %d are ranked anew',
+                task_cfg.k_test,
+                images,
+                texts,
+                k_test,
+            )
         if k_test < 10:
-            logging.warning('only %d candidates are ranked: figures at 10 count others by chance',
-                            k_test)
+            logging.warning(
+                'only %d candidates are ranked: figures at 10 count others by chance', k_test
+            )
         # Counted apart from the texts of training.
         training, self.tokenizer.counts = self.tokenizer.counts, no_texts()
         scores = super().compute_sim_matrix(data_loader, OmegaConf.create({'k_test': k_test}))
         counts, self.tokenizer.counts = self.tokenizer.counts, training
         if counts['truncated']:
-            logging.warning('%d of the %d texts to be found were longer than the 35 tokens that '
-                            'LAVIS reads, and lost %d tokens in all', counts['truncated'],
-                            counts['texts'], counts['lost_tokens'])
+            logging.warning(
+                '%d of the %d texts to be found were longer than the 35 tokens that '
+                'LAVIS reads, and lost %d tokens in all',
+                counts['truncated'],
+                counts['texts'],
+                counts['lost_tokens'],
+            )
         return scores

@@ -1,4 +1,5 @@
 """What a checkpoint was pretrained on and how, read from what it says of itself."""
+
 from __future__ import annotations
 
 import re
@@ -14,12 +15,21 @@ from freeatm_mm.lavis_ext.position import PRESETS
 __all__ = ['FACTS', 'describe_pretraining', 'label_row', 'origin_of', 'scale_of']
 
 #: What a row of results says of its pretraining, and of which type.
-FACTS = {'regime': (str, None), 'masks': (bool, str, None), 'generator': (str, None),
-         'seed': (int, None), 'epochs': (float, None), 'scale': (str, None)}
+FACTS = {
+    'regime': (str, None),
+    'masks': (bool, str, None),
+    'generator': (str, None),
+    'seed': (int, None),
+    'epochs': (float, None),
+    'scale': (str, None),
+}
 
 #: The paper's two generators, by what diffusers' pipelines and their weights are called.
-_GENERATORS = {'sd15': r'stable[-_]?diffusion[-_]v?1[-_.]?5', 'deepif': r'deepfloyd|\bif(img2img|'
-               r'superresolution)?pipeline|\bif-i'}
+_GENERATORS = {
+    'sd15': r'stable[-_]?diffusion[-_]v?1[-_.]?5',
+    'deepif': r'deepfloyd|\bif(img2img|'
+    r'superresolution)?pipeline|\bif-i',
+}
 
 
 def _generator(config: Mapping[str, Any]) -> str | None:
@@ -51,8 +61,11 @@ def _masks(data: Mapping[str, Any]) -> bool | str:
     if preset == 'none':
         return ', '.join(['no prompts', *flipped]) if flipped else False
     boxes = bool((data.get('build_info') or {}).get('detections'))
-    changes = [f'{name}={value}' for name, value in sorted(options.items())
-               if value is not None and value != getattr(PRESETS.get(preset), name, None)]
+    changes = [
+        f'{name}={value}'
+        for name, value in sorted(options.items())
+        if value is not None and value != getattr(PRESETS.get(preset), name, None)
+    ]
     changes += flipped
     if preset == 'ptp':
         parts = ['PTP', *([] if boxes else ['masks']), *changes]
@@ -66,8 +79,11 @@ def scale_of(model: Mapping[str, Any]) -> str:
     return 'miniature' if model.get('vit') or model.get('bert') else 'paper'
 
 
-def describe_pretraining(config: Mapping[str, Any], stores: Sequence[Mapping[str, Any]] = (),
-                         earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_pretraining(
+    config: Mapping[str, Any],
+    stores: Sequence[Mapping[str, Any]] = (),
+    earlier: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What a pretraining's config says of its row.
 
     Args:
@@ -90,8 +106,13 @@ def describe_pretraining(config: Mapping[str, Any], stores: Sequence[Mapping[str
     if config['model'].get('pretrained'):
         before = (earlier or {}).get('regime')
         regime = regime if before == regime else 'mixed' if before and regime else None
-    return {'regime': regime, 'masks': _masks(data), 'generator': generator,
-            'seed': config['run'].get('seed', 0), 'scale': scale_of(config['model'])}
+    return {
+        'regime': regime,
+        'masks': _masks(data),
+        'generator': generator,
+        'seed': config['run'].get('seed', 0),
+        'scale': scale_of(config['model']),
+    }
 
 
 def origin_of(path: str | Path) -> dict[str, Any] | None:
@@ -118,8 +139,9 @@ def origin_of(path: str | Path) -> dict[str, Any] | None:
     return dict(known)
 
 
-def label_row(given: Mapping[str, Any], known: Mapping[str, Any] | None,
-              source: str | Path) -> dict[str, Any]:
+def label_row(
+    given: Mapping[str, Any], known: Mapping[str, Any] | None, source: str | Path
+) -> dict[str, Any]:
     """What a row says of its pretraining: what the checkpoint knows, and what the user adds.
 
     A name of the user's own may stand for a variant; what the paper's tables have a row for
@@ -139,12 +161,21 @@ def label_row(given: Mapping[str, Any], known: Mapping[str, Any] | None,
     known = known or {}
     for fact, value in given.items():
         told = known.get(fact)
-        named = isinstance(value, str) and value not in ('PTP', *_GENERATORS) and (
-            fact == 'generator' and told not in _GENERATORS
-            or fact == 'masks' and isinstance(told, str))
+        named = (
+            isinstance(value, str)
+            and value not in ('PTP', *_GENERATORS)
+            and (
+                fact == 'generator'
+                and told not in _GENERATORS
+                or fact == 'masks'
+                and isinstance(told, str)
+            )
+        )
         if value is not None and told is not None and value != told and not named:
-            raise InputError(f'{source} is of a pretraining whose {fact} is {told}, and --{fact} '
-                             f'says {value}: leave --{fact} out')
+            raise InputError(
+                f'{source} is of a pretraining whose {fact} is {told}, and --{fact} '
+                f'says {value}: leave --{fact} out'
+            )
     row = {fact: known.get(fact) if value is None else value for fact, value in given.items()}
     if row['regime'] == 'real':
         row['generator'] = ''

@@ -6,6 +6,7 @@ places in the image to places in the view, whatever crops, flips, shears and tur
 An object is a set of rectangles in its image: one for a detector's box, one for each foreground
 cell of a mask.
 """
+
 from __future__ import annotations
 
 import random
@@ -16,9 +17,21 @@ import numpy as np
 
 from freeatm_mm.attention.masks import THRESHOLD, binarize, minmax
 
-__all__ = ['ORDERS', 'POSITIONS', 'PRESETS', 'PlacedObject', 'PositionPrompts', 'WHOLE_VIEW',
-           'box_in_view', 'crop_matrix', 'flip_matrix', 'object_from_box', 'objects_from_masks',
-           'pixel_matrix', 'preset_prompts']
+__all__ = [
+    'ORDERS',
+    'POSITIONS',
+    'PRESETS',
+    'WHOLE_VIEW',
+    'PlacedObject',
+    'PositionPrompts',
+    'box_in_view',
+    'crop_matrix',
+    'flip_matrix',
+    'object_from_box',
+    'objects_from_masks',
+    'pixel_matrix',
+    'preset_prompts',
+]
 
 WHOLE_VIEW = np.eye(3)
 """The matrix of a view that shows the image as it is."""
@@ -58,17 +71,21 @@ def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> P
     """
     box = np.asarray(box, dtype=np.float64)
     if box.shape != (4,) or not np.isfinite(box).all():
-        raise ValueError(f'the box of {name!r} must be four numbers x1, y1, x2, y2, got '
-                         f'{box.tolist()}')
+        raise ValueError(
+            f'the box of {name!r} must be four numbers x1, y1, x2, y2, got {box.tolist()}'
+        )
     relative = np.clip(box / (*size, *size), 0, 1)
     if not (relative[2:] > relative[:2]).all():
-        raise ValueError(f'the box {box.tolist()} of {name!r} is empty or lies outside its image '
-                         f'of {size[0]}x{size[1]} pixels')
+        raise ValueError(
+            f'the box {box.tolist()} of {name!r} is empty or lies outside its image '
+            f'of {size[0]}x{size[1]} pixels'
+        )
     return PlacedObject(name, relative[None])
 
 
-def objects_from_masks(names: Sequence[str], masks: np.ndarray,
-                       threshold: float = THRESHOLD) -> list[PlacedObject]:
+def objects_from_masks(
+    names: Sequence[str], masks: np.ndarray, threshold: float = THRESHOLD
+) -> list[PlacedObject]:
     """The objects under stored masks: the cells that reach the threshold once stretched.
 
     Args:
@@ -94,8 +111,9 @@ def crop_matrix(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.nda
         size: Width and height in pixels of the picture that is cropped.
     """
     top, left, height, width = box
-    return np.array([[size[0] / width, 0, -left / width],
-                     [0, size[1] / height, -top / height], [0, 0, 1]])
+    return np.array(
+        [[size[0] / width, 0, -left / width], [0, size[1] / height, -top / height], [0, 0, 1]]
+    )
 
 
 def flip_matrix() -> np.ndarray:
@@ -179,8 +197,9 @@ class PositionPrompts:
 
     def __post_init__(self) -> None:
         if '[O]' not in self.template or '[P]' not in self.template:
-            raise ValueError(f'the template {self.template!r} must hold [O] for the object and '
-                             '[P] for the block')
+            raise ValueError(
+                f'the template {self.template!r} must hold [O] for the object and [P] for the block'
+            )
         if self.grid < 1:
             raise ValueError(f'grid must be at least 1, got {self.grid}')
         if self.max_objects is not None and self.max_objects < 1:
@@ -188,8 +207,9 @@ class PositionPrompts:
         if self.order not in ORDERS:
             raise ValueError(f'order must be one of {", ".join(ORDERS)}, got {self.order!r}')
         if self.positions not in POSITIONS:
-            raise ValueError(f'positions must be one of {", ".join(POSITIONS)}, got '
-                             f'{self.positions!r}')
+            raise ValueError(
+                f'positions must be one of {", ".join(POSITIONS)}, got {self.positions!r}'
+            )
         if not 0 <= self.min_visible < 1:
             raise ValueError(f'min_visible must be at least 0 and below 1, got {self.min_visible}')
 
@@ -200,8 +220,7 @@ class PositionPrompts:
         column, row = (min(int(place * self.grid), self.grid - 1) for place in (x, y))
         return self.index_base + self.grid * row + column
 
-    def placed(self, objects: Sequence[PlacedObject],
-               view: np.ndarray) -> list[tuple[int, str]]:
+    def placed(self, objects: Sequence[PlacedObject], view: np.ndarray) -> list[tuple[int, str]]:
         """Block and name of each object that is to be named, without repetitions.
 
         Args:
@@ -222,8 +241,9 @@ class PositionPrompts:
             placed.sort(key=lambda pair: pair[0])
         return list(dict.fromkeys(placed))
 
-    def sentences(self, objects: Sequence[PlacedObject], view: np.ndarray,
-                  others: Sequence[PlacedObject] = ()) -> list[str]:
+    def sentences(
+        self, objects: Sequence[PlacedObject], view: np.ndarray, others: Sequence[PlacedObject] = ()
+    ) -> list[str]:
         """The sentences for what a view shows.
 
         Random choices are drawn from Python's own generator: torch's and NumPy's, which decide
@@ -238,13 +258,20 @@ class PositionPrompts:
         placed = self.placed(objects, view)
         if self.positions == 'others' and placed:
             blocks = [block for block, _ in self.placed(others, view)] or range(
-                self.index_base, self.index_base + self.grid ** 2)
+                self.index_base, self.index_base + self.grid**2
+            )
             placed = [(random.choice(blocks), name) for _, name in placed]
-        return [self.template.replace('[O]', name).replace('[P]', str(block))
-                for block, name in placed]
+        return [
+            self.template.replace('[O]', name).replace('[P]', str(block)) for block, name in placed
+        ]
 
-    def join(self, caption: str, objects: Sequence[PlacedObject], view: np.ndarray,
-             others: Sequence[PlacedObject] = ()) -> str:
+    def join(
+        self,
+        caption: str,
+        objects: Sequence[PlacedObject],
+        view: np.ndarray,
+        others: Sequence[PlacedObject] = (),
+    ) -> str:
         """The caption with its sentences after it."""
         return ' '.join([caption, *self.sentences(objects, view, others)])
 
@@ -268,15 +295,20 @@ def preset_prompts(name: str, **changes) -> PositionPrompts | None:
         ValueError: If there is no such preset or option, or 'none' is given options.
     """
     if name not in PRESETS:
-        raise ValueError(f'there is no preset {name!r} of position prompts: use one of '
-                         f'{", ".join(PRESETS)}')
+        raise ValueError(
+            f'there is no preset {name!r} of position prompts: use one of {", ".join(PRESETS)}'
+        )
     unknown = sorted(set(changes) - set(PositionPrompts.__dataclass_fields__))
     if unknown:
-        raise ValueError(f'position prompts have no option {", ".join(unknown)}; known are '
-                         f'{", ".join(PositionPrompts.__dataclass_fields__)}')
+        raise ValueError(
+            f'position prompts have no option {", ".join(unknown)}; known are '
+            f'{", ".join(PositionPrompts.__dataclass_fields__)}'
+        )
     if PRESETS[name] is None:
         if changes:
-            raise ValueError(f'the preset {name!r} makes no position prompts, so that '
-                             f'{", ".join(sorted(changes))} would be without effect')
+            raise ValueError(
+                f'the preset {name!r} makes no position prompts, so that '
+                f'{", ".join(sorted(changes))} would be without effect'
+            )
         return None
     return replace(PRESETS[name], **changes)

@@ -2,6 +2,7 @@
 
 Both are LAVIS's own where nothing of this is asked for: same text, same pixels, same draws.
 """
+
 from __future__ import annotations
 
 import sys
@@ -69,9 +70,15 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
     """
 
     OPTIONS = ('preset', 'prompt', *PositionPrompts.__dataclass_fields__)
-    CHECKS = {'preset': text, 'template': text, 'order': text, 'positions': text, 'track': truth,
-              'min_visible': number(),
-              **dict.fromkeys(('grid', 'index_base', 'max_objects'), number(integer=True))}
+    CHECKS = {
+        'preset': text,
+        'template': text,
+        'order': text,
+        'positions': text,
+        'track': truth,
+        'min_visible': number(),
+        **dict.fromkeys(('grid', 'index_base', 'max_objects'), number(integer=True)),
+    }
 
     def __init__(self, prompts: PositionPrompts | None = None, prompt: str = '') -> None:
         super().__init__(prompt=prompt, max_words=sys.maxsize)
@@ -92,8 +99,13 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
         """Whether it must be given the objects of another image as well."""
         return self.prompts is not None and self.prompts.positions == 'others'
 
-    def __call__(self, caption: str, objects: Sequence[PlacedObject] = (),
-                 view: np.ndarray = WHOLE_VIEW, others: Sequence[PlacedObject] = ()) -> str:
+    def __call__(
+        self,
+        caption: str,
+        objects: Sequence[PlacedObject] = (),
+        view: np.ndarray = WHOLE_VIEW,
+        others: Sequence[PlacedObject] = (),
+    ) -> str:
         """The text for the model.
 
         Args:
@@ -139,11 +151,14 @@ def _affine(name: str, arguments: tuple, size: tuple[int, int]) -> np.ndarray | 
     """The (2, 3) pixel map of one of LAVIS's augmentations; ``None`` if it moves no pixel."""
     if name == 'Rotate':
         import cv2
+
         return cv2.getRotationMatrix2D((size[0] / 2, size[1] / 2), arguments[0], 1)
-    matrices = {'ShearX': lambda by: [[1, by, 0], [0, 1, 0]],
-                'ShearY': lambda by: [[1, 0, 0], [by, 1, 0]],
-                'TranslateX': lambda by: [[1, 0, -by], [0, 1, 0]],
-                'TranslateY': lambda by: [[1, 0, 0], [0, 1, -by]]}
+    matrices = {
+        'ShearX': lambda by: [[1, by, 0], [0, 1, 0]],
+        'ShearY': lambda by: [[1, 0, 0], [by, 1, 0]],
+        'TranslateX': lambda by: [[1, 0, -by], [0, 1, 0]],
+        'TranslateY': lambda by: [[1, 0, 0], [0, 1, -by]],
+    }
     return np.array(matrices[name](arguments[0]), float) if name in matrices else None
 
 
@@ -165,19 +180,33 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
     """
 
     OPTIONS = ('image_size', 'mean', 'std', 'min_scale', 'max_scale', 'hflip', 'augment')
-    CHECKS = {'image_size': count(), 'mean': _channels, 'std': _channels,
-              'min_scale': number(0, above=True), 'max_scale': number(0, above=True),
-              'hflip': truth, 'augment': truth}
+    CHECKS = {
+        'image_size': count(),
+        'mean': _channels,
+        'std': _channels,
+        'min_scale': number(0, above=True),
+        'max_scale': number(0, above=True),
+        'hflip': truth,
+        'augment': truth,
+    }
 
-    def __init__(self, image_size: int = 384, mean: Sequence[float] | None = None,
-                 std: Sequence[float] | None = None, min_scale: float = 0.5,
-                 max_scale: float = 1.0, hflip: bool = True, augment: bool = True) -> None:
+    def __init__(
+        self,
+        image_size: int = 384,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        min_scale: float = 0.5,
+        max_scale: float = 1.0,
+        hflip: bool = True,
+        augment: bool = True,
+    ) -> None:
         super().__init__(image_size, mean, std, min_scale, max_scale)
         self.crop, self.flip, augmentation, *self.finish = self.transform.transforms
         self.augmentation = None
         if augment:
-            self.augmentation = _TrackedAugment(augmentation.N, augmentation.M, True,
-                                                augmentation.augs)
+            self.augmentation = _TrackedAugment(
+                augmentation.N, augmentation.M, True, augmentation.augs
+            )
         if not hflip:
             self.flip.p = 0.0
 
@@ -193,8 +222,9 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
         """
         box = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         view = crop_matrix(box, image.size)
-        picture = functional.resized_crop(image, *box, self.crop.size, self.crop.interpolation,
-                                          antialias=self.crop.antialias)
+        picture = functional.resized_crop(
+            image, *box, self.crop.size, self.crop.interpolation, antialias=self.crop.antialias
+        )
         flipped = self.flip(picture)
         if flipped is not picture:
             view = flip_matrix() @ view

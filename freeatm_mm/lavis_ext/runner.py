@@ -2,6 +2,7 @@
 
 The training itself is LAVIS's: tasks, schedules, optimiser and evaluation are its own.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -45,8 +46,11 @@ _EPOCH_FILE = re.compile(r'checkpoint_(\d+)\.pth')
 
 def _epoch_files(folder: str | Path) -> dict[int, Path]:
     """The checkpoints of a run, by epoch."""
-    found = {int(match[1]): path for path in Path(folder).glob('checkpoint_*.pth')
-             if (match := _EPOCH_FILE.fullmatch(path.name))}
+    found = {
+        int(match[1]): path
+        for path in Path(folder).glob('checkpoint_*.pth')
+        if (match := _EPOCH_FILE.fullmatch(path.name))
+    }
     return dict(sorted(found.items()))
 
 
@@ -57,27 +61,50 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
 
 #: What may differ between a run and its continuation.
-_MAY_DIFFER = {f'run.{name}' for name in (
-    'output_dir', 'device', 'num_workers', 'rank', 'world_size', 'gpu', 'distributed', 'dist_url',
-    'dist_backend', 'resume_ckpt_path', 'evaluate', 'keep_checkpoints', 'batch_size_eval',
-    'valid_splits', 'test_splits', 'k_test', 'find_unused_parameters')}
+_MAY_DIFFER = {
+    f'run.{name}'
+    for name in (
+        'output_dir',
+        'device',
+        'num_workers',
+        'rank',
+        'world_size',
+        'gpu',
+        'distributed',
+        'dist_url',
+        'dist_backend',
+        'resume_ckpt_path',
+        'evaluate',
+        'keep_checkpoints',
+        'batch_size_eval',
+        'valid_splits',
+        'test_splits',
+        'k_test',
+        'find_unused_parameters',
+    )
+}
 
 
 def _flat(config: Mapping[str, Any], start: str = '') -> dict[str, Any]:
     """Nested entries by their whole names."""
     found = {}
     for name, value in config.items():
-        found |= (_flat(value, f'{start}{name}.') if isinstance(value, Mapping) and value
-                  else {f'{start}{name}': value})
+        found |= (
+            _flat(value, f'{start}{name}.')
+            if isinstance(value, Mapping) and value
+            else {f'{start}{name}': value}
+        )
     return found
 
 
 def _differences(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """What two configs say differently of model, datasets and run."""
     earlier, config = _flat(earlier), _flat(config)
-    return [f'{name} {earlier.get(name)} there, {config.get(name)} here'
-            for name in sorted({*earlier, *config} - _MAY_DIFFER)
-            if earlier.get(name) != config.get(name)]
+    return [
+        f'{name} {earlier.get(name)} there, {config.get(name)} here'
+        for name in sorted({*earlier, *config} - _MAY_DIFFER)
+        if earlier.get(name) != config.get(name)
+    ]
 
 
 def _barrier() -> None:
@@ -88,8 +115,11 @@ def _barrier() -> None:
 def _random_state(device: torch.device) -> dict[str, Any]:
     """The state of all random generators of this process, of types that can be read back safely."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
-    state = {'python': random.getstate(), 'torch': torch.get_rng_state(),
-             'numpy': (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss)}
+    state = {
+        'python': random.getstate(),
+        'torch': torch.get_rng_state(),
+        'numpy': (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
     if device.type == 'cuda':
         state['cuda'] = torch.cuda.get_rng_state(device)
     return state
@@ -196,8 +226,9 @@ class FreeATMRunner(RunnerBase):
                 name = 'cuda' if there else 'cpu'
             self._device = torch.device(name)
             if self._device.type == 'cuda' and not there:
-                raise InputError(f'run.device is {name}, and this machine shows no GPU: set '
-                                 'run.device=cpu')
+                raise InputError(
+                    f'run.device is {name}, and this machine shows no GPU: set run.device=cpu'
+                )
         return self._device
 
     @property
@@ -238,9 +269,11 @@ class FreeATMRunner(RunnerBase):
                 for buffer in self._model.buffers():
                     dist.broadcast(buffer, src=0)
                 self._wrapped_model = DistributedDataParallel(
-                    self._model, device_ids=[self.config.run_cfg.gpu] if on_gpu else None,
-                    broadcast_buffers=False, find_unused_parameters=self.config.run_cfg.get(
-                        'find_unused_parameters', False))
+                    self._model,
+                    device_ids=[self.config.run_cfg.gpu] if on_gpu else None,
+                    broadcast_buffers=False,
+                    find_unused_parameters=self.config.run_cfg.get('find_unused_parameters', False),
+                )
             self._model.register_forward_hook(self._note_losses)
         return self._wrapped_model
 
@@ -258,8 +291,10 @@ class FreeATMRunner(RunnerBase):
             if self.use_distributed:
                 dist.all_reduce(wrong, op=dist.ReduceOp.MAX)
             if wrong:
-                self._stop(f'the loss is {float(loss.detach())} at step '
-                           f'{int(self._losses["steps"])} of epoch {self._epoch}')
+                self._stop(
+                    f'the loss is {float(loss.detach())} at step '
+                    f'{int(self._losses["steps"])} of epoch {self._epoch}'
+                )
         for name in ('loss', 'loss_itc', 'loss_itm', 'loss_lm'):
             value = getattr(output, name, None)
             if value is not None:
@@ -272,8 +307,10 @@ class FreeATMRunner(RunnerBase):
         newest = newest_checkpoint(self.output_dir)
         kept = f'{newest.name} is the last good one' if newest else 'there is none to go on from'
         advice = f'{"run.amp=False or " if self.scaler else ""}a smaller run.init_lr'
-        raise InputError(f'{reason}: training stops, and this epoch leaves no checkpoint ({kept} '
-                         f'in {self.output_dir}); try {advice}')
+        raise InputError(
+            f'{reason}: training stops, and this epoch leaves no checkpoint ({kept} '
+            f'in {self.output_dir}); try {advice}'
+        )
 
     def _check_weights(self, epoch: int) -> None:
         """Refuses weights that are no numbers, before they take a good checkpoint's place."""
@@ -305,27 +342,37 @@ class FreeATMRunner(RunnerBase):
         """The run's seed, the same in all processes."""
         return int(self.config.run_cfg.get('seed', 0))
 
-    def create_loaders(self, datasets, num_workers, batch_sizes, is_trains, collate_fns,
-                       dataset_ratios=None) -> list:
+    def create_loaders(
+        self, datasets, num_workers, batch_sizes, is_trains, collate_fns, dataset_ratios=None
+    ) -> list:
         """One loader a split; the order of a training epoch follows from seed and epoch alone.
 
         Raises:
             InputError: If `train_dataset_ratios` is set: sources are joined in the builder.
         """
         if dataset_ratios is not None:
-            raise InputError('freeatm_runner does not mix datasets by train_dataset_ratios: name '
-                             'several sources in build_info, and a share')
+            raise InputError(
+                'freeatm_runner does not mix datasets by train_dataset_ratios: name '
+                'several sources in build_info, and a share'
+            )
         loaders = []
         for dataset, size, train, collate in zip(datasets, batch_sizes, is_trains, collate_fns):
             sampler = None
             if train or (self.use_distributed and self.use_dist_eval_sampler):
-                sampler = DistributedSampler(dataset, get_world_size(), get_rank(), shuffle=train,
-                                             seed=self.seed)
+                sampler = DistributedSampler(
+                    dataset, get_world_size(), get_rank(), shuffle=train, seed=self.seed
+                )
             loader = DataLoader(
-                dataset, batch_size=size, num_workers=num_workers, sampler=sampler,
-                collate_fn=collate, drop_last=train, pin_memory=self.cuda_enabled,
+                dataset,
+                batch_size=size,
+                num_workers=num_workers,
+                sampler=sampler,
+                collate_fn=collate,
+                drop_last=train,
+                pin_memory=self.cuda_enabled,
                 # Base of the workers' seeds, set anew for every epoch.
-                generator=torch.Generator() if train else None)
+                generator=torch.Generator() if train else None,
+            )
             loaders.append(PrefetchLoader(loader) if self.cuda_enabled else loader)
         return loaders
 
@@ -338,14 +385,22 @@ class FreeATMRunner(RunnerBase):
         run, there = self.config.run_cfg, self.dataloaders
         needed = {'run.test_splits': list(self.test_splits)}
         if not self.evaluate_only:
-            needed = {'run.train_splits': ['train'],
-                      'run.valid_splits': list(run.get('valid_splits', [])), **needed}
+            needed = {
+                'run.train_splits': ['train'],
+                'run.valid_splits': list(run.get('valid_splits', [])),
+                **needed,
+            }
         judged = {*needed['run.test_splits'], *needed.get('run.valid_splits', ())}
-        if judged and not hasattr(self._model, 'compute_sim_matrix') and isinstance(
-                self.task, (RetrievalTask, ImageTextPretrainTask)):
-            raise InputError(f'nothing can judge the split {sorted(judged)[0]}: the task is '
-                             f'{run.task} and the model {type(self._model).__name__}; leave '
-                             'run.valid_splits and run.test_splits empty')
+        if (
+            judged
+            and not hasattr(self._model, 'compute_sim_matrix')
+            and isinstance(self.task, (RetrievalTask, ImageTextPretrainTask))
+        ):
+            raise InputError(
+                f'nothing can judge the split {sorted(judged)[0]}: the task is '
+                f'{run.task} and the model {type(self._model).__name__}; leave '
+                'run.valid_splits and run.test_splits empty'
+            )
         state = _random_state(self.device)
         for entry, splits in needed.items():
             check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
@@ -360,9 +415,11 @@ class FreeATMRunner(RunnerBase):
         encoder = getattr(self._model, 'visual_encoder', None)
         wanted = getattr(getattr(encoder, 'patch_embed', None), 'img_size', None)
         if wanted is not None and size and tuple(size) != tuple(wanted):
-            raise InputError(f'the image processor of the split {split} makes views of {size[0]} x '
-                             f'{size[1]} pixels, and model.image_size is {wanted[0]}: set both '
-                             'alike')
+            raise InputError(
+                f'the image processor of the split {split} makes views of {size[0]} x '
+                f'{size[1]} pixels, and model.image_size is {wanted[0]}: set both '
+                'alike'
+            )
 
     def _check_batch(self) -> None:
         """Refuses what would fail later with less to say.
@@ -375,17 +432,23 @@ class FreeATMRunner(RunnerBase):
         together = batch * processes
         samples = len(self.dataloaders['train'].dataset)
         if samples < together:  # with less, processes would share samples
-            raise InputError(f'a batch of {batch} on each of {processes} processes needs '
-                             f'more than the {samples} samples there are: set '
-                             'run.batch_size_train')
+            raise InputError(
+                f'a batch of {batch} on each of {processes} processes needs '
+                f'more than the {samples} samples there are: set '
+                'run.batch_size_train'
+            )
         whole = getattr(self._model, 'negative_all_rank', False)
         if (together if whole else batch) < 2 and hasattr(self._model, 'queue_size'):
-            raise InputError('run.batch_size_train must be at least 2: the matching loss takes its '
-                             'wrong pairs from the batch')
+            raise InputError(
+                'run.batch_size_train must be at least 2: the matching loss takes its '
+                'wrong pairs from the batch'
+            )
         queue = getattr(self._model, 'queue_size', together)
         if queue % together:
-            raise InputError(f'model.queue_size {queue} must be a multiple of the whole batch, '
-                             f'{together} = {batch} x {processes} processes')
+            raise InputError(
+                f'model.queue_size {queue} must be a multiple of the whole batch, '
+                f'{together} = {batch} x {processes} processes'
+            )
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -405,9 +468,11 @@ class FreeATMRunner(RunnerBase):
             if self.resume_ckpt_path:
                 self._load_checkpoint(self.resume_ckpt_path)
             elif earlier:
-                raise InputError(f'{self.output_dir} holds the checkpoints of an earlier run, '
-                                 f'{earlier.name} for one: go on from it (--resume), choose '
-                                 'another folder, or delete this one')
+                raise InputError(
+                    f'{self.output_dir} holds the checkpoints of an earlier run, '
+                    f'{earlier.name} for one: go on from it (--resume), choose '
+                    'another folder, or delete this one'
+                )
             _barrier()  # before the first checkpoint is written
         self.log_config()
         if not self.evaluate_only:
@@ -418,8 +483,10 @@ class FreeATMRunner(RunnerBase):
                 self._check_weights(epoch)
                 self._save_checkpoint(epoch)
                 self._validate(epoch)
-        judged = self.evaluate('best' if self.best['epoch'] is not None else self.max_epoch - 1,
-                               skip_reload=self.evaluate_only)
+        judged = self.evaluate(
+            'best' if self.best['epoch'] is not None else self.max_epoch - 1,
+            skip_reload=self.evaluate_only,
+        )
         logging.info('%s in all', datetime.timedelta(seconds=round(time.monotonic() - start)))
         return judged
 
@@ -442,9 +509,14 @@ class FreeATMRunner(RunnerBase):
         unreadable = self._losses.pop('unreadable', None)
         # LAVIS rounds its own to three digits.
         means = {name: float(total) / steps for name, total in self._losses.items()}
-        return {'epoch': epoch, **{name: float(value) for name, value in stats.items()},
-                'lr': self.optimizer.param_groups[0]['lr'], **means, **self._text_counts(),
-                **self._unreadable(unreadable)}
+        return {
+            'epoch': epoch,
+            **{name: float(value) for name, value in stats.items()},
+            'lr': self.optimizer.param_groups[0]['lr'],
+            **means,
+            **self._text_counts(),
+            **self._unreadable(unreadable),
+        }
 
     def _unreadable(self, count: int | None) -> dict[str, int]:
         """How many pictures were passed over, in all processes; a warning tells of them."""
@@ -455,8 +527,9 @@ class FreeATMRunner(RunnerBase):
             dist.all_reduce(total)
             count = int(total)
         if count:
-            logging.warning('%d pictures could not be read; the pairs after them took their place',
-                            count)
+            logging.warning(
+                '%d pictures could not be read; the pairs after them took their place', count
+            )
         return {'unreadable': count}
 
     def _text_counts(self) -> dict[str, int]:
@@ -470,9 +543,13 @@ class FreeATMRunner(RunnerBase):
             dist.all_reduce(total)
             counts = dict(zip(counts, total.tolist()))
         if counts['truncated']:
-            logging.warning('%d of %d texts were longer than max_txt_len and lost %d tokens in '
-                            'all: raise model.max_txt_len, the same for all that is compared',
-                            counts['truncated'], counts['texts'], counts['lost_tokens'])
+            logging.warning(
+                '%d of %d texts were longer than max_txt_len and lost %d tokens in '
+                'all: raise model.max_txt_len, the same for all that is compared',
+                counts['truncated'],
+                counts['texts'],
+                counts['lost_tokens'],
+            )
         return dict(counts)
 
     def _validate(self, epoch: int) -> None:
@@ -485,9 +562,14 @@ class FreeATMRunner(RunnerBase):
             if log is not None and is_main_process():
                 if split == 'val' and log['agg_metrics'] > self.best['metric']:
                     self.best = {'epoch': epoch, 'metric': float(log['agg_metrics'])}
-                    self._write(self.output_dir / 'checkpoint_best.pth', {
-                        'model': self.unwrap_dist_model(self.model).state_dict(),
-                        'epoch': epoch, **self._described(epoch)})
+                    self._write(
+                        self.output_dir / 'checkpoint_best.pth',
+                        {
+                            'model': self.unwrap_dist_model(self.model).state_dict(),
+                            'epoch': epoch,
+                            **self._described(epoch),
+                        },
+                    )
                 self.log_stats({'epoch': epoch, **log, 'best_epoch': self.best['epoch']}, split)
         _set_random_state(state, self.device)
         if self.use_distributed:
@@ -515,8 +597,9 @@ class FreeATMRunner(RunnerBase):
         if not ours:
             return earlier
         sources = getattr(self.datasets['freeatm_pretrain']['train'], 'sources', ())
-        return describe_pretraining(config, [source.store.config for source in sources
-                                             if hasattr(source, 'store')], earlier)
+        return describe_pretraining(
+            config, [source.store.config for source in sources if hasattr(source, 'store')], earlier
+        )
 
     def _described(self, epoch: int) -> dict[str, Any]:
         """What a checkpoint says of the run that wrote it."""
@@ -537,12 +620,18 @@ class FreeATMRunner(RunnerBase):
             own, states = states[0], [None] * get_world_size()
             dist.all_gather_object(states, own)
         if is_main_process():
-            self._write(self.output_dir / f'checkpoint_{cur_epoch}.pth', {
-                'model': self.unwrap_dist_model(self.model).state_dict(),
-                'optimizer': self.optimizer.state_dict(),
-                'scaler': self.scaler.state_dict() if self.scaler else None,
-                'epoch': cur_epoch, 'best': self.best, 'random': states,
-                **self._described(cur_epoch)})
+            self._write(
+                self.output_dir / f'checkpoint_{cur_epoch}.pth',
+                {
+                    'model': self.unwrap_dist_model(self.model).state_dict(),
+                    'optimizer': self.optimizer.state_dict(),
+                    'scaler': self.scaler.state_dict() if self.scaler else None,
+                    'epoch': cur_epoch,
+                    'best': self.best,
+                    'random': states,
+                    **self._described(cur_epoch),
+                },
+            )
             keep = int(self.config.run_cfg.get('keep_checkpoints', 0))
             for epoch, path in _epoch_files(self.output_dir).items():
                 if keep and epoch <= cur_epoch - keep:
@@ -561,15 +650,21 @@ class FreeATMRunner(RunnerBase):
         if not path.exists():
             raise MissingFileError(f'there is no checkpoint {path} to go on from')
         checkpoint = read_state(path)
-        if not isinstance(checkpoint, Mapping) or not {
-                'model', 'optimizer', 'random', 'config', 'epoch', 'best'} <= checkpoint.keys():
-            raise InputError(f'{path} can\'t be gone on from: it was not written by '
-                             'freeatm_runner at the end of an epoch')
+        if (
+            not isinstance(checkpoint, Mapping)
+            or not {'model', 'optimizer', 'random', 'config', 'epoch', 'best'} <= checkpoint.keys()
+        ):
+            raise InputError(
+                f"{path} can't be gone on from: it was not written by "
+                'freeatm_runner at the end of an epoch'
+            )
         changes = _differences(checkpoint['config'], self.config.to_dict())
         if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
-            raise InputError(f'{path} is of a run with other settings ({"; ".join(changes)}): '
-                             'choose another folder, delete this one, or name the checkpoint in '
-                             'run.resume_ckpt_path, which goes on all the same')
+            raise InputError(
+                f'{path} is of a run with other settings ({"; ".join(changes)}): '
+                'choose another folder, delete this one, or name the checkpoint in '
+                'run.resume_ckpt_path, which goes on all the same'
+            )
         if changes:
             logging.warning('%s was written with other settings: %s', path, '; '.join(changes))
         try:
@@ -585,9 +680,13 @@ class FreeATMRunner(RunnerBase):
         if len(checkpoint['random']) == get_world_size():
             _set_random_state(checkpoint['random'][get_rank()], self.device)
         else:
-            logging.warning('%s was written by %d processes and is gone on from by %d: random '
-                            'numbers start anew', path, len(checkpoint['random']),
-                            get_world_size())
+            logging.warning(
+                '%s was written by %d processes and is gone on from by %d: random '
+                'numbers start anew',
+                path,
+                len(checkpoint['random']),
+                get_world_size(),
+            )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
 
     def _recall_judgement(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -595,15 +694,23 @@ class FreeATMRunner(RunnerBase):
         folder, epoch = path.resolve().parent, checkpoint['epoch']
         note = {'epoch': None}
         if (folder / _NOTE).exists():
-            note = read_json(folder / _NOTE, shape={
-                'epoch': int, 'best': {'epoch': (int, None), 'metric': float}})
+            note = read_json(
+                folder / _NOTE,
+                shape={'epoch': int, 'best': {'epoch': (int, None), 'metric': float}},
+            )
         self._judged = folder == self.output_dir and note['epoch'] == epoch
         self.best = note['best'] if self._judged else checkpoint['best']
         if self.best['epoch'] is not None and (
-                folder != self.output_dir or (note['epoch'] or 0) > epoch
-                or not (folder / 'checkpoint_best.pth').exists()):
-            logging.warning('checkpoint_best.pth of the epochs up to %d is not in %s: the best '
-                            'epoch is looked for from this one on', epoch, self.output_dir)
+            folder != self.output_dir
+            or (note['epoch'] or 0) > epoch
+            or not (folder / 'checkpoint_best.pth').exists()
+        ):
+            logging.warning(
+                'checkpoint_best.pth of the epochs up to %d is not in %s: the best '
+                'epoch is looked for from this one on',
+                epoch,
+                self.output_dir,
+            )
             self.best, self._judged = {'epoch': None, 'metric': -1.0}, False
 
     def _reload_best_model(self, model: nn.Module) -> nn.Module:

@@ -1,4 +1,5 @@
 """What may stand in a LAVIS yaml: unknown names and unusable values are refused, never ignored."""
+
 from __future__ import annotations
 
 import difflib
@@ -38,8 +39,9 @@ def plain(cfg: Any, where: str) -> dict[str, Any]:
     raise InputError(f'{where} must hold names and values, got {cfg!r}')
 
 
-def check_entries(given: Iterable[str], known: Iterable[str], where: str,
-                  reasons: Mapping[str, str] | None = None) -> None:
+def check_entries(
+    given: Iterable[str], known: Iterable[str], where: str, reasons: Mapping[str, str] | None = None
+) -> None:
     """Refuse a name that nothing reads, such as a mistyped one.
 
     Args:
@@ -76,23 +78,30 @@ def check_values(values: Mapping[str, Any], checks: Mapping[str, Check], where: 
 # --- kinds of values ------------------------------------------------------------------------------
 
 
-def number(low: float | None = None, high: float | None = None, integer: bool = False,
-           above: bool = False) -> Check:
+def number(
+    low: float | None = None, high: float | None = None, integer: bool = False, above: bool = False
+) -> Check:
     """A finite number of at least (or above) ``low``; text that is one fits, as in LAVIS."""
-    limits = ['' if low is None else f'{"above" if above else "of at least"} {low:.15g}',
-              '' if high is None else f'{"of " if low is None else ""}at most {high:.15g}']
-    wanted = ' '.join(['an integer' if integer else 'a number',
-                       ' and '.join(filter(None, limits))]).strip()
+    limits = [
+        '' if low is None else f'{"above" if above else "of at least"} {low:.15g}',
+        '' if high is None else f'{"of " if low is None else ""}at most {high:.15g}',
+    ]
+    wanted = ' '.join(
+        ['an integer' if integer else 'a number', ' and '.join(filter(None, limits))]
+    ).strip()
 
     def check(value: Any) -> str | None:
         try:
             found = float(value)
         except (TypeError, ValueError, OverflowError):
             return wanted
-        fits = (not isinstance(value, bool) and math.isfinite(found)
-                and (not integer or isinstance(value, int))
-                and (low is None or found > low or found == low and not above)
-                and (high is None or found <= high))
+        fits = (
+            not isinstance(value, bool)
+            and math.isfinite(found)
+            and (not integer or isinstance(value, int))
+            and (low is None or found > low or found == low and not above)
+            and (high is None or found <= high)
+        )
         return None if fits else wanted
 
     return check
@@ -130,32 +139,71 @@ def _device(value: Any) -> str | None:
 
 #: Entries of `run` that the runner honours.
 RUN: dict[str, Check] = {
-    'task': text, 'runner': text, 'lr_sched': text, 'init_lr': number(0, above=True),
-    'min_lr': number(0), 'warmup_lr': number(), 'warmup_steps': count(0),
-    'lr_decay_rate': number(0, 1, above=True), 'weight_decay': number(0),
-    'beta2': number(0, 0.9999999), 'max_epoch': count(), 'batch_size_train': count(),
-    'batch_size_eval': count(), 'num_workers': count(0, 1024), 'accum_grad_iters': count(),
-    'log_freq': count(), 'seed': count(0, 2 ** 31), 'output_dir': text, 'resume_ckpt_path': text,
-    'keep_checkpoints': count(0), 'amp': truth, 'evaluate': truth, 'train_splits': names,
-    'valid_splits': names, 'test_splits': names, 'k_test': count(), 'device': _device,
-    'use_dist_eval_sampler': truth, 'find_unused_parameters': truth,
+    'task': text,
+    'runner': text,
+    'lr_sched': text,
+    'init_lr': number(0, above=True),
+    'min_lr': number(0),
+    'warmup_lr': number(),
+    'warmup_steps': count(0),
+    'lr_decay_rate': number(0, 1, above=True),
+    'weight_decay': number(0),
+    'beta2': number(0, 0.9999999),
+    'max_epoch': count(),
+    'batch_size_train': count(),
+    'batch_size_eval': count(),
+    'num_workers': count(0, 1024),
+    'accum_grad_iters': count(),
+    'log_freq': count(),
+    'seed': count(0, 2**31),
+    'output_dir': text,
+    'resume_ckpt_path': text,
+    'keep_checkpoints': count(0),
+    'amp': truth,
+    'evaluate': truth,
+    'train_splits': names,
+    'valid_splits': names,
+    'test_splits': names,
+    'k_test': count(),
+    'device': _device,
+    'use_dist_eval_sampler': truth,
+    'find_unused_parameters': truth,
     # What LAVIS's train.py and our start of processes write there.
-    'distributed': truth, 'rank': count(0), 'world_size': count(), 'gpu': count(0),
-    'dist_url': text, 'dist_backend': text,
+    'distributed': truth,
+    'rank': count(0),
+    'world_size': count(),
+    'gpu': count(0),
+    'dist_url': text,
+    'dist_backend': text,
 }
 _ITERATIONS = 'freeatm_runner trains whole epochs (run.max_epoch)'
 _OTHER_TASK = 'no task of freeatm_mm.lavis_ext generates text'
 _NEWER = "LAVIS 1.0.2 doesn't read it"
 _NO_PLACE = {
     'train_dataset_ratios': 'name several sources in build_info, and a share',
-    'max_iters': _ITERATIONS, 'iters_per_inner_epoch': _ITERATIONS, 'iters_per_epoch': _ITERATIONS,
+    'max_iters': _ITERATIONS,
+    'iters_per_inner_epoch': _ITERATIONS,
+    'iters_per_epoch': _ITERATIONS,
     'save_freq': 'each epoch is saved, and run.keep_checkpoints says how many are kept',
-    'val_freq': 'each epoch is judged on run.valid_splits', 'save_last': 'each epoch is saved',
-    'lr_layer_decay': _NEWER, 'max_len': _OTHER_TASK, 'min_len': _OTHER_TASK,
-    'num_beams': _OTHER_TASK, 'num_ans_candidates': _OTHER_TASK, 'inference_method': _OTHER_TASK}
+    'val_freq': 'each epoch is judged on run.valid_splits',
+    'save_last': 'each epoch is saved',
+    'lr_layer_decay': _NEWER,
+    'max_len': _OTHER_TASK,
+    'min_len': _OTHER_TASK,
+    'num_beams': _OTHER_TASK,
+    'num_ans_candidates': _OTHER_TASK,
+    'inference_method': _OTHER_TASK,
+}
 _NEEDED = ('task', 'output_dir', 'num_workers')
-_NEEDED_TO_TRAIN = ('lr_sched', 'init_lr', 'min_lr', 'weight_decay', 'max_epoch',
-                    'batch_size_train', 'train_splits')
+_NEEDED_TO_TRAIN = (
+    'lr_sched',
+    'init_lr',
+    'min_lr',
+    'weight_decay',
+    'max_epoch',
+    'batch_size_train',
+    'train_splits',
+)
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -170,42 +218,52 @@ def check_run(cfg: DictConfig) -> None:
     judged_only = run.get('evaluate') or False
     needed = _NEEDED if judged_only else _NEEDED + _NEEDED_TO_TRAIN
     if run.get('valid_splits') or run.get('test_splits'):
-        needed += ('batch_size_eval', )
+        needed += ('batch_size_eval',)
     task = registry.get_task_class(run.get('task'))
     if isinstance(task, type) and issubclass(task, RetrievalTask):
-        needed += ('k_test', )
+        needed += ('k_test',)
     missing = [name for name in needed if run.get(name) is None]
     if missing:
         raise InputError(f'run lacks {", ".join(missing)}')
     if task is None:
         near = difflib.get_close_matches(run['task'], registry.list_tasks(), 1)
-        raise InputError(f'LAVIS knows no task {run["task"]!r}'
-                         + (f'; did you mean {near[0]}?' if near else ''))
+        raise InputError(
+            f'LAVIS knows no task {run["task"]!r}' + (f'; did you mean {near[0]}?' if near else '')
+        )
     if judged_only:
         if not run.get('test_splits'):
             raise InputError('run.evaluate judges run.test_splits, which names none')
         if run.get('resume_ckpt_path'):
-            raise InputError('run.evaluate judges model.pretrained or model.finetuned, and '
-                             'run.resume_ckpt_path goes on with a training: leave one of them out')
+            raise InputError(
+                'run.evaluate judges model.pretrained or model.finetuned, and '
+                'run.resume_ckpt_path goes on with a training: leave one of them out'
+            )
         return
     schedules = registry.list_lr_schedulers()
     if run['lr_sched'] not in schedules:
-        raise InputError(f'LAVIS knows no schedule {run["lr_sched"]!r}; run.lr_sched is one of '
-                         f'{", ".join(schedules)}')
+        raise InputError(
+            f'LAVIS knows no schedule {run["lr_sched"]!r}; run.lr_sched is one of '
+            f'{", ".join(schedules)}'
+        )
     decays = run['lr_sched'] == 'linear_warmup_step_lr'
     if decays and run.get('lr_decay_rate') is None:
         raise InputError('run lacks lr_decay_rate, which run.lr_sched linear_warmup_step_lr needs')
     if run['lr_sched'] == 'linear_warmup_cosine_lr' and run.get('lr_decay_rate') is not None:
-        raise InputError('run.lr_decay_rate has no effect with linear_warmup_cosine_lr: set it to '
-                         'null')
+        raise InputError(
+            'run.lr_decay_rate has no effect with linear_warmup_cosine_lr: set it to null'
+        )
     if run['train_splits'] != ['train']:
-        raise InputError(f'run.train_splits must be [train], the split that is trained on, got '
-                         f'{run["train_splits"]}')
+        raise InputError(
+            f'run.train_splits must be [train], the split that is trained on, got '
+            f'{run["train_splits"]}'
+        )
     on_gpu = str(run.get('device', 'auto')).startswith('cuda') or (
-        run.get('device', 'auto') == 'auto' and torch.cuda.is_available())
+        run.get('device', 'auto') == 'auto' and torch.cuda.is_available()
+    )
     if run.get('amp') and not on_gpu:
-        raise InputError('run.amp computes with half precision on GPUs only: set run.amp=False on '
-                         'a CPU')
+        raise InputError(
+            'run.amp computes with half precision on GPUs only: set run.amp=False on a CPU'
+        )
 
 
 # --- datasets -------------------------------------------------------------------------------------
@@ -225,11 +283,13 @@ def check_processors(config: DictConfig, kinds: tuple[str, ...], name: str) -> N
         InputError: If an entry or a processor is unknown.
     """
     content = plain(config, name)
-    check_entries(content, ('data_type', 'type', 'dataset_card', 'vis_processor', 'text_processor',
-                            'build_info'), f'datasets.{name}')
+    check_entries(
+        content,
+        ('data_type', 'type', 'dataset_card', 'vis_processor', 'text_processor', 'build_info'),
+        f'datasets.{name}',
+    )
     if content.get('data_type', 'images') != 'images':
-        raise InputError(f'datasets.{name}.data_type must be images, got '
-                         f'{content["data_type"]!r}')
+        raise InputError(f'datasets.{name}.data_type must be images, got {content["data_type"]!r}')
     for part in ('vis_processor', 'text_processor'):
         for kind, options in _entries(content, part, kinds, f'datasets.{name}'):
             where = f'datasets.{name}.{part}.{kind}'
@@ -239,15 +299,19 @@ def check_processors(config: DictConfig, kinds: tuple[str, ...], name: str) -> N
             if processor is None:
                 known = registry.mapping['processor_name_mapping']
                 near = difflib.get_close_matches(options['name'], known, 1)
-                raise InputError(f'{where}: LAVIS knows no processor {options["name"]!r}'
-                                 + (f'; did you mean {near[0]}?' if near else ''))
+                raise InputError(
+                    f'{where}: LAVIS knows no processor {options["name"]!r}'
+                    + (f'; did you mean {near[0]}?' if near else '')
+                )
             known = getattr(processor, 'OPTIONS', None) or [
-                key for key in inspect.signature(processor.__init__).parameters if key != 'self']
+                key for key in inspect.signature(processor.__init__).parameters if key != 'self'
+            ]
             check_entries(options, ['name', *known], f'{where} ({options["name"]})')
 
 
-def _entries(content: Mapping[str, Any], part: str, known: Iterable[str],
-             where: str) -> Iterable[tuple[str, Any]]:
+def _entries(
+    content: Mapping[str, Any], part: str, known: Iterable[str], where: str
+) -> Iterable[tuple[str, Any]]:
     found = {} if content.get(part) is None else content[part]
     if not isinstance(found, dict):
         raise InputError(f'{where}.{part} must hold names and values, got {found!r}')

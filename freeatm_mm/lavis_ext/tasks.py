@@ -1,4 +1,5 @@
 """LAVIS's retrieval task, and how often a picture is told from its mirror image."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -29,9 +30,11 @@ def share_told_apart(scores: np.ndarray, mirrored: np.ndarray) -> float:
 
 @registry.register_task('freeatm_retrieval')
 class FreeATMRetrievalTask(RetrievalTask):
-    """LAVIS's `retrieval`; where the set's annotations name ``mirrored`` pairs, as the miniature's
-    do (:func:`~freeatm_mm.miniature.export.export_positions`), ``mirror`` is added to its figures:
-    the mean of :func:`share_told_apart` of both directions, in percent, 50 by guessing.
+    """LAVIS's `retrieval`, with a figure for positions.
+
+    Where the set's annotations name `mirrored` pairs, as the miniature's do
+    (`freeatm_mm.miniature.export.export_positions`), `mirror` is added to its figures: the mean of
+    `share_told_apart` of both directions, in percent, 50 by guessing.
 
     Identity can't help there, only position: both have the same objects.
     """
@@ -48,6 +51,8 @@ class FreeATMRetrievalTask(RetrievalTask):
     def _report_metrics(self, scores_i2t, scores_t2i, txt2img, img2txt) -> dict[str, Any]:
         figures = super()._report_metrics(scores_i2t, scores_t2i, txt2img, img2txt)
         if self._mirrored is not None:
-            figures['mirror'] = 50 * (share_told_apart(scores_i2t, self._mirrored)
-                                      + share_told_apart(scores_t2i, self._mirrored))
+            figures['mirror'] = 50 * (
+                share_told_apart(scores_i2t, self._mirrored)
+                + share_told_apart(scores_t2i, self._mirrored)
+            )
         return figures

@@ -1,4 +1,5 @@
 """BERT's tokenizer, as LAVIS sets it up, that counts the texts it cuts."""
+
 from __future__ import annotations
 
 import os
@@ -66,17 +67,21 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
         words = set(read_text(Path(name) / 'vocab.txt', _MOST_BYTES).splitlines())
         lacking = [word for word in _SPECIAL if word not in words]
         if lacking:
-            raise InputError(f"{Path(name) / 'vocab.txt'} is no vocabulary of BERT: it lacks "
-                             f'{", ".join(lacking)}')
+            raise InputError(
+                f'{Path(name) / "vocab.txt"} is no vocabulary of BERT: it lacks '
+                f'{", ".join(lacking)}'
+            )
     try:
         tokenizer = CountingTokenizer.from_pretrained(str(name), local_files_only=True)
     except Exception as error:  # of many kinds: no folder, an address, half a cache
         if Path(name).is_dir():
-            raise InputError(f'the tokenizer in {name} can\'t be read '
-                             f'({" ".join(str(error).split())[:200]})') from None
+            raise InputError(
+                f"the tokenizer in {name} can't be read ({' '.join(str(error).split())[:200]})"
+            ) from None
         raise MissingFileError(
             f'there is no tokenizer {name}: it is neither a folder with vocab.txt nor in '
-            "transformers' cache; set model.tokenizer to a folder with BERT's vocab.txt") from None
+            "transformers' cache; set model.tokenizer to a folder with BERT's vocab.txt"
+        ) from None
     tokenizer.add_special_tokens({'bos_token': '[DEC]'})
     tokenizer.add_special_tokens({'additional_special_tokens': ['[ENC]']})
     tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]

@@ -1,4 +1,5 @@
 """Composing many scenes at once, over worker processes."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -9,15 +10,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .scenes import Scene, SceneMaker
+from freeatm_mm.miniature.scenes import Scene, SceneMaker
 
 __all__ = ['compose_scenes']
 
 _maker: SceneMaker | None = None
 
 
-def compose_scenes(sources: str | Path, split: str, count: int, seed: int = 0,
-                   workers: int | None = None, progress: bool = True) -> Iterator[Scene]:
+def compose_scenes(
+    sources: str | Path,
+    split: str,
+    count: int,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Iterator[Scene]:
     """Yield scenes 0, 1, ..., ``count`` - 1 of a split, in order.
 
     Args:
@@ -30,11 +37,12 @@ def compose_scenes(sources: str | Path, split: str, count: int, seed: int = 0,
     """
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(  # unlike a Pool it raises when its workers can't start
-            workers, multiprocessing.get_context('spawn'), _start_worker,
-            (str(sources), split, seed)) as pool:
+        workers, multiprocessing.get_context('spawn'), _start_worker, (str(sources), split, seed)
+    ) as pool:
         scenes = pool.map(_make_scene, range(count), chunksize=64)
-        yield from tqdm(scenes, f'{split} scenes', count, disable=not progress, unit='scene',
-                        mininterval=1.0)
+        yield from tqdm(
+            scenes, f'{split} scenes', count, disable=not progress, unit='scene', mininterval=1.0
+        )
 
 
 def _start_worker(sources: str, split: str, seed: int) -> None:

@@ -5,6 +5,7 @@ class folders of single objects. Also scenes with captions that tell where thing
 retrieval. And, as a store, scenes with their exact masks: what the attention
 masks would be if the generator knew its objects perfectly.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,24 +17,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.scenes import SIDE, Scene, noun_probabilities
+from freeatm_mm.miniature.sources import NOUNS, load_cutouts
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.export import coco_annotation
 
-from .compose import compose_scenes
-from .scenes import SIDE, Scene, noun_probabilities
-from .sources import NOUNS, load_cutouts
-
-__all__ = ['BLOCK_NAMES', 'export_exact_store', 'export_positions', 'export_world',
-           'same_object_share']
+__all__ = [
+    'BLOCK_NAMES',
+    'export_exact_store',
+    'export_positions',
+    'export_world',
+    'same_object_share',
+]
 
 #: What the 3 x 3 blocks of a picture are called, row by row.
-BLOCK_NAMES = ('at the top left', 'at the top', 'at the top right', 'at the left', 'in the middle',
-               'at the right', 'at the bottom left', 'at the bottom', 'at the bottom right')
+BLOCK_NAMES = (
+    'at the top left',
+    'at the top',
+    'at the top right',
+    'at the left',
+    'in the middle',
+    'at the right',
+    'at the bottom left',
+    'at the bottom',
+    'at the bottom right',
+)
 
 
-def export_world(sources: str | Path, out: str | Path, counts: dict[str, int], seed: int = 0,
-                 workers: int | None = None) -> Path:
+def export_world(
+    sources: str | Path,
+    out: str | Path,
+    counts: dict[str, int],
+    seed: int = 0,
+    workers: int | None = None,
+) -> Path:
     """Write ``<out>/<split>/`` for each split; a split that is there already is kept.
 
     Each split's folder holds ``images/*.png``, ``coco.json`` (category ids from 1, in the order of
@@ -54,8 +73,13 @@ def export_world(sources: str | Path, out: str | Path, counts: dict[str, int], s
     return _export_splits(_write_split, sources, out, counts, seed, workers)
 
 
-def export_positions(sources: str | Path, out: str | Path, counts: dict[str, int], seed: int = 0,
-                     workers: int | None = None) -> Path:
+def export_positions(
+    sources: str | Path,
+    out: str | Path,
+    counts: dict[str, int],
+    seed: int = 0,
+    workers: int | None = None,
+) -> Path:
     """Write ``<out>/<split>/`` for each split: pairs that only identity *and* position tell apart.
 
     Every scene is there twice, as it is and mirrored: the same objects, colours and place, so that
@@ -82,9 +106,14 @@ def export_positions(sources: str | Path, out: str | Path, counts: dict[str, int
     return _export_splits(_write_positions, sources, out, counts, seed, workers)
 
 
-def _export_splits(write: Callable[[Path, str, Iterator[Scene]], None], sources: str | Path,
-                   out: str | Path, counts: dict[str, int], seed: int,
-                   workers: int | None) -> Path:
+def _export_splits(
+    write: Callable[[Path, str, Iterator[Scene]], None],
+    sources: str | Path,
+    out: str | Path,
+    counts: dict[str, int],
+    seed: int,
+    workers: int | None,
+) -> Path:
     """Write each split that isn't there, whole or not at all."""
     out = Path(out)
     for split, count in counts.items():
@@ -92,8 +121,10 @@ def _export_splits(write: Callable[[Path, str, Iterator[Scene]], None], sources:
         if (folder / 'world.json').exists():
             found = json.loads((folder / 'world.json').read_text())
             if found != wanted:
-                raise ValueError(f'{folder} holds {found}, not {wanted}: choose another folder, or '
-                                 'delete this one')
+                raise ValueError(
+                    f'{folder} holds {found}, not {wanted}: choose another folder, or '
+                    'delete this one'
+                )
             continue
         scratch = out / f'.{split}.tmp'
         shutil.rmtree(scratch, ignore_errors=True)
@@ -107,9 +138,12 @@ def _export_splits(write: Callable[[Path, str, Iterator[Scene]], None], sources:
 def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
     for name in ('images', 'labels', *(f'objects/{noun}' for noun in NOUNS)):
         (folder / name).mkdir(parents=True)
-    coco = {'info': {'description': f'freeatm_mm miniature world, {split}'},
-            'categories': [{'id': i, 'name': noun} for i, noun in enumerate(NOUNS, 1)],
-            'images': [], 'annotations': []}
+    coco = {
+        'info': {'description': f'freeatm_mm miniature world, {split}'},
+        'categories': [{'id': i, 'name': noun} for i, noun in enumerate(NOUNS, 1)],
+        'images': [],
+        'annotations': [],
+    }
     retrieval = []
     for image_id, scene in enumerate(scenes):
         name = f'{image_id:06d}.png'
@@ -122,16 +156,28 @@ def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
             annotation = coco_annotation(mask)
             if annotation is None:  # covered entirely by the objects in front
                 continue
-            coco['annotations'].append({'id': len(coco['annotations']) + 1, 'iscrowd': 0,
-                                        'image_id': image_id, 'category_id': category,
-                                        **annotation})
+            coco['annotations'].append(
+                {
+                    'id': len(coco['annotations']) + 1,
+                    'iscrowd': 0,
+                    'image_id': image_id,
+                    'category_id': category,
+                    **annotation,
+                }
+            )
             x, y, w, h = annotation['bbox']
-            Image.fromarray(scene.image[y:y + h, x:x + w]).save(
-                folder / 'objects' / noun.category / f'{image_id:06d}_{k}.png')
+            Image.fromarray(scene.image[y : y + h, x : x + w]).save(
+                folder / 'objects' / noun.category / f'{image_id:06d}_{k}.png'
+            )
         Image.fromarray(label_map).save(folder / 'labels' / name)
         caption = scene.record.prompt
-        retrieval.append({'image': f'images/{name}', 'image_id': image_id,
-                          'caption': caption if split == 'train' else [caption]})
+        retrieval.append(
+            {
+                'image': f'images/{name}',
+                'image_id': image_id,
+                'caption': caption if split == 'train' else [caption],
+            }
+        )
     (folder / 'coco.json').write_text(json.dumps(coco))
     (folder / 'retrieval.json').write_text(json.dumps(retrieval))
 
@@ -153,10 +199,14 @@ def _write_positions(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
             name = f'{number:06d}{ending}.png'
             Image.fromarray(np.ascontiguousarray(image)).save(folder / 'images' / name)
             for wording, caption in text.items():
-                rows[wording].append({
-                    'image': f'{split}/images/{name}', 'image_id': len(rows[wording]),
-                    'caption': caption if split == 'train' else [caption],
-                    'mirrored': len(rows[wording]) ^ 1})
+                rows[wording].append(
+                    {
+                        'image': f'{split}/images/{name}',
+                        'image_id': len(rows[wording]),
+                        'caption': caption if split == 'train' else [caption],
+                        'mirrored': len(rows[wording]) ^ 1,
+                    }
+                )
     for wording, pairs in rows.items():
         (folder / f'{wording}.json').write_text(json.dumps(pairs))
 
@@ -167,7 +217,7 @@ def _position_captions(record: PromptRecord, masks: np.ndarray) -> dict[str, str
     blocks = [_block(mask) for mask in masks]
     # From the end, so that the spans before stay true.
     for noun, block in sorted(zip(record.nouns, blocks), key=lambda pair: -pair[0].end):
-        words = f'{words[:noun.end]} {BLOCK_NAMES[block]}{words[noun.end:]}'
+        words = f'{words[: noun.end]} {BLOCK_NAMES[block]}{words[noun.end :]}'
     prompts = [f'The {noun.text} is in block {block}.' for noun, block in zip(record.nouns, blocks)]
     return {'words': words, 'blocks': ' '.join([f'{record.prompt}.', *prompts])}
 
@@ -178,9 +228,15 @@ def _block(mask: np.ndarray) -> int:
     return 3 * int(3 * (y + h / 2) / SIDE) + int(3 * (x + w / 2) / SIDE)
 
 
-def export_exact_store(sources: str | Path, out: str | Path, count: int, seed: int = 1,
-                       mask_side: int = 8, workers: int | None = None,
-                       samples_per_shard: int = 1000) -> Path:
+def export_exact_store(
+    sources: str | Path,
+    out: str | Path,
+    count: int,
+    seed: int = 1,
+    mask_side: int = 8,
+    workers: int | None = None,
+    samples_per_shard: int = 1000,
+) -> Path:
     """Write scenes of the training split as a store with exact masks.
 
     Args:
@@ -192,14 +248,17 @@ def export_exact_store(sources: str | Path, out: str | Path, count: int, seed: i
         workers: Processes; one per core by default.
         samples_per_shard: Samples a shard.
     """
-    writer = StoreWriter(out, samples_per_shard,
-                         {'scenes': count, 'seed': seed, 'mask_side': mask_side})
+    writer = StoreWriter(
+        out, samples_per_shard, {'scenes': count, 'seed': seed, 'mask_side': mask_side}
+    )
     shards = range((count + samples_per_shard - 1) // samples_per_shard)
     if not all(writer.is_complete(shard) for shard in shards):
         scenes = compose_scenes(sources, 'train', count, seed, workers)
         for shard in shards:
-            part = [_exact_sample(next(scenes), mask_side)
-                    for _ in range(min(samples_per_shard, count - shard * samples_per_shard))]
+            part = [
+                _exact_sample(next(scenes), mask_side)
+                for _ in range(min(samples_per_shard, count - shard * samples_per_shard))
+            ]
             if not writer.is_complete(shard):
                 writer.write_shard(shard, part)
     writer.finish(count)
@@ -210,11 +269,15 @@ def _exact_sample(scene: Scene, side: int) -> Sample:
     cells = scene.masks.reshape(len(scene.masks), side, SIDE // side, side, SIDE // side)
     shares = cells.mean((2, 4))
     return Sample.from_image(
-        scene.record.id, Image.fromarray(scene.image), image_format='png',
-        caption=scene.record.prompt, nouns=scene.record.nouns,
+        scene.record.id,
+        Image.fromarray(scene.image),
+        image_format='png',
+        caption=scene.record.prompt,
+        nouns=scene.record.nouns,
         masks=np.round(255 * shares).astype(np.uint8),
         scales=np.tile(np.array([[0, 1]], np.float32), (len(shares), 1)),
-        meta={'source': 'composed scene with exact masks', 'objects': list(scene.objects)})
+        meta={'source': 'composed scene with exact masks', 'objects': list(scene.objects)},
+    )
 
 
 def same_object_share(sources: str | Path, split: str = 'train') -> float:
@@ -223,6 +286,8 @@ def same_object_share(sources: str | Path, split: str = 'train') -> float:
     The share of an instance's negatives that are, in truth, the same object.
     """
     cutouts = load_cutouts(sources, split)
-    photos = {**{noun: len(stamps) for noun, stamps in cutouts.stamps.items()},
-              **{noun: len(array) for noun, array in cutouts.garments.items()}}
+    photos = {
+        **{noun: len(stamps) for noun, stamps in cutouts.stamps.items()},
+        **{noun: len(array) for noun, array in cutouts.garments.items()},
+    }
     return float(sum(p * p / photos[noun] for noun, p in zip(NOUNS, noun_probabilities())))

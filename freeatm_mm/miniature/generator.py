@@ -4,6 +4,7 @@ Three stages, each resumable: scenes of the training split are composed, an ``Au
 trained on them, and a ``UNet2DConditionModel`` learns to denoise its latents, together with the
 CLIP text model that reads the captions.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,11 +32,10 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation.pipelines import load_pipeline
-
-from .compose import compose_scenes
-from .scenes import SIDE
-from .sources import BACKGROUNDS, COLOURS, NOUNS
-from .tensors import images_to_tensor
+from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.scenes import SIDE
+from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
+from freeatm_mm.miniature.tensors import images_to_tensor
 
 __all__ = ['GeneratorPlan', 'train_generator']
 
@@ -81,10 +81,16 @@ class GeneratorPlan:
     decoder_lr: float = 1e-3
 
 
-def train_generator(sources: str | Path, work: str | Path, out: str | Path,
-                    plan: GeneratorPlan = GeneratorPlan(), device: str = 'cpu',
-                    workers: int | None = None, minutes: float | None = None,
-                    compile: bool = False) -> bool:
+def train_generator(
+    sources: str | Path,
+    work: str | Path,
+    out: str | Path,
+    plan: GeneratorPlan = GeneratorPlan(),
+    device: str = 'cpu',
+    workers: int | None = None,
+    minutes: float | None = None,
+    compile: bool = False,
+) -> bool:
     """Train the miniature generator and save it as a diffusers folder.
 
     Started again after an interruption, it goes on from the last checkpoint.
@@ -111,18 +117,18 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
     images, captions = _composed(sources, work, plan, workers)
     torch.manual_seed(plan.seed)
     tokenizer = make_tokenizer(work / 'tokenizer')
-    tokens = tokenizer(captions, padding='max_length', truncation=False, max_length=TOKENS,
-                       return_tensors='pt').input_ids
+    tokens = tokenizer(
+        captions, padding='max_length', truncation=False, max_length=TOKENS, return_tensors='pt'
+    ).input_ids
     if tokens.shape[1] > TOKENS:
         raise ValueError(f'a caption has {tokens.shape[1]} tokens, more than {TOKENS}')
     torch.backends.cudnn.benchmark = True
     if plan.start_from:
         start = load_pipeline(plan.start_from, device='cpu').pipe
         if start.tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise ValueError(f'{plan.start_from} was trained on other words than this world\'s')
+            raise ValueError(f"{plan.start_from} was trained on other words than this world's")
         vae, unet, text_encoder = make_vae(), make_unet(), make_text_encoder(tokenizer)
-        for part, old in ((vae, start.vae), (unet, start.unet),
-                          (text_encoder, start.text_encoder)):
+        for part, old in ((vae, start.vae), (unet, start.unet), (text_encoder, start.text_encoder)):
             part.load_state_dict(old.state_dict())
         vae.eval()
         vae.register_to_config(scaling_factor=start.vae.config.scaling_factor)
@@ -140,16 +146,29 @@ def train_generator(sources: str | Path, work: str | Path, out: str | Path,
     latents = latents * vae.config.scaling_factor
     if compile:
         unet.compile()
-    scheduler = DDPMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
-                              prediction_type='v_prediction', clip_sample=False, steps_offset=1)
+    scheduler = DDPMScheduler(
+        beta_schedule='scaled_linear',
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type='v_prediction',
+        clip_sample=False,
+        steps_offset=1,
+    )
     empty = tokenizer('', padding='max_length', max_length=TOKENS, return_tensors='pt').input_ids
-    if plan.unet_samples and not _train_unet(unet, text_encoder, scheduler, latents, tokens, empty,
-                                             work, plan, device, deadline):
+    if plan.unet_samples and not _train_unet(
+        unet, text_encoder, scheduler, latents, tokens, empty, work, plan, device, deadline
+    ):
         return False
     pipeline = StableDiffusionPipeline(
-        vae=vae.cpu(), text_encoder=text_encoder.cpu(), tokenizer=tokenizer, unet=unet.cpu(),
+        vae=vae.cpu(),
+        text_encoder=text_encoder.cpu(),
+        tokenizer=tokenizer,
+        unet=unet.cpu(),
         scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(dtype=torch.float16)  # half the bytes
     pipeline.save_pretrained(out, safe_serialization=True)
     # Where no dtype is asked for, transformers 5 loads what the config says, and diffusers float32.
@@ -168,20 +187,43 @@ def make_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """
     alphabet = sorted(bytes_to_unicode().values())
     merges: list[tuple[str, str]] = []
-    for word in sorted({*NOUNS, *COLOURS, *' '.join(BACKGROUNDS.values()).split(), 'a', 'an', 'and',
-                        'are', 'is', 'with'}):
+    for word in sorted(
+        {
+            *NOUNS,
+            *COLOURS,
+            *' '.join(BACKGROUNDS.values()).split(),
+            'a',
+            'an',
+            'and',
+            'are',
+            'is',
+            'with',
+        }
+    ):
         pieces = _merged([*word[:-1], word[-1] + '</w>'], merges)
         while len(pieces) > 1:  # earlier words keep their merges, whose rank is lower
             merges.append((pieces[0], pieces[1]))
             pieces = _merged(pieces, merges)
-    vocabulary = [*alphabet, *(letter + '</w>' for letter in alphabet), *map(''.join, merges),
-                  _START, _END]
+    vocabulary = [
+        *alphabet,
+        *(letter + '</w>' for letter in alphabet),
+        *map(''.join, merges),
+        _START,
+        _END,
+    ]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
     (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *map(' '.join, merges)]) + '\n')
-    return CLIPTokenizer(str(folder / 'vocab.json'), str(folder / 'merges.txt'), unk_token=_END,
-                         bos_token=_START, eos_token=_END, pad_token=_END, model_max_length=TOKENS)
+    return CLIPTokenizer(
+        str(folder / 'vocab.json'),
+        str(folder / 'merges.txt'),
+        unk_token=_END,
+        bos_token=_START,
+        eos_token=_END,
+        pad_token=_END,
+        model_max_length=TOKENS,
+    )
 
 
 def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
@@ -190,7 +232,7 @@ def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
         i = 0
         while i < len(pieces) - 1:
             if (pieces[i], pieces[i + 1]) == (left, right):
-                pieces[i:i + 2] = [left + right]
+                pieces[i : i + 2] = [left + right]
             i += 1
     return pieces
 
@@ -201,9 +243,15 @@ def make_vae() -> AutoencoderKL:
     No attention in the middle, so that it can be trained on crops, at a quarter of the cost.
     """
     return AutoencoderKL(
-        down_block_types=('DownEncoderBlock2D',) * 3, up_block_types=('UpDecoderBlock2D',) * 3,
-        block_out_channels=(16, 32, 48), layers_per_block=1, latent_channels=4,
-        norm_num_groups=8, sample_size=SIDE, mid_block_add_attention=False)
+        down_block_types=('DownEncoderBlock2D',) * 3,
+        up_block_types=('UpDecoderBlock2D',) * 3,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+    )
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -213,44 +261,68 @@ def make_unet() -> UNet2DConditionModel:
     ``attention_head_dim`` is the number of heads here.
     """
     return UNet2DConditionModel(
-        sample_size=SIDE // 4, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128),
+        sample_size=SIDE // 4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 128),
         down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
         up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
-        layers_per_block=1, cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16)
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Make the CLIP text model. Two layers: deeper ones spread a noun over later tokens."""
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, projection_dim=128,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            projection_dim=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def _check_plan(path: Path, plan: GeneratorPlan) -> None:
     if path.exists():
         old = json.loads(path.read_text())
-        changed = [key for key, value in asdict(plan).items()
-                   if old.get(key, getattr(GeneratorPlan, key)) != value]
+        changed = [
+            key
+            for key, value in asdict(plan).items()
+            if old.get(key, getattr(GeneratorPlan, key)) != value
+        ]
         if changed:
-            raise ValueError(f'{path.parent} holds a run with another plan ({", ".join(changed)} '
-                             'differ): choose another work folder, or delete this one')
+            raise ValueError(
+                f'{path.parent} holds a run with another plan ({", ".join(changed)} '
+                'differ): choose another work folder, or delete this one'
+            )
     else:
         with atomic_write(path) as file:
             file.write(json.dumps(asdict(plan), indent=1).encode())
 
 
-def _composed(sources: str | Path, work: Path, plan: GeneratorPlan,
-              workers: int | None) -> tuple[np.ndarray, list[str]]:
+def _composed(
+    sources: str | Path, work: Path, plan: GeneratorPlan, workers: int | None
+) -> tuple[np.ndarray, list[str]]:
     """Compose the training scenes once; the file of captions is written last."""
     captions_path, images_path = work / 'captions.json', work / 'images.npy'
     if not captions_path.exists():
-        images = np.lib.format.open_memmap(images_path, 'w+', np.uint8,
-                                           (plan.scenes, SIDE, SIDE, 3))
+        images = np.lib.format.open_memmap(
+            images_path, 'w+', np.uint8, (plan.scenes, SIDE, SIDE, 3)
+        )
         captions = []
-        for index, scene in enumerate(compose_scenes(sources, 'train', plan.scenes,
-                                                     plan.seed, workers)):
+        for index, scene in enumerate(
+            compose_scenes(sources, 'train', plan.scenes, plan.seed, workers)
+        ):
             images[index] = scene.image
             captions.append(scene.record.prompt)
         images.flush()
@@ -262,9 +334,19 @@ def _composed(sources: str | Path, work: Path, plan: GeneratorPlan,
 class _Training:
     """The loop that both stages share: schedule, checkpoints, resume, loss curve, deadline."""
 
-    def __init__(self, name: str, parts: dict[str, nn.Module], samples: int, batch_size: int,
-                 lr: float, work: Path, device: str, seed: int, decay: float = 0.0,
-                 muon: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: dict[str, nn.Module],
+        samples: int,
+        batch_size: int,
+        lr: float,
+        work: Path,
+        device: str,
+        seed: int,
+        decay: float = 0.0,
+        muon: bool = False,
+    ) -> None:
         self.name, self.parts, self.device, self.seed = name, parts, device, seed
         self.steps = max(1, samples // batch_size)
         self.batch_size = batch_size
@@ -281,12 +363,20 @@ class _Training:
         rest = [p for p, is_inner in zip(parameters, inner) if not is_inner]
         self.optimizers = [torch.optim.AdamW(rest, lr, weight_decay=decay)]
         if muon:
-            self.optimizers.append(torch.optim.Muon(self.flat, lr, weight_decay=decay,
-                                                    adjust_lr_fn='match_rms_adamw'))
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, 0.02 * self.steps))
-            * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
-            for optimizer in self.optimizers]
+            self.optimizers.append(
+                torch.optim.Muon(self.flat, lr, weight_decay=decay, adjust_lr_fn='match_rms_adamw')
+            )
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(
+                optimizer,
+                lambda step: (
+                    min(1.0, (step + 1) / max(1, 0.02 * self.steps))
+                    * 0.5
+                    * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+                ),
+            )
+            for optimizer in self.optimizers
+        ]
         self.ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75)
         self.parameters = parameters
         self.step = 0
@@ -296,8 +386,14 @@ class _Training:
 
     def run(self, loss_of: Callable[[int], Tensor], deadline: float) -> bool:
         """Train to the end or the deadline; return whether the end was reached."""
-        bar = tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
-                   desc=f'training {self.name}', unit='sample', unit_scale=True, mininterval=2.0)
+        bar = tqdm(
+            total=self.steps * self.batch_size,
+            initial=self.step * self.batch_size,
+            desc=f'training {self.name}',
+            unit='sample',
+            unit_scale=True,
+            mininterval=2.0,
+        )
         saved, losses = time.monotonic(), []
         while self.step < self.steps:
             # The random stream depends on the step alone, so that a resumed run repeats nothing.
@@ -334,11 +430,14 @@ class _Training:
         return self.step == self.steps
 
     def _save(self) -> None:
-        state = {'step': self.step, 'curve': self.curve,
-                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-                 'ema': [p.cpu() for p in self.ema.shadow_params],
-                 'ema_step': self.ema.optimization_step,
-                 'parts': {name: part.state_dict() for name, part in self.parts.items()}}
+        state = {
+            'step': self.step,
+            'curve': self.curve,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'ema': [p.cpu() for p in self.ema.shadow_params],
+            'ema_step': self.ema.optimization_step,
+            'parts': {name: part.state_dict() for name, part in self.parts.items()},
+        }
         with atomic_write(self.path) as file:
             torch.save(state, file)
         with atomic_write(self.curve_path) as file:
@@ -357,17 +456,31 @@ class _Training:
             schedule.last_epoch = self.step  # the rate itself came back with the optimizer
 
 
-def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: GeneratorPlan,
-               device: str, deadline: float) -> bool:
+def _train_vae(
+    vae: AutoencoderKL,
+    images: np.ndarray,
+    work: Path,
+    plan: GeneratorPlan,
+    device: str,
+    deadline: float,
+) -> bool:
     """Absolute error, and a KL term just strong enough to keep the latents bounded."""
-    training = _Training('vae', {'vae': vae}, plan.vae_samples, plan.vae_batch_size, plan.vae_lr,
-                         work, device, plan.seed)
+    training = _Training(
+        'vae',
+        {'vae': vae},
+        plan.vae_samples,
+        plan.vae_batch_size,
+        plan.vae_lr,
+        work,
+        device,
+        plan.seed,
+    )
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([plan.seed, step])
         picked = np.sort(rng.integers(len(images), size=plan.vae_batch_size))
         top, left = rng.integers(SIDE - _CROP + 1, size=2)
-        crops = images[picked, top:top + _CROP, left:left + _CROP]
+        crops = images[picked, top : top + _CROP, left : left + _CROP]
         target = images_to_tensor(crops).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
             posterior = vae.encode(target).latent_dist
@@ -377,14 +490,30 @@ def _train_vae(vae: AutoencoderKL, images: np.ndarray, work: Path, plan: Generat
     return training.run(loss_of, deadline)
 
 
-def _train_decoder(vae: AutoencoderKL, images: np.ndarray, latents: Tensor, work: Path,
-                   plan: GeneratorPlan, device: str, deadline: float) -> bool:
+def _train_decoder(
+    vae: AutoencoderKL,
+    images: np.ndarray,
+    latents: Tensor,
+    work: Path,
+    plan: GeneratorPlan,
+    device: str,
+    deadline: float,
+) -> bool:
     """Absolute error of pixels and of their differences to the next, which blur would lose."""
     if not plan.decoder_samples:
         return True
     parts = {'decoder': vae.decoder, 'post_quant_conv': vae.post_quant_conv}
-    training = _Training('decoder', parts, plan.decoder_samples, plan.vae_batch_size,
-                         plan.decoder_lr, work, device, plan.seed, muon=True)
+    training = _Training(
+        'decoder',
+        parts,
+        plan.decoder_samples,
+        plan.vae_batch_size,
+        plan.decoder_lr,
+        work,
+        device,
+        plan.seed,
+        muon=True,
+    )
     scale = SIDE // latents.shape[-1]
     cells = _CROP // scale
 
@@ -392,13 +521,16 @@ def _train_decoder(vae: AutoencoderKL, images: np.ndarray, latents: Tensor, work
         rng = np.random.default_rng([plan.seed, step])
         picked = np.sort(rng.integers(len(images), size=plan.vae_batch_size))
         top, left = rng.integers(latents.shape[-1] - cells + 1, size=2)
-        crops = images[picked, scale * top:scale * top + _CROP, scale * left:scale * left + _CROP]
+        crops = images[
+            picked, scale * top : scale * top + _CROP, scale * left : scale * left + _CROP
+        ]
         target = images_to_tensor(crops).to(device)
-        crop = latents[picked, :, top:top + cells, left:left + cells].float().to(device)
+        crop = latents[picked, :, top : top + cells, left : left + cells].float().to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
             output = vae.decode(crop).sample.float()
         return F.l1_loss(output, target) + sum(
-            F.l1_loss(output.diff(dim=side), target.diff(dim=side)) for side in (2, 3))
+            F.l1_loss(output.diff(dim=side), target.diff(dim=side)) for side in (2, 3)
+        )
 
     return training.run(loss_of, deadline)
 
@@ -409,20 +541,38 @@ def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) ->
     if not path.exists():
         means = []
         for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0):
-            batch = images_to_tensor(images[i:i + 256]).to(device)
+            batch = images_to_tensor(images[i : i + 256]).to(device)
             means.append(vae.encode(batch).latent_dist.mean.half().cpu().numpy())
         with atomic_write(path) as file:
             np.save(file, np.concatenate(means))
     return torch.from_numpy(np.load(path))
 
 
-def _train_unet(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler,
-                latents: Tensor, tokens: Tensor, empty: Tensor, work: Path, plan: GeneratorPlan,
-                device: str, deadline: float) -> bool:
+def _train_unet(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    scheduler: DDPMScheduler,
+    latents: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    work: Path,
+    plan: GeneratorPlan,
+    device: str,
+    deadline: float,
+) -> bool:
     """The latent diffusion loss (v-prediction), captions dropped at times for guidance."""
-    training = _Training('unet', {'unet': unet, 'text_encoder': text_encoder}, plan.unet_samples,
-                         plan.unet_batch_size, plan.unet_lr, work, device, plan.seed, decay=0.01,
-                         muon=True)
+    training = _Training(
+        'unet',
+        {'unet': unet, 'text_encoder': text_encoder},
+        plan.unet_samples,
+        plan.unet_batch_size,
+        plan.unet_lr,
+        work,
+        device,
+        plan.seed,
+        decay=0.01,
+        muon=True,
+    )
     latents, tokens, empty = latents.to(device), tokens.to(device), empty.to(device)
     size = plan.unet_batch_size
 

@@ -1,4 +1,5 @@
 """Long jobs made of the project's own tools: each command once, stopped and resumed at will."""
+
 from __future__ import annotations
 
 import json
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from freeatm_mm.files import atomic_write
 
-__all__ = ['DryJob', 'Job', 'METHODS', 'Method', 'Step', 'generate_store', 'make_world', 'pretrain']
+__all__ = ['METHODS', 'DryJob', 'Job', 'Method', 'Step', 'generate_store', 'make_world', 'pretrain']
 
 
 class Step(NamedTuple):
@@ -55,8 +56,11 @@ class Method:
         return epochs * 2 // self.views
 
 
-METHODS: dict[str, Method] = {'simclr': Method(2, 1, 2, 2), 'mocov2': Method(2, 0, 0, 2),
-                              'mae': Method(1, 1, 2, 3)}
+METHODS: dict[str, Method] = {
+    'simclr': Method(2, 1, 2, 2),
+    'mocov2': Method(2, 0, 0, 2),
+    'mae': Method(1, 1, 2, 3),
+}
 """The methods by the names of their configs."""
 
 
@@ -103,7 +107,8 @@ class Job:
             if code:
                 self._failure = self._failure or (
                     f'"{what}" failed (exit code {code}); the message is above. Once mended, start '
-                    'the same command again: it goes on from here.')
+                    'the same command again: it goes on from here.'
+                )
                 sys.exit(self._failure)
             with self._lock:
                 self.done[line] = time.monotonic() - start
@@ -149,25 +154,63 @@ class DryJob:
             line()
 
 
-def make_world(job: Job | DryJob, out: str | Path, images: int, exact: int,
-               sources: str | None) -> None:
+def make_world(
+    job: Job | DryJob, out: str | Path, images: int, exact: int, sources: str | None
+) -> None:
     """Make the world of a long job: prompts for so many images, and composed scenes as exact."""
-    job.run('Make the world', 'tools/miniature/make_world.py', out, '--prompts', images, '--exact', exact,
-            *(['--sources', sources] if sources else []))
+    job.run(
+        'Make the world',
+        'tools/miniature/make_world.py',
+        out,
+        '--prompts',
+        images,
+        '--exact',
+        exact,
+        *(['--sources', sources] if sources else []),
+    )
 
 
-def generate_store(job: Job | DryJob, generator: str, world: str | Path, out: str | Path,
-                   steps: int, guidance: float) -> None:
+def generate_store(
+    job: Job | DryJob,
+    generator: str,
+    world: str | Path,
+    out: str | Path,
+    steps: int,
+    guidance: float,
+) -> None:
     """Have a generator draw the world's prompts with masks."""
-    job.run('Generate images with masks', 'tools/generate.py', generator,
-            f'{world}/prompts.jsonl', out, '--steps', steps, '--guidance', guidance,
-            '--batch-size', 50, '--samples-per-shard', 500, '--image-format', 'png',
-            '--dtype', 'float32')
+    job.run(
+        'Generate images with masks',
+        'tools/generate.py',
+        generator,
+        f'{world}/prompts.jsonl',
+        out,
+        '--steps',
+        steps,
+        '--guidance',
+        guidance,
+        '--batch-size',
+        50,
+        '--samples-per-shard',
+        500,
+        '--image-format',
+        'png',
+        '--dtype',
+        'float32',
+    )
 
 
-def pretrain(job: Job | DryJob, work_dir: str | Path, method: str, store: str | Path, epochs: int,
-             seed: int, masks: bool | str = False, options: Iterable[str] = (),
-             config: str | None = None) -> Path:
+def pretrain(
+    job: Job | DryJob,
+    work_dir: str | Path,
+    method: str,
+    store: str | Path,
+    epochs: int,
+    seed: int,
+    masks: bool | str = False,
+    options: Iterable[str] = (),
+    config: str | None = None,
+) -> Path:
     """Pretrain, and say which checkpoint that makes.
 
     Args:
@@ -190,14 +233,29 @@ def pretrain(job: Job | DryJob, work_dir: str | Path, method: str, store: str | 
     layout, name = METHODS[method], Path(work_dir).name
     epochs = layout.epochs(epochs)
     config = config or (f'{method}_freeatm.py' if masks else f'baselines/{method}.py')
-    options = [f'train_dataloader.dataset.store={store}', f'train_cfg.max_epochs={epochs}',
-               f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
-               f'param_scheduler.{layout.cosine}.end={epochs}', *options]
+    options = [
+        f'train_dataloader.dataset.store={store}',
+        f'train_cfg.max_epochs={epochs}',
+        f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
+        f'param_scheduler.{layout.cosine}.end={epochs}',
+        *options,
+    ]
     _check_length(Path(work_dir), epochs)
     if masks == 'normalized':
         options.append(f'train_dataloader.dataset.pipeline.{layout.packing}.mask_values=normalized')
-    job.run(f'Pretrain {name}', 'tools/train.py', f'configs/miniature/{config}', '--work-dir',
-            work_dir, '--resume', '--seed', seed, '--cfg-options', *options, label=name)
+    job.run(
+        f'Pretrain {name}',
+        'tools/train.py',
+        f'configs/miniature/{config}',
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--seed',
+        seed,
+        '--cfg-options',
+        *options,
+        label=name,
+    )
     return Path(work_dir) / f'epoch_{epochs}.pth'
 
 
@@ -210,8 +268,10 @@ def _check_length(work_dir: Path, epochs: int) -> None:
     for dumped in work_dir.glob('*.py'):  # the whole config, as mmengine leaves it there
         match = re.search(r'^train_cfg = dict\([^)]*\bmax_epochs=(\d+)', dumped.read_text(), re.M)
         if match and int(match[1]) != epochs:
-            sys.exit(f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
-                     'choose another --out, or delete that folder')
+            sys.exit(
+                f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
+                'choose another --out, or delete that folder'
+            )
 
 
 def _run(command: list[str], label: str) -> int:
@@ -219,8 +279,14 @@ def _run(command: list[str], label: str) -> int:
     if not label:
         return subprocess.run(command, check=False).returncode
     environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors='replace', env=environment) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        env=environment,
+    ) as process:
         for line in process.stdout:
             print(f'[{label}] {line}', end='', flush=True)
     return process.returncode

@@ -4,6 +4,7 @@ Does it draw what the prompt names? A classifier trained on real scenes looks fo
 generated images. Are its attention masks where the objects are? Real scenes are noised, the UNet
 looks at them, and the recorded masks are compared with the exact ones.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,18 +22,24 @@ from tqdm import tqdm
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.files import atomic_write
+from freeatm_mm.miniature.scenes import SIDE, Scene
+from freeatm_mm.miniature.sources import NOUNS
+from freeatm_mm.miniature.tensors import images_to_tensor
 from freeatm_mm.probing.mask_quality import mask_quality, mean_box_size, summarise
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Store
 
-from .scenes import SIDE, Scene
-from .sources import NOUNS
-from .tensors import images_to_tensor
-
 __all__ = [
-    'NounClassifier', 'NounSegmenter', 'found_nouns', 'judge_reconstructions',
-    'judge_scenes', 'judge_store', 'masks_on_noised_scenes',
-    'record_drawn_scenes', 'record_noised_scenes', 'trained',
+    'NounClassifier',
+    'NounSegmenter',
+    'found_nouns',
+    'judge_reconstructions',
+    'judge_scenes',
+    'judge_store',
+    'masks_on_noised_scenes',
+    'record_drawn_scenes',
+    'record_noised_scenes',
+    'trained',
 ]
 
 Judge = TypeVar('Judge', 'NounClassifier', 'NounSegmenter')
@@ -55,23 +62,42 @@ class NounClassifier:
         self.seed = seed
         torch.manual_seed(seed)
         self.net = nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-            BasicBlock(32, 32), _halving(32), _halving(64), _halving(128),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, len(NOUNS)))
+            nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            BasicBlock(32, 32),
+            _halving(32),
+            _halving(64),
+            _halving(128),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(256, len(NOUNS)),
+        )
 
-    def fit(self, scenes: Iterable[Scene], epochs: int = 10, batch_size: int = 64,
-            lr: float = 2e-3) -> NounClassifier:
+    def fit(
+        self, scenes: Iterable[Scene], epochs: int = 10, batch_size: int = 64, lr: float = 2e-3
+    ) -> NounClassifier:
         """Train on scenes, flipped, shifted and blurred at random; return the classifier."""
         scenes = list(scenes)
         labels = torch.from_numpy(np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
-        _fit(self.net, np.stack([scene.image for scene in scenes]), labels,
-             F.binary_cross_entropy_with_logits, epochs, batch_size, lr, self.seed)
+        _fit(
+            self.net,
+            np.stack([scene.image for scene in scenes]),
+            labels,
+            F.binary_cross_entropy_with_logits,
+            epochs,
+            batch_size,
+            lr,
+            self.seed,
+        )
         return self
 
     @torch.no_grad()
     def scores(self, images: np.ndarray) -> np.ndarray:
         """Score uint8 images (N, 64, 64, 3): float array (N, nouns), higher is likelier."""
-        parts = [self.net(images_to_tensor(images[i:i + 256])) for i in range(0, len(images), 256)]
+        parts = [
+            self.net(images_to_tensor(images[i : i + 256])) for i in range(0, len(images), 256)
+        ]
         return torch.cat(parts).numpy()
 
 
@@ -90,16 +116,25 @@ class NounSegmenter:
         torch.manual_seed(seed)
         self.net = _SegmenterNet(len(NOUNS) + 1)
 
-    def fit(self, scenes: Iterable[Scene], epochs: int = 5, batch_size: int = 64,
-            lr: float = 2e-3) -> NounSegmenter:
+    def fit(
+        self, scenes: Iterable[Scene], epochs: int = 5, batch_size: int = 64, lr: float = 2e-3
+    ) -> NounSegmenter:
         """Train on scenes, flipped, shifted and blurred at random; return the segmenter."""
         scenes = list(scenes)
         maps = np.zeros((len(scenes), SIDE, SIDE), np.int64)  # 0 is the background
         for labels, scene in zip(maps, scenes):
             for noun, mask in zip(scene.record.nouns, scene.masks):
                 labels[mask] = NOUNS.index(noun.category) + 1
-        _fit(self.net, np.stack([scene.image for scene in scenes]), torch.from_numpy(maps),
-             F.cross_entropy, epochs, batch_size, lr, self.seed)
+        _fit(
+            self.net,
+            np.stack([scene.image for scene in scenes]),
+            torch.from_numpy(maps),
+            F.cross_entropy,
+            epochs,
+            batch_size,
+            lr,
+            self.seed,
+        )
         return self
 
     @torch.no_grad()
@@ -122,8 +157,9 @@ class NounSegmenter:
         return masks & (masks.mean((1, 2), keepdims=True) >= least)
 
 
-def trained(judge: Judge, path: str | Path, scenes: Callable[[], Iterable[Scene]],
-            epochs: int) -> Judge:
+def trained(
+    judge: Judge, path: str | Path, scenes: Callable[[], Iterable[Scene]], epochs: int
+) -> Judge:
     """Load a judge's weights from a file, or train it and keep them there.
 
     Args:
@@ -149,8 +185,11 @@ class _SegmenterNet(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.fine = nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-            BasicBlock(32, 32))
+            nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            BasicBlock(32, 32),
+        )
         self.middle, self.coarse = _halving(32), nn.Sequential(_halving(64), BasicBlock(128, 128))
         self.to_middle, self.join_middle = nn.Conv2d(128, 64, 1), BasicBlock(64, 64)
         self.to_fine, self.join_fine = nn.Conv2d(64, 32, 1), BasicBlock(32, 32)
@@ -168,8 +207,16 @@ def _doubled(maps: torch.Tensor) -> torch.Tensor:
     return F.interpolate(maps, scale_factor=2, mode='bilinear')
 
 
-def _fit(net: nn.Module, images: np.ndarray, targets: torch.Tensor, loss_of: Callable,
-         epochs: int, batch_size: int, lr: float, seed: int) -> None:
+def _fit(
+    net: nn.Module,
+    images: np.ndarray,
+    targets: torch.Tensor,
+    loss_of: Callable,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> None:
     """Train a net on images (N, 64, 64, 3); targets (N, 64, 64) move along with them."""
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01)
     steps = epochs * (len(images) // batch_size)
@@ -181,7 +228,7 @@ def _fit(net: nn.Module, images: np.ndarray, targets: torch.Tensor, loss_of: Cal
         for _ in range(epochs):
             order = rng.permutation(len(images))
             for start in range(0, len(order) - batch_size + 1, batch_size):
-                picked = order[start:start + batch_size]
+                picked = order[start : start + batch_size]
                 view, target = images_to_tensor(images[picked]), targets[picked]
                 if rng.random() < 0.5:
                     view = view.flip(3)
@@ -202,8 +249,9 @@ def _fit(net: nn.Module, images: np.ndarray, targets: torch.Tensor, loss_of: Cal
 
 def _halving(channels: int) -> BasicBlock:
     """A residual block with half the side and twice the channels."""
-    shortcut = nn.Sequential(nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False),
-                             nn.BatchNorm2d(2 * channels))
+    shortcut = nn.Sequential(
+        nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False), nn.BatchNorm2d(2 * channels)
+    )
     return BasicBlock(channels, 2 * channels, stride=2, downsample=shortcut)
 
 
@@ -241,46 +289,66 @@ def found_nouns(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     def share(rows: np.ndarray) -> float:
         return float(found[rows].sum() / labels[rows].sum())
 
-    return {'found': share(np.ones(len(labels), bool)),
-            'chance': float((counts ** 2 / labels.shape[1]).sum() / counts.sum()),
-            'found_by_count': {int(k): share(counts == k) for k in np.unique(counts)},
-            'found_by_noun': {noun: float(found[:, i].sum() / labels[:, i].sum())
-                              for i, noun in enumerate(NOUNS) if labels[:, i].any()}}
+    return {
+        'found': share(np.ones(len(labels), bool)),
+        'chance': float((counts**2 / labels.shape[1]).sum() / counts.sum()),
+        'found_by_count': {int(k): share(counts == k) for k in np.unique(counts)},
+        'found_by_noun': {
+            noun: float(found[:, i].sum() / labels[:, i].sum())
+            for i, noun in enumerate(NOUNS)
+            if labels[:, i].any()
+        },
+    }
 
 
 def judge_store(classifier: NounClassifier, store: str | Path) -> dict[str, Any]:
     """Look for the prompted nouns in the images of a store (see :func:`found_nouns`)."""
     samples = list(Store(store))
     images = np.stack([np.asarray(sample.image.convert('RGB')) for sample in samples])
-    return found_nouns(classifier.scores(images),
-                       np.stack([noun_labels(sample.nouns) for sample in samples]))
+    return found_nouns(
+        classifier.scores(images), np.stack([noun_labels(sample.nouns) for sample in samples])
+    )
 
 
 def judge_scenes(classifier: NounClassifier, scenes: Sequence[Scene]) -> dict[str, Any]:
     """The same on real scenes: what a perfect generator would score."""
-    return found_nouns(classifier.scores(np.stack([scene.image for scene in scenes])),
-                       np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
+    return found_nouns(
+        classifier.scores(np.stack([scene.image for scene in scenes])),
+        np.stack([noun_labels(scene.record.nouns) for scene in scenes]),
+    )
 
 
 @torch.no_grad()
-def judge_reconstructions(classifier: NounClassifier, pipeline: StableDiffusionPipeline,
-                          scenes: Sequence[Scene], batch_size: int = 50) -> dict[str, Any]:
+def judge_reconstructions(
+    classifier: NounClassifier,
+    pipeline: StableDiffusionPipeline,
+    scenes: Sequence[Scene],
+    batch_size: int = 50,
+) -> dict[str, Any]:
     """The same on real scenes that went through the autoencoder: the most that a UNet can reach."""
     parts = []
     for start in range(0, len(scenes), batch_size):
-        batch = np.stack([scene.image for scene in scenes[start:start + batch_size]])
+        batch = np.stack([scene.image for scene in scenes[start : start + batch_size]])
         latents = pipeline.vae.encode(images_to_tensor(batch)).latent_dist.mean
-        parts.append(pipeline.image_processor.postprocess(
-            pipeline.vae.decode(latents).sample, output_type='np'))
+        parts.append(
+            pipeline.image_processor.postprocess(
+                pipeline.vae.decode(latents).sample, output_type='np'
+            )
+        )
     images = (np.concatenate(parts) * 255).round().astype(np.uint8)
-    return found_nouns(classifier.scores(images),
-                       np.stack([noun_labels(scene.record.nouns) for scene in scenes]))
+    return found_nouns(
+        classifier.scores(images), np.stack([noun_labels(scene.record.nouns) for scene in scenes])
+    )
 
 
 @torch.no_grad()
-def masks_on_noised_scenes(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene],
-                           timesteps: Sequence[int] = TIMESTEPS, batch_size: int = 50,
-                           seed: int = 0) -> dict[str, Any]:
+def masks_on_noised_scenes(
+    pipeline: StableDiffusionPipeline,
+    scenes: Sequence[Scene],
+    timesteps: Sequence[int] = TIMESTEPS,
+    batch_size: int = 50,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Compare attention masks on noised real scenes with the exact masks.
 
     Args:
@@ -295,9 +363,11 @@ def masks_on_noised_scenes(pipeline: StableDiffusionPipeline, scenes: Sequence[S
         :func:`~freeatm_mm.probing.mask_quality.summarise` says, controls included.
     """
     box_size = mean_box_size(scene.masks for scene in scenes)
-    sides = sorted(pipeline.unet.config.sample_size // 2 ** level
-                   for level, block in enumerate(pipeline.unet.config.down_block_types)
-                   if 'CrossAttn' in block)
+    sides = sorted(
+        pipeline.unet.config.sample_size // 2**level
+        for level, block in enumerate(pipeline.unet.config.down_block_types)
+        if 'CrossAttn' in block
+    )
     qualities: dict[str, list] = {'all': [], **{f'{side}x{side}': [] for side in sides}}
     for recorder, batch in record_noised_scenes(pipeline, scenes, timesteps, batch_size, seed):
         for name, found in qualities.items():
@@ -309,9 +379,13 @@ def masks_on_noised_scenes(pipeline: StableDiffusionPipeline, scenes: Sequence[S
 
 @torch.no_grad()
 def record_noised_scenes(
-        pipeline: StableDiffusionPipeline, scenes: Sequence[Scene],
-        timesteps: Sequence[int] = TIMESTEPS, batch_size: int = 50, seed: int = 0,
-        **options: Any) -> Iterator[tuple[AttentionRecorder, Sequence[Scene]]]:
+    pipeline: StableDiffusionPipeline,
+    scenes: Sequence[Scene],
+    timesteps: Sequence[int] = TIMESTEPS,
+    batch_size: int = 50,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[tuple[AttentionRecorder, Sequence[Scene]]]:
     """Let the UNet look at noised real scenes, and record its attention.
 
     Args:
@@ -329,10 +403,14 @@ def record_noised_scenes(
     # The schedule of training: samplers look timesteps up among those that they last drew at.
     noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
     for start in tqdm(range(0, len(scenes), batch_size), 'masks on noised scenes'):
-        batch = scenes[start:start + batch_size]
+        batch = scenes[start : start + batch_size]
         prompts = [scene.record.prompt for scene in batch]
-        tokens = pipeline.tokenizer(prompts, padding='max_length', return_tensors='pt',
-                                    max_length=pipeline.tokenizer.model_max_length).input_ids
+        tokens = pipeline.tokenizer(
+            prompts,
+            padding='max_length',
+            return_tensors='pt',
+            max_length=pipeline.tokenizer.model_max_length,
+        ).input_ids
         images = images_to_tensor(np.stack([scene.image for scene in batch]))
         clean = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch], **options)
@@ -348,9 +426,15 @@ def record_noised_scenes(
 
 @torch.no_grad()
 def record_drawn_scenes(
-        pipeline: StableDiffusionPipeline, prompts: Sequence[PromptRecord],
-        segmenter: NounSegmenter, steps: int, guidance: float, batch_size: int = 50,
-        seed: int = 0, **options: Any) -> Iterator[tuple[AttentionRecorder, list[Scene]]]:
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[PromptRecord],
+    segmenter: NounSegmenter,
+    steps: int,
+    guidance: float,
+    batch_size: int = 50,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[tuple[AttentionRecorder, list[Scene]]]:
     """Let the generator draw, record its attention, and have the objects marked.
 
     Args:
@@ -368,11 +452,21 @@ def record_drawn_scenes(
     """
     generator = torch.Generator().manual_seed(seed)
     for start in tqdm(range(0, len(prompts), batch_size), 'drawing'):
-        batch = prompts[start:start + batch_size]
+        batch = prompts[start : start + batch_size]
         texts = [record.prompt for record in batch]
         with AttentionRecorder(pipeline, texts, [r.nouns for r in batch], **options) as recorder:
-            images = pipeline(texts, num_inference_steps=steps, guidance_scale=guidance,
-                              generator=generator, output_type='np').images
+            images = pipeline(
+                texts,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generator,
+                output_type='np',
+            ).images
         images = (images * 255).round().astype(np.uint8)
-        yield recorder, [Scene(image, segmenter.masks(image, record.nouns), record, ())
-                         for image, record in zip(images, batch)]
+        yield (
+            recorder,
+            [
+                Scene(image, segmenter.masks(image, record.nouns), record, ())
+                for image, record in zip(images, batch)
+            ],
+        )

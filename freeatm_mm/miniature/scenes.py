@@ -1,4 +1,5 @@
 """Scenes of the miniature world: photo cut-outs on photo backgrounds, with exact masks."""
+
 from __future__ import annotations
 
 import zlib
@@ -8,9 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from freeatm_mm.miniature.sources import (
+    BACKGROUNDS,
+    COLOURS,
+    GARMENTS,
+    NOUNS,
+    Cutouts,
+    cut_garment,
+    load_cutouts,
+)
 from freeatm_mm.prompts import TEMPLATES, PromptRecord, Subject, fill_template
-
-from .sources import BACKGROUNDS, COLOURS, GARMENTS, NOUNS, Cutouts, cut_garment, load_cutouts
 
 __all__ = ['SIDE', 'Scene', 'SceneMaker', 'noun_probabilities', 'sample_prompt']
 
@@ -66,8 +74,8 @@ class SceneMaker:
             alpha = np.zeros((SIDE, SIDE, 1), np.float32)
             colour = np.zeros((SIDE, SIDE, 3), np.float32)
             h, w = pixels.shape[:2]
-            alpha[top:top + h, left:left + w, 0] = pixels[..., 3] / 255
-            colour[top:top + h, left:left + w] = pixels[..., :3]
+            alpha[top : top + h, left : left + w, 0] = pixels[..., 3] / 255
+            colour[top : top + h, left : left + w] = pixels[..., :3]
             image = image * (1 - alpha) + colour * alpha
             covered = alpha[..., 0] >= 0.5
             masks &= ~covered
@@ -80,14 +88,17 @@ class SceneMaker:
         height, width = photo.shape[:2]
         side = int(rng.integers(SIDE, min(height, width) + 1))
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        crop = Image.fromarray(photo[top:top + side, left:left + side])
+        crop = Image.fromarray(photo[top : top + side, left : left + side])
         crop = crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(_relight(rng, crop), np.float32)
 
-    def _place(self, rng: np.random.Generator, subjects: list[Subject],
-               ) -> tuple[list[tuple[np.ndarray, int, int]], tuple[str, ...]]:
+    def _place(
+        self,
+        rng: np.random.Generator,
+        subjects: list[Subject],
+    ) -> tuple[list[tuple[np.ndarray, int, int]], tuple[str, ...]]:
         """Choose, turn, scale and place the cut-outs so that none is mostly hidden."""
         layers: list[tuple[np.ndarray, int, int]] = []
         shown: list[np.ndarray] = []  # what is still visible of each object so far
@@ -102,9 +113,10 @@ class SceneMaker:
                 h, w = turned.shape[:2]
                 top, left = int(rng.integers(SIDE - h + 1)), int(rng.integers(SIDE - w + 1))
                 mask = np.zeros((SIDE, SIDE), bool)
-                mask[top:top + h, left:left + w] = turned[..., 3] >= 128
-                kept = min(((old & ~mask).sum() / area for old, area in zip(shown, areas)),
-                           default=1.0)
+                mask[top : top + h, left : left + w] = turned[..., 3] >= 128
+                kept = min(
+                    ((old & ~mask).sum() / area for old, area in zip(shown, areas)), default=1.0
+                )
                 if best is None or kept > best[0]:
                     best = (kept, (turned, left, top), mask)
                 if kept >= _VISIBLE:
@@ -148,8 +160,9 @@ def _sample_subjects(rng: np.random.Generator) -> tuple[list[Subject], str]:
     return subjects, str(rng.choice(list(BACKGROUNDS.values())))
 
 
-def _caption(rng: np.random.Generator, record_id: str, subjects: list[Subject],
-             place: str) -> PromptRecord:
+def _caption(
+    rng: np.random.Generator, record_id: str, subjects: list[Subject], place: str
+) -> PromptRecord:
     templates = TEMPLATES[len(subjects)]
     return fill_template(record_id, templates[int(rng.integers(len(templates)))], subjects, place)
 
@@ -159,8 +172,10 @@ def _turn(rng: np.random.Generator, pixels: np.ndarray, long_side: tuple[int, in
     image = Image.fromarray(pixels)
     scale = rng.uniform(*long_side) / max(image.size)
     stretch = np.sqrt(rng.uniform(0.8, 1.25))
-    size = (max(4, round(image.width * scale * stretch)),
-            max(4, round(image.height * scale / stretch)))
+    size = (
+        max(4, round(image.width * scale * stretch)),
+        max(4, round(image.height * scale / stretch)),
+    )
     image = image.convert('RGBa').resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -5,6 +5,7 @@ Fashion-MNIST (garment photos, MIT) and MATE's backgrounds (nature photos, GPL-2
 downloaded by ``apt-get`` and unpacked by ``dpkg`` into a cache folder, never installed and never
 committed. Where apt is missing, a folder that holds the same files does.
 """
+
 from __future__ import annotations
 
 import fnmatch
@@ -22,8 +23,18 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-__all__ = ['BACKGROUNDS', 'COLOURS', 'Cutout', 'GARMENTS', 'NOUNS', 'STAMPS', 'Cutouts',
-           'fetch_sources', 'load_cutouts', 'source_files']
+__all__ = [
+    'BACKGROUNDS',
+    'COLOURS',
+    'GARMENTS',
+    'NOUNS',
+    'STAMPS',
+    'Cutout',
+    'Cutouts',
+    'fetch_sources',
+    'load_cutouts',
+    'source_files',
+]
 
 PACKAGES = ('tuxpaint-stamps-default', 'dataset-fashion-mnist', 'mate-backgrounds')
 _STAMP_FOLDER = 'usr/share/tuxpaint/stamps'
@@ -33,49 +44,119 @@ _GARMENT_FILES = {'train': 'train', 'test': 't10k'}
 
 #: Noun -> Fashion-MNIST label. ``shirt`` is its "T-shirt/top"; its own "Shirt" and "Coat" are left
 #: out because at 28 pixels people can't tell them from T-shirt and pullover either.
-GARMENTS = {'shirt': 0, 'trouser': 1, 'pullover': 2, 'dress': 3, 'sandal': 5, 'sneaker': 7,
-            'bag': 8, 'boot': 9}
+GARMENTS = {
+    'shirt': 0,
+    'trouser': 1,
+    'pullover': 2,
+    'dress': 3,
+    'sandal': 5,
+    'sneaker': 7,
+    'bag': 8,
+    'boot': 9,
+}
 
 #: Noun -> files below Tux Paint's stamps (shell patterns); photos only, drawings left out.
 STAMPS = {
     'bird': ('animals/birds/*',),
-    'fish': tuple(f'animals/fish/{name}' for name in (
-        'bluegroper', 'butterflyfish', 'clownfish', 'coraltrout', 'dolphinfish', 'moonwrasse',
-        'stripedfish')),
-    'insect': tuple(f'animals/insects/{name}' for name in (
-        'bee', 'fly', 'grasshopper', 'hornet', 'hoverfly', 'mantis', 'xanthia')),
-    'mammal': tuple(f'animals/mammals/{name}' for name in (
-        'badger', 'bears/*bear', 'bovines/*', 'camel/*', 'cats/*', 'deer/*', 'dogs/*', 'elephant',
-        'equines/*', 'hippopotamus', 'pig*', 'rhino_black', 'rodents/[bcms]*', 'rodents/rat',
-        'wildboar')),
+    'fish': tuple(
+        f'animals/fish/{name}'
+        for name in (
+            'bluegroper',
+            'butterflyfish',
+            'clownfish',
+            'coraltrout',
+            'dolphinfish',
+            'moonwrasse',
+            'stripedfish',
+        )
+    ),
+    'insect': tuple(
+        f'animals/insects/{name}'
+        for name in ('bee', 'fly', 'grasshopper', 'hornet', 'hoverfly', 'mantis', 'xanthia')
+    ),
+    'mammal': tuple(
+        f'animals/mammals/{name}'
+        for name in (
+            'badger',
+            'bears/*bear',
+            'bovines/*',
+            'camel/*',
+            'cats/*',
+            'deer/*',
+            'dogs/*',
+            'elephant',
+            'equines/*',
+            'hippopotamus',
+            'pig*',
+            'rhino_black',
+            'rodents/[bcms]*',
+            'rodents/rat',
+            'wildboar',
+        )
+    ),
     'flower': ('plants/flowers/*',),
     'fruit': ('food/fruit/*',),
     'mushroom': ('plants/mushrooms/*', 'food/vegetables/mushroom'),
-    'tree': ('plants/trees/birch', 'plants/trees/holm_oak', 'plants/trees/liberia-palm',
-             'plants/trees/tree336'),
+    'tree': (
+        'plants/trees/birch',
+        'plants/trees/holm_oak',
+        'plants/trees/liberia-palm',
+        'plants/trees/tree336',
+    ),
     'guitar': ('hobbies/music/string/*',),
     'planet': ('space/planets/[1-9]*', 'space/moon/moon_full', 'space/moon/moon_3qt'),
-    'ball': tuple(f'sports/{name}' for name in (
-        'australian_rules_football', 'basketball', 'cricketball', 'football', 'soccer',
-        'tennis_ball')),
-    'car': ('vehicles/auto/*', 'vehicles/emergency/*', 'vehicles/garbagetruck',
-            'vehicles/masstransit/green_korean_bus', 'vehicles/race/indycar'),
-    'tool': ('household/arttools/scissors*', 'household/dishes/utensils/nutcracker',
-             'household/tools/hammer', 'household/tools/mallet_metal', 'household/tools/p*',
-             'household/tools/s*', 'household/tools/wrench*'),
+    'ball': tuple(
+        f'sports/{name}'
+        for name in (
+            'australian_rules_football',
+            'basketball',
+            'cricketball',
+            'football',
+            'soccer',
+            'tennis_ball',
+        )
+    ),
+    'car': (
+        'vehicles/auto/*',
+        'vehicles/emergency/*',
+        'vehicles/garbagetruck',
+        'vehicles/masstransit/green_korean_bus',
+        'vehicles/race/indycar',
+    ),
+    'tool': (
+        'household/arttools/scissors*',
+        'household/dishes/utensils/nutcracker',
+        'household/tools/hammer',
+        'household/tools/mallet_metal',
+        'household/tools/p*',
+        'household/tools/s*',
+        'household/tools/wrench*',
+    ),
 }
 
 #: Every noun of the world, in the order of its class numbers.
 NOUNS = (*GARMENTS, *STAMPS)
 
 #: Background photo -> the words for it in a caption.
-BACKGROUNDS = {'Aqua': 'in the water', 'Blinds': 'on a leaf', 'Dune': 'on the dune',
-               'GreenMeadow': 'on the grass', 'RainDrops': 'in the rain', 'Storm': 'on the road',
-               'Wood': 'on the wood'}
+BACKGROUNDS = {
+    'Aqua': 'in the water',
+    'Blinds': 'on a leaf',
+    'Dune': 'on the dune',
+    'GreenMeadow': 'on the grass',
+    'RainDrops': 'in the rain',
+    'Storm': 'on the road',
+    'Wood': 'on the wood',
+}
 
 #: Names and RGB values of the colours that garments are tinted with.
-COLOURS = {'red': (220, 40, 40), 'yellow': (235, 205, 50), 'green': (50, 160, 60),
-           'blue': (50, 90, 215), 'purple': (150, 60, 180), 'white': (245, 245, 245)}
+COLOURS = {
+    'red': (220, 40, 40),
+    'yellow': (235, 205, 50),
+    'green': (50, 160, 60),
+    'blue': (50, 90, 215),
+    'purple': (150, 60, 180),
+    'white': (245, 245, 245),
+}
 
 _LONGEST_SIDE = 72  # cut-outs are kept no larger than a scene can show them
 _BACKGROUND_HEIGHT = 256
@@ -140,25 +221,36 @@ def _download(cache: Path, root: Path) -> None:
     for program in ('apt-get', 'dpkg-deb'):
         if shutil.which(program) is None:
             raise RuntimeError(
-                f'{program} is missing, so the Debian packages {", ".join(PACKAGES)} can\'t be '
+                f"{program} is missing, so the Debian packages {', '.join(PACKAGES)} can't be "
                 'fetched: unpack them elsewhere and give the folder that holds their usr/share '
-                'with --sources')
+                'with --sources'
+            )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='sources-', dir=cache) as scratch:
         scratch = Path(scratch)
         lists = scratch / 'lists'
         (lists / 'partial').mkdir(parents=True)
         # Package lists of our own: a fresh machine may have none, and root isn't needed this way.
-        options = ['-q', '-o', f'Dir::State::Lists={lists}', '-o', f'Dir::Cache={scratch}',
-                   '-o', 'APT::Sandbox::User=']
-        for command in (['apt-get', *options, 'update'],
-                        ['apt-get', *options, 'download', *PACKAGES]):
+        options = [
+            '-q',
+            '-o',
+            f'Dir::State::Lists={lists}',
+            '-o',
+            f'Dir::Cache={scratch}',
+            '-o',
+            'APT::Sandbox::User=',
+        ]
+        for command in (
+            ['apt-get', *options, 'update'],
+            ['apt-get', *options, 'download', *PACKAGES],
+        ):
             result = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
             if result.returncode:
                 raise RuntimeError(
                     f'"{" ".join(command[-4:])}" failed: {result.stderr.strip()[-300:]} - check '
-                    'the network and that apt\'s sources name a Debian or Ubuntu mirror, or give '
-                    'the unpacked packages with --sources')
+                    "the network and that apt's sources name a Debian or Ubuntu mirror, or give "
+                    'the unpacked packages with --sources'
+                )
         unpacked = scratch / 'unpacked'
         for package in sorted(scratch.glob('*.deb')):
             subprocess.run(['dpkg-deb', '-x', package, unpacked], check=True)
@@ -171,10 +263,14 @@ def _download(cache: Path, root: Path) -> None:
 
 def source_files(root: Path) -> list[str]:
     """List the files below ``root`` that the world is made of, sorted, as relative paths."""
-    stamps = [f'{_STAMP_FOLDER}/{stem}.png' for stems in _stamp_stems(root).values()
-              for stem in stems]
-    garments = [f'{_GARMENT_FOLDER}/{prefix}-{kind}-ubyte.gz' for prefix in _GARMENT_FILES.values()
-                for kind in ('images-idx3', 'labels-idx1')]
+    stamps = [
+        f'{_STAMP_FOLDER}/{stem}.png' for stems in _stamp_stems(root).values() for stem in stems
+    ]
+    garments = [
+        f'{_GARMENT_FOLDER}/{prefix}-{kind}-ubyte.gz'
+        for prefix in _GARMENT_FILES.values()
+        for kind in ('images-idx3', 'labels-idx1')
+    ]
     backgrounds = [f'{_BACKGROUND_FOLDER}/{name}.jpg' for name in BACKGROUNDS]
     return sorted(stamps + garments + backgrounds)
 
@@ -189,22 +285,33 @@ def _check_files(root: Path) -> None:
     for name, digest in checksum_table().items():
         path = root / name
         if not path.is_file():
-            raise FileNotFoundError(f'{path} is missing: the folder must hold the files of the '
-                                    f'Debian packages {", ".join(PACKAGES)}')
+            raise FileNotFoundError(
+                f'{path} is missing: the folder must hold the files of the '
+                f'Debian packages {", ".join(PACKAGES)}'
+            )
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ValueError(f'{path} is not the file this world is made of (its SHA-256 differs): '
-                             'fetch the package again')
+            raise ValueError(
+                f'{path} is not the file this world is made of (its SHA-256 differs): '
+                'fetch the package again'
+            )
 
 
 def _stamp_stems(root: Path) -> dict[str, list[str]]:
     folder = root / _STAMP_FOLDER
-    stems = sorted(path.relative_to(folder).with_suffix('').as_posix()
-                   for path in folder.rglob('*.png'))
-    stems = [stem for stem in stems
-             if not stem.endswith(('_mirror', '_flip')) and 'cartoon' not in stem]
-    return {noun: [stem for stem in stems
-                   if any(fnmatch.fnmatchcase(stem, pattern) for pattern in patterns)]
-            for noun, patterns in STAMPS.items()}
+    stems = sorted(
+        path.relative_to(folder).with_suffix('').as_posix() for path in folder.rglob('*.png')
+    )
+    stems = [
+        stem for stem in stems if not stem.endswith(('_mirror', '_flip')) and 'cartoon' not in stem
+    ]
+    return {
+        noun: [
+            stem
+            for stem in stems
+            if any(fnmatch.fnmatchcase(stem, pattern) for pattern in patterns)
+        ]
+        for noun, patterns in STAMPS.items()
+    }
 
 
 def load_cutouts(root: str | Path, split: str) -> Cutouts:
@@ -229,8 +336,10 @@ def load_cutouts(root: str | Path, split: str) -> Cutouts:
         order = np.random.default_rng(20230814).permutation(len(stems))
         test = max(1, len(stems) // 3)
         chosen = order[:test] if split == 'test' else order[test:]
-        stamps[noun] = [Cutout(stems[i], _read_stamp(root / _STAMP_FOLDER / f'{stems[i]}.png'))
-                        for i in sorted(chosen)]
+        stamps[noun] = [
+            Cutout(stems[i], _read_stamp(root / _STAMP_FOLDER / f'{stems[i]}.png'))
+            for i in sorted(chosen)
+        ]
     return Cutouts(stamps, _read_garments(root, split), _read_backgrounds(root, split))
 
 
@@ -252,8 +361,10 @@ def _read_garments(root: Path, split: str) -> dict[str, np.ndarray]:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)
     garments = {noun: images[labels == label] for noun, label in GARMENTS.items()}
     if split != 'test':
-        garments = {noun: array[:5000] if split == 'train' else array[5000:]
-                    for noun, array in garments.items()}
+        garments = {
+            noun: array[:5000] if split == 'train' else array[5000:]
+            for noun, array in garments.items()
+        }
     return garments
 
 
@@ -280,7 +391,7 @@ def cut_garment(grey: np.ndarray, colour: str) -> np.ndarray:
     """
     inside = ndimage.binary_fill_holes(grey > 8)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     light = 0.25 + 0.75 * grey[box].astype(np.float32) / 255  # dark cloth keeps its colour
     pixels = np.empty((*light.shape, 4), np.uint8)
     pixels[..., :3] = light[..., None] * np.asarray(COLOURS[colour], np.float32)

@@ -1,4 +1,5 @@
 """Images as tensors."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Necks and algorithms: mmpretrain's own, with instances where masks are given."""
+
 from freeatm_mm.models.mae import FreeATMMAE, FreeATMMAEViT
 from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
 from freeatm_mm.models.moco import FreeATMMoCo
@@ -13,7 +14,15 @@ from freeatm_mm.models.simsiam import FreeATMSimSiam
 from freeatm_mm.models.vit_pyramid import ViTPyramid
 
 __all__ = [
-    'AttentionGuidedMaskGenerator', 'FreeATMMAE', 'FreeATMMAEViT', 'FreeATMMoCo',
-    'FreeATMMoCoV2Neck', 'FreeATMNonLinearNeck', 'FreeATMSimCLR', 'FreeATMSimSiam',
-    'InstancePoolNeck', 'InstancePooling', 'ViTPyramid'
+    'AttentionGuidedMaskGenerator',
+    'FreeATMMAE',
+    'FreeATMMAEViT',
+    'FreeATMMoCo',
+    'FreeATMMoCoV2Neck',
+    'FreeATMNonLinearNeck',
+    'FreeATMSimCLR',
+    'FreeATMSimSiam',
+    'InstancePoolNeck',
+    'InstancePooling',
+    'ViTPyramid',
 ]

@@ -3,6 +3,7 @@
 Shapes: B images of this process, K the largest number of instances in one of them, M instances in
 all of them, V views, D the width of an embedding.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Instances:
         num_cut: How many instances were left out as a view cut them away.
         counts: For each process its number of instances, M for this one.
     """
+
     masks: Tensor
     places: Tensor
     nouns: Tensor
@@ -92,24 +94,43 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
         return None
     shapes = {(len(mask), *mask.shape[2:]) for mask, count in zip(masks, found) if count}
     if len(shapes) > 1:
-        raise ValueError('The masks of one batch have different (views, height, width) '
-                         f'{sorted(shapes)}: all samples need the same PackFreeATMInputs.')
+        raise ValueError(
+            'The masks of one batch have different (views, height, width) '
+            f'{sorted(shapes)}: all samples need the same PackFreeATMInputs.'
+        )
     # A process without masks in this batch pools all its images whole; any grid gives the mean.
     views, height, width = shapes.pop() if shapes else (2, 1, 1)
 
     most = max(max(found), 1)
     whole = torch.ones(views, 1, height, width, device=device)
-    unknown = torch.full((1, ), UNKNOWN_NOUN, device=device)
-    places = torch.tensor([image * most + number for image, count in enumerate(found)
-                           for number in range(max(count, 1))], device=device)
+    unknown = torch.full((1,), UNKNOWN_NOUN, device=device)
+    places = torch.tensor(
+        [
+            image * most + number
+            for image, count in enumerate(found)
+            for number in range(max(count, 1))
+        ],
+        device=device,
+    )
     padded = whole.new_zeros(views, batch * most, height, width)
-    padded[:, places] = torch.cat([mask.to(whole) if count else whole
-                                   for mask, count in zip(masks, found)], dim=1)
-    nouns = torch.cat([sample.get('noun_ids', unknown.expand(count)) if count else unknown
-                       for sample, count in zip(data_samples, found)])
+    padded[:, places] = torch.cat(
+        [mask.to(whole) if count else whole for mask, count in zip(masks, found)], dim=1
+    )
+    nouns = torch.cat(
+        [
+            sample.get('noun_ids', unknown.expand(count)) if count else unknown
+            for sample, count in zip(data_samples, found)
+        ]
+    )
     named = sum(sample.get('num_nouns', count) for sample, count in zip(data_samples, found))
-    return Instances(padded.unflatten(1, (batch, most)), places, nouns,
-                     num_whole=found.count(0), num_cut=named - sum(found), counts=counts)
+    return Instances(
+        padded.unflatten(1, (batch, most)),
+        places,
+        nouns,
+        num_whole=found.count(0),
+        num_cut=named - sum(found),
+        counts=counts,
+    )
 
 
 @torch.compiler.disable
@@ -129,7 +150,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     if len(counts) == 1:
         return rows
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[:len(rows)] = rows
+    padded[: len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts)])
 
 
@@ -146,8 +167,8 @@ class _GatherWithGradient(torch.autograd.Function):
         # A copy, as it may be another operation's gradient, too.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         all_reduce(gradient)
-        start = sum(ctx.counts[:get_rank()])
-        return gradient[start:start + ctx.counts[get_rank()]], None
+        start = sum(ctx.counts[: get_rank()])
+        return gradient[start : start + ctx.counts[get_rank()]], None
 
 
 def gather_rows_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 MAE: arXiv 2111.06377; official code: github.com/facebookresearch/mae. Built on
 `mmpretrain.models.selfsup.MAE`.
 """
+
 from __future__ import annotations
 
 import torch
@@ -52,7 +53,7 @@ class FreeATMMAEViT(MAEViT):
         batch, length, channels = x.shape
         places = torch.arange(length, device=x.device).expand_as(self._order)
         restore = torch.empty_like(self._order).scatter_(1, self._order, places)
-        kept = self._order[:, :num_kept(length, mask_ratio)]
+        kept = self._order[:, : num_kept(length, mask_ratio)]
         visible = x.gather(1, kept[:, :, None].expand(-1, -1, channels))
         mask = torch.ones(batch, length, device=x.device).scatter_(1, kept, 0)
         return visible, mask, restore
@@ -78,19 +79,24 @@ class FreeATMMAE(MAE):
         TypeError: If the backbone can't be told what to hide.
     """
 
-    def __init__(self, *, mask_generator: dict | None = None, combine: str = 'sum',
-                 **kwargs) -> None:
+    def __init__(
+        self, *, mask_generator: dict | None = None, combine: str = 'sum', **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         if combine not in COMBINE:
-            raise ValueError(f'FreeATMMAE: combine {combine!r} is unknown: use one of '
-                             f'{", ".join(COMBINE)}.')
+            raise ValueError(
+                f'FreeATMMAE: combine {combine!r} is unknown: use one of {", ".join(COMBINE)}.'
+            )
         if not isinstance(self.backbone, FreeATMMAEViT):
-            raise TypeError(f"FreeATMMAE: the backbone {type(self.backbone).__name__} can't be "
-                            "told which patches to hide: write backbone=dict(type='FreeATMMAEViT', "
-                            '...).')
+            raise TypeError(
+                f"FreeATMMAE: the backbone {type(self.backbone).__name__} can't be "
+                "told which patches to hide: write backbone=dict(type='FreeATMMAEViT', "
+                '...).'
+            )
         self._check_sizes()
         self.mask_generator = TASK_UTILS.build(
-            mask_generator or dict(type='AttentionGuidedMaskGenerator'))
+            mask_generator or dict(type='AttentionGuidedMaskGenerator')
+        )
         self.combine = combine
 
     def _check_sizes(self) -> None:
@@ -98,33 +104,40 @@ class FreeATMMAE(MAE):
         (height, width), grid = self.backbone.img_size, self.backbone.patch_resolution
         patch = height // grid[0]
         if height != width or patch * grid[0] != height:
-            raise ValueError(f'FreeATMMAE: img_size {height}x{width} of the backbone must be '
-                             'square and a multiple of its patch_size.')
+            raise ValueError(
+                f'FreeATMMAE: img_size {height}x{width} of the backbone must be '
+                'square and a multiple of its patch_size.'
+            )
         entries = []  # name, what it is, what it should be
         if isinstance(self.neck, MAEPretrainDecoder):
             entries += [
                 ('neck.num_patches', self.neck.num_patches, self.backbone.num_patches),
-                ('neck.embed_dim', self.neck.decoder_embed.in_features, self.backbone.embed_dims)]
+                ('neck.embed_dim', self.neck.decoder_embed.in_features, self.backbone.embed_dims),
+            ]
         if isinstance(self.head, MAEPretrainHead):
             entries.append(('head.patch_size', self.head.patch_size, patch))
             if isinstance(self.neck, MAEPretrainDecoder):
                 predicted = self.neck.decoder_pred.out_features / self.head.in_channels
                 entries.append(('neck.patch_size', round(predicted**0.5), patch))
-        wrong = [f'{name}={right} (not {found})' for name, found, right in entries
-                 if found != right]
+        wrong = [
+            f'{name}={right} (not {found})' for name, found, right in entries if found != right
+        ]
         if wrong:
             raise ValueError(
                 f'FreeATMMAE: for a backbone of img_size {height}, patch_size {patch} and '
                 f'{self.backbone.embed_dims} channels set {", ".join(wrong)}; and in the pipeline '
-                f'scale={height} and grid_size={grid[0]}.')
+                f'scale={height} and grid_size={grid[0]}.'
+            )
 
-    def loss(self, inputs: Tensor, data_samples: list[DataSample] | None,
-             **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, inputs: Tensor, data_samples: list[DataSample] | None, **kwargs
+    ) -> dict[str, Tensor]:
         """The loss and what is logged beside it.
 
         Args:
             inputs: (B, 3, H, W) images.
             data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+            **kwargs: As of the class it extends.
 
         Returns:
             `loss`; where there are masks also `beta` and `foreground_masked`, the share of the
@@ -137,43 +150,55 @@ class FreeATMMAE(MAE):
         size = tuple(self.backbone.img_size)
         if tuple(inputs.shape[-2:]) != size:
             height, width = inputs.shape[-2:]
-            raise ValueError(f"Images of {height}x{width} pixels don't fit the backbone, whose "
-                             f'img_size is {size[0]}x{size[1]}: set scale of '
-                             f'FreeATMRandomResizedCrop to {size[0]}, or img_size to {height}.')
+            raise ValueError(
+                f"Images of {height}x{width} pixels don't fit the backbone, whose "
+                f'img_size is {size[0]}x{size[1]}: set scale of '
+                f'FreeATMRandomResizedCrop to {size[0]}, or img_size to {height}.'
+            )
         length = self.backbone.num_patches
         scores = self._scores(data_samples, length, inputs.device)
         if scores is None:
             return super().loss(inputs, data_samples, **kwargs)
         beta = self.mask_generator.beta()
         order = self.mask_generator(
-            scores, length - num_kept(length, self.backbone.mask_ratio), beta)
+            scores, length - num_kept(length, self.backbone.mask_ratio), beta
+        )
         latent, mask, restore = self.backbone(inputs, order=order)
         loss = self.head.loss(self.neck(latent, restore), inputs, mask)
-        return dict(loss=loss, beta=torch.tensor(beta),
-                    foreground_masked=foreground_masked(scores, mask))
+        return dict(
+            loss=loss, beta=torch.tensor(beta), foreground_masked=foreground_masked(scores, mask)
+        )
 
     @torch.compiler.disable  # as `collect_instances`
-    def _scores(self, data_samples: list[DataSample] | None, length: int,
-                device: torch.device) -> Tensor | None:
+    def _scores(
+        self, data_samples: list[DataSample] | None, length: int, device: torch.device
+    ) -> Tensor | None:
         """(B, L) attention of the patches, 0 for images without masks; None without any."""
         data_samples = data_samples or []
-        images = [image for image, sample in enumerate(data_samples)
-                  if 'masks' in sample and sample.masks.shape[1]]
+        images = [
+            image
+            for image, sample in enumerate(data_samples)
+            if 'masks' in sample and sample.masks.shape[1]
+        ]
         if not images:
             return None
         masks = [data_samples[image].masks[0] for image in images]
-        rows = torch.tensor([image for image, mask in zip(images, masks) for _ in mask],
-                            device=device)
+        rows = torch.tensor(
+            [image for image, mask in zip(images, masks) for _ in mask], device=device
+        )
         masks = torch.cat(masks)
         side = self.backbone.patch_resolution
         if masks.shape[1:] != tuple(side):
-            raise ValueError(f"Masks on a {masks.shape[1]}x{masks.shape[2]} grid don't fit the "
-                             f'{side[0]}x{side[1]} patches: set grid_size of PackFreeATMInputs to '
-                             f'{tuple(side)}.')
+            raise ValueError(
+                f"Masks on a {masks.shape[1]}x{masks.shape[2]} grid don't fit the "
+                f'{side[0]}x{side[1]} patches: set grid_size of PackFreeATMInputs to '
+                f'{tuple(side)}.'
+            )
         scores = torch.zeros(len(data_samples), length, device=device)
         reduce = 'sum' if self.combine == 'sum' else 'amax'
-        return scores.scatter_reduce_(0, rows[:, None].expand(-1, length),
-                                      masks.flatten(1).to(scores), reduce)
+        return scores.scatter_reduce_(
+            0, rows[:, None].expand(-1, length), masks.flatten(1).to(scores), reduce
+        )
 
 
 def num_kept(length: int, mask_ratio: float) -> int:

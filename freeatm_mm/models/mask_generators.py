@@ -1,4 +1,5 @@
 """Which patches a masked autoencoder hides, guided by attention (Free-ATM, section 3.3, part 2)."""
+
 from __future__ import annotations
 
 import math
@@ -50,8 +51,10 @@ class AttentionGuidedMaskGenerator:
         if not 0 <= ceiling <= 1:
             raise ValueError(f'AttentionGuidedMaskGenerator: ceiling {ceiling} is not in [0, 1].')
         if schedule not in SCHEDULES:
-            raise ValueError(f'AttentionGuidedMaskGenerator: schedule {schedule!r} is unknown: use '
-                             f'one of {", ".join(SCHEDULES)}.')
+            raise ValueError(
+                f'AttentionGuidedMaskGenerator: schedule {schedule!r} is unknown: use '
+                f'one of {", ".join(SCHEDULES)}.'
+            )
         self.ceiling = ceiling
         self.schedule = schedule
 
@@ -123,8 +126,7 @@ def score_levels(scores: Tensor) -> Tensor:
         (B, L) int64.
     """
     lowest, highest = scores.float().aminmax(dim=1, keepdim=True)
-    step = torch.maximum((highest - lowest) / 10_000,
-                         torch.maximum(highest, -lowest) * 1e-6)
+    step = torch.maximum((highest - lowest) / 10_000, torch.maximum(highest, -lowest) * 1e-6)
     return ((scores - lowest) / step.clamp(min=torch.finfo(step.dtype).tiny)).round().long()
 
 
@@ -132,7 +134,7 @@ def kth_largest(keys: Tensor, number: int) -> Tensor:
     """(B, 1) the `number`-th largest of each row of (B, L) integers; 1 is the largest."""
     place = keys.shape[1] - number
     if keys.is_cpu:  # where NumPy selects four times as fast as torch
-        found = np.partition(keys.numpy(), place, axis=1)[:, place:place + 1]
+        found = np.partition(keys.numpy(), place, axis=1)[:, place : place + 1]
         return torch.from_numpy(found)
     # Not `kthvalue`, which CUDA refuses where deterministic algorithms are asked for.
     return keys.topk(number, dim=1).values[:, -1:]

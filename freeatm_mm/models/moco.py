@@ -3,6 +3,7 @@
 MoCo v2: arXiv 2003.04297; official code: github.com/facebookresearch/moco. Built on
 `mmpretrain.models.selfsup.MoCo`.
 """
+
 from __future__ import annotations
 
 import torch
@@ -54,19 +55,23 @@ class FreeATMMoCo(MoCo):
     def __init__(self, *, negatives: str = 'all', **kwargs) -> None:
         super().__init__(**kwargs)
         if negatives not in NEGATIVES:
-            raise ValueError(f'FreeATMMoCo: negatives {negatives!r} is unknown: use one of '
-                             f'{", ".join(NEGATIVES)}.')
+            raise ValueError(
+                f'FreeATMMoCo: negatives {negatives!r} is unknown: use one of '
+                f'{", ".join(NEGATIVES)}.'
+            )
         check_pools_instances(self)
         self.negatives = negatives
-        self.register_buffer('queue_nouns', torch.full((self.queue_len, ), UNKNOWN_NOUN))
+        self.register_buffer('queue_nouns', torch.full((self.queue_len,), UNKNOWN_NOUN))
 
-    def loss(self, inputs: list[Tensor], data_samples: list[DataSample] | None,
-             **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, inputs: list[Tensor], data_samples: list[DataSample] | None, **kwargs
+    ) -> dict[str, Tensor]:
         """The loss and what is logged beside it.
 
         Args:
             inputs: Two views, each (B, 3, H, W).
             data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+            **kwargs: As of the class it extends.
 
         Returns:
             `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
@@ -87,7 +92,8 @@ class FreeATMMoCo(MoCo):
         if self.negatives == 'other_nouns':
             known = instances.nouns[:, None] != UNKNOWN_NOUN
             negative = negative.masked_fill(
-                known & (instances.nouns[:, None] == self.queue_nouns), float('-inf'))
+                known & (instances.nouns[:, None] == self.queue_nouns), float('-inf')
+            )
         loss = self.head.loss(positive, negative) * instances.loss_weight
 
         with torch.no_grad():
@@ -119,8 +125,11 @@ class FreeATMMoCo(MoCo):
             instances: What the keys stand for; None for whole images, equally many everywhere.
         """
         counts = [len(keys)] * get_world_size() if instances is None else instances.counts
-        nouns = (torch.full((len(keys), ), UNKNOWN_NOUN, device=keys.device)
-                 if instances is None else instances.nouns)
+        nouns = (
+            torch.full((len(keys),), UNKNOWN_NOUN, device=keys.device)
+            if instances is None
+            else instances.nouns
+        )
         keys, nouns = gather_rows(keys, counts), gather_rows(nouns, counts)
 
         start, total = int(self.queue_ptr), len(keys)

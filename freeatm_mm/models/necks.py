@@ -1,4 +1,5 @@
 """Attentive pooling of instances in front of mmpretrain's necks."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,19 +19,24 @@ def feature_map(outputs: Tensor | Sequence[Tensor]) -> Tensor:
     Raises:
         ValueError: If it gave several outputs, or what is no feature map, saying what to set.
     """
-    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs, )
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     if len(outputs) != 1:
         raise ValueError(
             f'The neck pools one feature map, and the backbone gave {len(outputs)}: set its '
-            'out_indices to one stage (or, of an HRNet, multiscale_output=False).')
+            'out_indices to one stage (or, of an HRNet, multiscale_output=False).'
+        )
     features = outputs[0]
     if not isinstance(features, Tensor) or features.ndim != 4:
-        found = (f'something of shape {tuple(features.shape)}' if isinstance(features, Tensor)
-                 else f'a {type(features).__name__}')
+        found = (
+            f'something of shape {tuple(features.shape)}'
+            if isinstance(features, Tensor)
+            else f'a {type(features).__name__}'
+        )
         raise ValueError(
             f'The neck pools a feature map (B, C, h, w), and the backbone gave {found}: set '
             "out_type='featmap' (of a vision transformer) or gap_before_final_norm=False (of a "
-            'ConvNeXt).')
+            'ConvNeXt).'
+        )
     return features
 
 
@@ -57,7 +63,8 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
         raise ValueError(
             f"Masks of {len(masks)} images on a {masks.shape[-2]}x{masks.shape[-1]} grid don't "
             f'fit the feature maps of {batch} images, {height}x{width}: set grid_size of '
-            f'PackFreeATMInputs to ({height}, {width}).')
+            f'PackFreeATMInputs to ({height}, {width}).'
+        )
     weights = masks.flatten(2).float()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     pooled = torch.bmm(weights.to(features.dtype), features.flatten(2).transpose(1, 2))
@@ -85,11 +92,17 @@ class InstancePooling:
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if not getattr(self, 'with_avg_pool', True):
-            raise ValueError(f'{type(self).__name__}: with_avg_pool=False leaves no average '
-                             'pooling whose place the masks could take.')
+            raise ValueError(
+                f'{type(self).__name__}: with_avg_pool=False leaves no average '
+                'pooling whose place the masks could take.'
+            )
 
-    def forward(self, x: Tensor | Sequence[Tensor], masks: Tensor | None = None,
-                places: Tensor | None = None) -> tuple[Tensor]:
+    def forward(
+        self,
+        x: Tensor | Sequence[Tensor],
+        masks: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> tuple[Tensor]:
         """The neck's output, per image or per instance.
 
         Args:
@@ -105,15 +118,18 @@ class InstancePooling:
                 neck's, or the masks have another grid.
         """
         features = feature_map(x)
-        wanted = next((layer.in_features for layer in self.modules()
-                       if isinstance(layer, nn.Linear)), None)
+        wanted = next(
+            (layer.in_features for layer in self.modules() if isinstance(layer, nn.Linear)), None
+        )
         if wanted not in (None, features.shape[1]):
-            raise ValueError(f'{type(self).__name__}: the backbone gives {features.shape[1]} '
-                             f'channels: set in_channels={features.shape[1]} (not {wanted}).')
+            raise ValueError(
+                f'{type(self).__name__}: the backbone gives {features.shape[1]} '
+                f'channels: set in_channels={features.shape[1]} (not {wanted}).'
+            )
         if masks is not None:
             # The neck's average pooling of a 1x1 map is the map itself.
             features = pool_instances(features, masks, places)[:, :, None, None]
-        return super().forward((features, ))
+        return super().forward((features,))
 
 
 @MODELS.register_module()
@@ -138,9 +154,11 @@ def InstancePoolNeck(neck: str, **kwargs) -> nn.Module:
         ValueError: If there is none.
     """
     if MODELS.get(f'FreeATM{neck}') is None:
-        raise ValueError(f'InstancePoolNeck: there is no FreeATM{neck}: use MoCoV2Neck or '
-                         'NonLinearNeck, or register class '
-                         f'FreeATM{neck}(InstancePooling, {neck}).')
+        raise ValueError(
+            f'InstancePoolNeck: there is no FreeATM{neck}: use MoCoV2Neck or '
+            'NonLinearNeck, or register class '
+            f'FreeATM{neck}(InstancePooling, {neck}).'
+        )
     return MODELS.build(dict(kwargs, type=f'FreeATM{neck}'))
 
 
@@ -153,5 +171,7 @@ def check_pools_instances(model: nn.Module) -> None:
     if not isinstance(model.neck, InstancePooling):
         name = type(model.neck).__name__
         known = f'FreeATM{name}' if MODELS.get(f'FreeATM{name}') else 'FreeATMMoCoV2Neck'
-        raise TypeError(f"{type(model).__name__}: the neck {name} can't pool instances: write "
-                        f"neck=dict(type='{known}', ...).")
+        raise TypeError(
+            f"{type(model).__name__}: the neck {name} can't pool instances: write "
+            f"neck=dict(type='{known}', ...)."
+        )

@@ -3,6 +3,7 @@
 SimCLR: arXiv 2002.05709; official code: github.com/google-research/simclr. Built on
 `mmpretrain.models.selfsup.SimCLR`.
 """
+
 from __future__ import annotations
 
 import torch
@@ -60,25 +61,34 @@ class FreeATMSimCLR(SimCLR):
         TypeError: If the neck can't pool instances.
     """
 
-    def __init__(self, *, loss: str = 'nt_xent', negatives: str = 'all',
-                 exact_gradients: bool = False, **kwargs) -> None:
+    def __init__(
+        self,
+        *,
+        loss: str = 'nt_xent',
+        negatives: str = 'all',
+        exact_gradients: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         for value, known, name in ((loss, LOSSES, 'loss'), (negatives, NEGATIVES, 'negatives')):
             if value not in known:
-                raise ValueError(f'FreeATMSimCLR: {name} {value!r} is unknown: use one of '
-                                 f'{", ".join(known)}.')
+                raise ValueError(
+                    f'FreeATMSimCLR: {name} {value!r} is unknown: use one of {", ".join(known)}.'
+                )
         check_pools_instances(self)
         self.loss_form = loss
         self.negatives = negatives
         self.exact_gradients = exact_gradients
 
-    def loss(self, inputs: list[Tensor], data_samples: list[DataSample] | None,
-             **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, inputs: list[Tensor], data_samples: list[DataSample] | None, **kwargs
+    ) -> dict[str, Tensor]:
         """The loss and what is logged beside it.
 
         Args:
             inputs: Two views, each (B, 3, H, W).
             data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+            **kwargs: As of the class it extends.
 
         Returns:
             `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
@@ -124,8 +134,9 @@ class FreeATMSimCLR(SimCLR):
         embeddings = embeddings / (embeddings.norm(dim=1, keepdim=True) + 1e-10)
         return embeddings.unflatten(0, (-1, 2))
 
-    def _similarities(self, embeddings: Tensor, instances: Instances,
-                      nouns: Tensor) -> tuple[Tensor, Tensor]:
+    def _similarities(
+        self, embeddings: Tensor, instances: Instances, nouns: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Cosines of this process's A anchors.
 
         Args:
@@ -137,8 +148,9 @@ class FreeATMSimCLR(SimCLR):
             Positives (A, 1), and negatives (A, N) or (A, 2N) with minus infinity for what is none.
         """
         everything = gather_rows_with_gradient(embeddings, instances.counts)
-        own = sum(instances.counts[:get_rank()]) + torch.arange(len(embeddings),
-                                                                device=embeddings.device)
+        own = sum(instances.counts[: get_rank()]) + torch.arange(
+            len(embeddings), device=embeddings.device
+        )
         positive = (embeddings[:, 0] * embeddings[:, 1]).sum(1)
         # excluded[m, n]: instance n of all is not a negative for the own instance m.
         excluded = own[:, None] == torch.arange(len(everything), device=own.device)
@@ -151,8 +163,10 @@ class FreeATMSimCLR(SimCLR):
         # Rows and columns: first view, second view.
         anchors = torch.cat((embeddings[:, 0], embeddings[:, 1]))
         negative = anchors @ torch.cat((everything[:, 0], everything[:, 1])).T
-        return (positive.repeat(2)[:, None],
-                negative.masked_fill(excluded.repeat(2, 2), float('-inf')))
+        return (
+            positive.repeat(2)[:, None],
+            negative.masked_fill(excluded.repeat(2, 2), float('-inf')),
+        )
 
 
 def scale_gradient(value: Tensor, factor: float) -> Tensor:

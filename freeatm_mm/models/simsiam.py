@@ -3,6 +3,7 @@
 Beyond the paper, which applies it to SimCLR and MoCo v2 alone. SimSiam: arXiv 2011.10566; official
 code: github.com/facebookresearch/simsiam. Built on `mmpretrain.models.selfsup.SimSiam`.
 """
+
 from __future__ import annotations
 
 from mmpretrain.models.selfsup import SimSiam
@@ -33,13 +34,15 @@ class FreeATMSimSiam(SimSiam):
         super().__init__(**kwargs)
         check_pools_instances(self)
 
-    def loss(self, inputs: list[Tensor], data_samples: list[DataSample] | None,
-             **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, inputs: list[Tensor], data_samples: list[DataSample] | None, **kwargs
+    ) -> dict[str, Tensor]:
         """The loss and what is logged beside it.
 
         Args:
             inputs: Two views, each (B, 3, H, W).
             data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
+            **kwargs: As of the class it extends.
 
         Returns:
             `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
@@ -48,7 +51,9 @@ class FreeATMSimSiam(SimSiam):
         instances = collect_instances(data_samples, inputs[0])
         if instances is None:
             return super().loss(inputs, data_samples, **kwargs)
-        first, second = (self.neck(self.backbone(view), masks, instances.places)[0]
-                         for view, masks in zip(inputs, instances.masks))
+        first, second = (
+            self.neck(self.backbone(view), masks, instances.places)[0]
+            for view, masks in zip(inputs, instances.masks)
+        )
         loss = 0.5 * (self.head.loss(first, second) + self.head.loss(second, first))
         return dict(loss=loss * instances.loss_weight, **instances.statistics())

@@ -1,4 +1,5 @@
 """Maps of several scales from a plain ViT, for FPN."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -29,16 +30,24 @@ class ViTPyramid(BaseModule):
         ValueError: If a scale is another.
     """
 
-    def __init__(self, channels: int, scales: Sequence[float] = (4, 2, 1, 0.5), groups: int = 32,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        scales: Sequence[float] = (4, 2, 1, 0.5),
+        groups: int = 32,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
 
         def double() -> nn.Module:
             return nn.ConvTranspose2d(channels, channels, 2, 2)
 
-        makers = {4: lambda: nn.Sequential(double(), nn.GroupNorm(groups, channels), nn.GELU(),
-                                           double()),
-                  2: double, 1: nn.Identity, 0.5: lambda: nn.MaxPool2d(2, 2)}
+        makers = {
+            4: lambda: nn.Sequential(double(), nn.GroupNorm(groups, channels), nn.GELU(), double()),
+            2: double,
+            1: nn.Identity,
+            0.5: lambda: nn.MaxPool2d(2, 2),
+        }
         unknown = [scale for scale in scales if scale not in makers]
         if unknown:
             raise ValueError(f'ViTPyramid: scale {unknown[0]} is unknown: use 4, 2, 1 or 0.5.')
@@ -57,6 +66,8 @@ class ViTPyramid(BaseModule):
             ValueError: If there are more maps or fewer.
         """
         if len(maps) != len(self.scales):
-            raise ValueError(f'ViTPyramid rescales {len(self.scales)} maps, not {len(maps)}: set '
-                             'out_indices of the backbone.')
+            raise ValueError(
+                f'ViTPyramid rescales {len(self.scales)} maps, not {len(maps)}: set '
+                'out_indices of the backbone.'
+            )
         return tuple(scale(x) for scale, x in zip(self.scales, maps))

@@ -18,6 +18,7 @@ full-batch L-BFGS on standardised features, from zero at the strongest L2 penalt
 there to the weaker ones; the penalty that does best on the val split is used. Nothing but the
 weights under test is random.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -46,8 +47,16 @@ from freeatm_mm.probing.metrics import (
 )
 
 __all__ = [
-    'FeatureModel', 'Features', 'Scenes', 'evaluate_features', 'extract_features', 'fit_linear',
-    'load_model', 'load_scenes', 'load_weights', 'standardise'
+    'FeatureModel',
+    'Features',
+    'Scenes',
+    'evaluate_features',
+    'extract_features',
+    'fit_linear',
+    'load_model',
+    'load_scenes',
+    'load_weights',
+    'standardise',
 ]
 
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -95,8 +104,9 @@ class Scenes:
     def label_maps(self) -> np.ndarray:
         """(N, H, W) uint8: 0 is background, c + 1 is noun c; a later object covers an earlier."""
         maps = np.zeros(self.images.shape[:3], dtype=np.uint8)
-        for image, category, mask in zip(self.object_image, self.object_category,
-                                         self.object_masks):
+        for image, category, mask in zip(
+            self.object_image, self.object_category, self.object_masks
+        ):
             maps[image][mask] = category + 1
         return maps
 
@@ -114,6 +124,7 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
     """
     from pycocotools import mask as coco_mask
     from pycocotools.coco import COCO
+
     folder = Path(folder)
     annotations = folder / 'coco.json'
     if not annotations.is_file():
@@ -123,8 +134,10 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
     ids = sorted(coco.getImgIds())[:limit]
     category_ids = sorted(coco.getCatIds())
     if len(category_ids) > 254:
-        raise ValueError(f'{annotations} has {len(category_ids)} categories, more than the 254 '
-                         'that fit an 8-bit label map.')
+        raise ValueError(
+            f'{annotations} has {len(category_ids)} categories, more than the 254 '
+            'that fit an 8-bit label map.'
+        )
     index = {category: number for number, category in enumerate(category_ids)}
     images, which, category, masks, boxes, skipped = [], [], [], [], [], 0
     for number, info in enumerate(coco.loadImgs(ids)):
@@ -132,14 +145,18 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
         with Image.open(path) as image:
             images.append(np.asarray(image.convert('RGB')))
         if images[-1].shape != images[0].shape:
-            raise ValueError(f'{path} is {images[-1].shape[1::-1]} pixels, the first image of the '
-                             f'split {images[0].shape[1::-1]}: all must have one size.')
+            raise ValueError(
+                f'{path} is {images[-1].shape[1::-1]} pixels, the first image of the '
+                f'split {images[0].shape[1::-1]}: all must have one size.'
+            )
         for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[info['id']], iscrowd=False)):
             mask = coco.annToMask(annotation).astype(bool)
             if mask.shape != images[-1].shape[:2]:
-                raise ValueError(f'{annotations}: the mask of annotation {annotation["id"]} is '
-                                 f'{mask.shape[::-1]} pixels, its image '
-                                 f'{images[-1].shape[1::-1]}.')
+                raise ValueError(
+                    f'{annotations}: the mask of annotation {annotation["id"]} is '
+                    f'{mask.shape[::-1]} pixels, its image '
+                    f'{images[-1].shape[1::-1]}.'
+                )
             if not mask.any():
                 skipped += 1
                 continue
@@ -151,8 +168,15 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
     if not which:
         raise ValueError(f'{annotations} has no image with an object in it.')
     names = tuple(info['name'] for info in coco.loadCats(category_ids))
-    return Scenes(np.stack(images), names, np.array(which), np.array(category), np.stack(masks),
-                  np.array(boxes), skipped)
+    return Scenes(
+        np.stack(images),
+        names,
+        np.array(which),
+        np.array(category),
+        np.stack(masks),
+        np.array(boxes),
+        skipped,
+    )
 
 
 # --- the model --------------------------------------------------------------------------------
@@ -193,8 +217,10 @@ class FeatureModel:
             outputs = self.backbone(inputs)
         features = outputs[-1] if isinstance(outputs, (tuple, list)) else outputs
         if features.ndim != 4:
-            raise ValueError(f'{type(self.backbone).__name__} gave features of shape '
-                             f'{tuple(features.shape)}; feature maps (B, D, h, w) are needed.')
+            raise ValueError(
+                f'{type(self.backbone).__name__} gave features of shape '
+                f'{tuple(features.shape)}; feature maps (B, D, h, w) are needed.'
+            )
         return features.float()
 
     def pad(self, maps: torch.Tensor) -> torch.Tensor:
@@ -222,6 +248,7 @@ def _takes_mask(backbone: nn.Module) -> bool:
 def _quiet() -> Iterator[None]:
     """Without mmengine's two lines for every tensor that it initialises."""
     from mmengine.logging import MMLogger
+
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -231,12 +258,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def load_model(config: str | Path | Any,
-               checkpoint: str | Path | None = None,
-               seed: int = 0,
-               prefix: str = 'backbone.',
-               device: str | torch.device = 'cpu',
-               cfg_options: dict | None = None) -> FeatureModel:
+def load_model(
+    config: str | Path | Any,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    prefix: str = 'backbone.',
+    device: str | torch.device = 'cpu',
+    cfg_options: dict | None = None,
+) -> FeatureModel:
     """Build the backbone and preprocessor of a config; load its weights or initialise them.
 
     Args:
@@ -270,8 +299,9 @@ def load_model(config: str | Path | Any,
     if 'backbone' not in config.get('model', {}):
         raise ValueError('The config has no model.backbone to evaluate.')
     backbone_config = config.model.backbone.copy()
-    preprocessor_config = dict(config.model.get('data_preprocessor') or
-                               config.get('data_preprocessor') or {})
+    preprocessor_config = dict(
+        config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    )
     preprocessor_config.setdefault('type', 'SelfSupDataPreprocessor')
     with DefaultScope.overwrite_default_scope('mmpretrain'), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -287,10 +317,14 @@ def load_model(config: str | Path | Any,
     if checkpoint is not None:
         weights = load_weights(checkpoint)
         check_finite(weights, checkpoint)
-        inside = {name[len(prefix):]: value for name, value in weights.items()
-                  if name.startswith(prefix)} or weights
-        fitting = {name: inside[name] for name in own
-                   if name in inside and inside[name].shape == own[name].shape}
+        inside = {
+            name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)
+        } or weights
+        fitting = {
+            name: inside[name]
+            for name in own
+            if name in inside and inside[name].shape == own[name].shape
+        }
         matched = len(fitting)
         if matched < 0.95 * len(own):
             missing = [name for name in own if name not in fitting]
@@ -298,7 +332,8 @@ def load_model(config: str | Path | Any,
             raise ValueError(
                 f'{checkpoint} fits {matched} of the {len(own)} tensors of '
                 f'{type(backbone).__name__} (prefix {prefix!r}), less than 95 %. Missing or of '
-                f'another shape: {shown} ({len(missing)}). Is it the checkpoint of this config?')
+                f'another shape: {shown} ({len(missing)}). Is it the checkpoint of this config?'
+            )
         backbone.load_state_dict(fitting, strict=False)
     backbone.requires_grad_(False).eval()
     return FeatureModel(backbone.to(device), preprocessor.to(device), matched, len(own))
@@ -331,11 +366,13 @@ class Features:
     picture: np.ndarray
 
 
-def extract_features(model: FeatureModel,
-                     scenes: Scenes,
-                     batch_size: int = 128,
-                     maps: int | None = None,
-                     crop_margin: float = 0.1) -> Features:
+def extract_features(
+    model: FeatureModel,
+    scenes: Scenes,
+    batch_size: int = 128,
+    maps: int | None = None,
+    crop_margin: float = 0.1,
+) -> Features:
     """Run the frozen model over whole images and over object crops.
 
     Args:
@@ -352,7 +389,7 @@ def extract_features(model: FeatureModel,
         features = model.feature_map(scenes.images[start:stop]).cpu()
         pooled.append(features.mean(dim=(2, 3)).numpy())
         if start < maps:
-            grids.append(features[:maps - start].numpy())
+            grids.append(features[: maps - start].numpy())
         inside = np.flatnonzero((scenes.object_image >= start) & (scenes.object_image < stop))
         if len(inside):
             masks = torch.from_numpy(scenes.object_masks[inside]).float()
@@ -369,20 +406,31 @@ def extract_features(model: FeatureModel,
         for number in range(start, min(start + batch_size, len(objects))):
             left, top, right, bottom = scenes.object_boxes[number]
             across, down = crop_margin * (right - left), crop_margin * (bottom - top)
-            box = (max(left - across, 0), max(top - down, 0), min(right + across, width),
-                   min(bottom + down, height))
+            box = (
+                max(left - across, 0),
+                max(top - down, 0),
+                min(right + across, width),
+                min(bottom + down, height),
+            )
             image = Image.fromarray(scenes.images[scenes.object_image[number]])
             batch.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)))
         crops.append(model.feature_map(np.stack(batch)).mean(dim=(2, 3)).cpu().numpy())
 
     grids = np.concatenate(grids)
-    one_hot = F.one_hot(torch.from_numpy(scenes.label_maps[:maps]).long(),
-                        len(scenes.categories) + 1)
+    one_hot = F.one_hot(
+        torch.from_numpy(scenes.label_maps[:maps]).long(), len(scenes.categories) + 1
+    )
     cells = F.adaptive_avg_pool2d(model.pad(one_hot.permute(0, 3, 1, 2).float()), grids.shape[2:])
     cells = cells / cells.sum(dim=1, keepdim=True)  # of the part that isn't padding
     picture = model.pad(torch.ones(1, 1, height, width))[0, 0] > 0
-    return Features(np.concatenate(pooled), np.stack(objects), np.concatenate(crops), grids,
-                    cells.permute(0, 2, 3, 1).numpy(), picture.numpy())
+    return Features(
+        np.concatenate(pooled),
+        np.stack(objects),
+        np.concatenate(crops),
+        grids,
+        cells.permute(0, 2, 3, 1).numpy(),
+        picture.numpy(),
+    )
 
 
 # --- linear classifiers -----------------------------------------------------------------------
@@ -405,12 +453,14 @@ def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     return [((part - mean) * scale).astype(np.float32) for part in (train, *others)]
 
 
-def fit_linear(features: np.ndarray,
-               targets: np.ndarray,
-               l2: float,
-               multi_label: bool,
-               start: tuple[torch.Tensor, torch.Tensor] | None = None,
-               max_iterations: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_linear(
+    features: np.ndarray,
+    targets: np.ndarray,
+    l2: float,
+    multi_label: bool,
+    start: tuple[torch.Tensor, torch.Tensor] | None = None,
+    max_iterations: int = 100,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Train a linear classifier by L-BFGS on all rows at once.
 
     Minimises ``mean over rows of loss + l2 / 2 * |weight|^2``, the loss being the binary cross
@@ -432,16 +482,23 @@ def fit_linear(features: np.ndarray,
         ValueError: If the shapes do not belong together.
     """
     if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets):
-        raise ValueError('fit_linear needs features (N, D) and targets (N, C), got '
-                         f'{features.shape} and {targets.shape}.')
+        raise ValueError(
+            'fit_linear needs features (N, D) and targets (N, C), got '
+            f'{features.shape} and {targets.shape}.'
+        )
     x = torch.as_tensor(features, dtype=torch.float32)
     y = torch.as_tensor(targets, dtype=torch.float32)
     if start is None:
         start = x.new_zeros(y.shape[1], x.shape[1]), x.new_zeros(y.shape[1])
     weight, bias = (part.detach().clone().requires_grad_() for part in start)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iterations, tolerance_grad=1e-6,
-                                  tolerance_change=1e-8, history_size=20,
-                                  line_search_fn='strong_wolfe')
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_iterations,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-8,
+        history_size=20,
+        line_search_fn='strong_wolfe',
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -458,9 +515,15 @@ def fit_linear(features: np.ndarray,
     return weight.detach(), bias.detach()
 
 
-def _best_linear(train: tuple[np.ndarray, np.ndarray], val: np.ndarray, test: np.ndarray,
-                 judge: Callable[[np.ndarray], float], multi_label: bool,
-                 l2_grid: Sequence[float], max_iterations: int) -> tuple[np.ndarray, float]:
+def _best_linear(
+    train: tuple[np.ndarray, np.ndarray],
+    val: np.ndarray,
+    test: np.ndarray,
+    judge: Callable[[np.ndarray], float],
+    multi_label: bool,
+    l2_grid: Sequence[float],
+    max_iterations: int,
+) -> tuple[np.ndarray, float]:
     """Scores on ``test`` of the classifier whose penalty ``judge`` likes best on ``val``."""
     (x, y), best, start = train, None, None
     for l2 in sorted(l2_grid, reverse=True):
@@ -475,31 +538,57 @@ def _best_linear(train: tuple[np.ndarray, np.ndarray], val: np.ndarray, test: np
 # --- the evaluation ---------------------------------------------------------------------------
 
 
-def _scene_metrics(features: dict[str, np.ndarray], labels: dict[str, np.ndarray],
-                   l2_grid: Sequence[float]) -> tuple[dict[str, float], dict[str, Any]]:
+def _scene_metrics(
+    features: dict[str, np.ndarray], labels: dict[str, np.ndarray], l2_grid: Sequence[float]
+) -> tuple[dict[str, float], dict[str, Any]]:
     train, val, test = standardise(*(features[split] for split in SPLITS))
-    scores, l2 = _best_linear((train, labels['train']), val, test,
-                              lambda s: mean_average_precision(s, labels['val'])[0], True,
-                              l2_grid, 100)
+    scores, l2 = _best_linear(
+        (train, labels['train']),
+        val,
+        test,
+        lambda s: mean_average_precision(s, labels['val'])[0],
+        True,
+        l2_grid,
+        100,
+    )
     linear, each = mean_average_precision(scores, labels['test'])
     knn, _ = mean_average_precision(
-        knn_votes(features['train'], labels['train'], features['test']), labels['test'])
+        knn_votes(features['train'], labels['train'], features['test']), labels['test']
+    )
     return {'linear': linear, 'knn': knn}, {'linear_l2': l2, 'linear_each': each.tolist()}
 
 
-def _object_metrics(features: dict[str, np.ndarray], labels: dict[str, np.ndarray], classes: int,
-                    name: str, l2_grid: Sequence[float]) -> tuple[dict, dict]:
+def _object_metrics(
+    features: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    classes: int,
+    name: str,
+    l2_grid: Sequence[float],
+) -> tuple[dict, dict]:
     one_hot = np.eye(classes, dtype=np.float32)
     train, val, test = standardise(*(features[split] for split in SPLITS))
-    scores, l2 = _best_linear((train, one_hot[labels['train']]), val, test,
-                              lambda s: accuracy(s, labels['val']), False, l2_grid, 100)
+    scores, l2 = _best_linear(
+        (train, one_hot[labels['train']]),
+        val,
+        test,
+        lambda s: accuracy(s, labels['val']),
+        False,
+        l2_grid,
+        100,
+    )
     votes = knn_votes(features['train'], one_hot[labels['train']], features['test'])
-    return ({f'linear_{name}': accuracy(scores, labels['test']),
-             f'knn_{name}': accuracy(votes, labels['test'])}, {f'linear_{name}_l2': l2})
+    return (
+        {
+            f'linear_{name}': accuracy(scores, labels['test']),
+            f'knn_{name}': accuracy(votes, labels['test']),
+        },
+        {f'linear_{name}_l2': l2},
+    )
 
 
-def _segmentation_metrics(features: dict[str, Features], label_maps: dict[str, np.ndarray],
-                          l2_grid: Sequence[float]) -> tuple[dict, dict]:
+def _segmentation_metrics(
+    features: dict[str, Features], label_maps: dict[str, np.ndarray], l2_grid: Sequence[float]
+) -> tuple[dict, dict]:
     def rows(split: str) -> np.ndarray:
         maps = features[split].maps
         return maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])
@@ -511,28 +600,40 @@ def _segmentation_metrics(features: dict[str, Features], label_maps: dict[str, n
     def miou(scores: np.ndarray, exact: np.ndarray) -> tuple[float, np.ndarray]:
         scores = torch.from_numpy(scores.reshape(-1, *grid, classes)).permute(0, 3, 1, 2)
         total = np.zeros((classes, classes), dtype=np.int64)
-        for part, truth in zip(scores.split(64), np.array_split(
-                exact, range(64, len(exact), 64))):
+        for part, truth in zip(scores.split(64), np.array_split(exact, range(64, len(exact), 64))):
             enlarged = F.interpolate(part, picture.shape, mode='bilinear', align_corners=False)
             predicted = enlarged.argmax(dim=1).numpy()[:, picture].reshape(truth.shape)
             total += confusion_matrix(predicted, truth, classes)
         return mean_iou(total)
 
-    val_maps = label_maps['val'][:len(features['val'].maps)]
-    scores, l2 = _best_linear((train, features['train'].cells.reshape(-1, classes)), val, test,
-                              lambda s: miou(s, val_maps)[0], False, l2_grid, 40)
-    value, each = miou(scores, label_maps['test'][:len(features['test'].maps)])
-    return ({'segmentation_miou': value},
-            {'segmentation_l2': l2,
-             'segmentation_each': [None if np.isnan(v) else float(v) for v in each]})
+    val_maps = label_maps['val'][: len(features['val'].maps)]
+    scores, l2 = _best_linear(
+        (train, features['train'].cells.reshape(-1, classes)),
+        val,
+        test,
+        lambda s: miou(s, val_maps)[0],
+        False,
+        l2_grid,
+        40,
+    )
+    value, each = miou(scores, label_maps['test'][: len(features['test'].maps)])
+    return (
+        {'segmentation_miou': value},
+        {
+            'segmentation_l2': l2,
+            'segmentation_each': [None if np.isnan(v) else float(v) for v in each],
+        },
+    )
 
 
-def evaluate_features(model: FeatureModel,
-                      world: str | Path,
-                      limits: dict[str, int | None] | None = None,
-                      batch_size: int = 128,
-                      segmentation_scenes: int = 1000,
-                      l2_grid: Sequence[float] = L2_GRID) -> tuple[dict[str, float], dict]:
+def evaluate_features(
+    model: FeatureModel,
+    world: str | Path,
+    limits: dict[str, int | None] | None = None,
+    batch_size: int = 128,
+    segmentation_scenes: int = 1000,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> tuple[dict[str, float], dict]:
     """Judge a frozen backbone on the real scenes of a world.
 
     Args:
@@ -554,40 +655,54 @@ def evaluate_features(model: FeatureModel,
         ValueError: If a split cannot be used or the splits' categories differ.
     """
     began = time.perf_counter()
-    scenes = {split: load_scenes(Path(world) / split, (limits or {}).get(split))
-              for split in SPLITS}
+    scenes = {
+        split: load_scenes(Path(world) / split, (limits or {}).get(split)) for split in SPLITS
+    }
     categories = scenes['train'].categories
     for split in SPLITS[1:]:
         if scenes[split].categories != categories:
             raise ValueError(f'{world}: the categories of {split} differ from those of train.')
     loaded = time.perf_counter()
-    features = {split: extract_features(model, scenes[split], batch_size, segmentation_scenes)
-                for split in SPLITS}
+    features = {
+        split: extract_features(model, scenes[split], batch_size, segmentation_scenes)
+        for split in SPLITS
+    }
     extracted = time.perf_counter()
 
     object_labels = {split: scenes[split].object_category for split in SPLITS}
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     for found, more in (
-            _scene_metrics({s: features[s].scenes for s in SPLITS},
-                           {s: scenes[s].labels for s in SPLITS}, l2_grid),
-            _object_metrics({s: features[s].objects for s in SPLITS}, object_labels,
-                            len(categories), 'object', l2_grid),
-            _object_metrics({s: features[s].crops for s in SPLITS}, object_labels,
-                            len(categories), 'crop', l2_grid),
-            _segmentation_metrics(features, {s: scenes[s].label_maps for s in SPLITS}, l2_grid)):
+        _scene_metrics(
+            {s: features[s].scenes for s in SPLITS}, {s: scenes[s].labels for s in SPLITS}, l2_grid
+        ),
+        _object_metrics(
+            {s: features[s].objects for s in SPLITS},
+            object_labels,
+            len(categories),
+            'object',
+            l2_grid,
+        ),
+        _object_metrics(
+            {s: features[s].crops for s in SPLITS}, object_labels, len(categories), 'crop', l2_grid
+        ),
+        _segmentation_metrics(features, {s: scenes[s].label_maps for s in SPLITS}, l2_grid),
+    ):
         metrics.update(found)
         details.update(more)
     each = details.pop('linear_each')
     segmentation = details.pop('segmentation_each')
     details['average_precision'] = {
-        name: None if np.isnan(value) else value for name, value in zip(categories, each)}
+        name: None if np.isnan(value) else value for name, value in zip(categories, each)
+    }
     details['iou'] = dict(zip(('background', *categories), segmentation))
     details['scenes'] = {split: len(scenes[split]) for split in SPLITS}
     details['objects'] = {split: len(scenes[split].object_image) for split in SPLITS}
     details['skipped_objects'] = {split: scenes[split].skipped_objects for split in SPLITS}
     details['matched_weights'] = [model.matched, model.total]
-    details['seconds'] = {'load': round(loaded - began, 2),
-                          'extract': round(extracted - loaded, 2),
-                          'fit': round(time.perf_counter() - extracted, 2)}
+    details['seconds'] = {
+        'load': round(loaded - began, 2),
+        'extract': round(extracted - loaded, 2),
+        'fit': round(time.perf_counter() - extracted, 2),
+    }
     return metrics, json.loads(json.dumps(details, allow_nan=False))

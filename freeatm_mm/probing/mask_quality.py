@@ -10,6 +10,7 @@ on the object. A mask only shows that the *noun* was found if it beats
 * a centred box of the mean object size (knows how photographers compose),
 * the whole image (knows nothing).
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -20,9 +21,7 @@ import numpy as np
 
 from freeatm_mm.attention.masks import THRESHOLD, box_of, minmax, resize
 
-__all__ = [
-    'MaskQuality', 'THRESHOLDS', 'centred_box', 'mask_quality', 'mean_box_size', 'summarise'
-]
+__all__ = ['THRESHOLDS', 'MaskQuality', 'centred_box', 'mask_quality', 'mean_box_size', 'summarise']
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """The default sweep: 0.05, 0.10, ... 0.95, which holds the paper's threshold."""
@@ -112,10 +111,12 @@ def centred_box(shape: tuple[int, int], size: tuple[float, float]) -> np.ndarray
     return mask
 
 
-def mask_quality(masks: np.ndarray,
-                 exact: np.ndarray,
-                 thresholds: Sequence[float] = THRESHOLDS,
-                 box_size: tuple[float, float] | None = None) -> MaskQuality:
+def mask_quality(
+    masks: np.ndarray,
+    exact: np.ndarray,
+    thresholds: Sequence[float] = THRESHOLDS,
+    box_size: tuple[float, float] | None = None,
+) -> MaskQuality:
     """Score each noun's soft mask against its exact mask.
 
     The soft masks are stretched to [0, 1], as the store keeps them, and resized bilinearly to the
@@ -137,8 +138,10 @@ def mask_quality(masks: np.ndarray,
     """
     masks, exact = np.asarray(masks, dtype=np.float64), np.asarray(exact)
     if masks.ndim != 3 or exact.ndim != 3 or len(masks) != len(exact):
-        raise ValueError('mask_quality needs masks (K, h, w) and exact (K, H, W) of the same '
-                         f'nouns, got {masks.shape} and {exact.shape}.')
+        raise ValueError(
+            'mask_quality needs masks (K, h, w) and exact (K, H, W) of the same '
+            f'nouns, got {masks.shape} and {exact.shape}.'
+        )
     if exact.dtype != bool:
         raise ValueError(f'mask_quality needs boolean exact masks, got {exact.dtype}.')
     if not np.isfinite(masks).all():
@@ -178,21 +181,29 @@ def mask_quality(masks: np.ndarray,
         other_iou=other * blank[:, None],
         pointing=(highest & truth).sum(axis=1) / np.maximum(highest.sum(axis=1), 1) * blank,
         # a flat mask has no mass after min-max: it says as much as an even one
-        mass=np.where(mass > 0, (flat * truth).sum(axis=1) / np.where(mass > 0, mass, 1), area) *
-        blank,
+        mass=np.where(mass > 0, (flat * truth).sum(axis=1) / np.where(mass > 0, mass, 1), area)
+        * blank,
         area=area * blank,
         box_iou=box_iou * blank,
-        found_box_iou=_found_box_iou(binary.reshape(count, len(thresholds), *exact.shape[1:]),
-                                     exact) * blank[:, None])
+        found_box_iou=_found_box_iou(
+            binary.reshape(count, len(thresholds), *exact.shape[1:]), exact
+        )
+        * blank[:, None],
+    )
 
 
 def _found_box_iou(binary: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """IoU of the boxes round (K, T, H, W) binary masks with those round (K, H, W) exact ones."""
     found, truth = _boxes(binary), _boxes(exact)[:, None]
-    both = np.stack([np.maximum(found[..., 0], truth[..., 0]),
-                     np.maximum(found[..., 1], truth[..., 1]),
-                     np.minimum(found[..., 2], truth[..., 2]),
-                     np.minimum(found[..., 3], truth[..., 3])], axis=-1)
+    both = np.stack(
+        [
+            np.maximum(found[..., 0], truth[..., 0]),
+            np.maximum(found[..., 1], truth[..., 1]),
+            np.minimum(found[..., 2], truth[..., 2]),
+            np.minimum(found[..., 3], truth[..., 3]),
+        ],
+        axis=-1,
+    )
     common = _box_area(both)
     return common / np.maximum(_box_area(found) + _box_area(truth) - common, 1)
 
@@ -208,13 +219,16 @@ def _boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def _box_area(boxes: np.ndarray) -> np.ndarray:
-    return (np.maximum(boxes[..., 2] - boxes[..., 0], 0)
-            * np.maximum(boxes[..., 3] - boxes[..., 1], 0))
+    return np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(
+        boxes[..., 3] - boxes[..., 1], 0
+    )
 
 
-def summarise(qualities: Sequence[MaskQuality],
-              threshold: float = THRESHOLD,
-              categories: Sequence[Sequence[str]] | None = None) -> dict:
+def summarise(
+    qualities: Sequence[MaskQuality],
+    threshold: float = THRESHOLD,
+    categories: Sequence[Sequence[str]] | None = None,
+) -> dict:
     """Means over a data set, each beside its controls, ready for JSON.
 
     Args:
@@ -245,8 +259,9 @@ def summarise(qualities: Sequence[MaskQuality],
         raise ValueError('summarise needs the same thresholds for every image.')
     matches = np.flatnonzero(np.isclose(thresholds, threshold))
     if not len(matches):
-        raise ValueError(f'summarise: threshold {threshold} is not in the sweep '
-                         f'{thresholds.tolist()}.')
+        raise ValueError(
+            f'summarise: threshold {threshold} is not in the sweep {thresholds.tolist()}.'
+        )
     fixed = int(matches[0])
 
     def gather(name: str) -> np.ndarray:
@@ -295,8 +310,9 @@ def summarise(qualities: Sequence[MaskQuality],
     return summary
 
 
-def _class_iou(qualities: Sequence[MaskQuality], categories: Sequence[Sequence[str]],
-               fixed: int) -> dict:
+def _class_iou(
+    qualities: Sequence[MaskQuality], categories: Sequence[Sequence[str]], fixed: int
+) -> dict:
     if [len(quality) for quality in qualities] != [len(names) for names in categories]:
         raise ValueError('summarise: categories must name each noun of each image.')
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))

@@ -1,11 +1,16 @@
 """Scores as plain functions of numpy arrays: average precision, k-nearest neighbours, mean IoU."""
+
 from __future__ import annotations
 
 import numpy as np
 
 __all__ = [
-    'accuracy', 'average_precision', 'confusion_matrix', 'knn_votes', 'mean_average_precision',
-    'mean_iou'
+    'accuracy',
+    'average_precision',
+    'confusion_matrix',
+    'knn_votes',
+    'mean_average_precision',
+    'mean_iou',
 ]
 
 
@@ -24,8 +29,10 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
-        raise ValueError(f'accuracy needs scores (N, C) and labels (N,) with N > 0, got '
-                         f'{scores.shape} and {labels.shape}.')
+        raise ValueError(
+            f'accuracy needs scores (N, C) and labels (N,) with N > 0, got '
+            f'{scores.shape} and {labels.shape}.'
+        )
     return float((scores.argmax(axis=1) == labels).mean())
 
 
@@ -48,8 +55,10 @@ def average_precision(scores: np.ndarray, positives: np.ndarray) -> float:
     """
     scores, positives = np.asarray(scores), np.asarray(positives, dtype=bool)
     if scores.ndim != 1 or scores.shape != positives.shape:
-        raise ValueError('average_precision needs scores and positives of one shape (N,), got '
-                         f'{scores.shape} and {positives.shape}.')
+        raise ValueError(
+            'average_precision needs scores and positives of one shape (N,), got '
+            f'{scores.shape} and {positives.shape}.'
+        )
     if not np.isfinite(scores).all():
         raise ValueError('average_precision got a score that is not finite.')
     if not positives.any():
@@ -77,21 +86,24 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[floa
     """
     scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
     if scores.ndim != 2 or scores.shape != labels.shape:
-        raise ValueError('mean_average_precision needs scores and labels of one shape (N, C), got '
-                         f'{scores.shape} and {labels.shape}.')
+        raise ValueError(
+            'mean_average_precision needs scores and labels of one shape (N, C), got '
+            f'{scores.shape} and {labels.shape}.'
+        )
     if not labels.any():
         raise ValueError('mean_average_precision has no positive label to score.')
-    each = np.array([average_precision(scores[:, c], labels[:, c])
-                     for c in range(scores.shape[1])])
+    each = np.array([average_precision(scores[:, c], labels[:, c]) for c in range(scores.shape[1])])
     return float(np.nanmean(each)), each
 
 
-def knn_votes(bank: np.ndarray,
-              bank_labels: np.ndarray,
-              queries: np.ndarray,
-              k: int = 20,
-              temperature: float = 0.07,
-              chunk: int = 1024) -> np.ndarray:
+def knn_votes(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> np.ndarray:
     """Label votes of the k most similar features, each weighted by exp(cosine / temperature).
 
     The weighted nearest-neighbour classifier of instance discrimination (Wu et al., CVPR 2018,
@@ -115,19 +127,21 @@ def knn_votes(bank: np.ndarray,
     bank, queries = _unit_rows(bank, 'bank'), _unit_rows(queries, 'queries')
     bank_labels = np.asarray(bank_labels, dtype=np.float64)
     if len(bank) == 0 or len(bank_labels) != len(bank) or bank.shape[1] != queries.shape[1]:
-        raise ValueError('knn_votes needs bank (M, D), bank_labels (M, C), queries (N, D) with '
-                         f'M > 0, got {bank.shape}, {bank_labels.shape}, {queries.shape}.')
+        raise ValueError(
+            'knn_votes needs bank (M, D), bank_labels (M, C), queries (N, D) with '
+            f'M > 0, got {bank.shape}, {bank_labels.shape}, {queries.shape}.'
+        )
     if k < 1 or temperature <= 0:
         raise ValueError(f'knn_votes needs k >= 1 and temperature > 0, got {k}, {temperature}.')
     k = min(k, len(bank))
     votes = np.empty((len(queries), bank_labels.shape[1]))
     for start in range(0, len(queries), chunk):
-        cosine = queries[start:start + chunk] @ bank.T
+        cosine = queries[start : start + chunk] @ bank.T
         nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(cosine, nearest, axis=1).astype(np.float64)
         weight = np.exp((near - near.max(axis=1, keepdims=True)) / temperature)
         weight /= weight.sum(axis=1, keepdims=True)
-        votes[start:start + chunk] = np.einsum('nk,nkc->nc', weight, bank_labels[nearest])
+        votes[start : start + chunk] = np.einsum('nk,nkc->nc', weight, bank_labels[nearest])
     return votes
 
 
@@ -161,8 +175,10 @@ def confusion_matrix(predicted: np.ndarray, exact: np.ndarray, classes: int) -> 
         raise ValueError(f'confusion_matrix got shapes {predicted.shape} and {exact.shape}.')
     for name, labels in (('predicted', predicted), ('exact', exact)):
         if labels.size and (labels.min() < 0 or labels.max() >= classes):
-            raise ValueError(f'confusion_matrix: {name} labels must be in [0, {classes}), got '
-                             f'{labels.min()} to {labels.max()}.')
+            raise ValueError(
+                f'confusion_matrix: {name} labels must be in [0, {classes}), got '
+                f'{labels.min()} to {labels.max()}.'
+            )
     pair = exact.astype(np.int64).ravel() * classes + predicted.astype(np.int64).ravel()
     return np.bincount(pair, minlength=classes * classes).reshape(classes, classes)
 
@@ -182,8 +198,10 @@ def mean_iou(confusion: np.ndarray) -> tuple[float, np.ndarray]:
     """
     confusion = np.asarray(confusion, dtype=np.float64)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or not confusion.sum():
-        raise ValueError('mean_iou needs a square matrix with counts in it, got shape '
-                         f'{confusion.shape}, sum {confusion.sum()}.')
+        raise ValueError(
+            'mean_iou needs a square matrix with counts in it, got shape '
+            f'{confusion.shape}, sum {confusion.sum()}.'
+        )
     hit, exact = np.diag(confusion), confusion.sum(axis=1)
     union = exact + confusion.sum(axis=0) - hit
     each = np.where(exact > 0, hit / np.maximum(union, 1), np.nan)

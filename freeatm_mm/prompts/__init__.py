@@ -5,8 +5,16 @@ make prompts of ImageNet's classes; ``captions`` (with ``tables`` and ``text``) 
 captions of data sets; ``language_models``, ``answers`` and ``rewrite`` rewrite prompts; ``journal``
 writes files of millions, and ``reading`` reads files that may be anything.
 """
-from .record import Noun, PromptRecord, read_prompts, write_prompts
-from .templates import TEMPLATES, Subject, fill_template
 
-__all__ = ['Noun', 'PromptRecord', 'Subject', 'TEMPLATES', 'fill_template', 'read_prompts',
-           'write_prompts']
+from freeatm_mm.prompts.record import Noun, PromptRecord, read_prompts, write_prompts
+from freeatm_mm.prompts.templates import TEMPLATES, Subject, fill_template
+
+__all__ = [
+    'TEMPLATES',
+    'Noun',
+    'PromptRecord',
+    'Subject',
+    'fill_template',
+    'read_prompts',
+    'write_prompts',
+]

@@ -4,6 +4,7 @@ A model asked for numbered sentences gives them as a numbered list, in JSON, in 
 headings, in bold or in quotes, with thoughts before and good wishes after. Nothing here takes more
 than linear time, and what isn't understood is ``None`` rather than guessed.
 """
+
 from __future__ import annotations
 
 import re
@@ -11,8 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .reading import load_json
-from .text import clean_text, without_invisible
+from freeatm_mm.prompts.reading import load_json
+from freeatm_mm.prompts.text import clean_text, without_invisible
 
 __all__ = ['read_sentences', 'without_reasoning']
 
@@ -20,13 +21,17 @@ __all__ = ['read_sentences', 'without_reasoning']
 LONGEST_ANSWER = 200_000
 MOST_LINES = 5_000
 
-_THOUGHT = (r'think|thinking|thought|thoughts|reasoning|reason|reflection|analysis|scratchpad|'
-            r'deliberation|inner_monologue|chain_of_thought|seed:think|antml:thinking')
+_THOUGHT = (
+    r'think|thinking|thought|thoughts|reasoning|reason|reflection|analysis|scratchpad|'
+    r'deliberation|inner_monologue|chain_of_thought|seed:think|antml:thinking'
+)
 # <think> and </think>, [THINK], ◁think▷, <|begin_of_thought|>, <|END_THINKING|>, ...
 _THOUGHT_TAG = re.compile(
     rf'(?:<|\[|◁)(?P<close>/?)(?:{_THOUGHT})(?:\s[^<>\[\]\n]{{0,100}})?(?:>|\]|▷)'
     r'|<\|(?:begin|start)_(?:of_)?(?:thought|thinking)\|>'
-    r'|(?P<end><\|end_(?:of_)?(?:thought|thinking)\|>)', re.IGNORECASE)
+    r'|(?P<end><\|end_(?:of_)?(?:thought|thinking)\|>)',
+    re.IGNORECASE,
+)
 _CHANNEL = re.compile(r'<\|channel\|>\s*(\w+)[^<]{0,80}<\|message\|>')
 _CHANNEL_END = re.compile(r'<\|(?:end|return|call|start)\|>')
 # gpt-oss once its special tokens have been taken out.
@@ -34,9 +39,13 @@ _BARE_CHANNELS = re.compile(r'(?:assistant)?\s?(?:analysis|commentary)(?=[\W\dA-
 _BARE_FINAL = re.compile(r'assistant\s?final')
 _ANSWER_TAG = re.compile(
     r'<(/?)(?:answer|final|final_answer|output|response|result|solution)>'
-    r'|<\|(begin|end)_of_(?:solution|answer|box)\|>', re.IGNORECASE)
-_SPECIAL = re.compile(r'<\|[^|<>\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>(?:model|user)?'
-                      r'|\[/?INST\]|<(?:eos|bos|pad)>')
+    r'|<\|(begin|end)_of_(?:solution|answer|box)\|>',
+    re.IGNORECASE,
+)
+_SPECIAL = re.compile(
+    r'<\|[^|<>\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>(?:model|user)?'
+    r'|\[/?INST\]|<(?:eos|bos|pad)>'
+)
 
 
 def without_reasoning(text: str) -> str:
@@ -50,18 +59,18 @@ def without_reasoning(text: str) -> str:
         finals = [match for match in channels if match[1].lower() == 'final']
         if not finals:
             return ''
-        text = text[finals[-1].end():]
+        text = text[finals[-1].end() :]
         end = _CHANNEL_END.search(text)
-        text = text[:end.start()] if end else text
+        text = text[: end.start()] if end else text
     elif _BARE_CHANNELS.match(text.lstrip()[:80]):
         finals = list(_BARE_FINAL.finditer(text))
         if finals:
-            text = text[finals[-1].end():]
+            text = text[finals[-1].end() :]
     kept: list[str] = []
     depth = position = 0
     for tag in _THOUGHT_TAG.finditer(text):
         if depth == 0:
-            kept.append(text[position:tag.start()])
+            kept.append(text[position : tag.start()])
         if tag['close'] or tag['end']:
             if depth == 0:
                 kept.clear()
@@ -105,7 +114,7 @@ def _tagged(text: str) -> str:
     for tag in _ANSWER_TAG.finditer(text):
         if tag[1] or (tag[2] or '').lower() == 'end':
             if start is not None:
-                found, start = text[start:tag.start()], None
+                found, start = text[start : tag.start()], None
         else:
             start = tag.end()
     return text[start:] if start is not None else text if found is None else found
@@ -119,9 +128,24 @@ _LIST_TAG = re.compile(r'</?(?:ol|ul|li|p)(?:\s[^<>]{0,200})?>', re.IGNORECASE)
 _SPACES = re.compile(r'[^\S\n]{100,}')
 _FENCE = re.compile(r'^[ \t]*(?:```|~~~)[^\n]*$', re.MULTILINE)
 # What was made comes before what it may have been made of.
-_TEXT_KEYS = ('rewritten', 'rewritten_prompt', 'rewritten_sentence', 'rewrite', 'new_prompt',
-              'output', 'result', 'answer', 'sentence', 'prompt', 'text', 'caption', 'description',
-              'content', 'line', 'value')
+_TEXT_KEYS = (
+    'rewritten',
+    'rewritten_prompt',
+    'rewritten_sentence',
+    'rewrite',
+    'new_prompt',
+    'output',
+    'result',
+    'answer',
+    'sentence',
+    'prompt',
+    'text',
+    'caption',
+    'description',
+    'content',
+    'line',
+    'value',
+)
 _NUMBER_KEYS = ('number', 'num', 'no', 'n', 'id', 'index', 'idx', 'key', 'line_number', 'line')
 _STRING = re.compile(r'(?:"((?:[^"\\\n]|\\.)*)"|(?<!\w)\'((?:[^\'\\\n]|\\.)*)\')\s*(?=[,\]])')
 
@@ -132,10 +156,13 @@ def _from_json(text: str, count: int, cut: bool) -> list[str | None] | None:
     if not parts:
         start = re.search(r'[\[{]\s*["\'{\[]', text)
         # Behind a numbered sentence it is its terms, not the answer.
-        if start is None or any(_numbered(line)[1].strip() for line in text[:start.start()].split(
-                '\n', MOST_LINES) if _numbered(line)[0] is not None):
+        if start is None or any(
+            _numbered(line)[1].strip()
+            for line in text[: start.start()].split('\n', MOST_LINES)
+            if _numbered(line)[0] is not None
+        ):
             return None
-        parts = [text[start.start():]]
+        parts = [text[start.start() :]]
     for part in reversed(parts):
         end = max(part.rfind(']'), part.rfind('}')) + 1
         values: list[Any] = []
@@ -143,8 +170,11 @@ def _from_json(text: str, count: int, cut: bool) -> list[str | None] | None:
             values = [load_json(part[:end].strip())]
         except ValueError:
             try:
-                values = [load_json(line.strip().rstrip(','))
-                          for line in part.splitlines() if line.strip()]
+                values = [
+                    load_json(line.strip().rstrip(','))
+                    for line in part.splitlines()
+                    if line.strip()
+                ]
             except ValueError:
                 values = []
         if values:
@@ -159,8 +189,10 @@ def _from_json(text: str, count: int, cut: bool) -> list[str | None] | None:
 def _whole_parts(part: str) -> list[tuple[int | None, str]]:
     """What is whole of a JSON list that was cut off, or has a comma too many."""
     if re.match(r'\s*\[\s*["\']', part):
-        return [(None, re.sub(r'\\(["\'])', r'\1', match[1] or match[2] or ''))
-                for match in _STRING.finditer(part)]
+        return [
+            (None, re.sub(r'\\(["\'])', r'\1', match[1] or match[2] or ''))
+            for match in _STRING.finditer(part)
+        ]
     values = []
     if re.match(r'\s*(?:\[|\{\s*"\w{1,40}"\s*:\s*\[)\s*\{', part):
         for match in re.finditer(r'\{[^{}]{1,4000}\}', part):
@@ -183,10 +215,17 @@ def _pairs(value: Any, depth: int = 0) -> list[tuple[int | None, str]]:
                 pairs.append((number, rest) if number is not None and rest else (None, item))
             elif isinstance(item, dict):
                 fields = {str(key).lower(): field for key, field in item.items()}
-                text = next((fields[key] for key in _TEXT_KEYS
-                             if isinstance(fields.get(key), str)), None)
-                number = next((_whole(fields[key]) for key in _NUMBER_KEYS
-                               if _whole(fields.get(key)) is not None), None)
+                text = next(
+                    (fields[key] for key in _TEXT_KEYS if isinstance(fields.get(key), str)), None
+                )
+                number = next(
+                    (
+                        _whole(fields[key])
+                        for key in _NUMBER_KEYS
+                        if _whole(fields.get(key)) is not None
+                    ),
+                    None,
+                )
                 if text is not None:
                     pairs.append((number, text))
                 else:
@@ -216,8 +255,9 @@ def _whole(value: Any) -> int | None:
     return None
 
 
-def _placed(pairs: Sequence[tuple[int | None, str]], count: int,
-            whole: bool = True) -> list[str | None]:
+def _placed(
+    pairs: Sequence[tuple[int | None, str]], count: int, whole: bool = True
+) -> list[str | None]:
     """Sentences by their numbers, or in their order where they have none."""
     numbers = [number for number, _ in pairs]
     result: list[str | None] = [None] * count
@@ -243,19 +283,28 @@ _NUMBERED = re.compile(
     r'[\[(]?(?P<hash>\#?)\s?(?P<number>[0-9]{1,4})\s?'
     r'(?P<sign>\*{0,2}_{0,2}(?:\\?[.)\]:|/]|\s[-–—=]\s|\s?→|\s?[-–—]>|[-–—]\s){1,3}\*{0,2}_{0,2}'
     r'|\*\*(?=\s)|(?=\s*$)|(?<=\s))(?![0-9])'
-    r'(?P<rest>.*)$', re.IGNORECASE)
+    r'(?P<rest>.*)$',
+    re.IGNORECASE,
+)
 _BULLET = re.compile(r'\s*(?:[-*+•‣▪◦·–—○●■►➤→]|o(?=\s{2}))\s+(\S.*)$')
-_LETTERED = re.compile(r'^\(?(?:[ivx]{1,5}|[a-z]|one|two|three|four|five|six|seven|eight|nine|ten|'
-                       r'first|second|third|fourth|fifth)[.):]\s+', re.IGNORECASE)
+_LETTERED = re.compile(
+    r'^\(?(?:[ivx]{1,5}|[a-z]|one|two|three|four|five|six|seven|eight|nine|ten|'
+    r'first|second|third|fourth|fifth)[.):]\s+',
+    re.IGNORECASE,
+)
 _OPENING = re.compile(
     r"(?:sure|certainly|of course|absolutely|okay|ok|great|here(?:'s|’s| is| are| you go)|below|"
     r'the following|these are|as requested|rewritten|final|answer|i (?:have|will)|i\'ll|'
-    r'understood|got it|no problem|happy to)\b', re.IGNORECASE)
+    r'understood|got it|no problem|happy to)\b',
+    re.IGNORECASE,
+)
 _CLOSING = re.compile(
     r'(?:let me know|(?:i )?hope (?:this|these|that)|feel free|please (?:note|let)|note\b|'
     r'notes\b|these (?:prompts|sentences|descriptions)|would you like|if you(?:\'d| would| need|'
     r' want)|do you want|is there anything|enjoy|each (?:sentence|prompt|line)|all (?:sentences|'
-    r'prompts|terms)|good luck|happy )', re.IGNORECASE)
+    r'prompts|terms)|good luck|happy )',
+    re.IGNORECASE,
+)
 
 
 def _numbered(line: str) -> tuple[int | None, str]:
@@ -274,8 +323,11 @@ def _numbered(line: str) -> tuple[int | None, str]:
 def _from_lines(text: str, count: int, cut: bool) -> list[str | None]:
     text = _KEYCAP.sub(lambda m: ''.join(filter(str.isdigit, m[0])) + '. ', text)
     text = ''.join(_digit(character) for character in text)
-    lines = [line for line in text.split('\n', MOST_LINES)[:MOST_LINES]
-             if not _FENCE.fullmatch(line) and not re.fullmatch(r'[|\s:*_=-]{3,}', line)]
+    lines = [
+        line
+        for line in text.split('\n', MOST_LINES)[:MOST_LINES]
+        if not _FENCE.fullmatch(line) and not re.fullmatch(r'[|\s:*_=-]{3,}', line)
+    ]
     # The last line of an answer that was cut off is half a line.
     if cut and lines:
         lines.pop()
@@ -286,6 +338,7 @@ def _from_lines(text: str, count: int, cut: bool) -> list[str | None]:
         def full(run: dict[int, str]) -> int:
             first = 0 if sorted(run) == list(range(count)) else 1
             return sum(first <= number < first + count for number in run)
+
         best = max(enumerate(runs), key=lambda pair: (full(pair[1]), pair[0]))[1]
         if full(best):
             return _placed(list(best.items()), count)
@@ -323,20 +376,29 @@ def _runs(lines: Iterable[str]) -> list[dict[int, str]]:
                 if not _CLOSING.match(words):
                     bullet = _BULLET.match(line)
                     runs[-1][last] = bullet[1] if bullet else words
-            elif not blank and not _BULLET.match(line) and so_far[-1:] not in '.!?"”*' and (
-                    line[0].isspace() or words[0].islower()):
+            elif (
+                not blank
+                and not _BULLET.match(line)
+                and so_far[-1:] not in '.!?"”*'
+                and (line[0].isspace() or words[0].islower())
+            ):
                 runs[-1][last] = f'{so_far} {words}'  # a line that was broken
             else:
                 last = None
-    return [run for run in ({number: rest for number, rest in run.items() if rest.strip()}
-                            for run in runs) if run]
+    return [
+        run
+        for run in ({number: rest for number, rest in run.items() if rest.strip()} for run in runs)
+        if run
+    ]
 
 
 def _plain_lines(lines: Iterable[str]) -> list[str]:
     """The lines that aren't chatter."""
     plain = [line.strip() for line in lines if line.strip()]
-    while plain and (plain[0].rstrip('*_ ').endswith(':') or (
-            len(plain) > 1 and _OPENING.match(plain[0].lstrip('*_# ')))):
+    while plain and (
+        plain[0].rstrip('*_ ').endswith(':')
+        or (len(plain) > 1 and _OPENING.match(plain[0].lstrip('*_# ')))
+    ):
         plain.pop(0)
     while len(plain) > 1 and _CLOSING.match(plain[-1].lstrip('*_# (')):
         plain.pop()
@@ -354,8 +416,9 @@ def _bare_numbers(lines: Sequence[str], count: int) -> list[str | None] | None:
 
 def _digit(character: str) -> str:
     """Full-width and circled numbers as plain ones."""
-    if character < '\u2460' or not ('\u2460' <= character <= '\u249b'
-                                    or '\uff08' <= character <= '\uff1a'):
+    if character < '\u2460' or not (
+        '\u2460' <= character <= '\u249b' or '\uff08' <= character <= '\uff1a'
+    ):
         return character
     plain = unicodedata.normalize('NFKC', character)
     return plain + '. ' if '\u2460' <= character <= '\u2473' else plain
@@ -363,14 +426,33 @@ def _digit(character: str) -> str:
 
 # Dress
 
-_PAIRS = (('"', '"'), ('“', '”'), ('”', '”'), ('„', '“'), ('„', '”'), ("'", "'"), ('‘', '’'),
-          ('«', '»'), ('»', '«'), ('「', '」'), ('`', '`'), ('**', '**'), ('__', '__'), ('*', '*'),
-          ('_', '_'), ('|', '|'))
+_PAIRS = (
+    ('"', '"'),
+    ('“', '”'),
+    ('”', '”'),
+    ('„', '“'),
+    ('„', '”'),
+    ("'", "'"),
+    ('‘', '’'),
+    ('«', '»'),
+    ('»', '«'),
+    ('「', '」'),
+    ('`', '`'),
+    ('**', '**'),
+    ('__', '__'),
+    ('*', '*'),
+    ('_', '_'),
+    ('|', '|'),
+)
 _BOLD = re.compile(r'(\*\*|__|(?<!\w)\*|(?<!\w)_|`)(?=\S)([^*_`\n]{1,200})(?<=\S)\1')
-_LABEL = re.compile(r'(?:rewritten(?: prompt| sentence)?|prompt|sentence|output|result|answer)'
-                    r'\s?:\s', re.IGNORECASE)
-_ORIGINAL = re.compile(r'original\b.{1,2000}?\b(?:rewritten|revised|rewrite|new)\b[^:\n]{0,20}:\s*',
-                       re.IGNORECASE)
+_LABEL = re.compile(
+    r'(?:rewritten(?: prompt| sentence)?|prompt|sentence|output|result|answer)'
+    r'\s?:\s',
+    re.IGNORECASE,
+)
+_ORIGINAL = re.compile(
+    r'original\b.{1,2000}?\b(?:rewritten|revised|rewrite|new)\b[^:\n]{0,20}:\s*', re.IGNORECASE
+)
 _ECHO = re.compile(r'\s?\[(?:terms?: ?|nouns?: ?)?([^\[\]]{1,200})\]\s?([.!]?)$')
 _TERM = re.compile(r'\[([^\[\]\n]{1,60})\](?!\()')
 
@@ -385,19 +467,22 @@ def _undress(sentence: str) -> str:
         sentence = _LABEL.sub('', sentence, count=1) if _LABEL.match(sentence) else sentence
         for left, right in _PAIRS:
             ending = sentence.rstrip(',; ') if left in '"“' else sentence
-            if (len(ending) > len(left) + len(right) and ending.startswith(left)
-                    and ending.endswith(right)
-                    and right not in ending[len(left):-len(right)]):
-                sentence = ending[len(left):-len(right)].strip()
+            if (
+                len(ending) > len(left) + len(right)
+                and ending.startswith(left)
+                and ending.endswith(right)
+                and right not in ending[len(left) : -len(right)]
+            ):
+                sentence = ending[len(left) : -len(right)].strip()
         # The other half of a pair stood before the number.
         bare = sentence.rstrip(', ')
         for mark in ('**', '__', '”', '"', '|'):
             if bare.endswith(mark) and bare.count(mark) == 1 and '“' not in bare:
-                sentence = bare[:-len(mark)].rstrip(', ')
+                sentence = bare[: -len(mark)].rstrip(', ')
         if sentence == before:
             break
     if echo := _ECHO.search(sentence):
-        kept = sentence[:echo.start()]
+        kept = sentence[: echo.start()]
         ended = kept[-1:] in '.!?"”' or set(';"') & set(echo[1])
         if ended or echo[1].strip().lower() in kept.lower():
             sentence = kept + echo[2]

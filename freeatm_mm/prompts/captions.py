@@ -17,6 +17,7 @@ any        what img2dataset writes, and copies on hubs        ``captions-<number
 Each reader takes every format of :mod:`freeatm_mm.prompts.tables`: a copy of COCO in Parquet is
 read as well as its JSON.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -27,13 +28,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .journal import Batch, SeenTexts
-from .nouns import NounFinder
-from .record import PromptRecord
-from .tables import TEXT_FIELDS, read_rows
-from .text import clean_text
+from freeatm_mm.prompts.journal import Batch, SeenTexts
+from freeatm_mm.prompts.nouns import NounFinder
+from freeatm_mm.prompts.record import PromptRecord
+from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
+from freeatm_mm.prompts.text import clean_text
 
-__all__ = ['Caption', 'READERS', 'caption_batches', 'read_captions']
+__all__ = ['READERS', 'Caption', 'caption_batches', 'read_captions']
 
 #: The longest caption that becomes a prompt, in characters; scripts without spaces have no words.
 LONGEST_PROMPT = 1000
@@ -60,8 +61,13 @@ class Caption:
     place: str = ''
 
 
-def read_captions(path: str | Path, name: str | None = None, *, default: str = 'captions',
-                  ids: tuple[str, ...] = ()) -> Iterator[Caption]:
+def read_captions(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    default: str = 'captions',
+    ids: tuple[str, ...] = (),
+) -> Iterator[Caption]:
     """Yield the captions of a file, or of a folder of them.
 
     A caption stands in the first of an object's fields that has one of the names in
@@ -83,8 +89,9 @@ def read_captions(path: str | Path, name: str | None = None, *, default: str = '
     """
     row = None
     for row in read_rows(path):
-        prefix = name or (default if default != 'cc' or row.order is None
-                          else ('cc3m', 'cc12m')[row.order])
+        prefix = name or (
+            default if default != 'cc' or row.order is None else ('cc3m', 'cc12m')[row.order]
+        )
         number: Any = row.number
         problem = row.problem
         value: Any = row.value
@@ -98,8 +105,9 @@ def read_captions(path: str | Path, name: str | None = None, *, default: str = '
             value = next((fields[key] for key in TEXT_FIELDS if fields.get(key) is not None), None)
         texts = [] if problem else list(_texts(value))
         if not texts:
-            problem = problem or ('no caption in it' if value is None or value == [] else
-                                  'a caption that is no text')
+            problem = problem or (
+                'no caption in it' if value is None or value == [] else 'a caption that is no text'
+            )
             yield Caption(f'{prefix}-{row.number}', None, problem, row.place)
         for index, text in enumerate(texts, 1):
             ending = f'_{index}' if isinstance(value, list) and len(texts) > 1 else ''
@@ -127,22 +135,33 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
         for item in value[:1000]:
             yield from _texts(item, depth + 1)
     elif isinstance(value, dict) and depth < 3:
-        yield from _texts(next((value[key] for key in TEXT_FIELDS if value.get(key)), None),
-                          depth + 1)
+        yield from _texts(
+            next((value[key] for key in TEXT_FIELDS if value.get(key)), None), depth + 1
+        )
 
 
 #: The reader of each data set, by the name that the tool gives it.
 READERS: dict[str, Callable[..., Iterator[Caption]]] = {
     'coco': partial(read_captions, default='coco', ids=('id', 'sentid')),
     'visual-genome': partial(read_captions, default='vg', ids=('region_id', 'id')),
-    'cc': partial(read_captions, default='cc'), 'sbu': partial(read_captions, default='sbu'),
-    'captions': read_captions}
+    'cc': partial(read_captions, default='cc'),
+    'sbu': partial(read_captions, default='sbu'),
+    'captions': read_captions,
+}
 
 
-def caption_batches(captions: Iterable[Caption], finder: NounFinder, *,
-                    skip: int = 0, seen: SeenTexts | None = None, max_words: int = 60,
-                    keep_without_nouns: bool = False, batch_size: int = 1000,
-                    max_unreadable: float = 0.01, unreadable: int = 0) -> Iterator[Batch]:
+def caption_batches(
+    captions: Iterable[Caption],
+    finder: NounFinder,
+    *,
+    skip: int = 0,
+    seen: SeenTexts | None = None,
+    max_words: int = 60,
+    keep_without_nouns: bool = False,
+    batch_size: int = 1000,
+    max_unreadable: float = 0.01,
+    unreadable: int = 0,
+) -> Iterator[Batch]:
     """Make batches of prompt records of captions.
 
     A prompt is the caption as :func:`~freeatm_mm.prompts.text.clean_text` returns it, and its
@@ -205,12 +224,15 @@ def caption_batches(captions: Iterable[Caption], finder: NounFinder, *,
                 counts['skipped: said before'] += 1
                 continue
             counts['nouns'] += len(nouns)
-            records.append(PromptRecord(caption.id, caption.text, nouns,
-                                        caption.id.rpartition('-')[0]))
+            records.append(
+                PromptRecord(caption.id, caption.text, nouns, caption.id.rpartition('-')[0])
+            )
         yield Batch(len(chunk), tuple(records), dict(counts), tuple(messages))
 
 
 def _too_many(unreadable: int, read: int, last: Caption) -> str:
-    return (f'{last.place}: {last.problem}; that is {unreadable:,} of {read:,} captions that '
-            "can't be read. Is it the file that the data set distributes, in UTF-8? A larger "
-            '--max-unreadable goes on')
+    return (
+        f'{last.place}: {last.problem}; that is {unreadable:,} of {read:,} captions that '
+        "can't be read. Is it the file that the data set distributes, in UTF-8? A larger "
+        '--max-unreadable goes on'
+    )

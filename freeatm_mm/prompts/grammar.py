@@ -7,6 +7,7 @@ other class)] is/are [somewhere]' or '[Class] with [other class] is/are [doing s
 Any record can be made alone from its number, so a run of millions needs no memory and goes on
 anywhere. No sentence comes twice before its class has no new one left.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd
 
-from .imagenet import ImageNetClass, load_classes
-from .kinds import CIRCUMSTANCES, KINDS, SETTINGS
-from .record import PromptRecord
-from .templates import fill_template
+from freeatm_mm.prompts.imagenet import ImageNetClass, load_classes
+from freeatm_mm.prompts.kinds import CIRCUMSTANCES, KINDS, SETTINGS
+from freeatm_mm.prompts.record import PromptRecord
+from freeatm_mm.prompts.templates import fill_template
 
 __all__ = ['PHOTO_TEMPLATE', 'PromptGrammar', 'photo_prompts', 'shuffled', 'take_turns']
 
@@ -41,8 +42,7 @@ class _Choice:
 
     @property
     def size(self) -> int:
-        return (len(self.partners) * len(self.places) * len(self.circumstances)
-                * len(self.actions))
+        return len(self.partners) * len(self.places) * len(self.circumstances) * len(self.actions)
 
     def __getitem__(self, number: int) -> tuple[ImageNetClass | None, str]:
         """The partner and the words after "is" of one sentence."""
@@ -69,8 +69,13 @@ class PromptGrammar:
         ValueError: If there is no class.
     """
 
-    def __init__(self, classes: Sequence[ImageNetClass], seed: int = 0,
-                 partners: Sequence[ImageNetClass] | None = None, name: str = 'imagenet') -> None:
+    def __init__(
+        self,
+        classes: Sequence[ImageNetClass],
+        seed: int = 0,
+        partners: Sequence[ImageNetClass] | None = None,
+        name: str = 'imagenet',
+    ) -> None:
         if not classes:
             raise ValueError('a grammar needs at least one class')
         self.classes = tuple(classes)
@@ -89,8 +94,9 @@ class PromptGrammar:
         rounds, rest = divmod(count, len(self.classes))
         # Who comes in the last, unfinished round depends on its order.
         last = {shuffled(turn, len(self.classes), f'{self.seed}/{rounds}') for turn in range(rest)}
-        return sum(max(0, rounds + (number in last) - size)
-                   for number, size in enumerate(self.sizes))
+        return sum(
+            max(0, rounds + (number in last) - size) for number, size in enumerate(self.sizes)
+        )
 
     def __getitem__(self, number: int) -> PromptRecord:
         """Make one record.
@@ -132,26 +138,35 @@ class PromptGrammar:
                 actions = kind.only.get(name, kind.actions)
                 partners = self._partners(subject, name)
                 places = (setting.places, CIRCUMSTANCES[setting.where])
-                for form, (others, doing) in enumerate((
-                        ((None,), ('',)), ((None,), actions), (partners, ('',)),
-                        (partners, actions))):
+                for form, (others, doing) in enumerate(
+                    (((None,), ('',)), ((None,), actions), (partners, ('',)), (partners, actions))
+                ):
                     if others:
-                        forms[form].append(_Choice(f'{subject.wnid}/{name}/{form}', others,
-                                                   *places, doing))
+                        forms[form].append(
+                            _Choice(f'{subject.wnid}/{name}/{form}', others, *places, doing)
+                        )
             # Classes begin with different forms and settings, so that any stretch is mixed.
-            self._forms[index] = [_rotated(form, subject.index // 4)
-                                  for form in _rotated(forms, subject.index) if form]
+            self._forms[index] = [
+                _rotated(form, subject.index // 4)
+                for form in _rotated(forms, subject.index)
+                if form
+            ]
         return self._forms[index]
 
     def _partners(self, subject: ImageNetClass, setting: str) -> tuple[ImageNetClass, ...]:
         size = KINDS[subject.kind].size
-        return tuple(other for other in self._others
-                     if other.index != subject.index and setting in KINDS[other.kind].settings
-                     and abs(KINDS[other.kind].size - size) <= 1)
+        return tuple(
+            other
+            for other in self._others
+            if other.index != subject.index
+            and setting in KINDS[other.kind].settings
+            and abs(KINDS[other.kind].size - size) <= 1
+        )
 
 
-def photo_prompts(classes: Sequence[ImageNetClass], start: int, stop: int,
-                  name: str = 'photo') -> Iterator[PromptRecord]:
+def photo_prompts(
+    classes: Sequence[ImageNetClass], start: int, stop: int, name: str = 'photo'
+) -> Iterator[PromptRecord]:
     """Yield "a photo of [class]" (Table 6), records ``start`` to ``stop - 1``, in turns."""
     for number in range(start, stop):
         chosen = classes[number % len(classes)]

@@ -1,11 +1,12 @@
 """ImageNet's 1,000 classes: a name that a generator understands, and WordNet's hierarchy."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from .templates import Subject
+from freeatm_mm.prompts.templates import Subject
 
 __all__ = ['ImageNetClass', 'load_classes', 'select_classes']
 
@@ -44,8 +45,9 @@ def load_classes() -> tuple[ImageNetClass, ...]:
     for line in text.splitlines():
         if not line.startswith('#'):
             wnid, label, determiner, kind, path = line.split('\t')
-            classes.append(ImageNetClass(len(classes), wnid, label, determiner, kind,
-                                         tuple(path.split('/'))))
+            classes.append(
+                ImageNetClass(len(classes), wnid, label, determiner, kind, tuple(path.split('/')))
+            )
     return tuple(classes)
 
 
@@ -64,6 +66,8 @@ def select_classes(under: str | None = None) -> tuple[ImageNetClass, ...]:
         return classes
     chosen = tuple(c for c in classes if under in (c.wnid, c.label, c.kind, *c.path))
     if not chosen:
-        raise ValueError(f'no class of ImageNet stands under {under!r}; use a level of WordNet\'s '
-                         'hierarchy such as animal, dog, bird, vehicle, musical instrument, food')
+        raise ValueError(
+            f"no class of ImageNet stands under {under!r}; use a level of WordNet's "
+            'hierarchy such as animal, dog, bird, vehicle, musical instrument, food'
+        )
     return chosen

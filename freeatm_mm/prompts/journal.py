@@ -6,6 +6,7 @@ how far the source has been read, and a digest of the line. A line is written an
 a whole; a torn last line is cut off. Only when the source has ended are the records copied to the
 file itself, at once.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -21,10 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from freeatm_mm.files import atomic_write
-
-from .reading import load_json
-from .record import PromptRecord
-from .seen import SeenTexts
+from freeatm_mm.prompts.reading import load_json
+from freeatm_mm.prompts.record import PromptRecord
+from freeatm_mm.prompts.seen import SeenTexts
 
 __all__ = ['Batch', 'Report', 'SeenTexts', 'check_target', 'journal_path', 'write_batches']
 
@@ -71,8 +71,10 @@ class Report:
     counts: Counter
 
     def __str__(self) -> str:
-        lines = [f'{self.records:,} prompts in {self.path}, from {self.read:,} read'
-                 + (f' ({self.resumed:,} of them before an interruption)' if self.resumed else '')]
+        lines = [
+            f'{self.records:,} prompts in {self.path}, from {self.read:,} read'
+            + (f' ({self.resumed:,} of them before an interruption)' if self.resumed else '')
+        ]
         for name, number in sorted(self.counts.items()):
             text = f'{number:,.4f}' if isinstance(number, float) else f'{number:,}'
             lines.append(f'  {name}: {text}')
@@ -95,15 +97,20 @@ def check_target(path: str | Path, overwrite: bool = False) -> None:
     path = Path(path)
     if os.path.lexists(path):
         if not overwrite:
-            raise FileExistsError(f'{path} exists already; remove it, name another file or pass '
-                                  '--overwrite')
+            raise FileExistsError(
+                f'{path} exists already; remove it, name another file or pass --overwrite'
+            )
         if not path.is_symlink() and not path.is_file():
             raise ValueError(f'{path} is no regular file and is not replaced; name another file')
 
 
-def write_batches(path: str | Path, settings: dict[str, Any],
-                  batches: Callable[[int, SeenTexts, Counter], Iterable[Batch]],
-                  overwrite: bool = False, skip_doubled: bool = False) -> Report:
+def write_batches(
+    path: str | Path,
+    settings: dict[str, Any],
+    batches: Callable[[int, SeenTexts, Counter], Iterable[Batch]],
+    overwrite: bool = False,
+    skip_doubled: bool = False,
+) -> Report:
     """Write a prompt file from batches, going on with an interrupted run's journal.
 
     Args:
@@ -129,8 +136,7 @@ def write_batches(path: str | Path, settings: dict[str, Any],
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     counts: Counter = Counter()
-    with SeenTexts() as seen, SeenTexts(fold=False) as ids, \
-            _open(journal) as file:
+    with SeenTexts() as seen, SeenTexts(fold=False) as ids, _open(journal) as file:
         _lock(file, journal)
         read, written = _recover(file, journal, settings, counts, seen, ids)
         resumed = read
@@ -144,10 +150,17 @@ def write_batches(path: str | Path, settings: dict[str, Any],
                     if 'nouns' in step:
                         step['nouns'] -= len(record.nouns)
                 else:
-                    raise ValueError(f'two prompt records have the id {record.id!r}; ids must be '
-                                     'unique')
-            _append(file, {'read': batch.read, 'counts': step,
-                           'records': [record.to_json() for record in records]})
+                    raise ValueError(
+                        f'two prompt records have the id {record.id!r}; ids must be unique'
+                    )
+            _append(
+                file,
+                {
+                    'read': batch.read,
+                    'counts': step,
+                    'records': [record.to_json() for record in records],
+                },
+            )
             read += batch.read
             written += len(records)
             counts.update(step)
@@ -166,9 +179,11 @@ def _open(journal: Path) -> BinaryIO:
         handle = os.open(journal, flags, 0o666)
     except OSError as error:
         if journal.is_symlink():
-            raise ValueError(f'{journal} is a symbolic link, and nothing is written through it; '
-                             'remove it or name another file') from None
-        raise ValueError(f'the journal {journal} can\'t be opened: {error.strerror}') from None
+            raise ValueError(
+                f'{journal} is a symbolic link, and nothing is written through it; '
+                'remove it or name another file'
+            ) from None
+        raise ValueError(f"the journal {journal} can't be opened: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise ValueError(f'{journal} is no regular file; remove it or name another file')
@@ -179,8 +194,9 @@ def _lock(file: Any, journal: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f'another process is writing {journal}; wait for it or name another '
-                         'file') from None
+        raise ValueError(
+            f'another process is writing {journal}; wait for it or name another file'
+        ) from None
 
 
 def _append(file: Any, value: dict) -> None:
@@ -197,7 +213,7 @@ def _digest(text: bytes) -> bytes:
 def _is_whole(line: bytes) -> bool:
     """Whether a line is as it was written, by the digest at its end."""
     check = _CHECK.search(line, max(0, len(line) - 64))
-    return check is not None and _digest(line[:check.start()] + b'}') == check[1]
+    return check is not None and _digest(line[: check.start()] + b'}') == check[1]
 
 
 def _lines(file: Any, skip_settings: bool) -> Iterator[dict]:
@@ -215,11 +231,12 @@ class _OtherSettings(ValueError):
 def _may_begin(line: bytes) -> bool:
     """Whether a first line that has no end may be a journal's, cut off while it was written."""
     start = b'{"settings": '
-    return line[:len(start)] == start[:len(line)]
+    return line[: len(start)] == start[: len(line)]
 
 
-def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: SeenTexts,
-             ids: SeenTexts) -> tuple[int, int]:
+def _recover(
+    file: Any, journal: Path, settings: dict, counts: Counter, seen: SeenTexts, ids: SeenTexts
+) -> tuple[int, int]:
     """Cut off a torn line, check the settings and count what a journal holds."""
     file.seek(0)
     read = written = end = 0
@@ -229,9 +246,11 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
         number += 1
         if not line.endswith(b'\n'):
             if len(line) >= (LONGEST_LINE if number > 1 else LONGEST_SETTINGS) or (
-                    number == 1 and not _may_begin(line)):
-                raise ValueError(f'{journal}, line {number}: damaged, or no journal; remove it to '
-                                 'begin anew')
+                number == 1 and not _may_begin(line)
+            ):
+                raise ValueError(
+                    f'{journal}, line {number}: damaged, or no journal; remove it to begin anew'
+                )
             break
         try:
             value = load_json(line)
@@ -246,12 +265,16 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
                 if old != settings and not file.read(1):
                     break  # that run did nothing, as after a mistyped name: begin anew
                 if old != settings:
-                    names = sorted(name for name in old.keys() | settings.keys()
-                                   if old.get(name) != settings.get(name))
+                    names = sorted(
+                        name
+                        for name in old.keys() | settings.keys()
+                        if old.get(name) != settings.get(name)
+                    )
                     raise _OtherSettings(
                         f'{journal} belongs to an unfinished run with other settings (different: '
                         f'{", ".join(names)}); finish that run with its own settings, or remove '
-                        'the journal to begin anew')
+                        'the journal to begin anew'
+                    )
             else:
                 records = [PromptRecord.from_json(record) for record in value['records']]
                 if type(value['read']) is not int or value['read'] < 0:
@@ -267,8 +290,9 @@ def _recover(file: Any, journal: Path, settings: dict, counts: Counter, seen: Se
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = str(error) if type(error) is ValueError else type(error).__name__
-            raise ValueError(f'{journal}, line {number}: damaged ({reason}); remove the journal '
-                             'to begin anew') from None
+            raise ValueError(
+                f'{journal}, line {number}: damaged ({reason}); remove the journal to begin anew'
+            ) from None
         end += len(line)
     file.truncate(end)
     file.seek(end)

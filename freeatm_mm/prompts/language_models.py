@@ -1,4 +1,5 @@
 """Language models that rewrite prompts: any OpenAI-compatible server, or a local model."""
+
 from __future__ import annotations
 
 import asyncio
@@ -17,10 +18,17 @@ from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from .reading import excerpt, load_json
+from freeatm_mm.prompts.reading import excerpt, load_json
 
-__all__ = ['Answer', 'LanguageModel', 'LanguageModelError', 'LocalModel', 'Request', 'ServerModel',
-           'read_completion']
+__all__ = [
+    'Answer',
+    'LanguageModel',
+    'LanguageModelError',
+    'LocalModel',
+    'Request',
+    'ServerModel',
+    'read_completion',
+]
 
 #: The longest answer of a server that is read, in bytes, packed and unpacked.
 LONGEST_BODY = 1 << 22
@@ -29,7 +37,9 @@ MOST_TOKENS = 10**8
 _UNKNOWN_SETTING = re.compile(
     r'unsupported|not supported|does ?n.t support|does not support|unknown|unrecogni[sz]ed|'
     r'unexpected|not permitted|not allowed|forbidden|extra|only the default|deprecated|'
-    r'not available|invalid (?:argument|parameter|field)|additional propert', re.IGNORECASE)
+    r'not available|invalid (?:argument|parameter|field)|additional propert',
+    re.IGNORECASE,
+)
 
 
 class LanguageModelError(RuntimeError):
@@ -103,15 +113,17 @@ def read_completion(body: bytes) -> Answer:
         if not isinstance(value, dict):
             raise ValueError('no object')
     except ValueError as error:
-        return Answer(None, 'the answer was not in the protocol',
-                      detail=f'{error}: {excerpt(body)}')
+        return Answer(
+            None, 'the answer was not in the protocol', detail=f'{error}: {excerpt(body)}'
+        )
     usage = value.get('usage')
-    counts = [usage.get(name) if isinstance(usage, dict) else None
-              for name in ('prompt_tokens', 'completion_tokens')]
+    counts = [
+        usage.get(name) if isinstance(usage, dict) else None
+        for name in ('prompt_tokens', 'completion_tokens')
+    ]
     tokens = [n if type(n) is int and 0 <= n <= MOST_TOKENS else None for n in counts]
     if value.get('error'):
-        return Answer(None, 'the server reported an error', *tokens,
-                      detail=_reason(value))
+        return Answer(None, 'the server reported an error', *tokens, detail=_reason(value))
     choices = value.get('choices')
     if not isinstance(choices, list) or not choices:
         return Answer(None, 'the answer was not in the protocol', *tokens, detail=excerpt(body))
@@ -134,13 +146,18 @@ def _read_choice(choice: Any) -> Answer:
     if isinstance(content, str) and content.strip():
         return Answer(content, cut=cut)
     for problem, said in (
-            ('the model refused', message.get('refusal')),
-            ('the server filtered the answer', finish == 'content_filter'),
-            ('the answer was a call of a tool', message.get('tool_calls')
-             or message.get('function_call')),
-            ('the answer was cut off before its first word (a larger --max-tokens helps)', cut),
-            ('the answer was thoughts only', message.get('reasoning_content')
-             or message.get('reasoning'))):
+        ('the model refused', message.get('refusal')),
+        ('the server filtered the answer', finish == 'content_filter'),
+        (
+            'the answer was a call of a tool',
+            message.get('tool_calls') or message.get('function_call'),
+        ),
+        ('the answer was cut off before its first word (a larger --max-tokens helps)', cut),
+        (
+            'the answer was thoughts only',
+            message.get('reasoning_content') or message.get('reasoning'),
+        ),
+    ):
         if said:
             return Answer(None, problem, detail='' if said is True else excerpt(said))
     return Answer(None, 'the answer was empty')
@@ -163,8 +180,14 @@ def _reason(value: Any) -> str:
             value = value[0]
         if not isinstance(value, dict):
             break
-        value = next((value[key] for key in ('error', 'message', 'detail', 'msg', 'title')
-                      if value.get(key)), value)
+        value = next(
+            (
+                value[key]
+                for key in ('error', 'message', 'detail', 'msg', 'title')
+                if value.get(key)
+            ),
+            value,
+        )
         if isinstance(value, str):
             return excerpt(value, 200)
     return excerpt(value, 200)
@@ -177,8 +200,11 @@ def _limited_client(openai: Any, seconds: float) -> Any:
     now and then is never given up; and they unpack what is packed, however much it becomes.
     """
     base = openai.DefaultAsyncHttpxClient
-    httpx = import_module(next(part.__module__ for part in base.__mro__
-                               if part.__name__ == 'AsyncClient').partition('.')[0])
+    httpx = import_module(
+        next(part.__module__ for part in base.__mro__ if part.__name__ == 'AsyncClient').partition(
+            '.'
+        )[0]
+    )
 
     class LimitedClient(base):  # type: ignore[misc, valid-type]
         async def send(self, request: Any, **options: Any) -> Any:
@@ -186,8 +212,9 @@ def _limited_client(openai: Any, seconds: float) -> Any:
             try:
                 return await asyncio.wait_for(self._send_and_read(request, options), seconds)
             except asyncio.TimeoutError:
-                raise httpx.ReadTimeout(f'no whole answer within {seconds:g} seconds',
-                                        request=request) from None
+                raise httpx.ReadTimeout(
+                    f'no whole answer within {seconds:g} seconds', request=request
+                ) from None
 
         async def _send_and_read(self, request: Any, options: dict) -> Any:
             response = await super().send(request, **options)
@@ -195,14 +222,23 @@ def _limited_client(openai: Any, seconds: float) -> Any:
                 body, problem = await _read_body(response)
             finally:
                 await response.aclose()
-            headers = [(name, value) for name, value in response.headers.multi_items()
-                       if name.lower() not in ('content-encoding', 'content-length',
-                                               'transfer-encoding')]
-            return httpx.Response(response.status_code, headers=headers, content=body,
-                                  request=request, extensions={'problem': problem})
+            headers = [
+                (name, value)
+                for name, value in response.headers.multi_items()
+                if name.lower() not in ('content-encoding', 'content-length', 'transfer-encoding')
+            ]
+            return httpx.Response(
+                response.status_code,
+                headers=headers,
+                content=body,
+                request=request,
+                extensions={'problem': problem},
+            )
 
-    return LimitedClient(timeout=httpx.Timeout(seconds, connect=min(seconds, 30)),
-                         headers={'Accept-Encoding': 'identity'})
+    return LimitedClient(
+        timeout=httpx.Timeout(seconds, connect=min(seconds, 30)),
+        headers={'Accept-Encoding': 'identity'},
+    )
 
 
 async def _read_body(response: Any) -> tuple[bytes, str]:
@@ -259,14 +295,25 @@ class ServerModel:
 
     group_size = 1
 
-    def __init__(self, model: str, base_url: str | None = None, api_key: str | None = None,
-                 workers: int = 8, retries: int = 8, timeout: float = 120,
-                 temperature: float = 1.0, max_tokens: int = 1500, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        workers: int = 8,
+        retries: int = 8,
+        timeout: float = 120,
+        temperature: float = 1.0,
+        max_tokens: int = 1500,
+        seed: int | None = None,
+    ) -> None:
         try:
             import openai
         except ImportError:
-            raise ImportError('a language-model server needs the package openai: pip install '
-                              'openai, or ./run setup prompts') from None
+            raise ImportError(
+                'a language-model server needs the package openai: pip install '
+                'openai, or ./run setup prompts'
+            ) from None
         self._openai = openai
         self.name = model
         self.workers = workers
@@ -278,25 +325,33 @@ class ServerModel:
         address = base_url or os.environ.get('OPENAI_BASE_URL')
         key = api_key or os.environ.get('OPENAI_API_KEY')
         if not key and not address:
-            raise LanguageModelError("OpenAI's server needs a key: set OPENAI_API_KEY, or name "
-                                     'another server with --server')
+            raise LanguageModelError(
+                "OpenAI's server needs a key: set OPENAI_API_KEY, or name "
+                'another server with --server'
+            )
         try:
             parts = urlsplit(address or 'https://openai')
             if parts.scheme not in ('http', 'https') or not parts.hostname or parts.port == 0:
                 raise ValueError
             if not (key or 'none').isascii():
-                raise LanguageModelError('the key in OPENAI_API_KEY holds a character that no key '
-                                         'has; copy it again')
-            self._options = {'api_key': (key or 'none').strip(), 'base_url': base_url,
-                             'max_retries': retries, 'timeout': timeout}
+                raise LanguageModelError(
+                    'the key in OPENAI_API_KEY holds a character that no key has; copy it again'
+                )
+            self._options = {
+                'api_key': (key or 'none').strip(),
+                'base_url': base_url,
+                'max_retries': retries,
+                'timeout': timeout,
+            }
             self._timeout = timeout
             openai.AsyncOpenAI(**self._options)  # an address that is none is told now
         except LanguageModelError:
             raise
         except Exception:  # urllib's ValueError, httpx's InvalidURL
-            raise LanguageModelError(f'{excerpt(address)} is no address of a server; it begins '
-                                     'with http:// or https://, such as http://localhost:11434/v1'
-                                     ) from None
+            raise LanguageModelError(
+                f'{excerpt(address)} is no address of a server; it begins '
+                'with http:// or https://, such as http://localhost:11434/v1'
+            ) from None
 
     def answers(self, groups: Iterable[Sequence[Request]]) -> Iterator[list[Answer]]:
         """Yield the answers of each group, in order, with several requests under way.
@@ -311,8 +366,10 @@ class ServerModel:
 
         async def begin() -> tuple[Any, asyncio.Semaphore]:
             http = _limited_client(self._openai, self._timeout)
-            return (self._openai.AsyncOpenAI(**self._options, http_client=http),
-                    asyncio.Semaphore(self.workers))
+            return (
+                self._openai.AsyncOpenAI(**self._options, http_client=http),
+                asyncio.Semaphore(self.workers),
+            )
 
         async def end() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -324,8 +381,9 @@ class ServerModel:
         client, gate = asyncio.run_coroutine_threadsafe(begin(), loop).result()
         try:
             for group in groups:
-                pending.append(asyncio.run_coroutine_threadsafe(
-                    self._answer_all(client, gate, group), loop))
+                pending.append(
+                    asyncio.run_coroutine_threadsafe(self._answer_all(client, gate, group), loop)
+                )
                 if len(pending) >= 2 * self.workers:
                     yield pending.popleft().result()
             while pending:
@@ -338,8 +396,9 @@ class ServerModel:
             if not thread.is_alive():
                 loop.close()
 
-    async def _answer_all(self, client: Any, gate: asyncio.Semaphore,
-                          group: Sequence[Request]) -> list[Answer]:
+    async def _answer_all(
+        self, client: Any, gate: asyncio.Semaphore, group: Sequence[Request]
+    ) -> list[Answer]:
         async with gate:
             return [await self._answer(client, request) for request in group]
 
@@ -350,31 +409,46 @@ class ServerModel:
             system, settings = self._system, dict(self._settings)
             try:
                 raw = await client.chat.completions.with_raw_response.create(
-                    model=self.name, messages=_messages(request, system), **settings)
+                    model=self.name, messages=_messages(request, system), **settings
+                )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 reason = _reason(error.body or error.message)
                 if self._without(error, reason, system, settings):
                     continue
-                return Answer(None, 'the server refused the request', retries=retries,
-                              detail=f'{error.status_code} {reason}', notes=self._notes)
+                return Answer(
+                    None,
+                    'the server refused the request',
+                    retries=retries,
+                    detail=f'{error.status_code} {reason}',
+                    notes=self._notes,
+                )
             except openai.APIStatusError as error:
                 raise LanguageModelError(
                     f'the language-model server answered {error.status_code} '
                     f'({_status_reason(error)}); what was done is kept, and the same command goes '
-                    'on') from None
+                    'on'
+                ) from None
             except openai.APIConnectionError as error:
                 cause = str(error.__cause__ or '') or type(error.__cause__ or error).__name__
-                raise LanguageModelError("the language-model server can't be reached, or doesn't "
-                                         f'answer ({excerpt(cause, 200)[1:-1]}); what was done is '
-                                         'kept, and the same command goes on') from None
+                raise LanguageModelError(
+                    "the language-model server can't be reached, or doesn't "
+                    f'answer ({excerpt(cause, 200)[1:-1]}); what was done is '
+                    'kept, and the same command goes on'
+                ) from None
             retries += raw.retries_taken
             problem = raw.http_response.extensions.get('problem')
             if problem:
                 return Answer(None, problem, retries=retries, notes=self._notes)
-            return replace(read_completion(raw.http_response.content), retries=retries,
-                           notes=self._notes)
-        return Answer(None, 'the server refused the request', retries=retries, detail=reason,
-                      notes=self._notes)
+            return replace(
+                read_completion(raw.http_response.content), retries=retries, notes=self._notes
+            )
+        return Answer(
+            None,
+            'the server refused the request',
+            retries=retries,
+            detail=reason,
+            notes=self._notes,
+        )
 
     def _without(self, error: Any, reason: str, system: bool, settings: dict[str, Any]) -> bool:
         """Leave out what a server says it doesn't know; whether there is something to try anew."""
@@ -385,8 +459,9 @@ class ServerModel:
         words = excerpt(error.body or error.message, 2000)
         unknown = _UNKNOWN_SETTING.search(words) or 'unsupported' in str(body.get('code'))
         for name in settings:
-            if not unknown or not (parameter == name
-                                   or re.search(rf'(?<![\w-]){name}(?![\w-])', words)):
+            if not unknown or not (
+                parameter == name or re.search(rf'(?<![\w-]){name}(?![\w-])', words)
+            ):
                 continue
             self._settings.pop(name)
             if name == 'max_tokens' and 'max_completion_tokens' in words:
@@ -404,8 +479,10 @@ class ServerModel:
 
 def _messages(request: Request, system: bool) -> list[dict[str, str]]:
     if system:
-        return [{'role': 'system', 'content': request.instruction},
-                {'role': 'user', 'content': request.text}]
+        return [
+            {'role': 'system', 'content': request.instruction},
+            {'role': 'user', 'content': request.text},
+        ]
     return [{'role': 'user', 'content': f'{request.instruction}\n\n{request.text}'}]
 
 
@@ -413,8 +490,10 @@ def _status_reason(error: Any) -> str:
     """Why a server refused, with where it sends on to and how long it wants one to wait."""
     reason = _reason(error.body or error.message)[1:-1]
     if error.status_code in range(300, 400):
-        reason = f'it sends on to {excerpt(error.response.headers.get("location", "nowhere"))}; ' \
-                 'name that with --server'
+        reason = (
+            f'it sends on to {excerpt(error.response.headers.get("location", "nowhere"))}; '
+            'name that with --server'
+        )
     elif wait := error.response.headers.get('retry-after'):
         reason += f'; it says to wait {excerpt(wait, 40)[1:-1]} seconds'
     return reason
@@ -439,24 +518,40 @@ class LocalModel:
         LanguageModelError: If there is no such model, device or number format.
     """
 
-    def __init__(self, folder: str, device: str = 'cpu', dtype: str = 'auto', batch_size: int = 8,
-                 temperature: float = 1.0, max_tokens: int = 80, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str,
+        device: str = 'cpu',
+        dtype: str = 'auto',
+        batch_size: int = 8,
+        temperature: float = 1.0,
+        max_tokens: int = 80,
+        seed: int = 0,
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
         number_format = getattr(torch, dtype, None) if dtype != 'auto' else dtype
         if dtype != 'auto' and not isinstance(number_format, torch.dtype):
-            raise LanguageModelError(f'there is no number format {dtype!r}; use auto, float32, '
-                                     'float16 or bfloat16')
+            raise LanguageModelError(
+                f'there is no number format {dtype!r}; use auto, float32, float16 or bfloat16'
+            )
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side='left',
-                                                            trust_remote_code=False)
-            self._model = AutoModelForCausalLM.from_pretrained(
-                folder, torch_dtype=number_format, use_safetensors=True,
-                trust_remote_code=False).to(device).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                folder, padding_side='left', trust_remote_code=False
+            )
+            self._model = (
+                AutoModelForCausalLM.from_pretrained(
+                    folder, torch_dtype=number_format, use_safetensors=True, trust_remote_code=False
+                )
+                .to(device)
+                .eval()
+            )
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise LanguageModelError(f"the language model {folder!r} can't be loaded: {reason}"
-                                     ) from None
+            raise LanguageModelError(
+                f"the language model {folder!r} can't be loaded: {reason}"
+            ) from None
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self.name = os.path.basename(os.path.normpath(folder))
@@ -471,9 +566,14 @@ class LocalModel:
 
     def _answer_all(self, group: Sequence[Request]) -> list[Answer]:
         import torch
-        inputs = self._tokenizer([self._prompt(request) for request in group], padding=True,
-                                 return_tensors='pt', return_token_type_ids=False,
-                                 add_special_tokens=self._tokenizer.chat_template is None)
+
+        inputs = self._tokenizer(
+            [self._prompt(request) for request in group],
+            padding=True,
+            return_tensors='pt',
+            return_token_type_ids=False,
+            add_special_tokens=self._tokenizer.chat_template is None,
+        )
         inputs = inputs.to(self._model.device)
         sampling: dict[str, Any] = {'do_sample': False}
         if self._temperature > 0:
@@ -483,9 +583,13 @@ class LocalModel:
         devices = [self._model.device] if self._model.device.type == 'cuda' else []
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(int.from_bytes(digest, 'big') >> 1)
-            tokens = self._model.generate(**inputs, max_new_tokens=self._max_tokens,
-                                          pad_token_id=self._tokenizer.pad_token_id, **sampling)
-        new = tokens[:, inputs['input_ids'].shape[1]:]
+            tokens = self._model.generate(
+                **inputs,
+                max_new_tokens=self._max_tokens,
+                pad_token_id=self._tokenizer.pad_token_id,
+                **sampling,
+            )
+        new = tokens[:, inputs['input_ids'].shape[1] :]
         answers = []
         for row, mask in zip(new, inputs['attention_mask']):
             text = self._tokenizer.decode(row, skip_special_tokens=True)
@@ -494,18 +598,24 @@ class LocalModel:
             ends = self._model.generation_config.eos_token_id
             ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id}
             cut = len(row) >= self._max_tokens and not ends & set(row.tolist())
-            answers.append(Answer(text if text.strip() else None, problem, int(mask.sum()),
-                                  tokens_out, cut=cut))
+            answers.append(
+                Answer(
+                    text if text.strip() else None, problem, int(mask.sum()), tokens_out, cut=cut
+                )
+            )
         return answers
 
     def _prompt(self, request: Request) -> str:
         if self._tokenizer.chat_template is None:
             return f'{request.instruction}\n\n{request.text}\n'
         from jinja2 import TemplateError
+
         try:
             messages = self._tokenizer.apply_chat_template(
-                _messages(request, True), tokenize=False, add_generation_prompt=True)
+                _messages(request, True), tokenize=False, add_generation_prompt=True
+            )
         except TemplateError:  # Gemma's and Mistral's know no system
             messages = self._tokenizer.apply_chat_template(
-                _messages(request, False), tokenize=False, add_generation_prompt=True)
+                _messages(request, False), tokenize=False, add_generation_prompt=True
+            )
         return messages

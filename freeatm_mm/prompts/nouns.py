@@ -4,6 +4,7 @@ The tagger of textblob is the default: it is kept up, its lexicon lies inside it
 data is read, whatever textblob's own documents say about its other taggers) and it does thousands
 of captions a second. Any installed spaCy model is the other choice: better and slower.
 """
+
 from __future__ import annotations
 
 import re
@@ -14,10 +15,17 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
 
-from .record import Noun
+from freeatm_mm.prompts.record import Noun
 
-__all__ = ['NounFinder', 'SpacyTagger', 'Tagger', 'TextBlobTagger', 'Word', 'concrete_nouns',
-           'singular']
+__all__ = [
+    'NounFinder',
+    'SpacyTagger',
+    'Tagger',
+    'TextBlobTagger',
+    'Word',
+    'concrete_nouns',
+    'singular',
+]
 
 #: A longer word is none.
 LONGEST_WORD = 40
@@ -28,46 +36,60 @@ _LETTER = '[^\\W_ʼ][\u0300-\u036f\ufe0f\u200d]*'
 _APOSTROPHES = "'’‘ʼ`´＇"
 _TOKEN = re.compile(
     f'[{_APOSTROPHES}](?:s|re|ve|ll|d|m|t)\\b|{_LETTER}(?:[-{_APOSTROPHES}]?'
-    f'(?!(?<=[{_APOSTROPHES}])(?:s|re|ve|ll|d|m|t)\\b){_LETTER})*|[^\\w\\s]|_|ʼ', re.IGNORECASE)
+    f'(?!(?<=[{_APOSTROPHES}])(?:s|re|ve|ll|d|m|t)\\b){_LETTER})*|[^\\w\\s]|_|ʼ',
+    re.IGNORECASE,
+)
 # What a caption's layout and grammar words are tagged as by mistake.
-_NEVER = frozenset('a an the this that these those it its he she they his her their who which what '
-                   'is are was be been and or not no of in on at to with by from up down'.split())
+_NEVER = frozenset(
+    'a an the this that these those it its he she they his her their who which what '
+    'is are was be been and or not no of in on at to with by from up down'.split()
+)
 # Parts of addresses and files, abbreviations, numerals: no thing, whatever the tagger says.
-_NEVER |= frozenset("quot nbsp apos http https www com org html htm jpg jpeg png gif webp "
-                    "px dpi vs etc eg ie aka feat ft vol pt ii iii iv vi vii viii ix xi xii xiii "
-                    "xiv xv xvi xvii xviii xix xx sic n/a lol omg o'clock y'all "
-                    "mr mrs ms dr st ph usd eur".split())
+_NEVER |= frozenset(
+    'quot nbsp apos http https www com org html htm jpg jpeg png gif webp '
+    'px dpi vs etc eg ie aka feat ft vol pt ii iii iv vi vii viii ix xi xii xiii '
+    "xiv xv xvi xvii xviii xix xx sic n/a lol omg o'clock y'all "
+    'mr mrs ms dr st ph usd eur'.split()
+)
 _UNITS = frozenset(
     'mm cm dm km nm um mg kg kgs lb lbs oz ml cl ltr ft inch inches yd mi mph kmh kph hp hz khz '
     'mhz ghz kb mb gb tb mp mpx fps px dpi pt sq th st nd rd am pm bc ad bce ce usd eur gbp hrs '
-    'hr min mins sec secs yrs yr'.split())
+    'hr min mins sec secs yrs yr'.split()
+)
 # What is no word of a language, as it stands between spaces.
 _NO_WORDS = re.compile(
     r'[^\s\w]{0,3}(?:'
-    r'(?:https?:|www\.)\S*'                                    # an address
-    r'|[#@]\w\S*'                                              # a hashtag, a user
-    r'|[\w.+-]{1,64}@[\w-]\S*'                                # a mail address
+    r'(?:https?:|www\.)\S*'  # an address
+    r'|[#@]\w\S*'  # a hashtag, a user
+    r'|[\w.+-]{1,64}@[\w-]\S*'  # a mail address
     # A domain or a file; not "a dog.It sits".
     r'|[\w-]{1,64}\.(?:(?-i:com|net|org|edu|gov|info|biz|co|ru|de|fr|uk|eu|nl|pl|jp|cn|tv|ly|blog|'
     r'shop)|html?|php|aspx?|jpe?g|png|gif|webp|tiff?|bmp|svg|raw|cr2|nef|heic|mp4|mov|avi|pdf|zip|'
     r'txt|docx?|pptx?|psd)(?:[/?#:.]\S*)?(?![\w-])'
-    r'|[A-Za-z]:\\\S*|\\\\\S+|~?/[\w.-]+/\S*'                  # a path
-    r'|\S{0,40}?%[0-9A-Fa-f]{2}\S{0,40}?%[0-9A-Fa-f]{2}\S*'     # percent-encoding
-    r'|(?=\w*\d)(?=\w*_)\w+'                                  # IMG_2034
-    r'|:[a-z0-9_+]{2,30}:(?!\w)'                               # :smile:
-    r')', re.IGNORECASE)
+    r'|[A-Za-z]:\\\S*|\\\\\S+|~?/[\w.-]+/\S*'  # a path
+    r'|\S{0,40}?%[0-9A-Fa-f]{2}\S{0,40}?%[0-9A-Fa-f]{2}\S*'  # percent-encoding
+    r'|(?=\w*\d)(?=\w*_)\w+'  # IMG_2034
+    r'|:[a-z0-9_+]{2,30}:(?!\w)'  # :smile:
+    r')',
+    re.IGNORECASE,
+)
 _ENTITY = re.compile(r'&#?\w{1,32};')
 # Scripts that write no spaces: an English tagger takes a whole sentence for one word.
-_NO_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f'
-                        '\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]')
+_NO_SPACES = re.compile(
+    '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f'
+    '\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]'
+)
 # Small words by which a caption's language is told; none of the first is an English word.
 _FOREIGN = frozenset(
     'un une le les des du et avec dans sur aux ses der das und ein eine einem einen einer eines '
     'mit auf im vor dem zum zur ist von für über el los las una del al se su unos para il lo gli '
     'di della nel nella sul sulla alla dei delle um uma os em na nas pelo een het aan bij van de '
-    'la och ett på med som til og på av är się ve bir yang pada dengan của và trên với một'.split())
-_ENGLISH = frozenset('a an the of in on at with and is are to for by from his her their this that '
-                     'near under over next while it its as has two'.split())
+    'la och ett på med som til og på av är się ve bir yang pada dengan của và trên với một'.split()
+)
+_ENGLISH = frozenset(
+    'a an the of in on at with and is are to for by from his her their this that '
+    'near under over next while it its as has two'.split()
+)
 # What a noun may follow directly.
 _BEFORE_NOUN = frozenset(('DT', 'PRP$', 'CD', 'JJ', 'NN', 'NNS', 'POS', 'VBG'))
 
@@ -109,8 +131,10 @@ class TextBlobTagger:
         try:
             from textblob.en import parser
         except ImportError:
-            raise ImportError('finding nouns in captions needs textblob: pip install textblob, or '
-                              './run setup prompts') from None
+            raise ImportError(
+                'finding nouns in captions needs textblob: pip install textblob, or '
+                './run setup prompts'
+            ) from None
         self._find_tags = parser.find_tags
 
     def can_read(self, text: str) -> bool:
@@ -121,9 +145,12 @@ class TextBlobTagger:
         """
         if not text.isascii():
             letters = [character for character in text if character.isalpha()]
-            if 2 * sum(character > '\u024f' and not '\u1e00' <= character <= '\u1eff'
-                       and not '\ufb00' <= character <= '\ufb06' for character in letters) > len(
-                           letters):
+            if 2 * sum(
+                character > '\u024f'
+                and not '\u1e00' <= character <= '\u1eff'
+                and not '\ufb00' <= character <= '\ufb06'
+                for character in letters
+            ) > len(letters):
                 return False
         words = re.findall(r'[^\W\d_]+', text.lower())
         foreign = sum(word in _FOREIGN for word in words)
@@ -138,11 +165,17 @@ class TextBlobTagger:
             plain = [_plain(word) for word in words]
             tags = [tag for _, tag in self._find_tags(plain)] if words else []
             for index in range(1, len(tags)):
-                if (tags[index] in ('VB', 'VBP', 'VBZ', 'JJ') and tags[index - 1] in _BEFORE_NOUN
-                        and self._ends_phrase(words, tags, index)
-                        and not (tags[index].startswith('VB') and index + 1 < len(tags)
-                                 and tags[index - 1] in ('NN', 'NNS'))
-                        and _is_concrete(words[index])):
+                if (
+                    tags[index] in ('VB', 'VBP', 'VBZ', 'JJ')
+                    and tags[index - 1] in _BEFORE_NOUN
+                    and self._ends_phrase(words, tags, index)
+                    and not (
+                        tags[index].startswith('VB')
+                        and index + 1 < len(tags)
+                        and tags[index - 1] in ('NN', 'NNS')
+                    )
+                    and _is_concrete(words[index])
+                ):
                     tags[index] = 'NNS' if tags[index] == 'VBZ' else 'NN'
             yield [Word(start, end, tag) for (start, end), tag in zip(spans, tags)]
 
@@ -170,23 +203,31 @@ class SpacyTagger:
             try:
                 import spacy
             except ImportError:
-                raise ImportError('the spaCy tagger needs spaCy and one of its models: '
-                                  'pip install spacy') from None
+                raise ImportError(
+                    'the spaCy tagger needs spaCy and one of its models: pip install spacy'
+                ) from None
             try:
                 model = spacy.load(model, exclude=['parser', 'ner', 'lemmatizer'])
             except OSError:
-                raise ValueError(f'spaCy has no model {model!r}; install one (python -m spacy '
-                                 'download en_core_web_sm) or name a folder') from None
+                raise ValueError(
+                    f'spaCy has no model {model!r}; install one (python -m spacy '
+                    'download en_core_web_sm) or name a folder'
+                ) from None
         if not {'tagger', 'attribute_ruler'} & set(model.pipe_names):
-            raise ValueError('this spaCy model has no tagger: its steps are '
-                             f'{", ".join(model.pipe_names) or "none"}')
+            raise ValueError(
+                'this spaCy model has no tagger: its steps are '
+                f'{", ".join(model.pipe_names) or "none"}'
+            )
         self._model = model
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[Word]]:
         """Yield the words of each text."""
         for document in self._model.pipe(texts, batch_size=256):
-            yield [Word(token.idx, token.idx + len(token), token.tag_) for token in document
-                   if not token.is_space]
+            yield [
+                Word(token.idx, token.idx + len(token), token.tag_)
+                for token in document
+                if not token.is_space
+            ]
 
 
 class NounFinder:
@@ -220,37 +261,45 @@ class NounFinder:
 
     def _nouns(self, text: str, words: Sequence[Word]) -> Iterator[Noun]:
         groups: list[list[Word]] = []
-        skipped = [match.span() for chunk in re.finditer(r'\S+', text)
-                   for match in (_NO_WORDS.match(text, *chunk.span()),) if match]
+        skipped = [
+            match.span()
+            for chunk in re.finditer(r'\S+', text)
+            for match in (_NO_WORDS.match(text, *chunk.span()),)
+            if match
+        ]
         skipped = sorted([*skipped, *(match.span() for match in _ENTITY.finditer(text))])
         before = ''
         for word in words:
-            written, earlier = text[word.start:word.end], before
+            written, earlier = text[word.start : word.end], before
             before = written
             if not _is_noun(written, word.tag) or (
-                    written.lower() in _UNITS and earlier[-1:].isdigit()):
+                written.lower() in _UNITS and earlier[-1:].isdigit()
+            ):
                 continue
             while skipped and skipped[0][1] <= word.start:
                 skipped.pop(0)
             if skipped and skipped[0][0] < word.end:
                 continue
             # Half of a word that was damaged, or of a code.
-            if '\ufffd' in text[max(0, word.start - 1):word.end + 1]:
+            if '\ufffd' in text[max(0, word.start - 1) : word.end + 1]:
                 continue
             previous = groups[-1][-1] if groups else None
-            if (self.join and previous is not None
-                    and text[previous.end:word.start] in (' ', '-', '')):
+            if (
+                self.join
+                and previous is not None
+                and text[previous.end : word.start] in (' ', '-', '')
+            ):
                 groups[-1].append(word)
             else:
                 groups.append([word])
         for group in groups:
             start, end = group[0].start, group[-1].end
             last = group[-1]
-            head = text[last.start:last.end].lower()
+            head = text[last.start : last.end].lower()
             base = singular(head, last.tag)
             if self.concrete and not {head, base, base.rpartition('-')[2]} & concrete_nouns():
                 continue
-            yield Noun(text[start:end], start, end, text[start:last.start].lower() + base)
+            yield Noun(text[start:end], start, end, text[start : last.start].lower() + base)
 
 
 def singular(word: str, tag: str = 'NNS') -> str:
@@ -266,8 +315,9 @@ def singular(word: str, tag: str = 'NNS') -> str:
     try:
         from textblob.en.inflect import singularize
     except ImportError:
-        raise ImportError('finding nouns in captions needs textblob: pip install textblob, or '
-                          './run setup prompts') from None
+        raise ImportError(
+            'finding nouns in captions needs textblob: pip install textblob, or ./run setup prompts'
+        ) from None
     return singularize(word)
 
 
@@ -287,11 +337,19 @@ def _plain(word: str) -> str:
 
 def _is_noun(word: str, tag: str) -> bool:
     letters = sum(character.isalpha() for character in word)
-    if len(word) > LONGEST_WORD or any(character.isdigit() for character in word) or (
-            not word.isascii() and _NO_SPACES.search(word)):
+    if (
+        len(word) > LONGEST_WORD
+        or any(character.isdigit() for character in word)
+        or (not word.isascii() and _NO_SPACES.search(word))
+    ):
         return False
-    return (tag in ('NN', 'NNS', 'NNP', 'NNPS') and letters >= 2
-            and word[0].isalnum() and word[0] not in _APOSTROPHES and word.lower() not in _NEVER)
+    return (
+        tag in ('NN', 'NNS', 'NNP', 'NNPS')
+        and letters >= 2
+        and word[0].isalnum()
+        and word[0] not in _APOSTROPHES
+        and word.lower() not in _NEVER
+    )
 
 
 def _is_concrete(word: str) -> bool:

@@ -1,4 +1,5 @@
 """Reading what may be anything: only regular files, and no line, text or depth without a limit."""
+
 from __future__ import annotations
 
 import codecs
@@ -9,14 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ['check_text_encoding', 'excerpt', 'load_json', 'open_regular', 'read_lines',
-           'read_text']
+__all__ = ['check_text_encoding', 'excerpt', 'load_json', 'open_regular', 'read_lines', 'read_text']
 
 #: A longer line may be passed over, but only up to so many bytes are looked through for its end.
 LONGEST_SKIPPED = 1 << 26
 
-_KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'),
-          (stat.S_ISCHR, 'a device'), (stat.S_ISBLK, 'a device'))
+_KINDS = (
+    (stat.S_ISDIR, 'a folder'),
+    (stat.S_ISFIFO, 'a pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+)
 
 
 def open_regular(path: str | Path, what: str) -> BinaryIO:
@@ -36,7 +41,7 @@ def open_regular(path: str | Path, what: str) -> BinaryIO:
     except FileNotFoundError:
         raise FileNotFoundError(f'there is no {what} {path}') from None
     except OSError as error:
-        raise ValueError(f'the {what} {path} can\'t be opened: {error.strerror}') from None
+        raise ValueError(f"the {what} {path} can't be opened: {error.strerror}") from None
     try:
         _check_regular(path, what, os.fstat(handle).st_mode)  # it may have been swapped
     except BaseException:
@@ -71,8 +76,10 @@ def read_lines(file: BinaryIO, name: str | Path, limit: int) -> Iterator[tuple[i
         while not line.endswith(b'\n') and (line := file.readline(1 << 20)):
             length += len(line)
             if length > LONGEST_SKIPPED:
-                raise ValueError(f'{name}, line {number}: has no end within '
-                                 f'{LONGEST_SKIPPED >> 20} MiB; this is no file of lines')
+                raise ValueError(
+                    f'{name}, line {number}: has no end within '
+                    f'{LONGEST_SKIPPED >> 20} MiB; this is no file of lines'
+                )
         yield number, None
 
 
@@ -130,13 +137,13 @@ def load_json(text: str | bytes) -> Any:
 def excerpt(value: object, length: int = 80) -> str:
     """Return a short form of anything for a message, on one line, in quotes."""
     if isinstance(value, bytes):
-        value = value[:8 * length].decode('utf-8', 'replace')
+        value = value[: 8 * length].decode('utf-8', 'replace')
     if isinstance(value, str):
-        text = ' '.join(value[:8 * length].split())
+        text = ' '.join(value[: 8 * length].split())
         cut = len(value) > 8 * length
     else:
         try:
-            text, cut = json.dumps(value, default=lambda _: '...')[:8 * length], False
+            text, cut = json.dumps(value, default=lambda _: '...')[: 8 * length], False
         except (ValueError, RecursionError, TypeError):
             text, cut = type(value).__name__, False
     if len(text) > length:

@@ -1,4 +1,5 @@
 """The prompt record: a prompt and the character span of each noun in it (JSON Lines)."""
+
 from __future__ import annotations
 
 import json
@@ -7,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freeatm_mm.files import atomic_write
-
-from .reading import check_text_encoding, excerpt, load_json, open_regular, read_lines
-from .seen import SeenTexts
+from freeatm_mm.prompts.reading import (
+    check_text_encoding,
+    excerpt,
+    load_json,
+    open_regular,
+    read_lines,
+)
+from freeatm_mm.prompts.seen import SeenTexts
 
 __all__ = ['Noun', 'PromptRecord', 'read_prompts', 'write_prompts']
 
@@ -47,17 +53,20 @@ class Noun:
             ValueError: If a field is missing or of the wrong type.
         """
         if not isinstance(value, dict):
-            raise ValueError('a noun must be an object with text, start and end, got '
-                             f'{excerpt(value)}')
+            raise ValueError(
+                f'a noun must be an object with text, start and end, got {excerpt(value)}'
+            )
         try:
             noun = cls(value['text'], value['start'], value['end'], value.get('category'))
         except KeyError as error:
             raise ValueError(f'noun {excerpt(value)} has no field {error}') from None
         integers = all(type(number) is int for number in (noun.start, noun.end))
-        if not (isinstance(noun.text, str) and integers
-                and isinstance(noun.category, (str, type(None)))):
-            raise ValueError(f'noun {excerpt(value)}: text and category must be strings, '
-                             'start and end integers')
+        if not (
+            isinstance(noun.text, str) and integers and isinstance(noun.category, (str, type(None)))
+        ):
+            raise ValueError(
+                f'noun {excerpt(value)}: text and category must be strings, start and end integers'
+            )
         return noun
 
 
@@ -84,23 +93,32 @@ class PromptRecord:
     def __post_init__(self) -> None:
         for text in (self.prompt, self.id, self.source, *(n.category or '' for n in self.nouns)):
             if not text.isascii() and any('\ud800' <= character <= '\udfff' for character in text):
-                raise ValueError(f'prompt {excerpt(self.id)}: {excerpt(text)} holds half a '
-                                 'character (a lone surrogate)')
+                raise ValueError(
+                    f'prompt {excerpt(self.id)}: {excerpt(text)} holds half a '
+                    'character (a lone surrogate)'
+                )
         for noun in self.nouns:
             if not 0 <= noun.start < noun.end <= len(self.prompt):
                 raise ValueError(
                     f'prompt {self.id!r}: the span {noun.start}:{noun.end} of noun '
                     f'{excerpt(noun.text)} lies outside the prompt, which has {len(self.prompt)} '
-                    'characters')
-            found = self.prompt[noun.start:noun.end]
+                    'characters'
+                )
+            found = self.prompt[noun.start : noun.end]
             if found != noun.text:
-                raise ValueError(f'prompt {self.id!r}: the span {noun.start}:{noun.end} holds '
-                                 f'{found!r}, not the noun {noun.text!r}')
+                raise ValueError(
+                    f'prompt {self.id!r}: the span {noun.start}:{noun.end} holds '
+                    f'{found!r}, not the noun {noun.text!r}'
+                )
 
     def to_json(self) -> dict:
         """Return the record as plain JSON values."""
-        return {'id': self.id, 'prompt': self.prompt,
-                'nouns': [noun.to_json() for noun in self.nouns], 'source': self.source}
+        return {
+            'id': self.id,
+            'prompt': self.prompt,
+            'nouns': [noun.to_json() for noun in self.nouns],
+            'source': self.source,
+        }
 
     @classmethod
     def from_json(cls, value: dict) -> PromptRecord:
@@ -115,16 +133,22 @@ class PromptRecord:
             if not isinstance(value.get(field), str):
                 raise ValueError(f'a prompt record needs the string field {field!r}')
         if len(value['prompt']) > LONGEST_PROMPT:
-            raise ValueError(f'prompt {excerpt(value["id"])}: has {len(value["prompt"]):,} '
-                             f'characters, more than {LONGEST_PROMPT:,}; no text encoder reads '
-                             'them')
+            raise ValueError(
+                f'prompt {excerpt(value["id"])}: has {len(value["prompt"]):,} '
+                f'characters, more than {LONGEST_PROMPT:,}; no text encoder reads '
+                'them'
+            )
         if not isinstance(value.get('source') or '', str):
             raise ValueError(f'prompt {excerpt(value["id"])}: source must be a string')
         nouns = value.get('nouns', [])
         if not isinstance(nouns, list):
             raise ValueError(f'prompt {value["id"]!r}: nouns must be a list')
-        return cls(value['id'], value['prompt'], tuple(Noun.from_json(noun) for noun in nouns),
-                   value.get('source') or '')
+        return cls(
+            value['id'],
+            value['prompt'],
+            tuple(Noun.from_json(noun) for noun in nouns),
+            value.get('source') or '',
+        )
 
 
 def read_prompts(path: str | Path) -> Iterator[PromptRecord]:
@@ -140,8 +164,10 @@ def read_prompts(path: str | Path) -> Iterator[PromptRecord]:
         for number, line in read_lines(file, path, LONGEST_LINE):
             try:
                 if line is None:
-                    raise ValueError(f'has more than {LONGEST_LINE:,} bytes; a prompt file has one '
-                                     'JSON object a line')
+                    raise ValueError(
+                        f'has more than {LONGEST_LINE:,} bytes; a prompt file has one '
+                        'JSON object a line'
+                    )
                 if not line.strip():
                     continue
                 if number == 1:
@@ -154,8 +180,10 @@ def read_prompts(path: str | Path) -> Iterator[PromptRecord]:
             empty = False
             yield record
     if empty:
-        raise ValueError(f'{path} holds no prompt; a prompt file has one JSON object a line: id, '
-                         'prompt, nouns (text, start, end, category), source')
+        raise ValueError(
+            f'{path} holds no prompt; a prompt file has one JSON object a line: id, '
+            'prompt, nouns (text, start, end, category), source'
+        )
 
 
 def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> int:
@@ -168,8 +196,9 @@ def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> int:
     with atomic_write(path) as file:
         for record in records:
             if record.id in seen:
-                raise ValueError(f'two prompt records have the id {record.id!r}; '
-                                 'ids must be unique')
+                raise ValueError(
+                    f'two prompt records have the id {record.id!r}; ids must be unique'
+                )
             seen.add(record.id)
             file.write((json.dumps(record.to_json(), ensure_ascii=False) + '\n').encode())
     return len(seen)

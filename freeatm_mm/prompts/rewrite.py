@@ -3,6 +3,7 @@
 Sec. 3.2: "we transform labels into sentences using a large language model, avoiding unrealistic
 prompts [...] we employ GPT-3.5-turbo for prompt augmentation".
 """
+
 from __future__ import annotations
 
 import re
@@ -13,14 +14,21 @@ from functools import cache
 from importlib.resources import files
 from itertools import islice
 
-from .answers import read_sentences
-from .journal import Batch, SeenTexts
-from .language_models import Answer, LanguageModel, LanguageModelError, Request
-from .reading import excerpt
-from .record import Noun, PromptRecord
+from freeatm_mm.prompts.answers import read_sentences
+from freeatm_mm.prompts.journal import Batch, SeenTexts
+from freeatm_mm.prompts.language_models import Answer, LanguageModel, LanguageModelError, Request
+from freeatm_mm.prompts.reading import excerpt
+from freeatm_mm.prompts.record import Noun, PromptRecord
 
-__all__ = ['Checks', 'Prices', 'check_answer', 'find_again', 'read_words', 'rewrite_batches',
-           'unsafe_words']
+__all__ = [
+    'Checks',
+    'Prices',
+    'check_answer',
+    'find_again',
+    'read_words',
+    'rewrite_batches',
+    'unsafe_words',
+]
 
 #: So many requests in a row without one usable answer stop a run: something is wrong.
 HOPELESS_AFTER = 20
@@ -33,9 +41,13 @@ _INSTRUCTION = (
     'light, weather, colors and activity, but keep it possible in reality. Use every term that '
     'stands in square brackets after a line, spelled exactly so, and name no other main object. '
     'At most {max_words} words a sentence. Answer with one line for each number, beginning with '
-    'the number and a period, and nothing else.')
-_REFUSAL = re.compile(r"\b(?:as an ai|i can(?:no|'|’)t|i(?:'|’)m sorry|i am sorry|unable to|"
-                      r'language model)\b', re.IGNORECASE)
+    'the number and a period, and nothing else.'
+)
+_REFUSAL = re.compile(
+    r"\b(?:as an ai|i can(?:no|'|’)t|i(?:'|’)m sorry|i am sorry|unable to|"
+    r'language model)\b',
+    re.IGNORECASE,
+)
 _MARKUP = re.compile(r'[\[\]{}<>|`#*_\\]|https?:|\n')
 
 
@@ -138,9 +150,17 @@ def check_answer(template: PromptRecord, text: str, checks: Checks) -> tuple[Nou
     return 'noun missing' if nouns is None else nouns
 
 
-def rewrite_batches(records: Iterable[PromptRecord], model: LanguageModel, seen: SeenTexts, *,
-                    skip: int = 0, per_request: int = 10, checks: Checks | None = None,
-                    prices: Prices | None = None, spent: float = 0.0) -> Iterator[Batch]:
+def rewrite_batches(
+    records: Iterable[PromptRecord],
+    model: LanguageModel,
+    seen: SeenTexts,
+    *,
+    skip: int = 0,
+    per_request: int = 10,
+    checks: Checks | None = None,
+    prices: Prices | None = None,
+    spent: float = 0.0,
+) -> Iterator[Batch]:
     """Rewrite prompts in batches, one record out for each record in.
 
     A record keeps its id; its source becomes ``<source>+<model>`` where the answer was good, and
@@ -168,7 +188,7 @@ def rewrite_batches(records: Iterable[PromptRecord], model: LanguageModel, seen:
     def groups() -> Iterator[list[Request]]:
         remaining = islice(records, skip, None)
         while chunk := list(islice(remaining, per_request * model.group_size)):
-            group = [chunk[i:i + per_request] for i in range(0, len(chunk), per_request)]
+            group = [chunk[i : i + per_request] for i in range(0, len(chunk), per_request)]
             waiting.append(group)
             yield [Request(instruction, _numbered(part)) for part in group]
 
@@ -194,16 +214,22 @@ def rewrite_batches(records: Iterable[PromptRecord], model: LanguageModel, seen:
         if hopeless >= HOPELESS_AFTER:
             raise LanguageModelError(
                 f'the last {hopeless} requests gave no usable prompt ({_last_words(answers[-1])}); '
-                'look at the model, then run the same command to go on')
+                'look at the model, then run the same command to go on'
+            )
         if prices.budget is not None and any(
-                answer.text is not None and None in (answer.tokens_in, answer.tokens_out)
-                for answer in answers):
-            raise LanguageModelError("the server doesn't count tokens, so that a budget can't be "
-                                     'kept; what was done is kept: go on without --budget')
+            answer.text is not None and None in (answer.tokens_in, answer.tokens_out)
+            for answer in answers
+        ):
+            raise LanguageModelError(
+                "the server doesn't count tokens, so that a budget can't be "
+                'kept; what was done is kept: go on without --budget'
+            )
         if prices.budget is not None and spent >= prices.budget:
-            raise LanguageModelError(f'the budget of {prices.budget:g} dollars is spent '
-                                     f'({spent:.4f}); what was done is kept: go on with a larger '
-                                     '--budget')
+            raise LanguageModelError(
+                f'the budget of {prices.budget:g} dollars is spent '
+                f'({spent:.4f}); what was done is kept: go on with a larger '
+                '--budget'
+            )
 
 
 def _last_words(answer: Answer) -> str:
@@ -221,8 +247,14 @@ def _unread(answer: Answer, count: int) -> str:
     return f'no prompt could be read from an answer that began {excerpt(answer.text)}'
 
 
-def _use(part: Sequence[PromptRecord], answer: Answer, checks: Checks, seen: SeenTexts,
-         counts: Counter, name: str) -> Iterator[PromptRecord]:
+def _use(
+    part: Sequence[PromptRecord],
+    answer: Answer,
+    checks: Checks,
+    seen: SeenTexts,
+    counts: Counter,
+    name: str,
+) -> Iterator[PromptRecord]:
     texts = read_sentences(answer.text or '', len(part), answer.cut)
     for template, text in zip(part, texts):
         if answer.text is None:
@@ -258,8 +290,10 @@ def _count_cost(answer: Answer, prices: Prices, counts: Counter) -> None:
 
 
 def _numbered(part: Sequence[PromptRecord]) -> str:
-    return '\n'.join(f'{number}. {record.prompt} [{"; ".join(n.text for n in record.nouns)}]'
-                     for number, record in enumerate(part, 1))
+    return '\n'.join(
+        f'{number}. {record.prompt} [{"; ".join(n.text for n in record.nouns)}]'
+        for number, record in enumerate(part, 1)
+    )
 
 
 def _phrases(text: str) -> frozenset[str]:

@@ -1,4 +1,5 @@
 """Which texts have come before."""
+
 from __future__ import annotations
 
 import sqlite3
@@ -27,8 +28,9 @@ class SeenTexts:
         """Remember a text and return whether it is new."""
         text = text.strip().casefold() if self._fold else text
         digest = blake2b(text.encode(errors='surrogatepass'), digest_size=8).digest()
-        cursor = self._database.execute('INSERT OR IGNORE INTO seen VALUES (?)',
-                                        (int.from_bytes(digest, 'big', signed=True),))
+        cursor = self._database.execute(
+            'INSERT OR IGNORE INTO seen VALUES (?)', (int.from_bytes(digest, 'big', signed=True),)
+        )
         return cursor.rowcount == 1
 
     def close(self) -> None:

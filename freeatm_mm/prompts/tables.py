@@ -6,6 +6,7 @@ file is, its content decides where it can, and its name where not.
 
 One row that can't be read is a row with a problem; the file goes on after it.
 """
+
 from __future__ import annotations
 
 import bz2
@@ -25,14 +26,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .reading import check_text_encoding, excerpt, load_json, open_regular, read_lines
+from freeatm_mm.prompts.reading import (
+    check_text_encoding,
+    excerpt,
+    load_json,
+    open_regular,
+    read_lines,
+)
 
-__all__ = ['Row', 'TEXT_FIELDS', 'read_rows']
+__all__ = ['TEXT_FIELDS', 'Row', 'read_rows']
 
 #: The fields that hold a caption, in any case; the first of them counts.
-TEXT_FIELDS = ('caption', 'text', 'title', 'phrase', 'sentence', 'raw', 'raw_caption', 'captions',
-               'texts', 'sentences', 'sentences_raw', 'raw_text', 'alt_text', 'alt', 'alttext',
-               'description', 'prompt', 'comment')
+TEXT_FIELDS = (
+    'caption',
+    'text',
+    'title',
+    'phrase',
+    'sentence',
+    'raw',
+    'raw_caption',
+    'captions',
+    'texts',
+    'sentences',
+    'sentences_raw',
+    'raw_text',
+    'alt_text',
+    'alt',
+    'alttext',
+    'description',
+    'prompt',
+    'comment',
+)
 #: The longest line or row, in bytes.
 LONGEST_ROW = 400_000
 #: The longest item of a JSON file, in bytes: an image of Visual Genome with all its regions.
@@ -40,16 +64,44 @@ LONGEST_ITEM = 1 << 24
 #: The most lines of one row of a CSV file.
 MOST_LINES = 50
 #: Fields that stand beside them in a table.
-_OTHER_FIELDS = frozenset(('image', 'image_name', 'image_id', 'image_path', 'filename', 'file_name',
-                           'filepath', 'file', 'path', 'url', 'image_url', 'id', 'key',
-                           'comment_number', 'split'))
+_OTHER_FIELDS = frozenset(
+    (
+        'image',
+        'image_name',
+        'image_id',
+        'image_path',
+        'filename',
+        'file_name',
+        'filepath',
+        'file',
+        'path',
+        'url',
+        'image_url',
+        'id',
+        'key',
+        'comment_number',
+        'split',
+    )
+)
 _ADDRESS = ('http://', 'https://')
 _IMAGE = re.compile(r'\S+\.(?:jpe?g|png|webp|gif|bmp)(?:#\d+)?', re.IGNORECASE)
 _TEXTS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv', '.txt')
-_PACKED = {'.gz': b'\x1f\x8b', '.bz2': b'BZh', '.xz': b'\xfd7zXZ', '.zst': b'\x28\xb5\x2f\xfd',
-           '.zip': b'PK'}
-_WRONG_FILE = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError,
-               EOFError, NotImplementedError)
+_PACKED = {
+    '.gz': b'\x1f\x8b',
+    '.bz2': b'BZh',
+    '.xz': b'\xfd7zXZ',
+    '.zst': b'\x28\xb5\x2f\xfd',
+    '.zip': b'PK',
+}
+_WRONG_FILE = (
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    EOFError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +151,7 @@ def _file_rows(path: Path, name: Path, small: bool = False) -> Iterator[Row]:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 raise
-            raise ValueError(f'{name} is damaged or can\'t be read: {error}') from None
+            raise ValueError(f"{name} is damaged or can't be read: {error}") from None
 
 
 def _unpacked(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, str]:
@@ -111,7 +163,7 @@ def _unpacked(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, s
         ending = os.path.splitext(inner)[1]
         packed = next((key for key, magic in _PACKED.items() if start.startswith(magic)), None)
         if packed is None and ending in _PACKED:
-            raise ValueError(f'{name} is damaged: it doesn\'t begin as a {ending} file does')
+            raise ValueError(f"{name} is damaged: it doesn't begin as a {ending} file does")
         if packed is None:
             return buffered, inner
         if packed == '.zip':
@@ -133,12 +185,17 @@ def _unpacked(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, s
 
 def _zip_member(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, str]:
     archive = stack.enter_context(zipfile.ZipFile(file))
-    names = [member for member in archive.namelist()
-             if member.lower().endswith((*_TEXTS, '.parquet')) and '__MACOSX' not in member]
+    names = [
+        member
+        for member in archive.namelist()
+        if member.lower().endswith((*_TEXTS, '.parquet')) and '__MACOSX' not in member
+    ]
     if len(names) != 1:
-        raise ValueError(f'{name} holds {len(names)} files of captions, not one'
-                         + (f' ({", ".join(names[:6])})' if names else '')
-                         + '; unpack it and name the file')
+        raise ValueError(
+            f'{name} holds {len(names)} files of captions, not one'
+            + (f' ({", ".join(names[:6])})' if names else '')
+            + '; unpack it and name the file'
+        )
     try:
         return stack.enter_context(archive.open(names[0])), names[0].lower()  # type: ignore
     except RuntimeError as error:  # a password, or a method that Python doesn't know
@@ -161,7 +218,7 @@ class _ArrowReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         data = self._stream.read(len(buffer))
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         return len(data)
 
 
@@ -185,7 +242,7 @@ def _rows_of(file: BinaryIO, name: Path, inner: str, small: bool) -> Iterator[Ro
     if start[257:262] == b'ustar':
         return _tar_rows(file, name)
     if ending in ('.parquet', '.tar'):
-        raise ValueError(f'{name} is damaged: it doesn\'t begin as a {ending} file does')
+        raise ValueError(f"{name} is damaged: it doesn't begin as a {ending} file does")
     if ending not in ('.csv', '.tsv', '.txt'):
         first = start.removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
         if ending in ('.jsonl', '.ndjson') or (first == b'{' and _is_lines(file)):
@@ -216,6 +273,7 @@ def _decoded(line: bytes | None) -> tuple[str | None, str]:
 
 # JSON
 
+
 def _is_lines(file: BinaryIO) -> bool:
     """Whether the first line is an object by itself, with more after it."""
     start = file.peek(1)  # type: ignore[attr-defined]
@@ -238,8 +296,9 @@ def _one_object(file: BinaryIO, name: Path) -> Row | None:
         value = load_json(data)
     except ValueError:
         return None
-    if not isinstance(value, dict) or any(isinstance(value.get(key), list)
-                                          for key in (*_NESTED, *_LISTS)):
+    if not isinstance(value, dict) or any(
+        isinstance(value.get(key), list) for key in (*_NESTED, *_LISTS)
+    ):
         return None
     return Row(1, str(name), value)
 
@@ -292,8 +351,9 @@ def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
         import ijson
         from ijson.common import ObjectBuilder
     except ImportError:
-        raise ImportError('reading captions from JSON needs ijson: pip install ijson, or '
-                          './run setup prompts') from None
+        raise ImportError(
+            'reading captions from JSON needs ijson: pip install ijson, or ./run setup prompts'
+        ) from None
     metered = _Metered(file)
     number = items = depth = 0
     keys: list[str | None] = []  # of the objects that the parser is in; None for a list
@@ -323,8 +383,11 @@ def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
                 if inside == 0:
                     item, builder, metered.since = builder.value, None, 0
                     if place == ('images',):  # Karpathy's splits; COCO's images aren't captions
-                        item = ({'sentences': item['sentences']} if isinstance(item, dict)
-                                and 'sentences' in item else None)
+                        item = (
+                            {'sentences': item['sentences']}
+                            if isinstance(item, dict) and 'sentences' in item
+                            else None
+                        )
                         if item is None:
                             continue
                     items += 1
@@ -342,8 +405,11 @@ def _items(number: int, place: str, value: Any, counted: bool = False) -> Iterat
     """An item as a row, or the rows in its regions or sentences."""
     if isinstance(value, dict) and isinstance(value.get('row'), dict):
         value = value['row']  # the Hugging Face viewer's
-    nested = next((value[key] for key in _NESTED if isinstance(value.get(key), list)),
-                  None) if isinstance(value, dict) else None
+    nested = (
+        next((value[key] for key in _NESTED if isinstance(value.get(key), list)), None)
+        if isinstance(value, dict)
+        else None
+    )
     if nested is not None and all(isinstance(item, dict) for item in nested):
         for index, item in enumerate(nested):
             yield Row(number + index if counted else number, place, item)
@@ -356,12 +422,14 @@ def _items(number: int, place: str, value: Any, counted: bool = False) -> Iterat
 
 # Tables
 
+
 def _table_rows(file: BinaryIO, name: Path, ending: str) -> Iterator[Row]:
     """Lines of one caption, or of columns with or without their names above them."""
     mark, header = _columns(file, ending)
     skip = header is not None
-    for number, cells, problem in (_line_cells(file, name) if mark == '\t'
-                                   else _csv_cells(file, name, mark)):
+    for number, cells, problem in (
+        _line_cells(file, name) if mark == '\t' else _csv_cells(file, name, mark)
+    ):
         if skip:
             skip = False
             continue
@@ -383,8 +451,11 @@ def _columns(file: BinaryIO, ending: str) -> tuple[str, list[str] | None]:
     for mark in '\t,;|':
         names = [_unquoted(cell.strip()).strip().lower() for cell in line.split(mark)]
         known = [name for name in names if name in TEXT_FIELDS]
-        if known and (len(names) == 1 == (ending in ('.csv', '.tsv')) or len(names) > 1 and (
-                ending in ('.csv', '.tsv') or any(name in _OTHER_FIELDS for name in names))):
+        if known and (
+            len(names) == 1 == (ending in ('.csv', '.tsv'))
+            or len(names) > 1
+            and (ending in ('.csv', '.tsv') or any(name in _OTHER_FIELDS for name in names))
+        ):
             if not any(_is_address(name) for name in names):
                 return mark if len(names) > 1 else '\t,'[ending == '.csv'], names
     return ',' if ending == '.csv' else '\t', None
@@ -425,8 +496,9 @@ def _unquoted(cell: str) -> str:
     return cell
 
 
-def _csv_cells(file: BinaryIO, name: Path,
-               mark: str) -> Iterator[tuple[int, list[str] | None, str]]:
+def _csv_cells(
+    file: BinaryIO, name: Path, mark: str
+) -> Iterator[tuple[int, list[str] | None, str]]:
     """The rows of a CSV file, in which a quoted cell may have several lines."""
     lines = read_lines(file, name, LONGEST_ROW)
     waiting: deque[tuple[int, bytes | None]] = deque()
@@ -456,8 +528,9 @@ def _csv_cells(file: BinaryIO, name: Path,
             continue
         if text.strip():
             try:
-                cells = next(csv.reader([text], strict=True, delimiter=mark,
-                                        skipinitialspace=True), [])
+                cells = next(
+                    csv.reader([text], strict=True, delimiter=mark, skipinitialspace=True), []
+                )
             except csv.Error:
                 yield number, None, 'not valid CSV'
                 continue
@@ -466,9 +539,11 @@ def _csv_cells(file: BinaryIO, name: Path,
 
 # Parquet, tar, folders
 
+
 def _parquet_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
     pyarrow = _pyarrow(f'{name}')
     from pyarrow import parquet
+
     if not file.seekable() or isinstance(file, (gzip.GzipFile, zipfile.ZipExtFile)):
         raise ValueError(f'{name}: a packed Parquet file; unpack it first')
     try:
@@ -476,8 +551,10 @@ def _parquet_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
         wanted = {*TEXT_FIELDS, *_NESTED, 'id', 'region_id', 'sentid'}
         columns = [field for field in table.schema_arrow.names if field.lower() in wanted]
         if not any(field.lower() in TEXT_FIELDS for field in columns):
-            raise ValueError(f'{name} has no column of captions; its columns are '
-                             f'{excerpt(", ".join(table.schema_arrow.names), 200)}')
+            raise ValueError(
+                f'{name} has no column of captions; its columns are '
+                f'{excerpt(", ".join(table.schema_arrow.names), 200)}'
+            )
         number = 0
         for batch in table.iter_batches(batch_size=256, columns=columns):
             for value in batch.to_pylist():
@@ -515,8 +592,15 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
             archive.members = []  # else all of them are kept
             stem, ending = os.path.splitext(member.name.lower())
             base = os.path.basename(stem)
-            if not member.isfile() or ending not in ('.txt', '.json', '.jsonl', '.csv', '.tsv',
-                                                     '.cls', '.caption'):
+            if not member.isfile() or ending not in (
+                '.txt',
+                '.json',
+                '.jsonl',
+                '.csv',
+                '.tsv',
+                '.cls',
+                '.caption',
+            ):
                 continue
             if ending == '.cls' or base.endswith(('_stats', '_urls')) or base.startswith('._'):
                 continue
@@ -529,8 +613,9 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
             if content is None:
                 continue
             if base.endswith('_captions') or ending in ('.jsonl', '.csv', '.tsv'):
-                for row in _rows_of(io.BufferedReader(content), Path(place), member.name.lower(),
-                                    small=False):  # type: ignore[arg-type]
+                for row in _rows_of(
+                    io.BufferedReader(content), Path(place), member.name.lower(), small=False
+                ):  # type: ignore[arg-type]
                     yield Row(number, row.place, row.value, row.problem)
                     number += 1
                 continue
@@ -547,8 +632,7 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
                 yield row
 
 
-_BEST_FIRST = ('.parquet', '.tar', '.jsonl', '.ndjson', '.json', '.csv', '.tsv', '.txt',
-               '.caption')
+_BEST_FIRST = ('.parquet', '.tar', '.jsonl', '.ndjson', '.json', '.csv', '.tsv', '.txt', '.caption')
 
 
 def _folder_rows(folder: Path) -> Iterator[Row]:
@@ -566,8 +650,11 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
             for packed in _PACKED:
                 plain = plain.removesuffix(packed) if packed != '.zip' else plain
             stem, ending = os.path.splitext(plain)
-            if ending not in _BEST_FIRST or stem.endswith(('_stats', '_urls')) or (
-                    name.startswith('.')):
+            if (
+                ending not in _BEST_FIRST
+                or stem.endswith(('_stats', '_urls'))
+                or (name.startswith('.'))
+            ):
                 continue
             other = chosen.get(stem)
             if other is None or _BEST_FIRST.index(ending) < _rank(other):
@@ -581,19 +668,27 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
                 yield Row(number, str(place), None, 'a link in a folder')
                 continue
             try:
-                for row in _file_rows(path, place, small=not name.lower().endswith(
-                        '_captions.txt')):
+                for row in _file_rows(
+                    path, place, small=not name.lower().endswith('_captions.txt')
+                ):
                     number += 1
                     yield Row(number, row.place, row.value, row.problem, row.order)
             except (ValueError, FileNotFoundError) as error:
                 number += 1
-                yield Row(number, str(error), None, 'a file that can\'t be read')
+                yield Row(number, str(error), None, "a file that can't be read")
     if not found:
-        raise ValueError(f'the folder {folder} holds no file of captions '
-                         f'({", ".join(_BEST_FIRST)})')
+        raise ValueError(
+            f'the folder {folder} holds no file of captions ({", ".join(_BEST_FIRST)})'
+        )
 
 
 def _rank(name: str) -> int:
-    return next(rank for rank, ending in enumerate(_BEST_FIRST)
-                if ending in (os.path.splitext(name.lower())[1],
-                              os.path.splitext(os.path.splitext(name.lower())[0])[1]))
+    return next(
+        rank
+        for rank, ending in enumerate(_BEST_FIRST)
+        if ending
+        in (
+            os.path.splitext(name.lower())[1],
+            os.path.splitext(os.path.splitext(name.lower())[0])[1],
+        )
+    )

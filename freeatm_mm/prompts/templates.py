@@ -1,12 +1,13 @@
 """Prompts from the paper's templates, with the span of every noun known by construction."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .record import Noun, PromptRecord
+from freeatm_mm.prompts.record import Noun, PromptRecord
 
-__all__ = ['Subject', 'TEMPLATES', 'fill_template']
+__all__ = ['TEMPLATES', 'Subject', 'fill_template']
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ TEMPLATES: dict[int, tuple[str, ...]] = {
 }
 
 
-def fill_template(record_id: str, template: str, subjects: Sequence[Subject],
-                  place: str) -> PromptRecord:
+def fill_template(
+    record_id: str, template: str, subjects: Sequence[Subject], place: str
+) -> PromptRecord:
     """Fill a template and note where each noun stands.
 
     Args:
@@ -65,10 +67,11 @@ def fill_template(record_id: str, template: str, subjects: Sequence[Subject],
         if position < 0:
             raise ValueError(f'template {template!r} has no field {field} for {subject.noun!r}')
         words = f'{subject.determiner or _article(subject.words)} {subject.words}'
-        text = text[:position] + words + text[position + len(field):]
+        text = text[:position] + words + text[position + len(field) :]
         end = position + len(words)
-        nouns[index] = Noun(subject.noun, end - len(subject.noun), end,
-                            subject.category or subject.noun)
+        nouns[index] = Noun(
+            subject.noun, end - len(subject.noun), end, subject.category or subject.noun
+        )
     return PromptRecord(record_id, text, tuple(nouns), 'template')
 
 

@@ -1,4 +1,5 @@
 """Text from the web as a person would read it: entities, markup, marks that can't be seen."""
+
 from __future__ import annotations
 
 import html
@@ -12,20 +13,26 @@ _ENTITY = re.compile(r'&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]
 _TORN_ENTITY = re.compile(r'&\s?(amp|quot|lt|gt|nbsp|apos|#0?39)(?:\s?;|(?![A-Za-z0-9=]))')
 _PERSON = re.compile(r'<\s?PERSON\s?>')
 _COMMENT = re.compile(r'<!--[^<>]{0,1000}-->|<!\[CDATA\[|\]\]>|<\?xml[^<>]{0,200}\?>')
-_INLINE = ('a abbr b bdi bdo big cite code em font i ins kbd mark q s small span strike strong sub '
-           'sup tt u').split()
-_BLOCK = ('article blockquote body br center dd del div dl dt figcaption figure h1 h2 h3 h4 h5 h6 '
-          'head hr html iframe img input label li link meta ol p pre script section style table '
-          'tbody td th thead tr ul').split()
+_INLINE = (
+    'a abbr b bdi bdo big cite code em font i ins kbd mark q s small span strike strong sub '
+    'sup tt u'
+).split()
+_BLOCK = (
+    'article blockquote body br center dd del div dl dt figcaption figure h1 h2 h3 h4 h5 h6 '
+    'head hr html iframe img input label li link meta ol p pre script section style table '
+    'tbody td th thead tr ul'
+).split()
 _TAG = re.compile(rf'</?({"|".join(_INLINE + _BLOCK)})(?:\s[^<>]{{0,1000}})?\s?/?>', re.IGNORECASE)
 _ESCAPED_BREAK = re.compile(r'\\[nrt]')
 _FOLDER = re.compile(r'\b[A-Za-z]:\\')
 _SIC = re.compile(r'\s?\[\s?sic[.!]?\s?\]', re.IGNORECASE)
 # Zero-width spaces, joiners of words, soft hyphens, byte-order marks, marks of direction, tags,
 # interlinear annotations, variation of Mongolian, and other signs without an image.
-_INVISIBLE = re.compile('[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f'
-                        '\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-'
-                        '\U000e0fff]')
+_INVISIBLE = re.compile(
+    '[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f'
+    '\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-'
+    '\U000e0fff]'
+)
 # Joiners mean something between letters of some scripts and between emoji, not beside ASCII.
 _JOINER = re.compile('(?<![^\x00-\x7f\\s])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f\\s])')
 _CONTROL = re.compile('[\x00-\x1f\x7f-\x9f]')

@@ -1,9 +1,10 @@
 """Results that are kept, what follows from them, and how they are shown.
 
-The file format and its tables need numpy alone (scipy for tests of differences); `plots`, `page` and
-`paper_tables` are imported by their own names.
+The file format and its tables need numpy alone (scipy for tests of differences); `plots`, `page`
+and `paper_tables` are imported by their own names.
 """
-from .comparison import (
+
+from freeatm_mm.results.comparison import (
     METRIC_TITLES,
     Group,
     PairedDifference,
@@ -15,7 +16,7 @@ from .comparison import (
     paired_difference,
     summarise_rows,
 )
-from .file import (
+from freeatm_mm.results.file import (
     add_row,
     describe_hardware,
     new_results,
@@ -24,11 +25,26 @@ from .file import (
     validate_results,
     write_results,
 )
-from .markdown import result_tables, to_markdown
+from freeatm_mm.results.markdown import result_tables, to_markdown
 
 __all__ = [
-    'Group', 'METRIC_TITLES', 'PairedDifference', 'add_row', 'arm_name', 'arm_names',
-    'comparisons', 'describe_hardware', 'epochs_to_match', 'is_untrained', 'new_results',
-    'package_versions', 'paired_difference', 'read_results', 'result_tables', 'summarise_rows',
-    'to_markdown', 'validate_results', 'write_results',
+    'METRIC_TITLES',
+    'Group',
+    'PairedDifference',
+    'add_row',
+    'arm_name',
+    'arm_names',
+    'comparisons',
+    'describe_hardware',
+    'epochs_to_match',
+    'is_untrained',
+    'new_results',
+    'package_versions',
+    'paired_difference',
+    'read_results',
+    'result_tables',
+    'summarise_rows',
+    'to_markdown',
+    'validate_results',
+    'write_results',
 ]

@@ -1,4 +1,5 @@
 """Runs that differ by their seed alone, their mean and spread, and differences between them."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -7,8 +8,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['Group', 'METRIC_TITLES', 'PairedDifference', 'arm_name', 'arm_names', 'comparisons',
-           'epochs_to_match', 'is_untrained', 'paired_difference', 'runs_of', 'summarise_rows']
+__all__ = [
+    'METRIC_TITLES',
+    'Group',
+    'PairedDifference',
+    'arm_name',
+    'arm_names',
+    'comparisons',
+    'epochs_to_match',
+    'is_untrained',
+    'paired_difference',
+    'runs_of',
+    'summarise_rows',
+]
 
 METRIC_TITLES = {
     'linear': 'Scenes, linear (mAP)',
@@ -25,10 +37,15 @@ METRIC_TITLES = {
     'voc_ap50': 'VOC (AP50)',
     'miou': 'Segmentor (mIoU)',
     'linear_top1': 'Classifier, linear (acc.)',
-    **{f'{what}_{figure}': f'{title}, {figure}'
-       for what, title in (('zeroshot', 'Zero-shot'), ('zeroshot_blocks', 'Zero-shot, blocks'),
-                           ('finetuned', 'Fine-tuned'))
-       for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10', 'mirror')},
+    **{
+        f'{what}_{figure}': f'{title}, {figure}'
+        for what, title in (
+            ('zeroshot', 'Zero-shot'),
+            ('zeroshot_blocks', 'Zero-shot, blocks'),
+            ('finetuned', 'Fine-tuned'),
+        )
+        for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10', 'mirror')
+    },
 }
 """What the metrics of :mod:`freeatm_mm.probing.features`, of fine-tuning and of retrieval are
 called in tables and plots."""
@@ -98,16 +115,27 @@ def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
             if row['seed'] in values.setdefault(name, {}):
                 raise ValueError(
                     f'Two rows give {name} for {arm_name(*key[:3])}, epochs {key[3]}, '
-                    f'seed {row["seed"]}: name the variant in masks or keep it in another file.')
+                    f'seed {row["seed"]}: name the variant in masks or keep it in another file.'
+                )
             values[name][row['seed']] = value
-    return [Group(method, regime, masks, epochs, values)
-            for (method, regime, masks, epochs), values in groups.items()]
+    return [
+        Group(method, regime, masks, epochs, values)
+        for (method, regime, masks, epochs), values in groups.items()
+    ]
 
 
-_METHOD_TITLES = {'random': 'Random weights', 'random-vit': 'Random ViT',
-                  'supervised': 'Supervised', 'mocov2': 'MoCo v2', 'simclr': 'SimCLR',
-                  'mae': 'MAE', 'blip': 'BLIP', 'byol': 'BYOL',
-                  'simsiam': 'SimSiam', 'densecl': 'DenseCL'}
+_METHOD_TITLES = {
+    'random': 'Random weights',
+    'random-vit': 'Random ViT',
+    'supervised': 'Supervised',
+    'mocov2': 'MoCo v2',
+    'simclr': 'SimCLR',
+    'mae': 'MAE',
+    'blip': 'BLIP',
+    'byol': 'BYOL',
+    'simsiam': 'SimSiam',
+    'densecl': 'DenseCL',
+}
 
 
 def is_untrained(method: str) -> bool:
@@ -134,8 +162,7 @@ def arm_name(method: str, regime: str, masks: bool | str) -> str:
 def arm_names(groups: Sequence[Group]) -> list[str]:
     """The groups' names for one table or plot: without the regime where all share it."""
     shared = len({group.regime for group in groups if not is_untrained(group.method)}) < 2
-    return [arm_name(group.method, '' if shared else group.regime, group.masks)
-            for group in groups]
+    return [arm_name(group.method, '' if shared else group.regime, group.masks) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -177,12 +204,15 @@ def paired_difference(arm: Group, reference: Group, metric: str) -> PairedDiffer
         ValueError: If the arms share no seed for this metric.
     """
     from scipy import stats
+
     ours, theirs = arm.values.get(metric, {}), reference.values.get(metric, {})
     seeds = tuple(seed for seed in ours if seed in theirs)
     if not seeds:
-        raise ValueError(f'No seed has {metric} for both '
-                         f'{arm_name(arm.method, arm.regime, arm.masks)} and '
-                         f'{arm_name(reference.method, reference.regime, reference.masks)}.')
+        raise ValueError(
+            f'No seed has {metric} for both '
+            f'{arm_name(arm.method, arm.regime, arm.masks)} and '
+            f'{arm_name(reference.method, reference.regime, reference.masks)}.'
+        )
     differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
     spread = t = p = low = high = float('nan')
     if len(seeds) > 1:
@@ -193,8 +223,17 @@ def paired_difference(arm: Group, reference: Group, metric: str) -> PairedDiffer
             interval = test.confidence_interval(0.95)
             t, p = float(test.statistic), float(test.pvalue)
             low, high = float(interval.low), float(interval.high)
-    return PairedDifference(metric, seeds, tuple(map(float, differences)),
-                            float(differences.mean()), spread, t, p, low, high)
+    return PairedDifference(
+        metric,
+        seeds,
+        tuple(map(float, differences)),
+        float(differences.mean()),
+        spread,
+        t,
+        p,
+        low,
+        high,
+    )
 
 
 def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
@@ -202,11 +241,16 @@ def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
     Where arms were judged after several numbers of epochs, only their longest is compared.
     """
+
     def rest(group: Group) -> tuple:
         return group.method, group.regime, group.epochs
+
     baselines = {rest(group): group for group in groups if group.masks is False}
-    pairs = [(group, baselines[rest(group)]) for group in groups
-             if group.masks is not False and rest(group) in baselines]
+    pairs = [
+        (group, baselines[rest(group)])
+        for group in groups
+        if group.masks is not False and rest(group) in baselines
+    ]
     longest: dict[tuple, tuple[Group, Group]] = {}
     for arm, baseline in pairs:
         key = arm.method, arm.regime, arm.masks
@@ -215,8 +259,9 @@ def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     return list(longest.values())
 
 
-def epochs_to_match(arm: Sequence[Group], baseline: Sequence[Group], metric: str,
-                    share: float = 0.25) -> tuple[float, float, float | None] | None:
+def epochs_to_match(
+    arm: Sequence[Group], baseline: Sequence[Group], metric: str, share: float = 0.25
+) -> tuple[float, float, float | None] | None:
     """How long a baseline needs for what an arm has after a share of its pretraining (Fig. 4).
 
     Args:
@@ -231,8 +276,9 @@ def epochs_to_match(arm: Sequence[Group], baseline: Sequence[Group], metric: str
         instead if the arm wasn't judged there.
     """
     ours = {group.epochs: group.mean(metric) for group in arm if metric in group.values}
-    theirs = sorted((group.epochs, group.mean(metric)) for group in baseline
-                    if metric in group.values)
+    theirs = sorted(
+        (group.epochs, group.mean(metric)) for group in baseline if metric in group.values
+    )
     at = share * max(ours, default=0)
     if at not in ours or not theirs:
         return None
@@ -241,7 +287,10 @@ def epochs_to_match(arm: Sequence[Group], baseline: Sequence[Group], metric: str
         if value >= wanted:
             if before is None:
                 return at, wanted, epochs
-            return at, wanted, before[0] + (epochs - before[0]) * (
-                (wanted - before[1]) / (value - before[1]))
+            return (
+                at,
+                wanted,
+                before[0] + (epochs - before[0]) * ((wanted - before[1]) / (value - before[1])),
+            )
         before = epochs, value
     return at, wanted, None

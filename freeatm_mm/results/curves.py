@@ -1,4 +1,5 @@
 """Training curves from the logs that mmengine keeps."""
+
 from __future__ import annotations
 
 import json
@@ -37,8 +38,9 @@ def read_curve(work_dir: str | Path, key: str = 'loss') -> Curve:
     work_dir = Path(work_dir)
     logs = [work_dir] if work_dir.is_file() else sorted(work_dir.glob('*/vis_data/scalars.json'))
     if not logs:
-        raise FileNotFoundError(f'No */vis_data/scalars.json under {work_dir}: is it the '
-                                '--work-dir of a training?')
+        raise FileNotFoundError(
+            f'No */vis_data/scalars.json under {work_dir}: is it the --work-dir of a training?'
+        )
     points: dict[int, float] = {}
     names: set[str] = set()
     for log in logs:

@@ -13,6 +13,7 @@ kept the same way, their rows being
 it is set with the ``"target"`` that the ratio should not exceed.
 Metrics are shares in [0, 1] unless their name says otherwise, higher being better.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -27,15 +28,37 @@ from typing import Any
 
 from freeatm_mm.files import atomic_write, read_json
 
-__all__ = ['add_row', 'describe_hardware', 'new_results', 'package_versions', 'read_results',
-           'validate_results', 'write_results']
+__all__ = [
+    'add_row',
+    'describe_hardware',
+    'new_results',
+    'package_versions',
+    'read_results',
+    'validate_results',
+    'write_results',
+]
 
 _HEADER = ('name', 'command', 'date', 'hardware', 'versions', 'rows')
 _RUN_KEYS = ('method', 'regime', 'masks', 'seed', 'epochs', 'metrics')
 _BENCHMARK_KEYS = ('case', 'ratio', 'baseline', 'ours', 'unit')
-_PACKAGES = ('torch', 'torchvision', 'numpy', 'mmengine', 'onedl-mmengine', 'mmcv', 'onedl-mmcv',
-             'mmpretrain', 'onedl-mmpretrain', 'mmdet', 'onedl-mmdetection', 'mmsegmentation',
-             'onedl-mmsegmentation', 'diffusers', 'transformers', 'salesforce-lavis')
+_PACKAGES = (
+    'torch',
+    'torchvision',
+    'numpy',
+    'mmengine',
+    'onedl-mmengine',
+    'mmcv',
+    'onedl-mmcv',
+    'mmpretrain',
+    'onedl-mmpretrain',
+    'mmdet',
+    'onedl-mmdetection',
+    'mmsegmentation',
+    'onedl-mmsegmentation',
+    'diffusers',
+    'transformers',
+    'salesforce-lavis',
+)
 
 
 def package_versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
@@ -66,6 +89,7 @@ def describe_hardware() -> str:
     parts = [name, f'{cores} cores', f'{memory:.0f} GiB']
     try:
         import torch
+
         if torch.cuda.is_available():
             parts.append(torch.cuda.get_device_name())
     except ImportError:
@@ -101,8 +125,9 @@ def validate_results(results: Any, source: str = 'results') -> None:
         ValueError: Naming the key or row that is missing or wrong.
     """
     if not isinstance(results, dict):
-        raise ValueError(f'{source}: a result file holds one JSON object, '
-                         f'not {type(results).__name__}.')
+        raise ValueError(
+            f'{source}: a result file holds one JSON object, not {type(results).__name__}.'
+        )
     missing = [key for key in _HEADER if key not in results]
     if missing:
         raise ValueError(f'{source}: {missing} missing; a result file needs {list(_HEADER)}.')
@@ -118,13 +143,19 @@ def validate_results(results: Any, source: str = 'results') -> None:
         missing = [key for key in needed if key not in row]
         if missing:
             raise ValueError(f'{where} lacks {missing}.')
-        numbers = ({key: row[key] for key in ('ratio', 'baseline', 'ours')}
-                   if benchmark else row['metrics'])
+        numbers = (
+            {key: row[key] for key in ('ratio', 'baseline', 'ours')}
+            if benchmark
+            else row['metrics']
+        )
         if not isinstance(numbers, dict):
             raise ValueError(f'{where}: metrics must be an object of numbers.')
         for key, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or \
-                    not math.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+            ):
                 raise ValueError(f'{where}: {key} must be a finite number, got {value!r}.')
         if not benchmark and not isinstance(row['masks'], (bool, str)):
             raise ValueError(f'{where}: masks must be false, true or the name of a variant.')
@@ -154,8 +185,11 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
         ValueError: If the content is not a result file's; nothing is written then.
     """
     validate_results(results)
-    head = json.dumps({key: value for key, value in results.items() if key != 'rows'},
-                      indent=1, ensure_ascii=False)
+    head = json.dumps(
+        {key: value for key, value in results.items() if key != 'rows'},
+        indent=1,
+        ensure_ascii=False,
+    )
     rows = ',\n  '.join(json.dumps(row, ensure_ascii=False) for row in results['rows'])
     rows = f'[\n  {rows}\n ]' if rows else '[]'
     text = f'{head[:-2]},\n "rows": {rows}\n}}\n'

@@ -1,4 +1,5 @@
 """Tables of a result file, as text cells and as a Markdown page."""
+
 from __future__ import annotations
 
 import math
@@ -6,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .comparison import (
+from freeatm_mm.results.comparison import (
     METRIC_TITLES,
     Group,
     PairedDifference,
@@ -18,7 +19,7 @@ from .comparison import (
     runs_of,
     summarise_rows,
 )
-from .file import validate_results
+from freeatm_mm.results.file import validate_results
 
 __all__ = ['result_tables', 'to_markdown']
 
@@ -31,8 +32,7 @@ def _metrics(results: Mapping[str, Any]) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ['| ' + ' | '.join(header) + ' |',
-             '| --- |' + ' ---: |' * (len(header) - 1)]
+    lines = ['| ' + ' | '.join(header) + ' |', '| --- |' + ' ---: |' * (len(header) - 1)]
     lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
     return '\n'.join(lines)
 
@@ -57,44 +57,91 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
     if groups:
         titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
         names = arm_names(groups)
-        tables.append((
-            'Mean ± standard deviation over seeds' if any(len(g.seeds) > 1 for g in groups)
-            else 'Figures of one seed',
-            ['Pretraining', 'Epochs', 'Seeds', *titles],
-            [[name, f'{g.epochs:g}', str(len(g.seeds)),
-              *(g.text(metric) or '–' for metric in metrics)] for name, g in zip(names, groups)]))
+        tables.append(
+            (
+                'Mean ± standard deviation over seeds'
+                if any(len(g.seeds) > 1 for g in groups)
+                else 'Figures of one seed',
+                ['Pretraining', 'Epochs', 'Seeds', *titles],
+                [
+                    [
+                        name,
+                        f'{g.epochs:g}',
+                        str(len(g.seeds)),
+                        *(g.text(metric) or '–' for metric in metrics),
+                    ]
+                    for name, g in zip(names, groups)
+                ],
+            )
+        )
         rows = []
         for arm, reference in comparisons(groups):
             for metric, title in zip(metrics, titles):
                 if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ())):
-                    rows.append([names[groups.index(arm)], f'{arm.epochs:g}',
-                                 title, *_difference_cells(
-                                     paired_difference(arm, reference, metric))])
+                    rows.append(
+                        [
+                            names[groups.index(arm)],
+                            f'{arm.epochs:g}',
+                            title,
+                            *_difference_cells(paired_difference(arm, reference, metric)),
+                        ]
+                    )
         if rows and all(row[-1] == '1' for row in rows):
-            tables.append(('Difference to the same pretraining without masks, of one seed: how '
-                           'much seeds spread cannot be told from it',
-                           ['Pretraining', 'Epochs', 'Metric', 'Difference'],
-                           [row[:4] for row in rows]))
+            tables.append(
+                (
+                    'Difference to the same pretraining without masks, of one seed: how '
+                    'much seeds spread cannot be told from it',
+                    ['Pretraining', 'Epochs', 'Metric', 'Difference'],
+                    [row[:4] for row in rows],
+                )
+            )
         elif rows:
-            tables.append(('Difference to the same pretraining without masks, paired by seed: '
-                           'mean, its 95 % confidence interval, and p of the paired t-test',
-                           ['Pretraining', 'Epochs', 'Metric', 'Difference', '95 % interval', 'p',
-                            'Seeds'], rows))
+            tables.append(
+                (
+                    'Difference to the same pretraining without masks, paired by seed: '
+                    'mean, its 95 % confidence interval, and p of the paired t-test',
+                    [
+                        'Pretraining',
+                        'Epochs',
+                        'Metric',
+                        'Difference',
+                        '95 % interval',
+                        'p',
+                        'Seeds',
+                    ],
+                    rows,
+                )
+            )
     rows = _matching_rows(groups, metrics)
     if rows:
-        tables.append(('On the way, before the schedule has ended: the epoch at which the same '
-                       'pretraining without masks has what this one has after a quarter of its '
-                       'epochs (means over seeds)',
-                       ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'], rows))
+        tables.append(
+            (
+                'On the way, before the schedule has ended: the epoch at which the same '
+                'pretraining without masks has what this one has after a quarter of its '
+                'epochs (means over seeds)',
+                ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'],
+                rows,
+            )
+        )
     benchmarks = [row for row in results['rows'] if 'case' in row]
     if benchmarks:
         header = ['Case', 'Baseline', 'Ours', 'Unit', 'Ours / baseline']
-        rows = [[row['case'], f'{row["baseline"]:.4g}', f'{row["ours"]:.4g}', row['unit'],
-                 f'{row["ratio"]:.3f}'] for row in benchmarks]
+        rows = [
+            [
+                row['case'],
+                f'{row["baseline"]:.4g}',
+                f'{row["ours"]:.4g}',
+                row['unit'],
+                f'{row["ratio"]:.3f}',
+            ]
+            for row in benchmarks
+        ]
         if any('target' in row for row in benchmarks):
             header.append('Target, at most')
-            rows = [[*cells, f'{row["target"]:g}' if 'target' in row else '–']
-                    for cells, row in zip(rows, benchmarks)]
+            rows = [
+                [*cells, f'{row["target"]:g}' if 'target' in row else '–']
+                for cells, row in zip(rows, benchmarks)
+            ]
         tables.append(('Benchmarks: ours against the baseline of the same run', header, rows))
     return tables
 
@@ -114,9 +161,15 @@ def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list
             if found is not None:
                 at, value, needed = found
                 longest = max(group.epochs for group in baseline)
-                rows.append([names[id(arm[0])], METRIC_TITLES.get(metric, metric), f'{at:g}',
-                             f'{value:.3f}',
-                             f'more than {longest:g}' if needed is None else f'{needed:.0f}'])
+                rows.append(
+                    [
+                        names[id(arm[0])],
+                        METRIC_TITLES.get(metric, metric),
+                        f'{at:g}',
+                        f'{value:.3f}',
+                        f'more than {longest:g}' if needed is None else f'{needed:.0f}',
+                    ]
+                )
     return rows
 
 
@@ -131,8 +184,9 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         ValueError: If the content is not a result file's.
     """
     validate_results(results)
-    regimes = sorted({group.regime for group in summarise_rows(results)
-                      if not is_untrained(group.method)})
+    regimes = sorted(
+        {group.regime for group in summarise_rows(results) if not is_untrained(group.method)}
+    )
     parts = [f'# {results["name"]}', results.get('description', '')]
     if len(regimes) == 1:
         parts.append(f'Pretrained on {regimes[0]} images.')
@@ -140,6 +194,8 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         parts += [f'**{title}**', _table(header, rows)]
     parts += [f'![{Path(plot).stem}]({plot})' for plot in plots]
     versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
-    parts += [f'Made with\n\n```sh\n{results["command"]}\n```',
-              f'on {results["date"]}; {results["hardware"]}; {versions}.']
+    parts += [
+        f'Made with\n\n```sh\n{results["command"]}\n```',
+        f'on {results["date"]}; {results["hardware"]}; {versions}.',
+    ]
     return '\n\n'.join(part for part in parts if part) + '\n'

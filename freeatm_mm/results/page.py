@@ -3,6 +3,7 @@
 The page is a single file that loads nothing: pictures are inline PNG, plots inline SVG, and a
 content security policy forbids anything else. It follows the reader's light or dark setting.
 """
+
 from __future__ import annotations
 
 import base64
@@ -17,9 +18,8 @@ from PIL import Image
 from freeatm_mm.attention.overlay import NOUN_COLOURS, SampleLike, noun_panels
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import result_tables, validate_results
-
-from .curves import Curve
-from .plots import curve_plot, result_plots, to_svg
+from freeatm_mm.results.curves import Curve
+from freeatm_mm.results.plots import curve_plot, result_plots, to_svg
 
 __all__ = ['write_page']
 
@@ -72,14 +72,16 @@ svg { display: block; margin: 1rem 0; }
 """
 
 
-def write_page(path: str | Path,
-               title: str,
-               store_samples: Iterable[SampleLike] = (),
-               curves: Mapping[str, Curve] | None = None,
-               results: Mapping[str, Any] | None = None,
-               generator_card: Mapping[str, Any] | None = None,
-               commands: Sequence[tuple[str, str, float]] = (),
-               intro: str = '') -> None:
+def write_page(
+    path: str | Path,
+    title: str,
+    store_samples: Iterable[SampleLike] = (),
+    curves: Mapping[str, Curve] | None = None,
+    results: Mapping[str, Any] | None = None,
+    generator_card: Mapping[str, Any] | None = None,
+    commands: Sequence[tuple[str, str, float]] = (),
+    intro: str = '',
+) -> None:
     """Write the page; parts that are not given are left out.
 
     Args:
@@ -103,31 +105,40 @@ def write_page(path: str | Path,
         parts += _result_section(results)
     samples = [_sample_figure(sample) for sample in store_samples]
     if samples:
-        parts += ['<h2>Generated images and the masks of their nouns</h2>',
-                  '<p class="note">Each noun’s attention while the image was drawn, stretched from '
-                  'its lowest (grey image) to its highest value (full colour); the white line is '
-                  'where it passes 0.45.</p>',
-                  f'<div class="samples">{"".join(samples)}</div>']
+        parts += [
+            '<h2>Generated images and the masks of their nouns</h2>',
+            '<p class="note">Each noun’s attention while the image was drawn, stretched from '
+            'its lowest (grey image) to its highest value (full colour); the white line is '
+            'where it passes 0.45.</p>',
+            f'<div class="samples">{"".join(samples)}</div>',
+        ]
     if curves:
         label = 'Training loss over steps: ' + ', '.join(
             f'{name} from {curve.values[0]:.3g} to {curve.values[-1]:.3g}'
-            for name, curve in curves.items())
-        parts += ['<h2>Training</h2>',
-                  f'<div class="wide">{to_svg(curve_plot(curves), label, inline=True)}</div>']
+            for name, curve in curves.items()
+        )
+        parts += [
+            '<h2>Training</h2>',
+            f'<div class="wide">{to_svg(curve_plot(curves), label, inline=True)}</div>',
+        ]
         if len(curves) > 1:
-            parts.append('<p class="note">Losses of different methods are not on one scale: with '
-                         'masks, the positives are instances, not whole images.</p>')
+            parts.append(
+                '<p class="note">Losses of different methods are not on one scale: with '
+                'masks, the positives are instances, not whole images.</p>'
+            )
     if generator_card:
         parts += ['<h2>The generator</h2>', _facts(generator_card)]
     if commands or results is not None:
         parts += ['<h2>How it was made</h2>', *_making(commands, results)]
     body = '\n'.join(parts)
-    page = ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-            'img-src data:; style-src \'unsafe-inline\'">\n'
-            f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n'
-            f'<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n')
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">\n"
+        f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n'
+        f'<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+    )
     with atomic_write(path) as file:
         file.write(page.encode('utf-8'))
 
@@ -136,17 +147,25 @@ def _result_section(results: Mapping[str, Any]) -> list[str]:
     parts = ['<h2>Results</h2>']
     for title, header, rows in result_tables(results):
         kinds = [' class="text"' if name in _TEXT_COLUMNS else '' for name in header]
-        head = ''.join(f'<th scope="col"{kind}>{html.escape(cell)}</th>'
-                       for kind, cell in zip(kinds, header))
-        body = ''.join('<tr>' + ''.join(f'<td{kind}>{html.escape(cell)}</td>'
-                                        for kind, cell in zip(kinds, row)) + '</tr>'
-                       for row in rows)
-        parts.append(f'<div class="wide"><table><caption>{html.escape(title)}</caption>'
-                     f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+        head = ''.join(
+            f'<th scope="col"{kind}>{html.escape(cell)}</th>' for kind, cell in zip(kinds, header)
+        )
+        body = ''.join(
+            '<tr>'
+            + ''.join(f'<td{kind}>{html.escape(cell)}</td>' for kind, cell in zip(kinds, row))
+            + '</tr>'
+            for row in rows
+        )
+        parts.append(
+            f'<div class="wide"><table><caption>{html.escape(title)}</caption>'
+            f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
     for suffix, figure in result_plots(results).items():
-        label = {'': 'The table’s values as a plot: each dot is one seed, the upright line their '
-                     'mean, the bar one standard deviation to each side',
-                 '-epochs': 'Each metric over epochs of pretraining'}[suffix]
+        label = {
+            '': 'The table’s values as a plot: each dot is one seed, the upright line their '
+            'mean, the bar one standard deviation to each side',
+            '-epochs': 'Each metric over epochs of pretraining',
+        }[suffix]
         parts.append(f'<div class="wide">{to_svg(figure, label, inline=True)}</div>')
         parts.append(f'<p class="note">{label}.</p>')
     return parts
@@ -155,10 +174,14 @@ def _result_section(results: Mapping[str, Any]) -> list[str]:
 def _sample_figure(sample: SampleLike) -> str:
     (_, image), *masks = noun_panels(sample)
     panels = [f'<div>{_picture(image, f"Generated image: {sample.caption}")}</div>']
-    panels += [f'<div>{_picture(panel, f"Mask of “{noun}” over the image")}{html.escape(noun)}'
-               '</div>' for noun, panel in masks]
-    return (f'<figure class="sample"><figcaption>{_marked_caption(sample)}</figcaption>'
-            f'<div class="panels">{"".join(panels)}</div></figure>')
+    panels += [
+        f'<div>{_picture(panel, f"Mask of “{noun}” over the image")}{html.escape(noun)}</div>'
+        for noun, panel in masks
+    ]
+    return (
+        f'<figure class="sample"><figcaption>{_marked_caption(sample)}</figcaption>'
+        f'<div class="panels">{"".join(panels)}</div></figure>'
+    )
 
 
 def _marked_caption(sample: SampleLike) -> str:
@@ -168,9 +191,12 @@ def _marked_caption(sample: SampleLike) -> str:
         if noun.start < end:  # a noun inside another is underlined with it
             continue
         colour = NOUN_COLOURS[number % len(NOUN_COLOURS)]
-        pieces.append(html.escape(sample.caption[end:noun.start]))
-        pieces.append('<span class="noun" style="text-decoration-color:rgb({},{},{})">'.format(
-            *colour) + html.escape(sample.caption[noun.start:noun.end]) + '</span>')
+        pieces.append(html.escape(sample.caption[end : noun.start]))
+        pieces.append(
+            '<span class="noun" style="text-decoration-color:rgb({},{},{})">'.format(*colour)
+            + html.escape(sample.caption[noun.start : noun.end])
+            + '</span>'
+        )
         end = noun.end
     return ''.join(pieces) + html.escape(sample.caption[end:])
 
@@ -179,25 +205,44 @@ def _picture(image: Image.Image, alt: str) -> str:
     buffer = io.BytesIO()
     image.save(buffer, 'PNG', optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode('ascii')
-    return (f'<img alt="{html.escape(alt, quote=True)}" width="{image.width}" '
-            f'height="{image.height}" src="data:image/png;base64,{data}">')
+    return (
+        f'<img alt="{html.escape(alt, quote=True)}" width="{image.width}" '
+        f'height="{image.height}" src="data:image/png;base64,{data}">'
+    )
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    return '<dl>' + ''.join(f'<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>'
-                            for name, value in facts.items()) + '</dl>'
+    return (
+        '<dl>'
+        + ''.join(
+            f'<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>'
+            for name, value in facts.items()
+        )
+        + '</dl>'
+    )
 
 
-def _making(commands: Sequence[tuple[str, str, float]],
-            results: Mapping[str, Any] | None) -> list[str]:
+def _making(
+    commands: Sequence[tuple[str, str, float]], results: Mapping[str, Any] | None
+) -> list[str]:
     parts = []
     for what, command, seconds in commands:
-        parts.append(f'<h3>{html.escape(what)} <span class="note">{_duration(seconds)}</span></h3>'
-                     f'<pre>{html.escape(command)}</pre>')
+        parts.append(
+            f'<h3>{html.escape(what)} <span class="note">{_duration(seconds)}</span></h3>'
+            f'<pre>{html.escape(command)}</pre>'
+        )
     if results is not None:
         versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
-        parts.append(_facts({'Results made with': results['command'], 'Date': results['date'],
-                             'Hardware': results['hardware'], 'Versions': versions}))
+        parts.append(
+            _facts(
+                {
+                    'Results made with': results['command'],
+                    'Date': results['date'],
+                    'Hardware': results['hardware'],
+                    'Versions': versions,
+                }
+            )
+        )
     return parts
 
 

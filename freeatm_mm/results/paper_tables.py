@@ -1,4 +1,5 @@
 """The paper's Tables 1 to 3, its numbers beside ours."""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +11,17 @@ from typing import Any
 
 from freeatm_mm.results import Group, arm_name, paired_difference
 
-__all__ = ['Arm', 'TABLES', 'Table', 'belongs', 'gather_rows', 'improvements', 'paper_rows',
-           'row_markdown', 'table_markdown']
+__all__ = [
+    'TABLES',
+    'Arm',
+    'Table',
+    'belongs',
+    'gather_rows',
+    'improvements',
+    'paper_rows',
+    'row_markdown',
+    'table_markdown',
+]
 
 _PLAIN = ('random', 'supervised')
 _PAPER = Path(__file__).with_name('paper_tables.json')
@@ -34,21 +44,42 @@ class Table:
 
 
 TABLES: dict[int, Table] = {
-    1: Table('Table 1: SimCLR and MoCo v2, ResNet-50',
-             {'voc_ap50': 'VOC AP50', 'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
-              'miou': 'Cityscapes mIoU', 'linear_top1': 'ImageNet linear',
-              'box_ap50': 'COCO box AP50'},
-             ('random', 'supervised', 'simclr', 'mocov2')),
-    2: Table('Table 2: MAE, ViT-B',
-             {'box_ap': 'COCO box AP', 'mask_ap': 'COCO mask AP',
-              'finetune_top1': 'ImageNet fine-tuned', 'miou': 'ADE20K mIoU',
-              'box_ap50': 'COCO box AP50'},
-             ('random', 'supervised', 'mae')),
-    3: Table('Table 3: BLIP, COCO retrieval',
-             {'finetuned_TR@1': 'fine-tuned TR@1', 'finetuned_IR@1': 'fine-tuned IR@1',
-              'zeroshot_TR@1': 'zero-shot TR@1', 'zeroshot_IR@1': 'zero-shot IR@1'}, ('blip', )),
+    1: Table(
+        'Table 1: SimCLR and MoCo v2, ResNet-50',
+        {
+            'voc_ap50': 'VOC AP50',
+            'box_ap': 'COCO box AP',
+            'mask_ap': 'COCO mask AP',
+            'miou': 'Cityscapes mIoU',
+            'linear_top1': 'ImageNet linear',
+            'box_ap50': 'COCO box AP50',
+        },
+        ('random', 'supervised', 'simclr', 'mocov2'),
+    ),
+    2: Table(
+        'Table 2: MAE, ViT-B',
+        {
+            'box_ap': 'COCO box AP',
+            'mask_ap': 'COCO mask AP',
+            'finetune_top1': 'ImageNet fine-tuned',
+            'miou': 'ADE20K mIoU',
+            'box_ap50': 'COCO box AP50',
+        },
+        ('random', 'supervised', 'mae'),
+    ),
+    3: Table(
+        'Table 3: BLIP, COCO retrieval',
+        {
+            'finetuned_TR@1': 'fine-tuned TR@1',
+            'finetuned_IR@1': 'fine-tuned IR@1',
+            'zeroshot_TR@1': 'zero-shot TR@1',
+            'zeroshot_IR@1': 'zero-shot IR@1',
+        },
+        ('blip',),
+    ),
 }
 """The tables by their numbers."""
+
 
 @dataclass(frozen=True)
 class Arm(Group):
@@ -71,7 +102,8 @@ def paper_rows(table: int) -> dict[Key, dict[str, float]]:
     rows = {}
     for method, regime, generator, masks, values in json.loads(_PAPER.read_text())[str(table)]:
         rows[(method, regime, generator, masks)] = {
-            metric: value for metric, value in zip(metrics, values) if value is not None}
+            metric: value for metric, value in zip(metrics, values) if value is not None
+        }
     return rows
 
 
@@ -83,7 +115,8 @@ def belongs(row: Mapping[str, Any], table: int) -> bool:
     """
     own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
     return row.get('method') in TABLES[table].methods and (
-        row['method'] not in _PLAIN or bool(own & set(row['metrics'])))
+        row['method'] not in _PLAIN or bool(own & set(row['metrics']))
+    )
 
 
 def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Arm]:
@@ -106,20 +139,30 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, A
                 continue
             plain = row['method'] in _PLAIN
             generator = '' if row['regime'] == 'real' else row.get('generator') or 'unknown'
-            key = (row['method'], 'real' if plain else row['regime'],
-                   '' if plain else generator, row['masks'])
+            key = (
+                row['method'],
+                'real' if plain else row['regime'],
+                '' if plain else generator,
+                row['masks'],
+            )
             for found, what in ((epochs, 'epochs'), (scales, 'scale')):
                 if what in row and found.setdefault(key, row[what]) != row[what]:
-                    raise ValueError(f'the rows of {arm_name(*_arm(key))} differ in {what}, '
-                                     f'{found[key]} and {row[what]}: make a table of each')
+                    raise ValueError(
+                        f'the rows of {arm_name(*_arm(key))} differ in {what}, '
+                        f'{found[key]} and {row[what]}: make a table of each'
+                    )
             for metric, value in row['metrics'].items():
                 seeds = values.setdefault(key, {}).setdefault(metric, {})
                 if row['seed'] in seeds:
-                    raise ValueError(f'two rows give {metric} for {arm_name(*_arm(key))}, seed '
-                                     f'{row["seed"]}: leave one of the files out')
+                    raise ValueError(
+                        f'two rows give {metric} for {arm_name(*_arm(key))}, seed '
+                        f'{row["seed"]}: leave one of the files out'
+                    )
                 seeds[row['seed']] = value
-    return {key: Arm(key[0], key[1], key[3], epochs[key], found, scales.get(key, ''))
-            for key, found in values.items()}
+    return {
+        key: Arm(key[0], key[1], key[3], epochs[key], found, scales.get(key, ''))
+        for key, found in values.items()
+    }
 
 
 def _arm(key: Key) -> tuple[str, str, Any]:
@@ -148,18 +191,32 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
     keys, metrics = _in_order(ours, paper), list(layout.metrics)
     alike = {key for key in keys if key in paper and ours[key].scale == 'paper'}
     if whole:  # ours of another scale stand right behind the paper's
-        keys = [*(place for key in paper for place in (
-            [(key, False)] if key in alike else [(key, True), *[(key, False)] * (key in ours)])),
-            *((key, False) for key in keys if key not in paper)]
+        keys = [
+            *(
+                place
+                for key in paper
+                for place in (
+                    [(key, False)]
+                    if key in alike
+                    else [(key, True), *[(key, False)] * (key in ours)]
+                )
+            ),
+            *((key, False) for key in keys if key not in paper),
+        ]
     else:
         keys = [(key, False) for key in keys]
-        metrics = [metric for metric in metrics
-                   if any(group.values.get(metric) for group in ours.values())]
-    brackets = '; the paper\'s numbers in brackets' if whole or alike else ''
-    lines = [f'**{layout.title}** (per cent{brackets})', '',
-             '| Pretraining | Seeds | ' + ' | '.join(
-                 layout.metrics[metric] for metric in metrics) + ' |',
-             '| --- |' + ' ---: |' * (1 + len(metrics))]
+        metrics = [
+            metric for metric in metrics if any(group.values.get(metric) for group in ours.values())
+        ]
+    brackets = "; the paper's numbers in brackets" if whole or alike else ''
+    lines = [
+        f'**{layout.title}** (per cent{brackets})',
+        '',
+        '| Pretraining | Seeds | '
+        + ' | '.join(layout.metrics[metric] for metric in metrics)
+        + ' |',
+        '| --- |' + ' ---: |' * (1 + len(metrics)),
+    ]
     for key, papers in keys:
         group = None if papers else ours.get(key)
         theirs = paper[key] if papers or key in alike else {}
@@ -180,8 +237,13 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
 def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
     """Our rows in the order of the paper's that they stand beside; others last."""
     order = list(paper)
-    return sorted(ours, key=lambda key: (key not in paper, order.index(_counterpart(key)) if
-                                         _counterpart(key) in paper else len(order)))
+    return sorted(
+        ours,
+        key=lambda key: (
+            key not in paper,
+            order.index(_counterpart(key)) if _counterpart(key) in paper else len(order),
+        ),
+    )
 
 
 def improvements(ours: Mapping[Key, Group], table: int) -> str:
@@ -215,19 +277,29 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
                     sure[product > 0] += difference.p < 0.05
             spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
             p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
-            lines.append(f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
-                         f'{spread} | {p} | {len(difference.seeds)} | {expected} |')
+            lines.append(
+                f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
+                f'{spread} | {p} | {len(difference.seeds)} | {expected} |'
+            )
     if not lines:
         return ''
     foreign = any(key not in paper or group.scale != 'paper' for key, group in ours.items())
-    note = ['The paper\'s are of its own scale and generators: compare signs, not sizes.', ''
-            ] if foreign else []
-    head = [*note, '| With masks | Metric | Ours, points | p | Seeds | The paper |',
-            '| --- | --- | ---: | ---: | ---: | ---: |']
+    note = (
+        ["The paper's are of its own scale and generators: compare signs, not sizes.", '']
+        if foreign
+        else []
+    )
+    head = [
+        *note,
+        '| With masks | Metric | Ours, points | p | Seeds | The paper |',
+        '| --- | --- | ---: | ---: | ---: | ---: |',
+    ]
     tied = f', {ties} are no difference at all' if ties else ''
-    tail = (f'\n\n{same} of {counted} of the paper\'s improvements have the same sign here{tied}. '
-            f'With p below 0.05: {sure[True]} of these, and {sure[False]} of the '
-            f'{counted - same - ties} of the other sign.')
+    tail = (
+        f"\n\n{same} of {counted} of the paper's improvements have the same sign here{tied}. "
+        f'With p below 0.05: {sure[True]} of these, and {sure[False]} of the '
+        f'{counted - same - ties} of the other sign.'
+    )
     return '\n'.join([*head, *lines]) + tail + '\n'
 
 
@@ -235,7 +307,10 @@ def row_markdown(row: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """One run's metrics as a Markdown table of one row, in per cent."""
     metrics = [name for name in titles if name in row['metrics']]
     name = arm_name(row['method'], row['regime'], row['masks'])
-    return ('| Pretraining | ' + ' | '.join(titles[name] for name in metrics) + ' |\n'
-            '| --- |' + ' ---: |' * len(metrics) + '\n'
-            f'| {name} | ' + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)
-            + ' |\n')
+    return (
+        '| Pretraining | ' + ' | '.join(titles[name] for name in metrics) + ' |\n'
+        '| --- |' + ' ---: |' * len(metrics) + '\n'
+        f'| {name} | '
+        + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)
+        + ' |\n'
+    )

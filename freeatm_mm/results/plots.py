@@ -1,4 +1,5 @@
 """Plots of results and of training curves, as SVG that reads on light and dark pages."""
+
 from __future__ import annotations
 
 import html
@@ -19,8 +20,7 @@ from freeatm_mm.results import (
     is_untrained,
     summarise_rows,
 )
-
-from .curves import Curve
+from freeatm_mm.results.curves import Curve
 
 __all__ = ['curve_plot', 'result_plots', 'to_svg']
 
@@ -31,11 +31,22 @@ _LINES = ('-', '--', '-.', (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = 'osD^v'
 _COLOURS = ('#1f83c4', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _STYLE = {
-    'axes.edgecolor': _INK, 'axes.labelcolor': _INK, 'text.color': _INK, 'xtick.color': _INK,
-    'ytick.color': _INK, 'axes.spines.top': False, 'axes.spines.right': False,
-    'axes.facecolor': 'none', 'figure.facecolor': 'none', 'axes.titlesize': 10,
-    'axes.titlelocation': 'left', 'axes.titlecolor': _INK, 'font.size': 9.5, 'grid.color': _GREY,
-    'grid.alpha': 0.3, 'legend.frameon': False,
+    'axes.edgecolor': _INK,
+    'axes.labelcolor': _INK,
+    'text.color': _INK,
+    'xtick.color': _INK,
+    'ytick.color': _INK,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.facecolor': 'none',
+    'figure.facecolor': 'none',
+    'axes.titlesize': 10,
+    'axes.titlelocation': 'left',
+    'axes.titlecolor': _INK,
+    'font.size': 9.5,
+    'grid.color': _GREY,
+    'grid.alpha': 0.3,
+    'legend.frameon': False,
 }
 
 
@@ -55,18 +66,24 @@ def to_svg(figure: Figure, label: str = '', inline: bool = False) -> str:
     # ids come from the salt: two figures on one page must not share them
     options = {'svg.hashsalt': label or 'freeatm', 'svg.fonttype': 'none' if inline else 'path'}
     with matplotlib.rc_context(options):
-        figure.savefig(buffer, format='svg', metadata={'Date': None},
-                       facecolor='none' if inline else 'white')
+        figure.savefig(
+            buffer, format='svg', metadata={'Date': None}, facecolor='none' if inline else 'white'
+        )
     text = buffer.getvalue()
     if not inline:
         return text.replace(_INK, '#222222')
-    text = text[text.index('<svg'):].replace(_INK, 'currentColor')
+    text = text[text.index('<svg') :].replace(_INK, 'currentColor')
     text = re.sub(r'font: ([\d.]+px) [^;\"]*', r'font-size: \1; font-family: inherit', text)
     text = re.sub(r'<g id="[^"]*"', '<g', text)  # nothing points at groups; shapes stay named
     text = re.sub(r'\s*<metadata>.*?</metadata>', '', text, flags=re.S)
-    return re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"',
-                  rf'<svg \1role="img" aria-label="{html.escape(label, quote=True)}" '
-                  r'style="width:100%;max-width:\2pt;height:auto"', text, count=1, flags=re.S)
+    return re.sub(
+        r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"',
+        rf'<svg \1role="img" aria-label="{html.escape(label, quote=True)}" '
+        r'style="width:100%;max-width:\2pt;height:auto"',
+        text,
+        count=1,
+        flags=re.S,
+    )
 
 
 def _colour(group: Group, groups: list[Group]) -> str:
@@ -106,8 +123,13 @@ def result_plots(results: Mapping[str, Any]) -> dict[str, Figure]:
     for name, group in zip(arm_names(groups), groups):
         arms.setdefault(name, []).append(group)
     with matplotlib.rc_context(_STYLE):
-        plots = {'': _dots({name: max(arm, key=lambda g: g.epochs) for name, arm in arms.items()},
-                           metrics, groups)}
+        plots = {
+            '': _dots(
+                {name: max(arm, key=lambda g: g.epochs) for name, arm in arms.items()},
+                metrics,
+                groups,
+            )
+        }
         if any(len(arm) > 1 for arm in arms.values()):
             plots['-epochs'] = _over_epochs(arms, metrics, groups)
     return plots
@@ -137,11 +159,26 @@ def _dots(arms: Mapping[str, Group], metrics: list[str], groups: list[Group]) ->
             if not values:
                 continue
             colour = _colour(group, groups)
-            axis.errorbar(group.mean(metric), row, xerr=np.nan_to_num(group.spread(metric)),
-                          fmt='|', markersize=13, markeredgewidth=2, color=colour, capsize=0,
-                          linewidth=2, alpha=0.8)
-            axis.plot(values, [row] * len(values), _line(group, groups)[1], color=colour,
-                      markersize=4.5, markeredgewidth=0)
+            axis.errorbar(
+                group.mean(metric),
+                row,
+                xerr=np.nan_to_num(group.spread(metric)),
+                fmt='|',
+                markersize=13,
+                markeredgewidth=2,
+                color=colour,
+                capsize=0,
+                linewidth=2,
+                alpha=0.8,
+            )
+            axis.plot(
+                values,
+                [row] * len(values),
+                _line(group, groups)[1],
+                color=colour,
+                markersize=4.5,
+                markeredgewidth=0,
+            )
         axis.set_title(METRIC_TITLES.get(metric, metric))
         axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_yticks(range(len(arms)), arms if number % columns == 0 else [''] * len(arms))
@@ -153,8 +190,9 @@ def _dots(arms: Mapping[str, Group], metrics: list[str], groups: list[Group]) ->
     return figure
 
 
-def _over_epochs(arms: Mapping[str, list[Group]], metrics: list[str],
-                 groups: list[Group]) -> Figure:
+def _over_epochs(
+    arms: Mapping[str, list[Group]], metrics: list[str], groups: list[Group]
+) -> Figure:
     figure, axes = _grid(len(metrics), 2.5, 2.3)
     for axis, metric in zip(axes, metrics):
         for arm in arms.values():
@@ -169,24 +207,41 @@ def _over_epochs(arms: Mapping[str, list[Group]], metrics: list[str],
             epochs = [g.epochs for g in arm]
             spread = np.nan_to_num([g.spread(metric) for g in arm])
             line, marker = _line(arm[0], groups)
-            axis.plot(epochs, means, linestyle=line, marker=marker, color=colour, markersize=4,
-                      linewidth=1.6)
-            axis.fill_between(epochs, means - spread, means + spread, color=colour, alpha=0.18,
-                              linewidth=0)
+            axis.plot(
+                epochs,
+                means,
+                linestyle=line,
+                marker=marker,
+                color=colour,
+                markersize=4,
+                linewidth=1.6,
+            )
+            axis.fill_between(
+                epochs, means - spread, means + spread, color=colour, alpha=0.18, linewidth=0
+            )
         axis.set_title(METRIC_TITLES.get(metric, metric))
         axis.set_xlabel('epochs')
         axis.grid(axis='y')
-    handles = [Line2D([], [], color=_colour(arm[0], groups), markersize=4,
-                      linestyle=':' if len(arm) == 1 else _line(arm[0], groups)[0],
-                      marker='' if len(arm) == 1 else _line(arm[0], groups)[1])
-               for arm in arms.values()]
-    figure.legend(handles, arms, loc='outside lower center',
-                  ncols=min(len(arms), _columns(len(metrics))))
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=_colour(arm[0], groups),
+            markersize=4,
+            linestyle=':' if len(arm) == 1 else _line(arm[0], groups)[0],
+            marker='' if len(arm) == 1 else _line(arm[0], groups)[1],
+        )
+        for arm in arms.values()
+    ]
+    figure.legend(
+        handles, arms, loc='outside lower center', ncols=min(len(arms), _columns(len(metrics)))
+    )
     return figure
 
 
-def curve_plot(curves: Mapping[str, Curve], ylabel: str = 'loss', smooth: float = 0.03,
-               xlabel: str = 'step') -> Figure:
+def curve_plot(
+    curves: Mapping[str, Curve], ylabel: str = 'loss', smooth: float = 0.03, xlabel: str = 'step'
+) -> Figure:
     """Training curves in one plot: the logged values faint, their running mean strong.
 
     Args:
@@ -209,8 +264,14 @@ def curve_plot(curves: Mapping[str, Curve], ylabel: str = 'loss', smooth: float 
             half = int(len(curve.values) * smooth) // 2
             if half:
                 axis.plot(curve.steps, curve.values, color=colour, linewidth=0.7, alpha=0.3)
-            axis.plot(curve.steps, _running_mean(curve.values, half), styles[number % 4],
-                      color=colour, linewidth=1.7, label=label)
+            axis.plot(
+                curve.steps,
+                _running_mean(curve.values, half),
+                styles[number % 4],
+                color=colour,
+                linewidth=1.7,
+                label=label,
+            )
         axis.set_xlabel(xlabel)
         axis.set_ylabel(ylabel)
         axis.grid(axis='y')

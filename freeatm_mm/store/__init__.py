@@ -10,10 +10,11 @@ A store is a folder::
 Read it with :class:`Store`, write it with :class:`StoreWriter` or :func:`write_store`, check it
 with :func:`verify_store`, mend it with :func:`repair_store`.
 """
-from .errors import StoreError
-from .reader import Store
-from .repair import RepairReport, repair_store
-from .sample import (
+
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.reader import Store
+from freeatm_mm.store.repair import RepairReport, repair_store
+from freeatm_mm.store.sample import (
     RawSample,
     Sample,
     decode_masks,
@@ -22,9 +23,24 @@ from .sample import (
     encode_masks,
     encode_sample,
 )
-from .verify import Problem, SampleSource, verify_store
-from .writer import StoreWriter, write_store
+from freeatm_mm.store.verify import Problem, SampleSource, verify_store
+from freeatm_mm.store.writer import StoreWriter, write_store
 
-__all__ = ['Problem', 'RawSample', 'RepairReport', 'Sample', 'SampleSource', 'Store', 'StoreError',
-           'StoreWriter', 'decode_masks', 'decode_sample', 'encode_image', 'encode_masks',
-           'encode_sample', 'repair_store', 'verify_store', 'write_store']
+__all__ = [
+    'Problem',
+    'RawSample',
+    'RepairReport',
+    'Sample',
+    'SampleSource',
+    'Store',
+    'StoreError',
+    'StoreWriter',
+    'decode_masks',
+    'decode_sample',
+    'encode_image',
+    'encode_masks',
+    'encode_sample',
+    'repair_store',
+    'verify_store',
+    'write_store',
+]

@@ -4,6 +4,7 @@ Samples are copied as they stand, image and masks byte for byte, without decodin
 made depends on the sources and the arguments only, and a copy that was stopped goes on where it
 was.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,26 +21,43 @@ from typing import Any
 import numpy as np
 
 from freeatm_mm.files import parse_json
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import load_index
+from freeatm_mm.store.reader import Store
+from freeatm_mm.store.sample import RawSample, check_key
+from freeatm_mm.store.writer import StoreWriter
 
-from .errors import StoreError
-from .layout import load_index
-from .reader import Store
-from .sample import RawSample, check_key
-from .writer import StoreWriter
-
-__all__ = ['Condition', 'copy_samples', 'filter_store', 'merge_stores', 'parse_condition',
-           'split_store', 'store_keys']
+__all__ = [
+    'Condition',
+    'copy_samples',
+    'filter_store',
+    'merge_stores',
+    'parse_condition',
+    'split_store',
+    'store_keys',
+]
 
 _LOG = logging.getLogger(__name__)
 # What the JSON of a sample has; below meta there may be anything.
-_FIELDS = {'caption': None, 'nouns': ('text', 'start', 'end', 'category', 'lo', 'hi'),
-           'image': ('width', 'height'), 'masks': ('width', 'height'), 'meta': None}
+_FIELDS = {
+    'caption': None,
+    'nouns': ('text', 'start', 'end', 'category', 'lo', 'hi'),
+    'image': ('width', 'height'),
+    'masks': ('width', 'height'),
+    'meta': None,
+}
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    '==': operator.eq, '!=': operator.ne, '<=': operator.le, '>=': operator.ge, '<': operator.lt,
-    '>': operator.gt}
-_CONDITION = re.compile(r'(?:(any|all|none):)?([A-Za-z_][\w.#]*)\s*(==|!=|<=|>=|<|>)\s*(.+)',
-                        re.DOTALL)  # a value that is text may have several lines
+    '==': operator.eq,
+    '!=': operator.ne,
+    '<=': operator.le,
+    '>=': operator.ge,
+    '<': operator.lt,
+    '>': operator.gt,
+}
+_CONDITION = re.compile(
+    r'(?:(any|all|none):)?([A-Za-z_][\w.#]*)\s*(==|!=|<=|>=|<|>)\s*(.+)', re.DOTALL
+)  # a value that is text may have several lines
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,10 @@ class Condition:
         return f'{self.quantifier}:{".".join(self.path)}{self.operator}{self.value!r}'
 
     def _compare(self, found: Any) -> bool:
-        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool)
-                      for value in (found, self.value))
+        numbers = all(
+            isinstance(value, (int, float)) and not isinstance(value, bool)
+            for value in (found, self.value)
+        )
         if not numbers and type(found) is not type(self.value):
             return self.operator == '!='
         try:
@@ -99,13 +119,17 @@ def parse_condition(text: str) -> Condition:
     """
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f'{text!r} is no condition; examples: meta.steps>=30, '
-                         'nouns.category==dog, all:nouns.hi>0.1, nouns.#>=2')
+        raise ValueError(
+            f'{text!r} is no condition; examples: meta.steps>=30, '
+            'nouns.category==dog, all:nouns.hi>0.1, nouns.#>=2'
+        )
     quantifier, path, sign, value = match.groups()
     names = tuple(path.split('.'))
     if '' in names or '#' in names[:-1]:
-        raise ValueError(f'{path!r} in {text!r} is no path: names with single dots between, and # '
-                         'at the end only')
+        raise ValueError(
+            f'{path!r} in {text!r} is no path: names with single dots between, and # '
+            'at the end only'
+        )
     try:
         parsed = parse_json(value.encode())
         if isinstance(parsed, (list, dict)):
@@ -125,8 +149,10 @@ def _is_infinite(text: str) -> bool:
 
 
 def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
-    """The values that a path leads to: several where it passes through lists, ``None`` for what is
-    not there."""
+    """The values that a path leads to.
+
+    Several where it passes through lists, `None` for what is not there.
+    """
     if not path:
         yield value
     elif path[0] == '#':
@@ -138,8 +164,13 @@ def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
         yield from _values(value.get(path[0]) if isinstance(value, dict) else None, path[1:])
 
 
-def filter_store(path: str | Path, out: str | Path, conditions: Sequence[Condition], *,
-                 samples_per_shard: int | None = None) -> int:
+def filter_store(
+    path: str | Path,
+    out: str | Path,
+    conditions: Sequence[Condition],
+    *,
+    samples_per_shard: int | None = None,
+) -> int:
     """Copy the samples for which all conditions hold.
 
     Args:
@@ -166,14 +197,16 @@ def filter_store(path: str | Path, out: str | Path, conditions: Sequence[Conditi
         info = store.read(index).info
         if all(condition(info) for condition in conditions):
             kept.append(index)
-        absent -= {path for path in absent if any(
-            value is not None for value in _values(info, path))}
+        absent -= {
+            path for path in absent if any(value is not None for value in _values(info, path))
+        }
     for names in sorted(absent):
         _LOG.warning('no sample of %s has %s', path, '.'.join(names))
     chosen = np.array(kept, np.int64)
     if not len(chosen):
-        raise StoreError(f'none of the {len(store)} samples of {path} is as asked for; '
-                         f'{out} was not made')
+        raise StoreError(
+            f'none of the {len(store)} samples of {path} is as asked for; {out} was not made'
+        )
     made_by = {'filtered_by': [str(condition) for condition in conditions]}
     return copy_samples([(store, chosen, '')], out, made_by, samples_per_shard)
 
@@ -187,15 +220,18 @@ def _check_path(names: Sequence[str]) -> None:
     first, *rest = names
     fields = _FIELDS.get(first)
     if first not in _FIELDS:
-        raise ValueError(f'{".".join(names)!r}: a sample has no {first!r} but '
-                         f'{", ".join(_FIELDS)}')
+        raise ValueError(f'{".".join(names)!r}: a sample has no {first!r} but {", ".join(_FIELDS)}')
     if fields is not None and rest and rest[0] not in (*fields, '#'):
-        raise ValueError(f'{".".join(names)!r}: {first} has no {rest[0]!r} but '
-                         f'{", ".join(fields)}')
+        raise ValueError(f'{".".join(names)!r}: {first} has no {rest[0]!r} but {", ".join(fields)}')
 
 
-def split_store(path: str | Path, parts: Mapping[str | Path, float], *, seed: int = 0,
-                samples_per_shard: int | None = None) -> dict[str, int]:
+def split_store(
+    path: str | Path,
+    parts: Mapping[str | Path, float],
+    *,
+    seed: int = 0,
+    samples_per_shard: int | None = None,
+) -> dict[str, int]:
     """Share the samples of a store out among several, each sample to one.
 
     A sample's part follows from its key and the seed alone: it stays where it is when others are
@@ -224,15 +260,24 @@ def split_store(path: str | Path, parts: Mapping[str | Path, float], *, seed: in
     for number, folder in enumerate(parts):
         if not (part_of == number).any():
             raise StoreError(f'the part {folder} of {path} would be empty')
-    return {str(folder): copy_samples(
-        [(store, np.flatnonzero(part_of == number), '')], folder,
-        {'split': {'seed': seed, 'shares': shares.tolist(), 'part': number}}, samples_per_shard)
-        for number, folder in enumerate(parts)}
+    return {
+        str(folder): copy_samples(
+            [(store, np.flatnonzero(part_of == number), '')],
+            folder,
+            {'split': {'seed': seed, 'shares': shares.tolist(), 'part': number}},
+            samples_per_shard,
+        )
+        for number, folder in enumerate(parts)
+    }
 
 
-def merge_stores(paths: Sequence[str | Path], out: str | Path, *,
-                 prefixes: Sequence[str] | None = None,
-                 samples_per_shard: int | None = None) -> int:
+def merge_stores(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    prefixes: Sequence[str] | None = None,
+    samples_per_shard: int | None = None,
+) -> int:
     """Put the samples of several stores one after the other into one.
 
     Args:
@@ -252,28 +297,37 @@ def merge_stores(paths: Sequence[str | Path], out: str | Path, *,
     if not paths:
         raise ValueError('there are no stores to merge')
     if prefixes is not None and (len(prefixes) != len(paths) or len(set(prefixes)) < len(prefixes)):
-        raise ValueError(f'{len(paths)} stores need as many different prefixes, got '
-                         f'{list(prefixes)}')
+        raise ValueError(
+            f'{len(paths)} stores need as many different prefixes, got {list(prefixes)}'
+        )
     stores = [Store(path) for path in paths]
-    prefixes = ['' if prefix is None else f'{prefix}-'
-                for prefix in (prefixes or [None] * len(paths))]
+    prefixes = [
+        '' if prefix is None else f'{prefix}-' for prefix in (prefixes or [None] * len(paths))
+    ]
     seen: dict[bytes, int] = {}
-    hashes = np.concatenate([_hashes(prefix, store_keys(store))
-                             for prefix, store in zip(prefixes, stores)])
+    hashes = np.concatenate(
+        [_hashes(prefix, store_keys(store)) for prefix, store in zip(prefixes, stores)]
+    )
     if len(np.unique(hashes)) < len(hashes):  # look closer: which, or did hashes only collide?
         for number, (prefix, store) in enumerate(zip(prefixes, stores)):
             for key in store_keys(store):
                 name = f'{prefix}{key}'.encode()
                 if name in seen:
-                    raise StoreError(f'{paths[seen[name]]} and {paths[number]} both have a sample '
-                                     f'{name.decode()!r}; give prefixes to keep both')
+                    raise StoreError(
+                        f'{paths[seen[name]]} and {paths[number]} both have a sample '
+                        f'{name.decode()!r}; give prefixes to keep both'
+                    )
                 seen[name] = number
     sources = [(store, np.arange(len(store)), prefix) for prefix, store in zip(prefixes, stores)]
     return copy_samples(sources, out, {'merged': len(stores)}, samples_per_shard)
 
 
-def copy_samples(sources: Sequence[tuple[Store, np.ndarray, str]], out: str | Path,
-                 made_by: dict[str, Any], samples_per_shard: int | None = None) -> int:
+def copy_samples(
+    sources: Sequence[tuple[Store, np.ndarray, str]],
+    out: str | Path,
+    made_by: dict[str, Any],
+    samples_per_shard: int | None = None,
+) -> int:
     """Copy chosen samples of stores into a new one, in order.
 
     Args:
@@ -291,19 +345,32 @@ def copy_samples(sources: Sequence[tuple[Store, np.ndarray, str]], out: str | Pa
     for store, _, _ in sources:
         if Path(out).resolve() == store.path.resolve():
             raise StoreError(f"{out} is one of the sources; a store isn't changed in place")
-    each = (sources[0][0].manifest['samples_per_shard'] if samples_per_shard is None
-            else samples_per_shard)
+    each = (
+        sources[0][0].manifest['samples_per_shard']
+        if samples_per_shard is None
+        else samples_per_shard
+    )
     total = sum(len(numbers) for _, numbers, _ in sources)
     digest = hashlib.sha256()
     for _, numbers, _ in sources:
         digest.update(np.ascontiguousarray(numbers, '<i8').tobytes())
     config = made_by | {
-        'num_samples': total, 'selection_sha256': digest.hexdigest(),
-        'sources': [{'samples': len(store), 'config': store.config, 'prefix': prefix,
-                     'shards_sha256': _content_digest(store)} for store, _, prefix in sources]}
+        'num_samples': total,
+        'selection_sha256': digest.hexdigest(),
+        'sources': [
+            {
+                'samples': len(store),
+                'config': store.config,
+                'prefix': prefix,
+                'shards_sha256': _content_digest(store),
+            }
+            for store, _, prefix in sources
+        ],
+    }
     writer = StoreWriter(out, each, config)
-    wanted = ((store, int(number), prefix) for store, numbers, prefix in sources
-              for number in numbers)
+    wanted = (
+        (store, int(number), prefix) for store, numbers, prefix in sources for number in numbers
+    )
     for shard in range(-(-total // each)):
         part = list(islice(wanted, each))
         if not writer.is_complete(shard):

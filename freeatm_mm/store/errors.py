@@ -1,4 +1,5 @@
 """The one error that everything in the store raises."""
+
 from __future__ import annotations
 
 from freeatm_mm.errors import InputError

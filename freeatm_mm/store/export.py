@@ -4,6 +4,7 @@ Images are written as they were encoded once, never anew. Soft masks become bina
 format needs it: resized to the image, in [0, 1] of each mask's own range, at or above a threshold
 (the paper's 0.45, its section 4). Each export appears under its name only when it is whole.
 """
+
 from __future__ import annotations
 
 import json
@@ -20,13 +21,21 @@ import numpy as np
 from PIL import Image
 
 from freeatm_mm.prompts import Noun
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.reader import Store
+from freeatm_mm.store.sample import Sample, decode_sample
 
-from .errors import StoreError
-from .reader import Store
-from .sample import Sample, decode_sample
-
-__all__ = ['ExportReport', 'binary_masks', 'category_of', 'coco_annotation', 'export_class_folders',
-           'export_coco', 'export_mmseg', 'export_parquet', 'store_categories']
+__all__ = [
+    'ExportReport',
+    'binary_masks',
+    'category_of',
+    'coco_annotation',
+    'export_class_folders',
+    'export_coco',
+    'export_mmseg',
+    'export_parquet',
+    'store_categories',
+]
 
 #: The paper's threshold of a foreground pixel.
 THRESHOLD = 0.45
@@ -55,8 +64,9 @@ class ExportReport:
     categories: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f'{self.images} images, {self.instances} instances of '
-                 f'{len(self.categories)} categories']
+        lines = [
+            f'{self.images} images, {self.instances} instances of {len(self.categories)} categories'
+        ]
         if self.empty:
             lines.append(f'{self.empty} masks left out: nothing in them reaches the threshold')
         if self.unlisted:
@@ -93,6 +103,7 @@ def binary_masks(sample: Sample, threshold: float = THRESHOLD) -> np.ndarray:
 def _soft_masks(sample: Sample) -> np.ndarray:
     """float32 (K, height, width) in [0, 1]."""
     from freeatm_mm.attention.masks import resize
+
     width, height = sample.image.size
     if not len(sample.masks):
         return np.zeros((0, height, width), np.float32)
@@ -110,14 +121,20 @@ def coco_annotation(mask: np.ndarray) -> dict[str, Any] | None:
         return None
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {'bbox': [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
-                     int(rows[-1] - rows[0] + 1)],
-            'area': int(mask.sum()),
-            'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()}}
+    return {
+        'bbox': [
+            int(columns[0]),
+            int(rows[0]),
+            int(columns[-1] - columns[0] + 1),
+            int(rows[-1] - rows[0] + 1),
+        ],
+        'area': int(mask.sum()),
+        'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()},
+    }
 
 
 def _coco_mask() -> Any:
-    """pycocotools' module of run-length masks.
+    """Pycocotools' module of run-length masks.
 
     Raises:
         StoreError: If it isn't installed.
@@ -129,8 +146,13 @@ def _coco_mask() -> Any:
     return mask
 
 
-def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] | None = None,
-                threshold: float = THRESHOLD) -> ExportReport:
+def export_coco(
+    path: str | Path,
+    out: str | Path,
+    *,
+    categories: Sequence[str] | None = None,
+    threshold: float = THRESHOLD,
+) -> ExportReport:
     """Write ``images/`` and ``coco.json`` with run-length masks; category ids count from 1.
 
     Annotations are streamed to disk; memory doesn't grow with the store.
@@ -149,23 +171,40 @@ def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] 
     with _export(path, out, categories, threshold) as run:
         (run.folder / 'images').mkdir()
         images, annotations = run.folder / '.images', run.folder / '.annotations'
-        with images.open('w', encoding='utf-8') as image_file, \
-                annotations.open('w', encoding='utf-8') as annotation_file:
+        with (
+            images.open('w', encoding='utf-8') as image_file,
+            annotations.open('w', encoding='utf-8') as annotation_file,
+        ):
             for image_id, sample in enumerate(run.samples()):
                 name = f'{sample.key}.{sample.image_format}'
                 _write_new(run.folder / 'images' / name, sample.image_bytes)
                 width, height = sample.image.size
-                _write_item(image_file, {
-                    'id': image_id, 'file_name': name, 'width': width, 'height': height})
+                _write_item(
+                    image_file,
+                    {'id': image_id, 'file_name': name, 'width': width, 'height': height},
+                )
                 for number, mask in run.instances(sample, binary_masks(sample, threshold)):
-                    _write_item(annotation_file, {
-                        'id': run.report.instances, 'image_id': image_id,
-                        'category_id': number + 1, 'iscrowd': 0, **coco_annotation(mask)})
+                    _write_item(
+                        annotation_file,
+                        {
+                            'id': run.report.instances,
+                            'image_id': image_id,
+                            'category_id': number + 1,
+                            'iscrowd': 0,
+                            **coco_annotation(mask),
+                        },
+                    )
         with (run.folder / 'coco.json').open('w', encoding='utf-8') as file:
-            head = {'info': {'description': 'exported from the store '
-                             + Path(path).name.encode('utf-8', 'replace').decode()},
-                    'categories': [{'id': number, 'name': name}
-                                   for number, name in enumerate(run.report.categories, 1)]}
+            head = {
+                'info': {
+                    'description': 'exported from the store '
+                    + Path(path).name.encode('utf-8', 'replace').decode()
+                },
+                'categories': [
+                    {'id': number, 'name': name}
+                    for number, name in enumerate(run.report.categories, 1)
+                ],
+            }
             file.write(json.dumps(head, ensure_ascii=False)[:-1])
             for name, part in (('images', images), ('annotations', annotations)):
                 file.write(f', "{name}": [\n')
@@ -177,8 +216,13 @@ def export_coco(path: str | Path, out: str | Path, *, categories: Sequence[str] 
     return run.report
 
 
-def export_mmseg(path: str | Path, out: str | Path, *, categories: Sequence[str] | None = None,
-                 threshold: float = THRESHOLD) -> ExportReport:
+def export_mmseg(
+    path: str | Path,
+    out: str | Path,
+    *,
+    categories: Sequence[str] | None = None,
+    threshold: float = THRESHOLD,
+) -> ExportReport:
     """Write ``images/``, ``labels/*.png`` and ``classes.txt`` for semantic segmentation.
 
     In a label map 0 is background, else the number of the category, counted from 1. Where nouns
@@ -194,14 +238,17 @@ def export_mmseg(path: str | Path, out: str | Path, *, categories: Sequence[str]
     with _export(path, out, categories, threshold) as run:
         names = ['background', *run.report.categories]
         if len(names) > MAX_LABELS:
-            raise ValueError(f'a label map holds at most {MAX_LABELS - 1} categories, the store '
-                             f'has {len(names) - 1}: name those to export')
+            raise ValueError(
+                f'a label map holds at most {MAX_LABELS - 1} categories, the store '
+                f'has {len(names) - 1}: name those to export'
+            )
         (run.folder / 'classes.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
         for name in ('images', 'labels'):
             (run.folder / name).mkdir()
         for sample in run.samples():
-            _write_new(run.folder / 'images' / f'{sample.key}.{sample.image_format}',
-                       sample.image_bytes)
+            _write_new(
+                run.folder / 'images' / f'{sample.key}.{sample.image_format}', sample.image_bytes
+            )
             soft = _soft_masks(sample)
             best = np.full(soft.shape[1:], threshold, np.float32)
             labels = np.zeros(soft.shape[1:], np.uint8)
@@ -212,9 +259,14 @@ def export_mmseg(path: str | Path, out: str | Path, *, categories: Sequence[str]
     return run.report
 
 
-def export_class_folders(path: str | Path, out: str | Path, *,
-                         categories: Sequence[str] | None = None, crop: bool = False,
-                         threshold: float = THRESHOLD) -> ExportReport:
+def export_class_folders(
+    path: str | Path,
+    out: str | Path,
+    *,
+    categories: Sequence[str] | None = None,
+    crop: bool = False,
+    threshold: float = THRESHOLD,
+) -> ExportReport:
     """Write ``CATEGORY/KEY.jpg``, which mmpretrain's CustomDataset and torchvision read.
 
     Args:
@@ -245,13 +297,20 @@ def export_class_folders(path: str | Path, out: str | Path, *,
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
                 sample.image.crop(tuple(map(int, box))).save(
-                    run.folder / run.report.categories[number]
-                    / f'{sample.key}_{run.report.instances}.png')
+                    run.folder
+                    / run.report.categories[number]
+                    / f'{sample.key}_{run.report.instances}.png'
+                )
     return run.report
 
 
-def export_parquet(path: str | Path, out: str | Path, *, rows_per_group: int = 100,
-                   rows_per_file: int | None = None) -> ExportReport:
+def export_parquet(
+    path: str | Path,
+    out: str | Path,
+    *,
+    rows_per_group: int = 100,
+    rows_per_file: int | None = None,
+) -> ExportReport:
     """Write ``data/train-*.parquet``, which Hugging Face ``datasets`` and its hub load with images.
 
     Columns: ``key``, ``image``, ``caption``, ``nouns`` (text, start, end, category, lo, hi),
@@ -274,16 +333,36 @@ def export_parquet(path: str | Path, out: str | Path, *, rows_per_group: int = 1
     except ImportError:
         raise StoreError('Parquet needs pyarrow; install freeatm_mm[export]') from None
     picture = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
-    noun = pa.struct([('text', pa.string()), ('start', pa.int32()), ('end', pa.int32()),
-                      ('category', pa.string()), ('lo', pa.float32()), ('hi', pa.float32())])
-    schema = pa.schema([
-        ('key', pa.string()), ('image', picture), ('caption', pa.string()),
-        ('nouns', pa.list_(noun)), ('masks', picture), ('mask_height', pa.int32()),
-        ('mask_width', pa.int32()), ('meta', pa.string())])
+    noun = pa.struct(
+        [
+            ('text', pa.string()),
+            ('start', pa.int32()),
+            ('end', pa.int32()),
+            ('category', pa.string()),
+            ('lo', pa.float32()),
+            ('hi', pa.float32()),
+        ]
+    )
+    schema = pa.schema(
+        [
+            ('key', pa.string()),
+            ('image', picture),
+            ('caption', pa.string()),
+            ('nouns', pa.list_(noun)),
+            ('masks', picture),
+            ('mask_height', pa.int32()),
+            ('mask_width', pa.int32()),
+            ('meta', pa.string()),
+        ]
+    )
     features: dict[str, Any] = {
-        item.name: _value_feature(item) for item in schema if item.name != 'nouns'}
-    features |= {'image': {'_type': 'Image'}, 'masks': {'_type': 'Image'},
-                 'nouns': [{item.name: _value_feature(item) for item in noun}]}
+        item.name: _value_feature(item) for item in schema if item.name != 'nouns'
+    }
+    features |= {
+        'image': {'_type': 'Image'},
+        'masks': {'_type': 'Image'},
+        'nouns': [{item.name: _value_feature(item) for item in noun}],
+    }
     schema = schema.with_metadata({'huggingface': json.dumps({'info': {'features': features}})})
 
     def row(index: int) -> dict[str, Any]:
@@ -294,14 +373,20 @@ def export_parquet(path: str | Path, out: str | Path, *, rows_per_group: int = 1
         report.instances += len(info['nouns'])
         names.update(category_of(Noun.from_json(item)) for item in info['nouns'])
         return {
-            'key': raw.key, 'caption': info['caption'], 'nouns': [
+            'key': raw.key,
+            'caption': info['caption'],
+            'nouns': [
                 {'category': None} | {key: item[key] for key in noun_fields if key in item}
-                for item in info['nouns']],
+                for item in info['nouns']
+            ],
             'image': {'bytes': raw.image_bytes, 'path': f'{raw.key}.{raw.image_format}'},
             'masks': {'bytes': raw.masks_bytes, 'path': f'{raw.key}.masks.png'}
-            if raw.masks_bytes else None,
-            'mask_height': info['masks']['height'], 'mask_width': info['masks']['width'],
-            'meta': json.dumps(info['meta'], ensure_ascii=False)}
+            if raw.masks_bytes
+            else None,
+            'mask_height': info['masks']['height'],
+            'mask_width': info['masks']['width'],
+            'meta': json.dumps(info['meta'], ensure_ascii=False),
+        }
 
     store, report, names = Store(path), ExportReport(), set()
     noun_fields = [item.name for item in noun]
@@ -328,8 +413,9 @@ class _Run:
         self.folder = folder
         names = list(store_categories(store) if categories is None else categories)
         if not names or len(set(names)) < len(names):
-            raise ValueError('the categories to export must be different, and at least one; got '
-                             f'{names}')
+            raise ValueError(
+                f'the categories to export must be different, and at least one; got {names}'
+            )
         self.report = ExportReport(categories=names)
         self.numbers = {name: number for number, name in enumerate(names)}
 
@@ -345,9 +431,12 @@ class _Run:
         self.report.unlisted += sum(name not in self.numbers for name in names)
         return [name for name in dict.fromkeys(names) if name in self.numbers]
 
-    def instances(self, sample: Sample, masks: np.ndarray,
-                  foreground: Callable[[np.ndarray], np.ndarray] = np.asarray
-                  ) -> Iterator[tuple[int, np.ndarray]]:
+    def instances(
+        self,
+        sample: Sample,
+        masks: np.ndarray,
+        foreground: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number of the category and mask of each noun to export; counts all."""
         for noun, mask in zip(sample.nouns, masks):
             number = self.numbers.get(category_of(noun))
@@ -361,8 +450,9 @@ class _Run:
 
 
 @contextmanager
-def _export(path: str | Path, out: str | Path, categories: Sequence[str] | None,
-            threshold: float) -> Iterator[_Run]:
+def _export(
+    path: str | Path, out: str | Path, categories: Sequence[str] | None, threshold: float
+) -> Iterator[_Run]:
     if not 0 < threshold <= 1:
         raise ValueError(f'threshold must be above 0 and at most 1, got {threshold}')
     store = Store(path)
@@ -382,8 +472,10 @@ def _new_folder(out: str | Path) -> Iterator[Path]:
     try:
         scratch.mkdir(parents=True)  # never one that is there
     except OSError as error:
-        raise StoreError(f"the folder {scratch} can't be made ({error.strerror}): what is there "
-                         'stands in the way; remove it') from None
+        raise StoreError(
+            f"the folder {scratch} can't be made ({error.strerror}): what is there "
+            'stands in the way; remove it'
+        ) from None
     try:
         yield scratch
         os.replace(scratch, out)
@@ -403,9 +495,11 @@ def _write_new(file: Path, content: bytes) -> None:
         with file.open('xb') as opened:
             opened.write(content)
     except FileExistsError:
-        raise StoreError(f'two samples would be the file {file.parent.name}/{file.name}: the store '
-                         'holds a key twice (tools/store/verify.py names it), or this disk takes '
-                         'two keys for one') from None
+        raise StoreError(
+            f'two samples would be the file {file.parent.name}/{file.name}: the store '
+            'holds a key twice (tools/store/verify.py names it), or this disk takes '
+            'two keys for one'
+        ) from None
 
 
 def _make_category(folder: Path) -> None:
@@ -417,11 +511,13 @@ def _make_category(folder: Path) -> None:
     try:
         folder.mkdir()
     except FileExistsError:
-        raise StoreError(f'the category {folder.name!r} has the name of another one, as this disk '
-                         'sees it') from None
+        raise StoreError(
+            f'the category {folder.name!r} has the name of another one, as this disk sees it'
+        ) from None
     except (OSError, UnicodeEncodeError) as error:
-        raise StoreError(f"the category {folder.name!r} can't be the name of a folder here "
-                         f'({error})') from None
+        raise StoreError(
+            f"the category {folder.name!r} can't be the name of a folder here ({error})"
+        ) from None
 
 
 def _value_feature(column: Any) -> dict[str, str]:

@@ -1,4 +1,5 @@
 """Names, versions and the fixed-width index that writer, reader and verification share."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,14 +15,34 @@ import numpy as np
 from freeatm_mm import files
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import check_json, parse_json, read_json
+from freeatm_mm.store.errors import StoreError
 
-from .errors import StoreError
-
-__all__ = ['BLOCK', 'ENTRY_FIELDS', 'INDEX_FIELDS', 'MANIFEST', 'PROGRESS', 'SHARD_FORMAT',
-           'STORE_FORMAT', 'TOTALS', 'VERSION', 'config_digest', 'dump_json', 'dump_manifest',
-           'file_sha256', 'handle_sha256', 'index_dtype', 'left_out_keys', 'load_index',
-           'load_manifest', 'mask_bytes', 'open_regular', 'planned_samples', 'read_exactly',
-           'read_index_header', 'shard_name']
+__all__ = [
+    'BLOCK',
+    'ENTRY_FIELDS',
+    'INDEX_FIELDS',
+    'MANIFEST',
+    'PROGRESS',
+    'SHARD_FORMAT',
+    'STORE_FORMAT',
+    'TOTALS',
+    'VERSION',
+    'config_digest',
+    'dump_json',
+    'dump_manifest',
+    'file_sha256',
+    'handle_sha256',
+    'index_dtype',
+    'left_out_keys',
+    'load_index',
+    'load_manifest',
+    'mask_bytes',
+    'open_regular',
+    'planned_samples',
+    'read_exactly',
+    'read_index_header',
+    'shard_name',
+]
 
 #: What writers make. Version 1 is read as well: its samples without nouns have no masks.png, their
 #: meta is an object, and nothing vouches for the whole of a manifest.
@@ -36,28 +57,60 @@ BLOCK = 512
 #: What store.json sums up over its shards.
 TOTALS = ('samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes')
 #: What store.json repeats of a shard's JSON.
-ENTRY_FIELDS = ('name', 'samples', 'nouns', 'bytes', 'image_bytes', 'mask_bytes', 'sha256',
-                'index_bytes', 'index_sha256', 'notes')
+ENTRY_FIELDS = (
+    'name',
+    'samples',
+    'nouns',
+    'bytes',
+    'image_bytes',
+    'mask_bytes',
+    'sha256',
+    'index_bytes',
+    'index_sha256',
+    'notes',
+)
 # More than the header of any index takes.
 _HEADER_BYTES = 4096
 _SEAL = 'manifest_sha256'
 _MOST = 1 << 50  # samples or bytes of a shard
 
-_ENTRY = {'name': str, 'samples': int, 'bytes': int, 'sha256': str, 'index_bytes': int,
-          'index_sha256': str, 'nouns?': int, 'image_bytes?': int, 'mask_bytes?': int,
-          'notes?': dict}
+_ENTRY = {
+    'name': str,
+    'samples': int,
+    'bytes': int,
+    'sha256': str,
+    'index_bytes': int,
+    'index_sha256': str,
+    'nouns?': int,
+    'image_bytes?': int,
+    'mask_bytes?': int,
+    'notes?': dict,
+}
 _SHAPES = {
-    STORE_FORMAT: {'complete': bool, 'samples_per_shard': int, 'config': dict,
-                   'config_sha256': str, 'shards': [_ENTRY], **{name: int for name in TOTALS}},
-    SHARD_FORMAT: {**_ENTRY, 'config_sha256': str}}
+    STORE_FORMAT: {
+        'complete': bool,
+        'samples_per_shard': int,
+        'config': dict,
+        'config_sha256': str,
+        'shards': [_ENTRY],
+        **{name: int for name in TOTALS},
+    },
+    SHARD_FORMAT: {**_ENTRY, 'config_sha256': str},
+}
 
 # offset: first byte of the member's content, counted from the start of the tar. crc32 covers the
 # whole sample: headers, contents and padding, which stand together in the order below.
 INDEX_FIELDS = (
-    ('json_offset', '<i8'), ('json_size', '<i8'),
-    ('masks_offset', '<i8'), ('masks_size', '<i8'),
-    ('image_offset', '<i8'), ('image_size', '<i8'),
-    ('image_format', 'S4'), ('nouns', '<u4'), ('crc32', '<u4'))
+    ('json_offset', '<i8'),
+    ('json_size', '<i8'),
+    ('masks_offset', '<i8'),
+    ('masks_size', '<i8'),
+    ('image_offset', '<i8'),
+    ('image_size', '<i8'),
+    ('image_format', 'S4'),
+    ('nouns', '<u4'),
+    ('crc32', '<u4'),
+)
 
 
 def index_dtype(key_length: int) -> np.dtype:
@@ -109,8 +162,11 @@ def left_out_keys(notes: Any) -> set[str]:
     listed = notes.get('left_out') if isinstance(notes, dict) else None
     if not isinstance(listed, list):
         return set()
-    return {item['key'] for item in listed
-            if isinstance(item, dict) and isinstance(item.get('key'), str)}
+    return {
+        item['key']
+        for item in listed
+        if isinstance(item, dict) and isinstance(item.get('key'), str)
+    }
 
 
 def planned_samples(shard: dict[str, Any]) -> int:
@@ -155,14 +211,16 @@ def load_index(path: Path, digest: str | None = None) -> np.ndarray:
         with os.fdopen(open_regular(path), 'rb') as file:
             dtype, rows, first_row = read_index_header(file.fileno())
             if digest is not None and handle_sha256(file.fileno()) != digest:
-                raise StoreError("is not the one that was written: its sha256 isn't the recorded "
-                                 'one')
+                raise StoreError(
+                    "is not the one that was written: its sha256 isn't the recorded one"
+                )
             if not rows:  # of a shard whose samples were all left out
                 return np.empty(0, dtype)
             return np.memmap(file, dtype, mode='r', offset=first_row, shape=(rows,))
     except StoreError as error:
-        raise StoreError(f'the index {path} {error}'.replace(f'{path} {path} ', f'{path} ')
-                         ) from None
+        raise StoreError(
+            f'the index {path} {error}'.replace(f'{path} {path} ', f'{path} ')
+        ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f'the index {path} is corrupt ({error})') from None
 
@@ -181,8 +239,10 @@ def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
     dtype, rows, first_row = _parse_index_header(start[:length])
     size = os.fstat(handle).st_size
     if type(rows) is not int or rows < 0 or size != first_row + rows * dtype.itemsize:
-        raise StoreError(f'is corrupt: it has {size} bytes where {rows} rows need '
-                         f'{first_row + rows * dtype.itemsize}')
+        raise StoreError(
+            f'is corrupt: it has {size} bytes where {rows} rows need '
+            f'{first_row + rows * dtype.itemsize}'
+        )
     return dtype, rows, first_row
 
 
@@ -222,8 +282,9 @@ def dump_json(value: Any, indent: int | None = None) -> bytes:
     """
     separators = (',', ':') if indent is None else None
     try:
-        data = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent,
-                          separators=separators).encode()
+        data = json.dumps(
+            value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
+        ).encode()
         parse_json(data)
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f'a value to store is not JSON: {error}') from None
@@ -261,8 +322,10 @@ def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
         raise StoreError(f'{path} is not a {expected_format} manifest')
     version = manifest.get('version')
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise StoreError(f'{path} is of format version {version!r}; this version of freeatm_mm '
-                         f'reads versions 1 to {VERSION}')
+        raise StoreError(
+            f'{path} is of format version {version!r}; this version of freeatm_mm '
+            f'reads versions 1 to {VERSION}'
+        )
     try:
         check_json(manifest, _SHAPES[expected_format], f'{path} is corrupt')
         _check_contents(manifest, expected_format, version)
@@ -284,26 +347,32 @@ def _check_contents(manifest: dict[str, Any], expected_format: str, version: int
     for number, shard in enumerate(shards):
         # Names in a file are not trusted as paths: they must be the ones that a writer gives.
         if is_store and shard['name'] != shard_name(number):
-            raise StoreError(f'its list of shards is not one that a writer makes: shard {number} '
-                             f'is called {shard["name"]!r}')
+            raise StoreError(
+                f'its list of shards is not one that a writer makes: shard {number} '
+                f'is called {shard["name"]!r}'
+            )
         for name in ('samples', 'bytes', 'index_bytes'):
             # A shard may go without all its samples, if its notes say so.
             least = 0 if name == 'samples' and left_out_keys(shard.get('notes')) else 1
             if not least <= shard[name] < _MOST:
-                raise StoreError(f'{shard["name"]} can\'t have {shard[name]} {name}')
+                raise StoreError(f"{shard['name']} can't have {shard[name]} {name}")
     if is_store:
         if config_digest(manifest['config']) != manifest['config_sha256']:
             raise StoreError('the settings are not those that were written (config_sha256)')
         each = manifest['samples_per_shard']
         planned = [planned_samples(shard) for shard in shards]
-        if each < 1 or any(count != each for count in planned[:-1]) or any(
-                count > each for count in planned[-1:]):
-            raise StoreError(f'its shards don\'t hold {each} samples each (samples_per_shard)')
+        if (
+            each < 1
+            or any(count != each for count in planned[:-1])
+            or any(count > each for count in planned[-1:])
+        ):
+            raise StoreError(f"its shards don't hold {each} samples each (samples_per_shard)")
         for name in TOTALS:
             total = sum(shard.get(name, 0) for shard in shards)
             if manifest[name] != total:
-                raise StoreError(f'it says {manifest[name]} {name} in all, and its shards have '
-                                 f'{total}')
+                raise StoreError(
+                    f'it says {manifest[name]} {name} in all, and its shards have {total}'
+                )
     if version > 1 or _SEAL in manifest:
         rest = {name: value for name, value in manifest.items() if name != _SEAL}
         if manifest.get(_SEAL) != config_digest(rest):

@@ -1,4 +1,5 @@
 """Writing a store's files: whole or not at all, and never by two workers at once."""
+
 from __future__ import annotations
 
 import errno
@@ -11,8 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from freeatm_mm.files import sync_folder
-
-from .errors import StoreError
+from freeatm_mm.store.errors import StoreError
 
 __all__ = ['ShardBusy', 'can_lock', 'locked_write']
 
@@ -101,8 +101,9 @@ def _remove_unlocked(path: Path, wait: bool) -> None:
         StoreError: If it is no plain file.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                         | os.O_NOCTTY)
+        handle = os.open(
+            path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        )
     except FileNotFoundError:
         return
     except OSError as error:
@@ -138,12 +139,16 @@ def _is_named(handle: int, path: Path) -> bool:
 
 
 def _busy(path: Path) -> ShardBusy:
-    return ShardBusy(f'another process is writing {path.name.split(".")[0]} in {path.parent}; '
-                     'give each worker its own rank')
+    return ShardBusy(
+        f'another process is writing {path.name.split(".")[0]} in {path.parent}; '
+        'give each worker its own rank'
+    )
 
 
 def _foreign(path: Path) -> StoreError:
-    what = ('a symbolic link' if path.is_symlink() else 'a folder' if path.is_dir()
-            else 'no plain file')
-    return StoreError(f'{path} is {what}, which no writer makes, and nothing is written through '
-                      'it: remove it')
+    what = (
+        'a symbolic link' if path.is_symlink() else 'a folder' if path.is_dir() else 'no plain file'
+    )
+    return StoreError(
+        f'{path} is {what}, which no writer makes, and nothing is written through it: remove it'
+    )

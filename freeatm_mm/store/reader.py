@@ -1,4 +1,5 @@
 """Reading a store at random, through offsets."""
+
 from __future__ import annotations
 
 import operator
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import StoreError
-from .layout import (
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import (
     MANIFEST,
     STORE_FORMAT,
     handle_sha256,
@@ -22,8 +23,8 @@ from .layout import (
     read_exactly,
     read_index_header,
 )
-from .sample import RawSample, Sample, decode_sample
-from .tar import read_sample
+from freeatm_mm.store.sample import RawSample, Sample, decode_sample
+from freeatm_mm.store.tar import read_sample
 
 __all__ = ['Store']
 
@@ -122,14 +123,19 @@ class Store(Sequence):
             raise StoreError(f'{self.path} is not a store: it has no {MANIFEST}') from None
         complete, shards = manifest['complete'], manifest['shards']
         if not complete:
-            raise StoreError(f'the store {self.path} is not finished; run the command that makes '
-                             'it once more, it goes on where it was')
+            raise StoreError(
+                f'the store {self.path} is not finished; run the command that makes '
+                'it once more, it goes on where it was'
+            )
         if not any(shard['samples'] for shard in shards):
             raise StoreError(f'the store {self.path} is empty')
         present = {entry.name for entry in os.scandir(self.path)}
-        missing = [name for shard in shards
-                   for name in (f'{shard["name"]}.tar', f'{shard["name"]}.index.npy')
-                   if name not in present]
+        missing = [
+            name
+            for shard in shards
+            for name in (f'{shard["name"]}.tar', f'{shard["name"]}.index.npy')
+            if name not in present
+        ]
         if missing:
             more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
             raise StoreError(f'the store {self.path} lacks {", ".join(missing[:3])}{more}')
@@ -155,9 +161,11 @@ class Store(Sequence):
         with self._lock:
             shard = self._open.get(shard_number)
             if shard is None:
-                shard = _OpenShard(self._shard_path(shard_number),
-                                   self.manifest['shards'][shard_number],
-                                   prove=shard_number not in self._proved)
+                shard = _OpenShard(
+                    self._shard_path(shard_number),
+                    self.manifest['shards'][shard_number],
+                    prove=shard_number not in self._proved,
+                )
                 self._proved.add(shard_number)
                 self._open[shard_number] = shard
                 # A shard dropped here stays open until a thread that is reading it lets go.
@@ -179,7 +187,7 @@ class _OpenShard:
     """
 
     def __init__(self, path: str, entry: dict[str, Any], prove: bool) -> None:
-        index_path = f'{path[:-len(".tar")]}.index.npy'
+        index_path = f'{path[: -len(".tar")]}.index.npy'
         self.index_handle = open_regular(index_path)
         try:
             self.dtype, rows, self.first_row = read_index_header(self.index_handle)
@@ -188,14 +196,18 @@ class _OpenShard:
         if rows != entry['samples']:
             raise StoreError(f'its index has {rows} rows, store.json says {entry["samples"]}')
         if prove and handle_sha256(self.index_handle) != entry['index_sha256']:
-            raise StoreError(f'the index {index_path} is not the one that was written: its sha256 '
-                             "isn't that in store.json; tools/store/verify.py --repair makes it "
-                             'again')
+            raise StoreError(
+                f'the index {index_path} is not the one that was written: its sha256 '
+                "isn't that in store.json; tools/store/verify.py --repair makes it "
+                'again'
+            )
         self.handle = open_regular(path)
         self.size = os.fstat(self.handle).st_size
         if self.size != entry['bytes']:
-            raise StoreError(f'the shard has {self.size} bytes, store.json says {entry["bytes"]}: '
-                             'it is truncated or was changed')
+            raise StoreError(
+                f'the shard has {self.size} bytes, store.json says {entry["bytes"]}: '
+                'it is truncated or was changed'
+            )
 
     def __del__(self) -> None:
         for name in ('handle', 'index_handle'):
@@ -203,8 +215,9 @@ class _OpenShard:
                 os.close(getattr(self, name))
 
     def _row(self, number: int) -> tuple:
-        data = read_exactly(self.index_handle, self.dtype.itemsize,
-                            self.first_row + number * self.dtype.itemsize)
+        data = read_exactly(
+            self.index_handle, self.dtype.itemsize, self.first_row + number * self.dtype.itemsize
+        )
         if len(data) < self.dtype.itemsize:
             raise StoreError('its index was cut off while it was open')
         return np.frombuffer(data, self.dtype)[0].item()

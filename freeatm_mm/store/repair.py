@@ -1,4 +1,5 @@
 """Making a damaged store whole again without touching what is good."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,9 +12,8 @@ from typing import Any
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import read_json
-
-from .errors import StoreError
-from .layout import (
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import (
     MANIFEST,
     STORE_FORMAT,
     config_digest,
@@ -23,10 +23,16 @@ from .layout import (
     planned_samples,
     shard_name,
 )
-from .sample import RawSample, Sample
-from .tar import read_sample
-from .verify import SampleSource, ShardState, examine_shard, shard_entries, shard_entry
-from .writer import StoreWriter
+from freeatm_mm.store.sample import RawSample, Sample
+from freeatm_mm.store.tar import read_sample
+from freeatm_mm.store.verify import (
+    SampleSource,
+    ShardState,
+    examine_shard,
+    shard_entries,
+    shard_entry,
+)
+from freeatm_mm.store.writer import StoreWriter
 
 __all__ = ['RepairReport', 'repair_store']
 
@@ -85,8 +91,7 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
         name = shard_name(number)
         entry = entries.get(number)
         state = ShardState() if entry is None else examine_shard(path, number, entry, decode=False)
-        notes = (dict(getattr(source, 'notes', {})) if entry is None
-                 else entry.get('notes', {}))
+        notes = dict(getattr(source, 'notes', {})) if entry is None else entry.get('notes', {})
         if entry is not None and not state.problems and writer.is_complete(number):
             continue
         if not state.tar_sound:
@@ -97,7 +102,8 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
         else:
             found = writer.adopt_shard(number, state.rows, notes)
         same = entry is not None and all(
-            found[key] == entry[key] for key in ('sha256', 'index_sha256'))
+            found[key] == entry[key] for key in ('sha256', 'index_sha256')
+        )
         (report.restored if same else report.remade).append(name)
     for number in sorted(entries.keys() - set(due)):
         report.left.append(f'{shard_name(number)}: the store should have {len(due)} shards only')
@@ -135,18 +141,28 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     if source is not None or vouched is not None:
         if not sound and os.path.lexists(file):
             # Kept beside the new one: nothing is thrown away that somebody may want to look at.
-            names = (f'{MANIFEST}.broken{f"-{number}" if number > 1 else ""}'
-                     for number in itertools.count(1))
-            os.replace(file, next(file.with_name(name) for name in names
-                                  if not os.path.lexists(file.with_name(name))))
+            names = (
+                f'{MANIFEST}.broken{f"-{number}" if number > 1 else ""}'
+                for number in itertools.count(1)
+            )
+            os.replace(
+                file,
+                next(
+                    file.with_name(name)
+                    for name in names
+                    if not os.path.lexists(file.with_name(name))
+                ),
+            )
         if vouched is not None:
             config, each, num_samples = vouched
             return StoreWriter(path, each, config), num_samples
         writer = StoreWriter(path, source.samples_per_shard, source.config)
         return writer, source.num_samples
     if not sound:
-        raise StoreError(f'{file} is missing, broken or unfinished, and only what made the store '
-                         'can write it again: give the pipeline and the prompts')
+        raise StoreError(
+            f'{file} is missing, broken or unfinished, and only what made the store '
+            'can write it again: give the pipeline and the prompts'
+        )
     return StoreWriter(path, each, config), num_samples
 
 
@@ -156,16 +172,20 @@ def _vouched_settings(path: Path) -> tuple[dict[str, Any], int, int] | None:
     Only where all shards are there and each records that it was made with these settings.
     """
     try:
-        manifest = read_json(path / MANIFEST, shape={
-            'config': dict, 'samples_per_shard': int, 'shards': list})
+        manifest = read_json(
+            path / MANIFEST, shape={'config': dict, 'samples_per_shard': int, 'shards': list}
+        )
     except InputError:
         return None
     entries, _ = shard_entries(path)
     own = [shard_entry(path, number) for number in range(len(entries))]
     config, each = manifest['config'], manifest['samples_per_shard']
     digest = config_digest(config)
-    if not own or len(own) != len(manifest['shards']) or any(
-            entry is None or entry['config_sha256'] != digest for entry in own):
+    if (
+        not own
+        or len(own) != len(manifest['shards'])
+        or any(entry is None or entry['config_sha256'] != digest for entry in own)
+    ):
         return None
     planned = [planned_samples(entry) for entry in own]
     total = sum(planned)
@@ -173,8 +193,14 @@ def _vouched_settings(path: Path) -> tuple[dict[str, Any], int, int] | None:
     return (config, each, total) if fits and config.get('num_samples', total) == total else None
 
 
-def _samples(path: Path, number: int, state: ShardState, source: SampleSource | None,
-             notes: dict[str, Any], report: RepairReport) -> Iterator[Sample | RawSample] | None:
+def _samples(
+    path: Path,
+    number: int,
+    state: ShardState,
+    source: SampleSource | None,
+    notes: dict[str, Any],
+    report: RepairReport,
+) -> Iterator[Sample | RawSample] | None:
     """The samples of a shard whose tar is not sound: what is whole, and the rest made again."""
     name = shard_name(number)
     if state.rows is None and source is None:
@@ -193,8 +219,10 @@ def _samples(path: Path, number: int, state: ShardState, source: SampleSource | 
         count, bad = len(state.rows), state.bad
     if bad and source is None:
         lost = ', '.join(repr(keys[row]) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
-        report.left.append(f'{name}: {len(bad)} of its {count} samples are lost ({lost}); give the '
-                           'pipeline and the prompts to make them again')
+        report.left.append(
+            f'{name}: {len(bad)} of its {count} samples are lost ({lost}); give the '
+            'pipeline and the prompts to make them again'
+        )
         return None
     if bad:
         _LOG.info('%s: making %d of %d samples again', name, len(bad), count)
@@ -215,4 +243,5 @@ def _samples(path: Path, number: int, state: ShardState, source: SampleSource | 
         finally:
             if handle is not None:
                 os.close(handle)
+
     return samples()

@@ -15,6 +15,7 @@ smaller and decodes faster than three pictures. On smooth attention-like maps (b
 resolutions with 2 to 10 % noise) it took 5.4 to 7.2 kB and about 0.15 ms, against 7.9 to 10.0 kB
 for zlib on the raw bytes and 12.3 kB uncompressed; WebP was smaller by 7 % but decodes slower.
 """
+
 from __future__ import annotations
 
 import io
@@ -31,12 +32,24 @@ from PIL import Image
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.prompts import Noun, PromptRecord
+from freeatm_mm.store.errors import StoreError
 
-from .errors import StoreError
-
-__all__ = ['IMAGE_FORMATS', 'MAX_PIXELS', 'RawSample', 'Sample', 'check_info', 'check_key',
-           'decode_masks', 'decode_sample', 'empty_masks',
-           'encode_image', 'encode_masks', 'encode_sample', 'from_file', 'to_file']
+__all__ = [
+    'IMAGE_FORMATS',
+    'MAX_PIXELS',
+    'RawSample',
+    'Sample',
+    'check_info',
+    'check_key',
+    'decode_masks',
+    'decode_sample',
+    'empty_masks',
+    'encode_image',
+    'encode_masks',
+    'encode_sample',
+    'from_file',
+    'to_file',
+]
 
 #: File ending of an image -> name of its format in Pillow.
 IMAGE_FORMATS = {'jpg': 'JPEG', 'png': 'PNG'}
@@ -72,8 +85,10 @@ class RawSample(NamedTuple):
     masks_bytes: bytes
 
     def __repr__(self) -> str:
-        return (f'RawSample({self.key!r}, {len(self.image_bytes)} bytes of {self.image_format}, '
-                f'{len(self.masks_bytes)} bytes of masks, {_shortened(self.info.get("caption"))})')
+        return (
+            f'RawSample({self.key!r}, {len(self.image_bytes)} bytes of {self.image_format}, '
+            f'{len(self.masks_bytes)} bytes of masks, {_shortened(self.info.get("caption"))})'
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,32 +124,47 @@ class Sample:
     def __post_init__(self) -> None:
         check_key(self.key)
         if self.image_format not in IMAGE_FORMATS:
-            raise StoreError(f'sample {self.key!r}: unknown image format {self.image_format!r}; '
-                             f'use one of {", ".join(IMAGE_FORMATS)}')
+            raise StoreError(
+                f'sample {self.key!r}: unknown image format {self.image_format!r}; '
+                f'use one of {", ".join(IMAGE_FORMATS)}'
+            )
         try:
             PromptRecord(self.key, self.caption, self.nouns)  # checks the spans
         except ValueError as error:
             raise StoreError(str(error)) from None
         count = len(self.nouns)
         if self.masks.dtype != np.uint8 or self.masks.ndim != 3 or len(self.masks) != count:
-            raise StoreError(f'sample {self.key!r}: {count} nouns need masks of shape '
-                             f'({count}, h, w) and type uint8, got {self.masks.shape} '
-                             f'{self.masks.dtype}')
+            raise StoreError(
+                f'sample {self.key!r}: {count} nouns need masks of shape '
+                f'({count}, h, w) and type uint8, got {self.masks.shape} '
+                f'{self.masks.dtype}'
+            )
         if count and 0 in self.masks.shape:
             raise StoreError(f'sample {self.key!r}: masks of shape {self.masks.shape} are empty')
         if self.scales.shape != (count, 2) or not np.isfinite(self.scales).all():
-            raise StoreError(f'sample {self.key!r}: scales must be finite and of shape '
-                             f'({count}, 2), got {self.scales.shape}')
+            raise StoreError(
+                f'sample {self.key!r}: scales must be finite and of shape '
+                f'({count}, 2), got {self.scales.shape}'
+            )
 
     def __repr__(self) -> str:
         nouns = ', '.join(noun.text for noun in self.nouns)
-        return (f'Sample({self.key!r}, {len(self.image_bytes)} bytes of {self.image_format}, '
-                f'{_shortened(self.caption)}, nouns: {_shortened(nouns)}, masks: '
-                f'{"x".join(map(str, self.masks.shape))})')
+        return (
+            f'Sample({self.key!r}, {len(self.image_bytes)} bytes of {self.image_format}, '
+            f'{_shortened(self.caption)}, nouns: {_shortened(nouns)}, masks: '
+            f'{"x".join(map(str, self.masks.shape))})'
+        )
 
     @classmethod
-    def from_image(cls, key: str, image: Image.Image, *, image_format: str = 'jpg',
-                   quality: int = 95, **fields: Any) -> Sample:
+    def from_image(
+        cls,
+        key: str,
+        image: Image.Image,
+        *,
+        image_format: str = 'jpg',
+        quality: int = 95,
+        **fields: Any,
+    ) -> Sample:
         """Make a sample from a picture, encoding it (see :func:`encode_image`)."""
         return cls(key, encode_image(image, image_format, quality), image_format, **fields)
 
@@ -163,8 +193,10 @@ def check_key(key: str) -> None:
         StoreError: If it isn't 1 to 80 letters, digits, ``-`` or ``_``.
     """
     if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise StoreError(f'sample key {key!r} is not usable as a file name: use 1 to 80 letters, '
-                         'digits, "-" or "_"')
+        raise StoreError(
+            f'sample key {key!r} is not usable as a file name: use 1 to 80 letters, '
+            'digits, "-" or "_"'
+        )
 
 
 def encode_image(image: Image.Image, image_format: str = 'jpg', quality: int = 95) -> bytes:
@@ -179,8 +211,9 @@ def encode_image(image: Image.Image, image_format: str = 'jpg', quality: int = 9
         StoreError: If the format is unknown or the picture's mode can't be stored exactly.
     """
     if image_format not in IMAGE_FORMATS:
-        raise StoreError(f'unknown image format {image_format!r}; use one of '
-                         f'{", ".join(IMAGE_FORMATS)}')
+        raise StoreError(
+            f'unknown image format {image_format!r}; use one of {", ".join(IMAGE_FORMATS)}'
+        )
     if image.mode not in ('RGB', 'L'):
         raise StoreError(f'an image to store must be RGB or grey (L), got mode {image.mode}')
     buffer = io.BytesIO()
@@ -235,10 +268,13 @@ def encode_sample(sample: Sample) -> RawSample:
     for noun, (low, high) in zip(sample.nouns, sample.scales.astype(np.float32)):
         # str() of a float32 is the shortest decimal that reads back as the same float32.
         nouns.append(noun.to_json() | {'lo': float(str(low)), 'hi': float(str(high))})
-    info = {'caption': sample.caption, 'nouns': nouns,
-            'image': {'width': width, 'height': height},
-            'masks': {'width': sample.masks.shape[2], 'height': sample.masks.shape[1]},
-            'meta': sample.meta}
+    info = {
+        'caption': sample.caption,
+        'nouns': nouns,
+        'image': {'width': width, 'height': height},
+        'masks': {'width': sample.masks.shape[2], 'height': sample.masks.shape[1]},
+        'meta': sample.meta,
+    }
     masks_bytes = encode_masks(sample.masks) if sample.nouns else b''
     return RawSample(sample.key, sample.image_bytes, sample.image_format, info, masks_bytes)
 
@@ -262,8 +298,16 @@ def decode_sample(raw: RawSample) -> Sample:
         masks = decode_masks(raw.masks_bytes, len(nouns), mask_height, mask_width)
     except StoreError as error:
         raise StoreError(f'sample {raw.key!r}: the picture {error}') from None
-    return Sample(raw.key, raw.image_bytes, raw.image_format, caption, nouns, masks,
-                  scales.reshape(-1, 2), meta)
+    return Sample(
+        raw.key,
+        raw.image_bytes,
+        raw.image_format,
+        caption,
+        nouns,
+        masks,
+        scales.reshape(-1, 2),
+        meta,
+    )
 
 
 def check_info(key: str, info: Any) -> None:
@@ -278,15 +322,24 @@ def check_info(key: str, info: Any) -> None:
         raise StoreError(f'sample {key!r}: its JSON is not a sample ({error})') from None
     height, width = info['masks']['height'], info['masks']['width']
     if not (0 <= height <= _MOST_PIXELS and 0 <= width <= _MOST_PIXELS):
-        raise StoreError(f"sample {key!r}: its JSON is not a sample (masks can't have "
-                         f'{height}x{width} pixels)')
+        raise StoreError(
+            f"sample {key!r}: its JSON is not a sample (masks can't have {height}x{width} pixels)"
+        )
 
 
 def to_file(info: Mapping[str, Any]) -> dict[str, Any]:
     """A sample's JSON as it stands in a shard: the same names and types in every sample."""
-    nouns = [{'text': noun['text'], 'start': noun['start'], 'end': noun['end'],
-              'category': noun.get('category') or '', 'lo': float(noun['lo']),
-              'hi': float(noun['hi'])} for noun in info['nouns']]
+    nouns = [
+        {
+            'text': noun['text'],
+            'start': noun['start'],
+            'end': noun['end'],
+            'category': noun.get('category') or '',
+            'lo': float(noun['lo']),
+            'hi': float(noun['hi']),
+        }
+        for noun in info['nouns']
+    ]
     meta = json.dumps(info['meta'], ensure_ascii=False, allow_nan=False, separators=(',', ':'))
     return {**info, 'nouns': nouns or [_NO_NOUN], 'meta': meta}
 
@@ -299,9 +352,14 @@ def from_file(info: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(info.get('meta'), str):
         return info
-    nouns = [] if info['nouns'] == [_NO_NOUN] else [
-        {**noun, 'category': noun.get('category') or None} if isinstance(noun, dict) else noun
-        for noun in info['nouns']]
+    nouns = (
+        []
+        if info['nouns'] == [_NO_NOUN]
+        else [
+            {**noun, 'category': noun.get('category') or None} if isinstance(noun, dict) else noun
+            for noun in info['nouns']
+        ]
+    )
     return {**info, 'nouns': nouns, 'meta': parse_json(info['meta'])}
 
 
@@ -311,8 +369,9 @@ def empty_masks(info: Mapping[str, Any]) -> bytes:
     return encode_masks(np.zeros((1, max(1, size['height']), max(1, size['width'])), np.uint8))
 
 
-def _open_picture(data: bytes, image_format: str,
-                  expected: tuple[int, int] | None = None) -> Image.Image:
+def _open_picture(
+    data: bytes, image_format: str, expected: tuple[int, int] | None = None
+) -> Image.Image:
     """Decode a picture, looking at its size before decompressing anything."""
     try:
         picture = Image.open(io.BytesIO(data), formats=(IMAGE_FORMATS[image_format],))

@@ -4,6 +4,7 @@ Nothing is ever extracted, and no name in an archive is used as a path. Only wha
 is let through: plain files called ``KEY.json``, ``KEY.masks.png``, ``KEY.jpg`` or ``KEY.png``, one
 after the other, of sizes that the archive really has.
 """
+
 from __future__ import annotations
 
 import os
@@ -18,13 +19,19 @@ import numpy as np
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import parse_json
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import BLOCK, index_dtype, open_regular, read_exactly
+from freeatm_mm.store.sample import IMAGE_FORMATS, RawSample, check_info, from_file
 
-from .errors import StoreError
-from .layout import BLOCK, index_dtype, open_regular, read_exactly
-from .sample import IMAGE_FORMATS, RawSample, check_info, from_file
-
-__all__ = ['MAX_JSON', 'MAX_SAMPLE', 'TarMember', 'parse_info', 'read_members', 'read_sample',
-           'scan_shard']
+__all__ = [
+    'MAX_JSON',
+    'MAX_SAMPLE',
+    'TarMember',
+    'parse_info',
+    'read_members',
+    'read_sample',
+    'scan_shard',
+]
 
 #: A sample's JSON takes some hundred bytes; one beyond this is refused before it is read.
 MAX_JSON = 1 << 24
@@ -32,11 +39,19 @@ MAX_JSON = 1 << 24
 MAX_SAMPLE = 1 << 28
 
 _NAME = re.compile(r'([A-Za-z0-9_-]{1,80})\.(json|masks\.png|jpg|png)')
-_TYPES = {tarfile.LNKTYPE: 'a hard link', tarfile.SYMTYPE: 'a symbolic link',
-          tarfile.CHRTYPE: 'a device', tarfile.BLKTYPE: 'a device', tarfile.DIRTYPE: 'a folder',
-          tarfile.FIFOTYPE: 'a pipe', tarfile.XHDTYPE: 'an extended header',
-          tarfile.XGLTYPE: 'an extended header', tarfile.GNUTYPE_LONGNAME: 'a long name',
-          tarfile.GNUTYPE_LONGLINK: 'a long link', tarfile.GNUTYPE_SPARSE: 'a sparse file'}
+_TYPES = {
+    tarfile.LNKTYPE: 'a hard link',
+    tarfile.SYMTYPE: 'a symbolic link',
+    tarfile.CHRTYPE: 'a device',
+    tarfile.BLKTYPE: 'a device',
+    tarfile.DIRTYPE: 'a folder',
+    tarfile.FIFOTYPE: 'a pipe',
+    tarfile.XHDTYPE: 'an extended header',
+    tarfile.XGLTYPE: 'an extended header',
+    tarfile.GNUTYPE_LONGNAME: 'a long name',
+    tarfile.GNUTYPE_LONGLINK: 'a long link',
+    tarfile.GNUTYPE_SPARSE: 'a sparse file',
+}
 
 
 class TarMember(NamedTuple):
@@ -58,6 +73,7 @@ class TarMember(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The member's name in the tar."""
         return f'{self.key}.{self.kind}'
 
     @property
@@ -94,11 +110,15 @@ def read_members(handle: int) -> Iterator[TarMember]:
             raise StoreError(f'its member {header.name!r} has a name that no sample has')
         member = TarMember(*match.groups(), position, position + BLOCK, header.size)
         if header.size < 0 or member.end > end:
-            raise StoreError(f'its member {member.name!r} says it has {header.size} bytes, more '
-                             'than the archive holds')
+            raise StoreError(
+                f'its member {member.name!r} says it has {header.size} bytes, more '
+                'than the archive holds'
+            )
         if member.kind == 'json' and member.size > MAX_JSON:
-            raise StoreError(f'its member {member.name!r} has {member.size} bytes, more than the '
-                             f'{MAX_JSON} that a sample may take')
+            raise StoreError(
+                f'its member {member.name!r} has {member.size} bytes, more than the '
+                f'{MAX_JSON} that a sample may take'
+            )
         yield member
         position = member.end
 
@@ -118,39 +138,59 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
         StoreError: If the row points at nothing a tar of this size can hold, the bytes don't match
             the row's checksum, or the JSON is no sample's.
     """
-    (key, json_at, json_size, masks_at, masks_size, image_at, image_size, image_format, nouns,
-     crc) = row
+    (
+        key,
+        json_at,
+        json_size,
+        masks_at,
+        masks_size,
+        image_at,
+        image_size,
+        image_format,
+        nouns,
+        crc,
+    ) = row
     key, image_format = key.decode('ascii', 'replace'), image_format.decode('ascii', 'replace')
     start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
-    fits = (0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
-            and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
-            and 0 <= masks_size and 0 <= json_size <= MAX_JSON and end - start <= MAX_SAMPLE
-            and image_format in IMAGE_FORMATS)
+    fits = (
+        0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
+        and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
+        and 0 <= masks_size
+        and 0 <= json_size <= MAX_JSON
+        and end - start <= MAX_SAMPLE
+        and image_format in IMAGE_FORMATS
+    )
     if not fits or end > size:
-        raise StoreError(f'sample {key!r}: the index points outside the shard; one is '
-                         'corrupt')
+        raise StoreError(f'sample {key!r}: the index points outside the shard; one is corrupt')
     data = read_exactly(handle, end - start, start)
     if len(data) != end - start or zlib.crc32(data) != crc:
         raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
-    members = [('json', json_at, json_size), ('masks.png', masks_at, masks_size),
-               (image_format, image_at, image_size)]
+    members = [
+        ('json', json_at, json_size),
+        ('masks.png', masks_at, masks_size),
+        (image_format, image_at, image_size),
+    ]
     position = 0
     for kind, member_at, member_size in members:
         if kind == 'masks.png' and not member_at and not member_size:
             continue
-        name, found = _name_and_size(data[position:position + BLOCK])
+        name, found = _name_and_size(data[position : position + BLOCK])
         if (name, position + BLOCK, found) != (f'{key}.{kind}', member_at - start, member_size):
-            raise StoreError(f'sample {key!r}: the index says otherwise than the shard, where '
-                             f'{name!r} of {found} bytes stands; one is corrupt')
+            raise StoreError(
+                f'sample {key!r}: the index says otherwise than the shard, where '
+                f'{name!r} of {found} bytes stands; one is corrupt'
+            )
         position += BLOCK + member_size + -member_size % BLOCK
-    info = parse_info(key, data[BLOCK:BLOCK + json_size])
+    info = parse_info(key, data[BLOCK : BLOCK + json_size])
     check_info(key, info)
     if len(info['nouns']) != nouns:
-        raise StoreError(f"sample {key!r}: the index says it has {nouns} nouns, and it has "
-                         f"{len(info['nouns'])}; one is corrupt")
+        raise StoreError(
+            f'sample {key!r}: the index says it has {nouns} nouns, and it has '
+            f'{len(info["nouns"])}; one is corrupt'
+        )
     # Without nouns, the masks are there only so that all samples have the same members.
-    masks = data[masks_at - start:masks_at - start + masks_size] if nouns and masks_size else b''
-    image = data[image_at - start:image_at - start + image_size]
+    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
+    image = data[image_at - start : image_at - start + image_size]
     return RawSample(key, image, image_format, info, masks)
 
 
@@ -213,19 +253,34 @@ def scan_shard(path: Path, empty: bool = False) -> np.ndarray:
             if key in seen:
                 raise StoreError(f'it holds the sample {key!r} twice')
             seen.add(key)
-            if kinds[:1] != ['json'] or kinds[1:-1] not in ([], ['masks.png']) \
-                    or kinds[-1] not in ('jpg', 'png'):
-                raise StoreError(f'its sample {key!r} consists of {", ".join(kinds)}; a sample is '
-                                 'json, masks.png where there are nouns, and jpg or png')
+            if (
+                kinds[:1] != ['json']
+                or kinds[1:-1] not in ([], ['masks.png'])
+                or kinds[-1] not in ('jpg', 'png')
+            ):
+                raise StoreError(
+                    f'its sample {key!r} consists of {", ".join(kinds)}; a sample is '
+                    'json, masks.png where there are nouns, and jpg or png'
+                )
             json_member, image = group[0], group[-1]
             masks = (group[1].offset, group[1].size) if len(group) == 3 else (0, 0)
             if image.end - json_member.header > MAX_SAMPLE:
                 raise StoreError(f'its sample {key!r} has more than {MAX_SAMPLE} bytes')
             data = read_exactly(handle, image.end - json_member.header, json_member.header)
-            text = data[BLOCK:BLOCK + json_member.size]
-            rows.append((key.encode(), json_member.offset, json_member.size, *masks, image.offset,
-                         image.size, image.kind.encode(), len(parse_info(key, text)['nouns']),
-                         zlib.crc32(data)))
+            text = data[BLOCK : BLOCK + json_member.size]
+            rows.append(
+                (
+                    key.encode(),
+                    json_member.offset,
+                    json_member.size,
+                    *masks,
+                    image.offset,
+                    image.size,
+                    image.kind.encode(),
+                    len(parse_info(key, text)['nouns']),
+                    zlib.crc32(data),
+                )
+            )
     finally:
         os.close(handle)
     return np.array(rows, index_dtype(max((len(row[0]) for row in rows), default=1)))

@@ -1,4 +1,5 @@
 """Checking a store byte by byte: everything that is missing, cut, changed, doubled or foreign."""
+
 from __future__ import annotations
 
 import os
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import StoreError
-from .layout import (
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import (
     ENTRY_FIELDS,
     MANIFEST,
     PROGRESS,
@@ -27,11 +28,20 @@ from .layout import (
     planned_samples,
     shard_name,
 )
-from .sample import decode_sample
-from .tar import read_members, read_sample, scan_shard
+from freeatm_mm.store.sample import decode_sample
+from freeatm_mm.store.tar import read_members, read_sample, scan_shard
 
-__all__ = ['KINDS', 'Problem', 'SampleSource', 'ShardState', 'examine_shard', 'has_files',
-           'shard_entries', 'shard_entry', 'verify_store']
+__all__ = [
+    'KINDS',
+    'Problem',
+    'SampleSource',
+    'ShardState',
+    'examine_shard',
+    'has_files',
+    'shard_entries',
+    'shard_entry',
+    'verify_store',
+]
 
 #: What can be wrong with a file, a shard or a sample.
 KINDS = ('missing', 'cut', 'changed', 'doubled', 'foreign')
@@ -100,8 +110,9 @@ class ShardState:
     problems: list[Problem] = field(default_factory=list)
 
 
-def verify_store(path: str | Path, decode: bool = True,
-                 source: SampleSource | None = None) -> Iterator[Problem]:
+def verify_store(
+    path: str | Path, decode: bool = True, source: SampleSource | None = None
+) -> Iterator[Problem]:
     """Yield what is wrong with a store; nothing if it is sound.
 
     Settings, totals and records that contradict each other or their checksums; files that are
@@ -136,14 +147,19 @@ def verify_store(path: str | Path, decode: bool = True,
         keys.append(np.array(state.rows['key']))
         owners.append(np.full(len(state.rows), number, np.int32))
         if source is not None:
-            yield from _compare_with_source(path, number, state.rows, source,
-                                            left_out_keys(entries[number].get('notes')))
+            yield from _compare_with_source(
+                path, number, state.rows, source, left_out_keys(entries[number].get('notes'))
+            )
     yield from _doubled(path, keys, owners)
     if source is not None:
         count = -(-source.num_samples // source.samples_per_shard)
         for number in set(range(count)) - entries.keys():
-            yield Problem(str(path / f'{shard_name(number)}.tar'), _missing_shard(
-                source.keys(number)), 'missing', number)
+            yield Problem(
+                str(path / f'{shard_name(number)}.tar'),
+                _missing_shard(source.keys(number)),
+                'missing',
+                number,
+            )
 
 
 def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]:
@@ -161,8 +177,13 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
             if not manifest['shards']:
                 raise StoreError(f'{file} lists no shards')
             return dict(enumerate(manifest['shards'])), problems
-        problems.append(Problem(str(file), 'the store is not finished: the command that makes it '
-                                'goes on where it was', 'missing'))
+        problems.append(
+            Problem(
+                str(file),
+                'the store is not finished: the command that makes it goes on where it was',
+                'missing',
+            )
+        )
     except FileNotFoundError:
         problems.append(Problem(str(file), 'is missing', 'missing'))
     except (StoreError, OSError) as error:
@@ -175,8 +196,9 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
     return found, problems
 
 
-def examine_shard(path: Path, number: int, entry: dict[str, Any],
-                  decode: bool = True) -> ShardState:
+def examine_shard(
+    path: Path, number: int, entry: dict[str, Any], decode: bool = True
+) -> ShardState:
     """Compare one shard with what it should be.
 
     Args:
@@ -206,16 +228,21 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
     if tar_problem is not None and tar_problem[1] == 'missing':
         if state.rows is not None:
             state.bad = list(range(len(state.rows)))
-            tar_problem = (_missing_shard([key.decode('ascii', 'replace')
-                                           for key in state.rows['key']]), 'missing')
+            tar_problem = (
+                _missing_shard([key.decode('ascii', 'replace') for key in state.rows['key']]),
+                'missing',
+            )
         report(tar_path, *tar_problem)
         return state
     if tar_problem is not None:
         report(tar_path, *tar_problem)
     file, own = tar_path.with_suffix('.json'), shard_entry(path, number)
     if own is None:
-        report(file, 'is not what a writer makes' if file.exists() else 'is missing',
-               'changed' if file.exists() else 'missing')
+        report(
+            file,
+            'is not what a writer makes' if file.exists() else 'is missing',
+            'changed' if file.exists() else 'missing',
+        )
     elif differences := [name for name in ENTRY_FIELDS if own.get(name) != entry.get(name)]:
         report(file, f'says otherwise than {MANIFEST} of {", ".join(differences)}')
     try:
@@ -240,8 +267,10 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
             return state
         if not state.tar_sound:
             _compare_members(handle, state.rows, lambda *what: report(tar_path, *what))
-        said = {name: int(state.rows[column].sum()) for name, column in (
-            ('nouns', 'nouns'), ('image_bytes', 'image_size'))}
+        said = {
+            name: int(state.rows[column].sum())
+            for name, column in (('nouns', 'nouns'), ('image_bytes', 'image_size'))
+        }
         said |= {'samples': len(state.rows), 'mask_bytes': mask_bytes(state.rows)}
         if wrong := [name for name, value in said.items() if entry.get(name, value) != value]:
             report(file, f'what is recorded of its {", ".join(wrong)} is not what it holds')
@@ -252,20 +281,28 @@ def examine_shard(path: Path, number: int, entry: dict[str, Any],
     return state
 
 
-def _compare_with_settings(path: Path, manifest: dict[str, Any],
-                           source: SampleSource | None) -> Iterator[Problem]:
+def _compare_with_settings(
+    path: Path, manifest: dict[str, Any], source: SampleSource | None
+) -> Iterator[Problem]:
     """Compare a finished store with its settings, and the settings with the shards' own."""
     file, config = str(path / MANIFEST), manifest['config']
     due = config.get('num_samples')
     planned = sum(map(planned_samples, manifest['shards']))
     if type(due) is int and due != planned:
-        yield Problem(file, f'lists {planned} samples, and its settings say {due}',
-                      'missing' if due > planned else 'foreign')
+        yield Problem(
+            file,
+            f'lists {planned} samples, and its settings say {due}',
+            'missing' if due > planned else 'foreign',
+        )
     for number in range(len(manifest['shards'])):
         own = shard_entry(path, number)
         if own is not None and own['config_sha256'] != manifest['config_sha256']:
-            yield Problem(str(path / f'{shard_name(number)}.json'), 'was made with other settings '
-                          f'than {MANIFEST} says', 'changed', number)
+            yield Problem(
+                str(path / f'{shard_name(number)}.json'),
+                f'was made with other settings than {MANIFEST} says',
+                'changed',
+                number,
+            )
     if source is not None and config_digest(dict(source.config)) != manifest['config_sha256']:
         yield Problem(file, 'the settings are not those of the given pipeline and prompts')
 
@@ -287,9 +324,12 @@ def _read_samples(handle: int, state: ShardState, decode: bool, report: Any) -> 
 
 def _compare_members(handle: int, rows: np.ndarray, report: Any) -> None:
     """Report members of a damaged tar that its index doesn't list."""
-    due = {(row['key'].decode('ascii', 'replace'), int(row[f'{kind}_offset']))
-           for row in rows for kind in ('json', 'masks', 'image')
-           if kind != 'masks' or row['masks_size']}
+    due = {
+        (row['key'].decode('ascii', 'replace'), int(row[f'{kind}_offset']))
+        for row in rows
+        for kind in ('json', 'masks', 'image')
+        if kind != 'masks' or row['masks_size']
+    }
     keys = {key for key, _ in due}
     named = set()
     try:
@@ -305,8 +345,9 @@ def _compare_members(handle: int, rows: np.ndarray, report: Any) -> None:
         report(str(error), 'cut' if 'cut off' in str(error) else 'changed', None)
 
 
-def _compare_with_source(path: Path, number: int, rows: np.ndarray,
-                         source: SampleSource, left_out: set[str]) -> Iterator[Problem]:
+def _compare_with_source(
+    path: Path, number: int, rows: np.ndarray, source: SampleSource, left_out: set[str]
+) -> Iterator[Problem]:
     """Compare a shard's keys with those that are due."""
     file = str(path / f'{shard_name(number)}.tar')
     found = [key.decode('ascii', 'replace') for key in rows['key']]
@@ -329,9 +370,14 @@ def _doubled(path: Path, keys: list[np.ndarray], owners: list[np.ndarray]) -> It
     again = np.flatnonzero(names[1:] == names[:-1]) + 1
     for place in again:
         key = names[place].decode('ascii', 'replace')
-        yield Problem(str(path / f'{shard_name(int(places[place]))}.tar'),
-                      f'several samples have the key {key!r}; another stands in '
-                      f'{shard_name(int(places[place - 1]))}', 'doubled', int(places[place]), key)
+        yield Problem(
+            str(path / f'{shard_name(int(places[place]))}.tar'),
+            f'several samples have the key {key!r}; another stands in '
+            f'{shard_name(int(places[place - 1]))}',
+            'doubled',
+            int(places[place]),
+            key,
+        )
 
 
 def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[Problem]:
@@ -340,8 +386,9 @@ def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[P
         if entry.name == MANIFEST:
             continue
         if entry.name in (PROGRESS, f'{MANIFEST}.tmp') or match and match[3]:
-            yield Problem(entry.path, 'was being written, or was left by a worker that died',
-                          'foreign', None)
+            yield Problem(
+                entry.path, 'was being written, or was left by a worker that died', 'foreign', None
+            )
         elif not match:
             yield Problem(entry.path, "doesn't belong to the store", 'foreign')
         elif int(match[1]) not in entries:
@@ -349,9 +396,13 @@ def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[P
 
 
 def _shard_numbers(path: Path) -> list[int]:
-    return sorted({int(match[1]) for entry in os.scandir(path)
-                   if (match := _SHARD_FILE.fullmatch(entry.name)) and match[2] == '.json'
-                   and not match[3]})
+    return sorted(
+        {
+            int(match[1])
+            for entry in os.scandir(path)
+            if (match := _SHARD_FILE.fullmatch(entry.name)) and match[2] == '.json' and not match[3]
+        }
+    )
 
 
 def shard_entry(path: Path, number: int) -> dict[str, Any] | None:
@@ -366,8 +417,10 @@ def shard_entry(path: Path, number: int) -> dict[str, Any] | None:
 def has_files(path: Path, entry: dict[str, Any]) -> bool:
     """Whether a shard's tar and index are there and of the size that its JSON says."""
     try:
-        return all((path / f'{entry["name"]}{ending}').stat().st_size == entry[size]
-                   for ending, size in (('.tar', 'bytes'), ('.index.npy', 'index_bytes')))
+        return all(
+            (path / f'{entry["name"]}{ending}').stat().st_size == entry[size]
+            for ending, size in (('.tar', 'bytes'), ('.index.npy', 'index_bytes'))
+        )
     except OSError:
         return False
 

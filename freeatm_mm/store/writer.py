@@ -1,4 +1,5 @@
 """Writing a store, shard by shard, so that a killed run goes on where it was."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,9 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from freeatm_mm.files import parse_json
-
-from .errors import StoreError
-from .layout import (
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import (
     BLOCK,
     ENTRY_FIELDS,
     MANIFEST,
@@ -35,9 +35,16 @@ from .layout import (
     planned_samples,
     shard_name,
 )
-from .locking import locked_write
-from .sample import RawSample, Sample, check_info, empty_masks, encode_sample, to_file
-from .tar import MAX_JSON, MAX_SAMPLE
+from freeatm_mm.store.locking import locked_write
+from freeatm_mm.store.sample import (
+    RawSample,
+    Sample,
+    check_info,
+    empty_masks,
+    encode_sample,
+    to_file,
+)
+from freeatm_mm.store.tar import MAX_JSON, MAX_SAMPLE
 
 __all__ = ['StoreWriter', 'write_store']
 
@@ -63,8 +70,9 @@ class StoreWriter:
             something in its place.
     """
 
-    def __init__(self, path: str | Path, samples_per_shard: int,
-                 config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, samples_per_shard: int, config: dict[str, Any] | None = None
+    ) -> None:
         if samples_per_shard < 1:
             raise StoreError(f'samples_per_shard must be at least 1, got {samples_per_shard}')
         self.path = Path(path)
@@ -75,8 +83,9 @@ class StoreWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise StoreError(f"{self.path} can't be a store: it is a file, or lies in "
-                             'one') from None
+            raise StoreError(
+                f"{self.path} can't be a store: it is a file, or lies in one"
+            ) from None
         if not self._check_existing():
             self._write_manifest(complete=False, shards=[])
 
@@ -98,17 +107,21 @@ class StoreWriter:
             _LOG.warning('%s; the shard will be written again', error)
             return None
         if manifest['name'] != base.name:
-            _LOG.warning('%s.json is that of %s; the shard will be written again', base,
-                         manifest['name'])
+            _LOG.warning(
+                '%s.json is that of %s; the shard will be written again', base, manifest['name']
+            )
             return None
         if manifest['config_sha256'] != self._digest:
-            raise StoreError(f'{base.name} in {self.path} was made with another configuration '
-                             'than store.json states; remove it or use another folder')
+            raise StoreError(
+                f'{base.name} in {self.path} was made with another configuration '
+                'than store.json states; remove it or use another folder'
+            )
         for ending, size in (('.tar', manifest['bytes']), ('.index.npy', manifest['index_bytes'])):
             file = base.with_suffix(ending)
             if not file.is_file() or file.stat().st_size != size:
-                _LOG.warning('%s is missing or not of %d bytes; the shard will be written again',
-                             file, size)
+                _LOG.warning(
+                    '%s is missing or not of %d bytes; the shard will be written again', file, size
+                )
                 return None
         return manifest
 
@@ -116,8 +129,12 @@ class StoreWriter:
         """Whether a shard is whole and belongs to this store (see :meth:`shard_manifest`)."""
         return self.shard_manifest(shard_index) is not None
 
-    def write_shard(self, shard_index: int, samples: Iterable[Sample | RawSample],
-                    notes: dict[str, Any] | None = None) -> dict[str, Any]:
+    def write_shard(
+        self,
+        shard_index: int,
+        samples: Iterable[Sample | RawSample],
+        notes: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Write one shard, holding one sample at a time in memory.
 
         Args:
@@ -145,18 +162,21 @@ class StoreWriter:
                 shard = _ShardFile(file)
                 for sample in samples:
                     if len(shard.rows) == self.samples_per_shard:
-                        raise StoreError(f'{name} was given more than its '
-                                         f'{self.samples_per_shard} samples')
+                        raise StoreError(
+                            f'{name} was given more than its {self.samples_per_shard} samples'
+                        )
                     shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
                 # Notes may name, once all is drawn, the samples that are left out.
                 if not shard.rows and not left_out_keys(notes):
                     raise StoreError(f'{name} was given no samples')
                 shard.close()
-            return self._write_index(note, name, shard.index(), shard.position,
-                                     shard.hash.hexdigest(), notes)
+            return self._write_index(
+                note, name, shard.index(), shard.position, shard.hash.hexdigest(), notes
+            )
 
-    def adopt_shard(self, shard_index: int, rows: np.ndarray,
-                    notes: dict[str, Any] | None = None) -> dict[str, Any]:
+    def adopt_shard(
+        self, shard_index: int, rows: np.ndarray, notes: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write index and JSON for a tar that lies in the folder already.
 
         Args:
@@ -172,8 +192,15 @@ class StoreWriter:
         with locked_write(tar.with_suffix('.json')) as note:
             return self._write_index(note, name, rows, tar.stat().st_size, file_sha256(tar), notes)
 
-    def _write_index(self, note: BinaryIO, name: str, index: np.ndarray, size: int, digest: str,
-                     notes: dict[str, Any] | None) -> dict[str, Any]:
+    def _write_index(
+        self,
+        note: BinaryIO,
+        name: str,
+        index: np.ndarray,
+        size: int,
+        digest: str,
+        notes: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         """Write a shard's index, and its JSON into the open file ``note``; returns the JSON."""
         base = self.path / name
         buffer = io.BytesIO()
@@ -181,13 +208,20 @@ class StoreWriter:
         with locked_write(base.with_suffix('.index.npy')) as file:
             file.write(buffer.getvalue())
         manifest = {
-            'format': SHARD_FORMAT, 'version': VERSION, 'name': name,
-            'samples': len(index), 'nouns': int(index['nouns'].sum()),
-            'bytes': size, 'image_bytes': int(index['image_size'].sum()),
-            'mask_bytes': mask_bytes(index), 'sha256': digest,
+            'format': SHARD_FORMAT,
+            'version': VERSION,
+            'name': name,
+            'samples': len(index),
+            'nouns': int(index['nouns'].sum()),
+            'bytes': size,
+            'image_bytes': int(index['image_size'].sum()),
+            'mask_bytes': mask_bytes(index),
+            'sha256': digest,
             'index_bytes': buffer.tell(),
             'index_sha256': hashlib.sha256(buffer.getvalue()).hexdigest(),
-            'config_sha256': self._digest, 'notes': notes or {}}
+            'config_sha256': self._digest,
+            'notes': notes or {},
+        }
         note.write(dump_manifest(manifest))
         return manifest
 
@@ -216,13 +250,16 @@ class StoreWriter:
                 continue
             expected = min(self.samples_per_shard, num_samples - index * self.samples_per_shard)
             if planned_samples(manifest) != expected:
-                raise StoreError(f'{manifest["name"]} in {self.path} holds '
-                                 f'{planned_samples(manifest)} samples where {expected} are due')
-            shards.append({field: manifest[field] for field in ENTRY_FIELDS
-                           if field in manifest})
+                raise StoreError(
+                    f'{manifest["name"]} in {self.path} holds '
+                    f'{planned_samples(manifest)} samples where {expected} are due'
+                )
+            shards.append({field: manifest[field] for field in ENTRY_FIELDS if field in manifest})
         if (self.path / f'{shard_name(count)}.json').exists():
-            raise StoreError(f'{self.path} holds more shards than its {num_samples} samples need; '
-                             'use another folder')
+            raise StoreError(
+                f'{self.path} holds more shards than its {num_samples} samples need; '
+                'use another folder'
+            )
         if not missing:
             self._write_manifest(complete=True, shards=shards)
         return missing
@@ -235,14 +272,18 @@ class StoreWriter:
             return False
         found = manifest['config'] | {'samples_per_shard': manifest['samples_per_shard']}
         wanted = self.config | {'samples_per_shard': self.samples_per_shard}
-        differences = [f'{field} is {found.get(field)!r} there and {wanted.get(field)!r} here'
-                       for field in sorted(found.keys() | wanted.keys())
-                       if found.get(field) != wanted.get(field)]
+        differences = [
+            f'{field} is {found.get(field)!r} there and {wanted.get(field)!r} here'
+            for field in sorted(found.keys() | wanted.keys())
+            if found.get(field) != wanted.get(field)
+        ]
         if differences and not manifest.get('complete') and not any(self.path.glob('shard-*')):
             return False  # begun with settings that drew nothing
         if differences:
-            raise StoreError(f'{self.path} holds a store made otherwise: {"; ".join(differences)}. '
-                             'Use the same settings to go on, or another folder')
+            raise StoreError(
+                f'{self.path} holds a store made otherwise: {"; ".join(differences)}. '
+                'Use the same settings to go on, or another folder'
+            )
         return True
 
     def _is_recorded(self, shards: list[dict[str, Any]]) -> bool:
@@ -255,9 +296,16 @@ class StoreWriter:
 
     def _write_manifest(self, complete: bool, shards: list[dict[str, Any]]) -> None:
         totals = {field: sum(shard.get(field, 0) for shard in shards) for field in TOTALS}
-        manifest = {'format': STORE_FORMAT, 'version': VERSION, 'complete': complete,
-                    'samples_per_shard': self.samples_per_shard, **totals,
-                    'config': self.config, 'config_sha256': self._digest, 'shards': shards}
+        manifest = {
+            'format': STORE_FORMAT,
+            'version': VERSION,
+            'complete': complete,
+            'samples_per_shard': self.samples_per_shard,
+            **totals,
+            'config': self.config,
+            'config_sha256': self._digest,
+            'shards': shards,
+        }
         if complete and self._is_recorded(shards):
             return  # nothing to write: the disk may be read-only by now
         with locked_write(self.path / MANIFEST) as file:
@@ -287,19 +335,25 @@ class _ShardFile:
         except StoreError as error:
             raise StoreError(f'sample {raw.key!r}: {error}') from None
         if len(info) > MAX_JSON:
-            raise StoreError(f'sample {raw.key!r}: its JSON has {len(info)} bytes, more than the '
-                             f'{MAX_JSON} that a sample may take')
+            raise StoreError(
+                f'sample {raw.key!r}: its JSON has {len(info)} bytes, more than the '
+                f'{MAX_JSON} that a sample may take'
+            )
         masks = raw.masks_bytes if raw.info['nouns'] else empty_masks(raw.info)
         self._crc = 0
         start = self.position
         places: list[int] = []
-        for ending, content in (('json', info), ('masks.png', masks),
-                                (raw.image_format, raw.image_bytes)):
+        for ending, content in (
+            ('json', info),
+            ('masks.png', masks),
+            (raw.image_format, raw.image_bytes),
+        ):
             places += [self._member(f'{raw.key}.{ending}', content), len(content)]
         if self.position - start > MAX_SAMPLE:
             raise StoreError(f'sample {raw.key!r} has more than {MAX_SAMPLE} bytes')
-        self.rows.append((key, *places, raw.image_format.encode(), len(raw.info['nouns']),
-                          self._crc))
+        self.rows.append(
+            (key, *places, raw.image_format.encode(), len(raw.info['nouns']), self._crc)
+        )
 
     def close(self) -> None:
         """Write the two empty blocks that end a tar, and its padding."""
@@ -307,8 +361,7 @@ class _ShardFile:
         self._write(b'\0' * (end + -end % _TAR_RECORD - self.position))
 
     def index(self) -> np.ndarray:
-        return np.array(self.rows, index_dtype(max((len(row[0]) for row in self.rows),
-                                                  default=1)))
+        return np.array(self.rows, index_dtype(max((len(row[0]) for row in self.rows), default=1)))
 
     def _member(self, name: str, content: bytes) -> int:
         """Write one member and return where its content starts."""
@@ -327,8 +380,12 @@ class _ShardFile:
         self.position += len(data)
 
 
-def write_store(path: str | Path, samples: Iterable[Sample], samples_per_shard: int = 5000,
-                config: dict[str, Any] | None = None) -> int:
+def write_store(
+    path: str | Path,
+    samples: Iterable[Sample],
+    samples_per_shard: int = 5000,
+    config: dict[str, Any] | None = None,
+) -> int:
     """Write a whole store from samples in order, and return how many there were.
 
     Shards that are there already are not written again, but their samples are asked for; a loop

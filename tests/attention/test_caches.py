@@ -1,4 +1,5 @@
 """Step caches of diffusers: right, each layer over what was computed of it, or refused."""
+
 from __future__ import annotations
 
 import functools
@@ -19,21 +20,30 @@ from helpers.tiny_pipelines import tiny_stable_diffusion
 from freeatm_mm.attention import AttentionRecorder
 
 FLUX = dict(SQUARE, num_inference_steps=6)
-FIRST_BLOCK_ONLY = {'transformer_blocks.0.attn': 6, 'single_transformer_blocks.0.attn': 1,
-                    'single_transformer_blocks.1.attn': 1}
+FIRST_BLOCK_ONLY = {
+    'transformer_blocks.0.attn': 6,
+    'single_transformer_blocks.0.attn': 1,
+    'single_transformer_blocks.1.attn': 1,
+}
 flux_attention = functools.partial(sequence, text=512)
 
 
 def draw(pipe, **options):
-    return pipe(list(PROMPTS), generator=torch.Generator().manual_seed(1),
-                **{'output_type': 'pt', 'num_inference_steps': 6, **options}).images
+    return pipe(
+        list(PROMPTS),
+        generator=torch.Generator().manual_seed(1),
+        **{'output_type': 'pt', 'num_inference_steps': 6, **options},
+    ).images
 
 
 def broadcast(**options):
     """Pyramid attention broadcast over the whole run."""
     return PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(-1, 1001),
-        current_timestep_callback=lambda: 500, **options)
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: 500,
+        **options,
+    )
 
 
 def caches():
@@ -41,16 +51,24 @@ def caches():
     found = {'first block': FirstBlockCacheConfig(threshold=10.0), 'pyramid': broadcast()}
     if hasattr(diffusers, 'MagCacheConfig'):
         found['mag'] = diffusers.MagCacheConfig(
-            threshold=10.0, max_skip_steps=2, retention_ratio=0.2, num_inference_steps=6,
-            mag_ratios=torch.ones(6))
+            threshold=10.0,
+            max_skip_steps=2,
+            retention_ratio=0.2,
+            num_inference_steps=6,
+            mag_ratios=torch.ones(6),
+        )
     if hasattr(diffusers, 'TaylorSeerCacheConfig'):
         found['taylor'] = diffusers.TaylorSeerCacheConfig(
-            cache_interval=3, disable_cache_before_step=2)
+            cache_interval=3, disable_cache_before_step=2
+        )
         found['taylor, attention'] = diffusers.TaylorSeerCacheConfig(
-            cache_interval=3, disable_cache_before_step=2,
-            cache_identifiers=[r'transformer_blocks\.0\.attn'])
+            cache_interval=3,
+            disable_cache_before_step=2,
+            cache_identifiers=[r'transformer_blocks\.0\.attn'],
+        )
         found['taylor, lite'] = diffusers.TaylorSeerCacheConfig(
-            cache_interval=3, disable_cache_before_step=2, use_lite_mode=True)
+            cache_interval=3, disable_cache_before_step=2, use_lite_mode=True
+        )
     return found
 
 
@@ -70,16 +88,21 @@ def computed_attention(denoiser, keep, compute):
             if keep(name):
                 handles += [
                     module.register_forward_pre_hook(
-                        lambda module, args, name=name: events.append(('called', name))),
-                    module.to_q.register_forward_hook(projected(name))]
+                        lambda module, args, name=name: events.append(('called', name))
+                    ),
+                    module.to_q.register_forward_hook(projected(name)),
+                ]
         done = []
         yield done
     for handle in handles:
         handle.remove()
     calls = [place for place, event in enumerate(events) if event[0] == 'called']
     assert len(calls) == len(seen)
-    done += [item for place, item in zip(calls, seen)
-             if events[place + 1:place + 2] == [('projected', item[0])]]
+    done += [
+        item
+        for place, item in zip(calls, seen)
+        if events[place + 1 : place + 2] == [('projected', item[0])]
+    ]
 
 
 def mean_of_layers(seen, row, column, size):
@@ -87,11 +110,13 @@ def mean_of_layers(seen, row, column, size):
     by_layer = {}
     for name, probabilities in seen:
         plane = probabilities[row].astype(np.float64)[..., column].mean(0)
-        shrink = round((size[0] * size[1] / plane.size)**0.5)
+        shrink = round((size[0] * size[1] / plane.size) ** 0.5)
         by_layer.setdefault(name, []).append(
-            bilinear(plane.reshape(size[0] // shrink, size[1] // shrink), size))
+            bilinear(plane.reshape(size[0] // shrink, size[1] // shrink), size)
+        )
     return np.mean([np.mean(maps, axis=0) for maps in by_layer.values()], axis=0), {
-        name: len(maps) for name, maps in by_layer.items()}
+        name: len(maps) for name, maps in by_layer.items()
+    }
 
 
 def compare(pipe, denoiser, keep, compute, size, first_row, first_column, options):
@@ -129,8 +154,10 @@ def test_the_mean_under_a_cache_is_not_that_of_the_first_block():
     assert recorder.layer_steps == FIRST_BLOCK_ONLY
     double, single = (recorder.masks(blocks=block)[0] for block in ('double', 'single'))
     torch.testing.assert_close(recorder.masks()[0], (double + 2 * single) / 3, rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match='single_transformer_blocks.0.attn was computed in none of '
-                                         'the steps chosen'):
+    with pytest.raises(
+        ValueError,
+        match='single_transformer_blocks.0.attn was computed in none of the steps chosen',
+    ):
         recorder.masks(steps=[3])
 
 
@@ -145,8 +172,12 @@ def test_a_step_cache_under_guidance_of_two_passes():
 
 def test_step_cache_of_a_unet():
     pipe = tiny_stable_diffusion()
-    diffusers.hooks.apply_pyramid_attention_broadcast(pipe.unet, broadcast(
-        cross_attention_block_skip_range=3, cross_attention_timestep_skip_range=(-1, 1001)))
+    diffusers.hooks.apply_pyramid_attention_broadcast(
+        pipe.unet,
+        broadcast(
+            cross_attention_block_skip_range=3, cross_attention_timestep_skip_range=(-1, 1001)
+        ),
+    )
     recorder = compare(pipe, pipe.unet, attn2, cross, (16, 16), 2, 1, {})
     assert min(recorder.layer_steps.values()) < 6
     with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=16) as recorder:
@@ -154,13 +185,23 @@ def test_step_cache_of_a_unet():
     assert [mask.shape for mask in recorder.masks(propagate=1)] == [(2, 16, 16), (3, 16, 16)]
 
 
-@pytest.mark.parametrize('apply', [
-    lambda pipe: pipe.transformer.enable_cache(FasterCacheConfig(
-        spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(-1, 681),
-        current_timestep_callback=lambda: 500, is_guidance_distilled=True,
-        tensor_format='BCHW')),
-    lambda pipe: apply_layer_skip(pipe.transformer, LayerSkipConfig(
-        [0], fqn='transformer_blocks'))])
+@pytest.mark.parametrize(
+    'apply',
+    [
+        lambda pipe: pipe.transformer.enable_cache(
+            FasterCacheConfig(
+                spatial_attention_block_skip_range=2,
+                spatial_attention_timestep_skip_range=(-1, 681),
+                current_timestep_callback=lambda: 500,
+                is_guidance_distilled=True,
+                tensor_format='BCHW',
+            )
+        ),
+        lambda pipe: apply_layer_skip(
+            pipe.transformer, LayerSkipConfig([0], fqn='transformer_blocks')
+        ),
+    ],
+)
 def test_hooks_that_change_the_attention_are_refused(apply):
     pipe = tiny.tiny_flux()
     apply(pipe)
@@ -173,8 +214,11 @@ def test_hooks_that_only_move_weights_are_not():
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
         draw(pipe, **SQUARE)
     pipe.transformer.enable_group_offload(
-        onload_device=torch.device('cpu'), offload_device=torch.device('cpu'),
-        offload_type='block_level', num_blocks_per_group=1)
+        onload_device=torch.device('cpu'),
+        offload_device=torch.device('cpu'),
+        offload_type='block_level',
+        num_blocks_per_group=1,
+    )
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as offloaded:
         draw(pipe, **SQUARE)
     assert torch.equal(recorder.masks()[0], offloaded.masks()[0])
@@ -202,15 +246,27 @@ def test_layers_that_something_else_leaves_out():
     torch.testing.assert_close(recorder.masks()[0], torch.stack(parts).mean(0))
     torch.testing.assert_close(
         recorder.masks(weights='resolution')[0],
-        torch.stack([torch.stack([part for part, name in zip(parts, recorder.layers)
-                                  if fine == name.startswith(('down_blocks.0', 'up_blocks.1'))]
-                                 ).mean(0) for fine in (True, False)]).mean(0))
+        torch.stack(
+            [
+                torch.stack(
+                    [
+                        part
+                        for part, name in zip(parts, recorder.layers)
+                        if fine == name.startswith(('down_blocks.0', 'up_blocks.1'))
+                    ]
+                ).mean(0)
+                for fine in (True, False)
+            ]
+        ).mean(0),
+    )
 
 
 def test_perturbed_attention_guidance_is_refused():
     from diffusers import StableDiffusionPAGPipeline
-    pipe = StableDiffusionPAGPipeline(**tiny_stable_diffusion().components,
-                                      requires_safety_checker=False)
+
+    pipe = StableDiffusionPAGPipeline(
+        **tiny_stable_diffusion().components, requires_safety_checker=False
+    )
     with pytest.raises(ValueError, match='StableDiffusionPAGPipeline draws each prompt once more'):
         AttentionRecorder(pipe, PROMPTS, NOUNS)
 
@@ -228,10 +284,14 @@ def test_attention_image_by_image_or_head_by_head_is_refused():
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, *others, **options):
             text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
             both = torch.cat([encoder_hidden_states, hidden_states], 1) if text else hidden_states
-            query, key, value = (projection(both).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-                                 for projection in (attn.to_q, attn.to_k, attn.to_v))
-            parts = [attend(*(x.narrow(self.axis, place, 1) for x in (query, key, value)))
-                     for place in range(query.shape[self.axis])]
+            query, key, value = (
+                projection(both).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                for projection in (attn.to_q, attn.to_k, attn.to_v)
+            )
+            parts = [
+                attend(*(x.narrow(self.axis, place, 1) for x in (query, key, value)))
+                for place in range(query.shape[self.axis])
+            ]
             out = torch.cat(parts, self.axis).transpose(1, 2).flatten(2)
             return (out[:, text:], out[:, :text]) if text else out
 

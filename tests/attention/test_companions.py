@@ -1,4 +1,5 @@
 """The recorder beside LoRA, tiling, slicing, other processors, fusing and compiling."""
+
 from __future__ import annotations
 
 import functools
@@ -29,9 +30,15 @@ STEPS = dict(num_inference_steps=2, output_type='pt')
 
 def check_unet(pipe, reference=None, first_token=1, **options):
     """Masks of a pipeline with a UNet against explicit attention; images as without a recorder."""
-    return check(pipe, lambda: explicit_attention(reference or pipe),
-                 lambda word: ((first_token + word, ), ), (16, 16), first_row=2,
-                 draw=STEPS, **options)
+    return check(
+        pipe,
+        lambda: explicit_attention(reference or pipe),
+        lambda word: ((first_token + word,),),
+        (16, 16),
+        first_row=2,
+        draw=STEPS,
+        **options,
+    )
 
 
 def recorded(pipe, **options):
@@ -42,8 +49,9 @@ def recorded(pipe, **options):
 
 def with_lora(model, targets):
     peft = pytest.importorskip('peft')
-    model.add_adapter(peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=targets, init_lora_weights='gaussian'))
+    model.add_adapter(
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights='gaussian')
+    )
     with torch.no_grad():  # a new adapter changes nothing
         generator = torch.Generator().manual_seed(4)
         for name, weight in model.named_parameters():
@@ -97,12 +105,14 @@ def stand_in_for_xformers(monkeypatch):
     def memory_efficient_attention(query, key, value, attn_bias=None, op=None, scale=None, p=0.0):
         assert query.ndim == 3
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attn_bias, scale=scale)
+            query, key, value, attn_mask=attn_bias, scale=scale
+        )
 
     operators = types.SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
     with monkeypatch.context() as patch:
-        patch.setattr(attention_processor, 'xformers', types.SimpleNamespace(ops=operators),
-                      raising=False)
+        patch.setattr(
+            attention_processor, 'xformers', types.SimpleNamespace(ops=operators), raising=False
+        )
         yield attention_processor
 
 
@@ -113,8 +123,10 @@ def test_xformers_processors(make, monkeypatch):
     with stand_in_for_xformers(monkeypatch) as processors:
         added = make is tiny_if
         pipe.unet.set_attn_processor(
-            processors.XFormersAttnAddedKVProcessor() if added
-            else processors.XFormersAttnProcessor())
+            processors.XFormersAttnAddedKVProcessor()
+            if added
+            else processors.XFormersAttnProcessor()
+        )
         plain = images_of(pipe, **STEPS)
         with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
             assert torch.equal(plain, images_of(pipe, **STEPS))
@@ -124,6 +136,7 @@ def test_xformers_processors(make, monkeypatch):
 
 def test_plain_processors():
     from diffusers.models.attention_processor import AttnProcessor
+
     pipe = tiny_stable_diffusion()
     usual = recorded(pipe)
     pipe.unet.set_attn_processor(AttnProcessor())
@@ -146,15 +159,19 @@ def test_a_sequence_that_attends_in_another_way_is_refused():
 
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, *others):
             text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
-            both = hidden_states if text == 0 else torch.cat(
-                [encoder_hidden_states, hidden_states], 1)
+            both = (
+                hidden_states if text == 0 else torch.cat([encoder_hidden_states, hidden_states], 1)
+            )
             attention = (attn.to_q(both) @ attn.to_k(both).mT).softmax(-1) @ attn.to_v(both)
             return attention if text == 0 else (attention[:, text:], attention[:, :text])
 
     pipe = tiny.tiny_flux()
     pipe.transformer.set_attn_processor(Explicit())
-    with pytest.raises(RuntimeError, match='transformer_blocks.0.attn ran without scaled_dot_'
-                                           "product_attention over its sequence of 576.*'native'"):
+    with pytest.raises(
+        RuntimeError,
+        match='transformer_blocks.0.attn ran without scaled_dot_'
+        "product_attention over its sequence of 576.*'native'",
+    ):
         recorded(pipe, **SQUARE)
     assert hook_count(pipe) == 0
     assert torch._C._len_torch_function_stack() == 0
@@ -193,13 +210,17 @@ def test_memory_of_a_sequence_is_bounded():
     seen = []
 
     def look(module, args, output):
-        taps = [hook.__self__ for hook in module._forward_hooks.values()
-                if hasattr(hook, '__self__')]
+        taps = [
+            hook.__self__ for hook in module._forward_hooks.values() if hasattr(hook, '__self__')
+        ]
         seen.extend(tap.call for tap in taps)
 
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        handles = [module.register_forward_hook(look)
-                   for name, module in pipe.transformer.named_modules() if block_attention(name)]
+        handles = [
+            module.register_forward_hook(look)
+            for name, module in pipe.transformer.named_modules()
+            if block_attention(name)
+        ]
         images_of(pipe, **SQUARE)
     for handle in handles:
         handle.remove()
@@ -216,13 +237,19 @@ def test_self_attention_of_a_sequence_is_refused_in_one_sentence():
 
 def test_bfloat16_of_a_sequence_is_computed_in_float32():
     pipe = tiny.tiny_stable_diffusion_3().to(torch.bfloat16)
-    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, attention_of(
-            pipe.transformer, block_attention, functools.partial(_from_bfloat16, text=333)) as seen:
+    with (
+        AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder,
+        attention_of(
+            pipe.transformer, block_attention, functools.partial(_from_bfloat16, text=333)
+        ) as seen,
+    ):
         images_of(pipe, **SQUARE)
     for image, mask in enumerate(recorder.masks()):
-        word = len(PROMPTS[image][:NOUNS[image][0][0]].split())
-        expected = np.mean([mean_map(seen, 2 + image, [column], (8, 8))
-                            for column in (1 + word, 77 + word)], axis=0)
+        word = len(PROMPTS[image][: NOUNS[image][0][0]].split())
+        expected = np.mean(
+            [mean_map(seen, 2 + image, [column], (8, 8)) for column in (1 + word, 77 + word)],
+            axis=0,
+        )
         # Queries and keys differ by bfloat16's rounding from those of float64; a softmax in
         # bfloat16 would be off by more.
         np.testing.assert_allclose(mask[0], expected, rtol=0.05)
@@ -230,5 +257,10 @@ def test_bfloat16_of_a_sequence_is_computed_in_float32():
 
 def _from_bfloat16(module, hidden_states, encoder_hidden_states=None, *, text, **others):
     import copy
-    return sequence(copy.deepcopy(module).float(), hidden_states.float(),
-                    encoder_hidden_states.float(), text=text)
+
+    return sequence(
+        copy.deepcopy(module).float(),
+        hidden_states.float(),
+        encoder_hidden_states.float(),
+        text=text,
+    )

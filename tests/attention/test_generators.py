@@ -3,6 +3,7 @@
 Each is a tiny random model of the real pipeline class. The words of the prompts are single tokens
 of every tokenizer, so a noun's column is counted by hand: ``word_place`` plus what stands before.
 """
+
 from __future__ import annotations
 
 import functools
@@ -33,7 +34,7 @@ NOUNS = [spans(PROMPTS[0], 'dog', 'sand'), spans(PROMPTS[1], 'cat', 'bird', 'tre
 
 def word_place(prompt, span):
     """Which word of the prompt a span is, all of them single tokens."""
-    return len(prompt[:span[0]].split())
+    return len(prompt[: span[0]].split())
 
 
 def block_attention(name):
@@ -48,19 +49,39 @@ def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
     """Draws prompts, always the same images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for what a pipeline draws without its generator
-        out = pipe(prompt=list(prompts), generator=torch.Generator().manual_seed(seed),
-                   **({'num_images_per_prompt': images} if images > 1 else {}), **options)
+        out = pipe(
+            prompt=list(prompts),
+            generator=torch.Generator().manual_seed(seed),
+            **({'num_images_per_prompt': images} if images > 1 else {}),
+            **options,
+        )
     return torch.as_tensor(np.asarray(out.images) if isinstance(out.images, list) else out.images)
 
 
 def hook_count(pipe):
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks)
-               for component in pipe.components.values() if isinstance(component, torch.nn.Module)
-               for part in component.modules())
+    return sum(
+        len(part._forward_hooks) + len(part._forward_pre_hooks)
+        for component in pipe.components.values()
+        if isinstance(component, torch.nn.Module)
+        for part in component.modules()
+    )
 
 
-def check(pipe, reference, columns, size, *, images=1, first_row=0, probability='joint',
-          text_keys=None, draw=None, recorder_options=None, expected_steps=None, calls=slice(None)):
+def check(
+    pipe,
+    reference,
+    columns,
+    size,
+    *,
+    images=1,
+    first_row=0,
+    probability='joint',
+    text_keys=None,
+    draw=None,
+    recorder_options=None,
+    expected_steps=None,
+    calls=slice(None),
+):
     """Checks masks and images of a run with the recorder against runs without it.
 
     Args:
@@ -75,8 +96,14 @@ def check(pipe, reference, columns, size, *, images=1, first_row=0, probability=
     draw = functools.partial(images_of, pipe, images, **(draw or {}))
     plain = draw()
     hooks = hook_count(pipe)  # transformers may leave some of its own
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, num_images_per_prompt=images,
-                           probability=probability, **(recorder_options or {})) as recorder:
+    with AttentionRecorder(
+        pipe,
+        PROMPTS,
+        NOUNS,
+        num_images_per_prompt=images,
+        probability=probability,
+        **(recorder_options or {}),
+    ) as recorder:
         drawn = draw()
     assert torch.equal(plain, drawn)
     assert hook_count(pipe) == hooks
@@ -86,7 +113,7 @@ def check(pipe, reference, columns, size, *, images=1, first_row=0, probability=
         draw()
     layers = len(recorder.layers)
     assert len(seen) % layers == 0
-    by_call = [seen[start:start + layers] for start in range(0, len(seen), layers)]
+    by_call = [seen[start : start + layers] for start in range(0, len(seen), layers)]
     seen = [item for call in by_call[calls] for item in call]
     masks = recorder.masks()
     assert len(masks) == len(PROMPTS) * images
@@ -94,9 +121,13 @@ def check(pipe, reference, columns, size, *, images=1, first_row=0, probability=
         prompt, nouns = PROMPTS[image // images], NOUNS[image // images]
         assert mask.shape == (len(nouns), *size) and mask.dtype == torch.float32
         for noun, span in enumerate(nouns):
-            expected = np.mean([
-                mean_map(seen, first_row + image, tokens, size, text_keys)
-                for tokens in columns(word_place(prompt, span))], axis=0)
+            expected = np.mean(
+                [
+                    mean_map(seen, first_row + image, tokens, size, text_keys)
+                    for tokens in columns(word_place(prompt, span))
+                ],
+                axis=0,
+            )
             np.testing.assert_allclose(mask[noun].numpy(), expected, rtol=0, atol=1e-6)
             # A flat map would fit any noun. (Sana and Kandinsky 3 of diffusers 0.35 give the second
             # image of a prompt the next prompt's mask, which may hide the noun.)
@@ -106,18 +137,32 @@ def check(pipe, reference, columns, size, *, images=1, first_row=0, probability=
 
 # Cross-attention transformers ------------------------------------------------------------------
 
-PIXART = dict(num_inference_steps=2, height=64, width=96, use_resolution_binning=False,
-              output_type='pt', clean_caption=False)
+PIXART = dict(
+    num_inference_steps=2,
+    height=64,
+    width=96,
+    use_resolution_binning=False,
+    output_type='pt',
+    clean_caption=False,
+)
 
 
-@pytest.mark.parametrize(('sigma', 'guidance', 'images'), [
-    (False, 4.5, 2), (True, 4.5, 1), (False, 1.0, 1)])
+@pytest.mark.parametrize(
+    ('sigma', 'guidance', 'images'), [(False, 4.5, 2), (True, 4.5, 1), (False, 1.0, 1)]
+)
 def test_pixart(sigma, guidance, images):
     pipe = tiny.tiny_pixart(sigma)
     batch = len(PROMPTS) * images
-    check(pipe, lambda: attention_of(pipe.transformer, attn2, cross), lambda word: ((word, ), ),
-          (8, 12), images=images, first_row=batch if guidance > 1 else 0,
-          draw=dict(PIXART, guidance_scale=guidance), recorder_options=dict(clean_caption=False))
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, attn2, cross),
+        lambda word: ((word,),),
+        (8, 12),
+        images=images,
+        first_row=batch if guidance > 1 else 0,
+        draw=dict(PIXART, guidance_scale=guidance),
+        recorder_options=dict(clean_caption=False),
+    )
 
 
 def test_pixart_masks_padding():
@@ -134,8 +179,14 @@ def test_pixart_counts_tokens_to_the_length_of_the_call():
     options = dict(PIXART, max_sequence_length=6)
     with pytest.raises(NounTruncatedError, match='prompt 0.*sand.*cut off'):
         AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=dict(max_sequence_length=6))
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, truncated='skip', clean_caption=False,
-                           call_options=dict(max_sequence_length=6)) as recorder:
+    with AttentionRecorder(
+        pipe,
+        PROMPTS,
+        NOUNS,
+        truncated='skip',
+        clean_caption=False,
+        call_options=dict(max_sequence_length=6),
+    ) as recorder:
         images_of(pipe, **options)
     assert recorder.truncated == [(0, 1), (1, 1), (1, 2)]
     with pytest.raises(ValueError, match='hold only 6 text keys.*max_sequence_length'):
@@ -145,29 +196,38 @@ def test_pixart_counts_tokens_to_the_length_of_the_call():
         AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=dict(max_length=6))
 
 
-SANA = dict(num_inference_steps=2, height=32, width=64, use_resolution_binning=False,
-            output_type='pt')
+SANA = dict(
+    num_inference_steps=2, height=32, width=64, use_resolution_binning=False, output_type='pt'
+)
 
 
 def sana_columns(pipe, instruction):
     """``word place -> column``, by choosing tokens of the first prompt as the paper says."""
     text = '\n'.join(instruction or ()) + PROMPTS[0]
-    extra = len(pipe.tokenizer(text[:-len(PROMPTS[0])]).input_ids) - 2 if instruction else 0
+    extra = len(pipe.tokenizer(text[: -len(PROMPTS[0])]).input_ids) - 2 if instruction else 0
     ids = pipe.tokenizer(text, padding='max_length', max_length=300 + extra).input_ids
     kept = [ids[0], *ids[-299:]]
     red, dog = (pipe.tokenizer(word).input_ids[-1] for word in ('red', 'dog'))
-    first = next(place for place in range(300) if kept[place:place + 2] == [red, dog]) - 1
-    return lambda word: ((first + word, ), )
+    first = next(place for place in range(300) if kept[place : place + 2] == [red, dog]) - 1
+    return lambda word: ((first + word,),)
 
 
-@pytest.mark.parametrize(('guidance', 'images', 'qk_norm'), [
-    (4.5, 1, None), (1.0, 2, None), (4.5, 1, 'rms_norm_across_heads')])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'qk_norm'),
+    [(4.5, 1, None), (1.0, 2, None), (4.5, 1, 'rms_norm_across_heads')],
+)
 def test_sana(guidance, images, qk_norm):
     pipe = tiny.tiny_sana(qk_norm)
     instruction = inspect.signature(pipe.__call__).parameters['complex_human_instruction'].default
-    check(pipe, lambda: attention_of(pipe.transformer, attn2, cross),
-          sana_columns(pipe, instruction), (16, 32), images=images,
-          first_row=2 * images if guidance > 1 else 0, draw=dict(SANA, guidance_scale=guidance))
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, attn2, cross),
+        sana_columns(pipe, instruction),
+        (16, 32),
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        draw=dict(SANA, guidance_scale=guidance),
+    )
 
 
 def test_sana_with_a_tokenizer_made_to_pad_on_the_left():
@@ -176,17 +236,28 @@ def test_sana_with_a_tokenizer_made_to_pad_on_the_left():
     instruction = inspect.signature(pipe.__call__).parameters['complex_human_instruction'].default
     columns = sana_columns(pipe, instruction)
     pipe.tokenizer.padding_side = 'left'
-    check(pipe, lambda: attention_of(pipe.transformer, attn2, cross), columns, (16, 32),
-          first_row=2, draw=SANA)
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, attn2, cross),
+        columns,
+        (16, 32),
+        first_row=2,
+        draw=SANA,
+    )
 
 
 @pytest.mark.parametrize('instruction', [None, ['a photo of'], ['be kind to a cat:', 'sand: ']])
 def test_sana_with_another_instruction(instruction):
     pipe = tiny.tiny_sana()
-    check(pipe, lambda: attention_of(pipe.transformer, attn2, cross),
-          sana_columns(pipe, instruction), (16, 32), first_row=2,
-          draw=dict(SANA, complex_human_instruction=instruction),
-          recorder_options=dict(call_options=dict(complex_human_instruction=instruction)))
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, attn2, cross),
+        sana_columns(pipe, instruction),
+        (16, 32),
+        first_row=2,
+        draw=dict(SANA, complex_human_instruction=instruction),
+        recorder_options=dict(call_options=dict(complex_human_instruction=instruction)),
+    )
 
 
 KANDINSKY_3 = dict(num_inference_steps=2, height=64, width=128, output_type='pt')
@@ -200,55 +271,95 @@ def test_kandinsky_3(guidance, images):
         return re.search(r'blocks\.\d\.attentions\.[1-9]\.attention$', name) is not None
 
     recorder = check(
-        pipe, lambda: attention_of(pipe.unet, to_text, cross), lambda word: ((word, ), ), (8, 16),
-        images=images, first_row=2 * images if guidance > 1 else 0,
-        draw=dict(KANDINSKY_3, guidance_scale=guidance))
+        pipe,
+        lambda: attention_of(pipe.unet, to_text, cross),
+        lambda word: ((word,),),
+        (8, 16),
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        draw=dict(KANDINSKY_3, guidance_scale=guidance),
+    )
     assert {part.group for part in recorder._sums} == {'down', 'up'}
 
 
 # One softmax over text keys and pixel keys -----------------------------------------------------
 
+
 def kandinsky_options():
     generator = torch.Generator().manual_seed(2)
     embeddings = torch.randn(4, 32, generator=generator)
-    return dict(image_embeds=embeddings[:2], negative_image_embeds=embeddings[2:], height=64,
-                width=64, num_inference_steps=2, output_type='pt')
+    return dict(
+        image_embeds=embeddings[:2],
+        negative_image_embeds=embeddings[2:],
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        output_type='pt',
+    )
 
 
-@pytest.mark.parametrize(('guidance', 'images', 'probability'), [
-    (4.0, 2, 'joint'), (4.0, 1, 'text')])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(4.0, 2, 'joint'), (4.0, 1, 'text')]
+)
 def test_kandinsky_2_1(guidance, images, probability):
     pipe = tiny.tiny_kandinsky()
     # 10 tokens of the image embedding, the start token, then the words.
-    check(pipe, lambda: explicit_attention(pipe), lambda word: ((11 + word, ), ), (16, 16),
-          images=images, first_row=2 * images, probability=probability,
-          text_keys=87 if probability == 'text' else None,
-          draw=dict(kandinsky_options(), guidance_scale=guidance))
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((11 + word,),),
+        (16, 16),
+        images=images,
+        first_row=2 * images,
+        probability=probability,
+        text_keys=87 if probability == 'text' else None,
+        draw=dict(kandinsky_options(), guidance_scale=guidance),
+    )
 
 
-@pytest.mark.parametrize(('guidance', 'images', 'probability'), [
-    (8.0, 1, 'joint'), (1.0, 2, 'joint'), (8.0, 1, 'text')])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(8.0, 1, 'joint'), (1.0, 2, 'joint'), (8.0, 1, 'text')]
+)
 def test_unclip(guidance, images, probability):
     pipe = tiny.tiny_unclip()
     # 4 tokens of the image embedding, the start token, then the words.
-    check(pipe, lambda: explicit_attention(SimpleNamespace(unet=pipe.decoder)),
-          lambda word: ((5 + word, ), ), (16, 16), images=images,
-          first_row=2 * images if guidance > 1 else 0, probability=probability,
-          text_keys=81 if probability == 'text' else None, expected_steps=2,
-          draw=dict(decoder_guidance_scale=guidance, prior_guidance_scale=guidance,
-                    prior_num_inference_steps=2, decoder_num_inference_steps=2,
-                    super_res_num_inference_steps=2, output_type='pt'))
+    check(
+        pipe,
+        lambda: explicit_attention(SimpleNamespace(unet=pipe.decoder)),
+        lambda word: ((5 + word,),),
+        (16, 16),
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        probability=probability,
+        text_keys=81 if probability == 'text' else None,
+        expected_steps=2,
+        draw=dict(
+            decoder_guidance_scale=guidance,
+            prior_guidance_scale=guidance,
+            prior_num_inference_steps=2,
+            decoder_num_inference_steps=2,
+            super_res_num_inference_steps=2,
+            output_type='pt',
+        ),
+    )
 
 
 def test_deepfloyd_stage_two():
     pipe = tiny.tiny_if_super_resolution()
     low = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    check(pipe, lambda: explicit_attention(pipe), lambda word: ((word, ), ), (16, 16), first_row=2,
-          draw=dict(image=low, num_inference_steps=2, output_type='pt', clean_caption=False),
-          recorder_options=dict(clean_caption=False))
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((word,),),
+        (16, 16),
+        first_row=2,
+        draw=dict(image=low, num_inference_steps=2, output_type='pt', clean_caption=False),
+        recorder_options=dict(clean_caption=False),
+    )
 
 
 # Stable Diffusion's relatives ------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('name', ['stage three', 'latent consistency', 'controlnet'])
 def test_relatives_of_stable_diffusion(name):
@@ -256,9 +367,16 @@ def test_relatives_of_stable_diffusion(name):
     pipe, options, first_row = {
         'stage three': lambda: (tiny.tiny_upscaler(), dict(image=low[..., :16, :16] * 2 - 1), 2),
         'latent consistency': lambda: (tiny.tiny_latent_consistency(), {}, 0),
-        'controlnet': lambda: (tiny.tiny_controlnet(), dict(image=low), 2)}[name]()
-    check(pipe, lambda: explicit_attention(pipe), lambda word: ((1 + word, ), ), (16, 16),
-          first_row=first_row, draw=dict(options, num_inference_steps=2, output_type='pt'))
+        'controlnet': lambda: (tiny.tiny_controlnet(), dict(image=low), 2),
+    }[name]()
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((1 + word,),),
+        (16, 16),
+        first_row=first_row,
+        draw=dict(options, num_inference_steps=2, output_type='pt'),
+    )
 
 
 # One sequence of text and image ----------------------------------------------------------------
@@ -266,32 +384,48 @@ def test_relatives_of_stable_diffusion(name):
 SQUARE = dict(num_inference_steps=2, height=64, width=64, output_type='pt')
 
 
-@pytest.mark.parametrize(('guidance', 'images', 'probability'), [
-    (7.0, 1, 'joint'), (1.0, 2, 'joint'), (7.0, 1, 'text')])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(7.0, 1, 'joint'), (1.0, 2, 'joint'), (7.0, 1, 'text')]
+)
 def test_stable_diffusion_3(guidance, images, probability):
     pipe = tiny.tiny_stable_diffusion_3()
     text = 77 + 256
     recorder = check(
         pipe,
-        lambda: attention_of(pipe.transformer, block_attention,
-                             functools.partial(sequence, text=text)),
-        lambda word: ((1 + word, ), (77 + word, )), (8, 12), images=images,
-        first_row=2 * images if guidance > 1 else 0, probability=probability,
+        lambda: attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=text)
+        ),
+        lambda word: ((1 + word,), (77 + word,)),
+        (8, 12),
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        probability=probability,
         text_keys=text if probability == 'text' else None,
-        draw=dict(SQUARE, width=96, guidance_scale=guidance))
+        draw=dict(SQUARE, width=96, guidance_scale=guidance),
+    )
     assert {part.group for part in recorder._sums} == {'transformer'}
 
 
-@pytest.mark.parametrize(('text_encoders', 'columns'), [
-    (['text_encoder'], lambda word: ((1 + word, ), )),
-    (['text_encoder_3'], lambda word: ((77 + word, ), ))])
+@pytest.mark.parametrize(
+    ('text_encoders', 'columns'),
+    [
+        (['text_encoder'], lambda word: ((1 + word,),)),
+        (['text_encoder_3'], lambda word: ((77 + word,),)),
+    ],
+)
 def test_stable_diffusion_3_text_encoders_can_be_chosen(text_encoders, columns):
     pipe = tiny.tiny_stable_diffusion_3(qk_norm=None)
-    check(pipe,
-          lambda: attention_of(pipe.transformer, block_attention,
-                               functools.partial(sequence, text=77 + 256)),
-          columns, (8, 8), first_row=2, draw=SQUARE,
-          recorder_options=dict(text_encoders=text_encoders))
+    check(
+        pipe,
+        lambda: attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=77 + 256)
+        ),
+        columns,
+        (8, 8),
+        first_row=2,
+        draw=SQUARE,
+        recorder_options=dict(text_encoders=text_encoders),
+    )
     with pytest.raises(ValueError, match="text_encoders must be of .*got \\['t5'\\]"):
         AttentionRecorder(pipe, PROMPTS, NOUNS, text_encoders=['t5'])
 
@@ -300,10 +434,16 @@ def test_stable_diffusion_3_without_t5():
     pipe = tiny.tiny_stable_diffusion_3(t5=False)
     # Zeros stand in for T5's tokens: 77 up to diffusers 0.35, as many as T5's in newer ones.
     text = 77 + pipe._get_t5_prompt_embeds('').shape[1]
-    check(pipe,
-          lambda: attention_of(pipe.transformer, block_attention,
-                               functools.partial(sequence, text=text)),
-          lambda word: ((1 + word, ), ), (8, 8), first_row=2, draw=SQUARE)
+    check(
+        pipe,
+        lambda: attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=text)
+        ),
+        lambda word: ((1 + word,),),
+        (8, 8),
+        first_row=2,
+        draw=SQUARE,
+    )
 
 
 def test_stable_diffusion_3_without_t5_but_with_its_tokenizer():
@@ -313,8 +453,9 @@ def test_stable_diffusion_3_without_t5_but_with_its_tokenizer():
     nouns = [[(2, 5), (13, 17)]]
     masks = []
     for encoders in (None, ('text_encoder', 'text_encoder_2')):
-        with AttentionRecorder(pipe, ['a dog on the sand'], nouns,
-                               text_encoders=encoders) as recorder:
+        with AttentionRecorder(
+            pipe, ['a dog on the sand'], nouns, text_encoders=encoders
+        ) as recorder:
             pipe(['a dog on the sand'], generator=torch.Generator().manual_seed(0), **SQUARE)
         masks.append(recorder.masks()[0])
     assert torch.equal(*masks)
@@ -324,51 +465,77 @@ def test_stable_diffusion_3_noun_that_clip_alone_cuts_off():
     pipe = tiny.tiny_stable_diffusion_3()
     prompt = ' '.join(['a'] * 80) + ' dog'
     span = (len(prompt) - 3, len(prompt))
-    with AttentionRecorder(pipe, [prompt], [[span]]) as recorder, attention_of(
-            pipe.transformer, block_attention, functools.partial(sequence, text=333)) as seen:
+    with (
+        AttentionRecorder(pipe, [prompt], [[span]]) as recorder,
+        attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=333)
+        ) as seen,
+    ):
         pipe([prompt], **SQUARE)
     assert recorder.truncated == []
-    np.testing.assert_allclose(recorder.masks()[0][0], mean_map(seen, 1, [77 + 80], (8, 8)),
-                               rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        recorder.masks()[0][0], mean_map(seen, 1, [77 + 80], (8, 8)), rtol=0, atol=1e-6
+    )
     with pytest.raises(NounTruncatedError, match="prompt 0.*'dog'.*cut off"):
         AttentionRecorder(pipe, [prompt], [[span]], text_encoders=['text_encoder'])
 
 
 def test_stable_diffusion_3_leaves_out_skip_layer_guidance():
     pipe = tiny.tiny_stable_diffusion_3()
-    options = dict(SQUARE, num_inference_steps=4, skip_guidance_layers=[0],
-                   skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)
+    options = dict(
+        SQUARE,
+        num_inference_steps=4,
+        skip_guidance_layers=[0],
+        skip_layer_guidance_start=0.0,
+        skip_layer_guidance_stop=1.0,
+    )
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
         images_of(pipe, **options)
     assert recorder.num_steps == 4
     assert sum(total.count for total in recorder._sums.values()) == 4 * len(recorder.layers)
 
 
-@pytest.mark.parametrize(('pipeline', 'guided', 'images', 'probability'), [
-    ('FluxPipeline', False, 2, 'joint'), ('FluxPipeline', True, 1, 'joint'),
-    ('FluxPipeline', False, 1, 'text'), ('FluxImg2ImgPipeline', True, 1, 'joint')])
+@pytest.mark.parametrize(
+    ('pipeline', 'guided', 'images', 'probability'),
+    [
+        ('FluxPipeline', False, 2, 'joint'),
+        ('FluxPipeline', True, 1, 'joint'),
+        ('FluxPipeline', False, 1, 'text'),
+        ('FluxImg2ImgPipeline', True, 1, 'joint'),
+    ],
+)
 def test_flux(pipeline, guided, images, probability):
     pipe = tiny.tiny_flux(pipeline)
     options = dict(SQUARE, width=96)
     if guided:
         options.update(true_cfg_scale=3.0, negative_prompt=['a tree'] * len(PROMPTS))
     if pipeline == 'FluxImg2ImgPipeline':
-        options.update(image=torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3)),
-                       strength=1.0)
+        options.update(
+            image=torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3)), strength=1.0
+        )
     recorder = check(
         pipe,
-        lambda: attention_of(pipe.transformer, block_attention,
-                             functools.partial(sequence, text=512)),
-        lambda word: ((word, ), ), (8, 12), images=images, probability=probability,
-        text_keys=512 if probability == 'text' else None, draw=options, expected_steps=2,
+        lambda: attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=512)
+        ),
+        lambda word: ((word,),),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=512 if probability == 'text' else None,
+        draw=options,
+        expected_steps=2,
         # Guidance is a second pass after each first.
-        calls=slice(None, None, 2) if guided else slice(None))
+        calls=slice(None, None, 2) if guided else slice(None),
+    )
     assert {part.group for part in recorder._sums} == {'double', 'single'}
     assert recorder.masks(blocks='single')[0].shape == (2, 8, 12)
 
 
-@pytest.mark.parametrize(('guided', 'images', 'probability', 'side'), [
-    (True, 1, 'joint', 'right'), (False, 2, 'joint', 'right'), (True, 1, 'text', 'left')])
+@pytest.mark.parametrize(
+    ('guided', 'images', 'probability', 'side'),
+    [(True, 1, 'joint', 'right'), (False, 2, 'joint', 'right'), (True, 1, 'text', 'left')],
+)
 def test_qwen_image(guided, images, probability, side):
     pipe = tiny.tiny_qwen_image(side)
     options = dict(SQUARE, true_cfg_scale=4.0)
@@ -387,7 +554,15 @@ def test_qwen_image(guided, images, probability, side):
             kwargs['attention_mask'] = torch.cat([keep.bool(), image], 1)
         return sequence(module, *args, text=length, **kwargs)
 
-    check(pipe, lambda: attention_of(pipe.transformer, block_attention, compute),
-          lambda word: ((word, ), ), (8, 8), images=images, probability=probability,
-          text_keys=text if probability == 'text' else None, draw=options, expected_steps=2,
-          calls=slice(None, None, 2) if guided else slice(None))
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, block_attention, compute),
+        lambda word: ((word,),),
+        (8, 8),
+        images=images,
+        probability=probability,
+        text_keys=text if probability == 'text' else None,
+        draw=options,
+        expected_steps=2,
+        calls=slice(None, None, 2) if guided else slice(None),
+    )

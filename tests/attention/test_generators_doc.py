@@ -1,4 +1,5 @@
 """The table of docs/generators.md says what the code does, and names tests that exist."""
+
 from __future__ import annotations
 
 import ast
@@ -21,9 +22,9 @@ def rows():
 
 def guidance(family):
     if family.two_passes:
-        return 'two passes, the prompt\'s first'
+        return "two passes, the prompt's first"
     half = 'first' if family.conditional_first else 'second'
-    return f'one batch, the prompt\'s {half} half'
+    return f"one batch, the prompt's {half} half"
 
 
 @functools.cache

@@ -1,4 +1,5 @@
 """Mask arithmetic: ranges, rounding, geometry."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from freeatm_mm.attention import binarize, box_of, dequantize, minmax, quantize, resize
 
-finite = st.floats(-2.0**60, 2.0**60, width=32)
+finite = st.floats(-(2.0**60), 2.0**60, width=32)
 stacks = hnp.arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 3), elements=finite)
 
 
@@ -55,7 +56,7 @@ def test_minmax_fills_the_range(maps):
 
 def test_minmax_keeps_no_maps():
     stretched, flat = minmax(torch.zeros(0, 4, 4))
-    assert stretched.shape == (0, 4, 4) and flat.shape == (0, )
+    assert stretched.shape == (0, 4, 4) and flat.shape == (0,)
     levels, scales = quantize(torch.zeros(0, 4, 4))
     assert levels.shape == (0, 4, 4) and scales.shape == (0, 2)
     assert dequantize(levels, scales).shape == (0, 4, 4)
@@ -80,8 +81,14 @@ def test_dequantize_checks_its_input():
 
 def test_numpy_and_torch_give_the_same():
     maps = np.random.default_rng(0).random((3, 5, 7), dtype=np.float32)
-    for function in (lambda x: resize(x, (9, 4)), lambda x: minmax(x)[0], lambda x: minmax(x)[1],
-                     lambda x: quantize(x)[0], lambda x: quantize(x)[1], binarize):
+    for function in (
+        lambda x: resize(x, (9, 4)),
+        lambda x: minmax(x)[0],
+        lambda x: minmax(x)[1],
+        lambda x: quantize(x)[0],
+        lambda x: quantize(x)[1],
+        binarize,
+    ):
         of_numpy, of_torch = function(maps), function(torch.from_numpy(maps))
         assert isinstance(of_numpy, np.ndarray) and isinstance(of_torch, torch.Tensor)
         np.testing.assert_array_equal(of_numpy, of_torch.numpy())

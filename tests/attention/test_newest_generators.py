@@ -2,6 +2,7 @@
 
 ``./run newest-generators`` runs them, in an environment of their own.
 """
+
 from __future__ import annotations
 
 import functools
@@ -36,15 +37,17 @@ def needs(pipeline):
     """Skips a test where the installed diffusers lacks a pipeline."""
     return pytest.mark.skipif(
         not hasattr(diffusers, pipeline),
-        reason=f'diffusers {diffusers.__version__} has no {pipeline}')
+        reason=f'diffusers {diffusers.__version__} has no {pipeline}',
+    )
 
 
 def chat_place(pipe, rendered):
     """How many tokens stand before the first prompt in its chat, by the tokens themselves."""
     ids = pipe.tokenizer(rendered, add_special_tokens=False).input_ids
-    red, dog = (pipe.tokenizer(word, add_special_tokens=False).input_ids[0]
-                for word in ('red', 'dog'))
-    places = [place for place in range(len(ids)) if ids[place:place + 2] == [red, dog]]
+    red, dog = (
+        pipe.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ('red', 'dog')
+    )
+    places = [place for place in range(len(ids)) if ids[place : place + 2] == [red, dog]]
     assert len(places) == 1
     return places[0] - 1, len(ids)
 
@@ -55,22 +58,33 @@ def flux2_attention(module, *args, **kwargs):
 
 
 @needs('Flux2KleinPipeline')
-@pytest.mark.parametrize(('guidance', 'images', 'probability', 'side'), [
-    (4.0, 1, 'joint', 'right'), (1.0, 2, 'joint', 'right'), (4.0, 1, 'text', 'left')])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(4.0, 1, 'joint', 'right'), (1.0, 2, 'joint', 'right'), (4.0, 1, 'text', 'left')],
+)
 def test_flux2_klein(guidance, images, probability, side):
     pipe = tiny.tiny_flux2_klein(side)
     first, length = chat_place(
-        pipe, f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n'
-              '<think>\n\n</think>\n\n')
+        pipe,
+        f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    )
 
     def columns(word, prompt):
         whole = length + len(PROMPTS[prompt].split()) - len(PROMPTS[0].split())
-        return (first + word + (512 - whole if side == 'left' else 0), )
+        return (first + word + (512 - whole if side == 'left' else 0),)
 
     options = dict(SQUARE, width=96, guidance_scale=guidance, text_encoder_out_layers=(1, 2))
     recorder = run(
-        pipe, flux2_attention, columns, (8, 12), images=images, probability=probability,
-        text_keys=512, options=options, calls=slice(None, None, 2 if guidance > 1 else 1))
+        pipe,
+        flux2_attention,
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=512,
+        options=options,
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+    )
     assert recorder.num_steps == 2
     assert {part.group for part in recorder._sums} == {'double', 'single'}
 
@@ -80,49 +94,89 @@ def test_flux2_klein(guidance, images, probability, side):
 def test_flux2(probability):
     pipe = tiny.tiny_flux2()
     first, length = chat_place(
-        pipe, f'<s>[SYSTEM_PROMPT]{pipe.system_message}[/SYSTEM_PROMPT][INST]{PROMPTS[0]}[/INST]')
+        pipe, f'<s>[SYSTEM_PROMPT]{pipe.system_message}[/SYSTEM_PROMPT][INST]{PROMPTS[0]}[/INST]'
+    )
 
     def columns(word, prompt):  # the tokenizer pads on the left
         whole = length + len(PROMPTS[prompt].split()) - len(PROMPTS[0].split())
-        return (512 - whole + first + word, )
+        return (512 - whole + first + word,)
 
-    run(pipe, flux2_attention, columns, (8, 8), probability=probability, text_keys=512,
-        options=dict(SQUARE, text_encoder_out_layers=(1, 2)))
+    run(
+        pipe,
+        flux2_attention,
+        columns,
+        (8, 8),
+        probability=probability,
+        text_keys=512,
+        options=dict(SQUARE, text_encoder_out_layers=(1, 2)),
+    )
 
 
 @needs('ZImagePipeline')
-@pytest.mark.parametrize(('guidance', 'images', 'probability'), [
-    (4.0, 1, 'joint'), (0.0, 2, 'joint'), (4.0, 1, 'text')])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(4.0, 1, 'joint'), (0.0, 2, 'joint'), (4.0, 1, 'text')]
+)
 def test_z_image(guidance, images, probability):
     pipe = tiny.tiny_z_image()
     first, length = chat_place(
-        pipe, f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n')
+        pipe, f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n'
+    )
     # Six by eight tokens, filled up to 64; then the longer caption, filled up too.
     longest = length + len(PROMPTS[1].split()) - len(PROMPTS[0].split())
     text = -(-longest // 32) * 32
-    run(pipe, functools.partial(z_image_attention, image=48, text_start=64),
-        lambda word, prompt: (first + word, ), (6, 8), images=images, probability=probability,
-        text_keys=text, options=dict(SQUARE, height=48, guidance_scale=guidance),
-        keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None)
+    run(
+        pipe,
+        functools.partial(z_image_attention, image=48, text_start=64),
+        lambda word, prompt: (first + word,),
+        (6, 8),
+        images=images,
+        probability=probability,
+        text_keys=text,
+        options=dict(SQUARE, height=48, guidance_scale=guidance),
+        keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None,
+    )
 
 
 @needs('PRXPipeline')
-@pytest.mark.parametrize(('pixels', 'guidance', 'probability'), [
-    (False, 1.0, 'joint'), (False, 4.0, 'text'), (True, 4.0, 'joint')])
+@pytest.mark.parametrize(
+    ('pixels', 'guidance', 'probability'),
+    [(False, 1.0, 'joint'), (False, 4.0, 'text'), (True, 4.0, 'joint')],
+)
 def test_prx(pixels, guidance, probability):
     pipe = tiny.tiny_prx_pixel() if pixels else tiny.tiny_prx()
     # PRX of diffusers 0.42 draws one image at a time under guidance.
     prompts = slice(0, 1) if guidance > 1 else slice(None)
     options = dict(SQUARE, guidance_scale=guidance)
     options.update(use_resolution_binning=False, **(dict(height=32, width=32) if pixels else {}))
-    run(pipe, prx_attention, lambda word, prompt: (word + (not pixels), ),
-        (16, 16) if pixels else (8, 8), probability=probability, text_keys=48 if pixels else 64,
-        options=options, prompts=prompts, first_row=1 if guidance > 1 else 0,
-        keep=lambda name: re.search(r'^blocks\.\d+\.attention$', name) is not None)
+    run(
+        pipe,
+        prx_attention,
+        lambda word, prompt: (word + (not pixels),),
+        (16, 16) if pixels else (8, 8),
+        probability=probability,
+        text_keys=48 if pixels else 64,
+        options=options,
+        prompts=prompts,
+        first_row=1 if guidance > 1 else 0,
+        keep=lambda name: re.search(r'^blocks\.\d+\.attention$', name) is not None,
+    )
 
 
-def run(pipe, compute, columns, size, *, images=1, probability='joint', text_keys, options,
-        calls=slice(None), keep=block_attention, prompts=slice(None), first_row=0):
+def run(
+    pipe,
+    compute,
+    columns,
+    size,
+    *,
+    images=1,
+    probability='joint',
+    text_keys,
+    options,
+    calls=slice(None),
+    keep=block_attention,
+    prompts=slice(None),
+    first_row=0,
+):
     """Like ``check`` of the other families, for columns that depend on the prompt.
 
     The reference puts the text keys first.
@@ -130,13 +184,14 @@ def run(pipe, compute, columns, size, *, images=1, probability='joint', text_key
     prompts, nouns = PROMPTS[prompts], NOUNS[prompts]
     draw = functools.partial(images_of, pipe, images, prompts=prompts, **options)
     plain = draw()
-    with AttentionRecorder(pipe, prompts, nouns, num_images_per_prompt=images,
-                           probability=probability) as recorder:
+    with AttentionRecorder(
+        pipe, prompts, nouns, num_images_per_prompt=images, probability=probability
+    ) as recorder:
         assert torch.equal(plain, draw())
     with attention_of(pipe.transformer, keep, compute) as seen:
         draw()
     layers = len(recorder.layers)
-    by_call = [seen[start:start + layers] for start in range(0, len(seen), layers)][calls]
+    by_call = [seen[start : start + layers] for start in range(0, len(seen), layers)][calls]
     seen = [item for call in by_call for item in call]
     masks = recorder.masks()
     assert len(masks) == len(prompts) * images
@@ -145,8 +200,9 @@ def run(pipe, compute, columns, size, *, images=1, probability='joint', text_key
         assert mask.shape == (len(nouns[prompt]), *size)
         for noun, span in enumerate(nouns[prompt]):
             tokens = columns(word_place(prompts[prompt], span), prompt)
-            expected = mean_map(seen, first_row + image, tokens, size,
-                                text_keys if probability == 'text' else None)
+            expected = mean_map(
+                seen, first_row + image, tokens, size, text_keys if probability == 'text' else None
+            )
             np.testing.assert_allclose(mask[noun].numpy(), expected, rtol=0, atol=1e-6)
             assert expected.std() > 1e-9
     return recorder

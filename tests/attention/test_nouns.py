@@ -1,4 +1,5 @@
 """Characters of a noun to its tokens, for slow and fast tokenizers."""
+
 from __future__ import annotations
 
 import functools
@@ -35,9 +36,20 @@ def bert(fast):
     from pathlib import Path
 
     from transformers import BertTokenizer, BertTokenizerFast
+
     letters = [chr(code) for code in range(97, 123)]
-    vocabulary = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', ',', '.', *WORDS, *letters,
-                  *('##' + letter for letter in letters)]
+    vocabulary = [
+        '[PAD]',
+        '[UNK]',
+        '[CLS]',
+        '[SEP]',
+        '[MASK]',
+        ',',
+        '.',
+        *WORDS,
+        *letters,
+        *('##' + letter for letter in letters),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'vocab.txt'
         path.write_text('\n'.join(dict.fromkeys(vocabulary)), encoding='utf-8')
@@ -65,15 +77,24 @@ class SlowT5:
 
 
 TOKENIZERS = {
-    'clip slow': lambda: clip(False), 'clip fast': lambda: clip(True), 't5 fast': t5,
-    't5 slow': SlowT5, 'bert slow': lambda: bert(False), 'bert fast': lambda: bert(True)}
+    'clip slow': lambda: clip(False),
+    'clip fast': lambda: clip(True),
+    't5 fast': t5,
+    't5 slow': SlowT5,
+    'bert slow': lambda: bert(False),
+    'bert fast': lambda: bert(True),
+}
 
 
 def text_of(tokenizer, prompt, positions):
     """The noun as spelled by its tokens."""
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(prompt)['input_ids'])
-    return ''.join(tokens[position] for position in positions).replace('</w>', '').replace(
-        '##', '').replace('\u2581', '')
+    return (
+        ''.join(tokens[position] for position in positions)
+        .replace('</w>', '')
+        .replace('##', '')
+        .replace('\u2581', '')
+    )
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)
@@ -111,16 +132,27 @@ def test_tokens_spell_the_noun(name, data):
 
 
 @pytest.mark.parametrize('fast', [False, True])
-@pytest.mark.parametrize('prompt', [
-    'the caf\u00e9 and the dog', 'the dog\u2019s red bag', '\u201cred\u201d bag, dog', 'DOG!!',
-    'cat\u2014dog', '\U0001f436 dog', 'a\u00a0dog', 'e\u0301 dog', '\u0130 dog'])
+@pytest.mark.parametrize(
+    'prompt',
+    [
+        'the caf\u00e9 and the dog',
+        'the dog\u2019s red bag',
+        '\u201cred\u201d bag, dog',
+        'DOG!!',
+        'cat\u2014dog',
+        '\U0001f436 dog',
+        'a\u00a0dog',
+        'e\u0301 dog',
+        '\u0130 dog',
+    ],
+)
 def test_clip_follows_nouns_through_normalisation(fast, prompt):
     tokenizer = clip(fast)
     for noun in ('dog', 'bag', 'cat', 'caf\u00e9'):
         start = prompt.lower().find(noun) if prompt[0] != '\u0130' else prompt.find(noun)
         if start < 0:
             continue
-        (positions, ) = locate_nouns(tokenizer, prompt, [(start, start + len(noun))]).positions
+        (positions,) = locate_nouns(tokenizer, prompt, [(start, start + len(noun))]).positions
         spelled = text_of(tokenizer, prompt, positions)
         assert spelled == (noun if noun != 'caf\u00e9' else 'caf\u00c3\u00a9')
 
@@ -138,7 +170,7 @@ def test_pipeline_preparation_shifts_spans():
     assert [text_of(t5(), prepared, noun) for noun in positions] == ['cat', 'dog', 'dog']
     assert positions[1][0] > positions[2][0]
     prompt = '\u0130\u0130 dog'
-    (noun, ) = locate_nouns(t5(), prompt, [(3, 6)], prepared=prompt.lower()).positions
+    (noun,) = locate_nouns(t5(), prompt, [(3, 6)], prepared=prompt.lower()).positions
     assert text_of(t5(), prompt.lower(), noun) == 'dog'
 
 
@@ -156,25 +188,29 @@ def test_truncation_keeps_the_closing_token(name):
     for count, lost in ((9 - opening - 1, False), (9 - opening, True), (30, True)):
         prompt = 'a ' * count + 'dog'
         span = (len(prompt) - 3, len(prompt))
-        expected = () if lost else (opening + count, )
+        expected = () if lost else (opening + count,)
         # 10 tokens: opening, prompt, closing.
         if lost:
             with pytest.raises(NounTruncatedError, match="'dog'.*cut off.*keeps 9"):
                 locate_nouns(tokenizer, prompt, [span], max_length=10)
         found = locate_nouns(tokenizer, prompt, [(0, 1), span], max_length=10, truncated='skip')
-        assert found.positions == ((opening, ), expected)
-        assert found.truncated == ((1, ) if lost else ())
+        assert found.positions == ((opening,), expected)
+        assert found.truncated == ((1,) if lost else ())
     with pytest.raises(NounTruncatedError):  # cut in the middle of its pieces
         locate_nouns(tokenizer, 'a a a a a tench', [(10, 15)], max_length=10)
 
 
-@pytest.mark.parametrize(('prompt', 'noun', 'error', 'match'), [
-    ('a dog', (2, 6), ValueError, '2:6 is not inside'),
-    ('a dog', (-1, 2), ValueError, '-1:2 is not inside'),
-    ('a dog', (4, 2), ValueError, '4:2 is not inside'),
-    ('a   dog', (1, 3), NounAlignmentError, 'has no token for the noun'),
-    ('a dog', 'dog', TypeError, 'must be a pair'),
-    ('a dog', (2.0, 5), TypeError, 'must be integers')])
+@pytest.mark.parametrize(
+    ('prompt', 'noun', 'error', 'match'),
+    [
+        ('a dog', (2, 6), ValueError, '2:6 is not inside'),
+        ('a dog', (-1, 2), ValueError, '-1:2 is not inside'),
+        ('a dog', (4, 2), ValueError, '4:2 is not inside'),
+        ('a   dog', (1, 3), NounAlignmentError, 'has no token for the noun'),
+        ('a dog', 'dog', TypeError, 'must be a pair'),
+        ('a dog', (2.0, 5), TypeError, 'must be integers'),
+    ],
+)
 @pytest.mark.parametrize('fast', [False, True])
 def test_bad_nouns(fast, prompt, noun, error, match):
     with pytest.raises(error, match=match):
@@ -183,7 +219,8 @@ def test_bad_nouns(fast, prompt, noun, error, match):
 
 def test_noun_objects_and_their_text():
     from freeatm_mm.prompts import Noun
-    assert locate_nouns(clip(False), 'a dog', [Noun('dog', 2, 5)]).positions == ((2, ), )
+
+    assert locate_nouns(clip(False), 'a dog', [Noun('dog', 2, 5)]).positions == ((2,),)
     with pytest.raises(ValueError, match="reads 'dog', not 'cat'"):
         locate_nouns(clip(False), 'a dog', [Noun('cat', 2, 5)])
 
@@ -199,8 +236,12 @@ def test_left_padding_and_unknown_options():
 
 def test_merge_rules():
     maps = torch.tensor([[[1.0, 0.0]], [[3.0, 5.0]], [[2.0, 4.0]]])
-    expected = {'mean': [[2.0, 3.0]], 'sum': [[6.0, 9.0]], 'max': [[3.0, 5.0]],
-                'last': [[2.0, 4.0]]}
+    expected = {
+        'mean': [[2.0, 3.0]],
+        'sum': [[6.0, 9.0]],
+        'max': [[3.0, 5.0]],
+        'last': [[2.0, 4.0]],
+    }
     assert set(expected) == set(MERGE_RULES)
     for rule, result in expected.items():
         assert merge_tokens(maps, rule).tolist() == result

@@ -1,4 +1,5 @@
 """Masks over images: what is coloured, and what is not."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -15,16 +16,30 @@ def sample(nouns=('leaf', 'bag'), size=(32, 32), caption='a leaf and a bag'):
     for number in range(len(nouns)):
         masks[number, :, :4] = 255
     return SimpleNamespace(
-        key='000000', caption=caption, image=Image.new('RGB', size, (90, 90, 90)), masks=masks,
-        nouns=[SimpleNamespace(text=noun, start=caption.find(noun),
-                               end=caption.find(noun) + len(noun)) for noun in nouns])
+        key='000000',
+        caption=caption,
+        image=Image.new('RGB', size, (90, 90, 90)),
+        masks=masks,
+        nouns=[
+            SimpleNamespace(text=noun, start=caption.find(noun), end=caption.find(noun) + len(noun))
+            for noun in nouns
+        ],
+    )
 
 
 def test_colour_follows_the_mask():
     mask = np.zeros((8, 8), np.uint8)
     mask[:, :4] = 255
-    pixels = np.asarray(overlay(Image.new('RGB', (32, 32), (100, 100, 100)), mask, (200, 0, 0),
-                                size=64, opacity=0.5, contour=None))
+    pixels = np.asarray(
+        overlay(
+            Image.new('RGB', (32, 32), (100, 100, 100)),
+            mask,
+            (200, 0, 0),
+            size=64,
+            opacity=0.5,
+            contour=None,
+        )
+    )
     assert pixels.shape == (64, 64, 3)
     assert (pixels[:, -20:] == 100).all()  # outside: the image in grey
     assert (pixels[:, :20] == [150, 50, 50]).all()  # inside: half image, half colour
@@ -51,10 +66,15 @@ def test_contour_runs_where_the_mask_passes_the_threshold():
     assert not (full == 255).all(axis=2).any()  # the image's border is no outline
 
 
-@pytest.mark.parametrize('mask, message', [
-    (np.zeros((2, 4, 4)), r'shape \(2, 4, 4\)'), (np.full((4, 4), 1.5), r'\[0, 1\]'),
-    (np.full((4, 4), np.nan), r'\[0, 1\]'), (np.zeros((0, 4)), r'\[0, 1\]'),
-])
+@pytest.mark.parametrize(
+    'mask, message',
+    [
+        (np.zeros((2, 4, 4)), r'shape \(2, 4, 4\)'),
+        (np.full((4, 4), 1.5), r'\[0, 1\]'),
+        (np.full((4, 4), np.nan), r'\[0, 1\]'),
+        (np.zeros((0, 4)), r'\[0, 1\]'),
+    ],
+)
 def test_bad_masks_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         overlay(Image.new('RGB', (8, 8)), mask)

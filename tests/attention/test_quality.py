@@ -1,4 +1,5 @@
 """Measures of trust against plain numpy, and on masks whose answer is plain to see."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,16 +21,24 @@ def reference(maps, threshold):
     for noun, plane in enumerate(maps):
         inside = binary[noun]
         peakedness = 1 - plane[~inside].mean() / plane[inside].mean() if inside.any() else 0
-        overlaps = [(inside & other).sum() / (inside | other).sum()
-                    for index, other in enumerate(binary) if index != noun
-                    if (inside | other).any()]
+        overlaps = [
+            (inside & other).sum() / (inside | other).sum()
+            for index, other in enumerate(binary)
+            if index != noun
+            if (inside | other).any()
+        ]
         rows.append((peakedness, inside.mean(), max(overlaps, default=0)))
     return rows
 
 
 @examples(50)
-@given(st.integers(0, 4), st.integers(1, 6), st.integers(2, 6), st.integers(0, 999),
-       st.sampled_from([0.2, 0.45, 0.8]))
+@given(
+    st.integers(0, 4),
+    st.integers(1, 6),
+    st.integers(2, 6),
+    st.integers(0, 999),
+    st.sampled_from([0.2, 0.45, 0.8]),
+)
 def test_equals_plain_numpy(count, height, width, seed, threshold):
     maps = np.random.default_rng(seed).uniform(0, 0.02, (count, height, width))
     maps[:, 0, 0] += 0.01  # not flat

@@ -1,4 +1,5 @@
 """The recorder against explicit attention, and what it leaves behind: nothing."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +26,7 @@ NOUNS = [spans(PROMPTS[0], 'dog', 'sand'), spans(PROMPTS[1], 'cat', 'bird', 'tre
 
 def word_place(prompt, span):
     """Which word of the prompt a span is, all of them single tokens."""
-    return len(prompt[:span[0]].split())
+    return len(prompt[: span[0]].split())
 
 
 @pytest.fixture(scope='module')
@@ -46,24 +47,41 @@ def deepfloyd():
 def draw(pipe, prompts=PROMPTS, size=None, steps=2, guidance=7.5, images=1, **options):
     height, width = size or (None, None)
     return pipe(
-        list(prompts), height=height, width=width, num_inference_steps=steps,
-        guidance_scale=guidance, num_images_per_prompt=images, output_type='pt',
-        generator=torch.Generator().manual_seed(1), **options).images
+        list(prompts),
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        num_images_per_prompt=images,
+        output_type='pt',
+        generator=torch.Generator().manual_seed(1),
+        **options,
+    ).images
 
 
 def hook_count(module):
-    return sum(
-        len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
 
-def compare(pipe, *, size=None, map_size=(16, 16), guidance=7.5, images=1, first_token=1,
-            probability='joint', text_keys=None, **options):
+def compare(
+    pipe,
+    *,
+    size=None,
+    map_size=(16, 16),
+    guidance=7.5,
+    images=1,
+    first_token=1,
+    probability='joint',
+    text_keys=None,
+    **options,
+):
     """Checks masks and images of a run with the recorder against runs without it."""
     plain = draw(pipe, size=size, guidance=guidance, images=images)
     processors = dict(pipe.unet.attn_processors)
     own_hooks = hook_count(pipe.text_encoder)  # that transformers 5 leaves there
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, num_images_per_prompt=images,
-                           probability=probability, **options) as recorder:
+    with AttentionRecorder(
+        pipe, PROMPTS, NOUNS, num_images_per_prompt=images, probability=probability, **options
+    ) as recorder:
         drawn = draw(pipe, size=size, guidance=guidance, images=images)
         assert pipe.unet.attn_processors == processors
     assert torch.equal(plain, drawn)
@@ -79,8 +97,13 @@ def compare(pipe, *, size=None, map_size=(16, 16), guidance=7.5, images=1, first
         assert mask.shape == (len(nouns), *map_size)
         assert mask.dtype == torch.float32 and mask.device.type == 'cpu'
         for noun, span in enumerate(nouns):
-            expected = mean_map(seen, first_row + image, [first_token + word_place(prompt, span)],
-                                map_size, text_keys)
+            expected = mean_map(
+                seen,
+                first_row + image,
+                [first_token + word_place(prompt, span)],
+                map_size,
+                text_keys,
+            )
             np.testing.assert_allclose(mask[noun].numpy(), expected, rtol=0, atol=1e-6)
     return recorder
 
@@ -108,11 +131,20 @@ def test_stable_diffusion_xl_equals_explicit_attention(sdxl):
     compare(sdxl, map_size=(8, 8))
 
 
-@pytest.mark.parametrize(('guidance', 'images', 'probability', 'text_keys'), [
-    (1.0, 1, 'joint', None), (7.0, 2, 'joint', None), (7.0, 1, 'text', 77)])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'text_keys'),
+    [(1.0, 1, 'joint', None), (7.0, 2, 'joint', None), (7.0, 1, 'text', 77)],
+)
 def test_deepfloyd_equals_explicit_attention(deepfloyd, guidance, images, probability, text_keys):
-    compare(deepfloyd, guidance=guidance, images=images, first_token=0, probability=probability,
-            text_keys=text_keys)
+    compare(
+        deepfloyd,
+        guidance=guidance,
+        images=images,
+        first_token=0,
+        probability=probability,
+        text_keys=text_keys,
+    )
+
 
 def tiny_latent_diffusion(seed=0):
     """An ``LDMTextToImagePipeline``, whose text encoder is a small BERT."""
@@ -126,22 +158,42 @@ def tiny_latent_diffusion(seed=0):
     )
     from helpers.tiny_pipelines import WORDS, _tiny_vae
     from transformers import BertTokenizer
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'vocab.txt'
         path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS]))
         tokenizer = BertTokenizer(str(path), model_max_length=77)
     torch.manual_seed(seed)
-    bert = LDMBertModel(LDMBertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=77, encoder_layers=1, encoder_ffn_dim=32,
-        encoder_attention_heads=2, head_dim=16, d_model=32))
+    bert = LDMBertModel(
+        LDMBertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=77,
+            encoder_layers=1,
+            encoder_ffn_dim=32,
+            encoder_attention_heads=2,
+            head_dim=16,
+            d_model=32,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8,
-        block_out_channels=(32, 32), cross_attention_dim=32, attention_head_dim=4,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(32, 32),
+        cross_attention_dim=32,
+        attention_head_dim=4,
         down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
-        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'))
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+    )
     pipe = LDMTextToImagePipeline(
-        vqvae=_tiny_vae(), bert=bert.eval(), tokenizer=tokenizer, unet=unet.eval(),
-        scheduler=DDIMScheduler(clip_sample=False))
+        vqvae=_tiny_vae(),
+        bert=bert.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False),
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -151,8 +203,15 @@ def test_latent_diffusion_equals_explicit_attention(guidance):
     pipe = tiny_latent_diffusion()
 
     def call():
-        return pipe(PROMPTS, height=64, width=96, num_inference_steps=2, guidance_scale=guidance,
-                    generator=torch.Generator().manual_seed(1), output_type='np').images
+        return pipe(
+            PROMPTS,
+            height=64,
+            width=96,
+            num_inference_steps=2,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(1),
+            output_type='np',
+        ).images
 
     plain = call()
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
@@ -160,8 +219,9 @@ def test_latent_diffusion_equals_explicit_attention(guidance):
     assert hook_count(pipe.bert) == 0
     with explicit_attention(pipe) as seen:
         call()
-    expected = mean_map(seen, 1 if guidance == 1 else 3, [1 + word_place(PROMPTS[1], NOUNS[1][1])],
-                        (4, 6))
+    expected = mean_map(
+        seen, 1 if guidance == 1 else 3, [1 + word_place(PROMPTS[1], NOUNS[1][1])], (4, 6)
+    )
     np.testing.assert_allclose(recorder.masks()[1][1], expected, rtol=0, atol=1e-6)
 
 
@@ -175,8 +235,9 @@ def test_deepfloyd_follows_nouns_through_its_cleaning(deepfloyd):
         draw(deepfloyd, [prompt])
     with explicit_attention(deepfloyd) as seen:
         draw(deepfloyd, [prompt])
-    np.testing.assert_allclose(recorder.masks()[0][0], mean_map(seen, 1, [2], (16, 16)),
-                               rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        recorder.masks()[0][0], mean_map(seen, 1, [2], (16, 16)), rtol=0, atol=1e-6
+    )
 
 
 def test_deepfloyd_text_probability_is_larger_than_joint(deepfloyd):
@@ -197,7 +258,8 @@ def test_multi_token_noun_merges_by_rule(sd):
         'mean': mean_map(seen, 1, tokens, (16, 16)),
         'sum': sum(mean_map(seen, 1, [token], (16, 16)) for token in tokens),
         'max': np.max([mean_map(seen, 1, [token], (16, 16)) for token in tokens], axis=0),
-        'last': mean_map(seen, 1, [tokens[-1]], (16, 16))}
+        'last': mean_map(seen, 1, [tokens[-1]], (16, 16)),
+    }
     for rule, reference in expected.items():
         with AttentionRecorder(sd, [prompt], [[(2, 7)]], merge=rule) as recorder:
             draw(sd, [prompt])
@@ -213,15 +275,18 @@ def test_bfloat16_is_computed_in_float32(sd):
     def catch(name):
         return lambda _module, _args, output: captured.update({name: output.float()})
 
-    handles = [getattr(module, name).register_forward_hook(catch(name))
-               for name in ('to_q', 'to_k')]
+    handles = [
+        getattr(module, name).register_forward_hook(catch(name)) for name in ('to_q', 'to_k')
+    ]
     with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='mid', steps=range(1, 2)) as recorder:
         drawn = draw(pipe)
     for handle in handles:
         handle.remove()
     assert torch.equal(plain, drawn)
-    query, key = (captured[name][2:].numpy().astype(np.float64).reshape(2, -1, 4, 8)
-                  for name in ('to_q', 'to_k'))
+    query, key = (
+        captured[name][2:].numpy().astype(np.float64).reshape(2, -1, 4, 8)
+        for name in ('to_q', 'to_k')
+    )
     logits = np.einsum('bnhc,bkhc->bhnk', query, key) / np.sqrt(8)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     attention = (weights / weights.sum(-1, keepdims=True)).mean(1)
@@ -247,8 +312,12 @@ def test_pieces_change_nothing(monkeypatch):
     key = torch.randn(3, 7, 2, 4, generator=generator)
     bias = torch.randn(3, 17, 7, generator=generator)
     columns = torch.tensor([[0, 6], [3, 3], [1, 2]])
-    attention = ((torch.einsum('bnhc,bkhc->bhnk', query, key) * 0.5 + bias[:, None])
-                 .double().softmax(-1).mean(1))
+    attention = (
+        (torch.einsum('bnhc,bkhc->bhnk', query, key) * 0.5 + bias[:, None])
+        .double()
+        .softmax(-1)
+        .mean(1)
+    )
     expected = torch.stack([attention[image][:, columns[image]].T for image in range(3)])
     for budget in (1, 2 * 7 * 5, 2 * 7 * 17 * 2, 10**6):
         monkeypatch.setattr('freeatm_mm.attention.softmax.CPU_LOGITS', budget)
@@ -280,8 +349,9 @@ def test_encoder_attention_mask_is_added_before_softmax(name, request):
     pipe = request.getfixturevalue(name)
     generator = torch.Generator().manual_seed(3)
     config = pipe.unet.config
-    noisy = torch.randn(2, config.in_channels, config.sample_size, config.sample_size,
-                        generator=generator)
+    noisy = torch.randn(
+        2, config.in_channels, config.sample_size, config.sample_size, generator=generator
+    )
     embeddings = torch.randn(2, 77, 32, generator=generator)
     mask = torch.ones(2, 77, dtype=torch.bool)
     mask[0, 9:] = mask[1, 15:] = False
@@ -294,8 +364,9 @@ def test_encoder_attention_mask_is_added_before_softmax(name, request):
         call()
     tokens = [(1 if name == 'sd' else 0) + word_place(PROMPTS[1], NOUNS[1][0])]
     for probability, text_keys in (('joint', None), ('text', 77)):
-        with AttentionRecorder(pipe, PROMPTS, NOUNS, probability=probability,
-                               check_prompts=False) as recorder:
+        with AttentionRecorder(
+            pipe, PROMPTS, NOUNS, probability=probability, check_prompts=False
+        ) as recorder:
             call()
         expected = mean_map(seen, 1, tokens, (16, 16), text_keys)
         np.testing.assert_allclose(recorder.masks()[1][0], expected, rtol=0, atol=1e-6)
@@ -326,8 +397,10 @@ def test_blocks_resolutions_and_weights_split_one_run(sd):
     check(recorder.masks(weights={16: 2.0}), reference(fine))
     coarse = reference(lambda name: not fine(name))
     check(recorder.masks(weights='resolution'), (reference(fine) + coarse) / 2)
-    check(recorder.masks(weights={16: 1.0, 8: 3.0}),
-          (3 * reference(fine) + 3 * 4 * coarse) / (3 + 3 * 4))
+    check(
+        recorder.masks(weights={16: 1.0, 8: 3.0}),
+        (3 * reference(fine) + 3 * 4 * coarse) / (3 + 3 * 4),
+    )
     assert recorder.masks(size=(32, 20))[1].shape == (3, 32, 20)
     for part in (dict(blocks='up', steps=range(1, 2)), dict(resolutions=[8])):
         with AttentionRecorder(sd, PROMPTS, NOUNS, **part) as restricted:
@@ -344,7 +417,7 @@ def test_steps_pick_denoiser_calls(sd):
     with explicit_attention(sd) as seen:
         draw(sd, steps=4)
     layers = len(seen) // 4
-    kept = seen[layers:2 * layers] + seen[3 * layers:]
+    kept = seen[layers : 2 * layers] + seen[3 * layers :]
     expected = mean_map(kept, 2, [1 + word_place(PROMPTS[0], NOUNS[0][0])], (16, 16))
     np.testing.assert_allclose(recorder.masks()[0][0], expected, rtol=0, atol=1e-6)
 
@@ -361,6 +434,7 @@ def test_prompt_without_nouns(sd):
 
 def test_only_cross_attention_records_both_modules_of_a_block():
     from diffusers import UNet2DConditionModel
+
     pipe = tiny_stable_diffusion()
     torch.manual_seed(0)
     settings = {name: value for name, value in pipe.unet.config.items() if name[0] != '_'}
@@ -368,8 +442,10 @@ def test_only_cross_attention_records_both_modules_of_a_block():
     compare(pipe)
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
         draw(pipe, steps=1)
-    attn1 = sum(name.endswith('attn1') and module.is_cross_attention
-                for name, module in pipe.unet.named_modules())
+    attn1 = sum(
+        name.endswith('attn1') and module.is_cross_attention
+        for name, module in pipe.unet.named_modules()
+    )
     assert attn1 > 0
     assert sum(total.count for total in recorder._sums.values()) == 7 + attn1
 
@@ -415,16 +491,27 @@ def test_sums_do_not_grow_with_steps(sd):
             draw(sd, steps=steps)
         return {part[:2]: tuple(value.total_BTN.shape) for part, value in recorder._sums.items()}
 
-    assert buffers(1) == buffers(6) == {
-        ('down', (16, 16)): (2, 3, 256), ('up', (16, 16)): (2, 3, 256),
-        ('down', (8, 8)): (2, 3, 64), ('mid', (8, 8)): (2, 3, 64), ('up', (8, 8)): (2, 3, 64)}
+    assert (
+        buffers(1)
+        == buffers(6)
+        == {
+            ('down', (16, 16)): (2, 3, 256),
+            ('up', (16, 16)): (2, 3, 256),
+            ('down', (8, 8)): (2, 3, 64),
+            ('mid', (8, 8)): (2, 3, 64),
+            ('up', (8, 8)): (2, 3, 64),
+        }
+    )
 
 
 def test_no_map_of_all_tokens_stays_alive(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
         draw(sd)
-        taps = [cell for cell in gc.get_objects() if type(cell).__name__ == 'Tap'
-                and cell.sink is recorder._sink]
+        taps = [
+            cell
+            for cell in gc.get_objects()
+            if type(cell).__name__ == 'Tap' and cell.sink is recorder._sink
+        ]
         assert len(taps) == 7
         assert all(tap.query is None and tap.text_key is None for tap in taps)
 
@@ -459,14 +546,18 @@ def test_a_recorder_starts_anew_when_entered_again(sd):
 def test_ip_adapter_records_the_text_attention():
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+
     pipe = tiny_stable_diffusion()
     generator = torch.Generator().manual_seed(3)
     processors = dict(pipe.unet.attn_processors)
     pipe.unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(8, 32, 4)])
     pipe.unet.config.encoder_hid_dim_type = 'ip_image_proj'
-    pipe.unet.set_attn_processor({
-        name: IPAdapterAttnProcessor2_0(32, 32, (4, )) if 'attn2' in name else processor
-        for name, processor in processors.items()})
+    pipe.unet.set_attn_processor(
+        {
+            name: IPAdapterAttnProcessor2_0(32, 32, (4,)) if 'attn2' in name else processor
+            for name, processor in processors.items()
+        }
+    )
     noisy = torch.randn(2, 4, 16, 16, generator=generator)
     embeddings = torch.randn(2, 77, 32, generator=generator)
     image_embeddings = [torch.randn(2, 1, 8, generator=generator)]
@@ -474,12 +565,22 @@ def test_ip_adapter_records_the_text_attention():
     def attention_of_first_layer():
         module = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
         query, key = [], []
-        handles = [module.to_q.register_forward_hook(lambda m, a, o: query.append(o)),
-                   module.to_k.register_forward_hook(lambda m, a, o: key.append(o))]
-        with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='down',
-                               resolutions=[16], check_prompts=False) as recorder, torch.no_grad():
-            pipe.unet(noisy, 500, encoder_hidden_states=embeddings,
-                      added_cond_kwargs={'image_embeds': image_embeddings})
+        handles = [
+            module.to_q.register_forward_hook(lambda m, a, o: query.append(o)),
+            module.to_k.register_forward_hook(lambda m, a, o: key.append(o)),
+        ]
+        with (
+            AttentionRecorder(
+                pipe, PROMPTS, NOUNS, blocks='down', resolutions=[16], check_prompts=False
+            ) as recorder,
+            torch.no_grad(),
+        ):
+            pipe.unet(
+                noisy,
+                500,
+                encoder_hidden_states=embeddings,
+                added_cond_kwargs={'image_embeds': image_embeddings},
+            )
         for handle in handles:
             handle.remove()
         return recorder.masks(), query[0].unflatten(-1, (4, 8)), key[0].unflatten(-1, (4, 8))
@@ -488,7 +589,8 @@ def test_ip_adapter_records_the_text_attention():
     attention = (torch.einsum('bnhc,bkhc->bhnk', query, key) / 8**0.5).softmax(-1).mean(1)
     column = 1 + word_place(PROMPTS[0], NOUNS[0][0])
     torch.testing.assert_close(
-        masks[0][0], attention[0, :, column].reshape(16, 16), rtol=0, atol=1e-6)
+        masks[0][0], attention[0, :, column].reshape(16, 16), rtol=0, atol=1e-6
+    )
 
 
 class TestErrors:
@@ -503,16 +605,17 @@ class TestErrors:
 
     def test_arguments(self, sd):
         for match, prompts, nouns, options in (
-                ('wrap it in a list', 'a dog', [[]], {}),
-                ('2 prompts but noun lists for 1', PROMPTS, [[]], {}),
-                ('no prompts', [], [], {}),
-                ('num_images_per_prompt', PROMPTS, NOUNS, dict(num_images_per_prompt=0)),
-                ('probability', PROMPTS, NOUNS, dict(probability='all')),
-                ('merge', PROMPTS, NOUNS, dict(merge='first')),
-                ('truncated', PROMPTS, NOUNS, dict(truncated='drop')),
-                ('blocks', PROMPTS, NOUNS, dict(blocks='middle')),
-                ('prompt 1: the noun span 0:99 is not inside', PROMPTS, [[], [(0, 99)]], {}),
-                ('prompt 0: the noun span 3:3', PROMPTS, [[(3, 3)], []], {})):
+            ('wrap it in a list', 'a dog', [[]], {}),
+            ('2 prompts but noun lists for 1', PROMPTS, [[]], {}),
+            ('no prompts', [], [], {}),
+            ('num_images_per_prompt', PROMPTS, NOUNS, dict(num_images_per_prompt=0)),
+            ('probability', PROMPTS, NOUNS, dict(probability='all')),
+            ('merge', PROMPTS, NOUNS, dict(merge='first')),
+            ('truncated', PROMPTS, NOUNS, dict(truncated='drop')),
+            ('blocks', PROMPTS, NOUNS, dict(blocks='middle')),
+            ('prompt 1: the noun span 0:99 is not inside', PROMPTS, [[], [(0, 99)]], {}),
+            ('prompt 0: the noun span 3:3', PROMPTS, [[(3, 3)], []], {}),
+        ):
             with pytest.raises((ValueError, TypeError), match=match):
                 AttentionRecorder(sd, prompts, nouns, **options)
 
@@ -530,10 +633,14 @@ class TestErrors:
         with AttentionRecorder(sd, PROMPTS, NOUNS, blocks='mid') as recorder:
             draw(sd, steps=1)
         for match, options in (
-                ('normalize', dict(normalize='max')), ('blocks', dict(blocks='left')),
-                ('leave nothing of what was recorded: mid 8x8', dict(blocks='up')),
-                ('leave nothing', dict(resolutions=[64])), ('leave nothing', dict(weights={8: 0})),
-                ('weights', dict(weights='layer')), ('not negative', dict(weights={8: -1.0}))):
+            ('normalize', dict(normalize='max')),
+            ('blocks', dict(blocks='left')),
+            ('leave nothing of what was recorded: mid 8x8', dict(blocks='up')),
+            ('leave nothing', dict(resolutions=[64])),
+            ('leave nothing', dict(weights={8: 0})),
+            ('weights', dict(weights='layer')),
+            ('not negative', dict(weights={8: -1.0})),
+        ):
             with pytest.raises(ValueError, match=match):
                 recorder.masks(**options)
 
@@ -567,8 +674,10 @@ class TestErrors:
 
     def test_the_same_prompts_in_other_company(self, sd):
         for prompts, options in (
-                (['a dog', '', 'a dog'], {}), (['', ''], {}),
-                (PROMPTS, dict(negative_prompt=PROMPTS[::-1]))):
+            (['a dog', '', 'a dog'], {}),
+            (['', ''], {}),
+            (PROMPTS, dict(negative_prompt=PROMPTS[::-1])),
+        ):
             with AttentionRecorder(sd, prompts, [[] for _ in prompts]) as recorder:
                 for _ in range(2):
                     draw(sd, prompts, steps=1, **options)

@@ -1,4 +1,5 @@
 """Propagation against explicit self-attention, and the CRF against every pair of pixels."""
+
 from __future__ import annotations
 
 import itertools
@@ -22,14 +23,20 @@ NOUNS = [[(6, 9), (17, 21)], [(7, 11)]]
 
 
 def draw(pipe, steps=2, **options):
-    return pipe(PROMPTS, num_inference_steps=steps, output_type='pt', **options,
-                generator=torch.Generator().manual_seed(1)).images
+    return pipe(
+        PROMPTS,
+        num_inference_steps=steps,
+        output_type='pt',
+        **options,
+        generator=torch.Generator().manual_seed(1),
+    ).images
 
 
 @contextmanager
 def explicit_self_attention(pipe, text_keys):
     """Collects the probabilities (batch, heads, N, N) with which pixels attend to pixels."""
     from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnProcessor
+
     seen, patched, stock = [], [], dict(pipe.unet.attn_processors)
 
     def wrap(module):
@@ -38,8 +45,11 @@ def explicit_self_attention(pipe, text_keys):
         def get_attention_scores(query, key, attention_mask=None):
             probabilities = scores(query, key, attention_mask)
             pixels = probabilities[..., text_keys:].detach().double().numpy()
-            seen.append((pixels / pixels.sum(-1, keepdims=True)).reshape(
-                -1, module.heads, *pixels.shape[1:]))
+            seen.append(
+                (pixels / pixels.sum(-1, keepdims=True)).reshape(
+                    -1, module.heads, *pixels.shape[1:]
+                )
+            )
             return probabilities
 
         module.get_attention_scores = get_attention_scores
@@ -48,9 +58,14 @@ def explicit_self_attention(pipe, text_keys):
     for name, module in pipe.unet.named_modules():
         if name.endswith('attn1') or getattr(module, 'add_k_proj', None) is not None:
             wrap(module)
-    pipe.unet.set_attn_processor({
-        name: AttnAddedKVProcessor() if 'AddedKV' in type(processor).__name__ else AttnProcessor()
-        for name, processor in stock.items()})
+    pipe.unet.set_attn_processor(
+        {
+            name: AttnAddedKVProcessor()
+            if 'AddedKV' in type(processor).__name__
+            else AttnProcessor()
+            for name, processor in stock.items()
+        }
+    )
     try:
         yield seen
     finally:
@@ -59,9 +74,14 @@ def explicit_self_attention(pipe, text_keys):
             del module.get_attention_scores
 
 
-@pytest.mark.parametrize(('make', 'text_keys', 'side', 'guidance'), [
-    (tiny_stable_diffusion, 0, 8, 7.5), (tiny_stable_diffusion, 0, 16, 1.0),
-    (tiny_if, 77, 16, 7.5)])
+@pytest.mark.parametrize(
+    ('make', 'text_keys', 'side', 'guidance'),
+    [
+        (tiny_stable_diffusion, 0, 8, 7.5),
+        (tiny_stable_diffusion, 0, 16, 1.0),
+        (tiny_if, 77, 16, 7.5),
+    ],
+)
 def test_propagated_masks_equal_explicit_self_attention(make, text_keys, side, guidance):
     pipe = make()
     plain = draw(pipe, guidance_scale=guidance)
@@ -93,8 +113,9 @@ def test_one_matrix_whatever_the_steps_and_nothing_without_asking():
     with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=32) as recorder:
         draw(pipe, 4)
     # Both resolutions are small enough; only the larger one's sum is kept.
-    assert {size: tuple(total.total_BTN.shape) for size, total in recorder._affinities.items()} \
-        == {(16, 16): (2, 256, 256)}
+    assert {size: tuple(total.total_BTN.shape) for size, total in recorder._affinities.items()} == {
+        (16, 16): (2, 256, 256)
+    }
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
         draw(pipe, 1)
     assert not recorder._affinities
@@ -129,13 +150,16 @@ def test_affinity_in_pieces(monkeypatch):
 def test_propagation_averages(height, width, times, seed):
     generator = torch.Generator().manual_seed(seed)
     maps = torch.rand(2, 3, height, width, generator=generator, dtype=torch.float64)
-    affinity = torch.rand(2, height * width, height * width, generator=generator,
-                          dtype=torch.float64)
+    affinity = torch.rand(
+        2, height * width, height * width, generator=generator, dtype=torch.float64
+    )
     affinity /= affinity.sum(-1, keepdim=True)
     result = propagate(maps, affinity, times)
     for image, noun in itertools.product(range(2), range(3)):
-        expected = (np.linalg.matrix_power(affinity[image].numpy(), times)
-                    @ maps[image, noun].numpy().ravel())
+        expected = (
+            np.linalg.matrix_power(affinity[image].numpy(), times)
+            @ maps[image, noun].numpy().ravel()
+        )
         np.testing.assert_allclose(result[image, noun].ravel(), expected, rtol=1e-9)
     assert float(result.max()) <= float(maps.max()) + 1e-9
     assert float(result.min()) >= float(maps.min()) - 1e-9
@@ -149,18 +173,19 @@ def test_propagation_refuses_other_sizes():
             propagate(torch.zeros(1, 2, 3), torch.zeros(6, 6), times)
 
 
-def brute_force_crf(mask, image, threshold, appearance, position, colour, smoothness, distance,
-                    iterations):
+def brute_force_crf(
+    mask, image, threshold, appearance, position, colour, smoothness, distance, iterations
+):
     """Mean field by the paper's formulas: labels, pixels and pairs in loops, in float64."""
     height, width = mask.shape
     places = list(itertools.product(range(height), range(width)))
     sigma = position * min(height, width)
 
     def kernel(a, b, first):
-        apart = (a[0] - b[0])**2 + (a[1] - b[1])**2
+        apart = (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
         if not first:
             return math.exp(-apart / (2 * distance**2))
-        unlike = sum((float(image[a][c]) - float(image[b][c]))**2 for c in range(3))
+        unlike = sum((float(image[a][c]) - float(image[b][c])) ** 2 for c in range(3))
         return math.exp(-apart / (2 * sigma**2) - unlike / (2 * colour**2))
 
     kernels = {}
@@ -182,22 +207,51 @@ def brute_force_crf(mask, image, threshold, appearance, position, colour, smooth
             for this in (0, 1):
                 energy = unary[i][this]
                 for first, weight in ((True, appearance), (False, smoothness)):
-                    energy += sum(weight * kernels[first, i, j] * label_before[j][1 - this]
-                                  for j in range(len(places)) if j != i)
+                    energy += sum(
+                        weight * kernels[first, i, j] * label_before[j][1 - this]
+                        for j in range(len(places))
+                        if j != i
+                    )
                 weights.append(math.exp(-energy))
             label.append([weight / sum(weights) for weight in weights])
     shares = [share[1] for share in label]
-    return np.array([share * odds / (1 - share + share * odds)
-                     for share in shares]).reshape(mask.shape)
+    return np.array([share * odds / (1 - share + share * odds) for share in shares]).reshape(
+        mask.shape
+    )
 
 
-@pytest.mark.parametrize('options', [
-    dict(threshold=0.45, appearance=4.0, position=0.4, colour=60.0, smoothness=1.0, distance=1.0,
-         iterations=5),
-    dict(threshold=0.6, appearance=0.7, position=1.0, colour=25.0, smoothness=0.0, distance=0.5,
-         iterations=1),
-    dict(threshold=0.5, appearance=0.0, position=0.2, colour=13.0, smoothness=2.0, distance=2.0,
-         iterations=3)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(
+            threshold=0.45,
+            appearance=4.0,
+            position=0.4,
+            colour=60.0,
+            smoothness=1.0,
+            distance=1.0,
+            iterations=5,
+        ),
+        dict(
+            threshold=0.6,
+            appearance=0.7,
+            position=1.0,
+            colour=25.0,
+            smoothness=0.0,
+            distance=0.5,
+            iterations=1,
+        ),
+        dict(
+            threshold=0.5,
+            appearance=0.0,
+            position=0.2,
+            colour=13.0,
+            smoothness=2.0,
+            distance=2.0,
+            iterations=3,
+        ),
+    ],
+)
 def test_crf_equals_brute_force(options):
     random = np.random.default_rng(3)
     image = random.integers(60, 160, (4, 5, 3), dtype=np.uint8)
@@ -206,8 +260,9 @@ def test_crf_equals_brute_force(options):
     refined = dense_crf(masks, image, **options)
     assert refined.shape == masks.shape and refined.dtype == np.float32
     for mask, result in zip(masks, refined):
-        np.testing.assert_allclose(result, brute_force_crf(mask, image, **options),
-                                   rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            result, brute_force_crf(mask, image, **options), rtol=0, atol=1e-5
+        )
 
 
 def test_crf_without_rounds_or_weights_changes_nothing():
@@ -234,15 +289,22 @@ def test_crf_moves_a_mask_to_the_edge_of_the_image():
 def test_crf_refuses_what_it_cannot_use():
     image, mask = np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4))
     for match, arguments in (
-            (r'masks of shape \(K, h, w\)', (mask + 2, image)),
-            ('image of shape', (mask, image.astype(float))),
-            ('97x97 are too many', (np.zeros((1, 97, 97)), image))):
+        (r'masks of shape \(K, h, w\)', (mask + 2, image)),
+        ('image of shape', (mask, image.astype(float))),
+        ('97x97 are too many', (np.zeros((1, 97, 97)), image)),
+    ):
         with pytest.raises(ValueError, match=match):
             dense_crf(*arguments)
     with pytest.raises(ValueError, match='threshold between 0 and 1'):
         dense_crf(mask, image, threshold=1.0)
-    for name, value in (('iterations', 10**9), ('iterations', -1), ('colour', 0.0),
-                        ('position', float('nan')), ('appearance', -1.0), ('distance', 1e300)):
+    for name, value in (
+        ('iterations', 10**9),
+        ('iterations', -1),
+        ('colour', 0.0),
+        ('position', float('nan')),
+        ('appearance', -1.0),
+        ('distance', 1e300),
+    ):
         with pytest.raises(ValueError, match=name):
             dense_crf(mask, image, **{name: value})
 
@@ -252,10 +314,12 @@ def test_linear_attention_is_not_taken_for_a_softmax():
 
     from freeatm_mm.attention.families import FAMILIES
     from freeatm_mm.attention.taps import self_attention_modules
+
     family = next(family for family in FAMILIES if family.name == 'Sana')
     linear = Attention(8, heads=2, dim_head=4, processor=SanaLinearAttnProcessor2_0())
     softmax = Attention(8, heads=2, dim_head=4)
     assert self_attention_modules(torch.nn.ModuleList([linear, softmax]), family) == [
-        ('1', softmax)]
+        ('1', softmax)
+    ]
     with pytest.raises(ValueError, match='no self-attention that can be recorded'):
         self_attention_modules(torch.nn.ModuleList([linear]), family)

@@ -1,4 +1,5 @@
 """A noun in what each text encoder really read: other prompts, grown prompts, other embeddings."""
+
 from __future__ import annotations
 
 import functools
@@ -39,13 +40,15 @@ def expect(masks, seen, columns, size, first_row=2, images=1):
     assert len(masks) == len(columns) * images
     for image, mask in enumerate(masks):
         for noun, groups in enumerate(columns[image // images]):
-            expected = np.mean([mean_map(seen, first_row + image, group, size)
-                                for group in groups], axis=0)
+            expected = np.mean(
+                [mean_map(seen, first_row + image, group, size) for group in groups], axis=0
+            )
             np.testing.assert_allclose(mask[noun], expected, rtol=0, atol=1e-6)
             assert expected.std() > 1e-9
 
 
 # Stable Diffusion XL: two texts, one key ---------------------------------------------------------
+
 
 @pytest.fixture(scope='module')
 def sdxl():
@@ -54,32 +57,51 @@ def sdxl():
 
 @pytest.mark.parametrize('images', [1, 2])
 def test_sdxl_with_another_second_prompt(sdxl, images):
-    options = dict(prompt_2=SAME_PLACES, num_images_per_prompt=images, clip_skip=1,
-                   negative_prompt=['a bag'] * 2, negative_prompt_2=['a table'] * 2)
+    options = dict(
+        prompt_2=SAME_PLACES,
+        num_images_per_prompt=images,
+        clip_skip=1,
+        negative_prompt=['a bag'] * 2,
+        negative_prompt_2=['a table'] * 2,
+    )
     plain = draw(sdxl, PROMPTS, **options)
-    with AttentionRecorder(sdxl, PROMPTS, NOUNS, num_images_per_prompt=images,
-                           call_options=dict(prompt_2=SAME_PLACES)) as recorder:
+    with AttentionRecorder(
+        sdxl, PROMPTS, NOUNS, num_images_per_prompt=images, call_options=dict(prompt_2=SAME_PLACES)
+    ) as recorder:
         assert torch.equal(plain, draw(sdxl, PROMPTS, **options))
     with explicit_attention(sdxl) as seen:
         draw(sdxl, PROMPTS, **options)
-    columns = [[[[place]] for place in places(PROMPTS[0], 'dog', 'sand')],
-               [[[place]] for place in places(PROMPTS[1], 'cat', 'bird', 'tree')]]
+    columns = [
+        [[[place]] for place in places(PROMPTS[0], 'dog', 'sand')],
+        [[[place]] for place in places(PROMPTS[1], 'cat', 'bird', 'tree')],
+    ]
     expect(recorder.masks(), seen, columns, (8, 8), first_row=2 * images, images=images)
     assert recorder.left_out == []
 
 
-@pytest.mark.parametrize(('second', 'where'), [
-    ('a dog on the sand', r'text_encoder has it at 3, text_encoder_2 has it at 2.*share one key'),
-    ('photo of the beach', "text_encoder_2 read prompt_2 'photo of the beach', which does not hold "
-                           'it exactly once'),
-    ('dog a dog on the sand', 'does not hold it exactly once')])
+@pytest.mark.parametrize(
+    ('second', 'where'),
+    [
+        (
+            'a dog on the sand',
+            r'text_encoder has it at 3, text_encoder_2 has it at 2.*share one key',
+        ),
+        (
+            'photo of the beach',
+            "text_encoder_2 read prompt_2 'photo of the beach', which does not hold "
+            'it exactly once',
+        ),
+        ('dog a dog on the sand', 'does not hold it exactly once'),
+    ],
+)
 def test_sdxl_refuses_a_key_of_two_words(sdxl, second, where):
     prompt, span = PROMPTS[0], NOUNS[0][:1]
     with pytest.raises(NounAlignmentError, match=f"prompt 0: the noun 'dog' has no key.*{where}"):
         AttentionRecorder(sdxl, [prompt], [span], call_options=dict(prompt_2=second))
     # Whose place counts can be chosen.
-    with AttentionRecorder(sdxl, [prompt], [span], call_options=dict(prompt_2=second),
-                           text_encoders=['text_encoder']) as recorder:
+    with AttentionRecorder(
+        sdxl, [prompt], [span], call_options=dict(prompt_2=second), text_encoders=['text_encoder']
+    ) as recorder:
         draw(sdxl, prompt, prompt_2=second)
     with explicit_attention(sdxl) as seen:
         draw(sdxl, prompt, prompt_2=second)
@@ -87,8 +109,7 @@ def test_sdxl_refuses_a_key_of_two_words(sdxl, second, where):
 
 
 def test_sdxl_with_words_after_the_nouns_only(sdxl):
-    """The usual second prompt: the first and a style. A noun that occurs twice stays where it is.
-    """
+    """The usual second prompt: the first and a style. A noun that stands twice keeps its place."""
     prompt = 'a dog on the dog bag'
     second, nouns = prompt + ' in blue', [[(13, 16)]]
     with AttentionRecorder(sdxl, [prompt], nouns, call_options={'prompt_2': [second]}) as recorder:
@@ -103,8 +124,9 @@ def test_a_second_prompt_that_the_recorder_was_not_told(sdxl, how):
     draw(sdxl, PROMPTS)
     hooks = hook_count(sdxl)  # that transformers 5 leaves in text encoders
     told = {'only to the recorder': SAME_PLACES, 'another': SAME_PLACES}.get(how)
-    with pytest.raises(ValueError, match='text_encoder_2 encoded other prompts.*call_options={'
-                                         "'prompt_2'"):
+    with pytest.raises(
+        ValueError, match="text_encoder_2 encoded other prompts.*call_options={'prompt_2'"
+    ):
         with AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=dict(prompt_2=told)):
             if how == 'position':
                 draw(sdxl, PROMPTS, SAME_PLACES)
@@ -129,13 +151,16 @@ def test_second_prompts_of_another_number(sdxl):
 
 
 def test_options_that_contradict_the_recorder(sdxl):
-    for options, match in ((dict(prompt=['a cat', 'a dog']), 'call_options have prompt='),
-                           (dict(num_images_per_prompt=3), 'have num_images_per_prompt=3'),
-                           (dict(prompt_embeds=torch.zeros(2, 77, 64)), 'have prompt_embeds.*col')):
+    for options, match in (
+        (dict(prompt=['a cat', 'a dog']), 'call_options have prompt='),
+        (dict(num_images_per_prompt=3), 'have num_images_per_prompt=3'),
+        (dict(prompt_embeds=torch.zeros(2, 77, 64)), 'have prompt_embeds.*col'),
+    ):
         with pytest.raises(ValueError, match=match):
             AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=options)
-    AttentionRecorder(sdxl, PROMPTS, NOUNS,
-                      call_options=dict(prompt=PROMPTS, num_images_per_prompt=1))
+    AttentionRecorder(
+        sdxl, PROMPTS, NOUNS, call_options=dict(prompt=PROMPTS, num_images_per_prompt=1)
+    )
 
 
 def test_the_refiner_has_the_second_text_encoder_alone(sdxl):
@@ -159,39 +184,65 @@ def test_cut_off_in_both_texts(sdxl):
     second, noun = 'the ' + prompt, [[(len(prompt) - 3, len(prompt))]]
     with pytest.raises(NounTruncatedError, match="prompt 0.*'dog'.*cut off"):
         AttentionRecorder(sdxl, [prompt], noun, call_options=dict(prompt_2=second))
-    with AttentionRecorder(sdxl, [prompt], noun, call_options=dict(prompt_2=second),
-                           truncated='skip') as recorder:
+    with AttentionRecorder(
+        sdxl, [prompt], noun, call_options=dict(prompt_2=second), truncated='skip'
+    ) as recorder:
         draw(sdxl, prompt, prompt_2=second)
     assert recorder.truncated == [(0, 0)] and float(recorder.masks()[0].abs().max()) == 0
 
 
 # Stable Diffusion 3: T5's keys are its own -------------------------------------------------------
 
+
 def sd3_attention(pipe):
     return attention_of(pipe.transformer, block_attention, functools.partial(sequence, text=333))
 
 
-@pytest.mark.parametrize(('second', 'third', 'columns', 'left_out'), [
-    # Each noun at its own place of T5's text.
-    (None, ['the photo of the red dog', 'sand in a bag with the blue cat'],
-     [[[[3], [77 + 5]]], [[[5], [77 + 7]]]], []),
-    # CLIP's key would be two words': T5 alone.
-    (['a dog', 'a cat'], None, [[[[77 + 2]]], [[[77 + 4]]]],
-     [(0, 'at 3, text_encoder_2 has it at 2'), (1, 'at 5, text_encoder_2 has it at 2')]),
-    # T5's text is without the first noun and has the second twice: CLIP alone.
-    (None, ['the beach', 'a cat and a cat'], [[[[3]]], [[[5]]]],
-     [(0, "text_encoder_3 read prompt_3 'the beach'"), (1, "read prompt_3 'a cat and a cat'")])])
+@pytest.mark.parametrize(
+    ('second', 'third', 'columns', 'left_out'),
+    [
+        # Each noun at its own place of T5's text.
+        (
+            None,
+            ['the photo of the red dog', 'sand in a bag with the blue cat'],
+            [[[[3], [77 + 5]]], [[[5], [77 + 7]]]],
+            [],
+        ),
+        # CLIP's key would be two words': T5 alone.
+        (
+            ['a dog', 'a cat'],
+            None,
+            [[[[77 + 2]]], [[[77 + 4]]]],
+            [(0, 'at 3, text_encoder_2 has it at 2'), (1, 'at 5, text_encoder_2 has it at 2')],
+        ),
+        # T5's text is without the first noun and has the second twice: CLIP alone.
+        (
+            None,
+            ['the beach', 'a cat and a cat'],
+            [[[[3]]], [[[5]]]],
+            [
+                (0, "text_encoder_3 read prompt_3 'the beach'"),
+                (1, "read prompt_3 'a cat and a cat'"),
+            ],
+        ),
+    ],
+)
 def test_stable_diffusion_3_with_other_prompts(second, third, columns, left_out):
     pipe = tiny.tiny_stable_diffusion_3()
     prompts = PROMPTS if second is None else ['a red dog', 'the photo of a cat']
     nouns = [spans(prompts[0], 'dog'), spans(prompts[1], 'cat')]
     options = dict(SQUARE, prompt_2=second, prompt_3=third)
-    with AttentionRecorder(pipe, prompts, nouns, call_options=dict(
-            prompt_2=second, prompt_3=third)) as recorder, sd3_attention(pipe) as seen:
+    with (
+        AttentionRecorder(
+            pipe, prompts, nouns, call_options=dict(prompt_2=second, prompt_3=third)
+        ) as recorder,
+        sd3_attention(pipe) as seen,
+    ):
         draw(pipe, prompts, **options)
     expect(recorder.masks(), seen, columns, (8, 8))
     assert [(prompt, noun) for prompt, noun, _ in recorder.left_out] == [
-        (prompt, 0) for prompt, _ in left_out]
+        (prompt, 0) for prompt, _ in left_out
+    ]
     for (_, _, reason), (_, part) in zip(recorder.left_out, left_out):
         assert part in reason
     with pytest.raises(ValueError, match='text_encoder_[23] encoded other prompts'):
@@ -208,13 +259,17 @@ def test_a_noun_that_one_encoder_cuts_off_is_said():
 
 # Flux: T5 reads the second prompt ----------------------------------------------------------------
 
+
 def test_flux_with_another_second_prompt():
     pipe = tiny.tiny_flux()
     second = ['sand with the blue dog', 'bird in a sky and a cat on a bag']
     nouns = [spans(PROMPTS[0], 'dog', 'sand'), spans(PROMPTS[1], 'cat', 'bird')]
-    with AttentionRecorder(pipe, PROMPTS, nouns, call_options=dict(prompt_2=second)) as recorder, \
-            attention_of(pipe.transformer, block_attention,
-                         functools.partial(sequence, text=512)) as seen:
+    with (
+        AttentionRecorder(pipe, PROMPTS, nouns, call_options=dict(prompt_2=second)) as recorder,
+        attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=512)
+        ) as seen,
+    ):
         draw(pipe, PROMPTS, second, **SQUARE)
     expect(recorder.masks(), seen, [[[[4]], [[0]]], [[[6]], [[0]]]], (8, 8), first_row=0)
     # Spans of the second prompt itself are as good: the first one makes no keys.
@@ -230,13 +285,18 @@ def test_flux_with_another_second_prompt():
 
 # Textual inversion: a placeholder becomes several tokens -----------------------------------------
 
+
 def teach(pipe, token, vectors, second=None):
     """Loads a placeholder of several vectors, for both text encoders or for the first alone."""
     generator = torch.Generator().manual_seed(5)
     pipe.load_textual_inversion(torch.randn(vectors, 32, generator=generator), token=token)
     if second:
-        pipe.load_textual_inversion(torch.randn(second, 32, generator=generator), token=token,
-                                    text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+        pipe.load_textual_inversion(
+            torch.randn(second, 32, generator=generator),
+            token=token,
+            text_encoder=pipe.text_encoder_2,
+            tokenizer=pipe.tokenizer_2,
+        )
 
 
 @pytest.mark.parametrize('fast', [False, True])
@@ -265,8 +325,9 @@ def test_textual_inversion_grows_a_prompt_past_the_end():
     pipe = tiny_stable_diffusion()
     teach(pipe, '<toy>', 5)
     prompt = ' '.join(['<toy>'] * 15) + ' a dog'
-    recorder = AttentionRecorder(pipe, [prompt], [[(len(prompt) - 3, len(prompt))]],
-                                 truncated='skip')
+    recorder = AttentionRecorder(
+        pipe, [prompt], [[(len(prompt) - 3, len(prompt))]], truncated='skip'
+    )
     assert recorder.truncated == [(0, 0)]
 
 
@@ -284,14 +345,17 @@ def test_textual_inversion_of_both_text_encoders():
 def test_textual_inversion_of_another_length_in_the_second_text_encoder():
     pipe = tiny_stable_diffusion_xl()
     teach(pipe, '<toy>', 3, second=2)
-    with pytest.raises(NounAlignmentError, match="'sand' has no key of its own: text_encoder has "
-                                                 'it at 7, text_encoder_2 has it at 6'):
+    with pytest.raises(
+        NounAlignmentError,
+        match="'sand' has no key of its own: text_encoder has it at 7, text_encoder_2 has it at 6",
+    ):
         AttentionRecorder(pipe, ['a <toy> on the sand'], [[(15, 19)]])
     # Nouns before it stand where they stood.
     AttentionRecorder(pipe, ['a dog on the <toy>'], [[(2, 5)]])
 
 
 # Embeddings made elsewhere -----------------------------------------------------------------------
+
 
 def embeddings_of(pipe, prompts, scale=1.0):
     prompt, negative = pipe.encode_prompt(prompts, 'cpu', 1, True)[:2]
@@ -302,8 +366,11 @@ def test_embeddings_made_elsewhere():
     pipe = tiny_stable_diffusion()
     options = embeddings_of(pipe, PROMPTS, 1.5)
     for some in (options, {'prompt_embeds': options['prompt_embeds']}):
-        with pytest.raises(ValueError, match='text_encoder encoded no prompt inside the with block'
-                                             '.*columns=.*check_prompts=False'):
+        with pytest.raises(
+            ValueError,
+            match='text_encoder encoded no prompt inside the with block'
+            '.*columns=.*check_prompts=False',
+        ):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
                 draw(pipe, **some)
     columns = [[[3], [6]], [[5], [9, 8], [12]]]
@@ -362,20 +429,28 @@ def test_a_second_call_with_other_prompts():
 
 # Spellings ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(('prompt', 'noun', 'columns'), [
-    ('  a   RED\tDog\non the sand', 'Dog', [3]),
-    ('a (dog:1.3) on the sand', 'dog', [3]),
-    ('((a)) [dog] AND sand', 'dog', None),
-    ('a ｄog on', 'ｄog', None),
-    ('a do\u0308g on the sand', 'sand', None)])
+
+@pytest.mark.parametrize(
+    ('prompt', 'noun', 'columns'),
+    [
+        ('  a   RED\tDog\non the sand', 'Dog', [3]),
+        ('a (dog:1.3) on the sand', 'dog', [3]),
+        ('((a)) [dog] AND sand', 'dog', None),
+        ('a ｄog on', 'ｄog', None),
+        ('a do\u0308g on the sand', 'sand', None),
+    ],
+)
 @pytest.mark.parametrize('make', [tiny_stable_diffusion, tiny_stable_diffusion_xl])
 def test_spellings_of_a_prompt(make, prompt, noun, columns):
     pipe, start = make(), prompt.index(noun)
     if columns is None:  # by what the pieces read
         ids = pipe.tokenizer(prompt).input_ids
         want = pipe.tokenizer(noun, add_special_tokens=False).input_ids
-        columns = next(list(range(place, place + len(want))) for place in range(len(ids))
-                       if ids[place:place + len(want)] == want)
+        columns = next(
+            list(range(place, place + len(want)))
+            for place in range(len(ids))
+            if ids[place : place + len(want)] == want
+        )
     size = (16, 16) if make is tiny_stable_diffusion else (8, 8)
     with AttentionRecorder(pipe, [prompt], [[(start, start + len(noun))]]) as recorder:
         draw(pipe, prompt)
@@ -384,15 +459,19 @@ def test_spellings_of_a_prompt(make, prompt, noun, columns):
     expect(recorder.masks(), seen, [[[columns]]], size, first_row=1)
 
 
-@pytest.mark.parametrize(('prompt', 'span', 'text', 'found'), [
-    ('a dog', (2, 5), 'A  big Dog.', (7, 10)),
-    ('a fire engine', (2, 13), 'the fire\nengine', (4, 15)),
-    ('a dog', (2, 5), 'dogs and a hotdog', None),
-    ('a dog', (2, 5), 'a dogma', None),
-    ('a dog and a dog', (2, 5), 'a dog and a dog, at night', (2, 5)),
-    ('a dog and a dog', (12, 15), 'A Dog and a dog, at night', (12, 15)),
-    ('a dog and a dog', (12, 15), 'at night a dog and a dog', None),
-    ('a <toy>', (2, 7), 'the <toy>', (4, 9)),
-    ('a dog', (2, 5), '', None)])
+@pytest.mark.parametrize(
+    ('prompt', 'span', 'text', 'found'),
+    [
+        ('a dog', (2, 5), 'A  big Dog.', (7, 10)),
+        ('a fire engine', (2, 13), 'the fire\nengine', (4, 15)),
+        ('a dog', (2, 5), 'dogs and a hotdog', None),
+        ('a dog', (2, 5), 'a dogma', None),
+        ('a dog and a dog', (2, 5), 'a dog and a dog, at night', (2, 5)),
+        ('a dog and a dog', (12, 15), 'A Dog and a dog, at night', (12, 15)),
+        ('a dog and a dog', (12, 15), 'at night a dog and a dog', None),
+        ('a <toy>', (2, 7), 'the <toy>', (4, 9)),
+        ('a dog', (2, 5), '', None),
+    ],
+)
 def test_find_again(prompt, span, text, found):
     assert find_again(prompt, span, text) == found

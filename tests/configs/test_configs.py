@@ -1,4 +1,5 @@
 """Every pretraining config: it loads, inherits what it says, and builds."""
+
 import copy
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,12 @@ from mmpretrain.registry import DATASETS, MODELS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 REGIMES = ('.', 'baselines', 'real', 'mixed', 'mixed/baselines')
-PRETRAINING = sorted((folder / path.name).as_posix() for scale in ('.', 'miniature')
-                     for folder in (Path(scale, regime) for regime in REGIMES)
-                     for path in (CONFIGS / folder).glob('*.py'))
+PRETRAINING = sorted(
+    (folder / path.name).as_posix()
+    for scale in ('.', 'miniature')
+    for folder in (Path(scale, regime) for regime in REGIMES)
+    for path in (CONFIGS / folder).glob('*.py')
+)
 METHODS = ('simclr', 'mocov2', 'mae')
 
 
@@ -41,9 +45,13 @@ def strip(value):
 def test_every_method_has_every_regime_at_both_scales():
     for method in METHODS:
         for scale in ('', 'miniature/'):
-            assert {f'{scale}{method}_freeatm.py', f'{scale}baselines/{method}.py',
-                    f'{scale}real/{method}.py', f'{scale}mixed/{method}_freeatm.py',
-                    f'{scale}mixed/baselines/{method}.py'} <= set(PRETRAINING)
+            assert {
+                f'{scale}{method}_freeatm.py',
+                f'{scale}baselines/{method}.py',
+                f'{scale}real/{method}.py',
+                f'{scale}mixed/{method}_freeatm.py',
+                f'{scale}mixed/baselines/{method}.py',
+            } <= set(PRETRAINING)
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
@@ -66,8 +74,9 @@ def test_learning_rates_are_meant_for_the_batch_of_the_config(name):
 def test_miniatures_train_one_batch(name, tmp_path):
     """The grid of the masks fits the encoder, channels fit each other, the loss has gradients."""
     cfg = load(name)
-    cfg.train_dataloader.dataset.store = str(make_store(tmp_path / 'store', 12, size=(64, 64),
-                                                        mask_size=(16, 16)))
+    cfg.train_dataloader.dataset.store = str(
+        make_store(tmp_path / 'store', 12, size=(64, 64), mask_size=(16, 16))
+    )
     cfg.model.pretrained = None
     train_one_batch(cfg)
 
@@ -103,8 +112,9 @@ def test_regimes_differ_by_the_images_alone(method, scale):
     real = strip(load(f'{scale}real/{method}.py').to_dict())
     mixed = strip(load(f'{scale}mixed/baselines/{method}.py').to_dict())
     stage_1 = Path(mixed['model'].pop('pretrained'))
-    assert stage_1 == Path(f'work_dirs/{scale}mixed/{method}_real',
-                           f'epoch_{real["train_cfg"]["max_epochs"]}.pth')
+    assert stage_1 == Path(
+        f'work_dirs/{scale}mixed/{method}_real', f'epoch_{real["train_cfg"]["max_epochs"]}.pth'
+    )
     assert mixed['train_dataloader']['dataset'].pop('share') == 0.5
     stores = [cfg['train_dataloader']['dataset'].pop('store') for cfg in (synthetic, real, mixed)]
     assert stores[1] != stores[0] == stores[2]
@@ -122,38 +132,58 @@ def load_stock(name, folder):
 
 
 def same_loading(ours, stock):
-    loaders = [{key: value for key, value in cfg['train_dataloader'].items()
-                if key not in ('dataset', 'sampler')} for cfg in (ours, stock)]
+    loaders = [
+        {
+            key: value
+            for key, value in cfg['train_dataloader'].items()
+            if key not in ('dataset', 'sampler')
+        }
+        for cfg in (ours, stock)
+    ]
     assert loaders[0] == loaders[1]
 
 
-@pytest.mark.parametrize('name, stock_name', [
-    ('mocov2_freeatm.py', 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'),
-    ('simclr_freeatm.py', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
-    ('simsiam_freeatm.py', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py')])
+@pytest.mark.parametrize(
+    'name, stock_name',
+    [
+        ('mocov2_freeatm.py', 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'),
+        ('simclr_freeatm.py', 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'),
+        ('simsiam_freeatm.py', 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py'),
+    ],
+)
 def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, stock_name):
     stock, ours = load_stock(stock_name, tmp_path), strip(load(name).to_dict())
     if 'auto_scale_lr' not in stock:  # SimCLR's and SimSiam's don't say
         ours.pop('auto_scale_lr')
-    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'data_preprocessor',
-                'auto_scale_lr', 'default_hooks'):
+    for key in (
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'data_preprocessor',
+        'auto_scale_lr',
+        'default_hooks',
+    ):
         assert ours.get(key) == stock.get(key)
-    assert ours['custom_hooks'] == [*stock.get('custom_hooks', []),
-                                    dict(type='SeedEachIterationHook'),
-                                    dict(type='CheckTrainingHook')]
+    assert ours['custom_hooks'] == [
+        *stock.get('custom_hooks', []),
+        dict(type='SeedEachIterationHook'),
+        dict(type='CheckTrainingHook'),
+    ]
     assert ours['model'].pop('negatives', 'all') == 'all'
     assert ours['model'].pop('loss', 'nt_xent') == 'nt_xent'
     assert ours['model'].pop('type') == 'FreeATM' + stock['model'].pop('type')
     assert ours['model']['neck'].pop('type') == 'FreeATM' + stock['model']['neck'].pop('type')
     assert ours['model'] == stock['model']
     same_loading(ours, stock)
-    views = [cfg['train_dataloader']['dataset']['pipeline'][1]['transforms'][0]
-             for cfg in (ours, stock)]
+    views = [
+        cfg['train_dataloader']['dataset']['pipeline'][1]['transforms'][0] for cfg in (ours, stock)
+    ]
     for transform in views[0]:
         transform['type'] = transform['type'].replace('FreeATM', '')
     assert views[0] == views[1]
-    assert ours['train_dataloader']['dataset']['pipeline'][2]['grid_size'] * 32 == \
-        views[1][0]['scale']
+    assert (
+        ours['train_dataloader']['dataset']['pipeline'][2]['grid_size'] * 32 == views[1][0]['scale']
+    )
 
 
 def test_simsiam_trains_one_batch(tmp_path):
@@ -169,11 +199,18 @@ def test_simsiam_trains_one_batch(tmp_path):
 def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
     stock = load_stock('mae/mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k.py', tmp_path)
     ours = strip(load('mae_freeatm.py').to_dict())
-    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'data_preprocessor',
-                'auto_scale_lr', 'default_hooks'):
+    for key in (
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'data_preprocessor',
+        'auto_scale_lr',
+        'default_hooks',
+    ):
         assert ours[key] == stock[key]
     assert ours['model'].pop('mask_generator') == dict(
-        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear')
+        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear'
+    )
     assert ours['model'].pop('combine') == 'sum'
     for part in (ours['model'], ours['model']['backbone']):
         part['type'] = part['type'].replace('FreeATM', '')
@@ -193,14 +230,23 @@ def test_the_documented_iteration_based_config(tmp_path):
     assert "_base_ = 'mocov2_freeatm.py'" in snippet
     base = CONFIGS / 'miniature/mocov2_freeatm.py'
     path = tmp_path / 'iterations.py'
-    path.write_text(snippet.replace("'mocov2_freeatm.py'", repr(str(base)))
-                    .replace('100_000', '3').replace('interval=5000', 'interval=2'))
+    path.write_text(
+        snippet.replace("'mocov2_freeatm.py'", repr(str(base)))
+        .replace('100_000', '3')
+        .replace('interval=5000', 'interval=2')
+    )
     cfg = Config.fromfile(path)
     store = make_store(tmp_path / 'store', 8, size=(64, 64), mask_size=(16, 16))
-    cfg.merge_from_dict({'train_dataloader.dataset.store': str(store),
-                         'train_dataloader.num_workers': 0, 'train_dataloader.batch_size': 4,
-                         'train_dataloader.persistent_workers': False, 'model.queue_len': 16,
-                         'default_hooks.checkpoint.max_keep_ckpts': 3})
+    cfg.merge_from_dict(
+        {
+            'train_dataloader.dataset.store': str(store),
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.batch_size': 4,
+            'train_dataloader.persistent_workers': False,
+            'model.queue_len': 16,
+            'default_hooks.checkpoint.max_keep_ckpts': 3,
+        }
+    )
     cfg.work_dir = str(tmp_path / 'run')
     runner, watch = run(cfg, 'documented_iterations')
     assert runner.iter == 3 and len(watch.outputs) == 3

@@ -1,4 +1,5 @@
 """Every downstream config of the paper's scale: two real steps and one evaluation on tiny data."""
+
 from __future__ import annotations
 
 import math
@@ -23,9 +24,11 @@ from freeatm_mm.downstream.runs import BENCHMARKS  # noqa: E402
 from freeatm_mm.downstream.tiny_datasets import make_tiny_dataset  # noqa: E402
 
 #: The parts that MoCo's protocol normalises over all processes.
-NORMALISED = {'voc': ('backbone', 'roi_head.shared_head'),
-              'coco': ('backbone', 'neck', 'roi_head.bbox_head', 'roi_head.mask_head'),
-              'cityscapes': ('backbone', 'decode_head', 'auxiliary_head')}
+NORMALISED = {
+    'voc': ('backbone', 'roi_head.shared_head'),
+    'coco': ('backbone', 'neck', 'roi_head.bbox_head', 'roi_head.mask_head'),
+    'cityscapes': ('backbone', 'decode_head', 'auxiliary_head'),
+}
 
 
 @pytest.fixture(scope='module')
@@ -38,20 +41,26 @@ def checkpoints(tmp_path_factory):
 
 
 def test_every_config_is_tried():
-    assert set(PAPER_SCALE) == {path.relative_to(CONFIGS / 'downstream').as_posix()
-                                for path in (CONFIGS / 'downstream').glob('*/*.py')}
+    assert set(PAPER_SCALE) == {
+        path.relative_to(CONFIGS / 'downstream').as_posix()
+        for path in (CONFIGS / 'downstream').glob('*/*.py')
+    }
 
 
 @pytest.mark.parametrize('name', PAPER_SCALE)
 def test_two_steps_and_an_evaluation(name, checkpoints, tmp_path):
     layout, kind = PAPER_SCALE[name]
-    benchmark, = (known for known in BENCHMARKS.values() if known.config == f'downstream/{name}')
+    (benchmark,) = (known for known in BENCHMARKS.values() if known.config == f'downstream/{name}')
     data = make_tiny_dataset(layout, tmp_path / 'data')
     init = checkpoints / f'{kind}.pth'
     cfg = small_config(f'downstream/{name}', data, tmp_path / 'run', str(init))
-    part, tensor = (('roi_head.shared_head', 'layer4.0.conv1.weight') if 'c4' in name else
-                    ('backbone', 'layers.0.attn.qkv.weight') if kind == 'vit' else
-                    ('backbone', 'layer4.0.conv1.weight'))
+    part, tensor = (
+        ('roi_head.shared_head', 'layer4.0.conv1.weight')
+        if 'c4' in name
+        else ('backbone', 'layers.0.attn.qkv.weight')
+        if kind == 'vit'
+        else ('backbone', 'layer4.0.conv1.weight')
+    )
     runner, losses, found = run_downstream(cfg, f'downstream-{name.replace("/", "-")}')
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     for metric in benchmark.metrics:
@@ -96,8 +105,11 @@ def test_header_gives_the_command_and_nothing_else_loads_weights(name):
     assert not any(key.endswith('.pretrained') and entry for key, entry in found.items())
     if cfg.default_scope != 'mmpretrain' or 'finetune' in name:
         assert found.get('.backbone.frozen_stages', -1) == -1
-    norms = {key.removesuffix('.norm_cfg.type')[1:]: entry for key, entry in found.items()
-             if key.endswith('norm_cfg.type')}
+    norms = {
+        key.removesuffix('.norm_cfg.type')[1:]: entry
+        for key, entry in found.items()
+        if key.endswith('norm_cfg.type')
+    }
     if 'r50' in name and 'linear' not in name:
         assert norms == dict.fromkeys(NORMALISED[name.split('/')[-1].split('_')[0]], 'SyncBN')
         assert not any(entry for key, entry in found.items() if key.endswith('norm_eval'))
@@ -106,12 +118,14 @@ def test_header_gives_the_command_and_nothing_else_loads_weights(name):
 def test_schedules_are_the_papers():
     def load(name):
         return open_config(CONFIGS / 'downstream' / name)
+
     voc = load('mmdet/voc_faster-rcnn_r50-c4_24k.py')
     assert voc.train_cfg.max_iters == 24000
     assert voc.param_scheduler[1].milestones == [18000, 22000] and voc.param_scheduler[0].end == 100
     assert voc.optim_wrapper.optimizer.lr == 0.02
     assert [part.ann_file for part in voc.train_dataloader.dataset.datasets] == [
-        f'VOC{year}/ImageSets/Main/trainval.txt' for year in (2007, 2012)]
+        f'VOC{year}/ImageSets/Main/trainval.txt' for year in (2007, 2012)
+    ]
     assert voc.test_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
     assert load('mmdet/coco_mask-rcnn_r50-fpn_1x.py').train_cfg.max_epochs == 12
     vit = load('mmdet/coco_mask-rcnn_vit-b-fpn_100e.py')

@@ -1,4 +1,5 @@
 """Every downstream config of the miniature: what pretrains fits, and it trains and evaluates."""
+
 from __future__ import annotations
 
 import math
@@ -18,8 +19,11 @@ from freeatm_mm.configs import complete_config, open_config  # noqa: E402
 from freeatm_mm.downstream.runs import BENCHMARKS, SUITES  # noqa: E402
 from freeatm_mm.miniature.sources import NOUNS  # noqa: E402
 
-SMALL = sorted(path.relative_to(CONFIGS).as_posix() for folder in ('downstream', 'supervised')
-               for path in (CONFIGS / 'miniature' / folder).glob('*.py'))
+SMALL = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for folder in ('downstream', 'supervised')
+    for path in (CONFIGS / 'miniature' / folder).glob('*.py')
+)
 FILLED = {'resnet': 80, 'vit': 76}
 
 
@@ -36,18 +40,30 @@ def checkpoints(tmp_path_factory):
         cfg = Config.fromfile(CONFIGS / f'miniature/{name}_freeatm.py')
         backbone = MODELS.build(cfg.model.backbone)
         backbone.init_weights()
-        torch.save({'state_dict': {f'backbone.{name}': value
-                                   for name, value in backbone.state_dict().items()}},
-                   folder / f'{kind}.pth')
+        torch.save(
+            {
+                'state_dict': {
+                    f'backbone.{name}': value for name, value in backbone.state_dict().items()
+                }
+            },
+            folder / f'{kind}.pth',
+        )
     return folder
 
 
 def small(name, world, work_dir, **options):
     cfg = open_config(CONFIGS / name, str(work_dir))
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-    complete_config(cfg, str(world), {
-        **{f'{loader}.num_workers': 0 for loader in loaders},
-        'train_dataloader.batch_size': 8, 'train_dataloader.dataset.indices': 16, **options})
+    complete_config(
+        cfg,
+        str(world),
+        {
+            **{f'{loader}.num_workers': 0 for loader in loaders},
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.dataset.indices': 16,
+            **options,
+        },
+    )
     cfg.log_level, cfg.default_hooks.checkpoint = 'WARNING', None
     if 'max_iters' in cfg.train_cfg:
         cfg.train_cfg.update(max_iters=2, val_interval=2)
@@ -65,8 +81,9 @@ def test_it_trains_and_evaluates(name, world, checkpoints, tmp_path):
         options['train_dataloader.dataset.indices'] = 8
     if 'rcnn' in name:  # mmdet gives no metrics where nothing at all is found
         options['model.test_cfg.rcnn.score_thr'] = 0.0
-    runner, losses, metrics = run_downstream(small(name, world, tmp_path, **options),
-                                             f'small-{name.replace("/", "-")}')
+    runner, losses, metrics = run_downstream(
+        small(name, world, tmp_path, **options), f'small-{name.replace("/", "-")}'
+    )
     assert len(losses) >= 2 and all(map(math.isfinite, losses))
     report = runner.message_hub.runtime_info.get('initial_weights')
     if supervised:
@@ -74,14 +91,19 @@ def test_it_trains_and_evaluates(name, world, checkpoints, tmp_path):
         return
     total = FILLED[kind] - ('rcnn_vit' in name)  # no class token there
     assert report.startswith(f'{total} of the {total} tensors'), report
-    benchmark, = (known for known in BENCHMARKS.values() if known.config == name)
+    (benchmark,) = (known for known in BENCHMARKS.values() if known.config == name)
     assert set(benchmark.metrics) <= set(metrics)
 
 
 def test_a_small_detector_learns_the_squares(world, tmp_path):
     """Boxes and masks reach the loss and the metric the right way round: AP rises."""
-    cfg = small('miniature/downstream/mask-rcnn_resnet.py', world, tmp_path, init='random',
-                **{'train_dataloader.dataset.indices': 8})
+    cfg = small(
+        'miniature/downstream/mask-rcnn_resnet.py',
+        world,
+        tmp_path,
+        init='random',
+        **{'train_dataloader.dataset.indices': 8},
+    )
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.update(ann_file='train/coco.json', data_prefix=dict(img='train/images/'))
     cfg.val_evaluator.ann_file = str(world / 'train/coco.json')
@@ -100,7 +122,7 @@ def test_the_linear_probe_does_not_see_the_scale_of_features():
     model = MODELS.build({**cfg.model, 'data_preprocessor': None})
     features = torch.rand(8, cfg.model.head.in_channels, 5, 5)
     model.backbone = torch.nn.Identity()
-    small, large = (model((features * scale, ), mode='tensor') for scale in (1, 40))
+    small, large = (model((features * scale,), mode='tensor') for scale in (1, 40))
     torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-3)
     assert not list(model.neck.parameters())
     supervised = open_config(CONFIGS / 'miniature/supervised/resnet.py')
@@ -120,8 +142,9 @@ def test_classes_are_the_worlds(name):
 
 def test_every_suite_has_its_miniature():
     for suite in ('resnet', 'vit'):
-        assert SUITES[f'mini-{suite}'] == tuple(f'mini-{name}' for name in SUITES[suite]
-                                                if name != 'voc')  # its AP50 is mini-coco's
+        assert SUITES[f'mini-{suite}'] == tuple(
+            f'mini-{name}' for name in SUITES[suite] if name != 'voc'
+        )  # its AP50 is mini-coco's
         assert {f'mini-{name}' for name in SUITES[suite]} <= set(BENCHMARKS)
     for benchmark in BENCHMARKS.values():
         assert (CONFIGS / benchmark.config).is_file()

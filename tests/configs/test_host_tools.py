@@ -1,4 +1,5 @@
 """Our configs in the frameworks' own tools, as these are installed: they train and evaluate."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -11,8 +12,9 @@ import pytest
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = sorted(path.relative_to(ROOT).as_posix()
-               for path in (ROOT / 'configs/downstream/mmseg').glob('*.py'))
+PAPER = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs/downstream/mmseg').glob('*.py')
+)
 SMALL = {'mmseg': 'fcn_resnet', 'mmdet': 'faster-rcnn_resnet', 'mmpretrain': 'linear_resnet'}
 
 
@@ -22,6 +24,7 @@ def test_mmseg_configs_open_without_help(name):
     pytest.importorskip('mmseg')
     from importlib import metadata
     from unittest import mock
+
     real = metadata.version
 
     def version(distribution):
@@ -40,42 +43,63 @@ def test_the_frameworks_own_tools_train_and_evaluate(framework, tmp_path):
     pytest.importorskip('mmcv.ops')
     pytest.importorskip(framework)
     from helpers.tiny_downstream import make_tiny_world
+
     world = make_tiny_world(tmp_path / 'world', images=4)
     config = ROOT / f'configs/miniature/downstream/{SMALL[framework]}.py'
     cfg, options = Config.fromfile(config), {'init': 'random'}
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        options |= {f'{loader}.num_workers': 0, f'{loader}.persistent_workers': False,
-                    f'{loader}.batch_size': 2, f'{loader}.dataset.data_root': f'{world}/',
-                    f'{loader}.dataset.indices': 4}
+        options |= {
+            f'{loader}.num_workers': 0,
+            f'{loader}.persistent_workers': False,
+            f'{loader}.batch_size': 2,
+            f'{loader}.dataset.data_root': f'{world}/',
+            f'{loader}.dataset.indices': 4,
+        }
     for evaluator in ('val_evaluator', 'test_evaluator'):
         if 'ann_file' in cfg[evaluator]:
             options[f'{evaluator}.ann_file'] = str(world / 'test/coco.json')
     length = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
-    options |= {f'train_cfg.{length}': 1, 'train_cfg.val_interval': 1,
-                'default_hooks.checkpoint.interval': 1}
+    options |= {
+        f'train_cfg.{length}': 1,
+        'train_cfg.val_interval': 1,
+        'default_hooks.checkpoint.interval': 1,
+    }
     tools = Path(importlib.util.find_spec(framework).origin).parent / '.mim/tools'
 
     def run(tool, *arguments):
         done = subprocess.run(
-            [sys.executable, str(tools / tool), str(config), *map(str, arguments), '--cfg-options',
-             *(f'{key}={value}' for key, value in options.items())], cwd=tmp_path,
-            capture_output=True, text=True, check=False,
-            env={**os.environ, 'PYTHONPATH': str(ROOT)})
+            [
+                sys.executable,
+                str(tools / tool),
+                str(config),
+                *map(str, arguments),
+                '--cfg-options',
+                *(f'{key}={value}' for key, value in options.items()),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
     said = run('train.py', '--work-dir', tmp_path / 'run')
     assert 'The backbone starts from random weights.' in said
-    checkpoint, = (tmp_path / 'run').glob('*_1.pth')
+    (checkpoint,) = (tmp_path / 'run').glob('*_1.pth')
     run('test.py', checkpoint, '--work-dir', tmp_path / 'test')
 
 
 def test_a_missing_framework_is_told_in_one_sentence(tmp_path, monkeypatch):
     from freeatm_mm.configs import open_config
+
     config = tmp_path / 'x.py'
-    for text in ("_base_ = __import__('nowhere_mm').__path__[0] + '/x.py'",
-                 "_base_ = 'mmrotate::x/y.py'",
-                 "custom_imports = dict(imports=['nowhere_mm'], allow_failed_imports=False)"):
+    for text in (
+        "_base_ = __import__('nowhere_mm').__path__[0] + '/x.py'",
+        "_base_ = 'mmrotate::x/y.py'",
+        "custom_imports = dict(imports=['nowhere_mm'], allow_failed_imports=False)",
+    ):
         config.write_text(text)
         with pytest.raises(ValueError, match='x.py needs a package that is missing or broken'):
             open_config(config)

@@ -1,4 +1,5 @@
 """Every transform in the pretraining configs, at its own settings, keeps masks on their pixels."""
+
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from freeatm_mm.datasets.geometry import WHOLE
 from freeatm_mm.datasets.transforms import PHOTOMETRIC
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-NAMES = sorted(path.relative_to(CONFIGS).as_posix() for folder in (CONFIGS, CONFIGS / 'miniature')
-               for path in folder.glob('*_freeatm.py'))
+NAMES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for folder in (CONFIGS, CONFIGS / 'miniature')
+    for path in folder.glob('*_freeatm.py')
+)
 SIDE = 256  # so that a byte holds a position
 
 
@@ -31,8 +35,11 @@ def pipeline(name):
 
 def colours(view):
     """The transforms of a view that change colours, out of their `RandomApply`."""
-    inner = [step for entry in view
-             for step in (entry.transforms if entry.type == 'RandomApply' else [entry])]
+    inner = [
+        step
+        for entry in view
+        for step in (entry.transforms if entry.type == 'RandomApply' else [entry])
+    ]
     return [step for step in inner if step.type in PHOTOMETRIC]
 
 
@@ -63,13 +70,23 @@ def test_masks_stay_on_the_pixels_they_were_cut_from(name):
     def check(seed):
         np.random.seed(seed)
         image, masks = positions()
-        packed = transform(dict(img=image, img_shape=image.shape[:2], window=WHOLE,
-                                stored_masks=masks, mask_scales=np.float32([[0, 1]] * 2),
-                                noun_ids=np.arange(2), sample_idx=0, img_path='positions'))
+        packed = transform(
+            dict(
+                img=image,
+                img_shape=image.shape[:2],
+                window=WHOLE,
+                stored_masks=masks,
+                mask_scales=np.float32([[0, 1]] * 2),
+                noun_ids=np.arange(2),
+                sample_idx=0,
+                img_path='positions',
+            )
+        )
         views, sample = packed['inputs'], packed['data_samples']
         for number, view in enumerate(views if isinstance(views, list) else [views]):
-            for mask, noun in zip(sample.get('masks', torch.zeros(2, 0))[number],
-                                  sample.get('noun_ids', ())):
+            for mask, noun in zip(
+                sample.get('masks', torch.zeros(2, 0))[number], sample.get('noun_ids', ())
+            ):
                 shown = adaptive_avg_pool2d(view[None].float() / 255, mask.shape)[0, noun]
                 # Half a cell of the masks; a cell of the grid is seldom less than 5 times that.
                 np.testing.assert_allclose(mask, shown, atol=2 / SIDE)
@@ -93,7 +110,7 @@ def test_colours_change_no_place(name):
             np.random.seed(seed)
             row, column = np.random.randint(16, 48, 2)
             image = np.full((64, 64, 3), (60, 80, 40), np.uint8)
-            image[row - 2:row + 3, column - 2:column + 3] = (150, 220, 180)
+            image[row - 2 : row + 3, column - 2 : column + 3] = (150, 220, 180)
             out = transform(dict(img=image.copy()))['img'].astype(float)
             change = np.abs(out - np.median(out, axis=(0, 1))).sum(2)
             places = (change[..., None] * np.moveaxis(np.mgrid[:64, :64], 0, -1)).sum((0, 1))

@@ -1,4 +1,5 @@
 """The dataset: stores, folders, both together, and what it says about bad ones."""
+
 import io
 import logging
 import os
@@ -49,16 +50,23 @@ def test_masks_left_out(tmp_path):
 
 
 def test_stores_and_folders_together(tmp_path):
-    make_store(tmp_path / 'a', count=6, nouns=(1, ))
+    make_store(tmp_path / 'a', count=6, nouns=(1,))
     make_folder(tmp_path / 'real', ['b/ö 2.jpg', 'a.PNG', 'b/1.jpeg', 'z.bmp'])
     (tmp_path / 'real' / 'notes.txt').write_text('no image')
-    make_store(tmp_path / 'b', count=3, nouns=(2, ), seed=1)
-    dataset = FreeATMDataset([tmp_path / 'a', tmp_path / 'real', str(tmp_path / 'b')],
-                             pipeline=[LoadFromStore()])
+    make_store(tmp_path / 'b', count=3, nouns=(2,), seed=1)
+    dataset = FreeATMDataset(
+        [tmp_path / 'a', tmp_path / 'real', str(tmp_path / 'b')], pipeline=[LoadFromStore()]
+    )
     assert len(dataset) == 13
     names = [dataset[number]['img_path'] for number in range(13)]
-    assert names == [*(f'{n:06d}' for n in range(6)), 'a.PNG', 'b/1.jpeg', 'b/ö 2.jpg', 'z.bmp',
-                     *(f'{n:06d}' for n in range(3))]
+    assert names == [
+        *(f'{n:06d}' for n in range(6)),
+        'a.PNG',
+        'b/1.jpeg',
+        'b/ö 2.jpg',
+        'z.bmp',
+        *(f'{n:06d}' for n in range(3)),
+    ]
     counts = [len(dataset[number].get('noun_ids', ())) for number in range(13)]
     assert counts == [1] * 6 + [0] * 4 + [2] * 3
     assert dataset[-1]['sample_idx'] == 12
@@ -75,7 +83,12 @@ def test_linked_folders_are_read_once_each(tmp_path):
     (folder / 'c.png').symlink_to(tmp_path / 'disk' / '0.png')
     dataset = FreeATMDataset(folder, pipeline=[LoadFromStore()])
     assert [dataset[number]['img_path'] for number in range(len(dataset))] == [
-        'a/0.png', 'a/1.png', 'b/0.png', 'b/deeper/1.png', 'c.png']
+        'a/0.png',
+        'a/1.png',
+        'b/0.png',
+        'b/deeper/1.png',
+        'c.png',
+    ]
 
 
 def test_unreadable_folder_is_told(tmp_path, monkeypatch):
@@ -147,11 +160,14 @@ def test_pipeline_that_leaves_masks_behind_is_refused(tmp_path):
     FreeATMDataset(store, masks=False, pipeline=pipeline)[0]
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda path: path / 'nowhere', 'no such folder'),
-    (lambda path: path, 'is empty'),
-    (lambda path: [], 'empty list'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda path: path / 'nowhere', 'no such folder'),
+        (lambda path: path, 'is empty'),
+        (lambda path: [], 'empty list'),
+    ],
+)
 def test_bad_stores(tmp_path, make, message):
     with pytest.raises(StoreError, match=message):
         FreeATMDataset(make(tmp_path))
@@ -184,8 +200,13 @@ def test_names_of_any_bytes(tmp_path):
 def told(monkeypatch):
     """The warnings of this process, each a line."""
     messages = []
-    monkeypatch.setattr(module, 'print_log', lambda message, logger, level: messages.append(
-        message) if (logger, level) == ('current', logging.WARNING) else None)
+    monkeypatch.setattr(
+        module,
+        'print_log',
+        lambda message, logger, level: (
+            messages.append(message) if (logger, level) == ('current', logging.WARNING) else None
+        ),
+    )
     return messages
 
 
@@ -195,7 +216,7 @@ def spoil(path, key):
         data = shard.read_bytes()
         at = data.find(f'{key}.png'.encode())
         if at >= 0:
-            shard.write_bytes(data[:at + 600] + bytes([data[at + 600] ^ 1]) + data[at + 601:])
+            shard.write_bytes(data[: at + 600] + bytes([data[at + 600] ^ 1]) + data[at + 601 :])
             return
     raise AssertionError(f'there is no sample {key}')
 
@@ -209,7 +230,7 @@ def make_damaged(kind, path):
         return path, ['000002', '000007']
     make_folder(path, [f'{number:02d}.jpg' for number in range(12)])
     whole = (path / '02.jpg').read_bytes()
-    (path / '02.jpg').write_bytes(whole[:len(whole) // 2])  # a download that was cut off
+    (path / '02.jpg').write_bytes(whole[: len(whole) // 2])  # a download that was cut off
     (path / '07.jpg').write_bytes(b'')
     return path, ['02.jpg', '07.jpg']
 
@@ -223,13 +244,15 @@ def choose(results):
 @pytest.mark.parametrize('kind', ['store', 'folder'])
 def test_unreadable_samples_are_passed_over_if_asked(kind, tmp_path, told):
     path, names = make_damaged(kind, tmp_path / 'data')
-    dataset = FreeATMDataset(path, pipeline=[LoadFromStore(), choose], photometric=['function'],
-                             max_unreadable=0.2)
+    dataset = FreeATMDataset(
+        path, pipeline=[LoadFromStore(), choose], photometric=['function'], max_unreadable=0.2
+    )
     sampler = SeededSampler(dataset, seed=1, shuffle=False)
     runs = []
     for workers in (0, 2, 0):
-        loader = torch.utils.data.DataLoader(dataset, batch_size=5, sampler=sampler,
-                                             num_workers=workers, collate_fn=list)
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=5, sampler=sampler, num_workers=workers, collate_fn=list
+        )
         runs.append([item for batch in loader for item in batch])
     assert runs[0] == runs[1] == runs[2]  # the same images in their place
     paths = [item['path'] for item in runs[0]]
@@ -247,13 +270,20 @@ def test_unreadable_samples_are_passed_over_if_asked(kind, tmp_path, told):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_too_many_unreadable_samples_stop_the_training(kind, workers, tmp_path):
     path, names = make_damaged(kind, tmp_path / 'data')
-    for share, message in ((0.1, 'with it 2 of 12 samples are unreadable, and max_unreadable=0.1 '
-                                 'allows 1'),
-                           (0.0, 'max_unreadable of FreeATMDataset')):
-        dataset = FreeATMDataset(path, pipeline=[LoadFromStore(), choose],
-                                 photometric=['function'], max_unreadable=share)
-        loader = torch.utils.data.DataLoader(dataset, batch_size=5, num_workers=workers,
-                                             collate_fn=list, sampler=SeededSampler(dataset))
+    for share, message in (
+        (0.1, 'with it 2 of 12 samples are unreadable, and max_unreadable=0.1 allows 1'),
+        (0.0, 'max_unreadable of FreeATMDataset'),
+    ):
+        dataset = FreeATMDataset(
+            path, pipeline=[LoadFromStore(), choose], photometric=['function'], max_unreadable=share
+        )
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=5,
+            num_workers=workers,
+            collate_fn=list,
+            sampler=SeededSampler(dataset),
+        )
         batches = iter(loader)
         with pytest.raises(StoreError, match=message):
             list(batches)
@@ -267,8 +297,12 @@ def test_other_errors_are_no_unreadable_samples(tmp_path):
     def broken(results):
         raise ValueError('a transform')
 
-    dataset = FreeATMDataset(make_store(tmp_path / 'store'), photometric=['function'],
-                             pipeline=[LoadFromStore(), broken], max_unreadable=0.9)
+    dataset = FreeATMDataset(
+        make_store(tmp_path / 'store'),
+        photometric=['function'],
+        pipeline=[LoadFromStore(), broken],
+        max_unreadable=0.9,
+    )
     with pytest.raises(ValueError, match='a transform'):
         dataset[0]
 
@@ -331,8 +365,7 @@ def test_kinds_of_pictures_look_as_they_should(name, tmp_path):
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 @pytest.mark.parametrize('masks', [True, False])
 def test_a_turned_image_is_turned_in_a_folder_and_not_in_a_store(backend, masks, tmp_path):
-    """A folder's as in mmpretrain; a store's not, as its masks and LAVIS take the pixels as stored.
-    """
+    """A folder's as in mmpretrain; a store's not, as its masks take the pixels as stored."""
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown a quarter to the right
     buffer = io.BytesIO()
@@ -342,14 +375,17 @@ def test_a_turned_image_is_turned_in_a_folder_and_not_in_a_store(backend, masks,
     write_store(tmp_path / 'store', [Sample('a', buffer.getvalue(), 'jpg')])
     loader = LoadFromStore(imdecode_backend=backend)
     for source, size in (('real', (40, 20)), ('store', (20, 40))):
-        assert FreeATMDataset(tmp_path / source, masks=masks,
-                              pipeline=[loader])[0]['img_shape'] == size
+        assert (
+            FreeATMDataset(tmp_path / source, masks=masks, pipeline=[loader])[0]['img_shape']
+            == size
+        )
 
 
-@pytest.mark.parametrize('noun', [dict(lo=float('nan')), dict(hi=float('inf')), dict(hi=None),
-                                  dict(lo='x')])
+@pytest.mark.parametrize(
+    'noun', [dict(lo=float('nan')), dict(hi=float('inf')), dict(hi=None), dict(lo='x')]
+)
 def test_attention_that_is_no_number_is_told(noun, tmp_path):
-    make_store(tmp_path / 'store', nouns=(1, ))
+    make_store(tmp_path / 'store', nouns=(1,))
     dataset = FreeATMDataset(tmp_path / 'store', pipeline=[LoadFromStore()])
     info = dataset.get_data_info(0)
     raw = info['source'].read(0)
@@ -382,7 +418,7 @@ def test_samples_that_there_are_not_are_told(indices, tmp_path):
 
 
 def test_stores_without_a_noun_are_warned_of(tmp_path, told):
-    make_store(tmp_path / 'plain', nouns=(0, ))
+    make_store(tmp_path / 'plain', nouns=(0,))
     make_store(tmp_path / 'nouns')
     make_folder(tmp_path / 'real', ['a.png'])
     FreeATMDataset([tmp_path / 'nouns', tmp_path / 'plain'])
@@ -397,8 +433,10 @@ def test_stores_without_a_noun_are_warned_of(tmp_path, told):
 def masks_of(dataset, number):
     """Masks, scales and nouns that a sample gets, in a form that compares."""
     results = dataset[number]
-    return tuple(results[key].tobytes() if key in results else None
-                 for key in ('stored_masks', 'mask_scales', 'noun_ids'))
+    return tuple(
+        results[key].tobytes() if key in results else None
+        for key in ('stored_masks', 'mask_scales', 'noun_ids')
+    )
 
 
 def test_masks_of_other_images(tmp_path):
@@ -413,11 +451,16 @@ def test_masks_of_other_images(tmp_path):
 
     own, other = dataset(), dataset(mask_source='other')
     infos = [other.get_data_info(number) for number in range(len(other))]
-    numbers = [(str(info['mask_source'].path), info['mask_source_idx']) for info in infos
-               if 'mask_source' in info]
+    numbers = [
+        (str(info['mask_source'].path), info['mask_source_idx'])
+        for info in infos
+        if 'mask_source' in info
+    ]
     images = [(str(info['source'].path), info['source_idx']) for info in infos]
-    assert images == [(str(info['source'].path), info['source_idx'])
-                      for info in map(own.get_data_info, range(len(own)))]
+    assert images == [
+        (str(info['source'].path), info['source_idx'])
+        for info in map(own.get_data_info, range(len(own)))
+    ]
     assert len(numbers) == len(set(numbers)) == 17
     places = [number for number in range(19) if number not in (9, 10)]
     assert all(images[place] != number for place, number in zip(places, numbers))
@@ -426,38 +469,47 @@ def test_masks_of_other_images(tmp_path):
         assert masks_of(other, place) == masks_of(own, images.index(number))
         np.testing.assert_array_equal(other[place]['img'], own[place]['img'])
         assert other[place]['img_path'] == own[place]['img_path']
-    assert masks_of(other, 9) == (None, ) * 3
+    assert masks_of(other, 9) == (None,) * 3
 
     # The same in every run, at any order of access; another with another seed.
     again = dataset(mask_source='other')
     assert [masks_of(again, number) for number in reversed(range(19))] == [
-        masks_of(other, number) for number in reversed(range(19))]
-    assert [masks_of(dataset(mask_source='other', mask_source_seed=1), number)
-            for number in places] != [masks_of(other, number) for number in places]
+        masks_of(other, number) for number in reversed(range(19))
+    ]
+    assert [
+        masks_of(dataset(mask_source='other', mask_source_seed=1), number) for number in places
+    ] != [masks_of(other, number) for number in places]
     # Among the samples that are used, only.
     part = dataset(mask_source='other', indices=[0, 1, 2, 9])
     assert {part.get_data_info(number)['mask_source_idx'] for number in range(3)} == {0, 1, 2}
     half = dataset(mask_source='other', share=0.5)
-    used = {(str(info['source'].path), info['source_idx'])
-            for info in map(half.get_data_info, range(len(half)))}
-    assert all((str(info['mask_source'].path), info['mask_source_idx']) in used
-               for info in map(half.get_data_info, range(len(half))) if 'mask_source' in info)
+    used = {
+        (str(info['source'].path), info['source_idx'])
+        for info in map(half.get_data_info, range(len(half)))
+    }
+    assert all(
+        (str(info['mask_source'].path), info['mask_source_idx']) in used
+        for info in map(half.get_data_info, range(len(half)))
+        if 'mask_source' in info
+    )
 
 
 @pytest.mark.filterwarnings('ignore')
 def test_masks_of_other_images_in_workers_and_epochs(tmp_path):
-    store = make_store(tmp_path / 'store', nouns=(1, ))
+    store = make_store(tmp_path / 'store', nouns=(1,))
 
     def keep(results):
         return results['img_path'], results['stored_masks'].tobytes()
 
-    dataset = FreeATMDataset(store, mask_source='other', pipeline=[LoadFromStore(), keep],
-                             photometric=['function'])
+    dataset = FreeATMDataset(
+        store, mask_source='other', pipeline=[LoadFromStore(), keep], photometric=['function']
+    )
     sampler, seen = SeededSampler(dataset, seed=0), []
     for epoch, workers in ((0, 0), (1, 2), (5, 1)):
         sampler.set_epoch(epoch)
-        loader = torch.utils.data.DataLoader(dataset, batch_size=5, num_workers=workers,
-                                             sampler=sampler, collate_fn=list)
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=5, num_workers=workers, sampler=sampler, collate_fn=list
+        )
         seen.append(dict(item for batch in loader for item in batch))
     assert len(seen[0]) == 12 and seen[0] == seen[1] == seen[2]
 
@@ -469,8 +521,11 @@ def test_controls_where_they_make_no_sense_are_refused(tmp_path):
         FreeATMDataset(store, masks=False, mask_source='other')
     with pytest.raises(ValueError, match="mask_source 'another'"):
         FreeATMDataset(store, mask_source='another')
-    for stores, arguments, count in ((tmp_path / 'real', {}, 0), (store, dict(indices=[3]), 1),
-                                     (store, dict(indices=[3, 3]), 1)):
+    for stores, arguments, count in (
+        (tmp_path / 'real', {}, 0),
+        (store, dict(indices=[3]), 1),
+        (store, dict(indices=[3, 3]), 1),
+    ):
         with pytest.raises(StoreError, match=f'exchanges masks.*there are {count}'):
             FreeATMDataset(stores, mask_source='other', **arguments)
     with pytest.raises(ValueError, match='centred_box of LoadFromStore needs masks=True'):
@@ -485,9 +540,10 @@ def test_centred_boxes_in_place_of_masks(box, tmp_path):
     """Nouns, scales and the image stay; with masks of others, too."""
     store = make_store(tmp_path / 'store')
     for source in ('own', 'other'):
-        plain, boxes = (FreeATMDataset(store, mask_source=source,
-                                       pipeline=[LoadFromStore(centred_box=value)])
-                        for value in (None, box))
+        plain, boxes = (
+            FreeATMDataset(store, mask_source=source, pipeline=[LoadFromStore(centred_box=value)])
+            for value in (None, box)
+        )
         for number in range(12):
             one, other = plain[number], boxes[number]
             assert masks_of(plain, number)[1:] == masks_of(boxes, number)[1:]
@@ -507,10 +563,13 @@ def test_controls_from_the_command_line(tmp_path):
     store = make_store(tmp_path / 'store', count=20)
     states = {}
     for name, changes in {
-            'own': {}, 'other': {'train_dataloader.dataset.mask_source': 'other'},
-            'other, workers': {'train_dataloader.dataset.mask_source': 'other',
-                               'train_dataloader.num_workers': 2},
-            'box': {'train_dataloader.dataset.pipeline.0.centred_box': 0.5},
+        'own': {},
+        'other': {'train_dataloader.dataset.mask_source': 'other'},
+        'other, workers': {
+            'train_dataloader.dataset.mask_source': 'other',
+            'train_dataloader.num_workers': 2,
+        },
+        'box': {'train_dataloader.dataset.pipeline.0.centred_box': 0.5},
     }.items():
         states[name] = train(config(store, tmp_path / name, **changes), f'control-{name}')
     assert different(states['other'], states['other, workers']) == []
@@ -525,7 +584,10 @@ def test_a_training_through_wrappers(tmp_path):
     for workers in (0, 2):
         cfg = config(store, tmp_path / f'{workers}', workers=workers)
         inner = cfg.train_dataloader.dataset
-        cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
-            type='ConcatDataset', datasets=[inner, dict(inner, masks=False)]))
+        cfg.train_dataloader.dataset = dict(
+            type='RepeatDataset',
+            times=2,
+            dataset=dict(type='ConcatDataset', datasets=[inner, dict(inner, masks=False)]),
+        )
         states.append(train(cfg, f'wrapped-{workers}'))
     assert different(*states) == []

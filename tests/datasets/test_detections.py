@@ -1,4 +1,5 @@
 """Detections by an mmdet detector: a tiny one with random weights, on a tiny store."""
+
 from __future__ import annotations
 
 import json
@@ -30,6 +31,7 @@ def parts(tmp_path_factory):
     from mmdet.registry import MODELS
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
+
     compat.accept_mmseg_fork()
     folder = tmp_path_factory.mktemp('detector')
     init_default_scope('mmdet')
@@ -38,8 +40,13 @@ def parts(tmp_path_factory):
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     init_default_scope('mmpretrain')
-    torch.save({'state_dict': model.state_dict(),
-                'meta': {'dataset_meta': {'classes': list(cfg.classes)}}}, folder / 'weights.pth')
+    torch.save(
+        {
+            'state_dict': model.state_dict(),
+            'meta': {'dataset_meta': {'classes': list(cfg.classes)}},
+        },
+        folder / 'weights.pth',
+    )
     return make_store(folder / 'store', count=10, size=(48, 64)), folder / 'weights.pth'
 
 
@@ -69,17 +76,20 @@ def test_boxes_are_those_of_mmdet(parts, tmp_path):
 
     from freeatm_mm.datasets.detections import Detector
     from freeatm_mm.store import Store
+
     detector = Detector(CONFIG, parts[1])
     image = np.asarray(Store(parts[0])[3].image)[..., ::-1]
-    ours, = detector([np.ascontiguousarray(image)], 0.0, 5)
+    (ours,) = detector([np.ascontiguousarray(image)], 0.0, 5)
     theirs = inference_detector(detector.model, image, test_pipeline=detector.pipeline)
-    np.testing.assert_allclose([thing['box'] for thing in ours],
-                               theirs.pred_instances.bboxes[:5].numpy(), atol=0.01)
+    np.testing.assert_allclose(
+        [thing['box'] for thing in ours], theirs.pred_instances.bboxes[:5].numpy(), atol=0.01
+    )
 
 
 def test_an_interrupted_run_goes_on(parts, tmp_path, monkeypatch):
     whole = detect(parts, tmp_path / 'whole.json', '--score', 0.04)
     from freeatm_mm.datasets import detections
+
     calls = []
     real = detections.Detector.__call__
 
@@ -114,6 +124,7 @@ class NoObjects:
 @pytest.fixture
 def photos(tmp_path):
     from PIL import Image
+
     (tmp_path / 'photos').mkdir()
     for name in 'abc':
         Image.new('RGB', (40, 20)).save(tmp_path / f'photos/{name}.png')
@@ -122,15 +133,19 @@ def photos(tmp_path):
 
 def found_in(source, out, **options):
     from freeatm_mm.datasets.detections import detect_objects
+
     return list(detect_objects(NoObjects(), source, out, 'none', **options))
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'score': float('nan')}, 'score must be from 0 to 1, got nan'),
-    ({'score': 2}, 'score must be from 0 to 1, got 2'),
-    ({'most': 0}, 'most must be at least 1, got 0'),
-    ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'score': float('nan')}, 'score must be from 0 to 1, got nan'),
+        ({'score': 2}, 'score must be from 0 to 1, got 2'),
+        ({'most': 0}, 'most must be at least 1, got 0'),
+        ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
+    ],
+)
 def test_numbers_out_of_range_are_refused(photos, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         found_in(photos, tmp_path / 'found.json', **options)
@@ -138,12 +153,16 @@ def test_numbers_out_of_range_are_refused(photos, tmp_path, options, message):
         found_in(photos, tmp_path)
 
 
-@pytest.mark.parametrize('line, message', [
-    (b'nonsense\n', 'found.json.part, line 2: '), (b'[]\n', 'line 2 must be an object'),
-    (b'{"key": "a"}\n', "line 2: the field 'objects' is missing"),
-    (b'{"key": "a", "objects": [{"name": "dog"}]}\n', "the field 'box' is missing"),
-    (b'\xff\n', 'line 2: it is not UTF-8'),
-])
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        (b'nonsense\n', 'found.json.part, line 2: '),
+        (b'[]\n', 'line 2 must be an object'),
+        (b'{"key": "a"}\n', "line 2: the field 'objects' is missing"),
+        (b'{"key": "a", "objects": [{"name": "dog"}]}\n', "the field 'box' is missing"),
+        (b'\xff\n', 'line 2: it is not UTF-8'),
+    ],
+)
 def test_a_damaged_part_is_one_sentence(photos, tmp_path, line, message):
     part = tmp_path / 'found.json.part'
     (photos / 'd.png').write_bytes(b'no picture')
@@ -159,8 +178,10 @@ def test_a_damaged_part_is_one_sentence(photos, tmp_path, line, message):
 def test_unreadable_pictures_are_counted_if_asked(photos, tmp_path, caplog):
     (photos / 'b.png').write_bytes(b'no picture')
     from freeatm_mm.datasets.detections import detect_objects
-    run = detect_objects(NoObjects(), photos, tmp_path / 'found.json', 'none', batch_size=1,
-                         skip_unreadable=True)
+
+    run = detect_objects(
+        NoObjects(), photos, tmp_path / 'found.json', 'none', batch_size=1, skip_unreadable=True
+    )
     next(run), next(run)
     run.close()  # stopped after the second picture
     found_in(photos, tmp_path / 'found.json', skip_unreadable=True, batch_size=1)
@@ -174,6 +195,7 @@ def test_a_turned_photo_is_seen_as_it_is_stored(tmp_path):
     from PIL import Image
 
     from freeatm_mm.datasets.detections import detect_objects
+
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown a quarter to the right
     (tmp_path / 'photos').mkdir()
@@ -192,11 +214,21 @@ def test_a_turned_photo_is_seen_as_it_is_stored(tmp_path):
     assert list(json.loads((tmp_path / 'found.json').read_text())['images']) == ['a.jpg']
 
 
-@pytest.mark.parametrize('config, checkpoint, store, message', [
-    ('no.py', None, None, 'there is no file no.py'), (None, 'no.pth', None, 'no file no.pth'),
-    (None, None, 'no/store', 'no/store: no such folder'),
-])
+@pytest.mark.parametrize(
+    'config, checkpoint, store, message',
+    [
+        ('no.py', None, None, 'there is no file no.py'),
+        (None, 'no.pth', None, 'no file no.pth'),
+        (None, None, 'no/store', 'no/store: no such folder'),
+    ],
+)
 def test_wrong_paths_are_told(parts, tmp_path, config, checkpoint, store, message):
     with pytest.raises(SystemExit, match=message):
-        tool.main([config or str(CONFIG), checkpoint or str(parts[1]), store or str(parts[0]),
-                   str(tmp_path / 'out.json')])
+        tool.main(
+            [
+                config or str(CONFIG),
+                checkpoint or str(parts[1]),
+                store or str(parts[0]),
+                str(tmp_path / 'out.json'),
+            ]
+        )

@@ -1,4 +1,5 @@
 """Masks against images: what happens to an image's pixels must happen to its masks."""
+
 import math
 
 import numpy as np
@@ -32,7 +33,7 @@ def reference_masks(masks, window, grid):
             y0, y1, x0, x1 = y0 * height, y1 * height, x0 * width, x1 * width
             for y in range(max(math.floor(y0), 0), min(math.ceil(y1), height)):
                 for x in range(max(math.floor(x0), 0), min(math.ceil(x1), width)):
-                    overlap = ((min(y1, y + 1) - max(y0, y)) * (min(x1, x + 1) - max(x0, x)))
+                    overlap = (min(y1, y + 1) - max(y0, y)) * (min(x1, x + 1) - max(x0, x))
                     result[:, row, column] += masks[:, y, x] * overlap
             result[:, row, column] /= (y1 - y0) * (x1 - x0)
     return result
@@ -72,8 +73,9 @@ def test_masks_follow_crop_and_flip_of_an_image(height, width, grid, seed):
     """The mask is the image itself: cropped, shrunk by area and flipped, they must stay equal."""
     np.random.seed(seed)
     image = np.random.uniform(size=(height, width, 3)).astype(np.float32)
-    crop = FreeATMRandomResizedCrop(grid, crop_ratio_range=(0.9, 1.0), interpolation='area',
-                                    aspect_ratio_range=(0.9, 1.1))
+    crop = FreeATMRandomResizedCrop(
+        grid, crop_ratio_range=(0.9, 1.0), interpolation='area', aspect_ratio_range=(0.9, 1.1)
+    )
     flip = FreeATMRandomFlip(prob=0.9, direction=DIRECTIONS[seed % 3])
     results = flip(crop(dict(img=image)))
     masks = view_masks(image.transpose(2, 0, 1), [results['window']], (grid, grid))[0]
@@ -81,8 +83,9 @@ def test_masks_follow_crop_and_flip_of_an_image(height, width, grid, seed):
 
 
 @examples(40)
-@given(st.lists(st.sampled_from(('crop', *DIRECTIONS)), min_size=1, max_size=6),
-       st.integers(0, 2**31))
+@given(
+    st.lists(st.sampled_from(('crop', *DIRECTIONS)), min_size=1, max_size=6), st.integers(0, 2**31)
+)
 def test_window_of_any_chain_says_where_pixels_come_from(chain, seed):
     """Pixels hold their own position; after any chain the window must predict it."""
     np.random.seed(seed)
@@ -101,22 +104,29 @@ def test_window_of_any_chain_says_where_pixels_come_from(chain, seed):
     # Bilinear interpolation keeps a ramp but for half a pixel at the borders of each crop.
     slack = 0.5 * crops / size + 1e-5
     rows, columns = results['img'][:, :, 0], results['img'][:, :, 1]
-    np.testing.assert_allclose(rows, (top + (bottom - top) * steps)[:, None].repeat(size, 1),
-                               atol=slack)
-    np.testing.assert_allclose(columns, (left + (right - left) * steps)[None].repeat(size, 0),
-                               atol=slack)
+    np.testing.assert_allclose(
+        rows, (top + (bottom - top) * steps)[:, None].repeat(size, 1), atol=slack
+    )
+    np.testing.assert_allclose(
+        columns, (left + (right - left) * steps)[None].repeat(size, 0), atol=slack
+    )
 
 
 @examples(60)
-@given(st.integers(0, 10), st.integers(1, 10), st.integers(0, 10), st.integers(1, 10),
-       st.sampled_from(DIRECTIONS))
+@given(
+    st.integers(0, 10),
+    st.integers(1, 10),
+    st.integers(0, 10),
+    st.integers(1, 10),
+    st.sampled_from(DIRECTIONS),
+)
 def test_visible_share_counts_pixels(y, height, x, width, direction):
     rng = np.random.default_rng(y * 31 + x)
     foregrounds = (rng.uniform(size=(3, 20, 20)) > 0.6).astype(np.float32)
     foregrounds[2] = 0
     window = flip_window(crop_window(WHOLE, (y, x, height, width), (20, 20)), direction)
     shares = visible_share(foregrounds, [window], view_masks(foregrounds, [window], (3, 2)))[0]
-    inside = foregrounds[:2, y:y + height, x:x + width].sum((1, 2))
+    inside = foregrounds[:2, y : y + height, x : x + width].sum((1, 2))
     np.testing.assert_allclose(shares[:2], inside / foregrounds[:2].sum((1, 2)), atol=1e-5)
     assert shares[2] == 0
 
@@ -134,9 +144,11 @@ def test_centred_boxes(size, area):
     assert boxes.shape == (2, *size) and boxes.dtype == np.uint8
     side = math.sqrt(area)
     edges = [np.linspace(0, 1, length + 1) for length in size]
-    covered = [np.maximum(np.minimum(edge[1:], (1 + side) / 2)
-                          - np.maximum(edge[:-1], (1 - side) / 2), 0) * length
-               for edge, length in zip(edges, size)]
+    covered = [
+        np.maximum(np.minimum(edge[1:], (1 + side) / 2) - np.maximum(edge[:-1], (1 - side) / 2), 0)
+        * length
+        for edge, length in zip(edges, size)
+    ]
     expected = 255 * np.outer(*covered)
     for box in boxes:
         np.testing.assert_allclose(box, expected, atol=0.5 + 1e-6)

@@ -1,4 +1,5 @@
 """Draws with seeds of their own."""
+
 import copy
 import itertools
 import pickle
@@ -51,8 +52,9 @@ def test_mixed_seeds():
 
 def draw(results):
     """What a pipeline's random choices come from, all three."""
-    return dict(key=results['img_path'],
-                drawn=(random.random(), np.random.uniform(), torch.rand(1).item()))
+    return dict(
+        key=results['img_path'], drawn=(random.random(), np.random.uniform(), torch.rand(1).item())
+    )
 
 
 PIPELINE = [LoadFromStore(), draw]
@@ -60,23 +62,35 @@ PIPELINE = [LoadFromStore(), draw]
 
 def wrapped(name, store):
     """12 samples of a store in a wrapper."""
-    inner = dict(type='FreeATMDataset', store=str(store), pipeline=PIPELINE,
-                 photometric=['function'])
+    inner = dict(
+        type='FreeATMDataset', store=str(store), pipeline=PIPELINE, photometric=['function']
+    )
     if name == 'Subset':
         return torch.utils.data.Subset(DATASETS.build(inner), [3, 1, 4, 1])
     if name == 'torch.ConcatDataset':
         return torch.utils.data.ConcatDataset([DATASETS.build(inner), DATASETS.build(inner)])
     if name == 'ConcatDataset':
         return DATASETS.build(dict(type=name, datasets=[inner, dict(inner, masks=False)]))
-    arguments = {'RepeatDataset': dict(times=3), 'ClassBalancedDataset': dict(oversample_thr=0.5),
-                 'KFoldDataset': dict(num_splits=4, seed=0), 'FreeATMDataset': inner}[name]
+    arguments = {
+        'RepeatDataset': dict(times=3),
+        'ClassBalancedDataset': dict(oversample_thr=0.5),
+        'KFoldDataset': dict(num_splits=4, seed=0),
+        'FreeATMDataset': inner,
+    }[name]
     if name == 'FreeATMDataset':
         return DATASETS.build(inner)
     return DATASETS.build(dict(type=name, dataset=dict(inner, lazy_init=False), **arguments))
 
 
-LENGTHS = {'FreeATMDataset': 12, 'RepeatDataset': 36, 'ConcatDataset': 24, 'Subset': 4,
-           'torch.ConcatDataset': 24, 'KFoldDataset': 9, 'ClassBalancedDataset': None}
+LENGTHS = {
+    'FreeATMDataset': 12,
+    'RepeatDataset': 36,
+    'ConcatDataset': 24,
+    'Subset': 4,
+    'torch.ConcatDataset': 24,
+    'KFoldDataset': 9,
+    'ClassBalancedDataset': None,
+}
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -89,8 +103,9 @@ def test_wrappers_hand_on_the_seeds(name, workers, tmp_path):
     sampler.set_epoch(2)
     random.seed()
     np.random.seed(None)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=5, num_workers=workers,
-                                         sampler=sampler, collate_fn=list)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=5, num_workers=workers, sampler=sampler, collate_fn=list
+    )
     found = [item for batch in loader for item in batch]
     assert len(found) == len(dataset) and LENGTHS[name] in (None, len(dataset))
     expected = []
@@ -110,18 +125,25 @@ def test_a_wrapped_dataset_can_still_be_copied_and_asked_otherwise(tmp_path):
     for twin in (dataset, copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
         loader = torch.utils.data.DataLoader(twin, batch_size=36, collate_fn=list)
         assert [item['img_path'] for item in next(iter(loader))] == 3 * [
-            f'{number:06d}' for number in range(12)]
+            f'{number:06d}' for number in range(12)
+        ]
 
 
 def test_class_balance_counts_nouns(tmp_path):
     """The rarer a noun, the more often its images are drawn; images without one once."""
-    dataset = FreeATMDataset(make_store(tmp_path / 'store'), pipeline=PIPELINE,
-                             photometric=['function'])
+    dataset = FreeATMDataset(
+        make_store(tmp_path / 'store'), pipeline=PIPELINE, photometric=['function']
+    )
     for number in range(12):
         nouns = dataset.sources[0][number].nouns
         assert len(dataset.get_cat_ids(number)) == len(nouns) == number % 4
-    counts = torch.tensor([dataset.get_cat_ids(number).count(cat) for number in range(12)
-                           for cat in dataset.get_cat_ids(number)])
+    counts = torch.tensor(
+        [
+            dataset.get_cat_ids(number).count(cat)
+            for number in range(12)
+            for cat in dataset.get_cat_ids(number)
+        ]
+    )
     assert counts.eq(1).all()
     balanced = wrapped('ClassBalancedDataset', tmp_path / 'store')
     assert balanced.repeat_indices.count(0) == 1 and len(balanced) > 12

@@ -1,4 +1,5 @@
 """The transforms against mmpretrain's and mmcv's own, and what they pack."""
+
 import copy
 import pickle
 import warnings
@@ -23,8 +24,11 @@ from freeatm_mm.datasets import (
 from freeatm_mm.datasets.geometry import WHOLE
 from freeatm_mm.datasets.transforms import noun_id
 
-JITTER = dict(type='RandomApply', prob=0.8, transforms=[
-    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)])
+JITTER = dict(
+    type='RandomApply',
+    prob=0.8,
+    transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
+)
 BLUR = dict(type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.5)
 
 
@@ -33,9 +37,15 @@ def image(seed, size=(37, 53)):
 
 
 @pytest.mark.parametrize('seed', range(8))
-@pytest.mark.parametrize('kwargs', [dict(scale=24), dict(scale=(16, 30), backend='pillow'),
-                                    dict(scale=20, interpolation='bicubic'),
-                                    dict(scale=20, crop_ratio_range=(1.9, 2.0))])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(scale=24),
+        dict(scale=(16, 30), backend='pillow'),
+        dict(scale=20, interpolation='bicubic'),
+        dict(scale=20, crop_ratio_range=(1.9, 2.0)),
+    ],
+)
 def test_crop_equals_mmpretrains(seed, kwargs):
     images = []
     for cls in (RandomResizedCrop, FreeATMRandomResizedCrop):
@@ -47,9 +57,14 @@ def test_crop_equals_mmpretrains(seed, kwargs):
 
 
 @pytest.mark.parametrize('seed', range(6))
-@pytest.mark.parametrize('kwargs', [
-    dict(prob=0.5), dict(prob=0.7, direction='vertical'),
-    dict(prob=[0.3, 0.3, 0.3], direction=['horizontal', 'vertical', 'diagonal'])])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(prob=0.5),
+        dict(prob=0.7, direction='vertical'),
+        dict(prob=[0.3, 0.3, 0.3], direction=['horizontal', 'vertical', 'diagonal']),
+    ],
+)
 def test_flip_equals_mmcvs(seed, kwargs):
     images = []
     for cls in (RandomFlip, FreeATMRandomFlip):
@@ -64,8 +79,12 @@ def test_views_equal_mmpretrains(seed):
     """The whole of MoCo v2's views, several kinds of them."""
     outputs = []
     for view, prefix in ((MultiView, ''), (FreeATMMultiView, 'FreeATM')):
-        first = [dict(type=f'{prefix}RandomResizedCrop', scale=24, backend='pillow'), JITTER, BLUR,
-                 dict(type=f'{prefix}RandomFlip', prob=0.5)]
+        first = [
+            dict(type=f'{prefix}RandomResizedCrop', scale=24, backend='pillow'),
+            JITTER,
+            BLUR,
+            dict(type=f'{prefix}RandomFlip', prob=0.5),
+        ]
         second = [dict(type=f'{prefix}RandomResizedCrop', scale=16)]
         np.random.seed(seed)
         results = dict(img=image(seed), window=WHOLE, meta=[1])
@@ -87,13 +106,18 @@ def test_views_leave_the_original_alone():
     assert original.any() and results['notes'] == [] and len(results['windows']) == 2
 
 
-@pytest.mark.parametrize('transform, hint', [
-    (dict(type='RandomFlip', prob=0.5), 'use FreeATMRandomFlip'),
-    (dict(type='RandomResizedCrop', scale=8), 'use FreeATMRandomResizedCrop'),
-    (dict(type='CenterCrop', crop_size=8), 'photometric'),
-    (dict(type='RandomApply', prob=0.5, transforms=[dict(type='RandomFlip', prob=0.5)]),
-     'use FreeATMRandomFlip'),
-])
+@pytest.mark.parametrize(
+    'transform, hint',
+    [
+        (dict(type='RandomFlip', prob=0.5), 'use FreeATMRandomFlip'),
+        (dict(type='RandomResizedCrop', scale=8), 'use FreeATMRandomResizedCrop'),
+        (dict(type='CenterCrop', crop_size=8), 'photometric'),
+        (
+            dict(type='RandomApply', prob=0.5, transforms=[dict(type='RandomFlip', prob=0.5)]),
+            'use FreeATMRandomFlip',
+        ),
+    ],
+)
 def test_untracked_transforms_are_refused(transform, hint):
     with pytest.raises(ValueError, match=hint):
         FreeATMMultiView(transforms=[[transform]], num_views=2)
@@ -103,9 +127,14 @@ def packed(masks, windows, **kwargs):
     """What is packed for uint8 masks (K, h, w) and windows."""
     count = len(masks)
     results = dict(
-        img=[image(0)] * len(windows), windows=windows, stored_masks=masks,
+        img=[image(0)] * len(windows),
+        windows=windows,
+        stored_masks=masks,
         mask_scales=np.array([[0.1 * k, 0.1 * k + 0.05] for k in range(count)], np.float32),
-        noun_ids=np.arange(count), sample_idx=7, img_path='key')
+        noun_ids=np.arange(count),
+        sample_idx=7,
+        img_path='key',
+    )
     return PackFreeATMInputs(**dict(dict(grid_size=4), **kwargs))(results)['data_samples']
 
 
@@ -123,8 +152,11 @@ def test_mask_values():
     whole = [WHOLE, WHOLE]
     coarse = masks.reshape(2, 4, 2, 4, 2).mean((2, 4)) / 255
     low = np.array([0.0, 0.1])[:, None, None]
-    for values, expected in (('normalized', coarse), ('attention', low + 0.05 * coarse),
-                             ('binary', (masks >= 115).reshape(2, 4, 2, 4, 2).mean((2, 4)))):
+    for values, expected in (
+        ('normalized', coarse),
+        ('attention', low + 0.05 * coarse),
+        ('binary', (masks >= 115).reshape(2, 4, 2, 4, 2).mean((2, 4))),
+    ):
         sample = packed(masks, whole, mask_values=values)
         assert sample.masks.dtype == torch.float32 and sample.masks.shape == (2, 2, 4, 4)
         np.testing.assert_allclose(sample.masks[0], expected, atol=1e-6)
@@ -146,10 +178,16 @@ def test_min_visible():
     assert packed(corner_masks(), three_quarters, min_visible=0.76).noun_ids.tolist() == [1]
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(grid_size=0), 'grid_size'), (dict(grid_size=1), 'grid_size 1 leaves nothing'),
-    (dict(grid_size=(1, 2, 3)), 'grid_size'),
-    (dict(grid_size=7, mask_values='soft'), 'soft'), (dict(grid_size=7, min_visible=0), 'visible')])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(grid_size=0), 'grid_size'),
+        (dict(grid_size=1), 'grid_size 1 leaves nothing'),
+        (dict(grid_size=(1, 2, 3)), 'grid_size'),
+        (dict(grid_size=7, mask_values='soft'), 'soft'),
+        (dict(grid_size=7, min_visible=0), 'visible'),
+    ],
+)
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         PackFreeATMInputs(**kwargs)
@@ -166,8 +204,13 @@ def test_without_masks_it_packs_what_mmpretrain_packs():
 
 
 def test_single_view():
-    results = dict(img=image(0), window=(0.5, 1.0, 0.0, 1.0), stored_masks=corner_masks(),
-                   mask_scales=np.ones((3, 2), np.float32), noun_ids=np.arange(3))
+    results = dict(
+        img=image(0),
+        window=(0.5, 1.0, 0.0, 1.0),
+        stored_masks=corner_masks(),
+        mask_scales=np.ones((3, 2), np.float32),
+        noun_ids=np.arange(3),
+    )
     sample = PackFreeATMInputs(grid_size=2)(results)['data_samples']
     assert sample.masks.shape == (1, 1, 2, 2) and sample.noun_ids.tolist() == [1]
 
@@ -176,13 +219,19 @@ def test_batch_goes_through_workers_and_preprocessor(tmp_path):
     """Any number of instances, collated, pickled by workers, normalised by mmpretrain."""
     store = make_store(tmp_path / 'store', count=8)
     view = [FreeATMRandomResizedCrop(16), FreeATMRandomFlip(prob=0.5)]
-    dataset = FreeATMDataset(store, pipeline=[
-        LoadFromStore(), FreeATMMultiView([view], 2), PackFreeATMInputs(grid_size=4)])
+    dataset = FreeATMDataset(
+        store,
+        pipeline=[LoadFromStore(), FreeATMMultiView([view], 2), PackFreeATMInputs(grid_size=4)],
+    )
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # fork in a process with threads
-        loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=1,
-                                             collate_fn=default_collate,
-                                             sampler=[(number, number) for number in range(8)])
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=8,
+            num_workers=1,
+            collate_fn=default_collate,
+            sampler=[(number, number) for number in range(8)],
+        )
         batch = next(iter(loader))
     direct = default_collate([dataset[(number, number)] for number in range(8)])
     for one, other in zip(batch['inputs'], direct['inputs']):
@@ -196,7 +245,7 @@ def test_batch_goes_through_workers_and_preprocessor(tmp_path):
             assert torch.equal(one.masks, other.masks) and torch.equal(one.noun_ids, other.noun_ids)
             counts.add(one.masks.shape[1])
     assert len(counts) > 1
-    data = SelfSupDataPreprocessor(mean=[1., 2, 3], std=[1., 1, 1], to_rgb=True)(batch, True)
+    data = SelfSupDataPreprocessor(mean=[1.0, 2, 3], std=[1.0, 1, 1], to_rgb=True)(batch, True)
     assert len(data['inputs']) == 2 and data['inputs'][0].dtype == torch.float32
 
 

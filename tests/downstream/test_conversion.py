@@ -1,4 +1,5 @@
 """Converted backbones give what mmpretrain's gives, in each library's own model."""
+
 from __future__ import annotations
 
 import pytest
@@ -24,8 +25,9 @@ def randomise(model):
     torch.manual_seed(0)
     for name, value in model.state_dict().items():
         if value.is_floating_point():
-            value.copy_(torch.rand_like(value) + 0.5 if 'var' in name else
-                        torch.randn_like(value) * 0.1)
+            value.copy_(
+                torch.rand_like(value) + 0.5 if 'var' in name else torch.randn_like(value) * 0.1
+            )
     model.eval()  # mmpretrain's returns nothing
     return model
 
@@ -34,8 +36,13 @@ def randomise(model):
 def resnet(tmp_path_factory):
     path = tmp_path_factory.mktemp('resnet') / 'epoch_1.pth'
     model = randomise(ResNet(depth=50))
-    torch.save({'state_dict': {f'backbone.{k}': v for k, v in model.state_dict().items()}
-                | {'queue': torch.zeros(2)}}, path)
+    torch.save(
+        {
+            'state_dict': {f'backbone.{k}': v for k, v in model.state_dict().items()}
+            | {'queue': torch.zeros(2)}
+        },
+        path,
+    )
     return model, path
 
 
@@ -63,12 +70,14 @@ def test_resnet(resnet, layout, suffix, tmp_path):
     images, expected = forward(ours, 64)
     if layout == 'huggingface':
         from transformers import ResNetModel
+
         theirs, info = ResNetModel.from_pretrained(out, output_loading_info=True)
         assert not info['missing_keys'] and not info['unexpected_keys']
         found = theirs.eval()(images).last_hidden_state
     else:
         if layout == 'torchvision':
             from torchvision.models import resnet50
+
             theirs = resnet50()
         elif layout == 'timm':
             timm = pytest.importorskip('timm')
@@ -85,8 +94,16 @@ def test_resnet(resnet, layout, suffix, tmp_path):
         elif layout == 'timm':
             found = theirs.forward_features(images)
         else:
-            for part in (theirs.conv1, theirs.bn1, theirs.relu, theirs.maxpool, theirs.layer1,
-                         theirs.layer2, theirs.layer3, theirs.layer4):
+            for part in (
+                theirs.conv1,
+                theirs.bn1,
+                theirs.relu,
+                theirs.maxpool,
+                theirs.layer1,
+                theirs.layer2,
+                theirs.layer3,
+                theirs.layer4,
+            ):
                 images = part(images)
             found = images
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -100,14 +117,24 @@ def test_vit(vit, layout, tmp_path):
     images, expected = forward(ours, 32)
     if layout == 'huggingface':
         from transformers import ViTModel
-        theirs, info = ViTModel.from_pretrained(out, add_pooling_layer=False,
-                                                output_loading_info=True)
+
+        theirs, info = ViTModel.from_pretrained(
+            out, add_pooling_layer=False, output_loading_info=True
+        )
         assert not info['missing_keys'] and not info['unexpected_keys']
         found = theirs.eval()(images).last_hidden_state
     elif layout == 'mmseg':  # maps without a norm at the end; with a bias and scales of its own
         theirs = pytest.importorskip('mmseg.models').MAE(
-            img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=4, mlp_ratio=2,
-            out_indices=[1], init_values=1.0, norm_cfg=dict(type='LN', eps=1e-6))
+            img_size=32,
+            patch_size=8,
+            embed_dims=32,
+            num_layers=2,
+            num_heads=4,
+            mlp_ratio=2,
+            out_indices=[1],
+            init_values=1.0,
+            norm_cfg=dict(type='LN', eps=1e-6),
+        )
         missing, unexpected = theirs.load_state_dict(load_weights(out), strict=False)
         assert not unexpected
         assert all('relative_position' in name or 'gamma' in name for name in missing)
@@ -115,8 +142,9 @@ def test_vit(vit, layout, tmp_path):
             layer.attn.relative_position_bias_table.data.zero_()
         theirs.eval()
         found = theirs(images)[-1]
-        plain = VisionTransformer(arch=VIT, img_size=32, patch_size=8, out_type='featmap',
-                                  final_norm=False)
+        plain = VisionTransformer(
+            arch=VIT, img_size=32, patch_size=8, out_type='featmap', final_norm=False
+        )
         plain.load_state_dict(ours.state_dict(), strict=False)
         plain.eval()
         _, expected = forward(plain, 32)
@@ -124,12 +152,20 @@ def test_vit(vit, layout, tmp_path):
         if layout == 'timm':
             timm = pytest.importorskip('timm')
             theirs = timm.models.VisionTransformer(
-                img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2,
-                num_classes=0)
+                img_size=32,
+                patch_size=8,
+                embed_dim=32,
+                depth=2,
+                num_heads=4,
+                mlp_ratio=2,
+                num_classes=0,
+            )
         elif layout == 'torchvision':
             from torchvision.models import VisionTransformer as Theirs
-            theirs = Theirs(image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32,
-                            mlp_dim=64)
+
+            theirs = Theirs(
+                image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64
+            )
         else:
             theirs = VisionTransformer(arch=VIT, img_size=32, patch_size=8, out_type='raw')
         missing, unexpected = theirs.load_state_dict(load_weights(out), strict=False)
@@ -145,7 +181,6 @@ def test_vit(vit, layout, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-
 def test_bad_input_is_told_in_one_sentence(vit, tmp_path, capsys):
     tool = load_tool('convert/checkpoint')
 
@@ -159,8 +194,15 @@ def test_bad_input_is_told_in_one_sentence(vit, tmp_path, capsys):
 
     assert 'holds no backbone' in complaint({'head.fc.weight': torch.zeros(2)})
     assert 'holds no weights' in complaint({'epoch': 3})
-    small = ResNet(depth=18, num_stages=3, strides=(1, 2, 1), dilations=(1, 1, 1),
-                   out_indices=(2, ), stem_channels=16, base_channels=16)
+    small = ResNet(
+        depth=18,
+        num_stages=3,
+        strides=(1, 2, 1),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        stem_channels=16,
+        base_channels=16,
+    )
     assert 'timm has no ResNet with 3 stages' in complaint(small.state_dict())
     assert 'name one' in complaint(vit[0].state_dict(), 'huggingface')
     assert 'neither' in complaint({'patch_embed.proj.weight': torch.zeros(2)})

@@ -1,4 +1,5 @@
 """One checkpoint through benchmarks: commands, resuming, SLURM, the row; and one real run."""
+
 from __future__ import annotations
 
 import json
@@ -55,7 +56,7 @@ def calls(monkeypatch):
 
 
 def checkpoint(path, value=1, **content):
-    torch.save({'state_dict': {'backbone.conv1.weight': torch.full((1, ), value)}, **content}, path)
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.full((1,), value)}, **content}, path)
     return str(path)
 
 
@@ -63,8 +64,17 @@ NAMED = ('--method', 'mocov2', '--regime', 'real', '--masks', 'false')
 
 
 def arguments(out, *more):
-    return ['random', '--benchmarks', 'mini-coco', 'mini-cityscapes', '--data', DATA, '--out',
-            str(out), *more]
+    return [
+        'random',
+        '--benchmarks',
+        'mini-coco',
+        'mini-cityscapes',
+        '--data',
+        DATA,
+        '--out',
+        str(out),
+        *more,
+    ]
 
 
 def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
@@ -74,12 +84,15 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     train = done[0]
     assert 'configs/miniature/downstream/mask-rcnn_resnet.py' in train and '--resume' in train
     assert train[train.index('--seed') + 1] == '3'
-    assert train[train.index('--cfg-options') + 1:] == [
-        'init=random', 'train_dataloader.batch_size=8', 'a.b=1']
+    assert train[train.index('--cfg-options') + 1 :] == [
+        'init=random',
+        'train_dataloader.batch_size=8',
+        'a.b=1',
+    ]
     assert train[train.index('--nproc-per-node') + 1] == '2'
     assert train[train.index('--launcher') + 1] == 'pytorch'
     assert Path(train[train.index('--data-root') + 1]) == Path(DATA)
-    row, = read_results(tmp_path / 'row.json')['rows']
+    (row,) = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
     assert (row['method'], row['seed'], row['regime']) == ('random', 3, 'real')
     assert row['scale'] == 'miniature'
@@ -113,8 +126,10 @@ def test_another_checkpoint_is_not_mixed_in(calls, tmp_path, capsys):
     assert 'there is no checkpoint' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / 'a.pth'), '--suite', 'resnet'])
-    assert ('a.pth does not say its method and regime and masks: say --method --regime --masks, to '
-            'name the row') in capsys.readouterr().err
+    assert (
+        'a.pth does not say its method and regime and masks: say --method --regime --masks, to '
+        'name the row'
+    ) in capsys.readouterr().err
 
 
 def test_other_data_are_not_mixed_in(calls, tmp_path, capsys):
@@ -129,12 +144,15 @@ def test_other_data_are_not_mixed_in(calls, tmp_path, capsys):
     assert 'holds a run with another data: choose another --out' in told and 'been moved' in told
     # Nor into the row of another benchmark.
     tool.main([*options, 'mini-cityscapes', '--data', str(tmp_path / 'whole')])
-    row, = read_results(tmp_path / 'out/row.json')['rows']
+    (row,) = read_results(tmp_path / 'out/row.json')['rows']
     assert row['metrics'] == {'miou': 0.3} and len(done) == 4
     # A note that doesn't say is taken for this one's.
     note = tmp_path / 'out/mini-coco/run.json'
-    note.write_text(json.dumps({key: value for key, value in json.loads(note.read_text()).items()
-                                if key != 'data'}))
+    note.write_text(
+        json.dumps(
+            {key: value for key, value in json.loads(note.read_text()).items() if key != 'data'}
+        )
+    )
     tool.main([*options, 'mini-coco', '--data', str(tmp_path / 'tiny')])
     assert len(done) == 4
 
@@ -152,51 +170,92 @@ def test_weights_are_called_what_they_are(calls, tmp_path, capsys):
 
 
 PRETRAINED = dict(
-    meta={'epoch': 200, 'iter': 1000, 'cfg': (
-        "model = dict(type='FreeATMMoCo', backbone=dict(type='ResNet', depth=50))\n"
-        "train_cfg = dict(max_epochs=200)\n"
-        "train_dataloader = dict(dataset=dict(type='FreeATMDataset', store='gone', masks=True))")},
-    message_hub={'runtime_info': {'pretraining': {
-        'method': 'mocov2', 'regime': 'synthetic', 'masks': True, 'generator': 'sdxl',
-        'scale': 'paper'}}})
+    meta={
+        'epoch': 200,
+        'iter': 1000,
+        'cfg': (
+            "model = dict(type='FreeATMMoCo', backbone=dict(type='ResNet', depth=50))\n"
+            'train_cfg = dict(max_epochs=200)\n'
+            "train_dataloader = dict(dataset=dict(type='FreeATMDataset', store='gone', masks=True))"
+        ),
+    },
+    message_hub={
+        'runtime_info': {
+            'pretraining': {
+                'method': 'mocov2',
+                'regime': 'synthetic',
+                'masks': True,
+                'generator': 'sdxl',
+                'scale': 'paper',
+            }
+        }
+    },
+)
 
 
 def test_a_row_is_called_what_its_checkpoint_says(calls, tmp_path, capsys):
     init = checkpoint(tmp_path / 'a.pth', **PRETRAINED)
     options = [init, '--benchmarks', 'mini-coco', '--data', DATA, '--out', str(tmp_path / 'out')]
     tool.main(options)
-    row, = read_results(tmp_path / 'out/row.json')['rows']
-    assert {key: row[key] for key in ('method', 'regime', 'masks', 'generator', 'epochs', 'scale')
-            } == {'method': 'mocov2', 'regime': 'synthetic', 'masks': True, 'generator': 'sdxl',
-                  'epochs': 200, 'scale': 'miniature'}  # the benchmark's
-    for flags, told in [(['--method', 'simclr'], "its method is 'mocov2', not 'simclr'"),
-                        (['--regime', 'real'], "its regime is 'synthetic', not 'real'"),
-                        (['--masks', 'false'], 'its masks is True, not False'),
-                        (['--epochs', '40'], 'its epochs is 200, not 40'),
-                        (['--generator', 'sd15'], "its generator is 'sdxl', not 'sd15'")]:
+    (row,) = read_results(tmp_path / 'out/row.json')['rows']
+    assert {
+        key: row[key] for key in ('method', 'regime', 'masks', 'generator', 'epochs', 'scale')
+    } == {
+        'method': 'mocov2',
+        'regime': 'synthetic',
+        'masks': True,
+        'generator': 'sdxl',
+        'epochs': 200,
+        'scale': 'miniature',
+    }  # the benchmark's
+    for flags, told in [
+        (['--method', 'simclr'], "its method is 'mocov2', not 'simclr'"),
+        (['--regime', 'real'], "its regime is 'synthetic', not 'real'"),
+        (['--masks', 'false'], 'its masks is True, not False'),
+        (['--epochs', '40'], 'its epochs is 200, not 40'),
+        (['--generator', 'sd15'], "its generator is 'sdxl', not 'sd15'"),
+    ]:
         with pytest.raises(SystemExit):
             tool.main([*options, *flags])
         assert told in capsys.readouterr().err
     tool.main([*options[:-1], str(tmp_path / 'variant'), '--masks', 'exact'])
-    row, = read_results(tmp_path / 'variant/row.json')['rows']
+    (row,) = read_results(tmp_path / 'variant/row.json')['rows']
     assert row['masks'] == 'exact'
 
 
-@pytest.mark.parametrize('content, told', [
-    (dict(meta={'iter': 0, 'epoch': 40}), 'a training without a single step'),
-    (dict(state_dict={'backbone.conv1.weight': torch.tensor([float('nan')])}), 'NaN or infinite')])
+@pytest.mark.parametrize(
+    'content, told',
+    [
+        (dict(meta={'iter': 0, 'epoch': 40}), 'a training without a single step'),
+        (
+            dict(state_dict={'backbone.conv1.weight': torch.tensor([float('nan')])}),
+            'NaN or infinite',
+        ),
+    ],
+)
 def test_weights_that_are_no_result_get_no_row(calls, tmp_path, capsys, content, told):
     init = checkpoint(tmp_path / 'a.pth', **content)
     with pytest.raises(SystemExit):
-        tool.main([init, '--benchmarks', 'mini-coco', '--data', DATA, '--out', str(tmp_path / 'o'),
-                   *NAMED])
+        tool.main(
+            [
+                init,
+                '--benchmarks',
+                'mini-coco',
+                '--data',
+                DATA,
+                '--out',
+                str(tmp_path / 'o'),
+                *NAMED,
+            ]
+        )
     assert told in capsys.readouterr().err and not calls[0]
 
 
 def test_options_for_one_of_the_benchmarks(calls, tmp_path, capsys):
     done, _ = calls
-    tool.main(arguments(tmp_path, '--cfg-options', 'a.b=1', 'mini-coco:c=2',
-                        'mini-cityscapes:d=x=y'))
+    tool.main(
+        arguments(tmp_path, '--cfg-options', 'a.b=1', 'mini-coco:c=2', 'mini-cityscapes:d=x=y')
+    )
     assert done[0][-2:] == ['a.b=1', 'c=2'] and done[2][-2:] == ['a.b=1', 'd=x=y']
     assert done[1][-2:] == ['a.b=1', 'c=2']
     for wrong in ('coco-mini:a=1', 'a', '=1'):
@@ -218,12 +277,32 @@ def test_a_smoke_run_is_no_result(calls, tmp_path, capsys):
 def test_all_is_checked_before_the_first_is_run(calls, tmp_path, capsys):
     done, _ = calls
     with pytest.raises(SystemExit):  # 8 images of Cityscapes, 16 of VOC and COCO
-        tool.main(['random', '--suite', 'resnet', '--gpus', '16', '--out', str(tmp_path), '--data',
-                   str(made(tmp_path, 'VOCdevkit', 'coco', 'cityscapes', 'imagenet'))])
+        tool.main(
+            [
+                'random',
+                '--suite',
+                'resnet',
+                '--gpus',
+                '16',
+                '--out',
+                str(tmp_path),
+                '--data',
+                str(made(tmp_path, 'VOCdevkit', 'coco', 'cityscapes', 'imagenet')),
+            ]
+        )
     assert "cityscapes: the batch of 8 can't be shared by 16 GPUs" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        tool.main(['random', '--suite', 'vit', '--out', str(tmp_path / 'vit'), '--data',
-                   str(made(tmp_path / 'some', 'coco', 'imagenet'))])
+        tool.main(
+            [
+                'random',
+                '--suite',
+                'vit',
+                '--out',
+                str(tmp_path / 'vit'),
+                '--data',
+                str(made(tmp_path / 'some', 'coco', 'imagenet')),
+            ]
+        )
     told = capsys.readouterr().err
     assert 'ade20k: there is no folder' in told and 'ADEChallengeData2016: say with --data' in told
     assert not done
@@ -239,26 +318,46 @@ def test_a_row_holds_what_other_calls_have_done(calls, tmp_path, capsys):
     done, _ = calls
     for name in ('mini-coco', 'mini-cityscapes'):
         tool.main(['random', '--benchmarks', name, '--out', str(tmp_path), '--data', DATA])
-    row, = read_results(tmp_path / 'row.json')['rows']
+    (row,) = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
     assert len(done) == 4
     # Of another seed: not this row's, which isn't overwritten either.
-    other = ['random', '--benchmarks', 'mini-ade20k', '--out', str(tmp_path), '--data', DATA,
-             '--seed', '1']
+    other = [
+        'random',
+        '--benchmarks',
+        'mini-ade20k',
+        '--out',
+        str(tmp_path),
+        '--data',
+        DATA,
+        '--seed',
+        '1',
+    ]
     with pytest.raises(SystemExit):
         tool.main(other)
     assert 'row.json is of seed 0: choose another --out' in capsys.readouterr().err
     (tmp_path / 'row.json').unlink()
     tool.main(other)
-    row, = read_results(tmp_path / 'row.json')['rows']
+    (row,) = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'miou': 0.2} and row['seed'] == 1
 
 
 def test_figures_of_one_name_do_not_share_a_row(calls, tmp_path, capsys):
     done, _ = calls
     with pytest.raises(SystemExit):
-        tool.main(['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks', 'mini-coco',
-                   'mini-cityscapes', 'mini-ade20k'])
+        tool.main(
+            [
+                'random',
+                '--out',
+                str(tmp_path),
+                '--data',
+                DATA,
+                '--benchmarks',
+                'mini-coco',
+                'mini-cityscapes',
+                'mini-ade20k',
+            ]
+        )
     assert 'mini-cityscapes and mini-ade20k both give mIoU' in capsys.readouterr().err
     assert not done
     options = ['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks']
@@ -280,6 +379,7 @@ def test_mixed_precision_is_part_of_what_a_run_is(calls, tmp_path, capsys):
 
 def test_a_comma_in_the_path_is_told(tmp_path):
     from freeatm_mm.configs import check_init
+
     with pytest.raises(ValueError, match='a list of one with commas'):
         check_init({'init': ['runs/lr0.1', 'bs256/epoch_1.pth']})
 
@@ -289,26 +389,43 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     programs = tmp_path / 'bin'
     programs.mkdir()
     note = f'printf "%s\\n" "$@" >> {tmp_path}/submitted'
-    for name, text in (('sbatch', f'{note}; echo "41;cluster"'),
-                       ('squeue', f'test -e {tmp_path}/running && echo "$@"; true')):
+    for name, text in (
+        ('sbatch', f'{note}; echo "41;cluster"'),
+        ('squeue', f'test -e {tmp_path}/running && echo "$@"; true'),
+    ):
         (programs / name).write_text(f'#!/bin/sh\n{text}\n')
         (programs / name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
-    options = arguments(tmp_path / 'out', '--slurm', 'gpu', '--gpus', '16', '--slurm-options',
-                        'time=1:00')
+    options = arguments(
+        tmp_path / 'out', '--slurm', 'gpu', '--gpus', '16', '--slurm-options', 'time=1:00'
+    )
     tool.main(options)
     assert 'mini-coco: job 41 submitted' in capsys.readouterr().out
     submitted = (tmp_path / 'submitted').read_text()
-    for wanted in ('--partition=gpu', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8',
-                   '--cpus-per-task=6', '--time=1:00', '--launcher slurm',
-                   f'srun --kill-on-bad-exit=1 {sys.executable} tools/train.py configs/miniature',
-                   f'&& srun --kill-on-bad-exit=1 {sys.executable} tools/test.py'):
+    for wanted in (
+        '--partition=gpu',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--gres=gpu:8',
+        '--cpus-per-task=6',
+        '--time=1:00',
+        '--launcher slurm',
+        f'srun --kill-on-bad-exit=1 {sys.executable} tools/train.py configs/miniature',
+        f'&& srun --kill-on-bad-exit=1 {sys.executable} tools/test.py',
+    ):
         assert wanted in submitted
     # Jobs on one node meet at ports of their own.
     script = submitted.split('--wrap=')[1].split('; ')[0]
-    ports = {subprocess.run(['bash', '-c', f'{script}; echo $MASTER_PORT'], text=True, check=True,
-                            capture_output=True, env={'SLURM_JOB_ID': number}).stdout.strip()
-             for number in ('41', '42', '39999')}
+    ports = {
+        subprocess.run(
+            ['bash', '-c', f'{script}; echo $MASTER_PORT'],
+            text=True,
+            check=True,
+            capture_output=True,
+            env={'SLURM_JOB_ID': number},
+        ).stdout.strip()
+        for number in ('41', '42', '39999')
+    }
     assert ports == {'20041', '20042', '39999'}
     (tmp_path / 'running').touch()
     tool.main(options)
@@ -338,8 +455,11 @@ def test_what_slurm_does_not_say_is_not_guessed(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
     options = arguments(tmp_path / 'out', '--slurm', 'gpu')
     tool.main(options)
-    with pytest.raises(SystemExit, match=r'mini-coco: squeue does not say whether job 41 has ended '
-                       r'\(Socket timed out\)'):
+    with pytest.raises(
+        SystemExit,
+        match=r'mini-coco: squeue does not say whether job 41 has ended '
+        r'\(Socket timed out\)',
+    ):
         tool.main(options)
     (programs / 'squeue').write_text('#!/bin/sh\necho "Invalid job id specified" >&2; exit 1\n')
     run = DownstreamRun('mini-coco', 'random', tmp_path / 'out/mini-coco')
@@ -370,22 +490,37 @@ def test_the_whole_batch_is_the_same_on_any_number_of_gpus(name, tmp_path):
     loader = Config.fromfile(ROOT / 'configs' / BENCHMARKS[name].config).train_dataloader
     for gpus in (0, 1, 4, 8):
         train, _ = DownstreamRun(name, 'random', tmp_path, gpus=gpus).commands()
-        size, = (part.split('=')[1] for part in train if part.startswith('train_dataloader.batch'))
-        assert int(size) * max(gpus, 1) == loader.batch_size * int(
-            processes[1] if processes else 1)
+        (size,) = (
+            part.split('=')[1] for part in train if part.startswith('train_dataloader.batch')
+        )
+        assert int(size) * max(gpus, 1) == loader.batch_size * int(processes[1] if processes else 1)
 
 
 def test_a_batch_that_cannot_be_shared_is_told(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        tool.main(['random', '--benchmarks', 'mini-coco', '--out', str(tmp_path), '--gpus', '3',
-                   '--data', DATA])
+        tool.main(
+            [
+                'random',
+                '--benchmarks',
+                'mini-coco',
+                '--out',
+                str(tmp_path),
+                '--gpus',
+                '3',
+                '--data',
+                DATA,
+            ]
+        )
     assert "mini-coco: the batch of 16 can't be shared by 3 GPUs" in capsys.readouterr().err
 
 
 def test_rows_of_both_architectures_have_folders_of_their_own():
     """The ViT's random weights would overwrite the ResNet's row."""
-    outs = {tool.parse_args([init, '--suite', suite])[1].out
-            for init in ('random', 'supervised') for suite in ('mini-resnet', 'mini-vit')}
+    outs = {
+        tool.parse_args([init, '--suite', suite])[1].out
+        for init in ('random', 'supervised')
+        for suite in ('mini-resnet', 'mini-vit')
+    }
     assert len(outs) == 4
     args = tool.parse_args(['runs/mocov2/epoch_9.pth', '--suite', 'resnet'])[1]
     assert args.out == Path('work_dirs/downstream/mocov2/epoch_9/seed_0')
@@ -417,16 +552,42 @@ def test_one_for_real(tmp_path):
     pytest.importorskip('mmpretrain')
     pytest.importorskip('pycocotools')
     from helpers.tiny_downstream import make_tiny_world
+
     world = make_tiny_world(tmp_path / 'world', images=2)
     done = subprocess.run(
-        [sys.executable, 'tools/downstream.py', 'random', '--benchmarks', 'mini-linear', '--data',
-         str(world), '--out', str(tmp_path / 'out'), '--cfg-options', 'train_cfg.max_epochs=1',
-         'train_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
-         'train_dataloader.batch_size=21'], cwd=ROOT, capture_output=True, text=True)
+        [
+            sys.executable,
+            'tools/downstream.py',
+            'random',
+            '--benchmarks',
+            'mini-linear',
+            '--data',
+            str(world),
+            '--out',
+            str(tmp_path / 'out'),
+            '--cfg-options',
+            'train_cfg.max_epochs=1',
+            'train_dataloader.num_workers=0',
+            'test_dataloader.num_workers=0',
+            'train_dataloader.batch_size=21',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    row, = read_results(tmp_path / 'out/row.json')['rows']
+    (row,) = read_results(tmp_path / 'out/row.json')['rows']
     assert 0 <= row['metrics']['linear_top1'] <= 1
     assert 'starts from random weights' in done.stdout + done.stderr
-    assert not DownstreamRun('mini-linear', 'random', tmp_path / 'out/mini-linear', world, options=(
-        'train_cfg.max_epochs=1', 'train_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
-        'train_dataloader.batch_size=21')).prepare()
+    assert not DownstreamRun(
+        'mini-linear',
+        'random',
+        tmp_path / 'out/mini-linear',
+        world,
+        options=(
+            'train_cfg.max_epochs=1',
+            'train_dataloader.num_workers=0',
+            'test_dataloader.num_workers=0',
+            'train_dataloader.batch_size=21',
+        ),
+    ).prepare()

@@ -1,4 +1,5 @@
 """Tiny data sets: labels lie on what they name. (Each layout is read in tests/configs.)"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,16 +16,22 @@ def test_label_maps_lie_on_the_rectangles(tmp_path):
     images = sorted(folder.glob('leftImg8bit/val/*/*.png'))
     assert len(images) == 3
     for path in images:
-        labels = np.asarray(Image.open(str(path).replace('leftImg8bit', 'gtFine', 1).replace(
-            '_leftImg8bit.png', '_gtFine_labelTrainIds.png')))
+        labels = np.asarray(
+            Image.open(
+                str(path)
+                .replace('leftImg8bit', 'gtFine', 1)
+                .replace('_leftImg8bit.png', '_gtFine_labelTrainIds.png')
+            )
+        )
         pixels = np.asarray(Image.open(path))
         assert set(np.unique(labels)) - {255} <= set(range(19)) and (labels != 255).any()
         inside = (pixels[1:, 1:] == pixels[:-1, :-1]).all(2)[labels[1:, 1:] != 255].mean()
         outside = (pixels[1:, 1:] == pixels[:-1, :-1]).all(2)[labels[1:, 1:] == 255].mean()
         assert inside > 0.8 and outside < 0.05
     ade = make_tiny_dataset('ade20k', tmp_path / 'ade', images=2)
-    labels = np.stack([np.asarray(Image.open(path))
-                       for path in ade.glob('annotations/training/*.png')])
+    labels = np.stack(
+        [np.asarray(Image.open(path)) for path in ade.glob('annotations/training/*.png')]
+    )
     assert labels.min() == 0 and 1 <= labels.max() <= 150
 
 

@@ -1,4 +1,5 @@
 """Runs that train nothing, get NaN, or are resumed otherwise: stopped in one sentence."""
+
 import copy
 
 import pytest
@@ -31,18 +32,31 @@ def checked(store, work_dir, method='mocov2', **changes):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('number, changes', [
-    (0, {'train_dataloader.batch_size': 25}),  # a store smaller than a batch
-    (1, {'train_dataloader.dataset.share': 0.4}),
-    (2, {'train_dataloader.dataset.indices': 9}),
-    (3, {'train_dataloader.sampler.type': 'SeededInfiniteSampler', 'train_cfg': dict(
-        _delete_=True, type='IterBasedTrainLoop', max_iters=4),
-        'train_dataloader.batch_size': 25}),
-    (4, {'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4),
-         'train_dataloader.batch_size': 25}),
-    (5, {'train_cfg.max_epochs': 0, 'param_scheduler': None}),
-    (6, {'optim_wrapper.accumulative_counts': 7}),
-])
+@pytest.mark.parametrize(
+    'number, changes',
+    [
+        (0, {'train_dataloader.batch_size': 25}),  # a store smaller than a batch
+        (1, {'train_dataloader.dataset.share': 0.4}),
+        (2, {'train_dataloader.dataset.indices': 9}),
+        (
+            3,
+            {
+                'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+                'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4),
+                'train_dataloader.batch_size': 25,
+            },
+        ),
+        (
+            4,
+            {
+                'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4),
+                'train_dataloader.batch_size': 25,
+            },
+        ),
+        (5, {'train_cfg.max_epochs': 0, 'param_scheduler': None}),
+        (6, {'optim_wrapper.accumulative_counts': 7}),
+    ],
+)
 def test_nothing_would_be_trained(tmp_path, store, method, number, changes):
     cfg = checked(store, tmp_path / 'run', method, **changes)
     with pytest.raises(InputError, match='nothing would be trained|no step would be made'):
@@ -52,10 +66,16 @@ def test_nothing_would_be_trained(tmp_path, store, method, number, changes):
 
 def test_several_processes_count_together(tmp_path, store, monkeypatch):
     from freeatm_mm.engine import check_training
+
     monkeypatch.setattr(check_training, 'get_world_size', lambda: 3)
-    cfg = checked(store, tmp_path / 'run', **{
-        'train_dataloader.sampler.type': 'SeededInfiniteSampler',
-        'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4)})
+    cfg = checked(
+        store,
+        tmp_path / 'run',
+        **{
+            'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+            'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4),
+        },
+    )
     with pytest.raises(InputError, match='20 samples, and a batch is 10 on each of 3 processes'):
         run(cfg, 'processes')
 
@@ -79,13 +99,14 @@ class Spoil(Hook):
     @staticmethod
     def _spoil(runner):
         weights = next(runner.model.parameters()).data
-        weights[(0, ) * weights.dim()] = float('nan')
+        weights[(0,) * weights.dim()] = float('nan')
 
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('after, by_epoch', [(False, True), (True, True), (True, False)])
 def test_nan_stops_the_run_and_the_good_checkpoint_stays(tmp_path, store, method, after, by_epoch):
     from mmengine.registry import HOOKS
+
     HOOKS.register_module(module=Spoil, force=True)
     # Two iterations an epoch: a checkpoint after the second; the fourth is spoiled.
     cfg = checked(store, tmp_path / 'run', method)
@@ -106,24 +127,39 @@ def test_steps_left_out_by_loss_scaling_are_none_of_it():
     from types import SimpleNamespace
 
     from freeatm_mm.engine import CheckTrainingHook
-    runner = SimpleNamespace(iter=0, epoch=0, hooks=[], optim_wrapper=SimpleNamespace(
-        loss_scaler=SimpleNamespace(is_enabled=lambda: True)))
+
+    runner = SimpleNamespace(
+        iter=0,
+        epoch=0,
+        hooks=[],
+        optim_wrapper=SimpleNamespace(loss_scaler=SimpleNamespace(is_enabled=lambda: True)),
+    )
     hook = CheckTrainingHook()
-    bad, good = dict(loss=torch.tensor(float('inf'))), dict(loss=torch.tensor(1.))
+    bad, good = dict(loss=torch.tensor(float('inf'))), dict(loss=torch.tensor(1.0))
     for outputs in [bad] * 19 + [good] + [bad] * 19:
         hook.after_train_iter(runner, 0, None, outputs)
     with pytest.raises(InputError, match='20th time in a row'):
         hook.after_train_iter(runner, 0, None, bad)
 
 
-@pytest.mark.parametrize('number, changes, message', [
-    (0, {'optim_wrapper.optimizer.lr': 0.01}, r'optim_wrapper.optimizer.lr \(was 0.05, is 0.01\)'),
-    (1, {'optim_wrapper.optimizer.momentum': 0.5}, 'optimizer.momentum'),
-    (2, {'param_scheduler': [dict(type='CosineAnnealingLR', T_max=9, by_epoch=True)]},
-     r'T_max \(was 3, is 9\)'),
-    (3, {'train_cfg.max_epochs': 9}, r'end \(was 3, is 9\)'),
-    (4, {'auto_scale_lr': dict(enable=True, base_batch_size=5)}, 'auto_scale_lr.enable'),
-])
+@pytest.mark.parametrize(
+    'number, changes, message',
+    [
+        (
+            0,
+            {'optim_wrapper.optimizer.lr': 0.01},
+            r'optim_wrapper.optimizer.lr \(was 0.05, is 0.01\)',
+        ),
+        (1, {'optim_wrapper.optimizer.momentum': 0.5}, 'optimizer.momentum'),
+        (
+            2,
+            {'param_scheduler': [dict(type='CosineAnnealingLR', T_max=9, by_epoch=True)]},
+            r'T_max \(was 3, is 9\)',
+        ),
+        (3, {'train_cfg.max_epochs': 9}, r'end \(was 3, is 9\)'),
+        (4, {'auto_scale_lr': dict(enable=True, base_batch_size=5)}, 'auto_scale_lr.enable'),
+    ],
+)
 def test_resuming_otherwise_is_refused(tmp_path, store, number, changes, message):
     cfg = checked(store, tmp_path / 'run')
     train(cfg, f'otherwise_{number}', killed_at=3)
@@ -138,11 +174,18 @@ def test_resuming_otherwise_is_refused(tmp_path, store, number, changes, message
 
 def test_what_a_resumed_run_may_change():
     """Precision and clipping are its own, and so is a length that the schedule doesn't follow."""
-    one = dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(lr=1)),
-               param_scheduler=dict(type='StepLR', step_size=2, end=4),
-               train_cfg=dict(max_epochs=4))
-    other = dict(one, train_cfg=dict(max_epochs=6), optim_wrapper=dict(
-        type='AmpOptimWrapper', optimizer=dict(lr=1), clip_grad=dict(max_norm=1)))
+    one = dict(
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(lr=1)),
+        param_scheduler=dict(type='StepLR', step_size=2, end=4),
+        train_cfg=dict(max_epochs=4),
+    )
+    other = dict(
+        one,
+        train_cfg=dict(max_epochs=6),
+        optim_wrapper=dict(
+            type='AmpOptimWrapper', optimizer=dict(lr=1), clip_grad=dict(max_norm=1)
+        ),
+    )
     assert describe_schedule(one) == describe_schedule(other)
 
 
@@ -158,17 +201,25 @@ def test_resuming_within_a_step_is_refused(tmp_path, store):
 @pytest.mark.parametrize('method', METHODS)
 def test_resuming_between_accumulated_steps_is_exact(tmp_path, store, method):
     from helpers.tiny_runs import different
-    whole = train(checked(store, tmp_path / 'whole', method,
-                          **{'optim_wrapper.accumulative_counts': 2}), f'between_{method}_whole')
+
+    whole = train(
+        checked(store, tmp_path / 'whole', method, **{'optim_wrapper.accumulative_counts': 2}),
+        f'between_{method}_whole',
+    )
     cfg = checked(store, tmp_path / 'part', method, **{'optim_wrapper.accumulative_counts': 2})
     train(cfg, f'between_{method}', killed_at=3)
     cfg.resume = True
     assert not different(whole, train(cfg, f'between_{method}_again'))
 
 
-@pytest.mark.parametrize('entry', [
-    dict(strategy=dict(type='FSDPStrategy')), dict(strategy=dict(type='DeepSpeedStrategy')),
-    dict(runner_type='FlexibleRunner')])
+@pytest.mark.parametrize(
+    'entry',
+    [
+        dict(strategy=dict(type='FSDPStrategy')),
+        dict(strategy=dict(type='DeepSpeedStrategy')),
+        dict(runner_type='FlexibleRunner'),
+    ],
+)
 def test_other_runners_are_refused(tmp_path, store, entry):
     cfg = config(store, tmp_path)
     cfg.merge_from_dict(entry)
@@ -184,8 +235,18 @@ def test_no_length_is_refused(tmp_path, store, option, value):
         check_honoured(cfg)
 
 
-@pytest.mark.parametrize('option', ['max_epochs', 'epochs', 'optimizer.lr', 'lr_config.policy',
-                                    'batch_size', 'fp16.loss_scale', 'data.samples_per_gpu'])
+@pytest.mark.parametrize(
+    'option',
+    [
+        'max_epochs',
+        'epochs',
+        'optimizer.lr',
+        'lr_config.policy',
+        'batch_size',
+        'fp16.loss_scale',
+        'data.samples_per_gpu',
+    ],
+)
 def test_options_that_nothing_reads_are_refused(tmp_path, store, option):
     with pytest.raises(InputError, match=f'--cfg-options {option}: nothing reads'):
         check_honoured(config(store, tmp_path), {option: 1})
@@ -201,8 +262,9 @@ def test_mixed_precision_without_a_gpu_is_refused(tmp_path, store):
 
 
 def test_the_scaled_rate_counts_accumulated_batches(tmp_path, store):
-    cfg = config(store, tmp_path / 'run', **{
-        'optim_wrapper.accumulative_counts': 3, 'param_scheduler': None})
+    cfg = config(
+        store, tmp_path / 'run', **{'optim_wrapper.accumulative_counts': 3, 'param_scheduler': None}
+    )
     cfg.auto_scale_lr = dict(base_batch_size=60)
     scale_rate(cfg, True)
     runner, _ = run(cfg, 'scaled')

@@ -1,4 +1,5 @@
 """Missing folders and images are named before anything is trained."""
+
 from __future__ import annotations
 
 import json
@@ -27,8 +28,10 @@ class Listed(BaseDataset):
         super().__init__()
 
     def load_data_list(self):
-        return [dict(img_path=str(name), **({} if number % 2 else {'seg_map_path': str(name)}))
-                for number, name in enumerate(self.names)]
+        return [
+            dict(img_path=str(name), **({} if number % 2 else {'seg_map_path': str(name)}))
+            for number, name in enumerate(self.names)
+        ]
 
 
 @pytest.fixture
@@ -43,8 +46,9 @@ def test_all_there(images):
     dataset = Listed(images)
     assert missing_files(dataset) == []
     for wrapped in (RepeatDataset(dataset, 3), ConcatDataset([dataset, Listed(images)])):
-        runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None,
-                                 cfg={})
+        runner = SimpleNamespace(
+            train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None, cfg={}
+        )
         CheckFilesHook().before_train(runner)
 
 
@@ -52,11 +56,15 @@ def test_missing_ones_are_named(images, tmp_path):
     images[1].unlink()
     gone = tmp_path / 'gone/7.png'
     wrapped = ConcatDataset([Listed(images), Listed([images[0], gone])])
-    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None,
-                                 cfg={})
-    with pytest.raises(FileNotFoundError, match=r'train_dataloader: the annotations name 2 of 6 '
-                       r'images or label maps that are not there: .*1\.png, .*gone/7\.png; '
-                       'complete the data set'):
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=wrapped), val_loop=None, cfg={}
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=r'train_dataloader: the annotations name 2 of 6 '
+        r'images or label maps that are not there: .*1\.png, .*gone/7\.png; '
+        'complete the data set',
+    ):
         CheckFilesHook().before_train(runner)
     repeated = RepeatDataset(Listed([images[0], gone]), 3)
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=repeated))
@@ -65,23 +73,42 @@ def test_missing_ones_are_named(images, tmp_path):
 
 
 CONFIG = dict(
-    train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dict(
-        type='ConcatDataset', datasets=[
-            dict(data_root='data/x/', ann_file='a/train.json', data_prefix=dict(img='images/')),
-            dict(data_root='data/x', data_prefix='')]))),
-    val_dataloader=dict(dataset=dict(data_root='data/x', split='val')), test_dataloader=None,
+    train_dataloader=dict(
+        dataset=dict(
+            type='RepeatDataset',
+            times=2,
+            dataset=dict(
+                type='ConcatDataset',
+                datasets=[
+                    dict(
+                        data_root='data/x/',
+                        ann_file='a/train.json',
+                        data_prefix=dict(img='images/'),
+                    ),
+                    dict(data_root='data/x', data_prefix=''),
+                ],
+            ),
+        )
+    ),
+    val_dataloader=dict(dataset=dict(data_root='data/x', split='val')),
+    test_dataloader=None,
     val_evaluator=[dict(ann_file='data/x/a/val.json', other='data/xylophone')],
-    test_evaluator=dict(ann_file=None))
+    test_evaluator=dict(ann_file=None),
+)
 
 
 def test_another_data_root_reaches_loaders_and_evaluators(tmp_path):
     cfg = Config(CONFIG)
     assert [key for key, _ in find_datasets(cfg)] == [
         'train_dataloader.dataset.dataset.datasets.0',
-        'train_dataloader.dataset.dataset.datasets.1', 'val_dataloader.dataset']
+        'train_dataloader.dataset.dataset.datasets.1',
+        'val_dataloader.dataset',
+    ]
     set_data_root(cfg, tmp_path)
     assert {dataset['data_root'] for _, dataset in find_datasets(cfg)} == {
-        str(tmp_path), f'{tmp_path}/'}
+        str(tmp_path),
+        f'{tmp_path}/',
+    }
     assert cfg.val_evaluator[0].ann_file == f'{tmp_path}/a/val.json'
     assert cfg.val_evaluator[0].other == 'data/xylophone'
     cfg.val_dataloader.dataset.data_root = 'elsewhere'
@@ -96,45 +123,68 @@ def test_missing_folders_are_named(tmp_path):
     set_data_root(cfg, tmp_path)
     for missing, made in (('a/train.json', 'images'), ('val', 'a/train.json')):
         (tmp_path / made).mkdir(parents=True)
-        with pytest.raises(FileNotFoundError, match=f'there is no {tmp_path}/{missing}: say with '
-                           '--data-root'):
+        with pytest.raises(
+            FileNotFoundError, match=f'there is no {tmp_path}/{missing}: say with --data-root'
+        ):
             check_datasets(cfg)
     (tmp_path / 'val').mkdir()
     check_datasets(cfg)
-    check_datasets(Config(dict(train_dataloader=dict(dataset=dict(type='FreeATMDataset',
-                                                                  store='x')))))
+    check_datasets(
+        Config(dict(train_dataloader=dict(dataset=dict(type='FreeATMDataset', store='x'))))
+    )
 
 
 def test_batches_of_detection_and_segmentation_keep_their_own_collation():
     for scope, wanted in (('mmpretrain', dict(type='default_collate')), ('mmdet', None)):
-        cfg = Config(dict(default_scope=scope, launcher='none', val_dataloader=dict(num_workers=0),
-                          train_dataloader=dict(num_workers=2, dataset=dict(type='x'))))
+        cfg = Config(
+            dict(
+                default_scope=scope,
+                launcher='none',
+                val_dataloader=dict(num_workers=0),
+                train_dataloader=dict(num_workers=2, dataset=dict(type='x')),
+            )
+        )
         complete_config(cfg)
         assert cfg.train_dataloader.get('collate_fn') == wanted
         assert cfg.train_dataloader.persistent_workers
         assert not cfg.val_dataloader.persistent_workers
 
 
-
-@pytest.mark.parametrize('options, message', [
-    ([], 'says not what to start from: set init=random'),
-    (['--cfg-options', 'init=no.pth'], 'there is no checkpoint no.pth'),
-    (['--cfg-options', 'init=random'], 'annotations/instances_train2017.json: say with --data-'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ([], 'says not what to start from: set init=random'),
+        (['--cfg-options', 'init=no.pth'], 'there is no checkpoint no.pth'),
+        (
+            ['--cfg-options', 'init=random'],
+            'annotations/instances_train2017.json: say with --data-',
+        ),
+    ],
+)
 def test_train_tool_tells_what_is_missing(tmp_path, capsys, options, message):
     pytest.importorskip('mmdet')
     (tmp_path / 'train2017').mkdir()
     with pytest.raises(SystemExit) as done:
-        load_tool('train').main([
-            str(ROOT / 'configs/downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py'), '--data-root',
-            str(tmp_path), *options])
+        load_tool('train').main(
+            [
+                str(ROOT / 'configs/downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py'),
+                '--data-root',
+                str(tmp_path),
+                *options,
+            ]
+        )
     assert done.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize('checkpoint, message', [
-    ('none.pth', 'there is no checkpoint none.pth'), ('', 'train it first'),
-    ('lost', 'there is no checkpoint')])
+@pytest.mark.parametrize(
+    'checkpoint, message',
+    [
+        ('none.pth', 'there is no checkpoint none.pth'),
+        ('', 'train it first'),
+        ('lost', 'there is no checkpoint'),
+    ],
+)
 def test_test_tool_tells_what_is_missing(tmp_path, capsys, checkpoint, message):
     if checkpoint == 'lost':
         (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
@@ -151,9 +201,16 @@ def test_test_tool_refuses_a_checkpoint_of_another_model(tmp_path, capsys, monke
     runner = SimpleNamespace(model=torch.nn.Linear(3, 2))  # and no `test`: it isn't come to
     monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
     with pytest.raises(SystemExit) as done:
-        load_tool('test').main([
-            str(ROOT / 'configs/miniature/downstream/linear_resnet.py'), str(tmp_path / 'x.pth'),
-            '--data-root', str(tmp_path), '--work-dir', str(tmp_path / 'run')])
+        load_tool('test').main(
+            [
+                str(ROOT / 'configs/miniature/downstream/linear_resnet.py'),
+                str(tmp_path / 'x.pth'),
+                '--data-root',
+                str(tmp_path),
+                '--work-dir',
+                str(tmp_path / 'run'),
+            ]
+        )
     assert done.value.code == 2
     assert 'x.pth is not of this config: it lacks' in capsys.readouterr().err
 
@@ -164,14 +221,19 @@ def test_an_annotation_without_its_image_stops_a_real_run(tmp_path):
     from helpers.tiny_downstream import make_tiny_world, run_downstream
 
     from freeatm_mm.configs import open_config
+
     world = make_tiny_world(tmp_path / 'world', images=4)
     content = json.loads((world / 'train/coco.json').read_text())
     content['images'][2]['file_name'] = 'lost.png'
     (world / 'train/coco.json').write_text(json.dumps(content))
-    cfg = open_config(ROOT / 'configs/miniature/downstream/mask-rcnn_resnet.py',
-                      str(tmp_path / 'run'))
-    complete_config(cfg, str(world), {'init': 'random', 'train_dataloader.num_workers': 0,
-                                      'val_dataloader.num_workers': 0})
+    cfg = open_config(
+        ROOT / 'configs/miniature/downstream/mask-rcnn_resnet.py', str(tmp_path / 'run')
+    )
+    complete_config(
+        cfg,
+        str(world),
+        {'init': 'random', 'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0},
+    )
     cfg.log_level = 'WARNING'
     with pytest.raises(FileNotFoundError, match=r'name 1 of 4 images .*train/images/lost\.png'):
         run_downstream(cfg, 'lost-image')
@@ -179,15 +241,26 @@ def test_an_annotation_without_its_image_stops_a_real_run(tmp_path):
 
 def tiny_linear(world, run, *options):
     """Arguments of `tools/train.py` for the miniature's linear probe, one step an epoch."""
-    return [str(ROOT / 'configs/miniature/downstream/linear_resnet.py'), '--work-dir', str(run),
-            '--data-root', str(world), '--no-validate', '--cfg-options',
-            'train_dataloader.num_workers=0', 'train_dataloader.batch_size=4',
-            'test_dataloader.num_workers=0', 'train_cfg.max_epochs=1', *options]
+    return [
+        str(ROOT / 'configs/miniature/downstream/linear_resnet.py'),
+        '--work-dir',
+        str(run),
+        '--data-root',
+        str(world),
+        '--no-validate',
+        '--cfg-options',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.batch_size=4',
+        'test_dataloader.num_workers=0',
+        'train_cfg.max_epochs=1',
+        *options,
+    ]
 
 
 def test_objects_to_be_judged_by_are_looked_for_before_training(tmp_path, capsys):
     """A run without validation would find out after its last epoch."""
     from helpers.tiny_downstream import make_tiny_world
+
     world = make_tiny_world(tmp_path / 'world', images=2)
     cfg = Config.fromfile(ROOT / 'configs/miniature/downstream/fcn_resnet.py')
     prefix = cfg.test_dataloader.dataset.data_prefix
@@ -205,12 +278,17 @@ def test_objects_to_be_judged_by_are_looked_for_before_training(tmp_path, capsys
     assert 'test_dataloader: the annotations name 1 of 2' in last and maps.name in last
 
 
-@pytest.mark.parametrize('kind, message', [
-    ('vit', 'does not fit backbone of this config: 0 of the'),
-    ('cut', "cut.pth can't be read: it is damaged or cut off"),
-    ('supervised', 'of supervised weights: train it first, or set init=CHECKPOINT')])
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('vit', 'does not fit backbone of this config: 0 of the'),
+        ('cut', "cut.pth can't be read: it is damaged or cut off"),
+        ('supervised', 'of supervised weights: train it first, or set init=CHECKPOINT'),
+    ],
+)
 def test_weights_that_cannot_be_used_are_told_in_one_sentence(tmp_path, capsys, kind, message):
     from helpers.tiny_downstream import make_tiny_world, pretrained_state
+
     init = tmp_path / f'{kind}.pth'
     torch.save({'state_dict': pretrained_state('vit')}, init)
     if kind == 'cut':
@@ -218,8 +296,11 @@ def test_weights_that_cannot_be_used_are_told_in_one_sentence(tmp_path, capsys, 
     if kind == 'supervised':
         init = kind
     with pytest.raises(SystemExit) as done:
-        load_tool('train').main(tiny_linear(make_tiny_world(tmp_path / 'world', images=2),
-                                            tmp_path / 'run', f'init={init}'))
+        load_tool('train').main(
+            tiny_linear(
+                make_tiny_world(tmp_path / 'world', images=2), tmp_path / 'run', f'init={init}'
+            )
+        )
     assert done.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -240,30 +321,47 @@ def test_resuming_looks_where_the_folder_is_now(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.main(arguments)
     assert 'names epoch_3.pth, which is not there (others: none)' in capsys.readouterr().err
-    torch.save({'state_dict': {}, 'meta': {'epoch': 3, 'iter': 9}, 'message_hub': {}},
-               tmp_path / 'epoch_3.pth')
+    torch.save(
+        {'state_dict': {}, 'meta': {'epoch': 3, 'iter': 9}, 'message_hub': {}},
+        tmp_path / 'epoch_3.pth',
+    )
     assert train.load_config(train.parse_args(arguments)[1]).load_from == str(
-        tmp_path / 'epoch_3.pth')
+        tmp_path / 'epoch_3.pth'
+    )
 
 
 def test_no_config_keeps_one_checkpoint_only():
     """mmengine deletes before it writes: a run killed then would have none."""
     for path in (ROOT / 'configs').rglob('*.py'):
         assert 'max_keep_ckpts=1' not in path.read_text().replace(' ', ''), path
-    for name in ('mocov2_freeatm', 'mae_freeatm', 'simclr_freeatm',
-                 'downstream/mmpretrain/imagenet_linear_r50_100e'):
+    for name in (
+        'mocov2_freeatm',
+        'mae_freeatm',
+        'simclr_freeatm',
+        'downstream/mmpretrain/imagenet_linear_r50_100e',
+    ):
         hook = Config.fromfile(ROOT / f'configs/{name}.py').default_hooks.checkpoint
         assert hook.get('max_keep_ckpts', -1) != 1, name
 
 
-@pytest.mark.parametrize('option, message', [
-    (['--tta'], 'only mmdet and mmseg average over views'),
-    (['--show-dir', 'shown'], 'only mmdet and mmseg draw predictions')])
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        (['--tta'], 'only mmdet and mmseg average over views'),
+        (['--show-dir', 'shown'], 'only mmdet and mmseg draw predictions'),
+    ],
+)
 def test_test_tool_tells_what_a_framework_does_not_do(tmp_path, capsys, option, message):
     (tmp_path / 'test/objects').mkdir(parents=True)
     torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'x.pth')
     with pytest.raises(SystemExit):
-        load_tool('test').main([
-            str(ROOT / 'configs/miniature/downstream/linear_resnet.py'), str(tmp_path / 'x.pth'),
-            '--data-root', str(tmp_path), *option])
+        load_tool('test').main(
+            [
+                str(ROOT / 'configs/miniature/downstream/linear_resnet.py'),
+                str(tmp_path / 'x.pth'),
+                '--data-root',
+                str(tmp_path),
+                *option,
+            ]
+        )
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

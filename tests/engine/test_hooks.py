@@ -1,4 +1,5 @@
 """Memory layout: channels-last trainings on every kind of processor."""
+
 import os
 import subprocess
 import sys
@@ -22,16 +23,20 @@ class Layers(BaseModel):
 
     def __init__(self, channels):
         super().__init__()
-        self.strided = nn.ModuleList(nn.Conv2d(channels, 8, 1, stride)
-                                     for stride in (2, (1, 2), 4))
+        self.strided = nn.ModuleList(nn.Conv2d(channels, 8, 1, stride) for stride in (2, (1, 2), 4))
         self.others = nn.ModuleList(
-            [nn.Conv2d(channels, 8, 1), nn.Conv2d(channels, 8, 3, 2, 1),
-             nn.Conv2d(channels, channels, 1, 2, groups=channels)])
+            [
+                nn.Conv2d(channels, 8, 1),
+                nn.Conv2d(channels, 8, 3, 2, 1),
+                nn.Conv2d(channels, channels, 1, 2, groups=channels),
+            ]
+        )
 
     def forward(self, inputs, mode='loss'):
         images = inputs.contiguous(memory_format=torch.channels_last)
-        return dict(loss=sum(layer(images).square().sum()
-                             for layer in (*self.strided, *self.others)))
+        return dict(
+            loss=sum(layer(images).square().sum() for layer in (*self.strided, *self.others))
+        )
 
 
 def train_layers():
@@ -39,6 +44,7 @@ def train_layers():
     from types import SimpleNamespace
 
     from freeatm_mm.engine import ChannelsLastHook
+
     torch.manual_seed(0)
     for channels in (1, 4, 7, 15, 16):
         for size in (8, 64):
@@ -59,10 +65,18 @@ def train_layers():
 def in_a_process(command, level):
     """A command with another processor's instructions, as far as this processor has them."""
     ended = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, **LEVELS[level], 'OMP_NUM_THREADS': '1',
-             'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'engine')])})
+        env={
+            **os.environ,
+            **LEVELS[level],
+            'OMP_NUM_THREADS': '1',
+            'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'engine')]),
+        },
+    )
     assert ended.returncode == 0, f'{ended.returncode}: {ended.stdout[-3000:]}{ended.stderr}'
 
 
@@ -73,8 +87,19 @@ def test_strided_pointwise_convolutions_of_few_channels(level):
 
 
 def test_trainings_with_the_instructions_of_older_processors():
-    in_a_process(['-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
-                  'tests/engine/test_regimes.py'], 'avx2')
+    in_a_process(
+        [
+            '-m',
+            'pytest',
+            '-q',
+            '-p',
+            'no:cacheprovider',
+            '-p',
+            'no:xdist',
+            'tests/engine/test_regimes.py',
+        ],
+        'avx2',
+    )
 
 
 def test_only_the_layers_concerned_keep_the_usual_order():
@@ -82,6 +107,7 @@ def test_only_the_layers_concerned_keep_the_usual_order():
     from types import SimpleNamespace
 
     from freeatm_mm.engine import ChannelsLastHook
+
     model = Layers(4)
     ChannelsLastHook().before_train(SimpleNamespace(model=model))
     assert all(len(layer._forward_pre_hooks) == 1 for layer in model.strided)

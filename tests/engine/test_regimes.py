@@ -1,4 +1,5 @@
 """Real, synthetic, mixed: trainings on stores and folders, one after the other or together."""
+
 import copy
 
 import numpy as np
@@ -61,8 +62,11 @@ def test_joint_mixing_in_one_epoch(tmp_path, store, folder, method):
     cfg = config([folder, store], tmp_path / 'run', method)
     runner, watch = run(cfg, f'{method}_joint')
     assert runner.iter == 12
-    seen = [(sample.img_path, 'masks' in sample) for batch in watch.batches[:4]
-            for sample in batch['data_samples']]
+    seen = [
+        (sample.img_path, 'masks' in sample)
+        for batch in watch.batches[:4]
+        for sample in batch['data_samples']
+    ]
     real = [with_masks for path, with_masks in seen if path.endswith('.png')]
     generated = [with_masks for path, with_masks in seen if not path.endswith('.png')]
     assert len({path for path, _ in seen}) == 40 and len(real) == len(generated) == 20
@@ -75,7 +79,8 @@ def test_joint_mixing_in_one_epoch(tmp_path, store, folder, method):
         assert all(shape[1:] == (GRID, GRID) for shape in found)
         if method != 'mae' and found:
             assert output['instances_per_image'] == pytest.approx(
-                sum(shape[0] for shape in found) / 10)
+                sum(shape[0] for shape in found) / 10
+            )
             assert output['pooled_whole'] == pytest.approx(1 - len(found) / 10)
 
 
@@ -113,8 +118,9 @@ def test_mixed_precision(tmp_path, store, method):
             losses = model(**data, mode='loss')
         losses['loss'].backward()
         assert losses['loss'].dtype == torch.float32
-        gradients = [parameter.grad for parameter in model.parameters()
-                     if parameter.grad is not None]
+        gradients = [
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        ]
         assert gradients and all(gradient.isfinite().all() for gradient in gradients)
         assert all(value.isfinite().all() for value in state(runner).values())
         results.append(losses['loss'].item())

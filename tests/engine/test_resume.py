@@ -1,4 +1,5 @@
 """A run that was stopped and resumed ends bit-equal to one that was not."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,18 @@ METHODS = ('mocov2', 'simclr', 'mae')
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 
-@pytest.mark.parametrize('method, workers, killed_at', [
-    # Within an epoch, and right after one; loading in the process itself, or in another.
-    ('mocov2', 0, 3), ('mocov2', 1, 4), ('simclr', 0, 3), ('simclr', 0, 4), ('mae', 0, 3),
-    ('mae', 1, 4)])
+@pytest.mark.parametrize(
+    'method, workers, killed_at',
+    [
+        # Within an epoch, and right after one; loading in the process itself, or in another.
+        ('mocov2', 0, 3),
+        ('mocov2', 1, 4),
+        ('simclr', 0, 3),
+        ('simclr', 0, 4),
+        ('mae', 0, 3),
+        ('mae', 1, 4),
+    ],
+)
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, method, workers, killed_at):
     store = make_store(tmp_path / 'store', count=20)
     name = f'{method}_{workers}_{killed_at}'
@@ -33,7 +42,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, method, workers, kil
     assert not different(whole, state(resumed_runner))
     assert runner.iter == resumed_runner.iter == 6
     # Losses, beta and statistics are those of the run never stopped, too.
-    assert resumed_watch.outputs == watch.outputs[-len(resumed_watch.outputs):]
+    assert resumed_watch.outputs == watch.outputs[-len(resumed_watch.outputs) :]
     if method == 'mocov2':
         assert int(whole['encoder_k.steps']) == 6 and len(set(whole['queue_nouns'].tolist())) > 2
     if method == 'mae':

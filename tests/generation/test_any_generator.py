@@ -1,4 +1,5 @@
 """Drawing with pipelines of other families, with masks, and of unknown ones, without."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,18 +12,24 @@ from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 
 PROMPTS = [
-    PromptRecord('a', 'a red dog on the sand', (Noun('dog', 6, 9, 'dog'), ), 'test'),
-    PromptRecord('b', 'a cat and a bird', (Noun('cat', 2, 5, 'cat'), Noun('bird', 12, 16, 'bird')),
-                 'test'),
-    PromptRecord('c', 'the sky', (Noun('sky', 4, 7, 'sky'), ), 'test')]
+    PromptRecord('a', 'a red dog on the sand', (Noun('dog', 6, 9, 'dog'),), 'test'),
+    PromptRecord(
+        'b', 'a cat and a bird', (Noun('cat', 2, 5, 'cat'), Noun('bird', 12, 16, 'bird')), 'test'
+    ),
+    PromptRecord('c', 'the sky', (Noun('sky', 4, 7, 'sky'),), 'test'),
+]
 OPTIONS = dict(steps=2, samples_per_shard=3, image_format='png', progress=False)
 
 
-@pytest.mark.parametrize(('make', 'options', 'size'), [
-    (tiny.tiny_pixart, dict(height=64, width=64), (8, 8)),
-    (tiny.tiny_stable_diffusion_3, dict(height=64, width=64), (8, 8)),
-    (tiny.tiny_qwen_image, dict(height=64, width=64), (8, 8)),
-    (tiny.tiny_unclip, {}, (16, 16))])
+@pytest.mark.parametrize(
+    ('make', 'options', 'size'),
+    [
+        (tiny.tiny_pixart, dict(height=64, width=64), (8, 8)),
+        (tiny.tiny_stable_diffusion_3, dict(height=64, width=64), (8, 8)),
+        (tiny.tiny_qwen_image, dict(height=64, width=64), (8, 8)),
+        (tiny.tiny_unclip, {}, (16, 16)),
+    ],
+)
 def test_other_families_draw_with_masks(make, options, size, tmp_path):
     generate(make(), PROMPTS, tmp_path / 'store', batch_size=2, guidance=4.0, **options, **OPTIONS)
     store = Store(tmp_path / 'store')
@@ -32,8 +39,11 @@ def test_other_families_draw_with_masks(make, options, size, tmp_path):
 
 def test_an_unknown_pipeline_draws_without_masks_if_asked(tmp_path):
     pipe = tiny.tiny_vq_diffusion()
-    with pytest.raises(ValueError, match='VQDiffusionPipeline is not a pipeline whose text '
-                                         'attention is known.*IFPipeline.*add a row to FAMILIES'):
+    with pytest.raises(
+        ValueError,
+        match='VQDiffusionPipeline is not a pipeline whose text '
+        'attention is known.*IFPipeline.*add a row to FAMILIES',
+    ):
         generate(pipe, PROMPTS, tmp_path / 'none', batch_size=1, **OPTIONS)
     assert not (tmp_path / 'none').exists()
     summary = generate(pipe, PROMPTS, tmp_path / 'store', batch_size=1, masks=False, **OPTIONS)
@@ -56,16 +66,28 @@ def test_images_without_masks_are_those_with(tmp_path):
 
 def test_drawing_options_use_the_names_of_the_call():
     assert drawing_options(tiny_stable_diffusion(), steps=3, guidance=2.0) == {
-        'num_inference_steps': 3, 'guidance_scale': 2.0}
+        'num_inference_steps': 3,
+        'guidance_scale': 2.0,
+    }
     assert drawing_options(tiny_if(), steps=3, guidance=2.0, height=32, width=48) == {
-        'num_inference_steps': 3, 'guidance_scale': 2.0, 'height': 32, 'width': 48,
-        'clean_caption': False}
-    assert drawing_options(tiny.tiny_pixart(), steps=3, guidance=2.0)[
-        'use_resolution_binning'] is False
+        'num_inference_steps': 3,
+        'guidance_scale': 2.0,
+        'height': 32,
+        'width': 48,
+        'clean_caption': False,
+    }
+    assert (
+        drawing_options(tiny.tiny_pixart(), steps=3, guidance=2.0)['use_resolution_binning']
+        is False
+    )
     assert drawing_options(tiny.tiny_qwen_image(), steps=3, guidance=2.0) == {
-        'num_inference_steps': 3, 'true_cfg_scale': 2.0}
+        'num_inference_steps': 3,
+        'true_cfg_scale': 2.0,
+    }
     assert drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0) == {
-        'decoder_num_inference_steps': 3, 'decoder_guidance_scale': 2.0}
+        'decoder_num_inference_steps': 3,
+        'decoder_guidance_scale': 2.0,
+    }
     with pytest.raises(ValueError, match="UnCLIPPipeline can't be told the height"):
         drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
 

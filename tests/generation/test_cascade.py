@@ -1,4 +1,5 @@
 """DeepFloyd IF: stages I to III as one generator, with tiny pipelines of the real classes."""
+
 from __future__ import annotations
 
 import shutil
@@ -25,10 +26,12 @@ from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [PromptRecord('a', 'a red dog on the sand', (Noun('dog', 6, 9), Noun('sand', 17, 21))),
-           PromptRecord('b', 'a cat', (Noun('cat', 2, 5), )), PromptRecord('c', 'the sky')]
-SETTINGS = dict(steps=2, batch_size=2, samples_per_shard=3, image_format='png',
-                stage_steps=[2, 2])
+PROMPTS = [
+    PromptRecord('a', 'a red dog on the sand', (Noun('dog', 6, 9), Noun('sand', 17, 21))),
+    PromptRecord('b', 'a cat', (Noun('cat', 2, 5),)),
+    PromptRecord('c', 'the sky'),
+]
+SETTINGS = dict(steps=2, batch_size=2, samples_per_shard=3, image_format='png', stage_steps=[2, 2])
 
 
 def small(pipe, side):
@@ -44,43 +47,69 @@ def pipes():
 
 @pytest.fixture(scope='module')
 def stages(pipes):
-    return [LoadedPipeline(pipe, f'tiny-{number}', f'r{number}')
-            for number, pipe in enumerate(pipes, 1)]
+    return [
+        LoadedPipeline(pipe, f'tiny-{number}', f'r{number}') for number, pipe in enumerate(pipes, 1)
+    ]
 
 
 def source_of(stages, **changes):
-    return ShardSource(stages[0].pipe, PROMPTS, **dict(
-        stages=stages[1:], name='tiny-1', revision='r1') | SETTINGS | changes)
+    return ShardSource(
+        stages[0].pipe,
+        PROMPTS,
+        **dict(stages=stages[1:], name='tiny-1', revision='r1') | SETTINGS | changes,
+    )
 
 
 def generators(stage, records=PROMPTS[:2]):
-    return [torch.Generator().manual_seed(sample_seed(0, record.id, 0, stage))
-            for record in records]
+    return [
+        torch.Generator().manual_seed(sample_seed(0, record.id, 0, stage)) for record in records
+    ]
 
 
 def by_hand(pipes, record_stage):
     """What the stages draw of the first batch, called one after the other, and their masks."""
     first, second, third = pipes
     prompts = [record.prompt for record in PROMPTS[:2]]
-    recorder = AttentionRecorder(pipes[record_stage - 1], prompts,
-                                 [record.nouns for record in PROMPTS[:2]],
-                                 **{} if record_stage == 3 else {'clean_caption': False})
+    recorder = AttentionRecorder(
+        pipes[record_stage - 1],
+        prompts,
+        [record.nouns for record in PROMPTS[:2]],
+        **{} if record_stage == 3 else {'clean_caption': False},
+    )
     with recorder if record_stage == 1 else torch.no_grad():
-        image = first(prompts, num_inference_steps=2, guidance_scale=7.5, output_type='pt',
-                      clean_caption=False, generator=generators(1)).images
+        image = first(
+            prompts,
+            num_inference_steps=2,
+            guidance_scale=7.5,
+            output_type='pt',
+            clean_caption=False,
+            generator=generators(1),
+        ).images
     embeddings, negative = first.encode_prompt(prompts, clean_caption=False)
     with recorder if record_stage == 2 else torch.no_grad():
-        image = second(prompt_embeds=embeddings, negative_prompt_embeds=negative, image=image,
-                       num_inference_steps=2, output_type='pt', generator=generators(2)).images
+        image = second(
+            prompt_embeds=embeddings,
+            negative_prompt_embeds=negative,
+            image=image,
+            num_inference_steps=2,
+            output_type='pt',
+            generator=generators(2),
+        ).images
     with recorder if record_stage == 3 else torch.no_grad():
-        images = third(prompts, image=(image / 2 + 0.5).clamp(0, 1), num_inference_steps=2,
-                       noise_level=100, generator=generators(3)).images
+        images = third(
+            prompts,
+            image=(image / 2 + 0.5).clamp(0, 1),
+            num_inference_steps=2,
+            noise_level=100,
+            generator=generators(3),
+        ).images
     return images, recorder.masks()
 
 
 @pytest.mark.parametrize(('stage', 'size'), [(1, (8, 8)), (2, (16, 16)), (3, (32, 32))])
-def test_the_stages_draw_one_after_the_other_and_one_is_recorded(pipes, stages, tmp_path, stage,
-                                                                 size):
+def test_the_stages_draw_one_after_the_other_and_one_is_recorded(
+    pipes, stages, tmp_path, stage, size
+):
     masks = {'stage': stage} if stage > 1 else True
     draw_store(source_of(stages, masks=masks), tmp_path, progress=False)
     images, maps = by_hand(pipes, stage)
@@ -89,8 +118,11 @@ def test_the_stages_draw_one_after_the_other_and_one_is_recorded(pipes, stages, 
         np.testing.assert_array_equal(np.asarray(store[index].image), np.asarray(images[index]))
         assert store[index].image.size == (128, 128)
         assert store[index].masks.shape[1:] == size
-        np.testing.assert_allclose(dequantize(store[index].masks, store[index].scales),
-                                   maps[index], atol=float(maps[index].max()) / 255)
+        np.testing.assert_allclose(
+            dequantize(store[index].masks, store[index].scales),
+            maps[index],
+            atol=float(maps[index].max()) / 255,
+        )
     assert list(verify_store(tmp_path)) == []
 
 
@@ -99,28 +131,44 @@ def test_the_store_names_all_stages(stages, tmp_path):
     store = Store(tmp_path)
     for settings in (store.config, store[2].meta):
         assert settings['pipeline_class'] == 'IFPipeline' and settings['steps'] == 2
-        assert [(stage['pipeline'], stage['revision'], stage['pipeline_class'], stage['steps'],
-                 stage['guidance'], stage['noise_level']) for stage in settings['stages']] == [
+        assert [
+            (
+                stage['pipeline'],
+                stage['revision'],
+                stage['pipeline_class'],
+                stage['steps'],
+                stage['guidance'],
+                stage['noise_level'],
+            )
+            for stage in settings['stages']
+        ] == [
             ('tiny-2', 'r2', 'IFSuperResolutionPipeline', 2, 4.0, 250),
-            ('tiny-3', 'r3', 'StableDiffusionUpscalePipeline', 2, 9.0, 100)]
+            ('tiny-3', 'r3', 'StableDiffusionUpscalePipeline', 2, 9.0, 100),
+        ]
     with pytest.raises(StoreError, match='stages is'):
         draw_store(source_of(stages[:2], stage_steps=[2]), tmp_path, progress=False)
 
 
 def test_two_stages_and_another_shape(stages, tmp_path):
-    draw_store(source_of(stages[:2], stage_steps=[2], height=32, width=48), tmp_path,
-               progress=False)
+    draw_store(
+        source_of(stages[:2], stage_steps=[2], height=32, width=48), tmp_path, progress=False
+    )
     sample = Store(tmp_path)[0]
     assert sample.image.size == (48, 32) and sample.masks.shape == (2, 8, 12)
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (dict(height=512, width=512), 'draw images of 128x128 pixels.*not 512x512'),
-    (dict(height=128, width=512), 'not 128x512'), (dict(height=128, width=130), 'not 128x130'),
-    (dict(stage_steps=[2]), 'stage_steps must have a number for each of the 2'),
-    (dict(stage_guidance=[1.0, 2.0, 3.0]), 'stage_guidance must have'),
-    (dict(masks={'stage': 4}), 'stage must be .* from 1 to 3'),
-    (dict(masks={'stage': 2, 'steps': [2, 9]}), 'none of the 2 steps')])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(height=512, width=512), 'draw images of 128x128 pixels.*not 512x512'),
+        (dict(height=128, width=512), 'not 128x512'),
+        (dict(height=128, width=130), 'not 128x130'),
+        (dict(stage_steps=[2]), 'stage_steps must have a number for each of the 2'),
+        (dict(stage_guidance=[1.0, 2.0, 3.0]), 'stage_guidance must have'),
+        (dict(masks={'stage': 4}), 'stage must be .* from 1 to 3'),
+        (dict(masks={'stage': 2, 'steps': [2, 9]}), 'none of the 2 steps'),
+    ],
+)
 def test_what_the_stages_cannot_do_is_refused(stages, change, message):
     with pytest.raises(ValueError, match=message):
         source_of(stages, **change)
@@ -136,8 +184,11 @@ def test_other_pipelines_and_another_order_are_refused(stages):
 
 
 def test_stage_one_alone_must_be_asked_for(pipes):
-    with pytest.raises(ValueError, match='first stage of a cascade and draws images of 16x16 pixels'
-                                         ': give the further stages with --stage, or --size 16'):
+    with pytest.raises(
+        ValueError,
+        match='first stage of a cascade and draws images of 16x16 pixels'
+        ': give the further stages with --stage, or --size 16',
+    ):
         ShardSource(pipes[0], PROMPTS)
     with pytest.raises(ValueError, match='of 16x16 pixels, not 512x512'):
         ShardSource(pipes[0], PROMPTS, height=512, width=512)
@@ -155,6 +206,7 @@ def test_the_last_stage_checks_and_marks_images_as_the_first_would(stages, tmp_p
     class Features:
         def __call__(self, images, return_tensors):
             from transformers import BatchFeature
+
             return BatchFeature({'pixel_values': torch.zeros(len(images), 3, 8, 8)})
 
     class Watermark:
@@ -190,12 +242,31 @@ def folders(pipes, tmp_path_factory):
 
 def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_path, capsys):
     tool = load_tool('generate')
-    words = [str(folders / 'if-1'), str(folders / 'prompts.jsonl'), str(tmp_path / 'out'),
-             '--steps', '2', '--batch-size', '2', '--device', 'cpu', '--image-format', 'png',
-             '--quiet']
+    words = [
+        str(folders / 'if-1'),
+        str(folders / 'prompts.jsonl'),
+        str(tmp_path / 'out'),
+        '--steps',
+        '2',
+        '--batch-size',
+        '2',
+        '--device',
+        'cpu',
+        '--image-format',
+        'png',
+        '--quiet',
+    ]
     assert tool.main(words) == 2 and 'give the further stages' in capsys.readouterr().err
-    words += ['--stage', str(folders / 'if-2'), '--stage', str(folders / 'if-3'),
-              '--stage-steps', '2,2', '--stage-guidance', '4,9']
+    words += [
+        '--stage',
+        str(folders / 'if-2'),
+        '--stage',
+        str(folders / 'if-3'),
+        '--stage-steps',
+        '2,2',
+        '--stage-guidance',
+        '4,9',
+    ]
     assert tool.main([*words, '--size', '1024']) == 2
     assert 'not 1024x1024' in capsys.readouterr().err
     assert tool.main([*words, '--size', '128', '--mask-stage', '2']) == 0
@@ -207,8 +278,12 @@ def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_pa
     place = str(folders / 'if-1'), str(folders / 'prompts.jsonl')
     with pytest.raises(StoreError, match='further stages that were folders'):
         GenerationJob.of_store(tmp_path / 'out', *place)
-    job = GenerationJob.of_store(tmp_path / 'out', *place, device='cpu', stages=(
-        str(folders / 'if-2'), str(folders / 'if-3')))
+    job = GenerationJob.of_store(
+        tmp_path / 'out',
+        *place,
+        device='cpu',
+        stages=(str(folders / 'if-2'), str(folders / 'if-3')),
+    )
     repair_store(tmp_path / 'out', job.source())
     assert folder_bytes(tmp_path / 'out') == whole
 
@@ -216,4 +291,4 @@ def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_pa
 def test_a_part_may_be_left_out_where_it_is_not_needed(folders):
     with pytest.raises(FileNotFoundError, match='lacks the folder text_encoder'):
         load_pipeline(folders / 'if-2', device='cpu')
-    assert load_pipeline(folders / 'if-2', device='cpu', without=('text_encoder', )).pipe
+    assert load_pipeline(folders / 'if-2', device='cpu', without=('text_encoder',)).pipe

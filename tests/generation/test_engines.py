@@ -1,4 +1,5 @@
 """Engines: the same plan and the same bytes, whoever draws; and whoever dies meanwhile."""
+
 from __future__ import annotations
 
 import json
@@ -38,13 +39,23 @@ SHARDS = 6
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp('job')
     tiny_stable_diffusion().save_pretrained(folder / 'tiny-sd')
-    write_prompts(folder / 'prompts.jsonl', (
-        PromptRecord(f'{number:03d}', f'a photo of a {noun} {number}',
-                     (Noun(noun, 13, 13 + len(noun), noun),))
-        for number, noun in enumerate(['dog', 'cat', 'bird', 'dress'] * 3)))
-    return GenerationJob(str(folder / 'tiny-sd'), str(folder / 'prompts.jsonl'), device='cpu',
-                         options=dict(steps=2, batch_size=2, samples_per_shard=2,
-                                      image_format='png'))
+    write_prompts(
+        folder / 'prompts.jsonl',
+        (
+            PromptRecord(
+                f'{number:03d}',
+                f'a photo of a {noun} {number}',
+                (Noun(noun, 13, 13 + len(noun), noun),),
+            )
+            for number, noun in enumerate(['dog', 'cat', 'bird', 'dress'] * 3)
+        ),
+    )
+    return GenerationJob(
+        str(folder / 'tiny-sd'),
+        str(folder / 'prompts.jsonl'),
+        device='cpu',
+        options=dict(steps=2, batch_size=2, samples_per_shard=2, image_format='png'),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -65,16 +76,19 @@ def drawn(source, tmp_path_factory):
 def environment(monkeypatch):
     """Processes that are started here use one thread, and find the package."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    monkeypatch.setenv(
+        'PYTHONPATH', os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+    )
 
 
 def when_shards_are_there(path, count, action):
     """Do something as soon as some shards are finished."""
+
     def watch():
         while len(list(Path(path).glob('shard-*.json'))) < count:
             time.sleep(0.01)
         action()
+
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
@@ -94,8 +108,9 @@ def test_watched_workers_draw_the_same_bytes_though_one_dies(job, drawn, tmp_pat
 
 def test_a_worker_that_raises_stops_the_run_with_its_error(job, source, tmp_path):
     draw_store(source, tmp_path, progress=False)
-    other = GenerationJob(job.pipeline, job.prompts, device='cpu',
-                          options=job.options | {'steps': 3})
+    other = GenerationJob(
+        job.pipeline, job.prompts, device='cpu', options=job.options | {'steps': 3}
+    )
     with pytest.raises(WorkerError, match='StoreError.*steps is 2 there and 3 here'):
         run_workers(other, tmp_path, 1, progress=False)
     with pytest.raises(ValueError, match='at least 1'):
@@ -104,12 +119,29 @@ def test_a_worker_that_raises_stops_the_run_with_its_error(job, source, tmp_path
 
 def test_two_torchrun_processes_draw_the_same_bytes(job, drawn, tmp_path):
     """And on one machine nobody else's port is needed: the workers never talk to each other."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-               '2', str(ROOT / 'tools' / 'generate.py'), job.pipeline, job.prompts, str(tmp_path),
-               '--steps', '2', '--batch-size', '2', '--samples-per-shard', '2', '--image-format',
-               'png', '--device', 'cpu']
-    result = subprocess.run(command, capture_output=True, text=True,
-                            stdin=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        '2',
+        str(ROOT / 'tools' / 'generate.py'),
+        job.pipeline,
+        job.prompts,
+        str(tmp_path),
+        '--steps',
+        '2',
+        '--batch-size',
+        '2',
+        '--samples-per-shard',
+        '2',
+        '--image-format',
+        'png',
+        '--device',
+        'cpu',
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
     assert folder_bytes(tmp_path) == drawn
     assert result.stdout.count('images drawn') == 2
@@ -125,6 +157,7 @@ def test_killed_at_random_moments_every_sample_is_there_once(source, tmp_path, w
 
 def test_the_kill_test_notices_what_differs(source, tmp_path, monkeypatch):
     from freeatm_mm.generation import endurance
+
     real = endurance.draw_store
 
     def careless(source, out, **options):
@@ -132,7 +165,8 @@ def test_the_kill_test_notices_what_differs(source, tmp_path, monkeypatch):
         if out.name != 'undisturbed':
             (out / 'shard-000001.tar').write_bytes((out / 'shard-000002.tar').read_bytes())
             (out / 'shard-000001.index.npy').write_bytes(
-                (out / 'shard-000002.index.npy').read_bytes())
+                (out / 'shard-000002.index.npy').read_bytes()
+            )
 
     monkeypatch.setattr(endurance, 'draw_store', careless)
     report = kill_and_resume(source, tmp_path, 1)
@@ -233,7 +267,8 @@ def test_an_actor_that_raises_stops_the_run_with_its_error(job, source, tmp_path
     pytest.importorskip('ray')
     draw_store(source, tmp_path, progress=False)
     (tmp_path / 'shard-000000.json').unlink()
-    other = GenerationJob(job.pipeline, job.prompts, device='cpu',
-                          options=job.options | {'steps': 3})
+    other = GenerationJob(
+        job.pipeline, job.prompts, device='cpu', options=job.options | {'steps': 3}
+    )
     with pytest.raises(WorkerError, match='steps is 2 there and 3 here'):
         run_ray(other, tmp_path, 1, progress=False)

@@ -1,4 +1,5 @@
 """Samples that can't be drawn, or were blacked out: theirs alone, named, and left out."""
+
 from __future__ import annotations
 
 import json
@@ -23,9 +24,10 @@ from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store
 
 WORDS = ['dog', 'cat', 'bird', 'dress', 'shirt']
-PROMPTS = [PromptRecord(f'{number:03d}', f'a photo of a {word}',
-                        (Noun(word, 13, 13 + len(word), word),))
-           for number, word in enumerate(WORDS)]
+PROMPTS = [
+    PromptRecord(f'{number:03d}', f'a photo of a {word}', (Noun(word, 13, 13 + len(word), word),))
+    for number, word in enumerate(WORDS)
+]
 SETTINGS = dict(steps=2, batch_size=2, samples_per_shard=4, image_format='png')
 
 
@@ -70,7 +72,7 @@ def test_an_image_that_is_not_a_number_is_left_out_and_named(pipe, tmp_path):
     text = str(summary)
     assert '1 samples could not be drawn' in text and '--redo-failed --dtype float32' in text
     assert '001 (prompt 001, image 0): its image is not a number' in text
-    (item, ) = json.loads((tmp_path / 'shard-000000.json').read_text())['notes']['left_out']
+    (item,) = json.loads((tmp_path / 'shard-000000.json').read_text())['notes']['left_out']
     assert (item['key'], item['kind']) == ('001', 'failed')
     assert batches == [2, 1, 1, 2, 1]  # the pair that failed one by one, the others as ever
     assert list(verify_store(tmp_path, source=source_of(pipe))) == []
@@ -92,8 +94,15 @@ def test_good_samples_of_a_batch_that_failed_are_as_if_drawn_alone(pipe, tmp_pat
     assert Store(tmp_path / 'a')[0].image_bytes == Store(tmp_path / 'b')[0].image_bytes
 
 
-@pytest.mark.parametrize('error', [ValueError('the prompt is too long'), IndexError('out of range'),
-                                   RuntimeError('shape mismatch at 0x7f00aa'), KeyError('bird')])
+@pytest.mark.parametrize(
+    'error',
+    [
+        ValueError('the prompt is too long'),
+        IndexError('out of range'),
+        RuntimeError('shape mismatch at 0x7f00aa'),
+        KeyError('bird'),
+    ],
+)
 def test_an_exception_for_one_prompt_is_that_prompt_s_alone(pipe, tmp_path, error):
     summary = draw_store(source_of(fail(pipe, 'bird', error=error)), tmp_path, progress=False)
     assert [item['key'] for item in summary.left_out] == ['002'] and summary.samples == 4
@@ -104,8 +113,10 @@ def test_masks_that_are_not_numbers_leave_out_their_sample(pipe, tmp_path, monke
     real = AttentionRecorder.masks
 
     def masks(self, **options):
-        return [maps * np.nan if 'dress' in prompt else maps
-                for maps, prompt in zip(real(self, **options), self.prompts)]
+        return [
+            maps * np.nan if 'dress' in prompt else maps
+            for maps, prompt in zip(real(self, **options), self.prompts)
+        ]
 
     init = AttentionRecorder.__init__
 
@@ -117,7 +128,8 @@ def test_masks_that_are_not_numbers_leave_out_their_sample(pipe, tmp_path, monke
     monkeypatch.setattr(AttentionRecorder, 'masks', masks)
     summary = draw_store(source_of(pipe), tmp_path, progress=False)
     assert [(item['key'], item['reason']) for item in summary.left_out] == [
-        ('003', 'its masks are not numbers')]
+        ('003', 'its masks are not numbers')
+    ]
     assert summary.split_batches == 0 and len(Store(tmp_path)) == 4
 
 
@@ -136,8 +148,9 @@ def test_a_shard_of_which_nothing_can_be_drawn_stands_empty(pipe, tmp_path):
 
 def test_settings_that_draw_nothing_stop_at_once(pipe, tmp_path):
     with pytest.raises(DrawingError, match='prompts 000, 001 failed: broken'):
-        draw_store(source_of(fail(pipe, 'a photo', error=RuntimeError('broken'))), tmp_path,
-                   progress=False)
+        draw_store(
+            source_of(fail(pipe, 'a photo', error=RuntimeError('broken'))), tmp_path, progress=False
+        )
     assert not list(tmp_path.glob('shard-*'))
 
 
@@ -179,7 +192,7 @@ def test_out_of_memory_in_a_batch_draws_one_by_one_and_alone_stops(pipe, tmp_pat
 
 
 def test_a_lost_noun_still_stops_if_asked(pipe, tmp_path):
-    long = PromptRecord('x', 'a dog ' + 'on the sand ' * 30 + 'bird', (Noun('bird', 366, 370), ))
+    long = PromptRecord('x', 'a dog ' + 'on the sand ' * 30 + 'bird', (Noun('bird', 366, 370),))
     with pytest.raises(ValueError, match='prompts x failed'):
         draw_store(source_of(pipe, [long], lost_nouns='raise'), tmp_path, progress=False)
 
@@ -219,9 +232,17 @@ def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path):
     store = Store(tmp_path)
     assert [sample.key for sample in store] == [record.id for record in PROMPTS]
     assert [sample.meta['dtype'] for sample in store] == [
-        'float32', 'bfloat16', 'float32', 'float32', 'bfloat16']
-    assert {key: image for key, image in ((sample.key, sample.image_bytes) for sample in store)
-            if key in before} == before
+        'float32',
+        'bfloat16',
+        'float32',
+        'float32',
+        'bfloat16',
+    ]
+    assert {
+        key: image
+        for key, image in ((sample.key, sample.image_bytes) for sample in store)
+        if key in before
+    } == before
     assert list(verify_store(tmp_path, source=source_of(pipe))) == []
     assert draw_store(source_of(pipe), tmp_path, progress=False).samples == 0
 
@@ -239,6 +260,7 @@ def test_an_estimate_passes_over_what_fails(pipe):
 
 
 # Black images ----------------------------------------------------------------------------------
+
 
 def blacken(pipe, word):
     """A safety checker that finds a word's images unsafe."""
@@ -267,8 +289,9 @@ def test_blacked_out_images_are_left_out_counted_and_told(pipe, tmp_path):
 
 
 def test_blacked_out_images_are_kept_if_asked_and_marked(pipe, tmp_path):
-    summary = draw_store(source_of(blacken(pipe, 'cat'), keep_hidden=True), tmp_path,
-                         progress=False)
+    summary = draw_store(
+        source_of(blacken(pipe, 'cat'), keep_hidden=True), tmp_path, progress=False
+    )
     assert (summary.samples, summary.hidden_images, summary.left_out) == (5, 1, [])
     marks = [sample.meta['hidden_by_safety_checker'] for sample in Store(tmp_path)]
     assert marks == [False, True, False, False, False]
@@ -282,6 +305,7 @@ def test_without_a_word_from_the_checker_a_black_image_tells(pipe, tmp_path):
     from PIL import Image
 
     from freeatm_mm.generation.source import _hidden
+
     black, dark = Image.new('RGB', (8, 8)), Image.new('RGB', (8, 8), (0, 0, 1))
     dark.putpixel((3, 3), (9, 9, 9))
     output = SimpleNamespace(images=[black, dark])

@@ -1,4 +1,5 @@
 """Generation with a tiny Stable Diffusion pipeline of random weights."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -34,16 +35,19 @@ from freeatm_mm.store.locking import locked_write
 
 
 def record(number, prompt, *nouns):
-    spans = tuple(Noun(noun, prompt.index(noun), prompt.index(noun) + len(noun), noun)
-                  for noun in nouns)
+    spans = tuple(
+        Noun(noun, prompt.index(noun), prompt.index(noun) + len(noun), noun) for noun in nouns
+    )
     return PromptRecord(f'{number:03d}', prompt, spans, 'test')
 
 
-PROMPTS = [record(0, 'a red dress on the sand', 'dress', 'sand'),
-           record(1, 'a photo of a dog', 'dog'),
-           record(2, 'the sky'),
-           record(3, 'a cat with a bird on the table', 'cat', 'bird', 'table'),
-           record(4, 'a blue shirt', 'shirt')]
+PROMPTS = [
+    record(0, 'a red dress on the sand', 'dress', 'sand'),
+    record(1, 'a photo of a dog', 'dog'),
+    record(2, 'the sky'),
+    record(3, 'a cat with a bird on the table', 'cat', 'bird', 'table'),
+    record(4, 'a blue shirt', 'shirt'),
+]
 SETTINGS = dict(steps=2, batch_size=2, samples_per_shard=2, image_format='png', progress=False)
 
 
@@ -67,7 +71,7 @@ def draw(pipe, path, **changes):
 def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, drawn):
     """Drawn again by hand, in the same batches."""
     for first in (0, 2, 4):
-        batch = PROMPTS[first:first + 2]
+        batch = PROMPTS[first : first + 2]
         prompts = [item.prompt for item in batch]
         generators = [torch.Generator().manual_seed(sample_seed(0, item.id, 0)) for item in batch]
         with AttentionRecorder(pipe, prompts, [item.nouns for item in batch]) as recorder:
@@ -89,9 +93,18 @@ def test_the_store_is_sound_and_says_where_samples_come_from(drawn):
     meta = drawn.store[3].meta
     assert meta['seed'] == sample_seed(0, '003', 0)
     assert meta['versions']['torch'] == metadata.version('torch')
-    expected = {'prompt_id': '003', 'source': 'test', 'image_number': 0, 'pipeline': 'tiny',
-                'revision': 'r1', 'pipeline_class': 'StableDiffusionPipeline',
-                'scheduler': 'DDIMScheduler', 'steps': 2, 'guidance': 7.5, 'dtype': 'float32'}
+    expected = {
+        'prompt_id': '003',
+        'source': 'test',
+        'image_number': 0,
+        'pipeline': 'tiny',
+        'revision': 'r1',
+        'pipeline_class': 'StableDiffusionPipeline',
+        'scheduler': 'DDIMScheduler',
+        'steps': 2,
+        'guidance': 7.5,
+        'dtype': 'float32',
+    }
     assert {field: meta[field] for field in expected} == expected
 
 
@@ -106,8 +119,9 @@ def test_the_summary_counts_what_is_in_the_store(drawn):
 
 def test_images_are_the_same_without_recorder(pipe, drawn):
     generators = [torch.Generator().manual_seed(sample_seed(0, item.id, 0)) for item in PROMPTS[:2]]
-    plain = pipe([item.prompt for item in PROMPTS[:2]], num_inference_steps=2,
-                 generator=generators).images
+    plain = pipe(
+        [item.prompt for item in PROMPTS[:2]], num_inference_steps=2, generator=generators
+    ).images
     for index, image in enumerate(plain):
         np.testing.assert_array_equal(np.asarray(drawn.store[index].image), np.asarray(image))
 
@@ -142,8 +156,7 @@ def test_workers_together_make_the_same_store(pipe, drawn, tmp_path):
     assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
 
 
-def test_a_worker_takes_over_what_nobody_draws_and_leaves_what_somebody_does(
-        pipe, drawn, tmp_path):
+def test_a_worker_takes_over_what_nobody_draws_and_leaves_what_somebody_does(pipe, drawn, tmp_path):
     StoreWriter(tmp_path, 2, drawn.store.config)
     with locked_write(tmp_path / 'shard-000002.tar', wait=False):  # by another process
         (tmp_path / 'shard-000002.tar.tmp').write_bytes(b'half')
@@ -206,10 +219,18 @@ def test_damaged_samples_are_drawn_again_to_the_same_bytes(pipe, drawn, tmp_path
     content[int(drawn.store._shard(1)._row(1)[5]) + 50] ^= 1  # in the image of sample 3
     (tmp_path / 'shard-000001.tar').write_bytes(content)
     (tmp_path / 'shard-000002.tar').unlink()
-    source = ShardSource(pipe, PROMPTS, name='tiny', revision='r1', **{
-        name: value for name, value in SETTINGS.items() if name != 'progress'})
+    source = ShardSource(
+        pipe,
+        PROMPTS,
+        name='tiny',
+        revision='r1',
+        **{name: value for name, value in SETTINGS.items() if name != 'progress'},
+    )
     assert [(problem.kind, problem.key) for problem in verify_store(tmp_path, source=source)] == [
-        ('changed', None), ('changed', '003'), ('missing', None)]
+        ('changed', None),
+        ('changed', '003'),
+        ('missing', None),
+    ]
     report = repair_store(tmp_path, source)
     assert (report.restored, report.drawn) == (['shard-000001', 'shard-000002'], 2)
     assert folder_bytes(tmp_path) == whole
@@ -234,11 +255,13 @@ def test_another_batch_size_draws_the_same_samples_up_to_rounding(pipe, drawn, t
 
 def test_noise_is_exactly_the_same_whatever_the_batch(pipe, tmp_path):
     """The first thing that the denoiser sees of each sample."""
+
     def first_latents(path, **changes):
         seen = []
         handle = pipe.unet.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(args[0][:args[0].shape[0] // 2].clone()),
-            with_kwargs=True)
+            lambda module, args, kwargs: seen.append(args[0][: args[0].shape[0] // 2].clone()),
+            with_kwargs=True,
+        )
         try:
             draw(pipe, path, steps=1, **changes)
         finally:
@@ -252,8 +275,9 @@ def test_noise_is_exactly_the_same_whatever_the_batch(pipe, tmp_path):
 
 
 def test_several_images_a_prompt_differ_and_are_named(pipe, tmp_path):
-    summary = generate(pipe, PROMPTS[:2], tmp_path, images_per_prompt=2,
-                       **SETTINGS | {'samples_per_shard': 3})
+    summary = generate(
+        pipe, PROMPTS[:2], tmp_path, images_per_prompt=2, **SETTINGS | {'samples_per_shard': 3}
+    )
     store = Store(tmp_path)
     assert summary.samples == 4
     assert [sample.key for sample in store] == ['000-0', '000-1', '001-0', '001-1']
@@ -263,8 +287,15 @@ def test_several_images_a_prompt_differ_and_are_named(pipe, tmp_path):
 
 
 def test_size_guidance_and_jpeg(pipe, tmp_path):
-    generate(pipe, PROMPTS[:2], tmp_path, guidance=1.0, height=32, width=64,
-             **SETTINGS | {'image_format': 'jpg', 'batch_size': 1})
+    generate(
+        pipe,
+        PROMPTS[:2],
+        tmp_path,
+        guidance=1.0,
+        height=32,
+        width=64,
+        **SETTINGS | {'image_format': 'jpg', 'batch_size': 1},
+    )
     sample = Store(tmp_path)[0]
     assert sample.image.size == (64, 32)
     assert sample.masks.shape == (2, 8, 16)
@@ -293,7 +324,7 @@ def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_pat
     sample = Store(tmp_path / 'a')[0]
     assert [noun.text for noun in sample.nouns] == ['dog']
     assert len(sample.masks) == 1 and sample.masks.max() == 255
-    (lost, ) = sample.meta['lost_nouns']
+    (lost,) = sample.meta['lost_nouns']
     assert (lost['text'], lost['reason']) == ('bird', 'cut off by the tokenizer')
     assert 'lost_nouns' not in Store(tmp_path / 'a')[1].meta
     with pytest.raises(NounTruncatedError, match="prompts 009, 001 failed.*'bird'"):
@@ -302,6 +333,7 @@ def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_pat
 
 def test_long_prompts_are_counted_rather_than_printed(tmp_path, capfd):
     from diffusers.utils import logging
+
     logging.enable_default_handler()  # writes to what stderr was when it was made
     handler = logging._default_handler
     handler.setStream(sys.stderr)
@@ -338,11 +370,16 @@ def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
         return image, [True] * len(image)
 
     monkeypatch.setattr(pipe, 'run_safety_checker', blacked_out)
-    monkeypatch.setattr(AttentionRecorder, 'masks',
-                        lambda self, **_: [torch.full((len(row), 4, 4), 0.25)
-                                         for row in self._columns])
-    monkeypatch.setattr(pipe.image_processor, 'postprocess',
-                        lambda image, **options: [Image.new('RGB', (8, 8))] * len(image))
+    monkeypatch.setattr(
+        AttentionRecorder,
+        'masks',
+        lambda self, **_: [torch.full((len(row), 4, 4), 0.25) for row in self._columns],
+    )
+    monkeypatch.setattr(
+        pipe.image_processor,
+        'postprocess',
+        lambda image, **options: [Image.new('RGB', (8, 8))] * len(image),
+    )
     summary = generate(pipe, PROMPTS[:2], tmp_path, keep_hidden=True, **SETTINGS)
     assert (summary.flat_masks, summary.hidden_images) == (3, 2)
     assert Store(tmp_path)[0].meta['hidden_by_safety_checker'] is True
@@ -359,10 +396,14 @@ def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
     assert not list(tmp_path.glob('shard-*'))
 
 
-@pytest.mark.parametrize('masks', [
-    {'resolutions': [8], 'steps': [0, 1], 'merge': 'max'},
-    {'blocks': ['up'], 'heads': [0], 'propagate': 2},
-    {'blocks': ['down_blocks.0'], 'crf': 20}])
+@pytest.mark.parametrize(
+    'masks',
+    [
+        {'resolutions': [8], 'steps': [0, 1], 'merge': 'max'},
+        {'blocks': ['up'], 'heads': [0], 'propagate': 2},
+        {'blocks': ['down_blocks.0'], 'crf': 20},
+    ],
+)
 def test_other_masks_than_the_paper_s(pipe, drawn, tmp_path, masks):
     draw(pipe, tmp_path, masks=masks)
     store = Store(tmp_path)
@@ -373,17 +414,25 @@ def test_other_masks_than_the_paper_s(pipe, drawn, tmp_path, masks):
     if 'propagate' in masks:
         options['self_attention'] = 32
     batch = PROMPTS[2:4]  # the second shard, drawn in one batch
-    with AttentionRecorder(pipe, [item.prompt for item in batch],
-                           [item.nouns for item in batch], **options) as recorder:
-        pipe([item.prompt for item in batch], num_inference_steps=2, output_type='pil',
-             generator=[torch.Generator().manual_seed(sample_seed(0, item.id, 0))
-                        for item in batch])
+    with AttentionRecorder(
+        pipe, [item.prompt for item in batch], [item.nouns for item in batch], **options
+    ) as recorder:
+        pipe(
+            [item.prompt for item in batch],
+            num_inference_steps=2,
+            output_type='pil',
+            generator=[torch.Generator().manual_seed(sample_seed(0, item.id, 0)) for item in batch],
+        )
     expected = recorder.masks(propagate=masks.get('propagate', 0))[1]
     if 'crf' in masks:
         soft, _ = minmax(resize(expected, (20, 20)))
         expected = torch.from_numpy(dense_crf(soft, np.asarray(store[3].image)))
-    np.testing.assert_allclose(dequantize(store[3].masks, store[3].scales), expected,
-                               atol=float(expected.max()) / 255, rtol=0)
+    np.testing.assert_allclose(
+        dequantize(store[3].masks, store[3].scales),
+        expected,
+        atol=float(expected.max()) / 255,
+        rtol=0,
+    )
     assert store[2].nouns == () and store[3].masks.shape == expected.shape
     for index, sample in enumerate(store):
         assert sample.image_bytes == drawn.store[index].image_bytes
@@ -403,20 +452,29 @@ def test_other_settings_are_refused_and_named(pipe, drawn):
     assert folder_bytes(drawn.path) == before
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'steps': 0}, 'steps'), ({'batch_size': 0}, 'batch_size'), ({'rank': 1}, 'rank'),
-    ({'rank': -1}, 'rank'), ({'world': 0}, 'world'), ({'height': 0}, 'height'),
-    ({'quality': 0}, 'quality'), ({'image_format': 'gif'}, 'image_format'),
-    ({'lost_nouns': 'hide'}, 'lost_nouns'), ({'images_per_prompt': 0}, 'images_per_prompt'),
-    ({'height': 32}, 'height and width together'),
-    ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, stage, not block'),
-    ({'masks': {'blocks': ['left']}}, "blocks must be of .*got .'left'"),
-    ({'masks': {'steps': [2, 9]}}, 'are none of the 2 steps'),
-    ({'masks': {'steps': [2]}}, 'start, stop and maybe stride'),
-    ({'masks': {'crf': 200}}, 'crf must be .* to 96'),
-    ({'masks': {'propagate': -1}}, 'propagate must be'),
-    ({'height': 30, 'width': 64}, 'prompts 000, 001 failed.*divisible by 8'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'steps': 0}, 'steps'),
+        ({'batch_size': 0}, 'batch_size'),
+        ({'rank': 1}, 'rank'),
+        ({'rank': -1}, 'rank'),
+        ({'world': 0}, 'world'),
+        ({'height': 0}, 'height'),
+        ({'quality': 0}, 'quality'),
+        ({'image_format': 'gif'}, 'image_format'),
+        ({'lost_nouns': 'hide'}, 'lost_nouns'),
+        ({'images_per_prompt': 0}, 'images_per_prompt'),
+        ({'height': 32}, 'height and width together'),
+        ({'masks': {'block': 'up'}}, 'masks can be told blocks, .*, crf, stage, not block'),
+        ({'masks': {'blocks': ['left']}}, "blocks must be of .*got .'left'"),
+        ({'masks': {'steps': [2, 9]}}, 'are none of the 2 steps'),
+        ({'masks': {'steps': [2]}}, 'start, stop and maybe stride'),
+        ({'masks': {'crf': 200}}, 'crf must be .* to 96'),
+        ({'masks': {'propagate': -1}}, 'propagate must be'),
+        ({'height': 30, 'width': 64}, 'prompts 000, 001 failed.*divisible by 8'),
+    ],
+)
 def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         draw(pipe, tmp_path / 'out', **change)

@@ -1,4 +1,5 @@
 """Which sample goes where: checked against the plain definition."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,8 +15,10 @@ from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 
 
 def records(count, first=0):
-    return [PromptRecord(f'{n:06d}', f'a dog {n}', (Noun('dog', 2, 5, 'dog'),), 'template')
-            for n in range(first, first + count)]
+    return [
+        PromptRecord(f'{n:06d}', f'a dog {n}', (Noun('dog', 2, 5, 'dog'),), 'template')
+        for n in range(first, first + count)
+    ]
 
 
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 9))
@@ -24,8 +27,10 @@ def test_the_shards_are_the_samples_in_order_cut_in_pieces(count, each, samples_
     prompts = records(count)
     plan = Plan(prompts, each, samples_per_shard)
     samples = [(record, number) for record in prompts for number in range(each)]
-    pieces = [samples[first:first + samples_per_shard]
-              for first in range(0, len(samples), samples_per_shard)]
+    pieces = [
+        samples[first : first + samples_per_shard]
+        for first in range(0, len(samples), samples_per_shard)
+    ]
     assert (plan.num_samples, plan.num_shards) == (len(samples), len(pieces))
     assert [plan.shard(index) for index in range(plan.num_shards)] == pieces
 
@@ -41,10 +46,14 @@ def test_keys_of_all_samples_differ():
 def test_a_seed_is_a_hash_of_run_prompt_and_image():
     digest = hashlib.blake2b(b'7/000123/2', digest_size=8).digest()
     assert sample_seed(7, '000123', 2) == int.from_bytes(digest, 'big') // 2
-    seeds = {sample_seed(run, name, number)
-             for run in range(3) for name in ('0', '1', '00') for number in range(3)}
+    seeds = {
+        sample_seed(run, name, number)
+        for run in range(3)
+        for name in ('0', '1', '00')
+        for number in range(3)
+    }
     assert len(seeds) == 27
-    assert all(0 <= seed < 2 ** 63 for seed in seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_the_fingerprint_tells_prompts_apart_and_not_where_they_come_from(tmp_path):
@@ -68,13 +77,18 @@ def test_a_prompt_file_gives_its_records_at_random(tmp_path):
     assert len(PromptFile(path, limit=2)) == 2
 
 
-@pytest.mark.parametrize('line, message', [
-    ('{"id": "a"', 'line 2'),
-    ('{"id": "a"}', "line 2: .*'prompt'"),
-    ('{"id": "a", "prompt": "x", "nouns": [{"text": "y", "start": 3, "end": 4}]}',
-     'line 2: .*outside the prompt'),
-    ('\udcff', 'line 2'),
-])
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('{"id": "a"', 'line 2'),
+        ('{"id": "a"}', "line 2: .*'prompt'"),
+        (
+            '{"id": "a", "prompt": "x", "nouns": [{"text": "y", "start": 3, "end": 4}]}',
+            'line 2: .*outside the prompt',
+        ),
+        ('\udcff', 'line 2'),
+    ],
+)
 def test_a_bad_line_is_named_before_any_work(tmp_path, line, message):
     path = tmp_path / 'prompts.jsonl'
     good = json.dumps(records(1)[0].to_json())

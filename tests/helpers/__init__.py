@@ -1,1 +1,1 @@
-"""What several tests need: tiny models, pipelines, stores and servers, and independent references."""
+"""What several tests need: tiny models, pipelines, stores, servers, independent references."""

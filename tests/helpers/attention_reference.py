@@ -3,6 +3,7 @@
 The pipeline runs a second time with diffusers' unfused processors, whose
 ``get_attention_scores`` gives the whole softmax; everything after that is numpy.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 def explicit_attention(pipe):
     """Collects ``(module name, probabilities (batch, heads, N, K))`` of all text attention."""
     from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnProcessor
+
     unet, seen, patched = pipe.unet, [], []
     stock = dict(unet.attn_processors)
 
@@ -24,8 +26,15 @@ def explicit_attention(pipe):
             probabilities = scores(query, key, attention_mask)
             if key.shape[1] == query.shape[1] and name.endswith('.attn1'):
                 return probabilities  # pixels to pixels
-            seen.append((name, probabilities.detach().float().numpy().reshape(
-                -1, module.heads, *probabilities.shape[1:])))
+            seen.append(
+                (
+                    name,
+                    probabilities.detach()
+                    .float()
+                    .numpy()
+                    .reshape(-1, module.heads, *probabilities.shape[1:]),
+                )
+            )
             return probabilities
 
         module.get_attention_scores = get_attention_scores
@@ -34,9 +43,14 @@ def explicit_attention(pipe):
     for name, module in unet.named_modules():
         if name.endswith(('.attn1', '.attn2')) or getattr(module, 'add_k_proj', None) is not None:
             wrap(name, module)
-    unet.set_attn_processor({
-        name: AttnAddedKVProcessor() if 'AddedKV' in type(processor).__name__ else AttnProcessor()
-        for name, processor in stock.items()})
+    unet.set_attn_processor(
+        {
+            name: AttnAddedKVProcessor()
+            if 'AddedKV' in type(processor).__name__
+            else AttnProcessor()
+            for name, processor in stock.items()
+        }
+    )
     try:
         yield seen
     finally:
@@ -63,8 +77,14 @@ def bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return result
 
 
-def mean_map(seen, row: int, tokens, size: tuple[int, int], text_keys: int | None = None,
-             keep=lambda name: True) -> np.ndarray:
+def mean_map(
+    seen,
+    row: int,
+    tokens,
+    size: tuple[int, int],
+    text_keys: int | None = None,
+    keep=lambda name: True,
+) -> np.ndarray:
     """The paper's mask of one noun: mean over heads, tokens, layers and steps, in float64.
 
     Args:
@@ -84,6 +104,6 @@ def mean_map(seen, row: int, tokens, size: tuple[int, int], text_keys: int | Non
             attention = attention[..., :text_keys]
             attention = attention / attention.sum(-1, keepdims=True)
         plane = attention[..., list(tokens)].mean((0, 2))
-        shrink = round((size[0] * size[1] / plane.size)**0.5)
+        shrink = round((size[0] * size[1] / plane.size) ** 0.5)
         maps.append(bilinear(plane.reshape(size[0] // shrink, size[1] // shrink), size))
     return np.mean(maps, axis=0)

@@ -1,4 +1,5 @@
 """Language models for tests: a server of OpenAI's chat protocol on this machine, a tiny model."""
+
 from __future__ import annotations
 
 import json
@@ -31,25 +32,32 @@ def rewritten(text: str) -> str:
     """A good answer to the numbered lines of a request, the same each time."""
     lines = []
     for number, prompt, nouns in re.findall(r'^(\d+)\. (.*) \[(.*)\]$', text, re.MULTILINE):
-        lines.append(f'{number}. A bright photo in which {prompt} near the {nouns}'.replace(
-            ';', ' and'))
+        lines.append(
+            f'{number}. A bright photo in which {prompt} near the {nouns}'.replace(';', ' and')
+        )
     return '\n'.join(lines)
 
 
 def completion(text: Any, usage: bool = True) -> dict[str, Any]:
     """The protocol's answer to a chat request."""
     answer: dict[str, Any] = {
-        'id': 'chatcmpl-1', 'object': 'chat.completion', 'created': 1, 'model': 'toy',
-        'choices': [{'index': 0, 'finish_reason': 'stop',
-                     'message': {'role': 'assistant', 'content': text}}]}
+        'id': 'chatcmpl-1',
+        'object': 'chat.completion',
+        'created': 1,
+        'model': 'toy',
+        'choices': [
+            {'index': 0, 'finish_reason': 'stop', 'message': {'role': 'assistant', 'content': text}}
+        ],
+    }
     if usage:
         answer['usage'] = {'prompt_tokens': 100, 'completion_tokens': 40, 'total_tokens': 140}
     return answer
 
 
 @contextmanager
-def chat_server(reply: Callable[[int, dict], tuple[int, Any]] | None = None,
-                delay: float = 0.0) -> Iterator[ChatServer]:
+def chat_server(
+    reply: Callable[[int, dict], tuple[int, Any]] | None = None, delay: float = 0.0
+) -> Iterator[ChatServer]:
     """Run a server while the block lasts.
 
     Args:
@@ -58,6 +66,7 @@ def chat_server(reply: Callable[[int, dict], tuple[int, Any]] | None = None,
         delay: Seconds that each answer takes.
     """
     if reply is None:
+
         def reply(number: int, body: dict) -> tuple[int, Any]:
             return 200, completion(rewritten(body['messages'][-1]['content']))
 
@@ -70,8 +79,9 @@ def chat_server(reply: Callable[[int, dict], tuple[int, Any]] | None = None,
             body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
             with lock:
                 number = len(server.requests)
-                server.requests.append({'path': self.path, 'key': self.headers['Authorization'],
-                                        **body})
+                server.requests.append(
+                    {'path': self.path, 'key': self.headers['Authorization'], **body}
+                )
             time.sleep(delay)
             status, answer = reply(number, body)
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -92,8 +102,9 @@ def chat_server(reply: Callable[[int, dict], tuple[int, Any]] | None = None,
     http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     http.daemon_threads = True
     server = ChatServer(f'http://127.0.0.1:{http.server_port}/v1')
-    thread = threading.Thread(target=http.serve_forever, kwargs={'poll_interval': 0.05},
-                              daemon=True)
+    thread = threading.Thread(
+        target=http.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield server
@@ -108,14 +119,25 @@ def make_tiny_model(folder: Path) -> str:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     words = ['<s>', '</s>', '<unk>', 'a', 'dog', 'bird', 'with', 'on', 'the', 'sand', '.', '1']
     tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>',
-                            unk_token='<unk>').save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>', unk_token='<unk>'
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).save_pretrained(folder)
     return str(folder)

@@ -1,4 +1,5 @@
 """How many examples a property-based test takes, where it isn't as many as others."""
+
 from hypothesis import settings
 
 

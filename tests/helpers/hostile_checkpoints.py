@@ -1,4 +1,5 @@
 """Files that are named checkpoints and would run code, or fill memory, in a careless reader."""
+
 from __future__ import annotations
 
 import io
@@ -23,8 +24,12 @@ def zipped(pickle: bytes, **records: bytes) -> bytes:
     """A file as torch.save writes it, around any pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w') as archive:
-        for part, data in {'data.pkl': b'\x80\x02' + pickle, 'version': b'3\n',
-                           'byteorder': b'little', **records}.items():
+        for part, data in {
+            'data.pkl': b'\x80\x02' + pickle,
+            'version': b'3\n',
+            'byteorder': b'little',
+            **records,
+        }.items():
             archive.writestr(f'archive/{part}', data)
     return buffer.getvalue()
 
@@ -36,14 +41,17 @@ class Planted:
         self.marker = marker
 
     def __reduce__(self):
-        return exec, (f'open({str(self.marker)!r}, "w").close()', )
+        return exec, (f'open({str(self.marker)!r}, "w").close()',)
 
 
 def reduced(marker: Path, **options) -> bytes:
     """An ordinary checkpoint with one thing in it that is code."""
     buffer = io.BytesIO()
-    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}, 'meta': Planted(marker)},
-               buffer, **options)
+    torch.save(
+        {'state_dict': {'backbone.conv1.weight': torch.zeros(1)}, 'meta': Planted(marker)},
+        buffer,
+        **options,
+    )
     return buffer.getvalue()
 
 
@@ -53,12 +61,19 @@ def through_getattr(marker: Path) -> bytes:
     torch's `_rebuild_from_type_v2` calls what it is given and wants to know of which type its
     result will be.
     """
+
     def attribute(thing: bytes, key: str) -> bytes:
         return name('__builtin__', 'getattr') + thing + text(key) + b'\x86R'
 
     def call(function: bytes, kind: bytes, argument: str) -> bytes:
-        return (name('torch._tensor', '_rebuild_from_type_v2') + b'(' + function + kind
-                + text(argument) + b'\x85}tR')
+        return (
+            name('torch._tensor', '_rebuild_from_type_v2')
+            + b'('
+            + function
+            + kind
+            + text(argument)
+            + b'\x85}tR'
+        )
 
     history = name('mmengine.logging.history_buffer', 'HistoryBuffer')
     names = attribute(attribute(history, 'min'), '__globals__')

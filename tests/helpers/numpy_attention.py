@@ -3,6 +3,7 @@
 Nothing here is the recorder's: the inputs of each attention module are taken as it is called, and
 projection, norm, rotary embedding, mask and softmax are written out from the models' papers.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ import numpy as np
 
 
 def _array(tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy().astype(
-        np.complex128 if tensor.is_complex() else np.float64)
+    return (
+        tensor.detach().cpu().numpy().astype(np.complex128 if tensor.is_complex() else np.float64)
+    )
 
 
 def _project(linear, hidden: np.ndarray, heads: int) -> np.ndarray:
@@ -78,8 +80,16 @@ def cross(module, hidden_states, encoder_hidden_states=None, attention_mask=None
     return _probabilities(query, key, bias)
 
 
-def sequence(module, hidden_states, encoder_hidden_states=None, image_rotary_emb=None,
-             attention_mask=None, *, text: int, **others):
+def sequence(
+    module,
+    hidden_states,
+    encoder_hidden_states=None,
+    image_rotary_emb=None,
+    attention_mask=None,
+    *,
+    text: int,
+    **others,
+):
     """Image queries on the keys of one sequence of text and image: SD3, Flux, Qwen-Image.
 
     Args:
@@ -95,10 +105,12 @@ def sequence(module, hidden_states, encoder_hidden_states=None, image_rotary_emb
     key = _rms_norm(_project(module.to_k, hidden, heads), module.norm_k)
     if encoder_hidden_states is not None:
         context = _array(encoder_hidden_states)
-        key = np.concatenate([
-            _rms_norm(_project(module.add_k_proj, context, heads), module.norm_added_k), key], 2)
-        query = np.concatenate([
-            _rms_norm(_project(module.add_q_proj, context, heads), module.norm_added_q), query], 2)
+        key = np.concatenate(
+            [_rms_norm(_project(module.add_k_proj, context, heads), module.norm_added_k), key], 2
+        )
+        query = np.concatenate(
+            [_rms_norm(_project(module.add_q_proj, context, heads), module.norm_added_q), query], 2
+        )
     if image_rotary_emb is not None:
         rotary = image_rotary_emb
         if rotary[0].is_complex():  # Qwen-Image: the image's, then the text's
@@ -112,22 +124,34 @@ def sequence(module, hidden_states, encoder_hidden_states=None, image_rotary_emb
     return _probabilities(query[:, :, text:], key, bias)
 
 
-def single_projection_sequence(module, hidden_states, image_rotary_emb=None, attention_mask=None,
-                               *, text: int, **others):
+def single_projection_sequence(
+    module, hidden_states, image_rotary_emb=None, attention_mask=None, *, text: int, **others
+):
     """As :func:`sequence`, of Flux.2's single blocks, which project everything at once."""
     heads = module.heads
     width = module.inner_dim
     projected = _array(hidden_states) @ _array(module.to_qkv_mlp_proj.weight).T
     query, key = (
-        projected[..., start:start + width].reshape(*projected.shape[:2], heads, -1)
-        .transpose(0, 2, 1, 3) for start in (0, width))
+        projected[..., start : start + width]
+        .reshape(*projected.shape[:2], heads, -1)
+        .transpose(0, 2, 1, 3)
+        for start in (0, width)
+    )
     query, key = _rms_norm(query, module.norm_q), _rms_norm(key, module.norm_k)
     query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
     return _probabilities(query[:, :, text:], key)
 
 
-def z_image_attention(module, hidden_states, attention_mask=None, freqs_cis=None, *, image: int,
-                      text_start: int, **others):
+def z_image_attention(
+    module,
+    hidden_states,
+    attention_mask=None,
+    freqs_cis=None,
+    *,
+    image: int,
+    text_start: int,
+    **others,
+):
     """Z-Image's layers: ``image`` tokens, filled up to ``text_start``, then the captions.
 
     Returns:
@@ -143,8 +167,14 @@ def z_image_attention(module, hidden_states, attention_mask=None, freqs_cis=None
     return np.concatenate([attention[..., text_start:], attention[..., :text_start]], -1)
 
 
-def prx_attention(module, hidden_states, encoder_hidden_states, attention_mask=None,
-                  image_rotary_emb=None, **others):
+def prx_attention(
+    module,
+    hidden_states,
+    encoder_hidden_states,
+    attention_mask=None,
+    image_rotary_emb=None,
+    **others,
+):
     """PRX: image queries on text keys, without place, and image keys."""
     heads = module.heads
 
@@ -157,14 +187,15 @@ def prx_attention(module, hidden_states, encoder_hidden_states, attention_mask=N
         # Each pair of channels times a matrix of two by two.
         matrix = _array(image_rotary_emb)
         return np.einsum('bxlpij,bhlpj->bhlpi', matrix, x.reshape(*x.shape[:-1], -1, 2)).reshape(
-            x.shape)
+            x.shape
+        )
 
     query, key, _ = parts(module.img_qkv_proj, hidden_states, 3)
     words, _ = parts(module.txt_kv_proj, encoder_hidden_states, 2)
     query, key = turned(_rms_norm(query, module.norm_q)), turned(_rms_norm(key, module.norm_k))
     words = _rms_norm(words, module.norm_added_k)
     keep = np.ones((len(key), words.shape[2] + key.shape[2]), bool)
-    keep[:, :words.shape[2]] = attention_mask.numpy()
+    keep[:, : words.shape[2]] = attention_mask.numpy()
     bias = np.where(keep, 0.0, -np.inf)[:, None, None]
     return _probabilities(query, np.concatenate([words, key], 2), bias)
 
@@ -183,6 +214,7 @@ def attention_of(denoiser, is_text_attention, compute):
     def look(name):
         def hook(module, args, kwargs):
             seen.append((name, compute(module, *args, **kwargs)))
+
         return hook
 
     for name, module in denoiser.named_modules():

@@ -1,4 +1,5 @@
 """Small samples for tests of the store, and of what reads it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,13 +16,20 @@ def make_sample(number: int, nouns: int = 2, image_format: str = 'png', size: in
     rng = np.random.default_rng(number)
     words = ['bird', 'dress', 'sand'][:nouns]
     caption = f'{number}: ' + ' '.join(words)
-    spans = tuple(Noun(word, caption.index(word), caption.index(word) + len(word), word)
-                  for word in words)
+    spans = tuple(
+        Noun(word, caption.index(word), caption.index(word) + len(word), word) for word in words
+    )
     image = Image.fromarray(rng.integers(0, 256, (size, size + 4, 3), np.uint8))
     return Sample.from_image(
-        f'{number:06d}', image, image_format=image_format, caption=caption, nouns=spans,
+        f'{number:06d}',
+        image,
+        image_format=image_format,
+        caption=caption,
+        nouns=spans,
         masks=rng.integers(0, 256, (nouns, 8, 6), np.uint8),
-        scales=rng.random((nouns, 2), np.float32), meta={'seed': number})
+        scales=rng.random((nouns, 2), np.float32),
+        meta={'seed': number},
+    )
 
 
 def varied_sample(number: int) -> Sample:

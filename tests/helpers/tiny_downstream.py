@@ -1,4 +1,5 @@
 """Downstream configs shrunk to what a CPU does in seconds, and checkpoints to start them from."""
+
 from __future__ import annotations
 
 import json
@@ -35,10 +36,14 @@ def pretrained_state(kind: str) -> dict[str, torch.Tensor]:
     """
     from mmpretrain.models import ResNet
     from mmpretrain.models.selfsup import MAEViT
+
     if kind == 'resnet':
         backbone = ResNet(depth=50)
-        extra = {f'encoder_k.module.0.{name}': torch.zeros_like(value)
-                 for name, value in backbone.state_dict().items() if name.startswith('conv1')}
+        extra = {
+            f'encoder_k.module.0.{name}': torch.zeros_like(value)
+            for name, value in backbone.state_dict().items()
+            if name.startswith('conv1')
+        }
         extra['queue'] = torch.zeros(4, 4)
     else:
         backbone, extra = MAEViT(arch='base'), {'neck.mask_token': torch.zeros(1, 1, 8)}
@@ -82,8 +87,11 @@ def small_config(name: str, data_root: Path, work_dir: Path, init: str, side: in
     """
     cfg = open_config(CONFIGS / name, str(work_dir))
     loaders = {'train_dataloader': 2, 'val_dataloader': 1, 'test_dataloader': 1}
-    options = {f'{loader}.{key}': value for loader, size in loaders.items()
-               for key, value in (('batch_size', size), ('num_workers', 0))}
+    options = {
+        f'{loader}.{key}': value
+        for loader, size in loaders.items()
+        for key, value in (('batch_size', size), ('num_workers', 0))
+    }
     complete_config(cfg, str(data_root), {**options, 'init': init})
     shrink([cfg[name] for name in loaders] + [cfg.model], side)
     cfg.log_level = 'WARNING'
@@ -139,32 +147,43 @@ def run_downstream(cfg, name: str):
 
 
 def make_tiny_world(folder: Path, images: int = 8, seed: int = 0) -> Path:
-    """A world as `tools/miniature/make_world.py` lays it out: coloured squares, each of the 21 nouns."""
+    """A world as make_world.py lays it out: coloured squares, each of the 21 nouns."""
     rng = np.random.default_rng(seed)
     for split in ('train', 'test'):
         for name in ('images', 'labels'):
             (folder / split / name).mkdir(parents=True)
-        coco = {'categories': [{'id': i, 'name': noun} for i, noun in enumerate(NOUNS, 1)],
-                'images': [], 'annotations': []}
+        coco = {
+            'categories': [{'id': i, 'name': noun} for i, noun in enumerate(NOUNS, 1)],
+            'images': [],
+            'annotations': [],
+        }
         for number in range(images):
             pixels = rng.integers(90, 160, (64, 64, 3)).astype(np.uint8)
             labels = np.zeros((64, 64), np.uint8)
             category = number % len(NOUNS) + 1
             x, y = rng.integers(2, 38, 2)
-            pixels[y:y + 22, x:x + 24] = rng.integers(0, 256, 3)
-            labels[y:y + 22, x:x + 24] = category
+            pixels[y : y + 22, x : x + 24] = rng.integers(0, 256, 3)
+            labels[y : y + 22, x : x + 24] = category
             name = f'{number:06d}.png'
             Image.fromarray(pixels).save(folder / split / 'images' / name)
             Image.fromarray(labels).save(folder / split / 'labels' / name)
             coco['images'].append({'id': number, 'file_name': name, 'width': 64, 'height': 64})
             encoded = coco_mask.encode(np.asfortranarray(labels > 0, np.uint8))
-            coco['annotations'].append({
-                'id': number + 1, 'image_id': number, 'category_id': category, 'iscrowd': 0,
-                'bbox': [int(x), int(y), 24, 22], 'area': 24 * 22,
-                'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()}})
+            coco['annotations'].append(
+                {
+                    'id': number + 1,
+                    'image_id': number,
+                    'category_id': category,
+                    'iscrowd': 0,
+                    'bbox': [int(x), int(y), 24, 22],
+                    'area': 24 * 22,
+                    'segmentation': {'size': encoded['size'], 'counts': encoded['counts'].decode()},
+                }
+            )
         (folder / split / 'coco.json').write_text(json.dumps(coco))
         for noun in NOUNS:
             (folder / split / 'objects' / noun).mkdir(parents=True)
             Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(
-                folder / split / 'objects' / noun / '000000_0.png')
+                folder / split / 'objects' / noun / '000000_0.png'
+            )
     return folder

@@ -3,6 +3,7 @@
 Like :mod:`tiny_pipelines`: the real diffusers classes, built from configs in the process. Every
 word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's column by counting.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -25,6 +26,7 @@ QWEN_TEMPLATE = '<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n{}<|im
 
 def _seeded(build):
     """Makes the weights that ``build`` draws depend on its ``seed`` alone."""
+
     def seeded(*args, seed: int = 0, **options):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -33,12 +35,17 @@ def _seeded(build):
             if isinstance(part, torch.nn.Module):
                 part.eval()
         return _quiet(pipe)
+
     seeded.__doc__ = build.__doc__
     return seeded
 
 
-def tiny_word_tokenizer(first: str | None = None, last: str | None = None,
-                        special: Iterable[str] = (), padding_side: str = 'right'):
+def tiny_word_tokenizer(
+    first: str | None = None,
+    last: str | None = None,
+    special: Iterable[str] = (),
+    padding_side: str = 'right',
+):
     """A fast tokenizer of whole words, for text encoders that take any.
 
     Args:
@@ -49,37 +56,67 @@ def tiny_word_tokenizer(first: str | None = None, last: str | None = None,
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
+
     vocabulary = [('<pad>', 0.0), ('<unk>', 0.0), ('\u2581', -6.0)]
     vocabulary += [('\u2581' + word, -4.0) for word in WORDS]
     vocabulary += [(chr(code), -8.0) for code in range(33, 127)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=1))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
     tokenizer.decoder = decoders.Metaspace()
     frame = [token for token in (first, last) if token]
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in [*frame, *special]])
     if frame:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=' '.join(filter(None, (first, '$A', last))),
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in frame])
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in frame],
+        )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token='<pad>', unk_token='<unk>', bos_token=first,
-        eos_token=last, model_max_length=512, padding_side=padding_side)
+        tokenizer_object=tokenizer,
+        pad_token='<pad>',
+        unk_token='<unk>',
+        bos_token=first,
+        eos_token=last,
+        model_max_length=512,
+        padding_side=padding_side,
+    )
 
 
 def _tiny_t5(tokenizer, width: int = 32):
     from transformers import T5Config, T5EncoderModel
-    return T5EncoderModel(T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=8,
+            d_ff=37,
+            num_layers=2,
+            num_heads=4,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
 
 
 def _tiny_movq():
     from diffusers import VQModel
+
     return VQModel(
-        in_channels=3, out_channels=3, latent_channels=4, vq_embed_dim=4, num_vq_embeddings=12,
-        block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, norm_type='spatial',
-        down_block_types=('DownEncoderBlock2D', ) * 2, up_block_types=('UpDecoderBlock2D', ) * 2)
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        vq_embed_dim=4,
+        num_vq_embeddings=12,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        norm_type='spatial',
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+    )
 
 
 @_seeded
@@ -91,15 +128,33 @@ def tiny_pixart(sigma: bool = False):
         PixArtSigmaPipeline,
         PixArtTransformer2DModel,
     )
+
     tokenizer = tiny_t5_tokenizer()
     transformer = PixArtTransformer2DModel(
-        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3,
-        caption_channels=32, in_channels=4, cross_attention_dim=24, out_channels=8,
-        attention_bias=True, activation_fn='gelu-approximate', num_embeds_ada_norm=1000,
-        norm_type='ada_norm_single', norm_elementwise_affine=False, norm_eps=1e-6)
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn='gelu-approximate',
+        num_embeds_ada_norm=1000,
+        norm_type='ada_norm_single',
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
     pipeline = PixArtSigmaPipeline if sigma else PixArtAlphaPipeline
-    return pipeline(tokenizer=tokenizer, text_encoder=_tiny_t5(tokenizer), vae=_tiny_vae(),
-                    transformer=transformer, scheduler=DDIMScheduler())
+    return pipeline(
+        tokenizer=tokenizer,
+        text_encoder=_tiny_t5(tokenizer),
+        vae=_tiny_vae(),
+        transformer=transformer,
+        scheduler=DDIMScheduler(),
+    )
 
 
 @_seeded
@@ -112,36 +167,77 @@ def tiny_sana(qk_norm: str | None = None):
         SanaTransformer2DModel,
     )
     from transformers import Gemma2Config, Gemma2Model
+
     tokenizer = tiny_word_tokenizer(first='<bos>')
     transformer = SanaTransformer2DModel(
-        patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
-        attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4,
-        cross_attention_dim=8, caption_channels=8, sample_size=8, qk_norm=qk_norm)
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=8,
+        sample_size=8,
+        qk_norm=qk_norm,
+    )
     vae = AutoencoderDC(
-        in_channels=3, latent_channels=4, attention_head_dim=2,
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
         encoder_block_types=('ResBlock', 'EfficientViTBlock'),
-        decoder_block_types=('ResBlock', 'EfficientViTBlock'), encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5, )),
-        decoder_qkv_multiscales=((), (5, )), encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1), downsample_block_type='conv',
-        upsample_block_type='interpolate', decoder_norm_types='rms_norm', decoder_act_fns='silu')
-    text_encoder = Gemma2Model(Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=4, pad_token_id=0))
+        decoder_block_types=('ResBlock', 'EfficientViTBlock'),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type='conv',
+        upsample_block_type='interpolate',
+        decoder_norm_types='rms_norm',
+        decoder_act_fns='silu',
+    )
+    text_encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            pad_token_id=0,
+        )
+    )
     return SanaPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0))
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
 
 
 def _tiny_pixel_unet(**changes):
     from diffusers import UNet2DConditionModel
+
     settings = dict(
-        sample_size=32, in_channels=3, out_channels=6, layers_per_block=1,
-        block_out_channels=(32, 64), norm_num_groups=8,
+        sample_size=32,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
         down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'),
         mid_block_type='UNetMidBlock2DSimpleCrossAttn',
         up_block_types=('SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
-        cross_attention_dim=32, attention_head_dim=8, resnet_time_scale_shift='scale_shift')
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        resnet_time_scale_shift='scale_shift',
+    )
     return UNet2DConditionModel(**{**settings, **changes})
 
 
@@ -150,31 +246,43 @@ def tiny_unclip():
     """An ``UnCLIPPipeline``: the decoder draws 32x32 pixels, attention at 16x16."""
     from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DModel
     from transformers import CLIPTextModelWithProjection
+
     projection = inspect.getmodule(UnCLIPPipeline).UnCLIPTextProjModel  # it has moved
     tokenizer = tiny_clip_tokenizer()
 
     def super_resolution():
         return UNet2DModel(
-            sample_size=64, layers_per_block=1, block_out_channels=(32, 64), in_channels=6,
-            out_channels=3, norm_num_groups=8, down_block_types=('ResnetDownsampleBlock2D', ) * 2,
-            up_block_types=('ResnetUpsampleBlock2D', ) * 2)
+            sample_size=64,
+            layers_per_block=1,
+            block_out_channels=(32, 64),
+            in_channels=6,
+            out_channels=3,
+            norm_num_groups=8,
+            down_block_types=('ResnetDownsampleBlock2D',) * 2,
+            up_block_types=('ResnetUpsampleBlock2D',) * 2,
+        )
 
     def scheduler(variance, prediction='epsilon'):
-        return UnCLIPScheduler(variance_type=variance, prediction_type=prediction,
-                               num_train_timesteps=1000)
+        return UnCLIPScheduler(
+            variance_type=variance, prediction_type=prediction, num_train_timesteps=1000
+        )
 
     return UnCLIPPipeline(
-        prior=PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=32,
-                               num_layers=1),
+        prior=PriorTransformer(
+            num_attention_heads=2, attention_head_dim=8, embedding_dim=32, num_layers=1
+        ),
         decoder=_tiny_pixel_unet(class_embed_type='identity'),
         text_encoder=CLIPTextModelWithProjection(
-            _tiny_clip_text_config(tokenizer, projection_dim=32)),
+            _tiny_clip_text_config(tokenizer, projection_dim=32)
+        ),
         tokenizer=tokenizer,
         text_proj=projection(clip_embeddings_dim=32, time_embed_dim=128, cross_attention_dim=32),
-        super_res_first=super_resolution(), super_res_last=super_resolution(),
+        super_res_first=super_resolution(),
+        super_res_last=super_resolution(),
         prior_scheduler=scheduler('fixed_small_log', 'sample'),
         decoder_scheduler=scheduler('learned_range'),
-        super_res_scheduler=scheduler('fixed_small_log'))
+        super_res_scheduler=scheduler('fixed_small_log'),
+    )
 
 
 @_seeded
@@ -182,30 +290,61 @@ def tiny_kandinsky():
     """A ``KandinskyPipeline`` (2.1): latents 4x32x32, attention at 16x16."""
     from diffusers import DDIMScheduler, KandinskyPipeline
     from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+
     tokenizer = tiny_word_tokenizer('<s>', '</s>')
-    text_encoder = MultilingualCLIP(MCLIPConfig(
-        numDims=32, transformerDimensions=32, hidden_size=32, intermediate_size=37,
-        num_attention_heads=4, num_hidden_layers=1, vocab_size=len(tokenizer), pad_token_id=0,
-        max_position_embeddings=80))
+    text_encoder = MultilingualCLIP(
+        MCLIPConfig(
+            numDims=32,
+            transformerDimensions=32,
+            hidden_size=32,
+            intermediate_size=37,
+            num_attention_heads=4,
+            num_hidden_layers=1,
+            vocab_size=len(tokenizer),
+            pad_token_id=0,
+            max_position_embeddings=80,
+        )
+    )
     unet = _tiny_pixel_unet(
-        in_channels=4, out_channels=8, addition_embed_type='text_image', encoder_hid_dim=32,
-        encoder_hid_dim_type='text_image_proj', attention_head_dim=4)
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type='text_image',
+        encoder_hid_dim=32,
+        encoder_hid_dim_type='text_image_proj',
+        attention_head_dim=4,
+    )
     return KandinskyPipeline(
-        text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
-        scheduler=DDIMScheduler(prediction_type='epsilon', thresholding=False), movq=_tiny_movq())
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(prediction_type='epsilon', thresholding=False),
+        movq=_tiny_movq(),
+    )
 
 
 @_seeded
 def tiny_kandinsky3():
     """A ``Kandinsky3Pipeline``: latents 4x16x16, attention to text at 8x8 and 4x4."""
     from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet
+
     tokenizer = tiny_t5_tokenizer()
     unet = Kandinsky3UNet(
-        in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=2,
-        block_out_channels=(16, 16, 16), cross_attention_dim=8, encoder_hid_dim=32)
+        in_channels=4,
+        time_embedding_dim=4,
+        groups=2,
+        attention_head_dim=4,
+        layers_per_block=2,
+        block_out_channels=(16, 16, 16),
+        cross_attention_dim=8,
+        encoder_hid_dim=32,
+    )
     return Kandinsky3Pipeline(
-        tokenizer=tokenizer, text_encoder=_tiny_t5(tokenizer), unet=unet,
-        scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'), movq=_tiny_movq())
+        tokenizer=tokenizer,
+        text_encoder=_tiny_t5(tokenizer),
+        unet=unet,
+        scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'),
+        movq=_tiny_movq(),
+    )
 
 
 @_seeded
@@ -217,27 +356,54 @@ def tiny_stable_diffusion_3(t5: bool = True, qk_norm: str | None = 'rms_norm'):
         StableDiffusion3Pipeline,
     )
     from transformers import CLIPTextModelWithProjection
+
     tokenizer, tokenizer_3 = tiny_clip_tokenizer(), tiny_t5_tokenizer() if t5 else None
     transformer = SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64,
-        pooled_projection_dim=64, out_channels=4, qk_norm=qk_norm, dual_attention_layers=(0, ))
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        out_channels=4,
+        qk_norm=qk_norm,
+        dual_attention_layers=(0,),
+    )
     config = _tiny_clip_text_config(tokenizer, projection_dim=32)
     return StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=_tiny_flow_vae(),
-        text_encoder=CLIPTextModelWithProjection(config), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(config), tokenizer_2=tiny_clip_tokenizer(),
-        text_encoder_3=_tiny_t5(tokenizer_3, 64) if t5 else None, tokenizer_3=tokenizer_3)
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_tiny_flow_vae(),
+        text_encoder=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer_2=tiny_clip_tokenizer(),
+        text_encoder_3=_tiny_t5(tokenizer_3, 64) if t5 else None,
+        tokenizer_3=tokenizer_3,
+    )
 
 
 def _tiny_flow_vae(latent_channels: int = 4):
     from diffusers import AutoencoderKL
+
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=latent_channels,
-        block_out_channels=(8, 8, 8), down_block_types=('DownEncoderBlock2D', ) * 3,
-        up_block_types=('UpDecoderBlock2D', ) * 3, layers_per_block=1, norm_num_groups=4,
-        sample_size=64, shift_factor=0.1, scaling_factor=1.5, use_quant_conv=False,
-        use_post_quant_conv=False)
+        in_channels=3,
+        out_channels=3,
+        latent_channels=latent_channels,
+        block_out_channels=(8, 8, 8),
+        down_block_types=('DownEncoderBlock2D',) * 3,
+        up_block_types=('UpDecoderBlock2D',) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        shift_factor=0.1,
+        scaling_factor=1.5,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 @_seeded
@@ -245,16 +411,30 @@ def tiny_flux(pipeline: str = 'FluxPipeline'):
     """A ``FluxPipeline`` (Flux.1), or another of its classes: 64x64 images are 8x8 tokens."""
     import diffusers
     from transformers import CLIPTextModel
+
     tokenizer, tokenizer_2 = tiny_clip_tokenizer(), tiny_t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32,
-        axes_dims_rope=(4, 6, 6), guidance_embeds=False)
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=False,
+    )
     config = _tiny_clip_text_config(tokenizer)
     return getattr(diffusers, pipeline)(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=_tiny_flow_vae(),
-        text_encoder=CLIPTextModel(config), tokenizer=tokenizer,
-        text_encoder_2=_tiny_t5(tokenizer_2), tokenizer_2=tokenizer_2, transformer=transformer)
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_tiny_flow_vae(),
+        text_encoder=CLIPTextModel(config),
+        tokenizer=tokenizer,
+        text_encoder_2=_tiny_t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )
 
 
 @_seeded
@@ -267,27 +447,59 @@ def tiny_qwen_image(padding_side: str = 'right'):
         QwenImageTransformer2DModel,
     )
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'),
-                                    padding_side=padding_side)
+
+    tokenizer = tiny_word_tokenizer(
+        special=('<|im_start|>', '<|im_end|>'), padding_side=padding_side
+    )
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, vocab_size=len(tokenizer), rope_theta=1e6, pad_token_id=0,
-            rope_scaling=dict(mrope_section=[1, 1, 2], rope_type='default', type='default',
-                              rope_theta=1e6)),
-        vision_config=dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2,
-                           out_hidden_size=16),
-        hidden_size=16, vocab_size=len(tokenizer), vision_start_token_id=1, image_token_id=1,
-        video_token_id=1)
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=len(tokenizer),
+            rope_theta=1e6,
+            pad_token_id=0,
+            rope_scaling=dict(
+                mrope_section=[1, 1, 2], rope_type='default', type='default', rope_theta=1e6
+            ),
+        ),
+        vision_config=dict(
+            depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16
+        ),
+        hidden_size=16,
+        vocab_size=len(tokenizer),
+        vision_start_token_id=1,
+        image_token_id=1,
+        video_token_id=1,
+    )
     transformer = QwenImageTransformer2DModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
-        num_attention_heads=3, joint_attention_dim=16, axes_dims_rope=(4, 6, 6))
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
     vae = AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1,
-        temperal_downsample=[False, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
     pipe = QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, tokenizer=tokenizer,
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config), transformer=transformer)
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        tokenizer=tokenizer,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        transformer=transformer,
+    )
     pipe.prompt_template_encode = QWEN_TEMPLATE
     pipe.prompt_template_encode_start_idx = len(tokenizer(QWEN_TEMPLATE.split('{}')[0]).input_ids)
     return pipe
@@ -297,55 +509,89 @@ def tiny_qwen_image(padding_side: str = 'right'):
 def tiny_if_super_resolution():
     """An ``IFSuperResolutionPipeline`` (stage II): 32x32 pixels from an image of 16x16."""
     from diffusers import DDPMScheduler, IFSuperResolutionPipeline
+
     tokenizer = tiny_t5_tokenizer()
     unet = _tiny_pixel_unet(
-        in_channels=6, encoder_hid_dim=32, addition_embed_type='text',
-        addition_embed_type_num_heads=2, cross_attention_norm='group_norm', act_fn='gelu',
-        class_embed_type='timestep', time_embedding_act_fn='gelu')
-    scheduler = DDPMScheduler(beta_schedule='squaredcos_cap_v2', thresholding=True,
-                              variance_type='learned_range')
+        in_channels=6,
+        encoder_hid_dim=32,
+        addition_embed_type='text',
+        addition_embed_type_num_heads=2,
+        cross_attention_norm='group_norm',
+        act_fn='gelu',
+        class_embed_type='timestep',
+        time_embedding_act_fn='gelu',
+    )
+    scheduler = DDPMScheduler(
+        beta_schedule='squaredcos_cap_v2', thresholding=True, variance_type='learned_range'
+    )
     return IFSuperResolutionPipeline(
-        tokenizer=tokenizer, text_encoder=_tiny_t5(tokenizer), unet=unet, scheduler=scheduler,
+        tokenizer=tokenizer,
+        text_encoder=_tiny_t5(tokenizer),
+        unet=unet,
+        scheduler=scheduler,
         image_noising_scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'),
-        safety_checker=None, feature_extractor=None, watermarker=None,
-        requires_safety_checker=False)
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
 
 
 @_seeded
 def tiny_upscaler():
     """A ``StableDiffusionUpscalePipeline``, what DeepFloyd IF uses as stage III."""
     from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
+
     base = tiny_stable_diffusion()
     settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
     unet = UNet2DConditionModel(**{**settings, 'in_channels': 7, 'num_class_embeds': 1000})
     return StableDiffusionUpscalePipeline(
-        vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=unet,
-        low_res_scheduler=DDPMScheduler(), scheduler=base.scheduler)
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=unet,
+        low_res_scheduler=DDPMScheduler(),
+        scheduler=base.scheduler,
+    )
 
 
 @_seeded
 def tiny_latent_consistency():
     """A ``LatentConsistencyModelPipeline``: guidance inside the UNet, no doubled batch."""
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+
     base = tiny_stable_diffusion()
     settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
     return LatentConsistencyModelPipeline(
-        vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer,
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
         unet=UNet2DConditionModel(**{**settings, 'time_cond_proj_dim': 32}),
-        scheduler=LCMScheduler.from_config(base.scheduler.config), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False)
+        scheduler=LCMScheduler.from_config(base.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 @_seeded
 def tiny_controlnet():
     """A ``StableDiffusionControlNetPipeline``."""
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
     base = tiny_stable_diffusion()
     controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 8, 8))
     return StableDiffusionControlNetPipeline(
-        vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet,
-        controlnet=controlnet, scheduler=base.scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False)
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=controlnet,
+        scheduler=base.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 # Newer than diffusers 0.35 -----------------------------------------------------------------------
@@ -354,19 +600,31 @@ def tiny_controlnet():
 _QWEN_CHAT = (
     '{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n'
     '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n'
-    '{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}')
+    '{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}'
+)
 # What Mistral's does.
 _MISTRAL_CHAT = (
     '<s>{% for message in messages %}{% if message.role == "system" %}[SYSTEM_PROMPT]'
     '{{ message.content[0].text }}[/SYSTEM_PROMPT]{% else %}[INST]{{ message.content[0].text }}'
-    '[/INST]{% endif %}{% endfor %}')
+    '[/INST]{% endif %}{% endfor %}'
+)
 
 
 def _tiny_qwen3(vocabulary: int):
     from transformers import Qwen3Config, Qwen3ForCausalLM
-    return Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=vocabulary, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=8, pad_token_id=0))
+
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            pad_token_id=0,
+        )
+    )
 
 
 def _tiny_flux2_parts(width: int):
@@ -375,15 +633,32 @@ def _tiny_flux2_parts(width: int):
         FlowMatchEulerDiscreteScheduler,
         Flux2Transformer2DModel,
     )
+
     transformer = Flux2Transformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=width, timestep_guidance_channels=32,
-        axes_dims_rope=(4, 4, 4, 4), mlp_ratio=2.0)
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=width,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        mlp_ratio=2.0,
+    )
     vae = AutoencoderKLFlux2(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 8),
-        down_block_types=('DownEncoderBlock2D', ) * 3, up_block_types=('UpDecoderBlock2D', ) * 3,
-        layers_per_block=1, norm_num_groups=4, sample_size=64, use_quant_conv=False,
-        use_post_quant_conv=False)
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8, 8),
+        down_block_types=('DownEncoderBlock2D',) * 3,
+        up_block_types=('UpDecoderBlock2D',) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     return dict(transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler())
 
 
@@ -391,11 +666,14 @@ def _tiny_flux2_parts(width: int):
 def tiny_flux2_klein(padding_side: str = 'right'):
     """A ``Flux2KleinPipeline``: 64x64 images are 8x8 tokens."""
     from diffusers import Flux2KleinPipeline
-    tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'),
-                                    padding_side=padding_side)
+
+    tokenizer = tiny_word_tokenizer(
+        special=('<|im_start|>', '<|im_end|>'), padding_side=padding_side
+    )
     tokenizer.chat_template = _QWEN_CHAT
     return Flux2KleinPipeline(
-        text_encoder=_tiny_qwen3(len(tokenizer)), tokenizer=tokenizer, **_tiny_flux2_parts(32))
+        text_encoder=_tiny_qwen3(len(tokenizer)), tokenizer=tokenizer, **_tiny_flux2_parts(32)
+    )
 
 
 @_seeded
@@ -403,45 +681,89 @@ def tiny_flux2():
     """A ``Flux2Pipeline``, whose tokenizer pads on the left: 64x64 images are 8x8 tokens."""
     from diffusers import Flux2Pipeline
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
     tokenizer = tiny_word_tokenizer(
         special=('<s>', '[SYSTEM_PROMPT]', '[/SYSTEM_PROMPT]', '[INST]', '[/INST]'),
-        padding_side='left')
+        padding_side='left',
+    )
     tokenizer.chat_template = _MISTRAL_CHAT
     config = Mistral3Config(
         text_config=dict(
-            model_type='mistral', vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
-            pad_token_id=0),
+            model_type='mistral',
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            pad_token_id=0,
+        ),
         vision_config=dict(
-            model_type='pixtral', hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, image_size=32, patch_size=8))
+            model_type='pixtral',
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        ),
+    )
     return Flux2Pipeline(
-        text_encoder=Mistral3ForConditionalGeneration(config), tokenizer=tokenizer,
-        **_tiny_flux2_parts(32))
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        **_tiny_flux2_parts(32),
+    )
 
 
 @_seeded
 def tiny_z_image():
     """A ``ZImagePipeline``: 48x64 images are 6x8 tokens, filled up to 64."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
     tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'))
     tokenizer.chat_template = _QWEN_CHAT
     transformer = ZImageTransformer2DModel(
-        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
-        cap_feat_dim=16, axes_dims=[4, 6, 6], axes_lens=[256, 32, 32])
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 32, 32],
+    )
     for name, parameter in transformer.named_parameters():
         if name.endswith('pad_token'):  # made without values
             torch.nn.init.normal_(parameter)
     return ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=_tiny_flow_vae(),
-        text_encoder=_tiny_qwen3(len(tokenizer)), tokenizer=tokenizer, transformer=transformer)
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_tiny_flow_vae(),
+        text_encoder=_tiny_qwen3(len(tokenizer)),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
 
 
 def _tiny_prx_parts(width: int, **changes):
     from diffusers import FlowMatchEulerDiscreteScheduler, PRXTransformer2DModel
-    transformer = PRXTransformer2DModel(**{**dict(
-        patch_size=2, in_channels=4, context_in_dim=width, hidden_size=16, mlp_ratio=2.0,
-        num_heads=2, depth=2, axes_dim=[4, 4]), **changes})
+
+    transformer = PRXTransformer2DModel(
+        **{
+            **dict(
+                patch_size=2,
+                in_channels=4,
+                context_in_dim=width,
+                hidden_size=16,
+                mlp_ratio=2.0,
+                num_heads=2,
+                depth=2,
+                axes_dim=[4, 4],
+            ),
+            **changes,
+        }
+    )
     return dict(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler())
 
 
@@ -449,40 +771,67 @@ def _tiny_prx_parts(width: int, **changes):
 def tiny_prx():
     """A ``PRXPipeline``: 64x64 images are 8x8 tokens."""
     from diffusers import PRXPipeline
+
     tokenizer = tiny_word_tokenizer(first='<bos>')
     tokenizer.model_max_length = 64
-    return PRXPipeline(text_encoder=_tiny_t5(tokenizer), tokenizer=tokenizer, vae=_tiny_flow_vae(),
-                       **_tiny_prx_parts(32))
+    return PRXPipeline(
+        text_encoder=_tiny_t5(tokenizer),
+        tokenizer=tokenizer,
+        vae=_tiny_flow_vae(),
+        **_tiny_prx_parts(32),
+    )
 
 
 @_seeded
 def tiny_prx_pixel():
     """A ``PRXPixelPipeline``: 32x32 images are 16x16 tokens."""
     from diffusers import PRXPixelPipeline
+
     tokenizer = tiny_word_tokenizer()
     return PRXPixelPipeline(
-        text_encoder=_tiny_qwen3(len(tokenizer)).model, tokenizer=tokenizer, prompt_max_tokens=48,
-        **_tiny_prx_parts(16, in_channels=3, bottleneck_size=8))
+        text_encoder=_tiny_qwen3(len(tokenizer)).model,
+        tokenizer=tokenizer,
+        prompt_max_tokens=48,
+        **_tiny_prx_parts(16, in_channels=3, bottleneck_size=8),
+    )
 
 
 # Unknown to the recorder -------------------------------------------------------------------------
+
 
 @_seeded
 def tiny_vq_diffusion():
     """A ``VQDiffusionPipeline``: 24x24 images from 12x12 codes; takes one generator only."""
     from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel
     from transformers import CLIPTextModel
+
     embeddings = inspect.getmodule(VQDiffusionPipeline).LearnedClassifierFreeSamplingEmbeddings
     tokenizer = tiny_clip_tokenizer()
     return VQDiffusionPipeline(
         vqvae=VQModel(
-            in_channels=3, out_channels=3, latent_channels=3, vq_embed_dim=3, num_vq_embeddings=12,
-            block_out_channels=(8, 8), down_block_types=('DownEncoderBlock2D', ) * 2,
-            up_block_types=('UpDecoderBlock2D', ) * 2, norm_num_groups=4),
-        text_encoder=CLIPTextModel(_tiny_clip_text_config(tokenizer)), tokenizer=tokenizer,
+            in_channels=3,
+            out_channels=3,
+            latent_channels=3,
+            vq_embed_dim=3,
+            num_vq_embeddings=12,
+            block_out_channels=(8, 8),
+            down_block_types=('DownEncoderBlock2D',) * 2,
+            up_block_types=('UpDecoderBlock2D',) * 2,
+            norm_num_groups=4,
+        ),
+        text_encoder=CLIPTextModel(_tiny_clip_text_config(tokenizer)),
+        tokenizer=tokenizer,
         transformer=Transformer2DModel(
-            attention_bias=True, cross_attention_dim=32, num_attention_heads=1,
-            attention_head_dim=16, num_vector_embeds=13, num_embeds_ada_norm=12,
-            norm_type='ada_norm', sample_size=12, activation_fn='geglu-approximate'),
+            attention_bias=True,
+            cross_attention_dim=32,
+            num_attention_heads=1,
+            attention_head_dim=16,
+            num_vector_embeds=13,
+            num_embeds_ada_norm=12,
+            norm_type='ada_norm',
+            sample_size=12,
+            activation_fn='geglu-approximate',
+        ),
         scheduler=VQDiffusionScheduler(num_vec_classes=13, num_train_timesteps=12),
-        learned_classifier_free_sampling_embeddings=embeddings(learnable=False))
+        learned_classifier_free_sampling_embeddings=embeddings(learnable=False),
+    )

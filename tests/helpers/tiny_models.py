@@ -1,4 +1,5 @@
 """Small models and batches."""
+
 from __future__ import annotations
 
 import torch
@@ -13,9 +14,18 @@ from mmpretrain.structures import DataSample  # noqa: E402
 
 init_default_scope('mmpretrain')
 
-BACKBONE = dict(type='ResNet', depth=18, num_stages=2, stem_channels=4, base_channels=4,
-                strides=(1, 2), dilations=(1, 1), out_indices=(1, ), norm_cfg=dict(type='BN'),
-                zero_init_residual=False)
+BACKBONE = dict(
+    type='ResNet',
+    depth=18,
+    num_stages=2,
+    stem_channels=4,
+    base_channels=4,
+    strides=(1, 2),
+    dilations=(1, 1),
+    out_indices=(1,),
+    norm_cfg=dict(type='BN'),
+    zero_init_residual=False,
+)
 GRID = 4  # of the backbone above on 32 x 32 pixels
 
 
@@ -24,8 +34,12 @@ def moco(stock=False, seed=0, **kwargs):
     torch.manual_seed(seed)
     neck = dict(in_channels=8, hid_channels=8, out_channels=6)
     config = dict(
-        backbone=BACKBONE, queue_len=24, feat_dim=6, momentum=0.1,
-        head=dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2))
+        backbone=BACKBONE,
+        queue_len=24,
+        feat_dim=6,
+        momentum=0.1,
+        head=dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2),
+    )
     if stock:
         config.update(type='MoCo', neck=dict(type='MoCoV2Neck', **neck))
     else:
@@ -36,10 +50,13 @@ def moco(stock=False, seed=0, **kwargs):
 def simclr(stock=False, seed=0, **kwargs):
     """A small SimCLR, mmpretrain's own or ours, with weights by seed."""
     torch.manual_seed(seed)
-    neck = dict(in_channels=8, hid_channels=8, out_channels=6, num_layers=2,
-                norm_cfg=dict(type='BN1d'))
-    config = dict(backbone=BACKBONE, head=dict(
-        type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.1))
+    neck = dict(
+        in_channels=8, hid_channels=8, out_channels=6, num_layers=2, norm_cfg=dict(type='BN1d')
+    )
+    config = dict(
+        backbone=BACKBONE,
+        head=dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.1),
+    )
     if stock:
         config.update(type='SimCLR', neck=dict(type='NonLinearNeck', **neck))
     else:
@@ -53,30 +70,64 @@ def mae(stock=False, seed=0, **kwargs):
     prefix = '' if stock else 'FreeATM'
     config = dict(
         type=f'{prefix}MAE',
-        backbone=dict(type=f'{prefix}MAEViT', img_size=32, patch_size=8, mask_ratio=0.75, arch=dict(
-            embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)),
-        neck=dict(type='MAEPretrainDecoder', num_patches=16, patch_size=8, embed_dim=16,
-                  decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
-        head=dict(type='MAEPretrainHead', norm_pix=True, patch_size=8,
-                  loss=dict(type='PixelReconstructionLoss', criterion='L2')))
+        backbone=dict(
+            type=f'{prefix}MAEViT',
+            img_size=32,
+            patch_size=8,
+            mask_ratio=0.75,
+            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
+        ),
+        neck=dict(
+            type='MAEPretrainDecoder',
+            num_patches=16,
+            patch_size=8,
+            embed_dim=16,
+            decoder_embed_dim=16,
+            decoder_depth=1,
+            decoder_num_heads=2,
+        ),
+        head=dict(
+            type='MAEPretrainHead',
+            norm_pix=True,
+            patch_size=8,
+            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+        ),
+    )
     return _ready(config, kwargs)
 
 
 def simsiam(stock=False, seed=0, **kwargs):
     """A small SimSiam, mmpretrain's own or ours, with weights by seed."""
     torch.manual_seed(seed)
-    neck = dict(in_channels=8, hid_channels=8, out_channels=6, num_layers=2,
-                with_last_bn_affine=False, norm_cfg=dict(type='BN1d'))
-    config = dict(backbone=BACKBONE, head=dict(
-        type='LatentPredictHead', loss=dict(type='CosineSimilarityLoss'),
-        predictor=dict(type='NonLinearNeck', in_channels=6, hid_channels=4, out_channels=6,
-                       with_avg_pool=False, with_last_bn=False, with_last_bias=True,
-                       norm_cfg=dict(type='BN1d'))))
+    neck = dict(
+        in_channels=8,
+        hid_channels=8,
+        out_channels=6,
+        num_layers=2,
+        with_last_bn_affine=False,
+        norm_cfg=dict(type='BN1d'),
+    )
+    config = dict(
+        backbone=BACKBONE,
+        head=dict(
+            type='LatentPredictHead',
+            loss=dict(type='CosineSimilarityLoss'),
+            predictor=dict(
+                type='NonLinearNeck',
+                in_channels=6,
+                hid_channels=4,
+                out_channels=6,
+                with_avg_pool=False,
+                with_last_bn=False,
+                with_last_bias=True,
+                norm_cfg=dict(type='BN1d'),
+            ),
+        ),
+    )
     if stock:
         config.update(type='SimSiam', neck=dict(type='NonLinearNeck', **neck))
     else:
-        config.update(type='FreeATMSimSiam',
-                      neck=dict(type='FreeATMNonLinearNeck', **neck))
+        config.update(type='FreeATMSimSiam', neck=dict(type='FreeATMNonLinearNeck', **neck))
     return _ready(config, kwargs)
 
 

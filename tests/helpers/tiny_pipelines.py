@@ -4,6 +4,7 @@ Built in the process from configs and a few words: no file, no network. A few
 steps take well under a second on one CPU core. The same seed gives the same
 weights.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,10 @@ from pathlib import Path
 import torch
 
 # Whole words for both tokenizers; any other word is split into pieces.
-WORDS = ('a the on in with and of is are photo red blue dog cat bird dress shirt bag tree '
-         'apple sand beach table street sky').split()
+WORDS = (
+    'a the on in with and of is are photo red blue dog cat bird dress shirt bag tree '
+    'apple sand beach table street sky'
+).split()
 CLIP_MAX_LENGTH = 77
 
 
@@ -29,10 +32,12 @@ def _byte_alphabet() -> list[str]:
 def _clip_files(folder: Path, words: Iterable[str]) -> None:
     """Writes ``vocab.json`` and ``merges.txt`` in which each of ``words`` is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix='</w>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=2, end_of_word_suffix='</w>', show_progress=False)
+        vocab_size=2000, min_frequency=2, end_of_word_suffix='</w>', show_progress=False
+    )
     tokenizer.train_from_iterator([' '.join(words)] * 2, trainer)
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())['model']['merges']]
     alphabet = _byte_alphabet()
@@ -48,47 +53,66 @@ def _clip_files(folder: Path, words: Iterable[str]) -> None:
 def tiny_clip_tokenizer(fast: bool = False, words: Iterable[str] = WORDS):
     """A ``CLIPTokenizer`` (or ``CLIPTokenizerFast``) that knows ``words`` as single tokens."""
     from transformers import CLIPTokenizer, CLIPTokenizerFast
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _clip_files(folder, words)
         tokenizer_class = CLIPTokenizerFast if fast else CLIPTokenizer
         return tokenizer_class(
-            str(folder / 'vocab.json'), str(folder / 'merges.txt'),
-            model_max_length=CLIP_MAX_LENGTH)
+            str(folder / 'vocab.json'), str(folder / 'merges.txt'), model_max_length=CLIP_MAX_LENGTH
+        )
 
 
 def tiny_t5_tokenizer(words: Iterable[str] = WORDS):
     """A ``T5TokenizerFast`` on a Unigram model that knows ``words`` as single tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import T5TokenizerFast
+
     vocabulary = [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0), ('\u2581', -6.0)]
     vocabulary += [('\u2581' + word, -4.0) for word in words]
     vocabulary += [(chr(code), -8.0) for code in range(33, 127)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single='$A </s>', special_tokens=[('</s>', 1)])
+        single='$A </s>', special_tokens=[('</s>', 1)]
+    )
     return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=512)
 
 
 def _tiny_clip_text_config(tokenizer, **changes):
     from transformers import CLIPTextConfig
+
     settings = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=CLIP_MAX_LENGTH,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_MAX_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return CLIPTextConfig(**{**settings, **changes})
 
 
 def _tiny_vae():
     from diffusers import AutoencoderKL
+
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 8),
-        down_block_types=('DownEncoderBlock2D', ) * 3, up_block_types=('UpDecoderBlock2D', ) * 3,
-        layers_per_block=1, norm_num_groups=4, sample_size=64)
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8, 8),
+        down_block_types=('DownEncoderBlock2D',) * 3,
+        up_block_types=('UpDecoderBlock2D',) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+    )
 
 
 def _quiet(pipe):
@@ -109,50 +133,91 @@ def tiny_stable_diffusion(seed: int = 0, fast_tokenizer: bool = False):
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
+
     tokenizer = tiny_clip_tokenizer(fast_tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
-            block_out_channels=(32, 32), norm_num_groups=8, cross_attention_dim=32,
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(32, 32),
+            norm_num_groups=8,
+            cross_attention_dim=32,
             down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
-            up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'), attention_head_dim=4)
+            up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
+            attention_head_dim=4,
+        )
         vae = _tiny_vae()
         text_encoder = CLIPTextModel(_tiny_clip_text_config(tokenizer))
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1)
-    return _quiet(StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet.eval(),
-        scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False))
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return _quiet(
+        StableDiffusionPipeline(
+            vae=vae.eval(),
+            text_encoder=text_encoder.eval(),
+            tokenizer=tokenizer,
+            unet=unet.eval(),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
 
 
 def tiny_stable_diffusion_xl(seed: int = 0):
     """A ``StableDiffusionXLPipeline``: 64x64 images, latents 4x16x16, attention at 8 only."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
     tokenizer = tiny_clip_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
-            block_out_channels=(32, 64), norm_num_groups=8, cross_attention_dim=64,
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(32, 64),
+            norm_num_groups=8,
+            cross_attention_dim=64,
             down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
-            up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'), attention_head_dim=(2, 4),
-            use_linear_projection=True, transformer_layers_per_block=(1, 2),
-            addition_embed_type='text_time', addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 32)
+            up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type='text_time',
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        )
         vae = _tiny_vae()
         text_encoder = CLIPTextModel(_tiny_clip_text_config(tokenizer))
         text_encoder_2 = CLIPTextModelWithProjection(
-            _tiny_clip_text_config(tokenizer, projection_dim=32))
+            _tiny_clip_text_config(tokenizer, projection_dim=32)
+        )
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', steps_offset=1)
-    return _quiet(StableDiffusionXLPipeline(
-        vae=vae.eval(), text_encoder=text_encoder.eval(), text_encoder_2=text_encoder_2.eval(),
-        tokenizer=tokenizer, tokenizer_2=tiny_clip_tokenizer(), unet=unet.eval(),
-        scheduler=scheduler, add_watermarker=False))
+        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', steps_offset=1
+    )
+    return _quiet(
+        StableDiffusionXLPipeline(
+            vae=vae.eval(),
+            text_encoder=text_encoder.eval(),
+            text_encoder_2=text_encoder_2.eval(),
+            tokenizer=tokenizer,
+            tokenizer_2=tiny_clip_tokenizer(),
+            unet=unet.eval(),
+            scheduler=scheduler,
+            add_watermarker=False,
+        )
+    )
 
 
 def tiny_if(seed: int = 0):
@@ -166,26 +231,60 @@ def tiny_if(seed: int = 0):
     """
     from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
     from transformers import T5Config, T5EncoderModel
+
     tokenizer = tiny_t5_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = T5EncoderModel(T5Config(
-            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
-            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))
+        text_encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=32,
+                d_kv=8,
+                d_ff=37,
+                num_layers=2,
+                num_heads=4,
+                pad_token_id=0,
+                eos_token_id=1,
+                decoder_start_token_id=0,
+            )
+        )
         unet = UNet2DConditionModel(
-            sample_size=32, in_channels=3, out_channels=6, layers_per_block=1,
-            block_out_channels=(32, 64), norm_num_groups=8,
+            sample_size=32,
+            in_channels=3,
+            out_channels=6,
+            layers_per_block=1,
+            block_out_channels=(32, 64),
+            norm_num_groups=8,
             down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'),
             mid_block_type='UNetMidBlock2DSimpleCrossAttn',
             up_block_types=('SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
-            cross_attention_dim=32, encoder_hid_dim=32, attention_head_dim=8,
-            addition_embed_type='text', addition_embed_type_num_heads=2,
-            cross_attention_norm='group_norm', resnet_time_scale_shift='scale_shift', act_fn='gelu')
+            cross_attention_dim=32,
+            encoder_hid_dim=32,
+            attention_head_dim=8,
+            addition_embed_type='text',
+            addition_embed_type_num_heads=2,
+            cross_attention_norm='group_norm',
+            resnet_time_scale_shift='scale_shift',
+            act_fn='gelu',
+        )
     scheduler = DDPMScheduler(
-        num_train_timesteps=1000, beta_schedule='squaredcos_cap_v2', thresholding=True,
-        dynamic_thresholding_ratio=0.95, sample_max_value=1.0, prediction_type='epsilon',
-        variance_type='learned_range')
-    return _quiet(IFPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder.eval(), unet=unet.eval(),
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, watermarker=None,
-        requires_safety_checker=False))
+        num_train_timesteps=1000,
+        beta_schedule='squaredcos_cap_v2',
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.0,
+        prediction_type='epsilon',
+        variance_type='learned_range',
+    )
+    return _quiet(
+        IFPipeline(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder.eval(),
+            unet=unet.eval(),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            watermarker=None,
+            requires_safety_checker=False,
+        )
+    )

@@ -1,4 +1,5 @@
 """Small trainings through all the real parts: store, loader, model, runner, checkpoints."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,19 +16,47 @@ from helpers.tiny_models import BACKBONE, GRID
 NECK = dict(in_channels=8, hid_channels=8, out_channels=6)
 HEAD = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2)
 MODELS = {
-    'mocov2': dict(type='FreeATMMoCo', backbone=BACKBONE, queue_len=25, feat_dim=6, momentum=0.1,
-                   neck=dict(NECK, type='FreeATMMoCoV2Neck'), head=HEAD),
-    'simclr': dict(type='FreeATMSimCLR', backbone=BACKBONE, head=HEAD,
-                   neck=dict(NECK, type='FreeATMNonLinearNeck', norm_cfg=dict(type='BN1d'))),
+    'mocov2': dict(
+        type='FreeATMMoCo',
+        backbone=BACKBONE,
+        queue_len=25,
+        feat_dim=6,
+        momentum=0.1,
+        neck=dict(NECK, type='FreeATMMoCoV2Neck'),
+        head=HEAD,
+    ),
+    'simclr': dict(
+        type='FreeATMSimCLR',
+        backbone=BACKBONE,
+        head=HEAD,
+        neck=dict(NECK, type='FreeATMNonLinearNeck', norm_cfg=dict(type='BN1d')),
+    ),
     'mae': dict(
         type='FreeATMMAE',
-        backbone=dict(type='FreeATMMAEViT', img_size=32, patch_size=8, mask_ratio=0.75,
-                      drop_path_rate=0.2, arch=dict(embed_dims=16, num_layers=2, num_heads=2,
-                                                    feedforward_channels=32)),
-        neck=dict(type='MAEPretrainDecoder', num_patches=16, patch_size=8, embed_dim=16,
-                  decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
-        head=dict(type='MAEPretrainHead', norm_pix=True, patch_size=8,
-                  loss=dict(type='PixelReconstructionLoss', criterion='L2'))),
+        backbone=dict(
+            type='FreeATMMAEViT',
+            img_size=32,
+            patch_size=8,
+            mask_ratio=0.75,
+            drop_path_rate=0.2,
+            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
+        ),
+        neck=dict(
+            type='MAEPretrainDecoder',
+            num_patches=16,
+            patch_size=8,
+            embed_dim=16,
+            decoder_embed_dim=16,
+            decoder_depth=1,
+            decoder_num_heads=2,
+        ),
+        head=dict(
+            type='MAEPretrainHead',
+            norm_pix=True,
+            patch_size=8,
+            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+        ),
+    ),
 }
 
 
@@ -36,28 +65,49 @@ def config(store, work_dir, method='mocov2', workers=0, **changes):
     views = [
         dict(type='FreeATMRandomResizedCrop', scale=32, crop_ratio_range=(0.3, 1.0)),
         dict(type='RandomApply', prob=0.8, transforms=[dict(type='ColorJitter', brightness=0.4)]),
-        dict(type='FreeATMRandomFlip', prob=0.5)]
+        dict(type='FreeATMRandomFlip', prob=0.5),
+    ]
     if method != 'mae':
         views = [dict(type='FreeATMMultiView', num_views=2, transforms=[views])]
-    cfg = Config(dict(
-        default_scope='mmpretrain', work_dir=str(work_dir), randomness=dict(seed=3),
-        model=dict(MODELS[method], data_preprocessor=dict(
-            type='SelfSupDataPreprocessor', mean=[128.] * 3, std=[64.] * 3)),
-        train_dataloader=dict(
-            batch_size=10, num_workers=workers, persistent_workers=workers > 0, drop_last=True,
-            sampler=dict(type='SeededSampler'), collate_fn=dict(type='default_collate'),
-            dataset=dict(type='FreeATMDataset',
-                         store=[str(path) for path in store] if isinstance(store, list)
-                         else str(store),
-                         pipeline=[dict(type='LoadFromStore'), *views,
-                                   dict(type='PackFreeATMInputs', grid_size=GRID)])),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
-        param_scheduler=[dict(type='CosineAnnealingLR', T_max=3, by_epoch=True)],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
-        custom_hooks=[dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1),
-                           logger=dict(type='LoggerHook', interval=1)),
-        log_level='WARNING'))
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            work_dir=str(work_dir),
+            randomness=dict(seed=3),
+            model=dict(
+                MODELS[method],
+                data_preprocessor=dict(
+                    type='SelfSupDataPreprocessor', mean=[128.0] * 3, std=[64.0] * 3
+                ),
+            ),
+            train_dataloader=dict(
+                batch_size=10,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                drop_last=True,
+                sampler=dict(type='SeededSampler'),
+                collate_fn=dict(type='default_collate'),
+                dataset=dict(
+                    type='FreeATMDataset',
+                    store=[str(path) for path in store] if isinstance(store, list) else str(store),
+                    pipeline=[
+                        dict(type='LoadFromStore'),
+                        *views,
+                        dict(type='PackFreeATMInputs', grid_size=GRID),
+                    ],
+                ),
+            ),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
+            param_scheduler=[dict(type='CosineAnnealingLR', T_max=3, by_epoch=True)],
+            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
+            custom_hooks=[dict(type='SeedEachIterationHook'), dict(type='ChannelsLastHook')],
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', interval=1),
+                logger=dict(type='LoggerHook', interval=1),
+            ),
+            log_level='WARNING',
+        )
+    )
     cfg.merge_from_dict(changes)
     return cfg
 

@@ -1,4 +1,5 @@
 """Small stores for tests."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,9 +13,14 @@ from freeatm_mm.store import Sample, write_store
 NOUNS = ('dog', 'bird', 'shoe', 'lamp', 'boat', 'drum')
 
 
-def make_store(path: Path, count: int = 12, size: tuple[int, int] = (24, 32),
-               nouns: tuple[int, ...] = (0, 1, 2, 3), mask_size: tuple[int, int] = (8, 8),
-               seed: int = 0) -> Path:
+def make_store(
+    path: Path,
+    count: int = 12,
+    size: tuple[int, int] = (24, 32),
+    nouns: tuple[int, ...] = (0, 1, 2, 3),
+    mask_size: tuple[int, int] = (8, 8),
+    seed: int = 0,
+) -> Path:
     """Writes a store of random images whose i-th has `nouns[i % len(nouns)]` nouns.
 
     Each mask is one bright blob on a dark ground.
@@ -30,11 +36,18 @@ def make_store(path: Path, count: int = 12, size: tuple[int, int] = (24, 32),
         masks = random.integers(0, 40, (len(names), *mask_size), dtype=np.uint8)
         for mask in masks:
             y, x = random.integers(0, mask_size[0] - 3), random.integers(0, mask_size[1] - 3)
-            mask[y:y + 4, x:x + 4] = 255
+            mask[y : y + 4, x : x + 4] = 255
         scales = np.sort(random.uniform(0.001, 0.02, (len(names), 2)), axis=1).astype(np.float32)
         image = Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
-        return Sample.from_image(f'{number:06d}', image, image_format='png', caption=caption,
-                                 nouns=tuple(spans), masks=masks, scales=scales)
+        return Sample.from_image(
+            f'{number:06d}',
+            image,
+            image_format='png',
+            caption=caption,
+            nouns=tuple(spans),
+            masks=masks,
+            scales=scales,
+        )
 
     write_store(path, (sample(number) for number in range(count)), samples_per_shard=5)
     return path

@@ -1,4 +1,5 @@
 """Steps of training that a process can run on all of a batch or on its part of it."""
+
 from __future__ import annotations
 
 import copy
@@ -9,8 +10,12 @@ import torch.distributed as dist
 from helpers.tiny_models import moco, samples, simclr, views
 
 # One step a row: instances of the images of the first and of the second process.
-STEPS = [([2, 1, 3], [1, 0, 1]), ([3, 3, 3], [None, None, None]), ([None] * 3, [0, None, 0]),
-         ([0, None, 1], [2, 4, 0])]
+STEPS = [
+    ([2, 1, 3], [1, 0, 1]),
+    ([3, 3, 3], [None, None, None]),
+    ([None] * 3, [0, None, 0]),
+    ([0, None, 1], [2, 4, 0]),
+]
 
 
 def average(gradients: list[torch.Tensor]) -> None:
@@ -29,22 +34,23 @@ def moco_steps(rank: int | None = None) -> list[list[torch.Tensor]]:
     for number, counts in enumerate(STEPS):
         inputs, data = views(6, seed=number), samples(counts[0] + counts[1], seed=number)
         if rank is not None:
-            inputs = [view[3 * rank:3 * rank + 3] for view in inputs]
-            data = data[3 * rank:3 * rank + 3]
+            inputs = [view[3 * rank : 3 * rank + 3] for view in inputs]
+            data = data[3 * rank : 3 * rank + 3]
         model.zero_grad()
         losses = model.loss(inputs, data)
         losses['loss'].backward()
-        gradients = [parameter.grad for parameter in model.parameters()
-                     if parameter.grad is not None]
+        gradients = [
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        ]
         if rank is not None:
             average(gradients)
-        results.append(copy.deepcopy([*gradients, model.queue, model.queue_nouns,
-                                      model.queue_ptr]))
+        results.append(copy.deepcopy([*gradients, model.queue, model.queue_nouns, model.queue_ptr]))
     return results
 
 
-def simclr_steps(rank: int | None = None, exact: bool = True,
-                 with_masks: bool = True) -> list[list[torch.Tensor]]:
+def simclr_steps(
+    rank: int | None = None, exact: bool = True, with_masks: bool = True
+) -> list[list[torch.Tensor]]:
     """Gradients of the steps, on a process's half of each batch, or on all of it."""
     results = []
     for form in ('nt_xent', 'equation3'):
@@ -68,8 +74,12 @@ def simclr_steps(rank: int | None = None, exact: bool = True,
 
 def simclr_runs(rank: int | None = None) -> list[list[list[torch.Tensor]]]:
     """`simclr_steps`: exact gradients, mmpretrain's, and both of mmpretrain's without masks."""
-    return [simclr_steps(rank), simclr_steps(rank, exact=False),
-            simclr_steps(rank, with_masks=False), simclr_steps(rank, exact=False, with_masks=False)]
+    return [
+        simclr_steps(rank),
+        simclr_steps(rank, exact=False),
+        simclr_steps(rank, with_masks=False),
+        simclr_steps(rank, exact=False, with_masks=False),
+    ]
 
 
 def stock_and_ours(rank: int | None = None) -> list[list[torch.Tensor]]:
@@ -84,15 +94,22 @@ def stock_and_ours(rank: int | None = None) -> list[list[torch.Tensor]]:
     for stock, data in ((True, None), (False, None), (False, whole)):
         model = moco(stock)
         for number in range(2):
-            inputs = [view if rank is None else view[3 * rank:3 * rank + 3]
-                      for view in views(6, seed=number)]
-            part = data if data is None or rank is None else data[3 * rank:3 * rank + 3]
+            inputs = [
+                view if rank is None else view[3 * rank : 3 * rank + 3]
+                for view in views(6, seed=number)
+            ]
+            part = data if data is None or rank is None else data[3 * rank : 3 * rank + 3]
             torch.manual_seed(number)  # the shuffle, which the first process draws
             model.zero_grad()
             loss = model.loss(inputs, part)['loss']
             loss.backward()
-        results.append([loss.detach(), model.queue, *(
-            parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+        results.append(
+            [
+                loss.detach(),
+                model.queue,
+                *(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
+            ]
+        )
     return results
 
 

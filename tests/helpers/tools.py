@@ -1,4 +1,5 @@
 """The tools loaded as modules, and what those that run others would run."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -11,8 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load_tool(name: str) -> ModuleType:
     """`tools/<name>.py` as a module; `name` may have a folder in front."""
-    spec = importlib.util.spec_from_file_location(f'{name.replace("/", "_")}_tool',
-                                                  ROOT / 'tools' / f'{name}.py')
+    spec = importlib.util.spec_from_file_location(
+        f'{name.replace("/", "_")}_tool', ROOT / 'tools' / f'{name}.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

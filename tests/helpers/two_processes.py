@@ -1,4 +1,5 @@
 """Runs a function in two gloo processes."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """The datasets: pairs from stores and caption files, detections, and what is refused."""
+
 from __future__ import annotations
 
 import json
@@ -30,8 +31,13 @@ from freeatm_mm.lavis_ext.builders import (  # noqa: E402
 from freeatm_mm.store import Store, StoreError  # noqa: E402
 
 DELETE = 'DELETE'
-NO_AUGMENT = {'name': 'freeatm_image_train', 'image_size': 16, 'min_scale': 1.0, 'hflip': False,
-              'augment': False}
+NO_AUGMENT = {
+    'name': 'freeatm_image_train',
+    'image_size': 16,
+    'min_scale': 1.0,
+    'hflip': False,
+    'augment': False,
+}
 
 
 @pytest.fixture(scope='module')
@@ -47,8 +53,10 @@ def captions(tmp_path_factory):
     for number in range(3):
         Image.new('RGB', (30, 60), (number, 0, 0)).save(folder / f'{number}.png')
         rows.append({'image': f'{number}.png', 'caption': f'Picture {number}.'})
-    rows[1]['objects'] = [{'name': 'dog', 'box': [0, 40, 9, 60]},
-                          {'name': 'cat', 'box': [21, 0, 30, 20]}]
+    rows[1]['objects'] = [
+        {'name': 'dog', 'box': [0, 40, 9, 60]},
+        {'name': 'cat', 'box': [21, 0, 30, 20]},
+    ]
     rows[2]['objects'] = []
     (folder / 'captions.json').write_text(json.dumps(rows))
     return folder
@@ -60,10 +68,16 @@ def write(path, content):
 
 
 def build(text=None, vis=NO_AUGMENT, **info):
-    return FreeATMPretrainBuilder(OmegaConf.create({
-        'data_type': 'images', 'vis_processor': {'train': vis},
-        'text_processor': {'train': {'name': 'freeatm_caption', **(text or {})}},
-        'build_info': info})).build_datasets()['train']
+    return FreeATMPretrainBuilder(
+        OmegaConf.create(
+            {
+                'data_type': 'images',
+                'vis_processor': {'train': vis},
+                'text_processor': {'train': {'name': 'freeatm_caption', **(text or {})}},
+                'build_info': info,
+            }
+        )
+    ).build_datasets()['train']
 
 
 def test_pairs_of_a_store(store):
@@ -75,10 +89,12 @@ def test_pairs_of_a_store(store):
         text = item['text_input']
         assert text.startswith(sample.caption)
         for noun, mask in zip(sample.nouns, sample.masks):
-            ys, xs = np.nonzero(mask.astype(float) - mask.min()
-                                >= 0.45 * (float(mask.max()) - mask.min()))
-            block = (int(3 * (ys.min() + ys.max() + 1) / 2 / 8) * 3
-                     + int(3 * (xs.min() + xs.max() + 1) / 2 / 8))
+            ys, xs = np.nonzero(
+                mask.astype(float) - mask.min() >= 0.45 * (float(mask.max()) - mask.min())
+            )
+            block = int(3 * (ys.min() + ys.max() + 1) / 2 / 8) * 3 + int(
+                3 * (xs.min() + xs.max() + 1) / 2 / 8
+            )
             assert f'the {noun.text} is in block {block}' in text
         assert text.count('is in block') == len(sample.nouns)
     assert build({'preset': 'none'}, store=str(store))[3]['text_input'] == samples[3].caption
@@ -87,12 +103,18 @@ def test_pairs_of_a_store(store):
 def test_pairs_of_a_caption_file(captions):
     dataset = build(annotations=str(captions / 'captions.json'), images=str(captions))
     assert [dataset[number]['text_input'] for number in range(3)] == [
-        'picture 0', 'picture 1 the dog is in block 6 the cat is in block 2', 'picture 2']
+        'picture 0',
+        'picture 1 the dog is in block 6 the cat is in block 2',
+        'picture 2',
+    ]
 
 
 def test_sources_are_joined_and_shared(store, captions):
-    sources = dict(store=[str(store), str(store)], annotations=str(captions / 'captions.json'),
-                   images=str(captions))
+    sources = dict(
+        store=[str(store), str(store)],
+        annotations=str(captions / 'captions.json'),
+        images=str(captions),
+    )
     dataset = build(**sources)
     assert len(dataset) == 27
     assert dataset[13]['text_input'] == dataset[1]['text_input']
@@ -120,8 +142,9 @@ def test_positions_of_others_keep_the_length_of_the_text(store):
             told.update(other for other in others if other.isdigit())
     assert differing > total / 2
     # What is told comes from the images' own blocks, in their frequencies.
-    blocks = Counter(word for number in range(12) for word in own[number]['text_input'].split()
-                     if word.isdigit())
+    blocks = Counter(
+        word for number in range(12) for word in own[number]['text_input'].split() if word.isdigit()
+    )
     assert set(told) <= set(blocks)
 
 
@@ -153,28 +176,37 @@ def test_an_object_outside_its_image_is_told(captions, tmp_path):
 BOX = {'name': 'dog', 'box': [0, 0, 5, 5]}
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'caption': ['a dog']}, r"captions.json\[1\]: caption must be text, got \['a dog'\]"),
-    ({'caption': None}, r'captions.json\[1\]: caption must be text, got None'),
-    ({'caption': ' '}, r'captions.json\[1\]: caption is empty'),
-    ({'caption': DELETE}, r"captions.json\[1\]: the field 'caption' is missing"),
-    ({'image': 7}, r'captions.json\[1\]: image must be text, got 7'),
-    ({'image': ''}, r'captions.json\[1\]: image must be the path of a picture'),
-    ({'image': '.'}, r"captions.json\[1\]: there is no picture '.'"),
-    ({'image': 'lost.png'}, r"captions.json\[1\]: there is no picture 'lost.png' in "),
-    ({'image': '../1.png'}, r"captions.json\[1\]: the image '../1.png' leads out of"),
-    ({'image': '/etc/hostname'}, r"captions.json\[1\]: the image '/etc/hostname' lies outside"),
-    ({'image': 'x\0.png'}, r'captions.json\[1\]: image must be the path of a picture'),
-    ({'objects': None}, r'captions.json\[1\]: objects must be a list of objects, got None'),
-    ({'objects': ['dog']}, r'\[1\]: objects\[0\]: an object needs "name" and "box"'),
-    ({'objects': [BOX, {'name': 'dog'}]}, r'objects\[1\]: an object needs "name" and "box"'),
-    ({'objects': [{**BOX, 'name': 3}]}, r'objects\[0\]: name must be text, got 3'),
-    ({'objects': [{**BOX, 'box': [0, 0, 5]}]}, "the box of 'dog' must be four numbers"),
-    ({'objects': [{**BOX, 'box': [0, 0, '5', 5]}]}, "the box of 'dog' must be four numbers"),
-    ({'objects': [{**BOX, 'box': [0, 0, True, 5]}]}, "the box of 'dog' must be four numbers"),
-    ({'objects': [{**BOX, 'box': [5, 0, 5, 5]}]}, "of 'dog' is empty or lies outside its image"),
-    ({'objects': [{**BOX, 'box': [-9, 0, 0, 5]}]}, "of 'dog' is empty or lies outside its image"),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'caption': ['a dog']}, r"captions.json\[1\]: caption must be text, got \['a dog'\]"),
+        ({'caption': None}, r'captions.json\[1\]: caption must be text, got None'),
+        ({'caption': ' '}, r'captions.json\[1\]: caption is empty'),
+        ({'caption': DELETE}, r"captions.json\[1\]: the field 'caption' is missing"),
+        ({'image': 7}, r'captions.json\[1\]: image must be text, got 7'),
+        ({'image': ''}, r'captions.json\[1\]: image must be the path of a picture'),
+        ({'image': '.'}, r"captions.json\[1\]: there is no picture '.'"),
+        ({'image': 'lost.png'}, r"captions.json\[1\]: there is no picture 'lost.png' in "),
+        ({'image': '../1.png'}, r"captions.json\[1\]: the image '../1.png' leads out of"),
+        ({'image': '/etc/hostname'}, r"captions.json\[1\]: the image '/etc/hostname' lies outside"),
+        ({'image': 'x\0.png'}, r'captions.json\[1\]: image must be the path of a picture'),
+        ({'objects': None}, r'captions.json\[1\]: objects must be a list of objects, got None'),
+        ({'objects': ['dog']}, r'\[1\]: objects\[0\]: an object needs "name" and "box"'),
+        ({'objects': [BOX, {'name': 'dog'}]}, r'objects\[1\]: an object needs "name" and "box"'),
+        ({'objects': [{**BOX, 'name': 3}]}, r'objects\[0\]: name must be text, got 3'),
+        ({'objects': [{**BOX, 'box': [0, 0, 5]}]}, "the box of 'dog' must be four numbers"),
+        ({'objects': [{**BOX, 'box': [0, 0, '5', 5]}]}, "the box of 'dog' must be four numbers"),
+        ({'objects': [{**BOX, 'box': [0, 0, True, 5]}]}, "the box of 'dog' must be four numbers"),
+        (
+            {'objects': [{**BOX, 'box': [5, 0, 5, 5]}]},
+            "of 'dog' is empty or lies outside its image",
+        ),
+        (
+            {'objects': [{**BOX, 'box': [-9, 0, 0, 5]}]},
+            "of 'dog' is empty or lies outside its image",
+        ),
+    ],
+)
 def test_a_caption_file_is_checked_when_it_is_opened(captions, tmp_path, change, message):
     rows = json.loads((captions / 'captions.json').read_text())
     rows[1] = {key: value for key, value in {**rows[1], **change}.items() if value != DELETE}
@@ -183,30 +215,41 @@ def test_a_caption_file_is_checked_when_it_is_opened(captions, tmp_path, change,
         build(annotations=str(tmp_path / 'captions.json'), images=str(captions))
 
 
-@pytest.mark.parametrize('found, message', [
-    ([], 'must be an object'),
-    ({'image': {}}, 'must hold an object "images"'),
-    ({'images': []}, 'must hold an object "images"'),
-    ({'images': {'0.png': 'none'}}, r"images\['0.png'\] must be a list of objects, got 'none'"),
-    ({'images': {'0.png': [{'name': 'dog', 'bbox': [0, 0, 5, 5]}]}},
-     r"images\['0.png'\]\[0\]: an object needs"),
-    ({'images': {'0.png': []}}, "has no entry for image '1.png' and 1 more of "),
-])
+@pytest.mark.parametrize(
+    'found, message',
+    [
+        ([], 'must be an object'),
+        ({'image': {}}, 'must hold an object "images"'),
+        ({'images': []}, 'must hold an object "images"'),
+        ({'images': {'0.png': 'none'}}, r"images\['0.png'\] must be a list of objects, got 'none'"),
+        (
+            {'images': {'0.png': [{'name': 'dog', 'bbox': [0, 0, 5, 5]}]}},
+            r"images\['0.png'\]\[0\]: an object needs",
+        ),
+        ({'images': {'0.png': []}}, "has no entry for image '1.png' and 1 more of "),
+    ],
+)
 def test_detections_are_checked_when_they_are_opened(captions, tmp_path, found, message):
     (tmp_path / 'found.json').write_text(json.dumps(found))
     with pytest.raises(InputError, match=message):
-        build(annotations=str(captions / 'captions.json'), images=str(captions),
-              detections=str(tmp_path / 'found.json'))
+        build(
+            annotations=str(captions / 'captions.json'),
+            images=str(captions),
+            detections=str(tmp_path / 'found.json'),
+        )
 
 
-FILES = {'a pipe': lambda path: os.mkfifo(path), 'a folder': lambda path: path.mkdir(),
-         'empty': lambda path: path.touch(),
-         'is not JSON': lambda path: path.write_text('{"images": '),
-         'save it as UTF-8': lambda path: path.write_bytes(b'["caf\xe9"]'),
-         'nested too deeply': lambda path: path.write_text('[' * 100_000),
-         'has more than the': lambda path: (path.touch(), os.truncate(path, 1 << 40)),
-         'must be': lambda path: path.write_text('3'),
-         'is there twice': lambda path: path.write_text('{"images": {"a": [], "a": []}}')}
+FILES = {
+    'a pipe': lambda path: os.mkfifo(path),
+    'a folder': lambda path: path.mkdir(),
+    'empty': lambda path: path.touch(),
+    'is not JSON': lambda path: path.write_text('{"images": '),
+    'save it as UTF-8': lambda path: path.write_bytes(b'["caf\xe9"]'),
+    'nested too deeply': lambda path: path.write_text('[' * 100_000),
+    'has more than the': lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+    'must be': lambda path: path.write_text('3'),
+    'is there twice': lambda path: path.write_text('{"images": {"a": [], "a": []}}'),
+}
 
 
 @pytest.mark.parametrize('message', FILES)
@@ -218,43 +261,66 @@ def test_a_file_that_is_none_is_one_sentence(captions, tmp_path, kind, message):
         if kind == 'captions':
             build(annotations=str(path), images=str(captions))
         elif kind == 'detections':
-            build(annotations=str(captions / 'captions.json'), images=str(captions),
-                  detections=str(path))
+            build(
+                annotations=str(captions / 'captions.json'),
+                images=str(captions),
+                detections=str(path),
+            )
         else:
             retrieval(captions, **{kind: str(path)})
     assert '\n' not in str(raised.value)
 
 
 def retrieval(images, skip_unreadable=False, **files):
-    return FreeATMRetrievalBuilder(OmegaConf.create({'build_info': {
-        'annotations': files, 'images': str(images), 'skip_unreadable': skip_unreadable}})
+    return FreeATMRetrievalBuilder(
+        OmegaConf.create(
+            {
+                'build_info': {
+                    'annotations': files,
+                    'images': str(images),
+                    'skip_unreadable': skip_unreadable,
+                }
+            }
+        )
     ).build_datasets()
 
 
 def retrieval_rows(split):
     caption = 'a dog' if split == 'train' else ['a dog', 'the dog']
-    return [{'image': f'{number}.png', 'image_id': number, 'caption': caption}
-            for number in range(3)]
+    return [
+        {'image': f'{number}.png', 'image_id': number, 'caption': caption} for number in range(3)
+    ]
 
 
-@pytest.mark.parametrize('split, change, message', [
-    # A caption given as text was scored letter by letter.
-    ('test', {'caption': 'a dog'}, r"x.json\[1\]: caption must be a list of texts, .*got 'a dog'"),
-    ('val', {'caption': []}, r'x.json\[1\]: caption is an empty list'),
-    ('test', {'caption': ['a dog', 3]}, r'x.json\[1\]: caption\[1\] must be text, got 3'),
-    ('test', {'caption': ['']}, r'x.json\[1\]: caption\[0\] is empty'),
-    ('test', {'image': '0.png'}, r"\[1\]: the image '0.png' is that of entry 0, too"),
-    ('val', {'image': 'lost.png'}, r"x.json\[1\]: there is no picture 'lost.png'"),
-    ('test', {'image': 'captions.json'}, r"x.json\[1\]: the image '.*json' can't be read"),
-    ('test', {'mirrored': 0}, r'x.json\[0\]: .* one caption and a "mirrored" in every annotation'),
-    ('train', {'caption': ['a dog']}, r'\[1\]: caption must be text, got .* an entry for each'),
-    ('train', {'image_id': DELETE}, r"x.json\[1\]: the field 'image_id' is missing"),
-    ('train', {'image_id': 1.5}, r'x.json\[1\]: image_id must be a number or text, got 1.5'),
-    ('train', {'image_id': [1]}, r'x.json\[1\]: image_id must be a number or text'),
-    ('train', {'image_id': 0}, r'x.json\[1\]: image_id 0 is that of two images'),
-    ('train', {'image': '0.png'}, r"x.json\[1\]: the image '0.png' has two ids, 0 and 1"),
-    ('train', {'image': 'lost.png'}, r"x.json\[1\]: there is no picture 'lost.png'"),
-])
+@pytest.mark.parametrize(
+    'split, change, message',
+    [
+        # A caption given as text was scored letter by letter.
+        (
+            'test',
+            {'caption': 'a dog'},
+            r"x.json\[1\]: caption must be a list of texts, .*got 'a dog'",
+        ),
+        ('val', {'caption': []}, r'x.json\[1\]: caption is an empty list'),
+        ('test', {'caption': ['a dog', 3]}, r'x.json\[1\]: caption\[1\] must be text, got 3'),
+        ('test', {'caption': ['']}, r'x.json\[1\]: caption\[0\] is empty'),
+        ('test', {'image': '0.png'}, r"\[1\]: the image '0.png' is that of entry 0, too"),
+        ('val', {'image': 'lost.png'}, r"x.json\[1\]: there is no picture 'lost.png'"),
+        ('test', {'image': 'captions.json'}, r"x.json\[1\]: the image '.*json' can't be read"),
+        (
+            'test',
+            {'mirrored': 0},
+            r'x.json\[0\]: .* one caption and a "mirrored" in every annotation',
+        ),
+        ('train', {'caption': ['a dog']}, r'\[1\]: caption must be text, got .* an entry for each'),
+        ('train', {'image_id': DELETE}, r"x.json\[1\]: the field 'image_id' is missing"),
+        ('train', {'image_id': 1.5}, r'x.json\[1\]: image_id must be a number or text, got 1.5'),
+        ('train', {'image_id': [1]}, r'x.json\[1\]: image_id must be a number or text'),
+        ('train', {'image_id': 0}, r'x.json\[1\]: image_id 0 is that of two images'),
+        ('train', {'image': '0.png'}, r"x.json\[1\]: the image '0.png' has two ids, 0 and 1"),
+        ('train', {'image': 'lost.png'}, r"x.json\[1\]: there is no picture 'lost.png'"),
+    ],
+)
 def test_a_retrieval_file_is_checked_when_it_is_opened(captions, tmp_path, split, change, message):
     rows = retrieval_rows(split)
     assert len(retrieval(captions, **{split: write(tmp_path / 'ok.json', rows)})[split]) == 3
@@ -265,8 +331,10 @@ def test_a_retrieval_file_is_checked_when_it_is_opened(captions, tmp_path, split
 
 def test_mirrored_pairs_must_lead_back(captions, tmp_path):
     for numbers in ((1, 0, 0), (1, 0, 5), (1, 0, True)):
-        rows = [{**row, 'caption': ['a dog'], 'mirrored': number}
-                for row, number in zip(retrieval_rows('test'), numbers)]
+        rows = [
+            {**row, 'caption': ['a dog'], 'mirrored': number}
+            for row, number in zip(retrieval_rows('test'), numbers)
+        ]
         with pytest.raises(InputError, match='mirrored'):
             retrieval(captions, test=write(tmp_path / 'x.json', rows))
 
@@ -277,8 +345,11 @@ def test_many_missing_pictures_are_counted(captions, tmp_path, monkeypatch):
     path = write(tmp_path / 'x.json', rows)
     for few in (1000, 2):
         monkeypatch.setattr(annotations, '_FEW', few)
-        with pytest.raises(InputError, match=r"x.json\[3\]: there is no picture '3.png' in .* "
-                                             r'\(3 of 6 entries lack theirs\)'):
+        with pytest.raises(
+            InputError,
+            match=r"x.json\[3\]: there is no picture '3.png' in .* "
+            r'\(3 of 6 entries lack theirs\)',
+        ):
             build(annotations=path, images=str(captions))
 
 
@@ -288,17 +359,21 @@ def damaged(tmp_path, captions):
     for number in range(3):
         shutil.copy(captions / f'{number}.png', tmp_path)
     data = (captions / '1.png').read_bytes()
-    (tmp_path / '1.png').write_bytes(data[:len(data) // 2])
-    rows = [{'image': f'{number}.png', 'caption': f'picture {number}', 'image_id': number}
-            for number in range(4)]
+    (tmp_path / '1.png').write_bytes(data[: len(data) // 2])
+    rows = [
+        {'image': f'{number}.png', 'caption': f'picture {number}', 'image_id': number}
+        for number in range(4)
+    ]
     write(tmp_path / 'x.json', rows[:3])
     write(tmp_path / 'y.json', rows)
     return tmp_path
 
 
 def test_an_unreadable_picture_is_one_sentence(damaged):
-    for dataset in (build(annotations=str(damaged / 'x.json'), images=str(damaged)),
-                    retrieval(damaged, train=str(damaged / 'x.json'))['train']):
+    for dataset in (
+        build(annotations=str(damaged / 'x.json'), images=str(damaged)),
+        retrieval(damaged, train=str(damaged / 'x.json'))['train'],
+    ):
         assert 'unreadable' not in dataset[0]
         message = r"x.json: the image '.*1.png' can't be read \("
         with pytest.raises(InputError, match=message) as told:
@@ -307,11 +382,15 @@ def test_an_unreadable_picture_is_one_sentence(damaged):
 
 
 def test_unreadable_pictures_are_passed_over_if_asked(damaged, caplog):
-    for dataset in (build(annotations=str(damaged / 'y.json'), images=str(damaged),
-                          skip_unreadable=True),
-                    retrieval(damaged, True, train=str(damaged / 'y.json'))['train']):
+    for dataset in (
+        build(annotations=str(damaged / 'y.json'), images=str(damaged), skip_unreadable=True),
+        retrieval(damaged, True, train=str(damaged / 'y.json'))['train'],
+    ):
         assert [dataset[number]['text_input'] for number in range(3)] == [
-            'picture 0', 'picture 2', 'picture 2']
+            'picture 0',
+            'picture 2',
+            'picture 2',
+        ]
         assert [dataset[number]['unreadable'] for number in range(3)] == [0, 1, 0]
     assert caplog.text.count('y.json: 1 entries are left out') == 2
     (damaged / '0.png').write_bytes(b'')
@@ -319,8 +398,9 @@ def test_unreadable_pictures_are_passed_over_if_asked(damaged, caplog):
     with pytest.raises(InputError, match="3 pictures one after the other can't be read"):
         dataset[1]
     # Of the sets that figures are made of, every picture counts.
-    rows = [{**row, 'caption': [row['caption']]}
-            for row in json.loads((damaged / 'x.json').read_text())]
+    rows = [
+        {**row, 'caption': [row['caption']]} for row in json.loads((damaged / 'x.json').read_text())
+    ]
     with pytest.raises(InputError, match=r"x.json\[0\]: the image '.*0.png' can't be read"):
         retrieval(damaged, True, test=write(damaged / 'x.json', rows))
 
@@ -345,31 +425,37 @@ def test_retrieval_items_are_those_of_lavis(captions, tmp_path):
 
 def test_an_undecodable_picture_of_a_store_is_told(store, monkeypatch):
     dataset, read = build(store=str(store)), Store.read
-    monkeypatch.setattr(Store, 'read', lambda self, number: read(self, number)._replace(
-        image_bytes=b'no picture'))
+    monkeypatch.setattr(
+        Store, 'read', lambda self, number: read(self, number)._replace(image_bytes=b'no picture')
+    )
     with pytest.raises(InputError, match="store: sample '000002': the image can't be read"):
         dataset[2]
 
 
-@pytest.mark.parametrize('info, message', [
-    (dict(), 'names no pairs; set store or annotations'),
-    (dict(store='no/such'), 'no store at no/such'),
-    (dict(store='S', share=0), 'share must be a number above 0 and at most 1, got 0'),
-    (dict(store='S', share='half'), "share must be a number .*, got 'half'"),
-    (dict(store=3), 'store must be a path, or a list of paths, got 3'),
-    (dict(store='S', threshold=[0.4]), 'threshold must be a number'),
-    (dict(store='S', skip_unreadable='no'), 'skip_unreadable must be True or False'),
-    (dict(store='S', shards=3), r'build_info has no shards; did you mean share\? \(known are'),
-    (dict(store='S', detections='no.json'), 'no file of detections no.json: make it with'),
-    (dict(store='S', detections=['a', 'b']), 'need as many files of detections in all, got 2'),
-    (dict(annotations='no.json', images='.'), 'no caption file no.json'),
-    (dict(annotations='no.json'), '1 files of annotations need as many folders'),
-    (dict(annotations='C', images='no/images'), 'no image folder no/images'),
-])
+@pytest.mark.parametrize(
+    'info, message',
+    [
+        (dict(), 'names no pairs; set store or annotations'),
+        (dict(store='no/such'), 'no store at no/such'),
+        (dict(store='S', share=0), 'share must be a number above 0 and at most 1, got 0'),
+        (dict(store='S', share='half'), "share must be a number .*, got 'half'"),
+        (dict(store=3), 'store must be a path, or a list of paths, got 3'),
+        (dict(store='S', threshold=[0.4]), 'threshold must be a number'),
+        (dict(store='S', skip_unreadable='no'), 'skip_unreadable must be True or False'),
+        (dict(store='S', shards=3), r'build_info has no shards; did you mean share\? \(known are'),
+        (dict(store='S', detections='no.json'), 'no file of detections no.json: make it with'),
+        (dict(store='S', detections=['a', 'b']), 'need as many files of detections in all, got 2'),
+        (dict(annotations='no.json', images='.'), 'no caption file no.json'),
+        (dict(annotations='no.json'), '1 files of annotations need as many folders'),
+        (dict(annotations='C', images='no/images'), 'no image folder no/images'),
+    ],
+)
 def test_wrong_paths_and_options_are_told(store, captions, info, message):
     names = {'S': str(store), 'C': str(captions / 'captions.json')}
-    info = {key: names.get(value, value) if isinstance(value, str) else value
-            for key, value in info.items()}
+    info = {
+        key: names.get(value, value) if isinstance(value, str) else value
+        for key, value in info.items()
+    }
     with pytest.raises((ValueError, FileNotFoundError, StoreError), match=message):
         build(**info)
 
@@ -382,16 +468,23 @@ def test_prompts_need_a_processor_that_knows_its_view(store):
     assert 'block' not in build({'preset': 'none'}, lavis, store=str(store))[3]['text_input']
 
 
-@pytest.mark.parametrize('info, message', [
-    (dict(annotations={}, images='.'), 'must name files for train, val or test, got none'),
-    (dict(annotations={'dev': 'x'}, images='.'), 'annotations has no dev'),
-    (dict(annotations={'test': 3}, images='.'), 'annotations.test must be text, got 3'),
-    (dict(annotations='x', images='.'), "must be a file for each split, .* got 'x'"),
-    (dict(annotation={'test': 'x'}, images='.'), r'has no annotation; did you mean annotations\?'),
-    (dict(annotations={'test': 'no.json'}, images='.'), 'no annotation file no.json'),
-    (dict(annotations={'test': 'x'}), 'set build_info.images'),
-])
+@pytest.mark.parametrize(
+    'info, message',
+    [
+        (dict(annotations={}, images='.'), 'must name files for train, val or test, got none'),
+        (dict(annotations={'dev': 'x'}, images='.'), 'annotations has no dev'),
+        (dict(annotations={'test': 3}, images='.'), 'annotations.test must be text, got 3'),
+        (dict(annotations='x', images='.'), "must be a file for each split, .* got 'x'"),
+        (
+            dict(annotation={'test': 'x'}, images='.'),
+            r'has no annotation; did you mean annotations\?',
+        ),
+        (dict(annotations={'test': 'no.json'}, images='.'), 'no annotation file no.json'),
+        (dict(annotations={'test': 'x'}), 'set build_info.images'),
+    ],
+)
 def test_retrieval_paths_are_checked(info, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        FreeATMRetrievalBuilder(OmegaConf.create(
-            {'data_type': 'images', 'build_info': info})).build_datasets()
+        FreeATMRetrievalBuilder(
+            OmegaConf.create({'data_type': 'images', 'build_info': info})
+        ).build_datasets()

@@ -1,4 +1,5 @@
 """LAVIS's own train code: its `Config`, tasks and loop take what we register, and our yamls."""
+
 from __future__ import annotations
 
 import os
@@ -49,12 +50,27 @@ def parts(tmp_path_factory):
 
 
 def test_lavis_trains_our_yaml_without_our_tools(parts, tmp_path):
-    environment = {key: value for key, value in os.environ.items()
-                   if key not in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID')}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID')
+    }
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', TRAIN, str(PRETRAIN),
-         *pretrain_options(*parts, tmp_path), 'run.max_epoch=1'], cwd=ROOT, capture_output=True,
-        text=True, env={**environment, 'PYTHONPATH': str(ROOT)})
+        [
+            sys.executable,
+            '-W',
+            'ignore',
+            '-c',
+            TRAIN,
+            str(PRETRAIN),
+            *pretrain_options(*parts, tmp_path),
+            'run.max_epoch=1',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**environment, 'PYTHONPATH': str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / '20260101' / 'checkpoint_0.pth').is_file()
 
@@ -62,6 +78,7 @@ def test_lavis_trains_our_yaml_without_our_tools(parts, tmp_path):
 def test_lavis_own_loop_trains_our_model_on_our_data(parts, tmp_path):
     """Its task's `train_epoch`, as its own runner calls it, on a plain loader."""
     from freeatm_mm.lavis_ext.launch import load_config
+
     cfg = load_config(PRETRAIN, pretrain_options(*parts, tmp_path))
     task = setup_task(cfg)
     model = task.build_model(cfg).train()
@@ -69,20 +86,31 @@ def test_lavis_own_loop_trains_our_model_on_our_data(parts, tmp_path):
     before = model.vision_proj.weight.clone()
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
     schedule = registry.get_lr_scheduler_class('linear_warmup_cosine_lr')(
-        optimizer, max_epoch=1, min_lr=0, init_lr=1e-3)
-    stats = task.train_epoch(0, model, DataLoader(dataset, 4, collate_fn=dataset.collater),
-                             optimizer, schedule)
+        optimizer, max_epoch=1, min_lr=0, init_lr=1e-3
+    )
+    stats = task.train_epoch(
+        0, model, DataLoader(dataset, 4, collate_fn=dataset.collater), optimizer, schedule
+    )
     assert float(stats['loss']) > 0 and not torch.equal(before, model.vision_proj.weight)
 
 
-@pytest.mark.parametrize('name, info', [
-    ('freeatm_pretrain', lambda parts: {'store': str(parts[0])}),
-    ('freeatm_retrieval', lambda parts: {'annotations': {'test': str(parts[0] / 'test.json')},
-                                         'images': str(parts[0].parent)}),
-])
+@pytest.mark.parametrize(
+    'name, info',
+    [
+        ('freeatm_pretrain', lambda parts: {'store': str(parts[0])}),
+        (
+            'freeatm_retrieval',
+            lambda parts: {
+                'annotations': {'test': str(parts[0] / 'test.json')},
+                'images': str(parts[0].parent),
+            },
+        ),
+    ],
+)
 def test_builders_need_no_more_than_their_documented_keys(parts, name, info):
     """As LAVIS's own: from the whole configuration, from a part of it, and from the defaults."""
     from PIL import Image
+
     Image.new('RGB', (20, 20)).save(parts[0].parent / 'x.png')
     (parts[0] / 'test.json').write_text('[{"image": "x.png", "caption": ["a dog"]}]')
     builder = registry.get_builder_class(name)

@@ -1,4 +1,5 @@
 """The models: LAVIS's losses bit for bit, and checkpoints that leave nothing missing."""
+
 from __future__ import annotations
 
 import logging
@@ -40,20 +41,32 @@ def model(tokenizer):
 
 def lavis_pretrain(tokenizer, monkeypatch):
     """LAVIS's own model of the same sizes, with the one thing it would download handed over."""
-    monkeypatch.setattr(BlipBase, 'init_tokenizer', classmethod(
-        lambda cls: load_tokenizer(tokenizer)))
+    monkeypatch.setattr(
+        BlipBase, 'init_tokenizer', classmethod(lambda cls: load_tokenizer(tokenizer))
+    )
     cfg = config(tokenizer)
     image = models._image_encoder(cfg)
     bert = models._bert_config(cfg, image, load_tokenizer(tokenizer).vocab_size)
     return BlipPretrain(
-        image, XBertEncoder(config=bert, add_pooling_layer=False), XBertLMHeadDecoder(config=bert),
-        queue_size=24, embed_dim=6, max_txt_len=12)
+        image,
+        XBertEncoder(config=bert, add_pooling_layer=False),
+        XBertLMHeadDecoder(config=bert),
+        queue_size=24,
+        embed_dim=6,
+        max_txt_len=12,
+    )
 
 
 def batch(step=0, **more):
     torch.manual_seed(step)
-    return {'image': torch.randn(4, 3, 16, 16), 'text_input': TEXTS, 'epoch': 0, 'iters': step,
-            'num_iters_per_epoch': 3, **more}
+    return {
+        'image': torch.randn(4, 3, 16, 16),
+        'text_input': TEXTS,
+        'epoch': 0,
+        'iters': step,
+        'num_iters_per_epoch': 3,
+        **more,
+    }
 
 
 def train_steps(model, count=3):
@@ -68,8 +81,14 @@ def train_steps(model, count=3):
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         optimizer.step()
         optimizer.zero_grad()
-        found += [output.loss_itc, output.loss_itm, output.loss_lm, *gradients,
-                  model.image_queue.clone(), model.text_queue.clone()]
+        found += [
+            output.loss_itc,
+            output.loss_itm,
+            output.loss_lm,
+            *gradients,
+            model.image_queue.clone(),
+            model.text_queue.clone(),
+        ]
     return found
 
 
@@ -102,28 +121,35 @@ def checkpoint(model, tmp_path):
 def check_same(retrieval, model):
     own, source = retrieval.state_dict(), model.state_dict()
     assert [name for name in own if not torch.equal(own[name], source[name])] in (
-        [], ['queue_ptr'])  # which starts anew
+        [],
+        ['queue_ptr'],
+    )  # which starts anew
 
 
 def test_retrieval_finds_everything(model, checkpoint, tokenizer, caplog):
     with caplog.at_level(logging.INFO):
         retrieval = FreeATMBlipRetrieval.from_config(
-            config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE))
+            config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
+        )
     own = len(retrieval.state_dict())
     decoder = sum(name.startswith('text_decoder.') for name in model.state_dict())
-    assert (f"{own} of {own} tensors loaded (0 interpolated), 0 of the model's left as they were, "
-            f'{decoder} unused') in caplog.text
+    assert (
+        f"{own} of {own} tensors loaded (0 interpolated), 0 of the model's left as they were, "
+        f'{decoder} unused'
+    ) in caplog.text
     check_same(retrieval, model)
 
 
 def test_lavis_own_retrieval_finds_everything(model, checkpoint, tokenizer, monkeypatch, caplog):
-    monkeypatch.setattr(BlipBase, 'init_tokenizer', classmethod(
-        lambda cls: load_tokenizer(tokenizer)))
+    monkeypatch.setattr(
+        BlipBase, 'init_tokenizer', classmethod(lambda cls: load_tokenizer(tokenizer))
+    )
     cfg = config(tokenizer, path=FINETUNE)
     image = models._image_encoder(cfg)
     bert = models._bert_config(cfg, image, len(load_tokenizer(tokenizer)))
-    retrieval = BlipRetrieval(image, XBertEncoder(config=bert, add_pooling_layer=False),
-                              queue_size=24, embed_dim=6)
+    retrieval = BlipRetrieval(
+        image, XBertEncoder(config=bert, add_pooling_layer=False), queue_size=24, embed_dim=6
+    )
     message = retrieval.load_from_pretrained(str(checkpoint))
     assert message.missing_keys == []
     check_same(retrieval, model)
@@ -132,43 +158,68 @@ def test_lavis_own_retrieval_finds_everything(model, checkpoint, tokenizer, monk
 def test_a_checkpoint_of_lavis_gets_momentum_encoders(model, tokenizer, tmp_path, caplog):
     """LAVIS leaves out what takes no gradient; its own retrieval model then stops with KeyError."""
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
-    state = {name: value for name, value in model.state_dict().items()
-             if name not in frozen and name != 'idx_queue'}
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name not in frozen and name != 'idx_queue'
+    }
     torch.save({'model': state}, tmp_path / 'lavis.pth')
     retrieval = FreeATMBlipRetrieval.from_config(
-        config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}', path=FINETUNE))
+        config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}', path=FINETUNE)
+    )
     assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
     assert torch.equal(retrieval.text_proj_m.weight, model.text_proj.weight)
     caplog.clear()
     again = FreeATMBlipPretrain.from_config(  # further pretraining says so too
-        config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}'))
+        config(tokenizer, f'model.pretrained={tmp_path / "lavis.pth"}')
+    )
     assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
     assert torch.equal(again.text_proj_m.weight, model.text_proj.weight)
 
 
-def test_a_fine_tuned_checkpoint_of_lavis_can_be_judged(model, checkpoint, tokenizer, tmp_path,
-                                                       caplog):
+def test_a_fine_tuned_checkpoint_of_lavis_can_be_judged(
+    model, checkpoint, tokenizer, tmp_path, caplog
+):
     retrieval = FreeATMBlipRetrieval.from_config(
-        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE))
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
+    )
     frozen = {name for name, value in retrieval.named_parameters() if not value.requires_grad}
-    torch.save({'model': {name: value for name, value in retrieval.state_dict().items()
-                          if name not in frozen}}, tmp_path / 'best.pth')
-    again = FreeATMBlipRetrieval.from_config(config(
-        tokenizer, 'model.load_finetuned=True', f'model.finetuned={tmp_path / "best.pth"}',
-        path=ZEROSHOT))
+    torch.save(
+        {
+            'model': {
+                name: value for name, value in retrieval.state_dict().items() if name not in frozen
+            }
+        },
+        tmp_path / 'best.pth',
+    )
+    again = FreeATMBlipRetrieval.from_config(
+        config(
+            tokenizer,
+            'model.load_finetuned=True',
+            f'model.finetuned={tmp_path / "best.pth"}',
+            path=ZEROSHOT,
+        )
+    )
     assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
     assert torch.equal(again.itm_head.weight, retrieval.itm_head.weight)
 
 
 def test_larger_images_and_other_queues(model, checkpoint, tokenizer, caplog):
     with caplog.at_level(logging.INFO):
-        retrieval = FreeATMBlipRetrieval.from_config(config(
-            tokenizer, f'model.pretrained={checkpoint}', 'model.image_size=32',
-            'model.queue_size=48', path=FINETUNE))
+        retrieval = FreeATMBlipRetrieval.from_config(
+            config(
+                tokenizer,
+                f'model.pretrained={checkpoint}',
+                'model.image_size=32',
+                'model.queue_size=48',
+                path=FINETUNE,
+            )
+        )
     assert "(2 interpolated), 4 of the model's left as they were" in caplog.text
     assert retrieval.visual_encoder.pos_embed.shape[1] == 17
-    assert torch.equal(retrieval.visual_encoder.pos_embed[:, 0],
-                       model.visual_encoder.pos_embed[:, 0])
+    assert torch.equal(
+        retrieval.visual_encoder.pos_embed[:, 0], model.visual_encoder.pos_embed[:, 0]
+    )
     assert (retrieval.idx_queue == -100).all()
 
 
@@ -182,8 +233,10 @@ def test_pretraining_goes_on_from_another(model, checkpoint, tokenizer):
 def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
     def load(state):
         torch.save(state, tmp_path / 'x.pth')
-        return FreeATMBlipRetrieval.from_config(config(
-            tokenizer, f'model.pretrained={tmp_path / "x.pth"}', path=FINETUNE))
+        return FreeATMBlipRetrieval.from_config(
+            config(tokenizer, f'model.pretrained={tmp_path / "x.pth"}', path=FINETUNE)
+        )
+
     state = model.state_dict()
     with pytest.raises(ValueError, match='lacks itm_head.weight$'):
         load({name: value for name, value in state.items() if name != 'itm_head.weight'})
@@ -198,35 +251,70 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
         models.read_checkpoint(tmp_path / 'half.pth')
 
 
-@pytest.mark.parametrize('options, path, message', [
-    (['model.pretrained=no/such.pth'], ZEROSHOT, 'there is no checkpoint no/such.pth'),
-    ([], ZEROSHOT, 'set model.pretrained'),
-    (['model.load_finetuned=True'], ZEROSHOT, 'model.load_finetuned=True and model.finetuned'),
-    (['model.image_weights=no/deit.pth'], PRETRAIN, 'there is no checkpoint no/deit.pth'),
-    (['model.text_weights=no/bert'], PRETRAIN, 'no folder of text weights no/bert'),
-    (['model.vit_type=huge'], PRETRAIN, 'vit_type must be one of base, large'),
-    (['model.vit.width=3'], PRETRAIN, 'model.vit has no width'),
-    (['model.max_txt_len=65'], PRETRAIN, "more than the text model's 64 positions"),
-    (['model.tokenizer=configs'], PRETRAIN, 'holds no tokenizer'),
-    (['model.text_weights=configs'], PRETRAIN, 'the folder configs holds no text weights'),
-    (['model.max_text_len=40'], PRETRAIN, r'model has no max_text_len; did you mean max_txt_len\?'),
-    (['model.max_text_len=40'], ZEROSHOT, r'model has no max_text_len; did you mean max_txt_len\?'),
-    (['model.momentun=0.9'], PRETRAIN, r'model has no momentun; did you mean momentum\?'),
-    (['model.momentum=1.5'], PRETRAIN, 'model.momentum must be a number of at least 0 and at most'),
-    (['model.queue_size=0'], PRETRAIN, 'model.queue_size must be an integer of at least 1 and'),
-    (['model.bert.hiden_size=8'], PRETRAIN, 'model.bert has no hiden_size; did you mean hidden_s'),
-    (['model.bert=3'], PRETRAIN, 'model.bert must hold names and values, got 3'),
-    (['model.vit.num_heads=3'], PRETRAIN, 'embed_dim 8 must be a multiple of vit.num_heads 3'),
-    (['model.image_size=20'], PRETRAIN, 'image_size 20 must be a multiple of vit.patch_size 8'),
-    (['model.tokenizer=null'], PRETRAIN, 'model.tokenizer must be a folder'),
-    (['model.finetuned=x.pth'], PRETRAIN, 'model has no finetuned: freeatm_blip_pretrain starts'),
-    (['model.finetuned=x.pth'], ZEROSHOT, 'model.finetuned is read with model.load_finetuned=True'),
-    (['model.pretrained=x.pth', 'model.load_pretrained=False'], ZEROSHOT, 'set model.pretrained'),
-    # A name where a folder is wanted, on a machine without a network.
-    (['model.tokenizer=bert-base-uncased'], PRETRAIN, 'no tokenizer bert-base-uncased: it is'),
-    (['model.text_weights=bert-base-uncased'], PRETRAIN, 'no folder of text weights bert-base-unc'),
-    (['model.vit_grad_ckpt=True'], PRETRAIN, 'saves no memory with vit_ckpt_layer 0'),
-])
+@pytest.mark.parametrize(
+    'options, path, message',
+    [
+        (['model.pretrained=no/such.pth'], ZEROSHOT, 'there is no checkpoint no/such.pth'),
+        ([], ZEROSHOT, 'set model.pretrained'),
+        (['model.load_finetuned=True'], ZEROSHOT, 'model.load_finetuned=True and model.finetuned'),
+        (['model.image_weights=no/deit.pth'], PRETRAIN, 'there is no checkpoint no/deit.pth'),
+        (['model.text_weights=no/bert'], PRETRAIN, 'no folder of text weights no/bert'),
+        (['model.vit_type=huge'], PRETRAIN, 'vit_type must be one of base, large'),
+        (['model.vit.width=3'], PRETRAIN, 'model.vit has no width'),
+        (['model.max_txt_len=65'], PRETRAIN, "more than the text model's 64 positions"),
+        (['model.tokenizer=configs'], PRETRAIN, 'holds no tokenizer'),
+        (['model.text_weights=configs'], PRETRAIN, 'the folder configs holds no text weights'),
+        (
+            ['model.max_text_len=40'],
+            PRETRAIN,
+            r'model has no max_text_len; did you mean max_txt_len\?',
+        ),
+        (
+            ['model.max_text_len=40'],
+            ZEROSHOT,
+            r'model has no max_text_len; did you mean max_txt_len\?',
+        ),
+        (['model.momentun=0.9'], PRETRAIN, r'model has no momentun; did you mean momentum\?'),
+        (
+            ['model.momentum=1.5'],
+            PRETRAIN,
+            'model.momentum must be a number of at least 0 and at most',
+        ),
+        (['model.queue_size=0'], PRETRAIN, 'model.queue_size must be an integer of at least 1 and'),
+        (
+            ['model.bert.hiden_size=8'],
+            PRETRAIN,
+            'model.bert has no hiden_size; did you mean hidden_s',
+        ),
+        (['model.bert=3'], PRETRAIN, 'model.bert must hold names and values, got 3'),
+        (['model.vit.num_heads=3'], PRETRAIN, 'embed_dim 8 must be a multiple of vit.num_heads 3'),
+        (['model.image_size=20'], PRETRAIN, 'image_size 20 must be a multiple of vit.patch_size 8'),
+        (['model.tokenizer=null'], PRETRAIN, 'model.tokenizer must be a folder'),
+        (
+            ['model.finetuned=x.pth'],
+            PRETRAIN,
+            'model has no finetuned: freeatm_blip_pretrain starts',
+        ),
+        (
+            ['model.finetuned=x.pth'],
+            ZEROSHOT,
+            'model.finetuned is read with model.load_finetuned=True',
+        ),
+        (
+            ['model.pretrained=x.pth', 'model.load_pretrained=False'],
+            ZEROSHOT,
+            'set model.pretrained',
+        ),
+        # A name where a folder is wanted, on a machine without a network.
+        (['model.tokenizer=bert-base-uncased'], PRETRAIN, 'no tokenizer bert-base-uncased: it is'),
+        (
+            ['model.text_weights=bert-base-uncased'],
+            PRETRAIN,
+            'no folder of text weights bert-base-unc',
+        ),
+        (['model.vit_grad_ckpt=True'], PRETRAIN, 'saves no memory with vit_ckpt_layer 0'),
+    ],
+)
 def test_wrong_settings_are_told(tokenizer, options, path, message):
     cfg = config(tokenizer, *options, path=path)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
@@ -242,11 +330,13 @@ def test_an_unknown_type_of_model_is_told(tokenizer):
 def test_momentum_encoders_keep_their_own_weights_under_checkpointing(tokenizer):
     """In LAVIS alone a copied reference has them compute with the online ones'."""
     torch.manual_seed(0)
-    model = FreeATMBlipPretrain.from_config(config(
-        tokenizer, 'model.vit_grad_ckpt=True', 'model.vit_ckpt_layer=1')).train()
+    model = FreeATMBlipPretrain.from_config(
+        config(tokenizer, 'model.vit_grad_ckpt=True', 'model.vit_ckpt_layer=1')
+    ).train()
     image = torch.randn(2, 3, 16, 16)
-    online, momentum = (encoder(image) for encoder in (model.visual_encoder,
-                                                       model.visual_encoder_m))
+    online, momentum = (
+        encoder(image) for encoder in (model.visual_encoder, model.visual_encoder_m)
+    )
     assert torch.equal(online, momentum)
     with torch.no_grad():
         model.visual_encoder_m.blocks[0].mlp.fc1.weight.mul_(2)
@@ -266,18 +356,31 @@ def test_momentum_encoders_keep_their_own_weights_under_checkpointing(tokenizer)
 def test_weights_from_local_files(tokenizer, tmp_path):
     """A ViT as DeiT saves it, a BERT as transformers does: both arrive, nothing is fetched."""
     from transformers import BertConfig, BertForMaskedLM
+
     cfg = config(tokenizer)
     source = models._image_encoder(cfg)
-    torch.save({'model': {**source.state_dict(), 'head.weight': torch.zeros(5, 8)}},
-               tmp_path / 'deit.pth')
+    torch.save(
+        {'model': {**source.state_dict(), 'head.weight': torch.zeros(5, 8)}}, tmp_path / 'deit.pth'
+    )
     words = load_tokenizer(tokenizer).vocab_size
-    bert = BertForMaskedLM(BertConfig(
-        vocab_size=words, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=64))
+    bert = BertForMaskedLM(
+        BertConfig(
+            vocab_size=words,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=64,
+        )
+    )
     bert.save_pretrained(tmp_path / 'bert')
-    model = FreeATMBlipPretrain.from_config(config(
-        tokenizer, f'model.image_weights={tmp_path / "deit.pth"}',
-        f'model.text_weights={tmp_path / "bert"}'))
+    model = FreeATMBlipPretrain.from_config(
+        config(
+            tokenizer,
+            f'model.image_weights={tmp_path / "deit.pth"}',
+            f'model.text_weights={tmp_path / "bert"}',
+        )
+    )
     for name, value in source.state_dict().items():
         assert torch.equal(model.visual_encoder.state_dict()[name], value)
         assert torch.equal(model.visual_encoder_m.state_dict()[name], value)
@@ -289,16 +392,22 @@ def test_weights_from_local_files(tokenizer, tmp_path):
         # LAVIS ties encoder and decoder but for self-attention; both start from BERT.
         assert torch.equal(value, given[name]), name
     assert torch.equal(model.text_encoder.embeddings.position_ids[0], torch.arange(64))
-    assert torch.equal(model.text_decoder.cls.predictions.transform.dense.weight,
-                       bert.cls.predictions.transform.dense.weight)
+    assert torch.equal(
+        model.text_decoder.cls.predictions.transform.dense.weight,
+        bert.cls.predictions.transform.dense.weight,
+    )
 
 
 def test_safetensors_are_read(model, tokenizer, tmp_path):
     from safetensors.torch import save_file
-    save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()},
-              tmp_path / 'x.safetensors')
-    retrieval = FreeATMBlipRetrieval.from_config(config(
-        tokenizer, f'model.pretrained={tmp_path / "x.safetensors"}', path=FINETUNE))
+
+    save_file(
+        {name: value.clone().contiguous() for name, value in model.state_dict().items()},
+        tmp_path / 'x.safetensors',
+    )
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(tokenizer, f'model.pretrained={tmp_path / "x.safetensors"}', path=FINETUNE)
+    )
     check_same(retrieval, model)
 
 
@@ -318,23 +427,27 @@ class RetrievalSet:
 
 def test_k_test_is_fitted_to_the_set(model, checkpoint, tokenizer, caplog):
     retrieval = FreeATMBlipRetrieval.from_config(
-        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)).eval()
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
+    ).eval()
     with torch.no_grad():
         large = retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 256}))
         assert 'k_test is 256, and the set has 4 images and 5 texts: 4 are' in caplog.text
         fitting = retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 4}))
         with pytest.raises(RuntimeError, match='out of range'):  # LAVIS alone
-            BlipRetrieval.compute_sim_matrix(retrieval, RetrievalSet(),
-                                             OmegaConf.create({'k_test': 256}))
+            BlipRetrieval.compute_sim_matrix(
+                retrieval, RetrievalSet(), OmegaConf.create({'k_test': 256})
+            )
     assert (large[0] == fitting[0]).all() and (large[1] == fitting[1]).all()
     assert large[0].shape == (4, 5) and large[1].shape == (5, 4)
 
 
-def test_more_processes_than_the_set_has_work_for_are_told(model, checkpoint, tokenizer,
-                                                          monkeypatch):
+def test_more_processes_than_the_set_has_work_for_are_told(
+    model, checkpoint, tokenizer, monkeypatch
+):
     """LAVIS gives each n // processes + 1 rows: two, two and none of four images."""
     retrieval = FreeATMBlipRetrieval.from_config(
-        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)).eval()
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
+    ).eval()
     monkeypatch.setattr(models, 'get_world_size', lambda: 3)
     with pytest.raises(ValueError, match='4 images are too few for 3 processes'):
         retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 4}))
@@ -343,7 +456,8 @@ def test_more_processes_than_the_set_has_work_for_are_told(model, checkpoint, to
 def test_texts_that_judging_cuts_are_told(model, checkpoint, tokenizer, caplog):
     """LAVIS reads 35 tokens, whatever max_txt_len; those of training are counted apart."""
     retrieval = FreeATMBlipRetrieval.from_config(
-        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)).eval()
+        config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
+    ).eval()
     texts = RetrievalSet()
     texts.text[1], texts.text[3] = 'a dog ' * 20, 'dog ' * 33
     retrieval.tokenizer.counts['texts'] = 7

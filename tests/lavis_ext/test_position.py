@@ -1,4 +1,5 @@
 """Blocks and sentences; the geometry against pictures whose pixels tell where they come from."""
+
 from __future__ import annotations
 
 import random
@@ -41,15 +42,23 @@ def coded_image(size=SIZE):
 
 def decoded(view, processor):
     """Where each pixel of a view was in its image, (2, h, w) fractions, and which are picture."""
-    std, mean = (torch.tensor(values)[:, None, None]
-                 for values in (processor.finish[-1].std, processor.finish[-1].mean))
+    std, mean = (
+        torch.tensor(values)[:, None, None]
+        for values in (processor.finish[-1].std, processor.finish[-1].mean)
+    )
     pixels = (view * std + mean).numpy()
     return pixels[:2], pixels[2] > 0.99  # shears and turns bring in black
 
 
 @examples(60)
-@given(seed=st.integers(0, 10**6), x=st.floats(0, 0.85), y=st.floats(0, 0.85),
-       width=st.floats(0.1, 1), height=st.floats(0.1, 1), hflip=st.booleans())
+@given(
+    seed=st.integers(0, 10**6),
+    x=st.floats(0, 0.85),
+    y=st.floats(0, 0.85),
+    width=st.floats(0.1, 1),
+    height=st.floats(0.1, 1),
+    hflip=st.booleans(),
+)
 def test_the_box_in_the_view_is_where_the_pixels_are(seed, x, y, width, height, hflip):
     """Crop and flip: the matrix against the pixels, an object cut away, and the block."""
     processor = FreeATMImageTrainProcessor(96, min_scale=0.1, hflip=hflip, augment=False)
@@ -58,7 +67,7 @@ def test_the_box_in_the_view_is_where_the_pixels_are(seed, x, y, width, height, 
     (columns, rows), _ = decoded(view, processor)
     box = np.array([x, y, min(x + width, 1), min(y + height, 1)])
     thing = object_from_box('dog', box * (*SIZE, *SIZE), SIZE)
-    inside = ((columns >= box[0]) & (columns <= box[2]) & (rows >= box[1]) & (rows <= box[3]))
+    inside = (columns >= box[0]) & (columns <= box[2]) & (rows >= box[1]) & (rows <= box[3])
     found, share = box_in_view(thing.parts, matrix)
     ys, xs = np.nonzero(inside)
     if len(ys) < 2 or min(np.ptp(xs), np.ptp(ys)) < 4:  # a sliver at most
@@ -66,8 +75,10 @@ def test_the_box_in_the_view_is_where_the_pixels_are(seed, x, y, width, height, 
         return
     seen = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 96
     np.testing.assert_allclose(found, seen, atol=0.035)  # three pixels: both codes are resampled
-    visible = np.prod(np.minimum(box[2:], [columns.max(), rows.max()])
-                      - np.maximum(box[:2], [columns.min(), rows.min()]))
+    visible = np.prod(
+        np.minimum(box[2:], [columns.max(), rows.max()])
+        - np.maximum(box[:2], [columns.min(), rows.min()])
+    )
     assert share == pytest.approx(visible / np.prod(box[2:] - box[:2]), abs=0.08)
     centre = 3 * (seen[:2] + seen[2:]) / 2
     if np.abs(centre - np.round(centre)).min() > 0.12:  # not at the edge of a block
@@ -85,18 +96,25 @@ def test_shears_shifts_and_turns_are_followed(operation, monkeypatch):
         np.random.seed(seed)
         view, matrix = processor.with_view(coded_image())
         (columns, rows), picture = decoded(view, processor)
-        inside = ((columns >= box[0]) & (columns <= box[2]) & (rows >= box[1]) & (rows <= box[3])
-                  & picture)
+        inside = (
+            (columns >= box[0])
+            & (columns <= box[2])
+            & (rows >= box[1])
+            & (rows <= box[3])
+            & picture
+        )
         ys, xs = np.nonzero(inside)
         found, _ = box_in_view(object_from_box('dog', box * (*SIZE, *SIZE), SIZE).parts, matrix)
         np.testing.assert_allclose(
-            found, np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 96, atol=0.045)
+            found, np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 96, atol=0.045
+        )
         moved += not np.allclose(matrix[[0, 1], [1, 0]], 0) or not picture.all()
     assert moved > 3
 
 
 def test_pixels_and_draws_are_those_of_lavis():
     from lavis.processors.blip_processors import BlipImageTrainProcessor
+
     ours, theirs = FreeATMImageTrainProcessor(64), BlipImageTrainProcessor(64)
     for number in range(25):
         views = []
@@ -132,8 +150,10 @@ def test_a_mask_is_where_its_stretched_foreground_is(seed, grid, base):
     found, share = box_in_view(objects_from_masks(['dog'], levels[None])[0].parts, WHOLE_VIEW)
     np.testing.assert_allclose(found, box)
     assert share == pytest.approx(1)
-    column, row = (min(int((low + high) / 2 * grid), grid - 1)
-                   for low, high in ((box[0], box[2]), (box[1], box[3])))
+    column, row = (
+        min(int((low + high) / 2 * grid), grid - 1)
+        for low, high in ((box[0], box[2]), (box[1], box[3]))
+    )
     assert PositionPrompts(grid=grid, index_base=base).block(found) == base + grid * row + column
 
 
@@ -159,21 +179,31 @@ def test_a_flat_mask_shows_nothing():
 
 
 def things():
-    return [object_from_box(name, box, (90, 90)) for name, box in (
-        ('dog', (62, 62, 88, 88)), ('red ball', (1, 1, 20, 20)), ('dog', (61, 61, 85, 80)),
-        ('tree', (30, 31, 60, 60)))]
+    return [
+        object_from_box(name, box, (90, 90))
+        for name, box in (
+            ('dog', (62, 62, 88, 88)),
+            ('red ball', (1, 1, 20, 20)),
+            ('dog', (61, 61, 85, 80)),
+            ('tree', (30, 31, 60, 60)),
+        )
+    ]
 
 
 def test_the_two_presets():
     paper = FreeATMCaptionProcessor.from_config({'preset': 'freeatm'})
     assert paper('A dog.', things(), WHOLE_VIEW) == (
-        'a dog the dog is in block 8 the red ball is in block 0 the tree is in block 4')
+        'a dog the dog is in block 8 the red ball is in block 0 the tree is in block 4'
+    )
     ptp = FreeATMCaptionProcessor.from_config({'preset': 'ptp'})
     random.seed(0)
     texts = [ptp('A dog', things(), WHOLE_VIEW) for _ in range(200)]
     counts = {text: texts.count(text) for text in texts}
-    assert set(counts) == {'a dog the block 8 has a dog', 'a dog the block 0 has a red ball',
-                           'a dog the block 4 has a tree'}
+    assert set(counts) == {
+        'a dog the block 8 has a dog',
+        'a dog the block 0 has a red ball',
+        'a dog the block 4 has a tree',
+    }
     # The dog is there twice.
     assert 75 < counts['a dog the block 8 has a dog'] < 125
 
@@ -181,9 +211,12 @@ def test_the_two_presets():
 def test_options():
     def text(**options):
         return FreeATMCaptionProcessor.from_config({'name': 'freeatm_caption', **options})(
-            'x', things(), WHOLE_VIEW)
-    assert text(order='block') == ('x the red ball is in block 0 the tree is in block 4 '
-                                   'the dog is in block 8')
+            'x', things(), WHOLE_VIEW
+        )
+
+    assert text(order='block') == (
+        'x the red ball is in block 0 the tree is in block 4 the dog is in block 8'
+    )
     assert text(grid=2, index_base=1, template='[O] at [P]') == 'x dog at 4 red ball at 1 tree at 4'
     orders = {text(order='random') for _ in range(60)}
     assert len(orders) > 2
@@ -204,35 +237,42 @@ def test_random_choices_leave_torch_and_numpy_alone():
 @pytest.mark.parametrize('caption', ['A dog, a cat.', 'two  "dogs"\n(and) #1; x: y!', ''])
 def test_without_prompts_the_text_is_that_of_lavis(caption):
     from lavis.processors.blip_processors import BlipCaptionProcessor
+
     assert FreeATMCaptionProcessor()(caption, things()) == BlipCaptionProcessor()(caption)
     # and nothing is cut by words: the model's limit, which is counted, is the only one
     assert len(FreeATMCaptionProcessor()('dog ' * 70).split()) == 70
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'preset': 'ours'}, "no preset 'ours'.*none, freeatm, ptp"),
-    ({'grid': 'three'}, "freeatm_caption.grid must be an integer, got 'three'"),
-    ({'track': 'no'}, 'freeatm_caption.track must be True or False'),
-    ({'max_object': 1}, r'has no max_object; did you mean max_objects\?'),
-    ({'max_words': 50}, 'freeatm_caption has no max_words'),
-    ({'template': 'The [O].'}, r'must hold \[O\] for the object and \[P\]'),
-    ({'grid': 0}, 'grid must be at least 1'),
-    ({'max_objects': 0}, 'max_objects must be at least 1'),
-    ({'order': 'size'}, "order must be one of given, random, block, got 'size'"),
-    ({'min_visible': 1.0}, 'min_visible must be at least 0 and below 1'),
-    ({'preset': 'none', 'grid': 2}, "'none' makes no position prompts, so that grid"),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'preset': 'ours'}, "no preset 'ours'.*none, freeatm, ptp"),
+        ({'grid': 'three'}, "freeatm_caption.grid must be an integer, got 'three'"),
+        ({'track': 'no'}, 'freeatm_caption.track must be True or False'),
+        ({'max_object': 1}, r'has no max_object; did you mean max_objects\?'),
+        ({'max_words': 50}, 'freeatm_caption has no max_words'),
+        ({'template': 'The [O].'}, r'must hold \[O\] for the object and \[P\]'),
+        ({'grid': 0}, 'grid must be at least 1'),
+        ({'max_objects': 0}, 'max_objects must be at least 1'),
+        ({'order': 'size'}, "order must be one of given, random, block, got 'size'"),
+        ({'min_visible': 1.0}, 'min_visible must be at least 0 and below 1'),
+        ({'preset': 'none', 'grid': 2}, "'none' makes no position prompts, so that grid"),
+    ],
+)
 def test_wrong_options_are_told(options, message):
     with pytest.raises(ValueError, match=message):
         FreeATMCaptionProcessor.from_config(options)
 
 
-@pytest.mark.parametrize('box, message', [
-    ((200, 10, 220, 20), r'of \'dog\' is empty or lies outside its image of 120x80'),
-    ((10, 10, 10, 20), 'is empty or lies outside'),
-    ((0, 0, 10), 'must be four numbers'),
-    ((0, 0, float('nan'), 4), 'must be four numbers'),
-])
+@pytest.mark.parametrize(
+    'box, message',
+    [
+        ((200, 10, 220, 20), r'of \'dog\' is empty or lies outside its image of 120x80'),
+        ((10, 10, 10, 20), 'is empty or lies outside'),
+        ((0, 0, 10), 'must be four numbers'),
+        ((0, 0, float('nan'), 4), 'must be four numbers'),
+    ],
+)
 def test_wrong_boxes_are_told(box, message):
     with pytest.raises(ValueError, match=message):
         object_from_box('dog', box, SIZE)

@@ -1,4 +1,5 @@
 """The runner: exact resume, two processes, and what it says when something doesn't fit."""
+
 from __future__ import annotations
 
 import json
@@ -36,17 +37,25 @@ def read(path):
 
 def log_lines(folder):
     """The epochs' lines of `log.txt`."""
-    return [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()
-            if line.startswith('{"')]
+    return [
+        json.loads(line)
+        for line in (folder / 'log.txt').read_text().splitlines()
+        if line.startswith('{"')
+    ]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_resumed_run_ends_bit_equal(parts, tmp_path, workers):
     """Three epochs at once; and one, killed while its second was on, and gone on from."""
+
     def options(name, *more):
-        return [*pretrain_options(*parts, tmp_path / name), f'run.num_workers={workers}',
-                'run.max_epoch=3', 'datasets.freeatm_pretrain.text_processor.train.order=random',
-                *more]
+        return [
+            *pretrain_options(*parts, tmp_path / name),
+            f'run.num_workers={workers}',
+            'run.max_epoch=3',
+            'datasets.freeatm_pretrain.text_processor.train.order=random',
+            *more,
+        ]
 
     launch.train(PRETRAIN, options('whole'))
     launch.train(PRETRAIN, options('stopped', 'run.max_epoch=1'))
@@ -66,21 +75,26 @@ def test_a_resumed_run_ends_bit_equal(parts, tmp_path, workers):
 
 
 def test_checkpoints_and_log(parts, tmp_path):
-    launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.keep_checkpoints=1',
-                            'model.max_txt_len=14'])
+    launch.train(
+        PRETRAIN,
+        [*pretrain_options(*parts, tmp_path), 'run.keep_checkpoints=1', 'model.max_txt_len=14'],
+    )
     assert newest_checkpoint(tmp_path).name == 'checkpoint_1.pth'
     assert [path.name for path in tmp_path.glob('*.pth')] == ['checkpoint_1.pth']
     model = read(tmp_path / 'checkpoint_1.pth')['model']
     for part in ('visual_encoder', 'text_encoder', 'vision_proj', 'text_proj'):
         online = [name for name in model if name.startswith(f'{part}.')]
         assert online and all(name.replace(part, f'{part}_m', 1) in model for name in online)
-        assert any(not torch.equal(model[name], model[name.replace(part, f'{part}_m', 1)])
-                   for name in online)
+        assert any(
+            not torch.equal(model[name], model[name.replace(part, f'{part}_m', 1)])
+            for name in online
+        )
     lines = log_lines(tmp_path)
     assert [line['train_epoch'] for line in lines] == [0, 1]
     for line in lines:
         assert line['train_loss'] == pytest.approx(
-            line['train_loss_itc'] + line['train_loss_itm'] + line['train_loss_lm'], rel=1e-5)
+            line['train_loss_itc'] + line['train_loss_itm'] + line['train_loss_lm'], rel=1e-5
+        )
         # of the 12 texts those with two or three objects have more than 14 tokens
         assert line['train_texts'] == 12 and line['train_truncated'] == 6
         assert line['train_lost_tokens'] > 12
@@ -90,14 +104,20 @@ def test_arms_see_the_same_views(parts, tmp_path):
     """The three arms differ in their texts (and PTP's in its flips), not in crops or order."""
     runs = {}
     for preset in ('none', 'freeatm', 'ptp'):
-        cfg = launch.load_config(PRETRAIN, [
-            *pretrain_options(*parts, tmp_path / preset),
-            f'datasets.freeatm_pretrain.text_processor.train.preset={preset}'])
+        cfg = launch.load_config(
+            PRETRAIN,
+            [
+                *pretrain_options(*parts, tmp_path / preset),
+                f'datasets.freeatm_pretrain.text_processor.train.preset={preset}',
+            ],
+        )
         runner = launch.build_runner(cfg)
         batches = []
         runner.model.register_forward_pre_hook(
             lambda module, inputs, batches=batches: batches.append(
-                (inputs[0]['image'].clone(), list(inputs[0]['text_input']))))
+                (inputs[0]['image'].clone(), list(inputs[0]['text_input']))
+            )
+        )
         runner.train()
         runs[preset] = batches
     for plain, ours, ptp in zip(*runs.values()):
@@ -110,8 +130,12 @@ def test_arms_see_the_same_views(parts, tmp_path):
 
 def test_two_processes(parts, tmp_path):
     """Equal weights and queues; gradients are the mean of the two halves', computed by hand."""
-    options = [*pretrain_options(*parts, tmp_path / 'run'), 'run.batch_size_train=2',
-               'model.bert.hidden_dropout_prob=0', 'model.bert.attention_probs_dropout_prob=0']
+    options = [
+        *pretrain_options(*parts, tmp_path / 'run'),
+        'run.batch_size_train=2',
+        'model.bert.hidden_dropout_prob=0',
+        'model.bert.attention_probs_dropout_prob=0',
+    ]
     first, second = in_two_processes(partial(train_as_process, options), tmp_path)
     for moment in ('start', 'end'):
         for name, value in first[moment].items():
@@ -127,8 +151,9 @@ def test_two_processes(parts, tmp_path):
         keys.append(model.image_queue[:, :2])
     for name, value in first['gradients'].items():
         assert torch.equal(value, second['gradients'][name])
-        torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2,
-                                   rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            value, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-7
+        )
     # The first step's keys of both; 24 entries hold all six steps of four.
     torch.testing.assert_close(first['end']['image_queue'][:, :4], torch.cat(keys, 1))
     assert '"train_texts": 12' in first['log']
@@ -157,8 +182,15 @@ def test_only_the_same_run_is_gone_on_from(parts, tmp_path, caplog):
     # A longer run, and one whose checkpoint is named, go on and say what differs.
     launch.train(PRETRAIN, options, resume=True)
     assert 'was written with other settings: run.max_epoch 1 there, 2 here' in caplog.text
-    launch.train(PRETRAIN, [*options, 'run.init_lr=1e-2', 'run.max_epoch=3',
-                            f'run.resume_ckpt_path={tmp_path / "checkpoint_1.pth"}'])
+    launch.train(
+        PRETRAIN,
+        [
+            *options,
+            'run.init_lr=1e-2',
+            'run.max_epoch=3',
+            f'run.resume_ckpt_path={tmp_path / "checkpoint_1.pth"}',
+        ],
+    )
     assert 'run.init_lr 0.001 there, 0.01 here' in caplog.text
     assert newest_checkpoint(tmp_path).name == 'checkpoint_2.pth'
 
@@ -166,58 +198,75 @@ def test_only_the_same_run_is_gone_on_from(parts, tmp_path, caplog):
 DATA = 'datasets.freeatm_pretrain'
 
 
-@pytest.mark.parametrize('options, message', [
-    (['run.batch_size_train=13'], 'a batch of 13 on each of 1 processes needs more than the 12'),
-    (['run.batch_size_train=5'], 'queue_size 24 must be a multiple of the whole batch, 5 = 5 x 1'),
-    (['run.batch_size_train=1'], 'batch_size_train must be at least 2: the matching loss'),
-    (['run.lr_sched=step'], "LAVIS knows no schedule 'step'"),
-    (['run.runner=mine'], "LAVIS knows no runner 'mine'"),
-    (['model.arch=clop'], "LAVIS knows no model 'clop'"),
-    (['datasets.flickr31k.build_info.images=x'], "LAVIS knows no dataset 'flickr31k'"),
-    (['run.max_epoch'], "'run.max_epoch' must be KEY=VALUE"),
-    (['run.resume_ckpt_path=no.pth'], 'there is no checkpoint no.pth to go on from'),
-    # Unknown names: the nearest known one is named.
-    (['run.max_epochs=1'], r'run has no max_epochs; did you mean max_epoch\?'),
-    (['run.acum_grad_iters=2'], r'run has no acum_grad_iters; did you mean accum_grad_iters\?'),
-    (['runn.max_epoch=1'], r'has no runn; did you mean run\?'),
-    (['max_epoch=1'], r'blip_pretrain_freeatm.yaml has no max_epoch \(known are'),
-    ([f'{DATA}.build_inf.share=1'], r'freeatm_pretrain has no build_inf; did you mean build_info'),
-    ([f'{DATA}.vis_processor.trian.hflip=False'], r'has no trian; did you mean train\?'),
-    ([f'{DATA}.vis_processor.train.flip=False'], r'train \(freeatm_image_train\) has no flip; did'),
-    ([f'{DATA}.text_processor.train.templat=x'], r'has no templat; did you mean template\?'),
-    ([f'{DATA}.text_processor.train.name=freeatm_captoin'], r'did you mean freeatm_caption\?'),
-    ([f'{DATA}.text_processor.train.name=blip_caption'], r'\(blip_caption\) has no preset'),
-    ([f'{DATA}.vis_processor.train=3'], 'vis_processor.train must name a processor'),
-    ([f'{DATA}.type=big'], "freeatm_pretrain.type is one of default, got 'big'"),
-    # Names of LAVIS's that have no place here.
-    (['run.iters_per_inner_epoch=5'], 'has no iters_per_inner_epoch: .* trains whole epochs'),
-    (['run.max_iters=5'], 'run has no max_iters: freeatm_runner trains whole epochs'),
-    (['run.train_dataset_ratios=[1]'], 'run has no train_dataset_ratios: name several sources'),
-    (['run.num_beams=3'], 'run has no num_beams'),
-    # Values.
-    (['run.max_epoch=0'], 'run.max_epoch must be an integer of at least 1, got 0'),
-    (['run.max_epoch=1.5'], 'run.max_epoch must be an integer of at least 1, got 1.5'),
-    (['run.max_epoch=null'], 'run lacks max_epoch'),
-    (['run.init_lr=nan'], 'run.init_lr must be a number above 0, got .?nan'),
-    (['run.init_lr=high'], "run.init_lr must be a number above 0, got 'high'"),
-    (['run.batch_size_train=true'], 'run.batch_size_train must be an integer of at least 1'),
-    (['run.accum_grad_iters=0'], 'run.accum_grad_iters must be an integer of at least 1'),
-    (['run.num_workers=-1'], 'run.num_workers must be an integer of at least 0'),
-    (['run.amp=yes please'], 'run.amp must be True or False'),
-    (['run.amp=True'], 'run.amp computes with half precision on GPUs only'),
-    (['run.device=tpu'], 'run.device must be auto, cpu, cuda or cuda:NUMBER'),
-    (['run.task=image_text_pretrian'], r'no task .*; did you mean image_text_pretrain\?'),
-    (['run.lr_decay_rate=0.9'], 'run.lr_decay_rate has no effect with linear_warmup_cosine_lr'),
-    (['run.lr_sched=linear_warmup_step_lr'], 'run lacks lr_decay_rate'),
-    # Splits that LAVIS would ask for after the first epoch.
-    (['run.train_splits=[training]'], r'run.train_splits must be \[train\]'),
-    (['run.valid_splits=[val]'], 'nothing can judge the split val: the task is image_'),
-    (['run.test_splits=test'], r'run.test_splits must be a list of names'),
-    (['run.evaluate=True'], 'run.evaluate judges run.test_splits, which names none'),
-    (['run.evaluate=True', 'run.test_splits=[test]', 'run.resume_ckpt_path=x.pth'],
-     'leave one of them out'),
-    ([f'{DATA}.vis_processor.train.image_size=24'], 'makes views of 24 x 24 pixels, and model'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            ['run.batch_size_train=13'],
+            'a batch of 13 on each of 1 processes needs more than the 12',
+        ),
+        (
+            ['run.batch_size_train=5'],
+            'queue_size 24 must be a multiple of the whole batch, 5 = 5 x 1',
+        ),
+        (['run.batch_size_train=1'], 'batch_size_train must be at least 2: the matching loss'),
+        (['run.lr_sched=step'], "LAVIS knows no schedule 'step'"),
+        (['run.runner=mine'], "LAVIS knows no runner 'mine'"),
+        (['model.arch=clop'], "LAVIS knows no model 'clop'"),
+        (['datasets.flickr31k.build_info.images=x'], "LAVIS knows no dataset 'flickr31k'"),
+        (['run.max_epoch'], "'run.max_epoch' must be KEY=VALUE"),
+        (['run.resume_ckpt_path=no.pth'], 'there is no checkpoint no.pth to go on from'),
+        # Unknown names: the nearest known one is named.
+        (['run.max_epochs=1'], r'run has no max_epochs; did you mean max_epoch\?'),
+        (['run.acum_grad_iters=2'], r'run has no acum_grad_iters; did you mean accum_grad_iters\?'),
+        (['runn.max_epoch=1'], r'has no runn; did you mean run\?'),
+        (['max_epoch=1'], r'blip_pretrain_freeatm.yaml has no max_epoch \(known are'),
+        (
+            [f'{DATA}.build_inf.share=1'],
+            r'freeatm_pretrain has no build_inf; did you mean build_info',
+        ),
+        ([f'{DATA}.vis_processor.trian.hflip=False'], r'has no trian; did you mean train\?'),
+        (
+            [f'{DATA}.vis_processor.train.flip=False'],
+            r'train \(freeatm_image_train\) has no flip; did',
+        ),
+        ([f'{DATA}.text_processor.train.templat=x'], r'has no templat; did you mean template\?'),
+        ([f'{DATA}.text_processor.train.name=freeatm_captoin'], r'did you mean freeatm_caption\?'),
+        ([f'{DATA}.text_processor.train.name=blip_caption'], r'\(blip_caption\) has no preset'),
+        ([f'{DATA}.vis_processor.train=3'], 'vis_processor.train must name a processor'),
+        ([f'{DATA}.type=big'], "freeatm_pretrain.type is one of default, got 'big'"),
+        # Names of LAVIS's that have no place here.
+        (['run.iters_per_inner_epoch=5'], 'has no iters_per_inner_epoch: .* trains whole epochs'),
+        (['run.max_iters=5'], 'run has no max_iters: freeatm_runner trains whole epochs'),
+        (['run.train_dataset_ratios=[1]'], 'run has no train_dataset_ratios: name several sources'),
+        (['run.num_beams=3'], 'run has no num_beams'),
+        # Values.
+        (['run.max_epoch=0'], 'run.max_epoch must be an integer of at least 1, got 0'),
+        (['run.max_epoch=1.5'], 'run.max_epoch must be an integer of at least 1, got 1.5'),
+        (['run.max_epoch=null'], 'run lacks max_epoch'),
+        (['run.init_lr=nan'], 'run.init_lr must be a number above 0, got .?nan'),
+        (['run.init_lr=high'], "run.init_lr must be a number above 0, got 'high'"),
+        (['run.batch_size_train=true'], 'run.batch_size_train must be an integer of at least 1'),
+        (['run.accum_grad_iters=0'], 'run.accum_grad_iters must be an integer of at least 1'),
+        (['run.num_workers=-1'], 'run.num_workers must be an integer of at least 0'),
+        (['run.amp=yes please'], 'run.amp must be True or False'),
+        (['run.amp=True'], 'run.amp computes with half precision on GPUs only'),
+        (['run.device=tpu'], 'run.device must be auto, cpu, cuda or cuda:NUMBER'),
+        (['run.task=image_text_pretrian'], r'no task .*; did you mean image_text_pretrain\?'),
+        (['run.lr_decay_rate=0.9'], 'run.lr_decay_rate has no effect with linear_warmup_cosine_lr'),
+        (['run.lr_sched=linear_warmup_step_lr'], 'run lacks lr_decay_rate'),
+        # Splits that LAVIS would ask for after the first epoch.
+        (['run.train_splits=[training]'], r'run.train_splits must be \[train\]'),
+        (['run.valid_splits=[val]'], 'nothing can judge the split val: the task is image_'),
+        (['run.test_splits=test'], r'run.test_splits must be a list of names'),
+        (['run.evaluate=True'], 'run.evaluate judges run.test_splits, which names none'),
+        (
+            ['run.evaluate=True', 'run.test_splits=[test]', 'run.resume_ckpt_path=x.pth'],
+            'leave one of them out',
+        ),
+        ([f'{DATA}.vis_processor.train.image_size=24'], 'makes views of 24 x 24 pixels, and model'),
+    ],
+)
 def test_wrong_settings_are_told(parts, tmp_path, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
         launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), *options])
@@ -227,35 +276,65 @@ def test_wrong_settings_are_told(parts, tmp_path, options, message):
 
 def rates(parts, out, *options):
     """The rate of each step, as the optimiser has it."""
-    runner = launch.build_runner(launch.load_config(PRETRAIN, [
-        *pretrain_options(*parts, out), 'run.max_epoch=3', *options]))
+    runner = launch.build_runner(
+        launch.load_config(PRETRAIN, [*pretrain_options(*parts, out), 'run.max_epoch=3', *options])
+    )
     found = []
     runner.optimizer.register_step_pre_hook(
-        lambda optimizer, *_: found.append(optimizer.param_groups[0]['lr']))
+        lambda optimizer, *_: found.append(optimizer.param_groups[0]['lr'])
+    )
     runner.train()
     return found
 
 
 def test_a_warm_up_goes_on_beyond_the_first_epoch(parts, tmp_path):
     """LAVIS would cut it there and jump to the full rate; a shorter one is LAVIS's own."""
-    options = ('run.lr_sched=linear_warmup_step_lr', 'run.lr_decay_rate=0.5', 'run.init_lr=1e-3',
-               'run.warmup_lr=1e-4', 'run.min_lr=0')
+    options = (
+        'run.lr_sched=linear_warmup_step_lr',
+        'run.lr_decay_rate=0.5',
+        'run.init_lr=1e-3',
+        'run.warmup_lr=1e-4',
+        'run.min_lr=0',
+    )
     assert rates(parts, tmp_path / 'long', 'run.warmup_steps=6', *options) == pytest.approx(
-        [1e-4 + 9e-4 * step / 6 for step in range(6)] + [0.25e-3] * 3)
+        [1e-4 + 9e-4 * step / 6 for step in range(6)] + [0.25e-3] * 3
+    )
     assert rates(parts, tmp_path / 'short', 'run.warmup_steps=2', *options) == pytest.approx(
-        [1e-4, 5.5e-4, 1e-3, *[0.5e-3] * 3, *[0.25e-3] * 3])
+        [1e-4, 5.5e-4, 1e-3, *[0.5e-3] * 3, *[0.25e-3] * 3]
+    )
 
 
 def gradients(parts, out, *options):
     """The gradients of each step of one epoch that changes no weight."""
-    runner = launch.build_runner(launch.load_config(PRETRAIN, [
-        *pretrain_options(*parts, out), 'run.max_epoch=1', 'run.init_lr=1e-30', 'run.min_lr=0',
-        'run.warmup_lr=null', 'run.weight_decay=0', 'model.bert.hidden_dropout_prob=0',
-        'model.bert.attention_probs_dropout_prob=0', *options]))
+    runner = launch.build_runner(
+        launch.load_config(
+            PRETRAIN,
+            [
+                *pretrain_options(*parts, out),
+                'run.max_epoch=1',
+                'run.init_lr=1e-30',
+                'run.min_lr=0',
+                'run.warmup_lr=null',
+                'run.weight_decay=0',
+                'model.bert.hidden_dropout_prob=0',
+                'model.bert.attention_probs_dropout_prob=0',
+                *options,
+            ],
+        )
+    )
     found = []
-    runner.optimizer.register_step_pre_hook(lambda optimizer, *_: found.append(torch.cat(
-        [value.grad.flatten().clone() for group in optimizer.param_groups
-         for value in group['params'] if value.grad is not None])))
+    runner.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: found.append(
+            torch.cat(
+                [
+                    value.grad.flatten().clone()
+                    for group in optimizer.param_groups
+                    for value in group['params']
+                    if value.grad is not None
+                ]
+            )
+        )
+    )
     runner.train()
     return found
 
@@ -263,8 +342,11 @@ def gradients(parts, out, *options):
 def test_accumulated_gradients_are_means_and_none_is_left_over(parts, tmp_path):
     single = gradients(parts, tmp_path / 'single')
     assert len(single) == 3
-    for batches, expected in ((2, [(single[0] + single[1]) / 2, single[2]]),
-                              (3, [sum(single) / 3]), (7, [sum(single) / 3])):
+    for batches, expected in (
+        (2, [(single[0] + single[1]) / 2, single[2]]),
+        (3, [sum(single) / 3]),
+        (7, [sum(single) / 3]),
+    ):
         found = gradients(parts, tmp_path / str(batches), f'run.accum_grad_iters={batches}')
         assert len(found) == len(expected)
         for ours, wanted in zip(found, expected):
@@ -274,12 +356,12 @@ def test_accumulated_gradients_are_means_and_none_is_left_over(parts, tmp_path):
 def test_a_resumed_run_that_accumulates_ends_bit_equal(parts, tmp_path):
     def options(name):
         return [*pretrain_options(*parts, tmp_path / name), 'run.accum_grad_iters=2']
+
     launch.train(PRETRAIN, options('whole'))
     launch.train(PRETRAIN, [*options('stopped'), 'run.max_epoch=1'])
     launch.train(PRETRAIN, options('stopped'), resume=True)
     whole, resumed = (read(tmp_path / name / 'checkpoint_1.pth') for name in ('whole', 'stopped'))
-    assert all(torch.equal(value, resumed['model'][name])
-               for name, value in whole['model'].items())
+    assert all(torch.equal(value, resumed['model'][name]) for name, value in whole['model'].items())
 
 
 def test_a_loss_that_is_no_number_stops_and_spoils_nothing(parts, tmp_path, monkeypatch):
@@ -293,14 +375,18 @@ def test_a_loss_that_is_no_number_stops_and_spoils_nothing(parts, tmp_path, monk
         return output
 
     monkeypatch.setattr(FreeATMBlipPretrain, 'forward', fails_in_the_second_epoch)
-    with pytest.raises(InputError, match='the loss is nan at step 1 of epoch 1: training stops, .*'
-                       'checkpoint_0.pth is the last good one') as told:
+    with pytest.raises(
+        InputError,
+        match='the loss is nan at step 1 of epoch 1: training stops, .*'
+        'checkpoint_0.pth is the last good one',
+    ) as told:
         launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.keep_checkpoints=1'])
     assert '\n' not in str(told.value) and len(calls) == 5
     assert [path.name for path in tmp_path.glob('*.pth')] == ['checkpoint_0.pth']
     # It is gone on from as if nothing had been.
-    launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.keep_checkpoints=1'],
-                 resume=True)
+    launch.train(
+        PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.keep_checkpoints=1'], resume=True
+    )
     assert newest_checkpoint(tmp_path).name == 'checkpoint_1.pth'
 
 
@@ -322,13 +408,17 @@ def test_unreadable_pictures_are_counted_in_the_log(parts, tmp_path, caplog):
         rows.append({'image': f'{number}.png', 'caption': 'a photo of a dog'})
     (tmp_path / '3.png').write_bytes(b'no picture')
     (tmp_path / 'captions.json').write_text(json.dumps(rows))
-    options = [*pretrain_options('null', parts[1], tmp_path / 'run'), 'run.num_workers=1',
-               f'{DATA}.build_info.annotations={tmp_path}/captions.json',
-               f'{DATA}.build_info.images={tmp_path}']
+    options = [
+        *pretrain_options('null', parts[1], tmp_path / 'run'),
+        'run.num_workers=1',
+        f'{DATA}.build_info.annotations={tmp_path}/captions.json',
+        f'{DATA}.build_info.images={tmp_path}',
+    ]
     with pytest.raises(InputError) as told:
         launch.train(PRETRAIN, options)
-    assert re.fullmatch("(?s).*captions.json: the image '.*3.png' can't be read .*",
-                        worker_message(told.value))
+    assert re.fullmatch(
+        "(?s).*captions.json: the image '.*3.png' can't be read .*", worker_message(told.value)
+    )
     assert '\n' not in worker_message(told.value)
     launch.train(PRETRAIN, [*options, f'{DATA}.build_info.skip_unreadable=True'])
     assert [line['train_unreadable'] for line in log_lines(tmp_path / 'run')] == [1, 1]
@@ -338,14 +428,20 @@ def test_unreadable_pictures_are_counted_in_the_log(parts, tmp_path, caplog):
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
     torch.save({'model': {}, 'optimizer': {}, 'epoch': 0}, tmp_path / 'lavis.pth')
     with pytest.raises(ValueError, match='was not written by freeatm_runner'):
-        launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path / 'run'),
-                                f'run.resume_ckpt_path={tmp_path / "lavis.pth"}'])
+        launch.train(
+            PRETRAIN,
+            [
+                *pretrain_options(*parts, tmp_path / 'run'),
+                f'run.resume_ckpt_path={tmp_path / "lavis.pth"}',
+            ],
+        )
 
 
 def test_nothing_to_resume_is_a_start(parts, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.max_epoch=1'],
-                     resume=True)
+        launch.train(
+            PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.max_epoch=1'], resume=True
+        )
     assert (tmp_path / 'checkpoint_0.pth').is_file()
 
 

@@ -1,4 +1,5 @@
 """The figure that only position can raise."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,11 +21,19 @@ class Scores:
     def __init__(self, to_text, to_image, mirrored=MIRRORED, captions=1):
         self.scores = np.array(to_text, float), np.array(to_image, float)
         count = len(to_text)
-        self.loader = SimpleNamespace(dataset=SimpleNamespace(
-            annotation=[{'caption': ['text'] * captions,
-                         **({} if number is None else {'mirrored': int(number)})}
-                        for number in (mirrored if mirrored is not None else [None] * count)],
-            txt2img={i: i for i in range(count)}, img2txt={i: [i] for i in range(count)}))
+        self.loader = SimpleNamespace(
+            dataset=SimpleNamespace(
+                annotation=[
+                    {
+                        'caption': ['text'] * captions,
+                        **({} if number is None else {'mirrored': int(number)}),
+                    }
+                    for number in (mirrored if mirrored is not None else [None] * count)
+                ],
+                txt2img={i: i for i in range(count)},
+                img2txt={i: [i] for i in range(count)},
+            )
+        )
 
     def compute_sim_matrix(self, loader, task_cfg):
         return self.scores
@@ -36,10 +45,14 @@ def folder(tmp_path):
 
 
 def test_share_told_apart_counts_pairs_by_hand():
-    scores = np.array([[.9, .1, .99, 0],   # own above mirrored; another scene doesn't matter
-                       [.5, .4, 0, 0],     # below
-                       [0, 0, -100, -100],  # neither was ranked: a guess
-                       [0, 0, .2, .3]])    # above
+    scores = np.array(
+        [
+            [0.9, 0.1, 0.99, 0],  # own above mirrored; another scene doesn't matter
+            [0.5, 0.4, 0, 0],  # below
+            [0, 0, -100, -100],  # neither was ranked: a guess
+            [0, 0, 0.2, 0.3],
+        ]
+    )  # above
     assert share_told_apart(scores, MIRRORED) == (1 + 0 + 0.5 + 1) / 4
     assert share_told_apart(np.zeros((4, 4)), MIRRORED) == 0.5
 

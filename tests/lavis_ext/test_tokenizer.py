@@ -1,4 +1,5 @@
 """The tokenizer: LAVIS's tokens, a count of what is cut, and the miniature's own vocabulary."""
+
 from __future__ import annotations
 
 import os
@@ -52,6 +53,7 @@ def test_every_word_of_the_world_is_one_token():
 
 def test_every_caption_with_its_prompts_fits_the_miniature():
     from freeatm_mm.lavis_ext.launch import load_config
+
     limit = load_config(FOLDER.parent / 'blip_pretrain_freeatm.yaml').model_cfg.max_txt_len
     tokenizer, clean, longest = load_tokenizer(FOLDER), BlipCaptionProcessor(), 0
     for template in TEMPLATES[3]:
@@ -78,14 +80,18 @@ def test_tokens_are_those_of_lavis_and_cuts_are_counted():
     assert ours.counts == {'texts': 3 * calls, 'truncated': calls, 'lost_tokens': 4 * calls}
 
 
-@pytest.mark.parametrize('name, message', [
-    ('empty', 'holds no tokenizer: vocab.txt is missing'),
-    ('nowhere/at/all', 'set model.tokenizer to a folder'),
-    ('bert-base-uncased', 'there is no tokenizer bert-base-uncased: it is neither'),
-    ('https://example.org/bert', 'set model.tokenizer to a folder'),
-])
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('empty', 'holds no tokenizer: vocab.txt is missing'),
+        ('nowhere/at/all', 'set model.tokenizer to a folder'),
+        ('bert-base-uncased', 'there is no tokenizer bert-base-uncased: it is neither'),
+        ('https://example.org/bert', 'set model.tokenizer to a folder'),
+    ],
+)
 def test_a_missing_tokenizer_is_told_and_not_fetched(tmp_path, monkeypatch, name, message):
     import socket
+
     monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
     monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: pytest.fail('it asks the network'))
     (tmp_path / 'empty').mkdir()
@@ -93,13 +99,16 @@ def test_a_missing_tokenizer_is_told_and_not_fetched(tmp_path, monkeypatch, name
         load_tokenizer(tmp_path / name if name == 'empty' else name)
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda path: path.touch(), r'vocab.txt is no vocabulary of BERT: it lacks \[PAD\]'),
-    (lambda path: path.write_text('dog\n'), 'is no vocabulary of BERT'),
-    (lambda path: path.write_bytes(b'\xff\xfe'), 'vocab.txt is not UTF-8 text'),
-    (lambda path: os.mkfifo(path), 'vocab.txt is no plain file but a pipe'),
-    (lambda path: path.mkdir(), 'vocab.txt is no plain file but a folder'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda path: path.touch(), r'vocab.txt is no vocabulary of BERT: it lacks \[PAD\]'),
+        (lambda path: path.write_text('dog\n'), 'is no vocabulary of BERT'),
+        (lambda path: path.write_bytes(b'\xff\xfe'), 'vocab.txt is not UTF-8 text'),
+        (lambda path: os.mkfifo(path), 'vocab.txt is no plain file but a pipe'),
+        (lambda path: path.mkdir(), 'vocab.txt is no plain file but a folder'),
+    ],
+)
 def test_a_vocabulary_that_is_none_is_one_sentence(tmp_path, make, message):
     make(tmp_path / 'vocab.txt')
     with pytest.raises(InputError, match=message) as told:
@@ -109,4 +118,13 @@ def test_a_vocabulary_that_is_none_is_one_sentence(tmp_path, make, message):
 
 def test_vocabulary_holds_words_and_marks_once():
     assert make_vocabulary(['A dog, a', 'dog 3']) == [
-        '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', ',', '3', 'a', 'dog']
+        '[PAD]',
+        '[UNK]',
+        '[CLS]',
+        '[SEP]',
+        '[MASK]',
+        ',',
+        '3',
+        'a',
+        'dog',
+    ]

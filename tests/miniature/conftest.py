@@ -1,4 +1,5 @@
 """A stand-in for the source photos: the same folders and formats, made here in a second."""
+
 from __future__ import annotations
 
 import gzip
@@ -12,10 +13,15 @@ from PIL import Image
 from freeatm_mm.miniature import sources
 
 STEMS = {
-    'bird': 'animals/birds/{}', 'flower': 'plants/flowers/{}', 'fruit': 'food/fruit/{}',
-    'guitar': 'hobbies/music/string/{}', 'planet': 'space/planets/1{}',
-    'mushroom': 'plants/mushrooms/{}', 'car': 'vehicles/auto/{}',
-    'mammal': 'animals/mammals/bovines/{}', 'tool': 'household/tools/wrench{}',
+    'bird': 'animals/birds/{}',
+    'flower': 'plants/flowers/{}',
+    'fruit': 'food/fruit/{}',
+    'guitar': 'hobbies/music/string/{}',
+    'planet': 'space/planets/1{}',
+    'mushroom': 'plants/mushrooms/{}',
+    'car': 'vehicles/auto/{}',
+    'mammal': 'animals/mammals/bovines/{}',
+    'tool': 'household/tools/wrench{}',
 }
 
 
@@ -33,9 +39,9 @@ def source_folder(tmp_path_factory):
             path = root / 'usr/share/tuxpaint/stamps' / f'{stem}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             size = rng.integers(40, 120, 2)
-            rows, columns = np.ogrid[-1:1:size[0] * 1j, -1:1:size[1] * 1j]
+            rows, columns = np.ogrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
             pixels = np.full((*size, 4), (255, 0, 255, 255), np.uint8)
-            pixels[rows ** 2 + columns ** 2 > 1, 3] = 0
+            pixels[rows**2 + columns**2 > 1, 3] = 0
             Image.fromarray(pixels).save(path)
     folder = root / 'usr/share/datasets/fashion-mnist'
     folder.mkdir(parents=True)
@@ -45,8 +51,9 @@ def source_folder(tmp_path_factory):
         with gzip.open(folder / f'{prefix}-images-idx3-ubyte.gz', 'wb', 1) as file:
             file.write(struct.pack('>4i', 2051, count, 28, 28) + images.tobytes())
         with gzip.open(folder / f'{prefix}-labels-idx1-ubyte.gz', 'wb', 1) as file:
-            file.write(struct.pack('>2i', 2049, count)
-                       + (np.arange(count) % 10).astype(np.uint8).tobytes())
+            file.write(
+                struct.pack('>2i', 2049, count) + (np.arange(count) % 10).astype(np.uint8).tobytes()
+            )
     folder = root / 'usr/share/backgrounds/mate/nature'
     folder.mkdir(parents=True)
     for name in sources.BACKGROUNDS:
@@ -61,7 +68,9 @@ def source_folder(tmp_path_factory):
 @pytest.fixture
 def known_sources(source_folder, monkeypatch):
     """The stand-in, with checksums that fit it."""
-    table = {name: hashlib.sha256((source_folder / name).read_bytes()).hexdigest()
-             for name in sources.source_files(source_folder)}
+    table = {
+        name: hashlib.sha256((source_folder / name).read_bytes()).hexdigest()
+        for name in sources.source_files(source_folder)
+    }
     monkeypatch.setattr(sources, 'checksum_table', lambda: table)
     return source_folder

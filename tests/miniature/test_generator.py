@@ -1,4 +1,5 @@
 """The generator: genuine diffusers parts, trained in stages that resume exactly."""
+
 from __future__ import annotations
 
 import itertools
@@ -19,8 +20,7 @@ from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
 from freeatm_mm.store import Store
 
 SHIPPED = Path(__file__).parents[2] / 'weights' / 'miniature-generator'
-PLAN = GeneratorPlan(scenes=8, vae_samples=12, unet_samples=12, vae_batch_size=4,
-                     unet_batch_size=4)
+PLAN = GeneratorPlan(scenes=8, vae_samples=12, unet_samples=12, vae_batch_size=4, unet_batch_size=4)
 WEIGHTS = ('vae/diffusion_pytorch_model', 'unet/diffusion_pytorch_model', 'text_encoder/model')
 
 
@@ -33,8 +33,9 @@ def test_every_word_of_the_world_is_one_token(tmp_path):
     ids = tokenizer(prompt, padding='max_length').input_ids
     assert len(ids) == generator.TOKENS and ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True) == prompt.replace(',', ' ,')
-    longest = max(len(tokenizer(sample_prompt(str(number), 1).prompt).input_ids)
-                   for number in range(500))
+    longest = max(
+        len(tokenizer(sample_prompt(str(number), 1).prompt).input_ids) for number in range(500)
+    )
     assert longest <= generator.TOKENS
 
 
@@ -57,22 +58,26 @@ def test_it_loads_like_any_other_pipeline(trained):
 def test_it_loads_in_one_precision_without_being_told(folder, trained):
     """transformers 5 takes the text encoder's from its config, diffusers float32 for the rest."""
     folder = SHIPPED if folder == 'shipped' else trained / 'out'
-    assert json.loads((folder / 'text_encoder' / 'config.json').read_text())[
-        'torch_dtype'] == 'float32'
+    assert (
+        json.loads((folder / 'text_encoder' / 'config.json').read_text())['torch_dtype']
+        == 'float32'
+    )
     pipe = DiffusionPipeline.from_pretrained(folder)
     assert {pipe.text_encoder.dtype, pipe.unet.dtype, pipe.vae.dtype} == {torch.float32}
     pipe('a red dress', num_inference_steps=1, output_type='np')
 
 
-def test_a_stopped_training_ends_with_the_same_weights(source_folder, trained, tmp_path,
-                                                       monkeypatch):
+def test_a_stopped_training_ends_with_the_same_weights(
+    source_folder, trained, tmp_path, monkeypatch
+):
     # A clock that goes on a minute whenever it is looked at, which every step does now.
     minutes = itertools.count()
     monkeypatch.setattr(generator, 'time', SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
     monkeypatch.setattr(generator, 'LOG_STEPS', 1)
     stops = 0
-    while not train_generator(source_folder, tmp_path / 'work', tmp_path / 'out', PLAN, workers=1,
-                              minutes=4):
+    while not train_generator(
+        source_folder, tmp_path / 'work', tmp_path / 'out', PLAN, workers=1, minutes=4
+    ):
         assert not (tmp_path / 'out').exists()
         stops += 1
     assert stops >= 2  # in the middle of both stages
@@ -90,14 +95,22 @@ def test_it_goes_on_from_a_finished_generator(source_folder, trained, tmp_path):
         before = load_file(trained / 'out' / f'{name}.safetensors')
         after = load_file(tmp_path / 'out' / f'{name}.safetensors')
         assert all(torch.equal(before[key], after[key]) for key in before) == kept
-    configs = [json.loads((folder / 'out/vae/config.json').read_text())['scaling_factor']
-               for folder in (trained, tmp_path)]
+    configs = [
+        json.loads((folder / 'out/vae/config.json').read_text())['scaling_factor']
+        for folder in (trained, tmp_path)
+    ]
     assert configs[0] == configs[1]
 
 
 def test_a_decoder_alone_leaves_latents_and_unet_as_they_are(source_folder, trained, tmp_path):
-    plan = GeneratorPlan(**{**PLAN.__dict__, 'start_from': str(trained / 'out'),
-                            'unet_samples': 0, 'decoder_samples': 16})
+    plan = GeneratorPlan(
+        **{
+            **PLAN.__dict__,
+            'start_from': str(trained / 'out'),
+            'unet_samples': 0,
+            'decoder_samples': 16,
+        }
+    )
     assert train_generator(source_folder, tmp_path / 'work', tmp_path / 'out', plan, workers=1)
     for name in WEIGHTS:
         before = load_file(trained / 'out' / f'{name}.safetensors')
@@ -108,8 +121,12 @@ def test_a_decoder_alone_leaves_latents_and_unet_as_they_are(source_folder, trai
 
 def test_another_plan_is_refused(source_folder, trained):
     with pytest.raises(ValueError, match=r'another plan \(unet_samples, seed differ\)'):
-        train_generator(source_folder, trained / 'work', trained / 'out',
-                        GeneratorPlan(**{**PLAN.__dict__, 'unet_samples': 99, 'seed': 4}))
+        train_generator(
+            source_folder,
+            trained / 'work',
+            trained / 'out',
+            GeneratorPlan(**{**PLAN.__dict__, 'unet_samples': 99, 'seed': 4}),
+        )
 
 
 def test_the_shipped_generator_draws_with_masks(tmp_path):

@@ -1,4 +1,5 @@
 """A long job: each command once, a failure stops it, a second start goes on."""
+
 from __future__ import annotations
 
 import json
@@ -15,9 +16,11 @@ from freeatm_mm.miniature.job import DryJob, Job, pretrain
 def tool(tmp_path):
     """A tool that notes its arguments in a file and ends with the code it is given."""
     path = tmp_path / 'tool.py'
-    path.write_text('import sys\n'
-                    f'open({str(tmp_path / "calls")!r}, "a").write(" ".join(sys.argv[1:]) + ";")\n'
-                    'sys.exit(int(sys.argv[1]))\n')
+    path.write_text(
+        'import sys\n'
+        f'open({str(tmp_path / "calls")!r}, "a").write(" ".join(sys.argv[1:]) + ";")\n'
+        'sys.exit(int(sys.argv[1]))\n'
+    )
     return path
 
 
@@ -61,8 +64,13 @@ def test_side_by_side_each_line_says_whose_it_is(tmp_path, capfd):
 def test_a_failed_line_begins_no_other(tool, tmp_path):
     job = Job(tmp_path)
     with pytest.raises(SystemExit, match='"Fail" failed'):
-        job.run_side_by_side([partial(job.run, 'Fail', tool, 3, label='x'),
-                              *(partial(job.run, 'Do', tool, 0, name) for name in 'abcdefgh')], 1)
+        job.run_side_by_side(
+            [
+                partial(job.run, 'Fail', tool, 3, label='x'),
+                *(partial(job.run, 'Do', tool, 0, name) for name in 'abcdefgh'),
+            ],
+            1,
+        )
     assert (tmp_path / 'calls').read_text() == '3;'
 
 

@@ -1,4 +1,5 @@
 """Judging: counting found nouns, and masks on noised scenes."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -54,8 +55,7 @@ def test_chance_is_what_random_scores_find():
 def test_the_classifier_learns_and_repeats(source_folder):
     maker = SceneMaker(source_folder, 'train')
     scenes = [maker.scene(index) for index in range(64)]
-    first, second = (NounClassifier(seed=1).fit(scenes, epochs=16, batch_size=16)
-                     for _ in range(2))
+    first, second = (NounClassifier(seed=1).fit(scenes, epochs=16, batch_size=16) for _ in range(2))
     assert judge_scenes(first, scenes)['found'] > judge_scenes(first, scenes)['chance'] + 0.2
     images = np.stack([scene.image for scene in scenes])
     assert np.array_equal(first.scores(images), second.scores(images))
@@ -64,15 +64,18 @@ def test_the_classifier_learns_and_repeats(source_folder):
         image_processor=load_pipeline(SHIPPED).pipe.image_processor,
         vae=SimpleNamespace(
             encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mean=x)),
-            decode=lambda x: SimpleNamespace(sample=x)))
+            decode=lambda x: SimpleNamespace(sample=x),
+        ),
+    )
     assert judge_reconstructions(first, pipe, scenes) == judge_scenes(first, scenes)
 
 
 @pytest.fixture(scope='module')
 def segmenter(source_folder):
     maker = SceneMaker(source_folder, 'train')
-    return NounSegmenter().fit([maker.scene(index) for index in range(64)], epochs=16,
-                               batch_size=16)
+    return NounSegmenter().fit(
+        [maker.scene(index) for index in range(64)], epochs=16, batch_size=16
+    )
 
 
 def test_the_segmenter_learns_where_the_named_nouns_are(source_folder, segmenter):
@@ -83,8 +86,9 @@ def test_the_segmenter_learns_where_the_named_nouns_are(source_folder, segmenter
         masks = segmenter.masks(scene.image, scene.record.nouns)
         assert masks.shape == scene.masks.shape and masks.dtype == bool
         # a pixel belongs to one noun, and no noun is a speck
-        assert masks.sum(0).max() <= 1 and all(mask.sum() == 0 or mask.sum() >= 41
-                                               for mask in masks)
+        assert masks.sum(0).max() <= 1 and all(
+            mask.sum() == 0 or mask.sum() >= 41 for mask in masks
+        )
         union = (masks | scene.masks).sum((1, 2))
         overlaps += list((masks & scene.masks).sum((1, 2)) / union)
     assert np.mean(overlaps) > 0.3  # a third of it is what a whole image gets
@@ -125,8 +129,9 @@ def test_scenes_are_noised_as_in_training(source_folder, monkeypatch):
             pipe.scheduler.set_timesteps(drawn_in)
         for noise in (torch.zeros, torch.ones):
             seen.clear()
-            monkeypatch.setattr(judge.torch, 'randn', lambda shape, generator, noise=noise: noise(
-                shape))
+            monkeypatch.setattr(
+                judge.torch, 'randn', lambda shape, generator, noise=noise: noise(shape)
+            )
             list(record_noised_scenes(pipe, scenes, timesteps=(0, 50, 500, 950)))
             clean = (seen[0] - noise(()) * (1 - alphas[0]) ** 0.5) / alphas[0] ** 0.5
             for noised, t in zip(seen, (0, 50, 500, 950), strict=True):
@@ -148,11 +153,19 @@ def test_masks_on_noised_scenes_are_scored_by_resolution(source_folder):
     assert torch.is_grad_enabled()
     found = found_nouns(np.eye(len(NOUNS)), np.eye(len(NOUNS)))
     results = new_results('x', 'python x') | {
-        'images': 4, 'steps': 2, 'guidance': 3.0, 'generated': found, 'real': found,
+        'images': 4,
+        'steps': 2,
+        'guidance': 3.0,
+        'generated': found,
+        'real': found,
         'reconstructed': found,
-        'masks': scores, 'masks_unseen_objects': scores}
+        'masks': scores,
+        'masks_unseen_objects': scores,
+    }
     report = generator_report(results)
-    assert all('100.0%' in fact or f'{scores["all"]["iou"]:.3f}' in fact
-               for fact in generator_facts(results).values())
+    assert all(
+        '100.0%' in fact or f'{scores["all"]["iou"]:.3f}' in fact
+        for fact in generator_facts(results).values()
+    )
     assert '| generated | 100.0% | 100.0% | - | - |' in report
     assert f'| 4x4 | {scores["4x4"]["iou"]:.3f} |' in report

@@ -1,4 +1,5 @@
 """Scenes: repeatable, with exact masks and captions whose spans hold the nouns."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,8 +37,14 @@ def test_masks_are_where_the_objects_are(scenes):
         blue = scene.image[..., 2] > 64
         inside = scene.masks.any(0)
         grown = np.pad(inside, 2)
-        grown = np.any([np.roll(grown, (dy, dx), (0, 1)) for dy in (-2, -1, 0, 1, 2)
-                        for dx in (-2, -1, 0, 1, 2)], 0)[2:-2, 2:-2]
+        grown = np.any(
+            [
+                np.roll(grown, (dy, dx), (0, 1))
+                for dy in (-2, -1, 0, 1, 2)
+                for dx in (-2, -1, 0, 1, 2)
+            ],
+            0,
+        )[2:-2, 2:-2]
         assert blue[inside].mean() > 0.97 and not blue[~grown].any()
         checked += 1
     assert checked > 10

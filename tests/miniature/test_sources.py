@@ -1,4 +1,5 @@
 """The source photos: checked, split by cut-out and by background crop."""
+
 from __future__ import annotations
 
 import shutil

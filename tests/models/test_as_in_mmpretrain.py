@@ -3,6 +3,7 @@
 Written anew: a training batch through the real preprocessor gives one loss, features need no masks,
 shapes and frozen embeddings are as documented, wrong modes are refused.
 """
+
 import pytest
 import torch
 from helpers.tiny_models import mae, moco, samples, simclr, simsiam, views
@@ -16,9 +17,14 @@ def batch(name, counts):
     """Images as a loader gives them, of 0 to 255, after mmpretrain's preprocessor."""
     number = 1 if name == 'mae' else 2
     images = [(view * 50 + 128).clamp(0, 255).byte() for view in views(4, number=number)]
-    preprocessor = SelfSupDataPreprocessor(mean=[128.] * 3, std=[64.] * 3, to_rgb=True)
-    return preprocessor(dict(inputs=images[0] if name == 'mae' else images,
-                             data_samples=samples(counts, number=number)), True)
+    preprocessor = SelfSupDataPreprocessor(mean=[128.0] * 3, std=[64.0] * 3, to_rgb=True)
+    return preprocessor(
+        dict(
+            inputs=images[0] if name == 'mae' else images,
+            data_samples=samples(counts, number=number),
+        ),
+        True,
+    )
 
 
 @pytest.mark.parametrize('counts', [COUNTS, [None] * 4])

@@ -1,4 +1,5 @@
 """Models as Python objects: saved whole, copied, sent to a new process, compiled."""
+
 import copy
 import io
 import pickle
@@ -31,8 +32,9 @@ def saved(model):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize('through', [copy.deepcopy, saved,
-                                     lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize(
+    'through', [copy.deepcopy, saved, lambda model: pickle.loads(pickle.dumps(model))]
+)
 @pytest.mark.parametrize('name', MODELS)
 def test_a_copy_is_the_same_model(name, through):
     model = MODELS[name]()
@@ -40,10 +42,12 @@ def test_a_copy_is_the_same_model(name, through):
     assert type(twin) is type(model) and type(twin.neck) is type(model.neck)
     assert repr(twin) == repr(model)
     assert not {p.data_ptr() for p in twin.parameters()} & {
-        p.data_ptr() for p in model.parameters()}
+        p.data_ptr() for p in model.parameters()
+    }
     assert all(torch.equal(a, b) for a, b in zip(step(name, model), step(name, twin)))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(),
-                                                 twin.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values())
+    )
 
 
 def answer(given, results):
@@ -61,8 +65,9 @@ def test_models_reach_a_spawned_process():
     process.start()
     losses = results.get()
     process.join()
-    assert losses == {name: pytest.approx(float(step(name, make())[0]), rel=1e-6)
-                      for name, make in MODELS.items()}
+    assert losses == {
+        name: pytest.approx(float(step(name, make())[0]), rel=1e-6) for name, make in MODELS.items()
+    }
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -72,8 +77,19 @@ def test_compiled_with_any_numbers_of_instances(name):
     torch.compiler.reset()
     model, reference = MODELS[name](), MODELS[name]()
     model.loss = torch.compile(model.loss, backend='eager')
-    counts = [(2, None, 1, 0), (1, 1, 1, 1), (3, 0, 2, None), (1, 0, 0, None), (2, 5, 1, 1),
-              (None, ) * 4, (4, 1, 2, 2), (6, 3, 1, 0), (1, 2, 3, 4), (2, 2, 7, 0), (5, 5, 5, 5)]
+    counts = [
+        (2, None, 1, 0),
+        (1, 1, 1, 1),
+        (3, 0, 2, None),
+        (1, 0, 0, None),
+        (2, 5, 1, 1),
+        (None,) * 4,
+        (4, 1, 2, 2),
+        (6, 3, 1, 0),
+        (1, 2, 3, 4),
+        (2, 2, 7, 0),
+        (5, 5, 5, 5),
+    ]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for count in counts:
             for one, other in zip(step(name, model, count), step(name, reference, count)):

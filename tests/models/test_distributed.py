@@ -1,4 +1,5 @@
 """Two gloo processes against one, with unequal numbers of instances and a process with none."""
+
 import pytest
 import torch
 from helpers import tiny_training
@@ -8,8 +9,10 @@ from helpers.two_processes import in_two_processes
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """What one process gives, and each of two."""
-    return [tiny_training.all_runs(),
-            *in_two_processes(tiny_training.all_runs, tmp_path_factory.mktemp('results'))]
+    return [
+        tiny_training.all_runs(),
+        *in_two_processes(tiny_training.all_runs, tmp_path_factory.mktemp('results')),
+    ]
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -1,4 +1,5 @@
 """Collecting the instances of a batch."""
+
 import pytest
 import torch
 from helpers.tiny_models import samples, views

@@ -1,4 +1,5 @@
 """MAE: stock parity without masks; exact counts, schedules and scores with masks."""
+
 import numpy as np
 import pytest
 import torch
@@ -61,8 +62,7 @@ def test_exact_counts(length, masked, beta):
     top = scores.argsort(dim=1, descending=True)[:, :chosen]
     assert hidden.sum(1).eq(masked).all()
     assert hidden.gather(1, top).all()
-    assert chosen == {0.0: 0, 0.3: int(0.3 * masked), 0.8: int(0.8 * masked),
-                      1.0: masked}[beta]
+    assert chosen == {0.0: 0, 0.3: int(0.3 * masked), 0.8: int(0.8 * masked), 1.0: masked}[beta]
 
 
 def test_the_papers_counts():
@@ -73,7 +73,7 @@ def test_the_papers_counts():
 def test_the_rest_is_random():
     """Patches not chosen by score are hidden with equal probability."""
     torch.manual_seed(0)
-    scores = torch.arange(16.).expand(4000, -1)
+    scores = torch.arange(16.0).expand(4000, -1)
     order = AttentionGuidedMaskGenerator()(scores, 12, 0.5)
     hidden = torch.zeros(4000, 16).scatter_(1, order[:, -12:], 1.0).mean(0)
     assert hidden[10:].eq(1).all()  # 6 by score
@@ -117,12 +117,13 @@ def test_chance_is_the_draw_of_maes_own_masking(length, masked):
     assert torch.equal(hidden_patches(scores, masked, 0.0), expected)
     assert torch.equal(hidden_patches(torch.full_like(scores, 0.3), masked, 0.8), expected)
     guided = hidden_patches(scores, masked, 0.5)
-    chosen = scores >= scores.sort(dim=1, descending=True).values[:, masked // 2 - 1:masked // 2]
+    chosen = scores >= scores.sort(dim=1, descending=True).values[:, masked // 2 - 1 : masked // 2]
     assert chosen.sum(1).eq(masked // 2).all() and guided[chosen].all()
     torch.manual_seed(0)
     noise = torch.rand(scores.shape).masked_fill(chosen, 2.0)
-    assert torch.equal(guided, noise >= noise.sort(dim=1, descending=True).values[
-        :, masked - 1:masked])
+    assert torch.equal(
+        guided, noise >= noise.sort(dim=1, descending=True).values[:, masked - 1 : masked]
+    )
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.01, 0.8])
@@ -143,17 +144,19 @@ def test_at_beta_0_a_training_step_is_the_baselines_bit_for_bit(hub):
         torch.manual_seed(5)
         loss = model.loss(views(4)[0], data)['loss']
         loss.backward()
-        results.append([loss, *(p.grad for p in model.parameters() if p.requires_grad),
-                        torch.rand(2)])
+        results.append(
+            [loss, *(p.grad for p in model.parameters() if p.requires_grad), torch.rand(2)]
+        )
     assert all(torch.equal(one, other) for one, other in zip(*results))
 
 
 def test_with_a_ceiling_of_0_a_whole_training_is_the_baselines(tmp_path):
     store = make_store(tmp_path / 'store', count=20)
     states = []
-    for name, changes in (('guided', {'model.mask_generator': dict(
-            type='AttentionGuidedMaskGenerator', ceiling=0)}),
-                          ('baseline', {'train_dataloader.dataset.masks': False})):
+    for name, changes in (
+        ('guided', {'model.mask_generator': dict(type='AttentionGuidedMaskGenerator', ceiling=0)}),
+        ('baseline', {'train_dataloader.dataset.masks': False}),
+    ):
         states.append(train(config(store, tmp_path / name, 'mae', **changes), f'paired-{name}'))
     assert different(*states) == []
 
@@ -167,8 +170,9 @@ def test_rounding_does_not_order_equal_scores(beta):
         noise = torch.rand(exact.shape, generator=generator) * 2 - 1
         rounded = exact * (1 + 2e-7 * noise)
         assert not torch.equal(rounded, exact)
-        assert torch.equal(hidden_patches(rounded, 147, beta, seed),
-                           hidden_patches(exact, 147, beta, seed))
+        assert torch.equal(
+            hidden_patches(rounded, 147, beta, seed), hidden_patches(exact, 147, beta, seed)
+        )
 
 
 def test_a_range_of_rounding_errors_is_none():
@@ -180,21 +184,21 @@ def test_a_range_of_rounding_errors_is_none():
 
 def test_small_ranges_count():
     """The attention of all nouns together may differ little from patch to patch."""
-    scores = 0.02 + torch.arange(64.).expand(5, -1) * 1e-5
+    scores = 0.02 + torch.arange(64.0).expand(5, -1) * 1e-5
     assert hidden_patches(scores, 48, 1.0)[:, 16:].all()
 
 
 @pytest.mark.parametrize('is_cpu', [True, False])
 def test_selection_is_the_same_with_numpy_and_torch(monkeypatch, is_cpu):
     """What other devices than CPUs do; of these, CUDA has no deterministic `kthvalue`."""
-    keys = torch.randint(-2**62, 2**62, (50, 33))
+    keys = torch.randint(-(2**62), 2**62, (50, 33))
     keys[:, 5] = keys[:, 6]
     if not is_cpu:
         monkeypatch.setattr(torch.Tensor, 'is_cpu', False, raising=False)
         monkeypatch.delattr(np, 'partition')
     monkeypatch.setattr(torch.Tensor, 'kthvalue', None, raising=False)
     for number in (1, 10, 33):
-        expected = keys.sort(dim=1, descending=True).values[:, number - 1:number]
+        expected = keys.sort(dim=1, descending=True).values[:, number - 1 : number]
         assert torch.equal(kth_largest(keys, number), expected)
 
 
@@ -228,9 +232,15 @@ def test_pairs_of_tied_patches_are_as_likely():
     assert ((counts - 2000) ** 2 / 2000).sum() < 40  # chi square, 14 degrees of freedom
 
 
-@pytest.mark.parametrize('schedule, expected', [
-    ('linear', [0, 0.2, 0.4, 0.8]), ('constant', [0.8] * 4), ('reverse', [0.8, 0.6, 0.4, 0]),
-    ('cosine', [0, 0.8 * (1 - np.cos(np.pi / 4)) / 2, 0.4, 0.8])])
+@pytest.mark.parametrize(
+    'schedule, expected',
+    [
+        ('linear', [0, 0.2, 0.4, 0.8]),
+        ('constant', [0.8] * 4),
+        ('reverse', [0.8, 0.6, 0.4, 0]),
+        ('cosine', [0, 0.8 * (1 - np.cos(np.pi / 4)) / 2, 0.4, 0.8]),
+    ],
+)
 def test_schedules_follow_the_running_state(hub, schedule, expected):
     generator = AttentionGuidedMaskGenerator(schedule=schedule)
     for iteration, beta in zip((0, 25, 50, 100), expected):
@@ -251,8 +261,11 @@ def test_counts_over_a_whole_training(hub):
         order = generator(scores, 48)
         mask = torch.zeros(200, 64).scatter_(1, order[:, -48:], 1.0)
         chosen = min(int(generator.beta() * 48 + 1e-9), 16)
-        rest = (16 - chosen) * (48 - int(generator.beta() * 48 + 1e-9)) / (
-            64 - int(generator.beta() * 48 + 1e-9))
+        rest = (
+            (16 - chosen)
+            * (48 - int(generator.beta() * 48 + 1e-9))
+            / (64 - int(generator.beta() * 48 + 1e-9))
+        )
         shares.append(foreground_masked(scores, mask).item())
         assert shares[-1] == pytest.approx((chosen + rest) / 16, abs=0.03)
     assert shares[0] < 0.8 and shares[-1] == 1 and shares == sorted(shares)
@@ -261,8 +274,9 @@ def test_counts_over_a_whole_training(hub):
 @pytest.mark.parametrize('combine', ['sum', 'max'])
 def test_masked_patches_are_the_scores_highest(hub, combine):
     at(hub, 100)
-    model = mae(combine=combine, mask_generator=dict(type='AttentionGuidedMaskGenerator',
-                                                     ceiling=1.0))
+    model = mae(
+        combine=combine, mask_generator=dict(type='AttentionGuidedMaskGenerator', ceiling=1.0)
+    )
     data = samples([2, None, 1, 0], number=1)
     seen = {}
     loss = model.head.loss
@@ -274,13 +288,14 @@ def test_masked_patches_are_the_scores_highest(hub, combine):
         masks = data[image].masks[0].flatten(1)
         scores = masks.sum(0) if combine == 'sum' else masks.amax(0)
         assert seen['mask'][image].bool().nonzero().flatten().tolist() == sorted(
-            scores.argsort(descending=True)[:12].tolist())
+            scores.argsort(descending=True)[:12].tolist()
+        )
 
 
 def test_order_keeps_maes_contract():
     """Visible features, mask and ids_restore fit each other as MAE's own do."""
     backbone = mae().backbone
-    tokens = torch.arange(2 * 16.).reshape(2, 16, 1).expand(-1, -1, 16)
+    tokens = torch.arange(2 * 16.0).reshape(2, 16, 1).expand(-1, -1, 16)
     backbone._order = torch.stack([torch.randperm(16) for _ in range(2)])
     visible, mask, restore = backbone.random_masking(tokens, 0.75)
     backbone._order = None
@@ -295,8 +310,11 @@ def test_gradients_flow(hub):
     at(hub, 50)
     model = mae()
     model.loss(views(4)[0], samples([1, 2, None, 1], number=1))['loss'].backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0
-               for parameter in model.parameters() if parameter.requires_grad)
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )
 
 
 def test_outside_of_a_training_beta_is_that_of_its_start(hub):
@@ -337,30 +355,54 @@ def other_mae(size, patch, neck=None, head=None, arch=ARCH):
     """A MAE of another size, with entries of neck and head that fit unless given."""
     return mae(
         backbone=dict(type='FreeATMMAEViT', img_size=size, patch_size=patch, arch=arch),
-        neck=dict(dict(type='MAEPretrainDecoder', num_patches=(size // patch)**2, patch_size=patch,
-                       embed_dim=24, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
-                  **neck or {}),
-        head=dict(dict(type='MAEPretrainHead', norm_pix=True, patch_size=patch, loss=dict(
-            type='PixelReconstructionLoss', criterion='L2')), **head or {}))
+        neck=dict(
+            dict(
+                type='MAEPretrainDecoder',
+                num_patches=(size // patch) ** 2,
+                patch_size=patch,
+                embed_dim=24,
+                decoder_embed_dim=16,
+                decoder_depth=1,
+                decoder_num_heads=2,
+            ),
+            **neck or {},
+        ),
+        head=dict(
+            dict(
+                type='MAEPretrainHead',
+                norm_pix=True,
+                patch_size=patch,
+                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+            ),
+            **head or {},
+        ),
+    )
 
 
 @pytest.mark.parametrize('size, patch', [(48, 8), (64, 16), (30, 5)])
 def test_other_sizes(hub, size, patch):
     at(hub, 50)
     grid = size // patch
-    losses = other_mae(size, patch).loss(torch.randn(4, 3, size, size),
-                                         samples([2, None, 1, 0], grid=grid, number=1))
+    losses = other_mae(size, patch).loss(
+        torch.randn(4, 3, size, size), samples([2, None, 1, 0], grid=grid, number=1)
+    )
     assert losses['loss'].isfinite() and losses['beta'] > 0
 
 
-@pytest.mark.parametrize('neck, head, message', [
-    (dict(num_patches=196), None, r'set neck.num_patches=36 \(not 196\)'),
-    (dict(embed_dim=768), None, r'neck.embed_dim=24 \(not 768\)'),
-    (dict(patch_size=16), None, r'neck.patch_size=8 \(not 16\)'),
-    (None, dict(patch_size=16), r'head.patch_size=8 \(not 16\)'),
-    (dict(num_patches=196, embed_dim=768, patch_size=16), dict(patch_size=16),
-     'num_patches=36.*embed_dim=24.*head.patch_size=8.*neck.patch_size=8.*grid_size=6'),
-])
+@pytest.mark.parametrize(
+    'neck, head, message',
+    [
+        (dict(num_patches=196), None, r'set neck.num_patches=36 \(not 196\)'),
+        (dict(embed_dim=768), None, r'neck.embed_dim=24 \(not 768\)'),
+        (dict(patch_size=16), None, r'neck.patch_size=8 \(not 16\)'),
+        (None, dict(patch_size=16), r'head.patch_size=8 \(not 16\)'),
+        (
+            dict(num_patches=196, embed_dim=768, patch_size=16),
+            dict(patch_size=16),
+            'num_patches=36.*embed_dim=24.*head.patch_size=8.*neck.patch_size=8.*grid_size=6',
+        ),
+    ],
+)
 def test_entries_that_contradict_each_other_are_named(neck, head, message):
     with pytest.raises(ValueError, match=message):
         other_mae(48, 8, neck, head)

@@ -1,4 +1,5 @@
 """MoCo: stock parity without masks; with masks the loss and the queue against plain numpy."""
+
 import copy
 
 import numpy as np
@@ -15,8 +16,9 @@ def train_step(model, inputs, data_samples, optimizer):
     losses = model.loss(inputs, data_samples)
     optimizer.zero_grad()
     losses['loss'].backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()
-                 if parameter.grad is not None]
+    gradients = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
     optimizer.step()
     return losses, gradients
 
@@ -27,8 +29,10 @@ def test_without_masks_it_is_mmpretrains_moco_bit_for_bit(data):
     models = [moco(stock=True), moco()]
     optimizers = [torch.optim.SGD(model.parameters(), 0.1, momentum=0.9) for model in models]
     for step in range(5):  # the queue of 24 keys wraps round
-        results = [train_step(model, views(6, seed=step), data, optimizer)
-                   for model, optimizer in zip(models, optimizers)]
+        results = [
+            train_step(model, views(6, seed=step), data, optimizer)
+            for model, optimizer in zip(models, optimizers)
+        ]
         assert list(results[0][0]) == list(results[1][0]) == ['loss']
         assert torch.equal(results[0][0]['loss'], results[1][0]['loss'])
         assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1]))
@@ -47,14 +51,22 @@ def numpy_forward(model, inputs, data):
         rows = []
         for image, sample in enumerate(data):
             masks = sample.get('masks')
-            masks = (np.ones((1, *features.shape[2:])) if masks is None or not masks.shape[1]
-                     else masks[view].double().numpy())
+            masks = (
+                np.ones((1, *features.shape[2:]))
+                if masks is None or not masks.shape[1]
+                else masks[view].double().numpy()
+            )
             for mask in masks:
                 pooled = (features[image] * mask).sum((1, 2)) / mask.sum()
-                hidden = np.maximum(first.weight.detach().double().numpy() @ pooled
-                                    + first.bias.detach().double().numpy(), 0)
-                row = (second.weight.detach().double().numpy() @ hidden
-                       + second.bias.detach().double().numpy())
+                hidden = np.maximum(
+                    first.weight.detach().double().numpy() @ pooled
+                    + first.bias.detach().double().numpy(),
+                    0,
+                )
+                row = (
+                    second.weight.detach().double().numpy() @ hidden
+                    + second.bias.detach().double().numpy()
+                )
                 rows.append(row / np.linalg.norm(row))
         return np.array(rows)
 
@@ -96,8 +108,7 @@ def test_loss_accuracy_and_shares_equal_plain_numpy(negatives):
     allowed = np.where(same & (negatives == 'other_nouns'), -np.inf, queries @ queue)
     nearest = (queries * keys).sum(1) > allowed.max(1)
     assert losses['accuracy'].item() == pytest.approx(nearest.mean())
-    assert losses['same_noun_negatives'].item() == pytest.approx(
-        same[nouns != UNKNOWN_NOUN].mean())
+    assert losses['same_noun_negatives'].item() == pytest.approx(same[nouns != UNKNOWN_NOUN].mean())
     assert losses['instances_per_image'].item() == pytest.approx(6 / 5)
     assert losses['pooled_whole'].item() == pytest.approx(2 / 5)
 
@@ -109,8 +120,11 @@ def test_loss_accuracy_and_shares_equal_plain_numpy(negatives):
 def test_gradients_reach_queries_and_not_keys():
     model = moco()
     model.loss(views(5), samples(COUNTS))['loss'].backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0
-               for module in (model.backbone, model.neck) for parameter in module.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for module in (model.backbone, model.neck)
+        for parameter in module.parameters()
+    )
     assert all(parameter.grad is None for parameter in model.encoder_k.parameters())
     assert not model.queue.requires_grad
 
@@ -136,8 +150,10 @@ def test_momentum_encoder_follows():
             parameter.add_(1.0)
     model.loss(views(5), data)
     after = model.encoder_k.module.state_dict()
-    torch.testing.assert_close(after['1.mlp.0.weight'] - before['1.mlp.0.weight'],
-                               torch.full_like(after['1.mlp.0.weight'], 0.1))
+    torch.testing.assert_close(
+        after['1.mlp.0.weight'] - before['1.mlp.0.weight'],
+        torch.full_like(after['1.mlp.0.weight'], 0.1),
+    )
 
 
 def queue_reference(queue, pointer, keys):
@@ -156,8 +172,9 @@ def test_queue_takes_any_number_of_keys():
     for count in (3, 7, 4, 1, 11, 30, 2, 23, 9, 22):
         keys = rng.normal(size=(count, 6)).astype(np.float32)
         ids = rng.integers(0, 5, count)
-        model._dequeue_and_enqueue(torch.from_numpy(keys), Instances(
-            None, None, torch.from_numpy(ids), 0, 0, [count]))
+        model._dequeue_and_enqueue(
+            torch.from_numpy(keys), Instances(None, None, torch.from_numpy(ids), 0, 0, [count])
+        )
         nouns, _ = queue_reference(nouns, pointer, ids)
         queue, pointer = queue_reference(queue, pointer, keys)
         np.testing.assert_array_equal(model.queue.T.numpy(), queue)

@@ -1,4 +1,5 @@
 """SimCLR: stock parity without masks; both losses against plain numpy with masks."""
+
 import numpy as np
 import pytest
 import torch
@@ -38,8 +39,9 @@ def embeddings(model, inputs, data):
         if masks is None or not masks.shape[1]:
             masks = torch.ones(2, 1, 4, 4)
         for mask in masks.double().numpy().transpose(1, 0, 2, 3):
-            rows.extend((features[2 * image + v] * mask[v]).sum((1, 2)) / mask[v].sum()
-                        for v in (0, 1))
+            rows.extend(
+                (features[2 * image + v] * mask[v]).sum((1, 2)) / mask[v].sum() for v in (0, 1)
+            )
     x = np.array(rows)
     for fc, bn in (('fc0', 'bn0'), ('fc1', 'bn1')):
         fc, bn = getattr(model.neck, fc), getattr(model.neck, bn)
@@ -57,8 +59,9 @@ def nt_xent(z, allowed, temperature=0.1):
             anchor, positive = z[m, v], z[m, 1 - v]
             negatives = [z[n, w] for n in range(len(z)) for w in (0, 1) if allowed[m, n]]
             logits = np.array([anchor @ positive, *(anchor @ n for n in negatives)])
-            losses.append(-np.log(np.exp(logits / temperature)[0]
-                                  / np.exp(logits / temperature).sum()))
+            losses.append(
+                -np.log(np.exp(logits / temperature)[0] / np.exp(logits / temperature).sum())
+            )
             hits.append(logits[0] > logits[1:].max())
     return np.mean(losses), np.mean(hits)
 

@@ -1,4 +1,5 @@
 """The pooling neck in another two-view method: stock parity without masks, numpy with masks."""
+
 import numpy as np
 import pytest
 import torch
@@ -31,8 +32,11 @@ def pooled(features, data, view):
     rows = []
     for feature, sample in zip(features.double().numpy(), data):
         masks = sample.get('masks')
-        masks = (np.ones((1, *feature.shape[1:])) if masks is None or not masks.shape[1]
-                 else masks[view].double().numpy())
+        masks = (
+            np.ones((1, *feature.shape[1:]))
+            if masks is None or not masks.shape[1]
+            else masks[view].double().numpy()
+        )
         rows.extend((feature * mask).sum((1, 2)) / mask.sum() for mask in masks)
     return np.array(rows)
 
@@ -46,13 +50,15 @@ def test_loss_equals_plain_numpy():
         with torch.no_grad():
             rows = pooled(reference.backbone(inputs[view])[0], data, view)
             rows = torch.from_numpy(rows).float()[:, :, None, None]
-            projections.append(reference.neck((rows, ))[0])
+            projections.append(reference.neck((rows,))[0])
     for projection in projections:
         with torch.no_grad():
             predictions.append(reference.head.predictor([projection])[0].double().numpy())
     projections = [projection.double().numpy() for projection in projections]
-    cosines = [(p * z).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(z, axis=1)
-               for p, z in zip(predictions, reversed(projections))]
+    cosines = [
+        (p * z).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(z, axis=1)
+        for p, z in zip(predictions, reversed(projections))
+    ]
     losses = simsiam().loss(inputs, data)
     assert losses['loss'].item() == pytest.approx(-np.mean(cosines), rel=1e-4)
     assert losses['instances_per_image'].item() == pytest.approx(6 / 5)
@@ -62,8 +68,10 @@ def test_loss_equals_plain_numpy():
 def test_gradients_reach_the_encoder_through_the_instances():
     model = simsiam()
     model.loss(views(5), samples(COUNTS))['loss'].backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0
-               for parameter in model.backbone.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in model.backbone.parameters()
+    )
 
 
 def test_a_neck_that_cannot_pool_is_refused():

@@ -1,4 +1,5 @@
 """The pyramid over a plain ViT: its sizes, and what it refuses."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS

@@ -1,4 +1,5 @@
 """A tiny world in COCO's format: coloured shapes on noise, one noun a colour and shape."""
+
 from __future__ import annotations
 
 import json
@@ -21,12 +22,12 @@ def write_split(folder, count, seed, size=32, nouns=NOUNS):
     for image_id in range(1, count + 1):
         pixels = rng.integers(90, 160, (size, size, 3))
         owner = np.full((size, size), -1)
-        chosen = rng.permutation(len(nouns))[:rng.integers(1, 3)]
+        chosen = rng.permutation(len(nouns))[: rng.integers(1, 3)]
         for number, noun in enumerate(chosen):
             y, x = rng.integers(size // 4, 3 * size // 4, 2)
             radius = rng.integers(size // 8, size // 4)
             if noun % 2:
-                inside = (rows - y)**2 + (columns - x)**2 <= radius**2
+                inside = (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
             else:
                 inside = (abs(rows - y) <= radius) & (abs(columns - x) <= radius)
             owner[inside] = number
@@ -34,18 +35,28 @@ def write_split(folder, count, seed, size=32, nouns=NOUNS):
         masks = np.stack([owner == number for number in range(len(chosen))])
         exact.append(masks)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
-            folder / 'images' / f'{image_id:06d}.png')
-        images.append({'id': image_id, 'file_name': f'{image_id:06d}.png', 'width': size,
-                       'height': size})
+            folder / 'images' / f'{image_id:06d}.png'
+        )
+        images.append(
+            {'id': image_id, 'file_name': f'{image_id:06d}.png', 'width': size, 'height': size}
+        )
         for noun, mask in zip(chosen, masks):
             rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            annotations.append({
-                'id': len(annotations) + 1, 'image_id': image_id, 'category_id': int(noun) * 3 + 1,
-                'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
-                'bbox': coco_mask.toBbox(rle).tolist(), 'area': int(mask.sum()), 'iscrowd': 0})
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': image_id,
+                    'category_id': int(noun) * 3 + 1,
+                    'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
+                    'bbox': coco_mask.toBbox(rle).tolist(),
+                    'area': int(mask.sum()),
+                    'iscrowd': 0,
+                }
+            )
     categories = [{'id': index * 3 + 1, 'name': name} for index, name in enumerate(nouns)]
-    (folder / 'coco.json').write_text(json.dumps(
-        {'images': images, 'annotations': annotations, 'categories': categories}))
+    (folder / 'coco.json').write_text(
+        json.dumps({'images': images, 'annotations': annotations, 'categories': categories})
+    )
     return exact
 
 

@@ -1,4 +1,5 @@
 """Frozen-feature evaluation on a tiny world, and its parts against references."""
+
 from __future__ import annotations
 
 import json
@@ -31,19 +32,36 @@ from freeatm_mm.results import read_results  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
-PREPROCESSOR = dict(type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
-                    std=[58.395, 57.12, 57.375], to_rgb=True)
-RESNET = dict(type='ResNet', depth=18, num_stages=2, base_channels=8, stem_channels=8,
-              strides=(1, 1), dilations=(1, 1), out_indices=(1,), norm_cfg=dict(type='BN'))
-VIT = dict(type='MAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2,
-                                    feedforward_channels=32),
-           img_size=32, patch_size=8, mask_ratio=0.75)
+PREPROCESSOR = dict(
+    type='SelfSupDataPreprocessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True,
+)
+RESNET = dict(
+    type='ResNet',
+    depth=18,
+    num_stages=2,
+    base_channels=8,
+    stem_channels=8,
+    strides=(1, 1),
+    dilations=(1, 1),
+    out_indices=(1,),
+    norm_cfg=dict(type='BN'),
+)
+VIT = dict(
+    type='MAEViT',
+    arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
+    img_size=32,
+    patch_size=8,
+    mask_ratio=0.75,
+)
 
 
 def config_of(backbone, preprocessor=PREPROCESSOR):
     from mmengine.config import Config
-    return Config(dict(model=dict(type='MoCo', data_preprocessor=preprocessor,
-                                  backbone=backbone)))
+
+    return Config(dict(model=dict(type='MoCo', data_preprocessor=preprocessor, backbone=backbone)))
 
 
 @pytest.fixture(scope='module')
@@ -66,8 +84,9 @@ def test_scenes_are_read_exactly(tmp_path, make_split):
         assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     # category ids 1, 4, 7, 10 become 0 to 3
     maps = scenes.label_maps
-    for image, category, mask in zip(scenes.object_image, scenes.object_category,
-                                     scenes.object_masks):
+    for image, category, mask in zip(
+        scenes.object_image, scenes.object_category, scenes.object_masks
+    ):
         assert (maps[image][mask] == category + 1).all() and scenes.labels[image, category]
     assert ((maps > 0).sum((1, 2)) == [masks.any(0).sum() for masks in exact]).all()
     assert len(load_scenes(tmp_path / 'train', limit=2)) == 2
@@ -80,6 +99,7 @@ def test_missing_split_is_named(tmp_path):
 
 def test_images_of_two_sizes_are_named(tmp_path, make_split):
     from PIL import Image
+
     make_split(tmp_path / 'val', 3, seed=3)
     Image.new('RGB', (30, 32)).save(tmp_path / 'val' / 'images' / '000002.png')
     with pytest.raises(ValueError, match=r'000002.png is \(30, 32\) pixels'):
@@ -104,8 +124,9 @@ def test_images_reach_the_backbone_as_the_config_normalises_them(to_rgb):
 
 def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
     before = torch.get_rng_state()
-    first, same, other = (load_model(config_of(RESNET), seed=s).backbone.state_dict()
-                          for s in (1, 1, 2))
+    first, same, other = (
+        load_model(config_of(RESNET), seed=s).backbone.state_dict() for s in (1, 1, 2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first['conv1.weight'], other['conv1.weight'])
@@ -113,12 +134,21 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
 
 def test_checkpoint_of_a_whole_algorithm_loads_into_the_backbone(tmp_path, resnet):
     from mmengine.logging import HistoryBuffer
-    state = {f'backbone.{name}': value + 1 if value.is_floating_point() else value
-             for name, value in resnet.backbone.state_dict().items()}
+
+    state = {
+        f'backbone.{name}': value + 1 if value.is_floating_point() else value
+        for name, value in resnet.backbone.state_dict().items()
+    }
     state['neck.weight'] = torch.zeros(3)
     history = HistoryBuffer([1.0, 2.0], [1, 1])
-    torch.save({'state_dict': state, 'message_hub': {'log_scalars': {'loss': history}},
-                'meta': {'epoch': 1}}, tmp_path / 'epoch_1.pth')
+    torch.save(
+        {
+            'state_dict': state,
+            'message_hub': {'log_scalars': {'loss': history}},
+            'meta': {'epoch': 1},
+        },
+        tmp_path / 'epoch_1.pth',
+    )
     model = load_model(config_of(RESNET), tmp_path / 'epoch_1.pth')
     assert model.matched == model.total == len(model.backbone.state_dict())
     for name, value in model.backbone.state_dict().items():
@@ -129,6 +159,7 @@ def test_checkpoint_of_a_whole_algorithm_loads_into_the_backbone(tmp_path, resne
 
 def test_safetensors_and_bare_backbones_load(tmp_path, resnet):
     from safetensors.torch import save_file
+
     save_file(dict(resnet.backbone.state_dict()), tmp_path / 'bare.safetensors')
     model = load_model(config_of(RESNET), tmp_path / 'bare.safetensors', seed=5)
     assert model.matched == model.total
@@ -136,8 +167,11 @@ def test_safetensors_and_bare_backbones_load(tmp_path, resnet):
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path, resnet):
-    state = {f'backbone.{name}': value for name, value in resnet.backbone.state_dict().items()
-             if not name.startswith('layer2')}
+    state = {
+        f'backbone.{name}': value
+        for name, value in resnet.backbone.state_dict().items()
+        if not name.startswith('layer2')
+    }
     torch.save({'state_dict': state}, tmp_path / 'half.pth')
     with pytest.raises(ValueError, match=r'less than 95 %.*layer2\.0\.conv1\.weight'):
         load_model(config_of(RESNET), tmp_path / 'half.pth')
@@ -223,8 +257,14 @@ def test_cells_of_a_padded_picture_lie_where_its_patches_do():
     masks[0, 24:30, 6:12] = True  # just one patch
     masks[1, 30:, 30:] = True  # what the last patch has of the picture
     images[0][masks[0]], images[0][masks[1]] = (90, 0, 0), (0, 180, 0)
-    scenes = Scenes(images, ('bag', 'cup'), np.array([0, 0]), np.array([0, 1]), masks,
-                    np.array([[6, 24, 12, 30], [30, 30, 32, 32]]))
+    scenes = Scenes(
+        images,
+        ('bag', 'cup'),
+        np.array([0, 0]),
+        np.array([0, 1]),
+        masks,
+        np.array([[6, 24, 12, 30], [30, 30, 32, 32]]),
+    )
     assert model.feature_map(images).shape[2:] == (6, 6)
     features = extract_features(Seen(), scenes)
     np.testing.assert_allclose(features.objects, [[90, 0, 0], [0, 180 * 4 / 36, 0]], rtol=1e-5)
@@ -245,8 +285,9 @@ def test_segmentation_is_judged_on_the_picture_without_its_padding():
     picture[:32, :32] = True
     labels = maps.repeat(6, 1).repeat(6, 2)[:, :32, :32].astype(np.uint8)
     one = Features(*[np.zeros((0, 2))] * 3, cells.transpose(0, 3, 1, 2), cells, picture)
-    metrics, _ = _segmentation_metrics(dict.fromkeys(SPLITS, one), dict.fromkeys(SPLITS, labels),
-                                       (1e-4,))
+    metrics, _ = _segmentation_metrics(
+        dict.fromkeys(SPLITS, one), dict.fromkeys(SPLITS, labels), (1e-4,)
+    )
     assert metrics['segmentation_miou'] == 1.0
 
 
@@ -255,8 +296,9 @@ def test_a_crop_shows_its_object_alone():
     images[0, 4:12, 8:20] = (200, 100, 50)
     mask = np.zeros((1, 32, 32), bool)
     mask[0, 4:12, 8:20] = True
-    scenes = Scenes(images, ('bag',), np.array([0]), np.array([0]), mask,
-                    np.array([[8, 4, 20, 12]]))
+    scenes = Scenes(
+        images, ('bag',), np.array([0]), np.array([0]), mask, np.array([[8, 4, 20, 12]])
+    )
     features = extract_features(Passthrough(), scenes, crop_margin=0.0)
     np.testing.assert_allclose(features.crops, [[200, 100, 50]], rtol=0.05)
     wide = extract_features(Passthrough(), scenes, crop_margin=0.5)
@@ -273,8 +315,9 @@ def test_standardise_uses_the_train_rows_and_survives_constants():
     first, second = standardise(train, test)
     np.testing.assert_allclose(first.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(first.std(0), [1, 0, 1], atol=1e-6)
-    np.testing.assert_allclose(second[:, 0], (test[:, 0] - train[:, 0].mean()) / train[:, 0].std(),
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        second[:, 0], (test[:, 0] - train[:, 0].mean()) / train[:, 0].std(), rtol=1e-5
+    )
     assert (second[:, 1] == 0).all()
 
 
@@ -287,8 +330,11 @@ def test_linear_classifiers_are_scikit_learns(l2):
     weight, bias = fit_linear(x, np.eye(3)[y], l2, multi_label=False)
     logits = x @ weight.numpy().T + bias.numpy()
     expected = reference.decision_function(x)
-    np.testing.assert_allclose(logits - logits.mean(1, keepdims=True),
-                               expected - expected.mean(1, keepdims=True), atol=2e-2)
+    np.testing.assert_allclose(
+        logits - logits.mean(1, keepdims=True),
+        expected - expected.mean(1, keepdims=True),
+        atol=2e-2,
+    )
 
     labels = np.stack([y == 0, y != 2], 1)
     weight, bias = fit_linear(x, labels, l2, multi_label=True)
@@ -311,8 +357,15 @@ def test_evaluation_end_to_end(world, resnet):
     metrics, details = evaluate_features(resnet, world)
     again, _ = evaluate_features(resnet, world)
     assert metrics == again
-    assert list(metrics) == ['linear', 'knn', 'linear_object', 'knn_object', 'linear_crop',
-                             'knn_crop', 'segmentation_miou']
+    assert list(metrics) == [
+        'linear',
+        'knn',
+        'linear_object',
+        'knn_object',
+        'linear_crop',
+        'knn_crop',
+        'segmentation_miou',
+    ]
     assert all(0 <= value <= 1 for value in metrics.values())
     # the nouns are told apart by colour, so even random features are far above chance (1 in 4)
     assert metrics['linear'] > 0.7 and metrics['linear_object'] > 0.7
@@ -343,25 +396,48 @@ def test_splits_with_other_categories_are_refused(world, tmp_path, resnet, make_
 
 def test_evaluate_tool_gathers_runs_in_one_file(world, tmp_path, monkeypatch, capsys):
     config = tmp_path / 'tiny.py'
-    config.write_text(f'model = dict(type="MoCo", backbone={RESNET!r}, '
-                      f'data_preprocessor={PREPROCESSOR!r})\n')
+    config.write_text(
+        f'model = dict(type="MoCo", backbone={RESNET!r}, data_preprocessor={PREPROCESSOR!r})\n'
+    )
     out = tmp_path / 'trial.json'
 
     def tool(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['tools/evaluate.py', str(config), *arguments, '--world',
-                                          str(world), '--out', str(out)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'tools/evaluate.py',
+                str(config),
+                *arguments,
+                '--world',
+                str(world),
+                '--out',
+                str(out),
+            ],
+        )
         runpy.run_path(str(ROOT / 'tools' / 'evaluate.py'), run_name='__main__')
 
     tool('--random', '--seed', '0')
     assert 'Scenes, linear (mAP)' in capsys.readouterr().out
     checkpoint = tmp_path / 'x.pth'
-    torch.save({'state_dict': {f'backbone.{name}': value for name, value in load_model(
-        config_of(RESNET), seed=1).backbone.state_dict().items()}}, checkpoint)
+    torch.save(
+        {
+            'state_dict': {
+                f'backbone.{name}': value
+                for name, value in load_model(config_of(RESNET), seed=1)
+                .backbone.state_dict()
+                .items()
+            }
+        },
+        checkpoint,
+    )
     named = ['--method', 'mocov2', '--regime', 'synthetic', '--masks', 'true']
     tool(str(checkpoint), '--seed', '0', *named, '--epochs', '4')
     rows = read_results(out)['rows']
     assert [(row['method'], row['masks'], row['epochs']) for row in rows] == [
-        ('random', False, 0), ('mocov2', True, 4)]
+        ('random', False, 0),
+        ('mocov2', True, 4),
+    ]
     assert rows[0]['metrics'].keys() == rows[1]['metrics'].keys()
     assert rows[0]['metrics'] != rows[1]['metrics']
     with pytest.raises(SystemExit, match='there is no checkpoint .*none.pth'):

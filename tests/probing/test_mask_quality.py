@@ -1,4 +1,5 @@
 """Mask scores against pixel-by-pixel loops."""
+
 from __future__ import annotations
 
 import json
@@ -31,7 +32,7 @@ def brute_box_iou(binary, exact):
         rows, columns = np.nonzero(mask)
         box = np.zeros(mask.shape, bool)
         if len(rows):
-            box[min(rows):max(rows) + 1, min(columns):max(columns) + 1] = True
+            box[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = True
         filled.append(box)
     return brute_iou(*filled)
 
@@ -46,8 +47,9 @@ def enlarge(mask, size):
             top, left = int(v), int(u)
             low, right = min(top + 1, mask.shape[0] - 1), min(left + 1, mask.shape[1] - 1)
             a, b = v - top, u - left
-            out[y, x] = ((1 - a) * ((1 - b) * mask[top, left] + b * mask[top, right]) +
-                         a * ((1 - b) * mask[low, left] + b * mask[low, right]))
+            out[y, x] = (1 - a) * ((1 - b) * mask[top, left] + b * mask[top, right]) + a * (
+                (1 - b) * mask[low, left] + b * mask[low, right]
+            )
     return out
 
 
@@ -69,7 +71,8 @@ def test_every_score_against_loops(seed):
             others = [brute_iou(soft[j] >= threshold, exact[k]) for j in range(3) if j != k]
             assert found.other_iou[k, t] == pytest.approx(np.mean(others))
             assert found.found_box_iou[k, t] == pytest.approx(
-                brute_box_iou(soft[k] >= threshold, exact[k]))
+                brute_box_iou(soft[k] >= threshold, exact[k])
+            )
         highest = np.unravel_index(soft[k].argmax(), (9, 8))
         assert found.pointing[k] == exact[k][highest]
         assert found.mass[k] == pytest.approx(soft[k][exact[k]].sum() / soft[k].sum())
@@ -112,11 +115,16 @@ def test_empty_exact_masks_are_left_out_and_counted():
 def test_summary_picks_the_best_threshold_of_the_data_set_and_sums_classes():
     exact = np.zeros((1, 1, 10), bool)
     exact[0, 0, :5] = True
-    first = mask_quality(np.array([[[1, 1, 1, 1, .5, .5, .2, 0, 0, 0]]]), exact, (0.3, 0.45, 0.6))
-    second = mask_quality(np.array([[[1, 1, .4, .4, .4, 0, 0, 0, 0, 0]]]), exact, (0.3, 0.45, 0.6))
+    first = mask_quality(
+        np.array([[[1, 1, 1, 1, 0.5, 0.5, 0.2, 0, 0, 0]]]), exact, (0.3, 0.45, 0.6)
+    )
+    second = mask_quality(
+        np.array([[[1, 1, 0.4, 0.4, 0.4, 0, 0, 0, 0, 0]]]), exact, (0.3, 0.45, 0.6)
+    )
     summary = summarise([first, second], 0.45, [['leaf'], ['leaf']])
-    assert summary['sweep'] == pytest.approx({'0.3': (5 / 6 + 1) / 2, '0.45': (5 / 6 + 2 / 5) / 2,
-                                              '0.6': (4 / 5 + 2 / 5) / 2})
+    assert summary['sweep'] == pytest.approx(
+        {'0.3': (5 / 6 + 1) / 2, '0.45': (5 / 6 + 2 / 5) / 2, '0.6': (4 / 5 + 2 / 5) / 2}
+    )
     assert summary['best_threshold'] == 0.3 and summary['iou'] == pytest.approx(37 / 60)
     assert summary['class_iou'] == pytest.approx({'leaf': (5 + 2) / (6 + 5)})
     assert summary['controls']['other_noun'] is None
@@ -137,11 +145,14 @@ def test_mean_box_size_and_centred_box():
         mean_box_size([masks[2:]])
 
 
-@pytest.mark.parametrize('masks, exact, message', [
-    (np.zeros((1, 2, 2)), np.zeros((2, 2, 2), bool), 'same nouns'),
-    (np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 'boolean'),
-    (np.full((1, 2, 2), np.inf), np.zeros((1, 2, 2), bool), r'nouns \[0\] are not finite'),
-])
+@pytest.mark.parametrize(
+    'masks, exact, message',
+    [
+        (np.zeros((1, 2, 2)), np.zeros((2, 2, 2), bool), 'same nouns'),
+        (np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), 'boolean'),
+        (np.full((1, 2, 2), np.inf), np.zeros((1, 2, 2), bool), r'nouns \[0\] are not finite'),
+    ],
+)
 def test_bad_masks_are_named(masks, exact, message):
     with pytest.raises(ValueError, match=message):
         mask_quality(masks, exact)

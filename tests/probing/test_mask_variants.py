@@ -1,4 +1,5 @@
 """Variants of one recording: which there are, how they are scored, what is chosen."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -21,16 +22,22 @@ def make_scene(seed, nouns):
     return SimpleNamespace(
         image=random.integers(0, 256, (24, 24, 3), dtype=np.uint8),
         masks=random.random((len(nouns), 24, 24)) < 0.3,
-        record=SimpleNamespace(nouns=[SimpleNamespace(text='noun') for _ in nouns]))
+        record=SimpleNamespace(nouns=[SimpleNamespace(text='noun') for _ in nouns]),
+    )
 
 
 @pytest.fixture(scope='module')
 def recorded():
     pipe = tiny_stable_diffusion()
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=16,
-                           **mask_variants.RECORDING) as recorder:
-        pipe(PROMPTS, num_inference_steps=3, output_type='latent',
-             generator=torch.Generator().manual_seed(0))
+    with AttentionRecorder(
+        pipe, PROMPTS, NOUNS, self_attention=16, **mask_variants.RECORDING
+    ) as recorder:
+        pipe(
+            PROMPTS,
+            num_inference_steps=3,
+            output_type='latent',
+            generator=torch.Generator().manual_seed(0),
+        )
     return [(recorder, [make_scene(seed, nouns) for seed, nouns in enumerate(NOUNS)])]
 
 
@@ -54,14 +61,19 @@ def test_scores_are_those_of_the_masks(recorded):
     assert [row['method'] for row in rows] == list(masks)
     by_name = {row['method']: row['metrics'] for row in rows}
     paper = [each.numpy() for each in recorder.masks()]
-    sharp = [dense_crf(resize(minmax(maps)[0], (12, 12)), scene.image)
-             for maps, scene in zip(paper, scenes)]
-    for name, expected in (("figure 5c: all steps, all blocks (the paper's)", paper),
-                           ('all blocks, CRF', sharp)):
+    sharp = [
+        dense_crf(resize(minmax(maps)[0], (12, 12)), scene.image)
+        for maps, scene in zip(paper, scenes)
+    ]
+    for name, expected in (
+        ("figure 5c: all steps, all blocks (the paper's)", paper),
+        ('all blocks, CRF', sharp),
+    ):
         for found, wanted in zip(masks[name], expected):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
-        summary = summarise([mask_quality(maps, scene.masks)
-                             for maps, scene in zip(expected, scenes)])
+        summary = summarise(
+            [mask_quality(maps, scene.masks) for maps, scene in zip(expected, scenes)]
+        )
         for key in ('iou', 'best_iou', 'pointing'):
             assert by_name[name][key] == pytest.approx(summary[key], abs=1e-3)
         assert by_name[name]['box_iou'] == pytest.approx(summary['found_box_iou'], abs=1e-3)
@@ -80,8 +92,12 @@ class FakeRecorder:
         random = np.random.default_rng(0)
         left = exact.copy()
         left[..., 8:] = False
-        self.maps = {('a', 0): left, ('b', 1): exact & ~left,
-                     ('a', 1): random.random(exact.shape), ('b', 0): random.random(exact.shape)}
+        self.maps = {
+            ('a', 0): left,
+            ('b', 1): exact & ~left,
+            ('a', 1): random.random(exact.shape),
+            ('b', 0): random.random(exact.shape),
+        }
 
     def masks(self, heads):
         chosen = [self.maps[layer, head] for layer, some in heads.items() for head in some]
@@ -114,21 +130,36 @@ def test_trust_report_ranks():
     areas = [each.area for maps in masks for each in mask_trust(maps)]
     order = np.argsort(areas, kind='stable')[:20]
     assert report['area']['iou_of_better_half'] == pytest.approx(
-        np.concatenate(fixed)[order].mean())
+        np.concatenate(fixed)[order].mean()
+    )
 
 
 def test_ranks_share_ties():
-    np.testing.assert_array_equal(mask_variants._ranks(np.array([3., 1, 3, 2])), [2.5, 0, 2.5, 1])
+    np.testing.assert_array_equal(mask_variants._ranks(np.array([3.0, 1, 3, 2])), [2.5, 0, 2.5, 1])
 
 
 def test_report_names_every_variant(recorded):
     rows, _, _ = mask_variants.score_variants(recorded, variants_of, crf_size=12)
-    parts = [{'title': title, 'picture': f'{title}.png', 'description': 'scenes.', 'rows': rows,
-              'trust': {'area': {'rank_correlation': 0.5, 'iou': 0.25, 'iou_of_better_half': 0.75}}}
-             for title in ('One', 'Two')]
-    report = mask_variants.variants_report({
-        'name': 'mask-quality', 'command': 'command', 'date': 'today', 'hardware': 'machine',
-        'heads': {}, 'parts': parts})
+    parts = [
+        {
+            'title': title,
+            'picture': f'{title}.png',
+            'description': 'scenes.',
+            'rows': rows,
+            'trust': {'area': {'rank_correlation': 0.5, 'iou': 0.25, 'iou_of_better_half': 0.75}},
+        }
+        for title in ('One', 'Two')
+    ]
+    report = mask_variants.variants_report(
+        {
+            'name': 'mask-quality',
+            'command': 'command',
+            'date': 'today',
+            'hardware': 'machine',
+            'heads': {},
+            'parts': parts,
+        }
+    )
     for row in rows:
         assert report.count(f'| {row["method"]} | {row["metrics"]["iou"]:.3f} |') == 2
     assert '| area | 0.50 | 0.250 | 0.750 |' in report

@@ -1,4 +1,5 @@
 """Scores against scikit-learn and plain loops."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -53,14 +54,16 @@ def test_knn_votes_equal_scikit_learns_weighted_classifier(chunk):
     labels = rng.integers(0, 4, 60)
     votes = knn_votes(bank, np.eye(4)[labels], queries, k=7, temperature=0.1, chunk=chunk)
     reference = KNeighborsClassifier(
-        7, metric='cosine', weights=lambda distance: np.exp((1 - distance) / 0.1)).fit(bank, labels)
+        7, metric='cosine', weights=lambda distance: np.exp((1 - distance) / 0.1)
+    ).fit(bank, labels)
     np.testing.assert_allclose(votes, reference.predict_proba(queries), atol=1e-5)
 
 
 def test_knn_votes_with_several_labels_and_a_small_bank():
     bank = np.array([[1.0, 0.0], [0.0, 2.0]])
-    votes = knn_votes(bank, np.array([[1, 1, 0], [0, 1, 0]]), np.array([[3.0, 0.0]]), k=20,
-                      temperature=1.0)
+    votes = knn_votes(
+        bank, np.array([[1, 1, 0], [0, 1, 0]]), np.array([[3.0, 0.0]]), k=20, temperature=1.0
+    )
     near, far = np.e, 1.0  # cosine 1 and 0
     np.testing.assert_allclose(votes, [[near / (near + far), 1.0, 0.0]], rtol=1e-6)
 
@@ -95,7 +98,8 @@ def test_confusion_rejects_labels_out_of_range():
 
 
 def test_accuracy():
-    assert accuracy(np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]), np.array([1, 0, 0])) == \
-        pytest.approx(2 / 3)
+    assert accuracy(
+        np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]]), np.array([1, 0, 0])
+    ) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match='N > 0'):
         accuracy(np.zeros((0, 2)), np.zeros(0))

@@ -1,4 +1,5 @@
 """Captions in the formats in which their data sets are distributed."""
+
 from __future__ import annotations
 
 import bz2
@@ -32,19 +33,41 @@ class Caption(AnyCaption):
     def __eq__(self, other):
         return (self.id, self.text) == (other.id, other.text) and not other.problem
 
+
 # Shaped as the distributed files are, other fields included.
-COCO = {'info': {'year': 2017}, 'licenses': [{'id': 1}],
-        'images': [{'id': 9, 'file_name': '000000000009.jpg', 'caption': 'not this one'}],
-        'annotations': [{'image_id': 9, 'id': 38, 'caption': 'A bicycle with a clock.'},
-                        {'image_id': 9, 'id': 182, 'caption': 'A room.\n'}]}
+COCO = {
+    'info': {'year': 2017},
+    'licenses': [{'id': 1}],
+    'images': [{'id': 9, 'file_name': '000000000009.jpg', 'caption': 'not this one'}],
+    'annotations': [
+        {'image_id': 9, 'id': 38, 'caption': 'A bicycle with a clock.'},
+        {'image_id': 9, 'id': 182, 'caption': 'A room.\n'},
+    ],
+}
 VISUAL_GENOME = [
-    {'regions': [{'region_id': 1382, 'width': 82, 'height': 139, 'image_id': 1, 'x': 421, 'y': 57,
-                  'phrase': 'the clock is green'},
-                 {'region_id': 1383, 'phrase': 'a man', 'image_id': 1}], 'id': 1},
+    {
+        'regions': [
+            {
+                'region_id': 1382,
+                'width': 82,
+                'height': 139,
+                'image_id': 1,
+                'x': 421,
+                'y': 57,
+                'phrase': 'the clock is green',
+            },
+            {'region_id': 1383, 'phrase': 'a man', 'image_id': 1},
+        ],
+        'id': 1,
+    },
     {'regions': [], 'id': 2},
-    {'regions': [{'region_id': 7, 'phrase': 'a dog'}], 'id': 3}]
-SBU = {'image_urls': ['http://a/1.jpg', 'http://a/2.jpg'], 'user_ids': ['x', 'y'],
-       'captions': ['Our dog on the beach', 'A tree']}
+    {'regions': [{'region_id': 7, 'phrase': 'a dog'}], 'id': 3},
+]
+SBU = {
+    'image_urls': ['http://a/1.jpg', 'http://a/2.jpg'],
+    'user_ids': ['x', 'y'],
+    'captions': ['Our dog on the beach', 'A tree'],
+}
 
 
 # Bytes in the middle of what was packed are others than they were.
@@ -68,24 +91,33 @@ LOCKED_ZIP = locked_zip()
 def test_coco(tmp_path):
     path = tmp_path / 'captions_train2017.json'
     path.write_text(json.dumps(COCO))
-    assert list(read_coco(path)) == [Caption('coco-38', 'A bicycle with a clock.'),
-                                     Caption('coco-182', 'A room.\n')]
+    assert list(read_coco(path)) == [
+        Caption('coco-38', 'A bicycle with a clock.'),
+        Caption('coco-182', 'A room.\n'),
+    ]
 
 
 def test_visual_genome(tmp_path):
     path = tmp_path / 'region_descriptions.json'
     path.write_text(json.dumps(VISUAL_GENOME))
-    expected = [Caption('vg-1382', 'the clock is green'), Caption('vg-1383', 'a man'),
-                Caption('vg-7', 'a dog')]
+    expected = [
+        Caption('vg-1382', 'the clock is green'),
+        Caption('vg-1383', 'a man'),
+        Caption('vg-7', 'a dog'),
+    ]
     assert list(read_visual_genome(path)) == expected
     with zipfile.ZipFile(tmp_path / 'region_descriptions.json.zip', 'w') as archive:
         archive.write(path, 'data/region_descriptions.json')
     assert list(read_visual_genome(tmp_path / 'region_descriptions.json.zip')) == expected
 
 
-@pytest.mark.parametrize('line, expected', [
-    ('a very typical bus station\thttp://lh6.ggpht.com/x.jpg', 'cc3m-1'),
-    ('https://cdn.example/x.jpg\ta very typical bus station', 'cc12m-1')])
+@pytest.mark.parametrize(
+    'line, expected',
+    [
+        ('a very typical bus station\thttp://lh6.ggpht.com/x.jpg', 'cc3m-1'),
+        ('https://cdn.example/x.jpg\ta very typical bus station', 'cc12m-1'),
+    ],
+)
 def test_conceptual_captions_in_both_orders(tmp_path, line, expected):
     path = tmp_path / 'train.tsv'
     path.write_text(line + '\n', encoding='utf-8')
@@ -100,9 +132,14 @@ def test_sbu_in_its_three_forms(tmp_path):
     expected = [Caption('sbu-1', 'Our dog on the beach'), Caption('sbu-2', 'A tree')]
     (tmp_path / 'captions.txt').write_text('\n'.join(SBU['captions']) + '\n')
     (tmp_path / 'all.json').write_text(json.dumps(SBU))
-    (tmp_path / 'list.json').write_text(json.dumps(
-        [{'image': url, 'caption': text} for url, text in zip(SBU['image_urls'],
-                                                              SBU['captions'])]))
+    (tmp_path / 'list.json').write_text(
+        json.dumps(
+            [
+                {'image': url, 'caption': text}
+                for url, text in zip(SBU['image_urls'], SBU['captions'])
+            ]
+        )
+    )
     for name in ('captions.txt', 'all.json', 'list.json'):
         assert list(read_sbu(tmp_path / name)) == expected, name
     with gzip.open(tmp_path / 'all.json.gz', 'wb') as file:
@@ -110,34 +147,54 @@ def test_sbu_in_its_three_forms(tmp_path):
     assert list(read_sbu(tmp_path / 'all.json.gz')) == expected
 
 
-@pytest.mark.parametrize('reader, name, content, message', [
-    (read_coco, 'a.json', '{"annotations": [{"id": 1, "caption": "a"}, {"id": 2',
-     r'a\.json, after caption 1: not valid JSON'),
-    (read_coco, 'a.json', 'not json', r'a\.json, after caption 0: not valid JSON'),
-    (read_coco, 'a.json', '', r'a\.json, after caption 0: not valid JSON'),
-    (read_coco, 'a.json', '{"images": []}', r'a\.json holds no captions; is it the file'),
-    (read_coco, 'a.json', '[' * 100_000, r'not valid JSON \(nested more than 50 deep\)'),
-    (read_coco, 'a.json', '{"annotations": [{"caption": "' + 'x' * (1 << 25),
-     r'one item has more than 16 MiB'),
-    (read_coco, 'a.json', '[1' + '0' * 10_000, 'a.json, after caption 0: not valid JSON'),
-    (read_sbu, 'a.txt', 'x' * ((1 << 26) + 9), r'a\.txt, line 1: has no end within 64 MiB'),
-    (read_cc, 'a.tsv', '', r'a\.tsv holds no captions'),
-    (read_cc, 'a.tsv', 'a\thttp://x'.encode('utf-16'), r'a\.tsv is UTF-16 or UTF-32; save it as'),
-    (read_coco, 'a.json.gz', b'no gzip', r'a\.json\.gz is damaged'),
-    (read_visual_genome, 'a.json.zip', b'no zip', r'a\.json\.zip is damaged'),
-    (read_sbu, 'a.zip', b'no zip', r'a\.zip is damaged'),
-    (read_sbu, 'a.zip', b'PK\x03\x04 no zip', r'a\.zip is damaged'),
-    (read_coco, 'a.json.gz', WRONG_GZIP, r'a\.json\.gz is damaged'),
-    (read_cc, 'a.tsv.gz', WRONG_GZIP, r'a\.tsv\.gz is damaged'),
-    (read_cc, 'a.tsv.gz', gzip.compress(b'a\thttp://x\n')[:-4], r'a\.tsv\.gz is damaged'),
-    (read_sbu, 'a.zip', LOCKED_ZIP, r"a\.zip can't be unpacked: .*password"),
-    (read_captions, 'a.parquet', b'PAR1 no', r'a\.parquet is damaged: '),
-    (read_captions, 'a.parquet', b'no', r'a\.parquet is damaged: '),
-    (read_captions, 'a.tar', b'no', r'a\.tar is damaged: '),
-    (read_captions, 'a.jsonl.zst', b'\x28\xb5\x2f\xfd no', r'a\.jsonl\.zst is damaged'),
-    (read_captions, 'a.jsonl.gz', gzip.compress(gzip.compress(gzip.compress(b'{}'))),
-     'is packed more than twice'),
-])
+@pytest.mark.parametrize(
+    'reader, name, content, message',
+    [
+        (
+            read_coco,
+            'a.json',
+            '{"annotations": [{"id": 1, "caption": "a"}, {"id": 2',
+            r'a\.json, after caption 1: not valid JSON',
+        ),
+        (read_coco, 'a.json', 'not json', r'a\.json, after caption 0: not valid JSON'),
+        (read_coco, 'a.json', '', r'a\.json, after caption 0: not valid JSON'),
+        (read_coco, 'a.json', '{"images": []}', r'a\.json holds no captions; is it the file'),
+        (read_coco, 'a.json', '[' * 100_000, r'not valid JSON \(nested more than 50 deep\)'),
+        (
+            read_coco,
+            'a.json',
+            '{"annotations": [{"caption": "' + 'x' * (1 << 25),
+            r'one item has more than 16 MiB',
+        ),
+        (read_coco, 'a.json', '[1' + '0' * 10_000, 'a.json, after caption 0: not valid JSON'),
+        (read_sbu, 'a.txt', 'x' * ((1 << 26) + 9), r'a\.txt, line 1: has no end within 64 MiB'),
+        (read_cc, 'a.tsv', '', r'a\.tsv holds no captions'),
+        (
+            read_cc,
+            'a.tsv',
+            'a\thttp://x'.encode('utf-16'),
+            r'a\.tsv is UTF-16 or UTF-32; save it as',
+        ),
+        (read_coco, 'a.json.gz', b'no gzip', r'a\.json\.gz is damaged'),
+        (read_visual_genome, 'a.json.zip', b'no zip', r'a\.json\.zip is damaged'),
+        (read_sbu, 'a.zip', b'no zip', r'a\.zip is damaged'),
+        (read_sbu, 'a.zip', b'PK\x03\x04 no zip', r'a\.zip is damaged'),
+        (read_coco, 'a.json.gz', WRONG_GZIP, r'a\.json\.gz is damaged'),
+        (read_cc, 'a.tsv.gz', WRONG_GZIP, r'a\.tsv\.gz is damaged'),
+        (read_cc, 'a.tsv.gz', gzip.compress(b'a\thttp://x\n')[:-4], r'a\.tsv\.gz is damaged'),
+        (read_sbu, 'a.zip', LOCKED_ZIP, r"a\.zip can't be unpacked: .*password"),
+        (read_captions, 'a.parquet', b'PAR1 no', r'a\.parquet is damaged: '),
+        (read_captions, 'a.parquet', b'no', r'a\.parquet is damaged: '),
+        (read_captions, 'a.tar', b'no', r'a\.tar is damaged: '),
+        (read_captions, 'a.jsonl.zst', b'\x28\xb5\x2f\xfd no', r'a\.jsonl\.zst is damaged'),
+        (
+            read_captions,
+            'a.jsonl.gz',
+            gzip.compress(gzip.compress(gzip.compress(b'{}'))),
+            'is packed more than twice',
+        ),
+    ],
+)
 def test_bad_input_is_named_with_its_place(tmp_path, reader, name, content, message):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -152,57 +209,122 @@ def read(path, content, reader=read_captions):
     return [(c.id, c.text or c.problem) for c in reader(path)]
 
 
-@pytest.mark.parametrize('reader, name, content, expected', [
-    (read_coco, 'a.json', '{"annotations": [{"id": 1}, {"id": "x", "caption": "a"}, 3, {"caption":'
-     ' 5}, {"id": 2, "caption": "a dog"}]}',
-     [('coco-1', 'no caption in it'), ('coco-2', 'an id that is no whole number'),
-      ('coco-3', 'no object'), ('coco-4', 'a caption that is no text'), ('coco-2', 'a dog')]),
-    (read_visual_genome, 'a.json', '[{"regions": [{"region_id": 1, "phrase": 5}]}]',
-     [('vg-1', 'a caption that is no text')]),
-    (read_cc, 'a.tsv', 'a caption\thttp://x\nno address\na\tb\thttp://x\nhttp://y\thttp://x\n'
-     'http://y\t2nd\n',
-     [('cc3m-1', 'a caption'), ('cc-2', 'not a caption and an address with a tab between'),
-      ('cc-3', 'not a caption and an address with a tab between'),
-      ('cc-4', 'not a caption and an address with a tab between'), ('cc12m-5', '2nd')]),
-    (read_cc, 'a.tsv', b'caf\xe9\thttp://x\nok\thttp://x\n',
-     [('cc-1', 'not UTF-8'), ('cc3m-2', 'ok')]),
-    (read_sbu, 'a.txt', b'ok\n\xff\n' + b'x' * 500_000 + b'\nhttp://x/y\nok too',
-     [('sbu-1', 'ok'), ('sbu-2', 'not UTF-8'), ('sbu-3', 'longer than 400,000 bytes'),
-      ('sbu-4', 'an address and no caption'), ('sbu-5', 'ok too')]),
-    (read_captions, 'a.csv', 'id,caption\n1,"a ""big"" dog,\nred"\n2,"open\n3,a cat\n4\n5,a"b"\n',
-     [('captions-2', 'a "big" dog,\nred'), ('captions-4', 'a quote without an end'),
-      ('captions-5', 'a cat'), ('captions-6', 'not 2 columns'), ('captions-7', 'a"b"')]),
-    (read_captions, 'a.jsonl', '{"caption": "a dog"}\n{"caption": null}\nnot\n' + '[' * 5000
-     + '\n[1]\n{"caption": "\\ud83d"}\n{"caption": "\\ud83d\\udc26"}\n',
-     [('captions-1', 'a dog'), ('captions-2', 'no caption in it'), ('captions-3', 'not valid JSON'),
-      ('captions-4', 'JSON that is nested too deep'), ('captions-5', 'no object'),
-      ('captions-6', '\ud83d'), ('captions-7', '🐦')]),
-])
+@pytest.mark.parametrize(
+    'reader, name, content, expected',
+    [
+        (
+            read_coco,
+            'a.json',
+            '{"annotations": [{"id": 1}, {"id": "x", "caption": "a"}, 3, {"caption":'
+            ' 5}, {"id": 2, "caption": "a dog"}]}',
+            [
+                ('coco-1', 'no caption in it'),
+                ('coco-2', 'an id that is no whole number'),
+                ('coco-3', 'no object'),
+                ('coco-4', 'a caption that is no text'),
+                ('coco-2', 'a dog'),
+            ],
+        ),
+        (
+            read_visual_genome,
+            'a.json',
+            '[{"regions": [{"region_id": 1, "phrase": 5}]}]',
+            [('vg-1', 'a caption that is no text')],
+        ),
+        (
+            read_cc,
+            'a.tsv',
+            'a caption\thttp://x\nno address\na\tb\thttp://x\nhttp://y\thttp://x\nhttp://y\t2nd\n',
+            [
+                ('cc3m-1', 'a caption'),
+                ('cc-2', 'not a caption and an address with a tab between'),
+                ('cc-3', 'not a caption and an address with a tab between'),
+                ('cc-4', 'not a caption and an address with a tab between'),
+                ('cc12m-5', '2nd'),
+            ],
+        ),
+        (
+            read_cc,
+            'a.tsv',
+            b'caf\xe9\thttp://x\nok\thttp://x\n',
+            [('cc-1', 'not UTF-8'), ('cc3m-2', 'ok')],
+        ),
+        (
+            read_sbu,
+            'a.txt',
+            b'ok\n\xff\n' + b'x' * 500_000 + b'\nhttp://x/y\nok too',
+            [
+                ('sbu-1', 'ok'),
+                ('sbu-2', 'not UTF-8'),
+                ('sbu-3', 'longer than 400,000 bytes'),
+                ('sbu-4', 'an address and no caption'),
+                ('sbu-5', 'ok too'),
+            ],
+        ),
+        (
+            read_captions,
+            'a.csv',
+            'id,caption\n1,"a ""big"" dog,\nred"\n2,"open\n3,a cat\n4\n5,a"b"\n',
+            [
+                ('captions-2', 'a "big" dog,\nred'),
+                ('captions-4', 'a quote without an end'),
+                ('captions-5', 'a cat'),
+                ('captions-6', 'not 2 columns'),
+                ('captions-7', 'a"b"'),
+            ],
+        ),
+        (
+            read_captions,
+            'a.jsonl',
+            '{"caption": "a dog"}\n{"caption": null}\nnot\n'
+            + '[' * 5000
+            + '\n[1]\n{"caption": "\\ud83d"}\n{"caption": "\\ud83d\\udc26"}\n',
+            [
+                ('captions-1', 'a dog'),
+                ('captions-2', 'no caption in it'),
+                ('captions-3', 'not valid JSON'),
+                ('captions-4', 'JSON that is nested too deep'),
+                ('captions-5', 'no object'),
+                ('captions-6', '\ud83d'),
+                ('captions-7', '🐦'),
+            ],
+        ),
+    ],
+)
 def test_a_bad_row_is_named_and_the_rest_is_read(tmp_path, reader, name, content, expected):
     assert read(tmp_path / name, content, reader) == expected
 
 
-@pytest.mark.parametrize('name, content', [
-    ('a.tsv', '\ufeffcaption\turl\n{}\thttp://x\n{}\thttp://y\n'),
-    ('a.tsv', 'key\tURL\tTEXT\n1\thttp://x\t{}\r\n2\thttp://y\t"{}"\r\n'),
-    ('a.tsv', 'filepath\ttitle\na/1.jpg\t{}\na/2.jpg\t{}\n'),  # open_clip
-    ('a.tsv', '{}\thttp://x\n{}\thttps://x\tdog,cat\t/m/1\t0.9\n'),  # CC3M with labels
-    ('a.csv', ',caption,url\n0,{},http://x\n1,"{}",http://y\n'),  # pandas
-    ('a.csv', 'caption\n"{}"\n{}\n'), ('a.csv', '\ufeffurl;text\nu;{}\nu;{}\n'),
-    ('a.csv', 'image_name| comment_number| comment\n1.jpg| 0| {}\n1.jpg| 1| {}\n'),  # Flickr30k
-    ('captions.txt', 'image,caption\n1.jpg,{}\n1.jpg,{}\n'),  # Flickr8k
-    ('Flickr8k.token.txt', '1.jpg#0\t{}\n1.jpg#1\t{}\n'),
-    ('a.txt', '{}\n\n{}'), ('a.txt', '\ufeff{}\r\n{}\r\n'),
-    ('a.jsonl', '{{"caption": "{}", "url": "u"}}\n\n{{"caption": "{}"}}\n'),
-    ('a.json', '{{"TEXT": "{}", "URL": "u"}}\n{{"TEXT": "{}"}}\n'),  # lines under another name
-    ('a.json', '[{{"caption": "{}", "image": "x.jpg"}}, {{"caption": "{}"}}]'),  # LAVIS
-    ('a.json', '\ufeff["{}", "{}"]'),
-    ('a.json', '{{"data": [{{"sentence": "{}"}}, {{"sentence": "{}"}}]}}'),
-    ('a.json', '{{"rows": [{{"row": {{"text": "{}"}}}}, {{"row": {{"text": "{}"}}}}]}}'),
-    ('a.json', '{{"images": [{{"sentences": [{{"raw": "{}", "tokens": ["a"]}}, {{"raw": "{}"}}], '
-     '"filename": "x"}}], "dataset": "coco"}}'),  # Karpathy
-    ('noname', '{}\n{}\n'), ('noname', '["{}", "{}"]'),
-])
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('a.tsv', '\ufeffcaption\turl\n{}\thttp://x\n{}\thttp://y\n'),
+        ('a.tsv', 'key\tURL\tTEXT\n1\thttp://x\t{}\r\n2\thttp://y\t"{}"\r\n'),
+        ('a.tsv', 'filepath\ttitle\na/1.jpg\t{}\na/2.jpg\t{}\n'),  # open_clip
+        ('a.tsv', '{}\thttp://x\n{}\thttps://x\tdog,cat\t/m/1\t0.9\n'),  # CC3M with labels
+        ('a.csv', ',caption,url\n0,{},http://x\n1,"{}",http://y\n'),  # pandas
+        ('a.csv', 'caption\n"{}"\n{}\n'),
+        ('a.csv', '\ufeffurl;text\nu;{}\nu;{}\n'),
+        ('a.csv', 'image_name| comment_number| comment\n1.jpg| 0| {}\n1.jpg| 1| {}\n'),  # Flickr30k
+        ('captions.txt', 'image,caption\n1.jpg,{}\n1.jpg,{}\n'),  # Flickr8k
+        ('Flickr8k.token.txt', '1.jpg#0\t{}\n1.jpg#1\t{}\n'),
+        ('a.txt', '{}\n\n{}'),
+        ('a.txt', '\ufeff{}\r\n{}\r\n'),
+        ('a.jsonl', '{{"caption": "{}", "url": "u"}}\n\n{{"caption": "{}"}}\n'),
+        ('a.json', '{{"TEXT": "{}", "URL": "u"}}\n{{"TEXT": "{}"}}\n'),  # lines under another name
+        ('a.json', '[{{"caption": "{}", "image": "x.jpg"}}, {{"caption": "{}"}}]'),  # LAVIS
+        ('a.json', '\ufeff["{}", "{}"]'),
+        ('a.json', '{{"data": [{{"sentence": "{}"}}, {{"sentence": "{}"}}]}}'),
+        ('a.json', '{{"rows": [{{"row": {{"text": "{}"}}}}, {{"row": {{"text": "{}"}}}}]}}'),
+        (
+            'a.json',
+            '{{"images": [{{"sentences": [{{"raw": "{}", "tokens": ["a"]}}, {{"raw": "{}"}}], '
+            '"filename": "x"}}], "dataset": "coco"}}',
+        ),  # Karpathy
+        ('noname', '{}\n{}\n'),
+        ('noname', '["{}", "{}"]'),
+    ],
+)
 def test_captions_as_they_are_handed_round(tmp_path, name, content):
     texts = ['A dog on the beach', 'Two cats, "asleep"' if name == 'x' else 'Two cats asleep']
     expected = [text for _, text in read(tmp_path / name, content.format(*texts))]
@@ -219,25 +341,32 @@ def test_captions_as_they_are_handed_round(tmp_path, name, content):
 def test_zstd_is_read(tmp_path):
     pyarrow = pytest.importorskip('pyarrow')
     packed = pyarrow.compress(b'{"caption": "a dog"}\n' * 2, 'zstd', asbytes=True)
-    assert read(tmp_path / 'a.jsonl.zst', packed) == [('captions-1', 'a dog'),
-                                                      ('captions-2', 'a dog')]
+    assert read(tmp_path / 'a.jsonl.zst', packed) == [
+        ('captions-1', 'a dog'),
+        ('captions-2', 'a dog'),
+    ]
 
 
 def test_several_captions_of_one_row(tmp_path):
     expected = [('captions-1_1', 'a'), ('captions-1_2', 'b'), ('captions-2', 'c')]
-    assert read(tmp_path / 'a.json', '[{"captions": ["a", "b"]}, {"captions": [{"raw": "c"}]}]'
-                ) == expected
+    assert (
+        read(tmp_path / 'a.json', '[{"captions": ["a", "b"]}, {"captions": [{"raw": "c"}]}]')
+        == expected
+    )
     pyarrow = pytest.importorskip('pyarrow')
     from pyarrow import parquet
+
     path = tmp_path / 'a.parquet'
-    parquet.write_table(pyarrow.table({'captions': [['a', 'b'], ['c'], None], 'x': [1, 2, 3]}),
-                        path)
+    parquet.write_table(
+        pyarrow.table({'captions': [['a', 'b'], ['c'], None], 'x': [1, 2, 3]}), path
+    )
     assert read(path, path.read_bytes()) == [*expected, ('captions-3', 'no caption in it')]
 
 
 def test_karpathys_and_hub_copies_keep_their_ids(tmp_path):
-    assert read(tmp_path / 'a.json', '{"images": [{"sentences": [{"raw": "a", "sentid": 7}]}]}',
-                read_coco) == [('coco-7', 'a')]
+    assert read(
+        tmp_path / 'a.json', '{"images": [{"sentences": [{"raw": "a", "sentid": 7}]}]}', read_coco
+    ) == [('coco-7', 'a')]
     assert read(tmp_path / 'b.csv', 'id,caption\n38,a\n', read_coco) == [('coco-38', 'a')]
 
 
@@ -251,11 +380,23 @@ def make_tar(members):
     return buffer.getvalue()
 
 
-SHARD = make_tar([('000.jpg', b'j' * 5000), ('000.json', b'{"caption": "a dog", "key": "000"}'),
-                  ('000.txt', b'a dog'), ('001.txt', b'a cat'), ('001.json', b'{"caption": "x"}'),
-                  ('002.json', b'{"caption": null}'), ('003.txt', b'\xff')])
-SHARD_READ = [('captions-1', 'a dog'), ('captions-2', 'a cat'), ('captions-3', 'no caption in it'),
-              ('captions-4', 'not UTF-8')]
+SHARD = make_tar(
+    [
+        ('000.jpg', b'j' * 5000),
+        ('000.json', b'{"caption": "a dog", "key": "000"}'),
+        ('000.txt', b'a dog'),
+        ('001.txt', b'a cat'),
+        ('001.json', b'{"caption": "x"}'),
+        ('002.json', b'{"caption": null}'),
+        ('003.txt', b'\xff'),
+    ]
+)
+SHARD_READ = [
+    ('captions-1', 'a dog'),
+    ('captions-2', 'a cat'),
+    ('captions-3', 'no caption in it'),
+    ('captions-4', 'not UTF-8'),
+]
 
 
 def test_shards_of_img2dataset(tmp_path):
@@ -263,10 +404,16 @@ def test_shards_of_img2dataset(tmp_path):
     assert read(tmp_path / '00000.tar.gz', gzip.compress(SHARD)) == SHARD_READ
     with pytest.raises(ValueError, match='is damaged: '):
         read(tmp_path / 'cut.tar', SHARD[:3000])
-    sbu = make_tar([('d/SBU_captioned_photo_dataset_captions.txt', b'a\nb\n'),
-                    ('d/SBU_captioned_photo_dataset_urls.txt', b'http://x\n')])
-    assert read(tmp_path / 'a.tgz', gzip.compress(sbu), read_sbu) == [('sbu-1', 'a'),
-                                                                      ('sbu-2', 'b')]
+    sbu = make_tar(
+        [
+            ('d/SBU_captioned_photo_dataset_captions.txt', b'a\nb\n'),
+            ('d/SBU_captioned_photo_dataset_urls.txt', b'http://x\n'),
+        ]
+    )
+    assert read(tmp_path / 'a.tgz', gzip.compress(sbu), read_sbu) == [
+        ('sbu-1', 'a'),
+        ('sbu-2', 'b'),
+    ]
     # An entry that says that it has terabytes takes no memory.
     header = tarfile.TarInfo('x')
     header.type, header.size = tarfile.XHDTYPE, 1 << 33
@@ -278,17 +425,30 @@ def test_folders_of_img2dataset(tmp_path):
     folder, elsewhere = tmp_path / 'cc', tmp_path / 'secret.txt'
     (folder / '00000').mkdir(parents=True)
     elsewhere.write_text('a secret')
-    for name, content in (('00000/0.txt', b'a dog\nand a ball'), ('00000/1.json',
-                          b'{"caption": "a cat"}'), ('00000/1.txt', b'a cat'),
-                          ('00000/1.jpg', b'j'),
-                          ('00000_stats.json', b'{}'), ('00001.tar', SHARD), ('bad.tar', b'no')):
+    for name, content in (
+        ('00000/0.txt', b'a dog\nand a ball'),
+        ('00000/1.json', b'{"caption": "a cat"}'),
+        ('00000/1.txt', b'a cat'),
+        ('00000/1.jpg', b'j'),
+        ('00000_stats.json', b'{}'),
+        ('00001.tar', SHARD),
+        ('bad.tar', b'no'),
+    ):
         (folder / name).write_bytes(content)
     (folder / 'link.txt').symlink_to(elsewhere)
     (folder / 'links').symlink_to(tmp_path)
     found = [(c.text or c.problem) for c in read_captions(folder)]
-    assert found == ['a link in a folder', 'a dog', 'a cat', 'no caption in it', 'not UTF-8',
-                     "a file that can't be read", 'a link in a folder', 'a dog\nand a ball',
-                     'a cat']
+    assert found == [
+        'a link in a folder',
+        'a dog',
+        'a cat',
+        'no caption in it',
+        'not UTF-8',
+        "a file that can't be read",
+        'a link in a folder',
+        'a dog\nand a ball',
+        'a cat',
+    ]
     numbers = [c.id for c in read_captions(folder)]
     assert len(set(numbers)) == len(numbers)
     (tmp_path / 'empty').mkdir()
@@ -319,19 +479,62 @@ def test_an_archive_of_several_files_is_named(tmp_path):
 
 FILES = st.one_of(
     st.binary(max_size=80),
-    st.lists(st.sampled_from(['caption', 'a dog', '"', '\t', ',', '\n', '{', '}', '[', ']', ':',
-                              'http://x', '"caption"', '\ufeff', '\x00', 'é', '\\ud83d', 'url', '|',
-                              ' ', '1', '"regions"', '"annotations"', 'null']), max_size=30).map(
-        lambda parts: ''.join(parts).encode()),
-    st.tuples(st.sampled_from([SHARD, WRONG_GZIP, gzip.compress(SHARD), LOCKED_ZIP,
-                               json.dumps(COCO).encode(), json.dumps(VISUAL_GENOME).encode()]),
-              st.integers(0, 400), st.integers(0, 255)).map(
-        lambda cut: cut[0][:cut[1]] + bytes([cut[2]]) + cut[0][cut[1] + 1:]))
+    st.lists(
+        st.sampled_from(
+            [
+                'caption',
+                'a dog',
+                '"',
+                '\t',
+                ',',
+                '\n',
+                '{',
+                '}',
+                '[',
+                ']',
+                ':',
+                'http://x',
+                '"caption"',
+                '\ufeff',
+                '\x00',
+                'é',
+                '\\ud83d',
+                'url',
+                '|',
+                ' ',
+                '1',
+                '"regions"',
+                '"annotations"',
+                'null',
+            ]
+        ),
+        max_size=30,
+    ).map(lambda parts: ''.join(parts).encode()),
+    st.tuples(
+        st.sampled_from(
+            [
+                SHARD,
+                WRONG_GZIP,
+                gzip.compress(SHARD),
+                LOCKED_ZIP,
+                json.dumps(COCO).encode(),
+                json.dumps(VISUAL_GENOME).encode(),
+            ]
+        ),
+        st.integers(0, 400),
+        st.integers(0, 255),
+    ).map(lambda cut: cut[0][: cut[1]] + bytes([cut[2]]) + cut[0][cut[1] + 1 :]),
+)
 
 
 @examples(200)
-@given(FILES, st.sampled_from(['.json', '.jsonl', '.csv', '.tsv', '.txt', '.tar', '.parquet', '',
-                               '.json.gz', '.zip']), st.sampled_from(sorted(READERS)))
+@given(
+    FILES,
+    st.sampled_from(
+        ['.json', '.jsonl', '.csv', '.tsv', '.txt', '.tar', '.parquet', '', '.json.gz', '.zip']
+    ),
+    st.sampled_from(sorted(READERS)),
+)
 def test_any_file_is_captions_or_one_sentence(tmp_path_factory, content, ending, source):
     path = tmp_path_factory.getbasetemp() / f'any{ending}'
     path.write_bytes(content)
@@ -347,17 +550,55 @@ def test_any_file_is_captions_or_one_sentence(tmp_path_factory, content, ending,
 
 
 @examples(300)
-@given(st.lists(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(
-    ['dog', 'a ', 'tennis racket', '&amp;', '&lt;b&gt;', '<b>', ' ', 'e\u0301', '\u200b', '\u200d',
-     '🐦', '\u202e', '\x00', '\ud83d', '<PERSON>', "'s", 'http://x.com/a.jpg', '#dog', '犬', '.',
-     '\n', '\\n', '[sic]', 'ﬁsh', 'İ', '5 mm', '%20']), max_size=20).map(''.join)), min_size=1,
-    max_size=4))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=60),
+            st.lists(
+                st.sampled_from(
+                    [
+                        'dog',
+                        'a ',
+                        'tennis racket',
+                        '&amp;',
+                        '&lt;b&gt;',
+                        '<b>',
+                        ' ',
+                        'e\u0301',
+                        '\u200b',
+                        '\u200d',
+                        '🐦',
+                        '\u202e',
+                        '\x00',
+                        '\ud83d',
+                        '<PERSON>',
+                        "'s",
+                        'http://x.com/a.jpg',
+                        '#dog',
+                        '犬',
+                        '.',
+                        '\n',
+                        '\\n',
+                        '[sic]',
+                        'ﬁsh',
+                        'İ',
+                        '5 mm',
+                        '%20',
+                    ]
+                ),
+                max_size=20,
+            ).map(''.join),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_spans_of_any_caption_are_the_prompts(texts):
     captions = [AnyCaption(f'x-{number}', text) for number, text in enumerate(texts)]
-    batch, = caption_batches(captions, FINDER, keep_without_nouns=True)
+    (batch,) = caption_batches(captions, FINDER, keep_without_nouns=True)
     for record in batch.records:
         for noun in record.nouns:
-            assert record.prompt[noun.start:noun.end] == noun.text
+            assert record.prompt[noun.start : noun.end] == noun.text
         record.prompt.encode()
     skipped = sum(count for name, count in batch.counts.items() if name.startswith('skipped'))
     assert len(batch.records) + skipped == len(texts)
@@ -380,10 +621,15 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     assert [next(captions).id for _ in range(1000)] == ['coco-1'] * 1000
 
 
-CAPTIONS = [Caption('x-1', '  A dog \n with a  red ball '), Caption('x-2', ''),
-            Caption('x-3', 'walking very slowly'), Caption('x-4', 'a DOG with a red ball'),
-            Caption('x-5', '<PERSON> with a cat'), Caption('x-6', 'a dog ' * 31),
-            Caption('x-7', 'a dog \ud83d')]
+CAPTIONS = [
+    Caption('x-1', '  A dog \n with a  red ball '),
+    Caption('x-2', ''),
+    Caption('x-3', 'walking very slowly'),
+    Caption('x-4', 'a DOG with a red ball'),
+    Caption('x-5', '<PERSON> with a cat'),
+    Caption('x-6', 'a dog ' * 31),
+    Caption('x-7', 'a dog \ud83d'),
+]
 
 
 def batches(seen=None, **options):
@@ -395,15 +641,22 @@ def test_batches_say_what_became_of_every_caption():
         made = batches(seen)
     records = [record for batch in made for record in batch.records]
     assert [(r.id, r.prompt, r.source) for r in records] == [
-        ('x-1', 'A dog with a red ball', 'x'), ('x-5', 'person with a cat', 'x')]
+        ('x-1', 'A dog with a red ball', 'x'),
+        ('x-5', 'person with a cat', 'x'),
+    ]
     assert [n.text for n in records[0].nouns] == ['dog', 'ball']
     counts = {}
     for batch in made:
         for name, number in batch.counts.items():
             counts[name] = counts.get(name, 0) + number
-    assert counts == {'nouns': 4, 'skipped: empty': 1, 'skipped: no noun': 1,
-                      'skipped: said before': 1, 'skipped: more than 60 words': 1,
-                      'skipped: half a character': 1}
+    assert counts == {
+        'nouns': 4,
+        'skipped: empty': 1,
+        'skipped: no noun': 1,
+        'skipped: said before': 1,
+        'skipped: more than 60 words': 1,
+        'skipped: half a character': 1,
+    }
     assert sum(batch.read for batch in made) == len(CAPTIONS)
     skipped = sum(number for name, number in counts.items() if name.startswith('skipped'))
     assert len(records) + skipped == len(CAPTIONS)
@@ -416,8 +669,7 @@ def test_batches_go_on_where_a_run_stopped():
 
 
 def test_captions_without_nouns_stay_on_request():
-    kept = [r.id for batch in batches(keep_without_nouns=True, max_words=10)
-            for r in batch.records]
+    kept = [r.id for batch in batches(keep_without_nouns=True, max_words=10) for r in batch.records]
     assert kept == ['x-1', 'x-3', 'x-4', 'x-5']
 
 
@@ -428,6 +680,7 @@ def test_bad_captions_are_counted_told_and_stop_a_run_only_if_many():
                 yield AnyCaption(f'x-{number}', None, 'not UTF-8', f'a.tsv, line {number + 1}')
             if number < good:
                 yield AnyCaption(f'y-{number}', f'a dog number {number}')
+
     made = list(caption_batches(captions(20, 30), FINDER, batch_size=10))
     assert sum(batch.counts.get('unreadable: not UTF-8', 0) for batch in made) == 20
     assert sum(len(batch.records) for batch in made) == 30
@@ -444,22 +697,28 @@ def test_bad_captions_are_counted_told_and_stop_a_run_only_if_many():
         list(caption_batches([*captions(0, 40), *captions(2, 0)], FINDER, skip=40, unreadable=19))
 
 
-@pytest.mark.parametrize('text, prompt, nouns', [
-    ('salt &amp; pepper on a table', 'salt & pepper on a table', ['salt', 'pepper', 'table']),
-    ('&quot;my dog&quot; &amp;amp; a cat', '"my dog" & a cat', ['dog', 'cat']),
-    ('&lt;PERSON&gt; with a &lt;b&gt;dog&lt;/b&gt;', 'person with a dog', ['person', 'dog']),
-    ("<PERSON>'s dog", "person's dog", ['person', 'dog']),
-    ('a <a href="http://x">dog</a><br/>on a beach', 'a dog on a beach', ['dog', 'beach']),
-    ('a d\u200bog \u200fand a\u00a0cat\x00!', 'a dog and a cat !', ['dog', 'cat']),
-    ('a cafe\u0301 on a street', 'a caf\u00e9 on a street', ['caf\u00e9', 'street']),
-    ('a dog [sic] in a park', 'a dog in a park', ['dog', 'park']),
-    ('a dog\\nin a park', 'a dog in a park', ['dog', 'park']),
-    ('\ufeffa dog', 'a dog', ['dog']),
-    ('photo of a dog http://x.com/dog.jpg', 'photo of a dog http://x.com/dog.jpg',
-     ['photo', 'dog']),
-])
+@pytest.mark.parametrize(
+    'text, prompt, nouns',
+    [
+        ('salt &amp; pepper on a table', 'salt & pepper on a table', ['salt', 'pepper', 'table']),
+        ('&quot;my dog&quot; &amp;amp; a cat', '"my dog" & a cat', ['dog', 'cat']),
+        ('&lt;PERSON&gt; with a &lt;b&gt;dog&lt;/b&gt;', 'person with a dog', ['person', 'dog']),
+        ("<PERSON>'s dog", "person's dog", ['person', 'dog']),
+        ('a <a href="http://x">dog</a><br/>on a beach', 'a dog on a beach', ['dog', 'beach']),
+        ('a d\u200bog \u200fand a\u00a0cat\x00!', 'a dog and a cat !', ['dog', 'cat']),
+        ('a cafe\u0301 on a street', 'a caf\u00e9 on a street', ['caf\u00e9', 'street']),
+        ('a dog [sic] in a park', 'a dog in a park', ['dog', 'park']),
+        ('a dog\\nin a park', 'a dog in a park', ['dog', 'park']),
+        ('\ufeffa dog', 'a dog', ['dog']),
+        (
+            'photo of a dog http://x.com/dog.jpg',
+            'photo of a dog http://x.com/dog.jpg',
+            ['photo', 'dog'],
+        ),
+    ],
+)
 def test_captions_are_cleaned_and_spans_are_the_prompts(text, prompt, nouns):
-    batch, = caption_batches([AnyCaption('x-1', text)], FINDER)
-    record, = batch.records
+    (batch,) = caption_batches([AnyCaption('x-1', text)], FINDER)
+    (record,) = batch.records
     assert record.prompt == prompt
     assert [noun.text for noun in record.nouns] == nouns

@@ -1,4 +1,5 @@
 """The grammar: any record alone from its number, nothing twice before its time, nothing absurd."""
+
 from __future__ import annotations
 
 from itertools import islice
@@ -57,13 +58,15 @@ def test_the_first_million_is_as_good_as_free_of_repeats():
 def test_a_record_does_not_depend_on_those_before_it():
     grammar = PromptGrammar(CLASSES, seed=3)
     assert list(grammar.records(5000, 5050)) == list(
-        islice(PromptGrammar(CLASSES, seed=3).records(0, 5050), 5000, None))
+        islice(PromptGrammar(CLASSES, seed=3).records(0, 5050), 5000, None)
+    )
     assert grammar[12345678].id == 'imagenet-12345678'
 
 
 def test_seeds_differ_and_repeat():
     def prompts(seed):
         return [r.prompt for r in PromptGrammar(CLASSES, seed).records(0, 500)]
+
     assert prompts(0) == prompts(0)
     assert len(set(prompts(0)) & set(prompts(1))) < 25
 
@@ -71,7 +74,7 @@ def test_seeds_differ_and_repeat():
 def test_each_class_comes_once_a_round_and_all_forms_come():
     records = list(PromptGrammar(CLASSES).records(0, 4000))
     for start in range(0, 4000, 1000):
-        subjects = {r.nouns[0].category for r in records[start:start + 1000]}
+        subjects = {r.nouns[0].category for r in records[start : start + 1000]}
         assert len(subjects) == 1000
     pairs = sum(len(r.nouns) == 2 for r in records)
     doing = sum('ing ' in f'{r.prompt.partition(" is ")[2]} ' for r in records)
@@ -79,7 +82,7 @@ def test_each_class_comes_once_a_round_and_all_forms_come():
     assert 0.4 < sum(len(r.nouns) == 2 for r in records[:1000]) / 1000 < 0.6
     assert doing / 4000 > 0.45
     # Rounds are in different orders.
-    first, second = ([r.nouns[0].text for r in records[s:s + 1000]] for s in (0, 1000))
+    first, second = ([r.nouns[0].text for r in records[s : s + 1000]] for s in (0, 1000))
     assert first != second
 
 
@@ -93,11 +96,12 @@ def test_every_sentence_is_possible_and_its_nouns_are_where_they_are(number, gra
     kind = KINDS[subject.kind]
     assert record.prompt.startswith(f'{subject.determiner} {subject.label} ')
     words = record.prompt.rpartition(' is ')[2]
-    places = [name for name in kind.settings
-                if any(place in words for place in SETTINGS[name].places)]
+    places = [
+        name for name in kind.settings if any(place in words for place in SETTINGS[name].places)
+    ]
     assert places, record.prompt
     for noun in record.nouns:
-        assert record.prompt[noun.start:noun.end] == noun.text == noun.category
+        assert record.prompt[noun.start : noun.end] == noun.text == noun.category
     if len(record.nouns) == 2:
         other = KINDS[BY_LABEL[record.nouns[1].category].kind]
         assert abs(other.size - kind.size) <= 1
@@ -105,9 +109,17 @@ def test_every_sentence_is_possible_and_its_nouns_are_where_they_are(number, gra
         assert f' with {BY_LABEL[record.nouns[1].category].determiner} ' in record.prompt
 
 
-@pytest.mark.parametrize('one, other', [
-    ('grey whale', 'toaster'), ('ant', 'castle'), ('polar bear', 'king penguin'),
-    ('great white shark', 'tabby cat'), ('lion', 'hamster'), ('airliner', 'teapot')])
+@pytest.mark.parametrize(
+    'one, other',
+    [
+        ('grey whale', 'toaster'),
+        ('ant', 'castle'),
+        ('polar bear', 'king penguin'),
+        ('great white shark', 'tabby cat'),
+        ('lion', 'hamster'),
+        ('airliner', 'teapot'),
+    ],
+)
 def test_impossible_pairs_never_meet(one, other):
     for subject, partner in ((one, other), (other, one)):
         grammar = PromptGrammar([BY_LABEL[subject]], partners=[BY_LABEL[partner]])
@@ -123,7 +135,10 @@ def test_a_subset_of_classes_still_meets_the_others():
 def test_photo_prompts_are_plain():
     records = list(photo_prompts(select_classes('dog'), 117, 120))
     assert [r.prompt for r in records] == [
-        'a photo of a Mexican hairless dog', 'a photo of a Chihuahua', 'a photo of a Japanese Chin']
+        'a photo of a Mexican hairless dog',
+        'a photo of a Chihuahua',
+        'a photo of a Japanese Chin',
+    ]
     assert [r.id for r in records] == ['photo-00000117', 'photo-00000118', 'photo-00000119']
 
 

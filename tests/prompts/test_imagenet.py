@@ -1,4 +1,5 @@
 """ImageNet's classes: complete, unambiguous, each of a kind the grammar knows."""
+
 from __future__ import annotations
 
 import re
@@ -39,10 +40,21 @@ def test_labels_are_distinct_and_clean():
         assert re.fullmatch(r"[a-z][a-z' -]*[a-z]", label), label
 
 
-@pytest.mark.parametrize('index, label', [
-    (0, 'tench'), (134, 'crane bird'), (517, 'construction crane'), (207, 'golden retriever'),
-    (264, 'Cardigan Welsh corgi'), (474, 'cardigan'), (638, 'tights'), (639, 'one-piece swimsuit'),
-    (920, 'traffic light'), (999, 'toilet tissue')])
+@pytest.mark.parametrize(
+    'index, label',
+    [
+        (0, 'tench'),
+        (134, 'crane bird'),
+        (517, 'construction crane'),
+        (207, 'golden retriever'),
+        (264, 'Cardigan Welsh corgi'),
+        (474, 'cardigan'),
+        (638, 'tights'),
+        (639, 'one-piece swimsuit'),
+        (920, 'traffic light'),
+        (999, 'toilet tissue'),
+    ],
+)
 def test_known_classes_have_their_numbers(index, label):
     assert CLASSES[index].label == label
 

@@ -1,4 +1,5 @@
 """The journal: nothing lost, nothing twice, wherever a run is stopped."""
+
 from __future__ import annotations
 
 import json
@@ -23,6 +24,7 @@ def record(number):
 
 def numbers(stop_after=None, total=10, made=None):
     """Batches of two records; may stop before the end."""
+
     def batches(read, seen, counts):
         for number in range(read, total, 2):
             if stop_after is not None and number >= stop_after:
@@ -30,6 +32,7 @@ def numbers(stop_after=None, total=10, made=None):
             if made is not None:
                 made.append(number)
             yield Batch(2, (record(number), record(number + 1)), {'seen': 2, 'cost': 0.5})
+
     return batches
 
 
@@ -103,18 +106,22 @@ def test_two_records_of_one_id_are_refused_across_runs(tmp_path):
     path = tmp_path / 'prompts.jsonl'
     with pytest.raises(Stop):
         write_batches(path, {}, numbers(stop_after=4))
+
     def again(read, seen, counts):
         yield Batch(1, (record(1),))
+
     with pytest.raises(ValueError, match="the id 'r1'; ids must be unique"):
         write_batches(path, {}, again)
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
     path = tmp_path / 'prompts.jsonl'
+
     def batches(read, seen, counts):
         with pytest.raises(ValueError, match='another process is writing'):
             write_batches(path, {}, numbers())
         yield Batch(1, (record(1),))
+
     assert write_batches(path, {}, batches).records == 1
 
 
@@ -122,43 +129,64 @@ def test_a_run_knows_what_was_said_and_spent_before(tmp_path):
     path = tmp_path / 'prompts.jsonl'
     with pytest.raises(Stop):
         write_batches(path, {}, numbers(stop_after=4))
+
     def batches(read, seen, counts):
         assert counts == {'seen': 4, 'cost': 1.0}
         assert not seen.add('A Bird 3') and seen.add('a bird 4')
         yield Batch(0)
+
     write_batches(path, {}, batches)
 
 
 def test_texts_count_as_seen():
     with SeenTexts() as seen:
         assert [seen.add(text) for text in ('a dog', ' A DOG ', 'a cat', 'a dog', '')] == [
-            True, False, True, False, True]
+            True,
+            False,
+            True,
+            False,
+            True,
+        ]
     with SeenTexts(fold=False) as seen:
         assert seen.add('a') and seen.add('A') and not seen.add('a')
 
 
 def test_the_file_is_plain_json_lines(tmp_path):
     path = tmp_path / 'prompts.jsonl'
+
     def batches(read, seen, counts):
         yield Batch(1, (PromptRecord('1', 'ein Vögel 🐦'),))
+
     write_batches(path, {}, batches)
-    line, = path.read_text(encoding='utf-8').splitlines()
+    (line,) = path.read_text(encoding='utf-8').splitlines()
     assert json.loads(line)['prompt'] == 'ein Vögel 🐦' and '🐦' in line
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'{"settings": {}}\n' + b'[' * 100_000 + b'\n', 'line 2: damaged .*nested too deep'),
-    (b'{"settings": {}}\n\xff\n', 'line 2: damaged .*not UTF-8'),
-    (b'{"settings": {}}\n{"read": -2, "counts": {}, "records": []}\n', 'line 2: damaged'),
-    (b'{"settings": {}}\n{"read": 2, "counts": {"a": "b"}, "records": []}\n', 'line 2: damaged'),
-    (b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1"}]}\n',
-     'line 2: damaged .*prompt'),
-    (b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1", "prompt": "a dog", '
-     b'"nouns": [{"text": "cat", "start": 2, "end": 5}]}]}\n', 'line 2: damaged .*not the noun'),
-    (b'{"settings": 5}\n', 'line 1: damaged'), (b'[]\n', 'line 1: damaged'),
-    (b'my only copy of something', 'line 1: damaged, or no journal'),
-    (b'x' * (1 << 21), 'line 1: damaged, or no journal'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'{"settings": {}}\n' + b'[' * 100_000 + b'\n', 'line 2: damaged .*nested too deep'),
+        (b'{"settings": {}}\n\xff\n', 'line 2: damaged .*not UTF-8'),
+        (b'{"settings": {}}\n{"read": -2, "counts": {}, "records": []}\n', 'line 2: damaged'),
+        (
+            b'{"settings": {}}\n{"read": 2, "counts": {"a": "b"}, "records": []}\n',
+            'line 2: damaged',
+        ),
+        (
+            b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1"}]}\n',
+            'line 2: damaged .*prompt',
+        ),
+        (
+            b'{"settings": {}}\n{"read": 2, "counts": {}, "records": [{"id": "1", '
+            b'"prompt": "a dog", "nouns": [{"text": "cat", "start": 2, "end": 5}]}]}\n',
+            'line 2: damaged .*not the noun',
+        ),
+        (b'{"settings": 5}\n', 'line 1: damaged'),
+        (b'[]\n', 'line 1: damaged'),
+        (b'my only copy of something', 'line 1: damaged, or no journal'),
+        (b'x' * (1 << 21), 'line 1: damaged, or no journal'),
+    ],
+)
 def test_what_is_no_journal_is_named_and_kept(tmp_path, content, message):
     path = tmp_path / 'prompts.jsonl'
     journal_path(path).write_bytes(content)
@@ -204,9 +232,11 @@ def test_a_pipe_or_folder_is_no_journal_and_no_target(tmp_path):
 
 def test_doubled_ids_are_left_out_on_request(tmp_path):
     path = tmp_path / 'prompts.jsonl'
+
     def batches(read, seen, counts):
         yield Batch(2, (record(1), record(2)), {'nouns': 2})
         yield Batch(2, (record(2), record(3)), {'nouns': 2})
+
     report = write_batches(path, {}, batches, skip_doubled=True)
     assert [r.id for r in read_prompts(path)] == ['r1', 'r2', 'r3']
     assert report.counts == {'nouns': 3, 'skipped: its id came before': 1} and report.records == 3
@@ -228,7 +258,7 @@ def unfinished(tmp_path_factory):
 def test_any_damage_is_named_or_made_good(tmp_path_factory, unfinished, place, put, cut):
     """Bytes of a journal replaced or cut off: one sentence, or the same file."""
     content, whole = unfinished
-    damaged = content[:place] + put + (b'' if cut else content[place + len(put):])
+    damaged = content[:place] + put + (b'' if cut else content[place + len(put) :])
     path = tmp_path_factory.getbasetemp() / 'damaged.jsonl'
     path.unlink(missing_ok=True)
     journal_path(path).write_bytes(damaged)

@@ -1,4 +1,5 @@
 """Language models: the protocol's failures are survived or named; a local model repeats itself."""
+
 from __future__ import annotations
 
 import gzip
@@ -32,20 +33,30 @@ def ask(server, count=1, **options):
     """The answers to ``count`` groups of one request."""
     options = {'retries': 3, 'workers': 2, 'timeout': 20, **options}
     model = ServerModel('toy', server.url, 'secret', **options)
-    return [answer for group in model.answers([Request('rewrite', f'1. prompt {n} [x]')]
-                                              for n in range(count)) for answer in group]
+    return [
+        answer
+        for group in model.answers([Request('rewrite', f'1. prompt {n} [x]')] for n in range(count))
+        for answer in group
+    ]
 
 
 def test_a_request_says_what_it_should():
     with chat_server() as server:
-        answer, = ask(server, temperature=0.5, max_tokens=33, seed=7)
+        (answer,) = ask(server, temperature=0.5, max_tokens=33, seed=7)
     assert answer == Answer('1. A bright photo in which prompt 0 near the x', '', 100, 40, 0)
-    request, = server.requests
+    (request,) = server.requests
     assert request == {
-        'path': '/v1/chat/completions', 'key': 'Bearer secret', 'model': 'toy',
-        'temperature': 0.5, 'max_tokens': 33, 'seed': 7,
-        'messages': [{'role': 'system', 'content': 'rewrite'},
-                     {'role': 'user', 'content': '1. prompt 0 [x]'}]}
+        'path': '/v1/chat/completions',
+        'key': 'Bearer secret',
+        'model': 'toy',
+        'temperature': 0.5,
+        'max_tokens': 33,
+        'seed': 7,
+        'messages': [
+            {'role': 'system', 'content': 'rewrite'},
+            {'role': 'user', 'content': '1. prompt 0 [x]'},
+        ],
+    }
 
 
 def test_answers_come_in_order_and_none_is_asked_far_ahead():
@@ -69,8 +80,9 @@ def test_a_server_that_fails_for_a_while_is_asked_again(status):
         if number < 2:
             return status, {'error': {'message': 'not now'}}
         return 200, completion('1. fine')
+
     with chat_server(reply) as server:
-        answer, = ask(server)
+        (answer,) = ask(server)
     assert answer.text == '1. fine' and answer.retries == 2
     assert len(server.requests) == 3
 
@@ -96,77 +108,149 @@ def choice(finish='stop', **message):
     return {'choices': [{'finish_reason': finish, 'message': {'role': 'assistant', **message}}]}
 
 
-@pytest.mark.parametrize('status, body, problem', [
-    (400, {'error': {'message': 'content policy'}}, 'the server refused the request'),
-    (422, {'error': {'message': 'no'}}, 'the server refused the request'),
-    (200, b'<html>busy</html>', 'the answer was not in the protocol'),
-    (200, b'data: {"choices": []}\n\n', 'the answer was not in the protocol'),
-    (200, b'{"choices": [', 'the answer was not in the protocol'),
-    (200, b'\xff\xfe\xfa', 'the answer was not in the protocol'),
-    (200, b'[' * 100_000, 'the answer was not in the protocol'),
-    (200, b'{"choices": ' + b'[' * 50_000 + b']' * 50_000 + b'}',
-     'the answer was not in the protocol'),
-    (200, b'{"choices": [{"message": {"content": 1' + b'0' * 10_000 + b'}}]}',
-     'the answer was not in the protocol'),
-    (200, {'choices': []}, 'the answer was not in the protocol'),
-    (200, {'choices': None}, 'the answer was not in the protocol'),
-    (200, {'choices': [{'message': None}]}, 'the answer was not in the protocol'),
-    (200, [1, 2], 'the answer was not in the protocol'),
-    (200, completion(None), 'the answer was empty'),
-    (200, completion('  '), 'the answer was empty'),
-    (200, completion([1]), 'the answer was empty'),
-    (200, {'error': {'message': 'overloaded', 'code': 502}}, 'the server reported an error'),
-    (200, choice(content=None, refusal='I will not'), 'the model refused'),
-    (200, choice('content_filter', content=''), 'the server filtered the answer'),
-    (200, choice('tool_calls', content=None, tool_calls=[{'id': '1'}]),
-     'the answer was a call of a tool'),
-    (200, choice('length', content=None, reasoning_content='hm'),
-     'the answer was cut off before its first word (a larger --max-tokens helps)'),
-    (200, choice(content='', reasoning_content='1. a thought'), 'the answer was thoughts only'),
-    (200, b'x' * (LONGEST_BODY + 1), 'the answer had more than 4 MiB'),
-])
+@pytest.mark.parametrize(
+    'status, body, problem',
+    [
+        (400, {'error': {'message': 'content policy'}}, 'the server refused the request'),
+        (422, {'error': {'message': 'no'}}, 'the server refused the request'),
+        (200, b'<html>busy</html>', 'the answer was not in the protocol'),
+        (200, b'data: {"choices": []}\n\n', 'the answer was not in the protocol'),
+        (200, b'{"choices": [', 'the answer was not in the protocol'),
+        (200, b'\xff\xfe\xfa', 'the answer was not in the protocol'),
+        (200, b'[' * 100_000, 'the answer was not in the protocol'),
+        (
+            200,
+            b'{"choices": ' + b'[' * 50_000 + b']' * 50_000 + b'}',
+            'the answer was not in the protocol',
+        ),
+        (
+            200,
+            b'{"choices": [{"message": {"content": 1' + b'0' * 10_000 + b'}}]}',
+            'the answer was not in the protocol',
+        ),
+        (200, {'choices': []}, 'the answer was not in the protocol'),
+        (200, {'choices': None}, 'the answer was not in the protocol'),
+        (200, {'choices': [{'message': None}]}, 'the answer was not in the protocol'),
+        (200, [1, 2], 'the answer was not in the protocol'),
+        (200, completion(None), 'the answer was empty'),
+        (200, completion('  '), 'the answer was empty'),
+        (200, completion([1]), 'the answer was empty'),
+        (200, {'error': {'message': 'overloaded', 'code': 502}}, 'the server reported an error'),
+        (200, choice(content=None, refusal='I will not'), 'the model refused'),
+        (200, choice('content_filter', content=''), 'the server filtered the answer'),
+        (
+            200,
+            choice('tool_calls', content=None, tool_calls=[{'id': '1'}]),
+            'the answer was a call of a tool',
+        ),
+        (
+            200,
+            choice('length', content=None, reasoning_content='hm'),
+            'the answer was cut off before its first word (a larger --max-tokens helps)',
+        ),
+        (200, choice(content='', reasoning_content='1. a thought'), 'the answer was thoughts only'),
+        (200, b'x' * (LONGEST_BODY + 1), 'the answer had more than 4 MiB'),
+    ],
+)
 def test_a_malformed_answer_is_an_answer_without_text(status, body, problem):
     with chat_server(lambda number, _: (status, body)) as server:
-        answer, = ask(server)
+        (answer,) = ask(server)
     assert answer.text is None and answer.problem == problem
     assert '\n' not in answer.detail and len(answer.detail) < 300
     if status != 200:
         assert answer.detail == f'{status} {body["error"]["message"]!r}'
 
 
-@pytest.mark.parametrize('body, text, cut', [
-    (choice(content=[{'type': 'text', 'text': '1. a '}, {'type': 'text', 'text': 'dog'}]),
-     '1. a dog', False),
-    (choice(content=[{'type': 'thinking', 'thinking': 'x', 'text': 'y'}, 'a dog']), 'a dog', False),
-    (choice(content='a dog', reasoning_content='1. a thought', reasoning='2.'), 'a dog', False),
-    (choice('length', content='a dog wi'), 'a dog wi', True),
-    ({'choices': [{'text': 'a dog'}]}, 'a dog', False),
-    ({'choices': [choice(content=None)['choices'][0], choice(content='a dog')['choices'][0]]},
-     'a dog', False),
-    ({'choices': choice(content='a dog')['choices'], 'usage': {'prompt_tokens': -5,
-                                                               'completion_tokens': 10**30}},
-     'a dog', False),
-])
+@pytest.mark.parametrize(
+    'body, text, cut',
+    [
+        (
+            choice(content=[{'type': 'text', 'text': '1. a '}, {'type': 'text', 'text': 'dog'}]),
+            '1. a dog',
+            False,
+        ),
+        (
+            choice(content=[{'type': 'thinking', 'thinking': 'x', 'text': 'y'}, 'a dog']),
+            'a dog',
+            False,
+        ),
+        (choice(content='a dog', reasoning_content='1. a thought', reasoning='2.'), 'a dog', False),
+        (choice('length', content='a dog wi'), 'a dog wi', True),
+        ({'choices': [{'text': 'a dog'}]}, 'a dog', False),
+        (
+            {
+                'choices': [
+                    choice(content=None)['choices'][0],
+                    choice(content='a dog')['choices'][0],
+                ]
+            },
+            'a dog',
+            False,
+        ),
+        (
+            {
+                'choices': choice(content='a dog')['choices'],
+                'usage': {'prompt_tokens': -5, 'completion_tokens': 10**30},
+            },
+            'a dog',
+            False,
+        ),
+    ],
+)
 def test_answers_of_every_server_are_read(body, text, cut):
     answer = read_completion(b'\xef\xbb\xbf' + json.dumps(body).encode())
     assert answer == Answer(text, cut=cut)
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(['stop', 'length', 'text', '1. a dog', '<think>']),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-        ['choices', 'message', 'content', 'finish_reason', 'usage', 'prompt_tokens', 'text',
-         'error', 'refusal', 'tool_calls', 'type']), inner, max_size=4), max_leaves=20)
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    'choices',
+                    'message',
+                    'content',
+                    'finish_reason',
+                    'usage',
+                    'prompt_tokens',
+                    'text',
+                    'error',
+                    'refusal',
+                    'tool_calls',
+                    'type',
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
 
 
 @examples(300)
-@given(st.one_of(
-    JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60),
-    JSON.map(lambda value: json.dumps({'choices': [{'message': {'content': value}}]}).encode()),
-    st.tuples(JSON, JSON, JSON).map(lambda parts: json.dumps({
-        'choices': [{'message': parts[0], 'finish_reason': parts[1]}, parts[2]],
-        'usage': parts[2]}).encode())))
+@given(
+    st.one_of(
+        JSON.map(lambda value: json.dumps(value).encode()),
+        st.binary(max_size=60),
+        JSON.map(lambda value: json.dumps({'choices': [{'message': {'content': value}}]}).encode()),
+        st.tuples(JSON, JSON, JSON).map(
+            lambda parts: json.dumps(
+                {
+                    'choices': [{'message': parts[0], 'finish_reason': parts[1]}, parts[2]],
+                    'usage': parts[2],
+                }
+            ).encode()
+        ),
+    )
+)
 def test_anything_a_server_says_is_an_answer(body):
     answer = read_completion(body)
     assert (answer.text is None) == bool(answer.problem)
@@ -198,8 +282,11 @@ def raw_server(serve):
                 pass  # the client is gone
 
     threading.Thread(target=run, daemon=True).start()
-    server = type('Server', (), {'url': f'http://127.0.0.1:{listener.getsockname()[1]}/v1',
-                                 'connections': connections})
+    server = type(
+        'Server',
+        (),
+        {'url': f'http://127.0.0.1:{listener.getsockname()[1]}/v1', 'connections': connections},
+    )
     try:
         yield server
     finally:
@@ -215,14 +302,20 @@ def drip(start, piece):
         while True:
             connection.sendall(piece)
             time.sleep(0.05)
+
     return serve
 
 
-@pytest.mark.parametrize('serve', [
-    drip(HEAD + b'Content-Length: 1000000\r\n\r\n', b' '),
-    drip(HEAD, b'X-More: 1\r\n'), drip(b'', b'H'),
-    drip(HEAD + b'Transfer-Encoding: chunked\r\n\r\n', b'1\r\n \r\n')],
-    ids=['body', 'headers', 'status', 'chunks'])
+@pytest.mark.parametrize(
+    'serve',
+    [
+        drip(HEAD + b'Content-Length: 1000000\r\n\r\n', b' '),
+        drip(HEAD, b'X-More: 1\r\n'),
+        drip(b'', b'H'),
+        drip(HEAD + b'Transfer-Encoding: chunked\r\n\r\n', b'1\r\n \r\n'),
+    ],
+    ids=['body', 'headers', 'status', 'chunks'],
+)
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up(serve):
     """Though no wait for a byte is ever long."""
     with raw_server(serve) as server:
@@ -231,10 +324,17 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(serve):
         assert 1 <= len(server.connections) <= 2
 
 
-@pytest.mark.parametrize('sent', [
-    b'', b'HTTP/1.1 200 OK\r\n', HEAD + b'Content-Length: 100\r\n\r\n{"choices": [',
-    b'nonsense\r\n\r\n', HEAD + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n',
-    HEAD + b'X: ' + b'y' * 300_000])
+@pytest.mark.parametrize(
+    'sent',
+    [
+        b'',
+        b'HTTP/1.1 200 OK\r\n',
+        HEAD + b'Content-Length: 100\r\n\r\n{"choices": [',
+        b'nonsense\r\n\r\n',
+        HEAD + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n',
+        HEAD + b'X: ' + b'y' * 300_000,
+    ],
+)
 def test_a_connection_closed_midway_is_tried_again_and_told(sent):
     with raw_server(lambda connection: connection.sendall(sent)) as server:
         with pytest.raises(LanguageModelError, match="can't be reached, or doesn't answer"):
@@ -258,11 +358,13 @@ def test_packed_answers_are_unpacked_as_far_as_an_answer_goes():
     with raw_server(packed(gzip.compress(body), b'gzip')) as server:
         assert ask(server)[0].text == '1. fine'
     for content, name, problem in (
-            (bomb(), b'gzip', 'had more than 4 MiB'),
-            (gzip.compress(bomb()), b'gzip, gzip', 'packed in a way not asked for'),
-            (body, b'br', 'packed in a way not asked for'), (body, b'gzip', 'packed and damaged')):
+        (bomb(), b'gzip', 'had more than 4 MiB'),
+        (gzip.compress(bomb()), b'gzip, gzip', 'packed in a way not asked for'),
+        (body, b'br', 'packed in a way not asked for'),
+        (body, b'gzip', 'packed and damaged'),
+    ):
         with raw_server(packed(content, name)) as server:
-            answer, = ask(server)
+            (answer,) = ask(server)
         assert answer.text is None and problem in answer.problem
 
 
@@ -271,22 +373,26 @@ def test_endless_answers_are_read_to_the_limit():
         connection.sendall(HEAD + b'Transfer-Encoding: chunked\r\n\r\n')
         while True:
             connection.sendall(b'10000\r\n' + b' ' * 65536 + b'\r\n')
+
     with raw_server(serve) as server:
-        answer, = ask(server)
+        (answer,) = ask(server)
     assert answer.problem == 'the answer had more than 4 MiB'
 
 
 def test_a_redirection_is_told_and_not_followed():
     head = b'HTTP/1.1 308 Moved\r\nLocation: https://elsewhere/v1\r\nContent-Length: 0\r\n\r\n'
     with raw_server(lambda connection: connection.sendall(head)) as server:
-        with pytest.raises(LanguageModelError,
-                           match="308 .*sends on to 'https://elsewhere/v1'; name that with"):
+        with pytest.raises(
+            LanguageModelError, match="308 .*sends on to 'https://elsewhere/v1'; name that with"
+        ):
             ask(server)
 
 
 def test_a_wait_of_years_is_not_waited_for():
-    head = (b'HTTP/1.1 429 Busy\r\nRetry-After: 99999999999\r\nContent-Length: 29\r\n\r\n'
-            b'{"error":{"message":"quota"}}')
+    head = (
+        b'HTTP/1.1 429 Busy\r\nRetry-After: 99999999999\r\nContent-Length: 29\r\n\r\n'
+        b'{"error":{"message":"quota"}}'
+    )
     with raw_server(lambda connection: connection.sendall(head)) as server:
         with pytest.raises(LanguageModelError, match=r'429 \(quota; it says to wait 99999999999'):
             ask(server, retries=0)
@@ -294,32 +400,47 @@ def test_a_wait_of_years_is_not_waited_for():
 
 def refuses(**wrong):
     """A server that refuses settings as OpenAI's newer models do; answers what it was sent."""
+
     def reply(number, body):
         for name, message in wrong.items():
             if name in body:
-                return 400, {'error': {'message': message, 'type': 'invalid_request_error',
-                                       'param': name, 'code': 'unsupported_parameter'}}
+                return 400, {
+                    'error': {
+                        'message': message,
+                        'type': 'invalid_request_error',
+                        'param': name,
+                        'code': 'unsupported_parameter',
+                    }
+                }
         return 200, completion('1. fine')
+
     return reply
 
 
 def test_settings_that_a_model_does_not_know_are_left_out_and_told():
     reply = refuses(
         max_tokens="Unsupported parameter: 'max_tokens' is not supported with this model. Use "
-                   "'max_completion_tokens' instead.",
+        "'max_completion_tokens' instead.",
         temperature="Unsupported value: 'temperature' does not support 0.5 with this model. Only "
-                    'the default (1) value is supported.',
-        seed='extra fields not permitted: seed')
+        'the default (1) value is supported.',
+        seed='extra fields not permitted: seed',
+    )
     with chat_server(reply) as server:
         answers = ask(server, 4, temperature=0.5, max_tokens=33, seed=7)
     assert [answer.text for answer in answers] == ['1. fine'] * 4
-    assert server.requests[-1].keys() == {'path', 'key', 'model', 'messages',
-                                          'max_completion_tokens'}
+    assert server.requests[-1].keys() == {
+        'path',
+        'key',
+        'model',
+        'messages',
+        'max_completion_tokens',
+    }
     assert server.requests[-1]['max_completion_tokens'] == 33
     assert answers[-1].notes == (
         'asked with max_completion_tokens instead of max_tokens',
         'asked without temperature, which the server refused',
-        'asked without seed, which the server refused')
+        'asked without seed, which the server refused',
+    )
 
 
 def test_a_model_without_a_system_message_gets_one_message():
@@ -327,29 +448,54 @@ def test_a_model_without_a_system_message_gets_one_message():
         if body['messages'][0]['role'] == 'system':
             return 400, {'object': 'error', 'message': 'System role not supported', 'code': 400}
         return 200, completion('1. fine')
+
     with chat_server(reply) as server:
-        answer, = ask(server)
+        (answer,) = ask(server)
     assert answer.text == '1. fine' and 'without a system message' in answer.notes[0]
     assert server.requests[-1]['messages'] == [
-        {'role': 'user', 'content': 'rewrite\n\n1. prompt 0 [x]'}]
+        {'role': 'user', 'content': 'rewrite\n\n1. prompt 0 [x]'}
+    ]
 
 
-@pytest.mark.parametrize('error, detail', [
-    ({'error': {'message': 'max_tokens is too large: 1500. At most 100.', 'param': 'max_tokens'}},
-     "400 'max_tokens is too large: 1500. At most 100.'"),
-    ({'detail': [{'loc': ['body'], 'msg': 'bad messages'}]}, "400 'bad messages'"),
-    ({'message': 'x' * 1000}, f"400 '{'x' * 200}...'"), (b'plain words', "400 'plain words'"),
-    (b'[' * 10_000, None), (b'\xff', None)])
+@pytest.mark.parametrize(
+    'error, detail',
+    [
+        (
+            {
+                'error': {
+                    'message': 'max_tokens is too large: 1500. At most 100.',
+                    'param': 'max_tokens',
+                }
+            },
+            "400 'max_tokens is too large: 1500. At most 100.'",
+        ),
+        ({'detail': [{'loc': ['body'], 'msg': 'bad messages'}]}, "400 'bad messages'"),
+        ({'message': 'x' * 1000}, f"400 '{'x' * 200}...'"),
+        (b'plain words', "400 'plain words'"),
+        (b'[' * 10_000, None),
+        (b'\xff', None),
+    ],
+)
 def test_a_refusal_that_nothing_mends_shows_its_reason(error, detail):
     with chat_server(lambda number, _: (400, error)) as server:
-        answer, = ask(server)
+        (answer,) = ask(server)
     assert answer.problem == 'the server refused the request' and len(server.requests) == 1
     if detail:
         assert answer.detail == detail
 
 
-@pytest.mark.parametrize('address', ['localhost:11434/v1', 'file:///etc/passwd', 'http://', 'x',
-                                     'http://a b:x/', 'http://[::1/v1', 'http://x:99999999/v1'])
+@pytest.mark.parametrize(
+    'address',
+    [
+        'localhost:11434/v1',
+        'file:///etc/passwd',
+        'http://',
+        'x',
+        'http://a b:x/',
+        'http://[::1/v1',
+        'http://x:99999999/v1',
+    ],
+)
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(LanguageModelError, match='is no address of a server'):
         ServerModel('toy', address)
@@ -368,7 +514,7 @@ def test_a_run_that_stops_early_ends_its_requests():
 
 def test_tokens_that_the_server_does_not_count_are_unknown():
     with chat_server(lambda number, _: (200, completion('1. x', usage=False))) as server:
-        answer, = ask(server)
+        (answer,) = ask(server)
     assert (answer.tokens_in, answer.tokens_out) == (None, None)
 
 
@@ -390,6 +536,7 @@ REQUESTS = [Request('write', f'1. a dog {"a " * n}[dog]') for n in range(4)]
 
 def test_a_local_model_answers_and_repeats_itself(tiny_model):
     import torch
+
     model = LocalModel(tiny_model, batch_size=2, max_tokens=12, seed=5)
     assert model.name == 'tiny-llama' and model.group_size == 2
     groups = [REQUESTS[:2], REQUESTS[2:]]
@@ -408,17 +555,18 @@ def test_a_local_model_answers_and_repeats_itself(tiny_model):
 
 def test_a_local_answer_that_ran_into_its_limit_is_cut(tiny_model):
     model = LocalModel(tiny_model, batch_size=4, max_tokens=3, temperature=0)
-    (answer, *_), = model.answers([REQUESTS])
+    ((answer, *_),) = model.answers([REQUESTS])
     assert answer.cut and answer.tokens_out == 3
     end = model._model.generation_config.eos_token_id
     model._model.generate = lambda **inputs: inputs['input_ids'].new_tensor(
-        [[*row, 3, 4, end] for row in inputs['input_ids'].tolist()])
+        [[*row, 3, 4, end] for row in inputs['input_ids'].tolist()]
+    )
     assert not any(answer.cut for group in model.answers([REQUESTS]) for answer in group)
 
 
 def test_padding_does_not_change_what_a_local_model_says(tiny_model):
     model = LocalModel(tiny_model, batch_size=4, max_tokens=12, temperature=0)
-    together, = model.answers([REQUESTS])
+    (together,) = model.answers([REQUESTS])
     alone = [group[0] for group in model.answers([request] for request in REQUESTS)]
     assert [a.text for a in together] == [a.text for a in alone]
 
@@ -426,7 +574,8 @@ def test_padding_does_not_change_what_a_local_model_says(tiny_model):
 def test_a_chat_template_is_used(tiny_model):
     model = LocalModel(tiny_model)
     model._tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<go>")
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<go>"
+    )
     assert model._prompt(REQUESTS[0]) == '<system>write<user>1. a dog [dog]<go>'
 
 
@@ -434,14 +583,20 @@ def test_a_chat_template_without_a_system_gets_one_message(tiny_model):
     model = LocalModel(tiny_model)
     model._tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
-        "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<go>")
+        "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<go>"
+    )
     assert model._prompt(REQUESTS[0]) == '<user>write\n\n1. a dog [dog]<go>'
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'dtype': 'float33'}, "no number format 'float33'"),
-    ({'dtype': 'nn'}, "no number format 'nn'"),
-    ({'device': 'cuda:99'}, "can't be loaded: "), ({'device': 'gpu'}, "can't be loaded: .*gpu")])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'dtype': 'float33'}, "no number format 'float33'"),
+        ({'dtype': 'nn'}, "no number format 'nn'"),
+        ({'device': 'cuda:99'}, "can't be loaded: "),
+        ({'device': 'gpu'}, "can't be loaded: .*gpu"),
+    ],
+)
 def test_a_device_or_format_that_is_none_is_named(tiny_model, options, message):
     with pytest.raises(LanguageModelError, match=message):
         LocalModel(tiny_model, **options)

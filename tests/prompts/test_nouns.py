@@ -1,4 +1,5 @@
 """Nouns in captions: exact spans in any script, compounds joined, offline."""
+
 from __future__ import annotations
 
 import re
@@ -27,86 +28,132 @@ ALL, CONCRETE = NounFinder(TAGGER), NounFinder(TAGGER, concrete=True)
 
 def found(text, finder=ALL):
     """The nouns of a text, after checking that they fit it."""
-    nouns, = finder([text])
+    (nouns,) = finder([text])
     PromptRecord('1', text, nouns)  # raises where a span doesn't hold its noun
     return [noun.text for noun in nouns]
 
 
-@pytest.mark.parametrize('text, nouns', [
-    ('A man is holding a tennis racket near the net.', ['man', 'tennis racket', 'net']),
-    ('A fire truck parked beside the curb', ['fire truck', 'curb']),
-    ('a white-tailed deer', ['deer']),
-    ('a naïve ﬁsh', ['ﬁsh']),
-    ("the dog's bowl", ['dog', 'bowl']),
-    ('the dog’s bowl', ['dog', 'bowl']),
-    ("they don't see a bird, it's hidden", ['bird']),
-    ('A giraffe eating leaves from a tall tree', ['giraffe', 'leaves', 'tree']),
-    ('two dogs, a cat and three red balls', ['dogs', 'cat', 'balls']),
-    ('', []),
-    ('!!! — 123 …', []),
-])
+@pytest.mark.parametrize(
+    'text, nouns',
+    [
+        ('A man is holding a tennis racket near the net.', ['man', 'tennis racket', 'net']),
+        ('A fire truck parked beside the curb', ['fire truck', 'curb']),
+        ('a white-tailed deer', ['deer']),
+        ('a naïve ﬁsh', ['ﬁsh']),
+        ("the dog's bowl", ['dog', 'bowl']),
+        ('the dog’s bowl', ['dog', 'bowl']),
+        ("they don't see a bird, it's hidden", ['bird']),
+        ('A giraffe eating leaves from a tall tree', ['giraffe', 'leaves', 'tree']),
+        ('two dogs, a cat and three red balls', ['dogs', 'cat', 'balls']),
+        ('', []),
+        ('!!! — 123 …', []),
+    ],
+)
 def test_nouns_are_found(text, nouns):
     assert found(text) == nouns
 
 
-@pytest.mark.parametrize('text, nouns', [
-    ('see http://x.com/dog.jpg of a dog', ['dog']), ('www.dogs.com on a wall', ['wall']),
-    ('a cat, dog.jpg', ['cat']), ('IMG_2034 of a beach', ['beach']), ('C:\\dogs\\cat.png', []),
-    ('dog%20on%20a%20beach', []), ('mail bob@dog.com', ['mail']),
-    ('a #dog #sunset photo by @nasa', ['photo']), ('1920x1080 wallpaper', ['wallpaper']),
-    ('a 5 mm lens, 10kg bag and 50% off', ['lens', 'bag']), ('the 1990s car', ['car']),
-    ('salt &amp; pepper &nbsp; bread', ['salt', 'pepper', 'bread']),
-    ('a dog\ufffds bowl', ['bowl']),
-    ('dog`s bowl', ['dog', 'bowl']), ('dog´s bowl', ['dog', 'bowl']), ('dogʼs bowl',
-                                                                      ['dog', 'bowl']),
-    ("we don`t see it at 5 o'clock", []), ('part ii of the film', ['part', 'film']),
-    ('coffee vs. tea etc.', ['coffee', 'tea']), ('a' * 50 + ' near a dog', ['dog']),
-    ('a dog.It sits in a park.In winter', ['dog', 'park', 'winter']),
-    ('a 犬 with a dog', ['dog']), ('a dog.A cat sits.The bird', ['dog', 'cat', 'bird']),
-    ('an inch worm, a fishing net and a guitar amp', ['inch worm', 'fishing net', 'guitar amp']),
-])
+@pytest.mark.parametrize(
+    'text, nouns',
+    [
+        ('see http://x.com/dog.jpg of a dog', ['dog']),
+        ('www.dogs.com on a wall', ['wall']),
+        ('a cat, dog.jpg', ['cat']),
+        ('IMG_2034 of a beach', ['beach']),
+        ('C:\\dogs\\cat.png', []),
+        ('dog%20on%20a%20beach', []),
+        ('mail bob@dog.com', ['mail']),
+        ('a #dog #sunset photo by @nasa', ['photo']),
+        ('1920x1080 wallpaper', ['wallpaper']),
+        ('a 5 mm lens, 10kg bag and 50% off', ['lens', 'bag']),
+        ('the 1990s car', ['car']),
+        ('salt &amp; pepper &nbsp; bread', ['salt', 'pepper', 'bread']),
+        ('a dog\ufffds bowl', ['bowl']),
+        ('dog`s bowl', ['dog', 'bowl']),
+        ('dog´s bowl', ['dog', 'bowl']),
+        ('dogʼs bowl', ['dog', 'bowl']),
+        ("we don`t see it at 5 o'clock", []),
+        ('part ii of the film', ['part', 'film']),
+        ('coffee vs. tea etc.', ['coffee', 'tea']),
+        ('a' * 50 + ' near a dog', ['dog']),
+        ('a dog.It sits in a park.In winter', ['dog', 'park', 'winter']),
+        ('a 犬 with a dog', ['dog']),
+        ('a dog.A cat sits.The bird', ['dog', 'cat', 'bird']),
+        (
+            'an inch worm, a fishing net and a guitar amp',
+            ['inch worm', 'fishing net', 'guitar amp'],
+        ),
+    ],
+)
 def test_what_is_no_thing_is_no_noun(text, nouns):
     assert found(text) == nouns
 
 
-@pytest.mark.parametrize('text', [
-    '一只狗在草地上', '犬がビーチにいます', 'собака играет на пляже',
-    'الكلب على الشاطئ', 'σκύλος στην παραλία',
-    '개가 해변에 있다', 'सड़क पर कुत्ता', 'un chien sur la plage avec un ballon',
-    'ein Hund spielt mit einem Ball', 'un perro juega con una pelota en la playa',
-    'um cachorro brinca com uma bola na praia', 'een hond speelt met een bal op het strand'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '一只狗在草地上',
+        '犬がビーチにいます',
+        'собака играет на пляже',
+        'الكلب على الشاطئ',
+        'σκύλος στην παραλία',
+        '개가 해변에 있다',
+        'सड़क पर कुत्ता',
+        'un chien sur la plage avec un ballon',
+        'ein Hund spielt mit einem Ball',
+        'un perro juega con una pelota en la playa',
+        'um cachorro brinca com uma bola na praia',
+        'een hond speelt met een bal op het strand',
+    ],
+)
 def test_other_languages_are_told(text):
     assert not ALL.can_read(text)
 
 
-@pytest.mark.parametrize('text', [
-    *(text for text in ('a dog', '', '123', 'café au lait in a cup', 'Rio de Janeiro at night',
-                        'Pikachu plush toy', 'the Dalai Lama and El Capitan in Los Angeles',
-                        'a naïve ﬁsh 🐦', 'Lamborghini Huracán')),
-    'x.com and y.com', 'Obama met Merkel, Die Zeit met Le Monde',
-    'a man in the Plaza de la Constitución'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        *(
+            text
+            for text in (
+                'a dog',
+                '',
+                '123',
+                'café au lait in a cup',
+                'Rio de Janeiro at night',
+                'Pikachu plush toy',
+                'the Dalai Lama and El Capitan in Los Angeles',
+                'a naïve ﬁsh 🐦',
+                'Lamborghini Huracán',
+            )
+        ),
+        'x.com and y.com',
+        'Obama met Merkel, Die Zeit met Le Monde',
+        'a man in the Plaza de la Constitución',
+    ],
+)
 def test_english_is_english(text):
     assert ALL.can_read(text) and NounFinder(lambda texts: iter(())).can_read(text)
 
 
 def test_a_noun_that_comes_twice_has_two_spans():
     text = 'a dog beside a dog and another dog'
-    nouns, = ALL([text])
+    (nouns,) = ALL([text])
     assert [(n.start, n.end) for n in nouns] == [(2, 5), (15, 18), (31, 34)]
     assert {n.category for n in nouns} == {'dog'}
 
 
 def test_spans_count_characters_not_bytes():
     text = '🐦🐦 the café’s bird near a fac\u0327ade — and 犬 with a naïve dog'
-    nouns, = ALL([text])
+    (nouns,) = ALL([text])
     by_text = {noun.text: noun for noun in nouns}
     assert {'café', 'bird', 'fac\u0327ade', 'dog'} <= by_text.keys()
     for noun in nouns:
-        assert text[noun.start:noun.end] == noun.text
+        assert text[noun.start : noun.end] == noun.text
 
 
 def test_a_category_is_the_singular():
-    nouns, = ALL(['Two Tennis Rackets, three geese, children and eyeglasses'])
+    (nouns,) = ALL(['Two Tennis Rackets, three geese, children and eyeglasses'])
     assert [n.category for n in nouns][1:] == ['goose', 'child', 'eyeglasses']
     assert singular('Leaves') == 'leaf' and singular('dress', 'NN') == 'dress'
 
@@ -160,8 +207,10 @@ def read_gold():
 def test_most_nouns_of_captions_are_found():
     """Of the 89 nouns marked by hand, compounds whole, at least 9 in 10, and few others."""
     texts, marked = zip(*read_gold())
-    right = sum(len({(n.start, n.end) for n in nouns} & set(spans))
-                for nouns, spans in zip(ALL(texts), marked))
+    right = sum(
+        len({(n.start, n.end) for n in nouns} & set(spans))
+        for nouns, spans in zip(ALL(texts), marked)
+    )
     given = sum(map(len, ALL(texts)))
     assert sum(map(len, marked)) == 89
     assert right / 89 > 0.9 and right / given > 0.9
@@ -179,9 +228,33 @@ def test_compounds_stay_apart_on_request():
     assert found('a tennis racket', NounFinder(TAGGER, join=False)) == ['tennis', 'racket']
 
 
-WORDS = st.lists(st.sampled_from([
-    'dog', 'dogs', 'tennis', 'racket', 'the', 'red', 'runs', 'é', '犬', '🐦', "'s", '—', '\u0301',
-    'Straße', 'ﬁsh', '\u200d', '_', "n't", '\x00', 'İ']), max_size=12)
+WORDS = st.lists(
+    st.sampled_from(
+        [
+            'dog',
+            'dogs',
+            'tennis',
+            'racket',
+            'the',
+            'red',
+            'runs',
+            'é',
+            '犬',
+            '🐦',
+            "'s",
+            '—',
+            '\u0301',
+            'Straße',
+            'ﬁsh',
+            '\u200d',
+            '_',
+            "n't",
+            '\x00',
+            'İ',
+        ]
+    ),
+    max_size=12,
+)
 
 
 @given(st.one_of(st.text(max_size=40), WORDS.map(' '.join), WORDS.map(''.join)))
@@ -189,7 +262,7 @@ WORDS = st.lists(st.sampled_from([
 @example('\r\n dog\x85dog')
 def test_spans_are_exact_in_any_text(text):
     for finder in (ALL, CONCRETE):
-        nouns, = finder([text])
+        (nouns,) = finder([text])
         PromptRecord('1', text, nouns)
         for left, right in zip(nouns, nouns[1:]):
             assert left.end <= right.start
@@ -197,21 +270,29 @@ def test_spans_are_exact_in_any_text(text):
             assert noun.text == noun.text.strip() and any(c.isalpha() for c in noun.text)
 
 
-@given(st.lists(st.sampled_from(['dog', 'bird', 'tree', 'car']), min_size=1, max_size=5),
-       st.lists(st.sampled_from([' near a ', ' and the ', ', a ', ' — the ', ' 🐦 with a ']),
-                min_size=5, max_size=5))
+@given(
+    st.lists(st.sampled_from(['dog', 'bird', 'tree', 'car']), min_size=1, max_size=5),
+    st.lists(
+        st.sampled_from([' near a ', ' and the ', ', a ', ' — the ', ' 🐦 with a ']),
+        min_size=5,
+        max_size=5,
+    ),
+)
 def test_known_nouns_are_found_at_their_places(nouns, between):
     text, spans = 'the ', []
     for noun, words in zip(nouns, between):
         spans.append((len(text), len(text) + len(noun)))
         text += noun + words
-    found_nouns, = ALL([text])
+    (found_nouns,) = ALL([text])
     assert [(n.start, n.end) for n in found_nouns] == spans
 
 
 def test_texts_are_kept_apart_and_in_order():
     assert [[n.text for n in nouns] for nouns in ALL(['a dog', '', 'a cat'])] == [
-        ['dog'], [], ['cat']]
+        ['dog'],
+        [],
+        ['cat'],
+    ]
 
 
 def test_the_default_tagger_needs_no_network_and_no_data():
@@ -223,9 +304,15 @@ def test_the_default_tagger_needs_no_network_and_no_data():
         'import nltk\nnltk.data.path[:] = []\n'
         'from freeatm_mm.prompts.nouns import NounFinder, TextBlobTagger\n'
         'nouns, = NounFinder(TextBlobTagger(), concrete=True)(["two dogs with a tennis racket"])\n'
-        'print([n.category for n in nouns])\n')
-    result = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True,
-                            text=True, env={'PATH': '', 'HOME': '/nonexistent'})
+        'print([n.category for n in nouns])\n'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={'PATH': '', 'HOME': '/nonexistent'},
+    )
     assert result.stdout.strip() == "['dog', 'tennis racket']", result.stderr
 
 
@@ -235,8 +322,14 @@ def spacy_model():
     spacy = pytest.importorskip('spacy')
     model = spacy.blank('en')
     ruler = model.add_pipe('attribute_ruler')
-    for word, tag in {'dog': 'NN', 'dogs': 'NNS', 'tennis': 'NN', 'racket': 'NN', 'runs': 'VBZ',
-                      'idea': 'NN'}.items():
+    for word, tag in {
+        'dog': 'NN',
+        'dogs': 'NNS',
+        'tennis': 'NN',
+        'racket': 'NN',
+        'runs': 'VBZ',
+        'idea': 'NN',
+    }.items():
         ruler.add([[{'LOWER': word}]], {'TAG': tag})
     return model
 
@@ -244,7 +337,10 @@ def spacy_model():
 def test_spacy_finds_the_same_spans(spacy_model):
     finder = NounFinder(SpacyTagger(spacy_model))
     assert found('🐦 the dog’s tennis racket —  dogs runs', finder) == [
-        'dog', 'tennis racket', 'dogs']
+        'dog',
+        'tennis racket',
+        'dogs',
+    ]
     assert found('an idea of dogs', NounFinder(SpacyTagger(spacy_model), concrete=True)) == ['dogs']
 
 
@@ -259,5 +355,6 @@ def test_a_spacy_model_that_is_missing_or_untrained_is_named():
 def test_a_tagger_that_loses_a_text_is_noticed():
     def tagger(texts):
         yield [Word(0, 1, 'NN')]
+
     with pytest.raises(ValueError):
         list(NounFinder(tagger)(['a', 'b']))

@@ -1,4 +1,5 @@
 """Curves from mmengine's logs, over interruptions."""
+
 from __future__ import annotations
 
 import json
@@ -20,8 +21,9 @@ def points(*pairs):
 
 
 def test_validation_lines_and_other_keys_are_passed_over(tmp_path):
-    log = write_log(tmp_path, '20240101_000000',
-                    [*points((10, 3.0), (20, 2.0)), {'accuracy': 0.5, 'step': 1}])
+    log = write_log(
+        tmp_path, '20240101_000000', [*points((10, 3.0), (20, 2.0)), {'accuracy': 0.5, 'step': 1}]
+    )
     for source in (tmp_path, log):
         curve = read_curve(source)
         assert curve.steps.tolist() == [10, 20] and curve.values.tolist() == [3.0, 2.0]

@@ -1,4 +1,5 @@
 """Plots, the page and the report tool."""
+
 from __future__ import annotations
 
 import base64
@@ -29,19 +30,35 @@ def results():
     results = new_results('trial', 'python tools/trial.py --text "<b>"')
     for seed in range(2):
         for masks in (False, True):
-            add_row(results, {'method': 'mocov2', 'regime': 'synthetic', 'masks': masks,
-                              'seed': seed, 'epochs': 4,
-                              'metrics': {'linear': 0.3 + 0.1 * masks + 0.01 * seed, 'knn': 0.2}})
+            add_row(
+                results,
+                {
+                    'method': 'mocov2',
+                    'regime': 'synthetic',
+                    'masks': masks,
+                    'seed': seed,
+                    'epochs': 4,
+                    'metrics': {'linear': 0.3 + 0.1 * masks + 0.01 * seed, 'knn': 0.2},
+                },
+            )
     return results
 
 
 def sample(caption='a <leaf> & a bag'):
     masks = np.zeros((2, 8, 8), np.uint8)
     masks[0, :4], masks[1, :, :4] = 255, 255
-    nouns = tuple(Noun(word, caption.index(word), caption.index(word) + len(word), word)
-                  for word in ('leaf', 'bag'))
-    return Sample.from_image('000000', Image.new('RGB', (32, 32), (10, 90, 200)), caption=caption,
-                             nouns=nouns, masks=masks, scales=np.tile(np.float32([0, 1]), (2, 1)))
+    nouns = tuple(
+        Noun(word, caption.index(word), caption.index(word) + len(word), word)
+        for word in ('leaf', 'bag')
+    )
+    return Sample.from_image(
+        '000000',
+        Image.new('RGB', (32, 32), (10, 90, 200)),
+        caption=caption,
+        nouns=nouns,
+        masks=masks,
+        scales=np.tile(np.float32([0, 1]), (2, 1)),
+    )
 
 
 class Page(HTMLParser):
@@ -73,17 +90,37 @@ class Page(HTMLParser):
 
 def test_the_page_shows_everything_and_loads_nothing(results, tmp_path):
     path = tmp_path / 'page.html'
-    curves = {'Baseline': Curve(np.arange(100), np.linspace(8, 6, 100)),
-              'Free-ATM': Curve(np.arange(100), np.linspace(8, 5, 100))}
-    write_page(path, 'Trial & error', [sample(), sample()], curves, results,
-               {'Parameters': '2.4 million'},
-               [('Generate', 'generate a<b', 754), ('Train', 't', 8.3)], intro='What it is.')
+    curves = {
+        'Baseline': Curve(np.arange(100), np.linspace(8, 6, 100)),
+        'Free-ATM': Curve(np.arange(100), np.linspace(8, 5, 100)),
+    }
+    write_page(
+        path,
+        'Trial & error',
+        [sample(), sample()],
+        curves,
+        results,
+        {'Parameters': '2.4 million'},
+        [('Generate', 'generate a<b', 754), ('Train', 't', 8.3)],
+        intro='What it is.',
+    )
     text = path.read_text()
     page = Page(text)
     words = ' '.join(' '.join(page.words).split())
-    for expected in ('Trial & error', 'What it is.', 'a < leaf > & a bag', 'MoCo v2 + Free-ATM',
-                     '0.405 ± 0.007', '+0.100', '2.4 million', 'generate a<b', '12 min 34 s',
-                     results['hardware'], results['command'], results['versions']['python']):
+    for expected in (
+        'Trial & error',
+        'What it is.',
+        'a < leaf > & a bag',
+        'MoCo v2 + Free-ATM',
+        '0.405 ± 0.007',
+        '+0.100',
+        '2.4 million',
+        'generate a<b',
+        '12 min 34 s',
+        results['hardware'],
+        results['command'],
+        results['versions']['python'],
+    ):
         assert expected in words, expected
     pictures = page.all('img')
     assert len(pictures) == 6 and all(picture['alt'] for picture in pictures)
@@ -108,8 +145,9 @@ def test_parts_that_are_not_given_are_left_out(tmp_path):
 
 def test_plots_repeat_byte_for_byte_and_are_well_formed(results):
     for inline in (False, True):
-        first, again = (to_svg(result_plots(results)[''], 'The “plot” & more', inline)
-                        for _ in range(2))
+        first, again = (
+            to_svg(result_plots(results)[''], 'The “plot” & more', inline) for _ in range(2)
+        )
         assert first == again and '#010203' not in first
         ElementTree.fromstring(first.encode())
 
@@ -126,7 +164,9 @@ def test_every_seed_is_a_dot_at_its_value(results):
     axis = result_plots(results)[''].axes[0]
     dots = [line for line in axis.lines if line.get_marker() == 'o']
     assert [list(map(float, line.get_xdata())) for line in dots] == [
-        pytest.approx([0.30, 0.31]), pytest.approx([0.40, 0.41])]
+        pytest.approx([0.30, 0.31]),
+        pytest.approx([0.40, 0.41]),
+    ]
 
 
 def test_curves_of_two_regimes_can_be_told_apart():
@@ -135,8 +175,17 @@ def test_curves_of_two_regimes_can_be_told_apart():
     for regime in ('real', 'synthetic'):
         for masks in (False, True):
             for epochs in (1, 2):
-                add_row(results, {'method': 'mocov2', 'regime': regime, 'masks': masks, 'seed': 0,
-                                  'epochs': epochs, 'metrics': {'linear': 0.1 * epochs}})
+                add_row(
+                    results,
+                    {
+                        'method': 'mocov2',
+                        'regime': regime,
+                        'masks': masks,
+                        'seed': 0,
+                        'epochs': epochs,
+                        'metrics': {'linear': 0.1 * epochs},
+                    },
+                )
     axis = result_plots(results)['-epochs'].axes[0]
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.lines]
     assert len(looks) == len(set(looks)) == 4
@@ -166,13 +215,23 @@ def test_curves_are_smoothed_without_being_shifted():
 def test_report_tool_writes_table_and_plot_beside_the_results(results, tmp_path):
     write_results(tmp_path / 'trial.json', results)
     tool = [sys.executable, str(ROOT / 'tools/results/report.py')]
-    done = subprocess.run([*tool, str(tmp_path / 'trial.json')], cwd=ROOT, text=True,
-                          capture_output=True, env={'PYTHONPATH': str(ROOT), 'PATH': ''})
+    done = subprocess.run(
+        [*tool, str(tmp_path / 'trial.json')],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={'PYTHONPATH': str(ROOT), 'PATH': ''},
+    )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / 'trial.md').read_text()
     assert '| MoCo v2 + Free-ATM | 4 | 2 | 0.405 ± 0.007 |' in page and '(trial.svg)' in page
     assert (tmp_path / 'trial.svg').read_text().startswith('<?xml')
     (tmp_path / 'trial.json').write_text('{}')
-    done = subprocess.run([*tool, str(tmp_path / 'trial.json')], cwd=ROOT, text=True,
-                          capture_output=True, env={'PYTHONPATH': str(ROOT), 'PATH': ''})
+    done = subprocess.run(
+        [*tool, str(tmp_path / 'trial.json')],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={'PYTHONPATH': str(ROOT), 'PATH': ''},
+    )
     assert done.returncode == 1 and done.stderr.count('\n') == 1 and 'missing' in done.stderr

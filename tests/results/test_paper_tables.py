@@ -1,4 +1,5 @@
 """The paper's tables: its own numbers, ours beside them, and whether they agree in sign."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,9 +19,19 @@ from freeatm_mm.results.paper_tables import (
 def result(*rows, scale='miniature'):
     results = new_results('test', 'python x')
     for method, regime, masks, seed, metrics, generator in rows:
-        add_row(results, {'method': method, 'regime': regime, 'masks': masks, 'seed': seed,
-                          'epochs': 10, 'generator': generator, 'scale': scale,
-                          'metrics': metrics})
+        add_row(
+            results,
+            {
+                'method': method,
+                'regime': regime,
+                'masks': masks,
+                'seed': seed,
+                'epochs': 10,
+                'generator': generator,
+                'scale': scale,
+                'metrics': metrics,
+            },
+        )
     return results
 
 
@@ -30,7 +41,8 @@ OURS = result(
     ('mocov2', 'synthetic', False, 1, {'box_ap': 0.22, 'miou': 0.30}, 'miniature'),
     ('mocov2', 'synthetic', True, 0, {'box_ap': 0.23, 'miou': 0.28}, 'miniature'),
     ('mocov2', 'synthetic', True, 1, {'box_ap': 0.24, 'miou': 0.29}, 'miniature'),
-    ('mae', 'real', False, 0, {'box_ap': 0.5}, ''))
+    ('mae', 'real', False, 0, {'box_ap': 0.5}, ''),
+)
 VIT = result(('random', 'real', False, 0, {'finetune_top1': 0.3, 'box_ap': 0.07}, ''))
 
 
@@ -38,16 +50,29 @@ def test_the_papers_numbers():
     """Spot checks, and its printed gains: Table 1's are the differences of its rows."""
     first = paper_rows(1)
     assert first['mocov2', 'mixed', 'deepif', True] == {
-        'voc_ap50': 83.1, 'box_ap': 41.2, 'mask_ap': 37.6, 'miou': 75.9, 'linear_top1': 68.0}
+        'voc_ap50': 83.1,
+        'box_ap': 41.2,
+        'mask_ap': 37.6,
+        'miou': 75.9,
+        'linear_top1': 68.0,
+    }
     assert 'linear_top1' not in first['random', 'real', '', False]
-    gains = [round(first['simclr', 'synthetic', 'sd15', True][m]
-                   - first['simclr', 'synthetic', 'sd15', False][m], 1)
-             for m in first['simclr', 'synthetic', 'sd15', True]]
+    gains = [
+        round(
+            first['simclr', 'synthetic', 'sd15', True][m]
+            - first['simclr', 'synthetic', 'sd15', False][m],
+            1,
+        )
+        for m in first['simclr', 'synthetic', 'sd15', True]
+    ]
     assert gains == [0.9, 1.4, 1.1, 1.0, 1.0]
     assert paper_rows(2)['mae', 'synthetic', 'sd15', True]['finetune_top1'] == 83.4
     assert paper_rows(3)['blip', 'real', '', False] == {
-        'finetuned_TR@1': 58.1, 'finetuned_IR@1': 44.2, 'zeroshot_TR@1': 42.1,
-        'zeroshot_IR@1': 30.4}
+        'finetuned_TR@1': 58.1,
+        'finetuned_IR@1': 44.2,
+        'zeroshot_TR@1': 42.1,
+        'zeroshot_IR@1': 30.4,
+    }
     assert [len(paper_rows(table)) for table in TABLES] == [20, 10, 9]
     for table in TABLES:
         for values in paper_rows(table).values():
@@ -59,20 +84,29 @@ def test_ours_beside_the_papers():
     lines = {line.split(' |')[0][2:]: line for line in text.splitlines() if line.startswith('|')}
     # Of another scale or generator nothing of the paper's stands in the same row.
     assert lines['Random weights'].endswith('|  | (59.0) | (31.4) | (28.5) | (65.2) | – | – |')
-    assert lines['Random weights [miniature scale]'].endswith(
-        '| 1 | – | 5.0 | – | – | 10.0 | – |')
+    assert lines['Random weights [miniature scale]'].endswith('| 1 | – | 5.0 | – | – | 10.0 | – |')
     assert lines['MoCo v2 (synthetic, miniature)'].endswith(
-        '| 2 | – | 21.0 ± 1.4 | – | 30.0 ± 0.0 | – | – |')
+        '| 2 | – | 21.0 ± 1.4 | – | 30.0 ± 0.0 | – | – |'
+    )
     assert lines['MoCo v2 (synthetic, deepif)'].endswith(
-        '|  | (81.9) | (38.8) | (35.5) | (74.6) | (65.9) | – |')
+        '|  | (81.9) | (38.8) | (35.5) | (74.6) | (65.9) | – |'
+    )
     second = table_markdown(gather_rows([OURS, VIT], 2), 2)
     assert '| MAE (real) [miniature scale] | 1 | 50.0 |' in second
     assert '| Random weights | 1 | 7.0 |' in second  # the ViT's, not the ResNet's
 
 
-@pytest.mark.parametrize('scale, generator, cell', [
-    ('paper', 'sd15', '20.0 (37.9)'), ('paper', 'deepif', '20.0 (38.8)'), ('paper', 'sdxl', '20.0'),
-    ('paper', '', '20.0'), ('miniature', 'sd15', '20.0'), ('', 'sd15', '20.0')])
+@pytest.mark.parametrize(
+    'scale, generator, cell',
+    [
+        ('paper', 'sd15', '20.0 (37.9)'),
+        ('paper', 'deepif', '20.0 (38.8)'),
+        ('paper', 'sdxl', '20.0'),
+        ('paper', '', '20.0'),
+        ('miniature', 'sd15', '20.0'),
+        ('', 'sd15', '20.0'),
+    ],
+)
 def test_brackets_only_beside_the_papers_scale_and_generators(scale, generator, cell):
     """A row that doesn't say its generator is nobody's, not Stable Diffusion's."""
     made = result(('mocov2', 'synthetic', False, 0, {'box_ap': 0.2}, generator), scale=scale)
@@ -85,59 +119,107 @@ def test_brackets_only_beside_the_papers_scale_and_generators(scale, generator, 
 
 
 def test_ours_alone_stand_in_the_papers_order():
-    results = result(*((row['method'], row['regime'], row['masks'], row['seed'], row['metrics'],
-                        row['generator']) for row in reversed(OURS['rows'])))
+    results = result(
+        *(
+            (
+                row['method'],
+                row['regime'],
+                row['masks'],
+                row['seed'],
+                row['metrics'],
+                row['generator'],
+            )
+            for row in reversed(OURS['rows'])
+        )
+    )
     lines = table_markdown(gather_rows([results], 1), 1, whole=False).splitlines()
     assert lines[2] == '| Pretraining | Seeds | COCO box AP | Cityscapes mIoU | ImageNet linear |'
     assert [line.split(' |')[0][2:] for line in lines[4:]] == [
-        'Random weights', 'MoCo v2 (synthetic, miniature)',
-        'MoCo v2 + Free-ATM (synthetic, miniature)']
+        'Random weights',
+        'MoCo v2 (synthetic, miniature)',
+        'MoCo v2 + Free-ATM (synthetic, miniature)',
+    ]
     assert lines[5].endswith('| 2 | 21.0 ± 1.4 | 30.0 ± 0.0 | – |')
 
 
 def test_a_cell_of_fewer_seeds_than_its_row_says_so():
-    rows = [('mae', 'real', False, seed, {'box_ap': 0.5, **({'miou': 0.4} if seed else {})}, '')
-            for seed in range(3)]
+    rows = [
+        ('mae', 'real', False, seed, {'box_ap': 0.5, **({'miou': 0.4} if seed else {})}, '')
+        for seed in range(3)
+    ]
     assert '| MAE (real) | 3 | 50.0 ± 0.0 (50.3) | 40.0 ± 0.0, 2 seeds (48.1) |' in table_markdown(
-        gather_rows([result(*rows, scale='paper')], 2), 2, whole=False)
+        gather_rows([result(*rows, scale='paper')], 2), 2, whole=False
+    )
 
 
 def test_improvements_and_their_signs():
     text = improvements(gather_rows([OURS], 1), 1)
     assert '| MoCo v2 + Free-ATM (synthetic, miniature) | COCO box AP | +2.5 ± 0.7 |' in text
     assert '| Cityscapes mIoU | -1.5 ± 0.7 |' in text and '| 2 | +1.7 |' in text
-    assert '1 of 2 of the paper\'s improvements have the same sign here. With p below 0.05: 0 of ' \
+    assert (
+        "1 of 2 of the paper's improvements have the same sign here. With p below 0.05: 0 of "
         'these, and 0 of the 1 of the other sign.' in text
+    )
     assert text.startswith("The paper's are of its own scale and generators: compare signs")
     assert improvements(gather_rows([OURS], 2), 2) == ''
 
 
 def test_sure_differences_are_counted_by_sign():
-    rows = [('simclr', 'mixed', masks, seed, {
-        'box_ap': 0.2 + 0.01 * seed + (0.03 + 0.001 * seed) * masks,
-        'miou': 0.3 + 0.01 * seed - (0.03 + 0.001 * seed) * masks}, 'sd15')
-        for masks in (False, True) for seed in range(3)]
+    rows = [
+        (
+            'simclr',
+            'mixed',
+            masks,
+            seed,
+            {
+                'box_ap': 0.2 + 0.01 * seed + (0.03 + 0.001 * seed) * masks,
+                'miou': 0.3 + 0.01 * seed - (0.03 + 0.001 * seed) * masks,
+            },
+            'sd15',
+        )
+        for masks in (False, True)
+        for seed in range(3)
+    ]
     text = improvements(gather_rows([result(*rows, scale='paper')], 1), 1)
     assert '1 of 2 of' in text and 'own scale' not in text
     assert 'With p below 0.05: 1 of these, and 1 of the 1 of the other sign.' in text
 
 
 def test_no_difference_has_no_sign():
-    rows = [('simclr', 'mixed', masks, seed, {'box_ap': 0.2 + 0.01 * seed, 'mask_ap': 0.3}, 'sd15')
-            for masks in (False, True) for seed in range(3)]
+    rows = [
+        ('simclr', 'mixed', masks, seed, {'box_ap': 0.2 + 0.01 * seed, 'mask_ap': 0.3}, 'sd15')
+        for masks in (False, True)
+        for seed in range(3)
+    ]
     text = improvements(gather_rows([result(*rows)], 1), 1)
-    assert '0 of 2 of the paper\'s improvements have the same sign here, 2 are no difference at ' \
+    assert (
+        "0 of 2 of the paper's improvements have the same sign here, 2 are no difference at "
         'all. With p below 0.05: 0 of these, and 0 of the 0 of the other sign.' in text
+    )
 
 
 @pytest.mark.parametrize('key, values', [('epochs', (200, 800)), ('scale', ('paper', 'miniature'))])
 def test_rows_of_another_length_or_scale_are_not_averaged(key, values):
     results = new_results('test', 'python x')
     for seed, value in enumerate(values):
-        add_row(results, {'method': 'simclr', 'regime': 'real', 'masks': False, 'seed': seed,
-                          'epochs': 10, 'generator': '', key: value, 'metrics': {'box_ap': 0.1}})
-    with pytest.raises(ValueError, match=rf'the rows of SimCLR \(real\) differ in {key}, '
-                       f'{values[0]} and {values[1]}: make a table of each'):
+        add_row(
+            results,
+            {
+                'method': 'simclr',
+                'regime': 'real',
+                'masks': False,
+                'seed': seed,
+                'epochs': 10,
+                'generator': '',
+                key: value,
+                'metrics': {'box_ap': 0.1},
+            },
+        )
+    with pytest.raises(
+        ValueError,
+        match=rf'the rows of SimCLR \(real\) differ in {key}, '
+        f'{values[0]} and {values[1]}: make a table of each',
+    ):
         gather_rows([results], 1)
 
 

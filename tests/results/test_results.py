@@ -1,4 +1,5 @@
 """Result files: round trip, checks, mean and spread, paired differences, Markdown."""
+
 from __future__ import annotations
 
 import json
@@ -34,8 +35,14 @@ OURS = (0.36, 0.35, 0.38)
 
 
 def run(seed, value, masks=False, method='mocov2', epochs=40, **metrics):
-    return {'method': method, 'regime': 'synthetic', 'masks': masks, 'seed': seed,
-            'epochs': epochs, 'metrics': {'linear': value, **metrics}}
+    return {
+        'method': method,
+        'regime': 'synthetic',
+        'masks': masks,
+        'seed': seed,
+        'epochs': epochs,
+        'metrics': {'linear': value, **metrics},
+    }
 
 
 @pytest.fixture
@@ -76,14 +83,15 @@ def test_a_cell_tells_where_seeds_are_missing(results):
     baseline = summarise_rows(results)[0]
     assert baseline.text('linear') == '0.313 ± 0.015' and baseline.text('miou') == ''
     for seed, note in ((2, '0.200 ± 0.000, 2 seeds'), (1, '0.200, 1 seed')):
-        del next(row for row in results['rows']
-                 if row['seed'] == seed and not row['masks'])['metrics']['knn']
+        del next(row for row in results['rows'] if row['seed'] == seed and not row['masks'])[
+            'metrics'
+        ]['knn']
         assert summarise_rows(results)[0].text('knn') == note
         assert f'| 3 | 0.313 ± 0.015 | {note} |' in to_markdown(results)
 
 
 def test_paired_difference_is_scipys_paired_test(results):
-    (arm, reference), = comparisons(summarise_rows(results))
+    ((arm, reference),) = comparisons(summarise_rows(results))
     found = paired_difference(arm, reference, 'linear')
     test = stats.ttest_rel(OURS, BASELINE)
     interval = test.confidence_interval(0.95)
@@ -97,21 +105,22 @@ def test_paired_difference_is_scipys_paired_test(results):
 
 def test_one_seed_or_equal_differences_have_no_p_value(results):
     results['rows'] = [row for row in results['rows'] if row['seed'] == 0]
-    (arm, reference), = comparisons(summarise_rows(results))
+    ((arm, reference),) = comparisons(summarise_rows(results))
     found = paired_difference(arm, reference, 'linear')
     assert found.mean == pytest.approx(0.06)
     assert all(math.isnan(value) for value in (found.p, found.t, found.spread, found.low))
     for seed in (1, 2):
         add_row(results, run(seed, 0.1 + seed))
         add_row(results, run(seed, 0.16 + seed, masks=True))
-    (arm, reference), = comparisons(summarise_rows(results))
+    ((arm, reference),) = comparisons(summarise_rows(results))
     assert math.isnan(paired_difference(arm, reference, 'linear').p)
 
 
 def test_pairs_only_the_seeds_that_both_have(results):
-    results['rows'] = [row for row in results['rows']
-                       if not (row['seed'] == 1 and row['masks'] is True)]
-    (arm, reference), = comparisons(summarise_rows(results))
+    results['rows'] = [
+        row for row in results['rows'] if not (row['seed'] == 1 and row['masks'] is True)
+    ]
+    ((arm, reference),) = comparisons(summarise_rows(results))
     assert paired_difference(arm, reference, 'linear').seeds == (0, 2)
 
 
@@ -119,8 +128,11 @@ def test_markdown_shows_mean_spread_difference_and_origin(results):
     page = to_markdown(results, ['trial.svg'])
     assert '| MoCo v2 | 40 | 3 | 0.313 ± 0.015 | 0.200 ± 0.000 |' in page
     assert '| MoCo v2 + Free-ATM | 40 | 3 | 0.363 ± 0.015 | – |' in page
-    assert re.search(r'Free-ATM \| 40 \| Scenes, linear \(mAP\) \| \+0\.050 '
-                     r'\| -0\.\d{3} to \+0\.\d{3} \| 0\.\d{3} \| 3 \|', page)
+    assert re.search(
+        r'Free-ATM \| 40 \| Scenes, linear \(mAP\) \| \+0\.050 '
+        r'\| -0\.\d{3} to \+0\.\d{3} \| 0\.\d{3} \| 3 \|',
+        page,
+    )
     assert page.count('| Scenes, k-NN (mAP) |') == 1  # only a heading: ours has no k-NN to compare
     assert '![trial](trial.svg)' in page and 'python tools/trial.py' in page
     assert f'python {results["versions"]["python"]}' in page
@@ -139,7 +151,7 @@ def test_one_seed_is_shown_without_spread_or_p():
 def test_benchmarks_have_a_table_of_their_own():
     results = new_results('speed', 'bench')
     add_row(results, {'case': 'record', 'ratio': 1.03, 'baseline': 2.1, 'ours': 2.163, 'unit': 's'})
-    (title, header, rows), = result_tables(results)
+    ((title, header, rows),) = result_tables(results)
     assert rows == [['record', '2.1', '2.163', 's', '1.030']]
 
 
@@ -155,25 +167,31 @@ def test_regimes_are_named_only_where_they_differ(results):
     add_row(results, {**run(0, 0.1), 'regime': 'real'})
     add_row(results, {**run(0, 0.1), 'method': 'random', 'regime': ''})
     assert arm_names(summarise_rows(results)) == [
-        'MoCo v2 (synthetic)', 'MoCo v2 + Free-ATM (synthetic)', 'MoCo v2 (real)',
-        'Random weights']
+        'MoCo v2 (synthetic)',
+        'MoCo v2 + Free-ATM (synthetic)',
+        'MoCo v2 (real)',
+        'Random weights',
+    ]
 
 
 def test_only_the_longest_pretraining_is_compared(results):
     for masks in (False, True):
         add_row(results, run(0, 0.1, masks=masks, epochs=80))
-    (arm, reference), = comparisons(summarise_rows(results))
+    ((arm, reference),) = comparisons(summarise_rows(results))
     assert (arm.epochs, arm.masks, reference.epochs, reference.masks) == (80, True, 80, False)
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda r: r.pop('command'), r"\['command'\] missing"),
-    (lambda r: r['rows'][0].pop('seed'), r"row 0 lacks \['seed'\]"),
-    (lambda r: r['rows'][1]['metrics'].update(linear=float('nan')), 'row 1: linear must be'),
-    (lambda r: r['rows'][1]['metrics'].update(linear=True), 'row 1: linear must be'),
-    (lambda r: r['rows'][2].update(masks=None), 'row 2: masks must be'),
-    (lambda r: r['rows'].append(r['rows'][0]), 'row 6 repeats row 0'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda r: r.pop('command'), r"\['command'\] missing"),
+        (lambda r: r['rows'][0].pop('seed'), r"row 0 lacks \['seed'\]"),
+        (lambda r: r['rows'][1]['metrics'].update(linear=float('nan')), 'row 1: linear must be'),
+        (lambda r: r['rows'][1]['metrics'].update(linear=True), 'row 1: linear must be'),
+        (lambda r: r['rows'][2].update(masks=None), 'row 2: masks must be'),
+        (lambda r: r['rows'].append(r['rows'][0]), 'row 6 repeats row 0'),
+    ],
+)
 def test_wrong_files_are_named_and_not_written(results, tmp_path, change, message):
     change(results)
     with pytest.raises(ValueError, match=message):
@@ -197,29 +215,44 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
 
 
 def test_masks_and_tables_need_no_openmmlab():
-    code = ('import sys; import freeatm_mm.probing.mask_quality, freeatm_mm.results; '
-            'import freeatm_mm.results.page; '
-            'print([name for name in sys.modules if name.split(".")[0] in '
-            '("mmengine", "mmcv", "mmpretrain", "pycocotools", "diffusers")])')
-    done = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parents[2], text=True,
-                          capture_output=True, check=True)
+    code = (
+        'import sys; import freeatm_mm.probing.mask_quality, freeatm_mm.results; '
+        'import freeatm_mm.results.page; '
+        'print([name for name in sys.modules if name.split(".")[0] in '
+        '("mmengine", "mmcv", "mmpretrain", "pycocotools", "diffusers")])'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=Path(__file__).parents[2],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout.strip() == '[]'
 
 
 def curve(masks, values):
-    return [Group('mocov2', 'synthetic', masks, epochs, {'linear': {0: value}})
-            for epochs, value in values.items()]
+    return [
+        Group('mocov2', 'synthetic', masks, epochs, {'linear': {0: value}})
+        for epochs, value in values.items()
+    ]
 
 
-@pytest.mark.parametrize('baseline, needed', [
-    ({2: 0.1, 4: 0.2, 8: 0.6}, 6.0),   # 0.4 lies half way between 4 and 8
-    ({2: 0.5, 8: 0.6}, 2),             # there at once
-    ({2: 0.1, 8: 0.3}, None),          # never
-])
+@pytest.mark.parametrize(
+    'baseline, needed',
+    [
+        ({2: 0.1, 4: 0.2, 8: 0.6}, 6.0),  # 0.4 lies half way between 4 and 8
+        ({2: 0.5, 8: 0.6}, 2),  # there at once
+        ({2: 0.1, 8: 0.3}, None),  # never
+    ],
+)
 def test_epochs_that_a_baseline_needs(baseline, needed):
     ours = curve(True, {2: 0.4, 4: 0.1, 8: 0.9})
     assert epochs_to_match(ours, curve(False, baseline), 'linear') == (
-        2, 0.4, needed if needed is None else pytest.approx(needed))
+        2,
+        0.4,
+        needed if needed is None else pytest.approx(needed),
+    )
     assert epochs_to_match(ours, curve(False, baseline), 'knn') is None
     assert epochs_to_match(ours[1:], curve(False, baseline), 'linear') is None
 
@@ -228,7 +261,16 @@ def test_the_page_says_how_long_a_baseline_needs():
     results = new_results('x', 'python x')
     for masks, values in ((False, {2: 0.1, 4: 0.2, 8: 0.6}), (True, {2: 0.4, 8: 0.9})):
         for epochs, value in values.items():
-            add_row(results, {'method': 'mocov2', 'regime': 'synthetic', 'masks': masks, 'seed': 0,
-                              'epochs': epochs, 'metrics': {'linear': value, 'knn': value - 0.5}})
+            add_row(
+                results,
+                {
+                    'method': 'mocov2',
+                    'regime': 'synthetic',
+                    'masks': masks,
+                    'seed': 0,
+                    'epochs': epochs,
+                    'metrics': {'linear': value, 'knn': value - 0.5},
+                },
+            )
     page = to_markdown(results)
     assert '| MoCo v2 + Free-ATM | Scenes, linear (mAP) | 2 | 0.400 | 6 |' in page

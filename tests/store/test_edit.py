@@ -1,4 +1,5 @@
 """Merging, splitting and filtering: the right samples, byte for byte, and nothing decoded."""
+
 from __future__ import annotations
 
 import pytest
@@ -22,8 +23,10 @@ def stores(tmp_path):
 @pytest.fixture
 def no_decoding(monkeypatch, stores):
     """Whatever is tested decodes no image and no masks."""
+
     def fail(*rest, **options):
         raise AssertionError('something was decoded')
+
     monkeypatch.setattr(sample_module.Image, 'open', fail)
     yield
     monkeypatch.undo()
@@ -100,21 +103,38 @@ def test_an_empty_part_is_refused_before_anything_is_written(stores, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
-@pytest.mark.parametrize('conditions, expected', [
-    (['meta.seed>=4'], [4, 5, 6]), (['meta.seed<2'], [0, 1]), (['meta.seed==3'], [3]),
-    (['meta.seed!=3', 'meta.seed<=4'], [0, 1, 2, 4]),
-    (['nouns.#==3'], [2, 5]), (['nouns.#>1'], [1, 2, 5]), (['nouns.category==sand'], [2, 5]),
-    (['none:nouns.category==dress'], [0, 3, 4, 6]), (['all:nouns.text==bird'], [0, 3, 4, 6]),
-    (['image.width==20', 'meta.seed>5'], [6]), (['caption==4: '], []), (['meta.nothing==1'], []),
-    (['meta.seed==bird'], []),
-    (['meta.nothing!=true'], list(range(7))), (['meta.a.b!=1'], list(range(7))),
-    (['meta.nothing==null'], list(range(7))), (['meta.seed!=null'], list(range(7))),
-    (['meta.seed==null'], []), (['meta.nothing<1'], []), (['meta.nothing>=0'], []),
-    (['all:meta.nothing>0'], []), (['none:meta.nothing==true'], list(range(7))),
-    (['meta.nothing.#==0'], list(range(7))), (['nouns.category!=dress'], [0, 1, 2, 3, 4, 5, 6]),
-    (['nouns.category==null'], []), (['all:nouns.category!=dress'], [0, 3, 4, 6]),
-    (['nouns.hi>=0'], [0, 1, 2, 3, 5, 6]),
-])
+@pytest.mark.parametrize(
+    'conditions, expected',
+    [
+        (['meta.seed>=4'], [4, 5, 6]),
+        (['meta.seed<2'], [0, 1]),
+        (['meta.seed==3'], [3]),
+        (['meta.seed!=3', 'meta.seed<=4'], [0, 1, 2, 4]),
+        (['nouns.#==3'], [2, 5]),
+        (['nouns.#>1'], [1, 2, 5]),
+        (['nouns.category==sand'], [2, 5]),
+        (['none:nouns.category==dress'], [0, 3, 4, 6]),
+        (['all:nouns.text==bird'], [0, 3, 4, 6]),
+        (['image.width==20', 'meta.seed>5'], [6]),
+        (['caption==4: '], []),
+        (['meta.nothing==1'], []),
+        (['meta.seed==bird'], []),
+        (['meta.nothing!=true'], list(range(7))),
+        (['meta.a.b!=1'], list(range(7))),
+        (['meta.nothing==null'], list(range(7))),
+        (['meta.seed!=null'], list(range(7))),
+        (['meta.seed==null'], []),
+        (['meta.nothing<1'], []),
+        (['meta.nothing>=0'], []),
+        (['all:meta.nothing>0'], []),
+        (['none:meta.nothing==true'], list(range(7))),
+        (['meta.nothing.#==0'], list(range(7))),
+        (['nouns.category!=dress'], [0, 1, 2, 3, 4, 5, 6]),
+        (['nouns.category==null'], []),
+        (['all:nouns.category!=dress'], [0, 3, 4, 6]),
+        (['nouns.hi>=0'], [0, 1, 2, 3, 5, 6]),
+    ],
+)
 def test_filters_keep_what_fits(stores, no_decoding, tmp_path, monkeypatch, conditions, expected):
     parsed = [parse_condition(text) for text in conditions]
     if not expected:
@@ -129,46 +149,76 @@ def test_filters_keep_what_fits(stores, no_decoding, tmp_path, monkeypatch, cond
     assert list(verify_store(tmp_path / 'out')) == []
 
 
-@pytest.mark.parametrize('text', [
-    '', 'meta', 'meta.steps', '>=3', 'meta..x==1', 'nouns.#.x==1', 'meta.steps=3',
-    '__import__("os")', 'meta.x==', 'some:nouns.#>1'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        'meta',
+        'meta.steps',
+        '>=3',
+        'meta..x==1',
+        'nouns.#.x==1',
+        'meta.steps=3',
+        '__import__("os")',
+        'meta.x==',
+        'some:nouns.#>1',
+    ],
+)
 def test_what_is_no_condition_is_refused(text):
     with pytest.raises(ValueError, match='is no condition|is no path'):
         parse_condition(text)
 
 
-@pytest.mark.parametrize('sign, value, without, null, true, one', [
-    ('!=', 'true', True, True, False, True), ('==', 'true', False, False, True, False),
-    ('==', 'null', True, True, False, False), ('!=', 'null', False, False, True, True),
-    ('<', '2', False, False, False, True), ('>=', '0', False, False, False, True),
-    ('!=', '2', True, True, True, True), ('!=', 'word', True, True, True, True),
-    ('<', 'word', False, False, False, False)])
+@pytest.mark.parametrize(
+    'sign, value, without, null, true, one',
+    [
+        ('!=', 'true', True, True, False, True),
+        ('==', 'true', False, False, True, False),
+        ('==', 'null', True, True, False, False),
+        ('!=', 'null', False, False, True, True),
+        ('<', '2', False, False, False, True),
+        ('>=', '0', False, False, False, True),
+        ('!=', '2', True, True, True, True),
+        ('!=', 'word', True, True, True, True),
+        ('<', 'word', False, False, False, False),
+    ],
+)
 def test_a_missing_value_is_like_null_at_any_depth(sign, value, without, null, true, one):
     expected = {'without': without, 'null': null, 'true': true, 'one': one}
     inner = {'without': {}, 'null': {'x': None}, 'true': {'x': True}, 'one': {'x': 1}}
-    for path, wrap in (('meta.x', lambda x: {'meta': x}),
-                       ('meta.a.x', lambda x: {'meta': {'a': x}}),
-                       ('meta.list.x', lambda x: {'meta': {'list': [x]}})):
+    for path, wrap in (
+        ('meta.x', lambda x: {'meta': x}),
+        ('meta.a.x', lambda x: {'meta': {'a': x}}),
+        ('meta.list.x', lambda x: {'meta': {'list': [x]}}),
+    ):
         condition = parse_condition(f'{path}{sign}{value}')
         assert {name: condition(wrap(x)) for name, x in inner.items()} == expected
     for info in ({}, {'meta': None}, {'meta': 3}, {'meta': {'a': 'text'}}):
         assert parse_condition(f'meta.a.x{sign}{value}')(info) == without
 
 
-@pytest.mark.parametrize('text, message', [
-    ('mta.seed!=1', "a sample has no 'mta' but caption, nouns"),
-    ('nouns.kind!=dog', "nouns has no 'kind' but text, start"),
-    ('none:image.size>3', "image has no 'size'")])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('mta.seed!=1', "a sample has no 'mta' but caption, nouns"),
+        ('nouns.kind!=dog', "nouns has no 'kind' but text, start"),
+        ('none:image.size>3', "image has no 'size'"),
+    ],
+)
 def test_a_path_that_no_sample_can_have_is_refused(stores, tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         filter_store(stores[0], tmp_path / 'out', [parse_condition(text)])
 
 
 def test_a_path_that_no_sample_has_is_said(stores, tmp_path, caplog):
-    filter_store(stores[0], tmp_path / 'out', [parse_condition('meta.hidden!=true'),
-                                               parse_condition('meta.seed!=3')])
+    filter_store(
+        stores[0],
+        tmp_path / 'out',
+        [parse_condition('meta.hidden!=true'), parse_condition('meta.seed!=3')],
+    )
     assert [record.getMessage() for record in caplog.records] == [
-        f'no sample of {stores[0]} has meta.hidden']
+        f'no sample of {stores[0]} has meta.hidden'
+    ]
 
 
 @pytest.mark.parametrize('value', ['1e999', '-1e400'])
@@ -187,9 +237,13 @@ def test_a_damaged_sample_is_not_left_out_without_a_word(stores, tmp_path):
 
 
 @example('0\n0', None)
-@given(st.text(), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(['a', 'b']), inner)))
+@given(
+    st.text(),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(['a', 'b']), inner),
+    ),
+)
 def test_no_text_and_no_json_breaks_a_condition(text, value):
     try:
         condition = parse_condition(text)

@@ -1,4 +1,5 @@
 """All samples of a store have the same members and types, and stores of version 1 are read."""
+
 from __future__ import annotations
 
 import json
@@ -23,8 +24,9 @@ def sample(number, nouns=2, categories=True, meta=None):
     """A sample with or without nouns, categories and any meta."""
     made = make_sample(number, nouns)
     if not categories:
-        made = replace(made, nouns=tuple(Noun(noun.text, noun.start, noun.end)
-                                         for noun in made.nouns))
+        made = replace(
+            made, nouns=tuple(Noun(noun.text, noun.start, noun.end) for noun in made.nouns)
+        )
     return replace(made, meta={'seed': number} if meta is None else meta)
 
 
@@ -37,9 +39,15 @@ def bare(number):
 
 
 def full(number):
-    return sample(number, 1 + number % 3, meta={
-        'lost_nouns': [{'text': 'cat', 'reason': None}], 'mask_trust': [{'area': 0.5}],
-        'number': number if number % 2 else None})
+    return sample(
+        number,
+        1 + number % 3,
+        meta={
+            'lost_nouns': [{'text': 'cat', 'reason': None}],
+            'mask_trust': [{'area': 0.5}],
+            'number': number if number % 2 else None,
+        },
+    )
 
 
 STORES = {
@@ -49,8 +57,12 @@ STORES = {
     'no categories first': many(lambda n: sample(n, categories=False), full),
     'no categories last': many(full, lambda n: sample(n, categories=False)),
     'no categories at all': [sample(n, categories=False) for n in range(9)],
-    'meta comes and goes': [sample(n, meta=meta) for n, meta in enumerate(
-        [{}, {'a': 1}, {'b': []}, {'a': 'x'}, {'a': None}, {'c': {}}, {'a': [1, 'x']}, {}])],
+    'meta comes and goes': [
+        sample(n, meta=meta)
+        for n, meta in enumerate(
+            [{}, {'a': 1}, {'b': []}, {'a': 'x'}, {'a': None}, {'c': {}}, {'a': [1, 'x']}, {}]
+        )
+    ],
     'in turns': [(bare, full, lambda n: sample(n, categories=False))[n % 3](n) for n in range(9)],
     'one sample': [bare(0)],
 }
@@ -74,12 +86,13 @@ def assert_comes_back(rows, samples):
         assert (row['__key__'], info['caption']) == (made.key, made.caption)
         assert json.loads(info['meta']) == made.meta
         nouns = [noun for noun in info['nouns'] if noun['text']]
-        assert [(noun['text'], noun['start'], noun['end'], noun['category'] or None)
-                for noun in nouns] == [(noun.text, noun.start, noun.end, noun.category)
-                                       for noun in made.nouns]
+        assert [
+            (noun['text'], noun['start'], noun['end'], noun['category'] or None) for noun in nouns
+        ] == [(noun.text, noun.start, noun.end, noun.category) for noun in made.nouns]
         np.testing.assert_array_equal(
             np.array([(noun['lo'], noun['hi']) for noun in nouns], np.float32).reshape(-1, 2),
-            made.scales)
+            made.scales,
+        )
         masks = np.array(row['masks.png'])
         if nouns:
             np.testing.assert_array_equal(masks.reshape(made.masks.shape), made.masks)
@@ -92,20 +105,28 @@ def assert_comes_back(rows, samples):
 def test_hugging_face_datasets_reads_the_shards_as_they_are(path, samples, tmp_path, streaming):
     datasets = pytest.importorskip('datasets')
     files = sorted(map(str, path.glob('*.tar')))
-    rows = datasets.load_dataset('webdataset', data_files={'train': files}, split='train',
-                                 streaming=streaming, cache_dir=str(tmp_path / 'cache'))
+    rows = datasets.load_dataset(
+        'webdataset',
+        data_files={'train': files},
+        split='train',
+        streaming=streaming,
+        cache_dir=str(tmp_path / 'cache'),
+    )
     assert_comes_back(list(rows), samples)
 
 
 def test_hugging_face_datasets_reads_the_parquet_export(path, samples, tmp_path):
     datasets = pytest.importorskip('datasets')
     assert run_tool('store/export', 'parquet', path, tmp_path / 'out') == 0
-    rows = datasets.load_dataset('parquet', data_dir=str(tmp_path / 'out' / 'data'), split='train',
-                                 cache_dir=str(tmp_path / 'cache'))
+    rows = datasets.load_dataset(
+        'parquet',
+        data_dir=str(tmp_path / 'out' / 'data'),
+        split='train',
+        cache_dir=str(tmp_path / 'cache'),
+    )
     for row, made in zip(rows, samples, strict=True):
         assert (row['key'], json.loads(row['meta'])) == (made.key, made.meta)
-        assert [noun['category'] for noun in row['nouns']] == [
-            noun.category for noun in made.nouns]
+        assert [noun['category'] for noun in row['nouns']] == [noun.category for noun in made.nouns]
         assert (row['masks'] is None) == (not made.nouns)
 
 
@@ -117,11 +138,13 @@ def test_all_samples_have_the_same_members_and_types(path, samples):
             for name in names[::3]:
                 info = json.load(tar.extractfile(name))
                 assert info['nouns'] and isinstance(info['meta'], str)
-                found |= {(tuple(info), tuple(
-                    (field, type(value)) for field, value in noun.items()))
-                    for noun in info['nouns']}
-        assert [name.split('.', 1)[1] for name in names] == [
-            'json', 'masks.png', 'png'] * (len(names) // 3)
+                found |= {
+                    (tuple(info), tuple((field, type(value)) for field, value in noun.items()))
+                    for noun in info['nouns']
+                }
+        assert [name.split('.', 1)[1] for name in names] == ['json', 'masks.png', 'png'] * (
+            len(names) // 3
+        )
     assert len(found) == 1
 
 
@@ -137,6 +160,7 @@ def test_the_store_itself_gives_what_was_written(path, samples):
 
 # --- version 1 ---
 
+
 @pytest.fixture
 def old(tmp_path):
     """Seven samples, written by the first version: without masks where there are no nouns."""
@@ -148,8 +172,11 @@ def old(tmp_path):
 def old_sample(number):
     made = varied_sample(number)
     if number == 2:
-        made = replace(made, meta={'other': None}, nouns=tuple(
-            Noun(noun.text, noun.start, noun.end) for noun in made.nouns))
+        made = replace(
+            made,
+            meta={'other': None},
+            nouns=tuple(Noun(noun.text, noun.start, noun.end) for noun in made.nouns),
+        )
     return made
 
 

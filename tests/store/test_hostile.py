@@ -1,4 +1,5 @@
 """Archives and stores made to do harm are refused, and nothing outside the store is touched."""
+
 from __future__ import annotations
 
 import gzip
@@ -63,15 +64,21 @@ HOSTILE = {
     'a hidden name': (member('.json'), 'a name that no sample has'),
     'a long name': (member('x' * 90 + '.json'), 'a name that no sample has'),
     'a very long name': (member('x' * 300 + '.json'), 'is a long name'),
-    'a symbolic link': (member('abc.json', b'', type=tarfile.SYMTYPE, linkname='/etc/passwd'),
-                        'is a symbolic link'),
-    'a hard link': (member('abc.json', b'', type=tarfile.LNKTYPE, linkname='/etc/passwd'),
-                    'is a hard link'),
+    'a symbolic link': (
+        member('abc.json', b'', type=tarfile.SYMTYPE, linkname='/etc/passwd'),
+        'is a symbolic link',
+    ),
+    'a hard link': (
+        member('abc.json', b'', type=tarfile.LNKTYPE, linkname='/etc/passwd'),
+        'is a hard link',
+    ),
     'a device': (member('abc.json', b'', type=tarfile.CHRTYPE), 'is a device'),
     'a pipe': (member('abc.json', b'', type=tarfile.FIFOTYPE), 'is a pipe'),
     'a folder': (member('abc.json', b'', type=tarfile.DIRTYPE), 'is a folder'),
-    'an extended header': (member('abc.json', b'11 path=/x\n', type=tarfile.XHDTYPE),
-                           'is an extended header'),
+    'an extended header': (
+        member('abc.json', b'11 path=/x\n', type=tarfile.XHDTYPE),
+        'is an extended header',
+    ),
     'a sparse file': (member('abc.json', type=tarfile.GNUTYPE_SPARSE), 'is a sparse file'),
     'a size beyond the archive': (member(size=1 << 33), 'more than the archive holds'),
     'a size of 2^62': (member(size=1 << 62), 'more than the archive holds'),
@@ -82,25 +89,52 @@ HOSTILE = {
     'an end that is missing': (member(), 'cut off'),
     'nothing': (b'\0' * 10240, 'no samples'),
     'a sample without image': (member() + b'\0' * 1024, 'consists of json'),
-    'members in disorder': (member('a.png', b'x') + member('a.json') + b'\0' * 1024,
-                            'consists of png, json'),
-    'a sample twice': ((member('a.json') + member('a.png', b'x') + member('b.json')
-                        + member('b.png', b'x') + member('a.json') + member('a.png', b'x')
-                        + b'\0' * 1024), "'a' twice"),
-    'JSON that is none': (member('a.json', b'{') + member('a.png', b'x') + b'\0' * 1024,
-                          'JSON is corrupt'),
-    'JSON of another type': (member('a.json', b'[1]') + member('a.png', b'x') + b'\0' * 1024,
-                             'not a sample'),
-    'a number that is none': (member('a.json', b'{"nouns": [], "x": 1e999}') + member('a.png', b'x')
-                              + b'\0' * 1024, 'JSON is corrupt .1e999'),
-    'a key twice': (member('a.json', b'{"nouns": [], "nouns": []}') + member('a.png', b'x')
-                    + b'\0' * 1024, 'JSON is corrupt .*twice'),
-    'half a surrogate pair': (member('a.json', b'{"nouns": [], "caption": "\\ud800"}')
-                              + member('a.png', b'x') + b'\0' * 1024, 'surrogate'),
-    'meta that is no JSON': (member('a.json', b'{"nouns": [], "meta": "{"}') + member('a.png', b'x')
-                             + b'\0' * 1024, 'not a sample'),
-    'JSON nested for ever': (member('a.json', b'[' * 100_000) + member('a.png', b'x')
-                             + b'\0' * 1024, 'nested too deeply'),
+    'members in disorder': (
+        member('a.png', b'x') + member('a.json') + b'\0' * 1024,
+        'consists of png, json',
+    ),
+    'a sample twice': (
+        (
+            member('a.json')
+            + member('a.png', b'x')
+            + member('b.json')
+            + member('b.png', b'x')
+            + member('a.json')
+            + member('a.png', b'x')
+            + b'\0' * 1024
+        ),
+        "'a' twice",
+    ),
+    'JSON that is none': (
+        member('a.json', b'{') + member('a.png', b'x') + b'\0' * 1024,
+        'JSON is corrupt',
+    ),
+    'JSON of another type': (
+        member('a.json', b'[1]') + member('a.png', b'x') + b'\0' * 1024,
+        'not a sample',
+    ),
+    'a number that is none': (
+        member('a.json', b'{"nouns": [], "x": 1e999}') + member('a.png', b'x') + b'\0' * 1024,
+        'JSON is corrupt .1e999',
+    ),
+    'a key twice': (
+        member('a.json', b'{"nouns": [], "nouns": []}') + member('a.png', b'x') + b'\0' * 1024,
+        'JSON is corrupt .*twice',
+    ),
+    'half a surrogate pair': (
+        member('a.json', b'{"nouns": [], "caption": "\\ud800"}')
+        + member('a.png', b'x')
+        + b'\0' * 1024,
+        'surrogate',
+    ),
+    'meta that is no JSON': (
+        member('a.json', b'{"nouns": [], "meta": "{"}') + member('a.png', b'x') + b'\0' * 1024,
+        'not a sample',
+    ),
+    'JSON nested for ever': (
+        member('a.json', b'[' * 100_000) + member('a.png', b'x') + b'\0' * 1024,
+        'nested too deeply',
+    ),
 }
 
 
@@ -151,12 +185,19 @@ def test_a_changed_header_is_refused_or_read_as_before(tmp_path_factory, place, 
 
 def png(width, height):
     """A PNG that claims a size, with almost nothing in it."""
+
     def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack(
-            '>I', zlib.crc32(kind + data))
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
     header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
-            + chunk(b'IDAT', zlib.compress(b'\0' * 1000)) + chunk(b'IEND', b''))
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', header)
+        + chunk(b'IDAT', zlib.compress(b'\0' * 1000))
+        + chunk(b'IEND', b'')
+    )
 
 
 def store_of(path, info, image, masks=b''):
@@ -174,30 +215,51 @@ def store_of(path, info, image, masks=b''):
 
 
 NOUN = {'text': 'a', 'start': 0, 'end': 1, 'category': 'a', 'lo': 0.0, 'hi': 1.0}
-INFO = {'caption': 'a', 'nouns': [NOUN], 'image': {'width': 4, 'height': 4},
-        'masks': {'width': 4, 'height': 4}, 'meta': {}}
+INFO = {
+    'caption': 'a',
+    'nouns': [NOUN],
+    'image': {'width': 4, 'height': 4},
+    'masks': {'width': 4, 'height': 4},
+    'meta': {},
+}
 
 
-@pytest.mark.parametrize('info, image, masks, message', [
-    (INFO, png(60_000, 60_000), png(4, 4), 'more than .* pixels|exceeds limit'),
-    (INFO | {'nouns': [], 'masks': {'width': 0, 'height': 0}}, png(60_000, 60_000), b'',
-     'more than .* pixels|exceeds limit'),
-    (INFO | {'masks': {'width': 60_000, 'height': 60_000}}, png(4, 4), png(60_000, 60_000),
-     'more than .* pixels|exceeds limit'),
-    (INFO | {'masks': {'width': 8, 'height': 8}}, png(4, 4), png(4, 4), 'has size'),
-    (INFO | {'masks': {'width': -4, 'height': -4}}, png(4, 4), png(4, 4), 'not a sample'),
-    (INFO, b'GIF89a' + b'\0' * 50, png(4, 4), 'no readable png'),
-    (INFO, png(4, 4), b'', 'no readable png'),
-    (INFO | {'nouns': ['x']}, png(4, 4), png(4, 4), 'not a sample'),
-    (INFO | {'nouns': [NOUN | {'lo': 'x'}]}, png(4, 4), png(4, 4), 'not a sample'),
-    (INFO | {'nouns': [NOUN | {'end': 9}]}, png(4, 4), png(4, 4), 'outside|span'),
-    (INFO | {'caption': 7}, png(4, 4), png(4, 4), 'sample'),
-    ({'nouns': [NOUN]}, png(4, 4), png(4, 4), 'not a sample'),
-    (INFO | {'nouns': [NOUN | {'lo': 10**400}]}, png(4, 4), png(4, 4), 'not a sample'),
-    (INFO | {'nouns': [], 'masks': {'width': 4, 'height': -1}}, png(4, 4), b'', 'not a sample'),
-    (INFO | {'nouns': [], 'masks': {'width': 4, 'height': 10**30}}, png(4, 4), b'',
-     'not a sample'),
-], ids=range(15))
+@pytest.mark.parametrize(
+    'info, image, masks, message',
+    [
+        (INFO, png(60_000, 60_000), png(4, 4), 'more than .* pixels|exceeds limit'),
+        (
+            INFO | {'nouns': [], 'masks': {'width': 0, 'height': 0}},
+            png(60_000, 60_000),
+            b'',
+            'more than .* pixels|exceeds limit',
+        ),
+        (
+            INFO | {'masks': {'width': 60_000, 'height': 60_000}},
+            png(4, 4),
+            png(60_000, 60_000),
+            'more than .* pixels|exceeds limit',
+        ),
+        (INFO | {'masks': {'width': 8, 'height': 8}}, png(4, 4), png(4, 4), 'has size'),
+        (INFO | {'masks': {'width': -4, 'height': -4}}, png(4, 4), png(4, 4), 'not a sample'),
+        (INFO, b'GIF89a' + b'\0' * 50, png(4, 4), 'no readable png'),
+        (INFO, png(4, 4), b'', 'no readable png'),
+        (INFO | {'nouns': ['x']}, png(4, 4), png(4, 4), 'not a sample'),
+        (INFO | {'nouns': [NOUN | {'lo': 'x'}]}, png(4, 4), png(4, 4), 'not a sample'),
+        (INFO | {'nouns': [NOUN | {'end': 9}]}, png(4, 4), png(4, 4), 'outside|span'),
+        (INFO | {'caption': 7}, png(4, 4), png(4, 4), 'sample'),
+        ({'nouns': [NOUN]}, png(4, 4), png(4, 4), 'not a sample'),
+        (INFO | {'nouns': [NOUN | {'lo': 10**400}]}, png(4, 4), png(4, 4), 'not a sample'),
+        (INFO | {'nouns': [], 'masks': {'width': 4, 'height': -1}}, png(4, 4), b'', 'not a sample'),
+        (
+            INFO | {'nouns': [], 'masks': {'width': 4, 'height': 10**30}},
+            png(4, 4),
+            b'',
+            'not a sample',
+        ),
+    ],
+    ids=range(15),
+)
 def test_bombs_and_wrong_types_inside_a_sample_are_refused(path, info, image, masks, message):
     store_of(path, info, image, masks)
     with pytest.raises(StoreError, match=message):
@@ -206,11 +268,25 @@ def test_bombs_and_wrong_types_inside_a_sample_are_refused(path, info, image, ma
     assert found and all('shard-000000' in problem.where for problem in found)
 
 
-@pytest.mark.parametrize('field, value', [
-    ('json_offset', -512), ('json_offset', 1 << 62), ('json_size', -1), ('json_size', 1 << 40),
-    ('masks_offset', -1), ('masks_offset', 1 << 40), ('masks_size', -5), ('masks_size', 1 << 40),
-    ('image_offset', 0), ('image_offset', 1 << 62), ('image_size', -1), ('image_size', 1 << 62),
-    ('image_format', b'gif'), ('image_format', b'\xff')])
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('json_offset', -512),
+        ('json_offset', 1 << 62),
+        ('json_size', -1),
+        ('json_size', 1 << 40),
+        ('masks_offset', -1),
+        ('masks_offset', 1 << 40),
+        ('masks_size', -5),
+        ('masks_size', 1 << 40),
+        ('image_offset', 0),
+        ('image_offset', 1 << 62),
+        ('image_size', -1),
+        ('image_size', 1 << 62),
+        ('image_format', b'gif'),
+        ('image_format', b'\xff'),
+    ],
+)
 def test_an_index_that_lies_is_refused_whatever_its_checksum(path, field, value):
     rows = np.load(path / 'shard-000000.index.npy')
     rows[field][1] = value
@@ -229,16 +305,24 @@ def test_keys_that_are_no_text_are_named_where_the_tar_is_gone(path):
     np.save(buffer, rows)
     vouch(path, index=buffer.getvalue())
     (path / 'shard-000000.tar').unlink()
-    problem, = (problem for problem in verify_store(path) if problem.where.endswith('.tar'))
+    (problem,) = (problem for problem in verify_store(path) if problem.where.endswith('.tar'))
     assert problem.kind == 'missing' and 'is missing, with its 3 samples' in problem.what
     assert '3 of its 3 samples are lost' in repair_store(path).left[0]
 
 
-@pytest.mark.parametrize('header', [
-    b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
-    b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }",
-    b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,), }",
-    b"__import__('os').system('true')", b'{' * 4000, b'-' * 4000 + b'1', b''], ids=range(7))
+@pytest.mark.parametrize(
+    'header',
+    [
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,), }",
+        b"__import__('os').system('true')",
+        b'{' * 4000,
+        b'-' * 4000 + b'1',
+        b'',
+    ],
+    ids=range(7),
+)
 def test_an_index_with_a_hostile_header_is_refused(path, header):
     content = b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header + b'\0' * 300
     vouch(path, index=content)
@@ -254,15 +338,27 @@ def test_an_index_that_claims_more_rows_than_it_has_is_refused(path):
         Store(path)[0]
 
 
-@pytest.mark.parametrize('manifest', [
-    b'[' * 100_000, b'null', b'[]', b'{"format": "freeatm-store", "version": 1}',
-    b'\xff\xfe', b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [1]}',
-    b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": {"name": 1}}',
-    (b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [{"name": '
-     b'"../../x", "samples": 1, "bytes": 1}]}'),
-    *(b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [{"name": '
-      b'"shard-000000", "samples": %s, "bytes": 1}]}' % number
-      for number in (b'1' + b'0' * 40, b'1e300', b'NaN', b'Infinity', b'true', b'1.5', b'"1"'))])
+@pytest.mark.parametrize(
+    'manifest',
+    [
+        b'[' * 100_000,
+        b'null',
+        b'[]',
+        b'{"format": "freeatm-store", "version": 1}',
+        b'\xff\xfe',
+        b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [1]}',
+        b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": {"name": 1}}',
+        (
+            b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [{"name": '
+            b'"../../x", "samples": 1, "bytes": 1}]}'
+        ),
+        *(
+            b'{"format": "freeatm-store", "version": 1, "complete": true, "shards": [{"name": '
+            b'"shard-000000", "samples": %s, "bytes": 1}]}' % number
+            for number in (b'1' + b'0' * 40, b'1e300', b'NaN', b'Infinity', b'true', b'1.5', b'"1"')
+        ),
+    ],
+)
 def test_a_hostile_manifest_is_refused(path, manifest):
     (path / 'store.json').write_bytes(manifest)
     with pytest.raises(StoreError):

@@ -1,4 +1,5 @@
 """Nothing is written through a link or into what is no file, whoever put it there."""
+
 from __future__ import annotations
 
 import os
@@ -57,8 +58,9 @@ def write_again_is_sound(path):
 @pytest.mark.parametrize('target', ['file', 'nothing', 'loop', 'folder'])
 def test_no_kind_of_symbolic_link_is_followed(path, outside, tmp_path, target):
     link = path / 'shard-000001.tar.tmp'
-    link.symlink_to({'file': outside, 'nothing': tmp_path / 'nowhere', 'loop': link,
-                     'folder': tmp_path}[target])
+    link.symlink_to(
+        {'file': outside, 'nothing': tmp_path / 'nowhere', 'loop': link, 'folder': tmp_path}[target]
+    )
     before = sorted(tmp_path.iterdir())
     with pytest.raises(StoreError, match='is a symbolic link'):
         write_again(path)
@@ -75,11 +77,15 @@ def test_a_hard_link_is_let_go_and_its_file_left_as_it_is(path, outside, name):
     assert folder_bytes(path) == whole
 
 
-@pytest.mark.parametrize('make, message', [
-    (os.mkfifo, 'is no plain file'), (os.mkdir, 'is a folder')], ids=['pipe', 'folder'])
+@pytest.mark.parametrize(
+    'make, message',
+    [(os.mkfifo, 'is no plain file'), (os.mkdir, 'is a folder')],
+    ids=['pipe', 'folder'],
+)
 @pytest.mark.parametrize('name', TEMPORARIES)
-def test_a_pipe_or_folder_as_a_temporary_file_is_refused_and_not_waited_for(path, make, message,
-                                                                            name):
+def test_a_pipe_or_folder_as_a_temporary_file_is_refused_and_not_waited_for(
+    path, make, message, name
+):
     make(path / name)
     with pytest.raises(StoreError, match=f'{re.escape(name)} {message}'):
         write_again(path)
@@ -87,7 +93,8 @@ def test_a_pipe_or_folder_as_a_temporary_file_is_refused_and_not_waited_for(path
 
 @pytest.mark.parametrize('name', TEMPORARIES[1:])
 def test_the_repair_tool_refuses_a_link_in_one_sentence_and_writes_nothing_elsewhere(
-        path, outside, capsys, name):
+    path, outside, capsys, name
+):
     lose(path, '.index.npy', '.json')
     (path / name).symlink_to(outside)
     assert run_tool('store/verify', path, '--repair') == 2
@@ -131,7 +138,9 @@ def test_a_broken_store_json_that_is_a_link_is_moved_and_not_written_through(pat
         assert repair_store(path, Source()).restored == ['store.json']
     assert outside.read_bytes() == b'precious' and not (path / 'store.json').is_symlink()
     assert sorted(file.name for file in path.glob('store.json.*')) == [
-        'store.json.broken', 'store.json.broken-2']
+        'store.json.broken',
+        'store.json.broken-2',
+    ]
 
 
 def test_a_folder_in_the_place_of_a_shard_is_one_sentence(path):
@@ -152,10 +161,15 @@ def test_a_temporary_file_that_another_process_took_is_not_renamed(tmp_path):
     assert not (tmp_path / 'file').exists()
 
 
-@pytest.mark.parametrize('make', [lambda place, outside: place.symlink_to(outside),
-                                  lambda place, outside: place.symlink_to(outside.parent),
-                                  lambda place, outside: os.mkfifo(place)],
-                         ids=['link to a file', 'link to a folder', 'pipe'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda place, outside: place.symlink_to(outside),
+        lambda place, outside: place.symlink_to(outside.parent),
+        lambda place, outside: os.mkfifo(place),
+    ],
+    ids=['link to a file', 'link to a folder', 'pipe'],
+)
 @pytest.mark.parametrize('kind', ['coco', 'mmseg', 'folders', 'parquet'])
 def test_an_export_does_not_work_in_a_folder_elsewhere(path, outside, capsys, make, kind):
     before = sorted(outside.parent.rglob('*'))

@@ -1,4 +1,5 @@
 """One sample: what it refuses, and what its members look like to others."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -61,15 +62,26 @@ def test_a_sample_comes_back_from_what_is_stored(nouns, image_format):
     assert_same(decode_sample(encode_sample(sample)), sample)
 
 
-@given(st.lists(st.tuples(st.floats(width=32, allow_nan=False, allow_infinity=False),
-                          st.floats(width=32, allow_nan=False, allow_infinity=False)),
-                min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(width=32, allow_nan=False, allow_infinity=False),
+            st.floats(width=32, allow_nan=False, allow_infinity=False),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 @examples(50)
 def test_scales_come_back_exactly(pairs):
     nouns = tuple(Noun('a', 0, 1) for _ in pairs)
     sample = dataclasses.replace(
-        make_sample(0, 0), caption='a', nouns=nouns, scales=np.array(pairs, np.float32),
-        masks=np.zeros((len(pairs), 2, 2), np.uint8))
+        make_sample(0, 0),
+        caption='a',
+        nouns=nouns,
+        scales=np.array(pairs, np.float32),
+        masks=np.zeros((len(pairs), 2, 2), np.uint8),
+    )
     np.testing.assert_array_equal(decode_sample(encode_sample(sample)).scales, sample.scales)
 
 
@@ -85,16 +97,19 @@ def test_a_key_that_is_no_safe_file_name_is_refused(key):
         dataclasses.replace(make_sample(0), key=key)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'masks': np.zeros((3, 8, 6), np.uint8)}, '2 nouns need masks of shape'),
-    ({'masks': np.zeros((2, 8), np.uint8)}, '2 nouns need masks of shape'),
-    ({'masks': np.zeros((2, 8, 6), np.float32)}, 'uint8'),
-    ({'masks': np.zeros((2, 0, 6), np.uint8)}, 'empty'),
-    ({'scales': np.zeros((1, 2), np.float32)}, r'shape \(2, 2\)'),
-    ({'scales': np.full((2, 2), np.nan, np.float32)}, 'finite'),
-    ({'nouns': (Noun('bird', 0, 4), Noun('x', 90, 91))}, 'span'),
-    ({'image_format': 'gif'}, 'unknown image format'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'masks': np.zeros((3, 8, 6), np.uint8)}, '2 nouns need masks of shape'),
+        ({'masks': np.zeros((2, 8), np.uint8)}, '2 nouns need masks of shape'),
+        ({'masks': np.zeros((2, 8, 6), np.float32)}, 'uint8'),
+        ({'masks': np.zeros((2, 0, 6), np.uint8)}, 'empty'),
+        ({'scales': np.zeros((1, 2), np.float32)}, r'shape \(2, 2\)'),
+        ({'scales': np.full((2, 2), np.nan, np.float32)}, 'finite'),
+        ({'nouns': (Noun('bird', 0, 4), Noun('x', 90, 91))}, 'span'),
+        ({'image_format': 'gif'}, 'unknown image format'),
+    ],
+)
 def test_fields_that_do_not_fit_are_refused(change, message):
     with pytest.raises(StoreError, match=message):
         dataclasses.replace(make_sample(0), **change)

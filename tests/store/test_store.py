@@ -1,4 +1,5 @@
 """Writing and reading whole stores: bytes, resuming, damage, and readers that are not ours."""
+
 from __future__ import annotations
 
 import json
@@ -59,8 +60,10 @@ def test_read_gives_the_encoded_parts(store_path):
 @examples(25)
 def test_any_store_comes_back(tmp_path_factory, nouns, samples_per_shard, data):
     path = tmp_path_factory.mktemp('any')
-    samples = [make_sample(number, count, data.draw(st.sampled_from(['jpg', 'png'])))
-               for number, count in enumerate(nouns)]
+    samples = [
+        make_sample(number, count, data.draw(st.sampled_from(['jpg', 'png'])))
+        for number, count in enumerate(nouns)
+    ]
     write_store(path, samples, samples_per_shard)
     store = Store(path, max_open_shards=1)
     assert len(store) == len(samples)
@@ -77,16 +80,29 @@ def test_the_same_samples_give_the_same_bytes(store_path, tmp_path):
 def test_tar_headers_hold_nothing_that_changes(store_path):
     with tarfile.open(store_path / 'shard-000000.tar') as tar:
         for member in tar:
-            assert (member.mtime, member.uid, member.gid, member.uname, member.gname,
-                    member.mode) == (0, 0, 0, '', '', 0o644)
+            assert (
+                member.mtime,
+                member.uid,
+                member.gid,
+                member.uname,
+                member.gname,
+                member.mode,
+            ) == (0, 0, 0, '', '', 0o644)
 
 
 def test_plain_tarfile_reads_a_shard(store_path):
     with tarfile.open(store_path / 'shard-000001.tar') as tar:
         assert tar.getnames() == [
-            '000003.json', '000003.masks.png', '000003.jpg', '000004.json', '000004.masks.png',
+            '000003.json',
+            '000003.masks.png',
+            '000003.jpg',
+            '000004.json',
+            '000004.masks.png',
             '000004.png',
-            '000005.json', '000005.masks.png', '000005.jpg']
+            '000005.json',
+            '000005.masks.png',
+            '000005.jpg',
+        ]
         info = json.load(tar.extractfile('000003.json'))
         assert tar.extractfile('000003.jpg').read() == varied_sample(3).image_bytes
     assert info['caption'] == varied_sample(3).caption
@@ -110,7 +126,7 @@ def test_index_is_a_plain_numpy_file_that_points_into_the_tar(store_path):
     assert rows['key'].tolist() == [b'000000', b'000001', b'000002']
     content = (store_path / 'shard-000000.tar').read_bytes()
     row = rows[1]
-    image = content[row['image_offset']:row['image_offset'] + row['image_size']]
+    image = content[row['image_offset'] : row['image_offset'] + row['image_size']]
     assert image == varied_sample(1).image_bytes
 
 
@@ -176,6 +192,7 @@ def test_threads_that_push_each_other_out_read_right(store_path):
 
 # --- writing ---
 
+
 def test_an_error_in_the_middle_leaves_nothing_and_resuming_gives_equal_bytes(store_path, tmp_path):
     path = tmp_path / 'broken'
 
@@ -187,8 +204,12 @@ def test_an_error_in_the_middle_leaves_nothing_and_resuming_gives_equal_bytes(st
 
     with pytest.raises(RuntimeError, match='out of memory'):
         write_store(path, samples(), 3, {'steps': 5})
-    assert sorted(folder_bytes(path)) == ['shard-000000.index.npy', 'shard-000000.json',
-                                          'shard-000000.tar', 'store.json']
+    assert sorted(folder_bytes(path)) == [
+        'shard-000000.index.npy',
+        'shard-000000.json',
+        'shard-000000.tar',
+        'store.json',
+    ]
     with pytest.raises(StoreError, match='not finished'):
         Store(path)
     kept = (path / 'shard-000000.tar').stat().st_ino
@@ -218,8 +239,9 @@ for shard in range(3):
     writer.write_shard(shard, itertools.islice(remaining, 3))
 """
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE,
-                          env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, env=environment
+    ) as process:
         assert process.stdout.readline() == b'now\n'
         process.send_signal(signal.SIGKILL)
     unfinished = f'shard-{stop_at // 3:06d}.tar'
@@ -289,8 +311,10 @@ def test_a_shard_is_kept_from_others_until_its_json_is_there(tmp_path, monkeypat
     assert theirs.is_complete(0)
 
 
-@pytest.mark.parametrize('numbers, message', [
-    ([], 'no samples'), ([0, 1, 2, 3], 'more than its 3'), ([1, 1], "two samples.*'000001'")])
+@pytest.mark.parametrize(
+    'numbers, message',
+    [([], 'no samples'), ([0, 1, 2, 3], 'more than its 3'), ([1, 1], "two samples.*'000001'")],
+)
 def test_shards_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, numbers, message):
     writer = StoreWriter(tmp_path, 3)
     with pytest.raises(StoreError, match=message):
@@ -330,6 +354,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 # --- damage ---
 
+
 def problems(path):
     return [str(problem) for problem in verify_store(path)]
 
@@ -352,24 +377,27 @@ def test_what_is_no_store_is_refused(tmp_path, store_path):
         Store(tmp_path / 'empty')
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda m: m.update(version=3), 'format version 3'),
-    (lambda m: m.update(version=True), 'format version True'),
-    (lambda m: m.update(shards=[], **dict.fromkeys(TOTALS, 0)), 'is empty'),
-    (lambda m: m.update(complete=False), 'not finished'),
-    (lambda m: m.pop('complete'), "corrupt: the field 'complete' is missing"),
-    (lambda m: m['shards'][0].update(name='../shard-000000'), 'corrupt'),
-    (lambda m: m['shards'][1].update(samples=2), "don't hold 3 samples each"),
-    (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 rows'),
-    (lambda m: m.update(samples=8), 'says 8 samples in all, and its shards have 7'),
-    (lambda m: m.update(samples_per_shard=4), "don't hold 4 samples each"),
-    (lambda m: m['shards'].pop(), 'samples in all, and its shards have 6'),
-    (lambda m: m['config'].update(steps=6), 'settings are not those'),
-    (lambda m: m['shards'][0].pop('index_sha256'), r"shards\[0\]: the field 'index_sha256'"),
-    (lambda m: m['shards'][0].update(bytes='1'), r'shards\[0\]: bytes must be an integer'),
-    (lambda m: m['shards'][0].update(notes=[]), r'notes must be an object'),
-    (lambda m: m['shards'][0].update(index_sha256='0' * 64), 'is not the one that was written'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda m: m.update(version=3), 'format version 3'),
+        (lambda m: m.update(version=True), 'format version True'),
+        (lambda m: m.update(shards=[], **dict.fromkeys(TOTALS, 0)), 'is empty'),
+        (lambda m: m.update(complete=False), 'not finished'),
+        (lambda m: m.pop('complete'), "corrupt: the field 'complete' is missing"),
+        (lambda m: m['shards'][0].update(name='../shard-000000'), 'corrupt'),
+        (lambda m: m['shards'][1].update(samples=2), "don't hold 3 samples each"),
+        (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 rows'),
+        (lambda m: m.update(samples=8), 'says 8 samples in all, and its shards have 7'),
+        (lambda m: m.update(samples_per_shard=4), "don't hold 4 samples each"),
+        (lambda m: m['shards'].pop(), 'samples in all, and its shards have 6'),
+        (lambda m: m['config'].update(steps=6), 'settings are not those'),
+        (lambda m: m['shards'][0].pop('index_sha256'), r"shards\[0\]: the field 'index_sha256'"),
+        (lambda m: m['shards'][0].update(bytes='1'), r'shards\[0\]: bytes must be an integer'),
+        (lambda m: m['shards'][0].update(notes=[]), r'notes must be an object'),
+        (lambda m: m['shards'][0].update(index_sha256='0' * 64), 'is not the one that was written'),
+    ],
+)
 def test_a_damaged_manifest_is_refused(store_path, change, message):
     """Even where its checksum was made to fit."""
     file = store_path / 'store.json'

@@ -1,4 +1,5 @@
 """Damage of every kind is found and named, and what can be repaired is, byte for byte."""
+
 from __future__ import annotations
 
 import io
@@ -59,6 +60,7 @@ def append_member(name):
             member = tarfile.TarInfo(name)
             member.size = 3
             tar.addfile(member, io.BytesIO(b'{} '))
+
     return append
 
 
@@ -71,9 +73,10 @@ def write(name, content):
 
 
 def copy(source, target):
-    return lambda path: [shutil.copy(path / f'shard-{source:06d}{ending}',
-                                     path / f'shard-{target:06d}{ending}')
-                         for ending in ('.tar', '.index.npy', '.json')]
+    return lambda path: [
+        shutil.copy(path / f'shard-{source:06d}{ending}', path / f'shard-{target:06d}{ending}')
+        for ending in ('.tar', '.index.npy', '.json')
+    ]
 
 
 # damage, kind, part of the message, key, samples made again
@@ -83,28 +86,64 @@ DAMAGES = {
     'lost sample': (cut, 'cut', "sample '000005'", '000005', [4, 5]),
     'changed shard': (change_byte, 'changed', 'sha256', None, [4]),
     'changed sample': (change_byte, 'changed', "sample '000004' is corrupt", '000004', [4]),
-    'missing shard': (unlink('shard-000001.tar'), 'missing',
-                      "with its 3 samples '000003' to '000005'", None, [3, 4, 5]),
+    'missing shard': (
+        unlink('shard-000001.tar'),
+        'missing',
+        "with its 3 samples '000003' to '000005'",
+        None,
+        [3, 4, 5],
+    ),
     'missing all of a shard': (
-        unlink('shard-000001.tar', 'shard-000001.index.npy', 'shard-000001.json'), 'missing',
-        'is missing', None, [3, 4, 5]),
+        unlink('shard-000001.tar', 'shard-000001.index.npy', 'shard-000001.json'),
+        'missing',
+        'is missing',
+        None,
+        [3, 4, 5],
+    ),
     'missing index': (unlink('shard-000001.index.npy'), 'missing', 'index.npy: is miss', None, []),
-    'changed index': (write('shard-000001.index.npy', b'x' * 600), 'changed', 'index.npy: ', None,
-                      []),
+    'changed index': (
+        write('shard-000001.index.npy', b'x' * 600),
+        'changed',
+        'index.npy: ',
+        None,
+        [],
+    ),
     'missing json': (unlink('shard-000001.json'), 'missing', 'json: is missing', None, []),
     'changed json': (write('shard-000001.json', b'['), 'changed', 'not what a writer', None, []),
     'missing store.json': (unlink('store.json'), 'missing', 'store.json: is missing', None, []),
     'broken store.json': (write('store.json', b'{'), 'changed', 'not JSON', None, []),
-    'unfinished store.json': (lambda path: write('store.json', dump_manifest(
-        json.loads((path / 'store.json').read_bytes()) | {'complete': False}))(path),
-        'missing', 'not finished', None, []),
-    'doubled sample': (append_member('000003.json'), 'doubled', "'000003' is there twice",
-                       '000003', []),
-    'foreign sample': (append_member('abc.json'), 'foreign', "'abc' is not one of its own", 'abc',
-                       []),
+    'unfinished store.json': (
+        lambda path: write(
+            'store.json',
+            dump_manifest(json.loads((path / 'store.json').read_bytes()) | {'complete': False}),
+        )(path),
+        'missing',
+        'not finished',
+        None,
+        [],
+    ),
+    'doubled sample': (
+        append_member('000003.json'),
+        'doubled',
+        "'000003' is there twice",
+        '000003',
+        [],
+    ),
+    'foreign sample': (
+        append_member('abc.json'),
+        'foreign',
+        "'abc' is not one of its own",
+        'abc',
+        [],
+    ),
     'doubled shard': (copy(0, 1), 'changed', 'sha256', None, [3, 4, 5]),
-    'appended bytes': (lambda path: (path / 'shard-000001.tar').open('ab').write(b'x' * 512),
-                       'changed', 'bytes where', None, []),
+    'appended bytes': (
+        lambda path: (path / 'shard-000001.tar').open('ab').write(b'x' * 512),
+        'changed',
+        'bytes where',
+        None,
+        [],
+    ),
 }
 
 
@@ -112,12 +151,14 @@ DAMAGES = {
 def test_damage_is_found_and_named(path, damage, kind, message, key, _):
     damage(path)
     found = list(verify_store(path))
-    assert any(problem.kind == kind and message in str(problem) and problem.key == key
-               for problem in found), found
+    assert any(
+        problem.kind == kind and message in str(problem) and problem.key == key for problem in found
+    ), found
 
 
-@pytest.mark.parametrize('damage, drawn', [(row[0], row[4]) for row in DAMAGES.values()],
-                         ids=DAMAGES)
+@pytest.mark.parametrize(
+    'damage, drawn', [(row[0], row[4]) for row in DAMAGES.values()], ids=DAMAGES
+)
 def test_damage_is_repaired_to_the_same_bytes_and_only_what_is_lost_is_drawn(path, damage, drawn):
     whole = folder_bytes(path)
     untouched = (path / 'shard-000002.tar').stat().st_ino
@@ -154,8 +195,12 @@ def test_repair_without_a_source_does_what_it_can_and_says_what_is_left(path):
 def test_samples_that_come_back_otherwise_are_said_to(path):
     class Other(Source):
         def draw(self, shard, rows, notes):
-            return {row: varied_sample(3 * shard + row + 30).__class__(
-                **vars(varied_sample(3 * shard + row)) | {'meta': {'seed': -1}}) for row in rows}
+            return {
+                row: varied_sample(3 * shard + row + 30).__class__(
+                    **vars(varied_sample(3 * shard + row)) | {'meta': {'seed': -1}}
+                )
+                for row in rows
+            }
 
     change_byte(path)
     report = repair_store(path, Other())
@@ -182,13 +227,23 @@ def test_the_source_says_which_samples_are_due(path):
         num_samples = 11
 
         def keys(self, shard):
-            return ['000003', '000004', 'new'] if shard == 1 else [
-                f'{number:06d}' for number in range(3 * shard, min(3 * shard + 3, 11))]
+            return (
+                ['000003', '000004', 'new']
+                if shard == 1
+                else [f'{number:06d}' for number in range(3 * shard, min(3 * shard + 3, 11))]
+            )
 
-    found = [(problem.kind, problem.shard, problem.key)
-             for problem in verify_store(path, source=Longer())]
-    assert found == [('missing', 1, 'new'), ('foreign', 1, '000005'), ('missing', 2, '000007'),
-                     ('missing', 2, '000008'), ('missing', 3, None)]
+    found = [
+        (problem.kind, problem.shard, problem.key)
+        for problem in verify_store(path, source=Longer())
+    ]
+    assert found == [
+        ('missing', 1, 'new'),
+        ('foreign', 1, '000005'),
+        ('missing', 2, '000007'),
+        ('missing', 2, '000008'),
+        ('missing', 3, None),
+    ]
     assert list(verify_store(path, source=Source())) == []
 
 
@@ -196,9 +251,11 @@ def test_files_that_do_not_belong_are_named_and_kept(path):
     for name in ('notes.txt', 'shard-000009.tar', 'shard-000001.tar.tmp'):
         (path / name).write_bytes(b'x')
     found = list(verify_store(path))
-    assert {(problem.kind, problem.where[len(str(path)) + 1:]) for problem in found} == {
-        ('foreign', 'notes.txt'), ('foreign', 'shard-000009.tar'),
-        ('foreign', 'shard-000001.tar.tmp')}
+    assert {(problem.kind, problem.where[len(str(path)) + 1 :]) for problem in found} == {
+        ('foreign', 'notes.txt'),
+        ('foreign', 'shard-000009.tar'),
+        ('foreign', 'shard-000001.tar.tmp'),
+    }
     repair_store(path, Source())
     assert (path / 'notes.txt').exists() and (path / 'shard-000009.tar').exists()
 
@@ -211,6 +268,6 @@ def test_every_damaged_shard_is_looked_at(path):
 
 def test_one_key_in_two_shards_is_named_with_both(tmp_path):
     write_store(tmp_path, map(varied_sample, [1, 2, 3, 1]), 2)
-    problem, = verify_store(tmp_path)
+    (problem,) = verify_store(tmp_path)
     assert (problem.kind, problem.key, problem.shard) == ('doubled', '000001', 1)
     assert 'shard-000000' in problem.what

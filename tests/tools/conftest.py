@@ -1,4 +1,5 @@
 """mmpretrain's multimodal models aren't needed here and take seconds to import."""
+
 import pytest
 import torch
 

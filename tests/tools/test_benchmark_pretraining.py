@@ -1,4 +1,5 @@
 """The benchmark: how it compares, and that it runs and keeps what it found."""
+
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from freeatm_mm.results import read_results  # noqa: E402
 from freeatm_mm.store import Store  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-
 
 
 def test_pairs_alternate_and_medians_leave_out_what_disturbs(monkeypatch):
@@ -39,11 +39,32 @@ def test_store_has_one_to_three_nouns_an_image(tmp_path):
 
 def test_quick_run_keeps_every_case(tmp_path, capsys):
     out = tmp_path / 'benchmark.json'
-    load_tool('benchmarks/pretraining').main(['--quick', '--methods', 'mocov2', 'mae', '--repeats', '1', '--out', str(out),
-                      '--note', 'A test.', '--cases', 'mask-generator', 'loading', 'step'])
+    load_tool('benchmarks/pretraining').main(
+        [
+            '--quick',
+            '--methods',
+            'mocov2',
+            'mae',
+            '--repeats',
+            '1',
+            '--out',
+            str(out),
+            '--note',
+            'A test.',
+            '--cases',
+            'mask-generator',
+            'loading',
+            'step',
+        ]
+    )
     rows = {row['case']: row for row in read_results(out)['rows']}
-    assert list(rows) == ['mask-generator-256', 'loading-mocov2', 'step-mocov2', 'loading-mae',
-                          'step-mae']
+    assert list(rows) == [
+        'mask-generator-256',
+        'loading-mocov2',
+        'step-mocov2',
+        'loading-mae',
+        'step-mae',
+    ]
     for row in rows.values():
         assert row['baseline'] > 0 and row['ratio'] == pytest.approx(row['ours'] / row['baseline'])
         assert row['target'] == pytest.approx(benchmark.TARGETS[row['case']], abs=1e-3)
@@ -57,7 +78,8 @@ def test_quick_memory(tmp_path):
     """Both figures are those of a training: at least weights, gradients and momentum."""
     configs = ROOT / 'configs/miniature'
     shapes = benchmark.Shapes(batch=4, image=64, mask=16, loaded=4, repeats=1)
-    row, = benchmark.benchmark_pretraining({'mocov2': configs / 'mocov2_freeatm.py'}, tmp_path,
-                                           shapes, cases=['memory'])
+    (row,) = benchmark.benchmark_pretraining(
+        {'mocov2': configs / 'mocov2_freeatm.py'}, tmp_path, shapes, cases=['memory']
+    )
     assert row['case'] == 'memory-mocov2' and row['unit'] == 'MiB'
     assert 5 < row['baseline'] < 500 and 0.5 < row['ratio'] < 2

@@ -1,4 +1,5 @@
 """The benchmark of recording: our recorder leaves latents as they are; rows are right."""
+
 from __future__ import annotations
 
 import pytest
@@ -29,18 +30,28 @@ def test_ways_measure_and_ours_changes_nothing(pipe, way):
 
 
 def test_rows():
-    found = {'plain': [{'seconds': 10.0, 'peak': 100.0, 'work': 20.0}] * 2,
-             'recording': [{'seconds': 11.0, 'peak': 103.0, 'work': 23.0, 'inside': 0.2},
-                           {'seconds': 12.0, 'peak': 103.0, 'work': 23.0, 'inside': 0.4}],
-             'identical': True}
+    found = {
+        'plain': [{'seconds': 10.0, 'peak': 100.0, 'work': 20.0}] * 2,
+        'recording': [
+            {'seconds': 11.0, 'peak': 103.0, 'work': 23.0, 'inside': 0.2},
+            {'seconds': 12.0, 'peak': 103.0, 'work': 23.0, 'inside': 0.4},
+        ],
+        'identical': True,
+    }
     rows = {row['case']: row for row in recording.rows_of('ours', found)}
     assert rows['time-ours']['ratio'] == pytest.approx(1.15)
     assert rows['inside-ours']['ratio'] == pytest.approx(1.03)
     assert rows['memory-ours']['ratio'] == pytest.approx(1.03)
     assert rows['work-ours']['ratio'] == pytest.approx(1.15)
     assert rows['time-ours']['target'] == 1.03 and rows['memory-ours']['target'] == 1.05
-    others = recording.rows_of('daam', {
-        **found, 'recording': [{'seconds': 20.0, 'peak': 300.0, 'work': 60.0}], 'identical': False})
+    others = recording.rows_of(
+        'daam',
+        {
+            **found,
+            'recording': [{'seconds': 20.0, 'peak': 300.0, 'work': 60.0}],
+            'identical': False,
+        },
+    )
     assert [row['case'] for row in others] == ['time-daam', 'memory-daam', 'work-daam']
     assert not any(row['identical'] or 'target' in row for row in others)
 

@@ -1,4 +1,5 @@
 """The fuzzer finds what must not happen, and the store has none of it."""
+
 from __future__ import annotations
 
 import json
@@ -15,6 +16,7 @@ def target(read):
     def make(folder):
         (folder / 'file.json').write_text('{"a": 1, "b": [2]}')
         return lambda folder: read(folder / 'file.json')
+
     return Target('made up', make)
 
 
@@ -59,14 +61,26 @@ def test_the_same_seed_gives_the_same_mutations(tmp_path):
     assert found[0] == found[1] != [found[2]]
 
 
-@pytest.mark.parametrize('name, count, bits', [
-    ('store', 50, 60), ('verify', 30, 30), ('repair', 10, 8), ('edit', 15, 15),
-    ('json', 200, 100)])
+@pytest.mark.parametrize(
+    'name, count, bits',
+    [
+        ('store', 50, 60),
+        ('verify', 30, 30),
+        ('repair', 10, 8),
+        ('edit', 15, 15),
+        ('json', 200, 100),
+    ],
+)
 def test_readers_refuse_or_read_as_before(tmp_path, capsys, name, count, bits):
     out = tmp_path / 'fuzz.json'
-    assert run_tool('benchmarks/fuzz', name, '--count', count, '--bits', bits, '--out', out, '--seed', 7) == 0
+    assert (
+        run_tool(
+            'benchmarks/fuzz', name, '--count', count, '--bits', bits, '--out', out, '--seed', 7
+        )
+        == 0
+    )
     assert '0 hangs, 0 stray exceptions, 0 silent differences' in capsys.readouterr().out
-    row, = json.loads(out.read_text())['rows']
+    (row,) = json.loads(out.read_text())['rows']
     assert row['ours'] == 0 < row['details']['refused'] <= row['baseline']
     assert all(row['details'][fault] == 0 for fault in FAULTS)
     assert f'fuzz-{name}' in out.with_suffix('.md').read_text()

@@ -1,4 +1,5 @@
 """tools/generate.py: what it draws, what it says about bad input, and being killed."""
+
 from __future__ import annotations
 
 import json
@@ -40,21 +41,59 @@ def pipeline_folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def prompt_file(tmp_path_factory):
     path = tmp_path_factory.mktemp('prompts') / 'prompts.jsonl'
-    write_prompts(path, (PromptRecord(f'{number:03d}', f'a photo of a {noun} {number}',
-                                      (Noun(noun, 13, 13 + len(noun), noun),))
-                         for number, noun in enumerate(['dog', 'cat', 'bird', 'dress'] * 12)))
+    write_prompts(
+        path,
+        (
+            PromptRecord(
+                f'{number:03d}',
+                f'a photo of a {noun} {number}',
+                (Noun(noun, 13, 13 + len(noun), noun),),
+            )
+            for number, noun in enumerate(['dog', 'cat', 'bird', 'dress'] * 12)
+        ),
+    )
     return path
 
 
 def arguments(pipeline_folder, prompt_file, out, *more):
-    return [str(pipeline_folder), str(prompt_file), str(out), '--steps', '2', '--batch-size', '2',
-            '--samples-per-shard', '4', '--image-format', 'png', '--device', 'cpu', *more]
+    return [
+        str(pipeline_folder),
+        str(prompt_file),
+        str(out),
+        '--steps',
+        '2',
+        '--batch-size',
+        '2',
+        '--samples-per-shard',
+        '4',
+        '--image-format',
+        'png',
+        '--device',
+        'cpu',
+        *more,
+    ]
 
 
 def test_the_tool_draws_a_store_and_reports(tool, pipeline_folder, prompt_file, tmp_path, capsys):
     out = tmp_path / 'out'
-    assert tool.main(arguments(pipeline_folder, prompt_file, out, '--limit', '3', '--size',
-                               '32x64', '--scheduler', 'DDPMScheduler', '--guidance', '1')) == 0
+    assert (
+        tool.main(
+            arguments(
+                pipeline_folder,
+                prompt_file,
+                out,
+                '--limit',
+                '3',
+                '--size',
+                '32x64',
+                '--scheduler',
+                'DDPMScheduler',
+                '--guidance',
+                '1',
+            )
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     assert '3 images drawn' in captured.out and '3 masks' in captured.out
     assert 'img/s' in captured.err or 's/img' in captured.err
@@ -68,21 +107,51 @@ def test_the_tool_draws_a_store_and_reports(tool, pipeline_folder, prompt_file, 
     assert str(pipeline_folder.parent) not in json.dumps(sample.meta)
 
 
-def test_the_plan_is_printed_and_nothing_is_written(tool, pipeline_folder, prompt_file, tmp_path,
-                                                    capsys):
-    assert tool.main(arguments(pipeline_folder, prompt_file, tmp_path / 'out', '--plan',
-                               '--world', '4', '--rank', '0')) == 0
+def test_the_plan_is_printed_and_nothing_is_written(
+    tool, pipeline_folder, prompt_file, tmp_path, capsys
+):
+    assert (
+        tool.main(
+            arguments(
+                pipeline_folder,
+                prompt_file,
+                tmp_path / 'out',
+                '--plan',
+                '--world',
+                '4',
+                '--rank',
+                '0',
+            )
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert '48 samples in 12 shards of 4' in out and 'hours' in out and 'on 4' in out
     assert not (tmp_path / 'out').exists()
 
 
-def test_lost_samples_are_drawn_again_by_the_store_s_tool(tool, pipeline_folder, prompt_file,
-                                                          tmp_path, capsys):
+def test_lost_samples_are_drawn_again_by_the_store_s_tool(
+    tool, pipeline_folder, prompt_file, tmp_path, capsys
+):
     verify = load_tool('store/verify')
     out = tmp_path / 'out'
-    assert tool.main(arguments(pipeline_folder, prompt_file, out, '--limit', '6', '--quiet',
-                               '--mask-resolutions', '8,16', '--mask-crf', '24')) == 0
+    assert (
+        tool.main(
+            arguments(
+                pipeline_folder,
+                prompt_file,
+                out,
+                '--limit',
+                '6',
+                '--quiet',
+                '--mask-resolutions',
+                '8,16',
+                '--mask-crf',
+                '24',
+            )
+        )
+        == 0
+    )
     assert Store(out)[0].masks.shape == (1, 24, 24)
     whole = folder_bytes(out)
     (out / 'shard-000001.tar').unlink()
@@ -114,35 +183,45 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
     assert load_pipeline(copy, device='cpu').revision != first.revision
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'pipeline': 'nowhere'}, 'there is no pipeline folder nowhere'),
-    ({'pipeline': 'empty'}, 'holds no pipeline: it has no model_index.json'),
-    ({'pipeline': 'unknown'}, "names the pipeline class 'FooPipeline'"),
-    ({'pipeline': 'parts'}, 'parts is not whole: it lacks the folder scheduler, text_encoder'),
-    ({'pipeline': 'broken'}, "the pipeline .*broken can't be loaded"),
-    ({'pipeline': 'corrupt'}, 'model_index.json is corrupt'),
-    ({'prompts': 'nowhere.jsonl'}, 'there is no prompt file .*nowhere.jsonl'),
-    ({'prompts': 'bad.jsonl'}, 'bad.jsonl, line 1: .*outside the prompt'),
-    ({'out': 'bad.jsonl'}, "can't be a store"),
-    ({'more': ['--scheduler', 'FooScheduler']}, "no scheduler class 'FooScheduler'"),
-    ({'more': ['--scheduler', 'UNet2DModel']}, "no scheduler class 'UNet2DModel'"),
-    ({'more': ['--device', 'cuda:9']}, "can't be moved to the device cuda:9"),
-    ({'more': ['--rank', '3', '--world', '2']}, 'rank must be from 0 to 1'),
-    ({'more': ['--limit', '0']}, 'limit must be at least 1'),
-    ({'more': ['--engine', 'process', '--workers', '2']}, '--workers needs --engine'),
-    ({'more': ['--workers', '2', '--world', '2', '--rank', '0']}, 'starts its own workers'),
-    ({'more': ['--workers', '0']}, 'workers must be at least 1'),
-    ({'more': ['--no-masks', '--mask-crf', '64']}, '--no-masks and --mask-crf exclude each other'),
-    ({'more': ['--mask-blocks', 'up,left']}, 'blocks must be of .*left'),
-    ({'more': ['--mask-resolutions', '12']}, 'drawing the prompts .* nothing was recorded'),
-    ({'pipeline': 'code'}, "takes its scheduler from 'mine', .* is not run"),
-    ({'pipeline': 'hidden'}, "takes its scheduler from 'diffusers', .* is not run"),
-])
-def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path, capsys, change,
-                                   message, monkeypatch):
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'pipeline': 'nowhere'}, 'there is no pipeline folder nowhere'),
+        ({'pipeline': 'empty'}, 'holds no pipeline: it has no model_index.json'),
+        ({'pipeline': 'unknown'}, "names the pipeline class 'FooPipeline'"),
+        ({'pipeline': 'parts'}, 'parts is not whole: it lacks the folder scheduler, text_encoder'),
+        ({'pipeline': 'broken'}, "the pipeline .*broken can't be loaded"),
+        ({'pipeline': 'corrupt'}, 'model_index.json is corrupt'),
+        ({'prompts': 'nowhere.jsonl'}, 'there is no prompt file .*nowhere.jsonl'),
+        ({'prompts': 'bad.jsonl'}, 'bad.jsonl, line 1: .*outside the prompt'),
+        ({'out': 'bad.jsonl'}, "can't be a store"),
+        ({'more': ['--scheduler', 'FooScheduler']}, "no scheduler class 'FooScheduler'"),
+        ({'more': ['--scheduler', 'UNet2DModel']}, "no scheduler class 'UNet2DModel'"),
+        ({'more': ['--device', 'cuda:9']}, "can't be moved to the device cuda:9"),
+        ({'more': ['--rank', '3', '--world', '2']}, 'rank must be from 0 to 1'),
+        ({'more': ['--limit', '0']}, 'limit must be at least 1'),
+        ({'more': ['--engine', 'process', '--workers', '2']}, '--workers needs --engine'),
+        ({'more': ['--workers', '2', '--world', '2', '--rank', '0']}, 'starts its own workers'),
+        ({'more': ['--workers', '0']}, 'workers must be at least 1'),
+        (
+            {'more': ['--no-masks', '--mask-crf', '64']},
+            '--no-masks and --mask-crf exclude each other',
+        ),
+        ({'more': ['--mask-blocks', 'up,left']}, 'blocks must be of .*left'),
+        ({'more': ['--mask-resolutions', '12']}, 'drawing the prompts .* nothing was recorded'),
+        ({'pipeline': 'code'}, "takes its scheduler from 'mine', .* is not run"),
+        ({'pipeline': 'hidden'}, "takes its scheduler from 'diffusers', .* is not run"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tool, pipeline_folder, prompt_file, tmp_path, capsys, change, message, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    for name, content in (('unknown', '{"_class_name": "FooPipeline"}'), ('corrupt', '{'),
-                          ('parts', (pipeline_folder / 'model_index.json').read_text())):
+    for name, content in (
+        ('unknown', '{"_class_name": "FooPipeline"}'),
+        ('corrupt', '{'),
+        ('parts', (pipeline_folder / 'model_index.json').read_text()),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'model_index.json').write_text(content)
     shutil.copytree(pipeline_folder, tmp_path / 'broken')
@@ -155,10 +234,16 @@ def test_bad_input_is_one_sentence(tool, pipeline_folder, prompt_file, tmp_path,
         index['scheduler'][0] = library
         (tmp_path / name / 'model_index.json').write_text(json.dumps(index))
     (tmp_path / 'empty').mkdir()
-    (tmp_path / 'bad.jsonl').write_text(json.dumps(
-        {'id': 'a', 'prompt': 'x', 'nouns': [{'text': 'dog', 'start': 4, 'end': 7}]}))
-    words = arguments(change.get('pipeline', pipeline_folder), change.get('prompts', prompt_file),
-                      change.get('out', 'out'), '--quiet', *change.get('more', []))
+    (tmp_path / 'bad.jsonl').write_text(
+        json.dumps({'id': 'a', 'prompt': 'x', 'nouns': [{'text': 'dog', 'start': 4, 'end': 7}]})
+    )
+    words = arguments(
+        change.get('pipeline', pipeline_folder),
+        change.get('prompts', prompt_file),
+        change.get('out', 'out'),
+        '--quiet',
+        *change.get('more', []),
+    )
     assert tool.main(words) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith('error: ')]
@@ -174,10 +259,27 @@ def test_masks_are_read_from_the_arguments(tool):
         return tool.masks_of(tool.build_parser().parse_args(['p', 'p', 'o', *more]))
 
     assert read() is True and read('--no-masks') is False
-    assert read('--mask-blocks', 'up,mid', '--mask-resolutions', '8,16', '--mask-steps', '0:9:3',
-                '--mask-probability', 'text', '--mask-merge', 'last', '--mask-propagate', '2') == {
-        'blocks': ['up', 'mid'], 'resolutions': [8, 16], 'steps': [0, 9, 3],
-        'probability': 'text', 'merge': 'last', 'propagate': 2}
+    assert read(
+        '--mask-blocks',
+        'up,mid',
+        '--mask-resolutions',
+        '8,16',
+        '--mask-steps',
+        '0:9:3',
+        '--mask-probability',
+        'text',
+        '--mask-merge',
+        'last',
+        '--mask-propagate',
+        '2',
+    ) == {
+        'blocks': ['up', 'mid'],
+        'resolutions': [8, 16],
+        'steps': [0, 9, 3],
+        'probability': 'text',
+        'merge': 'last',
+        'propagate': 2,
+    }
     with pytest.raises(SystemExit):
         read('--mask-steps', '1-5')
 
@@ -190,26 +292,49 @@ def test_sizes_are_read_and_nonsense_is_refused(tool):
             tool.parse_size(text)
 
 
-@pytest.mark.parametrize('environment, expected', [
-    ({}, (0, 1)),
-    ({'RANK': '3', 'WORLD_SIZE': '8'}, (3, 8)),
-    ({'RANK': '3'}, (0, 1)),
-    ({'SLURM_ARRAY_TASK_ID': '5', 'SLURM_ARRAY_TASK_COUNT': '4', 'SLURM_ARRAY_TASK_MIN': '2'},
-     (3, 4)),
-    ({'SLURM_ARRAY_TASK_ID': '6', 'SLURM_ARRAY_TASK_COUNT': '3', 'SLURM_ARRAY_TASK_MIN': '2',
-      'SLURM_ARRAY_TASK_STEP': '2'}, (2, 3)),
-])
+@pytest.mark.parametrize(
+    'environment, expected',
+    [
+        ({}, (0, 1)),
+        ({'RANK': '3', 'WORLD_SIZE': '8'}, (3, 8)),
+        ({'RANK': '3'}, (0, 1)),
+        (
+            {
+                'SLURM_ARRAY_TASK_ID': '5',
+                'SLURM_ARRAY_TASK_COUNT': '4',
+                'SLURM_ARRAY_TASK_MIN': '2',
+            },
+            (3, 4),
+        ),
+        (
+            {
+                'SLURM_ARRAY_TASK_ID': '6',
+                'SLURM_ARRAY_TASK_COUNT': '3',
+                'SLURM_ARRAY_TASK_MIN': '2',
+                'SLURM_ARRAY_TASK_STEP': '2',
+            },
+            (2, 3),
+        ),
+    ],
+)
 def test_the_worker_is_read_from_the_environment(tool, environment, expected):
     assert tool.worker_of(environment) == expected
     with pytest.raises(ValueError, match="RANK is 'x'"):
         tool.worker_of({'RANK': 'x', 'WORLD_SIZE': '1'})
     with pytest.raises(ValueError, match='not evenly spaced.*--rank and --world'):
-        tool.worker_of({'SLURM_ARRAY_TASK_ID': '9', 'SLURM_ARRAY_TASK_COUNT': '2',
-                        'SLURM_ARRAY_TASK_MIN': '1', 'SLURM_ARRAY_TASK_STEP': '1'})
+        tool.worker_of(
+            {
+                'SLURM_ARRAY_TASK_ID': '9',
+                'SLURM_ARRAY_TASK_COUNT': '2',
+                'SLURM_ARRAY_TASK_MIN': '1',
+                'SLURM_ARRAY_TASK_STEP': '1',
+            }
+        )
 
 
-def test_a_worker_named_by_hand_needs_no_environment(tool, pipeline_folder, prompt_file, tmp_path,
-                                                     monkeypatch, capsys):
+def test_a_worker_named_by_hand_needs_no_environment(
+    tool, pipeline_folder, prompt_file, tmp_path, monkeypatch, capsys
+):
     for name, value in (('ID', '9'), ('COUNT', '2'), ('MIN', '1')):
         monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', value)
     words = arguments(pipeline_folder, prompt_file, tmp_path / 'out', '--limit', '2', '--quiet')
@@ -218,28 +343,40 @@ def test_a_worker_named_by_hand_needs_no_environment(tool, pipeline_folder, prom
 
 
 def test_out_of_memory_and_interruption_are_said_plainly(
-        tool, pipeline_folder, prompt_file, tmp_path, capsys, monkeypatch):
+    tool, pipeline_folder, prompt_file, tmp_path, capsys, monkeypatch
+):
     from freeatm_mm import generation
-    for error, code, message in ((RuntimeError('CUDA out of memory'), 2, 'smaller --batch-size'),
-                                 (KeyboardInterrupt(), 130, 'goes on where it was')):
+
+    for error, code, message in (
+        (RuntimeError('CUDA out of memory'), 2, 'smaller --batch-size'),
+        (KeyboardInterrupt(), 130, 'goes on where it was'),
+    ):
+
         def fail(*rest, error=error, **options):
             raise error
+
         monkeypatch.setattr(generation, 'draw_store', fail)
         assert tool.main(arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
         assert message in capsys.readouterr().err
 
 
 def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(
-        tool, pipeline_folder, prompt_file, tmp_path):
+    tool, pipeline_folder, prompt_file, tmp_path
+):
     environment = os.environ | {
         'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-        'OMP_NUM_THREADS': '1'}
+        'OMP_NUM_THREADS': '1',
+    }
 
     def start(out):
-        command = [sys.executable, str(TOOL),
-                   *arguments(pipeline_folder, prompt_file, out, '--quiet')]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True,
-                                stdout=subprocess.PIPE)
+        command = [
+            sys.executable,
+            str(TOOL),
+            *arguments(pipeline_folder, prompt_file, out, '--quiet'),
+        ]
+        return subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+        )
 
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     undisturbed = start(whole)
@@ -270,22 +407,38 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(
 
 def children_of(pid):
     """The processes that a process started, but for Python's own, which ends when all are gone."""
-    return [child for task in Path(f'/proc/{pid}/task').glob('*/children')
-            for child in map(int, task.read_text().split())
-            if b'resource_tracker' not in Path(f'/proc/{child}/cmdline').read_bytes()]
+    return [
+        child
+        for task in Path(f'/proc/{pid}/task').glob('*/children')
+        for child in map(int, task.read_text().split())
+        if b'resource_tracker' not in Path(f'/proc/{child}/cmdline').read_bytes()
+    ]
 
 
-@pytest.mark.parametrize(('number', 'more', 'code'), [
-    (signal.SIGTERM, [], 143), (signal.SIGHUP, [], 129), (signal.SIGTERM, ['--workers', '2'], 143)])
+@pytest.mark.parametrize(
+    ('number', 'more', 'code'),
+    [
+        (signal.SIGTERM, [], 143),
+        (signal.SIGHUP, [], 129),
+        (signal.SIGTERM, ['--workers', '2'], 143),
+    ],
+)
 def test_told_to_end_it_ends_cleanly_and_goes_on_later(
-        tool, pipeline_folder, prompt_file, tmp_path, number, more, code):
+    tool, pipeline_folder, prompt_file, tmp_path, number, more, code
+):
     environment = os.environ | {
         'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-        'OMP_NUM_THREADS': '1'}
+        'OMP_NUM_THREADS': '1',
+    }
     out = tmp_path / 'out'
     words = arguments(pipeline_folder, prompt_file, out, '--quiet')
-    process = subprocess.Popen([sys.executable, str(TOOL), *words, *more], env=environment,
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(TOOL), *words, *more],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not list(out.glob('shard-*.json')):
         time.sleep(0.002)
     started = children_of(process.pid)
@@ -303,6 +456,7 @@ def test_told_to_end_it_ends_cleanly_and_goes_on_later(
 
 def test_a_signal_that_is_ignored_stays_so():
     from freeatm_mm.signals import Terminated, end_on_signals
+
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         with end_on_signals():

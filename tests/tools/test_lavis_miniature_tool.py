@@ -1,4 +1,5 @@
 """The miniature's arms: which commands are run, and that their options fit the yaml files."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -40,32 +41,54 @@ def run(tool, monkeypatch, tmp_path, *arguments):
             out = Path(options['--out'])
             results = read_results(out) if out.exists() else new_results('x', 'python x')
             masks = {'true': True, 'false': False}.get(options['--masks'], options['--masks'])
-            add_row(results, {'method': 'blip', 'regime': options['--regime'], 'masks': masks,
-                              'seed': int(options['--seed']), 'epochs': 2,
-                              'metrics': {'zeroshot_TR@1': 0.5}})
+            add_row(
+                results,
+                {
+                    'method': 'blip',
+                    'regime': options['--regime'],
+                    'masks': masks,
+                    'seed': int(options['--seed']),
+                    'epochs': 2,
+                    'metrics': {'zeroshot_TR@1': 0.5},
+                },
+            )
             write_results(options['--out'], results)
 
     monkeypatch.setattr(tool.Job, 'run', record)
     monkeypatch.setattr(tool, 'fetch_sources', lambda cache, sources: 'sources')
     monkeypatch.setattr(tool, 'export_positions', lambda sources, out, counts: out)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', [
-        'tools/miniature/blip.py', '--store', 'S', '--world', 'W', '--out', str(tmp_path),
-        '--epochs', '2', *arguments])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'tools/miniature/blip.py',
+            '--store',
+            'S',
+            '--world',
+            'W',
+            '--out',
+            str(tmp_path),
+            '--epochs',
+            '2',
+            *arguments,
+        ],
+    )
     tool.main()
     return commands
 
 
 def test_every_arm_is_trained_and_judged_alike(tool, monkeypatch, tmp_path):
-    commands = run(tool, monkeypatch, tmp_path, '--seeds', '2', '--jobs', '2', '--options',
-                   'run.num_workers=0')
+    commands = run(
+        tool, monkeypatch, tmp_path, '--seeds', '2', '--jobs', '2', '--options', 'run.num_workers=0'
+    )
     names = [what for what, _ in commands]
     # Arms run side by side, each with its own row; what they all need comes before.
     assert names[:2] == ['Train the detector', 'Detect objects']
     assert len(names) == 2 + 2 * len(tool.DEFAULT) * 5
     shared = []
     for what, command in commands[2:]:
-        options = command[command.index('--options') + 1:]
+        options = command[command.index('--options') + 1 :]
         cfg = load_config(ROOT / command[1], options)
         assert cfg.run_cfg.num_workers == 0
         if what.startswith('Pretrain'):
@@ -75,17 +98,28 @@ def test_every_arm_is_trained_and_judged_alike(tool, monkeypatch, tmp_path):
             assert text.preset == {'baseline': 'none', 'ptp': 'ptp'}.get(arm, 'freeatm')
             assert view.get('hflip', True) == (arm != 'ptp')
             assert ('detections' in data.build_info) == (arm in ('ptp', 'boxes'))
-            shared.append((cfg.run_cfg.max_epoch, cfg.run_cfg.batch_size_train,
-                           cfg.model_cfg.max_txt_len, data.build_info.store, view.image_size))
+            shared.append(
+                (
+                    cfg.run_cfg.max_epoch,
+                    cfg.run_cfg.batch_size_train,
+                    cfg.model_cfg.max_txt_len,
+                    data.build_info.store,
+                    view.image_size,
+                )
+            )
         if what.startswith('Fine-tune'):
             assert set(cfg.datasets_cfg.freeatm_retrieval.build_info.annotations) >= {
-                'train', 'val'}
+                'train',
+                'val',
+            }
             assert list(cfg.run_cfg.test_splits) == []
     assert len(shared) == 10 and len(set(shared)) == 1
     rows = read_results(tmp_path / 'results.json')['rows']
     assert {(row['masks'], row['seed']) for row in rows} == {
-        (masks, seed) for masks in (False, True, 'positions of other images', 'boxes', 'PTP')
-        for seed in (0, 1)}
+        (masks, seed)
+        for masks in (False, True, 'positions of other images', 'boxes', 'PTP')
+        for seed in (0, 1)
+    }
 
 
 def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
@@ -95,26 +129,41 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
     for what, command in commands:
         if what.startswith('Pretrain'):
             arm = what.split()[1].rpartition('-')[0]
-            config = load_config(ROOT / command[1],
-                                 command[command.index('--options') + 1:]).to_dict()
+            config = load_config(
+                ROOT / command[1], command[command.index('--options') + 1 :]
+            ).to_dict()
             content[arm], origins[arm] = flat(config), describe_pretraining(config)['masks']
     data = 'datasets.freeatm_pretrain'
     text = f'{data}.text_processor.train'
-    assert {arm: {name for name in {**content['freeatm'], **config}
-                  if content['freeatm'].get(name) != config.get(name)}
-            for arm, config in content.items()} == {
-        'baseline': {f'{text}.preset'}, 'freeatm': set(), 'shuffled': {f'{text}.positions'},
-        'boxes': {f'{data}.build_info.detections'}, 'template': {f'{text}.template'},
-        'one': {f'{text}.max_objects'}, 'noflip': {f'{data}.vis_processor.train.hflip'},
-        'ptp': {f'{text}.preset', f'{data}.build_info.detections',
-                f'{data}.vis_processor.train.hflip'},
-        'baseline_noflip': {f'{text}.preset', f'{data}.vis_processor.train.hflip'}}
+    assert {
+        arm: {
+            name
+            for name in {**content['freeatm'], **config}
+            if content['freeatm'].get(name) != config.get(name)
+        }
+        for arm, config in content.items()
+    } == {
+        'baseline': {f'{text}.preset'},
+        'freeatm': set(),
+        'shuffled': {f'{text}.positions'},
+        'boxes': {f'{data}.build_info.detections'},
+        'template': {f'{text}.template'},
+        'one': {f'{text}.max_objects'},
+        'noflip': {f'{data}.vis_processor.train.hflip'},
+        'ptp': {
+            f'{text}.preset',
+            f'{data}.build_info.detections',
+            f'{data}.vis_processor.train.hflip',
+        },
+        'baseline_noflip': {f'{text}.preset', f'{data}.vis_processor.train.hflip'},
+    }
     # PTP's preset is template and number of objects; and all rows can be called what the tool does.
     ptp = PRESETS['ptp']
     assert content['template'][f'{text}.template'] == ptp.template
     assert content['one'][f'{text}.max_objects'] == ptp.max_objects
-    assert ptp == dataclasses.replace(PRESETS['freeatm'], template=ptp.template,
-                                      max_objects=ptp.max_objects)
+    assert ptp == dataclasses.replace(
+        PRESETS['freeatm'], template=ptp.template, max_objects=ptp.max_objects
+    )
     for arm, masks in origins.items():
         given = {'true': True, 'false': False}.get(tool.ARMS[arm][0], tool.ARMS[arm][0])
         facts = {'regime': 'synthetic', 'generator': 'miniature', 'masks': masks}
@@ -124,15 +173,21 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
 def flat(config, start=''):
     found = {}
     for name, value in config.items():
-        found |= (flat(value, f'{start}{name}.') if isinstance(value, dict)
-                  else {f'{start}{name}': value})
+        found |= (
+            flat(value, f'{start}{name}.') if isinstance(value, dict) else {f'{start}{name}': value}
+        )
     return found
 
 
 def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):
     commands = run(tool, monkeypatch, tmp_path, '--arms', 'ptp', '--detections', 'boxes.json')
     assert [what.split(',')[0] for what, _ in commands] == [
-        'Pretrain ptp-0', 'Judge ptp-0', 'Judge ptp-0', 'Fine-tune ptp-0', 'Judge ptp-0']
+        'Pretrain ptp-0',
+        'Judge ptp-0',
+        'Judge ptp-0',
+        'Fine-tune ptp-0',
+        'Judge ptp-0',
+    ]
     # The same from any folder.
     boxes = Path('boxes.json').resolve()
     assert f'datasets.freeatm_pretrain.build_info.detections={boxes}' in commands[0][1]

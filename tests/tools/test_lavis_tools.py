@@ -1,4 +1,5 @@
 """The LAVIS tools: pretraining, fine-tuning and judging a tiny BLIP; LAVIS missing."""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,6 @@ ROOT = Path(__file__).parents[2]
 TITLES = ['TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10']
 
 
-
 train, evaluate = load_tool('lavis_train'), load_tool('lavis_evaluate')
 
 
@@ -47,23 +47,46 @@ def world(tmp_path_factory):
     for number in range(8):
         picture = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / f'{number}.png')
-        rows.append({'image': f'{number}.png', 'image_id': number,
-                     'caption': f'a photo of a {names[number // 2]} in {number}'})
+        rows.append(
+            {
+                'image': f'{number}.png',
+                'image_id': number,
+                'caption': f'a photo of a {names[number // 2]} in {number}',
+            }
+        )
     (folder / 'train.json').write_text(json.dumps(rows))
-    (folder / 'test.json').write_text(json.dumps(
-        [{**row, 'caption': [row['caption'], f'{row["image_id"]} is the {row["caption"]}']}
-         for row in rows]))
-    train.main([str(PRETRAIN), '--seed', '3', '--options',
-                *pretrain_options(store, tokenizer, folder / 'run')])
+    (folder / 'test.json').write_text(
+        json.dumps(
+            [
+                {**row, 'caption': [row['caption'], f'{row["image_id"]} is the {row["caption"]}']}
+                for row in rows
+            ]
+        )
+    )
+    train.main(
+        [
+            str(PRETRAIN),
+            '--seed',
+            '3',
+            '--options',
+            *pretrain_options(store, tokenizer, folder / 'run'),
+        ]
+    )
     return folder
 
 
 def retrieval_options(world, out):
     data = 'datasets.freeatm_retrieval'
-    return [*model_options(world / 'tokenizer'), f'run.output_dir={out}', 'run.num_workers=0',
-            'run.batch_size_train=4', 'run.device=cpu', f'{data}.build_info.images={world}',
-            f'{data}.build_info.annotations.test={world}/test.json',
-            *(f'{data}.vis_processor.{kind}.image_size=16' for kind in ('train', 'eval'))]
+    return [
+        *model_options(world / 'tokenizer'),
+        f'run.output_dir={out}',
+        'run.num_workers=0',
+        'run.batch_size_train=4',
+        'run.device=cpu',
+        f'{data}.build_info.images={world}',
+        f'{data}.build_info.annotations.test={world}/test.json',
+        *(f'{data}.vis_processor.{kind}.image_size=16' for kind in ('train', 'eval')),
+    ]
 
 
 def figures(text):
@@ -80,37 +103,61 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
     out = tmp_path / 'results.json'
     # The store doesn't say what made its images; the rest the checkpoint knows.
     said = ['--regime', 'synthetic', '--generator', 'tiny']
-    evaluate.main([str(ZEROSHOT), '--out', str(out), *said, '--options', *options,
-                   f'model.pretrained={checkpoint}'])
+    evaluate.main(
+        [
+            str(ZEROSHOT),
+            '--out',
+            str(out),
+            *said,
+            '--options',
+            *options,
+            f'model.pretrained={checkpoint}',
+        ]
+    )
     zero_shot = figures(capsys.readouterr().out)
     assert list(zero_shot) == TITLES
-    finetune = [*retrieval_options(world, tmp_path / 'finetune'), 'run.max_epoch=2',
-                'datasets.freeatm_retrieval.build_info.annotations.train='
-                f'{world}/train.json',
-                f'datasets.freeatm_retrieval.build_info.annotations.val={world}/test.json',
-                f'model.pretrained={checkpoint}']
+    finetune = [
+        *retrieval_options(world, tmp_path / 'finetune'),
+        'run.max_epoch=2',
+        f'datasets.freeatm_retrieval.build_info.annotations.train={world}/train.json',
+        f'datasets.freeatm_retrieval.build_info.annotations.val={world}/test.json',
+        f'model.pretrained={checkpoint}',
+    ]
     train.main([str(FINETUNE), '--options', *finetune])
     assert {path.name for path in (tmp_path / 'finetune').glob('*.pth')} == {
-        'checkpoint_1.pth', 'checkpoint_best.pth'}
-    evaluate.main([str(ZEROSHOT), '--out', str(out), '--what', 'finetuned', *said, '--options',
-                   *options,
-                   'model.load_finetuned=True',
-                   f'model.finetuned={tmp_path / "finetune" / "checkpoint_best.pth"}'])
+        'checkpoint_1.pth',
+        'checkpoint_best.pth',
+    }
+    evaluate.main(
+        [
+            str(ZEROSHOT),
+            '--out',
+            str(out),
+            '--what',
+            'finetuned',
+            *said,
+            '--options',
+            *options,
+            'model.load_finetuned=True',
+            f'model.finetuned={tmp_path / "finetune" / "checkpoint_best.pth"}',
+        ]
+    )
     fine_tuned = figures(capsys.readouterr().out)
-    row, = read_results(out)['rows']
+    (row,) = read_results(out)['rows']
     assert (row['method'], row['masks'], row['seed']) == ('blip', True, 3)
     assert (row['epochs'], row['generator'], row['scale']) == (2, 'tiny', 'miniature')
     for what, found in (('zeroshot', zero_shot), ('finetuned', fine_tuned)):
         for title, value in found.items():
             assert row['metrics'][f'{what}_{title}'] == pytest.approx(value / 100, abs=1e-4)
     # The row finds its place in the paper's Table 3.
-    group, = gather_rows([read_results(out)], 3).values()
+    (group,) = gather_rows([read_results(out)], 3).values()
     assert group.mean('finetuned_IR@1') == pytest.approx(fine_tuned['IR@1'] / 100, abs=1e-4)
     assert group.mean('zeroshot_TR@1') == pytest.approx(zero_shot['TR@1'] / 100, abs=1e-4)
     columns = [title for title in row['metrics'] if title in TABLES[3].metrics]
     assert sorted(columns) == sorted(TABLES[3].metrics)
     # Judging is repeatable, and does what the figures' names say.
     from freeatm_mm.lavis_ext import launch
+
     cfg = launch.load_config(ZEROSHOT, [*options, f'model.pretrained={checkpoint}'])
     runner = launch.build_runner(cfg)
     model, loader = runner.model.eval(), runner.dataloaders['test']
@@ -125,39 +172,64 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
         assert zero_shot[f'IR@{most}'] == pytest.approx(100 * right, abs=0.01)
 
 
-@pytest.mark.parametrize('flags, message', [
-    (['--masks', 'false'], 'of a pretraining whose masks is True, and --masks says False'),
-    (['--masks', 'PTP'], 'whose masks is True, and --masks says PTP'),
-    (['--masks', 'boxes'], 'whose masks is True, and --masks says boxes'),
-    (['--seed', '0'], 'whose seed is 3, and --seed says 0: leave --seed out'),
-    (['--epochs', '20'], 'whose epochs is 2.0, and --epochs says 20.0'),
-    ([], 'checkpoint_1.pth does not say its regime: give --regime'),
-    (['--regime', 'synthetic'], 'checkpoint_1.pth does not say its generator: give --generator'),
-])
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--masks', 'false'], 'of a pretraining whose masks is True, and --masks says False'),
+        (['--masks', 'PTP'], 'whose masks is True, and --masks says PTP'),
+        (['--masks', 'boxes'], 'whose masks is True, and --masks says boxes'),
+        (['--seed', '0'], 'whose seed is 3, and --seed says 0: leave --seed out'),
+        (['--epochs', '20'], 'whose epochs is 2.0, and --epochs says 20.0'),
+        ([], 'checkpoint_1.pth does not say its regime: give --regime'),
+        (
+            ['--regime', 'synthetic'],
+            'checkpoint_1.pth does not say its generator: give --generator',
+        ),
+    ],
+)
 def test_a_row_is_called_what_its_checkpoint_is(world, tmp_path, monkeypatch, flags, message):
     """Refused before anything is judged, and nothing is written."""
     from freeatm_mm.lavis_ext import launch
+
     monkeypatch.setattr(launch, 'judge', lambda *_: pytest.fail('it was judged'))
     with pytest.raises(SystemExit) as ended:
-        evaluate.main([
-            str(ZEROSHOT), '--out', str(tmp_path / 'results.json'), *flags, '--options',
-            *retrieval_options(world, tmp_path),
-            f'model.pretrained={world / "run" / "checkpoint_1.pth"}'])
+        evaluate.main(
+            [
+                str(ZEROSHOT),
+                '--out',
+                str(tmp_path / 'results.json'),
+                *flags,
+                '--options',
+                *retrieval_options(world, tmp_path),
+                f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+            ]
+        )
     assert message in str(ended.value) and '\n' not in str(ended.value)
     assert not (tmp_path / 'results.json').exists()
 
 
 def finetune_options(world, out, *more):
     data = 'datasets.freeatm_retrieval.build_info.annotations'
-    return ['--work-dir', str(out), '--seed', '5', '--options', *retrieval_options(world, out),
-            f'{data}.train={world}/train.json', f'{data}.val={world}/test.json',
-            'run.test_splits=[]', f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
-            'run.max_epoch=2', *more]
+    return [
+        '--work-dir',
+        str(out),
+        '--seed',
+        '5',
+        '--options',
+        *retrieval_options(world, out),
+        f'{data}.train={world}/train.json',
+        f'{data}.val={world}/test.json',
+        'run.test_splits=[]',
+        f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+        'run.max_epoch=2',
+        *more,
+    ]
 
 
 def test_an_epoch_is_saved_before_it_is_judged(world, tmp_path, monkeypatch):
     """Judging that fails costs no epoch; resumed, it is made up for, and the end is the same."""
     from freeatm_mm.lavis_ext.models import FreeATMBlipRetrieval
+
     train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'whole')])
 
     def fails(self, loader, task_cfg):
@@ -172,8 +244,9 @@ def test_an_epoch_is_saved_before_it_is_judged(world, tmp_path, monkeypatch):
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     for name in ('checkpoint_1.pth', 'checkpoint_best.pth'):
         first, second = (torch.load(run / name, weights_only=True) for run in (whole, stopped))
-        assert all(torch.equal(value, second['model'][key])
-                   for key, value in first['model'].items())
+        assert all(
+            torch.equal(value, second['model'][key]) for key, value in first['model'].items()
+        )
         assert first.get('best') == second.get('best') and first['epoch'] == second['epoch']
         assert first['pretraining']['masks'] is True and first['pretraining']['epochs'] == 2
     assert (whole / 'validated.json').read_text() == (stopped / 'validated.json').read_text()
@@ -182,27 +255,50 @@ def test_an_epoch_is_saved_before_it_is_judged(world, tmp_path, monkeypatch):
 def test_going_on_elsewhere_needs_no_best_checkpoint_there(world, tmp_path, caplog):
     train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'first', 'run.max_epoch=1')])
     checkpoint = tmp_path / 'first' / 'checkpoint_0.pth'
-    train.main([str(FINETUNE), *finetune_options(
-        world, tmp_path / 'second', f'run.resume_ckpt_path={checkpoint}', 'run.test_splits=[test]',
-        'run.max_epoch=2')])
+    train.main(
+        [
+            str(FINETUNE),
+            *finetune_options(
+                world,
+                tmp_path / 'second',
+                f'run.resume_ckpt_path={checkpoint}',
+                'run.test_splits=[test]',
+                'run.max_epoch=2',
+            ),
+        ]
+    )
     assert (tmp_path / 'second' / 'checkpoint_best.pth').is_file()
 
 
-@pytest.mark.parametrize('more, message', [
-    (['run.valid_splits=[vall]'], 'has no vall; did you mean val?'),
-    (['run.test_splits=[tests]'], 'has no tests; did you mean test?'),
-    (['run.k_test=null'], 'run lacks k_test'),
-    (['datasets.freeatm_retrieval.build_info.annotations.val=VAL'],
-     "val.json[1]: there is no picture 'lost.png'"),
-    (['datasets.freeatm_retrieval.build_info.annotations.test=VAL', 'run.test_splits=[test]'],
-     "val.json[1]: there is no picture 'lost.png'"),
-    (['datasets.freeatm_retrieval.vis_processor.eval.image_size=24'],
-     'processor of the split val makes views of 24 x 24 pixels'),
-    (['run.batch_size_eval=0'], 'run.batch_size_eval must be an integer of at least 1'),
-])
-def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(world, tmp_path, monkeypatch,
-                                                                    more, message):
+@pytest.mark.parametrize(
+    'more, message',
+    [
+        (['run.valid_splits=[vall]'], 'has no vall; did you mean val?'),
+        (['run.test_splits=[tests]'], 'has no tests; did you mean test?'),
+        (['run.k_test=null'], 'run lacks k_test'),
+        (
+            ['datasets.freeatm_retrieval.build_info.annotations.val=VAL'],
+            "val.json[1]: there is no picture 'lost.png'",
+        ),
+        (
+            [
+                'datasets.freeatm_retrieval.build_info.annotations.test=VAL',
+                'run.test_splits=[test]',
+            ],
+            "val.json[1]: there is no picture 'lost.png'",
+        ),
+        (
+            ['datasets.freeatm_retrieval.vis_processor.eval.image_size=24'],
+            'processor of the split val makes views of 24 x 24 pixels',
+        ),
+        (['run.batch_size_eval=0'], 'run.batch_size_eval must be an integer of at least 1'),
+    ],
+)
+def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(
+    world, tmp_path, monkeypatch, more, message
+):
     from freeatm_mm.lavis_ext.runner import FreeATMRunner
+
     monkeypatch.setattr(FreeATMRunner, 'train_epoch', lambda *_: pytest.fail('it trains'))
     rows = json.loads((world / 'test.json').read_text())
     rows[1]['image'] = 'lost.png'
@@ -216,8 +312,11 @@ def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(world, tmp_p
 def test_batches_and_sets_of_one_are_judged(world, tmp_path, capsys):
     rows = json.loads((world / 'test.json').read_text())
     (tmp_path / 'one.json').write_text(json.dumps([{**rows[0], 'caption': rows[0]['caption'][:1]}]))
-    options = [*retrieval_options(world, tmp_path), 'run.batch_size_eval=1',
-               f'model.pretrained={world / "run" / "checkpoint_1.pth"}']
+    options = [
+        *retrieval_options(world, tmp_path),
+        'run.batch_size_eval=1',
+        f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+    ]
     one = 'datasets.freeatm_retrieval.build_info.annotations.test=' + str(tmp_path / 'one.json')
     evaluate.main([str(ZEROSHOT), '--options', *options])
     figures(capsys.readouterr().out)
@@ -227,29 +326,51 @@ def test_batches_and_sets_of_one_are_judged(world, tmp_path, capsys):
 
 def test_fine_tuning_resumes_exactly(world, tmp_path):
     """With validation: the best epoch is remembered, and the end is bit-equal."""
+
     def options(name):
         data = 'datasets.freeatm_retrieval.build_info.annotations'
-        return ['--work-dir', str(tmp_path / name), '--seed', '5', '--options',
-                *retrieval_options(world, tmp_path / name), f'{data}.train={world}/train.json',
-                f'{data}.val={world}/test.json', 'run.test_splits=[]',
-                f'model.pretrained={world / "run" / "checkpoint_1.pth"}']
+        return [
+            '--work-dir',
+            str(tmp_path / name),
+            '--seed',
+            '5',
+            '--options',
+            *retrieval_options(world, tmp_path / name),
+            f'{data}.train={world}/train.json',
+            f'{data}.val={world}/test.json',
+            'run.test_splits=[]',
+            f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+        ]
+
     train.main([str(FINETUNE), *options('whole'), 'run.max_epoch=2'])
     train.main([str(FINETUNE), *options('stopped'), 'run.max_epoch=1'])
     train.main([str(FINETUNE), '--resume', *options('stopped'), 'run.max_epoch=2'])
     for name in ('checkpoint_1.pth', 'checkpoint_best.pth'):
-        whole, resumed = (torch.load(tmp_path / run / name, weights_only=True)
-                          for run in ('whole', 'stopped'))
+        whole, resumed = (
+            torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'stopped')
+        )
         # the schedule's length differs in the first epoch's config alone
-        assert all(torch.equal(value, resumed['model'][key])
-                   for key, value in whole['model'].items())
+        assert all(
+            torch.equal(value, resumed['model'][key]) for key, value in whole['model'].items()
+        )
         assert whole.get('best') == resumed.get('best') and whole['epoch'] == resumed['epoch']
 
 
 def test_benchmark_writes_its_rows(world, tmp_path, capsys):
     out = tmp_path / 'benchmark-lavis.json'
-    load_tool('benchmarks/blip').main([
-        str(PRETRAIN), str(world / 'store'), str(out), '--batch-size', '4', '--repeats', '1',
-        '--options', *pretrain_options(world / 'store', world / 'tokenizer', tmp_path / 'run')])
+    load_tool('benchmarks/blip').main(
+        [
+            str(PRETRAIN),
+            str(world / 'store'),
+            str(out),
+            '--batch-size',
+            '4',
+            '--repeats',
+            '1',
+            '--options',
+            *pretrain_options(world / 'store', world / 'tokenizer', tmp_path / 'run'),
+        ]
+    )
     rows = {row['case']: row for row in read_results(out)['rows']}
     assert list(rows) == ['step-blip', 'step-blip-longer-text', 'loading-blip']
     assert rows['step-blip']['target'] == 1.02
@@ -257,15 +378,21 @@ def test_benchmark_writes_its_rows(world, tmp_path, capsys):
     assert 'step-blip-longer-text' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('tool, arguments, message', [
-    (train, ['no.yaml'], 'there is no config no.yaml'),
-    (train, [str(PRETRAIN), '--options', 'datasets.freeatm_pretrain.build_info.store=nowhere'],
-     'no store at nowhere'),
-    (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
-    (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is judged"),
-    (evaluate, [str(ZEROSHOT)], 'no image folder'),
-    (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to judge: set model.pre'),
-])
+@pytest.mark.parametrize(
+    'tool, arguments, message',
+    [
+        (train, ['no.yaml'], 'there is no config no.yaml'),
+        (
+            train,
+            [str(PRETRAIN), '--options', 'datasets.freeatm_pretrain.build_info.store=nowhere'],
+            'no store at nowhere',
+        ),
+        (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
+        (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is judged"),
+        (evaluate, [str(ZEROSHOT)], 'no image folder'),
+        (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to judge: set model.pre'),
+    ],
+)
 def test_what_is_wrong_is_told_in_one_sentence(tool, arguments, message):
     with pytest.raises(SystemExit) as ended:
         tool.main(arguments)
@@ -282,25 +409,39 @@ runpy.run_path('tools/lavis_train.py', run_name='__main__')
 
 
 def test_without_lavis_one_sentence_says_so():
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT_LAVIS], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', WITHOUT_LAVIS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
-    line, = done.stderr.strip().splitlines()
+    (line,) = done.stderr.strip().splitlines()
     assert 'needs LAVIS' in line and './run setup lavis' in line
 
 
 def test_two_processes_judge_as_one(world, tmp_path, capsys):
     """They share the re-ranking; a set of odd size leaves them unequal parts."""
-    (tmp_path / 'test.json').write_text(json.dumps(
-        [{**row, 'caption': row['caption'][:1], 'mirrored': mirrored} for row, mirrored in zip(
-            json.loads((world / 'test.json').read_text()), (1, 0, 3, 2, 5, 4, 6))]))
-    options = [*retrieval_options(world, tmp_path / 'run'),
-               f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
-               f'datasets.freeatm_retrieval.build_info.annotations.test={tmp_path}/test.json']
+    (tmp_path / 'test.json').write_text(
+        json.dumps(
+            [
+                {**row, 'caption': row['caption'][:1], 'mirrored': mirrored}
+                for row, mirrored in zip(
+                    json.loads((world / 'test.json').read_text()), (1, 0, 3, 2, 5, 4, 6)
+                )
+            ]
+        )
+    )
+    options = [
+        *retrieval_options(world, tmp_path / 'run'),
+        f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
+        f'datasets.freeatm_retrieval.build_info.annotations.test={tmp_path}/test.json',
+    ]
     evaluate.main([str(ZEROSHOT), '--options', *options])
     alone = figures(capsys.readouterr().out)
     first, second = in_two_processes(partial(judge_as_process, options), tmp_path)
     assert not second
     from freeatm_mm.lavis_ext.launch import RETRIEVAL_METRICS
+
     for name, title in RETRIEVAL_METRICS.items():
         assert first[name] == pytest.approx(alone[title], abs=0.01), title

@@ -1,4 +1,5 @@
 """tools/make_prompts.py from the command line: every source, killed and started again."""
+
 from __future__ import annotations
 
 import contextlib
@@ -22,10 +23,13 @@ TOOL = ROOT / 'tools' / 'make_prompts.py'
 
 
 def start(*arguments):
-    return subprocess.Popen([sys.executable, str(TOOL), *map(str, arguments), '--quiet'],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            stdin=subprocess.DEVNULL)
-
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), *map(str, arguments), '--quiet'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 MAIN = load_tool('make_prompts').main
@@ -63,8 +67,10 @@ def test_imagenet_killed_and_resumed_gives_the_same_bytes(tmp_path):
     arguments = ('--count', 16_000, '--seed', 3)
     assert call('imagenet', whole, *arguments)[0] == 0
     journal = journal_path(path)
-    kill_when(start('imagenet', path, *arguments),
-              lambda: journal.exists() and journal.stat().st_size > 500_000)
+    kill_when(
+        start('imagenet', path, *arguments),
+        lambda: journal.exists() and journal.stat().st_size > 500_000,
+    )
     assert not path.exists()
     code, out, _ = call('imagenet', path, *arguments)
     assert code == 0 and path.read_bytes() == whole.read_bytes()
@@ -84,19 +90,41 @@ def templates(tmp_path_factory):
 def test_a_rewriting_killed_and_resumed_loses_and_pays_little(tmp_path, templates):
     whole, path = tmp_path / 'whole.jsonl', tmp_path / 'rewritten.jsonl'
     with chat_server() as server:
-        options = ('--model', 'toy', '--server', server.url, '--workers', 2,
-                   '--price-in', 0.5, '--price-out', 1.5)
+        options = (
+            '--model',
+            'toy',
+            '--server',
+            server.url,
+            '--workers',
+            2,
+            '--price-in',
+            0.5,
+            '--price-out',
+            1.5,
+        )
         code, out, err = call('rewrite', templates, whole, *options)
         assert code == 0, err
         undisturbed = len(server.requests)
     assert undisturbed == 30
     assert 'rewritten: 300' in out and 'tokens in: 3,000' in out and 'dollars: 0.0033' in out
     with chat_server(delay=0.05) as server:
-        options = ('--model', 'toy', '--server', server.url, '--workers', 2,
-                   '--price-in', 0.5, '--price-out', 1.5)
+        options = (
+            '--model',
+            'toy',
+            '--server',
+            server.url,
+            '--workers',
+            2,
+            '--price-in',
+            0.5,
+            '--price-out',
+            1.5,
+        )
         for requests in (6, 15):
-            kill_when(start('rewrite', templates, path, *options),
-                      lambda requests=requests: len(server.requests) >= requests)
+            kill_when(
+                start('rewrite', templates, path, *options),
+                lambda requests=requests: len(server.requests) >= requests,
+            )
         code, out, err = call('rewrite', templates, path, *options)
         assert code == 0, err
         # At each kill, at most the requests under way are asked again.
@@ -112,8 +140,9 @@ def test_a_rewriting_by_a_local_model(tmp_path, templates):
     model = make_tiny_model(tmp_path / 'tiny-llama')
     few, path = tmp_path / 'few.jsonl', tmp_path / 'rewritten.jsonl'
     few.write_text(''.join(templates.read_text().splitlines(keepends=True)[:6]))
-    code, out, err = call('rewrite', few, path, '--local', model, '--batch-size', 4,
-                          '--max-tokens', 8)
+    code, out, err = call(
+        'rewrite', few, path, '--local', model, '--batch-size', 4, '--max-tokens', 8
+    )
     assert code == 0, err
     # A random model says nothing usable: every template is kept, and counted by its reason.
     assert path.read_bytes() == few.read_bytes()
@@ -123,47 +152,117 @@ def test_a_rewriting_by_a_local_model(tmp_path, templates):
 
 def test_captions(tmp_path):
     path = tmp_path / 'captions.json'
-    path.write_text(json.dumps({'annotations': [
-        {'id': 5, 'caption': 'A man with a tennis racket'}, {'id': 6, 'caption': 'so slowly'},
-        {'id': 7, 'caption': 'The idea of a dog'}]}))
+    path.write_text(
+        json.dumps(
+            {
+                'annotations': [
+                    {'id': 5, 'caption': 'A man with a tennis racket'},
+                    {'id': 6, 'caption': 'so slowly'},
+                    {'id': 7, 'caption': 'The idea of a dog'},
+                ]
+            }
+        )
+    )
     out_path = tmp_path / 'coco.jsonl'
     code, out, err = call('coco', path, out_path, '--concrete')
     assert code == 0, err
-    assert out.splitlines() == [f'2 prompts in {out_path}, from 3 read', '  nouns: 3',
-                                '  skipped: no noun: 1']
+    assert out.splitlines() == [
+        f'2 prompts in {out_path}, from 3 read',
+        '  nouns: 3',
+        '  skipped: no noun: 1',
+    ]
     assert [(r.id, r.source, [n.text for n in r.nouns]) for r in read_prompts(out_path)] == [
-        ('coco-5', 'coco', ['man', 'tennis racket']), ('coco-7', 'coco', ['dog'])]
+        ('coco-5', 'coco', ['man', 'tennis racket']),
+        ('coco-7', 'coco', ['dog']),
+    ]
 
 
-@pytest.mark.parametrize('arguments, code, message', [
-    (('imagenet', 'OUT', '--under', 'unicorn'), 1, "no class of ImageNet stands under 'unicorn'"),
-    (('imagenet', 'OUT', '--count', '0'), 2,
-     "--count: must be a whole number from 1 to 1,000,000,000, got '0'"),
-    *((('imagenet', 'OUT', '--count', count), 2, '--count: must be a whole number from 1 to')
-      for count in ('-1', '1e12', 'nan', '1.5', '99999999999', '9' * 5000, '')),
-    *((('rewrite', 'a.jsonl', 'OUT', '--model', 'x', option, value), 2, f'{option}: must be a ')
-      for option in ('--workers', '--retries', '--timeout', '--temperature', '--max-tokens',
-                     '--per-request', '--price-in', '--price-out', '--budget', '--min-words',
-                     '--max-words', '--batch-size', '--seed')
-      for value in ('nan', 'inf', '1e300', 'x')),
-    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--workers', '0'), 2, '--workers: must be'),
-    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--temperature', '-1'), 2,
-     "--temperature: must be a number from 0 to 10, got '-1'"),
-    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--min-words', '50'), 2,
-     '--min-words 50 is more than --max-words 40'),
-    (('coco', 'a.json', 'OUT', '--max-unreadable', 'nan'), 2, '--max-unreadable: must be'),
-    (('coco', '/dev/zero', 'OUT'), 1, '/dev/zero is a device, not a caption file'),
-    (('rewrite', '/dev/zero', 'OUT', '--local', 'nothing'), 1, 'is a device, not a prompt file'),
-    (('rewrite', '/dev/null', '/dev/null', '--local', 'nothing', '--overwrite'), 1,
-     '/dev/null is no regular file'),
-    (('imagenet', 'OUT', '--name', 'a b'), 2, '--name must be'),
-    (('coco', 'nothing.json', 'OUT'), 1, 'there is no caption file nothing.json'),
-    (('rewrite', 'nothing.jsonl', 'OUT', '--model', 'x', '--server', 'http://127.0.0.1:9/v1'), 1,
-     'there is no prompt file nothing.jsonl'),
-    (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--budget', '5'), 2,
-     '--budget needs --price-in'),
-    (('rewrite', 'a.jsonl', 'OUT'), 2, 'one of the arguments --model --local is required'),
-])
+@pytest.mark.parametrize(
+    'arguments, code, message',
+    [
+        (
+            ('imagenet', 'OUT', '--under', 'unicorn'),
+            1,
+            "no class of ImageNet stands under 'unicorn'",
+        ),
+        (
+            ('imagenet', 'OUT', '--count', '0'),
+            2,
+            "--count: must be a whole number from 1 to 1,000,000,000, got '0'",
+        ),
+        *(
+            (('imagenet', 'OUT', '--count', count), 2, '--count: must be a whole number from 1 to')
+            for count in ('-1', '1e12', 'nan', '1.5', '99999999999', '9' * 5000, '')
+        ),
+        *(
+            (
+                ('rewrite', 'a.jsonl', 'OUT', '--model', 'x', option, value),
+                2,
+                f'{option}: must be a ',
+            )
+            for option in (
+                '--workers',
+                '--retries',
+                '--timeout',
+                '--temperature',
+                '--max-tokens',
+                '--per-request',
+                '--price-in',
+                '--price-out',
+                '--budget',
+                '--min-words',
+                '--max-words',
+                '--batch-size',
+                '--seed',
+            )
+            for value in ('nan', 'inf', '1e300', 'x')
+        ),
+        (('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--workers', '0'), 2, '--workers: must be'),
+        (
+            ('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--temperature', '-1'),
+            2,
+            "--temperature: must be a number from 0 to 10, got '-1'",
+        ),
+        (
+            ('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--min-words', '50'),
+            2,
+            '--min-words 50 is more than --max-words 40',
+        ),
+        (('coco', 'a.json', 'OUT', '--max-unreadable', 'nan'), 2, '--max-unreadable: must be'),
+        (('coco', '/dev/zero', 'OUT'), 1, '/dev/zero is a device, not a caption file'),
+        (
+            ('rewrite', '/dev/zero', 'OUT', '--local', 'nothing'),
+            1,
+            'is a device, not a prompt file',
+        ),
+        (
+            ('rewrite', '/dev/null', '/dev/null', '--local', 'nothing', '--overwrite'),
+            1,
+            '/dev/null is no regular file',
+        ),
+        (('imagenet', 'OUT', '--name', 'a b'), 2, '--name must be'),
+        (('coco', 'nothing.json', 'OUT'), 1, 'there is no caption file nothing.json'),
+        (
+            (
+                'rewrite',
+                'nothing.jsonl',
+                'OUT',
+                '--model',
+                'x',
+                '--server',
+                'http://127.0.0.1:9/v1',
+            ),
+            1,
+            'there is no prompt file nothing.jsonl',
+        ),
+        (
+            ('rewrite', 'a.jsonl', 'OUT', '--model', 'x', '--budget', '5'),
+            2,
+            '--budget needs --price-in',
+        ),
+        (('rewrite', 'a.jsonl', 'OUT'), 2, 'one of the arguments --model --local is required'),
+    ],
+)
 def test_a_mistake_is_one_sentence(tmp_path, arguments, code, message):
     out = tmp_path / 'out.jsonl'
     result, _, err = call(*(out if a == 'OUT' else a for a in arguments))
@@ -187,8 +286,17 @@ def test_word_lists_are_checked(tmp_path, templates):
     bad = tmp_path / 'words.txt'
     for content, message in ((b'caf\xe9', 'is not UTF-8'), (b'x' * (2 << 20), 'has more than')):
         bad.write_bytes(content)
-        code, _, err = call('rewrite', templates, tmp_path / 'out.jsonl', '--model', 'x',
-                            '--server', 'http://127.0.0.1:9/v1', '--forbid', bad)
+        code, _, err = call(
+            'rewrite',
+            templates,
+            tmp_path / 'out.jsonl',
+            '--model',
+            'x',
+            '--server',
+            'http://127.0.0.1:9/v1',
+            '--forbid',
+            bad,
+        )
         assert code == 1 and message in err and len(err.splitlines()) == 1
 
 
@@ -198,14 +306,20 @@ def test_thoughts_do_not_become_prompts(tmp_path, templates):
 
     def reply(number, body):
         if 'max_tokens' in body:
-            return 400, {'error': {'message': "Unsupported parameter: 'max_tokens'. Use "
-                                              "'max_completion_tokens' instead.",
-                                   'param': 'max_tokens', 'code': 'unsupported_parameter'}}
+            return 400, {
+                'error': {
+                    'message': "Unsupported parameter: 'max_tokens'. Use "
+                    "'max_completion_tokens' instead.",
+                    'param': 'max_tokens',
+                    'code': 'unsupported_parameter',
+                }
+            }
         text = rewritten(body['messages'][-1]['content'])
         thoughts = text.replace('A bright photo', 'Maybe a dull thought')
         answer = completion(f'<think>{thoughts}</think>\n{text[:-9]}')
         answer['choices'][0]['finish_reason'] = 'length'
         return 200, answer
+
     path = tmp_path / 'rewritten.jsonl'
     with chat_server(reply) as server:
         code, out, err = call('rewrite', templates, path, '--model', 'toy', '--server', server.url)

@@ -1,4 +1,5 @@
 """The paper's tables in miniature: the plan is complete and its options are real ones."""
+
 from __future__ import annotations
 
 import shlex
@@ -21,17 +22,38 @@ def test_every_arm_of_the_paper_is_in_the_plan(capsys, tmp_path):
     # World and images; for each seed two suites of references, and 6 stages and 5 arms a method.
     assert len(commands) == len({shlex.join(command) for command in commands})
     assert len(commands) == 2 + 2 * (2 * 3 + 3 * 11)
-    judged = {(command[command.index('--method') + 1], command[command.index('--regime') + 1],
-               command[command.index('--masks') + 1], command[command.index('--suite') + 1])
-              for command in commands if command[0] == 'tools/downstream.py'}
+    judged = {
+        (
+            command[command.index('--method') + 1],
+            command[command.index('--regime') + 1],
+            command[command.index('--masks') + 1],
+            command[command.index('--suite') + 1],
+        )
+        for command in commands
+        if command[0] == 'tools/downstream.py'
+    }
     assert judged == {
-        *((method, 'real', 'false', suite) for method in ('random', 'supervised')
-          for suite in ('mini-resnet', 'mini-vit')),
-        *((method, regime, masks, suite)
-          for method, suite in (('simclr', 'mini-resnet'), ('mocov2', 'mini-resnet'),
-                                ('mae', 'mini-vit'))
-          for regime, masks in (('real', 'false'), ('synthetic', 'false'), ('synthetic', 'true'),
-                                ('mixed', 'false'), ('mixed', 'true')))}
+        *(
+            (method, 'real', 'false', suite)
+            for method in ('random', 'supervised')
+            for suite in ('mini-resnet', 'mini-vit')
+        ),
+        *(
+            (method, regime, masks, suite)
+            for method, suite in (
+                ('simclr', 'mini-resnet'),
+                ('mocov2', 'mini-resnet'),
+                ('mae', 'mini-vit'),
+            )
+            for regime, masks in (
+                ('real', 'false'),
+                ('synthetic', 'false'),
+                ('synthetic', 'true'),
+                ('mixed', 'false'),
+                ('mixed', 'true'),
+            )
+        ),
+    }
 
 
 def test_what_is_judged_was_trained_before(capsys, tmp_path):
@@ -41,9 +63,14 @@ def test_what_is_judged_was_trained_before(capsys, tmp_path):
             for option in command:
                 if option.startswith('model.pretrained='):
                     assert option.split('=')[1] in made
-            epochs = next((int(option.split('=')[1]) for option in command
-                           if option.startswith('train_cfg.max_epochs=')),
-                          Config.fromfile(command[1]).train_cfg.max_epochs)
+            epochs = next(
+                (
+                    int(option.split('=')[1])
+                    for option in command
+                    if option.startswith('train_cfg.max_epochs=')
+                ),
+                Config.fromfile(command[1]).train_cfg.max_epochs,
+            )
             made.add(f'{command[command.index("--work-dir") + 1]}/epoch_{epochs}.pth')
         elif command[0] == 'tools/downstream.py' and command[1] != 'random':
             assert command[1] in made
@@ -51,14 +78,17 @@ def test_what_is_judged_was_trained_before(capsys, tmp_path):
 
 def test_options_change_what_they_name(capsys, tmp_path):
     """Each key is there before it is changed, so that none is misspelt; schedules end in time."""
-    commands = [command for command in plan(capsys, '--out', str(tmp_path), '--seeds', '1',
-                                            '--epochs', '9')
-                if command[0] == 'tools/train.py' and '--cfg-options' in command]
+    commands = [
+        command
+        for command in plan(capsys, '--out', str(tmp_path), '--seeds', '1', '--epochs', '9')
+        if command[0] == 'tools/train.py' and '--cfg-options' in command
+    ]
     assert len(commands) == 18
     for command in commands:
         cfg = Config.fromfile(command[1])
-        options = dict(option.split('=', 1)
-                       for option in command[command.index('--cfg-options') + 1:])
+        options = dict(
+            option.split('=', 1) for option in command[command.index('--cfg-options') + 1 :]
+        )
         for key in options:
             value = cfg
             for part in key.split('.')[:-1]:
@@ -75,22 +105,36 @@ def test_options_change_what_they_name(capsys, tmp_path):
 
 def test_rows_become_tables(tmp_path, capsys):
     for name, method, masks, metrics in (
-            ('a', 'simclr', True, {'linear_top1': 0.8}),
-            ('e', 'simclr', 'other_nouns', {'linear_top1': 0.9}),
-            ('b', 'simclr', False, {'linear_top1': 0.7}),
-            ('c', 'random', False, {'linear_top1': 0.5, 'box_ap': 0.1}),
-            ('d', 'random', False, {'finetune_top1': 0.6})):
+        ('a', 'simclr', True, {'linear_top1': 0.8}),
+        ('e', 'simclr', 'other_nouns', {'linear_top1': 0.9}),
+        ('b', 'simclr', False, {'linear_top1': 0.7}),
+        ('c', 'random', False, {'linear_top1': 0.5, 'box_ap': 0.1}),
+        ('d', 'random', False, {'finetune_top1': 0.6}),
+    ):
         results = new_results(name, 'python x')
-        add_row(results, {'method': method, 'regime': 'real', 'masks': masks, 'seed': 0,
-                          'epochs': 0, 'generator': '', 'metrics': metrics})
+        add_row(
+            results,
+            {
+                'method': method,
+                'regime': 'real',
+                'masks': masks,
+                'seed': 0,
+                'epochs': 0,
+                'generator': '',
+                'metrics': metrics,
+            },
+        )
         write_results(tmp_path / f'tables/{name}/row.json', results)
     job = tool.Job(tmp_path)
     job.steps.append(Step('one', 'python x', 3600.0))
     tool.write_tables(tool.parse_args(['--out', str(tmp_path)]), job)
     first = read_results(tmp_path / 'miniature-table1.json')['rows']
     assert [(row['method'], row['masks'], row['seed']) for row in first] == [
-        ('random', False, 0), ('simclr', False, 0), ('simclr', True, 0),  # as in the paper
-        ('simclr', 'other_nouns', 0)]
+        ('random', False, 0),
+        ('simclr', False, 0),
+        ('simclr', True, 0),  # as in the paper
+        ('simclr', 'other_nouns', 0),
+    ]
     assert first[0]['metrics'] == {'linear_top1': 0.5, 'box_ap': 0.1}
     assert first[0]['command'] == 'python x' and first[0]['date']  # the row's own
     second = read_results(tmp_path / 'miniature-table2.json')['rows']
@@ -105,12 +149,29 @@ def test_rows_become_tables(tmp_path, capsys):
 
 def test_what_the_main_job_has_made_is_used(capsys):
     """In one folder both make the same world, images and pretrainings by the same commands."""
-    main = planned(load_tool('miniature/run'), capsys, '--exact', '--methods', 'mocov2', 'simclr',
-                   'mae', '--out', 'work_dirs/x')
+    main = planned(
+        load_tool('miniature/run'),
+        capsys,
+        '--exact',
+        '--methods',
+        'mocov2',
+        'simclr',
+        'mae',
+        '--out',
+        'work_dirs/x',
+    )
     tables = [command for command in plan(capsys, '--out', 'work_dirs/x', '--seeds', '1')]
     shared = [command for command in tables if command in main]
-    assert [command[0] for command in shared[:2]] == ['tools/miniature/make_world.py', 'tools/generate.py']
+    assert [command[0] for command in shared[:2]] == [
+        'tools/miniature/make_world.py',
+        'tools/generate.py',
+    ]
     assert {command[command.index('--work-dir') + 1].split('/')[-1] for command in shared[2:]} == {
-        f'{arm}-0' for method in ('mocov2', 'simclr', 'mae')
-        for arm in (f'real-{method}-baseline', f'synthetic-{method}-baseline',
-                    f'synthetic-{method}-freeatm')}
+        f'{arm}-0'
+        for method in ('mocov2', 'simclr', 'mae')
+        for arm in (
+            f'real-{method}-baseline',
+            f'synthetic-{method}-baseline',
+            f'synthetic-{method}-freeatm',
+        )
+    }

@@ -1,4 +1,5 @@
 """The store's tools: what they print, and their exit codes."""
+
 from __future__ import annotations
 
 import errno
@@ -63,26 +64,45 @@ def test_stores_are_split_filtered_and_merged(path, tmp_path, capsys):
     assert run_tool('store/edit', 'merge', tmp_path / 'ab', tmp_path / 'a', tmp_path / 'b') == 0
     assert '7 samples of 2 stores' in capsys.readouterr().out
     assert sorted(sample.key for sample in Store(tmp_path / 'ab')) == [
-        f'{number:06d}' for number in range(7)]
-    assert run_tool('store/edit', 'filter', path, tmp_path / 'c', '--where', 'nouns.#>=2', '--where',
-               'meta.seed>1', '--samples-per-shard', '1') == 0
+        f'{number:06d}' for number in range(7)
+    ]
+    assert (
+        run_tool(
+            'store/edit',
+            'filter',
+            path,
+            tmp_path / 'c',
+            '--where',
+            'nouns.#>=2',
+            '--where',
+            'meta.seed>1',
+            '--samples-per-shard',
+            '1',
+        )
+        == 0
+    )
     assert [int(sample.key) for sample in Store(tmp_path / 'c')] == [2, 5]
 
 
-@pytest.mark.parametrize('words, message', [
-    (['filter', '{path}', '{path}-x', '--where', 'nonsense'], 'is no condition'),
-    (['split', '{path}', '{path}-x=0.5', '{path}-y=0.6'], 'add up to 1'),
-    (['merge', '{path}-x', '{path}', '{path}'], 'both have a sample'),
-    (['merge', '{path}-x', '{path}-nowhere'], 'no such folder'),
-])
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['filter', '{path}', '{path}-x', '--where', 'nonsense'], 'is no condition'),
+        (['split', '{path}', '{path}-x=0.5', '{path}-y=0.6'], 'add up to 1'),
+        (['merge', '{path}-x', '{path}', '{path}'], 'both have a sample'),
+        (['merge', '{path}-x', '{path}-nowhere'], 'no such folder'),
+    ],
+)
 def test_what_cannot_be_done_is_one_sentence(path, capsys, words, message):
     assert run_tool('store/edit', *(word.format(path=path) for word in words)) == 2
     err = capsys.readouterr().err
     assert err.startswith('error: ') and message in err and err.count('\n') == 1
 
 
-@pytest.mark.parametrize('kind, file', [
-    ('coco', 'coco.json'), ('mmseg', 'classes.txt'), ('folders', 'bird'), ('parquet', 'data')])
+@pytest.mark.parametrize(
+    'kind, file',
+    [('coco', 'coco.json'), ('mmseg', 'classes.txt'), ('folders', 'bird'), ('parquet', 'data')],
+)
 def test_each_format_is_exported(path, tmp_path, capsys, kind, file):
     if kind == 'parquet':
         pytest.importorskip('pyarrow')
@@ -102,20 +122,32 @@ def test_options_of_other_formats_are_refused(path, words):
 @pytest.mark.parametrize('kind', ['coco', 'mmseg', 'folders', 'parquet'])
 def test_exports_do_not_depend_on_the_locale(tmp_path, kind):
     """Captions, categories and the store's name have characters that the locale lacks."""
+
     def samples():
         for number, word in enumerate(('bird', 'vögel', '狗')):
             caption = f'a {word}'
-            yield replace(make_sample(number, 1), caption=caption, nouns=(
-                Noun(word, 2, len(caption), word if kind != 'folders' else 'bird'), ))
+            yield replace(
+                make_sample(number, 1),
+                caption=caption,
+                nouns=(Noun(word, 2, len(caption), word if kind != 'folders' else 'bird'),),
+            )
 
     store, out = tmp_path / 'störe', tmp_path / 'out'
     write_store(store, samples(), 2, {'name': '狗'})
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(
-        ('LC_', 'LANG'))} | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',
-                                      'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(('LC_', 'LANG'))
+    } | {
+        'LC_ALL': 'C',
+        'PYTHONUTF8': '0',
+        'PYTHONCOERCECLOCALE': '0',
+        'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+    }
     for tool, *words in (('store/export', kind, store, out), ('store/verify', store)):
-        result = subprocess.run([sys.executable, ROOT / f'tools/{tool}.py', *words], env=environment,
-                                capture_output=True)
+        result = subprocess.run(
+            [sys.executable, ROOT / f'tools/{tool}.py', *words],
+            env=environment,
+            capture_output=True,
+        )
         assert result.returncode == 0, result.stderr
     if kind == 'coco':
         content = json.loads((out / 'coco.json').read_text('utf-8'))
@@ -125,13 +157,28 @@ def test_exports_do_not_depend_on_the_locale(tmp_path, kind):
 
 
 def test_categories_that_the_locale_cannot_name_are_one_sentence(tmp_path):
-    write_store(tmp_path / 'store', [replace(make_sample(0, 1), caption='a 狗', nouns=(
-        Noun('狗', 2, 3, '狗'), ))])
-    environment = os.environ | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',
-                                'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run([sys.executable, ROOT / 'tools/store/export.py', 'folders',
-                             tmp_path / 'store', tmp_path / 'out'], env=environment,
-                            capture_output=True, text=True)
+    write_store(
+        tmp_path / 'store',
+        [replace(make_sample(0, 1), caption='a 狗', nouns=(Noun('狗', 2, 3, '狗'),))],
+    )
+    environment = os.environ | {
+        'LC_ALL': 'C',
+        'PYTHONUTF8': '0',
+        'PYTHONCOERCECLOCALE': '0',
+        'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+    }
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/store/export.py',
+            'folders',
+            tmp_path / 'store',
+            tmp_path / 'out',
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 2 and not (tmp_path / 'out').exists()
     assert "can't be the name of a folder here" in result.stderr and result.stderr.count('\n') == 1
 
@@ -173,12 +220,14 @@ def test_a_store_that_cannot_be_written_is_one_sentence(path, monkeypatch, capsy
     assert 'Read-only file system' in err and err.count('\n') == 1
 
 
-def test_coco_without_pycocotools_is_one_sentence_that_names_the_extra(path, tmp_path, monkeypatch,
-                                                                       capsys):
+def test_coco_without_pycocotools_is_one_sentence_that_names_the_extra(
+    path, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, 'pycocotools', None)
     assert run_tool('store/export', 'coco', path, tmp_path / 'out') == 2
     assert capsys.readouterr().err == (
-        'error: COCO needs pycocotools; install freeatm_mm[export]\n')
+        'error: COCO needs pycocotools; install freeatm_mm[export]\n'
+    )
     assert not (tmp_path / 'out').exists()
 
 
@@ -207,18 +256,29 @@ def other_settings(manifest):
     manifest['config_sha256'] = config_digest(manifest['config'])
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda m: m['config'].update(num_samples=8), 'the settings are not those that were written'),
-    (other_settings, 'was made with other settings than store.json says'),
-    (lambda m: m.update(nouns=99), '99 nouns in all'),
-    (lambda m: m.update(samples_per_shard=5), "don't hold 5 samples each"),
-    (lose_last_shard, 'lists 6 samples, and its settings say 7'),
-    (lambda m: m['shards'][1].update(notes={'batch_size': 2}), 'store.json of notes'),
-    (lambda m: m['shards'][1].pop('notes'), 'store.json of notes'),
-    (lambda m: (m['shards'][1].update(nouns=m['shards'][1]['nouns'] + 1),
-                m.update(nouns=m['nouns'] + 1)), 'store.json of nouns'),
-    (lambda m: m['shards'][1].update(index_sha256='0' * 64), 'sha256 is not the recorded one'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda m: m['config'].update(num_samples=8),
+            'the settings are not those that were written',
+        ),
+        (other_settings, 'was made with other settings than store.json says'),
+        (lambda m: m.update(nouns=99), '99 nouns in all'),
+        (lambda m: m.update(samples_per_shard=5), "don't hold 5 samples each"),
+        (lose_last_shard, 'lists 6 samples, and its settings say 7'),
+        (lambda m: m['shards'][1].update(notes={'batch_size': 2}), 'store.json of notes'),
+        (lambda m: m['shards'][1].pop('notes'), 'store.json of notes'),
+        (
+            lambda m: (
+                m['shards'][1].update(nouns=m['shards'][1]['nouns'] + 1),
+                m.update(nouns=m['nouns'] + 1),
+            ),
+            'store.json of nouns',
+        ),
+        (lambda m: m['shards'][1].update(index_sha256='0' * 64), 'sha256 is not the recorded one'),
+    ],
+)
 def test_what_was_changed_in_store_json_is_not_sound(path, capsys, change, message):
     changed(path, change)
     if change is lose_last_shard:
@@ -242,5 +302,7 @@ def test_a_sample_is_shown_in_a_line(path):
     store = Store(path)
     for thing in (store[1], store.read(1), store[4]):
         assert len(repr(thing)) < 250 and '\n' not in repr(thing)
-    assert repr(store[1]) == (f"Sample('000001', {len(store[1].image_bytes)} bytes of jpg, "
-                              "'1: bird dress', nouns: 'bird, dress', masks: 2x8x6)")
+    assert repr(store[1]) == (
+        f"Sample('000001', {len(store[1].image_bytes)} bytes of jpg, "
+        "'1: bird dress', nouns: 'bird, dress', masks: 2x8x6)"
+    )

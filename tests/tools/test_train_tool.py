@@ -1,4 +1,5 @@
 """The training tool: what it says about wrong paths, and one real run with resume."""
+
 import os
 import subprocess
 import sys
@@ -18,11 +19,14 @@ CONFIG = 'configs/miniature/mocov2_freeatm.py'
 tool = load_tool('train')
 
 
-@pytest.mark.parametrize('config, store, message', [
-    ('configs/no_such.py', 'anywhere', 'there is no config configs/no_such.py'),
-    (ROOT / CONFIG, 'no/such/store', 'no/such/store: no such folder'),
-    (ROOT / CONFIG, '', 'is empty'),
-])
+@pytest.mark.parametrize(
+    'config, store, message',
+    [
+        ('configs/no_such.py', 'anywhere', 'there is no config configs/no_such.py'),
+        (ROOT / CONFIG, 'no/such/store', 'no/such/store: no such folder'),
+        (ROOT / CONFIG, '', 'is empty'),
+    ],
+)
 def test_wrong_paths_are_told_in_one_sentence(tmp_path, capsys, config, store, message):
     store = store or tmp_path
     with pytest.raises(SystemExit) as done:
@@ -41,10 +45,17 @@ def test_second_stage_without_the_first_is_told(capsys):
 def test_second_stage_on_another_models_checkpoint_is_refused(tmp_path, capsys):
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(3)}}, tmp_path / 'other.pth')
     with pytest.raises(SystemExit):
-        tool.main([str(ROOT / 'configs/miniature/mixed/mocov2_freeatm.py'), '--work-dir',
-                   str(tmp_path / 'work'), '--cfg-options',
-                   f'train_dataloader.dataset.store={make_store(tmp_path / "store", 4)}',
-                   f'model.pretrained={tmp_path / "other.pth"}', 'train_dataloader.batch_size=2'])
+        tool.main(
+            [
+                str(ROOT / 'configs/miniature/mixed/mocov2_freeatm.py'),
+                '--work-dir',
+                str(tmp_path / 'work'),
+                '--cfg-options',
+                f'train_dataloader.dataset.store={make_store(tmp_path / "store", 4)}',
+                f'model.pretrained={tmp_path / "other.pth"}',
+                'train_dataloader.batch_size=2',
+            ]
+        )
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'model.pretrained' in last and 'is not of this config' in last
 
@@ -52,11 +63,20 @@ def test_second_stage_on_another_models_checkpoint_is_refused(tmp_path, capsys):
 HOSTILE = 'it holds more than tensors and plain values, namely'
 
 
-@pytest.mark.parametrize('way, message', [
-    ('resume', HOSTILE), ('auto', HOSTILE), ('load_from', HOSTILE), ('pretrained', HOSTILE),
-    ('weights', "can't be resumed from: it holds weights, but not how far a training was"),
-    ('empty', 'it is empty'), ('pipe', 'is a pipe'), ('folder', 'is a folder'),
-    ('none', 'there is no checkpoint')])
+@pytest.mark.parametrize(
+    'way, message',
+    [
+        ('resume', HOSTILE),
+        ('auto', HOSTILE),
+        ('load_from', HOSTILE),
+        ('pretrained', HOSTILE),
+        ('weights', "can't be resumed from: it holds weights, but not how far a training was"),
+        ('empty', 'it is empty'),
+        ('pipe', 'is a pipe'),
+        ('folder', 'is a folder'),
+        ('none', 'there is no checkpoint'),
+    ],
+)
 def test_no_checkpoint_runs_code_whatever_it_comes_by(tmp_path, capsys, way, message):
     path, marker = tmp_path / 'run/epoch_1.pth', tmp_path / 'marker'
     path.parent.mkdir()
@@ -77,9 +97,19 @@ def test_no_checkpoint_runs_code_whatever_it_comes_by(tmp_path, capsys, way, mes
     if way in ('load_from', 'pretrained'):
         arguments, options = [], [f'{"model." * (way == "pretrained")}{way}={path}']
     with pytest.raises((SystemExit, ValueError)) as done:
-        tool.main([str(ROOT / CONFIG), '--work-dir', str(tmp_path / 'run'), *arguments,
-                   '--cfg-options', f'train_dataloader.dataset.store={store_of(tmp_path)}',
-                   'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', *options])
+        tool.main(
+            [
+                str(ROOT / CONFIG),
+                '--work-dir',
+                str(tmp_path / 'run'),
+                *arguments,
+                '--cfg-options',
+                f'train_dataloader.dataset.store={store_of(tmp_path)}',
+                'train_dataloader.batch_size=2',
+                'train_dataloader.num_workers=0',
+                *options,
+            ]
+        )
     assert not marker.exists()
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert done.type is SystemExit and done.value.code == 2, done.value
@@ -109,23 +139,47 @@ def test_scaling_a_learning_rate_that_is_meant_for_no_batch(tmp_path, capsys):
 
 def torchrun(*arguments):
     return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         'tools/train.py', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            '2',
+            'tools/train.py',
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_two_processes_train_and_resume(tmp_path):
     """torchrun on CPUs: processes agree, --resume goes on, --seed and --cfg-options arrive."""
     store = make_store(tmp_path / 'store', count=24, size=(64, 64), mask_size=(16, 16))
-    options = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'run', '--seed', 7,
-               '--cfg-options', f'train_dataloader.dataset.store={store}',
-               'train_dataloader.batch_size=6', 'train_dataloader.num_workers=0',
-               'model.queue_len=32', 'default_hooks.checkpoint.max_keep_ckpts=3']
+    options = [
+        '--launcher',
+        'pytorch',
+        '--work-dir',
+        tmp_path / 'run',
+        '--seed',
+        7,
+        '--cfg-options',
+        f'train_dataloader.dataset.store={store}',
+        'train_dataloader.batch_size=6',
+        'train_dataloader.num_workers=0',
+        'model.queue_len=32',
+        'default_hooks.checkpoint.max_keep_ckpts=3',
+    ]
     done = torchrun(CONFIG, *options, 'train_cfg.max_epochs=1')
     assert done.returncode == 0, done.stderr
     done = torchrun(CONFIG, '--resume', *options, 'train_cfg.max_epochs=2')
     assert done.returncode == 0, done.stderr
-    first, second = (CheckpointLoader.load_checkpoint(str(tmp_path / 'run' / f'epoch_{epoch}.pth'))
-                     for epoch in (1, 2))
+    first, second = (
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'run' / f'epoch_{epoch}.pth'))
+        for epoch in (1, 2)
+    )
     assert first['meta']['iter'] == 2 and second['meta']['iter'] == 4
     assert second['meta']['seed'] == 7
     assert int(second['state_dict']['encoder_k.steps']) == 4

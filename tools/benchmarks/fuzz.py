@@ -11,6 +11,7 @@ fields in JSON, other tar headers, pipes, folders, endless and huge files in its
 hangs, stray exceptions (no single sentence) and silent differences; exit code 1 if there are any.
 Writes `fuzz.json` and `.md` (--out). How to add a target: tools/benchmarks/fuzzing.py.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,15 +27,26 @@ USAGE_ERROR = 2
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add('targets', nargs='*', metavar='TARGET', help='what to test (default: everything)')
     add('--count', type=int, default=500, help='mutations of each file (500)')
-    add('--bits', type=int, default=500, metavar='N',
-        help='single bits of each file to turn, besides (500; 0: every bit)')
+    add(
+        '--bits',
+        type=int,
+        default=500,
+        metavar='N',
+        help='single bits of each file to turn, besides (500; 0: every bit)',
+    )
     add('--seed', type=int, default=0, help='other mutations (0)')
-    add('--seconds', type=float, default=10.0, metavar='S', help='a reading longer than this is a '
-        'hang (10)')
+    add(
+        '--seconds',
+        type=float,
+        default=10.0,
+        metavar='S',
+        help='a reading longer than this is a hang (10)',
+    )
     add('--module', action='append', default=[], help='import this module, which adds targets')
     add('--list', action='store_true', help='print the targets and end')
     add('--out', type=Path, default=ROOT / 'docs/results/fuzz.json', help='result file')
@@ -54,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         to_markdown,
         write_results,
     )
+
     for module in args.module:
         importlib.import_module(module)
     if args.list:
@@ -65,32 +78,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.count < 0 or args.bits < 0 or not 0 < args.seconds < float('inf'):
         parser.error('--count and --bits must not be negative, and --seconds above 0')
 
-    results = read_results(args.out) if args.out.exists() else new_results(
-        'fuzz', 'python tools/benchmarks/fuzz.py')
+    results = (
+        read_results(args.out)
+        if args.out.exists()
+        else new_results('fuzz', 'python tools/benchmarks/fuzz.py')
+    )
     results['description'] = (
         'Files damaged in many ways, each of which their readers must refuse in one sentence or '
         'read as before. Baseline: mutations; ours: those that ended in a hang, a stray exception '
         'or a silent difference. The details say how many ended how, and the --seed, --count and '
-        '--bits of each row.')
+        '--bits of each row.'
+    )
     faults = 0
     for name in args.targets or fuzzing.TARGETS:
         target, start = fuzzing.TARGETS[name], time.monotonic()
-        report = fuzzing.fuzz(target, fuzzing.random_mutations(args.count, args.seed),
-                              seconds=args.seconds)
-        fuzzing.fuzz(target, fuzzing.all_bits(args.bits or None, args.seed),
-                     seconds=args.seconds, report=report)
+        report = fuzzing.fuzz(
+            target, fuzzing.random_mutations(args.count, args.seed), seconds=args.seconds
+        )
+        fuzzing.fuzz(
+            target,
+            fuzzing.all_bits(args.bits or None, args.seed),
+            seconds=args.seconds,
+            report=report,
+        )
         print(f'{report}, {time.monotonic() - start:.0f} s', flush=True)
         for line in report.faults:
             print(f'    {line}')
         count = sum(report.outcomes[fault] for fault in fuzzing.FAULTS)
         faults += count
-        add_row(results, {
-            'case': f'fuzz-{name}', 'unit': 'mutations', 'baseline': report.outcomes.total(),
-            'ours': count, 'ratio': count / max(1, report.outcomes.total()),
-            'details': {'seed': args.seed, 'count': args.count, 'bits': args.bits or 'all',
-                        **{outcome: report.outcomes[outcome] for outcome in (
-                            'refused', 'same content', 'forged', *fuzzing.FAULTS)},
-                        'faults': report.faults}})
+        add_row(
+            results,
+            {
+                'case': f'fuzz-{name}',
+                'unit': 'mutations',
+                'baseline': report.outcomes.total(),
+                'ours': count,
+                'ratio': count / max(1, report.outcomes.total()),
+                'details': {
+                    'seed': args.seed,
+                    'count': args.count,
+                    'bits': args.bits or 'all',
+                    **{
+                        outcome: report.outcomes[outcome]
+                        for outcome in ('refused', 'same content', 'forged', *fuzzing.FAULTS)
+                    },
+                    'faults': report.faults,
+                },
+            },
+        )
         write_results(args.out, results)
         with atomic_write(args.out.with_suffix('.md')) as file:
             file.write(to_markdown(results).encode())

@@ -7,14 +7,15 @@ the reader must then refuse it in one sentence, or give what it gave before. Wha
 * a stray exception: one that is no :class:`~freeatm_mm.errors.InputError`, or no single sentence;
 * a silent difference: other content, and no word about it.
 
-Another reader is put to this test by a few lines, here or in any module that ``tools/benchmarks/fuzz.py`` is
-told to import::
+Another reader is put to this test by a few lines, here or in any module that `fuzz.py` is told to
+import::
 
     @target('prompts', files=('*.jsonl',))
     def prompts(folder):                       # write what is sound, and return the reader
         write_prompts(folder / 'prompts.jsonl', RECORDS)
         return lambda folder: list(read_prompts(folder / 'prompts.jsonl'))
 """
+
 from __future__ import annotations
 
 import collections
@@ -38,8 +39,17 @@ from PIL import Image
 
 from freeatm_mm.errors import InputError
 
-__all__ = ['FAULTS', 'TARGETS', 'Mutation', 'Report', 'Target', 'all_bits', 'fuzz',
-           'random_mutations', 'target']
+__all__ = [
+    'FAULTS',
+    'TARGETS',
+    'Mutation',
+    'Report',
+    'Target',
+    'all_bits',
+    'fuzz',
+    'random_mutations',
+    'target',
+]
 
 #: Outcomes that must not happen.
 FAULTS = ('hang', 'stray exception', 'silent difference')
@@ -75,8 +85,8 @@ class Target:
 
     name: str
     make: Callable[[Path], Reader]
-    files: tuple[str, ...] = ('*', )
-    errors: tuple[type[Exception], ...] = (InputError, )
+    files: tuple[str, ...] = ('*',)
+    errors: tuple[type[Exception], ...] = (InputError,)
     forge: Callable[[Path], None] | None = None
 
 
@@ -86,9 +96,11 @@ TARGETS: dict[str, Target] = {}
 
 def target(name: str, **options: Any) -> Callable[[Callable[[Path], Reader]], Callable]:
     """A decorator that registers a function as a target's ``make``."""
+
     def register(make: Callable[[Path], Reader]) -> Callable[[Path], Reader]:
         TARGETS[name] = Target(name, make, **options)
         return make
+
     return register
 
 
@@ -108,14 +120,22 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        rest = ', '.join(f'{count} {outcome}' for outcome, count in self.outcomes.most_common()
-                         if outcome not in FAULTS)
+        rest = ', '.join(
+            f'{count} {outcome}'
+            for outcome, count in self.outcomes.most_common()
+            if outcome not in FAULTS
+        )
         bad = ', '.join(f'{self.outcomes[fault]} {fault}s' for fault in FAULTS)
         return f'{self.target}: {self.outcomes.total()} mutations: {bad} ({rest})'
 
 
-def fuzz(chosen: Target, mutations: Callable[[Path], Iterator[Mutation]], *, seconds: float = 10.0,
-         report: Report | None = None) -> Report:
+def fuzz(
+    chosen: Target,
+    mutations: Callable[[Path], Iterator[Mutation]],
+    *,
+    seconds: float = 10.0,
+    report: Report | None = None,
+) -> Report:
     """Apply each mutation to a sound copy and see what the reader does.
 
     Args:
@@ -148,8 +168,9 @@ def fuzz(chosen: Target, mutations: Callable[[Path], Iterator[Mutation]], *, sec
     return report
 
 
-def _outcome(chosen: Target, read: Reader, folder: Path, expected: Any,
-             seconds: float) -> tuple[str, str]:
+def _outcome(
+    chosen: Target, read: Reader, folder: Path, expected: Any, seconds: float
+) -> tuple[str, str]:
     try:
         with _alarm(seconds):
             found = read(folder)
@@ -163,8 +184,10 @@ def _outcome(chosen: Target, read: Reader, folder: Path, expected: Any,
         return 'refused', message
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return ('stray exception',
-                f'{error!r:.200} in {Path(place.filename).name}, line {place.lineno}')
+        return (
+            'stray exception',
+            f'{error!r:.200} in {Path(place.filename).name}, line {place.lineno}',
+        )
     return ('same content', '') if found == expected else ('silent difference', '')
 
 
@@ -176,6 +199,7 @@ class _Hang(BaseException):
 def _alarm(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _Hang
+
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -187,9 +211,9 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 def _restore(sound: Path, folder: Path, name: str | None) -> None:
     """Make the damaged file, or all of them, sound again."""
-    for path in ([folder / name] if name else list(folder.iterdir())):
+    for path in [folder / name] if name else list(folder.iterdir()):
         _remove(path)
-    for source in ([sound / name] if name else sound.iterdir()):
+    for source in [sound / name] if name else sound.iterdir():
         shutil.copyfile(source, folder / source.name)
 
 
@@ -205,19 +229,23 @@ def _remove(path: Path) -> None:
 
 def all_bits(limit: int | None = None, seed: int = 0) -> Callable[[Path], Iterator[Mutation]]:
     """Every single bit of a file turned, or ``limit`` of them at random."""
+
     def mutations(path: Path) -> Iterator[Mutation]:
         content = path.read_bytes()
         places: Sequence[int] = range(8 * len(content))
         if limit is not None and limit < len(places):
             places = random.Random(f'{seed}/{path.name}').sample(places, limit)
         for place in places:
-            yield Mutation('bit', lambda file, place=place: file.write_bytes(
-                _flipped(content, place)))
+            yield Mutation(
+                'bit', lambda file, place=place: file.write_bytes(_flipped(content, place))
+            )
+
     return mutations
 
 
 def random_mutations(count: int, seed: int = 0) -> Callable[[Path], Iterator[Mutation]]:
     """``count`` mutations of a file: of its bytes, of JSON and tar headers in it, of the file."""
+
     def mutations(path: Path) -> Iterator[Mutation]:
         content = path.read_bytes()
         dice = random.Random(f'{seed}/{path.name}')
@@ -236,6 +264,7 @@ def random_mutations(count: int, seed: int = 0) -> Callable[[Path], Iterator[Mut
             which = dice.randrange(len(kinds))
             changed = kinds[which](dice, content)
             yield Mutation(names[which], lambda file, changed=changed: file.write_bytes(changed))
+
     return mutations
 
 
@@ -269,7 +298,7 @@ def _overwritten(dice: random.Random, content: bytes) -> bytes:
 
 def _exchanged(dice: random.Random, content: bytes) -> bytes:
     size = dice.choice((8, 64, 128, 512, 1024))
-    blocks = [content[first:first + size] for first in range(0, len(content), size)]
+    blocks = [content[first : first + size] for first in range(0, len(content), size)]
     one, two = dice.randrange(len(blocks)), dice.randrange(len(blocks))
     blocks[one], blocks[two] = blocks[two], blocks[one]
     return b''.join(blocks)
@@ -277,14 +306,18 @@ def _exchanged(dice: random.Random, content: bytes) -> bytes:
 
 _BYTES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     'bit flip': lambda dice, content: _flipped(content, dice.randrange(8 * len(content))),
-    'several bit flips': lambda dice, content: _flipped(_flipped(content, dice.randrange(
-        8 * len(content))), dice.randrange(8 * len(content))),
-    'cut off': lambda dice, content: content[:dice.randrange(len(content))],
-    'without a part': _without, 'a part twice': _doubled, 'overwritten': _overwritten,
+    'several bit flips': lambda dice, content: _flipped(
+        _flipped(content, dice.randrange(8 * len(content))), dice.randrange(8 * len(content))
+    ),
+    'cut off': lambda dice, content: content[: dice.randrange(len(content))],
+    'without a part': _without,
+    'a part twice': _doubled,
+    'overwritten': _overwritten,
     'exchanged': _exchanged,
     'more at the end': lambda dice, content: content + dice.randbytes(dice.choice((1, 512, 9999))),
-    'more at the start': lambda dice, content: dice.choice(
-        (b'\xef\xbb\xbf', b'\xff\xfe', b'\0', b' ', b'\n')) + content,
+    'more at the start': lambda dice, content: (
+        dice.choice((b'\xef\xbb\xbf', b'\xff\xfe', b'\0', b' ', b'\n')) + content
+    ),
 }
 
 
@@ -297,20 +330,47 @@ def _replaced(make: Callable[[Path], Any]) -> Callable[[Path], None]:
     def replace(file: Path) -> None:
         file.unlink()
         make(file)
+
     return replace
 
 
 _PLACES: dict[str, Callable[[Path], Any]] = {
-    'missing': _replaced(lambda file: None), 'empty': lambda file: file.write_bytes(b''),
-    'a folder': _replaced(os.mkdir), 'a pipe': _replaced(os.mkfifo),
+    'missing': _replaced(lambda file: None),
+    'empty': lambda file: file.write_bytes(b''),
+    'a folder': _replaced(os.mkdir),
+    'a pipe': _replaced(os.mkfifo),
     'endless': _replaced(lambda file: file.symlink_to('/dev/zero')),
     'a link to itself': _replaced(lambda file: file.symlink_to(file)),
-    'a link to nowhere': _replaced(lambda file: file.symlink_to('nowhere')), 'huge': _huge,
+    'a link to nowhere': _replaced(lambda file: file.symlink_to('nowhere')),
+    'huge': _huge,
 }
 
-_VALUES = ('null', 'true', '0', '-1', '1', '1.5', '1e999', '-1e999', 'NaN', 'Infinity', '""', '[]',
-           '{}', '[[]]', '"x"', '"../../x"', '"\\ud800"', '9' * 30, '9' * 5000, '[' * 5000,
-           '[' * 200 + ']' * 200, '{"a":' * 5000, '"\\u0000"', '18446744073709551616')
+_VALUES = (
+    'null',
+    'true',
+    '0',
+    '-1',
+    '1',
+    '1.5',
+    '1e999',
+    '-1e999',
+    'NaN',
+    'Infinity',
+    '""',
+    '[]',
+    '{}',
+    '[[]]',
+    '"x"',
+    '"../../x"',
+    '"\\ud800"',
+    '9' * 30,
+    '9' * 5000,
+    '[' * 5000,
+    '[' * 200 + ']' * 200,
+    '{"a":' * 5000,
+    '"\\u0000"',
+    '18446744073709551616',
+)
 
 
 def _json_mutation(dice: random.Random, content: bytes) -> bytes:
@@ -324,6 +384,7 @@ def _json_mutation(dice: random.Random, content: bytes) -> bytes:
             places.append((node, key))
             if isinstance(inner, (dict, list)):
                 walk(inner)
+
     walk(value)
     node, key = dice.choice(places)
     kind = dice.choice(('value', 'value', 'value', 'remove', 'twice', 'rename', 'add', 'copy'))
@@ -348,18 +409,37 @@ def _json_mutation(dice: random.Random, content: bytes) -> bytes:
 
 def _header_mutation(dice: random.Random, content: bytes) -> bytes:
     """A field of a tar header changed, with a checksum that fits."""
-    headers = [place for place in range(0, len(content), 512)
-               if content[place + 257:place + 262] == b'ustar']
+    headers = [
+        place
+        for place in range(0, len(content), 512)
+        if content[place + 257 : place + 262] == b'ustar'
+    ]
     place = dice.choice(headers)
-    info = tarfile.TarInfo.frombuf(content[place:place + 512], 'utf-8', 'strict')
-    field_name, values = dice.choice((
-        ('name', ('../../x.json', '/etc/x.json', 'x.pkl', 'a/b.json', 'y.json', 'z.masks.png')),
-        ('size', (0, 1, info.size + 1, info.size + 512, 1 << 32, (1 << 33) - 1)),
-        ('type', (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
-                  tarfile.CHRTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, b'Z')),
-        ('linkname', ('/etc/passwd', '../x')), ('mode', (0, 0o7777)), ('mtime', (1, 1 << 30))))
+    info = tarfile.TarInfo.frombuf(content[place : place + 512], 'utf-8', 'strict')
+    field_name, values = dice.choice(
+        (
+            ('name', ('../../x.json', '/etc/x.json', 'x.pkl', 'a/b.json', 'y.json', 'z.masks.png')),
+            ('size', (0, 1, info.size + 1, info.size + 512, 1 << 32, (1 << 33) - 1)),
+            (
+                'type',
+                (
+                    tarfile.SYMTYPE,
+                    tarfile.LNKTYPE,
+                    tarfile.FIFOTYPE,
+                    tarfile.DIRTYPE,
+                    tarfile.CHRTYPE,
+                    tarfile.XHDTYPE,
+                    tarfile.GNUTYPE_LONGNAME,
+                    b'Z',
+                ),
+            ),
+            ('linkname', ('/etc/passwd', '../x')),
+            ('mode', (0, 0o7777)),
+            ('mtime', (1, 1 << 30)),
+        )
+    )
     setattr(info, field_name, dice.choice(values))
-    return content[:place] + info.tobuf(tarfile.GNU_FORMAT)[:512] + content[place + 512:]
+    return content[:place] + info.tobuf(tarfile.GNU_FORMAT)[:512] + content[place + 512 :]
 
 
 # --- targets ----------------------------------------------------------------------------------
@@ -368,24 +448,34 @@ def _header_mutation(dice: random.Random, content: bytes) -> bytes:
 def _write_store(folder: Path) -> None:
     from freeatm_mm.prompts import Noun
     from freeatm_mm.store import Sample, write_store
+
     rng = np.random.default_rng(0)
 
     def sample(number: int) -> Sample:
-        words = ('bird', 'sand', 'lamp')[:number % 3]
+        words = ('bird', 'sand', 'lamp')[: number % 3]
         caption = f'{number}: ' + ' '.join(words)
-        nouns = tuple(Noun(word, caption.index(word), caption.index(word) + 4, word)
-                      for word in words)
+        nouns = tuple(
+            Noun(word, caption.index(word), caption.index(word) + 4, word) for word in words
+        )
         image = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
         return Sample.from_image(
-            f'k{number}', image, image_format='png', caption=caption, nouns=nouns,
+            f'k{number}',
+            image,
+            image_format='png',
+            caption=caption,
+            nouns=nouns,
             masks=rng.integers(0, 256, (len(nouns), 3, 3), np.uint8),
-            scales=rng.random((len(nouns), 2), np.float32), meta={'seed': number, 'share': 0.25})
+            scales=rng.random((len(nouns), 2), np.float32),
+            meta={'seed': number, 'share': 0.25},
+        )
+
     write_store(folder, map(sample, range(3)), 2, {'steps': 5, 'num_samples': 3, 'name': 'é'})
 
 
 def _content(folder: Path) -> list[Any]:
     """All that a store gives to those who read it."""
     from freeatm_mm.store import Store
+
     store = Store(folder)
     samples = [(*_fields(sample), sample.image.tobytes()) for sample in store]
     return [len(store), store.config, samples, [store.read(n).info for n in range(len(store))]]
@@ -393,8 +483,17 @@ def _content(folder: Path) -> list[Any]:
 
 def _fields(sample: Any) -> tuple:
     """A sample as values that compare by ``==``."""
-    return (sample.key, sample.image_bytes, sample.image_format, sample.caption, sample.nouns,
-            sample.masks.tobytes(), sample.masks.shape, sample.scales.tobytes(), sample.meta)
+    return (
+        sample.key,
+        sample.image_bytes,
+        sample.image_format,
+        sample.caption,
+        sample.nouns,
+        sample.masks.tobytes(),
+        sample.masks.shape,
+        sample.scales.tobytes(),
+        sample.meta,
+    )
 
 
 def _forge(folder: Path) -> None:
@@ -402,6 +501,7 @@ def _forge(folder: Path) -> None:
     import hashlib
 
     from freeatm_mm.store.layout import dump_manifest
+
     try:
         manifest = json.loads((folder / 'store.json').read_bytes())
         for entry in manifest['shards']:
@@ -431,14 +531,17 @@ def _store(folder: Path) -> Reader:
 def _verify(folder: Path) -> Reader:
     """A store that is said to be sound, though it or what is recorded of it says other things."""
     from freeatm_mm.store import verify_store
+
     _write_store(folder)
 
     def read(folder: Path) -> Any:
         problems = list(verify_store(folder))
         if problems:
             raise InputError(str(problems[0]))
-        return _content(folder), [json.loads(path.read_text('utf-8-sig'))
-                                  for path in sorted(folder.glob('*.json'))]
+        return _content(folder), [
+            json.loads(path.read_text('utf-8-sig')) for path in sorted(folder.glob('*.json'))
+        ]
+
     return read
 
 
@@ -446,6 +549,7 @@ def _verify(folder: Path) -> Reader:
 def _repair(folder: Path) -> Reader:
     """A store that is repaired without its pipeline, and then verified."""
     from freeatm_mm.store import repair_store, verify_store
+
     _write_store(folder)
 
     def read(folder: Path) -> Any:
@@ -459,6 +563,7 @@ def _repair(folder: Path) -> Reader:
             if problems:
                 raise InputError(str(problems[0]))
             return _content(copy)
+
     return read
 
 
@@ -478,6 +583,7 @@ def _edit(folder: Path) -> Reader:
     from freeatm_mm.store import Store
     from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition
     from freeatm_mm.store.export import export_mmseg
+
     _write_store(folder)
 
     def read(folder: Path) -> Any:
@@ -486,8 +592,11 @@ def _edit(folder: Path) -> Reader:
             filter_store(folder, out / 'few', [parse_condition('meta.seed!=0')])
             merge_stores([folder], out / 'all')
             report = export_mmseg(folder, out / 'mmseg')
-            return ([_fields(sample) for name in ('few', 'all') for sample in Store(out / name)],
-                    str(report))
+            return (
+                [_fields(sample) for name in ('few', 'all') for sample in Store(out / name)],
+                str(report),
+            )
+
     return read
 
 
@@ -495,11 +604,14 @@ def _edit(folder: Path) -> Reader:
 def _json(folder: Path) -> Reader:
     """The reader of JSON that all others use; sound changes of a text are no differences here."""
     from freeatm_mm.files import check_json, read_json
+
     shape = {'name': str, 'sizes': [int], 'parts': {'share': float, 'none': None}}
-    (folder / 'file.json').write_text(json.dumps(
-        {'name': 'a', 'sizes': [1, 2], 'parts': {'share': 0.5, 'none': None}}))
+    (folder / 'file.json').write_text(
+        json.dumps({'name': 'a', 'sizes': [1, 2], 'parts': {'share': 0.5, 'none': None}})
+    )
 
     def read(folder: Path) -> Any:
         check_json(read_json(folder / 'file.json'), shape, 'file.json')
         return None
+
     return read

@@ -1,4 +1,5 @@
 """Killing a run again and again, to see that it ends as if nothing had happened."""
+
 from __future__ import annotations
 
 import os
@@ -46,8 +47,9 @@ class KillReport:
     problems: list[str] = field(default_factory=list)
 
 
-def kill_and_resume(source: ShardSource, folder: Path, kills: int, *, workers: int = 1,
-                    seed: int = 0) -> KillReport:
+def kill_and_resume(
+    source: ShardSource, folder: Path, kills: int, *, workers: int = 1, seed: int = 0
+) -> KillReport:
     """Draw a store undisturbed, then again with workers killed at random moments.
 
     Each killed worker is started again at once. A run that ends before all kills are made is
@@ -79,23 +81,37 @@ def kill_and_resume(source: ShardSource, folder: Path, kills: int, *, workers: i
         report.runs += 1
         found = _contents(out)
         report.problems += [
-            f'{out.name}/{name} differs' for name in sorted(expected.keys() | found.keys())
-            if expected.get(name) != found.get(name)]
+            f'{out.name}/{name} differs'
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        ]
         report.problems += [str(problem) for problem in verify_store(out, source=source)]
         store = Store(out)
         keys = [sample.key for sample in store]
-        gone = set().union(*(left_out_keys(entry.get('notes')) for entry in
-                             store.manifest['shards']))
-        due = [key for shard in range(source.plan.num_shards) for key in source.keys(shard)
-               if key not in gone]
+        gone = set().union(
+            *(left_out_keys(entry.get('notes')) for entry in store.manifest['shards'])
+        )
+        due = [
+            key
+            for shard in range(source.plan.num_shards)
+            for key in source.keys(shard)
+            if key not in gone
+        ]
         if keys != due:
             report.problems.append(f'{out.name} holds {len(keys)} samples, not each one once')
     report.killed_seconds = killed_seconds / max(1, report.runs)
     return report
 
 
-def _one_run(source: ShardSource, out: Path, kills: int, workers: int, longest: float,
-             dice: random.Random, report: KillReport) -> None:
+def _one_run(
+    source: ShardSource,
+    out: Path,
+    kills: int,
+    workers: int,
+    longest: float,
+    dice: random.Random,
+    report: KillReport,
+) -> None:
     running = {rank: _fork(source, out, rank, workers) for rank in range(workers)}
     try:
         while running:
@@ -133,6 +149,7 @@ def _fork(source: ShardSource, out: Path, rank: int, world: int) -> int:
         code = 0
     except BaseException:
         import traceback
+
         traceback.print_exc()
     finally:
         os._exit(code)  # without what the parent would do at its end
@@ -146,8 +163,10 @@ def _moment(out: Path) -> str:
     if any(name.endswith('.tar.tmp') for name in names):
         return 'drawing a shard'
     tars = {name[:-4] for name in names if name.endswith('.tar')}
-    for ending, moment in (('.index.npy', 'between tar and index'),
-                           ('.json', 'between index and JSON')):
+    for ending, moment in (
+        ('.index.npy', 'between tar and index'),
+        ('.json', 'between index and JSON'),
+    ):
         if any(f'{name}{ending}' not in names for name in tars):
             return moment
     if load_manifest(out / MANIFEST, STORE_FORMAT)['complete']:

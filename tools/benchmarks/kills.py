@@ -7,6 +7,7 @@
 Every sample must be there once, and every byte must be that of the undisturbed run. Writes
 `kill-test.json` and `.md` (--out); exit code 1 if anything differs.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,18 +23,26 @@ WORDS = ('dog', 'cat', 'bird', 'fish', 'flower', 'fruit', 'lamp', 'boat')
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('--pipeline', default=str(ROOT / 'weights' / 'miniature-generator'),
-        help="a pipeline's folder (default: the miniature generator)")
+    add(
+        '--pipeline',
+        default=str(ROOT / 'weights' / 'miniature-generator'),
+        help="a pipeline's folder (default: the miniature generator)",
+    )
     add('--kills', type=int, default=100, help='(default: 100)')
     add('--workers', type=int, default=1, help='workers at a time (default: 1)')
     add('--samples', type=int, default=300, help='samples of a run (default: 300)')
     add('--samples-per-shard', type=int, default=3, help='(default: 3)')
     add('--steps', type=int, default=2, help='denoising steps (default: 2)')
     add('--seed', type=int, default=0, help='of the moments (default: 0)')
-    add('--out', type=Path, default=Path('work_dirs/results/kill-test.json'),
-        help='result file (%(default)s)')
+    add(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/results/kill-test.json'),
+        help='result file (%(default)s)',
+    )
     return parser
 
 
@@ -55,35 +64,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(1)  # forks of a process with threads would wait for them for ever
     words = [WORDS[number % len(WORDS)] for number in range(args.samples)]
-    prompts = [PromptRecord(f'{number:06d}', f'a photo of a {word}',
-                            (Noun(word, 13, 13 + len(word), word),), 'kill test')
-               for number, word in enumerate(words)]
+    prompts = [
+        PromptRecord(
+            f'{number:06d}',
+            f'a photo of a {word}',
+            (Noun(word, 13, 13 + len(word), word),),
+            'kill test',
+        )
+        for number, word in enumerate(words)
+    ]
     loaded = load_pipeline(args.pipeline, device='cpu')
     loaded.pipe.set_progress_bar_config(disable=True)
-    source = ShardSource(loaded.pipe, prompts, name=loaded.name, revision=loaded.revision,
-                         steps=args.steps, batch_size=args.samples_per_shard,
-                         samples_per_shard=args.samples_per_shard)
+    source = ShardSource(
+        loaded.pipe,
+        prompts,
+        name=loaded.name,
+        revision=loaded.revision,
+        steps=args.steps,
+        batch_size=args.samples_per_shard,
+        samples_per_shard=args.samples_per_shard,
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        report = kill_and_resume(source, Path(scratch), args.kills, workers=args.workers,
-                                 seed=args.seed)
+        report = kill_and_resume(
+            source, Path(scratch), args.kills, workers=args.workers, seed=args.seed
+        )
     moments = ', '.join(f'{count} {moment}' for moment, count in report.moments.most_common())
     print(f'{report.kills} kills over {report.runs} runs of {report.samples} samples: {moments}')
     print(f'undisturbed {report.plain_seconds:.1f} s, with kills {report.killed_seconds:.1f} s')
     print('\n'.join(report.problems) or 'every sample once, every byte as in the undisturbed run')
-    results = read_results(args.out) if args.out.exists() else new_results(
-        'kill-test', 'python tools/benchmarks/kills.py')
-    results['command'] = shlex.join(['python', 'tools/benchmarks/kills.py', *(arguments or sys.argv[1:])])
+    results = (
+        read_results(args.out)
+        if args.out.exists()
+        else new_results('kill-test', 'python tools/benchmarks/kills.py')
+    )
+    results['command'] = shlex.join(
+        ['python', 'tools/benchmarks/kills.py', *(arguments or sys.argv[1:])]
+    )
     results['description'] = (
         'Workers killed with SIGKILL at random moments of a run and started again. Every sample '
         'must be there once and every byte that of an undisturbed run: problems lists what '
-        'differs. The times are those of the undisturbed run and of one with kills.')
-    add_row(results, {
-        'case': f'kill-{report.kills}-times-{args.workers}-workers', 'unit': 's',
-        'baseline': report.plain_seconds, 'ours': report.killed_seconds,
-        'ratio': report.killed_seconds / report.plain_seconds,
-        'details': {'runs': report.runs, 'samples': report.samples, 'seed': args.seed,
-                    'moments': dict(report.moments.most_common()),
-                    'problems': report.problems}})
+        'differs. The times are those of the undisturbed run and of one with kills.'
+    )
+    add_row(
+        results,
+        {
+            'case': f'kill-{report.kills}-times-{args.workers}-workers',
+            'unit': 's',
+            'baseline': report.plain_seconds,
+            'ours': report.killed_seconds,
+            'ratio': report.killed_seconds / report.plain_seconds,
+            'details': {
+                'runs': report.runs,
+                'samples': report.samples,
+                'seed': args.seed,
+                'moments': dict(report.moments.most_common()),
+                'problems': report.problems,
+            },
+        },
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_results(args.out, results)
     with atomic_write(args.out.with_suffix('.md')) as file:

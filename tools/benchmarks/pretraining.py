@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Measure what pretraining with masks costs, against the same training without masks.
 
-    python tools/benchmarks/pretraining.py                      # the paper's shapes; about 10 minutes on a CPU
+    python tools/benchmarks/pretraining.py            # the paper's shapes; 10 minutes on a CPU
     python tools/benchmarks/pretraining.py --device cuda --batch 32
     python tools/benchmarks/pretraining.py --quick --out /tmp/benchmark.json
 
 Writes OUT.json and the table OUT.md; each figure is a ratio, ours to the baseline of this run.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,19 +29,26 @@ METHODS = ('simclr', 'mocov2', 'mae')
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--batch', type=int, help='images of a training step (8)')
     parser.add_argument('--repeats', type=int, help='pairs of a case (5)')
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
     parser.add_argument('--cases', nargs='+', choices=CASES, default=CASES)
-    parser.add_argument('--quick', action='store_true',
-                        help="the miniature's networks and few repeats: says that it runs, not "
-                        'what masks cost')
-    parser.add_argument('--out', type=Path, help='result file '
-                        '(work_dirs/results/benchmark-pretraining.json; with --quick none)')
-    parser.add_argument('--note', default='', help='a sentence on the circumstances, kept with '
-                        'the results')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help="the miniature's networks and few repeats: says that it runs, not what masks cost",
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='result file (work_dirs/results/benchmark-pretraining.json; with --quick none)',
+    )
+    parser.add_argument(
+        '--note', default='', help='a sentence on the circumstances, kept with the results'
+    )
     args = parser.parse_args(argv)
     compat.skip_multimodal_models()
 
@@ -53,23 +61,38 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         shapes = Shapes(batch=4, image=64, mask=16, loaded=4, repeats=2)
         folder /= 'miniature'
-    changes = {name: value for name in ('batch', 'repeats')
-               if (value := getattr(args, name)) is not None}
+    changes = {
+        name: value for name in ('batch', 'repeats') if (value := getattr(args, name)) is not None
+    }
     shapes = replace(shapes, **changes)
     out = args.out or (None if args.quick else Path('work_dirs/results/benchmark-pretraining.json'))
     command = shlex.join(['python', 'tools/benchmarks/pretraining.py', *(argv or sys.argv[1:])])
     results = new_results('benchmark-pretraining', command)
-    results['description'] = ' '.join(filter(None, (
-        f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to three nouns an '
-        f'image, stored images of {shapes.image} and masks of {shapes.mask} pixels.', args.note)))
+    results['description'] = ' '.join(
+        filter(
+            None,
+            (
+                f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to '
+                f'three nouns an image, stored images of {shapes.image} and masks of {shapes.mask}.',
+                args.note,
+            ),
+        )
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for row in benchmark_pretraining(
-                {method: folder / f'{method}_freeatm.py' for method in args.methods},
-                Path(scratch), shapes, args.device, args.cases):
+            {method: folder / f'{method}_freeatm.py' for method in args.methods},
+            Path(scratch),
+            shapes,
+            args.device,
+            args.cases,
+        ):
             add_row(results, row)
             target = f', target at most {row["target"]:g}' if 'target' in row else ''
-            print(f'{row["case"]}: {row["ratio"]:.3f} = {row["ours"]:.4g} / '
-                  f'{row["baseline"]:.4g} {row["unit"]}{target}', flush=True)
+            print(
+                f'{row["case"]}: {row["ratio"]:.3f} = {row["ours"]:.4g} / '
+                f'{row["baseline"]:.4g} {row["unit"]}{target}',
+                flush=True,
+            )
             if out:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 write_results(out, results)

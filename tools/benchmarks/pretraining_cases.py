@@ -5,6 +5,7 @@ that a machine that gets busy or warm slows both. Each side's figure is the medi
 a CPU they are processor time of one thread, which other processes on the machine change less than
 the clock; on a GPU they are the clock's.
 """
+
 from __future__ import annotations
 
 import copy
@@ -73,8 +74,9 @@ def make_benchmark_store(path: Path, shapes: Shapes) -> Path:
     random = np.random.default_rng(0)
 
     def sample(number: int) -> Sample:
-        rough = Image.fromarray(random.integers(0, 256, (shapes.image // 16, ) * 2 + (3, ),
-                                                dtype=np.uint8))
+        rough = Image.fromarray(
+            random.integers(0, 256, (shapes.image // 16,) * 2 + (3,), dtype=np.uint8)
+        )
         picture = np.asarray(rough.resize((shapes.image, shapes.image), Image.Resampling.BICUBIC))
         noise = random.normal(0, 3, picture.shape)
         image = Image.fromarray(np.clip(picture + noise, 0, 255).astype(np.uint8))
@@ -83,21 +85,29 @@ def make_benchmark_store(path: Path, shapes: Shapes) -> Path:
             word = WORDS[(number + count) % len(WORDS)]
             nouns.append(Noun(word, len(caption) + 3, len(caption) + 3 + len(word), word))
             caption += f' a {word}'
-        grid = np.mgrid[:shapes.mask, :shapes.mask] / shapes.mask
+        grid = np.mgrid[: shapes.mask, : shapes.mask] / shapes.mask
         centres = random.uniform(0.25, 0.75, (len(nouns), 2, 1, 1))
         blobs = np.exp(-((grid - centres) ** 2).sum(1) / 0.05) + random.uniform(
-            0, 0.02, (len(nouns), shapes.mask, shapes.mask))
+            0, 0.02, (len(nouns), shapes.mask, shapes.mask)
+        )
         masks = (255 * (blobs - blobs.min()) / (blobs.max() - blobs.min())).astype(np.uint8)
         return Sample.from_image(
-            f'{number:06d}', image, image_format='jpg', caption=caption, nouns=tuple(nouns),
-            masks=masks, scales=np.tile(np.float32([0.001, 0.03]), (len(nouns), 1)))
+            f'{number:06d}',
+            image,
+            image_format='jpg',
+            caption=caption,
+            nouns=tuple(nouns),
+            masks=masks,
+            scales=np.tile(np.float32([0.001, 0.03]), (len(nouns), 1)),
+        )
 
     write_store(path, (sample(number) for number in range(max(shapes.batch, shapes.loaded))))
     return path
 
 
-def alternate(baseline: Callable[[], Any], ours: Callable[[], Any], repeats: int,
-              device: str = 'cpu') -> tuple[float, float]:
+def alternate(
+    baseline: Callable[[], Any], ours: Callable[[], Any], repeats: int, device: str = 'cpu'
+) -> tuple[float, float]:
     """Median seconds of two things done by turns, after each was done once to warm up.
 
     Args:
@@ -109,6 +119,7 @@ def alternate(baseline: Callable[[], Any], ours: Callable[[], Any], repeats: int
     Returns:
         Seconds of the baseline and of ours.
     """
+
     def measure(function: Callable[[], Any]) -> float:
         if device == 'cpu':
             start = time.process_time()
@@ -166,7 +177,8 @@ class Training:
             dataset.update(store=str(store), masks=masks)
             self.datasets[masks] = dataset = DATASETS.build(dataset)
             self.batches[masks] = default_collate(
-                [dataset[number, number] for number in range(shapes.batch)])
+                [dataset[number, number] for number in range(shapes.batch)]
+            )
 
     def step(self, masks: bool) -> None:
         """One training step, from the loaded batch to the changed weights."""
@@ -192,12 +204,14 @@ def _memory(name: str) -> int:
 def _training_memory(config: Path, store: Path, shapes: Shapes, masks: bool) -> int:
     """Run in a process of its own: bytes that two training steps take at most."""
     from freeatm_mm.compat import skip_multimodal_models
+
     skip_multimodal_models()
     torch.set_num_threads(1)
     import mmpretrain.models  # noqa: F401
 
     import freeatm_mm.datasets
     import freeatm_mm.models  # noqa: F401
+
     before = _memory('VmRSS')
     training = Training(config, store, shapes, 'cpu')
     for _ in range(2):
@@ -231,14 +245,23 @@ def peak_memory(config: Path, store: Path, shapes: Shapes, device: str) -> tuple
 
 def _row(case: str, baseline: float, ours: float, unit: str) -> dict[str, Any]:
     target = TARGETS.get(case)
-    return {'case': case, 'ratio': ours / baseline, 'baseline': baseline, 'ours': ours,
-            'unit': unit, **({'target': round(target, 3)} if target else {})}
+    return {
+        'case': case,
+        'ratio': ours / baseline,
+        'baseline': baseline,
+        'ours': ours,
+        'unit': unit,
+        **({'target': round(target, 3)} if target else {}),
+    }
 
 
-def benchmark_pretraining(configs: dict[str, Path], folder: Path, shapes: Shapes = Shapes(),
-                          device: str = 'cpu',
-                          cases: Sequence[str] = ('mask-generator', 'loading', 'step', 'memory')
-                          ) -> Iterator[dict[str, Any]]:
+def benchmark_pretraining(
+    configs: dict[str, Path],
+    folder: Path,
+    shapes: Shapes = Shapes(),
+    device: str = 'cpu',
+    cases: Sequence[str] = ('mask-generator', 'loading', 'step', 'memory'),
+) -> Iterator[dict[str, Any]]:
     """Measures what masks cost, case by case.
 
     Args:
@@ -255,12 +278,16 @@ def benchmark_pretraining(configs: dict[str, Path], folder: Path, shapes: Shapes
         torch.set_num_threads(1)
     if 'mask-generator' in cases:
         from freeatm_mm.models import AttentionGuidedMaskGenerator
+
         generator = AttentionGuidedMaskGenerator()
         scores = torch.rand(shapes.generated, 196, device=device)
         singles = scores.split(1)
         baseline, ours = alternate(
             lambda: torch.cat([generator(single, 147, 0.4) for single in singles]),
-            lambda: generator(scores, 147, 0.4), max(shapes.repeats, 15), device)
+            lambda: generator(scores, 147, 0.4),
+            max(shapes.repeats, 15),
+            device,
+        )
         yield _row(f'mask-generator-{shapes.generated}', 1e3 * baseline, 1e3 * ours, 'ms')
 
     store = make_benchmark_store(folder / 'store', shapes)
@@ -270,15 +297,28 @@ def benchmark_pretraining(configs: dict[str, Path], folder: Path, shapes: Shapes
             training = Training(config, store, shapes, device)
             # SimCLR loads as MoCo v2 does: two views of 224 pixels, much the same colour changes.
             if 'loading' in cases and method != 'simclr':
-                baseline, ours = (seconds / shapes.loaded for seconds in alternate(
-                    partial(training.load, False, shapes.loaded),
-                    partial(training.load, True, shapes.loaded), 3 * shapes.repeats))
-                yield _row(f'loading-{method}', 1e3 * baseline, 1e3 * ours,
-                           'ms of one CPU thread an image')
+                baseline, ours = (
+                    seconds / shapes.loaded
+                    for seconds in alternate(
+                        partial(training.load, False, shapes.loaded),
+                        partial(training.load, True, shapes.loaded),
+                        3 * shapes.repeats,
+                    )
+                )
+                yield _row(
+                    f'loading-{method}', 1e3 * baseline, 1e3 * ours, 'ms of one CPU thread an image'
+                )
             if 'step' in cases:
-                yield _row(f'step-{method}', *alternate(
-                    partial(training.step, False), partial(training.step, True), shapes.repeats,
-                    device), unit)
+                yield _row(
+                    f'step-{method}',
+                    *alternate(
+                        partial(training.step, False),
+                        partial(training.step, True),
+                        shapes.repeats,
+                        device,
+                    ),
+                    unit,
+                )
             del training
         if 'memory' in cases:
             yield _row(f'memory-{method}', *peak_memory(config, store, shapes, device), 'MiB')

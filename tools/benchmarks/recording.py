@@ -10,6 +10,7 @@ same environment. The other tools need environments of their own, made by
 `pip install -r requirements/benchmark/daam.txt` and `.../attention-map-diffusers.txt`.
 Writes OUT.json and the table OUT.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,40 +35,58 @@ from freeatm_mm.results import (  # noqa: E402
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ways', nargs='*', default=['ours', 'ours-refined', 'keep-all'],
-                        choices=['ours', 'ours-refined', 'keep-all'],
-                        help='what to measure in this environment (%(default)s)')
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--ways',
+        nargs='*',
+        default=['ours', 'ours-refined', 'keep-all'],
+        choices=['ours', 'ours-refined', 'keep-all'],
+        help='what to measure in this environment (%(default)s)',
+    )
     for tool in OTHERS:
         parser.add_argument(f'--{tool}', metavar='PYTHON', help=f'interpreter with {tool}')
     parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='a small network: says that it runs')
-    parser.add_argument('--out', type=Path,
-                        default=Path('work_dirs/results/benchmark-recording.json'),
-                        help='result file (%(default)s)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/results/benchmark-recording.json'),
+        help='result file (%(default)s)',
+    )
     parser.add_argument('--note', default='', help='kept with the results')
     args = parser.parse_args(argv)
-    pythons = {tool: python for tool in OTHERS
-               if (python := getattr(args, tool.replace('-', '_')))}
+    pythons = {tool: python for tool in OTHERS if (python := getattr(args, tool.replace('-', '_')))}
     kept = list(argv or sys.argv[1:])
     for tool in pythons:  # where an interpreter lies says nothing to others
         kept[kept.index(f'--{tool}') + 1] = f'{tool}-env/bin/python'
-    results = new_results('benchmark-recording',
-                          shlex.join(['python', 'tools/benchmarks/recording.py', *kept]))
-    results['description'] = ' '.join(filter(None, (
-        f'One image of 512x512, {args.steps} step(s), guidance on, random weights, float32 on one '
-        f'CPU thread; medians of {args.repeats} pair(s).', args.note)))
+    results = new_results(
+        'benchmark-recording', shlex.join(['python', 'tools/benchmarks/recording.py', *kept])
+    )
+    results['description'] = ' '.join(
+        filter(
+            None,
+            (
+                f'One image of 512x512, {args.steps} step(s), guidance on, random weights, float32 '
+                f'on one CPU thread; medians of {args.repeats} pair(s).',
+                args.note,
+            ),
+        )
+    )
     results['other_versions'] = {}
     for way, found in benchmark_recording(
-            [*args.ways, *pythons], pythons, steps=args.steps, repeats=args.repeats,
-            quick=args.quick):
+        [*args.ways, *pythons], pythons, steps=args.steps, repeats=args.repeats, quick=args.quick
+    ):
         if way in pythons:
             results['other_versions'][way] = found['versions']
         for row in rows_of(way, found):
             add_row(results, row)
-            print(f'{row["case"]}: {row["ratio"]:.3f} = {row["ours"]:.4g} / {row["baseline"]:.4g} '
-                  f'{row["unit"]}; latents identical: {row["identical"]}', flush=True)
+            print(
+                f'{row["case"]}: {row["ratio"]:.3f} = {row["ours"]:.4g} / {row["baseline"]:.4g} '
+                f'{row["unit"]}; latents identical: {row["identical"]}',
+                flush=True,
+            )
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_results(args.out, results)
         with atomic_write(args.out.with_suffix('.md')) as file:

@@ -8,6 +8,7 @@ prints one JSON object: seconds of processor time and peak memory of plain runs 
 runs, and whether the latents are the same bit for bit. It imports torch, diffusers and
 transformers; the package itself only where its own recorder is measured.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -39,27 +40,57 @@ def build_pipeline(quick: bool = False) -> Any:
         UNet2DConditionModel,
     )
     from transformers import CLIPTextConfig, CLIPTextModel
+
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     width, layers = (64, 1) if quick else (768, 12)
-    text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
-        projection_dim=width, num_hidden_layers=layers, num_attention_heads=max(1, width // 64),
-        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 64),
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=width,
-        **(dict(block_out_channels=(32, 32, 64, 64), norm_num_groups=8, layers_per_block=1)
-           if quick else {}))
+        sample_size=64,
+        cross_attention_dim=width,
+        **(
+            dict(block_out_channels=(32, 32, 64, 64), norm_num_groups=8, layers_per_block=1)
+            if quick
+            else {}
+        ),
+    )
     # Never run: latents are compared, for equal latents are equal images.
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=('DownEncoderBlock2D', ) * 4, up_block_types=('UpDecoderBlock2D', ) * 4)
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=('DownEncoderBlock2D',) * 4,
+        up_block_types=('UpDecoderBlock2D',) * 4,
+    )
     pipe = StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet.eval(),
-        scheduler=DDIMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
-                                clip_sample=False, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(
+            beta_schedule='scaled_linear',
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -67,6 +98,7 @@ def build_pipeline(quick: bool = False) -> Any:
 def _tokenizer() -> Any:
     """A CLIP tokenizer to which each word of the prompt is one token."""
     from transformers import CLIPTokenizer
+
     words = sorted(set(PROMPT.split()))
     letters = sorted({letter for word in words for letter in word})
     merges, pieces = [], []
@@ -77,15 +109,21 @@ def _tokenizer() -> Any:
                 merges.append((symbols[0], symbols[1]))
             symbols[:2] = [symbols[0] + symbols[1]]
             pieces.append(symbols[0])
-    tokens = [*letters, *(letter + '</w>' for letter in letters), *dict.fromkeys(pieces),
-              '<|startoftext|>', '<|endoftext|>']
+    tokens = [
+        *letters,
+        *(letter + '</w>' for letter in letters),
+        *dict.fromkeys(pieces),
+        '<|startoftext|>',
+        '<|endoftext|>',
+    ]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, rules = Path(folder) / 'vocab.json', Path(folder) / 'merges.txt'
         places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
         vocabulary.write_text(json.dumps(places))
         rules.write_text('\n'.join(['#version: 0.2', *map(' '.join, merges)]) + '\n')
-        return CLIPTokenizer(str(vocabulary), str(rules), model_max_length=77,
-                             pad_token='<|endoftext|>')
+        return CLIPTokenizer(
+            str(vocabulary), str(rules), model_max_length=77, pad_token='<|endoftext|>'
+        )
 
 
 # The ways. Each is a context manager round the pipeline's call that yields a function, which makes
@@ -104,6 +142,7 @@ def plain(pipe: Any) -> Iterator[Ending]:
 def ours(pipe: Any, **options: Any) -> Iterator[Ending]:
     """This package's recorder: running sums of the nouns' columns."""
     from freeatm_mm.attention import AttentionRecorder
+
     spans = [(PROMPT.index(word), PROMPT.index(word) + len(word)) for word in WORDS]
     recorder = AttentionRecorder(pipe, [PROMPT], [spans], **options)
     spent = 0.0
@@ -114,6 +153,7 @@ def ours(pipe: Any, **options: Any) -> Iterator[Ending]:
             start = time.process_time()
             function(*args)
             spent += time.process_time() - start
+
         return wrapper
 
     recorder._accumulate = timed(recorder._accumulate)
@@ -139,9 +179,15 @@ def keep_all(pipe: Any) -> Iterator[Ending]:
     stock, kept = dict(pipe.unet.attn_processors), []
 
     class KeepingProcessor:
-
-        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
-                     temb=None, **options):
+        def __call__(
+            self,
+            attn,
+            hidden_states,
+            encoder_hidden_states=None,
+            attention_mask=None,
+            temb=None,
+            **options,
+        ):
             query = attn.head_to_batch_dim(attn.to_q(hidden_states))
             key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
             value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
@@ -154,14 +200,19 @@ def keep_all(pipe: Any) -> Iterator[Ending]:
         tokens = [1 + PROMPT.split().index(word) for word in WORDS]
         total = torch.zeros(len(tokens), 64, 64)
         for probabilities in kept:
-            maps = probabilities[len(probabilities) // 2:, :, tokens].float().mean(0).T
-            side = int(maps.shape[1]**0.5)
+            maps = probabilities[len(probabilities) // 2 :, :, tokens].float().mean(0).T
+            side = int(maps.shape[1] ** 0.5)
             total += torch.nn.functional.interpolate(
-                maps.reshape(1, -1, side, side), size=(64, 64), mode='bilinear')[0]
+                maps.reshape(1, -1, side, side), size=(64, 64), mode='bilinear'
+            )[0]
         return {}
 
-    pipe.unet.set_attn_processor({name: KeepingProcessor() if 'attn2' in name else processor
-                                  for name, processor in stock.items()})
+    pipe.unet.set_attn_processor(
+        {
+            name: KeepingProcessor() if 'attn2' in name else processor
+            for name, processor in stock.items()
+        }
+    )
     try:
         yield end
     finally:
@@ -172,12 +223,15 @@ def keep_all(pipe: Any) -> Iterator[Ending]:
 def daam(pipe: Any) -> Iterator[Ending]:
     """daam, as its README says."""
     from daam import trace
+
     with trace(pipe) as traced:
+
         def end() -> dict:
             heat_map = traced.compute_global_heat_map()
             for word in WORDS:
                 heat_map.compute_word_heat_map(word)
             return {}
+
         yield end
 
 
@@ -185,15 +239,23 @@ def daam(pipe: Any) -> Iterator[Ending]:
 def attention_map_diffusers(pipe: Any) -> Iterator[Ending]:
     """attention-map-diffusers: all steps, mean over heads, as our maps are."""
     from attention_map_diffusers import AttentionCapture
+
     with AttentionCapture(pipe, timesteps='all', heads='mean') as capture:
+
         def end() -> dict:
             capture.compute()
             return {}
+
         yield end
 
 
-WAYS = {'ours': ours, 'ours-refined': ours_refined, 'keep-all': keep_all, 'daam': daam,
-        'attention-map-diffusers': attention_map_diffusers}
+WAYS = {
+    'ours': ours,
+    'ours-refined': ours_refined,
+    'keep-all': keep_all,
+    'daam': daam,
+    'attention-map-diffusers': attention_map_diffusers,
+}
 
 
 def _status(name: str) -> int:
@@ -214,8 +276,13 @@ def run(pipe: Any, way: Callable, steps: int) -> tuple[dict, torch.Tensor]:
     Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
     start = time.process_time()
     with way(pipe) as end:
-        latents = pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, output_type='latent',
-                       generator=torch.Generator().manual_seed(1)).images
+        latents = pipe(
+            PROMPT,
+            num_inference_steps=steps,
+            guidance_scale=7.5,
+            output_type='latent',
+            generator=torch.Generator().manual_seed(1),
+        ).images
         extra = end()
     seconds = time.process_time() - start
     peak = _status('VmHWM')
@@ -224,8 +291,9 @@ def run(pipe: Any, way: Callable, steps: int) -> tuple[dict, torch.Tensor]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('way', choices=WAYS)
     parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
@@ -246,8 +314,12 @@ def main() -> None:
         found['identical'] &= torch.equal(latents['plain'], latents['recording'])
     import diffusers
     import transformers
-    found['versions'] = {'torch': torch.__version__, 'diffusers': diffusers.__version__,
-                         'transformers': transformers.__version__}
+
+    found['versions'] = {
+        'torch': torch.__version__,
+        'diffusers': diffusers.__version__,
+        'transformers': transformers.__version__,
+    }
     print(json.dumps(found))
 
 

@@ -3,6 +3,7 @@
 Every way runs in a process of its own (:mod:`~recording_case`), so that
 another tool can bring the diffusers it needs.
 """
+
 from __future__ import annotations
 
 import json
@@ -26,12 +27,13 @@ TARGETS = {'time-ours': 1.03, 'inside-ours': 1.03, 'memory-ours': 1.05}
 
 
 def benchmark_recording(
-        ways: Sequence[str] = ('ours', 'ours-refined', 'keep-all'),
-        pythons: Mapping[str, str | Path] | None = None,
-        *,
-        steps: int = 1,
-        repeats: int = 1,
-        quick: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    ways: Sequence[str] = ('ours', 'ours-refined', 'keep-all'),
+    pythons: Mapping[str, str | Path] | None = None,
+    *,
+    steps: int = 1,
+    repeats: int = 1,
+    quick: bool = False,
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure ways of getting attention maps, one process after the other.
 
     Args:
@@ -53,20 +55,35 @@ def benchmark_recording(
         if way not in recording_case.WAYS:
             raise ValueError(f'ways must be of {sorted(recording_case.WAYS)}, got {way!r}')
         if way in OTHERS and way not in pythons:
-            raise ValueError(f'{way} needs the interpreter of an environment that holds it; '
-                             f'requirements/benchmark/{way}.txt makes one')
+            raise ValueError(
+                f'{way} needs the interpreter of an environment that holds it; '
+                f'requirements/benchmark/{way}.txt makes one'
+            )
     for way in ways:
         script = Path(recording_case.__file__)
-        environment = dict(os.environ, HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1',
-                           # glibc then gives freed tensors back at once
-                           MALLOC_MMAP_THRESHOLD_=str(2**16))
+        environment = dict(
+            os.environ,
+            HF_HUB_OFFLINE='1',
+            OMP_NUM_THREADS='1',
+            # glibc then gives freed tensors back at once
+            MALLOC_MMAP_THRESHOLD_=str(2**16),
+        )
         environment.pop('PYTHONPATH', None)
         if way not in OTHERS:
             environment['PYTHONPATH'] = str(script.parents[2])
-        command = [str(pythons.get(way, sys.executable)), '-P', str(script), way,
-                   '--steps', str(steps), '--repeats', str(repeats)]
-        done = subprocess.run(command + ['--quick'] * quick, env=environment,
-                              capture_output=True, text=True)
+        command = [
+            str(pythons.get(way, sys.executable)),
+            '-P',
+            str(script),
+            way,
+            '--steps',
+            str(steps),
+            '--repeats',
+            str(repeats),
+        ]
+        done = subprocess.run(
+            command + ['--quick'] * quick, env=environment, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f'measuring {way} failed:\n{done.stderr[-2000:]}')
         yield way, json.loads(done.stdout.splitlines()[-1])
@@ -85,18 +102,36 @@ def rows_of(way: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         ``memory``: peak of the process, weights included. ``work``: its part above the weights.
         ``identical`` says whether the latents are bit for bit those of the plain run.
     """
-    plain, recording = ({name: statistics.median(run[name] for run in found[side])
-                         for name in found[side][0]} for side in ('plain', 'recording'))
+    plain, recording = (
+        {name: statistics.median(run[name] for run in found[side]) for name in found[side][0]}
+        for side in ('plain', 'recording')
+    )
     pairs = [('time', plain['seconds'], recording['seconds'], 's of one CPU thread')]
     if 'inside' in recording:
-        pairs.append(('inside', plain['seconds'], plain['seconds'] + recording['inside'],
-                      's of one CPU thread'))
-    pairs += [('memory', plain['peak'], recording['peak'], 'MiB'),
-              ('work', plain['work'], recording['work'], 'MiB')]
+        pairs.append(
+            (
+                'inside',
+                plain['seconds'],
+                plain['seconds'] + recording['inside'],
+                's of one CPU thread',
+            )
+        )
+    pairs += [
+        ('memory', plain['peak'], recording['peak'], 'MiB'),
+        ('work', plain['work'], recording['work'], 'MiB'),
+    ]
     rows = []
     for name, baseline, ours, unit in pairs:
         case = f'{name}-{way}'
-        rows.append({'case': case, 'ratio': ours / baseline, 'baseline': baseline, 'ours': ours,
-                     'unit': unit, 'identical': bool(found['identical']),
-                     **({'target': TARGETS[case]} if case in TARGETS else {})})
+        rows.append(
+            {
+                'case': case,
+                'ratio': ours / baseline,
+                'baseline': baseline,
+                'ours': ours,
+                'unit': unit,
+                'identical': bool(found['identical']),
+                **({'target': TARGETS[case]} if case in TARGETS else {}),
+            }
+        )
     return rows

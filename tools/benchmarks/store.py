@@ -8,6 +8,7 @@ The large store is simulated: 2,800 shards with their indexes, all links to one,
 room on the disk. Writes OUT.json and the table OUT.md. Where the project sets itself a limit and
 there is nothing to compare with, the limit is the baseline.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,15 +23,24 @@ CASES = ('large', 'masks', 'write')
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add('--cases', nargs='+', choices=CASES, default=CASES)
     add('--samples', type=int, default=14_000_000, help='of the large store (14,000,000)')
-    add('--generation-seconds', type=float, metavar='S',
+    add(
+        '--generation-seconds',
+        type=float,
+        metavar='S',
         help='seconds an image takes to generate (default: 50 times one denoising step at the '
-             'shapes of Stable Diffusion 1.5, measured on this CPU: needs 4 GB and some minutes)')
-    add('--out', type=Path, default=Path('work_dirs/results/benchmark-store.json'),
-        help='result file; rows of other cases in it stay (%(default)s)')
+        'shapes of Stable Diffusion 1.5, measured on this CPU: needs 4 GB and some minutes)',
+    )
+    add(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/results/benchmark-store.json'),
+        help='result file; rows of other cases in it stay (%(default)s)',
+    )
     return parser
 
 
@@ -47,18 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_results,
     )
 
-    results = read_results(args.out) if args.out.exists() else new_results(
-        'benchmark-store', shlex.join(['python', 'tools/benchmarks/store.py']))
+    results = (
+        read_results(args.out)
+        if args.out.exists()
+        else new_results('benchmark-store', shlex.join(['python', 'tools/benchmarks/store.py']))
+    )
     results['description'] = (
         'Where there is nothing to compare with, the baseline is the limit that the project sets '
         'itself. Random reads are compared with those of a store of one shard; writing, with '
-        'generation alone. CPU seconds of the process, but for opening.')
+        'generation alone. CPU seconds of the process, but for opening.'
+    )
 
     def keep(rows) -> None:
         for row in rows:
             add_row(results, row)
-            print(f'{row["case"]}: {row["ours"]:.4g} of {row["baseline"]:.4g} {row["unit"]}, ratio '
-                  f'{row["ratio"]:.4g}, target at most {row["target"]:g}', flush=True)
+            print(
+                f'{row["case"]}: {row["ours"]:.4g} of {row["baseline"]:.4g} {row["unit"]}, ratio '
+                f'{row["ratio"]:.4g}, target at most {row["target"]:g}',
+                flush=True,
+            )
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_results(args.out, results)
             with atomic_write(args.out.with_suffix('.md')) as file:

@@ -7,6 +7,7 @@
 
 The configs under configs/downstream need none of it: they take a pretraining's checkpoint as it is.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,13 +22,18 @@ from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint  # noqa
 def main(argv: list[str] | None = None) -> None:
     """Converts; bad input is told in one sentence."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('checkpoint', help='of any pretraining')
-    parser.add_argument('out', help='file to write (.pth or .safetensors); a folder for '
-                        'huggingface')
+    parser.add_argument(
+        'out', help='file to write (.pth or .safetensors); a folder for huggingface'
+    )
     parser.add_argument('--to', choices=LAYOUTS, required=True)
-    parser.add_argument('--heads', type=int, help="a ViT's attention heads, for huggingface "
-                        '(default: one for each 64 channels)')
+    parser.add_argument(
+        '--heads',
+        type=int,
+        help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
+    )
     args = parser.parse_args(argv)
     try:
         count = convert_checkpoint(args.checkpoint, args.out, args.to, args.heads)

@@ -6,6 +6,7 @@
 
 Stopped and started again, it goes on where it was.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,33 +22,53 @@ from freeatm_mm import compat  # noqa: E402
 
 def main(argv: list[str] | None = None) -> None:
     """Detects; whatever is wrong is told in one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help="the detector's config")
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument('source', help='folder of a store, or of plain images')
     parser.add_argument('out', help='JSON file to write')
-    parser.add_argument('--score', type=float, default=0.3,
-                        help='least score of an object (%(default)s)')
-    parser.add_argument('--most', type=int, default=10,
-                        help='at most so many objects an image, the best (%(default)s, as PTP)')
+    parser.add_argument(
+        '--score', type=float, default=0.3, help='least score of an object (%(default)s)'
+    )
+    parser.add_argument(
+        '--most',
+        type=int,
+        default=10,
+        help='at most so many objects an image, the best (%(default)s, as PTP)',
+    )
     parser.add_argument('--batch-size', type=int, default=8, help='(%(default)s)')
-    parser.add_argument('--skip-unreadable', action='store_true', help="pictures that can't be "
-                        'decoded have no objects and are counted, instead of ending the run')
+    parser.add_argument(
+        '--skip-unreadable',
+        action='store_true',
+        help="pictures that can't be "
+        'decoded have no objects and are counted, instead of ending the run',
+    )
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     args = parser.parse_args(argv)
     try:
         compat.skip_multimodal_models()
         from freeatm_mm.datasets.detections import Detector, detect_objects
+
         detector = Detector(args.config, args.checkpoint, args.device)
         described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'
         progress = tqdm(desc='images', mininterval=1)
-        for done in detect_objects(detector, args.source, args.out, described, args.score,
-                                   args.most, args.batch_size, args.skip_unreadable):
+        for done in detect_objects(
+            detector,
+            args.source,
+            args.out,
+            described,
+            args.score,
+            args.most,
+            args.batch_size,
+            args.skip_unreadable,
+        ):
             progress.update(done - progress.n)
         progress.close()
     except Exception as error:
         from freeatm_mm.store import StoreError
+
         if isinstance(error, (ImportError, FileNotFoundError, ValueError, StoreError)):
             sys.exit(f'{parser.prog}: {error}')
         raise

@@ -9,6 +9,7 @@ For seeing whether a downstream config runs on a machine before the real data is
 
 The second command says each of its steps; on two cores they take about a minute together.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,8 @@ from freeatm_mm.downstream.tiny_datasets import LAYOUTS, make_tiny_dataset  # no
 def main(argv: list[str] | None = None) -> None:
     """Writes them and says where."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('out', type=Path, help='each data set gets a folder of its name in there')
     parser.add_argument('--layouts', nargs='+', choices=tuple(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument('--images', type=int, default=8, help='in each split (%(default)s)')

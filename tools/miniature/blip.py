@@ -1,5 +1,7 @@
-"""BLIP with and without position prompts, in miniature: pretrained on generated images, judged by
-retrieval on real scenes whose objects no training has seen.
+"""BLIP with and without position prompts, in miniature.
+
+Pretrained on generated images, evaluated by retrieval on real scenes whose objects no training has
+seen.
 
 Arms: without prompts (baseline), Free-ATM (freeatm), PTP's prompts, and between the two one change
 at a time: a detector's boxes (boxes), PTP's template (template), one object a text (one), no flips
@@ -13,6 +15,7 @@ again, it goes on where it was. Every caption of the retrieval set belongs to on
 picture has a mirrored twin, so that identity alone can't tell (docs/lavis.md). The figures are kept
 in OUT/results.json.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,40 +54,72 @@ ARMS = {
     'one': ('one object', [f'{TEXT}.max_objects=1']),
     'noflip': ('no flips', [f'{VIEW}.hflip=False']),
     # All at once, and what it is to be compared with, which differs from `baseline` in its flips:
-    'ptp': ('PTP', [f'{TEXT}.preset=ptp', f'{DATA}.build_info.detections=DETECTIONS',
-                    f'{VIEW}.hflip=False']),
+    'ptp': (
+        'PTP',
+        [f'{TEXT}.preset=ptp', f'{DATA}.build_info.detections=DETECTIONS', f'{VIEW}.hflip=False'],
+    ),
     'baseline_noflip': ('no prompts, no flips', [f'{TEXT}.preset=none', f'{VIEW}.hflip=False']),
 }
 DEFAULT = ['baseline', 'freeatm', 'shuffled', 'boxes', 'ptp']
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--store', type=Path, required=True, help='store of generated images')
-    parser.add_argument('--world', type=Path, required=True,
-                        help='world that the detector is trained on (tools/miniature/make_world.py)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/lavis/miniature'),
-                        help='output folder (%(default)s)')
-    parser.add_argument('--arms', nargs='+', choices=list(ARMS), default=DEFAULT,
-                        help=f'which ({" ".join(DEFAULT)})')
+    parser.add_argument(
+        '--world',
+        type=Path,
+        required=True,
+        help='world that the detector is trained on (tools/miniature/make_world.py)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/miniature-blip'),
+        help='output folder (%(default)s)',
+    )
+    parser.add_argument(
+        '--arms',
+        nargs='+',
+        choices=list(ARMS),
+        default=DEFAULT,
+        help=f'which ({" ".join(DEFAULT)})',
+    )
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument('--jobs', type=int, default=1, help='arms side by side (%(default)s)')
     parser.add_argument('--epochs', type=int, default=20, help='of pretraining (%(default)s)')
     parser.add_argument('--finetune-epochs', type=int, default=10, help='(%(default)s)')
     parser.add_argument('--detector-epochs', type=int, default=12, help='(%(default)s)')
-    parser.add_argument('--scenes', type=int, nargs=3, default=[1500, 150, 500],
-                        metavar=('TRAIN', 'VAL', 'TEST'),
-                        help='scenes composed for retrieval (1500 150 500)')
-    parser.add_argument('--regime', default='synthetic', choices=('real', 'synthetic'),
-                        help='what the store holds (%(default)s)')
-    parser.add_argument('--detections', help='boxes of the store\'s images, instead of a '
-                        'detector trained here')
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
-                        'missing')
+    parser.add_argument(
+        '--scenes',
+        type=int,
+        nargs=3,
+        default=[1500, 150, 500],
+        metavar=('TRAIN', 'VAL', 'TEST'),
+        help='scenes composed for retrieval (1500 150 500)',
+    )
+    parser.add_argument(
+        '--regime',
+        default='synthetic',
+        choices=('real', 'synthetic'),
+        help='what the store holds (%(default)s)',
+    )
+    parser.add_argument(
+        '--detections', help="boxes of the store's images, instead of a detector trained here"
+    )
+    parser.add_argument(
+        '--sources', help='folder with the unpacked Debian packages, where apt is missing'
+    )
     parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
-    parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='change entries of all yamls, for example run.num_workers=0')
+    parser.add_argument(
+        '--options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='change entries of all yamls, for example run.num_workers=0',
+    )
     args = parser.parse_args()
     for name in ('out', 'store', 'world', 'detections', 'sources'):
         if getattr(args, name):  # the same from any folder
@@ -94,17 +129,26 @@ def main() -> None:
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     job = Job(args.out)
     counts = dict(zip(('train', 'val', 'test'), args.scenes))
-    positions = export_positions(fetch_sources(args.cache, args.sources), args.out / 'positions',
-                                 counts)
+    positions = export_positions(
+        fetch_sources(args.cache, args.sources), args.out / 'positions', counts
+    )
     detections = args.detections
-    if not detections and any('DETECTIONS' in option for arm in args.arms
-                              for option in ARMS[arm][1]):
+    if not detections and any(
+        'DETECTIONS' in option for arm in args.arms for option in ARMS[arm][1]
+    ):
         detections = args.out / 'detections.json'
         detect(job, args, detections)
-    job.run_side_by_side([partial(run_arm, job, args, arm, seed, positions, detections)
-                          for seed in range(args.seeds) for arm in args.arms], args.jobs)
-    results = new_results('miniature-lavis', shlex.join(
-        ['python', 'tools/miniature/blip.py', *sys.argv[1:]]))
+    job.run_side_by_side(
+        [
+            partial(run_arm, job, args, arm, seed, positions, detections)
+            for seed in range(args.seeds)
+            for arm in args.arms
+        ],
+        args.jobs,
+    )
+    results = new_results(
+        'miniature-lavis', shlex.join(['python', 'tools/miniature/blip.py', *sys.argv[1:]])
+    )
     for path in sorted((args.out / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:
             add_row(results, row)
@@ -115,47 +159,125 @@ def main() -> None:
 def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
     """Trains the detector on all real scenes and detects objects in the store's images."""
     work, epochs = args.out / 'detector', args.detector_epochs
-    job.run('Train the detector', 'tools/train.py', DETECTOR, '--data-root', args.world,
-            '--work-dir', work, '--resume', '--cfg-options', 'init=random',
-            'train_dataloader.dataset.indices=None', f'train_cfg.max_epochs={epochs}',
-            f'train_cfg.val_interval={epochs}',
-            f'param_scheduler.1.T_max={epochs}', f'param_scheduler.1.end={epochs}')
-    job.run('Detect objects', 'tools/convert/detect_objects.py', DETECTOR, work / f'epoch_{epochs}.pth',
-            args.store, out)
+    job.run(
+        'Train the detector',
+        'tools/train.py',
+        DETECTOR,
+        '--data-root',
+        args.world,
+        '--work-dir',
+        work,
+        '--resume',
+        '--cfg-options',
+        'init=random',
+        'train_dataloader.dataset.indices=None',
+        f'train_cfg.max_epochs={epochs}',
+        f'train_cfg.val_interval={epochs}',
+        f'param_scheduler.1.T_max={epochs}',
+        f'param_scheduler.1.end={epochs}',
+    )
+    job.run(
+        'Detect objects',
+        'tools/convert/detect_objects.py',
+        DETECTOR,
+        work / f'epoch_{epochs}.pth',
+        args.store,
+        out,
+    )
 
 
-def run_arm(job: Job, args: argparse.Namespace, arm: str, seed: int, positions: Path,
-            detections: Path | None) -> None:
+def run_arm(
+    job: Job,
+    args: argparse.Namespace,
+    arm: str,
+    seed: int,
+    positions: Path,
+    detections: Path | None,
+) -> None:
     """Pretrains, judges zero-shot, fine-tunes and judges again."""
     name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
-    options = [f'{DATA}.build_info.store={args.store}', f'run.max_epoch={args.epochs}',
-               'run.keep_checkpoints=1']
+    options = [
+        f'{DATA}.build_info.store={args.store}',
+        f'run.max_epoch={args.epochs}',
+        'run.keep_checkpoints=1',
+    ]
     options += [option.replace('DETECTIONS', str(detections)) for option in ARMS[arm][1]]
-    job.run(f'Pretrain {name}', 'tools/lavis_train.py', CONFIGS / 'blip_pretrain_freeatm.yaml',
-            '--work-dir', work / 'pretrain', '--seed', seed, '--resume', '--options', *options,
-            *args.options, label=name)
+    job.run(
+        f'Pretrain {name}',
+        'tools/lavis_train.py',
+        CONFIGS / 'blip_pretrain_freeatm.yaml',
+        '--work-dir',
+        work / 'pretrain',
+        '--seed',
+        seed,
+        '--resume',
+        '--options',
+        *options,
+        *args.options,
+        label=name,
+    )
     checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
-    row = ['--out', args.out / f'rows/{name}.json', '--masks', ARMS[arm][0], '--seed', seed,
-           '--epochs', args.epochs, '--regime', args.regime, '--generator', 'miniature']
+    row = [
+        '--out',
+        args.out / f'rows/{name}.json',
+        '--masks',
+        ARMS[arm][0],
+        '--seed',
+        seed,
+        '--epochs',
+        args.epochs,
+        '--regime',
+        args.regime,
+        '--generator',
+        'miniature',
+    ]
 
     def judge(what: str, wording: str, *model: str) -> None:
-        job.run(f'Judge {name}, {what}', 'tools/lavis_evaluate.py',
-                CONFIGS / 'retrieval_zeroshot.yaml', '--what', what, *row, '--options',
-                f'{READ}.annotations.test={positions}/test/{wording}.json',
-                f'{READ}.images={positions}', f'run.output_dir={work}/{what}', *model,
-                *args.options, label=name)
+        job.run(
+            f'Judge {name}, {what}',
+            'tools/lavis_evaluate.py',
+            CONFIGS / 'retrieval_zeroshot.yaml',
+            '--what',
+            what,
+            *row,
+            '--options',
+            f'{READ}.annotations.test={positions}/test/{wording}.json',
+            f'{READ}.images={positions}',
+            f'run.output_dir={work}/{what}',
+            *model,
+            *args.options,
+            label=name,
+        )
 
     judge('zeroshot', 'words', f'model.pretrained={checkpoint}')
     # The same scenes, positions told as the prompts tell them: what the prompts have taught.
     judge('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
-    job.run(f'Fine-tune {name}', 'tools/lavis_train.py', CONFIGS / 'retrieval_finetune.yaml',
-            '--work-dir', work / 'finetune', '--seed', seed, '--resume', '--options',
-            f'{READ}.annotations.train={positions}/train/words.json',
-            f'{READ}.annotations.val={positions}/val/words.json', f'{READ}.annotations.test=null',
-            f'{READ}.images={positions}', 'run.test_splits=[]', f'model.pretrained={checkpoint}',
-            f'run.max_epoch={args.finetune_epochs}', *args.options, label=name)
-    judge('finetuned', 'words', 'model.load_finetuned=True',
-          f'model.finetuned={work}/finetune/checkpoint_best.pth')
+    job.run(
+        f'Fine-tune {name}',
+        'tools/lavis_train.py',
+        CONFIGS / 'retrieval_finetune.yaml',
+        '--work-dir',
+        work / 'finetune',
+        '--seed',
+        seed,
+        '--resume',
+        '--options',
+        f'{READ}.annotations.train={positions}/train/words.json',
+        f'{READ}.annotations.val={positions}/val/words.json',
+        f'{READ}.annotations.test=null',
+        f'{READ}.images={positions}',
+        'run.test_splits=[]',
+        f'model.pretrained={checkpoint}',
+        f'run.max_epoch={args.finetune_epochs}',
+        *args.options,
+        label=name,
+    )
+    judge(
+        'finetuned',
+        'words',
+        'model.load_finetuned=True',
+        f'model.finetuned={work}/finetune/checkpoint_best.pth',
+    )
 
 
 if __name__ == '__main__':

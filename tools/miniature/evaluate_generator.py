@@ -4,6 +4,7 @@
 
 Writes `miniature-generator.json` (all figures) and `miniature-generator.md` into the folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,15 +34,24 @@ from freeatm_mm.store import Store, StoreError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('generator', help='folder of the pipeline')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/results'),
-                        help='folder of the results (%(default)s)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/results'),
+        help='folder of the results (%(default)s)',
+    )
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
     parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
-    parser.add_argument('--judge-scenes', type=int, default=30000,
-                        help='real scenes that the classifier learns from (%(default)s)')
+    parser.add_argument(
+        '--judge-scenes',
+        type=int,
+        default=30000,
+        help='real scenes that the classifier learns from (%(default)s)',
+    )
     parser.add_argument('--judge-epochs', type=int, default=7, help='(%(default)s)')
     parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
@@ -61,22 +71,39 @@ def judge(args: argparse.Namespace) -> None:
     seen = list(compose_scenes(sources, 'val', args.mask_scenes))
     unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
     classifier = trained(
-        NounClassifier(), args.work / f'judge-{args.judge_scenes}x{args.judge_epochs}.safetensors',
-        lambda: compose_scenes(sources, 'train', args.judge_scenes, seed=2), args.judge_epochs)
+        NounClassifier(),
+        args.work / f'judge-{args.judge_scenes}x{args.judge_epochs}.safetensors',
+        lambda: compose_scenes(sources, 'train', args.judge_scenes, seed=2),
+        args.judge_epochs,
+    )
     loaded = load_pipeline(args.generator)
     prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
     images = args.work / f'images-{loaded.revision[-16:]}-{args.steps}-{args.guidance:g}'
-    print(generate(loaded.pipe, prompts, images, steps=args.steps, batch_size=50,
-                   guidance=args.guidance, image_format='png', samples_per_shard=500,
-                   name=loaded.name, revision=loaded.revision))
+    print(
+        generate(
+            loaded.pipe,
+            prompts,
+            images,
+            steps=args.steps,
+            batch_size=50,
+            guidance=args.guidance,
+            image_format='png',
+            samples_per_shard=500,
+            name=loaded.name,
+            revision=loaded.revision,
+        )
+    )
     results = new_results('miniature-generator', shlex.join(['python', *sys.argv]))
     results |= {
-        'images': args.images, 'steps': args.steps, 'guidance': args.guidance,
+        'images': args.images,
+        'steps': args.steps,
+        'guidance': args.guidance,
         'generated': judge_store(classifier, images),
         'reconstructed': judge_reconstructions(classifier, loaded.pipe, seen),
         'real': judge_scenes(classifier, seen),
         'masks': masks_on_noised_scenes(loaded.pipe, seen),
-        'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen)}
+        'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen),
+    }
     del results['rows']
     with atomic_write(args.out / 'miniature-generator.json') as file:
         file.write(json.dumps(results, indent=1).encode())

@@ -8,6 +8,7 @@ noised, and its UNet looks at them. In images that it draws, a segmenter trained
 marks the named nouns. Every variant is made of one recording; heads are chosen on real scenes of
 the split 'val'. Writes `mask-quality.json`, `.md` and two pictures into the folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,24 +52,47 @@ PICTURED = ('figure 5b', 'figure 5c', 'alone', 'CRF')  # how variants begin or e
 def main(argv: list[str] | None = None) -> None:
     """Records, scores, writes and prints."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('generator', help='folder of the pipeline')
-    parser.add_argument('--scenes', type=int, default=200, help='to score, of either kind, and as '
-                        'many to choose heads on (%(default)s)')
-    parser.add_argument('--first-step', type=int, default=4, help='of the variant with the noisier '
-                        'steps; they go from little noise to much (%(default)s)')
-    parser.add_argument('--self-attention', type=int, default=32,
-                        help='largest side at which it is recorded (%(default)s)')
-    parser.add_argument('--crf-size', type=int, default=32,
-                        help='side of masks for the CRF (%(default)s)')
+    parser.add_argument(
+        '--scenes',
+        type=int,
+        default=200,
+        help='to score, of either kind, and as many to choose heads on (%(default)s)',
+    )
+    parser.add_argument(
+        '--first-step',
+        type=int,
+        default=4,
+        help='of the variant with the noisier '
+        'steps; they go from little noise to much (%(default)s)',
+    )
+    parser.add_argument(
+        '--self-attention',
+        type=int,
+        default=32,
+        help='largest side at which it is recorded (%(default)s)',
+    )
+    parser.add_argument(
+        '--crf-size', type=int, default=32, help='side of masks for the CRF (%(default)s)'
+    )
     parser.add_argument('--steps', type=int, default=12, help='to draw in (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
-    parser.add_argument('--segmenter-scenes', type=int, default=15000,
-                        help='real scenes that the segmenter learns from (%(default)s)')
+    parser.add_argument(
+        '--segmenter-scenes',
+        type=int,
+        default=15000,
+        help='real scenes that the segmenter learns from (%(default)s)',
+    )
     parser.add_argument('--segmenter-epochs', type=int, default=3, help='(%(default)s)')
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/results'),
-                        help='folder of the results (%(default)s)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/results'),
+        help='folder of the results (%(default)s)',
+    )
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
     args = parser.parse_args(argv)
@@ -78,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         NounSegmenter(),
         args.work / f'segmenter-{args.segmenter_scenes}x{args.segmenter_epochs}.safetensors',
         lambda: compose_scenes(sources, 'train', args.segmenter_scenes, seed=3),
-        args.segmenter_epochs)
+        args.segmenter_epochs,
+    )
     recording = RECORDING | {'self_attention': args.self_attention}
 
     def noised(split: str) -> list:
@@ -87,33 +112,59 @@ def main(argv: list[str] | None = None) -> None:
 
     chosen_on = noised('val')
     heads = best_heads(chosen_on)
-    limit = summarise([
-        mask_quality(segmenter.masks(scene.image, scene.record.nouns).astype(float), scene.masks)
-        for _, scenes in chosen_on for scene in scenes])['iou']
+    limit = summarise(
+        [
+            mask_quality(
+                segmenter.masks(scene.image, scene.record.nouns).astype(float), scene.masks
+            )
+            for _, scenes in chosen_on
+            for scene in scenes
+        ]
+    )['iou']
     del chosen_on
     prompts = [sample_prompt(f'masks-{number:05d}', 0) for number in range(args.scenes)]
-    drawn = list(record_drawn_scenes(pipe, prompts, segmenter, args.steps, args.guidance,
-                                     **recording))
+    drawn = list(
+        record_drawn_scenes(pipe, prompts, segmenter, args.steps, args.guidance, **recording)
+    )
     parts = [
-        judge(args, 'Noised real scenes, exact masks', 'mask-quality.png', noised('test'), heads,
-              len(TIMESTEPS), range(args.first_step, len(TIMESTEPS)),
-              f'{args.scenes} scenes of objects never seen, {{nouns}} nouns, each looked at with '
-              f'{len(TIMESTEPS)} amounts of noise; means over nouns; CRF at '
-              f'{args.crf_size}x{args.crf_size}.'),
+        judge(
+            args,
+            'Noised real scenes, exact masks',
+            'mask-quality.png',
+            noised('test'),
+            heads,
+            len(TIMESTEPS),
+            range(args.first_step, len(TIMESTEPS)),
+            f'{args.scenes} scenes of objects never seen, {{nouns}} nouns, each looked at with '
+            f'{len(TIMESTEPS)} amounts of noise; means over nouns; CRF at '
+            f'{args.crf_size}x{args.crf_size}.',
+        ),
         # the same share of steps is the noisier one; a drawing goes from much noise to little
-        judge(args, 'Generated images, masks of a segmenter', 'mask-quality-drawn.png', drawn,
-              heads, args.steps,
-              range(round(args.steps * (1 - args.first_step / len(TIMESTEPS)))),
-              f'{args.scenes} images drawn in {args.steps} steps at guidance {args.guidance:g}. A '
-              'segmenter trained on real scenes and told the nouns marks them: on real scenes its '
-              f'masks have a mean IoU of {limit:.3f} with the exact ones. Of {{all}} nouns it '
-              'sees {nouns}; only those are scored.', "segmenter's mask"),
+        judge(
+            args,
+            'Generated images, masks of a segmenter',
+            'mask-quality-drawn.png',
+            drawn,
+            heads,
+            args.steps,
+            range(round(args.steps * (1 - args.first_step / len(TIMESTEPS)))),
+            f'{args.scenes} images drawn in {args.steps} steps at guidance {args.guidance:g}. A '
+            'segmenter trained on real scenes and told the nouns marks them: on real scenes its '
+            f'masks have a mean IoU of {limit:.3f} with the exact ones. Of {{all}} nouns it '
+            'sees {nouns}; only those are scored.',
+            "segmenter's mask",
+        ),
     ]
     # Where the sources lie says nothing to others.
-    kept = [part.removesuffix(args.sources) + 'SOURCES'
-            if args.sources and part in (args.sources, f'--sources={args.sources}') else part
-            for part in argv or sys.argv[1:]]
-    results = new_results('mask-quality', shlex.join(['python', 'tools/miniature/evaluate_masks.py', *kept]))
+    kept = [
+        part.removesuffix(args.sources) + 'SOURCES'
+        if args.sources and part in (args.sources, f'--sources={args.sources}')
+        else part
+        for part in argv or sys.argv[1:]
+    ]
+    results = new_results(
+        'mask-quality', shlex.join(['python', 'tools/miniature/evaluate_masks.py', *kept])
+    )
     del results['rows']
     results |= {'heads': heads, 'segmenter_iou': limit, 'parts': parts}
     with atomic_write(args.out / 'mask-quality.json') as file:
@@ -124,25 +175,45 @@ def main(argv: list[str] | None = None) -> None:
     print(report)
 
 
-def judge(args: argparse.Namespace, title: str, picture: str, recorded: list, heads: dict,
-          num_steps: int, noisier: range, description: str,
-          reference: str = 'exact mask') -> dict[str, Any]:
+def judge(
+    args: argparse.Namespace,
+    title: str,
+    picture: str,
+    recorded: list,
+    heads: dict,
+    num_steps: int,
+    noisier: range,
+    description: str,
+    reference: str = 'exact mask',
+) -> dict[str, Any]:
     """Every variant of some recordings: figures, and the picture, which is written."""
     variants_of = partial(make_variants, num_steps=num_steps, noisier=noisier, heads=heads)
     rows, masks, scores = score_variants(recorded, variants_of, args.crf_size)
-    default = next(variant.name for variant in variants_of(recorded[0][0])
-                   if not variant.options and not variant.crf)
+    default = next(
+        variant.name
+        for variant in variants_of(recorded[0][0])
+        if not variant.options and not variant.crf
+    )
     there = [(quality.area > 0) for quality in scores[default]]
-    shown = {name: each[:6] for name, each in masks.items()
-             if name.startswith(PICTURED) or name.endswith(PICTURED)}
-    image = variants_picture([scene for _, scenes in recorded for scene in scenes][:6], shown,
-                             reference=reference)
+    shown = {
+        name: each[:6]
+        for name, each in masks.items()
+        if name.startswith(PICTURED) or name.endswith(PICTURED)
+    }
+    image = variants_picture(
+        [scene for _, scenes in recorded for scene in scenes][:6], shown, reference=reference
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     image.save(args.out / picture, optimize=True)
-    return {'title': title, 'picture': picture,
-            'description': description.format(nouns=sum(int(each.sum()) for each in there),
-                                              all=sum(map(len, there))),
-            'trust': trust_report(masks[default], scores[default]), 'rows': rows}
+    return {
+        'title': title,
+        'picture': picture,
+        'description': description.format(
+            nouns=sum(int(each.sum()) for each in there), all=sum(map(len, there))
+        ),
+        'trust': trust_report(masks[default], scores[default]),
+        'rows': rows,
+    }
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@
 Writes `train`, `val` and `test` (images, COCO JSON, label maps, retrieval JSON, class folders) and
 `prompts.jsonl`; with --exact also `exact`, a store of composed scenes with exact masks.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,37 +19,57 @@ from freeatm_mm.prompts import write_prompts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('out', type=Path, help='folder of the world')
     parser.add_argument('--train', type=int, default=3000, help='scenes (%(default)s)')
     parser.add_argument('--val', type=int, default=750, help='scenes (%(default)s)')
     parser.add_argument('--test', type=int, default=1500, help='scenes (%(default)s)')
     parser.add_argument('--prompts', type=int, default=4000, help='how many (%(default)s)')
-    parser.add_argument('--exact', type=int, default=0, metavar='SCENES',
-                        help='also a store of so many composed scenes with exact masks')
+    parser.add_argument(
+        '--exact',
+        type=int,
+        default=0,
+        metavar='SCENES',
+        help='also a store of so many composed scenes with exact masks',
+    )
     parser.add_argument('--seed', type=int, default=0, help='number of the world (%(default)s)')
-    parser.add_argument('--sources', type=Path, help='folder with the unpacked Debian packages '
-                        '(it holds usr/share), instead of fetching them')
-    parser.add_argument('--cache', type=Path, default='.cache',
-                        help='where to unpack them (%(default)s)')
+    parser.add_argument(
+        '--sources',
+        type=Path,
+        help='folder with the unpacked Debian packages '
+        '(it holds usr/share), instead of fetching them',
+    )
+    parser.add_argument(
+        '--cache', type=Path, default='.cache', help='where to unpack them (%(default)s)'
+    )
     parser.add_argument('--workers', type=int, help='processes; one per core by default')
     args = parser.parse_args()
     try:
         sources = fetch_sources(args.cache, args.sources)
-        export_world(sources, args.out, {'train': args.train, 'val': args.val, 'test': args.test},
-                     args.seed, args.workers)
+        export_world(
+            sources,
+            args.out,
+            {'train': args.train, 'val': args.val, 'test': args.test},
+            args.seed,
+            args.workers,
+        )
         if args.exact:
-            export_exact_store(sources, args.out / 'exact', args.exact, args.seed + 1,
-                               workers=args.workers)
+            export_exact_store(
+                sources, args.out / 'exact', args.exact, args.seed + 1, workers=args.workers
+            )
         if args.prompts:
-            write_prompts(args.out / 'prompts.jsonl',
-                          (sample_prompt(f'{number:07d}', args.seed)
-                           for number in range(args.prompts)))
+            write_prompts(
+                args.out / 'prompts.jsonl',
+                (sample_prompt(f'{number:07d}', args.seed) for number in range(args.prompts)),
+            )
     except (RuntimeError, OSError, ValueError) as error:
         sys.exit(f'{parser.prog}: {error}')
-    print(f'world in {args.out}; {same_object_share(sources):.2%} of random pairs of instances '
-          'show the very same photo')
+    print(
+        f'world in {args.out}; {same_object_share(sources):.2%} of random pairs of instances '
+        'show the very same photo'
+    )
 
 
 if __name__ == '__main__':

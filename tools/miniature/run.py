@@ -3,6 +3,7 @@
 Runs the project's own tools one after the other, or side by side, and says which; started again,
 it goes on where it was. Ends with a table and `page.html` in the output folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,37 +32,68 @@ from freeatm_mm.miniature.job import (  # noqa: E402
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
 #: Arm -> what the results call its masks.
-ARMS = {'baseline': False, 'freeatm': True, 'normalized': 'normalized',
-        'other_nouns': 'other_nouns'}
+ARMS = {
+    'baseline': False,
+    'freeatm': True,
+    'normalized': 'normalized',
+    'other_nouns': 'other_nouns',
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog='./run miniature', description=__doc__)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/miniature'),
-                        help='output folder (%(default)s)')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/miniature'), help='output folder (%(default)s)'
+    )
     parser.add_argument('--images', type=int, default=4000, help='to generate (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=24, help='of each pretraining; of MAE twice '
-                        'as many, which sees one view each, not two (%(default)s)')
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        default=24,
+        help='of each pretraining; of MAE twice '
+        'as many, which sees one view each, not two (%(default)s)',
+    )
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
-    parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), default=['mocov2'],
-                        help='(%(default)s)')
-    parser.add_argument('--arms', nargs='+', choices=tuple(ARMS), default=['baseline', 'freeatm'],
-                        help='baseline: without masks; normalized: masks stretched to [0, 1], '
-                        "which the paper does not do; other_nouns: keys of the query's own noun "
-                        'are no negatives, contrastive methods only (%(default)s)')
-    parser.add_argument('--exact', action='store_true', help='also pretrain on as many composed '
-                        'scenes with exact masks, and without: the upper bound')
-    parser.add_argument('--judge-every', type=int, metavar='EPOCHS', help='judge the checkpoints '
-                        'of baseline and freeatm on the way too, for a curve over epochs')
-    parser.add_argument('--generator', default=GENERATOR,
-                        help='folder of the pipeline (%(default)s)')
+    parser.add_argument(
+        '--methods', nargs='+', choices=tuple(METHODS), default=['mocov2'], help='(%(default)s)'
+    )
+    parser.add_argument(
+        '--arms',
+        nargs='+',
+        choices=tuple(ARMS),
+        default=['baseline', 'freeatm'],
+        help='baseline: without masks; normalized: masks stretched to [0, 1], '
+        "which the paper does not do; other_nouns: keys of the query's own noun "
+        'are no negatives, contrastive methods only (%(default)s)',
+    )
+    parser.add_argument(
+        '--exact',
+        action='store_true',
+        help='also pretrain on as many composed '
+        'scenes with exact masks, and without: the upper bound',
+    )
+    parser.add_argument(
+        '--judge-every',
+        type=int,
+        metavar='EPOCHS',
+        help='judge the checkpoints '
+        'of baseline and freeatm on the way too, for a curve over epochs',
+    )
+    parser.add_argument(
+        '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
+    )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
-    parser.add_argument('--jobs', type=int, default=min(os.cpu_count() or 1, 2),
-                        help='pretrainings side by side (%(default)s)')
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
-                        'missing')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=min(os.cpu_count() or 1, 2),
+        help='pretrainings side by side (%(default)s)',
+    )
+    parser.add_argument(
+        '--sources', help='folder with the unpacked Debian packages, where apt is missing'
+    )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
     return parser.parse_args(argv)
 
@@ -73,10 +105,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit('./run miniature: --epochs must be 3 or more, as schedules warm up for two')
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
-    make_world(job, f'{args.out}/world', args.images, args.images if args.exact else 0,
-               args.sources)
-    generate_store(job, args.generator, f'{args.out}/world', f'{args.out}/synthetic', args.steps,
-                   args.guidance)
+    make_world(
+        job, f'{args.out}/world', args.images, args.images if args.exact else 0, args.sources
+    )
+    generate_store(
+        job, args.generator, f'{args.out}/world', f'{args.out}/synthetic', args.steps, args.guidance
+    )
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     job.run_side_by_side(lines_of_work(job, args), args.jobs)
@@ -105,14 +139,23 @@ def report(job: Job, args: argparse.Namespace) -> None:
     card = {}  # what is known of another generator isn't in this repository
     if args.generator == GENERATOR:
         card = generator_facts(json.loads(FIGURES.read_text()))
-    write_page(args.out / 'page.html', 'Free-ATM in miniature',
-               islice(iter(Store(f'{args.out}/synthetic')), 24), curves, results, card, job.steps,
-               f'{args.images} images were generated with one attention mask per noun; '
-               'backbones were pretrained on them with and without the masks, for the same steps, '
-               'and judged on real scenes whose objects no training has seen.')
+    write_page(
+        args.out / 'page.html',
+        'Free-ATM in miniature',
+        islice(iter(Store(f'{args.out}/synthetic')), 24),
+        curves,
+        results,
+        card,
+        job.steps,
+        f'{args.images} images were generated with one attention mask per noun; '
+        'backbones were pretrained on them with and without the masks, for the same steps, '
+        'and judged on real scenes whose objects no training has seen.',
+    )
     print('\n' + to_markdown(results))
-    print(f'{sum(step.seconds for step in job.steps) / 60:.1f} minutes of work in all; look at '
-          f'{args.out}/page.html')
+    print(
+        f'{sum(step.seconds for step in job.steps) / 60:.1f} minutes of work in all; look at '
+        f'{args.out}/page.html'
+    )
 
 
 def regimes(args: argparse.Namespace) -> dict[str, str]:
@@ -125,8 +168,12 @@ def regimes(args: argparse.Namespace) -> dict[str, str]:
 
 def arms(args: argparse.Namespace, method: str, regime: str) -> list[str]:
     """The arms that make sense: the upper bound has two, and MAE has no negatives."""
-    return [arm for arm in args.arms if not (regime == 'real' and isinstance(ARMS[arm], str))
-            and not (method == 'mae' and arm == 'other_nouns')]
+    return [
+        arm
+        for arm in args.arms
+        if not (regime == 'real' and isinstance(ARMS[arm], str))
+        and not (method == 'mae' and arm == 'other_nouns')
+    ]
 
 
 def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[[], None]]:
@@ -139,13 +186,21 @@ def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[
         for regime, store in regimes(args).items():
             for method in args.methods:
                 for arm in arms(args, method, regime):
-                    lines.append(partial(pretrain_and_judge, job, args, regime, store, method, arm,
-                                         seed))
+                    lines.append(
+                        partial(pretrain_and_judge, job, args, regime, store, method, arm, seed)
+                    )
     return lines
 
 
-def pretrain_and_judge(job: Job | DryJob, args: argparse.Namespace, regime: str, store: str,
-                       method: str, arm: str, seed: int) -> None:
+def pretrain_and_judge(
+    job: Job | DryJob,
+    args: argparse.Namespace,
+    regime: str,
+    store: str,
+    method: str,
+    arm: str,
+    seed: int,
+) -> None:
     """One pretraining and its judgements."""
     name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
     options = ['model.negatives=other_nouns'] if arm == 'other_nouns' else []
@@ -158,25 +213,68 @@ def pretrain_and_judge(job: Job | DryJob, args: argparse.Namespace, regime: str,
     if masks is True and regime == 'real':
         masks = 'exact'
     for epoch in sorted({*range(every, epochs, every), epochs}):
-        judge(job, args, f'{name}-epoch{epoch}', method, args.out / name / f'epoch_{epoch}.pth',
-              seed, '--method', method, '--regime', regime, '--masks', str(masks), '--epochs',
-              str(epoch))
+        judge(
+            job,
+            args,
+            f'{name}-epoch{epoch}',
+            method,
+            args.out / name / f'epoch_{epoch}.pth',
+            seed,
+            '--method',
+            method,
+            '--regime',
+            regime,
+            '--masks',
+            str(masks),
+            '--epochs',
+            str(epoch),
+        )
 
 
-def judge(job: Job | DryJob, args: argparse.Namespace, name: str, method: str,
-          checkpoint: Path | None, seed: int, *options: str) -> None:
+def judge(
+    job: Job | DryJob,
+    args: argparse.Namespace,
+    name: str,
+    method: str,
+    checkpoint: Path | None,
+    seed: int,
+    *options: str,
+) -> None:
     """One backbone, frozen, on real scenes; a MAE's also fine-tuned, at its end."""
     config, weights = f'configs/miniature/{method}_freeatm.py', checkpoint or '--random'
     if checkpoint is None and method == 'mae':
         options = ('--method', 'random-vit')
-    job.run(f'Judge {name}, seed {seed}', 'tools/evaluate.py', config, weights, '--world',
-            f'{args.out}/world', '--seed', seed, '--out', args.out / f'rows/{name}-{seed}.json',
-            *options, label=name)
+    job.run(
+        f'Judge {name}, seed {seed}',
+        'tools/evaluate.py',
+        config,
+        weights,
+        '--world',
+        f'{args.out}/world',
+        '--seed',
+        seed,
+        '--out',
+        args.out / f'rows/{name}-{seed}.json',
+        *options,
+        label=name,
+    )
     last = f'epoch_{METHODS[method].epochs(args.epochs)}.pth'
     if method == 'mae' and (checkpoint is None or checkpoint.name == last):
-        job.run(f'Fine-tune {name}, seed {seed}', 'tools/downstream.py', checkpoint or 'random',
-                '--benchmarks', 'mini-finetune', '--data', f'{args.out}/world', '--out',
-                args.out / f'rows/{name}-{seed}-finetune', '--seed', seed, *options, label=name)
+        job.run(
+            f'Fine-tune {name}, seed {seed}',
+            'tools/downstream.py',
+            checkpoint or 'random',
+            '--benchmarks',
+            'mini-finetune',
+            '--data',
+            f'{args.out}/world',
+            '--out',
+            args.out / f'rows/{name}-{seed}-finetune',
+            '--seed',
+            seed,
+            *options,
+            label=name,
+        )
 
 
 def gather(args: argparse.Namespace) -> dict:
@@ -190,9 +288,16 @@ def gather(args: argparse.Namespace) -> dict:
             if fine_tuned.exists():
                 row['metrics'] |= read_results(fine_tuned)['rows'][0]['metrics']
             add_row(results, row)
-    results['rows'].sort(key=lambda row: (not is_untrained(row['method']), row['regime'],
-                                          row['method'], str(row['masks']), row['epochs'],
-                                          row['seed']))
+    results['rows'].sort(
+        key=lambda row: (
+            not is_untrained(row['method']),
+            row['regime'],
+            row['method'],
+            str(row['masks']),
+            row['epochs'],
+            row['seed'],
+        )
+    )
     return results
 
 

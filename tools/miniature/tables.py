@@ -11,6 +11,7 @@ as .json and .svg, in --out.
 Stopped and started again, it goes on where it was. With --jobs, lines of work that don't depend on
 each other run side by side.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -58,28 +59,52 @@ SUPERVISED = {'mini-resnet': ('resnet', 30), 'mini-vit': ('vit', 10)}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/miniature_tables'),
-                        help='output folder (%(default)s)')
-    parser.add_argument('--images', type=int, default=4000,
-                        help='to pretrain on, of each kind (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=24, help='of each pretraining; of MAE twice '
-                        'as many, which see one view each, not two (%(default)s)')
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/miniature_tables'),
+        help='output folder (%(default)s)',
+    )
+    parser.add_argument(
+        '--images', type=int, default=4000, help='to pretrain on, of each kind (%(default)s)'
+    )
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        default=24,
+        help='of each pretraining; of MAE twice '
+        'as many, which see one view each, not two (%(default)s)',
+    )
     parser.add_argument('--seeds', type=int, default=3, help='how many (%(default)s)')
-    parser.add_argument('--methods', nargs='+', choices=tuple(BENCHMARKS),
-                        default=list(BENCHMARKS), help='(all)')
-    parser.add_argument('--jobs', type=int, default=1, help='lines of work side by side, one core '
-                        'each (%(default)s)')
-    parser.add_argument('--generator', default='weights/miniature-generator',
-                        help='folder of the pipeline (%(default)s)')
-    parser.add_argument('--synthetic', help='store of generated images with masks to use, instead '
-                        'of generating one')
-    parser.add_argument('--world', help='folder made by tools/miniature/make_world.py with --exact to '
-                        'use, instead of making one')
+    parser.add_argument(
+        '--methods', nargs='+', choices=tuple(BENCHMARKS), default=list(BENCHMARKS), help='(all)'
+    )
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        help='lines of work side by side, one core each (%(default)s)',
+    )
+    parser.add_argument(
+        '--generator',
+        default='weights/miniature-generator',
+        help='folder of the pipeline (%(default)s)',
+    )
+    parser.add_argument(
+        '--synthetic', help='store of generated images with masks to use, instead of generating one'
+    )
+    parser.add_argument(
+        '--world',
+        help='folder made by tools/miniature/make_world.py with --exact to '
+        'use, instead of making one',
+    )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages, where apt is '
-                        'missing')
+    parser.add_argument(
+        '--sources', help='folder with the unpacked Debian packages, where apt is missing'
+    )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
     return parser.parse_args(argv)
 
@@ -118,25 +143,50 @@ def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
     return world, synthetic
 
 
-def references(job: Job | DryJob, args: argparse.Namespace, world: str, suite: str,
-               seed: int) -> None:
+def references(
+    job: Job | DryJob, args: argparse.Namespace, world: str, suite: str, seed: int
+) -> None:
     """Random and supervised weights through a suite."""
     name, epochs = SUPERVISED[suite]
-    judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed,
-          f'random-{name}')
+    judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed, f'random-{name}')
     work_dir = args.out / f'supervised-{name}-{seed}'
-    job.run(f'Pretrain supervised {name}, seed {seed}', 'tools/train.py',
-            f'configs/miniature/supervised/{name}.py', '--work-dir', work_dir, '--resume',
-            '--seed', seed, '--no-validate', '--data-root', world, label=work_dir.name)
-    judge(job, args, world, suite, work_dir / f'epoch_{epochs}.pth', 'supervised', 'real', 'false',
-          epochs, seed, f'supervised-{name}')
+    job.run(
+        f'Pretrain supervised {name}, seed {seed}',
+        'tools/train.py',
+        f'configs/miniature/supervised/{name}.py',
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--seed',
+        seed,
+        '--no-validate',
+        '--data-root',
+        world,
+        label=work_dir.name,
+    )
+    judge(
+        job,
+        args,
+        world,
+        suite,
+        work_dir / f'epoch_{epochs}.pth',
+        'supervised',
+        'real',
+        'false',
+        epochs,
+        seed,
+        f'supervised-{name}',
+    )
 
 
-def pretrainings(job: Job | DryJob, args: argparse.Namespace, world: str, synthetic: str,
-                 method: str, seed: int) -> None:
+def pretrainings(
+    job: Job | DryJob, args: argparse.Namespace, world: str, synthetic: str, method: str, seed: int
+) -> None:
     """All five pretrainings of a method through its suite."""
-    def make(regime: str, store: str, masks: bool = False, config: str | None = None,
-             *options: str) -> Path:
+
+    def make(
+        regime: str, store: str, masks: bool = False, config: str | None = None, *options: str
+    ) -> Path:
         work_dir = args.out / f'{regime}-{method}-{"freeatm" if masks else "baseline"}-{seed}'
         return pretrain(job, work_dir, method, store, args.epochs, seed, masks, options, config)
 
@@ -147,32 +197,77 @@ def pretrainings(job: Job | DryJob, args: argparse.Namespace, world: str, synthe
         for masks in (False, True):
             yield 'synthetic', masks, make('synthetic', synthetic, masks)
             config = f'{method}_freeatm.py' if masks else f'baselines/{method}.py'
-            yield 'mixed', masks, make('mixed', synthetic, masks, f'mixed/{config}',
-                                       f'model.pretrained={half}')
+            yield (
+                'mixed',
+                masks,
+                make('mixed', synthetic, masks, f'mixed/{config}', f'model.pretrained={half}'),
+            )
 
     for regime, masks, checkpoint in arms():
-        judge(job, args, world, BENCHMARKS[method], checkpoint, method, regime,
-              str(masks).lower(), METHODS[method].epochs(args.epochs), seed,
-              f'{method}-{regime}{"-masks" if masks else ""}')
+        judge(
+            job,
+            args,
+            world,
+            BENCHMARKS[method],
+            checkpoint,
+            method,
+            regime,
+            str(masks).lower(),
+            METHODS[method].epochs(args.epochs),
+            seed,
+            f'{method}-{regime}{"-masks" if masks else ""}',
+        )
 
 
-def judge(job: Job | DryJob, args: argparse.Namespace, world: str, suite: str,
-          init: str | Path, method: str, regime: str, masks: str, epochs: int, seed: int,
-          name: str) -> None:
+def judge(
+    job: Job | DryJob,
+    args: argparse.Namespace,
+    world: str,
+    suite: str,
+    init: str | Path,
+    method: str,
+    regime: str,
+    masks: str,
+    epochs: int,
+    seed: int,
+    name: str,
+) -> None:
     """One checkpoint through a suite."""
-    job.run(f'Benchmarks of {name}, seed {seed}', 'tools/downstream.py', init, '--suite', suite,
-            '--data', world, '--out', args.out / f'tables/{name}-{seed}', '--method', method,
-            '--regime', regime, '--masks', masks, '--generator', 'miniature', '--epochs', epochs,
-            '--seed', seed, label=f'{name}-{seed}')
+    job.run(
+        f'Benchmarks of {name}, seed {seed}',
+        'tools/downstream.py',
+        init,
+        '--suite',
+        suite,
+        '--data',
+        world,
+        '--out',
+        args.out / f'tables/{name}-{seed}',
+        '--method',
+        method,
+        '--regime',
+        regime,
+        '--masks',
+        masks,
+        '--generator',
+        'miniature',
+        '--epochs',
+        epochs,
+        '--seed',
+        seed,
+        label=f'{name}-{seed}',
+    )
 
 
 def write_tables(args: argparse.Namespace, job: Job) -> None:
     """Gather the rows into one result file and one plot a table, and the Markdown."""
     command = shlex.join(['python', *sys.argv])
-    parts = ['# Tables 1 and 2 of the paper in miniature\n',
-             'Columns are the paper\'s; all figures are of the miniature world: its '
-             'scenes for COCO, Cityscapes and ADE20K, their objects for ImageNet.\n',
-             f'Made with `{command}`.\n']
+    parts = [
+        '# Tables 1 and 2 of the paper in miniature\n',
+        "Columns are the paper's; all figures are of the miniature world: its "
+        'scenes for COCO, Cityscapes and ADE20K, their objects for ImageNet.\n',
+        f'Made with `{command}`.\n',
+    ]
     paths = sorted((args.out / 'tables').glob('*/row.json'))
     for table, own in ((1, 'linear_top1'), (2, 'finetune_top1')):
         name = f'miniature-table{table}'
@@ -185,22 +280,34 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
                     add_row(results, {**row, 'command': made['command'], 'date': made['date']})
                     for package, version in made['versions'].items():
                         versions.setdefault(package, set()).add(version)
-        results['versions'] = {package: ' and '.join(sorted(found))
-                               for package, found in versions.items()}
+        results['versions'] = {
+            package: ' and '.join(sorted(found)) for package, found in versions.items()
+        }
         ours = gather_rows([results], table)
         if not ours:
             continue
-        results['rows'].sort(key=lambda row: (
-            TABLES[table].methods.index(row['method']), REGIMES.index(row['regime']),
-            isinstance(row['masks'], str), str(row['masks']), row['seed']))  # variants last
+        results['rows'].sort(
+            key=lambda row: (
+                TABLES[table].methods.index(row['method']),
+                REGIMES.index(row['regime']),
+                isinstance(row['masks'], str),
+                str(row['masks']),
+                row['seed'],
+            )
+        )  # variants last
         write_results(args.out / f'{name}.json', results)
         with atomic_write(args.out / f'{name}.svg') as file:
             file.write(to_svg(result_plots(results)[''], name).encode())
-        parts += [table_markdown(ours, table, whole=False),
-                  f'![Every seed, mean and spread]({name}.svg)\n', improvements(ours, table)]
+        parts += [
+            table_markdown(ours, table, whole=False),
+            f'![Every seed, mean and spread]({name}.svg)\n',
+            improvements(ours, table),
+        ]
     hours = sum(step.seconds for step in job.steps) / 3600
-    parts.append(f'{hours:.1f} hours by the clock in {len(job.steps)} commands, {args.jobs} at a '
-                 'time (of those that were stopped and went on, since their last start).\n')
+    parts.append(
+        f'{hours:.1f} hours by the clock in {len(job.steps)} commands, {args.jobs} at a '
+        'time (of those that were stopped and went on, since their last start).\n'
+    )
     text = '\n'.join(part for part in parts if part)
     with atomic_write(args.out / 'miniature-tables.md') as file:
         file.write(text.encode())

@@ -1,4 +1,5 @@
 """Train the miniature generator on scenes of the training split."""
+
 from __future__ import annotations
 
 import argparse
@@ -19,24 +20,42 @@ from freeatm_mm.results.plots import curve_plot, to_svg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', type=Path, help='folder for the finished pipeline')
-    parser.add_argument('--work', type=Path, default='work_dirs/generator',
-                        help='folder for scenes, checkpoints and loss curves (%(default)s)')
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages, instead of '
-                        'fetching them')
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default='work_dirs/generator',
+        help='folder for scenes, checkpoints and loss curves (%(default)s)',
+    )
+    parser.add_argument(
+        '--sources', help='folder with the unpacked Debian packages, instead of fetching them'
+    )
     parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda (%(default)s)')
     parser.add_argument('--workers', type=int, help='processes that compose scenes')
     parser.add_argument('--minutes', type=float, help='stop at a checkpoint after so long')
     parser.add_argument('--compile', action='store_true', help='use torch.compile (on a GPU)')
     for field in dataclasses.fields(GeneratorPlan):
-        parser.add_argument(f'--{field.name.replace("_", "-")}', type=type(field.default),
-                            default=field.default, help='(%(default)s)')
+        parser.add_argument(
+            f'--{field.name.replace("_", "-")}',
+            type=type(field.default),
+            default=field.default,
+            help='(%(default)s)',
+        )
     args = parser.parse_args()
-    plan = GeneratorPlan(**{field.name: getattr(args, field.name)
-                            for field in dataclasses.fields(GeneratorPlan)})
+    plan = GeneratorPlan(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(GeneratorPlan)}
+    )
     try:
-        finished = train_generator(fetch_sources(args.cache, args.sources), args.work, args.out,
-                                   plan, args.device, args.workers, args.minutes, args.compile)
+        finished = train_generator(
+            fetch_sources(args.cache, args.sources),
+            args.work,
+            args.out,
+            plan,
+            args.device,
+            args.workers,
+            args.minutes,
+            args.compile,
+        )
     except (RuntimeError, OSError, ValueError) as error:
         sys.exit(f'{parser.prog}: {error}')
     if not finished:

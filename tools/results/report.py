@@ -1,7 +1,8 @@
 """Make the table and plots of a result file: NAME.md and NAME*.svg beside NAME.json.
 
-    python tools/results/report.py docs/results/miniature-mocov2.json
+python tools/results/report.py docs/results/miniature-mocov2.json
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,8 +15,9 @@ from freeatm_mm.results.plots import result_plots, to_svg
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('results', nargs='+', metavar='RESULTS.json')
     arguments = parser.parse_args()
     for path in map(Path, arguments.results):
@@ -23,8 +25,9 @@ def main() -> None:
             results = read_results(path)
         except (FileNotFoundError, ValueError) as error:
             sys.exit(f'{parser.prog}: {error}')
-        plots = {f'{path.stem}{suffix}.svg': figure
-                 for suffix, figure in result_plots(results).items()}
+        plots = {
+            f'{path.stem}{suffix}.svg': figure for suffix, figure in result_plots(results).items()
+        }
         for name, figure in plots.items():
             with atomic_write(path.with_name(name)) as file:
                 file.write(to_svg(figure).encode())

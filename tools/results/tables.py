@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """The paper's Tables 1 to 3 from rows of results, its numbers beside ours.
 
-    python tools/results/tables.py work_dirs/rows/*/row.json --out tables.md
+python tools/results/tables.py work_dirs/rows/*/row.json --out tables.md
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,11 +26,17 @@ from freeatm_mm.results.paper_tables import (  # noqa: E402
 def main(argv: list[str] | None = None) -> None:
     """Prints the tables; bad input is told in one sentence."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('results', nargs='*', help="result files, such as tools/downstream.py's "
-                        "row.json; none: the paper's numbers alone")
-    parser.add_argument('--tables', type=int, nargs='+', choices=tuple(TABLES),
-                        default=list(TABLES))
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'results',
+        nargs='*',
+        help="result files, such as tools/downstream.py's "
+        "row.json; none: the paper's numbers alone",
+    )
+    parser.add_argument(
+        '--tables', type=int, nargs='+', choices=tuple(TABLES), default=list(TABLES)
+    )
     parser.add_argument('--out', help='also write the Markdown there')
     args = parser.parse_args(argv)
     try:
@@ -42,13 +49,19 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     text = '\n'.join(part for part in parts if part)
     print(text)
-    homeless = [f'{row.get("method")} (seed {row["seed"]}: {", ".join(row["metrics"])})'
-                for result in results for row in result['rows']
-                if not any(belongs(row, table) for table in TABLES)]
+    homeless = [
+        f'{row.get("method")} (seed {row["seed"]}: {", ".join(row["metrics"])})'
+        for result in results
+        for row in result['rows']
+        if not any(belongs(row, table) for table in TABLES)
+    ]
     if homeless:
-        print(f'{parser.prog}: {len(homeless)} rows belong in none of the tables: '
-              f'{"; ".join(homeless)}. Rows of random and supervised weights need linear_top1 or '
-              'voc_ap50 to be known as a ResNet, finetune_top1 as a ViT', file=sys.stderr)
+        print(
+            f'{parser.prog}: {len(homeless)} rows belong in none of the tables: '
+            f'{"; ".join(homeless)}. Rows of random and supervised weights need linear_top1 or '
+            'voc_ap50 to be known as a ResNet, finetune_top1 as a ViT',
+            file=sys.stderr,
+        )
     if args.out:
         with atomic_write(args.out) as file:
             file.write(text.encode())

@@ -7,6 +7,7 @@ nothing, and a set-up that was killed goes on where it was. Our own work is what
 saying beforehand what disk and time it takes, and mmcv, whose C++ ops are compiled once for a user
 and kept.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,8 +39,11 @@ GIGABYTES_PER_COMPILER = 1.2
 # They would hide folders of the same name beside a script or a test, so they are taken out.
 STRAY_PACKAGES = ('app', 'docs', 'projects', 'tests')
 # What pip's settings are called in uv: an index of one's own is used without being told again.
-UV_SETTINGS = {'PIP_INDEX_URL': 'UV_DEFAULT_INDEX', 'PIP_FIND_LINKS': 'UV_FIND_LINKS',
-               'PIP_CERT': 'SSL_CERT_FILE'}
+UV_SETTINGS = {
+    'PIP_INDEX_URL': 'UV_DEFAULT_INDEX',
+    'PIP_FIND_LINKS': 'UV_FIND_LINKS',
+    'PIP_CERT': 'SSL_CERT_FILE',
+}
 
 
 class SetupError(Exception):
@@ -56,6 +60,7 @@ class Part:
         minutes: Time on two cores, measured, downloads at 50 MB/s.
         needs: The parts that it stands on.
     """
+
     what: str
     gigabytes: float
     minutes: float
@@ -69,8 +74,12 @@ PARTS = {
     'generation': Part('diffusers, transformers, webdataset', 0.2, 0.1, ('core',)),
     'report': Part('scikit-learn, scipy, pycocotools', 0.2, 0.1, ('core',)),
     'mmcv-ops': Part('mmcv compiled with its C++ ops', 0.5, 26, ('core',)),
-    'downstream': Part('OpenMMLab for detection and segmentation (mmdet, mmseg)', 0.1, 0.1,
-                       ('generation', 'report', 'mmcv-ops')),
+    'downstream': Part(
+        'OpenMMLab for detection and segmentation (mmdet, mmseg)',
+        0.1,
+        0.1,
+        ('generation', 'report', 'mmcv-ops'),
+    ),
     'prompts': Part('textblob, ijson and the openai client', 0.1, 0.1, ('generation', 'report')),
     'lavis': Part('LAVIS', 0.5, 0.3, ('prompts',)),
     'store': Part('pyarrow and Hugging Face datasets', 0.3, 0.1, ('lavis',)),
@@ -132,40 +141,52 @@ def unpack_sdist(archive: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter='data')
-    top, = folder.iterdir()
+    (top,) = folder.iterdir()
     return top
 
 
 def check_platform() -> None:
     """Raise a `SetupError` where the pins can't be installed."""
     if sys.implementation.name != 'cpython' or sys.version_info[:2] != (3, 11):
-        raise SetupError(f'freeatm_mm needs CPython 3.11, and {sys.executable} is '
-                         f'{platform.python_implementation()} {platform.python_version()}: '
-                         'install Python 3.11 or set FREEATM_PYTHON to its path')
+        raise SetupError(
+            f'freeatm_mm needs CPython 3.11, and {sys.executable} is '
+            f'{platform.python_implementation()} {platform.python_version()}: '
+            'install Python 3.11 or set FREEATM_PYTHON to its path'
+        )
     if platform.system() != 'Linux' or platform.machine() != 'x86_64':
-        raise SetupError(f'the pinned wheels are for Linux on x86_64, and this is '
-                         f'{platform.system()} on {platform.machine()}: install the extras of '
-                         'setup.cfg by hand')
+        raise SetupError(
+            f'the pinned wheels are for Linux on x86_64, and this is '
+            f'{platform.system()} on {platform.machine()}: install the extras of '
+            'setup.cfg by hand'
+        )
 
 
 def check_compiler() -> None:
     """Raise a `SetupError` unless C++17 with Python's headers compiles here."""
     compiler = os.environ.get('CXX', 'c++')
     if shutil.which(compiler.split()[0]) is None:
-        raise SetupError(f"mmcv's ops need a C++ compiler, and {compiler!r} is not found: install "
-                         'one (on Debian and Ubuntu: apt-get install g++) or set CXX')
+        raise SetupError(
+            f"mmcv's ops need a C++ compiler, and {compiler!r} is not found: install "
+            'one (on Debian and Ubuntu: apt-get install g++) or set CXX'
+        )
     include = sysconfig.get_path('include')
     if not (Path(include) / 'Python.h').is_file():
-        raise SetupError(f"mmcv's ops need Python's headers, and {include}/Python.h is not there:"
-                         ' install them (on Debian and Ubuntu: apt-get install python3.11-dev)')
+        raise SetupError(
+            f"mmcv's ops need Python's headers, and {include}/Python.h is not there:"
+            ' install them (on Debian and Ubuntu: apt-get install python3.11-dev)'
+        )
     result = subprocess.run(
         [*compiler.split(), '-std=c++17', '-fsyntax-only', f'-I{include}', '-x', 'c++', '-'],
         input='#include <vector>\n#include <Python.h>\nint main() { return 0; }\n',
-        capture_output=True, text=True)
+        capture_output=True,
+        text=True,
+    )
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ['no reason given'])[0]
-        raise SetupError(f"the C++ compiler {compiler!r} can't compile a small C++17 program "
-                         f'({reason}): repair it or set CXX to another')
+        raise SetupError(
+            f"the C++ compiler {compiler!r} can't compile a small C++17 program "
+            f'({reason}): repair it or set CXX to another'
+        )
 
 
 def check_disk(needs: Sequence[tuple[Path, float]]) -> None:
@@ -186,9 +207,11 @@ def check_disk(needs: Sequence[tuple[Path, float]]) -> None:
     for folder, gigabytes in disks.values():
         free = shutil.disk_usage(folder).free / GIGABYTE
         if free < gigabytes:
-            raise SetupError(f'too little disk: the set-up needs {gigabytes:.1f} GB, and the disk '
-                             f'of {folder} has {free:.1f} GB free: make room and run the same '
-                             'command again')
+            raise SetupError(
+                f'too little disk: the set-up needs {gigabytes:.1f} GB, and the disk '
+                f'of {folder} has {free:.1f} GB free: make room and run the same '
+                'command again'
+            )
 
 
 @contextlib.contextmanager
@@ -255,8 +278,11 @@ class Environment:
         """Whether this checkout itself is installed, as its setup.cfg now is."""
         infos = list(self.site_packages.glob('freeatm_mm-*.dist-info/direct_url.json'))
         setup = (self.root / 'setup.cfg').stat().st_mtime
-        return any(f'"{self.root.as_uri()}"' in info.read_text(encoding='utf-8')
-                   and info.stat().st_mtime >= setup for info in infos)
+        return any(
+            f'"{self.root.as_uri()}"' in info.read_text(encoding='utf-8')
+            and info.stat().st_mtime >= setup
+            for info in infos
+        )
 
     def has_moved(self) -> bool:
         """Whether the environment was made at another place, which its scripts name."""
@@ -310,17 +336,23 @@ class Environment:
         size = sum(part.gigabytes for part in parts.values())
         check_disk([(self.folder, size), (self.uv_cache, size), (self.cache, 0.5)])
         minutes = sum(part.minutes for part in parts.values())
-        say(f'Setting up {self.folder}: about {max(1, round(minutes))} minutes on two cores and '
+        say(
+            f'Setting up {self.folder}: about {max(1, round(minutes))} minutes on two cores and '
             f'{size:.1f} GB of disk, which lie in the cache of uv too ({self.uv_cache}; counted '
-            'once on one disk). Safe to interrupt.')
+            'once on one disk). Safe to interrupt.'
+        )
         for name, part in parts.items():
             say(f'  {name:<17} {part.gigabytes:>4.1f} GB {part.minutes:>5.1f} min  {part.what}')
 
     def make_venv(self) -> None:
         """Make the environment anew; one that was cut off or has moved is of no use."""
-        result = subprocess.run([sys.executable, '-m', 'venv', '--clear', str(self.folder)],
-                                env=self.variables(), stdin=subprocess.DEVNULL,
-                                capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, '-m', 'venv', '--clear', str(self.folder)],
+            env=self.variables(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         if result.returncode != 0:
             reason = ' '.join((result.stderr or result.stdout).split())[-300:]
             raise SetupError(f'the virtual environment {self.folder} could not be made: {reason}')
@@ -333,15 +365,31 @@ class Environment:
 
     def variables(self, **changes: str) -> dict[str, str]:
         """Environment variables for uv and the compiler, without what would lead them astray."""
-        misleading = ('PYTHONPATH', 'PYTHONHOME', 'PIP_USER', 'PIP_TARGET', 'PIP_PREFIX',
-                      'PIP_REQUIREMENT', 'PIP_CONSTRAINT', 'UV_CONSTRAINT', 'UV_OVERRIDE',
-                      'UV_SYSTEM_PYTHON', 'VIRTUAL_ENV', 'CONDA_PREFIX')
+        misleading = (
+            'PYTHONPATH',
+            'PYTHONHOME',
+            'PIP_USER',
+            'PIP_TARGET',
+            'PIP_PREFIX',
+            'PIP_REQUIREMENT',
+            'PIP_CONSTRAINT',
+            'UV_CONSTRAINT',
+            'UV_OVERRIDE',
+            'UV_SYSTEM_PYTHON',
+            'VIRTUAL_ENV',
+            'CONDA_PREFIX',
+        )
         variables = {k: v for k, v in os.environ.items() if k not in misleading}
         for pip, uv in UV_SETTINGS.items():
             if pip in variables:
                 variables.setdefault(uv, variables[pip])
-        return {**variables, 'PYTHONNOUSERSITE': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
-                'PATH': f'{self.folder / "bin"}{os.pathsep}{variables.get("PATH", "")}', **changes}
+        return {
+            **variables,
+            'PYTHONNOUSERSITE': '1',
+            'PIP_DISABLE_PIP_VERSION_CHECK': '1',
+            'PATH': f'{self.folder / "bin"}{os.pathsep}{variables.get("PATH", "")}',
+            **changes,
+        }
 
     def uv(self, *arguments: str) -> None:
         """Run `uv pip install` in the environment, its progress and its complaints visible."""
@@ -352,11 +400,25 @@ class Environment:
             if found and _version_of(found) >= _numbers(UV):
                 uv = Path(found)
             else:
-                self.run([str(self.python), '-m', 'pip', 'install', '--quiet', f'uv=={UV}'],
-                         variables, f'pip could not install uv=={UV}')
-        self.run([str(uv), 'pip', 'install', '--python', str(self.python), '--build-constraint',
-                  str(self.root / 'requirements' / 'base.txt'), *arguments], variables,
-                 'uv could not install everything')
+                self.run(
+                    [str(self.python), '-m', 'pip', 'install', '--quiet', f'uv=={UV}'],
+                    variables,
+                    f'pip could not install uv=={UV}',
+                )
+        self.run(
+            [
+                str(uv),
+                'pip',
+                'install',
+                '--python',
+                str(self.python),
+                '--build-constraint',
+                str(self.root / 'requirements' / 'base.txt'),
+                *arguments,
+            ],
+            variables,
+            'uv could not install everything',
+        )
 
     def install(self, requirements: Iterable[str], *options: str) -> None:
         """Install exact pins, without looking for dependencies: the lists hold them all."""
@@ -366,19 +428,24 @@ class Environment:
 
     def run(self, command: Sequence[str], variables: dict[str, str], failure: str) -> None:
         """Run a process that reads nothing; where it fails, its own words stand above ours."""
-        code = subprocess.run(command, env=variables, stdin=subprocess.DEVNULL,
-                              close_fds=False).returncode
+        code = subprocess.run(
+            command, env=variables, stdin=subprocess.DEVNULL, close_fds=False
+        ).returncode
         if code != 0:
-            raise SetupError(f'{failure} (its reason stands above): put that right and run the '
-                             'same command again, it goes on where it was')
+            raise SetupError(
+                f'{failure} (its reason stands above): put that right and run the '
+                'same command again, it goes on where it was'
+            )
 
     # --- mmcv's ops -----------------------------------------------------------------------------
 
     @property
     def wheel_key(self) -> str:
         """What a compiled mmcv depends on."""
-        return (f'mmcv{self.pins("core")[MMCV]}-ops-torch{self.pins("base")["torch"]}-cp311-'
-                f'{platform.machine()}')
+        return (
+            f'mmcv{self.pins("core")[MMCV]}-ops-torch{self.pins("base")["torch"]}-cp311-'
+            f'{platform.machine()}'
+        )
 
     def cached_wheel(self) -> Path | None:
         """The mmcv with ops that this user's cache holds, if any."""
@@ -389,13 +456,20 @@ class Environment:
         with locked(self.cache / 'build' / f'{self.wheel_key}.lock'):
             wheel = self.cached_wheel() or self.compile_mmcv()
         self.uv('--no-deps', '--no-cache', '--reinstall-package', MMCV, str(wheel))
-        result = subprocess.run([str(self.python), '-c', 'import mmcv.ops'], env=self.variables(),
-                                stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        result = subprocess.run(
+            [str(self.python), '-c', 'import mmcv.ops'],
+            env=self.variables(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         if result.returncode != 0:
             wheel.unlink()
             reason = (result.stderr.strip().splitlines() or ['no reason given'])[-1]
-            raise SetupError(f"the compiled {wheel.name} can't be imported ({reason}) and has been "
-                             'thrown away: run the same command again to compile it anew')
+            raise SetupError(
+                f"the compiled {wheel.name} can't be imported ({reason}) and has been "
+                'thrown away: run the same command again to compile it anew'
+            )
 
     def compile_mmcv(self) -> Path:
         """Compile mmcv's ops for the CPU and keep the wheel.
@@ -411,32 +485,73 @@ class Environment:
             shutil.rmtree(build, ignore_errors=True)
             # pip, as uv downloads nothing without installing it; isolated, where no torch makes
             # mmcv think of compiling already.
-            self.run([str(self.python), '-m', 'pip', 'download', '--quiet', '--no-deps',
-                      '--no-binary', MMCV, '--dest', str(build / 'download'), f'{MMCV}=={version}'],
-                     self.variables(), f'pip could not download {MMCV}=={version}')
-            unpacked = unpack_sdist(next((build / 'download').glob('*.tar.gz')),
-                                    build / 'unpacking')
+            self.run(
+                [
+                    str(self.python),
+                    '-m',
+                    'pip',
+                    'download',
+                    '--quiet',
+                    '--no-deps',
+                    '--no-binary',
+                    MMCV,
+                    '--dest',
+                    str(build / 'download'),
+                    f'{MMCV}=={version}',
+                ],
+                self.variables(),
+                f'pip could not download {MMCV}=={version}',
+            )
+            unpacked = unpack_sdist(
+                next((build / 'download').glob('*.tar.gz')), build / 'unpacking'
+            )
             os.replace(unpacked, source)
-        total = sum(len(list((source / 'mmcv/ops/csrc/pytorch').glob(pattern)))
-                    for pattern in ('*.cpp', 'cpu/*.cpp'))
+        total = sum(
+            len(list((source / 'mmcv/ops/csrc/pytorch').glob(pattern)))
+            for pattern in ('*.cpp', 'cpu/*.cpp')
+        )
         variables = self.variables(
             # For the CPU, whatever this machine has: CUDA's ops would ask for nvcc.
-            CUDA_VISIBLE_DEVICES='', FORCE_CUDA='0', FORCE_MLU='0', FORCE_MPS='0', FORCE_NPU='0',
-            FORCE_MUSA='0', MMCV_WITH_DIOPI='0',
-            MAX_JOBS=os.environ.get('MAX_JOBS', str(compile_jobs())))
+            CUDA_VISIBLE_DEVICES='',
+            FORCE_CUDA='0',
+            FORCE_MLU='0',
+            FORCE_MPS='0',
+            FORCE_NPU='0',
+            FORCE_MUSA='0',
+            MMCV_WITH_DIOPI='0',
+            MAX_JOBS=os.environ.get('MAX_JOBS', str(compile_jobs())),
+        )
         shutil.rmtree(wheels, ignore_errors=True)
         say(f"Compiling {total} files of mmcv's ops, {variables['MAX_JOBS']} at a time; log: {log}")
         with log.open('w') as log_file, progress(source / 'build', total):
             code = subprocess.run(
-                [str(self.python), '-m', 'pip', 'wheel', '--verbose', '--no-deps',
-                 '--no-cache-dir', '--no-build-isolation', '--wheel-dir', str(wheels), str(source)],
-                env=variables, stdin=subprocess.DEVNULL, stdout=log_file,
-                stderr=subprocess.STDOUT, close_fds=False).returncode
+                [
+                    str(self.python),
+                    '-m',
+                    'pip',
+                    'wheel',
+                    '--verbose',
+                    '--no-deps',
+                    '--no-cache-dir',
+                    '--no-build-isolation',
+                    '--wheel-dir',
+                    str(wheels),
+                    str(source),
+                ],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                close_fds=False,
+            ).returncode
         wheel = next(wheels.glob('*-linux_x86_64.whl'), None)
         if code != 0 or wheel is None:
             signs = (' error: ', 'Killed signal', 'No space left on device')
-            errors = [line.strip() for line in log.read_text(errors='replace').splitlines()
-                      if any(sign in line for sign in signs)]
+            errors = [
+                line.strip()
+                for line in log.read_text(errors='replace').splitlines()
+                if any(sign in line for sign in signs)
+            ]
             reason = errors[0] if errors else f'exit code {code}'
             raise SetupError(f"mmcv's ops could not be compiled ({reason}); the whole log is {log}")
         target = self.cache / 'wheels' / self.wheel_key / wheel.name
@@ -452,8 +567,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _version_of(program: str) -> tuple[int, ...]:
     """The version that `PROGRAM --version` tells; (0,) where it tells none."""
-    result = subprocess.run([program, '--version'], capture_output=True, text=True,
-                            stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        [program, '--version'], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     return _numbers(result.stdout) or (0,)
 
 
@@ -469,6 +585,7 @@ def compile_jobs(meminfo: Path = Path('/proc/meminfo')) -> int:
 @contextlib.contextmanager
 def progress(folder: Path, total: int, every: float = 15) -> Iterator[None]:
     """Count object files under `folder` and print a line whenever there are more of them."""
+
     def count_objects() -> int:
         return sum(1 for _ in folder.rglob('*.o'))
 
@@ -484,8 +601,10 @@ def progress(folder: Path, total: int, every: float = 15) -> Iterator[None]:
                 last = count
                 spent = time.monotonic() - started
                 left = spent / (count - first) * (total - count)
-                say(f'    {count} of {total} files, {duration(spent)} spent, about '
-                    f'{duration(max(0.0, left))} left')
+                say(
+                    f'    {count} of {total} files, {duration(spent)} spent, about '
+                    f'{duration(max(0.0, left))} left'
+                )
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -505,12 +624,22 @@ def duration(seconds: float) -> str:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        prog='./run setup', description='Set up .venv beside the checkout.',
-        epilog='Parts: ' + '; '.join(f'{name}: {part.what}' for name, part in PARTS.items()) + '.')
-    parser.add_argument('parts', nargs='*', metavar='part',
-                        help='parts to set up, with what they need; all of them unless told')
-    parser.add_argument('--for', dest='purpose', choices=sorted(PURPOSES),
-                        help='set up what this command of ./run needs')
+        prog='./run setup',
+        description='Set up .venv beside the checkout.',
+        epilog='Parts: ' + '; '.join(f'{name}: {part.what}' for name, part in PARTS.items()) + '.',
+    )
+    parser.add_argument(
+        'parts',
+        nargs='*',
+        metavar='part',
+        help='parts to set up, with what they need; all of them unless told',
+    )
+    parser.add_argument(
+        '--for',
+        dest='purpose',
+        choices=sorted(PURPOSES),
+        help='set up what this command of ./run needs',
+    )
     args = parser.parse_args(argv)
     usual = PURPOSES['tests'][1]
     unknown = [name for name in args.parts if name not in usual]
@@ -529,12 +658,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'freeatm_mm set-up: {error}', file=sys.stderr)
         return 1
     except OSError as error:
-        print(f'freeatm_mm set-up: {error.filename or "the system"}: {error.strerror or error}; '
-              'put it right and run the same command again', file=sys.stderr)
+        print(
+            f'freeatm_mm set-up: {error.filename or "the system"}: {error.strerror or error}; '
+            'put it right and run the same command again',
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
-        print('\nfreeatm_mm set-up: interrupted; the same command goes on where it was',
-              file=sys.stderr)
+        print(
+            '\nfreeatm_mm set-up: interrupted; the same command goes on where it was',
+            file=sys.stderr,
+        )
         return 130
     return 0
 

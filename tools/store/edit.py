@@ -11,6 +11,7 @@ one that fits is enough, unless it says all:nouns... or none:nouns... What isn't
 meta.x!=true keeps samples without x, meta.x==null keeps only them, and < and > hold for none of
 them. Several conditions must all hold. Stopped, the same command goes on where it was.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -36,26 +37,45 @@ def parse_share(text: str) -> tuple[str, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     merge = commands.add_parser('merge', help='put several stores into one')
     merge.add_argument('out', help="the new store's folder")
     merge.add_argument('stores', nargs='+', help='the stores')
-    merge.add_argument('--prefixes', nargs='+', metavar='WORD',
-                       help='put before the keys of each store, if they have keys in common')
+    merge.add_argument(
+        '--prefixes',
+        nargs='+',
+        metavar='WORD',
+        help='put before the keys of each store, if they have keys in common',
+    )
     split = commands.add_parser('split', help='share a store out among several')
     split.add_argument('store', help='the store')
-    split.add_argument('parts', nargs='+', type=parse_share, metavar='FOLDER=SHARE',
-                       help='folder of a part and its share; the shares add up to 1')
+    split.add_argument(
+        'parts',
+        nargs='+',
+        type=parse_share,
+        metavar='FOLDER=SHARE',
+        help='folder of a part and its share; the shares add up to 1',
+    )
     split.add_argument('--seed', type=int, default=0, help='another seed splits otherwise (0)')
     choose = commands.add_parser('filter', help='keep the samples that fulfil conditions')
     choose.add_argument('store', help='the store')
     choose.add_argument('out', help="the new store's folder")
-    choose.add_argument('--where', action='append', required=True, metavar='CONDITION',
-                        help="such as 'nouns.category==dog'; may be given several times")
+    choose.add_argument(
+        '--where',
+        action='append',
+        required=True,
+        metavar='CONDITION',
+        help="such as 'nouns.category==dog'; may be given several times",
+    )
     for command in (merge, split, choose):
-        command.add_argument('--samples-per-shard', type=int, metavar='N',
-                             help='of the new store (default: as before)')
+        command.add_argument(
+            '--samples-per-shard',
+            type=int,
+            metavar='N',
+            help='of the new store (default: as before)',
+        )
     return parser
 
 
@@ -65,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     each = args.samples_per_shard
     try:
         if args.command == 'merge':
-            count = merge_stores(args.stores, args.out, prefixes=args.prefixes,
-                                 samples_per_shard=each)
+            count = merge_stores(
+                args.stores, args.out, prefixes=args.prefixes, samples_per_shard=each
+            )
             print(f'{args.out}: {count} samples of {len(args.stores)} stores')
         elif args.command == 'split':
-            for folder, count in split_store(args.store, dict(args.parts), seed=args.seed,
-                                             samples_per_shard=each).items():
+            for folder, count in split_store(
+                args.store, dict(args.parts), seed=args.seed, samples_per_shard=each
+            ).items():
                 print(f'{folder}: {count} samples')
         else:
             conditions = [parse_condition(text) for text in args.where]

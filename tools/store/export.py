@@ -8,6 +8,7 @@
 
 The shards themselves are WebDataset tars: the webdataset package reads them as they are.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,16 +29,28 @@ USAGE_ERROR = 2
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('format', choices=('coco', 'mmseg', 'folders', 'parquet'))
     parser.add_argument('store', help='the store')
     parser.add_argument('out', help='the folder to make')
-    parser.add_argument('--categories', nargs='+', metavar='NAME',
-                        help='export these, in this order (default: all, sorted)')
-    parser.add_argument('--threshold', type=float, metavar='T',
-                        help=f'smallest foreground value of a mask, 0 to 1 ({THRESHOLD})')
-    parser.add_argument('--crop', action='store_true',
-                        help="folders: the box round each noun's mask, not the whole image")
+    parser.add_argument(
+        '--categories',
+        nargs='+',
+        metavar='NAME',
+        help='export these, in this order (default: all, sorted)',
+    )
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        metavar='T',
+        help=f'smallest foreground value of a mask, 0 to 1 ({THRESHOLD})',
+    )
+    parser.add_argument(
+        '--crop',
+        action='store_true',
+        help="folders: the box round each noun's mask, not the whole image",
+    )
     return parser
 
 

@@ -10,6 +10,7 @@ prompts of the run, lost samples are drawn again, with the settings that the sto
 is good is kept, files that don't belong to the store are left alone, and each shard is replaced at
 once, when the new one is complete. With --prompts alone, the keys of all samples are checked.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,11 +27,15 @@ USAGE_ERROR = 2
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add('store', help="the store's folder")
-    add('--no-decode', action='store_true',
-        help='compare checksums only, and decode no image and no masks (several times as fast)')
+    add(
+        '--no-decode',
+        action='store_true',
+        help='compare checksums only, and decode no image and no masks (several times as fast)',
+    )
     add('--limit', type=int, default=100, metavar='N', help='print at most N problems (100)')
     add('--repair', action='store_true', help='make whole again what can be')
     add('--pipeline', help='folder or hub id of the pipeline, to draw lost samples again')
@@ -51,11 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.pipeline or args.prompts:
             from freeatm_mm.generation import GenerationJob, StorePlan
+
             if args.pipeline:
                 changes = {'batch_size': args.batch_size} if args.batch_size else {}
-                source = GenerationJob.of_store(args.store, args.pipeline, args.prompts,
-                                                device=args.device, variant=args.variant,
-                                                **changes).source()
+                source = GenerationJob.of_store(
+                    args.store,
+                    args.pipeline,
+                    args.prompts,
+                    device=args.device,
+                    variant=args.variant,
+                    **changes,
+                ).source()
             else:
                 source = StorePlan(args.store, args.prompts)
         if args.repair:
@@ -73,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if kinds.total() > args.limit:
         print(f'and {kinds.total() - args.limit} more')
-    print(f'{kinds.total()} problems: '
-          + ', '.join(f'{count} {kind}' for kind, count in kinds.most_common()))
+    print(
+        f'{kinds.total()} problems: '
+        + ', '.join(f'{count} {kind}' for kind, count in kinds.most_common())
+    )
     return PROBLEMS
 
 

@@ -8,6 +8,7 @@ to 800. Columns "COCO" of the paper's Table 1: box / mask AP 31.4 / 28.5 from ra
         configs/downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py --launcher pytorch \
         --data-root coco --cfg-options init=CHECKPOINT           # or init=random, init=supervised
 """
+
 _base_ = 'mmpretrain::byol/benchmarks/mask-rcnn_r50_fpn_ms-1x_coco.py'
 custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
 

@@ -11,16 +11,21 @@ squares of 1024 pixels, so that the positions are those that were learned. With 
         configs/downstream/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py --launcher pytorch --amp \
         --data-root coco --cfg-options init=CHECKPOINT           # or init=random, init=supervised
 """
+
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::common/lsj-100e_coco-instance.py']
 custom_imports = dict(
     imports=['freeatm_mm.engine', 'freeatm_mm.models', 'mmpretrain.models'],
-    allow_failed_imports=False)
+    allow_failed_imports=False,
+)
 
 init = None
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=['rel_pos_'],
-         supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
-         'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth'),
+    dict(
+        type='InitialWeightsHook',
+        new=['rel_pos_'],
+        supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
+        'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth',
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
@@ -30,7 +35,8 @@ norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(
         pad_size_divisor=1024,
-        batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
+        batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)],
+    ),
     backbone=dict(
         _delete_=True,
         type='mmpretrain.ViTSAM',
@@ -40,16 +46,24 @@ model = dict(
         out_channels=0,
         out_indices=[2, 5, 8, 11],
         drop_path_rate=0.1,
-        window_size=14),
+        window_size=14,
+    ),
     neck=[
         dict(type='ViTPyramid', channels=768),
-        dict(type='FPN', in_channels=[768, 768, 768, 768], out_channels=256, num_outs=5,
-             norm_cfg=norm_cfg),
+        dict(
+            type='FPN',
+            in_channels=[768, 768, 768, 768],
+            out_channels=256,
+            num_outs=5,
+            norm_cfg=norm_cfg,
+        ),
     ],
     rpn_head=dict(num_convs=2),
     roi_head=dict(
         bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=norm_cfg),
-        mask_head=dict(norm_cfg=norm_cfg)))
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
+)
 
 train_dataloader = dict(batch_size=8, num_workers=4)
 test_pipeline = _base_.test_pipeline
@@ -57,14 +71,15 @@ test_pipeline[1] = dict(type='Resize', scale=image_size, keep_ratio=True)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 optim_wrapper = dict(
-    optimizer=dict(
-        _delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
     constructor='BackboneLayerDecayConstructor',
     paramwise_cfg=dict(
         layer_decay_rate=0.7,
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
-        custom_keys={'pos_embed': dict(decay_mult=0.0), 'rel_pos_': dict(decay_mult=0.0)}))
+        custom_keys={'pos_embed': dict(decay_mult=0.0), 'rel_pos_': dict(decay_mult=0.0)},
+    ),
+)
 # 25 epochs of the set repeated 4 times.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250),

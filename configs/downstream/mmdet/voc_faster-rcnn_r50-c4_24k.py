@@ -8,18 +8,27 @@ hours on 8 V100s. Objects marked difficult are trained on, as there; mmdet's own
         configs/downstream/mmdet/voc_faster-rcnn_r50-c4_24k.py --launcher pytorch \
         --data-root VOCdevkit --cfg-options init=CHECKPOINT      # or init=random, init=supervised
 """
+
 _base_ = 'mmdet::pascal_voc/faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py'
 custom_imports = dict(
-    imports=['freeatm_mm.engine', 'freeatm_mm.engine.voc',
-             'mmpretrain.models.utils.res_layer_extra_norm'],
-    allow_failed_imports=False)
+    imports=[
+        'freeatm_mm.engine',
+        'freeatm_mm.engine.voc',
+        'mmpretrain.models.utils.res_layer_extra_norm',
+    ],
+    allow_failed_imports=False,
+)
 
 init = None
 custom_hooks = [
     # C4's head on regions is the backbone's last stage and needs its weights too; the
     # normalisation after it is this protocol's own.
-    dict(type='InitialWeightsHook', supervised='torchvision://resnet50',
-         modules=['backbone', 'roi_head.shared_head'], new=[r'^norm\.']),
+    dict(
+        type='InitialWeightsHook',
+        supervised='torchvision://resnet50',
+        modules=['backbone', 'roi_head.shared_head'],
+        new=[r'^norm\.'],
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
@@ -29,21 +38,40 @@ model = dict(
     # In here, since the base has one here for Caffe's weights: at the top level it would be
     # ignored. The same numbers as in pretraining.
     data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    ),
     backbone=dict(
-        frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, style='pytorch', init_cfg=None),
+        frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, style='pytorch', init_cfg=None
+    ),
     roi_head=dict(
         shared_head=dict(
-            type='ResLayerExtraNorm', norm_cfg=norm_cfg, norm_eval=False, style='pytorch',
-            init_cfg=None)))
+            type='ResLayerExtraNorm',
+            norm_cfg=norm_cfg,
+            norm_eval=False,
+            style='pytorch',
+            init_cfg=None,
+        )
+    ),
+)
 
-train_dataloader = dict(dataset=dict(datasets=[
-    dict(part, type='VOCWithDifficult') for part in _base_.train_dataloader.dataset.datasets]))
+train_dataloader = dict(
+    dataset=dict(
+        datasets=[
+            dict(part, type='VOCWithDifficult') for part in _base_.train_dataloader.dataset.datasets
+        ]
+    )
+)
 
 max_iter = 24000
 train_cfg = dict(max_iters=max_iter, val_interval=max_iter)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iter, milestones=[18000, 22000],
-         gamma=0.1),
+    dict(
+        type='MultiStepLR',
+        by_epoch=False,
+        begin=0,
+        end=max_iter,
+        milestones=[18000, 22000],
+        gamma=0.1,
+    ),
 ]

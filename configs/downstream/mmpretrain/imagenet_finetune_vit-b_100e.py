@@ -7,15 +7,19 @@ images; about a day on 8 V100s.
         configs/downstream/mmpretrain/imagenet_finetune_vit-b_100e.py --launcher pytorch --amp \
         --data-root imagenet --cfg-options init=CHECKPOINT       # or init=random, init=supervised
 """
+
 _base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'
 custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [
     # `ln2` normalises the averaged patches, which no pretraining does.
-    dict(type='InitialWeightsHook', new=[r'^ln2\.'],
-         supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
-         'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth'),
+    dict(
+        type='InitialWeightsHook',
+        new=[r'^ln2\.'],
+        supervised='https://mmassets.onedl.ai/mmclassification/v0/deit/'
+        'deit-base_pt-16xb64_in1k_20220216-db63c16c.pth',
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]

@@ -7,6 +7,7 @@ real images; about a day on 8 V100s.
         configs/downstream/mmpretrain/imagenet_linear_r50_100e.py --launcher pytorch \
         --data-root imagenet --cfg-options init=CHECKPOINT       # or init=random, init=supervised
 """
+
 _base_ = 'mmpretrain::mocov2/benchmarks/resnet50_8xb32-linear-steplr-100e_in1k.py'
 custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
 

@@ -8,10 +8,13 @@ About 15 hours on 4 V100s.
         configs/downstream/mmseg/cityscapes_fcn_r50_160e.py --launcher pytorch \
         --data-root cityscapes --cfg-options init=CHECKPOINT     # or init=random, init=supervised
 """
+
 # mmseg's usual ResNetV1c has another stem, for which no pretraining has weights; r50b has ours.
 # By its path: `mmseg::` looks for a distribution of that name, and the maintained fork has another.
-_base_ = (__import__('mmseg').__path__[0]
-          + '/.mim/configs/fcn/fcn_r50b-d8_4xb2-80k_cityscapes-512x1024.py')
+_base_ = (
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/fcn/fcn_r50b-d8_4xb2-80k_cityscapes-512x1024.py'
+)
 custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
 
 init = None

@@ -6,6 +6,7 @@ there is no fourth one to be the head on regions: two linear layers are.
     python tools/train.py configs/miniature/downstream/faster-rcnn_resnet.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
+
 _base_ = './mask-rcnn_resnet.py'  # its data and heads
 
 train_pipeline = _base_.train_pipeline
@@ -16,13 +17,13 @@ test_evaluator = val_evaluator
 
 model = dict(
     type='FasterRCNN',
-    backbone=dict(out_indices=(2, )),
+    backbone=dict(out_indices=(2,)),
     neck=None,
-    rpn_head=dict(
-        in_channels=96,
-        anchor_generator=dict(scales=[1.5, 3, 6], strides=[8])),
+    rpn_head=dict(in_channels=96, anchor_generator=dict(scales=[1.5, 3, 6], strides=[8])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=96, featmap_strides=[8]),
         bbox_head=dict(in_channels=96),
         mask_roi_extractor=None,
-        mask_head=None))
+        mask_head=None,
+    ),
+)

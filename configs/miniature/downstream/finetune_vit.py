@@ -3,11 +3,15 @@
     python tools/train.py configs/miniature/downstream/finetune_vit.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
+
 _base_ = '../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py'
 
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=[r'^ln2\.'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
+    dict(
+        type='InitialWeightsHook',
+        new=[r'^ln2\.'],
+        supervised='work_dirs/miniature/supervised/vit/epoch_10.pth',
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
@@ -27,32 +31,48 @@ dataset = dict(type='CustomDataset', data_root='data/miniature_world')
 train_dataloader = dict(
     batch_size=128,
     num_workers=1,
-    dataset=dict(
-        _delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset))
+    dataset=dict(_delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=1,
-    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset))
+    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset),
+)
 test_dataloader = val_dataloader
 
 model = dict(
     backbone=dict(
         arch=dict(
-            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512
+        ),
         img_size=48,
         patch_size=6,
-        drop_path_rate=0.0),
+        drop_path_rate=0.0,
+    ),
     head=dict(num_classes=21, in_channels=128),
-    train_cfg=None)
+    train_cfg=None,
+)
 
 epochs = 5
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=0.8))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=1,
-         convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=epochs - 1, by_epoch=True, begin=1, end=epochs,
-         eta_min=1e-6, convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=1,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=epochs - 1,
+        by_epoch=True,
+        begin=1,
+        end=epochs,
+        eta_min=1e-6,
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))

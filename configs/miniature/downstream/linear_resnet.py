@@ -3,11 +3,13 @@
     python tools/train.py configs/miniature/downstream/linear_resnet.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
+
 _base_ = '../../downstream/mmpretrain/imagenet_linear_r50_100e.py'
 
 custom_hooks = [
-    dict(type='InitialWeightsHook',
-         supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'),
+    dict(
+        type='InitialWeightsHook', supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
@@ -26,12 +28,13 @@ dataset = dict(type='CustomDataset', data_root='data/miniature_world')
 train_dataloader = dict(
     batch_size=128,
     num_workers=1,
-    dataset=dict(
-        _delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset))
+    dataset=dict(_delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=1,
-    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset))
+    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset),
+)
 test_dataloader = val_dataloader
 
 model = dict(
@@ -42,18 +45,19 @@ model = dict(
         base_channels=24,
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
-        out_indices=(2, ),
-        frozen_stages=3),
+        out_indices=(2,),
+        frozen_stages=3,
+    ),
     # Features differ in scale (their deviation is 0.01 of random weights, 0.4 of SimCLR, 0.6 of
     # MoCo v2), so that no one rate fits all. MAE's linear protocol normalizes them by a layer
     # without parameters; so does this one.
     neck=[dict(type='GlobalAveragePooling'), dict(type='ClsBatchNormNeck', input_features=96)],
-    head=dict(num_classes=21, in_channels=96))
+    head=dict(num_classes=21, in_channels=96),
+)
 
 epochs = 16
 optim_wrapper = dict(optimizer=dict(lr=0.3))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs)]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1, max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -3,18 +3,39 @@
     python tools/train.py configs/miniature/downstream/mask-rcnn_resnet.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
+
 _base_ = '../../downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py'
 
 custom_hooks = [
-    dict(type='InitialWeightsHook',
-         supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'),
+    dict(
+        type='InitialWeightsHook', supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
 classes = (
-    'shirt', 'trouser', 'pullover', 'dress', 'sandal', 'sneaker', 'bag', 'boot', 'bird', 'fish',
-    'insect', 'mammal', 'flower', 'fruit', 'mushroom', 'tree', 'guitar', 'planet', 'ball', 'car',
-    'tool')
+    'shirt',
+    'trouser',
+    'pullover',
+    'dress',
+    'sandal',
+    'sneaker',
+    'bag',
+    'boot',
+    'bird',
+    'fish',
+    'insect',
+    'mammal',
+    'flower',
+    'fruit',
+    'mushroom',
+    'tree',
+    'guitar',
+    'planet',
+    'ball',
+    'car',
+    'tool',
+)
 data_root = 'data/miniature_world/'
 backend_args = None
 
@@ -31,7 +52,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     _delete_=True,
@@ -47,7 +69,9 @@ train_dataloader = dict(
         data_prefix=dict(img='train/images/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         indices=1000,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     _delete_=True,
     batch_size=50,
@@ -62,11 +86,13 @@ val_dataloader = dict(
         ann_file='test/coco.json',
         data_prefix=dict(img='test/images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    _delete_=True, type='CocoMetric', ann_file=data_root + 'test/coco.json',
-    metric=['bbox', 'segm'])
+    _delete_=True, type='CocoMetric', ann_file=data_root + 'test/coco.json', metric=['bbox', 'segm']
+)
 test_evaluator = val_evaluator
 
 num_classes = len(classes)
@@ -78,47 +104,61 @@ model = dict(
         base_channels=24,
         strides=(1, 2, 1),
         dilations=(1, 1, 1),
-        out_indices=(0, 2)),
+        out_indices=(0, 2),
+    ),
     neck=dict(in_channels=[24, 96], out_channels=48, num_outs=3),
     rpn_head=dict(
-        in_channels=48,
-        feat_channels=48,
-        anchor_generator=dict(scales=[3], strides=[4, 8, 16])),
+        in_channels=48, feat_channels=48, anchor_generator=dict(scales=[3], strides=[4, 8, 16])
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(
             roi_layer=dict(sampling_ratio=1),
             out_channels=48,
             featmap_strides=[4, 8],
-            finest_scale=14),
+            finest_scale=14,
+        ),
         bbox_head=dict(
-            type='Shared2FCBBoxHead', in_channels=48, fc_out_channels=192,
-            num_classes=num_classes),
+            type='Shared2FCBBoxHead', in_channels=48, fc_out_channels=192, num_classes=num_classes
+        ),
         # Objects are some 20 pixels wide: masks of 14x14.
         mask_roi_extractor=dict(
             roi_layer=dict(output_size=7, sampling_ratio=1),
             out_channels=48,
             featmap_strides=[4, 8],
-            finest_scale=14),
+            finest_scale=14,
+        ),
         mask_head=dict(
-            num_convs=2, roi_feat_size=7, in_channels=48, conv_out_channels=32,
-            num_classes=num_classes)),
+            num_convs=2,
+            roi_feat_size=7,
+            in_channels=48,
+            conv_out_channels=32,
+            num_classes=num_classes,
+        ),
+    ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32), mask_size=14)),
-    test_cfg=dict(
-        rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)))
+        rcnn=dict(sampler=dict(num=32), mask_size=14),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)),
+)
 
 epochs = 8
-train_cfg = dict(
-    _delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 optim_wrapper = dict(optimizer=dict(lr=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0,
-         end=epochs, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=epochs,
+        by_epoch=True,
+        begin=0,
+        end=epochs,
+        convert_to_iter_based=True,
+    ),
 ]
 default_hooks = dict(
     logger=dict(interval=50),
-    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=2))
+    checkpoint=dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=2),
+)
 randomness = dict(seed=0)

@@ -3,14 +3,19 @@
     python tools/train.py configs/miniature/downstream/mask-rcnn_vit.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
+
 _base_ = './mask-rcnn_resnet.py'  # its data and heads
 custom_imports = dict(
     imports=['freeatm_mm.engine', 'freeatm_mm.models', 'mmpretrain.models'],
-    allow_failed_imports=False)
+    allow_failed_imports=False,
+)
 
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=['rel_pos_'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
+    dict(
+        type='InitialWeightsHook',
+        new=['rel_pos_'],
+        supervised='work_dirs/miniature/supervised/vit/epoch_10.pth',
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
@@ -31,22 +36,34 @@ model = dict(
         _delete_=True,
         type='mmpretrain.ViTSAM',
         arch=dict(
-            embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512,
-            global_attn_indexes=[1, 3, 5]),
+            embed_dims=128,
+            num_layers=6,
+            num_heads=4,
+            feedforward_channels=512,
+            global_attn_indexes=[1, 3, 5],
+        ),
         img_size=60,
         patch_size=6,
         out_channels=0,
         out_indices=[1, 3, 5],
-        window_size=5),
+        window_size=5,
+    ),
     neck=[
         dict(type='ViTPyramid', channels=128, scales=(2, 1, 0.5)),
-        dict(type='FPN', in_channels=[128, 128, 128], out_channels=48, num_outs=3,
-             norm_cfg=dict(type='SyncBN', requires_grad=True)),
+        dict(
+            type='FPN',
+            in_channels=[128, 128, 128],
+            out_channels=48,
+            num_outs=3,
+            norm_cfg=dict(type='SyncBN', requires_grad=True),
+        ),
     ],
     rpn_head=dict(anchor_generator=dict(scales=[4], strides=[3, 6, 12])),
     roi_head=dict(
         bbox_roi_extractor=dict(featmap_strides=[3, 6]),
-        mask_roi_extractor=dict(featmap_strides=[3, 6])))
+        mask_roi_extractor=dict(featmap_strides=[3, 6]),
+    ),
+)
 
 epochs = 6
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
@@ -57,9 +74,17 @@ optim_wrapper = dict(
         layer_decay_rate=0.8,
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
-        custom_keys={'pos_embed': dict(decay_mult=0.0), 'rel_pos_': dict(decay_mult=0.0)}))
+        custom_keys={'pos_embed': dict(decay_mult=0.0), 'rel_pos_': dict(decay_mult=0.0)},
+    ),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, begin=0, end=epochs,
-         convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=epochs,
+        by_epoch=True,
+        begin=0,
+        end=epochs,
+        convert_to_iter_based=True,
+    ),
 ]

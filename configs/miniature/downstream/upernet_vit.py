@@ -3,18 +3,42 @@
     python tools/train.py configs/miniature/downstream/upernet_vit.py \
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
+
 _base_ = '../../downstream/mmseg/ade20k_upernet_vit-b_160k.py'
 
 custom_hooks = [
-    dict(type='InitialWeightsHook', new=['gamma_', 'relative_position'],
-         supervised='work_dirs/miniature/supervised/vit/epoch_10.pth'),
+    dict(
+        type='InitialWeightsHook',
+        new=['gamma_', 'relative_position'],
+        supervised='work_dirs/miniature/supervised/vit/epoch_10.pth',
+    ),
     dict(type='CheckFilesHook'),
     dict(type='CheckTrainingHook'),
 ]
 classes = (
-    'background', 'shirt', 'trouser', 'pullover', 'dress', 'sandal', 'sneaker', 'bag', 'boot',
-    'bird', 'fish', 'insect', 'mammal', 'flower', 'fruit', 'mushroom', 'tree', 'guitar', 'planet',
-    'ball', 'car', 'tool')
+    'background',
+    'shirt',
+    'trouser',
+    'pullover',
+    'dress',
+    'sandal',
+    'sneaker',
+    'bag',
+    'boot',
+    'bird',
+    'fish',
+    'insect',
+    'mammal',
+    'flower',
+    'fruit',
+    'mushroom',
+    'tree',
+    'guitar',
+    'planet',
+    'ball',
+    'car',
+    'tool',
+)
 num_classes = len(classes)
 data_root = 'data/miniature_world/'
 dataset = dict(
@@ -22,7 +46,8 @@ dataset = dict(
     metainfo=dict(classes=classes),
     data_root=data_root,
     img_suffix='.png',
-    seg_map_suffix='.png')
+    seg_map_suffix='.png',
+)
 
 # Patches of 6 pixels as in pretraining: a grid of 10 x 10. Colour is left as it is.
 side = (60, 60)
@@ -43,14 +68,23 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     dataset=dict(
-        _delete_=True, pipeline=train_pipeline, indices=1000,
-        data_prefix=dict(img_path='train/images', seg_map_path='train/labels'), **dataset))
+        _delete_=True,
+        pipeline=train_pipeline,
+        indices=1000,
+        data_prefix=dict(img_path='train/images', seg_map_path='train/labels'),
+        **dataset,
+    ),
+)
 val_dataloader = dict(
     batch_size=50,
     num_workers=1,
     dataset=dict(
-        _delete_=True, pipeline=test_pipeline,
-        data_prefix=dict(img_path='test/images', seg_map_path='test/labels'), **dataset))
+        _delete_=True,
+        pipeline=test_pipeline,
+        data_prefix=dict(img_path='test/images', seg_map_path='test/labels'),
+        **dataset,
+    ),
+)
 test_dataloader = val_dataloader
 
 model = dict(
@@ -62,17 +96,23 @@ model = dict(
         num_layers=6,
         num_heads=4,
         drop_path_rate=0.0,
-        out_indices=[1, 2, 4, 5]),
+        out_indices=[1, 2, 4, 5],
+    ),
     # To strides 3, 6, 12 and 24: finer ones would be finer than the scenes' pixels.
     neck=dict(embed_dim=128, rescales=[2, 1, 0.5, 0.25]),
     decode_head=dict(
-        in_channels=[128, 128, 128, 128], channels=48, num_classes=num_classes,
-        pool_scales=(1, 2, 3)),
+        in_channels=[128, 128, 128, 128],
+        channels=48,
+        num_classes=num_classes,
+        pool_scales=(1, 2, 3),
+    ),
     auxiliary_head=dict(in_channels=128, channels=32, num_classes=num_classes),
-    test_cfg=dict(_delete_=True, mode='whole'))
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
 
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8))
+    optimizer=dict(lr=2e-3), paramwise_cfg=dict(num_layers=6, layer_decay_rate=0.8)
+)
 max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [

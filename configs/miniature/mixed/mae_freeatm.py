@@ -6,6 +6,7 @@
     python tools/train.py configs/miniature/mixed/mae_freeatm.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mae_freeatm.py'
 
 train_dataloader = dict(dataset=dict(share=0.5))

@@ -6,6 +6,7 @@
     python tools/train.py configs/miniature/mixed/mocov2_freeatm.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mocov2_freeatm.py'
 
 train_dataloader = dict(dataset=dict(share=0.5))

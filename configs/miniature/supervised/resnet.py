@@ -1,7 +1,8 @@
 """The miniature's supervised ResNet: classifying the objects of the real training scenes.
 
-    python tools/train.py configs/miniature/supervised/resnet.py --data-root WORLD
+python tools/train.py configs/miniature/supervised/resnet.py --data-root WORLD
 """
+
 _base_ = '../downstream/linear_resnet.py'
 
 init = 'random'
@@ -13,8 +14,8 @@ train_pipeline = [
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 model = dict(
-    backbone=dict(frozen_stages=-1),
-    neck=dict(_delete_=True, type='GlobalAveragePooling'))  # trained from end to end: as usual
+    backbone=dict(frozen_stages=-1), neck=dict(_delete_=True, type='GlobalAveragePooling')
+)  # trained from end to end: as usual
 
 epochs = 30
 optim_wrapper = dict(optimizer=dict(lr=0.1, weight_decay=5e-4))

@@ -1,7 +1,8 @@
 """The miniature's supervised ViT: classifying the objects of the real training scenes.
 
-    python tools/train.py configs/miniature/supervised/vit.py --data-root WORLD
+python tools/train.py configs/miniature/supervised/vit.py --data-root WORLD
 """
+
 _base_ = '../downstream/finetune_vit.py'
 
 init = 'random'
@@ -12,9 +13,22 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 epochs = 10
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=1.0))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=2,
-         convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs,
-         eta_min=1e-6, convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=2,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=epochs - 2,
+        by_epoch=True,
+        begin=2,
+        end=epochs,
+        eta_min=1e-6,
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)

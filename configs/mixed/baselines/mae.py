@@ -8,6 +8,7 @@ The paper (Table 2, "Mixed", Stable Diffusion): COCO AP box / mask 49.9 / 44.7, 
         tools/train.py configs/mixed/baselines/mae.py --launcher pytorch \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mae_freeatm.py'
 
 train_dataloader = dict(dataset=dict(masks=False))

@@ -8,6 +8,7 @@ Cityscapes mIoU 74.6, ImageNet linear 66.8.
         tools/train.py configs/mixed/baselines/mocov2.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mocov2_freeatm.py'
 
 train_dataloader = dict(dataset=dict(masks=False))

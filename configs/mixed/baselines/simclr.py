@@ -8,6 +8,7 @@ Cityscapes mIoU 74.1, ImageNet linear 66.3.
         tools/train.py configs/mixed/baselines/simclr.py --launcher pytorch --amp \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../simclr_freeatm.py'
 
 train_dataloader = dict(dataset=dict(masks=False))

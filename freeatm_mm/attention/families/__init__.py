@@ -4,6 +4,7 @@ A new family of pipelines is a new row, in a file of its own beside the others. 
 covers the three ways in which diffusers models look at text (:class:`TextKeys`); the recorder does
 the rest. ``docs/generators.md`` shows the table as it is.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -31,8 +32,18 @@ from freeatm_mm.attention.families.base import (
 )
 from freeatm_mm.attention.families.kandinsky import TEXTLESS
 
-__all__ = ['FAMILIES', 'TEXTLESS', 'Call', 'DenoiserInput', 'Encoder', 'Family', 'TextKeys',
-           'argument', 'find_family', 'known_pipelines']
+__all__ = [
+    'FAMILIES',
+    'TEXTLESS',
+    'Call',
+    'DenoiserInput',
+    'Encoder',
+    'Family',
+    'TextKeys',
+    'argument',
+    'find_family',
+    'known_pipelines',
+]
 
 FAMILIES: tuple[Family, ...] = (
     stable_diffusion.STABLE_DIFFUSION,
@@ -77,16 +88,19 @@ def find_family(pipe: Any) -> Family:
     if 'PAGMixin' in names:
         raise ValueError(
             f'{type(pipe).__name__} draws each prompt once more with perturbed attention, which '
-            'must not be recorded: use the pipeline without PAG')
+            'must not be recorded: use the pipeline without PAG'
+        )
     for name in names:
         if name in TEXTLESS:
             raise ValueError(
                 f'{type(pipe).__name__} gives no masks of nouns: {TEXTLESS[name]}. Draw images '
-                'without masks, or use Kandinsky 2.1 or 3')
+                'without masks, or use Kandinsky 2.1 or 3'
+            )
         for family in FAMILIES:
             if name in family.pipelines:
                 return family
     raise ValueError(
         f'{type(pipe).__name__} is not a pipeline whose text attention is known. Known are: '
         f'{known_pipelines()}. To add one, add a row to FAMILIES in '
-        'freeatm_mm/attention/families; to do without masks, draw images only.')
+        'freeatm_mm/attention/families; to do without masks, draw images only.'
+    )

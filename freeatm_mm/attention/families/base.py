@@ -1,4 +1,5 @@
 """What a row of the table of families can say, and the ways of reading that several rows share."""
+
 from __future__ import annotations
 
 import enum
@@ -11,12 +12,32 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ['TRANSFORMER_GROUPS', 'UNET_GROUPS', 'Call', 'DenoiserInput', 'Encoder',
-           'Family', 'TextKeys', 'argument', 'chat', 'chat_frame', 'clean_like_deepfloyd',
-           'convert_textual_inversion', 'drop_none', 'is_added_key_attention',
-           'is_block_attention', 'is_cross_attention', 'keep_prompts', 'length_of_call',
-           'length_of_tokenizer', 'no_frame', 'planes', 'planes_and_text', 'sequence',
-           'start_at_zero']
+__all__ = [
+    'TRANSFORMER_GROUPS',
+    'UNET_GROUPS',
+    'Call',
+    'DenoiserInput',
+    'Encoder',
+    'Family',
+    'TextKeys',
+    'argument',
+    'chat',
+    'chat_frame',
+    'clean_like_deepfloyd',
+    'convert_textual_inversion',
+    'drop_none',
+    'is_added_key_attention',
+    'is_block_attention',
+    'is_cross_attention',
+    'keep_prompts',
+    'length_of_call',
+    'length_of_tokenizer',
+    'no_frame',
+    'planes',
+    'planes_and_text',
+    'sequence',
+    'start_at_zero',
+]
 
 
 class TextKeys(enum.Enum):
@@ -51,12 +72,14 @@ class DenoiserInput(NamedTuple):
     length: int = 0
 
 
-def sequence(sample: Tensor, size: tuple[int, int], text: int, *,
-              text_first: bool = True) -> DenoiserInput:
+def sequence(
+    sample: Tensor, size: tuple[int, int], text: int, *, text_first: bool = True
+) -> DenoiserInput:
     """The layout of text and image side by side, with nothing between or after them."""
     image = size[0] * size[1]
-    return DenoiserInput(sample, size, text, 0 if text_first else image, text if text_first else 0,
-                         text + image)
+    return DenoiserInput(
+        sample, size, text, 0 if text_first else image, text if text_first else 0, text + image
+    )
 
 
 class Call:
@@ -121,25 +144,28 @@ def planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserI
     sample, size = planes(denoiser, args, kwargs)[:2]
     text = kwargs['encoder_hidden_states']
     patch = denoiser.config.patch_size
-    return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1],
-                     text_first=False)
+    return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1], text_first=False)
 
 
 def keep_prompts(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts as they are."""
     return list(prompts)
 
 
 def convert_textual_inversion(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts with the placeholders of textual inversion spelt out, a word a vector."""
     convert = getattr(call.pipe, 'maybe_convert_prompt', None)
     return list(prompts) if convert is None else list(convert(list(prompts), tokenizer))
 
 
 def clean_like_deepfloyd(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts as DeepFloyd's cleaning leaves them."""
     clean = call.option('clean_caption')
     return list(call.pipe._text_preprocessing(list(prompts), clean_caption=clean))
 
 
 def no_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    """Nothing around a prompt."""
     return '', ''
 
 
@@ -155,39 +181,53 @@ def chat_frame(render: Callable[[str], str]) -> tuple[str, str]:
 
 
 def chat(call: Call, tokenizer: Any, **options: Any) -> tuple[str, str]:
-    return chat_frame(lambda message: tokenizer.apply_chat_template(
-        [{'role': 'user', 'content': message}], tokenize=False, add_generation_prompt=True,
-        **options))
+    """What a chat template puts before and behind a prompt."""
+    return chat_frame(
+        lambda message: tokenizer.apply_chat_template(
+            [{'role': 'user', 'content': message}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
+        )
+    )
 
 
 def length_of_tokenizer(call: Call, tokenizer: Any) -> int:
+    """The tokenizer's own maximum of tokens."""
     return tokenizer.model_max_length
 
 
 def length_of_call(call: Call, tokenizer: Any) -> int:
+    """The maximum of tokens that the call asks for."""
     return call.option('max_sequence_length')
 
 
 def drop_none(call: Call, tokenizer: Any) -> int:
+    """No token is dropped."""
     return 0
 
 
 def start_at_zero(pipe: Any) -> int:
+    """Text tokens come first."""
     return 0
 
 
 def is_cross_attention(name: str, module: nn.Module) -> bool:
     """Tells whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
-    return (getattr(module, 'to_q', None) is not None
-            and getattr(module, 'to_k', None) is not None
-            and getattr(module, 'added_kv_proj_dim', None) is None
-            and bool(getattr(module, 'is_cross_attention', False)))
+    return (
+        getattr(module, 'to_q', None) is not None
+        and getattr(module, 'to_k', None) is not None
+        and getattr(module, 'added_kv_proj_dim', None) is None
+        and bool(getattr(module, 'is_cross_attention', False))
+    )
 
 
 def is_added_key_attention(name: str, module: nn.Module) -> bool:
     """Tells whether a module attends to text keys and pixel keys in one softmax."""
-    return (getattr(module, 'to_q', None) is not None
-            and getattr(module, 'add_k_proj', None) is not None)
+    return (
+        getattr(module, 'to_q', None) is not None
+        and getattr(module, 'add_k_proj', None) is not None
+    )
 
 
 def is_block_attention(name: str, module: nn.Module) -> bool:
@@ -219,9 +259,9 @@ class Encoder:
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
-    tokenizers: tuple[str, ...] = ('tokenizer', )
-    text_encoders: tuple[str, ...] = ('text_encoder', )
-    prompts: tuple[str, ...] = ('prompt', )
+    tokenizers: tuple[str, ...] = ('tokenizer',)
+    text_encoders: tuple[str, ...] = ('text_encoder',)
+    prompts: tuple[str, ...] = ('prompt',)
     max_length: int | Callable[[Call, Any], int] = length_of_tokenizer
     start: Callable[[Any], int] = start_at_zero
     frame: Callable[[Call, Any], tuple[str, str]] = no_frame
@@ -263,7 +303,7 @@ class Family:
     where: str
     text_keys: TextKeys = TextKeys.ALONE
     denoiser: str = 'unet'
-    encoders: tuple[Encoder, ...] = (Encoder(), )
+    encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes

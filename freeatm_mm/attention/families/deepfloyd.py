@@ -1,4 +1,5 @@
 """DeepFloyd IF: text and pixels in one softmax."""
+
 from __future__ import annotations
 
 from freeatm_mm.attention.families.base import (
@@ -14,10 +15,16 @@ __all__ = ['DEEPFLOYD']
 DEEPFLOYD = Family(
     name='DeepFloyd IF',
     pipelines=(
-        'IFPipeline', 'IFImg2ImgPipeline', 'IFInpaintingPipeline', 'IFSuperResolutionPipeline',
-        'IFImg2ImgSuperResolutionPipeline', 'IFInpaintingSuperResolutionPipeline'),
+        'IFPipeline',
+        'IFImg2ImgPipeline',
+        'IFInpaintingPipeline',
+        'IFSuperResolutionPipeline',
+        'IFImg2ImgSuperResolutionPipeline',
+        'IFInpaintingSuperResolutionPipeline',
+    ),
     is_text_attention=is_added_key_attention,
     where='77 T5 tokens (padding not masked), then the pixels',
     text_keys=TextKeys.ADDED,
-    encoders=(Encoder(max_length=77), ),
-    prepare_prompts=clean_like_deepfloyd)
+    encoders=(Encoder(max_length=77),),
+    prepare_prompts=clean_like_deepfloyd,
+)

@@ -1,4 +1,5 @@
 """PixArt: cross-attention of a transformer to T5."""
+
 from __future__ import annotations
 
 from freeatm_mm.attention.families.base import (
@@ -18,6 +19,7 @@ PIXART = Family(
     is_text_attention=is_cross_attention,
     where='120 (alpha) or 300 (sigma) T5 tokens (padding masked)',
     denoiser='transformer',
-    encoders=(Encoder(max_length=length_of_call), ),
+    encoders=(Encoder(max_length=length_of_call),),
     prepare_prompts=clean_like_deepfloyd,
-    block_groups=TRANSFORMER_GROUPS)
+    block_groups=TRANSFORMER_GROUPS,
+)

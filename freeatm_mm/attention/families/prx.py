@@ -1,4 +1,5 @@
 """PRX, of latents and of pixels: text and image in one sequence."""
+
 from __future__ import annotations
 
 import inspect
@@ -47,24 +48,26 @@ def _length_of_prx_pixel(call: Call, tokenizer: Any) -> int:
 
 PRX = Family(
     name='PRX',
-    pipelines=('PRXPipeline', ),
+    pipelines=('PRXPipeline',),
     is_text_attention=is_block_attention,
     where='256 Gemma tokens (padding masked), then the image',
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
-    encoders=(Encoder(max_length=_length_of_prx, padding='either'), ),
+    encoders=(Encoder(max_length=_length_of_prx, padding='either'),),
     denoiser_input=_planes_and_text_before,
     prepare_prompts=_clean_like_prx,
-    block_groups={'blocks': 'transformer'})
+    block_groups={'blocks': 'transformer'},
+)
 
 PRX_PIXEL = Family(
     name='PRX in pixels',
-    pipelines=('PRXPixelPipeline', ),
+    pipelines=('PRXPixelPipeline',),
     is_text_attention=is_block_attention,
     where='256 Qwen tokens (padding masked), then the image',
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
-    encoders=(Encoder(max_length=_length_of_prx_pixel, padding='either'), ),
+    encoders=(Encoder(max_length=_length_of_prx_pixel, padding='either'),),
     denoiser_input=_planes_and_text_before,
     prepare_prompts=_clean_lightly,
-    block_groups={'blocks': 'transformer'})
+    block_groups={'blocks': 'transformer'},
+)

@@ -1,4 +1,5 @@
 """Qwen-Image: text and image in one sequence."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -43,11 +44,18 @@ QWEN_IMAGE = Family(
     name='Qwen-Image',
     pipelines=('QwenImagePipeline', 'QwenImageImg2ImgPipeline', 'QwenImageInpaintPipeline'),
     is_text_attention=is_block_attention,
-    where='up to 512 Qwen tokens after the template\'s first 34, then the image',
+    where="up to 512 Qwen tokens after the template's first 34, then the image",
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
-    encoders=(Encoder(max_length=length_of_call, frame=_qwen_frame,
-                      dropped=_drop_qwen_template, padding='removed'), ),
+    encoders=(
+        Encoder(
+            max_length=length_of_call,
+            frame=_qwen_frame,
+            dropped=_drop_qwen_template,
+            padding='removed',
+        ),
+    ),
     two_passes=True,
     denoiser_input=_packed_with_shapes,
-    block_groups=TRANSFORMER_GROUPS)
+    block_groups=TRANSFORMER_GROUPS,
+)

@@ -1,4 +1,5 @@
 """Sana: cross-attention to Gemma, behind an instruction."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -32,9 +33,16 @@ SANA = Family(
     pipelines=('SanaPipeline', 'SanaSprintPipeline', 'SanaControlNetPipeline'),
     is_text_attention=is_cross_attention,
     where='the start token and the last 299 Gemma tokens, which leaves out the instruction '
-          'before the prompt (padding masked)',
+    'before the prompt (padding masked)',
     denoiser='transformer',
-    encoders=(Encoder(max_length=length_of_call, frame=_instruction_frame,
-                      dropped=_drop_instruction, padding='set right'), ),
+    encoders=(
+        Encoder(
+            max_length=length_of_call,
+            frame=_instruction_frame,
+            dropped=_drop_instruction,
+            padding='set right',
+        ),
+    ),
     prepare_prompts=clean_like_deepfloyd,
-    block_groups=TRANSFORMER_GROUPS)
+    block_groups=TRANSFORMER_GROUPS,
+)

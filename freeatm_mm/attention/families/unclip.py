@@ -1,4 +1,5 @@
 """UnCLIP: image embedding, text and pixels in one softmax."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -14,9 +15,10 @@ def _after_unclip_image(pipe: Any) -> int:
 
 UNCLIP = Family(
     name='UnCLIP (the DALL-E 2 type)',
-    pipelines=('UnCLIPPipeline', ),
+    pipelines=('UnCLIPPipeline',),
     is_text_attention=is_added_key_attention,
     where='4 tokens of the image embedding, 77 CLIP tokens (padding masked), then the pixels',
     text_keys=TextKeys.ADDED,
     denoiser='decoder',
-    encoders=(Encoder(start=_after_unclip_image), ))
+    encoders=(Encoder(start=_after_unclip_image),),
+)

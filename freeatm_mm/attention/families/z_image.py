@@ -1,4 +1,5 @@
 """Z-Image: image and text in one sequence, each filled up."""
+
 from __future__ import annotations
 
 import inspect
@@ -50,11 +51,12 @@ Z_IMAGE = Family(
     name='Z-Image',
     pipelines=('ZImagePipeline', 'ZImageImg2ImgPipeline', 'ZImageInpaintPipeline'),
     is_text_attention=is_z_image_attention,
-    where='the image, then up to 512 Qwen tokens with the chat template\'s, both filled up to '
-          'a multiple of 32',
+    where="the image, then up to 512 Qwen tokens with the chat template's, both filled up to "
+    'a multiple of 32',
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
-    encoders=(Encoder(max_length=length_of_call, frame=_z_image_frame, padding='removed'), ),
+    encoders=(Encoder(max_length=length_of_call, frame=_z_image_frame, padding='removed'),),
     conditional_first=True,
     denoiser_input=_lists,
-    block_groups={'layers': 'transformer'})
+    block_groups={'layers': 'transformer'},
+)

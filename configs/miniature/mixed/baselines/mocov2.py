@@ -3,6 +3,7 @@
     python tools/train.py configs/miniature/mixed/baselines/mocov2.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../mocov2_freeatm.py'
 
 train_dataloader = dict(dataset=dict(masks=False))

@@ -3,6 +3,7 @@
     python tools/train.py configs/miniature/mixed/baselines/simclr.py \
         --cfg-options train_dataloader.dataset.store=STORE
 """
+
 _base_ = '../simclr_freeatm.py'
 
 train_dataloader = dict(dataset=dict(masks=False))
