@@ -105,7 +105,10 @@ def files_of(folder: Path) -> list[Path]:
             if entry.name.startswith('.'):
                 continue
             if entry.is_symlink():
-                target = Path(entry.path).resolve()
+                try:
+                    target = Path(entry.path).resolve(strict=True)
+                except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
+                    raise ValueError(f'{entry.path} is a link that leads nowhere') from None
                 if not any(target.is_relative_to(allowed) for allowed in roots):
                     raise ValueError(
                         f'{entry.path} is a link out of the folder, which is not '

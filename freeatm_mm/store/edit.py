@@ -343,7 +343,7 @@ def copy_samples(
         StoreError: If a sample can't be read or ``out`` holds another store.
     """
     for store, _, _ in sources:
-        if Path(out).resolve() == store.path.resolve():
+        if os.path.realpath(out) == os.path.realpath(store.path):
             raise StoreError(f"{out} is one of the sources; a store isn't changed in place")
     each = (
         sources[0][0].manifest['samples_per_shard']

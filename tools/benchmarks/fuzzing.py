@@ -615,3 +615,122 @@ def _json(folder: Path) -> Reader:
         return None
 
     return read
+
+
+def _in_a_sentence(read: Reader) -> Reader:
+    """Turn what some readers raise into an `InputError`: exactly these types, not their kin."""
+
+    def reader(folder: Path) -> Any:
+        try:
+            return read(folder)
+        except (ValueError, FileNotFoundError) as error:
+            if type(error) in (ValueError, FileNotFoundError):
+                raise InputError(str(error)) from None
+            raise
+
+    return reader
+
+
+@target('prompts', files=('*.jsonl',))
+def _prompts(folder: Path) -> Reader:
+    """Prompt records; text has no checksum, so only that each span is its noun is compared."""
+    from freeatm_mm.prompts import Noun, PromptRecord, read_prompts, write_prompts
+
+    write_prompts(
+        folder / 'prompts.jsonl',
+        [
+            PromptRecord(f'{number}', f'a {word} here', (Noun(word, 2, 2 + len(word)),), 'fuzz')
+            for number, word in enumerate(('dog', 'vögel', '狗', 'ball'))
+        ],
+    )
+
+    def read(folder: Path) -> bool:
+        return all(
+            record.prompt[noun.start : noun.end] == noun.text
+            for record in read_prompts(folder / 'prompts.jsonl')
+            for noun in record.nouns
+        )
+
+    return _in_a_sentence(read)
+
+
+@target('captions', files=('*',))
+def _captions(folder: Path) -> Reader:
+    """Captions as they are distributed, in four formats; rows that can't be read are counted."""
+    import gzip
+
+    from freeatm_mm.prompts.captions import read_captions
+
+    rows = [{'id': n, 'caption': f'a {w} &amp; a cat'} for n, w in enumerate(('dog', 'ball'))]
+    (folder / 'coco.json').write_text(json.dumps({'images': [], 'annotations': rows}))
+    (folder / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    (folder / 'rows.tsv').write_text('caption\turl\n' + 'a dog\thttp://a.b/c.jpg\n' * 3)
+    (folder / 'rows.csv.gz').write_bytes(gzip.compress(b'url,caption\nx,"a, dog"\ny,a cat\n'))
+
+    def read(folder: Path) -> None:
+        for name in ('coco.json', 'rows.jsonl', 'rows.tsv', 'rows.csv.gz'):
+            for _ in itertools.islice(read_captions(folder / name), 10_000):
+                pass
+
+    return _in_a_sentence(read)
+
+
+@target('checkpoint', files=('*.pth', '*.safetensors'))
+def _checkpoint(folder: Path) -> Reader:
+    """Checkpoints of torch, before and after 1.6, and safetensors; numbers have no checksum."""
+    import torch
+    from safetensors.torch import save_file
+
+    from freeatm_mm.checkpoints import load_weights, read_state
+
+    state = {'a.weight': torch.ones(2, 3), 'a.bias': torch.zeros(3)}
+    content = {'state_dict': state, 'meta': {'epoch': 1, 'iter': 10}, 'epoch': 1}
+    torch.save(content, folder / 'new.pth')
+    torch.save(content, folder / 'old.pth', _use_new_zipfile_serialization=False)
+    save_file(state, folder / 'weights.safetensors')
+
+    def read(folder: Path) -> None:
+        for name in ('new.pth', 'old.pth'):
+            read_state(folder / name)
+        load_weights(folder / 'weights.safetensors')
+
+    return read
+
+
+@target('answers', files=('*.json',))
+def _answers(folder: Path) -> Reader:
+    """What a language-model server answers; what can't be read is an answer without text."""
+    from freeatm_mm.prompts.answers import read_sentences
+    from freeatm_mm.prompts.language_models import read_completion
+
+    text = '<think>1. no</think>Sure!\n1. A dog runs.\n2. "A cat sits."\n'
+    message = {'role': 'assistant', 'content': text}
+    (folder / 'body.json').write_text(
+        json.dumps({'choices': [{'message': message, 'finish_reason': 'stop'}], 'usage': {}})
+    )
+
+    def read(folder: Path) -> bool:
+        path = folder / 'body.json'
+        if not path.is_file() or path.stat().st_size > 1 << 22:  # the client reads no more
+            raise InputError('no answer')
+        answer = read_completion(path.read_bytes())
+        sentences = read_sentences(answer.text, 2) if answer.text else [None, None]
+        return len(sentences) == 2
+
+    return read
+
+
+@target('pipeline', files=('model_index.json',))
+def _pipeline(folder: Path) -> Reader:
+    """A pipeline's folder, looked through before anything of it is loaded."""
+    import diffusers
+
+    from freeatm_mm.generation.folders import check_folder
+
+    generator = Path(__file__).resolve().parents[2] / 'weights' / 'miniature-generator'
+    shutil.copytree(generator, folder, dirs_exist_ok=True)
+
+    def read(folder: Path) -> None:
+        check_folder(diffusers, folder)
+
+    return _in_a_sentence(read)
