@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
