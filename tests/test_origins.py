@@ -171,11 +171,13 @@ def test_real_runs_note_what_they_train_on(tmp_path):
     from PIL import Image
 
     from freeatm_mm.checkpoints import read_state
+    from freeatm_mm.store.layout import config_digest, dump_manifest
 
     store = make_store(tmp_path / 'store', count=20)
     manifest = json.loads((store / 'store.json').read_text())
     manifest['config']['pipeline'] = 'runwayml/stable-diffusion-v1-5'
-    (store / 'store.json').write_text(json.dumps(manifest))
+    manifest['config_sha256'] = config_digest(manifest['config'])
+    (store / 'store.json').write_bytes(dump_manifest(manifest))
     folder = tmp_path / 'folder'
     folder.mkdir()
     for number in range(20):

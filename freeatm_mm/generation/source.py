@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -875,12 +876,12 @@ class GenerationJob:
 
     def _check_store(self, out: Path, plan: Plan, settings: dict[str, Any]) -> None:
         """Refuse a store made with other settings, as far as these are known by now."""
+        if os.path.lexists(out) and not out.is_dir() or any(map(os.path.isfile, out.parents)):
+            raise StoreError(f"{out} can't be a store: it is a file, or lies in one")
         try:
             manifest = load_manifest(out / MANIFEST, STORE_FORMAT)
         except FileNotFoundError:
             return
-        except NotADirectoryError:
-            raise StoreError(f"{out} can't be a store: it is a file, or lies in one") from None
         if not manifest.get('complete') and not any(out.glob('shard-*')):
             return
         known = {

@@ -156,7 +156,7 @@ def test_killed_at_random_moments_every_sample_is_there_once(source, tmp_path, w
 
 
 def test_the_kill_test_notices_what_differs(source, tmp_path, monkeypatch):
-    from freeatm_mm.generation import endurance
+    import kill_and_resume as endurance
 
     real = endurance.draw_store
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from freeatm_mm.generation.generate import draw_store
 from freeatm_mm.generation.source import ShardSource
-from freeatm_mm.store import Store, verify_store
+from freeatm_mm.store import Store, StoreError, verify_store
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
 
 __all__ = ['KillReport', 'kill_and_resume']
@@ -87,7 +87,10 @@ def kill_and_resume(
         ]
         report.problems += [str(problem) for problem in verify_store(out, source=source)]
         store = Store(out)
-        keys = [sample.key for sample in store]
+        try:
+            keys = [sample.key for sample in store]
+        except StoreError:  # what is wrong stands among the problems
+            keys = []
         gone = set().union(
             *(left_out_keys(entry.get('notes')) for entry in store.manifest['shards'])
         )
