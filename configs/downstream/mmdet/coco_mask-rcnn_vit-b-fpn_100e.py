@@ -3,7 +3,7 @@
 MAE's protocol (arXiv 2111.11429), columns "COCO" of the paper's Table 2: box / mask AP 47.9 / 42.9
 supervised, 50.3 / 44.9 MAE on real images. Large-scale jitter at 1024 pixels, windowed attention
 with four global blocks and relative positions, two convolutions in the RPN, synchronised batch
-normalisation in FPN and heads; rates by layer (0.7) as ViTDet has them. Judged, like trained, on
+normalisation in FPN and heads; layer-wise rates (0.7) as in ViTDet. Trained and evaluated on
 squares of 1024 pixels, so that the positions are those that were learned. With GPUs of less than
 80 GB take more of them, and train_dataloader.batch_size=2 for 32.
 

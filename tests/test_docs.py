@@ -1,0 +1,115 @@
+"""What the docs name exists: files, headings, tools and their options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.tools import load_tool
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ('.', 'docs', 'docs/results', 'weights/miniature-generator')
+    for path in (ROOT / folder).glob('*.md')
+)
+PLACEHOLDERS = ('NAME', 'METHOD', 'FRAMEWORK')
+RECORDS = [name for name in DOCS if re.fullmatch(r'docs/results/(?!README).*', name)]
+"""Results keep the command that made them, in the words of its day."""
+GONE = {'CHANGELOG.md': {'freeatm_mm/evaluation'}}
+"""Paths that a changelog names because they are no more."""
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r'^#+ (.*)$', path.read_text(encoding='utf-8'), re.MULTILINE)
+    plain = (re.sub(r'[^\w\- ]', '', heading.strip().lower()) for heading in headings)
+    return {heading.replace(' ', '-') for heading in plain}
+
+
+def broken_links(name: str) -> list[str]:
+    broken = []
+    for link in re.findall(r'\]\(([^)\s]+)\)', text(name)):
+        if link.startswith('https://'):
+            continue
+        path, _, anchor = link.partition('#')
+        target = (ROOT / name).parent / path if path else ROOT / name
+        if not target.exists() or anchor and anchor not in anchors(target):
+            broken.append(link)
+    return broken
+
+
+def missing_paths(name: str) -> list[str]:
+    folders = '(?:tools|configs|freeatm_mm|docs|tests|weights)'
+    named = re.findall(rf'(?:`|python3? |^)({folders}/[\w./-]*\w)', text(name), re.MULTILINE)
+    return [
+        path
+        for path in named
+        if not (ROOT / path).exists()
+        and not any(word in path for word in PLACEHOLDERS)
+        and path not in GONE.get(name, ())
+    ]
+
+
+def options_of(tool: str) -> set[str]:
+    """The options of a tool by its source; a generator's plan has one for each of its fields."""
+    known = set(re.findall(r"'(--[a-z][\w-]*)'", text(tool)))
+    if tool == 'tools/miniature/train_generator.py':
+        fields = re.findall(
+            r'^    (\w+): ', text('freeatm_mm/miniature/generator.py'), re.MULTILINE
+        )
+        known |= {f'--{field.replace("_", "-")}' for field in fields}
+    return known
+
+
+def unknown_options(name: str) -> list[str]:
+    """Options in commands, each with its tool, that the tool doesn't have."""
+    joined = re.sub(r'\\\n\s*', ' ', text(name)).replace(
+        './run miniature', 'tools/miniature/run.py'
+    )
+    unknown = []
+    for tool, rest in re.findall(r'(tools/[\w/]+\.py)([^`\n]*)', joined):
+        used = re.findall(r'(?<![\w=])(--[a-z][\w-]*)', rest.split('#')[0])
+        unknown += [f'{tool} {option}' for option in used if option not in options_of(tool)]
+    return unknown
+
+
+@pytest.mark.parametrize('name', DOCS)
+def test_links_paths_and_options_exist(name):
+    assert broken_links(name) == []
+    assert missing_paths(name) == []
+    if name not in RECORDS:
+        assert unknown_options(name) == []
+
+
+def test_what_does_not_exist_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(f'{__name__}.ROOT', tmp_path)
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools/make.py').write_text("parser.add_argument('--count')")
+    (tmp_path / 'page.md').write_text(
+        '# A heading: here\n[a](#a-heading-here) [b](#no) [c](no.md) `configs/no.py`\n'
+        'python tools/make.py --count 3 \\\n    --colour red  # --comment\n'
+    )
+    assert broken_links('page.md') == ['#no', 'no.md']
+    assert missing_paths('page.md') == ['configs/no.py']
+    assert unknown_options('page.md') == ['tools/make.py --colour']
+
+
+def test_the_picture_underlines_each_noun_in_the_colour_of_its_mask():
+    picture = load_tool('miniature/readme_picture')
+    examples = []
+    for prompt, words, _ in picture.EXAMPLES:
+        assert all(prompt.count(word) == 1 for word in words)
+        spans = [(prompt.index(word), prompt.index(word) + len(word)) for word in words]
+        panel = picture.Image.new('RGB', (picture.PANEL, picture.PANEL), 'black')
+        examples.append((prompt, spans, [panel] * (1 + len(words))))
+    sheet = picture.lay_out(examples)
+    assert 800 <= sheet.width <= 1200
+    colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
+    nouns = max(len(spans) for _, spans, _ in examples)
+    assert set(picture.NOUN_COLOURS[:nouns]) <= colours
