@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freeatm_mm.datasets import FreeATMRandomFlip, FreeATMRandomResizedCrop
-from freeatm_mm.datasets.geometry import (
+from freeatm_mm.ops.geometry import (
     WHOLE,
     centred_boxes,
     crop_window,

@@ -21,8 +21,8 @@ from freeatm_mm.datasets import (
     LoadFromStore,
     PackFreeATMInputs,
 )
-from freeatm_mm.datasets.geometry import WHOLE
-from freeatm_mm.datasets.transforms import noun_id
+from freeatm_mm.ops import noun_id
+from freeatm_mm.ops.geometry import WHOLE
 
 JITTER = dict(
     type='RandomApply',
@@ -158,9 +158,14 @@ def test_mask_values():
         ('binary', (masks >= 115).reshape(2, 4, 2, 4, 2).mean((2, 4))),
     ):
         sample = packed(masks, whole, mask_values=values)
-        assert sample.masks.dtype == torch.float32 and sample.masks.shape == (2, 2, 4, 4)
-        np.testing.assert_allclose(sample.masks[0], expected, atol=1e-6)
-        np.testing.assert_array_equal(sample.masks[0], sample.masks[1])
+        assert sample.instance_masks.dtype == torch.float32 and sample.instance_masks.shape == (
+            2,
+            2,
+            4,
+            4,
+        )
+        np.testing.assert_allclose(sample.instance_masks[0], expected, atol=1e-6)
+        np.testing.assert_array_equal(sample.instance_masks[0], sample.instance_masks[1])
 
 
 def test_instances_cut_away_in_one_view_are_left_out_in_both():
@@ -168,7 +173,7 @@ def test_instances_cut_away_in_one_view_are_left_out_in_both():
     sample = packed(corner_masks(), [WHOLE, lower])
     assert sample.noun_ids.tolist() == [1] and sample.num_nouns == 3
     np.testing.assert_allclose(sample.visible, [[1], [1]])
-    assert 'masks' not in packed(corner_masks(), [upper, lower])
+    assert 'instance_masks' not in packed(corner_masks(), [upper, lower])
     assert packed(corner_masks(), [upper, lower]).num_nouns == 3
 
 
@@ -212,7 +217,7 @@ def test_single_view():
         noun_ids=np.arange(3),
     )
     sample = PackFreeATMInputs(grid_size=2)(results)['data_samples']
-    assert sample.masks.shape == (1, 1, 2, 2) and sample.noun_ids.tolist() == [1]
+    assert sample.instance_masks.shape == (1, 1, 2, 2) and sample.noun_ids.tolist() == [1]
 
 
 def test_batch_goes_through_workers_and_preprocessor(tmp_path):
@@ -241,9 +246,11 @@ def test_batch_goes_through_workers_and_preprocessor(tmp_path):
         # Sets: mmengine keeps the names in one, whose order another process may not share.
         assert set(one.keys()) == set(other.keys())
         assert one.metainfo.keys() == other.metainfo.keys()
-        if 'masks' in one:
-            assert torch.equal(one.masks, other.masks) and torch.equal(one.noun_ids, other.noun_ids)
-            counts.add(one.masks.shape[1])
+        if 'instance_masks' in one:
+            assert torch.equal(one.instance_masks, other.instance_masks) and torch.equal(
+                one.noun_ids, other.noun_ids
+            )
+            counts.add(one.instance_masks.shape[1])
     assert len(counts) > 1
     data = SelfSupDataPreprocessor(mean=[1.0, 2, 3], std=[1.0, 1, 1], to_rgb=True)(batch, True)
     assert len(data['inputs']) == 2 and data['inputs'][0].dtype == torch.float32

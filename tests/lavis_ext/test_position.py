@@ -15,8 +15,12 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from freeatm_mm.attention.masks import binarize, box_of, minmax  # noqa: E402
-from freeatm_mm.lavis_ext.position import (  # noqa: E402
+from freeatm_mm.lavis_ext.processors import (  # noqa: E402
+    FreeATMCaptionProcessor,
+    FreeATMImageTrainProcessor,
+)
+from freeatm_mm.ops.masks import binarize, box_of, minmax  # noqa: E402
+from freeatm_mm.ops.position import (  # noqa: E402
     WHOLE_VIEW,
     PositionPrompts,
     box_in_view,
@@ -25,10 +29,6 @@ from freeatm_mm.lavis_ext.position import (  # noqa: E402
     object_from_box,
     objects_from_masks,
     preset_prompts,
-)
-from freeatm_mm.lavis_ext.processors import (  # noqa: E402
-    FreeATMCaptionProcessor,
-    FreeATMImageTrainProcessor,
 )
 
 SIZE = (120, 80)  # width, height

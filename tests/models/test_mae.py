@@ -9,8 +9,7 @@ from helpers.tiny_stores import make_store
 from mmengine.logging import MessageHub
 
 from freeatm_mm.models import AttentionGuidedMaskGenerator
-from freeatm_mm.models.mae import foreground_masked, num_kept
-from freeatm_mm.models.mask_generators import kth_largest
+from freeatm_mm.ops.patch_masking import foreground_masked, kth_largest, num_visible
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_exact_counts(length, masked, beta):
 
 
 def test_the_papers_counts():
-    assert 196 - num_kept(196, 0.75) == 147
+    assert 196 - num_visible(196, 0.75) == 147
     assert int(0.8 * 147) == 117  # by attention; 30 at random of the other 79
 
 
@@ -285,7 +284,7 @@ def test_masked_patches_are_the_scores_highest(hub, combine):
     assert losses['loss'].isfinite() and losses['beta'].item() == pytest.approx(1.0)
     assert seen['mask'].sum(1).eq(12).all()
     for image in (0, 2):
-        masks = data[image].masks[0].flatten(1)
+        masks = data[image].instance_masks[0].flatten(1)
         scores = masks.sum(0) if combine == 'sum' else masks.amax(0)
         assert seen['mask'][image].bool().nonzero().flatten().tolist() == sorted(
             scores.argsort(descending=True)[:12].tolist()
@@ -343,7 +342,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r'5x5.*4x4.*grid_size'):
         mae().loss(views(1)[0], samples([1], grid=5, number=1))
     wide = samples([1], number=1)
-    wide[0].masks = wide[0].masks.reshape(1, 1, 2, 8)  # as many cells as there are patches
+    wide[0].instance_masks = wide[0].instance_masks.reshape(
+        1, 1, 2, 8
+    )  # as many cells as there are patches
     with pytest.raises(ValueError, match=r'2x8.*4x4.*grid_size'):
         mae().loss(views(1)[0], wide)
 

@@ -8,7 +8,8 @@ import torch
 from helpers.tiny_models import moco, samples, views
 from torch import nn
 
-from freeatm_mm.models.instances import UNKNOWN_NOUN, Instances
+from freeatm_mm.models.instances import Instances
+from freeatm_mm.ops import UNKNOWN_NOUN
 
 
 def train_step(model, inputs, data_samples, optimizer):
@@ -50,7 +51,7 @@ def numpy_forward(model, inputs, data):
         first, second = neck.mlp[0], neck.mlp[2]
         rows = []
         for image, sample in enumerate(data):
-            masks = sample.get('masks')
+            masks = sample.get('instance_masks')
             masks = (
                 np.ones((1, *features.shape[2:]))
                 if masks is None or not masks.shape[1]
@@ -133,7 +134,7 @@ def test_whole_masks_give_the_stock_loss():
     """One all-ones mask an image is image-level MoCo, up to rounding."""
     data = samples([1] * 6)
     for sample in data:
-        sample.masks = torch.ones_like(sample.masks)
+        sample.instance_masks = torch.ones_like(sample.instance_masks)
     losses = []
     for model, batch in ((moco(stock=True), None), (moco(), data)):
         torch.manual_seed(5)

@@ -9,7 +9,7 @@ from helpers.tiny_models import BACKBONE, moco, samples, simclr, simsiam
 from mmpretrain.registry import MODELS
 
 from freeatm_mm.models import InstancePooling
-from freeatm_mm.models.necks import pool_instances
+from freeatm_mm.ops import pool_instances
 
 NECKS = {
     'MoCoV2Neck': dict(in_channels=6, hid_channels=5, out_channels=4),

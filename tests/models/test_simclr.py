@@ -35,7 +35,7 @@ def embeddings(model, inputs, data):
         features = model.backbone(torch.stack(inputs, 1).flatten(0, 1))[0].double().numpy()
     rows = []
     for image, sample in enumerate(data):
-        masks = sample.get('masks')
+        masks = sample.get('instance_masks')
         if masks is None or not masks.shape[1]:
             masks = torch.ones(2, 1, 4, 4)
         for mask in masks.double().numpy().transpose(1, 0, 2, 3):
@@ -97,7 +97,7 @@ def test_losses_equal_plain_numpy(form, reference, negatives):
 def test_whole_masks_give_the_stock_loss():
     data = samples([1] * 5)
     for sample in data:
-        sample.masks = torch.ones_like(sample.masks)
+        sample.instance_masks = torch.ones_like(sample.instance_masks)
     stock = simclr(stock=True).loss(views(5), None)['loss'].item()
     assert simclr().loss(views(5), data)['loss'].item() == pytest.approx(stock, rel=1e-5)
 

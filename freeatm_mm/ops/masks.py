@@ -1,5 +1,12 @@
 """Arithmetic on attention masks: resize, normalise, quantise, binarise, box.
 
+    >>> import numpy as np
+    >>> maps = np.zeros((1, 4, 4), np.float32)
+    >>> maps[0, 1:3, 2:] = 0.02  # raw attention
+    >>> stretched, flat = minmax(maps)
+    >>> box_of(binarize(stretched)[0])
+    (0.5, 0.25, 1.0, 0.75)
+
 All functions take a torch tensor or a numpy array and give back the same kind.
 """
 
@@ -12,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freeatm_mm.constants import THRESHOLD
+
 __all__ = ['THRESHOLD', 'binarize', 'box_of', 'dequantize', 'minmax', 'quantize', 'resize']
 
 Array = TypeVar('Array', Tensor, np.ndarray)
 
-# The paper's fixed threshold of a foreground pixel (section 4, setting 2).
-THRESHOLD = 0.45
 # A map whose values differ by less, relative to the largest, shows float32 rounding and no object.
 FLAT = 1e-6
 
 
 def resize(maps: Array, size: tuple[int, int]) -> Array:
-    """Resizes maps bilinearly, with area averaging where they shrink.
+    """Resize maps bilinearly, with area averaging where they shrink.
 
     The operation is linear, so the resized sum of maps is the sum of resized maps.
 
@@ -49,7 +56,7 @@ def resize(maps: Array, size: tuple[int, int]) -> Array:
 
 
 def minmax(maps: Array) -> tuple[Array, Array]:
-    """Stretches each map to [0, 1].
+    """Stretch each map to [0, 1].
 
     Args:
         maps: Shape (..., h, w), finite.
@@ -69,7 +76,7 @@ def minmax(maps: Array) -> tuple[Array, Array]:
 
 
 def quantize(maps: Array) -> tuple[Array, Array]:
-    """Stores each map in 8 bits between its own lowest and highest value.
+    """Store each map in 8 bits between its own lowest and highest value.
 
     Args:
         maps: Shape (K, h, w), finite floating point.
@@ -90,7 +97,7 @@ def quantize(maps: Array) -> tuple[Array, Array]:
 
 
 def dequantize(levels: Array, scales: Array) -> Array:
-    """Restores maps from :func:`quantize`.
+    """Restore maps from :func:`quantize`.
 
     Args:
         levels: uint8, shape (K, h, w).
@@ -116,7 +123,7 @@ def dequantize(levels: Array, scales: Array) -> Array:
 
 
 def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
-    """Tells foreground from background at a fixed threshold (paper, section 4).
+    """Tell foreground from background at a fixed threshold (paper, section 4).
 
     Args:
         maps: Values in [0, 1], for example from :func:`minmax`; any shape.
@@ -138,7 +145,7 @@ def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
 
 
 def box_of(mask: Array) -> tuple[float, float, float, float] | None:
-    """The smallest box round the foreground of a binary mask.
+    """Find the smallest box round the foreground of a binary mask.
 
     Args:
         mask: Booleans, shape (h, w).
