@@ -57,8 +57,10 @@ def pad_instances(
         device: Where the result is to lie; by default where the masks lie.
 
     Raises:
-        ValueError: If the masks have different grids or numbers of views.
+        ValueError: If there is no image, or the masks have different grids or numbers of views.
     """
+    if not len(masks):
+        raise ValueError('there are no images whose instances could be padded')
     found = [0 if mask is None else mask.shape[1] for mask in masks]
     given = [mask for mask, count in zip(masks, found) if mask is not None and count]
     shapes = {(len(mask), *mask.shape[2:]) for mask in given}
@@ -72,7 +74,7 @@ def pad_instances(
     if device is None and given:
         device = given[0].device
 
-    most = max([*found, 1])
+    most = max(*found, 1)
     whole = torch.ones(views, 1, height, width, device=device)
     unknown = torch.full((1,), UNKNOWN_NOUN, device=device)
     places = torch.tensor(

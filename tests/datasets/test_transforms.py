@@ -21,7 +21,6 @@ from freeatm_mm.datasets import (
     LoadFromStore,
     PackFreeATMInputs,
 )
-from freeatm_mm.ops import noun_id
 from freeatm_mm.ops.geometry import WHOLE
 
 JITTER = dict(
@@ -254,12 +253,6 @@ def test_batch_goes_through_workers_and_preprocessor(tmp_path):
     assert len(counts) > 1
     data = SelfSupDataPreprocessor(mean=[1.0, 2, 3], std=[1.0, 1, 1], to_rgb=True)(batch, True)
     assert len(data['inputs']) == 2 and data['inputs'][0].dtype == torch.float32
-
-
-def test_noun_ids_are_stable():
-    assert noun_id('dog') == noun_id('dog') != noun_id('dogs')
-    assert noun_id('dog') == 2072328596179865167
-    assert 0 <= noun_id('Straße') < 2**63
 
 
 def test_transforms_have_readable_names():

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.ops_reference import info_nce, queue_reference
 from helpers.tiny_models import moco, samples, views
 from torch import nn
 
@@ -78,18 +79,6 @@ def numpy_forward(model, inputs, data):
     return queries, keys
 
 
-def info_nce(queries, keys, queue, excluded=None, temperature=0.2):
-    """Mean of -log(exp(q.k+/T) / (exp(q.k+/T) + sum exp(q.k-/T)))."""
-    losses = []
-    for number, (query, key) in enumerate(zip(queries, keys)):
-        positive = np.exp(query @ key / temperature)
-        negatives = np.exp(query @ queue / temperature)
-        if excluded is not None:
-            negatives = negatives[~excluded[number]]
-        losses.append(-np.log(positive / (positive + negatives.sum())))
-    return np.mean(losses)
-
-
 COUNTS = [2, None, 3, 0, 1]
 
 
@@ -155,15 +144,6 @@ def test_momentum_encoder_follows():
         after['1.mlp.0.weight'] - before['1.mlp.0.weight'],
         torch.full_like(after['1.mlp.0.weight'], 0.1),
     )
-
-
-def queue_reference(queue, pointer, keys):
-    """The queue as a list: each key goes over the oldest."""
-    queue = list(queue)
-    for key in keys:
-        queue[pointer] = key
-        pointer = (pointer + 1) % len(queue)
-    return queue, pointer
 
 
 def test_queue_takes_any_number_of_keys():

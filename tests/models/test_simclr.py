@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.ops_reference import equation3, nt_xent
 from helpers.tiny_models import samples, simclr, views
 
 COUNTS = [2, None, 3, 0, 1]
@@ -49,32 +50,6 @@ def embeddings(model, inputs, data):
         x = x @ fc.weight.detach().double().numpy().T
         x = (x - x.mean(0)) / np.sqrt(x.var(0) + bn.eps)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).reshape(-1, 2, x.shape[1])
-
-
-def nt_xent(z, allowed, temperature=0.1):
-    """Chen et al.: every instance of every view against all others in both views."""
-    losses, hits = [], []
-    for m in range(len(z)):
-        for v in (0, 1):
-            anchor, positive = z[m, v], z[m, 1 - v]
-            negatives = [z[n, w] for n in range(len(z)) for w in (0, 1) if allowed[m, n]]
-            logits = np.array([anchor @ positive, *(anchor @ n for n in negatives)])
-            losses.append(
-                -np.log(np.exp(logits / temperature)[0] / np.exp(logits / temperature).sum())
-            )
-            hits.append(logits[0] > logits[1:].max())
-    return np.mean(losses), np.mean(hits)
-
-
-def equation3(z, allowed):
-    """As printed: anchors z^m, positives z'^m, negatives z^n of the same view, plain cosines."""
-    losses, hits = [], []
-    for m in range(len(z)):
-        positive = np.exp(z[m, 0] @ z[m, 1])
-        negatives = np.array([np.exp(z[m, 0] @ z[n, 0]) for n in range(len(z)) if allowed[m, n]])
-        losses.append(-np.log(positive / (positive + negatives.sum())))
-        hits.append(positive > negatives.max())
-    return np.mean(losses), np.mean(hits)
 
 
 @pytest.mark.parametrize('negatives', ['all', 'other_nouns'])
