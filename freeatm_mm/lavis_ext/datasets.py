@@ -79,7 +79,7 @@ class StorePairs:
         self.detected_in = detections
         if self.detections is not None:
             check_detected(
-                (self.store.info(number)[0] for number in range(len(self.store))),
+                (self.store.read(number).key for number in range(len(self.store))),
                 self.detections,
                 detections,
                 path,

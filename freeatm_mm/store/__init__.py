@@ -22,7 +22,6 @@ from freeatm_mm.store.sample import (
     encode_image,
     encode_masks,
     encode_sample,
-    noun_names,
 )
 from freeatm_mm.store.verify import Problem, SampleSource, verify_store
 from freeatm_mm.store.writer import StoreWriter, write_store
@@ -41,7 +40,6 @@ __all__ = [
     'encode_image',
     'encode_masks',
     'encode_sample',
-    'noun_names',
     'repair_store',
     'verify_store',
     'write_store',

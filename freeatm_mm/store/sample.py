@@ -49,7 +49,6 @@ __all__ = [
     'encode_masks',
     'encode_sample',
     'from_file',
-    'noun_names',
     'to_file',
 ]
 
@@ -92,7 +91,8 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's.
         """
-        return noun_names(self.key, self.info)
+        with _reading_json(self.key):
+            return [Noun.from_json(noun).name for noun in self.info['nouns']]
 
     def scales(self) -> np.ndarray:
         """Return the lowest and the highest attention of each noun, float32 array (K, 2).
@@ -336,20 +336,6 @@ def decode_sample(raw: RawSample) -> Sample:
         raw.scales(),
         info['meta'],
     )
-
-
-def noun_names(key: str, info: Mapping[str, Any]) -> list[str]:
-    """Return what each noun of a sample is called (:attr:`freeatm_mm.prompts.Noun.name`).
-
-    Args:
-        key: The sample's name.
-        info: Its parsed JSON.
-
-    Raises:
-        StoreError: If the JSON is not a sample's.
-    """
-    with _reading_json(key):
-        return [Noun.from_json(noun).name for noun in info['nouns']]
 
 
 @contextmanager
