@@ -7,11 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_stores import make_store
+from helpers.tiny_stores import make_store, make_store_of_spellings
 from mmcv.transforms import RandomFlip
 from mmengine.dataset import default_collate
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.models.utils import SelfSupDataPreprocessor
+from mmpretrain.structures import DataSample
 
 from freeatm_mm.datasets import (
     FreeATMDataset,
@@ -21,7 +22,7 @@ from freeatm_mm.datasets import (
     LoadFromStore,
     PackFreeATMInputs,
 )
-from freeatm_mm.ops.geometry import WHOLE
+from freeatm_mm.ops import WHOLE, noun_id
 
 JITTER = dict(
     type='RandomApply',
@@ -259,3 +260,17 @@ def test_transforms_have_readable_names():
     assert 'grid_size=(7, 7)' in repr(PackFreeATMInputs(grid_size=7))
     assert 'cv2' in repr(LoadFromStore())
     assert pickle.loads(pickle.dumps(LoadFromStore())).color_type == 'color'
+
+
+def test_spellings_of_one_noun_have_one_number(tmp_path):
+    path, names = make_store_of_spellings(tmp_path / 'store')
+    dataset = FreeATMDataset(path, pipeline=[LoadFromStore()])
+    assert dataset[0]['noun_ids'].tolist() == [noun_id(name) for name in names]
+    assert dataset.get_cat_ids(0) == dataset[0]['noun_ids'].tolist()
+
+
+def test_the_fields_of_a_data_sample_do_not_shadow_mmpretrains():
+    taken = {name for name in dir(DataSample()) if not name.startswith('_')}
+    sample = packed(corner_masks(), [WHOLE, WHOLE])
+    assert not {*sample.keys(), 'visible', 'num_nouns'} & taken
+    assert not {'mask', 'masks'} & {*sample.keys(), *sample.metainfo_keys()}
