@@ -7,7 +7,7 @@ from mmengine.logging import MessageHub
 from mmpretrain.registry import TASK_UTILS
 from torch import Tensor
 
-from freeatm_mm.ops.patch_masking import SCHEDULES, attention_guided_order, beta_at
+from freeatm_mm.ops.patch_masking import attention_guided_order, beta_at
 
 
 def training_progress() -> float:
@@ -39,13 +39,10 @@ class AttentionGuidedMaskGenerator:
     """
 
     def __init__(self, ceiling: float = 0.8, schedule: str = 'linear') -> None:
-        if not 0 <= ceiling <= 1:
-            raise ValueError(f'AttentionGuidedMaskGenerator: ceiling {ceiling} is not in [0, 1].')
-        if schedule not in SCHEDULES:
-            raise ValueError(
-                f'AttentionGuidedMaskGenerator: schedule {schedule!r} is unknown: use '
-                f'one of {", ".join(SCHEDULES)}.'
-            )
+        try:
+            beta_at(0.0, ceiling, schedule)
+        except ValueError as error:
+            raise ValueError(f'AttentionGuidedMaskGenerator: {error}') from None
         self.ceiling = ceiling
         self.schedule = schedule
 

@@ -171,8 +171,6 @@ def masks_on_views(
     """
     if values not in MASK_VALUES:
         raise ValueError(f'values {values!r} is unknown: use one of {", ".join(MASK_VALUES)}')
-    if values == 'attention' and scales is None:
-        raise ValueError("values 'attention' needs the scales of the masks")
     foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
     both = view_masks(np.concatenate((foregrounds, masks)), windows, grid)
     in_view, levels = both[:, : len(masks)], both[:, len(masks) :]
@@ -180,6 +178,8 @@ def masks_on_views(
     kept = np.flatnonzero(visible.min(0) >= min_visible)
     result = in_view[:, kept] if values == 'binary' else levels[:, kept] * np.float32(1 / 255)
     if values == 'attention':
+        if scales is None:
+            raise ValueError("values 'attention' needs the scales of the masks")
         lowest, highest = scales[kept].T[:, :, None, None]
         result = lowest + (highest - lowest) * result
     return ViewMasks(result, visible[:, kept], kept)

@@ -238,11 +238,11 @@ def info_nce_logits(
     Raises:
         ValueError: If `negatives` is unknown, or nouns are missing.
     """
-    _check_negatives(negatives, nouns, queue_nouns)
+    own_noun = _own_noun(negatives, nouns, queue_nouns)
     positive = torch.einsum('md,md->m', queries, keys).unsqueeze(-1)
     negative = torch.einsum('md,dq->mq', queries, queue.clone().detach())
-    if negatives == 'other_nouns':
-        negative = negative.masked_fill(same_noun(nouns, queue_nouns), float('-inf'))
+    if own_noun is not None:
+        negative = negative.masked_fill(own_noun, float('-inf'))
     return ContrastiveLogits(positive, negative)
 
 
@@ -308,11 +308,15 @@ def _pairs(first: Tensor, second: Tensor) -> Tensor:
     return F.normalize(torch.stack((first, second), dim=1), dim=2)
 
 
-def _check_negatives(negatives: str, *nouns: Tensor | None) -> None:
+def _own_noun(negatives: str, nouns: Tensor | None, others: Tensor | None) -> Tensor | None:
+    """Tell which pairs are no negatives as they are of one noun; None where that is no reason."""
     if negatives not in NEGATIVES:
         raise ValueError(f'negatives {negatives!r} is unknown: use one of {", ".join(NEGATIVES)}')
-    if negatives == 'other_nouns' and any(given is None for given in nouns):
+    if negatives == 'all':
+        return None
+    if nouns is None or others is None:
         raise ValueError("negatives 'other_nouns' needs the nouns of all instances")
+    return same_noun(nouns, others)
 
 
 def _excluded(
@@ -324,10 +328,7 @@ def _excluded(
     offset: int,
 ) -> Tensor:
     """Return (M, N): instance n of all is not a negative for the own instance m."""
-    every_noun = nouns if every_noun is None else every_noun
-    _check_negatives(negatives, nouns, every_noun)
+    own_noun = _own_noun(negatives, nouns, nouns if every_noun is None else every_noun)
     own = offset + torch.arange(len(embeddings), device=embeddings.device)
     excluded = own[:, None] == torch.arange(len(everything), device=own.device)
-    if negatives == 'other_nouns':
-        excluded = excluded | same_noun(nouns, every_noun)
-    return excluded
+    return excluded if own_noun is None else excluded | own_noun

@@ -12,7 +12,8 @@ All functions take a torch tensor or a numpy array and give back the same kind.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def resize(maps: Array, size: tuple[int, int]) -> Array:
 
     Args:
         maps: Shape (..., h, w), floating point.
-        size: New ``(height, width)`` in pixels.
+        size: New `(height, width)` in pixels.
 
     Returns:
         The maps, shape (..., height, width), same type.
@@ -62,7 +63,7 @@ def minmax(maps: Array) -> tuple[Array, Array]:
         maps: Shape (..., h, w), finite.
 
     Returns:
-        The stretched maps, and for each map (shape ``...``, boolean) whether it was flat: all
+        The stretched maps, and for each map (shape `...`, boolean) whether it was flat: all
         values the same but for float32 rounding. A flat map has no foreground to show, and
         stretching it would show noise, so it comes back as zeros.
 
@@ -82,8 +83,8 @@ def quantize(maps: Array) -> tuple[Array, Array]:
         maps: Shape (K, h, w), finite floating point.
 
     Returns:
-        ``levels``, uint8, shape (K, h, w), and ``scales``, float32, shape (K, 2), each row
-        ``(low, high)``; a map is ``low + (high - low) * levels / 255`` up to half a level. A flat
+        `levels`, uint8, shape (K, h, w), and `scales`, float32, shape (K, 2), each row
+        `(low, high)`; a map is `low + (high - low) * levels / 255` up to half a level. A flat
         map has zeros for levels and is restored exactly.
 
     Raises:
@@ -104,21 +105,21 @@ def dequantize(levels: Array, scales: Array) -> Array:
         scales: float32, shape (K, 2): the lowest and highest value of each map.
 
     Returns:
-        The maps, float32, shape (K, h, w), off by at most ``(high - low) / 255 / 2``.
+        The maps, float32, shape (K, h, w), off by at most `(high - low) / 255 / 2`.
 
     Raises:
-        ValueError: If ``levels`` isn't uint8 or the two differ in length.
+        ValueError: If `levels` isn't uint8 or the two differ in length.
     """
     tensor, restore = _as_tensor(levels)
-    scales = torch.as_tensor(scales, dtype=torch.float32, device=tensor.device)
+    ranges = torch.as_tensor(scales, dtype=torch.float32, device=tensor.device)
     if tensor.dtype != torch.uint8:
         raise ValueError(f'levels must be uint8, got {tensor.dtype}')
-    if scales.shape != (*tensor.shape[:-2], 2):
+    if ranges.shape != (*tensor.shape[:-2], 2):
         raise ValueError(
             f'scales must have shape {(*tensor.shape[:-2], 2)} for levels of shape '
-            f'{tuple(tensor.shape)}, got {tuple(scales.shape)}'
+            f'{tuple(tensor.shape)}, got {tuple(ranges.shape)}'
         )
-    low, high = scales[..., 0, None, None], scales[..., 1, None, None]
+    low, high = ranges[..., 0, None, None], ranges[..., 1, None, None]
     return restore(low + (high - low) * (tensor.float() / 255))
 
 
@@ -151,9 +152,9 @@ def box_of(mask: Array) -> tuple[float, float, float, float] | None:
         mask: Booleans, shape (h, w).
 
     Returns:
-        ``(x1, y1, x2, y2)`` relative to the mask's width and height: outer edges of the first and
-        last foreground pixels, so the box of a mask full of foreground is ``(0, 0, 1, 1)``.
-        ``None`` where there is no foreground.
+        `(x1, y1, x2, y2)` relative to the mask's width and height: outer edges of the first and
+        last foreground pixels, so the box of a mask full of foreground is `(0, 0, 1, 1)`.
+        `None` where there is no foreground.
 
     Raises:
         ValueError: If the mask isn't a boolean plane.
@@ -177,7 +178,7 @@ def box_of(mask: Array) -> tuple[float, float, float, float] | None:
     )
 
 
-def _as_tensor(maps):
+def _as_tensor(maps: Tensor | np.ndarray) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The maps as a tensor, and the function that turns a result into the caller's kind."""
     if isinstance(maps, np.ndarray):
         return torch.from_numpy(maps), lambda tensor: tensor.numpy()

@@ -76,15 +76,15 @@ def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> P
     Raises:
         ValueError: If the box is not four finite numbers, is empty or lies outside the image.
     """
-    box = np.asarray(box, dtype=np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all():
+    corners = np.asarray(box, dtype=np.float64)
+    if corners.shape != (4,) or not np.isfinite(corners).all():
         raise ValueError(
-            f'the box of {name!r} must be four numbers x1, y1, x2, y2, got {box.tolist()}'
+            f'the box of {name!r} must be four numbers x1, y1, x2, y2, got {corners.tolist()}'
         )
-    relative = np.clip(box / (*size, *size), 0, 1)
+    relative = np.clip(corners / (*size, *size), 0, 1)
     if not (relative[2:] > relative[:2]).all():
         raise ValueError(
-            f'the box {box.tolist()} of {name!r} is empty or lies outside its image '
+            f'the box {corners.tolist()} of {name!r} is empty or lies outside its image '
             f'of {size[0]}x{size[1]} pixels'
         )
     return PlacedObject(name, relative[None])
@@ -311,11 +311,12 @@ def preset_prompts(name: str, **changes) -> PositionPrompts | None:
             f'position prompts have no option {", ".join(unknown)}; known are '
             f'{", ".join(PositionPrompts.__dataclass_fields__)}'
         )
-    if PRESETS[name] is None:
+    preset = PRESETS[name]
+    if preset is None:
         if changes:
             raise ValueError(
                 f'the preset {name!r} makes no position prompts, so that '
                 f'{", ".join(sorted(changes))} would be without effect'
             )
         return None
-    return replace(PRESETS[name], **changes)
+    return replace(preset, **changes)
