@@ -22,7 +22,7 @@ PACKAGE = ROOT / 'freeatm_mm'
 #: The rooms (folders and modules of the package) from the ground up. A room imports only what
 #: stands in rows before its own: so no two import each other, and no arrow runs back.
 LAYERS = (
-    ('constants', 'errors', 'signals'),
+    ('errors', 'paper', 'signals'),
     ('files', 'torch_files', 'ops'),
     ('checkpoints', 'prompts'),
     ('configs', 'store'),
@@ -256,7 +256,7 @@ def test_a_layer_works_where_the_other_side_is_not_installed(missing, layers):
 
 
 def test_ops_and_numpy_and_torch_are_all_that_ops_imports():
-    allowed = (*sys.stdlib_module_names, 'numpy', 'torch', 'freeatm_mm.ops', 'freeatm_mm.constants')
+    allowed = (*sys.stdlib_module_names, 'numpy', 'torch', 'freeatm_mm.ops', 'freeatm_mm.paper')
     found = {name for _, _, name in imports_in(PACKAGE / 'ops')}
     assert [name for name in found if not any(is_within(name, one) for one in allowed)] == []
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from freeatm_mm.constants import THRESHOLD
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
     'MASK_VALUES',

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeatm_mm.constants import THRESHOLD
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = ['THRESHOLD', 'binarize', 'box_of', 'dequantize', 'minmax', 'quantize', 'resize']
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freeatm_mm.constants import THRESHOLD
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
     'COMBINE',

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from freeatm_mm.constants import THRESHOLD
 from freeatm_mm.ops.masks import binarize, minmax
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
     'ORDERS',

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.constants import THRESHOLD
+from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.reader import Store
 from freeatm_mm.store.sample import Sample, decode_sample
