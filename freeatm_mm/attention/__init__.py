@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 from freeatm_mm.attention.families import FAMILIES, Family, find_family
-from freeatm_mm.attention.masks import (
-    THRESHOLD,
-    binarize,
-    box_of,
-    dequantize,
-    minmax,
-    quantize,
-    resize,
-)
 from freeatm_mm.attention.nouns import (
     MERGE_RULES,
     NounAlignmentError,
@@ -25,6 +16,15 @@ from freeatm_mm.attention.quality import MaskTrust, mask_trust
 from freeatm_mm.attention.recorder import AttentionRecorder, NothingRecorded
 from freeatm_mm.attention.refine import dense_crf, propagate
 from freeatm_mm.attention.softmax import noun_attention
+from freeatm_mm.ops.masks import (
+    THRESHOLD,
+    binarize,
+    box_of,
+    dequantize,
+    minmax,
+    quantize,
+    resize,
+)
 
 __all__ = [
     'FAMILIES',

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from freeatm_mm.attention.masks import THRESHOLD
+from freeatm_mm.ops.masks import THRESHOLD
 
 __all__ = ['NOUN_COLOURS', 'SampleLike', 'contact_sheet', 'noun_panels', 'overlay']
 

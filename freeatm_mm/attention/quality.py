@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freeatm_mm.attention.masks import THRESHOLD, minmax
+from freeatm_mm.ops.masks import THRESHOLD, minmax
 
 __all__ = ['MaskTrust', 'mask_trust']
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.families import Call, TextKeys, find_family
-from freeatm_mm.attention.masks import minmax, resize
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
@@ -51,6 +50,7 @@ from freeatm_mm.attention.taps import (
     text_attention_modules,
 )
 from freeatm_mm.attention.text import TextColumns, find_columns
+from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeatm_mm.attention.masks import THRESHOLD
 from freeatm_mm.attention.parts import whole_number
+from freeatm_mm.ops.masks import THRESHOLD
 
 __all__ = ['dense_crf', 'propagate']
 

@@ -15,7 +15,8 @@ from mmpretrain.datasets.base_dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
 from freeatm_mm.datasets.samplers import seed_draw
-from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked, noun_ids
+from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
+from freeatm_mm.ops.nouns import noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
 
 MASK_SOURCES = ('own', 'other')
@@ -314,7 +315,7 @@ class FreeATMDataset(BaseDataset):
         source, number = self._locate(int(self.data_list[idx]))
         if isinstance(source, ImageFolder):
             return []
-        return noun_ids(source.info(number)[1]['nouns']).tolist()
+        return [noun_id(name) for name in source.read(number).names()]
 
     def prepare_data(self, idx: int) -> dict | None:
         """The sample after the pipeline, or None where it is unreadable and may be passed over.

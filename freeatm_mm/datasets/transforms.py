@@ -2,16 +2,14 @@
 
 The geometric transforms are mmpretrain's and mmcv's own classes; they draw the same random numbers
 and give the same pixels, and note in `results['window']` which part of the image is left
-(`freeatm_mm.datasets.geometry`). :class:`PackFreeATMInputs` brings the stored masks straight to
+(`freeatm_mm.ops.geometry`). :class:`PackFreeATMInputs` brings the stored masks straight to
 the encoder's feature grid, for all views at once: no mask of image size is ever made.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 
 import mmcv
 import numpy as np
@@ -20,39 +18,18 @@ from mmcv.transforms import BaseTransform, Compose, RandomFlip
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.registry import TRANSFORMS
 
-from freeatm_mm.attention.masks import THRESHOLD
-from freeatm_mm.datasets.geometry import (
+from freeatm_mm.ops.geometry import (
+    MASK_VALUES,
     WHOLE,
     centred_boxes,
     crop_window,
     flip_window,
-    view_masks,
-    visible_share,
+    masks_on_views,
 )
-from freeatm_mm.store import RawSample, Store, StoreError, decode_masks
+from freeatm_mm.ops.nouns import noun_id
+from freeatm_mm.store import RawSample, Store, StoreError
 
 MUTABLE = (list, dict, set, np.ndarray)
-
-MASK_VALUES = ('attention', 'normalized', 'binary')
-
-
-@lru_cache(maxsize=65536)
-def noun_id(name: str) -> int:
-    """Number of a noun: equal for equal names, on every machine, without a list of all nouns.
-
-    Args:
-        name: The noun's category, or its text where it has none.
-
-    Returns:
-        The first 63 bits of the name's BLAKE2 hash. Two of a million nouns share a number with a
-        probability of 5e-8.
-    """
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') >> 1
-
-
-def noun_ids(nouns: Sequence[dict]) -> np.ndarray:
-    """(K,) int64 numbers of nouns as they stand in a sample's JSON."""
-    return np.array([noun_id(noun.get('category') or noun['text']) for noun in nouns], np.int64)
 
 
 @TRANSFORMS.register_module()
@@ -135,29 +112,22 @@ class LoadFromStore(BaseTransform):
             try:
                 self._add_masks(raw, results)
             except StoreError as error:
-                raise StoreError(f'{source.path}: sample {raw.key!r}: {error}') from None
+                raise StoreError(f'{source.path}: {error}') from None
         return results
 
     def _add_masks(self, raw: RawSample, results: dict) -> None:
         """Adds the masks of a sample to results, where it has any."""
-        if not raw.info.get('nouns'):
+        names = raw.names()
+        if not names:
             return
-        try:
-            nouns, size = raw.info['nouns'], raw.info['masks']
-            height, width = size['height'], size['width']
-            scales = np.array([(noun['lo'], noun['hi']) for noun in nouns], np.float32)
-            numbers = noun_ids(nouns)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise StoreError(f'its JSON is not a sample ({error!r})') from None
-        if not np.isfinite(scales).all():
-            raise StoreError('its JSON has an attention that is no finite number')
-        try:
-            masks = decode_masks(raw.masks_bytes, len(nouns), height, width)
-        except StoreError as error:
-            raise StoreError(f'the picture {error}') from None
+        masks = raw.masks()
         if self.centred_box:
             masks = centred_boxes(masks, None if self.centred_box == 'own' else self.centred_box)
-        results.update(stored_masks=masks, mask_scales=scales, noun_ids=numbers)
+        results.update(
+            stored_masks=masks,
+            mask_scales=raw.scales(),
+            noun_ids=np.array([noun_id(name) for name in names], np.int64),
+        )
 
     def __repr__(self) -> str:
         return (
@@ -315,7 +285,8 @@ class PackFreeATMInputs(PackInputs):
 
     Adds to the data sample, where the sample has masks and at least one instance is left:
 
-    - `masks`: (V, K, gh, gw) float32, view by view, for the K instances that every view shows;
+    - `instance_masks`: (V, K, gh, gw) float32, view by view, for the K instances
+      that every view shows;
     - `noun_ids`: (K,) int64, equal for equal nouns;
     - `visible` (metainfo): (V, K) float32 array, the share of each instance's foreground that each
       view shows.
@@ -375,24 +346,21 @@ class PackFreeATMInputs(PackInputs):
         masks = results['stored_masks']
         windows = np.array(results.get('windows') or [results['window']])
         data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
-        foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
-        both = view_masks(np.concatenate((foregrounds, masks)), windows, self.grid_size)
-        in_view, values = both[:, : len(masks)], both[:, len(masks) :]
-        visible = visible_share(foregrounds, windows, in_view)
-        kept = np.flatnonzero(visible.min(0) >= self.min_visible)
-        if not len(kept):
+        views = masks_on_views(
+            masks,
+            windows,
+            self.grid_size,
+            scales=results['mask_scales'],
+            values=self.mask_values,
+            min_visible=self.min_visible,
+        )
+        if not len(views.kept):
             return
-        if self.mask_values == 'binary':
-            values = in_view[:, kept]
-        else:
-            values = values[:, kept] * np.float32(1 / 255)
-        if self.mask_values == 'attention':
-            lowest, highest = results['mask_scales'][kept].T[:, :, None, None]
-            values = lowest + (highest - lowest) * values
-        data_sample.masks = torch.from_numpy(values)
+        # Not `masks`: mmpretrain's own field `mask` is something else.
+        data_sample.instance_masks = torch.from_numpy(views.values)
         # As metainfo it isn't moved to the GPU, sample by sample, where nobody needs it.
-        data_sample.set_field(visible[:, kept], 'visible', field_type='metainfo')
-        data_sample.noun_ids = torch.from_numpy(results['noun_ids'][kept])
+        data_sample.set_field(views.visible, 'visible', field_type='metainfo')
+        data_sample.noun_ids = torch.from_numpy(results['noun_ids'][views.kept])
 
     def __repr__(self) -> str:
         return (

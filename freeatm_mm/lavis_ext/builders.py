@@ -10,7 +10,6 @@ from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder, load_dataset_config
 from omegaconf import OmegaConf
 
-from freeatm_mm.attention.masks import THRESHOLD
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.lavis_ext.datasets import (
     CaptionFile,
@@ -29,6 +28,7 @@ from freeatm_mm.lavis_ext.settings import (
     text,
     truth,
 )
+from freeatm_mm.ops.masks import THRESHOLD
 
 __all__ = ['FreeATMPretrainBuilder', 'FreeATMRetrievalBuilder']
 

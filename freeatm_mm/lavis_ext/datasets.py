@@ -28,13 +28,13 @@ from freeatm_mm.lavis_ext.annotations import (
     read_detections,
     read_retrieval,
 )
-from freeatm_mm.lavis_ext.position import (
+from freeatm_mm.ops.position import (
     WHOLE_VIEW,
     PlacedObject,
     object_from_box,
     objects_from_masks,
 )
-from freeatm_mm.store import Store, StoreError, decode_masks
+from freeatm_mm.store import Store, StoreError
 
 __all__ = [
     'CaptionFile',
@@ -79,7 +79,7 @@ class StorePairs:
         self.detected_in = detections
         if self.detections is not None:
             check_detected(
-                (self.store.info(number)[0] for number in range(len(self.store))),
+                (self.store.read(number).key for number in range(len(self.store))),
                 self.detections,
                 detections,
                 path,
@@ -104,14 +104,11 @@ class StorePairs:
                 self.detections[raw.key], image.size, f'{self.detected_in}, {raw.key!r}'
             )
         elif with_objects and raw.info['nouns']:
-            nouns, size = raw.info['nouns'], raw.info['masks']
             try:
-                masks = decode_masks(raw.masks_bytes, len(nouns), size['height'], size['width'])
+                names, masks = raw.names(), raw.masks()
             except StoreError as error:
-                raise StoreError(
-                    f'{self.store.path}: sample {raw.key!r}: the picture {error}'
-                ) from None
-            objects = objects_from_masks([noun['text'] for noun in nouns], masks, self.threshold)
+                raise StoreError(f'{self.store.path}: {error}') from None
+            objects = objects_from_masks(names, masks, self.threshold)
         return image, raw.info['caption'], objects
 
 

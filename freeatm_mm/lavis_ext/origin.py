@@ -10,7 +10,7 @@ from typing import Any
 from freeatm_mm.checkpoints import read_state
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import check_json
-from freeatm_mm.lavis_ext.position import PRESETS
+from freeatm_mm.ops.position import PRESETS
 
 __all__ = ['FACTS', 'describe_pretraining', 'label_row', 'origin_of', 'scale_of']
 

@@ -16,15 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
-from freeatm_mm.lavis_ext.position import (
-    WHOLE_VIEW,
-    PlacedObject,
-    PositionPrompts,
-    crop_matrix,
-    flip_matrix,
-    pixel_matrix,
-    preset_prompts,
-)
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -34,6 +25,15 @@ from freeatm_mm.lavis_ext.settings import (
     plain,
     text,
     truth,
+)
+from freeatm_mm.ops.position import (
+    WHOLE_VIEW,
+    PlacedObject,
+    PositionPrompts,
+    crop_matrix,
+    flip_matrix,
+    pixel_matrix,
+    preset_prompts,
 )
 
 __all__ = ['FreeATMCaptionProcessor', 'FreeATMImageTrainProcessor']

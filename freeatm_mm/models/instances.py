@@ -13,11 +13,7 @@ import torch
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
-NEGATIVES = ('all', 'other_nouns')
-"""Which keys are negatives: all (the paper), or those of another noun than the query's."""
-
-UNKNOWN_NOUN = -1
-"""Noun of a key that stands for a whole image; it is never taken for another key's noun."""
+from freeatm_mm.ops.pooling import pad_instances
 
 
 @dataclass
@@ -84,7 +80,7 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
     """
     batch, device = len(images), images.device
     data_samples = data_samples or [{}] * batch
-    masks = [sample.get('masks') for sample in data_samples]
+    masks = [sample.get('instance_masks') for sample in data_samples]
     found = [0 if mask is None else mask.shape[1] for mask in masks]
     counts, any_found = [sum(max(count, 1) for count in found)], any(found)
     if get_world_size() > 1:
@@ -92,41 +88,12 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
         counts, any_found = [count for count, _ in told], any(any_ for _, any_ in told)
     if not any_found:
         return None
-    shapes = {(len(mask), *mask.shape[2:]) for mask, count in zip(masks, found) if count}
-    if len(shapes) > 1:
-        raise ValueError(
-            'The masks of one batch have different (views, height, width) '
-            f'{sorted(shapes)}: all samples need the same PackFreeATMInputs.'
-        )
-    # A process without masks in this batch pools all its images whole; any grid gives the mean.
-    views, height, width = shapes.pop() if shapes else (2, 1, 1)
-
-    most = max(max(found), 1)
-    whole = torch.ones(views, 1, height, width, device=device)
-    unknown = torch.full((1,), UNKNOWN_NOUN, device=device)
-    places = torch.tensor(
-        [
-            image * most + number
-            for image, count in enumerate(found)
-            for number in range(max(count, 1))
-        ],
-        device=device,
-    )
-    padded = whole.new_zeros(views, batch * most, height, width)
-    padded[:, places] = torch.cat(
-        [mask.to(whole) if count else whole for mask, count in zip(masks, found)], dim=1
-    )
-    nouns = torch.cat(
-        [
-            sample.get('noun_ids', unknown.expand(count)) if count else unknown
-            for sample, count in zip(data_samples, found)
-        ]
+    padded = pad_instances(
+        masks, [sample.get('noun_ids') for sample in data_samples], device=device
     )
     named = sum(sample.get('num_nouns', count) for sample, count in zip(data_samples, found))
     return Instances(
-        padded.unflatten(1, (batch, most)),
-        places,
-        nouns,
+        *padded,
         num_whole=found.count(0),
         num_cut=named - sum(found),
         counts=counts,
@@ -182,26 +149,3 @@ def gather_rows_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
         (sum of counts, ...).
     """
     return rows if len(counts) == 1 else _GatherWithGradient.apply(rows, counts)
-
-
-def same_noun_counts(nouns: Tensor, among: Tensor) -> Tensor:
-    """How often each noun is found.
-
-    Counted in sorted order: comparing all pairs would cost their number.
-
-    Args:
-        nouns: (M,) nouns to look for.
-        among: (N,) nouns to look in.
-
-    Returns:
-        (M,) int64; 0 for `UNKNOWN_NOUN`.
-    """
-    among = among.sort().values
-    counts = torch.searchsorted(among, nouns, right=True) - torch.searchsorted(among, nouns)
-    return counts * (nouns != UNKNOWN_NOUN)
-
-
-def mean_of_known(values: Tensor, nouns: Tensor) -> Tensor:
-    """Mean over the instances of a known noun; 0 without any."""
-    known = (nouns != UNKNOWN_NOUN).float()
-    return (values * known).sum() / known.sum().clamp(min=1)

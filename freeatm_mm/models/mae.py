@@ -14,9 +14,13 @@ from mmpretrain.registry import MODELS, TASK_UTILS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from freeatm_mm.attention.masks import THRESHOLD
-
-COMBINE = ('sum', 'max')
+from freeatm_mm.ops.patch_masking import (
+    COMBINE,
+    foreground_masked,
+    mask_patches,
+    num_visible,
+    patch_scores,
+)
 
 
 @MODELS.register_module()
@@ -50,13 +54,7 @@ class FreeATMMAEViT(MAEViT):
         """As `MAEViT.random_masking`, but in the order given to `forward`, where there is one."""
         if self._order is None:
             return super().random_masking(x, mask_ratio)
-        batch, length, channels = x.shape
-        places = torch.arange(length, device=x.device).expand_as(self._order)
-        restore = torch.empty_like(self._order).scatter_(1, self._order, places)
-        kept = self._order[:, : num_kept(length, mask_ratio)]
-        visible = x.gather(1, kept[:, :, None].expand(-1, -1, channels))
-        mask = torch.ones(batch, length, device=x.device).scatter_(1, kept, 0)
-        return visible, mask, restore
+        return mask_patches(x, self._order, num_visible(x.shape[1], mask_ratio))
 
 
 @MODELS.register_module()
@@ -161,7 +159,7 @@ class FreeATMMAE(MAE):
             return super().loss(inputs, data_samples, **kwargs)
         beta = self.mask_generator.beta()
         order = self.mask_generator(
-            scores, length - num_kept(length, self.backbone.mask_ratio), beta
+            scores, length - num_visible(length, self.backbone.mask_ratio), beta
         )
         latent, mask, restore = self.backbone(inputs, order=order)
         loss = self.head.loss(self.neck(latent, restore), inputs, mask)
@@ -174,50 +172,15 @@ class FreeATMMAE(MAE):
         self, data_samples: list[DataSample] | None, length: int, device: torch.device
     ) -> Tensor | None:
         """(B, L) attention of the patches, 0 for images without masks; None without any."""
-        data_samples = data_samples or []
-        images = [
-            image
-            for image, sample in enumerate(data_samples)
-            if 'masks' in sample and sample.masks.shape[1]
-        ]
-        if not images:
+        masks = [sample.get('instance_masks') for sample in data_samples or ()]
+        masks = [mask[0] if mask is not None and mask.shape[1] else None for mask in masks]
+        side = tuple(self.backbone.patch_resolution)
+        grids = {tuple(mask.shape[1:]) for mask in masks if mask is not None}
+        if not grids:
             return None
-        masks = [data_samples[image].masks[0] for image in images]
-        rows = torch.tensor(
-            [image for image, mask in zip(images, masks) for _ in mask], device=device
-        )
-        masks = torch.cat(masks)
-        side = self.backbone.patch_resolution
-        if masks.shape[1:] != tuple(side):
+        for height, width in grids - {side}:
             raise ValueError(
-                f"Masks on a {masks.shape[1]}x{masks.shape[2]} grid don't fit the "
-                f'{side[0]}x{side[1]} patches: set grid_size of PackFreeATMInputs to '
-                f'{tuple(side)}.'
+                f"Masks on a {height}x{width} grid don't fit the {side[0]}x{side[1]} patches: "
+                f'set grid_size of PackFreeATMInputs to {side}.'
             )
-        scores = torch.zeros(len(data_samples), length, device=device)
-        reduce = 'sum' if self.combine == 'sum' else 'amax'
-        return scores.scatter_reduce_(
-            0, rows[:, None].expand(-1, length), masks.flatten(1).to(scores), reduce
-        )
-
-
-def num_kept(length: int, mask_ratio: float) -> int:
-    """How many of an image's patches stay visible, as MAE counts them."""
-    return int(length * (1 - mask_ratio))
-
-
-def foreground_masked(scores: Tensor, mask: Tensor) -> Tensor:
-    """Share of the foreground patches that are hidden, over the images that have a foreground.
-
-    Foreground is what reaches 0.45 of the way from an image's lowest to its highest score.
-
-    Args:
-        scores: (B, L) attention of the patches.
-        mask: (B, L) 1 where a patch is hidden.
-
-    Returns:
-        A number in [0, 1]; 0 if no image has a foreground.
-    """
-    lowest, highest = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
-    foreground = ((scores - lowest >= THRESHOLD * (highest - lowest)) & (highest > lowest)).float()
-    return (foreground * mask).sum() / foreground.sum().clamp(min=1)
+        return patch_scores(masks, length, self.combine, device)

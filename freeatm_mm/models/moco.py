@@ -14,16 +14,10 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from freeatm_mm.models.instances import (
-    NEGATIVES,
-    UNKNOWN_NOUN,
-    Instances,
-    collect_instances,
-    gather_rows,
-    mean_of_known,
-    same_noun_counts,
-)
+from freeatm_mm.models.instances import Instances, collect_instances, gather_rows
 from freeatm_mm.models.necks import check_pools_instances, feature_map
+from freeatm_mm.ops.losses import NEGATIVES, contrastive_accuracy, enqueue, info_nce_logits
+from freeatm_mm.ops.nouns import UNKNOWN_NOUN, mean_of_known, same_noun_counts
 
 
 @MODELS.register_module()
@@ -87,18 +81,14 @@ class FreeATMMoCo(MoCo):
         queries = nn.functional.normalize(queries, dim=1)
         keys = self._keys(inputs[1], instances)
 
-        positive = torch.einsum('md,md->m', queries, keys).unsqueeze(-1)
-        negative = torch.einsum('md,dq->mq', queries, self.queue.clone().detach())
-        if self.negatives == 'other_nouns':
-            known = instances.nouns[:, None] != UNKNOWN_NOUN
-            negative = negative.masked_fill(
-                known & (instances.nouns[:, None] == self.queue_nouns), float('-inf')
-            )
+        positive, negative = info_nce_logits(
+            queries, keys, self.queue, instances.nouns, self.queue_nouns, self.negatives
+        )
         loss = self.head.loss(positive, negative) * instances.loss_weight
 
         with torch.no_grad():
             statistics = instances.statistics()
-            statistics['accuracy'] = (positive[:, 0] > negative.amax(1)).float().mean()
+            statistics['accuracy'] = contrastive_accuracy(positive, negative)
             same = same_noun_counts(instances.nouns, self.queue_nouns) / self.queue_len
             statistics['same_noun_negatives'] = mean_of_known(same, instances.nouns)
         self._dequeue_and_enqueue(keys, instances)
@@ -124,18 +114,8 @@ class FreeATMMoCo(MoCo):
             keys: (M, D) keys of this process.
             instances: What the keys stand for; None for whole images, equally many everywhere.
         """
-        counts = [len(keys)] * get_world_size() if instances is None else instances.counts
-        nouns = (
-            torch.full((len(keys),), UNKNOWN_NOUN, device=keys.device)
-            if instances is None
-            else instances.nouns
-        )
-        keys, nouns = gather_rows(keys, counts), gather_rows(nouns, counts)
-
-        start, total = int(self.queue_ptr), len(keys)
-        # Of more keys than the queue holds, the newest stay, where they would have come to stand.
-        skipped = max(total - self.queue_len, 0)
-        places = (start + torch.arange(skipped, total, device=keys.device)) % self.queue_len
-        self.queue[:, places] = keys[skipped:].T.to(self.queue.dtype)
-        self.queue_nouns[places] = nouns[skipped:]
-        self.queue_ptr[0] = (start + total) % self.queue_len
+        counts, nouns = [len(keys)] * get_world_size(), None
+        if instances is not None:
+            counts, nouns = instances.counts, gather_rows(instances.nouns, instances.counts)
+        keys = gather_rows(keys, counts)
+        enqueue(self.queue, self.queue_ptr, keys, self.queue_nouns, nouns)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from mmpretrain.models.necks import MoCoV2Neck, NonLinearNeck
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
+
+from freeatm_mm.ops.pooling import pool_instances
 
 
 def feature_map(outputs: Tensor | Sequence[Tensor]) -> Tensor:
@@ -38,38 +39,6 @@ def feature_map(outputs: Tensor | Sequence[Tensor]) -> Tensor:
             'ConvNeXt).'
         )
     return features
-
-
-def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None) -> Tensor:
-    """Attentive pooling, equation 2: z^m = sum_ij a^m_ij z_ij / sum_ij a^m_ij.
-
-    One matrix product per image; the features are not copied per instance.
-
-    Args:
-        features: (B, C, h, w) feature maps.
-        masks: (B, K, h, w) masks, not negative; or (B, K, 1, 1), which is the plain mean.
-        places: (M,) which of the B * K masks are meant. Defaults to all.
-
-    Returns:
-        (M, C) one feature for each instance; zeros where a mask is zero everywhere.
-
-    Raises:
-        ValueError: If masks and features have different grids or numbers of images.
-    """
-    batch, channels, height, width = features.shape
-    if masks.shape[-2:] == (1, 1):
-        masks = masks.expand(-1, -1, height, width)
-    if len(masks) != batch or masks.shape[-2:] != (height, width):
-        raise ValueError(
-            f"Masks of {len(masks)} images on a {masks.shape[-2]}x{masks.shape[-1]} grid don't "
-            f'fit the feature maps of {batch} images, {height}x{width}: set grid_size of '
-            f'PackFreeATMInputs to ({height}, {width}).'
-        )
-    weights = masks.flatten(2).float()
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    pooled = torch.bmm(weights.to(features.dtype), features.flatten(2).transpose(1, 2))
-    pooled = pooled.flatten(0, 1)
-    return pooled if places is None else pooled[places]
 
 
 class InstancePooling:

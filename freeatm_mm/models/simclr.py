@@ -14,18 +14,21 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from freeatm_mm.models.instances import (
-    NEGATIVES,
-    UNKNOWN_NOUN,
     Instances,
     collect_instances,
     gather_rows,
     gather_rows_with_gradient,
-    mean_of_known,
-    same_noun_counts,
 )
 from freeatm_mm.models.necks import check_pools_instances
+from freeatm_mm.ops.losses import (
+    NEGATIVES,
+    contrastive_accuracy,
+    equation3_logits,
+    nt_xent_logits,
+)
+from freeatm_mm.ops.nouns import mean_of_known, same_noun_counts
 
-LOSSES = ('nt_xent', 'equation3')
+LOSSES = {'nt_xent': nt_xent_logits, 'equation3': equation3_logits}
 
 
 @MODELS.register_module()
@@ -107,7 +110,14 @@ class FreeATMSimCLR(SimCLR):
         if not self.exact_gradients:
             embeddings = scale_gradient(embeddings, 1 / get_world_size())
         nouns = gather_rows(instances.nouns, instances.counts)
-        positive, negative = self._similarities(embeddings, instances, nouns)
+        positive, negative = LOSSES[self.loss_form](
+            embeddings,
+            instances.nouns,
+            self.negatives,
+            everything=gather_rows_with_gradient(embeddings, instances.counts),
+            every_noun=nouns,
+            offset=sum(instances.counts[: get_rank()]),
+        )
         if self.loss_form == 'equation3':
             logits = torch.cat((positive, negative), dim=1)
             loss = self.head.loss_module(logits, logits.new_zeros(len(logits), dtype=torch.long))
@@ -116,7 +126,7 @@ class FreeATMSimCLR(SimCLR):
 
         with torch.no_grad():
             statistics = instances.statistics()
-            statistics['accuracy'] = (positive[:, 0] > negative.amax(1)).float().mean()
+            statistics['accuracy'] = contrastive_accuracy(positive, negative)
             # Both views of an instance have the same noun: the shares are those of the instances.
             same = (same_noun_counts(instances.nouns, nouns) - 1) / max(len(nouns) - 1, 1)
             statistics['same_noun_negatives'] = mean_of_known(same, instances.nouns)
@@ -133,40 +143,6 @@ class FreeATMSimCLR(SimCLR):
         embeddings = self.neck(features, masks, places.flatten())[0]
         embeddings = embeddings / (embeddings.norm(dim=1, keepdim=True) + 1e-10)
         return embeddings.unflatten(0, (-1, 2))
-
-    def _similarities(
-        self, embeddings: Tensor, instances: Instances, nouns: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cosines of this process's A anchors.
-
-        Args:
-            embeddings: (M, 2, D) of this process.
-            instances: The instances of this process.
-            nouns: (N,) the nouns of the instances of all processes.
-
-        Returns:
-            Positives (A, 1), and negatives (A, N) or (A, 2N) with minus infinity for what is none.
-        """
-        everything = gather_rows_with_gradient(embeddings, instances.counts)
-        own = sum(instances.counts[: get_rank()]) + torch.arange(
-            len(embeddings), device=embeddings.device
-        )
-        positive = (embeddings[:, 0] * embeddings[:, 1]).sum(1)
-        # excluded[m, n]: instance n of all is not a negative for the own instance m.
-        excluded = own[:, None] == torch.arange(len(everything), device=own.device)
-        if self.negatives == 'other_nouns':
-            known = instances.nouns[:, None] != UNKNOWN_NOUN
-            excluded = excluded | (known & (instances.nouns[:, None] == nouns))
-        if self.loss_form == 'equation3':
-            negative = embeddings[:, 0] @ everything[:, 0].T
-            return positive[:, None], negative.masked_fill(excluded, float('-inf'))
-        # Rows and columns: first view, second view.
-        anchors = torch.cat((embeddings[:, 0], embeddings[:, 1]))
-        negative = anchors @ torch.cat((everything[:, 0], everything[:, 1])).T
-        return (
-            positive.repeat(2)[:, None],
-            negative.masked_fill(excluded.repeat(2, 2), float('-inf')),
-        )
 
 
 def scale_gradient(value: Tensor, factor: float) -> Tensor:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freeatm_mm.attention.masks import THRESHOLD, box_of, minmax, resize
+from freeatm_mm.ops.masks import THRESHOLD, box_of, minmax, resize
 
 __all__ = ['THRESHOLDS', 'MaskQuality', 'centred_box', 'mask_quality', 'mean_box_size', 'summarise']
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from freeatm_mm.attention import AttentionRecorder, dense_crf, mask_trust, minmax, resize
-from freeatm_mm.attention.masks import THRESHOLD
 from freeatm_mm.attention.overlay import NOUN_COLOURS, overlay
+from freeatm_mm.ops.masks import THRESHOLD
 from freeatm_mm.probing.mask_quality import MaskQuality, mask_quality, mean_box_size, summarise
 
 __all__ = [

@@ -41,6 +41,11 @@ class Noun:
     end: int
     category: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What the noun is called: its category where it is known, or its text in lower case."""
+        return self.category or self.text.lower()
+
     def to_json(self) -> dict:
         """Return the noun as plain JSON values."""
         return {'text': self.text, 'start': self.start, 'end': self.end, 'category': self.category}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.prompts import Noun
+from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.reader import Store
 from freeatm_mm.store.sample import Sample, decode_sample
@@ -28,7 +28,6 @@ from freeatm_mm.store.sample import Sample, decode_sample
 __all__ = [
     'ExportReport',
     'binary_masks',
-    'category_of',
     'coco_annotation',
     'export_class_folders',
     'export_coco',
@@ -37,8 +36,6 @@ __all__ = [
     'store_categories',
 ]
 
-#: The paper's threshold of a foreground pixel.
-THRESHOLD = 0.45
 #: mmseg reads label maps as bytes, and 255 says that a pixel doesn't count.
 MAX_LABELS = 255
 
@@ -74,16 +71,11 @@ class ExportReport:
         return '\n'.join(lines)
 
 
-def category_of(noun: Noun) -> str:
-    """A noun's category, or its text in lower case where it has none."""
-    return noun.category if noun.category is not None else noun.text.lower()
-
-
 def store_categories(store: Store) -> list[str]:
     """All categories of a store, sorted; nothing is decoded but the samples' JSON."""
     found = set()
     for index in range(len(store)):
-        found |= {category_of(Noun.from_json(noun)) for noun in store.read(index).info['nouns']}
+        found.update(store.read(index).names())
     return sorted(found)
 
 
@@ -102,7 +94,7 @@ def binary_masks(sample: Sample, threshold: float = THRESHOLD) -> np.ndarray:
 
 def _soft_masks(sample: Sample) -> np.ndarray:
     """float32 (K, height, width) in [0, 1]."""
-    from freeatm_mm.attention.masks import resize
+    from freeatm_mm.ops.masks import resize
 
     width, height = sample.image.size
     if not len(sample.masks):
@@ -371,7 +363,7 @@ def export_parquet(
         info = raw.info
         report.images += 1
         report.instances += len(info['nouns'])
-        names.update(category_of(Noun.from_json(item)) for item in info['nouns'])
+        names.update(raw.names())
         return {
             'key': raw.key,
             'caption': info['caption'],
@@ -427,7 +419,7 @@ class _Run:
 
     def listed(self, sample: Sample) -> list[str]:
         """The categories of a sample, each once; counts nouns that are left out."""
-        names = [category_of(noun) for noun in sample.nouns]
+        names = [noun.name for noun in sample.nouns]
         self.report.unlisted += sum(name not in self.numbers for name in names)
         return [name for name in dict.fromkeys(names) if name in self.numbers]
 
@@ -439,7 +431,7 @@ class _Run:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number of the category and mask of each noun to export; counts all."""
         for noun, mask in zip(sample.nouns, masks):
-            number = self.numbers.get(category_of(noun))
+            number = self.numbers.get(noun.name)
             if number is None:
                 self.report.unlisted += 1
             elif not foreground(mask).any():

@@ -21,7 +21,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -83,6 +84,42 @@ class RawSample(NamedTuple):
     image_format: str
     info: dict[str, Any]
     masks_bytes: bytes
+
+    def names(self) -> list[str]:
+        """Return what each of the K nouns is called (:attr:`freeatm_mm.prompts.Noun.name`).
+
+        Raises:
+            StoreError: If the JSON is not a sample's.
+        """
+        with _reading_json(self.key):
+            return [Noun.from_json(noun).name for noun in self.info['nouns']]
+
+    def scales(self) -> np.ndarray:
+        """Return the lowest and the highest attention of each noun, float32 array (K, 2).
+
+        Raises:
+            StoreError: If the JSON is not a sample's, or a number is not finite.
+        """
+        with _reading_json(self.key):
+            nouns = self.info['nouns']
+            scales = np.array([(noun['lo'], noun['hi']) for noun in nouns], np.float32)
+            if not np.isfinite(scales).all():
+                raise ValueError('an attention is no finite number')
+            return scales.reshape(-1, 2)
+
+    def masks(self) -> np.ndarray:
+        """Decode the masks, uint8 array (K, h, w).
+
+        Raises:
+            StoreError: If the JSON is not a sample's, or the picture is broken or of another size.
+        """
+        with _reading_json(self.key):
+            count, size = len(self.info['nouns']), self.info['masks']
+            height, width = size['height'], size['width']
+        try:
+            return decode_masks(self.masks_bytes, count, height, width)
+        except StoreError as error:
+            raise StoreError(f'sample {self.key!r}: the picture {error}') from None
 
     def __repr__(self) -> str:
         return (
@@ -287,27 +324,27 @@ def decode_sample(raw: RawSample) -> Sample:
     """
     info = raw.info
     check_info(raw.key, info)
-    try:
+    with _reading_json(raw.key):
         nouns = tuple(Noun.from_json(noun) for noun in info['nouns'])
-        scales = np.array([(noun['lo'], noun['hi']) for noun in info['nouns']], np.float32)
-    except (ValueError, OverflowError) as error:
-        raise StoreError(f'sample {raw.key!r}: its JSON is not a sample ({error!r})') from None
-    caption, meta = info['caption'], info['meta']
-    mask_height, mask_width = info['masks']['height'], info['masks']['width']
-    try:
-        masks = decode_masks(raw.masks_bytes, len(nouns), mask_height, mask_width)
-    except StoreError as error:
-        raise StoreError(f'sample {raw.key!r}: the picture {error}') from None
     return Sample(
         raw.key,
         raw.image_bytes,
         raw.image_format,
-        caption,
+        info['caption'],
         nouns,
-        masks,
-        scales.reshape(-1, 2),
-        meta,
+        raw.masks(),
+        raw.scales(),
+        info['meta'],
     )
+
+
+@contextmanager
+def _reading_json(key: str) -> Iterator[None]:
+    """Turn what a JSON of another form leads to into one error that names the sample."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise StoreError(f'sample {key!r}: its JSON is not a sample ({error!r})') from None
 
 
 def check_info(key: str, info: Any) -> None:

@@ -13,8 +13,8 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from torch.nn.functional import adaptive_avg_pool2d
 
-from freeatm_mm.datasets.geometry import WHOLE
 from freeatm_mm.datasets.transforms import PHOTOMETRIC
+from freeatm_mm.ops.geometry import WHOLE
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = sorted(
@@ -85,7 +85,7 @@ def test_masks_stay_on_the_pixels_they_were_cut_from(name):
         views, sample = packed['inputs'], packed['data_samples']
         for number, view in enumerate(views if isinstance(views, list) else [views]):
             for mask, noun in zip(
-                sample.get('masks', torch.zeros(2, 0))[number], sample.get('noun_ids', ())
+                sample.get('instance_masks', torch.zeros(2, 0))[number], sample.get('noun_ids', ())
             ):
                 shown = adaptive_avg_pool2d(view[None].float() / 255, mask.shape)[0, noun]
                 # Half a cell of the masks; a cell of the grid is seldom less than 5 times that.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler, check_stores
 from freeatm_mm.datasets import dataset as module
-from freeatm_mm.datasets.transforms import noun_id
+from freeatm_mm.ops import noun_id
 from freeatm_mm.store import Sample, Store, StoreError, write_store
 
 

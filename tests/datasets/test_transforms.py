@@ -7,11 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_stores import make_store
+from helpers.tiny_stores import make_store, make_store_of_spellings
 from mmcv.transforms import RandomFlip
 from mmengine.dataset import default_collate
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.models.utils import SelfSupDataPreprocessor
+from mmpretrain.structures import DataSample
 
 from freeatm_mm.datasets import (
     FreeATMDataset,
@@ -21,8 +22,7 @@ from freeatm_mm.datasets import (
     LoadFromStore,
     PackFreeATMInputs,
 )
-from freeatm_mm.datasets.geometry import WHOLE
-from freeatm_mm.datasets.transforms import noun_id
+from freeatm_mm.ops import WHOLE, noun_id
 
 JITTER = dict(
     type='RandomApply',
@@ -158,9 +158,14 @@ def test_mask_values():
         ('binary', (masks >= 115).reshape(2, 4, 2, 4, 2).mean((2, 4))),
     ):
         sample = packed(masks, whole, mask_values=values)
-        assert sample.masks.dtype == torch.float32 and sample.masks.shape == (2, 2, 4, 4)
-        np.testing.assert_allclose(sample.masks[0], expected, atol=1e-6)
-        np.testing.assert_array_equal(sample.masks[0], sample.masks[1])
+        assert sample.instance_masks.dtype == torch.float32 and sample.instance_masks.shape == (
+            2,
+            2,
+            4,
+            4,
+        )
+        np.testing.assert_allclose(sample.instance_masks[0], expected, atol=1e-6)
+        np.testing.assert_array_equal(sample.instance_masks[0], sample.instance_masks[1])
 
 
 def test_instances_cut_away_in_one_view_are_left_out_in_both():
@@ -168,7 +173,7 @@ def test_instances_cut_away_in_one_view_are_left_out_in_both():
     sample = packed(corner_masks(), [WHOLE, lower])
     assert sample.noun_ids.tolist() == [1] and sample.num_nouns == 3
     np.testing.assert_allclose(sample.visible, [[1], [1]])
-    assert 'masks' not in packed(corner_masks(), [upper, lower])
+    assert 'instance_masks' not in packed(corner_masks(), [upper, lower])
     assert packed(corner_masks(), [upper, lower]).num_nouns == 3
 
 
@@ -212,7 +217,7 @@ def test_single_view():
         noun_ids=np.arange(3),
     )
     sample = PackFreeATMInputs(grid_size=2)(results)['data_samples']
-    assert sample.masks.shape == (1, 1, 2, 2) and sample.noun_ids.tolist() == [1]
+    assert sample.instance_masks.shape == (1, 1, 2, 2) and sample.noun_ids.tolist() == [1]
 
 
 def test_batch_goes_through_workers_and_preprocessor(tmp_path):
@@ -241,21 +246,31 @@ def test_batch_goes_through_workers_and_preprocessor(tmp_path):
         # Sets: mmengine keeps the names in one, whose order another process may not share.
         assert set(one.keys()) == set(other.keys())
         assert one.metainfo.keys() == other.metainfo.keys()
-        if 'masks' in one:
-            assert torch.equal(one.masks, other.masks) and torch.equal(one.noun_ids, other.noun_ids)
-            counts.add(one.masks.shape[1])
+        if 'instance_masks' in one:
+            assert torch.equal(one.instance_masks, other.instance_masks) and torch.equal(
+                one.noun_ids, other.noun_ids
+            )
+            counts.add(one.instance_masks.shape[1])
     assert len(counts) > 1
     data = SelfSupDataPreprocessor(mean=[1.0, 2, 3], std=[1.0, 1, 1], to_rgb=True)(batch, True)
     assert len(data['inputs']) == 2 and data['inputs'][0].dtype == torch.float32
-
-
-def test_noun_ids_are_stable():
-    assert noun_id('dog') == noun_id('dog') != noun_id('dogs')
-    assert noun_id('dog') == 2072328596179865167
-    assert 0 <= noun_id('Straße') < 2**63
 
 
 def test_transforms_have_readable_names():
     assert 'grid_size=(7, 7)' in repr(PackFreeATMInputs(grid_size=7))
     assert 'cv2' in repr(LoadFromStore())
     assert pickle.loads(pickle.dumps(LoadFromStore())).color_type == 'color'
+
+
+def test_spellings_of_one_noun_have_one_number(tmp_path):
+    path, names = make_store_of_spellings(tmp_path / 'store')
+    dataset = FreeATMDataset(path, pipeline=[LoadFromStore()])
+    assert dataset[0]['noun_ids'].tolist() == [noun_id(name) for name in names]
+    assert dataset.get_cat_ids(0) == dataset[0]['noun_ids'].tolist()
+
+
+def test_the_fields_of_a_data_sample_do_not_shadow_mmpretrains():
+    taken = {name for name in dir(DataSample()) if not name.startswith('_')}
+    sample = packed(corner_masks(), [WHOLE, WHOLE])
+    assert not {*sample.keys(), 'visible', 'num_nouns'} & taken
+    assert not {'mask', 'masks'} & {*sample.keys(), *sample.metainfo_keys()}

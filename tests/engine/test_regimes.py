@@ -63,7 +63,7 @@ def test_joint_mixing_in_one_epoch(tmp_path, store, folder, method):
     runner, watch = run(cfg, f'{method}_joint')
     assert runner.iter == 12
     seen = [
-        (sample.img_path, 'masks' in sample)
+        (sample.img_path, 'instance_masks' in sample)
         for batch in watch.batches[:4]
         for sample in batch['data_samples']
     ]
@@ -71,11 +71,17 @@ def test_joint_mixing_in_one_epoch(tmp_path, store, folder, method):
     generated = [with_masks for path, with_masks in seen if not path.endswith('.png')]
     assert len({path for path, _ in seen}) == 40 and len(real) == len(generated) == 20
     assert not any(real) and any(generated)
-    both = [{'masks' in sample for sample in batch['data_samples']} for batch in watch.batches]
+    both = [
+        {'instance_masks' in sample for sample in batch['data_samples']} for batch in watch.batches
+    ]
     assert {True, False} in both
     assert all(np.isfinite(output['loss']) for output in watch.outputs)
     for batch, output in zip(watch.batches, watch.outputs):
-        found = [sample.masks.shape[1:] for sample in batch['data_samples'] if 'masks' in sample]
+        found = [
+            sample.instance_masks.shape[1:]
+            for sample in batch['data_samples']
+            if 'instance_masks' in sample
+        ]
         assert all(shape[1:] == (GRID, GRID) for shape in found)
         if method != 'mae' and found:
             assert output['instances_per_image'] == pytest.approx(

@@ -151,7 +151,7 @@ def samples(counts, seed=2, grid=GRID, number=2):
     for image, count in enumerate(counts):
         sample = DataSample()
         if count is not None:
-            sample.masks = torch.rand(number, count, grid, grid, generator=generator)
+            sample.instance_masks = torch.rand(number, count, grid, grid, generator=generator)
             sample.noun_ids = torch.arange(image, image + count) % 4
             sample.set_field(count + 1, 'num_nouns', field_type='metainfo')
         result.append(sample)

@@ -51,3 +51,25 @@ def make_store(
 
     write_store(path, (sample(number) for number in range(count)), samples_per_shard=5)
     return path
+
+
+def make_store_of_spellings(path: Path) -> tuple[Path, list[str]]:
+    """Writes one sample whose nouns are written in four ways; also what they are called."""
+    spellings = [('Dog', None), ('dogs', 'dog'), ('dog', 'dog'), ('Cat', 'domestic cat')]
+    caption = ' '.join(text for text, _ in spellings)
+    nouns, start = [], 0
+    for text, category in spellings:
+        nouns.append(Noun(text, start, start + len(text), category))
+        start += len(text) + 1
+    masks = np.zeros((4, 6, 6), np.uint8)
+    masks[:, :3] = 255
+    sample = Sample.from_image(
+        'spellings',
+        Image.new('RGB', (12, 12)),
+        caption=caption,
+        nouns=tuple(nouns),
+        masks=masks,
+        scales=np.array([[0, 1]] * 4, np.float32),
+    )
+    write_store(path, [sample])
+    return path, ['dog', 'dog', 'dog', 'domestic cat']

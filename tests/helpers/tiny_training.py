@@ -89,7 +89,7 @@ def stock_and_ours(rank: int | None = None) -> list[list[torch.Tensor]]:
     """
     whole = samples([1] * 6)
     for sample in whole:
-        sample.masks = torch.ones_like(sample.masks)
+        sample.instance_masks = torch.ones_like(sample.instance_masks)
     results = []
     for stock, data in ((True, None), (False, None), (False, whole)):
         model = moco(stock)

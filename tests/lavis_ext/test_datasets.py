@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip('lavis')
 
-from helpers.tiny_stores import make_store  # noqa: E402
+from helpers.tiny_stores import make_store, make_store_of_spellings  # noqa: E402
 from lavis.datasets.datasets.retrieval_datasets import (  # noqa: E402
     RetrievalDataset,
     RetrievalEvalDataset,
@@ -98,6 +98,13 @@ def test_pairs_of_a_store(store):
             assert f'the {noun.text} is in block {block}' in text
         assert text.count('is in block') == len(sample.nouns)
     assert build({'preset': 'none'}, store=str(store))[3]['text_input'] == samples[3].caption
+
+
+def test_spellings_of_one_noun_are_named_alike(tmp_path):
+    path, names = make_store_of_spellings(tmp_path / 'store')
+    text = build(store=str(path))[0]['text_input']
+    assert [text.count(f'the {name} is in block 1') for name in sorted(set(names))] == [1, 1]
+    assert text.count('is in block') == 2
 
 
 def test_pairs_of_a_caption_file(captions):

@@ -11,24 +11,20 @@ pytest.importorskip('lavis')
 
 import torch  # noqa: E402
 from helpers.examples import examples  # noqa: E402
+from helpers.ops_reference import things  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from freeatm_mm.attention.masks import binarize, box_of, minmax  # noqa: E402
-from freeatm_mm.lavis_ext.position import (  # noqa: E402
-    WHOLE_VIEW,
-    PositionPrompts,
-    box_in_view,
-    crop_matrix,
-    flip_matrix,
-    object_from_box,
-    objects_from_masks,
-    preset_prompts,
-)
 from freeatm_mm.lavis_ext.processors import (  # noqa: E402
     FreeATMCaptionProcessor,
     FreeATMImageTrainProcessor,
+)
+from freeatm_mm.ops.position import (  # noqa: E402
+    WHOLE_VIEW,
+    PositionPrompts,
+    box_in_view,
+    object_from_box,
 )
 
 SIZE = (120, 80)  # width, height
@@ -141,55 +137,6 @@ def test_without_flips_draws_stay_the_same():
     assert 0 < mirrored < 8
 
 
-@examples(40)
-@given(seed=st.integers(0, 10**6), grid=st.integers(1, 6), base=st.sampled_from([0, 1]))
-def test_a_mask_is_where_its_stretched_foreground_is(seed, grid, base):
-    rng = np.random.default_rng(seed)
-    levels = (rng.random((6, 9)) ** 3 * rng.uniform(30, 255) + rng.uniform(0, 30)).astype(np.uint8)
-    box = np.array(box_of(binarize(minmax(levels.astype(np.float32))[0], 0.45)))
-    found, share = box_in_view(objects_from_masks(['dog'], levels[None])[0].parts, WHOLE_VIEW)
-    np.testing.assert_allclose(found, box)
-    assert share == pytest.approx(1)
-    column, row = (
-        min(int((low + high) / 2 * grid), grid - 1)
-        for low, high in ((box[0], box[2]), (box[1], box[3]))
-    )
-    assert PositionPrompts(grid=grid, index_base=base).block(found) == base + grid * row + column
-
-
-def test_a_view_shows_part_of_a_mask():
-    """Foreground in two corners: each crop names the block of the part that it shows."""
-    mask = np.zeros((4, 4), np.uint8)
-    mask[0, 0] = mask[3, 3] = 200
-    thing = objects_from_masks(['dog'], mask[None])[0]
-    prompts = PositionPrompts()
-    assert prompts.sentences([thing], WHOLE_VIEW) == ['The dog is in block 4.']
-    left = crop_matrix((0, 0, 2, 2), (4, 4))
-    assert prompts.sentences([thing], left) == ['The dog is in block 0.']
-    assert prompts.sentences([thing], flip_matrix() @ left) == ['The dog is in block 2.']
-    assert prompts.sentences([thing], crop_matrix((0, 2, 2, 2), (4, 4))) == []
-    assert box_in_view(thing.parts, left)[1] == 0.5
-    assert PositionPrompts(min_visible=0.5).sentences([thing], left) == []
-    assert PositionPrompts(track=False).sentences([thing], left) == ['The dog is in block 4.']
-
-
-def test_a_flat_mask_shows_nothing():
-    thing = objects_from_masks(['dog'], np.full((1, 4, 4), 7, np.uint8))[0]
-    assert PositionPrompts().sentences([thing], WHOLE_VIEW) == []
-
-
-def things():
-    return [
-        object_from_box(name, box, (90, 90))
-        for name, box in (
-            ('dog', (62, 62, 88, 88)),
-            ('red ball', (1, 1, 20, 20)),
-            ('dog', (61, 61, 85, 80)),
-            ('tree', (30, 31, 60, 60)),
-        )
-    ]
-
-
 def test_the_two_presets():
     paper = FreeATMCaptionProcessor.from_config({'preset': 'freeatm'})
     assert paper('A dog.', things(), WHOLE_VIEW) == (
@@ -224,16 +171,6 @@ def test_options():
     assert text(prompt='a picture of ', preset='none') == 'a picture of x'
 
 
-def test_random_choices_leave_torch_and_numpy_alone():
-    torch.manual_seed(0)
-    np.random.seed(0)
-    expected = torch.rand(1), np.random.rand()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    preset_prompts('ptp', order='random').sentences(things(), WHOLE_VIEW)
-    assert (torch.rand(1), np.random.rand()) == expected
-
-
 @pytest.mark.parametrize('caption', ['A dog, a cat.', 'two  "dogs"\n(and) #1; x: y!', ''])
 def test_without_prompts_the_text_is_that_of_lavis(caption):
     from lavis.processors.blip_processors import BlipCaptionProcessor
@@ -262,21 +199,3 @@ def test_without_prompts_the_text_is_that_of_lavis(caption):
 def test_wrong_options_are_told(options, message):
     with pytest.raises(ValueError, match=message):
         FreeATMCaptionProcessor.from_config(options)
-
-
-@pytest.mark.parametrize(
-    'box, message',
-    [
-        ((200, 10, 220, 20), r'of \'dog\' is empty or lies outside its image of 120x80'),
-        ((10, 10, 10, 20), 'is empty or lies outside'),
-        ((0, 0, 10), 'must be four numbers'),
-        ((0, 0, float('nan'), 4), 'must be four numbers'),
-    ],
-)
-def test_wrong_boxes_are_told(box, message):
-    with pytest.raises(ValueError, match=message):
-        object_from_box('dog', box, SIZE)
-
-
-def test_a_box_that_sticks_out_is_cut():
-    assert object_from_box('dog', (-10, 40, 60, 200), SIZE).parts.tolist() == [[0, 0.5, 0.5, 1]]

@@ -13,10 +13,10 @@ from lavis.processors.blip_processors import BlipCaptionProcessor  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
 from freeatm_mm.errors import InputError  # noqa: E402
-from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
 from freeatm_mm.lavis_ext.tokenizer import load_tokenizer, make_vocabulary  # noqa: E402
 from freeatm_mm.miniature.export import BLOCK_NAMES  # noqa: E402
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS  # noqa: E402
+from freeatm_mm.ops.position import PRESETS  # noqa: E402
 from freeatm_mm.prompts import TEMPLATES, Subject, fill_template  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / 'configs/lavis/miniature/tokenizer'

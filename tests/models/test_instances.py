@@ -5,7 +5,8 @@ import torch
 from helpers.tiny_models import samples, views
 
 from freeatm_mm.models import instances as module
-from freeatm_mm.models.instances import UNKNOWN_NOUN, collect_instances, gather_rows
+from freeatm_mm.models.instances import collect_instances, gather_rows
+from freeatm_mm.ops import UNKNOWN_NOUN
 
 
 def test_instances_stand_image_by_image():
@@ -13,10 +14,10 @@ def test_instances_stand_image_by_image():
     instances = collect_instances(data, views(4)[0])
     assert instances.masks.shape == (2, 4, 3, 4, 4)
     assert instances.places.tolist() == [0, 1, 3, 6, 9, 10, 11]
-    assert torch.equal(instances.masks[:, 0, :2], data[0].masks)
+    assert torch.equal(instances.masks[:, 0, :2], data[0].instance_masks)
     assert instances.masks[:, 0, 2].eq(0).all()
     assert instances.masks[:, 1, 0].eq(1).all() and instances.masks[:, 2, 0].eq(1).all()
-    assert torch.equal(instances.masks[:, 3], data[3].masks)
+    assert torch.equal(instances.masks[:, 3], data[3].instance_masks)
     assert instances.nouns.tolist() == [0, 1, UNKNOWN_NOUN, UNKNOWN_NOUN, 3, 0, 1]
     assert instances.num_whole == 2 and instances.counts == [7] and instances.loss_weight == 1
     # Each image with `num_nouns` named one noun more than it has instances.

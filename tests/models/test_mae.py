@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from helpers.ops_reference import hidden_patches
 from helpers.tiny_models import mae, samples, views
 from helpers.tiny_runs import config, different, train
 from helpers.tiny_stores import make_store
 from mmengine.logging import MessageHub
 
 from freeatm_mm.models import AttentionGuidedMaskGenerator
-from freeatm_mm.models.mae import foreground_masked, num_kept
-from freeatm_mm.models.mask_generators import kth_largest
+from freeatm_mm.ops import foreground_masked
 
 
 @pytest.fixture
@@ -50,57 +50,6 @@ def test_without_masks_it_is_mmpretrains_mae_bit_for_bit(data):
     assert torch.equal(*features)
 
 
-@pytest.mark.parametrize('beta', [0.0, 0.3, 0.8, 1.0])
-@pytest.mark.parametrize('length, masked', [(196, 147), (16, 12), (64, 48)])
-def test_exact_counts(length, masked, beta):
-    torch.manual_seed(0)
-    scores = torch.rand(32, length).argsort(dim=1) / length  # all different
-    order = AttentionGuidedMaskGenerator()(scores, masked, beta)
-    assert torch.equal(order.sort(dim=1).values, torch.arange(length).expand(32, -1))
-    hidden = torch.zeros(32, length, dtype=torch.bool).scatter_(1, order[:, -masked:], True)
-    chosen = int(beta * masked + 1e-9)
-    top = scores.argsort(dim=1, descending=True)[:, :chosen]
-    assert hidden.sum(1).eq(masked).all()
-    assert hidden.gather(1, top).all()
-    assert chosen == {0.0: 0, 0.3: int(0.3 * masked), 0.8: int(0.8 * masked), 1.0: masked}[beta]
-
-
-def test_the_papers_counts():
-    assert 196 - num_kept(196, 0.75) == 147
-    assert int(0.8 * 147) == 117  # by attention; 30 at random of the other 79
-
-
-def test_the_rest_is_random():
-    """Patches not chosen by score are hidden with equal probability."""
-    torch.manual_seed(0)
-    scores = torch.arange(16.0).expand(4000, -1)
-    order = AttentionGuidedMaskGenerator()(scores, 12, 0.5)
-    hidden = torch.zeros(4000, 16).scatter_(1, order[:, -12:], 1.0).mean(0)
-    assert hidden[10:].eq(1).all()  # 6 by score
-    np.testing.assert_allclose(hidden[:10], 6 / 10, atol=0.04)  # five standard deviations
-
-
-def test_any_finite_numbers_are_scores():
-    """Negative, tiny, huge, equal: the highest are hidden, up to a step of the image's range."""
-    random = np.random.default_rng(0)
-    scores = random.normal(size=(64, 20)).astype(np.float32)
-    scores *= 10.0 ** random.integers(-30, 30, (64, 1))
-    scores[:, ::4] = [[0.0, -0.0, 1e-40, -1e-40, 1e-30]]
-    scores[32:] = np.round(random.normal(size=(32, 20)))  # many equal ones
-    order = AttentionGuidedMaskGenerator()(torch.from_numpy(scores), 7, 1.0).numpy()
-    hidden = np.take_along_axis(scores, order[:, -7:], 1)
-    visible = np.take_along_axis(scores, order[:, :-7], 1)
-    assert (np.sort(order, 1) == np.arange(20)).all()
-    assert (hidden.min(1) >= visible.max(1) - np.ptp(scores, 1) / 9_999).all()
-
-
-def hidden_patches(scores, masked, beta, seed=0):
-    """(B, L) which are hidden."""
-    torch.manual_seed(seed)
-    order = AttentionGuidedMaskGenerator()(scores, masked, beta)
-    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order[:, -masked:], True)
-
-
 def maes_hidden_patches(shape, masked, seed=0):
     """The same of mmpretrain's own `random_masking`."""
     torch.manual_seed(seed)
@@ -124,15 +73,6 @@ def test_chance_is_the_draw_of_maes_own_masking(length, masked):
     assert torch.equal(
         guided, noise >= noise.sort(dim=1, descending=True).values[:, masked - 1 : masked]
     )
-
-
-@pytest.mark.parametrize('beta', [0.0, 0.01, 0.8])
-def test_what_is_drawn_after_the_masks_is_the_same_in_both_arms(beta):
-    torch.manual_seed(0)
-    torch.rand(8, 64)
-    expected = torch.rand(3)
-    hidden_patches(torch.rand(8, 64), 48, beta)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_at_beta_0_a_training_step_is_the_baselines_bit_for_bit(hub):
@@ -161,75 +101,11 @@ def test_with_a_ceiling_of_0_a_whole_training_is_the_baselines(tmp_path):
     assert different(*states) == []
 
 
-@pytest.mark.parametrize('beta', [0.1, 0.5, 0.8])
-def test_rounding_does_not_order_equal_scores(beta):
-    """Scores equal in exact arithmetic, off by 1e-7 as other processors' sums are."""
-    generator = torch.Generator().manual_seed(0)
-    exact = torch.randint(0, 21, (300, 196), generator=generator) / 20 * 0.003 + 0.001
-    for seed in range(3):
-        noise = torch.rand(exact.shape, generator=generator) * 2 - 1
-        rounded = exact * (1 + 2e-7 * noise)
-        assert not torch.equal(rounded, exact)
-        assert torch.equal(
-            hidden_patches(rounded, 147, beta, seed), hidden_patches(exact, 147, beta, seed)
-        )
-
-
 def test_a_range_of_rounding_errors_is_none():
     """Masks that add up to the same everywhere, but for rounding: as without a mask."""
     scores = 1 + (torch.rand(64, 196) - 0.5) * 2e-7
     assert len(scores.unique()) > 1
     assert torch.equal(hidden_patches(scores, 147, 0.8), maes_hidden_patches((64, 196), 147))
-
-
-def test_small_ranges_count():
-    """The attention of all nouns together may differ little from patch to patch."""
-    scores = 0.02 + torch.arange(64.0).expand(5, -1) * 1e-5
-    assert hidden_patches(scores, 48, 1.0)[:, 16:].all()
-
-
-@pytest.mark.parametrize('is_cpu', [True, False])
-def test_selection_is_the_same_with_numpy_and_torch(monkeypatch, is_cpu):
-    """What other devices than CPUs do; of these, CUDA has no deterministic `kthvalue`."""
-    keys = torch.randint(-(2**62), 2**62, (50, 33))
-    keys[:, 5] = keys[:, 6]
-    if not is_cpu:
-        monkeypatch.setattr(torch.Tensor, 'is_cpu', False, raising=False)
-        monkeypatch.delattr(np, 'partition')
-    monkeypatch.setattr(torch.Tensor, 'kthvalue', None, raising=False)
-    for number in (1, 10, 33):
-        expected = keys.sort(dim=1, descending=True).values[:, number - 1 : number]
-        assert torch.equal(kth_largest(keys, number), expected)
-
-
-def test_nothing_to_hide():
-    order = AttentionGuidedMaskGenerator()(torch.rand(3, 5), 0, 0.8)
-    assert torch.equal(order.sort(dim=1).values, torch.arange(5).expand(3, -1))
-
-
-def test_ties_are_broken_at_random():
-    """Of equal scores each is as likely; and those not chosen are hidden as any others are.
-
-    Half of the patches share the highest score; of 8 to be hidden 4 are chosen among them, the
-    other 4 are any of the 12 that are left.
-    """
-    scores = torch.zeros(40_000, 16)
-    scores[:, 1::2] = 1
-    shares = hidden_patches(scores, 8, 0.5).float().mean(0)
-    np.testing.assert_allclose(shares[1::2], 4 / 8 + 4 / 8 * 4 / 12, atol=0.012)  # 5 deviations
-    np.testing.assert_allclose(shares[::2], 4 / 12, atol=0.012)
-
-
-def test_pairs_of_tied_patches_are_as_likely():
-    """Which two of six are chosen: all fifteen pairs."""
-    scores = torch.zeros(30_000, 16)
-    scores[:, 10:] = 1
-    hidden = hidden_patches(scores, 2, 1.0)
-    assert not hidden[:, :10].any()
-    codes = (hidden[:, 10:] * 2 ** torch.arange(6)).sum(1)
-    counts = torch.unique(codes, return_counts=True)[1]
-    assert len(counts) == 15
-    assert ((counts - 2000) ** 2 / 2000).sum() < 40  # chi square, 14 degrees of freedom
 
 
 @pytest.mark.parametrize(
@@ -285,7 +161,7 @@ def test_masked_patches_are_the_scores_highest(hub, combine):
     assert losses['loss'].isfinite() and losses['beta'].item() == pytest.approx(1.0)
     assert seen['mask'].sum(1).eq(12).all()
     for image in (0, 2):
-        masks = data[image].masks[0].flatten(1)
+        masks = data[image].instance_masks[0].flatten(1)
         scores = masks.sum(0) if combine == 'sum' else masks.amax(0)
         assert seen['mask'][image].bool().nonzero().flatten().tolist() == sorted(
             scores.argsort(descending=True)[:12].tolist()
@@ -343,7 +219,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r'5x5.*4x4.*grid_size'):
         mae().loss(views(1)[0], samples([1], grid=5, number=1))
     wide = samples([1], number=1)
-    wide[0].masks = wide[0].masks.reshape(1, 1, 2, 8)  # as many cells as there are patches
+    wide[0].instance_masks = wide[0].instance_masks.reshape(
+        1, 1, 2, 8
+    )  # as many cells as there are patches
     with pytest.raises(ValueError, match=r'2x8.*4x4.*grid_size'):
         mae().loss(views(1)[0], wide)
 

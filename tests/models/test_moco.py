@@ -5,10 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.ops_reference import info_nce, queue_reference
 from helpers.tiny_models import moco, samples, views
 from torch import nn
 
-from freeatm_mm.models.instances import UNKNOWN_NOUN, Instances
+from freeatm_mm.models.instances import Instances
+from freeatm_mm.ops import UNKNOWN_NOUN
 
 
 def train_step(model, inputs, data_samples, optimizer):
@@ -50,7 +52,7 @@ def numpy_forward(model, inputs, data):
         first, second = neck.mlp[0], neck.mlp[2]
         rows = []
         for image, sample in enumerate(data):
-            masks = sample.get('masks')
+            masks = sample.get('instance_masks')
             masks = (
                 np.ones((1, *features.shape[2:]))
                 if masks is None or not masks.shape[1]
@@ -75,18 +77,6 @@ def numpy_forward(model, inputs, data):
     queries = embed(twin.backbone, twin.neck, inputs[0], 0)
     keys = embed(copy.deepcopy(model).backbone, twin.neck, inputs[1], 1)
     return queries, keys
-
-
-def info_nce(queries, keys, queue, excluded=None, temperature=0.2):
-    """Mean of -log(exp(q.k+/T) / (exp(q.k+/T) + sum exp(q.k-/T)))."""
-    losses = []
-    for number, (query, key) in enumerate(zip(queries, keys)):
-        positive = np.exp(query @ key / temperature)
-        negatives = np.exp(query @ queue / temperature)
-        if excluded is not None:
-            negatives = negatives[~excluded[number]]
-        losses.append(-np.log(positive / (positive + negatives.sum())))
-    return np.mean(losses)
 
 
 COUNTS = [2, None, 3, 0, 1]
@@ -133,7 +123,7 @@ def test_whole_masks_give_the_stock_loss():
     """One all-ones mask an image is image-level MoCo, up to rounding."""
     data = samples([1] * 6)
     for sample in data:
-        sample.masks = torch.ones_like(sample.masks)
+        sample.instance_masks = torch.ones_like(sample.instance_masks)
     losses = []
     for model, batch in ((moco(stock=True), None), (moco(), data)):
         torch.manual_seed(5)
@@ -154,15 +144,6 @@ def test_momentum_encoder_follows():
         after['1.mlp.0.weight'] - before['1.mlp.0.weight'],
         torch.full_like(after['1.mlp.0.weight'], 0.1),
     )
-
-
-def queue_reference(queue, pointer, keys):
-    """The queue as a list: each key goes over the oldest."""
-    queue = list(queue)
-    for key in keys:
-        queue[pointer] = key
-        pointer = (pointer + 1) % len(queue)
-    return queue, pointer
 
 
 def test_queue_takes_any_number_of_keys():

@@ -2,14 +2,13 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from helpers.tiny_models import BACKBONE, moco, samples, simclr, simsiam
 from mmpretrain.registry import MODELS
 
 from freeatm_mm.models import InstancePooling
-from freeatm_mm.models.necks import pool_instances
+from freeatm_mm.ops import pool_instances
 
 NECKS = {
     'MoCoV2Neck': dict(in_channels=6, hid_channels=5, out_channels=4),
@@ -26,49 +25,6 @@ def both(name):
     ours = MODELS.build(dict(type=f'FreeATM{name}', **NECKS[name]))
     ours.load_state_dict(stock.state_dict(), strict=True)
     return stock, ours
-
-
-def test_pooling_equals_equation_2():
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(3, 5, 4, 6)).astype(np.float32)
-    masks = rng.uniform(0, 0.02, (3, 2, 4, 6)).astype(np.float32)
-    expected = np.zeros((3, 2, 5))
-    for b in range(3):
-        for k in range(2):
-            for i in range(4):
-                for j in range(6):
-                    expected[b, k] += masks[b, k, i, j] * features[b, :, i, j].astype(np.float64)
-            expected[b, k] /= masks[b, k].astype(np.float64).sum()
-    features, masks = torch.from_numpy(features), torch.from_numpy(masks)
-    pooled = pool_instances(features, masks)
-    np.testing.assert_allclose(pooled, expected.reshape(6, 5), rtol=1e-4, atol=1e-6)
-    places = torch.tensor([0, 3, 4])
-    assert torch.equal(pool_instances(features, masks, places), pooled[places])
-    channels_last = features.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(pool_instances(channels_last, masks), pooled)
-
-
-def test_pooling_does_not_depend_on_the_masks_scale_and_takes_tiny_attention():
-    features, masks = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
-    pooled = pool_instances(features, masks)
-    torch.testing.assert_close(pool_instances(features, masks * 1e-30), pooled)
-    half = pool_instances(features.half(), masks * 1e-6)  # weights are formed in float32
-    torch.testing.assert_close(half.float(), pooled, rtol=1e-2, atol=5e-3)
-
-
-def test_empty_and_uniform_masks():
-    features = torch.randn(2, 3, 4, 4)
-    assert pool_instances(features, torch.zeros(2, 1, 4, 4)).eq(0).all()
-    mean = features.mean((2, 3))
-    torch.testing.assert_close(pool_instances(features, torch.ones(2, 1, 4, 4)), mean)
-    torch.testing.assert_close(pool_instances(features, torch.ones(2, 1, 1, 1)), mean)
-
-
-def test_wrong_grid_is_named():
-    with pytest.raises(ValueError, match=r'5x5.*7x7.*grid_size.*\(7, 7\)'):
-        pool_instances(torch.zeros(2, 3, 7, 7), torch.zeros(2, 1, 5, 5))
-    with pytest.raises(ValueError, match='3 images'):
-        pool_instances(torch.zeros(2, 3, 7, 7), torch.zeros(3, 1, 7, 7))
 
 
 @pytest.mark.parametrize('name', NECKS)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.ops_reference import equation3, nt_xent
 from helpers.tiny_models import samples, simclr, views
 
 COUNTS = [2, None, 3, 0, 1]
@@ -35,7 +36,7 @@ def embeddings(model, inputs, data):
         features = model.backbone(torch.stack(inputs, 1).flatten(0, 1))[0].double().numpy()
     rows = []
     for image, sample in enumerate(data):
-        masks = sample.get('masks')
+        masks = sample.get('instance_masks')
         if masks is None or not masks.shape[1]:
             masks = torch.ones(2, 1, 4, 4)
         for mask in masks.double().numpy().transpose(1, 0, 2, 3):
@@ -49,32 +50,6 @@ def embeddings(model, inputs, data):
         x = x @ fc.weight.detach().double().numpy().T
         x = (x - x.mean(0)) / np.sqrt(x.var(0) + bn.eps)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).reshape(-1, 2, x.shape[1])
-
-
-def nt_xent(z, allowed, temperature=0.1):
-    """Chen et al.: every instance of every view against all others in both views."""
-    losses, hits = [], []
-    for m in range(len(z)):
-        for v in (0, 1):
-            anchor, positive = z[m, v], z[m, 1 - v]
-            negatives = [z[n, w] for n in range(len(z)) for w in (0, 1) if allowed[m, n]]
-            logits = np.array([anchor @ positive, *(anchor @ n for n in negatives)])
-            losses.append(
-                -np.log(np.exp(logits / temperature)[0] / np.exp(logits / temperature).sum())
-            )
-            hits.append(logits[0] > logits[1:].max())
-    return np.mean(losses), np.mean(hits)
-
-
-def equation3(z, allowed):
-    """As printed: anchors z^m, positives z'^m, negatives z^n of the same view, plain cosines."""
-    losses, hits = [], []
-    for m in range(len(z)):
-        positive = np.exp(z[m, 0] @ z[m, 1])
-        negatives = np.array([np.exp(z[m, 0] @ z[n, 0]) for n in range(len(z)) if allowed[m, n]])
-        losses.append(-np.log(positive / (positive + negatives.sum())))
-        hits.append(positive > negatives.max())
-    return np.mean(losses), np.mean(hits)
 
 
 @pytest.mark.parametrize('negatives', ['all', 'other_nouns'])
@@ -97,7 +72,7 @@ def test_losses_equal_plain_numpy(form, reference, negatives):
 def test_whole_masks_give_the_stock_loss():
     data = samples([1] * 5)
     for sample in data:
-        sample.masks = torch.ones_like(sample.masks)
+        sample.instance_masks = torch.ones_like(sample.instance_masks)
     stock = simclr(stock=True).loss(views(5), None)['loss'].item()
     assert simclr().loss(views(5), data)['loss'].item() == pytest.approx(stock, rel=1e-5)
 

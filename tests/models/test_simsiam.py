@@ -31,7 +31,7 @@ def pooled(features, data, view):
     """(M, C): equation 2 written out, images without an instance whole."""
     rows = []
     for feature, sample in zip(features.double().numpy(), data):
-        masks = sample.get('masks')
+        masks = sample.get('instance_masks')
         masks = (
             np.ones((1, *feature.shape[1:]))
             if masks is None or not masks.shape[1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.examples import examples
 from helpers.store_samples import assert_same, make_sample
+from helpers.tiny_stores import make_store_of_spellings
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,7 +17,9 @@ from PIL import Image
 
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import (
+    RawSample,
     Sample,
+    Store,
     StoreError,
     decode_masks,
     decode_sample,
@@ -25,6 +28,7 @@ from freeatm_mm.store import (
     encode_sample,
 )
 from freeatm_mm.store import sample as sample_module
+from freeatm_mm.store.export import store_categories
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)))
@@ -154,3 +158,31 @@ def test_json_without_a_field_is_refused():
 def test_an_image_with_transparency_is_refused():
     with pytest.raises(StoreError, match='RGBA'):
         encode_image(Image.new('RGBA', (2, 2)))
+
+
+def test_a_raw_sample_says_its_nouns_names_masks_and_scales(tmp_path):
+    path, names = make_store_of_spellings(tmp_path / 'store')
+    raw, sample = Store(path).read(0), Store(path)[0]
+    assert raw.names() == [noun.name for noun in sample.nouns] == names
+    assert store_categories(Store(path)) == sorted(set(names))
+    np.testing.assert_array_equal(raw.masks(), sample.masks)
+    np.testing.assert_array_equal(raw.scales(), sample.scales)
+    assert raw.scales().dtype == np.float32
+    none = encode_sample(make_sample(0, nouns=0))
+    assert none.names() == [] and none.masks().shape[0] == 0 and none.scales().shape == (0, 2)
+
+
+@pytest.mark.parametrize('method', ['names', 'masks', 'scales'])
+@pytest.mark.parametrize('info', [{}, {'nouns': [3]}, {'nouns': None}, {'nouns': [{'text': 1}]}])
+def test_a_raw_sample_without_a_samples_json_is_told(method, info):
+    with pytest.raises(StoreError, match="sample 'key': its JSON is not a sample"):
+        getattr(RawSample('key', b'', 'png', info, b''), method)()
+
+
+def test_a_raw_sample_names_itself_where_its_masks_are_broken():
+    raw = encode_sample(make_sample(0))
+    with pytest.raises(StoreError, match="sample '000000': the picture is no readable png"):
+        raw._replace(masks_bytes=b'x').masks()
+    raw.info['nouns'][0]['lo'] = float('nan')
+    with pytest.raises(StoreError, match="sample '000000': its JSON .*no finite number"):
+        raw.scales()

@@ -13,7 +13,7 @@ pytest.importorskip('lavis')
 
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
 from freeatm_mm.lavis_ext.origin import describe_pretraining, label_row  # noqa: E402
-from freeatm_mm.lavis_ext.position import PRESETS  # noqa: E402
+from freeatm_mm.ops.position import PRESETS  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,

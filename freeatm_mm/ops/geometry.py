@@ -1,27 +1,69 @@
 """Where a view lies in its image, and what a mask looks like in that view.
 
+    >>> import numpy as np
+    >>> masks = np.zeros((2, 64, 64), np.uint8)  # two nouns, as a store keeps them
+    >>> masks[0, :32, :32] = masks[1, 32:, 32:] = 255
+    >>> crop = crop_window(WHOLE, (0, 0, 240, 320), (480, 640))  # the upper left quarter, in pixels
+    >>> views = masks_on_views(masks, [crop, flip_window(crop, 'horizontal')], (7, 7))
+    >>> views.values.shape, views.kept.tolist()  # the second noun is in neither view
+    ((2, 1, 7, 7), [0])
+
 A *window* is four numbers (top, bottom, left, right), fractions of the image's height and width,
 that say which part of the image a view shows. A flipped view has its two numbers swapped:
 `left > right` is a view flipped from left to right. So any chain of crops, resizes and flips is
 one window, and a mask of any resolution is brought to the view's feature grid in one step.
+
+Shapes: K masks, V views, (gh, gw) the grid of an encoder's feature map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from freeatm_mm.attention.masks import THRESHOLD
+from freeatm_mm.paper import THRESHOLD
 
-WHOLE = (0.0, 1.0, 0.0, 1.0)
-"""The window of an image that was neither cropped nor flipped."""
+__all__ = [
+    'MASK_VALUES',
+    'WHOLE',
+    'ViewMasks',
+    'Window',
+    'centred_boxes',
+    'crop_window',
+    'flip_window',
+    'masks_on_views',
+    'view_masks',
+    'visible_share',
+]
+
+Window = tuple[float, float, float, float]
+
+#: The window of an image that was neither cropped nor flipped.
+WHOLE: Window = (0.0, 1.0, 0.0, 1.0)
+
+#: What a mask on the feature grid says: the noun's attention, that stretched to [0, 1], or 0 and 1.
+MASK_VALUES = ('attention', 'normalized', 'binary')
 
 
-def crop_window(
-    window: tuple[float, float, float, float], box: tuple[int, int, int, int], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Window after cutting a box out of what a window shows.
+class ViewMasks(NamedTuple):
+    """The masks of the K instances that every view shows.
+
+    Args:
+        values: (V, K, gh, gw) float32 masks on the feature grid.
+        visible: (V, K) float32, the share of each instance's foreground that each view shows.
+        kept: (K,) int64, which of the masks given these are.
+    """
+
+    values: np.ndarray
+    visible: np.ndarray
+    kept: np.ndarray
+
+
+def crop_window(window: Window, box: tuple[int, int, int, int], size: tuple[int, int]) -> Window:
+    """Return the window after cutting a box out of what a window shows.
 
     Args:
         window: Window before the crop.
@@ -42,10 +84,8 @@ def crop_window(
     )
 
 
-def flip_window(
-    window: tuple[float, float, float, float], direction: str
-) -> tuple[float, float, float, float]:
-    """Window after a flip.
+def flip_window(window: Window, direction: str) -> Window:
+    """Return the window after a flip.
 
     Args:
         window: Window before the flip.
@@ -82,7 +122,7 @@ def _cells(length: int) -> np.ndarray:
 
 
 def _overlaps(start: np.ndarray, stop: np.ndarray, cells: int, length: int) -> np.ndarray:
-    """How much of each cell of a mask lies in each cell of a view, along one side.
+    """Measure how much of each cell of a mask lies in each cell of a view, along one side.
 
     Args:
         start: (V, 1, 1) where the views start, as fractions of the mask's side.
@@ -101,8 +141,54 @@ def _overlaps(start: np.ndarray, stop: np.ndarray, cells: int, length: int) -> n
     return ((reach[:, 1:] - reach[:, :-1]) * (cells / extent)).astype(np.float32)
 
 
-def view_masks(masks: np.ndarray, windows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Mean of every mask in every cell of every view's grid, by exact area integration.
+def masks_on_views(
+    masks: np.ndarray,
+    windows: Sequence[Window] | np.ndarray,
+    grid: tuple[int, int],
+    *,
+    scales: np.ndarray | None = None,
+    values: str = 'normalized',
+    min_visible: float = 0.05,
+) -> ViewMasks:
+    """Bring stored masks to the feature grid of every view, without those that a view cut away.
+
+    An instance that one view cut away is left out in all, as a pair needs both. A mask that is flat
+    has no foreground and is left out too.
+
+    Args:
+        masks: (K, h, w) uint8 masks over the whole image: 0 is the noun's lowest attention, 255 its
+            highest.
+        windows: (V, 4) one window for each view.
+        grid: (height, width) of the encoder's feature map.
+        scales: (K, 2) float32, each noun's lowest and highest attention; for `values` 'attention'.
+        values: 'attention' is the averaged attention itself, the paper's choice for contrastive
+            learning and MAE (section 3.3); 'normalized' is stretched to [0, 1] per noun; 'binary'
+            is the share of each cell where that is 0.45 or more (section 4.1).
+        min_visible: Smallest share of the foreground that each view must show, in (0, 1].
+
+    Raises:
+        ValueError: If `values` is unknown, or 'attention' without scales.
+    """
+    if values not in MASK_VALUES:
+        raise ValueError(f'values {values!r} is unknown: use one of {", ".join(MASK_VALUES)}')
+    foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
+    both = view_masks(np.concatenate((foregrounds, masks)), windows, grid)
+    in_view, levels = both[:, : len(masks)], both[:, len(masks) :]
+    visible = visible_share(foregrounds, windows, in_view)
+    kept = np.flatnonzero(visible.min(0) >= min_visible)
+    result = in_view[:, kept] if values == 'binary' else levels[:, kept] * np.float32(1 / 255)
+    if values == 'attention':
+        if scales is None:
+            raise ValueError("values 'attention' needs the scales of the masks")
+        lowest, highest = scales[kept].T[:, :, None, None]
+        result = lowest + (highest - lowest) * result
+    return ViewMasks(result, visible[:, kept], kept)
+
+
+def view_masks(
+    masks: np.ndarray, windows: Sequence[Window] | np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Take the mean of every mask in every cell of every view's grid, by exact area integration.
 
     A mask is taken as constant within each of its cells. The integral over a cell of the grid is
     separable: one matrix for the rows, one for the columns.
@@ -122,8 +208,10 @@ def view_masks(masks: np.ndarray, windows: np.ndarray, grid: tuple[int, int]) ->
     return rows[:, None] @ masks @ columns.transpose(0, 2, 1)[:, None]
 
 
-def visible_share(foregrounds: np.ndarray, windows: np.ndarray, in_view: np.ndarray) -> np.ndarray:
-    """Share of every instance's foreground that every view shows.
+def visible_share(
+    foregrounds: np.ndarray, windows: Sequence[Window] | np.ndarray, in_view: np.ndarray
+) -> np.ndarray:
+    """Return the share of every instance's foreground that every view shows.
 
     Args:
         foregrounds: (K, h, w) 1 where the instance is, 0 elsewhere.
@@ -142,7 +230,7 @@ def visible_share(foregrounds: np.ndarray, windows: np.ndarray, in_view: np.ndar
 
 
 def centred_boxes(masks: np.ndarray, area: float | None) -> np.ndarray:
-    """A box in the centre in place of each mask, of the image's proportions.
+    """Put a box in the centre in place of each mask, of the image's proportions.
 
     Args:
         masks: (K, h, w) uint8 masks.

@@ -1,35 +1,43 @@
 """Arithmetic on attention masks: resize, normalise, quantise, binarise, box.
 
+    >>> import numpy as np
+    >>> maps = np.zeros((1, 4, 4), np.float32)
+    >>> maps[0, 1:3, 2:] = 0.02  # raw attention
+    >>> stretched, flat = minmax(maps)
+    >>> box_of(binarize(stretched)[0])
+    (0.5, 0.25, 1.0, 0.75)
+
 All functions take a torch tensor or a numpy array and give back the same kind.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freeatm_mm.paper import THRESHOLD
+
 __all__ = ['THRESHOLD', 'binarize', 'box_of', 'dequantize', 'minmax', 'quantize', 'resize']
 
 Array = TypeVar('Array', Tensor, np.ndarray)
 
-# The paper's fixed threshold of a foreground pixel (section 4, setting 2).
-THRESHOLD = 0.45
 # A map whose values differ by less, relative to the largest, shows float32 rounding and no object.
 FLAT = 1e-6
 
 
 def resize(maps: Array, size: tuple[int, int]) -> Array:
-    """Resizes maps bilinearly, with area averaging where they shrink.
+    """Resize maps bilinearly, with area averaging where they shrink.
 
     The operation is linear, so the resized sum of maps is the sum of resized maps.
 
     Args:
         maps: Shape (..., h, w), floating point.
-        size: New ``(height, width)`` in pixels.
+        size: New `(height, width)` in pixels.
 
     Returns:
         The maps, shape (..., height, width), same type.
@@ -49,13 +57,13 @@ def resize(maps: Array, size: tuple[int, int]) -> Array:
 
 
 def minmax(maps: Array) -> tuple[Array, Array]:
-    """Stretches each map to [0, 1].
+    """Stretch each map to [0, 1].
 
     Args:
         maps: Shape (..., h, w), finite.
 
     Returns:
-        The stretched maps, and for each map (shape ``...``, boolean) whether it was flat: all
+        The stretched maps, and for each map (shape `...`, boolean) whether it was flat: all
         values the same but for float32 rounding. A flat map has no foreground to show, and
         stretching it would show noise, so it comes back as zeros.
 
@@ -69,14 +77,14 @@ def minmax(maps: Array) -> tuple[Array, Array]:
 
 
 def quantize(maps: Array) -> tuple[Array, Array]:
-    """Stores each map in 8 bits between its own lowest and highest value.
+    """Store each map in 8 bits between its own lowest and highest value.
 
     Args:
         maps: Shape (K, h, w), finite floating point.
 
     Returns:
-        ``levels``, uint8, shape (K, h, w), and ``scales``, float32, shape (K, 2), each row
-        ``(low, high)``; a map is ``low + (high - low) * levels / 255`` up to half a level. A flat
+        `levels`, uint8, shape (K, h, w), and `scales`, float32, shape (K, 2), each row
+        `(low, high)`; a map is `low + (high - low) * levels / 255` up to half a level. A flat
         map has zeros for levels and is restored exactly.
 
     Raises:
@@ -90,33 +98,33 @@ def quantize(maps: Array) -> tuple[Array, Array]:
 
 
 def dequantize(levels: Array, scales: Array) -> Array:
-    """Restores maps from :func:`quantize`.
+    """Restore maps from :func:`quantize`.
 
     Args:
         levels: uint8, shape (K, h, w).
         scales: float32, shape (K, 2): the lowest and highest value of each map.
 
     Returns:
-        The maps, float32, shape (K, h, w), off by at most ``(high - low) / 255 / 2``.
+        The maps, float32, shape (K, h, w), off by at most `(high - low) / 255 / 2`.
 
     Raises:
-        ValueError: If ``levels`` isn't uint8 or the two differ in length.
+        ValueError: If `levels` isn't uint8 or the two differ in length.
     """
     tensor, restore = _as_tensor(levels)
-    scales = torch.as_tensor(scales, dtype=torch.float32, device=tensor.device)
+    ranges = torch.as_tensor(scales, dtype=torch.float32, device=tensor.device)
     if tensor.dtype != torch.uint8:
         raise ValueError(f'levels must be uint8, got {tensor.dtype}')
-    if scales.shape != (*tensor.shape[:-2], 2):
+    if ranges.shape != (*tensor.shape[:-2], 2):
         raise ValueError(
             f'scales must have shape {(*tensor.shape[:-2], 2)} for levels of shape '
-            f'{tuple(tensor.shape)}, got {tuple(scales.shape)}'
+            f'{tuple(tensor.shape)}, got {tuple(ranges.shape)}'
         )
-    low, high = scales[..., 0, None, None], scales[..., 1, None, None]
+    low, high = ranges[..., 0, None, None], ranges[..., 1, None, None]
     return restore(low + (high - low) * (tensor.float() / 255))
 
 
 def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
-    """Tells foreground from background at a fixed threshold (paper, section 4).
+    """Tell foreground from background at a fixed threshold (paper, section 4).
 
     Args:
         maps: Values in [0, 1], for example from :func:`minmax`; any shape.
@@ -138,15 +146,15 @@ def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
 
 
 def box_of(mask: Array) -> tuple[float, float, float, float] | None:
-    """The smallest box round the foreground of a binary mask.
+    """Find the smallest box round the foreground of a binary mask.
 
     Args:
         mask: Booleans, shape (h, w).
 
     Returns:
-        ``(x1, y1, x2, y2)`` relative to the mask's width and height: outer edges of the first and
-        last foreground pixels, so the box of a mask full of foreground is ``(0, 0, 1, 1)``.
-        ``None`` where there is no foreground.
+        `(x1, y1, x2, y2)` relative to the mask's width and height: outer edges of the first and
+        last foreground pixels, so the box of a mask full of foreground is `(0, 0, 1, 1)`.
+        `None` where there is no foreground.
 
     Raises:
         ValueError: If the mask isn't a boolean plane.
@@ -170,7 +178,7 @@ def box_of(mask: Array) -> tuple[float, float, float, float] | None:
     )
 
 
-def _as_tensor(maps):
+def _as_tensor(maps: Tensor | np.ndarray) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The maps as a tensor, and the function that turns a result into the caller's kind."""
     if isinstance(maps, np.ndarray):
         return torch.from_numpy(maps), lambda tensor: tensor.numpy()

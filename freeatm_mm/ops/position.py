@@ -1,4 +1,11 @@
-"""Where objects lie in a view, and the sentences that say so.
+"""Where objects lie in a view, and the sentences that say so (Free-ATM, section 3.2, 3).
+
+    >>> import numpy as np
+    >>> masks = np.zeros((1, 64, 64), np.uint8)
+    >>> masks[0, :20, 40:] = 255  # upper right
+    >>> dog = objects_from_masks(['dog'], masks)
+    >>> PositionPrompts().join('A dog.', dog, flip_matrix())
+    'A dog. The dog is in block 0.'
 
 All positions are fractions of a picture's width and height: x to the right, y downwards, the whole
 picture being [0, 1] x [0, 1]. A *view* is what augmentation made of an image; a 3x3 matrix takes
@@ -15,7 +22,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from freeatm_mm.attention.masks import THRESHOLD, binarize, minmax
+from freeatm_mm.ops.masks import binarize, minmax
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
     'ORDERS',
@@ -33,15 +41,14 @@ __all__ = [
     'preset_prompts',
 ]
 
+#: The matrix of a view that shows the image as it is.
 WHOLE_VIEW = np.eye(3)
-"""The matrix of a view that shows the image as it is."""
 
+#: Orders of the sentences: as the objects are given, at random, by block number.
 ORDERS = ('given', 'random', 'block')
-"""Orders of the sentences: as the objects are given, at random, by block number."""
 
-
+#: Whose blocks are told: the object's own, or, as a control, those of objects of another image.
 POSITIONS = ('own', 'others')
-"""Whose blocks are told: the object's own, or, as a control, those of objects of another image."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class PlacedObject:
 
 
 def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> PlacedObject:
-    """The object in a detector's box.
+    """Place the object in a detector's box.
 
     Args:
         name: The noun.
@@ -69,15 +76,15 @@ def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> P
     Raises:
         ValueError: If the box is not four finite numbers, is empty or lies outside the image.
     """
-    box = np.asarray(box, dtype=np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all():
+    corners = np.asarray(box, dtype=np.float64)
+    if corners.shape != (4,) or not np.isfinite(corners).all():
         raise ValueError(
-            f'the box of {name!r} must be four numbers x1, y1, x2, y2, got {box.tolist()}'
+            f'the box of {name!r} must be four numbers x1, y1, x2, y2, got {corners.tolist()}'
         )
-    relative = np.clip(box / (*size, *size), 0, 1)
+    relative = np.clip(corners / (*size, *size), 0, 1)
     if not (relative[2:] > relative[:2]).all():
         raise ValueError(
-            f'the box {box.tolist()} of {name!r} is empty or lies outside its image '
+            f'the box {corners.tolist()} of {name!r} is empty or lies outside its image '
             f'of {size[0]}x{size[1]} pixels'
         )
     return PlacedObject(name, relative[None])
@@ -86,7 +93,7 @@ def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> P
 def objects_from_masks(
     names: Sequence[str], masks: np.ndarray, threshold: float = THRESHOLD
 ) -> list[PlacedObject]:
-    """The objects under stored masks: the cells that reach the threshold once stretched.
+    """Place the objects under stored masks: the cells that reach the threshold once stretched.
 
     Args:
         names: The K nouns.
@@ -104,7 +111,7 @@ def objects_from_masks(
 
 
 def crop_matrix(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """The (3, 3) matrix of a crop that is then stretched to the whole view.
+    """Return the (3, 3) matrix of a crop that is then stretched to the whole view.
 
     Args:
         box: top, left, height, width in pixels, as torchvision says it.
@@ -117,12 +124,12 @@ def crop_matrix(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.nda
 
 
 def flip_matrix() -> np.ndarray:
-    """The (3, 3) matrix of a flip from left to right."""
+    """Return the (3, 3) matrix of a flip from left to right."""
     return np.array([[-1.0, 0, 1], [0, 1, 0], [0, 0, 1]])
 
 
 def pixel_matrix(affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The (3, 3) matrix of a map that OpenCV takes (``cv2.warpAffine``).
+    """Return the (3, 3) matrix of a map that OpenCV takes (`cv2.warpAffine`).
 
     Args:
         affine: (2, 3): takes a pixel's number (x, y) to where it goes; the centre of the first
@@ -135,7 +142,7 @@ def pixel_matrix(affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def box_in_view(parts: np.ndarray, view: np.ndarray) -> tuple[np.ndarray | None, float]:
-    """The smallest box round what a view shows of an object.
+    """Find the smallest box round what a view shows of an object.
 
     Exact for crops and flips. Where a view is turned or sheared, each part counts as the upright
     box round it.
@@ -145,7 +152,7 @@ def box_in_view(parts: np.ndarray, view: np.ndarray) -> tuple[np.ndarray | None,
         view: (3, 3) matrix from the image to the view.
 
     Returns:
-        The box, float array (4,) x1, y1, x2, y2 in the view, or ``None`` where the view shows
+        The box, float array (4,) x1, y1, x2, y2 in the view, or `None` where the view shows
         nothing of it; and the share of the object that it shows.
     """
     if not len(parts):
@@ -165,21 +172,21 @@ def box_in_view(parts: np.ndarray, view: np.ndarray) -> tuple[np.ndarray | None,
 class PositionPrompts:
     """Sentences that say in which block of a picture each object is (paper, section 3.2, 3).
 
-    The picture is divided into ``grid`` x ``grid`` blocks, numbered row by row. An object is where
+    The picture is divided into `grid` x `grid` blocks, numbered row by row. An object is where
     the centre of the box round its visible part is.
 
     Args:
-        template: The sentence; ``[O]`` stands for the object, ``[P]`` for the block.
+        template: The sentence; `[O]` stands for the object, `[P]` for the block.
         grid: Blocks along each side.
         index_base: Number of the first block.
         max_objects: At most so many objects a picture, drawn at random where there are more; all
             if not given.
-        order: One of :data:`ORDERS`.
+        order: One of `ORDERS`.
         track: Whether blocks are those of the view; otherwise they are those of the whole image,
             whatever the view shows of it (as PTP's released code has it).
         min_visible: An object of which the view shows no more than this share isn't named; 0 names
             whatever can be seen at all.
-        positions: One of :data:`POSITIONS`. With 'others' the text has the same objects, sentences
+        positions: One of `POSITIONS`. With 'others' the text has the same objects, sentences
             and length, and what it says of places is of another image.
 
     Raises:
@@ -214,14 +221,14 @@ class PositionPrompts:
             raise ValueError(f'min_visible must be at least 0 and below 1, got {self.min_visible}')
 
     def block(self, box: np.ndarray) -> int:
-        """Number of the block that the centre of a box (x1, y1, x2, y2) lies in."""
+        """Return the number of the block that the centre of a box (x1, y1, x2, y2) lies in."""
         x, y = (box[:2] + box[2:]) / 2
         # A centre on the far edge belongs to the last block, not to one beyond it.
         column, row = (min(int(place * self.grid), self.grid - 1) for place in (x, y))
         return self.index_base + self.grid * row + column
 
     def placed(self, objects: Sequence[PlacedObject], view: np.ndarray) -> list[tuple[int, str]]:
-        """Block and name of each object that is to be named, without repetitions.
+        """Return block and name of each object that is to be named, without repetitions.
 
         Args:
             objects: The objects of an image.
@@ -244,7 +251,7 @@ class PositionPrompts:
     def sentences(
         self, objects: Sequence[PlacedObject], view: np.ndarray, others: Sequence[PlacedObject] = ()
     ) -> list[str]:
-        """The sentences for what a view shows.
+        """Return the sentences for what a view shows.
 
         Random choices are drawn from Python's own generator: torch's and NumPy's, which decide
         crops and dropout, stay the same with and without them.
@@ -272,24 +279,24 @@ class PositionPrompts:
         view: np.ndarray,
         others: Sequence[PlacedObject] = (),
     ) -> str:
-        """The caption with its sentences after it."""
+        """Return the caption with its sentences after it."""
         return ' '.join([caption, *self.sentences(objects, view, others)])
 
 
+#: No position prompts; the paper's; those of PTP (arXiv 2212.09737).
 PRESETS: dict[str, PositionPrompts | None] = {
     'none': None,
     'freeatm': PositionPrompts(),
     'ptp': PositionPrompts(template='. The block [P] has a [O] .', max_objects=1),
 }
-"""No position prompts; the paper's; those of PTP (arXiv 2212.09737)."""
 
 
 def preset_prompts(name: str, **changes) -> PositionPrompts | None:
-    """A preset with options changed.
+    """Return a preset with options changed.
 
     Args:
-        name: One of :data:`PRESETS`.
-        **changes: Fields of :class:`PositionPrompts`.
+        name: One of `PRESETS`.
+        **changes: Fields of `PositionPrompts`.
 
     Raises:
         ValueError: If there is no such preset or option, or 'none' is given options.
@@ -304,11 +311,12 @@ def preset_prompts(name: str, **changes) -> PositionPrompts | None:
             f'position prompts have no option {", ".join(unknown)}; known are '
             f'{", ".join(PositionPrompts.__dataclass_fields__)}'
         )
-    if PRESETS[name] is None:
+    preset = PRESETS[name]
+    if preset is None:
         if changes:
             raise ValueError(
                 f'the preset {name!r} makes no position prompts, so that '
                 f'{", ".join(sorted(changes))} would be without effect'
             )
         return None
-    return replace(PRESETS[name], **changes)
+    return replace(preset, **changes)

@@ -1,0 +1,154 @@
+"""What Free-ATM is, in plain PyTorch and NumPy: for any framework, and for none.
+
+    >>> import numpy as np, torch
+    >>> masks, crop = np.eye(2, dtype=np.uint8)[:, :, None] * 255, (0.0, 0.9, 0.1, 1.0)
+    >>> views = masks_on_views(masks, [WHOLE, crop], (7, 7))  # two nouns, two views of one image
+    >>> batch, maps = pad_instances([torch.from_numpy(views.values)]), torch.randn(2, 1, 64, 7, 7)
+    >>> first, second = (pool_instances(maps[v], batch.masks[v], batch.places) for v in (0, 1))
+    >>> loss = instance_nt_xent(first, second)  # after an encoder's head, in earnest
+
+- `geometry`: where a view lies in its image, and masks on its feature grid;
+- `pooling`: features of instances (equation 2);
+- `losses`: NT-Xent, equation 3 and InfoNCE with a queue over instances;
+- `patch_masking`: which patches a masked autoencoder hides;
+- `position`: which block of a picture an object is in, and the sentences that say so;
+- `masks`: resize, stretch, quantise, binarise, box;
+- `nouns`: nouns as numbers.
+
+Everything is imported from here. Nothing of it knows OpenMMLab, LAVIS, diffusers or the rest of
+this package; `freeatm_mm.models`, `datasets` and `lavis_ext` bring it to their frameworks.
+"""
+
+from __future__ import annotations
+
+from freeatm_mm.ops.geometry import (
+    MASK_VALUES,
+    WHOLE,
+    ViewMasks,
+    Window,
+    centred_boxes,
+    crop_window,
+    flip_window,
+    masks_on_views,
+    view_masks,
+    visible_share,
+)
+from freeatm_mm.ops.losses import (
+    NEGATIVES,
+    ContrastiveLogits,
+    contrastive_accuracy,
+    contrastive_loss,
+    enqueue,
+    equation3_logits,
+    info_nce_logits,
+    instance_equation3,
+    instance_info_nce,
+    instance_nt_xent,
+    nt_xent_logits,
+)
+from freeatm_mm.ops.masks import (
+    THRESHOLD,
+    binarize,
+    box_of,
+    dequantize,
+    minmax,
+    quantize,
+    resize,
+)
+from freeatm_mm.ops.nouns import (
+    UNKNOWN_NOUN,
+    mean_of_known,
+    noun_id,
+    same_noun,
+    same_noun_counts,
+)
+from freeatm_mm.ops.patch_masking import (
+    COMBINE,
+    SCHEDULES,
+    attention_guided_order,
+    beta_at,
+    foreground_masked,
+    mask_patches,
+    num_visible,
+    patch_scores,
+)
+from freeatm_mm.ops.pooling import (
+    PaddedInstances,
+    pad_instances,
+    pool_instances,
+)
+from freeatm_mm.ops.position import (
+    ORDERS,
+    POSITIONS,
+    PRESETS,
+    WHOLE_VIEW,
+    PlacedObject,
+    PositionPrompts,
+    box_in_view,
+    crop_matrix,
+    flip_matrix,
+    object_from_box,
+    objects_from_masks,
+    pixel_matrix,
+    preset_prompts,
+)
+
+__all__ = [
+    'COMBINE',
+    'MASK_VALUES',
+    'NEGATIVES',
+    'ORDERS',
+    'POSITIONS',
+    'PRESETS',
+    'SCHEDULES',
+    'THRESHOLD',
+    'UNKNOWN_NOUN',
+    'WHOLE',
+    'WHOLE_VIEW',
+    'ContrastiveLogits',
+    'PaddedInstances',
+    'PlacedObject',
+    'PositionPrompts',
+    'ViewMasks',
+    'Window',
+    'attention_guided_order',
+    'beta_at',
+    'binarize',
+    'box_in_view',
+    'box_of',
+    'centred_boxes',
+    'contrastive_accuracy',
+    'contrastive_loss',
+    'crop_matrix',
+    'crop_window',
+    'dequantize',
+    'enqueue',
+    'equation3_logits',
+    'flip_matrix',
+    'flip_window',
+    'foreground_masked',
+    'info_nce_logits',
+    'instance_equation3',
+    'instance_info_nce',
+    'instance_nt_xent',
+    'mask_patches',
+    'masks_on_views',
+    'mean_of_known',
+    'minmax',
+    'noun_id',
+    'nt_xent_logits',
+    'num_visible',
+    'object_from_box',
+    'objects_from_masks',
+    'pad_instances',
+    'patch_scores',
+    'pixel_matrix',
+    'pool_instances',
+    'preset_prompts',
+    'quantize',
+    'resize',
+    'same_noun',
+    'same_noun_counts',
+    'view_masks',
+    'visible_share',
+]

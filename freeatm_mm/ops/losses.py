@@ -1,0 +1,334 @@
+"""Contrastive losses over instances: SimCLR's, the paper's equation 3 as printed, and MoCo's.
+
+    >>> import torch, torch.nn.functional as F
+    >>> first, second = torch.randn(2, 5, 128)  # five instances in two views
+    >>> loss = instance_nt_xent(first, second, temperature=0.1)
+    >>> queue, pointer = F.normalize(torch.randn(128, 4096), dim=0), torch.tensor([0])
+    >>> loss = loss + instance_info_nce(first, second, queue, temperature=0.2)
+    >>> enqueue(queue, pointer, F.normalize(second, dim=1))
+
+Each loss is the cross-entropy of logits that a function of its own gives, for those who have a head
+of their own or instances on several processes.
+
+Shapes: M instances (of this process), N instances of all processes, D the width of an embedding, Q
+keys in a queue, A anchors.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freeatm_mm.ops.nouns import UNKNOWN_NOUN, same_noun
+
+__all__ = [
+    'NEGATIVES',
+    'ContrastiveLogits',
+    'contrastive_accuracy',
+    'contrastive_loss',
+    'enqueue',
+    'equation3_logits',
+    'info_nce_logits',
+    'instance_equation3',
+    'instance_info_nce',
+    'instance_nt_xent',
+    'nt_xent_logits',
+]
+
+#: Which instances are negatives: all others (the paper), or those of another noun alone.
+NEGATIVES = ('all', 'other_nouns')
+
+
+class ContrastiveLogits(NamedTuple):
+    """Cosines of A anchors, before any temperature.
+
+    Args:
+        positive: (A, 1) with the other view of the same instance.
+        negative: (A, X) with other instances; minus infinity for what is no negative.
+    """
+
+    positive: Tensor
+    negative: Tensor
+
+
+def instance_nt_xent(
+    first: Tensor,
+    second: Tensor,
+    nouns: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    negatives: str = 'all',
+) -> Tensor:
+    """Compute SimCLR's loss (NT-Xent) over instances.
+
+    Both views are anchors; the negatives are the other instances in both views. SimCLR: arXiv
+    2002.05709, equation 1.
+
+    Args:
+        first: (M, D) embeddings of the instances in one view; they are normalised here.
+        second: (M, D) embeddings of the same instances in the other view.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        temperature: What cosines are divided by, above 0.
+        negatives: One of `NEGATIVES`.
+
+    Returns:
+        The mean over the 2M anchors.
+
+    Raises:
+        ValueError: If the shapes differ, `negatives` is unknown, or nouns are missing.
+    """
+    return contrastive_loss(*nt_xent_logits(_pairs(first, second), nouns, negatives), temperature)
+
+
+def instance_equation3(
+    first: Tensor,
+    second: Tensor,
+    nouns: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    negatives: str = 'all',
+) -> Tensor:
+    """Compute Free-ATM's equation 3 as printed.
+
+    The first view's instances are the anchors, the negatives are the other instances in the same
+    view, and there is no temperature.
+
+    Args:
+        first: (M, D) embeddings of the instances in one view; they are normalised here.
+        second: (M, D) embeddings of the same instances in the other view.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        temperature: What cosines are divided by, above 0; 1 is the paper's.
+        negatives: One of `NEGATIVES`.
+
+    Returns:
+        The mean over the M anchors.
+
+    Raises:
+        ValueError: As :func:`instance_nt_xent`.
+    """
+    return contrastive_loss(*equation3_logits(_pairs(first, second), nouns, negatives), temperature)
+
+
+def instance_info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    queue: Tensor,
+    nouns: Tensor | None = None,
+    queue_nouns: Tensor | None = None,
+    *,
+    temperature: float = 0.2,
+    negatives: str = 'all',
+) -> Tensor:
+    """Compute MoCo's loss (InfoNCE) over instances; keys and queue get no gradient.
+
+    MoCo v2: arXiv 2003.04297.
+
+    Args:
+        queries: (M, D) embeddings of the instances by the trained encoder; normalised here.
+        keys: (M, D) those of the same instances by the momentum encoder; normalised here.
+        queue: (D, Q) normalised keys of earlier batches (:func:`enqueue`).
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        queue_nouns: (Q,) int64 nouns of the queue's keys, likewise.
+        temperature: What cosines are divided by, above 0.
+        negatives: One of `NEGATIVES`: 'other_nouns' leaves out keys of the query's own noun.
+
+    Returns:
+        The mean over the M queries.
+
+    Raises:
+        ValueError: As :func:`instance_nt_xent`.
+    """
+    queries, keys = F.normalize(queries, dim=1), F.normalize(keys.detach(), dim=1)
+    logits = info_nce_logits(queries, keys, queue, nouns, queue_nouns, negatives)
+    return contrastive_loss(*logits, temperature)
+
+
+def nt_xent_logits(
+    embeddings: Tensor,
+    nouns: Tensor | None = None,
+    negatives: str = 'all',
+    *,
+    everything: Tensor | None = None,
+    every_noun: Tensor | None = None,
+    offset: int = 0,
+) -> ContrastiveLogits:
+    """Return the cosines of NT-Xent; the anchors are the first views, then the second ones.
+
+    Args:
+        embeddings: (M, 2, D) normalised embeddings of the instances in both views.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        negatives: One of `NEGATIVES`.
+        everything: (N, 2, D) embeddings of all processes; by default those given.
+        every_noun: (N,) their nouns.
+        offset: Where this process's instances begin among all.
+
+    Returns:
+        (2M, 1) and (2M, 2N).
+
+    Raises:
+        ValueError: If `negatives` is unknown, or nouns are missing.
+    """
+    everything = embeddings if everything is None else everything
+    excluded = _excluded(embeddings, nouns, negatives, everything, every_noun, offset)
+    positive = (embeddings[:, 0] * embeddings[:, 1]).sum(1)
+    # Rows and columns: first view, second view.
+    anchors = torch.cat((embeddings[:, 0], embeddings[:, 1]))
+    negative = anchors @ torch.cat((everything[:, 0], everything[:, 1])).T
+    return ContrastiveLogits(
+        positive.repeat(2)[:, None], negative.masked_fill(excluded.repeat(2, 2), float('-inf'))
+    )
+
+
+def equation3_logits(
+    embeddings: Tensor,
+    nouns: Tensor | None = None,
+    negatives: str = 'all',
+    *,
+    everything: Tensor | None = None,
+    every_noun: Tensor | None = None,
+    offset: int = 0,
+) -> ContrastiveLogits:
+    """Return the cosines of equation 3; the anchors are the first views.
+
+    Args:
+        embeddings: (M, 2, D) normalised embeddings of the instances in both views.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        negatives: One of `NEGATIVES`.
+        everything: (N, 2, D) embeddings of all processes; by default those given.
+        every_noun: (N,) their nouns.
+        offset: Where this process's instances begin among all.
+
+    Returns:
+        (M, 1) and (M, N).
+
+    Raises:
+        ValueError: If `negatives` is unknown, or nouns are missing.
+    """
+    everything = embeddings if everything is None else everything
+    excluded = _excluded(embeddings, nouns, negatives, everything, every_noun, offset)
+    positive = (embeddings[:, 0] * embeddings[:, 1]).sum(1)
+    negative = embeddings[:, 0] @ everything[:, 0].T
+    return ContrastiveLogits(positive[:, None], negative.masked_fill(excluded, float('-inf')))
+
+
+def info_nce_logits(
+    queries: Tensor,
+    keys: Tensor,
+    queue: Tensor,
+    nouns: Tensor | None = None,
+    queue_nouns: Tensor | None = None,
+    negatives: str = 'all',
+) -> ContrastiveLogits:
+    """Return the cosines of InfoNCE with a queue.
+
+    Args:
+        queries: (M, D) normalised embeddings.
+        keys: (M, D) normalised embeddings of the same instances.
+        queue: (D, Q) normalised keys; they may change afterwards.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        queue_nouns: (Q,) int64 nouns of the queue's keys, likewise.
+        negatives: One of `NEGATIVES`.
+
+    Returns:
+        (M, 1) and (M, Q).
+
+    Raises:
+        ValueError: If `negatives` is unknown, or nouns are missing.
+    """
+    own_noun = _own_noun(negatives, nouns, queue_nouns)
+    positive = torch.einsum('md,md->m', queries, keys).unsqueeze(-1)
+    negative = torch.einsum('md,dq->mq', queries, queue.clone().detach())
+    if own_noun is not None:
+        negative = negative.masked_fill(own_noun, float('-inf'))
+    return ContrastiveLogits(positive, negative)
+
+
+def contrastive_loss(positive: Tensor, negative: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute the mean over anchors of -log(exp(p / T) / (exp(p / T) + sum exp(n / T))).
+
+    Args:
+        positive: (A, 1) p.
+        negative: (A, X) n; minus infinity for what is no negative.
+        temperature: T, above 0.
+    """
+    logits = torch.cat((positive, negative), dim=1) / temperature
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def contrastive_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
+    """Return the share of the anchors whose positive is nearer than any negative.
+
+    Args:
+        positive: (A, 1).
+        negative: (A, X); minus infinity for what is no negative.
+    """
+    return (positive[:, 0] > negative.amax(1)).float().mean()
+
+
+@torch.compiler.disable  # the pointer's value decides
+@torch.no_grad()
+def enqueue(
+    queue: Tensor,
+    pointer: Tensor,
+    keys: Tensor,
+    queue_nouns: Tensor | None = None,
+    nouns: Tensor | None = None,
+) -> None:
+    """Put keys into a queue over its oldest ones, in place.
+
+    The queue may have any length and takes any number of keys; of more than it holds, the newest
+    stay, where they would have come to stand.
+
+    Args:
+        queue: (D, Q) the queue.
+        pointer: (1,) integer, the place of its oldest key; it is moved on.
+        keys: (M, D) normalised keys of all processes, in the same order everywhere.
+        queue_nouns: (Q,) int64 nouns of the queue's keys, if they are kept.
+        nouns: (M,) int64 nouns of the keys; unknown if not given.
+    """
+    length, start, total = queue.shape[1], int(pointer), len(keys)
+    skipped = max(total - length, 0)
+    places = (start + torch.arange(skipped, total, device=keys.device)) % length
+    queue[:, places] = keys[skipped:].T.to(queue.dtype)
+    if queue_nouns is not None:
+        queue_nouns[places] = UNKNOWN_NOUN if nouns is None else nouns[skipped:]
+    pointer[0] = (start + total) % length
+
+
+def _pairs(first: Tensor, second: Tensor) -> Tensor:
+    """Normalise and put side by side: (M, 2, D)."""
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            'the two views need embeddings of one shape (M, D), got '
+            f'{tuple(first.shape)} and {tuple(second.shape)}'
+        )
+    return F.normalize(torch.stack((first, second), dim=1), dim=2)
+
+
+def _own_noun(negatives: str, nouns: Tensor | None, others: Tensor | None) -> Tensor | None:
+    """Tell which pairs are no negatives as they are of one noun; None where that is no reason."""
+    if negatives not in NEGATIVES:
+        raise ValueError(f'negatives {negatives!r} is unknown: use one of {", ".join(NEGATIVES)}')
+    if negatives == 'all':
+        return None
+    if nouns is None or others is None:
+        raise ValueError("negatives 'other_nouns' needs the nouns of all instances")
+    return same_noun(nouns, others)
+
+
+def _excluded(
+    embeddings: Tensor,
+    nouns: Tensor | None,
+    negatives: str,
+    everything: Tensor,
+    every_noun: Tensor | None,
+    offset: int,
+) -> Tensor:
+    """Return (M, N): instance n of all is not a negative for the own instance m."""
+    own_noun = _own_noun(negatives, nouns, nouns if every_noun is None else every_noun)
+    own = offset + torch.arange(len(embeddings), device=embeddings.device)
+    excluded = own[:, None] == torch.arange(len(everything), device=own.device)
+    return excluded if own_noun is None else excluded | own_noun
