@@ -5,7 +5,6 @@ and `paper_tables` are imported by their own names.
 """
 
 from freeatm_mm.results.comparison import (
-    METRIC_TITLES,
     Group,
     PairedDifference,
     arm_name,
@@ -26,10 +25,12 @@ from freeatm_mm.results.file import (
     write_results,
 )
 from freeatm_mm.results.markdown import result_tables, to_markdown
+from freeatm_mm.results.metrics import METRICS, Metric, metric_title
 
 __all__ = [
-    'METRIC_TITLES',
+    'METRICS',
     'Group',
+    'Metric',
     'PairedDifference',
     'add_row',
     'arm_name',
@@ -38,6 +39,7 @@ __all__ = [
     'describe_hardware',
     'epochs_to_match',
     'is_untrained',
+    'metric_title',
     'new_results',
     'package_versions',
     'paired_difference',

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from freeatm_mm.methods import method_title
+
 __all__ = [
-    'METRIC_TITLES',
     'Group',
     'PairedDifference',
     'arm_name',
@@ -21,34 +22,6 @@ __all__ = [
     'runs_of',
     'summarise_rows',
 ]
-
-METRIC_TITLES = {
-    'linear': 'Scenes, linear (mAP)',
-    'knn': 'Scenes, k-NN (mAP)',
-    'linear_object': 'Objects, linear (acc.)',
-    'knn_object': 'Objects, k-NN (acc.)',
-    'linear_crop': 'Crops, linear (acc.)',
-    'knn_crop': 'Crops, k-NN (acc.)',
-    'segmentation_miou': 'Segmentation (mIoU)',
-    'finetune_top1': 'Objects, fine-tuned (acc.)',
-    'box_ap': 'Detection (box AP)',
-    'mask_ap': 'Detection (mask AP)',
-    'box_ap50': 'Detection (box AP50)',
-    'voc_ap50': 'VOC (AP50)',
-    'miou': 'Segmentor (mIoU)',
-    'linear_top1': 'Classifier, linear (acc.)',
-    **{
-        f'{what}_{figure}': f'{title}, {figure}'
-        for what, title in (
-            ('zeroshot', 'Zero-shot'),
-            ('zeroshot_blocks', 'Zero-shot, blocks'),
-            ('finetuned', 'Fine-tuned'),
-        )
-        for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10', 'mirror')
-    },
-}
-"""What the metrics of :mod:`freeatm_mm.probing.features`, of fine-tuning and of retrieval are
-called in tables and plots."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +97,6 @@ def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
     ]
 
 
-_METHOD_TITLES = {
-    'random': 'Random weights',
-    'random-vit': 'Random ViT',
-    'supervised': 'Supervised',
-    'mocov2': 'MoCo v2',
-    'simclr': 'SimCLR',
-    'mae': 'MAE',
-    'blip': 'BLIP',
-    'byol': 'BYOL',
-    'simsiam': 'SimSiam',
-    'densecl': 'DenseCL',
-}
-
-
 def is_untrained(method: str) -> bool:
     """Whether a row is of weights that no training made: ``random``, ``random-vit``."""
     return method.split('-')[0] == 'random'
@@ -151,7 +110,7 @@ def arm_name(method: str, regime: str, masks: bool | str) -> str:
         regime: What was pretrained on; left out for random weights, or where empty.
         masks: False, True or the name of a variant.
     """
-    name = _METHOD_TITLES.get(method, method)
+    name = method_title(method)
     if masks is True:
         name += ' + Free-ATM'
     elif masks:

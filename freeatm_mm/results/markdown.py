@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.results.comparison import (
-    METRIC_TITLES,
     Group,
     PairedDifference,
     arm_names,
@@ -20,6 +19,7 @@ from freeatm_mm.results.comparison import (
     summarise_rows,
 )
 from freeatm_mm.results.file import validate_results
+from freeatm_mm.results.metrics import METRICS, metric_title
 
 __all__ = ['result_tables', 'to_markdown']
 
@@ -27,8 +27,8 @@ __all__ = ['result_tables', 'to_markdown']
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """The metrics of a result file, the known ones first and in their order."""
     found = dict.fromkeys(name for row in runs_of(results) for name in row['metrics'])
-    known = [name for name in METRIC_TITLES if name in found]
-    return known + [name for name in found if name not in METRIC_TITLES]
+    known = [name for name in METRICS if name in found]
+    return known + [name for name in found if name not in METRICS]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -55,7 +55,7 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
     groups, metrics = summarise_rows(results), _metrics(results)
     tables = []
     if groups:
-        titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        titles = [metric_title(metric) for metric in metrics]
         names = arm_names(groups)
         tables.append(
             (
@@ -164,7 +164,7 @@ def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list
                 rows.append(
                     [
                         names[id(arm[0])],
-                        METRIC_TITLES.get(metric, metric),
+                        metric_title(metric),
                         f'{at:g}',
                         f'{value:.3f}',
                         f'more than {longest:g}' if needed is None else f'{needed:.0f}',

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.results import Group, arm_name, paired_difference
+from freeatm_mm.methods import methods_of
+from freeatm_mm.results import METRICS, Group, arm_name, metric_title, paired_difference
 
 __all__ = [
     'TABLES',
@@ -18,6 +19,7 @@ __all__ = [
     'belongs',
     'gather_rows',
     'improvements',
+    'own_metrics',
     'paper_rows',
     'row_markdown',
     'table_markdown',
@@ -33,48 +35,51 @@ class Table:
 
     Attributes:
         title: What it shows.
-        metrics: Our names of its columns -> their titles; those that the paper doesn't have
-            come last.
+        columns: Our names of its columns -> the data sets that they are measured on, in the order
+            of `paper_tables.json`; columns that the paper doesn't have come last.
         methods: The methods that it compares.
     """
 
     title: str
-    metrics: Mapping[str, str]
+    columns: Mapping[str, str]
     methods: tuple[str, ...]
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Our names of its columns -> their titles."""
+        return {
+            metric: f'{data} {METRICS[metric].column}'.strip()
+            for metric, data in self.columns.items()
+        }
 
 
 TABLES: dict[int, Table] = {
     1: Table(
         'Table 1: SimCLR and MoCo v2, ResNet-50',
         {
-            'voc_ap50': 'VOC AP50',
-            'box_ap': 'COCO box AP',
-            'mask_ap': 'COCO mask AP',
-            'miou': 'Cityscapes mIoU',
-            'linear_top1': 'ImageNet linear',
-            'box_ap50': 'COCO box AP50',
+            'voc_ap50': 'VOC',
+            'box_ap': 'COCO',
+            'mask_ap': 'COCO',
+            'miou': 'Cityscapes',
+            'linear_top1': 'ImageNet',
+            'box_ap50': 'COCO',
         },
-        ('random', 'supervised', 'simclr', 'mocov2'),
+        (*_PLAIN, *methods_of('resnet')),
     ),
     2: Table(
         'Table 2: MAE, ViT-B',
         {
-            'box_ap': 'COCO box AP',
-            'mask_ap': 'COCO mask AP',
-            'finetune_top1': 'ImageNet fine-tuned',
-            'miou': 'ADE20K mIoU',
-            'box_ap50': 'COCO box AP50',
+            'box_ap': 'COCO',
+            'mask_ap': 'COCO',
+            'finetune_top1': 'ImageNet',
+            'miou': 'ADE20K',
+            'box_ap50': 'COCO',
         },
-        ('random', 'supervised', 'mae'),
+        (*_PLAIN, *methods_of('vit')),
     ),
     3: Table(
         'Table 3: BLIP, COCO retrieval',
-        {
-            'finetuned_TR@1': 'fine-tuned TR@1',
-            'finetuned_IR@1': 'fine-tuned IR@1',
-            'zeroshot_TR@1': 'zero-shot TR@1',
-            'zeroshot_IR@1': 'zero-shot IR@1',
-        },
+        {'finetuned_TR@1': '', 'finetuned_IR@1': '', 'zeroshot_TR@1': '', 'zeroshot_IR@1': ''},
         ('blip',),
     ),
 }
@@ -98,7 +103,7 @@ Key = tuple[str, str, str, Any]
 
 def paper_rows(table: int) -> dict[Key, dict[str, float]]:
     """The paper's numbers, in per cent, in its order; what it has no number for is left out."""
-    metrics = list(TABLES[table].metrics)
+    metrics = list(TABLES[table].columns)
     rows = {}
     for method, regime, generator, masks, values in json.loads(_PAPER.read_text())[str(table)]:
         rows[(method, regime, generator, masks)] = {
@@ -113,10 +118,15 @@ def belongs(row: Mapping[str, Any], table: int) -> bool:
     Which architecture a row of random or supervised weights was measured with shows in its metrics:
     Table 1 has `linear_top1` or `voc_ap50`, Table 2 `finetune_top1`.
     """
-    own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
     return row.get('method') in TABLES[table].methods and (
-        row['method'] not in _PLAIN or bool(own & set(row['metrics']))
+        row['method'] not in _PLAIN or bool(own_metrics(table) & set(row['metrics']))
     )
+
+
+def own_metrics(table: int) -> set[str]:
+    """The columns that no other table has."""
+    others = [TABLES[number].columns for number in TABLES if number != table]
+    return {metric for metric in TABLES[table].columns if not any(metric in o for o in others)}
 
 
 def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Arm]:
@@ -303,12 +313,12 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     return '\n'.join([*head, *lines]) + tail + '\n'
 
 
-def row_markdown(row: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+def row_markdown(row: Mapping[str, Any]) -> str:
     """One run's metrics as a Markdown table of one row, in per cent."""
-    metrics = [name for name in titles if name in row['metrics']]
+    metrics = sorted(row['metrics'], key=[*METRICS, *row['metrics']].index)
     name = arm_name(row['method'], row['regime'], row['masks'])
     return (
-        '| Pretraining | ' + ' | '.join(titles[name] for name in metrics) + ' |\n'
+        '| Pretraining | ' + ' | '.join(map(metric_title, metrics)) + ' |\n'
         '| --- |' + ' ---: |' * len(metrics) + '\n'
         f'| {name} | '
         + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)
