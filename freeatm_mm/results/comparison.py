@@ -17,6 +17,7 @@ __all__ = [
     'arm_names',
     'comparisons',
     'epochs_to_match',
+    'holm',
     'is_untrained',
     'paired_difference',
     'runs_of',
@@ -193,6 +194,24 @@ def paired_difference(arm: Group, reference: Group, metric: str) -> PairedDiffer
         low,
         high,
     )
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Correct p-values for being several, by Holm's method.
+
+    Args:
+        values: The p-values of one comparison's metrics; NaN where there is no test.
+
+    Returns:
+        The corrected ones: below a level, the chance that any of them is wrongly called a
+        difference is below that level, too. NaN where there was no test.
+    """
+    order = sorted((p, place) for place, p in enumerate(values) if not np.isnan(p))
+    corrected, largest = [float('nan')] * len(values), 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(p * (len(order) - rank), 1.0))
+        corrected[place] = largest
+    return corrected
 
 
 def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:

@@ -13,6 +13,7 @@ from freeatm_mm.results.comparison import (
     arm_names,
     comparisons,
     epochs_to_match,
+    holm,
     is_untrained,
     paired_difference,
     runs_of,
@@ -37,13 +38,22 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join(lines)
 
 
-def _difference_cells(difference: PairedDifference) -> list[str]:
-    """Mean difference, confidence interval, p and number of seeds."""
-    interval = p = '–'
+def _p_text(p: float) -> str:
+    return '–' if math.isnan(p) else f'{p:.3f}' if p >= 0.001 else '< 0.001'
+
+
+def _difference_cells(difference: PairedDifference, corrected: float) -> list[str]:
+    """Mean difference, confidence interval, p, p by Holm and number of seeds."""
+    interval = '–'
     if not math.isnan(difference.p):
         interval = f'{difference.low:+.3f} to {difference.high:+.3f}'
-        p = f'{difference.p:.3f}' if difference.p >= 0.001 else '< 0.001'
-    return [f'{difference.mean:+.3f}', interval, p, str(len(difference.seeds))]
+    return [
+        f'{difference.mean:+.3f}',
+        interval,
+        _p_text(difference.p),
+        _p_text(corrected),
+        str(len(difference.seeds)),
+    ]
 
 
 def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -76,16 +86,20 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
         )
         rows = []
         for arm, reference in comparisons(groups):
-            for metric, title in zip(metrics, titles):
-                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ())):
-                    rows.append(
-                        [
-                            names[groups.index(arm)],
-                            f'{arm.epochs:g}',
-                            title,
-                            *_difference_cells(paired_difference(arm, reference, metric)),
-                        ]
-                    )
+            found = [
+                paired_difference(arm, reference, metric)
+                for metric in metrics
+                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ()))
+            ]
+            rows += [
+                [
+                    names[groups.index(arm)],
+                    f'{arm.epochs:g}',
+                    metric_title(difference.metric),
+                    *_difference_cells(difference, corrected),
+                ]
+                for difference, corrected in zip(found, holm([part.p for part in found]))
+            ]
         if rows and all(row[-1] == '1' for row in rows):
             tables.append(
                 (
@@ -99,7 +113,8 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
             tables.append(
                 (
                     'Difference to the same pretraining without masks, paired by seed: '
-                    'mean, its 95 % confidence interval, and p of the paired t-test',
+                    'mean, its 95 % confidence interval, p of the paired t-test, and p corrected '
+                    "by Holm's method for the number of metrics",
                     [
                         'Pretraining',
                         'Epochs',
@@ -107,6 +122,7 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
                         'Difference',
                         '95 % interval',
                         'p',
+                        'p (Holm)',
                         'Seeds',
                     ],
                     rows,

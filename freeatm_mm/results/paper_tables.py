@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.methods import methods_of
-from freeatm_mm.results import METRICS, Group, arm_name, metric_title, paired_difference
+from freeatm_mm.results import METRICS, Group, arm_name, holm, metric_title, paired_difference
 
 __all__ = [
     'TABLES',
@@ -260,9 +260,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     """Each of the paper's improvements by masks beside ours, and how many have the same sign.
 
     Of other generators and scales as well: signs can be compared, sizes can't, which is said.
-    Differences are paired by seed, with the p of the paired t-test; empty where we have none.
+    Differences are paired by seed, with the p of the paired t-test, also
+    corrected by Holm's method for the metrics of one row; empty where we have none.
     """
-    layout, paper = TABLES[table], paper_rows(table)
+    titles, paper = TABLES[table].metrics, paper_rows(table)
     lines, same, ties, counted = [], 0, 0, 0
     sure = {True: 0, False: 0}  # of the same sign, of the other
     for key in _in_order(ours, paper):
@@ -272,11 +273,13 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
             continue
         theirs = paper.get((*_counterpart(key)[:3], True), {})
         reference = paper.get(_counterpart(baseline), {})
-        for metric, title in layout.metrics.items():
-            if not set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ())):
-                continue
-            difference = paired_difference(group, ours[baseline], metric)
-            expected = ''
+        found = [
+            paired_difference(group, ours[baseline], metric)
+            for metric in titles
+            if set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ()))
+        ]
+        for difference, corrected in zip(found, holm([part.p for part in found])):
+            metric, expected = difference.metric, ''
             if key[3] is True and metric in theirs and metric in reference:
                 gain = theirs[metric] - reference[metric]
                 expected = f'{gain:+.1f}'
@@ -286,10 +289,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
                 if product:
                     sure[product > 0] += difference.p < 0.05
             spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
-            p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
+            p = '' if math.isnan(difference.p) else f'{difference.p:.3f} | {corrected:.3f}'
             lines.append(
-                f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
-                f'{spread} | {p} | {len(difference.seeds)} | {expected} |'
+                f'| {arm_name(*_arm(key))} | {titles[metric]} | {100 * difference.mean:+.1f}'
+                f'{spread} | {p or " | "} | {len(difference.seeds)} | {expected} |'
             )
     if not lines:
         return ''
@@ -301,8 +304,8 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     )
     head = [
         *note,
-        '| With masks | Metric | Ours, points | p | Seeds | The paper |',
-        '| --- | --- | ---: | ---: | ---: | ---: |',
+        '| With masks | Metric | Ours, points | p | p (Holm) | Seeds | The paper |',
+        '| --- | --- | ---: | ---: | ---: | ---: | ---: |',
     ]
     tied = f', {ties} are no difference at all' if ties else ''
     tail = (

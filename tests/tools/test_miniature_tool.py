@@ -26,8 +26,11 @@ def test_the_quick_run(capsys):
         *['tools/train.py', 'tools/evaluate.py'] * 2,
     ]
     assert [command[1] for command in commands if command[0] == 'tools/train.py'] == [
-        'configs/miniature/baselines/mocov2.py',
-        'configs/miniature/mocov2_freeatm.py',
+        'configs/miniature/mocov2_freeatm.py'
+    ] * 2
+    baseline, ours = (command for command in commands if command[0] == 'tools/train.py')
+    assert [part for part in baseline if 'freeatm-0' not in part and part not in ours][1:] == [
+        'train_dataloader.dataset.masks=False'
     ]
 
 
@@ -50,13 +53,14 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: four arms of the contrastive methods, three of MAE; composed: two of each
-    assert len(trained) == 2 * (4 + 4 + 3 + 3 * 2)
+    # generated: six arms of the contrastive methods, seven of MAE; composed: two of each
+    assert len(trained) == 2 * (6 + 6 + 7 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
         for epoch in ((16, 32, 48) if 'mae' in command[1] else (8, 16, 24))
-        if epoch in (24, 48) or 'max_keep_ckpts=-1' in command[-1]
+        if epoch in (48 if 'mae' in command[1] else 24,)
+        or 'default_hooks.checkpoint.max_keep_ckpts=-1' in command
     }
     assert {path.parts[-2].split('-')[2] for path in map(Path, made) if path.stem == 'epoch_8'} == {
         'baseline',
@@ -68,7 +72,7 @@ def test_all_arms(capsys, tmp_path):
     files = [command[command.index('--out') + 1] for command in judged]
     assert len(set(files)) == len(files)
     fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
-    assert len(fine_tuned) == 2 * (1 + 3 + 2)
+    assert len(fine_tuned) == 2 * (1 + 7 + 2)
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
@@ -104,6 +108,10 @@ def test_options_change_what_they_name(capsys, tmp_path):
                 value = value[int(part)] if part.isdigit() else value[part]
             if last == 'mask_values':
                 assert value.type == 'PackFreeATMInputs'
+            elif last == 'centred_box':
+                assert value.type == 'LoadFromStore'
+            elif last in ('mask_source', 'mask_source_seed'):
+                assert value.type == 'FreeATMDataset'
             else:
                 assert last in value
         assert int(options['train_cfg.max_epochs']) == (18 if 'mae' in command[1] else 9)
