@@ -15,13 +15,13 @@ class Method:
         title: In tables and plots.
         model: mmpretrain's class, which ``FreeATM<model>`` extends; empty for methods of other
             frameworks.
-        architecture: Of the backbone, ``'resnet'`` or ``'vit'``: which benchmarks it is measured
-            by (the suite of this name), and in which of the paper's tables.
+        architecture: Of the network, ``'resnet'``, ``'vit'`` or ``'blip'``: which benchmarks it is
+            measured by (the suite of this name), and in which of the paper's tables.
     """
 
     title: str
-    model: str = ''
-    architecture: str = ''
+    model: str
+    architecture: str
 
 
 METHODS: dict[str, Method] = {
@@ -29,7 +29,7 @@ METHODS: dict[str, Method] = {
     'mocov2': Method('MoCo v2', 'MoCo', 'resnet'),
     'mae': Method('MAE', 'MAE', 'vit'),
     'simsiam': Method('SimSiam', 'SimSiam', 'resnet'),
-    'blip': Method('BLIP'),
+    'blip': Method('BLIP', '', 'blip'),
 }
 """The methods by their names in result files and of their configs, ``configs/<name>_freeatm.py``
 and ``configs/miniature/<name>_freeatm.py``."""
