@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.tiny_stores import make_store
 from helpers.tools import load_tool, planned
 from mmengine.config import Config
 
@@ -151,3 +152,51 @@ def test_rows_are_gathered_and_fine_tuning_joins_its_own(tmp_path):
 def test_too_few_epochs_are_refused():
     with pytest.raises(SystemExit, match='--epochs must be 3 or more'):
         tool.main(['--dry-run', '--epochs', '2'])
+
+
+def test_each_seed_takes_its_samples_of_a_pool(capsys, tmp_path, monkeypatch):
+    pool, out = make_store(tmp_path / 'pool', count=20), tmp_path / 'out'
+    options = ['--pool', str(pool), '--images', '6', '--seeds', '2', '--out', str(out)]
+    commands = plan(capsys, *options)
+    assert not [command for command in commands if command[0] == 'tools/generate.py']
+    lists = [part.split('=')[1] for command in commands for part in command if '.indices=' in part]
+    assert sorted(set(lists)) == [f'{out}/samples/6-seed{seed}.json' for seed in (0, 1)]
+    assert len(lists) == 4  # both arms of a seed
+    args = tool.parse_args(options)
+    for seed in (0, 1):
+        for masks in (False, True):
+            results = new_results('x', 'python x')
+            row = {'method': 'mocov2', 'regime': 'synthetic', 'masks': masks, 'seed': seed}
+            add_row(results, {**row, 'epochs': 24, 'metrics': {'linear': 0.1}})
+            write_results(out / f'rows/{masks}-{seed}.json', results)
+    rows = tool.gather(args)['rows']
+    assert all(row['pool']['samples'] == 6 and row['pool']['disjoint'] for row in rows)
+    assert len({row['pool']['list_sha256'] for row in rows}) == 2
+    assert [group.seeds for group in summarise_rows({'rows': rows})] == [[0, 1]] * 2
+
+
+def test_controls_have_rows_of_their_own(capsys, tmp_path):
+    commands = plan(
+        capsys,
+        '--methods',
+        'mocov2',
+        'mae',
+        '--arms',
+        'other_masks',
+        'box',
+        'ceiling_0',
+        '--out',
+        str(tmp_path),
+    )
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    changes = [[part for part in command if '=' in part][4:] for command in trained]
+    assert changes == [
+        [
+            'train_dataloader.dataset.mask_source=other',
+            'train_dataloader.dataset.mask_source_seed=0',
+        ],
+        ['train_dataloader.dataset.pipeline.0.centred_box=own'],
+    ] * 2 + [['model.mask_generator.ceiling=0']]
+    judged = [command for command in commands if command[0] == 'tools/evaluate.py']
+    names = [c[c.index('--masks') + 1] for c in judged if '--masks' in c]
+    assert names == ['other_masks', 'box', 'other_masks', 'box', 'ceiling_0']
