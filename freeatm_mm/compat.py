@@ -158,6 +158,20 @@ def accept_mmseg_fork() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+def keep_digits_of_ap() -> None:
+    """Let mmdet's metrics give AP as it is computed.
+
+    Reason: they round it to a tenth of a point, as much as seeds often differ by, and paired
+    differences then come in steps.
+
+    Source: `mmdet/evaluation/metrics/coco_metric.py` and `voc_metric.py`, which call `round`.
+    """
+    from mmdet.evaluation.metrics import coco_metric, voc_metric
+
+    for module in (coco_metric, voc_metric):
+        module.round = lambda value, digits=None: float(value)
+
+
 def launch_on_cpus(cfg) -> None:
     """Lets mmengine train in several processes on a machine without a GPU; no effect with one.
 

@@ -15,16 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.errors import InputError
+from freeatm_mm.methods import METHODS
 
 __all__ = ['Origin', 'note_pretraining', 'origin_of', 'settle_label']
 
-_METHODS = {
-    'MoCo': 'mocov2',
-    'SimCLR': 'simclr',
-    'MAE': 'mae',
-    'SimSiam': 'simsiam',
-    'ImageClassifier': 'supervised',
-}
+_CLASSIFIER = 'ImageClassifier'  # of supervised pretraining, and of benchmarks
 #: Names that generators go by in tables, and what their pipelines are called.
 _GENERATORS = (
     ('deepif', r'deepfloyd|\bif-i+-'),
@@ -86,7 +81,7 @@ def origin_of(content: Any) -> Origin:
     epoch = meta.get('epoch')
     if (
         type(epoch) is int
-        and found.method in set(_METHODS.values())
+        and found.method in (*METHODS, 'supervised')
         and 'max_epochs' in _mapping(cfg.get('train_cfg'))
     ):
         found = replace(found, epochs=epoch)
@@ -170,9 +165,9 @@ def _plain(node: ast.expr) -> Any:
 
 def _method(cfg: Mapping) -> str | None:
     kind = str(_mapping(cfg.get('model')).get('type', '')).split('.')[-1].removeprefix('FreeATM')
-    if kind == 'ImageClassifier' and cfg.get('init', 'random') != 'random':
-        return None  # a benchmark's model
-    return _METHODS.get(kind)
+    if kind == _CLASSIFIER:
+        return 'supervised' if cfg.get('init', 'random') == 'random' else None  # a benchmark's
+    return next((name for name, method in METHODS.items() if kind and method.model == kind), None)
 
 
 def _masks(cfg: Mapping) -> bool | None:

@@ -35,16 +35,16 @@ from freeatm_mm.checkpoints import (  # noqa: E402
 )
 from freeatm_mm.downstream.runs import (  # noqa: E402
     BENCHMARKS,
-    METRICS,
-    SUITES,
     DownstreamRun,
     options_of,
     read_metrics,
+    suites,
 )
 from freeatm_mm.files import atomic_write  # noqa: E402
 from freeatm_mm.origins import Origin, origin_of, settle_label  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
     add_row,
+    metric_title,
     new_results,
     read_results,
     write_results,
@@ -63,8 +63,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument(
         '--suite',
-        choices=tuple(SUITES),
-        help='; '.join(f'{name}: {", ".join(parts)}' for name, parts in SUITES.items()),
+        choices=tuple(suites()),
+        help='; '.join(f'{name}: {", ".join(parts)}' for name, parts in suites().items()),
     )
     chosen.add_argument(
         '--benchmarks',
@@ -149,7 +149,7 @@ def check_metrics(names: list[str]) -> None:
         for metric, _ in BENCHMARKS[name].metrics.values():
             if metric in taken:
                 raise ValueError(
-                    f'{taken[metric]} and {name} both give {METRICS[metric]}, which a '
+                    f'{taken[metric]} and {name} both give {metric_title(metric)}, which a '
                     'row holds once: run them by two commands, each with its --out'
                 )
             taken[metric] = name
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.amp,
                 args.smoke,
             )
-            for name in args.benchmarks or SUITES[args.suite]
+            for name in args.benchmarks or suites()[args.suite]
         ]
         check_metrics([run.benchmark for run in runs])
         check_label(args.out / 'row.json', label)
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     scale = 'smoke' if args.smoke else scale or 'paper'
     add_row(results, {**label, 'scale': scale, 'metrics': metrics})
     write_results(args.out / 'row.json', results)
-    text = row_markdown(results['rows'][0], METRICS)
+    text = row_markdown(results['rows'][0])
     with atomic_write(args.out / 'row.md') as file:
         file.write(text.encode())
     print(text)

@@ -24,8 +24,8 @@ from freeatm_mm.checkpoints import check_trained, read_state  # noqa: E402
 from freeatm_mm.compat import skip_multimodal_models  # noqa: E402
 from freeatm_mm.origins import origin_of, settle_label  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
-    METRIC_TITLES,
     add_row,
+    metric_title,
     new_results,
     read_results,
     write_results,
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     add_row(results, {**label, 'metrics': metrics, 'details': details})
     write_results(out, results)
     for name, value in metrics.items():
-        print(f'{METRIC_TITLES.get(name, name):42} {value:.4f}')
+        print(f'{metric_title(name):42} {value:.4f}')
     print(f'{sum(details["seconds"].values()):.0f} s; kept in {out}')
 
 

@@ -58,8 +58,7 @@ def make_captions(options: argparse.Namespace) -> Report:
     """The captions of a data set, with their nouns."""
     tagger = SpacyTagger(options.spacy) if options.spacy else TextBlobTagger()
     finder = NounFinder(tagger, options.concrete, not options.single_words)
-    reader = READERS[options.source]
-    captions = reader(options.file, name=options.name) if options.name else reader(options.file)
+    captions = READERS[options.source](options.file, options.name or None)
 
     def batches(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
         unreadable = sum(
@@ -257,23 +256,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         )
         source.add_argument('--name', help='what ids begin with (default: the source)')
 
-    for name, text, file in (
-        ('coco', 'captions of COCO', 'captions_train2017.json'),
-        (
-            'visual-genome',
-            'region descriptions of Visual Genome',
-            'region_descriptions.json or its .zip',
-        ),
-        ('cc', 'captions of CC3M or CC12M', 'Train_GCC-training.tsv or cc12m.tsv'),
-        ('sbu', 'captions of SBU', 'the captions as .txt or .json'),
-        (
-            'captions',
-            'captions of any data set',
-            'a JSON, JSON Lines, CSV, TSV, text, Parquet '
-            'or tar file, or a folder of them, as img2dataset writes it',
-        ),
-    ):
-        source = add_source(name, text, file, make_captions)
+    for name, reader in READERS.items():
+        source = add_source(name, reader.text, reader.help, make_captions)
         source.add_argument(
             '--concrete', action='store_true', help='only nouns that name what one can see'
         )

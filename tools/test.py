@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
 
+    if cfg.get('default_scope') == 'mmdet':
+        compat.keep_digits_of_ap()
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     try:

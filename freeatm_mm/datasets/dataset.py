@@ -16,6 +16,8 @@ from mmpretrain.registry import DATASETS
 
 from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
+from freeatm_mm.errors import InputError
+from freeatm_mm.files import read_json
 from freeatm_mm.ops.nouns import noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
 
@@ -137,7 +139,8 @@ class FreeATMDataset(BaseDataset):
         pipeline: Transforms, beginning with `LoadFromStore`.
         photometric: With masks every transform must be known to move no pixels, or to move the
             masks with them; here are the names of further ones that leave every pixel in place.
-        indices: Use the first so many samples, or exactly the numbered ones. Defaults to all.
+        indices: Use the first so many samples, or exactly the numbered ones: a list, or the path of
+            a JSON file with one. Defaults to all.
         share: Use this share of the samples, in (0, 1], drawn at random and the same in every run;
             0.5 is how real and generated images are mixed half and half.
         max_unreadable: Share of the samples, in [0, 1), that may turn out to be unreadable, on
@@ -165,7 +168,7 @@ class FreeATMDataset(BaseDataset):
         masks: bool = True,
         pipeline: Sequence = (),
         photometric: Sequence[str] = (),
-        indices: int | Sequence[int] | None = None,
+        indices: int | Sequence[int] | str | Path | None = None,
         share: float = 1.0,
         max_unreadable: float = 0.0,
         mask_source: str = 'own',
@@ -200,7 +203,7 @@ class FreeATMDataset(BaseDataset):
         super().__init__(
             ann_file='',
             metainfo=metainfo,
-            indices=indices,
+            indices=_read_indices(indices) if isinstance(indices, (str, Path)) else indices,
             serialize_data=False,
             pipeline=pipeline,
             test_mode=test_mode,
@@ -364,3 +367,11 @@ class FreeATMDataset(BaseDataset):
             f'Masks: \t{self.masks}',
             f'Share: \t{self.share:g}',
         ]
+
+
+def _read_indices(path: str | Path) -> list[int]:
+    """Read the numbers of samples from a JSON file."""
+    indices = read_json(path)
+    if not isinstance(indices, list) or not all(type(index) is int for index in indices):
+        raise InputError(f'{path} must be a list of the numbers of samples')
+    return indices

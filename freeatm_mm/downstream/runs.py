@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.checkpoints import check_regular
+from freeatm_mm.downstream.tiny_datasets import LAYOUTS
 from freeatm_mm.files import atomic_write
 
 __all__ = [
     'BENCHMARKS',
-    'METRICS',
-    'SUITES',
     'Benchmark',
     'DownstreamRun',
     'identify',
     'make_smoke',
     'options_of',
     'read_metrics',
+    'suites',
 ]
 
 
@@ -38,17 +38,24 @@ class Benchmark:
 
     Attributes:
         config: Below ``configs/``.
-        metrics: What the framework's evaluator calls a metric -> what we call it, and the factor
-            that makes it a share of 1.
+        metrics: What the framework's evaluator calls a metric -> what we call it (one of
+            `freeatm_mm.results.METRICS`), and the factor that makes it a share of 1.
         batch: Images of a step in all processes together, which rates and schedule are made for.
-        folder: Its data set's, below the folder of all data sets; empty for the miniature's, whose
-            world is one.
+        suite: The suite that it belongs to; empty for none.
+        layout: Of its data set, one of `freeatm_mm.downstream.tiny_datasets.LAYOUTS`; empty for the
+            miniature's, whose world is one.
     """
 
     config: str
     metrics: Mapping[str, tuple[str, float]]
     batch: int
-    folder: str = ''
+    suite: str = ''
+    layout: str = ''
+
+    @property
+    def folder(self) -> str:
+        """Its data set's, below the folder of all data sets."""
+        return LAYOUTS[self.layout].folder if self.layout else ''
 
 
 _COCO = {
@@ -57,6 +64,10 @@ _COCO = {
     'coco/segm_mAP': ('mask_ap', 1),
 }
 _SEGMENTATION = {'mIoU': ('miou', 0.01)}
+_LINEAR = {'accuracy/top1': ('linear_top1', 0.01)}
+_FINETUNED = {'accuracy/top1': ('finetune_top1', 0.01)}
+#: What mmdet's metrics of boxes begin with.
+_DETECTION = ('coco/', 'pascal_voc/')
 _PAPER, _SMALL = 'downstream', 'miniature/downstream'
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -64,63 +75,51 @@ BENCHMARKS: dict[str, Benchmark] = {
         f'{_PAPER}/mmdet/voc_faster-rcnn_r50-c4_24k.py',
         {'pascal_voc/AP50': ('voc_ap50', 1)},
         16,
-        'VOCdevkit',
+        'resnet',
+        'voc',
     ),
-    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO, 16, 'coco'),
+    'coco': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_r50-fpn_1x.py', _COCO, 16, 'resnet', 'coco'),
     'cityscapes': Benchmark(
-        f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8, 'cityscapes'
+        f'{_PAPER}/mmseg/cityscapes_fcn_r50_160e.py', _SEGMENTATION, 8, 'resnet', 'cityscapes'
     ),
     'linear': Benchmark(
-        f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py',
-        {'accuracy/top1': ('linear_top1', 0.01)},
-        256,
-        'imagenet',
+        f'{_PAPER}/mmpretrain/imagenet_linear_r50_100e.py', _LINEAR, 256, 'resnet', 'imagenet'
     ),
-    'coco-vit': Benchmark(f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO, 64, 'coco'),
-    'ade20k': Benchmark(
-        f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16, 'ADEChallengeData2016'
+    'coco-vit': Benchmark(
+        f'{_PAPER}/mmdet/coco_mask-rcnn_vit-b-fpn_100e.py', _COCO, 64, 'vit', 'coco'
     ),
     'finetune': Benchmark(
-        f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py',
-        {'accuracy/top1': ('finetune_top1', 0.01)},
-        1024,
-        'imagenet',
+        f'{_PAPER}/mmpretrain/imagenet_finetune_vit-b_100e.py', _FINETUNED, 1024, 'vit', 'imagenet'
     ),
+    'ade20k': Benchmark(
+        f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16, 'vit', 'ade20k'
+    ),
+    # `mini-coco` gives AP50 too: `mini-voc` is judged by the same scenes, would cost as much again,
+    # and is in no suite.
     'mini-voc': Benchmark(
         f'{_SMALL}/faster-rcnn_resnet.py', {'coco/bbox_mAP_50': ('voc_ap50', 1)}, 16
     ),
-    'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO, 16),
-    'mini-cityscapes': Benchmark(f'{_SMALL}/fcn_resnet.py', _SEGMENTATION, 16),
-    'mini-linear': Benchmark(
-        f'{_SMALL}/linear_resnet.py', {'accuracy/top1': ('linear_top1', 0.01)}, 128
-    ),
-    'mini-coco-vit': Benchmark(f'{_SMALL}/mask-rcnn_vit.py', _COCO, 16),
-    'mini-ade20k': Benchmark(f'{_SMALL}/upernet_vit.py', _SEGMENTATION, 16),
-    'mini-finetune': Benchmark(
-        f'{_SMALL}/finetune_vit.py', {'accuracy/top1': ('finetune_top1', 0.01)}, 128
-    ),
+    'mini-coco': Benchmark(f'{_SMALL}/mask-rcnn_resnet.py', _COCO, 16, 'mini-resnet'),
+    'mini-cityscapes': Benchmark(f'{_SMALL}/fcn_resnet.py', _SEGMENTATION, 16, 'mini-resnet'),
+    'mini-linear': Benchmark(f'{_SMALL}/linear_resnet.py', _LINEAR, 128, 'mini-resnet'),
+    'mini-coco-vit': Benchmark(f'{_SMALL}/mask-rcnn_vit.py', _COCO, 16, 'mini-vit'),
+    'mini-finetune': Benchmark(f'{_SMALL}/finetune_vit.py', _FINETUNED, 128, 'mini-vit'),
+    'mini-ade20k': Benchmark(f'{_SMALL}/upernet_vit.py', _SEGMENTATION, 16, 'mini-vit'),
 }
 """All benchmarks; those of the miniature are called after the paper's that they stand for."""
 
-SUITES: dict[str, tuple[str, ...]] = {
-    'resnet': ('voc', 'coco', 'cityscapes', 'linear'),
-    'vit': ('coco-vit', 'finetune', 'ade20k'),
-    'mini-resnet': ('mini-coco', 'mini-cityscapes', 'mini-linear'),
-    'mini-vit': ('mini-coco-vit', 'mini-finetune', 'mini-ade20k'),
-}
-"""The columns of the paper's Table 1 (resnet) and Table 2 (vit), and the same in miniature, where
-`mini-coco` gives AP50 too: `mini-voc` is judged by the same scenes and would cost as much again."""
 
-METRICS: dict[str, str] = {
-    'voc_ap50': 'VOC AP50',
-    'box_ap': 'COCO box AP',
-    'box_ap50': 'COCO box AP50',
-    'mask_ap': 'COCO mask AP',
-    'miou': 'mIoU',
-    'linear_top1': 'Linear top-1',
-    'finetune_top1': 'Fine-tuned top-1',
-}
-"""What the metrics are called in tables; all are shares in [0, 1]."""
+def suites() -> dict[str, tuple[str, ...]]:
+    """The suites and their benchmarks, in order.
+
+    They are the columns of the paper's Table 1 (resnet) and Table 2 (vit), and the same in
+    miniature.
+    """
+    names = dict.fromkeys(part.suite for part in BENCHMARKS.values() if part.suite)
+    return {
+        suite: tuple(name for name, part in BENCHMARKS.items() if part.suite == suite)
+        for suite in names
+    }
 
 
 def read_metrics(path: str | Path, benchmark: Benchmark) -> dict[str, float]:
@@ -136,7 +135,7 @@ def read_metrics(path: str | Path, benchmark: Benchmark) -> dict[str, float]:
         ValueError: If a metric is missing though others are there, or couldn't be computed.
     """
     found = json.loads(Path(path).read_text())
-    if not found and 'rcnn' in benchmark.config:
+    if not found and all(key.startswith(_DETECTION) for key in benchmark.metrics):
         return {name: 0.0 for name, _ in benchmark.metrics.values()}
     missing = [key for key in benchmark.metrics if key not in found]
     if missing:

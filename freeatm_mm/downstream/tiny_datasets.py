@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
-__all__ = ['LAYOUTS', 'make_tiny_dataset']
+__all__ = ['LAYOUTS', 'Layout', 'make_tiny_dataset']
 
 _Box = tuple[int, int, int, int, int]
 
@@ -25,7 +26,7 @@ def make_tiny_dataset(
     """Write a tiny data set.
 
     Args:
-        layout: One of `LAYOUTS`: voc, coco, cityscapes, ade20k, imagenet.
+        layout: One of `LAYOUTS`.
         out: Its folder, made if missing; what a config's ``data_root`` should be.
         images: In each split (imagenet: in each split in all, two classes in turn).
         side: Height of the images; their width is 5/4 of it.
@@ -40,7 +41,7 @@ def make_tiny_dataset(
     if layout not in LAYOUTS:
         raise ValueError(f'layout {layout!r} is unknown: use one of {", ".join(LAYOUTS)}')
     out = Path(out)
-    LAYOUTS[layout](out, images, side, np.random.default_rng(seed))
+    LAYOUTS[layout].write(out, images, side, np.random.default_rng(seed))
     return out
 
 
@@ -186,11 +187,24 @@ def _write_imagenet(out: Path, count: int, side: int, rng: np.random.Generator) 
         path.write_text(''.join(lines))
 
 
-LAYOUTS: dict[str, Callable[[Path, int, int, np.random.Generator], None]] = {
-    'voc': _write_voc,
-    'coco': _write_coco,
-    'cityscapes': _write_cityscapes,
-    'ade20k': _write_ade20k,
-    'imagenet': _write_imagenet,
+@dataclass(frozen=True)
+class Layout:
+    """A data set's layout.
+
+    Attributes:
+        folder: Its name below the folder of all data sets.
+        write: Writes a tiny one: folder, images in each split, height, random numbers.
+    """
+
+    folder: str
+    write: Callable[[Path, int, int, np.random.Generator], None]
+
+
+LAYOUTS: dict[str, Layout] = {
+    'voc': Layout('VOCdevkit', _write_voc),
+    'coco': Layout('coco', _write_coco),
+    'cityscapes': Layout('cityscapes', _write_cityscapes),
+    'ade20k': Layout('ADEChallengeData2016', _write_ade20k),
+    'imagenet': Layout('imagenet', _write_imagenet),
 }
 """The layouts: VOCdevkit, COCO 2017, Cityscapes, ADEChallengeData2016, ImageNet-1k in folders."""

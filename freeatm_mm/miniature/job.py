@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.files import atomic_write
+from freeatm_mm.miniature.layout import config_of, read_layout
 
-__all__ = ['METHODS', 'DryJob', 'Job', 'Method', 'Step', 'generate_store', 'make_world', 'pretrain']
+__all__ = ['DryJob', 'Job', 'Step', 'choose_samples', 'generate_store', 'make_world', 'pretrain']
 
 
 class Step(NamedTuple):
@@ -33,35 +35,6 @@ class Step(NamedTuple):
     what: str
     command: str
     seconds: float
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a long job has to know of a pretraining's config in ``configs/miniature``.
-
-    Attributes:
-        views: Of each sample; methods that see one view train for twice the epochs.
-        cosine: Place of the cosine among the schedule's parts.
-        begin: Epoch that the cosine begins at.
-        packing: Place of the transform that packs masks in the pipeline.
-    """
-
-    views: int
-    cosine: int
-    begin: int
-    packing: int
-
-    def epochs(self, epochs: int) -> int:
-        """Epochs of this method that show as many views as so many epochs of two views."""
-        return epochs * 2 // self.views
-
-
-METHODS: dict[str, Method] = {
-    'simclr': Method(2, 1, 2, 2),
-    'mocov2': Method(2, 0, 0, 2),
-    'mae': Method(1, 1, 2, 3),
-}
-"""The methods by the names of their configs."""
 
 
 class Job:
@@ -200,6 +173,48 @@ def generate_store(
     )
 
 
+def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[str, Any]:
+    """Choose the samples of a store that a seed pretrains on, at random, and write their list.
+
+    The samples of seeds are disjoint as long as the store has enough, whatever seeds are run.
+
+    Args:
+        pool: The store.
+        images: How many samples.
+        seed: The seed.
+        out: The list, in JSON, for `indices` of `FreeATMDataset`.
+
+    Returns:
+        What the rows of results keep: the store's name and the hash of its settings, how many
+        samples, the hash of the list, and whether no smaller seed has any of them.
+
+    Raises:
+        InputError: If the store has fewer samples, or another list was written there.
+    """
+    import numpy as np
+
+    from freeatm_mm.store import Store
+
+    store = Store(pool)
+    if images > len(store):
+        raise InputError(f'{pool} has {len(store)} samples, and {images} are asked for')
+    disjoint = (seed + 1) * images <= len(store)
+    order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(len(store))
+    start = seed * images if disjoint else 0
+    text = json.dumps(sorted(order[start : start + images].tolist())).encode()
+    if out.exists() and out.read_bytes() != text:
+        raise InputError(f'{out} lists the samples of another store: choose another --out')
+    with atomic_write(out) as file:
+        file.write(text)
+    return {
+        'store': Path(pool).resolve().name,
+        'config_sha256': store.manifest['config_sha256'],
+        'samples': images,
+        'list_sha256': hashlib.sha256(text).hexdigest(),
+        'disjoint': disjoint,
+    }
+
+
 def pretrain(
     job: Job | DryJob,
     work_dir: str | Path,
@@ -207,22 +222,20 @@ def pretrain(
     store: str | Path,
     epochs: int,
     seed: int,
-    masks: bool | str = False,
+    masks: bool = False,
     options: Iterable[str] = (),
-    config: str | None = None,
 ) -> Path:
     """Pretrain, and say which checkpoint that makes.
 
     Args:
         job: The job.
         work_dir: Folder of the pretraining; its name is the label of what it prints.
-        method: One of :data:`METHODS`.
+        method: One of `freeatm_mm.miniature.layout.miniature_methods`.
         store: What to pretrain on.
         epochs: How many, of methods that see two views of a sample.
         seed: Random seed.
-        masks: Without, with, or ``'normalized'``: stretched to [0, 1].
+        masks: With or without.
         options: Further ``key=value`` for the config.
-        config: Below ``configs/miniature``; default: the method's, with or without masks.
 
     Returns:
         Path of the last epoch's checkpoint.
@@ -230,23 +243,21 @@ def pretrain(
     Raises:
         SystemExit: If the folder holds a pretraining of another length.
     """
-    layout, name = METHODS[method], Path(work_dir).name
+    layout, name = read_layout(method), Path(work_dir).name
     epochs = layout.epochs(epochs)
-    config = config or (f'{method}_freeatm.py' if masks else f'baselines/{method}.py')
     options = [
         f'train_dataloader.dataset.store={store}',
         f'train_cfg.max_epochs={epochs}',
         f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
         f'param_scheduler.{layout.cosine}.end={epochs}',
+        *([] if masks else ['train_dataloader.dataset.masks=False']),
         *options,
     ]
     _check_length(Path(work_dir), epochs)
-    if masks == 'normalized':
-        options.append(f'train_dataloader.dataset.pipeline.{layout.packing}.mask_values=normalized')
     job.run(
         f'Pretrain {name}',
         'tools/train.py',
-        f'configs/miniature/{config}',
+        config_of(method),
         '--work-dir',
         work_dir,
         '--resume',

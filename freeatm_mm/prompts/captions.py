@@ -1,21 +1,7 @@
 """Captions as their data sets are distributed, one at a time, and prompt records made of them.
 
-========== ================================================== =================================
-data set   file                                               record
-========== ================================================== =================================
-COCO       ``captions_train2017.json``                        ``coco-<annotation id>``
-Visual     ``region_descriptions.json`` (or its ``.zip``)     ``vg-<region id>``
-Genome
-CC3M       ``Train_GCC-training.tsv``: caption, address       ``cc3m-<line>``
-CC12M      ``cc12m.tsv``: address, caption                    ``cc12m-<line>``
-SBU        ``SBU_captioned_photo_dataset_captions.txt``, or   ``sbu-<number>``
-           ``sbu-captions-all.json``, or a JSON list of
-           objects with ``caption``
-any        what img2dataset writes, and copies on hubs        ``captions-<number>``
-========== ================================================== =================================
-
-Each reader takes every format of :mod:`freeatm_mm.prompts.tables`: a copy of COCO in Parquet is
-read as well as its JSON.
+`READERS` lists the data sets; each reader takes every format of
+:mod:`freeatm_mm.prompts.tables`: a copy of COCO in Parquet is read as well as its JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +20,7 @@ from freeatm_mm.prompts.record import PromptRecord
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
 from freeatm_mm.prompts.text import clean_text
 
-__all__ = ['READERS', 'Caption', 'caption_batches', 'read_captions']
+__all__ = ['READERS', 'Caption', 'CaptionSource', 'caption_batches', 'read_captions']
 
 #: The longest caption that becomes a prompt, in characters; scripts without spaces have no words.
 LONGEST_PROMPT = 1000
@@ -140,14 +126,66 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
         )
 
 
-#: The reader of each data set, by the name that the tool gives it.
-READERS: dict[str, Callable[..., Iterator[Caption]]] = {
-    'coco': partial(read_captions, default='coco', ids=('id', 'sentid')),
-    'visual-genome': partial(read_captions, default='vg', ids=('region_id', 'id')),
-    'cc': partial(read_captions, default='cc'),
-    'sbu': partial(read_captions, default='sbu'),
-    'captions': read_captions,
+@dataclass(frozen=True)
+class CaptionSource:
+    """A data set of captions.
+
+    Attributes:
+        text: What its captions are, for the tool's help.
+        file: The file, as it is distributed, in Markdown.
+        ids: The ids that its prompt records get, in Markdown.
+        read: Yields its captions: of a path, and the ``name`` that ids begin with, if one is given.
+    """
+
+    text: str
+    file: str
+    ids: str
+    read: Callable[..., Iterator[Caption]] = read_captions
+
+    @property
+    def help(self) -> str:
+        """The file, as a command line's help says it."""
+        return self.file.replace('`', '').replace('%', '%%')
+
+    def __call__(self, path: str | Path, name: str | None = None) -> Iterator[Caption]:
+        """Yield the captions of a file, or of a folder of them; see `read_captions`."""
+        return self.read(path, name=name)
+
+
+READERS: dict[str, CaptionSource] = {
+    'coco': CaptionSource(
+        'captions of COCO',
+        '`captions_train2017.json`',
+        '`coco-<annotation>`',
+        partial(read_captions, default='coco', ids=('id', 'sentid')),
+    ),
+    'visual-genome': CaptionSource(
+        'region descriptions of Visual Genome',
+        '`region_descriptions.json` or its `.zip`',
+        '`vg-<region>`',
+        partial(read_captions, default='vg', ids=('region_id', 'id')),
+    ),
+    'cc': CaptionSource(
+        'captions of CC3M or CC12M',
+        '`Train_GCC-training.tsv` (CC3M) or `cc12m.tsv`, told apart by where the address stands',
+        '`cc3m-<line>`, `cc12m-<line>`; `cc-<line>` where a header names the columns',
+        partial(read_captions, default='cc'),
+    ),
+    'sbu': CaptionSource(
+        'captions of SBU',
+        '`SBU_captioned_photo_dataset_captions.txt`, `sbu-captions-all.json`, or a list of objects '
+        'with `caption`',
+        '`sbu-<number>`',
+        partial(read_captions, default='sbu'),
+    ),
+    'captions': CaptionSource(
+        'captions of any data set',
+        'a JSON, JSON Lines, CSV, TSV, text, Parquet or tar file, or a folder of them, as '
+        '`img2dataset` writes it',
+        '`captions-<number>` (`--name` changes it)',
+    ),
 }
+"""The data sets by the names that the tool gives them."""
 
 
 def caption_batches(

@@ -5,13 +5,13 @@ and `paper_tables` are imported by their own names.
 """
 
 from freeatm_mm.results.comparison import (
-    METRIC_TITLES,
     Group,
     PairedDifference,
     arm_name,
     arm_names,
     comparisons,
     epochs_to_match,
+    holm,
     is_untrained,
     paired_difference,
     summarise_rows,
@@ -26,10 +26,12 @@ from freeatm_mm.results.file import (
     write_results,
 )
 from freeatm_mm.results.markdown import result_tables, to_markdown
+from freeatm_mm.results.metrics import METRICS, Metric, metric_title
 
 __all__ = [
-    'METRIC_TITLES',
+    'METRICS',
     'Group',
+    'Metric',
     'PairedDifference',
     'add_row',
     'arm_name',
@@ -37,7 +39,9 @@ __all__ = [
     'comparisons',
     'describe_hardware',
     'epochs_to_match',
+    'holm',
     'is_untrained',
+    'metric_title',
     'new_results',
     'package_versions',
     'paired_difference',

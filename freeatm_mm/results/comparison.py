@@ -8,47 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from freeatm_mm.methods import method_title
+
 __all__ = [
-    'METRIC_TITLES',
     'Group',
     'PairedDifference',
     'arm_name',
     'arm_names',
     'comparisons',
     'epochs_to_match',
+    'holm',
     'is_untrained',
     'paired_difference',
     'runs_of',
     'summarise_rows',
 ]
-
-METRIC_TITLES = {
-    'linear': 'Scenes, linear (mAP)',
-    'knn': 'Scenes, k-NN (mAP)',
-    'linear_object': 'Objects, linear (acc.)',
-    'knn_object': 'Objects, k-NN (acc.)',
-    'linear_crop': 'Crops, linear (acc.)',
-    'knn_crop': 'Crops, k-NN (acc.)',
-    'segmentation_miou': 'Segmentation (mIoU)',
-    'finetune_top1': 'Objects, fine-tuned (acc.)',
-    'box_ap': 'Detection (box AP)',
-    'mask_ap': 'Detection (mask AP)',
-    'box_ap50': 'Detection (box AP50)',
-    'voc_ap50': 'VOC (AP50)',
-    'miou': 'Segmentor (mIoU)',
-    'linear_top1': 'Classifier, linear (acc.)',
-    **{
-        f'{what}_{figure}': f'{title}, {figure}'
-        for what, title in (
-            ('zeroshot', 'Zero-shot'),
-            ('zeroshot_blocks', 'Zero-shot, blocks'),
-            ('finetuned', 'Fine-tuned'),
-        )
-        for figure in ('TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10', 'mirror')
-    },
-}
-"""What the metrics of :mod:`freeatm_mm.probing.features`, of fine-tuning and of retrieval are
-called in tables and plots."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +98,6 @@ def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
     ]
 
 
-_METHOD_TITLES = {
-    'random': 'Random weights',
-    'random-vit': 'Random ViT',
-    'supervised': 'Supervised',
-    'mocov2': 'MoCo v2',
-    'simclr': 'SimCLR',
-    'mae': 'MAE',
-    'blip': 'BLIP',
-    'byol': 'BYOL',
-    'simsiam': 'SimSiam',
-    'densecl': 'DenseCL',
-}
-
-
 def is_untrained(method: str) -> bool:
     """Whether a row is of weights that no training made: ``random``, ``random-vit``."""
     return method.split('-')[0] == 'random'
@@ -151,7 +111,7 @@ def arm_name(method: str, regime: str, masks: bool | str) -> str:
         regime: What was pretrained on; left out for random weights, or where empty.
         masks: False, True or the name of a variant.
     """
-    name = _METHOD_TITLES.get(method, method)
+    name = method_title(method)
     if masks is True:
         name += ' + Free-ATM'
     elif masks:
@@ -234,6 +194,24 @@ def paired_difference(arm: Group, reference: Group, metric: str) -> PairedDiffer
         low,
         high,
     )
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Correct p-values for being several, by Holm's method.
+
+    Args:
+        values: The p-values of one comparison's metrics; NaN where there is no test.
+
+    Returns:
+        The corrected ones: below a level, the chance that any of them is wrongly called a
+        difference is below that level, too. NaN where there was no test.
+    """
+    order = sorted((p, place) for place, p in enumerate(values) if not np.isnan(p))
+    corrected, largest = [float('nan')] * len(values), 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(p * (len(order) - rank), 1.0))
+        corrected[place] = largest
+    return corrected
 
 
 def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:

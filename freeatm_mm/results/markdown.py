@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.results.comparison import (
-    METRIC_TITLES,
     Group,
     PairedDifference,
     arm_names,
     comparisons,
     epochs_to_match,
+    holm,
     is_untrained,
     paired_difference,
     runs_of,
     summarise_rows,
 )
 from freeatm_mm.results.file import validate_results
+from freeatm_mm.results.metrics import METRICS, metric_title
 
 __all__ = ['result_tables', 'to_markdown']
 
@@ -27,8 +28,8 @@ __all__ = ['result_tables', 'to_markdown']
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """The metrics of a result file, the known ones first and in their order."""
     found = dict.fromkeys(name for row in runs_of(results) for name in row['metrics'])
-    known = [name for name in METRIC_TITLES if name in found]
-    return known + [name for name in found if name not in METRIC_TITLES]
+    known = [name for name in METRICS if name in found]
+    return known + [name for name in found if name not in METRICS]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -37,13 +38,22 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join(lines)
 
 
-def _difference_cells(difference: PairedDifference) -> list[str]:
-    """Mean difference, confidence interval, p and number of seeds."""
-    interval = p = '–'
+def _p_text(p: float) -> str:
+    return '–' if math.isnan(p) else f'{p:.3f}' if p >= 0.001 else '< 0.001'
+
+
+def _difference_cells(difference: PairedDifference, corrected: float) -> list[str]:
+    """Mean difference, confidence interval, p, p by Holm and number of seeds."""
+    interval = '–'
     if not math.isnan(difference.p):
         interval = f'{difference.low:+.3f} to {difference.high:+.3f}'
-        p = f'{difference.p:.3f}' if difference.p >= 0.001 else '< 0.001'
-    return [f'{difference.mean:+.3f}', interval, p, str(len(difference.seeds))]
+    return [
+        f'{difference.mean:+.3f}',
+        interval,
+        _p_text(difference.p),
+        _p_text(corrected),
+        str(len(difference.seeds)),
+    ]
 
 
 def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -55,7 +65,7 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
     groups, metrics = summarise_rows(results), _metrics(results)
     tables = []
     if groups:
-        titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        titles = [metric_title(metric) for metric in metrics]
         names = arm_names(groups)
         tables.append(
             (
@@ -76,16 +86,20 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
         )
         rows = []
         for arm, reference in comparisons(groups):
-            for metric, title in zip(metrics, titles):
-                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ())):
-                    rows.append(
-                        [
-                            names[groups.index(arm)],
-                            f'{arm.epochs:g}',
-                            title,
-                            *_difference_cells(paired_difference(arm, reference, metric)),
-                        ]
-                    )
+            found = [
+                paired_difference(arm, reference, metric)
+                for metric in metrics
+                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ()))
+            ]
+            rows += [
+                [
+                    names[groups.index(arm)],
+                    f'{arm.epochs:g}',
+                    metric_title(difference.metric),
+                    *_difference_cells(difference, corrected),
+                ]
+                for difference, corrected in zip(found, holm([part.p for part in found]))
+            ]
         if rows and all(row[-1] == '1' for row in rows):
             tables.append(
                 (
@@ -99,7 +113,8 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
             tables.append(
                 (
                     'Difference to the same pretraining without masks, paired by seed: '
-                    'mean, its 95 % confidence interval, and p of the paired t-test',
+                    'mean, its 95 % confidence interval, p of the paired t-test, and p corrected '
+                    "by Holm's method for the number of metrics",
                     [
                         'Pretraining',
                         'Epochs',
@@ -107,6 +122,7 @@ def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list
                         'Difference',
                         '95 % interval',
                         'p',
+                        'p (Holm)',
                         'Seeds',
                     ],
                     rows,
@@ -164,7 +180,7 @@ def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list
                 rows.append(
                     [
                         names[id(arm[0])],
-                        METRIC_TITLES.get(metric, metric),
+                        metric_title(metric),
                         f'{at:g}',
                         f'{value:.3f}',
                         f'more than {longest:g}' if needed is None else f'{needed:.0f}',

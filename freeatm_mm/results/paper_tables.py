@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.results import Group, arm_name, paired_difference
+from freeatm_mm.methods import methods_of
+from freeatm_mm.results import METRICS, Group, arm_name, holm, metric_title, paired_difference
 
 __all__ = [
     'TABLES',
@@ -18,6 +19,7 @@ __all__ = [
     'belongs',
     'gather_rows',
     'improvements',
+    'own_metrics',
     'paper_rows',
     'row_markdown',
     'table_markdown',
@@ -33,49 +35,57 @@ class Table:
 
     Attributes:
         title: What it shows.
-        metrics: Our names of its columns -> their titles; those that the paper doesn't have
-            come last.
-        methods: The methods that it compares.
+        columns: Our names of its columns -> the data sets that they are measured on, in the order
+            of `paper_tables.json`; columns that the paper doesn't have come last.
+        architecture: Of the methods that it compares.
     """
 
     title: str
-    metrics: Mapping[str, str]
-    methods: tuple[str, ...]
+    columns: Mapping[str, str]
+    architecture: str
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it compares, in order."""
+        return (*_PLAIN, *methods_of(self.architecture))
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Our names of its columns -> their titles."""
+        return {
+            metric: f'{data} {METRICS[metric].column}'.strip()
+            for metric, data in self.columns.items()
+        }
 
 
 TABLES: dict[int, Table] = {
     1: Table(
         'Table 1: SimCLR and MoCo v2, ResNet-50',
         {
-            'voc_ap50': 'VOC AP50',
-            'box_ap': 'COCO box AP',
-            'mask_ap': 'COCO mask AP',
-            'miou': 'Cityscapes mIoU',
-            'linear_top1': 'ImageNet linear',
-            'box_ap50': 'COCO box AP50',
+            'voc_ap50': 'VOC',
+            'box_ap': 'COCO',
+            'mask_ap': 'COCO',
+            'miou': 'Cityscapes',
+            'linear_top1': 'ImageNet',
+            'box_ap50': 'COCO',
         },
-        ('random', 'supervised', 'simclr', 'mocov2'),
+        'resnet',
     ),
     2: Table(
         'Table 2: MAE, ViT-B',
         {
-            'box_ap': 'COCO box AP',
-            'mask_ap': 'COCO mask AP',
-            'finetune_top1': 'ImageNet fine-tuned',
-            'miou': 'ADE20K mIoU',
-            'box_ap50': 'COCO box AP50',
+            'box_ap': 'COCO',
+            'mask_ap': 'COCO',
+            'finetune_top1': 'ImageNet',
+            'miou': 'ADE20K',
+            'box_ap50': 'COCO',
         },
-        ('random', 'supervised', 'mae'),
+        'vit',
     ),
     3: Table(
         'Table 3: BLIP, COCO retrieval',
-        {
-            'finetuned_TR@1': 'fine-tuned TR@1',
-            'finetuned_IR@1': 'fine-tuned IR@1',
-            'zeroshot_TR@1': 'zero-shot TR@1',
-            'zeroshot_IR@1': 'zero-shot IR@1',
-        },
-        ('blip',),
+        {'finetuned_TR@1': '', 'finetuned_IR@1': '', 'zeroshot_TR@1': '', 'zeroshot_IR@1': ''},
+        'blip',
     ),
 }
 """The tables by their numbers."""
@@ -98,7 +108,7 @@ Key = tuple[str, str, str, Any]
 
 def paper_rows(table: int) -> dict[Key, dict[str, float]]:
     """The paper's numbers, in per cent, in its order; what it has no number for is left out."""
-    metrics = list(TABLES[table].metrics)
+    metrics = list(TABLES[table].columns)
     rows = {}
     for method, regime, generator, masks, values in json.loads(_PAPER.read_text())[str(table)]:
         rows[(method, regime, generator, masks)] = {
@@ -113,10 +123,15 @@ def belongs(row: Mapping[str, Any], table: int) -> bool:
     Which architecture a row of random or supervised weights was measured with shows in its metrics:
     Table 1 has `linear_top1` or `voc_ap50`, Table 2 `finetune_top1`.
     """
-    own = {1: {'voc_ap50', 'linear_top1'}, 2: {'finetune_top1'}, 3: set(TABLES[3].metrics)}[table]
     return row.get('method') in TABLES[table].methods and (
-        row['method'] not in _PLAIN or bool(own & set(row['metrics']))
+        row['method'] not in _PLAIN or bool(own_metrics(table) & set(row['metrics']))
     )
+
+
+def own_metrics(table: int) -> set[str]:
+    """The columns that no other table has."""
+    others = [TABLES[number].columns for number in TABLES if number != table]
+    return {metric for metric in TABLES[table].columns if not any(metric in o for o in others)}
 
 
 def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, Arm]:
@@ -250,9 +265,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     """Each of the paper's improvements by masks beside ours, and how many have the same sign.
 
     Of other generators and scales as well: signs can be compared, sizes can't, which is said.
-    Differences are paired by seed, with the p of the paired t-test; empty where we have none.
+    Differences are paired by seed, with the p of the paired t-test, also
+    corrected by Holm's method for the metrics of one row; empty where we have none.
     """
-    layout, paper = TABLES[table], paper_rows(table)
+    titles, paper = TABLES[table].metrics, paper_rows(table)
     lines, same, ties, counted = [], 0, 0, 0
     sure = {True: 0, False: 0}  # of the same sign, of the other
     for key in _in_order(ours, paper):
@@ -262,11 +278,13 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
             continue
         theirs = paper.get((*_counterpart(key)[:3], True), {})
         reference = paper.get(_counterpart(baseline), {})
-        for metric, title in layout.metrics.items():
-            if not set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ())):
-                continue
-            difference = paired_difference(group, ours[baseline], metric)
-            expected = ''
+        found = [
+            paired_difference(group, ours[baseline], metric)
+            for metric in titles
+            if set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ()))
+        ]
+        for difference, corrected in zip(found, holm([part.p for part in found])):
+            metric, expected = difference.metric, ''
             if key[3] is True and metric in theirs and metric in reference:
                 gain = theirs[metric] - reference[metric]
                 expected = f'{gain:+.1f}'
@@ -276,10 +294,10 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
                 if product:
                     sure[product > 0] += difference.p < 0.05
             spread = '' if math.isnan(difference.spread) else f' ± {100 * difference.spread:.1f}'
-            p = '' if math.isnan(difference.p) else f'{difference.p:.3f}'
+            p = '' if math.isnan(difference.p) else f'{difference.p:.3f} | {corrected:.3f}'
             lines.append(
-                f'| {arm_name(*_arm(key))} | {title} | {100 * difference.mean:+.1f}'
-                f'{spread} | {p} | {len(difference.seeds)} | {expected} |'
+                f'| {arm_name(*_arm(key))} | {titles[metric]} | {100 * difference.mean:+.1f}'
+                f'{spread} | {p or " | "} | {len(difference.seeds)} | {expected} |'
             )
     if not lines:
         return ''
@@ -291,8 +309,8 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     )
     head = [
         *note,
-        '| With masks | Metric | Ours, points | p | Seeds | The paper |',
-        '| --- | --- | ---: | ---: | ---: | ---: |',
+        '| With masks | Metric | Ours, points | p | p (Holm) | Seeds | The paper |',
+        '| --- | --- | ---: | ---: | ---: | ---: | ---: |',
     ]
     tied = f', {ties} are no difference at all' if ties else ''
     tail = (
@@ -303,12 +321,12 @@ def improvements(ours: Mapping[Key, Group], table: int) -> str:
     return '\n'.join([*head, *lines]) + tail + '\n'
 
 
-def row_markdown(row: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+def row_markdown(row: Mapping[str, Any]) -> str:
     """One run's metrics as a Markdown table of one row, in per cent."""
-    metrics = [name for name in titles if name in row['metrics']]
+    metrics = sorted(row['metrics'], key=[*METRICS, *row['metrics']].index)
     name = arm_name(row['method'], row['regime'], row['masks'])
     return (
-        '| Pretraining | ' + ' | '.join(titles[name] for name in metrics) + ' |\n'
+        '| Pretraining | ' + ' | '.join(map(metric_title, metrics)) + ' |\n'
         '| --- |' + ' ---: |' * len(metrics) + '\n'
         f'| {name} | '
         + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)

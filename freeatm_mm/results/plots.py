@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from freeatm_mm.results import (
-    METRIC_TITLES,
+    METRICS,
     Group,
     arm_names,
     is_untrained,
+    metric_title,
     summarise_rows,
 )
 from freeatm_mm.results.curves import Curve
@@ -115,7 +116,7 @@ def result_plots(results: Mapping[str, Any]) -> dict[str, Figure]:
         each metric over epochs, where an arm has several lengths. Empty for benchmarks.
     """
     groups = summarise_rows(results)
-    metrics = [name for name in METRIC_TITLES if any(name in g.values for g in groups)]
+    metrics = [name for name in METRICS if any(name in g.values for g in groups)]
     metrics += sorted({name for g in groups for name in g.values} - set(metrics))
     if not metrics:
         return {}
@@ -179,7 +180,7 @@ def _dots(arms: Mapping[str, Group], metrics: list[str], groups: list[Group]) ->
                 markersize=4.5,
                 markeredgewidth=0,
             )
-        axis.set_title(METRIC_TITLES.get(metric, metric))
+        axis.set_title(metric_title(metric))
         axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_yticks(range(len(arms)), arms if number % columns == 0 else [''] * len(arms))
         axis.tick_params(axis='y', length=0)
@@ -219,7 +220,7 @@ def _over_epochs(
             axis.fill_between(
                 epochs, means - spread, means + spread, color=colour, alpha=0.18, linewidth=0
             )
-        axis.set_title(METRIC_TITLES.get(metric, metric))
+        axis.set_title(metric_title(metric))
         axis.set_xlabel('epochs')
         axis.grid(axis='y')
     handles = [

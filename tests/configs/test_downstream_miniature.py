@@ -16,7 +16,7 @@ pytest.importorskip('mmseg')
 from helpers.tiny_downstream import CONFIGS, make_tiny_world, run_downstream  # noqa: E402
 
 from freeatm_mm.configs import complete_config, open_config  # noqa: E402
-from freeatm_mm.downstream.runs import BENCHMARKS, SUITES  # noqa: E402
+from freeatm_mm.downstream.runs import BENCHMARKS, suites  # noqa: E402
 from freeatm_mm.miniature.sources import NOUNS  # noqa: E402
 
 SMALL = sorted(
@@ -142,10 +142,10 @@ def test_classes_are_the_worlds(name):
 
 def test_every_suite_has_its_miniature():
     for suite in ('resnet', 'vit'):
-        assert SUITES[f'mini-{suite}'] == tuple(
-            f'mini-{name}' for name in SUITES[suite] if name != 'voc'
+        assert suites()[f'mini-{suite}'] == tuple(
+            f'mini-{name}' for name in suites()[suite] if name != 'voc'
         )  # its AP50 is mini-coco's
-        assert {f'mini-{name}' for name in SUITES[suite]} <= set(BENCHMARKS)
+        assert {f'mini-{name}' for name in suites()[suite]} <= set(BENCHMARKS)
     for benchmark in BENCHMARKS.values():
         assert (CONFIGS / benchmark.config).is_file()
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler, check_stores
 from freeatm_mm.datasets import dataset as module
+from freeatm_mm.errors import InputError
 from freeatm_mm.ops import noun_id
 from freeatm_mm.store import Sample, Store, StoreError, write_store
 
@@ -399,6 +400,20 @@ def test_attention_that_is_no_number_is_told(noun, tmp_path):
 
     with pytest.raises(StoreError, match="store: sample '000000': its JSON"):
         LoadFromStore()(dict(info, source=Source()))
+
+
+def test_indices_of_a_file(tmp_path):
+    store, path = make_store(tmp_path / 'store'), tmp_path / 'samples.json'
+    path.write_text('[7, 2]')
+    named = FreeATMDataset(store, indices=str(path), pipeline=[LoadFromStore()])
+    listed = FreeATMDataset(store, indices=[7, 2], pipeline=[LoadFromStore()])
+    assert [named[i]['img_path'] for i in (0, 1)] == [listed[i]['img_path'] for i in (0, 1)]
+    for text in ('{"a": 1}', '[1, true]', '[0.5]'):
+        path.write_text(text)
+        with pytest.raises(InputError, match='samples.json must be a list of the numbers'):
+            FreeATMDataset(store, indices=str(path))
+    with pytest.raises((FileNotFoundError, InputError)):
+        FreeATMDataset(store, indices=str(tmp_path / 'none.json'))
 
 
 @pytest.mark.parametrize('indices', [0, []])

@@ -96,7 +96,7 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
     assert (row['method'], row['seed'], row['regime']) == ('random', 3, 'real')
     assert row['scale'] == 'miniature'
-    assert '| Random weights | 25.0 | 50.0 | 12.5 | 30.0 |' in capsys.readouterr().out
+    assert '| Random weights | 25.0 | 12.5 | 50.0 | 30.0 |' in capsys.readouterr().out
     # What is done isn't done again.
     tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'a.b=1'))
     assert len(done) == 4
@@ -358,13 +358,13 @@ def test_figures_of_one_name_do_not_share_a_row(calls, tmp_path, capsys):
                 'mini-ade20k',
             ]
         )
-    assert 'mini-cityscapes and mini-ade20k both give mIoU' in capsys.readouterr().err
+    assert 'mini-cityscapes and mini-ade20k both give Segmentor (mIoU)' in capsys.readouterr().err
     assert not done
     options = ['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks']
     tool.main([*options, 'mini-cityscapes'])
     with pytest.raises(SystemExit):  # nor by two calls
         tool.main([*options, 'mini-ade20k'])
-    assert 'mini-cityscapes and mini-ade20k both give mIoU' in capsys.readouterr().err
+    assert 'mini-cityscapes and mini-ade20k both give Segmentor (mIoU)' in capsys.readouterr().err
 
 
 def test_mixed_precision_is_part_of_what_a_run_is(calls, tmp_path, capsys):

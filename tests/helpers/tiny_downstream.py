@@ -14,18 +14,15 @@ from pycocotools import mask as coco_mask
 
 from freeatm_mm import compat
 from freeatm_mm.configs import complete_config, open_config
+from freeatm_mm.downstream.runs import BENCHMARKS
 from freeatm_mm.miniature.sources import NOUNS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 #: Each paper-scale config: its data set's layout, and what pretrained it.
 PAPER_SCALE = {
-    'mmdet/voc_faster-rcnn_r50-c4_24k.py': ('voc', 'resnet'),
-    'mmdet/coco_mask-rcnn_r50-fpn_1x.py': ('coco', 'resnet'),
-    'mmdet/coco_mask-rcnn_vit-b-fpn_100e.py': ('coco', 'vit'),
-    'mmseg/cityscapes_fcn_r50_160e.py': ('cityscapes', 'resnet'),
-    'mmseg/ade20k_upernet_vit-b_160k.py': ('ade20k', 'vit'),
-    'mmpretrain/imagenet_linear_r50_100e.py': ('imagenet', 'resnet'),
-    'mmpretrain/imagenet_finetune_vit-b_100e.py': ('imagenet', 'vit'),
+    part.config.removeprefix('downstream/'): (part.layout, part.suite)
+    for part in BENCHMARKS.values()
+    if part.layout
 }
 
 

@@ -8,8 +8,10 @@ import threading
 from functools import partial
 
 import pytest
+from helpers.tiny_stores import make_store
 
-from freeatm_mm.miniature.job import DryJob, Job, pretrain
+from freeatm_mm.errors import InputError
+from freeatm_mm.miniature.job import DryJob, Job, choose_samples, pretrain
 
 
 @pytest.fixture
@@ -109,3 +111,23 @@ def test_a_folder_keeps_the_length_of_its_pretraining(tmp_path):
     assert pretrain(DryJob(), folder, 'mocov2', 'store', 24, 0, True) == folder / 'epoch_24.pth'
     with pytest.raises(SystemExit, match='holds a pretraining of 24 epochs, not of 48'):
         pretrain(DryJob(), folder, 'mocov2', 'store', 48, 0, True)
+
+
+def test_seeds_have_samples_of_their_own(tmp_path):
+    pool = make_store(tmp_path / 'pool', count=20)
+
+    def chosen(seed, images=6):
+        path = tmp_path / f'{images}-{seed}.json'
+        return choose_samples(pool, images, seed, path), json.loads(path.read_text())
+
+    lists = [chosen(seed)[1] for seed in range(3)]
+    assert [len(samples) for samples in lists] == [6, 6, 6]
+    assert len(set().union(*lists)) == 18 and all(sorted(part) == part for part in lists)
+    noted, samples = chosen(1)  # the same again
+    assert samples == lists[1] and noted['disjoint'] and noted['store'] == 'pool'
+    noted, samples = chosen(3)  # two are left: a draw of its own
+    assert not noted['disjoint'] and len(set(samples)) == 6
+    with pytest.raises(InputError, match='has 20 samples, and 21 are asked for'):
+        chosen(0, 21)
+    with pytest.raises(InputError, match='lists the samples of another store'):
+        choose_samples(make_store(tmp_path / 'other', count=30), 6, 0, tmp_path / '6-0.json')

@@ -10,6 +10,7 @@ from freeatm_mm.results.paper_tables import (
     TABLES,
     gather_rows,
     improvements,
+    own_metrics,
     paper_rows,
     row_markdown,
     table_markdown,
@@ -44,6 +45,21 @@ OURS = result(
     ('mae', 'real', False, 0, {'box_ap': 0.5}, ''),
 )
 VIT = result(('random', 'real', False, 0, {'finetune_top1': 0.3, 'box_ap': 0.07}, ''))
+
+
+def test_columns_are_made_of_the_one_table_of_metrics():
+    assert list(TABLES[1].metrics.values()) == [
+        'VOC AP50',
+        'COCO box AP',
+        'COCO mask AP',
+        'Cityscapes mIoU',
+        'ImageNet linear',
+        'COCO box AP50',
+    ]
+    assert list(TABLES[2].metrics.values())[2:4] == ['ImageNet fine-tuned', 'ADE20K mIoU']
+    assert TABLES[3].metrics['zeroshot_IR@1'] == 'zero-shot IR@1'
+    assert own_metrics(1) == {'voc_ap50', 'linear_top1'} and own_metrics(2) == {'finetune_top1'}
+    assert own_metrics(3) == set(TABLES[3].columns)
 
 
 def test_the_papers_numbers():
@@ -241,6 +257,7 @@ def test_the_tool(tmp_path, capsys):
 
 
 def test_a_row():
-    text = row_markdown(OURS['rows'][1], {'miou': 'mIoU', 'mask_ap': 'mask', 'box_ap': 'AP'})
-    assert text.splitlines()[0] == '| Pretraining | mIoU | AP |'
-    assert text.splitlines()[2] == '| MoCo v2 (synthetic) | 30.0 | 20.0 |'
+    row = OURS['rows'][1]
+    lines = row_markdown({**row, 'metrics': {**row['metrics'], 'fps': 0.5}}).splitlines()
+    assert lines[0] == '| Pretraining | Detection (box AP) | Segmentor (mIoU) | fps |'
+    assert lines[2] == '| MoCo v2 (synthetic) | 20.0 | 30.0 | 50.0 |'

@@ -20,6 +20,7 @@ from freeatm_mm.results import (
     arm_names,
     comparisons,
     epochs_to_match,
+    holm,
     new_results,
     paired_difference,
     read_results,
@@ -116,6 +117,28 @@ def test_one_seed_or_equal_differences_have_no_p_value(results):
     assert math.isnan(paired_difference(arm, reference, 'linear').p)
 
 
+def test_holm_corrects_the_metrics_of_one_comparison():
+    """By hand: 4 x 0.01, 3 x 0.02, then never below an earlier one; untested ones do not count."""
+    nan = float('nan')
+    assert holm([0.04, 0.01, nan, 0.03, 0.02]) == pytest.approx(
+        [0.06, 0.04, nan, 0.06, 0.06], nan_ok=True
+    )
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_table_has_both_p_values():
+    results = new_results('trial', 'x')
+    for seed in range(3):
+        for masks in (False, True):
+            gain = masks * (0.05 + 0.01 * seed)
+            add_row(results, run(seed, 0.3 + gain, masks=masks, knn=0.1 + gain))
+    _, (what, header, rows) = result_tables(results)
+    assert header[-3:] == ['p', 'p (Holm)', 'Seeds'] and 'Holm' in what
+    assert [float(row[-2]) for row in rows] == pytest.approx(
+        [2 * float(row[-3]) for row in rows], abs=0.002
+    )
+
+
 def test_pairs_only_the_seeds_that_both_have(results):
     results['rows'] = [
         row for row in results['rows'] if not (row['seed'] == 1 and row['masks'] is True)
@@ -130,7 +153,7 @@ def test_markdown_shows_mean_spread_difference_and_origin(results):
     assert '| MoCo v2 + Free-ATM | 40 | 3 | 0.363 ± 0.015 | – |' in page
     assert re.search(
         r'Free-ATM \| 40 \| Scenes, linear \(mAP\) \| \+0\.050 '
-        r'\| -0\.\d{3} to \+0\.\d{3} \| 0\.\d{3} \| 3 \|',
+        r'\| -0\.\d{3} to \+0\.\d{3} \| 0\.\d{3} \| 0\.\d{3} \| 3 \|',
         page,
     )
     assert page.count('| Scenes, k-NN (mAP) |') == 1  # only a heading: ours has no k-NN to compare

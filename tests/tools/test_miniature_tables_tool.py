@@ -140,7 +140,7 @@ def test_rows_become_tables(tmp_path, capsys):
     second = read_results(tmp_path / 'miniature-table2.json')['rows']
     assert [row['metrics'] for row in second] == [{'finetune_top1': 0.6}]
     text = (tmp_path / 'miniature-tables.md').read_text()
-    assert '| Random weights | 1 | 10.0 |' in text  # the paper's are of another scale
+    assert '| Random weights | 1 | 10.0 | 50.0 |' in text
     for plot in ('miniature-table1.svg', 'miniature-table2.svg'):
         assert f'({plot})' in text and (tmp_path / plot).read_text().rstrip().endswith('</svg>')
     assert '1.0 hours by the clock in 1 commands' in text

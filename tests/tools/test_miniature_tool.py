@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.tiny_stores import make_store
 from helpers.tools import load_tool, planned
 from mmengine.config import Config
 
@@ -26,8 +27,11 @@ def test_the_quick_run(capsys):
         *['tools/train.py', 'tools/evaluate.py'] * 2,
     ]
     assert [command[1] for command in commands if command[0] == 'tools/train.py'] == [
-        'configs/miniature/baselines/mocov2.py',
-        'configs/miniature/mocov2_freeatm.py',
+        'configs/miniature/mocov2_freeatm.py'
+    ] * 2
+    baseline, ours = (command for command in commands if command[0] == 'tools/train.py')
+    assert [part for part in baseline if 'freeatm-0' not in part and part not in ours][1:] == [
+        'train_dataloader.dataset.masks=False'
     ]
 
 
@@ -50,13 +54,14 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: four arms of the contrastive methods, three of MAE; composed: two of each
-    assert len(trained) == 2 * (4 + 4 + 3 + 3 * 2)
+    # generated: six arms of the contrastive methods, seven of MAE; composed: two of each
+    assert len(trained) == 2 * (6 + 6 + 7 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
         for epoch in ((16, 32, 48) if 'mae' in command[1] else (8, 16, 24))
-        if epoch in (24, 48) or 'max_keep_ckpts=-1' in command[-1]
+        if epoch in (48 if 'mae' in command[1] else 24,)
+        or 'default_hooks.checkpoint.max_keep_ckpts=-1' in command
     }
     assert {path.parts[-2].split('-')[2] for path in map(Path, made) if path.stem == 'epoch_8'} == {
         'baseline',
@@ -68,7 +73,7 @@ def test_all_arms(capsys, tmp_path):
     files = [command[command.index('--out') + 1] for command in judged]
     assert len(set(files)) == len(files)
     fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
-    assert len(fine_tuned) == 2 * (1 + 3 + 2)
+    assert len(fine_tuned) == 2 * (1 + 7 + 2)
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
@@ -104,6 +109,10 @@ def test_options_change_what_they_name(capsys, tmp_path):
                 value = value[int(part)] if part.isdigit() else value[part]
             if last == 'mask_values':
                 assert value.type == 'PackFreeATMInputs'
+            elif last == 'centred_box':
+                assert value.type == 'LoadFromStore'
+            elif last in ('mask_source', 'mask_source_seed'):
+                assert value.type == 'FreeATMDataset'
             else:
                 assert last in value
         assert int(options['train_cfg.max_epochs']) == (18 if 'mae' in command[1] else 9)
@@ -143,3 +152,51 @@ def test_rows_are_gathered_and_fine_tuning_joins_its_own(tmp_path):
 def test_too_few_epochs_are_refused():
     with pytest.raises(SystemExit, match='--epochs must be 3 or more'):
         tool.main(['--dry-run', '--epochs', '2'])
+
+
+def test_each_seed_takes_its_samples_of_a_pool(capsys, tmp_path, monkeypatch):
+    pool, out = make_store(tmp_path / 'pool', count=20), tmp_path / 'out'
+    options = ['--pool', str(pool), '--images', '6', '--seeds', '2', '--out', str(out)]
+    commands = plan(capsys, *options)
+    assert not [command for command in commands if command[0] == 'tools/generate.py']
+    lists = [part.split('=')[1] for command in commands for part in command if '.indices=' in part]
+    assert sorted(set(lists)) == [f'{out}/samples/6-seed{seed}.json' for seed in (0, 1)]
+    assert len(lists) == 4  # both arms of a seed
+    args = tool.parse_args(options)
+    for seed in (0, 1):
+        for masks in (False, True):
+            results = new_results('x', 'python x')
+            row = {'method': 'mocov2', 'regime': 'synthetic', 'masks': masks, 'seed': seed}
+            add_row(results, {**row, 'epochs': 24, 'metrics': {'linear': 0.1}})
+            write_results(out / f'rows/{masks}-{seed}.json', results)
+    rows = tool.gather(args)['rows']
+    assert all(row['pool']['samples'] == 6 and row['pool']['disjoint'] for row in rows)
+    assert len({row['pool']['list_sha256'] for row in rows}) == 2
+    assert [group.seeds for group in summarise_rows({'rows': rows})] == [[0, 1]] * 2
+
+
+def test_controls_have_rows_of_their_own(capsys, tmp_path):
+    commands = plan(
+        capsys,
+        '--methods',
+        'mocov2',
+        'mae',
+        '--arms',
+        'other_masks',
+        'box',
+        'ceiling_0',
+        '--out',
+        str(tmp_path),
+    )
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    changes = [[part for part in command if '=' in part][4:] for command in trained]
+    assert changes == [
+        [
+            'train_dataloader.dataset.mask_source=other',
+            'train_dataloader.dataset.mask_source_seed=0',
+        ],
+        ['train_dataloader.dataset.pipeline.0.centred_box=own'],
+    ] * 2 + [['model.mask_generator.ceiling=0']]
+    judged = [command for command in commands if command[0] == 'tools/evaluate.py']
+    names = [c[c.index('--masks') + 1] for c in judged if '--masks' in c]
+    assert names == ['other_masks', 'box', 'other_masks', 'box', 'ceiling_0']

@@ -26,13 +26,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('out', type=Path, help='each data set gets a folder of its name in there')
+    parser.add_argument(
+        'out',
+        type=Path,
+        help='each data set gets a folder in there, as tools/downstream.py looks for it',
+    )
     parser.add_argument('--layouts', nargs='+', choices=tuple(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument('--images', type=int, default=8, help='in each split (%(default)s)')
     parser.add_argument('--side', type=int, default=128, help='of the images (%(default)s)')
     args = parser.parse_args(argv)
     for layout in args.layouts:
-        print(make_tiny_dataset(layout, args.out / layout, args.images, args.side))
+        print(make_tiny_dataset(layout, args.out / LAYOUTS[layout].folder, args.images, args.side))
 
 
 if __name__ == '__main__':

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from freeatm_mm.attention.masks import minmax
 from PIL import Image, ImageDraw, ImageFont
 
 from freeatm_mm.attention import AttentionRecorder
-from freeatm_mm.attention.masks import minmax
 from freeatm_mm.attention.overlay import NOUN_COLOURS, overlay
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import load_pipeline

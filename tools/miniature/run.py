@@ -20,24 +20,24 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # The standard library serves --help and --dry-run, before anything is installed.
+from freeatm_mm.methods import METHODS, UNTRAINED  # noqa: E402
+from freeatm_mm.miniature.arms import ARMS  # noqa: E402
 from freeatm_mm.miniature.job import (  # noqa: E402
-    METHODS,
     DryJob,
     Job,
+    choose_samples,
     generate_store,
     make_world,
     pretrain,
 )
+from freeatm_mm.miniature.layout import (  # noqa: E402
+    config_of,
+    miniature_methods,
+    read_layout,
+)
 
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
-#: Arm -> what the results call its masks.
-ARMS = {
-    'baseline': False,
-    'freeatm': True,
-    'normalized': 'normalized',
-    'other_nouns': 'other_nouns',
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,6 +48,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--images', type=int, default=4000, help='to generate (%(default)s)')
     parser.add_argument(
+        '--pool',
+        help='store to take --images samples from for each seed, instead of generating: seeds '
+        'share no sample as long as it has enough',
+    )
+    parser.add_argument(
         '--epochs',
         type=int,
         default=24,
@@ -56,16 +61,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument(
-        '--methods', nargs='+', choices=tuple(METHODS), default=['mocov2'], help='(%(default)s)'
+        '--methods',
+        nargs='+',
+        choices=miniature_methods(),
+        default=['mocov2'],
+        help='(%(default)s)',
     )
     parser.add_argument(
         '--arms',
         nargs='+',
         choices=tuple(ARMS),
         default=['baseline', 'freeatm'],
-        help='baseline: without masks; normalized: masks stretched to [0, 1], '
-        "which the paper does not do; other_nouns: keys of the query's own noun "
-        'are no negatives, contrastive methods only (%(default)s)',
+        help='; '.join(f'{name}: {arm.text}' for name, arm in ARMS.items())
+        + '; those that a method has nothing for are left out (%(default)s)',
     )
     parser.add_argument(
         '--exact',
@@ -108,9 +116,12 @@ def main(argv: list[str] | None = None) -> None:
     make_world(
         job, f'{args.out}/world', args.images, args.images if args.exact else 0, args.sources
     )
-    generate_store(
-        job, args.generator, f'{args.out}/world', f'{args.out}/synthetic', args.steps, args.guidance
-    )
+    if not args.pool:
+        world, out = f'{args.out}/world', f'{args.out}/synthetic'
+        generate_store(job, args.generator, world, out, args.steps, args.guidance)
+    elif not args.dry_run:
+        for seed in range(args.seeds):
+            choose_samples(args.pool, args.images, seed, sample_list(args, seed))
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     job.run_side_by_side(lines_of_work(job, args), args.jobs)
@@ -142,12 +153,13 @@ def report(job: Job, args: argparse.Namespace) -> None:
     write_page(
         args.out / 'page.html',
         'Free-ATM in miniature',
-        islice(iter(Store(f'{args.out}/synthetic')), 24),
+        islice(iter(Store(regimes(args)['synthetic'])), 24),
         curves,
         results,
         card,
         job.steps,
-        f'{args.images} images were generated with one attention mask per noun; '
+        f'{args.images} images {"of each seed " if args.pool else ""}were generated with one '
+        'attention mask per noun; '
         'backbones were pretrained on them with and without the masks, for the same steps, '
         'and judged on real scenes whose objects no training has seen.',
     )
@@ -158,9 +170,14 @@ def report(job: Job, args: argparse.Namespace) -> None:
     )
 
 
+def sample_list(args: argparse.Namespace, seed: int) -> Path:
+    """Where the list of a seed's samples of the pool is."""
+    return args.out / f'samples/{args.images}-seed{seed}.json'
+
+
 def regimes(args: argparse.Namespace) -> dict[str, str]:
     """What is pretrained on, and the store that holds it."""
-    stores = {'synthetic': f'{args.out}/synthetic'}
+    stores = {'synthetic': args.pool or f'{args.out}/synthetic'}
     if args.exact:
         stores['real'] = f'{args.out}/world/exact'
     return stores
@@ -168,20 +185,24 @@ def regimes(args: argparse.Namespace) -> dict[str, str]:
 
 def arms(args: argparse.Namespace, method: str, regime: str) -> list[str]:
     """The arms that make sense: the upper bound has two, and MAE has no negatives."""
+    layout = read_layout(method)
     return [
         arm
         for arm in args.arms
-        if not (regime == 'real' and isinstance(ARMS[arm], str))
-        and not (method == 'mae' and arm == 'other_nouns')
+        if not (regime == 'real' and isinstance(ARMS[arm].masks, str)) and ARMS[arm].suits(layout)
     ]
+
+
+def untrained(methods: list[str]) -> list[str]:
+    """One method of each architecture: those of one architecture share their random weights."""
+    return list({METHODS[name].architecture: name for name in reversed(methods)}.values())[::-1]
 
 
 def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[[], None]]:
     """What can be run side by side: each pretraining with its judgements."""
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
-        # The contrastive methods share one backbone, MAE has another.
-        for method in dict.fromkeys('mae' if name == 'mae' else 'mocov2' for name in args.methods):
+        for method in untrained(args.methods):
             lines.append(partial(judge, job, args, f'random-{method}', method, None, seed))
         for regime, store in regimes(args).items():
             for method in args.methods:
@@ -203,13 +224,16 @@ def pretrain_and_judge(
 ) -> None:
     """One pretraining and its judgements."""
     name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
-    options = ['model.negatives=other_nouns'] if arm == 'other_nouns' else []
+    layout = read_layout(method)
+    options = ARMS[arm].changes(layout, seed)
+    if args.pool and regime == 'synthetic':
+        options.append(f'train_dataloader.dataset.indices={sample_list(args, seed)}')
     if args.judge_every and arm in ('baseline', 'freeatm'):
         every = args.judge_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
-    pretrain(job, args.out / name, method, store, args.epochs, seed, ARMS[arm], options)
-    every, epochs = (METHODS[method].epochs(number) for number in (every, args.epochs))
-    masks = ARMS[arm]
+    masks = ARMS[arm].masks
+    pretrain(job, args.out / name, method, store, args.epochs, seed, bool(masks), options)
+    every, epochs = (layout.epochs(number) for number in (every, args.epochs))
     if masks is True and regime == 'real':
         masks = 'exact'
     for epoch in sorted({*range(every, epochs, every), epochs}):
@@ -240,10 +264,11 @@ def judge(
     seed: int,
     *options: str,
 ) -> None:
-    """One backbone, frozen, on real scenes; a MAE's also fine-tuned, at its end."""
-    config, weights = f'configs/miniature/{method}_freeatm.py', checkpoint or '--random'
-    if checkpoint is None and method == 'mae':
-        options = ('--method', 'random-vit')
+    """One backbone, frozen, on real scenes; a ViT also fine-tuned, at its end."""
+    architecture = METHODS[method].architecture
+    config, weights = config_of(method), checkpoint or '--random'
+    if checkpoint is None and UNTRAINED[architecture] != 'random':
+        options = ('--method', UNTRAINED[architecture])
     job.run(
         f'Judge {name}, seed {seed}',
         'tools/evaluate.py',
@@ -258,8 +283,8 @@ def judge(
         *options,
         label=name,
     )
-    last = f'epoch_{METHODS[method].epochs(args.epochs)}.pth'
-    if method == 'mae' and (checkpoint is None or checkpoint.name == last):
+    last = f'epoch_{read_layout(method).epochs(args.epochs)}.pth'
+    if architecture == 'vit' and (checkpoint is None or checkpoint.name == last):
         job.run(
             f'Fine-tune {name}, seed {seed}',
             'tools/downstream.py',
@@ -287,6 +312,9 @@ def gather(args: argparse.Namespace) -> dict:
             fine_tuned = path.with_name(f'{path.stem}-finetune') / 'row.json'
             if fine_tuned.exists():
                 row['metrics'] |= read_results(fine_tuned)['rows'][0]['metrics']
+            if args.pool and row['regime'] == 'synthetic' and not is_untrained(row['method']):
+                seed = row['seed']
+                row['pool'] = choose_samples(args.pool, args.images, seed, sample_list(args, seed))
             add_row(results, row)
     results['rows'].sort(
         key=lambda row: (

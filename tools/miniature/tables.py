@@ -26,14 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from freeatm_mm.files import atomic_write  # noqa: E402
+from freeatm_mm.methods import METHODS  # noqa: E402
 from freeatm_mm.miniature.job import (  # noqa: E402
-    METHODS,
     DryJob,
     Job,
     generate_store,
     make_world,
     pretrain,
 )
+from freeatm_mm.miniature.layout import miniature_methods, read_layout, read_settings  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,
@@ -42,6 +43,7 @@ from freeatm_mm.results import (  # noqa: E402
 )
 from freeatm_mm.results.paper_tables import (  # noqa: E402
     TABLES,
+    belongs,
     gather_rows,
     improvements,
     table_markdown,
@@ -50,10 +52,6 @@ from freeatm_mm.results.plots import result_plots, to_svg  # noqa: E402
 
 #: In the order of the paper's tables.
 REGIMES = ('real', 'synthetic', 'mixed')
-#: Method -> its suite of benchmarks.
-BENCHMARKS = {'simclr': 'mini-resnet', 'mocov2': 'mini-resnet', 'mae': 'mini-vit'}
-#: Suite -> its supervised pretraining, and how many epochs that has.
-SUPERVISED = {'mini-resnet': ('resnet', 30), 'mini-vit': ('vit', 10)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +77,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--seeds', type=int, default=3, help='how many (%(default)s)')
     parser.add_argument(
-        '--methods', nargs='+', choices=tuple(BENCHMARKS), default=list(BENCHMARKS), help='(all)'
+        '--methods',
+        nargs='+',
+        choices=miniature_methods(),
+        default=list(miniature_methods()),
+        help='(all)',
     )
     parser.add_argument(
         '--jobs',
@@ -121,8 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     world, synthetic = make_data(job, args)
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
-        for suite in dict.fromkeys(BENCHMARKS[method] for method in args.methods):
-            lines.append(partial(references, job, args, world, suite, seed))
+        for architecture in dict.fromkeys(METHODS[name].architecture for name in args.methods):
+            lines.append(partial(references, job, args, world, architecture, seed))
         for method in args.methods:
             lines.append(partial(pretrainings, job, args, world, synthetic, method, seed))
     job.run_side_by_side(lines, args.jobs)
@@ -144,16 +146,17 @@ def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
 
 
 def references(
-    job: Job | DryJob, args: argparse.Namespace, world: str, suite: str, seed: int
+    job: Job | DryJob, args: argparse.Namespace, world: str, name: str, seed: int
 ) -> None:
-    """Random and supervised weights through a suite."""
-    name, epochs = SUPERVISED[suite]
+    """Random and supervised weights of an architecture through its suite."""
+    suite, config = f'mini-{name}', f'configs/miniature/supervised/{name}.py'
+    epochs = read_settings(config)['train_cfg']['max_epochs']
     judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed, f'random-{name}')
     work_dir = args.out / f'supervised-{name}-{seed}'
     job.run(
         f'Pretrain supervised {name}, seed {seed}',
         'tools/train.py',
-        f'configs/miniature/supervised/{name}.py',
+        config,
         '--work-dir',
         work_dir,
         '--resume',
@@ -184,36 +187,31 @@ def pretrainings(
 ) -> None:
     """All five pretrainings of a method through its suite."""
 
-    def make(
-        regime: str, store: str, masks: bool = False, config: str | None = None, *options: str
-    ) -> Path:
+    def make(regime: str, store: str, masks: bool = False, *options: str) -> Path:
         work_dir = args.out / f'{regime}-{method}-{"freeatm" if masks else "baseline"}-{seed}'
-        return pretrain(job, work_dir, method, store, args.epochs, seed, masks, options, config)
+        return pretrain(job, work_dir, method, store, args.epochs, seed, masks, options)
 
     def arms() -> Iterator[tuple[str, bool, Path]]:
         real = f'{world}/exact'
         yield 'real', False, make('real', real)
-        half = make('half', real, False, None, 'train_dataloader.dataset.share=0.5')
+        share = 'train_dataloader.dataset.share=0.5'
+        half = make('half', real, False, share)
         for masks in (False, True):
             yield 'synthetic', masks, make('synthetic', synthetic, masks)
-            config = f'{method}_freeatm.py' if masks else f'baselines/{method}.py'
-            yield (
-                'mixed',
-                masks,
-                make('mixed', synthetic, masks, f'mixed/{config}', f'model.pretrained={half}'),
-            )
+            second = make('mixed', synthetic, masks, share, f'model.pretrained={half}')
+            yield 'mixed', masks, second
 
     for regime, masks, checkpoint in arms():
         judge(
             job,
             args,
             world,
-            BENCHMARKS[method],
+            f'mini-{METHODS[method].architecture}',
             checkpoint,
             method,
             regime,
             str(masks).lower(),
-            METHODS[method].epochs(args.epochs),
+            read_layout(method).epochs(args.epochs),
             seed,
             f'{method}-{regime}{"-masks" if masks else ""}',
         )
@@ -269,14 +267,14 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
         f'Made with `{command}`.\n',
     ]
     paths = sorted((args.out / 'tables').glob('*/row.json'))
-    for table, own in ((1, 'linear_top1'), (2, 'finetune_top1')):
+    for table in (1, 2):
         name = f'miniature-table{table}'
         results = new_results(name, command)
         versions: dict[str, set[str]] = {}
         for path in paths:
             made = read_results(path)
             for row in made['rows']:
-                if own in row['metrics']:  # each keeps how and when it was measured
+                if belongs(row, table):  # each keeps how and when it was measured
                     add_row(results, {**row, 'command': made['command'], 'date': made['date']})
                     for package, version in made['versions'].items():
                         versions.setdefault(package, set()).add(version)

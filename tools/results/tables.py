@@ -19,6 +19,7 @@ from freeatm_mm.results.paper_tables import (  # noqa: E402
     belongs,
     gather_rows,
     improvements,
+    own_metrics,
     table_markdown,
 )
 
@@ -56,10 +57,13 @@ def main(argv: list[str] | None = None) -> None:
         if not any(belongs(row, table) for table in TABLES)
     ]
     if homeless:
+        own = '; '.join(
+            f'Table {table} {", ".join(sorted(own_metrics(table)))}' for table in TABLES
+        )
         print(
             f'{parser.prog}: {len(homeless)} rows belong in none of the tables: '
-            f'{"; ".join(homeless)}. Rows of random and supervised weights need linear_top1 or '
-            'voc_ap50 to be known as a ResNet, finetune_top1 as a ViT',
+            f'{"; ".join(homeless)}. Rows of random and supervised weights need a metric that one '
+            f'table alone has: {own}',
             file=sys.stderr,
         )
     if args.out:

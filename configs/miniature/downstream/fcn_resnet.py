@@ -4,48 +4,11 @@
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
 
-_base_ = '../../downstream/mmseg/cityscapes_fcn_r50_160e.py'
+_base_ = ['../../downstream/mmseg/cityscapes_fcn_r50_160e.py', '../_base_/segmentation.py']
 
-custom_hooks = [
-    dict(
-        type='InitialWeightsHook', supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'
-    ),
-    dict(type='CheckFilesHook'),
-    dict(type='CheckTrainingHook'),
-]
-classes = (
-    'background',
-    'shirt',
-    'trouser',
-    'pullover',
-    'dress',
-    'sandal',
-    'sneaker',
-    'bag',
-    'boot',
-    'bird',
-    'fish',
-    'insect',
-    'mammal',
-    'flower',
-    'fruit',
-    'mushroom',
-    'tree',
-    'guitar',
-    'planet',
-    'ball',
-    'car',
-    'tool',
-)
-num_classes = len(classes)
-data_root = 'data/miniature_world/'
-dataset = dict(
-    type='BaseSegDataset',
-    metainfo=dict(classes=classes),
-    data_root=data_root,
-    img_suffix='.png',
-    seg_map_suffix='.png',
-)
+custom_hooks = [_base_.world_resnet_weights, *_base_.world_checks]
+num_classes = len(_base_.world_classes)
+data_root = _base_.world_root
 
 # Colour tells this world's nouns apart, so it is left as it is.
 train_pipeline = [
@@ -59,38 +22,16 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    dataset=dict(
-        _delete_=True,
-        pipeline=train_pipeline,
-        indices=1000,
-        data_prefix=dict(img_path='train/images', seg_map_path='train/labels'),
-        **dataset,
-    ),
-)
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    dataset=dict(
-        _delete_=True,
-        pipeline=test_pipeline,
-        data_prefix=dict(img_path='test/images', seg_map_path='test/labels'),
-        **dataset,
-    ),
-)
+train_dataloader = _base_.world_train
+train_dataloader['dataset']['pipeline'] = train_pipeline
+val_dataloader = _base_.world_test
+val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
     backbone=dict(
-        depth=18,
-        num_stages=3,
-        stem_channels=16,
-        base_channels=24,
-        strides=(1, 2, 1),
-        dilations=(1, 1, 1),
+        **_base_.world_resnet,
         out_indices=(0, 1, 2),
     ),
     decode_head=dict(in_channels=96, in_index=2, channels=64, num_classes=num_classes),

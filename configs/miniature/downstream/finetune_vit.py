@@ -4,17 +4,9 @@
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
 
-_base_ = '../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py'
+_base_ = ['../../downstream/mmpretrain/imagenet_finetune_vit-b_100e.py', '../_base_/objects.py']
 
-custom_hooks = [
-    dict(
-        type='InitialWeightsHook',
-        new=[r'^ln2\.'],
-        supervised='work_dirs/miniature/supervised/vit/epoch_10.pth',
-    ),
-    dict(type='CheckFilesHook'),
-    dict(type='CheckTrainingHook'),
-]
+custom_hooks = [dict(_base_.world_vit_weights, new=[r'^ln2\.']), *_base_.world_checks]
 # Colour tells this world's nouns apart, so it is left as it is.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -27,29 +19,20 @@ test_pipeline = [
     dict(type='Resize', scale=(48, 48)),
     dict(type='PackInputs'),
 ]
-dataset = dict(type='CustomDataset', data_root='data/miniature_world')
-train_dataloader = dict(
-    batch_size=128,
-    num_workers=1,
-    dataset=dict(_delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset),
-)
-val_dataloader = dict(
-    batch_size=128,
-    num_workers=1,
-    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset),
-)
+train_dataloader = _base_.world_train
+train_dataloader['dataset']['pipeline'] = train_pipeline
+val_dataloader = _base_.world_test
+val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 
 model = dict(
     backbone=dict(
-        arch=dict(
-            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512
-        ),
+        arch=dict(_delete_=True, **_base_.world_vit),
         img_size=48,
         patch_size=6,
         drop_path_rate=0.0,
     ),
-    head=dict(num_classes=21, in_channels=128),
+    head=dict(num_classes=len(_base_.world_nouns), in_channels=128),
     train_cfg=None,
 )
 

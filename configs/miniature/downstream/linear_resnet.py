@@ -4,15 +4,9 @@
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
 
-_base_ = '../../downstream/mmpretrain/imagenet_linear_r50_100e.py'
+_base_ = ['../../downstream/mmpretrain/imagenet_linear_r50_100e.py', '../_base_/objects.py']
 
-custom_hooks = [
-    dict(
-        type='InitialWeightsHook', supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'
-    ),
-    dict(type='CheckFilesHook'),
-    dict(type='CheckTrainingHook'),
-]
+custom_hooks = [_base_.world_resnet_weights, *_base_.world_checks]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(40, 40)),
@@ -24,27 +18,15 @@ test_pipeline = [
     dict(type='Resize', scale=(40, 40)),
     dict(type='PackInputs'),
 ]
-dataset = dict(type='CustomDataset', data_root='data/miniature_world')
-train_dataloader = dict(
-    batch_size=128,
-    num_workers=1,
-    dataset=dict(_delete_=True, data_prefix='train/objects', pipeline=train_pipeline, **dataset),
-)
-val_dataloader = dict(
-    batch_size=128,
-    num_workers=1,
-    dataset=dict(_delete_=True, data_prefix='test/objects', pipeline=test_pipeline, **dataset),
-)
+train_dataloader = _base_.world_train
+train_dataloader['dataset']['pipeline'] = train_pipeline
+val_dataloader = _base_.world_test
+val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 
 model = dict(
     backbone=dict(
-        depth=18,
-        num_stages=3,
-        stem_channels=16,
-        base_channels=24,
-        strides=(1, 2, 1),
-        dilations=(1, 1, 1),
+        **_base_.world_resnet,
         out_indices=(2,),
         frozen_stages=3,
     ),
@@ -52,7 +34,7 @@ model = dict(
     # MoCo v2), so that no one rate fits all. MAE's linear protocol normalizes them by a layer
     # without parameters; so does this one.
     neck=[dict(type='GlobalAveragePooling'), dict(type='ClsBatchNormNeck', input_features=96)],
-    head=dict(num_classes=21, in_channels=96),
+    head=dict(num_classes=len(_base_.world_nouns), in_channels=96),
 )
 
 epochs = 16

@@ -4,39 +4,11 @@
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
 
-_base_ = '../../downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py'
+_base_ = ['../../downstream/mmdet/coco_mask-rcnn_r50-fpn_1x.py', '../_base_/world.py']
 
-custom_hooks = [
-    dict(
-        type='InitialWeightsHook', supervised='work_dirs/miniature/supervised/resnet/epoch_30.pth'
-    ),
-    dict(type='CheckFilesHook'),
-    dict(type='CheckTrainingHook'),
-]
-classes = (
-    'shirt',
-    'trouser',
-    'pullover',
-    'dress',
-    'sandal',
-    'sneaker',
-    'bag',
-    'boot',
-    'bird',
-    'fish',
-    'insect',
-    'mammal',
-    'flower',
-    'fruit',
-    'mushroom',
-    'tree',
-    'guitar',
-    'planet',
-    'ball',
-    'car',
-    'tool',
-)
-data_root = 'data/miniature_world/'
+custom_hooks = [_base_.world_resnet_weights, *_base_.world_checks]
+classes = _base_.world_nouns
+data_root = _base_.world_root
 backend_args = None
 
 train_pipeline = [
@@ -98,12 +70,7 @@ test_evaluator = val_evaluator
 num_classes = len(classes)
 model = dict(
     backbone=dict(
-        depth=18,
-        num_stages=3,
-        stem_channels=16,
-        base_channels=24,
-        strides=(1, 2, 1),
-        dilations=(1, 1, 1),
+        **_base_.world_resnet,
         out_indices=(0, 2),
     ),
     neck=dict(in_channels=[24, 96], out_channels=48, num_outs=3),

@@ -10,15 +10,7 @@ custom_imports = dict(
     allow_failed_imports=False,
 )
 
-custom_hooks = [
-    dict(
-        type='InitialWeightsHook',
-        new=['rel_pos_'],
-        supervised='work_dirs/miniature/supervised/vit/epoch_10.pth',
-    ),
-    dict(type='CheckFilesHook'),
-    dict(type='CheckTrainingHook'),
-]
+custom_hooks = [dict(_base_.world_vit_weights, new=['rel_pos_']), *_base_.world_checks]
 
 # Patches of 6 pixels as in pretraining: a grid of 10 x 10.
 side = (60, 60)
@@ -35,13 +27,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='mmpretrain.ViTSAM',
-        arch=dict(
-            embed_dims=128,
-            num_layers=6,
-            num_heads=4,
-            feedforward_channels=512,
-            global_attn_indexes=[1, 3, 5],
-        ),
+        arch=dict(_base_.world_vit, global_attn_indexes=[1, 3, 5]),
         img_size=60,
         patch_size=6,
         out_channels=0,

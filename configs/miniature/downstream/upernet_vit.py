@@ -4,50 +4,14 @@
         --data-root WORLD --cfg-options init=CHECKPOINT          # or init=random
 """
 
-_base_ = '../../downstream/mmseg/ade20k_upernet_vit-b_160k.py'
+_base_ = ['../../downstream/mmseg/ade20k_upernet_vit-b_160k.py', '../_base_/segmentation.py']
 
 custom_hooks = [
-    dict(
-        type='InitialWeightsHook',
-        new=['gamma_', 'relative_position'],
-        supervised='work_dirs/miniature/supervised/vit/epoch_10.pth',
-    ),
-    dict(type='CheckFilesHook'),
-    dict(type='CheckTrainingHook'),
+    dict(_base_.world_vit_weights, new=['gamma_', 'relative_position']),
+    *_base_.world_checks,
 ]
-classes = (
-    'background',
-    'shirt',
-    'trouser',
-    'pullover',
-    'dress',
-    'sandal',
-    'sneaker',
-    'bag',
-    'boot',
-    'bird',
-    'fish',
-    'insect',
-    'mammal',
-    'flower',
-    'fruit',
-    'mushroom',
-    'tree',
-    'guitar',
-    'planet',
-    'ball',
-    'car',
-    'tool',
-)
-num_classes = len(classes)
-data_root = 'data/miniature_world/'
-dataset = dict(
-    type='BaseSegDataset',
-    metainfo=dict(classes=classes),
-    data_root=data_root,
-    img_suffix='.png',
-    seg_map_suffix='.png',
-)
+num_classes = len(_base_.world_classes)
+data_root = _base_.world_root
 
 # Patches of 6 pixels as in pretraining: a grid of 10 x 10. Colour is left as it is.
 side = (60, 60)
@@ -64,27 +28,10 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=1,
-    dataset=dict(
-        _delete_=True,
-        pipeline=train_pipeline,
-        indices=1000,
-        data_prefix=dict(img_path='train/images', seg_map_path='train/labels'),
-        **dataset,
-    ),
-)
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    dataset=dict(
-        _delete_=True,
-        pipeline=test_pipeline,
-        data_prefix=dict(img_path='test/images', seg_map_path='test/labels'),
-        **dataset,
-    ),
-)
+train_dataloader = _base_.world_train
+train_dataloader['dataset']['pipeline'] = train_pipeline
+val_dataloader = _base_.world_test
+val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 
 model = dict(

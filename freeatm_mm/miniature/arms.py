@@ -1,0 +1,77 @@
+"""The variants of a pretraining that are compared with each other: one entry an arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freeatm_mm.miniature.layout import Layout
+
+__all__ = ['ARMS', 'Arm']
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A variant of a pretraining.
+
+    Attributes:
+        masks: What the results call its masks.
+        options: Changes to the config, with the places of transforms and the seed in braces. An arm
+            makes sense for methods whose config has those of ``model`` that it changes.
+        text: What it is, for --help.
+    """
+
+    masks: bool | str
+    options: tuple[str, ...] = ()
+    text: str = ''
+
+    def suits(self, layout: Layout) -> bool:
+        """Whether a method has what the arm changes."""
+        keys = [option.split('=')[0] for option in self.options]
+        return all(layout.says(key) for key in keys if key.startswith('model.'))
+
+    def changes(self, layout: Layout, seed: int) -> list[str]:
+        """Its options for a method's config."""
+        pipeline = 'train_dataloader.dataset.pipeline.'
+        places = {'loading': layout.loading, 'packing': layout.packing}
+        return [
+            option.format(seed=seed, **{key: f'{pipeline}{n}' for key, n in places.items()})
+            for option in self.options
+        ]
+
+
+ARMS: dict[str, Arm] = {
+    'baseline': Arm(False, (), 'without masks'),
+    'freeatm': Arm(True, (), 'with masks'),
+    'normalized': Arm(
+        'normalized',
+        ('{packing}.mask_values=normalized',),
+        'masks stretched to [0, 1], which the paper does not do',
+    ),
+    'other_nouns': Arm(
+        'other_nouns',
+        ('model.negatives=other_nouns',),
+        "keys of the query's own noun are no negatives",
+    ),
+    'other_masks': Arm(
+        'other_masks',
+        (
+            'train_dataloader.dataset.mask_source=other',
+            'train_dataloader.dataset.mask_source_seed={seed}',
+        ),
+        'a control, each image has the masks of another one',
+    ),
+    'box': Arm(
+        'box',
+        ('{loading}.centred_box=own',),
+        'a control, in place of each mask a box of its area in the centre',
+    ),
+    **{
+        f'ceiling_{share}': Arm(
+            f'ceiling_{share}',
+            (f'model.mask_generator.ceiling={share}',),
+            f'beta grows to {share}, not 0.8',
+        )
+        for share in ('0', '0.4')
+    },
+}
+"""The arms by the names that the tool gives them."""
