@@ -583,7 +583,7 @@ class TestErrors:
         class OtherPipeline:
             pass
 
-        with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a row to FAMILIES'):
+        with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a file with its row'):
             AttentionRecorder(OtherPipeline(), PROMPTS, NOUNS)
 
     def test_arguments(self, sd):
