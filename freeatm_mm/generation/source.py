@@ -335,6 +335,8 @@ class ShardSource:
             'call_options': self.call_options
             if self._mask_stage == 1
             else self._cascade.call_options[self._mask_stage - 2],
+            # Stage II gets the embeddings that stage I makes of the same prompts.
+            'check_prompts': self._mask_stage != 2,
         }
         self._propagate, self._crf = 0, 0
         if isinstance(masks, Mapping):
@@ -886,12 +888,12 @@ class GenerationJob:
 
     def _check_store(self, out: Path, plan: Plan, settings: dict[str, Any]) -> None:
         """Refuse a store made with other settings, as far as these are known by now."""
+        if not next(place for place in (out, *out.parents) if place.exists()).is_dir():
+            raise StoreError(f"{out} can't be a store: it is a file, or lies in one")
         try:
             manifest = load_manifest(out / MANIFEST, STORE_FORMAT)
         except FileNotFoundError:
             return
-        except NotADirectoryError:
-            raise StoreError(f"{out} can't be a store: it is a file, or lies in one") from None
         if not manifest.get('complete') and not any(out.glob('shard-*')):
             return
         known = {
