@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freeatm_mm.paper import THRESHOLD
+
 __all__ = ['THRESHOLD', 'binarize', 'box_of', 'dequantize', 'minmax', 'quantize', 'resize']
 
 Array = TypeVar('Array', Tensor, np.ndarray)
 
-# The paper's fixed threshold of a foreground pixel (section 4, setting 2).
-THRESHOLD = 0.45
 # A map whose values differ by less, relative to the largest, shows float32 rounding and no object.
 FLAT = 1e-6
 

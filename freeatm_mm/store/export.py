@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.reader import Store
@@ -37,8 +38,6 @@ __all__ = [
     'store_categories',
 ]
 
-#: The paper's threshold of a foreground pixel.
-THRESHOLD = 0.45
 #: mmseg reads label maps as bytes, and 255 says that a pixel doesn't count.
 MAX_LABELS = 255
 
