@@ -25,6 +25,7 @@ __all__ = [
     'MAX_LINE',
     'atomic_write',
     'check_json',
+    'lines_of',
     'open_in_place',
     'open_regular',
     'parse_json',
@@ -122,31 +123,52 @@ def read_lines(path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[int, s
         InputError: If it is no plain file, or a line is too long or not UTF-8; names file and line.
     """
     with os.fdopen(open_regular(path), 'rb') as file:
-        number = 0
-        while True:
-            try:
-                line = file.readline(limit + 2)
-            except OSError as error:
-                raise InputError(f"{path} can't be read ({error.strerror})") from None
-            if not line:
-                return
-            number += 1
-            if len(line.rstrip(b'\r\n')) > limit:
-                raise InputError(f'{path}, line {number}: it has more than {limit} bytes')
-            try:
-                text = _decode(line) if number == 1 else line.decode()
-            except ValueError:
-                raise InputError(f'{path}, line {number}: it is not UTF-8 text') from None
-            yield number, text.rstrip('\r\n')
+        yield from lines_of(file, path, limit)
 
 
-def read_json(path: str | Path, limit: int = MAX_BYTES, shape: Any = None) -> Any:
+def lines_of(file: BinaryIO, path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
+    """Yield number (from 1) and text of each line, as :func:`read_lines`, of a file that is open.
+
+    Before each line, `file.tell()` is where it begins.
+
+    Args:
+        file: The file at its start.
+        path: Its name, for messages.
+        limit: Most bytes that a line may have.
+
+    Raises:
+        InputError: If a line is too long or not UTF-8; names file and line.
+    """
+    number = 0
+    while True:
+        try:
+            line = file.readline(limit + 2)
+        except OSError as error:
+            raise InputError(f"{path} can't be read ({error.strerror})") from None
+        if not line:
+            return
+        number += 1
+        if len(line.rstrip(b'\r\n')) > limit:
+            raise InputError(f'{path}, line {number}: it has more than {limit} bytes')
+        try:
+            text = _decode(line) if number == 1 else line.decode()
+        except _NotJSON as error:
+            raise InputError(f'{path}, line {number}: it is not UTF-8 text: {error}') from None
+        except ValueError:
+            raise InputError(f'{path}, line {number}: it is not UTF-8 text') from None
+        yield number, text.rstrip('\r\n')
+
+
+def read_json(
+    path: str | Path, limit: int = MAX_BYTES, shape: Any = None, *, finite: bool = True
+) -> Any:
     """Read a JSON file that may come from anywhere.
 
     Args:
         path: The file.
         limit: Most bytes that it may have.
         shape: What it must look like (see :func:`check_json`); anything by default.
+        finite: As for :func:`parse_json`.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -155,7 +177,7 @@ def read_json(path: str | Path, limit: int = MAX_BYTES, shape: Any = None) -> An
     """
     data = read_bytes(path, limit)
     try:
-        value = parse_json(data)
+        value = parse_json(data, finite=finite)
     except ValueError as error:
         raise InputError(f'{path} is not JSON: {error}') from None
     if shape is not None:
@@ -163,8 +185,12 @@ def read_json(path: str | Path, limit: int = MAX_BYTES, shape: Any = None) -> An
     return value
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
     """Parse JSON that may come from anywhere, and that everybody reads alike.
+
+    Args:
+        data: The text.
+        finite: Whether to refuse numbers that are none or infinite, which some programs write.
 
     Raises:
         InputError: If it is no JSON, isn't UTF-8, is nested more than :data:`MAX_DEPTH` deep, has a
@@ -177,7 +203,10 @@ def parse_json(data: bytes | str) -> Any:
         text = data.removeprefix('\ufeff')
     try:
         value = json.loads(
-            text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number
+            text,
+            object_pairs_hook=_object,
+            parse_float=_number if finite else float,
+            parse_constant=_number if finite else float,
         )
     except RecursionError:
         raise _NotJSON('it is nested too deeply') from None

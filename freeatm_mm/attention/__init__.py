@@ -14,6 +14,7 @@ from freeatm_mm.attention.nouns import (
 from freeatm_mm.attention.parts import SEPARATE
 from freeatm_mm.attention.quality import MaskTrust, mask_trust
 from freeatm_mm.attention.recorder import AttentionRecorder, NothingRecorded
+from freeatm_mm.attention.recording import Recording
 from freeatm_mm.attention.refine import dense_crf, propagate
 from freeatm_mm.attention.softmax import noun_attention
 from freeatm_mm.ops.masks import (
@@ -38,6 +39,7 @@ __all__ = [
     'NounAlignmentError',
     'NounTokens',
     'NounTruncatedError',
+    'Recording',
     'binarize',
     'box_of',
     'dense_crf',

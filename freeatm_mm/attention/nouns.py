@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freeatm_mm.attention.words import places_of, span_of
+
 __all__ = [
     'MERGE_RULES',
     'NounAlignmentError',
@@ -25,7 +27,6 @@ __all__ = [
     'find_again',
     'locate_nouns',
     'merge_tokens',
-    'span_of',
 ]
 
 MERGE_RULES = ('mean', 'sum', 'max', 'last')
@@ -53,31 +54,6 @@ class NounTokens:
     positions: tuple[tuple[int, ...], ...]
     truncated: tuple[int, ...] = ()
     length: int = 0
-
-
-def span_of(noun: Any) -> tuple[int, int]:
-    """Reads a noun's character span.
-
-    Args:
-        noun: A pair ``(start, end)``, or an object with ``start`` and ``end``.
-
-    Returns:
-        ``(start, end)``: the first character and one past the last.
-
-    Raises:
-        TypeError: If ``noun`` is neither.
-    """
-    if hasattr(noun, 'start') and hasattr(noun, 'end'):
-        start, end = noun.start, noun.end
-    elif isinstance(noun, (tuple, list)) and len(noun) == 2:
-        start, end = noun
-    else:
-        raise TypeError(
-            f'a noun must be a pair (start, end) of characters, or have start and end; got {noun!r}'
-        )
-    if not (isinstance(start, int) and isinstance(end, int)):
-        raise TypeError(f'start and end of a noun must be integers, got {noun!r}')
-    return start, end
 
 
 def locate_nouns(
@@ -227,9 +203,8 @@ def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
         follows == prompt[end : end + 1] or not follows.isalnum()
     ):
         return start, end
-    words = r'\s+'.join(re.escape(word) for word in prompt[start:end].split())
-    places = [match.span() for match in re.finditer(rf'(?<!\w){words}(?!\w)', text, re.IGNORECASE)]
-    return places[0] if words and len(places) == 1 else None
+    places = places_of(prompt[start:end], text)
+    return places[0] if len(places) == 1 else None
 
 
 def _places(

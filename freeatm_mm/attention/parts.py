@@ -14,6 +14,8 @@ __all__ = [
     'SEPARATE',
     'Heads',
     'Part',
+    'Size',
+    'Size',
     'block_names',
     'check_heads',
     'check_steps',
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 Size = tuple[int, int]
+"""Height and width."""
+"""Height and width."""
 Heads = Iterable[int] | Mapping[str, Iterable[int]]
 
 MAX_SIDE = 2**14

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.families import Call, TextKeys, find_family
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
@@ -28,6 +29,7 @@ from freeatm_mm.attention.parts import (
     MAX_SIDE,
     Heads,
     Part,
+    Size,
     block_names,
     check_heads,
     check_steps,
@@ -37,8 +39,7 @@ from freeatm_mm.attention.parts import (
     sizes,
     whole_number,
 )
-from freeatm_mm.attention.refine import MAX_PROPAGATE
-from freeatm_mm.attention.refine import propagate as pass_on
+from freeatm_mm.attention.recording import Recording
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
@@ -50,6 +51,7 @@ from freeatm_mm.attention.taps import (
     text_attention_modules,
 )
 from freeatm_mm.attention.text import TextColumns, find_columns
+from freeatm_mm.attention.words import AUTO, noun_name, span_of, spans_of_prompts
 from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
@@ -62,20 +64,24 @@ takes time that grows with the square."""
 MAX_TEXT_KEYS = 2**20
 """More tokens than any text encoder keeps."""
 
-Size = tuple[int, int]
-
 
 class NothingRecorded(RuntimeError):
     """No attention was recorded, or none of the steps, blocks and resolutions asked for."""
 
 
 class AttentionRecorder:
-    """Records one soft mask for each noun of each image that a pipeline draws.
+    """Records one soft mask for each noun of each image that a pipeline generates.
 
-    Use it as a context manager round the pipeline's call, or round direct calls of the pipeline's
-    text encoder and denoiser (``pipe.unet(...)``) with the same batch of prompts::
+    It can call the pipeline itself::
 
-        with AttentionRecorder(pipe, prompts=prompts, nouns=nouns) as recorder:
+        recorder = AttentionRecorder(pipe)
+        result = recorder.generate('a dog with a ball', ['dog', 'ball'], num_inference_steps=50)
+        result.images, result.masks
+
+    Or use it as a context manager round calls of the pipeline, or of its text encoder and denoiser
+    (`pipe.unet(...)`), with the same batch of prompts::
+
+        with AttentionRecorder(pipe, prompts, nouns) as recorder:
             images = pipe(prompts).images
         masks = recorder.masks()
 
@@ -86,12 +92,18 @@ class AttentionRecorder:
     Args:
         pipe: A diffusers pipeline of a class listed in
             :data:`freeatm_mm.attention.families.FAMILIES`.
-        prompts: The prompts as given to the pipeline, in the same order.
-        nouns: For each prompt, the character spans of its nouns: pairs ``(start, end)``, or
-            objects with ``start`` and ``end``. A prompt may have none.
+        prompts: The prompts as given to the pipeline, in the same order, or one prompt; for use as
+            a context manager only, as are `nouns`, `columns`, `num_images_per_prompt`,
+            `clean_caption`, `call_options` and `check_prompts`: :meth:`generate` is told the rest
+            with the call.
+        nouns: The nouns of the prompt, or of several prompts a list of nouns each. A noun is a
+            word or several as the prompt writes them (`'dog'`); where they stand more than once,
+            with the number of the occurrence from 1 (`('dog', 2)`); the characters `(start, end)`;
+            or an object with `start` and `end`. `'auto'`, for all prompts or for one: nouns that
+            name something one can see, found by textblob. A prompt may have none.
         columns: For embeddings made elsewhere (``prompt_embeds``): for each prompt and each of its
             nouns the places of its tokens among all text keys, counted from 0. Taken as they are:
-            neither prompts nor nouns' spans are looked at.
+            neither prompts nor nouns are looked at.
         num_images_per_prompt: As given to the pipeline.
         probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
             renormalised over the text keys; differs only where text and pixel keys share one
@@ -131,6 +143,8 @@ class AttentionRecorder:
     Attributes:
         layers: The layers recorded, by their names in the denoiser, with their number of heads;
             known from the first ``with`` on.
+        prompts: The prompts.
+        names: For each prompt the names of its nouns, as the prompt writes them.
         truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
         left_out: Triples (prompt index, noun index, reason) of nouns whose maps leave out one of
             several text encoders, because it cut the noun off or read a text without it.
@@ -142,7 +156,10 @@ class AttentionRecorder:
 
     Raises:
         ValueError: If the pipeline's class is unknown, an option is, ``prompts`` and ``nouns``
-            differ in length, or a span lies outside its prompt.
+            differ in length, a word stands nowhere in its prompt or more than once, or a span lies
+            outside its prompt.
+        TypeError: If a noun is none of these.
+        ImportError: If nouns are to be found and textblob is not installed.
         NounTruncatedError: If a noun is cut off and ``truncated`` is ``'raise'``.
         NounAlignmentError: If a noun can't be found among the tokens, or shares its keys with
             another word of another prompt (``prompt_2``).
@@ -151,8 +168,8 @@ class AttentionRecorder:
     def __init__(
         self,
         pipe: Any,
-        prompts: Sequence[str],
-        nouns: Sequence[Sequence[Any]],
+        prompts: str | Sequence[str] | None = None,
+        nouns: Any = AUTO,
         *,
         columns: Sequence[Sequence[Sequence[int]]] | None = None,
         num_images_per_prompt: int = 1,
@@ -170,30 +187,12 @@ class AttentionRecorder:
         self_attention: int | None = None,
         check_prompts: bool = True,
     ) -> None:
-        if isinstance(prompts, str):
-            raise TypeError('prompts must be a list of strings, got one string; wrap it in a list')
-        if len(prompts) != len(nouns):
-            raise ValueError(f'{len(prompts)} prompts but noun lists for {len(nouns)}')
-        if not prompts:
-            raise ValueError('no prompts were given')
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise TypeError(f'prompts must be strings, got {prompt!r}')
-            if len(prompt) > MAX_PROMPT:
-                raise ValueError(
-                    f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
-                    f'taken; it begins {prompt[:40]!r}'
-                )
-        whole_number(num_images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
-        whole_number(len(prompts) * num_images_per_prompt, 'the number of images', 1, MAX_IMAGES)
         if probability not in ('joint', 'text'):
             raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
         if merge not in MERGE_RULES:
             raise ValueError(f'merge must be one of {MERGE_RULES}, got {merge!r}')
         self._pipe = pipe
         self._family = find_family(pipe)
-        self._images_per_prompt = num_images_per_prompt
-        self._num_images = len(prompts) * num_images_per_prompt
         self._probability = probability
         self._merge = merge
         self._denoiser = getattr(pipe, self._family.denoiser)
@@ -219,30 +218,131 @@ class AttentionRecorder:
             whole_number(self_attention, 'self_attention', 1, MAX_SIDE)
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
+        self._text_encoders = text_encoders if text_encoders is None else [*_names(text_encoders)]
+        if truncated not in ('raise', 'skip'):
+            raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
+        self._truncated = truncated
+        self.prompts: list[str] = []
+        self.names: list[list[str]] = []
+        self.truncated: list[tuple[int, int]] = []
+        self.left_out: list[tuple[int, int, str]] = []
+        self.flat: list[tuple[int, int]] = []
         call = Call(pipe, {} if call_options is None else call_options)
-        _check_call(call, prompts, num_images_per_prompt)
         if clean_caption is not None:
             call = call.replace('clean_caption', clean_caption)
+        if prompts is not None:
+            self._tell(prompts, nouns, call, num_images_per_prompt, columns, check_prompts)
+        elif columns is not None or call.names or num_images_per_prompt != 1 or nouns != AUTO:
+            raise TypeError(
+                'prompts are missing: give them with their nouns, or give both, and how the '
+                'pipeline is to be called, to generate()'
+            )
+        self._hooks: ExitStack | None = None
+        self._reset()
+
+    def _tell(
+        self,
+        prompts: str | Sequence[str],
+        nouns: Any,
+        call: Call,
+        images_per_prompt: int,
+        columns: Sequence[Sequence[Sequence[int]]] | None = None,
+        check_prompts: bool = True,
+    ) -> None:
+        """Find the nouns of some prompts among the text keys of a call."""
+        one_prompt = isinstance(prompts, str)
+        prompts = [prompts] if one_prompt else list(prompts)
+        _check_prompts(prompts)
+        whole_number(images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
+        whole_number(len(prompts) * images_per_prompt, 'the number of images', 1, MAX_IMAGES)
+        _check_call(call, prompts, images_per_prompt)
         if columns is None:
+            nouns = spans_of_prompts(prompts, nouns, one_prompt)
             found = find_columns(
-                call, self._family, prompts, nouns, text_encoders=text_encoders, truncated=truncated
+                call,
+                self._family,
+                prompts,
+                nouns,
+                text_encoders=self._text_encoders,
+                truncated=self._truncated,
             )
         else:
+            nouns = [nouns] if one_prompt else nouns
+            columns = [columns] if one_prompt else columns
             found = TextColumns(_given_columns(columns, nouns))
+        self._images_per_prompt = images_per_prompt
+        self._num_images = len(prompts) * images_per_prompt
         self._watches = found.watches if check_prompts else ()
+        self.prompts, self._nouns = prompts, [list(row) for row in nouns]
+        self.names = [
+            [noun_name(prompt, noun) for noun in row] for prompt, row in zip(prompts, nouns)
+        ]
         self.truncated = list(found.truncated)
         self.left_out = list(found.left_out)
-        self.flat: list[tuple[int, int]] = []
+        self.flat = []
         self._positions = found.positions
         # Each image's token columns once, however many nouns share a token.
         self._columns = [
             sorted({column for noun in row for columns in noun for column in columns})
             for row in self._positions
         ]
-        self._columns_BT = _pad_columns(self._columns, num_images_per_prompt)
+        self._columns_BT = _pad_columns(self._columns, images_per_prompt)
         self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
-        self._hooks: ExitStack | None = None
-        self._reset()
+
+    def generate(self, prompts: str | Sequence[str], nouns: Any = AUTO, **call: Any) -> Recording:
+        """Call the pipeline and record the nouns of its prompts.
+
+        :meth:`masks` then gives other choices of what was recorded.
+
+        Args:
+            prompts: One prompt, or several.
+            nouns: As in the constructor.
+            **call: Further arguments of the pipeline's call, passed on as they are.
+
+        Returns:
+            The images with a mask for each noun.
+
+        Raises:
+            RuntimeError: If the recorder is in use by a ``with`` block.
+            ValueError: If the pipeline has no such argument, or as the constructor.
+            NounTruncatedError: As the constructor.
+            NounAlignmentError: As the constructor.
+            NothingRecorded: If no step was recorded.
+        """
+        self._check_free()
+        if 'prompt' in call:
+            raise TypeError('generate() takes the prompts first, without prompt=')
+        asked = Call(self._pipe, call)
+        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        images_per_prompt = asked.option('num_images_per_prompt', 1)
+        self._tell(prompts, nouns, asked, 1 if images_per_prompt is None else images_per_prompt)
+        with self:
+            output = self._pipe(prompt=prompts, **call)
+        images = output[0] if isinstance(output, tuple) else output.images
+        if len(images) != self._num_images:
+            raise ValueError(
+                f'{type(self._pipe).__name__} returned {len(images)} images, where '
+                f'{self._num_images} were asked for'
+            )
+        masks, each = self.masks('minmax'), self._images_per_prompt
+        return Recording(
+            images,
+            masks,
+            [prompt for prompt in self.prompts for _ in range(each)],
+            [names for names in self.names for _ in range(each)],
+            [[span_of(noun) for noun in row] for row in self._nouns for _ in range(each)],
+            list(self.flat),
+            [(each * row + k, noun) for row, noun in self.truncated for k in range(each)],
+            [(each * row + k, noun, why) for row, noun, why in self.left_out for k in range(each)],
+            output,
+        )
+
+    def __repr__(self) -> str:
+        nouns = sum(map(len, self.names))
+        return (
+            f'AttentionRecorder({type(self._pipe).__name__}, {len(self.prompts)} prompts, '
+            f'{nouns} nouns, {self.num_steps} steps recorded)'
+        )
 
     def _reset(self) -> None:
         self._sums: dict[Part, _Sum] = {}
@@ -267,12 +367,16 @@ class AttentionRecorder:
         """Installs the hooks and forgets what was recorded before.
 
         Raises:
-            RuntimeError: If the recorder is in use already.
+            RuntimeError: If the recorder is in use already, or was made without prompts.
             ValueError: If the denoiser is compiled, has fused projections or a hook of diffusers
                 that changes its attention, or has no module of the family's kind.
         """
-        if self._hooks is not None:
-            raise RuntimeError('this AttentionRecorder is in use already; make a second one')
+        self._check_free()
+        if not self.prompts:
+            raise RuntimeError(
+                'this AttentionRecorder was made without prompts: make it with prompts and nouns, '
+                'or call generate()'
+            )
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: module.heads for name, module, _ in modules})
@@ -311,6 +415,10 @@ class AttentionRecorder:
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
+
+    def _check_free(self) -> None:
+        if self._hooks is not None:
+            raise RuntimeError('this AttentionRecorder is in use already; make a second one')
 
     def masks(
         self,
@@ -367,7 +475,7 @@ class AttentionRecorder:
                 )
             )
         self._check_layer_steps()
-        whole_number(propagate, 'propagate', 0, MAX_PROPAGATE)
+        whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)
         if propagate and not self._affinities:
             raise ValueError(
                 f'propagate={propagate} needs a recorder made with self_attention=32, say'
@@ -406,9 +514,8 @@ class AttentionRecorder:
             average_BThw += resize(total_BTN.unflatten(-1, native), average_BThw.shape[-2:])
         if affinity:
             total = self._affinities[affinity]
-            average_BThw = resize(
-                pass_on(average_BThw, total.total_BTN.cpu() / total.count, propagate), size
-            )
+            affinity_BNN = total.total_BTN.cpu() / total.count
+            average_BThw = resize(refine.propagate(average_BThw, affinity_BNN, propagate), size)
         return self._merged(average_BThw, normalize)
 
     def _check_layer_steps(self) -> None:
@@ -573,6 +680,23 @@ def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[i
     return tuple(range(module.heads) if wanted is None else sorted(wanted))
 
 
+def _names(names: str | Iterable[str]) -> Iterable[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _check_prompts(prompts: Sequence[Any]) -> None:
+    if not prompts:
+        raise ValueError('no prompts were given')
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f'prompts must be strings, got {prompt!r}')
+        if len(prompt) > MAX_PROMPT:
+            raise ValueError(
+                f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
+                f'taken; it begins {prompt[:40]!r}'
+            )
+
+
 def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
     """Refuses options of a pipeline's call that say something else than the recorder was told."""
     for name, told in (
@@ -592,8 +716,9 @@ def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
     for name in embeddings:
         if call.given(name) is not None:
             raise ValueError(
-                f"call_options have {name}, in which the nouns can't be looked for; "
-                'leave it out and say with columns=... where they stand'
+                f"the pipeline's call has {name}, in which the nouns can't be looked for: leave it "
+                'out, or use the recorder as a context manager and say with columns=... where '
+                'they stand'
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
-from freeatm_mm.attention.parts import in_blocks, size_matches
+from freeatm_mm.attention.parts import Size, in_blocks, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     'split_heads',
     'text_attention_modules',
 ]
-
-Size = tuple[int, int]
 
 
 @dataclass

@@ -14,8 +14,8 @@ from freeatm_mm.attention.nouns import (
     NounAlignmentError,
     find_again,
     locate_nouns,
-    span_of,
 )
+from freeatm_mm.attention.words import span_of
 
 __all__ = ['EncoderWatch', 'TextColumns', 'find_columns']
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from freeatm_mm.generation.pipelines import LoadedPipeline, drawing_options, scheduler_name
+from freeatm_mm.generation.pipelines import LoadedPipeline, drawing_options, scheduler_of
 
 __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
 
@@ -62,6 +62,7 @@ class Cascade:
     Attributes:
         pipes: The pipelines, stage I first.
         first_size: Height and width of stage I's images.
+        call_options: Arguments of each further stage's call.
         settings: What each further stage draws with, for the records.
 
     Raises:
@@ -106,7 +107,8 @@ class Cascade:
                 f'to twice as long, not {height}x{width}'
             )
         self.size = height, width
-        self._options, self.settings = [], []
+        self.call_options: list[dict[str, Any]] = []
+        self.settings: list[dict[str, Any]] = []
         for number, stage in enumerate(further):
             call = inspect.signature(type(stage.pipe).__call__).parameters
             own = {
@@ -121,13 +123,13 @@ class Cascade:
                 options['height'], options['width'] = (
                     value * second_side // side for value in self.first_size
                 )
-            self._options.append(options)
+            self.call_options.append(options)
             self.settings.append(
                 {
                     'pipeline': stage.name,
                     'revision': stage.revision,
                     'pipeline_class': type(stage.pipe).__name__,
-                    'scheduler': type(getattr(stage.pipe, scheduler_name(stage.pipe))).__name__,
+                    'scheduler': type(scheduler_of(stage.pipe)).__name__,
                     **own,
                     'noise_level': options['noise_level'],
                 }
@@ -172,7 +174,7 @@ class Cascade:
             output = self.pipes[1](
                 **texts,
                 image=image,
-                **self._options[0],
+                **self.call_options[0],
                 generator=generators[1],
                 output_type='pil' if last else 'pt',
             )
@@ -182,7 +184,11 @@ class Cascade:
         image = (output.images / 2 + 0.5).clamp(0, 1)
         with recorder if stage == 3 else nullcontext():
             return self.pipes[2](
-                prompts, image=image, **self._options[1], generator=generators[2], output_type='pil'
+                prompts,
+                image=image,
+                **self.call_options[1],
+                generator=generators[2],
+                output_type='pil',
             )
 
 

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.generation.reading import read_json
+from freeatm_mm.files import read_json
 
 __all__ = ['INDEX', 'check_folder', 'files_of']
 
@@ -29,6 +29,8 @@ INDEX = 'model_index.json'
 
 #: Most files and deepest folder of a pipeline.
 MAX_FILES, MAX_DEPTH = 10_000, 8
+#: Bytes of the largest configuration that is read.
+MAX_CONFIG = 1 << 22
 #: Bytes of the largest JSON file: vocabularies of language models take 30 MB.
 MAX_JSON = 1 << 27
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
@@ -48,7 +50,7 @@ def check_folder(diffusers: Any, folder: Path, without: Collection[str] = ()) ->
     """
     files = files_of(folder)
     index = folder / INDEX
-    content = read_json(index)
+    content = read_json(index, MAX_CONFIG)
     name = content.get('_class_name') if isinstance(content, dict) else None
     if not name:
         raise ValueError(f'{index} is corrupt: it names no pipeline class')
@@ -221,7 +223,9 @@ def _check_files(folder: Path, part: str, files: list[Path], is_model: bool) -> 
         if file.name.endswith('.safetensors.index.json'):
             _check_weight_list(folder, file, weights)
         elif file.name == 'config.json':
-            _check_kernels(folder / file, read_json(folder / file))
+            # Settings may be infinite, and diffusers writes them so.
+            config = read_json(folder / file, MAX_CONFIG, finite=False)
+            _check_kernels(folder / file, config)
     pickles = [file.name for file in files if file.suffix in _PICKLES]
     if is_model and not weights and pickles:
         raise ValueError(

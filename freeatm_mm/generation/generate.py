@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from freeatm_mm.files import open_in_place
 from freeatm_mm.generation.source import Counts, ShardSource
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
@@ -91,6 +92,11 @@ class GenerationSummary(Counts):
                 self.lost_nouns,
                 'nouns left out: cut off or not found by the tokenizer (listed '
                 "in their samples' meta)",
+            ),
+            (
+                self.partial_nouns,
+                'nouns have masks that leave out one of several text encoders, which cut them off '
+                "(listed in their samples' meta)",
             ),
             (self.cut_prompts, 'prompts have more than the 77 tokens that CLIP sees'),
             (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
@@ -364,21 +370,21 @@ class SharedProgress:
     def __init__(self, folder: Path, num_shards: int) -> None:
         self.path = Path(folder) / PROGRESS
         self.num_shards = num_shards
-        self._handle: int | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> SharedProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def set(self, shard: int, samples: int) -> None:
         """Say that ``samples`` samples of a shard are drawn."""
-        if self._handle is None:
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        os.pwrite(self._handle, np.uint32(samples).tobytes(), 4 * shard)
+        if self._file is None:
+            self._file = open_in_place(self.path)
+        os.pwrite(self._file.fileno(), np.uint32(samples).tobytes(), 4 * shard)
 
     def total(self) -> int | None:
         """Samples drawn by all workers so far; ``None`` where there is no file yet, or any more."""

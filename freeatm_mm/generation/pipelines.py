@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from freeatm_mm.attention.families import call_names
 from freeatm_mm.compat import hub_out_of_reach, no_code_from_data
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
 from freeatm_mm.store.layout import file_sha256
@@ -19,7 +20,7 @@ from freeatm_mm.store.layout import file_sha256
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['DTYPES', 'LoadedPipeline', 'drawing_options', 'load_pipeline', 'scheduler_name']
+__all__ = ['DTYPES', 'LoadedPipeline', 'drawing_options', 'load_pipeline', 'scheduler_of']
 
 #: Name of a number format -> torch's.
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -90,7 +91,7 @@ def load_pipeline(
                     **dict.fromkeys(without),
                 )
             if scheduler_class is not None:
-                _set_scheduler(pipe, scheduler_class)
+                scheduler_of(pipe, scheduler_class)
         except Exception as error:  # whatever two libraries make of files that anybody wrote
             raise ValueError(
                 f"the pipeline {source} can't be loaded: {_one_line(error)}"
@@ -131,21 +132,20 @@ def drawing_options(
         ValueError: If the pipeline's call has no name for something asked.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
-    name = type(pipe).__name__
+    names = call_names(pipe)
     options: dict[str, Any] = {}
 
-    def add(value: Any, what: str, *names: str) -> None:
-        known = [candidate for candidate in names if candidate in parameters]
+    def add(value: Any, what: str, *arguments: str) -> None:
+        known = [argument for argument in arguments if argument in parameters]
         if not known:
             raise ValueError(
-                f"{name} can't be told the {what}: its call has no argument {' or '.join(names)}"
+                f"{type(pipe).__name__} can't be told the {what}: its call has no argument "
+                f'{" or ".join(arguments)}'
             )
         options[known[0]] = value
 
-    add(steps, 'number of steps', 'num_inference_steps', 'decoder_num_inference_steps')
-    # Qwen-Image takes a guidance_scale and does nothing with it.
-    true = ('true_cfg_scale',) if name.startswith('QwenImage') else ()
-    add(guidance, 'guidance scale', *true, 'guidance_scale', 'decoder_guidance_scale')
+    add(steps, 'number of steps', *names.steps)
+    add(guidance, 'guidance scale', *names.guidance)
     if height is not None or width is not None:
         add(height, 'height', 'height')
         add(width, 'width', 'width')
@@ -155,24 +155,23 @@ def drawing_options(
     return options
 
 
-def scheduler_name(pipe: DiffusionPipeline) -> str:
-    """The attribute with the scheduler of the network that draws; UnCLIP has several."""
-    return 'decoder_scheduler' if hasattr(pipe, 'decoder_scheduler') else 'scheduler'
+def scheduler_of(pipe: DiffusionPipeline, kind: type | None = None) -> Any:
+    """Return the scheduler of the network that draws.
 
-
-def _set_scheduler(pipe: DiffusionPipeline, scheduler_class: type) -> None:
-    """Give the network that draws another scheduler.
-
-    Kandinsky 2.1 hands its own to an inner pipeline.
+    Args:
+        pipe: Any text-to-image pipeline.
+        kind: Put one of this class in its place first, with its settings.
     """
-    name = scheduler_name(pipe)
-    own = getattr(pipe, name)
-    if type(own) is scheduler_class:
-        return
-    setattr(pipe, name, scheduler_class.from_config(own.config))
-    inner = getattr(pipe, 'decoder_pipe', None)
-    if inner is not None and hasattr(inner, 'scheduler'):
-        inner.scheduler = getattr(pipe, name)
+    names = call_names(pipe)
+    own = getattr(pipe, names.scheduler)
+    if kind is None or type(own) is kind:
+        return own
+    other = kind.from_config(own.config)
+    setattr(pipe, names.scheduler, other)
+    inner = getattr(pipe, names.inner, None)
+    if hasattr(inner, 'scheduler'):
+        inner.scheduler = other
+    return other
 
 
 def _import_diffusers() -> Any:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from freeatm_mm.errors import MissingFileError
+from freeatm_mm.files import lines_of, open_regular, parse_json
 from freeatm_mm.generation.limits import MAX_SAMPLES, MAX_SHARDS
-from freeatm_mm.generation.reading import MAX_LINE, parse_json, read_lines
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import StoreError
 from freeatm_mm.store.sample import check_key
 
 __all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
 
-#: Characters of the longest prompt.
-MAX_PROMPT = 10_000
+#: Bytes of the longest line of a prompt file.
+MAX_LINE = 1 << 20
 
 
 class PromptFile(Sequence):
@@ -45,29 +47,24 @@ class PromptFile(Sequence):
         if limit is not None and limit < 1:
             raise ValueError(f'limit must be at least 1, got {limit}')
         self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(f'there is no prompt file {self.path}')
-        if not self.path.is_file():
-            raise ValueError(f'{self.path} is no prompt file: it is not a plain file')
         self._offsets = array('q')
-        offset, number = 0, 0
-        with self.path.open('rb') as file:
-            if file.read(2) in (b'\xff\xfe', b'\xfe\xff'):
-                raise ValueError(f'{self.path} is encoded as UTF-16: save it as UTF-8')
-            file.seek(0)
-            lines = read_lines(file)
+        try:
+            handle = open_regular(self.path)
+        except MissingFileError:
+            raise MissingFileError(f'there is no prompt file {self.path}') from None
+        with os.fdopen(handle, 'rb') as file:
+            lines = lines_of(file, self.path, MAX_LINE)
             while limit is None or len(self._offsets) < limit:
-                number += 1
-                try:
-                    line = next(lines, b'')
-                    if line.strip():
-                        _read_record(line)
-                        self._offsets.append(offset)
-                except ValueError as error:
-                    raise ValueError(f'{self.path}, line {number}: {error}') from None
-                if not line:
+                offset = file.tell()
+                number, line = next(lines, (0, None))
+                if line is None:
                     break
-                offset += len(line)
+                if line.strip():
+                    try:
+                        _read_record(line)
+                    except ValueError as error:
+                        raise ValueError(f'{self.path}, line {number}: {error}') from None
+                    self._offsets.append(offset)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -79,21 +76,17 @@ class PromptFile(Sequence):
             return _read_record(file.readline(MAX_LINE))
 
 
-def _read_record(line: bytes) -> PromptRecord:
+def _read_record(line: bytes | str) -> PromptRecord:
     """The record that stands in a line.
 
     Raises:
-        ValueError: If it holds none, or one with a prompt that no generator could be given.
+        ValueError: If it holds none.
     """
-    record = PromptRecord.from_json(parse_json(line))
-    if len(record.prompt) > MAX_PROMPT:
-        raise ValueError(
-            f'the prompt has {len(record.prompt):,} characters; at most {MAX_PROMPT:,} are drawn'
-        )
-    for name, text in (('id', record.id), ('prompt', record.prompt), ('source', record.source)):
-        if any('\ud800' <= character <= '\udfff' for character in text):
-            raise ValueError(f'its {name} holds a lone surrogate, which is half a character')
-    return record
+    try:
+        content = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f'it is not JSON: {error}') from None
+    return PromptRecord.from_json(content)
 
 
 class Plan:

@@ -15,10 +15,9 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -40,13 +39,14 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
+from freeatm_mm.attention.families import call_names
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
     LoadedPipeline,
     drawing_options,
     load_pipeline,
-    scheduler_name,
+    scheduler_of,
 )
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.prompts import Noun, PromptRecord
@@ -91,6 +91,8 @@ class Counts:
     Args:
         lost_nouns: Nouns left out because the tokenizer cut them off, or because they aren't
             found among the tokens; the samples' ``meta`` lists them with the reason.
+        partial_nouns: Nouns whose masks leave out one of several text encoders, because it cut them
+            off; the samples' ``meta`` lists them with the reason.
         flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
         hidden_images: Images that the pipeline's safety checker blacked out.
         cut_prompts: Prompts longer than the 77 tokens of CLIP, whose ends it doesn't see.
@@ -100,6 +102,7 @@ class Counts:
     """
 
     lost_nouns: int = 0
+    partial_nouns: int = 0
     flat_masks: int = 0
     hidden_images: int = 0
     cut_prompts: int = 0
@@ -126,10 +129,26 @@ class _Outcome:
 
     sample: Sample | None = None
     lost_nouns: int = 0
+    partial_nouns: int = 0
     flat_masks: int = 0
     hidden: bool = False
     kind: str = ''
     reason: str = ''
+
+
+@dataclass
+class _Recorded:
+    """Which nouns of one prompt are recorded, and what is wrong with them.
+
+    Args:
+        nouns: Numbers of the nouns that the recorder was given, in its order.
+        lost: Number of a noun that has no mask -> why.
+        partial: Number of a noun whose mask leaves out a text encoder -> why.
+    """
+
+    nouns: list[int] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
+    partial: dict[int, str] = field(default_factory=dict)
 
 
 class ShardSource:
@@ -275,7 +294,7 @@ class ShardSource:
             'pipeline': name or type(pipeline).__name__,
             'revision': revision,
             'pipeline_class': type(pipeline).__name__,
-            'scheduler': type(getattr(pipeline, scheduler_name(pipeline))).__name__,
+            'scheduler': type(scheduler_of(pipeline)).__name__,
             'steps': steps,
             'guidance': guidance,
             'height': height,
@@ -311,9 +330,14 @@ class ShardSource:
             pipeline, steps=steps, guidance=guidance, height=height, width=width
         )
         self.call_options['output_type'] = 'pil'
-        self.recorder_options: dict[str, Any] = {'truncated': lost_nouns}
-        if 'clean_caption' in drawing_options(self._mask_pipe, steps=1, guidance=1):
-            self.recorder_options['clean_caption'] = False
+        self.recorder_options: dict[str, Any] = {
+            'truncated': lost_nouns,
+            'call_options': self.call_options
+            if self._mask_stage == 1
+            else self._cascade.call_options[self._mask_stage - 2],
+            # Stage II gets the embeddings that stage I makes of the same prompts.
+            'check_prompts': self._mask_stage != 2,
+        }
         self._propagate, self._crf = 0, 0
         if isinstance(masks, Mapping):
             self._choose_masks(masks)
@@ -385,6 +409,7 @@ class ShardSource:
                 batch = work[first : first + self.batch_size]
                 for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
                     counts.lost_nouns += outcome.lost_nouns
+                    counts.partial_nouns += outcome.partial_nouns
                     counts.flat_masks += outcome.flat_masks
                     counts.hidden_images += outcome.hidden
                     counts.cut_prompts += self._is_cut(record.prompt)
@@ -528,124 +553,118 @@ class ShardSource:
 
     def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[_Outcome]:
         """Draw a batch at once; raises whatever goes wrong on the way."""
-        prompts = [record.prompt for record, _ in batch]
-        seeds = [sample_seed(self.seed, record.id, number) for record, number in batch]
         if self.masks:
-            recorder, recorded, lost = self._recorder(batch)
+            recorder, recorded = self._recorder(batch)
         else:
-            recorder, recorded = nullcontext(), [[] for _ in batch]
-            lost: list[dict[int, str]] = [{} for _ in batch]
-        generators = [torch.Generator().manual_seed(value) for value in seeds]
-        # True guidance is off without a negative prompt (Qwen-Image).
-        negative = (
-            {'negative_prompt': [' '] * len(batch)} if 'true_cfg_scale' in self.call_options else {}
-        )
-        # Noise from the CPU is the same on every device. Casting what is not a number to a
-        # pixel would give black; errstate makes it an error.
+            recorder, recorded = None, [_Recorded() for _ in batch]
+        # Casting what is not a number to a pixel would give black; errstate makes it an error.
         with np.errstate(invalid='raise'):
-            if self._cascade:
-                further = [
-                    [
-                        torch.Generator().manual_seed(
-                            sample_seed(self.seed, record.id, number, stage)
-                        )
-                        for record, number in batch
-                    ]
-                    for stage in range(2, len(self._pipes) + 1)
-                ]
-                output = self._cascade.draw(
-                    prompts, [generators, *further], self.call_options, recorder, self._mask_stage
-                )
-            else:
-                with recorder:
-                    # Some pipelines that the recorder doesn't know take one generator only.
-                    output = self.pipeline(
-                        prompt=prompts,
-                        **self.call_options,
-                        **negative,
-                        generator=generators if self.masks or len(batch) > 1 else generators[0],
-                    )
-        if len(output.images) != len(batch):
-            raise ValueError(
-                f'{type(self.pipeline).__name__} drew {len(output.images)} images '
-                f'from {len(batch)} prompts'
-            )
-        wanted = (self.settings['width'], self.settings['height'])
-        if wanted != (None, None) and output.images[0].size != wanted:
-            raise ValueError(
-                f'{type(self.pipeline).__name__} drew images of size '
-                f'{output.images[0].size} (width, height), not {wanted}'
-            )
-        raw = (
-            recorder.masks(propagate=self._propagate)
-            if self.masks
-            else [torch.zeros(0, 1, 1) for _ in batch]
+            output = self._call(batch, recorder or nullcontext())
+        self._check_images(output.images, len(batch))
+        masks = (
+            [torch.zeros(0, 1, 1) for _ in batch]
+            if recorder is None
+            else recorder.masks(propagate=self._propagate)
         )
-        hidden = _hidden(self._pipes[-1], output)
         return [
-            self._outcome(
-                record,
-                number,
-                seeds[place],
-                output.images[place],
-                hidden[place],
-                raw[place],
-                recorded[place],
-                lost[place],
+            self._outcome(record, number, *drawn)
+            for (record, number), *drawn in zip(
+                batch, output.images, _hidden(self._pipes[-1], output), masks, recorded, strict=True
             )
-            for place, (record, number) in enumerate(batch)
         ]
+
+    def _call(
+        self, batch: Sequence[tuple[PromptRecord, int]], recorder: AbstractContextManager
+    ) -> Any:
+        """Call the pipeline, or the stages of a cascade, with a recorder round it."""
+        prompts = [record.prompt for record, _ in batch]
+        generators = [
+            # Noise from the CPU is the same on every device.
+            [
+                torch.Generator().manual_seed(sample_seed(self.seed, record.id, number, stage))
+                for record, number in batch
+            ]
+            for stage in range(1, len(self._pipes) + 1)
+        ]
+        if self._cascade:
+            return self._cascade.draw(
+                prompts, generators, self.call_options, recorder, self._mask_stage
+            )
+        options = dict(self.call_options)
+        negative = call_names(self.pipeline).negative_prompt
+        if negative is not None:
+            options['negative_prompt'] = [negative] * len(batch)
+        # Some pipelines that the recorder doesn't know take one generator only.
+        alone = len(batch) == 1 and not self.masks
+        options['generator'] = generators[0][0] if alone else generators[0]
+        with recorder:
+            return self.pipeline(prompt=prompts, **options)
+
+    def _check_images(self, images: Sequence[Image.Image], count: int) -> None:
+        """Refuse images of another number or size than was asked for."""
+        name = type(self.pipeline).__name__
+        if len(images) != count:
+            raise ValueError(f'{name} drew {len(images)} images from {count} prompts')
+        wanted = (self.settings['width'], self.settings['height'])
+        if wanted != (None, None) and images[0].size != wanted:
+            raise ValueError(
+                f'{name} drew images of size {images[0].size} (width, height), not {wanted}'
+            )
 
     def _outcome(
         self,
         record: PromptRecord,
         number: int,
-        seed: int,
         image: Image.Image,
         hidden: bool,
         raw: torch.Tensor,
-        recorded: list[int],
-        lost: dict[int, str],
+        recorded: _Recorded,
     ) -> _Outcome:
         """Make a sample of an image and its masks, or say why it is left out."""
-        outcome = _Outcome(hidden=hidden)
         if hidden and not self.keep_hidden:
-            outcome.kind, outcome.reason = 'hidden', "blacked out by the pipeline's safety checker"
-            return outcome
+            reason = "blacked out by the pipeline's safety checker"
+            return _Outcome(hidden=True, kind='hidden', reason=reason)
         if not torch.isfinite(raw).all():
-            outcome.kind, outcome.reason = 'failed', 'its masks are not numbers'
-            return outcome
+            return _Outcome(hidden=hidden, kind='failed', reason='its masks are not numbers')
+        kept = [row for row, index in enumerate(recorded.nouns) if index not in recorded.lost]
+        maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
+        levels, scales, flat = (tensor.numpy()[kept] for tensor in maps)
         meta = {
             'prompt_id': record.id,
             'source': record.source,
             'image_number': number,
-            'seed': seed,
+            'seed': sample_seed(self.seed, record.id, number),
             **self.settings,
             'hidden_by_safety_checker': hidden,
         }
-        if lost:
-            meta['lost_nouns'] = [
-                record.nouns[index].to_json() | {'reason': reason}
-                for index, reason in sorted(lost.items())
-            ]
-            outcome.lost_nouns = len(lost)
-        kept = [row for row, index in enumerate(recorded) if index not in lost]
-        maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
-        levels, scales, flat = (tensor.numpy()[kept] for tensor in maps)
-        outcome.flat_masks = int(flat.sum())
+        for name, reasons in (
+            ('lost_nouns', recorded.lost),
+            ('partial_nouns', recorded.partial),
+        ):
+            if reasons:
+                meta[name] = [
+                    record.nouns[index].to_json() | {'reason': reason}
+                    for index, reason in sorted(reasons.items())
+                ]
         meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[kept])]
-        outcome.sample = Sample.from_image(
+        sample = Sample.from_image(
             sample_key(record.id, number, self.plan.images_per_prompt),
             image,
             image_format=self.image_format,
             quality=self.quality,
             caption=record.prompt,
-            nouns=tuple(record.nouns[recorded[row]] for row in kept),
+            nouns=tuple(record.nouns[recorded.nouns[row]] for row in kept),
             masks=levels,
             scales=scales,
             meta=meta,
         )
-        return outcome
+        return _Outcome(
+            sample,
+            lost_nouns=len(recorded.lost),
+            partial_nouns=len(recorded.partial),
+            flat_masks=int(flat.sum()),
+            hidden=hidden,
+        )
 
     def _sharpened(self, masks: torch.Tensor, image: Image.Image) -> torch.Tensor:
         """The masks of an image with its edges, if asked for."""
@@ -658,44 +677,37 @@ class ShardSource:
 
     def _recorder(
         self, batch: Sequence[tuple[PromptRecord, int]]
-    ) -> tuple[AttentionRecorder, list[list[int]], list[dict[int, str]]]:
-        """A recorder for a batch.
-
-        Returns:
-            The recorder; for each prompt the numbers of the nouns it records; and for each prompt
-            the numbers of the nouns that have no mask, with the reason.
-        """
-        recorded = [list(range(len(record.nouns))) for record, _ in batch]
-        lost: list[dict[int, str]] = [{} for _ in batch]
+    ) -> tuple[AttentionRecorder, list[_Recorded]]:
+        """A recorder for a batch, and for each prompt which nouns it records."""
+        recorded = [_Recorded(list(range(len(record.nouns)))) for record, _ in batch]
         try:
             recorder = self._recorder_of(batch, recorded)
         except NounAlignmentError:
             if self.lost_nouns == 'raise':
                 raise
-            for place, sample in enumerate(batch):
-                for index in recorded[place]:
+            for item, nouns in zip(batch, recorded):
+                for index in list(nouns.nouns):
                     try:
-                        self._recorder_of([sample], [[index]])
+                        self._recorder_of([item], [_Recorded([index])])
                     except NounAlignmentError:
-                        lost[place][index] = 'not found among the tokens'
-            recorded = [
-                [index for index in indices if index not in gone]
-                for indices, gone in zip(recorded, lost)
-            ]
+                        nouns.lost[index] = 'not found among the tokens'
+                        nouns.nouns.remove(index)
             recorder = self._recorder_of(batch, recorded)
         for place, row in recorder.truncated:
-            lost[place][recorded[place][row]] = 'cut off by the tokenizer'
-        return recorder, recorded, lost
+            recorded[place].lost[recorded[place].nouns[row]] = 'cut off by the tokenizer'
+        for place, row, reason in recorder.left_out:
+            recorded[place].partial[recorded[place].nouns[row]] = reason
+        return recorder, recorded
 
     def _recorder_of(
-        self, batch: Sequence[tuple[PromptRecord, int]], indices: Sequence[Sequence[int]]
+        self, batch: Sequence[tuple[PromptRecord, int]], recorded: Sequence[_Recorded]
     ) -> AttentionRecorder:
+        prompts = [record.prompt for record, _ in batch]
         nouns = [
-            [record.nouns[index] for index in chosen] for (record, _), chosen in zip(batch, indices)
+            [record.nouns[index] for index in chosen.nouns]
+            for (record, _), chosen in zip(batch, recorded)
         ]
-        return AttentionRecorder(
-            self._mask_pipe, [record.prompt for record, _ in batch], nouns, **self.recorder_options
-        )
+        return AttentionRecorder(self._mask_pipe, prompts, nouns, **self.recorder_options)
 
 
 #: Drawn where all of a batch fails, to tell prompts that can't be drawn from settings that can't.
@@ -876,7 +888,7 @@ class GenerationJob:
 
     def _check_store(self, out: Path, plan: Plan, settings: dict[str, Any]) -> None:
         """Refuse a store made with other settings, as far as these are known by now."""
-        if os.path.lexists(out) and not out.is_dir() or any(map(os.path.isfile, out.parents)):
+        if not next(place for place in (out, *out.parents) if place.exists()).is_dir():
             raise StoreError(f"{out} can't be a store: it is a file, or lies in one")
         try:
             manifest = load_manifest(out / MANIFEST, STORE_FORMAT)

@@ -162,7 +162,7 @@ class TextBlobTagger:
             spans = [match.span() for match in _TOKEN.finditer(text)]
             words = [text[start:end] for start, end in spans]
             # The lexicon writes "naive" and "fish" for "naïve" and "ﬁsh".
-            plain = [_plain(word) for word in words]
+            plain = [_without_accents(word) for word in words]
             tags = [tag for _, tag in self._find_tags(plain)] if words else []
             for index in range(1, len(tags)):
                 if (
@@ -328,7 +328,7 @@ def concrete_nouns() -> frozenset[str]:
     return frozenset(line for line in text.splitlines() if not line.startswith('#'))
 
 
-def _plain(word: str) -> str:
+def _without_accents(word: str) -> str:
     if word.isascii():
         return word
     letters = unicodedata.normalize('NFKD', word)

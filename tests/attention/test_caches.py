@@ -9,13 +9,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from attention.test_generators import NOUNS, PROMPTS, SQUARE, attn2, block_attention, word_place
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import bilinear
 from helpers.numpy_attention import attention_of, cross, sequence
 from helpers.tiny_pipelines import tiny_stable_diffusion
+from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, attn2, block_attention, word_place
 
 from freeatm_mm.attention import AttentionRecorder
 

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from attention.test_generators import (
+from helpers import tiny_generators as tiny
+from helpers.attention_reference import explicit_attention, mean_map
+from helpers.numpy_attention import attention_of, sequence
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers.two_prompts import (
     NOUNS,
     PROMPTS,
     SQUARE,
@@ -18,10 +22,6 @@ from attention.test_generators import (
     hook_count,
     images_of,
 )
-from helpers import tiny_generators as tiny
-from helpers.attention_reference import explicit_attention, mean_map
-from helpers.numpy_attention import attention_of, sequence
-from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.attention import AttentionRecorder
 

@@ -12,14 +12,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from attention.test_generators import (
-    NOUNS,
-    PROMPTS,
-    SQUARE,
-    block_attention,
-    images_of,
-    word_place,
-)
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
@@ -28,6 +20,14 @@ from helpers.numpy_attention import (
     sequence,
     single_projection_sequence,
     z_image_attention,
+)
+from helpers.two_prompts import (
+    NOUNS,
+    PROMPTS,
+    SQUARE,
+    block_attention,
+    images_of,
+    word_place,
 )
 
 from freeatm_mm.attention import AttentionRecorder

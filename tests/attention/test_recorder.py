@@ -10,23 +10,10 @@ import pytest
 import torch
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.two_prompts import NOUNS, PROMPTS, hook_count, word_place
 
 from freeatm_mm.attention import AttentionRecorder, NounTruncatedError, noun_attention
 from freeatm_mm.attention.taps import map_size
-
-PROMPTS = ['a red dog on the sand', 'a photo of a cat and a blue bird on the tree']
-
-
-def spans(prompt, *words):
-    return [(prompt.index(word), prompt.index(word) + len(word)) for word in words]
-
-
-NOUNS = [spans(PROMPTS[0], 'dog', 'sand'), spans(PROMPTS[1], 'cat', 'bird', 'tree')]
-
-
-def word_place(prompt, span):
-    """Which word of the prompt a span is, all of them single tokens."""
-    return len(prompt[: span[0]].split())
 
 
 @pytest.fixture(scope='module')
@@ -57,10 +44,6 @@ def draw(pipe, prompts=PROMPTS, size=None, steps=2, guidance=7.5, images=1, **op
         generator=torch.Generator().manual_seed(1),
         **options,
     ).images
-
-
-def hook_count(module):
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
 
 def compare(
@@ -600,13 +583,13 @@ class TestErrors:
         class OtherPipeline:
             pass
 
-        with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a row to FAMILIES'):
+        with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a file with its row'):
             AttentionRecorder(OtherPipeline(), PROMPTS, NOUNS)
 
     def test_arguments(self, sd):
         for match, prompts, nouns, options in (
-            ('wrap it in a list', 'a dog', [[]], {}),
-            ('2 prompts but noun lists for 1', PROMPTS, [[]], {}),
+            ('prompt 0: a noun must be a word', 'a dog', [[]], {}),
+            ('2 prompts but 1 list of nouns', PROMPTS, [[]], {}),
             ('no prompts', [], [], {}),
             ('num_images_per_prompt', PROMPTS, NOUNS, dict(num_images_per_prompt=0)),
             ('probability', PROMPTS, NOUNS, dict(probability='all')),

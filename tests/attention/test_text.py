@@ -7,11 +7,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from attention.test_generators import NOUNS, PROMPTS, SQUARE, block_attention, hook_count, spans
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
 from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, block_attention, hook_count, spans
 
 from freeatm_mm.attention import AttentionRecorder, NounAlignmentError, NounTruncatedError
 from freeatm_mm.attention.nouns import find_again
@@ -154,7 +154,7 @@ def test_options_that_contradict_the_recorder(sdxl):
     for options, match in (
         (dict(prompt=['a cat', 'a dog']), 'call_options have prompt='),
         (dict(num_images_per_prompt=3), 'have num_images_per_prompt=3'),
-        (dict(prompt_embeds=torch.zeros(2, 77, 64)), 'have prompt_embeds.*col'),
+        (dict(prompt_embeds=torch.zeros(2, 77, 64)), 'has prompt_embeds.*col'),
     ):
         with pytest.raises(ValueError, match=match):
             AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers import tiny_generators as tiny
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
@@ -42,7 +44,7 @@ def test_an_unknown_pipeline_draws_without_masks_if_asked(tmp_path):
     with pytest.raises(
         ValueError,
         match='VQDiffusionPipeline is not a pipeline whose text '
-        'attention is known.*IFPipeline.*add a row to FAMILIES',
+        'attention is known.*IFPipeline.*add a file with its row',
     ):
         generate(pipe, PROMPTS, tmp_path / 'none', batch_size=1, **OPTIONS)
     assert not (tmp_path / 'none').exists()
@@ -100,3 +102,24 @@ def test_another_scheduler_reaches_the_network_that_draws(tmp_path):
     other = load_pipeline(tmp_path / 'unclip', scheduler='DDPMScheduler', device='cpu').pipe
     assert type(other.decoder_scheduler).__name__ == 'DDPMScheduler'
     assert type(other.prior_scheduler).__name__ == 'UnCLIPScheduler'
+
+
+def test_nouns_that_one_of_several_encoders_cuts_off_are_counted_and_listed(tmp_path):
+    """Stable Diffusion 3: CLIP keeps 77 tokens, T5 up to 256."""
+    prompt = 'a dog ' + 'on the sand ' * 30 + 'with a bird'
+    nouns = (Noun('dog', 2, 5, 'dog'), Noun('bird', len(prompt) - 4, len(prompt), 'bird'))
+    summary = generate(
+        tiny.tiny_stable_diffusion_3(),
+        [PromptRecord('long', prompt, nouns), PROMPTS[0]],
+        tmp_path,
+        height=64,
+        width=64,
+        **OPTIONS,
+    )
+    assert (summary.partial_nouns, summary.lost_nouns, summary.nouns) == (1, 0, 3)
+    assert '1 nouns have masks that leave out one of several text encoders' in str(summary)
+    (partial,) = Store(tmp_path)[0].meta['partial_nouns']
+    assert partial['text'] == 'bird'
+    assert partial['reason'] == 'text_encoder and text_encoder_2 cut it off'
+    assert 'partial_nouns' not in Store(tmp_path)[1].meta
+    assert json.loads((tmp_path / 'shard-000000.json').read_text())['notes']['partial_nouns'] == 1

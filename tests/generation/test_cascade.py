@@ -75,6 +75,7 @@ def by_hand(pipes, record_stage):
         prompts,
         [record.nouns for record in PROMPTS[:2]],
         **{} if record_stage == 3 else {'clean_caption': False},
+        check_prompts=record_stage != 2,
     )
     with recorder if record_stage == 1 else torch.no_grad():
         image = first(

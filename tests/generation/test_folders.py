@@ -178,13 +178,13 @@ HOSTILE = {
         lambda folder, code: (folder / 'extra').symlink_to('nowhere'),
         'is not a plain file',
     ),
-    'pipe': (lambda folder, code: os.mkfifo(folder / 'unet' / 'extra.json'), 'not a plain file'),
+    'pipe': (lambda folder, code: os.mkfifo(folder / 'unet' / 'extra.json'), 'plain file'),
     'pipe for an index': (
         lambda folder, code: (
             (folder / 'model_index.json').unlink(),
             os.mkfifo(folder / 'model_index.json'),
         ),
-        'not a plain file',
+        'plain file',
     ),
     'depth': (
         lambda folder, code: (folder / 'a'.join('/' * (MAX_DEPTH + 2)).strip('/')).mkdir(
@@ -206,7 +206,7 @@ HOSTILE = {
     ),
     'no text': (
         lambda folder, code: (folder / 'model_index.json').write_bytes(b'\xff\xfe{'),
-        'model_index.json is corrupt',
+        'model_index.json is not JSON: it is UTF-16',
     ),
     'no object': (
         lambda folder, code: write(folder / 'model_index.json', '[]'),

@@ -11,8 +11,9 @@ from helpers.tools import load_tool
 
 from freeatm_mm.generation import GenerationJob, Plan
 from freeatm_mm.generation.limits import check_settings
-from freeatm_mm.generation.plan import MAX_PROMPT, PromptFile
+from freeatm_mm.generation.plan import PromptFile
 from freeatm_mm.prompts import PromptRecord, write_prompts
+from freeatm_mm.prompts.record import LONGEST_PROMPT
 from freeatm_mm.store import StoreWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,9 +139,9 @@ def line(**fields):
     [
         (b'', 'there are no prompts in'),
         (b'\n \n', 'there are no prompts in'),
-        (line(prompt='x' * 10_000_000), 'line 1: the line has more than 1,048,576 bytes'),
-        (line(prompt='x' * (MAX_PROMPT + 1)), 'line 1: .*10,00[01] characters'),
-        (line() + b'x' * 2_000_000, 'line 2: the line has more than'),
+        (line(prompt='x' * 10_000_000), 'line 1: it has more than 1048576 bytes'),
+        (line(prompt='x' * (LONGEST_PROMPT + 1)), 'line 1: .* has 10,001 characters'),
+        (line() + b'x' * 2_000_000, 'line 2: it has more than'),
         (line() + line(), "have the same id 'a'"),
         (line().decode().encode('utf-16'), 'UTF-16'),
         (line().decode().encode('utf-16-be'), 'line 1: '),
@@ -149,8 +150,8 @@ def line(**fields):
         (b'\0' * 5000, 'line 1: it is not JSON'),
         (b'[' * 100_000, 'nested too deeply'),
         (b'{"id": ' * 5000, 'nested too deeply|not JSON'),
-        (line(prompt='\ud800'), 'line 1: .*surrogate'),
-        (line(id='\udfff'), 'line 1: .*surrogate'),
+        (line(prompt='\ud800'), 'line 1: it is not JSON: it holds half of a surrogate pair'),
+        (line(id='\udfff'), 'holds half of a surrogate pair'),
         (line(id='../x'), "id '../x' can't be"),
         (line(id=''), "can't be used"),
         (b'[]\n', 'must be an object'),
@@ -171,7 +172,7 @@ def test_what_is_no_plain_file_is_refused(tool, tmp_path, capsys):
     os.mkfifo(tmp_path / 'pipe')
     for place in (tmp_path / 'pipe', tmp_path, '/dev/zero'):
         assert tool.main(['nowhere', str(place), str(tmp_path / 'out')]) == 2
-        assert 'it is not a plain file' in capsys.readouterr().err
+        assert 'is no plain file but' in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path):

@@ -191,7 +191,7 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
         ({'pipeline': 'unknown'}, "names the pipeline class 'FooPipeline'"),
         ({'pipeline': 'parts'}, 'parts is not whole: it lacks the folder scheduler, text_encoder'),
         ({'pipeline': 'broken'}, "the pipeline .*broken can't be loaded"),
-        ({'pipeline': 'corrupt'}, 'model_index.json is corrupt'),
+        ({'pipeline': 'corrupt'}, 'model_index.json is not JSON'),
         ({'prompts': 'nowhere.jsonl'}, 'there is no prompt file .*nowhere.jsonl'),
         ({'prompts': 'bad.jsonl'}, 'bad.jsonl, line 1: .*outside the prompt'),
         ({'out': 'bad.jsonl'}, "can't be a store"),

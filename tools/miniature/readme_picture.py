@@ -13,13 +13,13 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from freeatm_mm.attention.masks import minmax
 from PIL import Image, ImageDraw, ImageFont
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.attention.overlay import NOUN_COLOURS, overlay
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import load_pipeline
+from freeatm_mm.ops.masks import minmax
 
 EXAMPLES = [
     ('a red trouser with a purple bag is on a leaf', ('trouser', 'bag'), 3),

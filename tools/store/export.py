@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 
 from freeatm_mm.errors import print_any_text
+from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.export import (
-    THRESHOLD,
     export_class_folders,
     export_coco,
     export_mmseg,

@@ -1,69 +1,67 @@
 """Which pipeline keeps its text keys where: one row of :data:`FAMILIES` for each family.
 
-A new family of pipelines is a new row, in a file of its own beside the others. What a row can say
-covers the three ways in which diffusers models look at text (:class:`TextKeys`); the recorder does
-the rest. ``docs/generators.md`` shows the table as it is.
+A new family of pipelines is a new file in this folder: every :class:`Family` that a module here
+defines is a row. What a row can say covers the three ways in which diffusers models look at text
+(:class:`TextKeys`); the recorder does the rest. `docs/generators.md` shows the table as it is.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from types import ModuleType
 from typing import Any
 
-from freeatm_mm.attention.families import (
-    deepfloyd,
-    flux,
-    kandinsky,
-    pixart,
-    prx,
-    qwen_image,
-    sana,
-    stable_diffusion,
-    stable_diffusion_3,
-    unclip,
-    z_image,
-)
 from freeatm_mm.attention.families.base import (
     Call,
+    CallNames,
     DenoiserInput,
     Encoder,
     Family,
     TextKeys,
     argument,
 )
-from freeatm_mm.attention.families.kandinsky import TEXTLESS
 
 __all__ = [
     'FAMILIES',
     'TEXTLESS',
     'Call',
+    'CallNames',
     'DenoiserInput',
     'Encoder',
     'Family',
     'TextKeys',
     'argument',
+    'call_names',
     'find_family',
     'known_pipelines',
 ]
 
-FAMILIES: tuple[Family, ...] = (
-    stable_diffusion.STABLE_DIFFUSION,
-    stable_diffusion.STABLE_DIFFUSION_XL,
-    stable_diffusion.LATENT_DIFFUSION,
-    deepfloyd.DEEPFLOYD,
-    unclip.UNCLIP,
-    kandinsky.KANDINSKY_2_1,
-    kandinsky.KANDINSKY_3,
-    pixart.PIXART,
-    sana.SANA,
-    stable_diffusion_3.STABLE_DIFFUSION_3,
-    flux.FLUX,
-    qwen_image.QWEN_IMAGE,
-    flux.FLUX_2,
-    flux.FLUX_2_KLEIN,
-    z_image.Z_IMAGE,
-    prx.PRX,
-    prx.PRX_PIXEL,
-)
+
+def _modules() -> list[ModuleType]:
+    """The files of families, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [importlib.import_module(f'{__name__}.{name}') for name in names if name != 'base']
+
+
+def _families() -> tuple[Family, ...]:
+    """The rows of all files, in the order in which each file defines them."""
+    return tuple(
+        value
+        for module in _modules()
+        for value in vars(module).values()
+        if isinstance(value, Family)
+    )
+
+
+FAMILIES: tuple[Family, ...] = _families()
+
+TEXTLESS: dict[str, str] = {
+    name: reason
+    for module in _modules()
+    for name, reason in getattr(module, 'TEXTLESS', {}).items()
+}
+"""Pipelines that draw from text although the network that draws has no text keys, and why."""
 
 
 def known_pipelines() -> str:
@@ -84,7 +82,7 @@ def find_family(pipe: Any) -> Family:
         ValueError: If no row names the pipeline's class or one of its base classes, if it is one
             of perturbed-attention guidance, or if its drawing network has no text keys.
     """
-    names = [base.__name__ for base in type(pipe).__mro__]
+    names = _class_names(pipe)
     if 'PAGMixin' in names:
         raise ValueError(
             f'{type(pipe).__name__} draws each prompt once more with perturbed attention, which '
@@ -94,13 +92,25 @@ def find_family(pipe: Any) -> Family:
         if name in TEXTLESS:
             raise ValueError(
                 f'{type(pipe).__name__} gives no masks of nouns: {TEXTLESS[name]}. Draw images '
-                'without masks, or use Kandinsky 2.1 or 3'
+                'without masks, or use another family'
             )
         for family in FAMILIES:
             if name in family.pipelines:
                 return family
     raise ValueError(
         f'{type(pipe).__name__} is not a pipeline whose text attention is known. Known are: '
-        f'{known_pipelines()}. To add one, add a row to FAMILIES in '
-        'freeatm_mm/attention/families; to do without masks, draw images only.'
+        f'{known_pipelines()}. To add one, add a file with its row to '
+        'freeatm_mm/attention/families; to do without masks, draw images only'
     )
+
+
+def call_names(pipe: Any) -> CallNames:
+    """Return what a text-to-image pipeline calls what it can be told, of a known family or not."""
+    names = _class_names(pipe)
+    known = (family for name in names for family in FAMILIES if name in family.pipelines)
+    family = next(known, None)
+    return CallNames() if family is None else family.call_names
+
+
+def _class_names(pipe: Any) -> list[str]:
+    return [base.__name__ for base in type(pipe).__mro__]

@@ -16,6 +16,7 @@ __all__ = [
     'TRANSFORMER_GROUPS',
     'UNET_GROUPS',
     'Call',
+    'CallNames',
     'DenoiserInput',
     'Encoder',
     'Family',
@@ -270,6 +271,28 @@ class Encoder:
     special_tokens: bool = True
 
 
+@dataclass(frozen=True)
+class CallNames:
+    """What the pipelines of a family call the things that all can be told.
+
+    Args:
+        steps: The argument of the call with the number of denoising steps; of several the first
+            that the call has.
+        guidance: The argument with the guidance scale, in the same way.
+        negative_prompt: What to give as negative prompt where guidance is off without one; `None`:
+            it needs none.
+        scheduler: The attribute with the scheduler of the network that draws.
+        inner: The attribute with an inner pipeline that has a scheduler of its own, where there is
+            one.
+    """
+
+    steps: tuple[str, ...] = ('num_inference_steps',)
+    guidance: tuple[str, ...] = ('guidance_scale', 'decoder_guidance_scale')
+    negative_prompt: str | None = None
+    scheduler: str = 'scheduler'
+    inner: str = 'decoder_pipe'
+
+
 UNET_GROUPS = {'down_blocks': 'down', 'mid_block': 'mid', 'up_blocks': 'up'}
 
 
@@ -295,6 +318,7 @@ class Family:
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
         block_groups: First part of a module's name, and the group its maps are summed in.
+        call_names: What its pipelines call the number of steps, the guidance scale and so on.
     """
 
     name: str
@@ -309,3 +333,4 @@ class Family:
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts
     block_groups: dict[str, str] = field(default_factory=lambda: dict(UNET_GROUPS))
+    call_names: CallNames = CallNames()

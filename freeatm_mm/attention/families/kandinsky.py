@@ -59,5 +59,6 @@ TEXTLESS: dict[str, str] = dict.fromkeys(
         'KandinskyV22InpaintPipeline',
         'KandinskyV22InpaintCombinedPipeline',
     ),
-    'the decoder of Kandinsky 2.2 sees an image embedding and no text',
+    'the decoder of Kandinsky 2.2 sees an image embedding and no text, other than that of '
+    'Kandinsky 2.1 or 3',
 )

@@ -9,6 +9,7 @@ from torch import nn
 from freeatm_mm.attention.families.base import (
     TRANSFORMER_GROUPS,
     Call,
+    CallNames,
     DenoiserInput,
     Encoder,
     Family,
@@ -58,4 +59,6 @@ QWEN_IMAGE = Family(
     two_passes=True,
     denoiser_input=_packed_with_shapes,
     block_groups=TRANSFORMER_GROUPS,
+    # It takes a guidance_scale as well and does nothing with it.
+    call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
 )

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from freeatm_mm.attention.families.base import Encoder, Family, TextKeys, is_added_key_attention
+from freeatm_mm.attention.families.base import (
+    CallNames,
+    Encoder,
+    Family,
+    TextKeys,
+    is_added_key_attention,
+)
 
 __all__ = ['UNCLIP']
 
@@ -21,4 +27,9 @@ UNCLIP = Family(
     text_keys=TextKeys.ADDED,
     denoiser='decoder',
     encoders=(Encoder(start=_after_unclip_image),),
+    call_names=CallNames(
+        steps=('decoder_num_inference_steps',),
+        guidance=('decoder_guidance_scale',),
+        scheduler='decoder_scheduler',
+    ),
 )

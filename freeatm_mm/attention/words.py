@@ -1,0 +1,201 @@
+"""Nouns as people write them, made into character spans of their prompts."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+__all__ = ['AUTO', 'noun_name', 'places_of', 'span_of', 'spans_of_prompts']
+
+AUTO = 'auto'
+"""In place of a prompt's nouns: they are found by a part-of-speech tagger."""
+
+# Scripts that write no spaces, so that a word may begin or end anywhere.
+_NO_SPACES = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff'
+_IN_WORD = rf'[^\W{_NO_SPACES}]'
+_MARKS = '\u0300-\u036f'
+
+
+def places_of(words: str, text: str) -> list[tuple[int, int]]:
+    """Find all places where words stand in a text, at word boundaries.
+
+    Upper or lower case, the kind and amount of white space, and whether accents are composed do
+    not matter.
+
+    Args:
+        words: One word or several.
+        text: The text.
+
+    Returns:
+        Character spans `(start, end)` in `text`, in order.
+    """
+    forms = {unicodedata.normalize(form, words) for form in ('NFC', 'NFD')} | {words}
+    patterns = sorted(r'\s+'.join(map(re.escape, form.split())) for form in forms if form.split())
+    found = set()
+    for pattern in patterns:
+        before = rf'(?<!{_IN_WORD})(?={_IN_WORD})|(?!{_IN_WORD})'
+        after = rf'(?<={_IN_WORD})(?!{_IN_WORD})|(?<!{_IN_WORD})'
+        whole = rf'(?:{before})(?:{pattern})(?:{after})(?![{_MARKS}])'
+        found.update(match.span() for match in re.finditer(whole, text, re.IGNORECASE))
+    return sorted(found)
+
+
+def spans_of_prompts(
+    prompts: Sequence[str], nouns: Any, one_prompt: bool = False
+) -> list[list[Any]]:
+    """Make spans of the nouns of a batch of prompts.
+
+    Args:
+        prompts: The prompts.
+        nouns: For each prompt its nouns: words (`'dog'`), words with the number of their
+            occurrence from 1 (`('dog', 2)`), pairs `(start, end)` of characters, objects with
+            `start` and `end`; or :data:`AUTO` for a prompt, or for all of them.
+        one_prompt: `nouns` are those of the only prompt, and not a list of them for each prompt.
+
+    Returns:
+        For each prompt a span for each noun, `(start, end)` or the object as given.
+
+    Raises:
+        TypeError: If a noun is nothing of the kind.
+        ValueError: If there aren't nouns for each prompt, or a word stands nowhere in its prompt,
+            more than once, or not as often as its occurrence says.
+        ImportError: If nouns are to be found and textblob is not installed.
+    """
+    if isinstance(nouns, str) and nouns == AUTO:
+        return _found(prompts, range(len(prompts)))
+    if one_prompt:
+        nouns = [nouns]
+    elif isinstance(nouns, str) or not isinstance(nouns, Sequence):
+        raise TypeError(
+            f'nouns must be a list with the nouns of each prompt, or {AUTO!r}; got {nouns!r}'
+        )
+    if len(nouns) != len(prompts):
+        advice = (
+            f': prompts are a list, so give each its own list of nouns, nouns=[{list(nouns)!r}]'
+            if len(prompts) == 1 and nouns and all(isinstance(noun, str) for noun in nouns)
+            else ''
+        )
+        raise ValueError(
+            f'{len(prompts)} prompt{"s"[: len(prompts) != 1]} but '
+            f'{len(nouns)} list{"s"[: len(nouns) != 1]} of nouns{advice}'
+        )
+    found = []
+    for number, (prompt, row) in enumerate(zip(prompts, nouns)):
+        if isinstance(row, str) and row == AUTO:
+            found += _found(prompts, [number])
+            continue
+        if isinstance(row, str) or not isinstance(row, Sequence):
+            raise TypeError(
+                f'the nouns of prompt {number} must be a list, such as [{row!r}], or {AUTO!r}; '
+                f'got {row!r}'
+            )
+        found.append([_span(prompt, noun, number) for noun in row])
+    return found
+
+
+def span_of(noun: Any) -> tuple[int, int]:
+    """Read a noun's character span.
+
+    Args:
+        noun: A pair `(start, end)`, or an object with `start` and `end`.
+
+    Returns:
+        `(start, end)`: the first character and one past the last.
+
+    Raises:
+        TypeError: If `noun` is neither.
+    """
+    if hasattr(noun, 'start') and hasattr(noun, 'end'):
+        start, end = noun.start, noun.end
+    elif isinstance(noun, (tuple, list)) and len(noun) == 2:
+        start, end = noun
+    else:
+        start, end = None, None
+    if not (isinstance(start, int) and isinstance(end, int)):
+        raise TypeError(
+            'a noun must be a word, (word, occurrence), a pair (start, end) of characters as '
+            f'integers, or have start and end; got {noun!r}'
+        )
+    return start, end
+
+
+def noun_name(prompt: str, noun: Any) -> str:
+    """Return what to call a noun: its own text, or the characters of its span."""
+    text = noun if isinstance(noun, str) else getattr(noun, 'text', None)
+    if isinstance(text, str):
+        return text
+    start, end = span_of(noun)
+    return prompt[start:end]
+
+
+def _span(prompt: str, noun: Any, number: int) -> Any:
+    """The span of a noun, or the noun itself where it is one."""
+    word, occurrence = noun, None
+    if isinstance(noun, (tuple, list)) and len(noun) == 2 and isinstance(noun[0], str):
+        word, occurrence = noun
+        if type(occurrence) is not int or occurrence < 1:
+            raise TypeError(
+                f'prompt {number}: the second of (word, occurrence) must be a whole number from 1, '
+                f'got {noun!r}'
+            )
+    if not isinstance(word, str):
+        try:
+            span_of(noun)
+        except TypeError as error:
+            raise TypeError(f'prompt {number}: {error}') from None
+        return noun
+    places = places_of(word, prompt)
+    times = 'once' if len(places) == 1 else f'{len(places)} times'
+    if not places:
+        advice = _advice(word, prompt)
+        raise ValueError(f'prompt {number}: the noun {word!r} does not stand in {prompt!r}{advice}')
+    if occurrence is None and len(places) > 1:
+        where = ', '.join(f'{start}:{end}' for start, end in places)
+        raise ValueError(
+            f'prompt {number}: the noun {word!r} stands {times} in {prompt!r} (characters '
+            f'{where}): choose one by ({word!r}, 1) to ({word!r}, {len(places)}), or by its span '
+            '(start, end)'
+        )
+    if occurrence is not None and occurrence > len(places):
+        raise ValueError(
+            f'prompt {number}: the noun {word!r} stands {times} in {prompt!r}, so there is no '
+            f'({word!r}, {occurrence})'
+        )
+    return places[(occurrence or 1) - 1]
+
+
+def _advice(word: str, prompt: str) -> str:
+    """Where a word that isn't in a prompt is part of one that is."""
+    if not word.strip():
+        return ''
+    longer = [part for part in re.findall(r'[\w-]+', prompt) if word.lower() in part.lower()]
+    if not longer:
+        return ''
+    return f', but is part of {longer[0]!r}: write nouns as the prompt does'
+
+
+def _found(prompts: Sequence[str], numbers: Sequence[int]) -> list[list[Any]]:
+    """The nouns of some of the prompts that name something one can see."""
+    finder = _finder()
+    for number in numbers:
+        if not finder.can_read(prompts[number]):
+            raise ValueError(
+                f'prompt {number}: nouns={AUTO!r} finds the nouns of English prompts only, and '
+                f'{prompts[number]!r} seems to be none: name its nouns'
+            )
+    return [list(nouns) for nouns in finder([prompts[number] for number in numbers])]
+
+
+@cache
+def _finder() -> Any:
+    from freeatm_mm.prompts.nouns import NounFinder, TextBlobTagger
+
+    try:
+        return NounFinder(TextBlobTagger(), concrete=True)
+    except ImportError:
+        raise ImportError(
+            f'nouns={AUTO!r} needs textblob (pip install textblob): install it, or name the nouns'
+        ) from None
