@@ -290,6 +290,8 @@ def load_model(
     from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
 
+    import freeatm_mm.openmmlab  # noqa: F401 - the backbones, whatever the config imports
+
     if not isinstance(config, Config):
         if not Path(config).is_file():
             raise FileNotFoundError(f'Config {config} not found.')
