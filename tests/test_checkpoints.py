@@ -76,6 +76,10 @@ def load_by(way, path, server, monkeypatch):
     from mmengine.model import BaseModule
     from mmengine.runner import CheckpointLoader, checkpoint, load_checkpoint
 
+    from freeatm_mm.compat import read_checkpoints_safely
+
+    read_checkpoints_safely()
+
     url = f'{server.address}/{path.name}'
     server.files[f'/{path.name}'] = path.read_bytes()
     for lists in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):

@@ -234,7 +234,6 @@ def pretrain(
     epochs = layout.epochs(epochs)
     config = config or (f'{method}_freeatm.py' if masks else f'baselines/{method}.py')
     options = [
-        f'train_dataloader.dataset.store={store}',
         f'train_cfg.max_epochs={epochs}',
         f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
         f'param_scheduler.{layout.cosine}.end={epochs}',
@@ -252,6 +251,8 @@ def pretrain(
         '--resume',
         '--seed',
         seed,
+        '--data-root',
+        store,
         '--cfg-options',
         *options,
         label=name,

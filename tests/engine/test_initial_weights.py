@@ -245,7 +245,7 @@ def test_random_supervised_and_nothing(tmp_path):
     )
     with pytest.raises(ValueError, match='has no supervised checkpoint'):
         start(model, 'supervised')
-    with pytest.raises(ValueError, match='says not what to start from: set init=random'):
+    with pytest.raises(ValueError, match='does not say what to start from: set init=random'):
         start(model, None)
     with pytest.raises(FileNotFoundError, match='there is no checkpoint nowhere.pth'):
         check_init({'init': 'nowhere.pth'})

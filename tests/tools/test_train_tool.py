@@ -30,7 +30,7 @@ tool = load_tool('train')
 def test_wrong_paths_are_told_in_one_sentence(tmp_path, capsys, config, store, message):
     store = store or tmp_path
     with pytest.raises(SystemExit) as done:
-        tool.main([str(config), '--cfg-options', f'train_dataloader.dataset.store={store}'])
+        tool.main([str(config), '--data-root', str(store)])
     assert done.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -50,8 +50,9 @@ def test_second_stage_on_another_models_checkpoint_is_refused(tmp_path, capsys):
                 str(ROOT / 'configs/miniature/mixed/mocov2_freeatm.py'),
                 '--work-dir',
                 str(tmp_path / 'work'),
+                '--data-root',
+                str(make_store(tmp_path / 'store', 4)),
                 '--cfg-options',
-                f'train_dataloader.dataset.store={make_store(tmp_path / "store", 4)}',
                 f'model.pretrained={tmp_path / "other.pth"}',
                 'train_dataloader.batch_size=2',
             ]
@@ -103,8 +104,9 @@ def test_no_checkpoint_runs_code_whatever_it_comes_by(tmp_path, capsys, way, mes
                 '--work-dir',
                 str(tmp_path / 'run'),
                 *arguments,
+                '--data-root',
+                str(store_of(tmp_path)),
                 '--cfg-options',
-                f'train_dataloader.dataset.store={store_of(tmp_path)}',
                 'train_dataloader.batch_size=2',
                 'train_dataloader.num_workers=0',
                 *options,
@@ -165,8 +167,9 @@ def test_two_processes_train_and_resume(tmp_path):
         tmp_path / 'run',
         '--seed',
         7,
+        '--data-root',
+        store,
         '--cfg-options',
-        f'train_dataloader.dataset.store={store}',
         'train_dataloader.batch_size=6',
         'train_dataloader.num_workers=0',
         'model.queue_len=32',

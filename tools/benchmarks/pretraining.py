@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
             None,
             (
                 f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to '
-                f'three nouns an image, stored images of {shapes.image} and masks of {shapes.mask}.',
+                f'three nouns an image, images of {shapes.image} and masks of {shapes.mask} pixels',
                 args.note,
             ),
         )
