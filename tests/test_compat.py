@@ -112,3 +112,45 @@ def test_mmengine_reads_safely_whatever_is_imported_first(tmp_path, first, secon
         'except ValueError as error:\n    print(error)\n'
     )
     assert 'it holds more than tensors' in told and not marker.exists()
+
+
+#: Each begins to read a checkpoint, with a config that imports nothing of this package.
+READERS = {
+    'train': 'load_tool("train").main([config])',
+    'test': 'load_tool("test").main([config, honest])',
+    'features': 'from freeatm_mm.probing.features import load_model; load_model(config)',
+    'detections': (
+        'import mmdet.apis; mmdet.apis.init_detector = read\n'
+        'from freeatm_mm.datasets.detections import Detector; Detector(config, honest)'
+    ),
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_every_way_to_a_checkpoint_reads_safely(tmp_path, reader):
+    pytest.importorskip('mmdet' if reader == 'detections' else 'mmpretrain')
+    import torch
+    from helpers.hostile_checkpoints import through_getattr
+
+    path, marker, honest = tmp_path / 'x.pth', tmp_path / 'marker', tmp_path / 'honest.pth'
+    path.write_bytes(through_getattr(marker))
+    torch.save({'state_dict': {'w': torch.ones(1)}}, honest)
+    init = f"init_cfg=dict(type='Pretrained', checkpoint={str(path)!r})"
+    (tmp_path / 'config.py').write_text(
+        "default_scope = 'mmpretrain'\n"
+        f"model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18, {init}))\n"
+        f'work_dir = {str(tmp_path / "run")!r}'
+    )
+    told = run(
+        f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
+        'from helpers.tools import load_tool\n'
+        'import mmengine.runner\n'
+        'def read(*_, **__):\n'
+        f'    mmengine.runner.CheckpointLoader.load_checkpoint({str(path)!r}, "cpu")\n'
+        'mmengine.runner.Runner.from_cfg = read\n'
+        f'config, honest = {str(tmp_path / "config.py")!r}, {str(honest)!r}\n'
+        'try:\n'
+        + ''.join(f'    {line}\n' for line in READERS[reader].splitlines())
+        + 'except ValueError as error:\n    print(error)\n'
+    )
+    assert 'it holds more than tensors' in told and not marker.exists()

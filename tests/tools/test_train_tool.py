@@ -160,6 +160,12 @@ def torchrun(*arguments):
 def test_two_processes_train_and_resume(tmp_path):
     """torchrun on CPUs: processes agree, --resume goes on, --seed and --cfg-options arrive."""
     store = make_store(tmp_path / 'store', count=24, size=(64, 64), mask_size=(16, 16))
+    # As configs were written before: they still train, here.
+    old = tmp_path / 'old.py'
+    old.write_text(
+        f"_base_ = {str(ROOT / CONFIG)!r}\ncustom_imports = dict(imports=['freeatm_mm'])\n"
+        f'train_dataloader = dict(dataset=dict(store={str(store)!r}))\n'
+    )
     options = [
         '--launcher',
         'pytorch',
@@ -167,17 +173,16 @@ def test_two_processes_train_and_resume(tmp_path):
         tmp_path / 'run',
         '--seed',
         7,
-        '--data-root',
-        store,
         '--cfg-options',
         'train_dataloader.batch_size=6',
         'train_dataloader.num_workers=0',
         'model.queue_len=32',
         'default_hooks.checkpoint.max_keep_ckpts=3',
     ]
-    done = torchrun(CONFIG, *options, 'train_cfg.max_epochs=1')
+    done = torchrun(old, *options, 'train_cfg.max_epochs=1')
     assert done.returncode == 0, done.stderr
-    done = torchrun(CONFIG, '--resume', *options, 'train_cfg.max_epochs=2')
+    assert 'store of FreeATMDataset is now called data_root' in done.stderr
+    done = torchrun(CONFIG, '--resume', '--data-root', store, *options, 'train_cfg.max_epochs=2')
     assert done.returncode == 0, done.stderr
     first, second = (
         CheckpointLoader.load_checkpoint(str(tmp_path / 'run' / f'epoch_{epoch}.pth'))
