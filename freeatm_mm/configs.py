@@ -22,7 +22,6 @@ __all__ = [
     'open_config',
     'scale_rate',
     'set_data_root',
-    'split_roots',
 ]
 
 #: What those are told who still use the old name.
@@ -288,7 +287,7 @@ def _rename_store(cfg: Mapping) -> None:
             dataset['data_root'] = dataset.pop('store')
 
 
-def split_roots(text: str | Path) -> list[str]:
+def _split_roots(text: str | Path) -> list[str]:
     """Folders that a command line names with commas between them; one with a comma, if it exists.
 
     Raises:
@@ -312,10 +311,11 @@ def set_data_root(cfg: Any, root: str | Path) -> None:
         ValueError: If the config's data sets have no data folder, or not the same, or one that
             takes a single folder is given several.
     """
-    new, datasets = split_roots(root), list(find_datasets(cfg))
+    new, datasets = _split_roots(root), list(find_datasets(cfg))
     folders = {tuple(name.rstrip('/') for name in _roots(dataset)) for _, dataset in datasets}
-    if len(folders - {()}) > 1 or not folders:
-        found = ' and '.join(sorted(map(', '.join, folders - {()}))) or 'none'
+    folders.discard(())
+    if len(folders) > 1 or not datasets:
+        found = ' and '.join(sorted(map(', '.join, folders))) or 'none'
         raise ValueError(
             f'a data root can be given where the data sets share one; here they have '
             f'{found}: set each with --cfg-options'
@@ -323,12 +323,7 @@ def set_data_root(cfg: Any, root: str | Path) -> None:
     single = [key for key, dataset in datasets if not _is_ours(dataset)]
     if single and len(new) > 1:
         raise InputError(f'--data-root {root}: {single[0]} takes one folder, not {len(new)}')
-    for _, dataset in datasets:
-        if _is_ours(dataset):
-            dataset['data_root'] = new[0] if len(new) == 1 else new
-    if not single:
-        return
-    (old,) = next(iter(folders - {()}))
+    old = folders.pop()[0] if single else ''
 
     def replace(value: Any) -> Any:
         if isinstance(value, str) and (value == old or value.startswith(f'{old}/')):
@@ -341,8 +336,11 @@ def set_data_root(cfg: Any, root: str | Path) -> None:
         return value
 
     for key in (*_LOADERS, *_EVALUATORS):
-        if cfg.get(key):
+        if single and cfg.get(key):
             cfg[key] = replace(cfg[key])
+    for _, dataset in find_datasets(cfg):
+        if _is_ours(dataset):
+            dataset['data_root'] = new[0] if len(new) == 1 else new
 
 
 def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
@@ -358,14 +356,14 @@ def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
         if _is_ours(dataset):
             _check_sources(key, dataset)
             continue
-        root = Path(dataset['data_root'])
         prefix = dataset.get('data_prefix') or dataset.get('split') or ''
         parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
-        for part in ['', *parts, dataset.get('ann_file') or '']:
-            if isinstance(part, str) and not (root / part).exists():
+        parts = [part for part in ['', *parts, dataset.get('ann_file')] if isinstance(part, str)]
+        for path in (Path(root, part) for root in _roots(dataset) for part in parts):
+            if not path.exists():
                 raise FileNotFoundError(
-                    f'{key}: there is no {root / part}: say with --data-root where the data set '
-                    'lies, in the layout that docs/downstream.md describes'
+                    f'{key}: there is no {path}: say with --data-root where the data set lies, in '
+                    'the layout that docs/downstream.md describes'
                 )
 
 

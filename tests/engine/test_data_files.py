@@ -174,6 +174,14 @@ def test_several_folders_are_for_pretraining_alone(tmp_path):
         set_data_root(pretraining('a', ['b', 'c']), 'd')
 
 
+def test_a_folder_that_pretraining_and_evaluation_share(tmp_path):
+    cfg = pretraining('data')
+    cfg.val_dataloader = dict(dataset=dict(type='x', data_root='data/', ann_file='a.txt'))
+    set_data_root(cfg, 'data/x')
+    assert cfg.train_dataloader.dataset.data_root == 'data/x'
+    assert cfg.val_dataloader.dataset.data_root == 'data/x/'
+
+
 def test_pretraining_without_a_data_root_is_told():
     with pytest.raises(ValueError, match='^train_dataloader.dataset: .*has no data_root'):
         check_datasets(pretraining(None))
