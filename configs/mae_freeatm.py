@@ -8,11 +8,10 @@ Needs: a store of about 1.28 million images with masks (`tools/generate.py`), 8 
 each (batch 8 x 512).
 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/mae_freeatm.py \
-        --launcher pytorch --cfg-options train_dataloader.dataset.store=STORE
+        --launcher pytorch --data-root STORE
 """
 
-_base_ = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k.py'
-custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
+_base_ = ['mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k.py', '_base_/freeatm.py']
 
 train_pipeline = [
     dict(type='LoadFromStore'),
@@ -28,18 +27,8 @@ train_pipeline = [
     dict(type='PackFreeATMInputs', grid_size=14, mask_values='attention', min_visible=0.05),
 ]
 
-train_dataloader = dict(
-    sampler=dict(type='SeededSampler'),
-    # Without the `_scope_` that mmengine adds to what is inherited and hands to the function.
-    collate_fn=dict(_delete_=True, type='default_collate'),
-    dataset=dict(
-        _delete_=True,
-        type='FreeATMDataset',
-        store='data/freeatm_imagenet',
-        masks=True,
-        pipeline=train_pipeline,
-    ),
-)
+train_dataloader = _base_.freeatm_dataloader
+train_dataloader['dataset']['pipeline'] = train_pipeline
 
 # Overall ratio 0.75; of the masked patches the share beta by attention, growing linearly to 0.8.
 model = dict(
@@ -49,9 +38,8 @@ model = dict(
     backbone=dict(type='FreeATMMAEViT'),
 )
 
-# A resumed run ends bit-equal to one that was never stopped. The hook gives each process its own
-# random numbers, so that the seed itself needn't differ.
-custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]
+custom_hooks = _base_.freeatm_hooks
+# `SeedEachIterationHook` gives each process its own random numbers: the seed itself needn't differ.
 randomness = dict(seed=0, diff_rank_seed=False)
 # With --resume, as the other methods: mmpretrain's MAE goes on unasked with what it finds.
 resume = False

@@ -8,11 +8,10 @@ Needs: a store of about 1.28 million images with masks (`tools/generate.py`), 8 
 (batch 8 x 32); about two days on V100s, as MoCo v2.
 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/mocov2_freeatm.py \
-        --launcher pytorch --amp --cfg-options train_dataloader.dataset.store=STORE
+        --launcher pytorch --amp --data-root STORE
 """
 
-_base_ = 'mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'
-custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
+_base_ = ['mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py', '_base_/freeatm.py']
 
 # The same crop and flip, number for number; they also note where the view lies.
 view_pipeline = _base_.view_pipeline
@@ -25,21 +24,10 @@ train_pipeline = [
     dict(type='PackFreeATMInputs', grid_size=7, mask_values='attention', min_visible=0.05),
 ]
 
-train_dataloader = dict(
-    sampler=dict(type='SeededSampler'),
-    # Without the `_scope_` that mmengine adds to what is inherited and hands to the function.
-    collate_fn=dict(_delete_=True, type='default_collate'),
-    dataset=dict(
-        _delete_=True,
-        type='FreeATMDataset',
-        store='data/freeatm_imagenet',
-        masks=True,
-        pipeline=train_pipeline,
-    ),
-)
+train_dataloader = _base_.freeatm_dataloader
+train_dataloader['dataset']['pipeline'] = train_pipeline
 
 model = dict(type='FreeATMMoCo', negatives='all', neck=dict(type='FreeATMMoCoV2Neck'))
 
-# A resumed run ends bit-equal to one that was never stopped.
-custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]
+custom_hooks = _base_.freeatm_hooks
 randomness = dict(seed=0)

@@ -8,12 +8,10 @@ Needs: a store of about 1.28 million images with masks (`tools/generate.py`), 16
 each (batch 16 x 256).
 
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
-        tools/train.py configs/simclr_freeatm.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/simclr_freeatm.py --launcher pytorch --amp --data-root STORE
 """
 
-_base_ = 'mmpretrain::simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'
-custom_imports = dict(imports=['freeatm_mm'], allow_failed_imports=False)
+_base_ = ['mmpretrain::simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py', '_base_/freeatm.py']
 
 # The same crop and flip, number for number; they also note where the view lies.
 view_pipeline = _base_.view_pipeline
@@ -26,18 +24,8 @@ train_pipeline = [
     dict(type='PackFreeATMInputs', grid_size=7, mask_values='attention', min_visible=0.05),
 ]
 
-train_dataloader = dict(
-    sampler=dict(type='SeededSampler'),
-    # Without the `_scope_` that mmengine adds to what is inherited and hands to the function.
-    collate_fn=dict(_delete_=True, type='default_collate'),
-    dataset=dict(
-        _delete_=True,
-        type='FreeATMDataset',
-        store='data/freeatm_imagenet',
-        masks=True,
-        pipeline=train_pipeline,
-    ),
-)
+train_dataloader = _base_.freeatm_dataloader
+train_dataloader['dataset']['pipeline'] = train_pipeline
 
 # loss='equation3' is the paper's equation 3 to the letter: same-view negatives, no temperature.
 model = dict(
@@ -47,6 +35,5 @@ model = dict(
 # What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.
 auto_scale_lr = dict(base_batch_size=4096)
 
-# A resumed run ends bit-equal to one that was never stopped.
-custom_hooks = [dict(type='SeedEachIterationHook'), dict(type='CheckTrainingHook')]
+custom_hooks = _base_.freeatm_hooks
 randomness = dict(seed=0)

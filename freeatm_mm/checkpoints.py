@@ -1,4 +1,4 @@
-"""Reading checkpoints: the state dict, the backbone in it, position embeddings of another size.
+"""Reading checkpoints: the state dict, the backbone in it, and what of it fits a model.
 
 Whatever comes in goes through `read_state`, which runs nothing of a file; see
 `freeatm_mm.torch_files`. `freeatm_mm.compat.read_checkpoints_safely` sends mmengine that way too.
@@ -7,9 +7,11 @@ Whatever comes in goes through `read_state`, which runs nothing of a file; see
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -24,12 +26,14 @@ from freeatm_mm.files import atomic_write
 from freeatm_mm.torch_files import check_regular, read_torch_file
 
 __all__ = [
+    'Match',
     'check_complete',
     'check_finite',
     'check_starts',
     'check_trained',
     'download',
     'find_backbone',
+    'fit',
     'last_checkpoint',
     'load_weights',
     'local_path',
@@ -317,6 +321,111 @@ def _read_anywhere(checkpoint: str) -> Any:
         ) from None
 
 
+@dataclass(frozen=True)
+class Match:
+    """How weights fit a module, by name and shape.
+
+    Batch counters of normalisation layers (`num_batches_tracked`), which old checkpoints lack, are
+    among what fits, where they do, but never count.
+
+    Attributes:
+        fitting: What fits, by its names in the module.
+        missing: Names in the module that the weights don't have.
+        misshapen: Names in the module that they have in another shape, with both shapes.
+        unused: Names of weights that nothing in the module takes.
+    """
+
+    fitting: Mapping[str, Tensor]
+    missing: tuple[str, ...]
+    misshapen: Mapping[str, str]
+    unused: tuple[str, ...]
+
+    @property
+    def matched(self) -> int:
+        """How many of the module's tensors find their weights."""
+        return sum(map(_counts, self.fitting))
+
+    @property
+    def total(self) -> int:
+        """How many tensors the module has."""
+        return self.matched + len(self.missing) + len(self.misshapen)
+
+    @property
+    def filled(self) -> float:
+        """Share of the module's tensors that find their weights."""
+        return self.matched / max(self.total, 1)
+
+    @property
+    def used(self) -> float:
+        """Share of the weights that are taken."""
+        return self.matched / max(self.matched + len(self.unused), 1)
+
+    def load(self, module: nn.Module) -> None:
+        """Copy what fits into the module that it was matched with."""
+        own = module.state_dict()
+        with torch.no_grad():
+            for name, value in self.fitting.items():
+                own[name].copy_(value)
+
+    def describe(self) -> str:
+        """Return one sentence with all the numbers and the first names of each kind."""
+        text = f'{self.matched} of the {self.total} tensors found their weights'
+        misshapen = [f'{name} {shapes}' for name, shapes in self.misshapen.items()]
+        for names, what in (
+            (self.missing, 'not in the checkpoint'),
+            (misshapen, 'of another shape'),
+            (self.unused, "the checkpoint's, unused"),
+        ):
+            if names:
+                more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+                text += f'; {what}: {", ".join(names[:5])}{more}'
+        return text
+
+
+def fit(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    parts: Iterable[str] = ('',),
+    skip: Iterable[str] = (),
+    resize: Callable[[nn.Module, str, Tensor, Tensor], Tensor] | None = None,
+) -> Match:
+    """Look which weights fit a module; nothing is changed, and what may lack is the caller's.
+
+    Args:
+        module: The module; see `Match.load` for filling it.
+        weights: By their names inside the parts.
+        parts: Paths of the module's parts that the weights are for; by default the whole module.
+        skip: Regular expressions for names inside the parts that are left out.
+        resize: `resize(part, name, value, target)` may return a value of another shape in the
+            target's.
+    """
+    patterns, taken = tuple(skip), set()
+    fitting, missing, misshapen = {}, [], {}
+    for path in parts:
+        part = module.get_submodule(path)
+        for name, target in part.state_dict().items():
+            if any(re.search(pattern, name) for pattern in patterns):
+                continue
+            full = f'{path}.{name}' if path else name
+            if name not in weights:
+                missing += [full] * _counts(name)
+                continue
+            taken.add(name)
+            value = weights[name]
+            if resize is not None and value.shape != target.shape:
+                value = resize(part, name, value, target)
+            if value.shape == target.shape:
+                fitting[full] = value
+            elif _counts(name):
+                misshapen[full] = f'{tuple(value.shape)} for {tuple(target.shape)}'
+    unused = (name for name in weights if name not in taken and _counts(name))
+    return Match(fitting, tuple(missing), misshapen, tuple(unused))
+
+
+def _counts(name: str) -> bool:
+    return not name.endswith('num_batches_tracked')
+
+
 def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
     """Make sure that a checkpoint fills a whole model, which mmengine's loading does not.
 
@@ -334,16 +443,11 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
     """
     weights = load_weights(checkpoint)
     check_finite(weights, checkpoint)
+    match = fit(model, weights)
     # mmpretrain's own MoCo keeps no nouns beside its queue: none are known, as at a start.
     lacking = [
-        name
-        for name, value in model.state_dict().items()
-        if not name.endswith(('num_batches_tracked', 'queue_nouns'))
-        and (
-            name not in weights
-            or weights[name].shape != value.shape
-            and not name.endswith('pos_embed')
-        )
+        *(name for name in match.missing if not name.endswith('queue_nouns')),
+        *(name for name in match.misshapen if not name.endswith('pos_embed')),
     ]
     if lacking:
         more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''

@@ -1,95 +1,15 @@
 """Workarounds for quirks of other packages: one function each, with its reason and its source.
 
-Nothing heavy is imported at the top: `import freeatm_mm` must stay cheap and must work without
-OpenMMLab.
+Nothing heavy is imported at the top: every part of the package may import this one, with or without
+OpenMMLab and LAVIS.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-
-_LOCATIONS = {
-    'DATASETS': 'freeatm_mm.datasets',
-    'DATA_SAMPLERS': 'freeatm_mm.datasets',
-    'TRANSFORMS': 'freeatm_mm.datasets',
-    'MODELS': 'freeatm_mm.models',
-    'TASK_UTILS': 'freeatm_mm.models',
-    'HOOKS': 'freeatm_mm.engine',
-}
-
-
-def call_after_import(name: str, function: Callable[[], None]) -> None:
-    """Calls a function once a module is imported: now, or right after its first import."""
-    if name in sys.modules:
-        function()
-    else:
-        sys.meta_path.insert(0, _CallAfterImport(name, function))
-
-
-class _CallAfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function once, right after a named module was imported for the first time.
-
-    Args:
-        name: The module to wait for.
-        function: What to call then, without arguments.
-    """
-
-    def __init__(self, name: str, function: Callable[[], None]) -> None:
-        self.name, self.function = name, function
-
-    def find_spec(self, fullname, path=None, target=None):
-        """Answers for the awaited module alone: its usual spec, with a loader that calls."""
-        if fullname != self.name or self not in sys.meta_path:
-            return None
-        position = sys.meta_path.index(self)
-        sys.meta_path.remove(self)  # ask the others
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            # Looking for a module (`find_spec`) isn't importing it: go on waiting.
-            sys.meta_path.insert(position, self)
-        if spec is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_call(module):
-                execute(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                    self.function()
-
-            spec.loader.exec_module = execute_and_call
-        return spec
-
-
-def register_with_mmpretrain() -> None:
-    """Makes the project's components known to mmpretrain's registries as soon as these exist.
-
-    Reason: configs look components up in mmpretrain's registries and say
-    `custom_imports = dict(imports=['freeatm_mm'])`. Importing mmpretrain from there would cost
-    seconds and would tie `freeatm_mm.attention` to OpenMMLab; importing it only when it happens to
-    be loaded already would lose the components for whoever imports `freeatm_mm` first.
-
-    Source: `mmengine.registry.Registry.import_from_location`: a registry imports its `locations`
-    at the first look-up, so adding ours there costs nothing until then.
-    """
-
-    def register() -> None:
-        skip_multimodal_models()
-        registry_module = importlib.import_module('mmpretrain.registry')
-        for name, location in _LOCATIONS.items():
-            registry = getattr(registry_module, name)
-            if registry._imported:
-                importlib.import_module(location)
-            elif location not in registry._locations:
-                registry._locations.append(location)
-
-    call_after_import('mmpretrain', register)
 
 
 def read_checkpoints_safely() -> None:

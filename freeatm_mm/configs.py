@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from freeatm_mm.errors import InputError, MissingFileError
 
 __all__ = [
+    'STORE_RENAMED',
     'add_checks',
     'check_datasets',
     'check_honoured',
@@ -21,6 +24,8 @@ __all__ = [
     'set_data_root',
 ]
 
+#: What those are told who still use the old name.
+STORE_RENAMED = 'store of FreeATMDataset is now called data_root; the next release will refuse it'
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _EVALUATORS = ('val_evaluator', 'test_evaluator')
 #: What mmengine's runner reads at the top of a config, and what this project does.
@@ -126,6 +131,7 @@ def complete_config(
 
     from freeatm_mm import compat
 
+    _rename_store(cfg)  # of the config: --data-root goes before it, and --cfg-options before both
     if data_root:
         set_data_root(cfg, data_root)
     # Images of one size are stacked; mmdet and mmseg, whose images differ, have their own way.
@@ -140,6 +146,7 @@ def complete_config(
         loader.persistent_workers &= persistent_workers
     if options:
         cfg.merge_from_dict(options)
+    _rename_store(cfg)
     for loader in (cfg[name] for name in _LOADERS if cfg.get(name)):
         if not loader.get('num_workers'):
             loader.persistent_workers = False  # torch refuses it without workers
@@ -240,12 +247,15 @@ def add_checks(cfg: Any) -> None:
 def find_datasets(
     cfg: Mapping, loaders: tuple[str, ...] = _LOADERS
 ) -> Iterator[tuple[str, Mapping]]:
-    """Yield key and config of every data set with a ``data_root``, wrapped ones too."""
+    """Yield key and config of every data set with a `data_root`, wrapped ones too.
+
+    A `FreeATMDataset` is among them before it has one.
+    """
 
     def search(key: str, value: Any) -> Iterator[tuple[str, Mapping]]:
         if not isinstance(value, Mapping):
             return
-        if value.get('data_root'):
+        if value.get('data_root') or _is_ours(value):
             yield key, value
             return
         if 'dataset' in value:
@@ -257,28 +267,67 @@ def find_datasets(
         yield from search(loader, cfg.get(loader))
 
 
+def _is_ours(dataset: Mapping) -> bool:
+    """Whether it is a `FreeATMDataset`, which also takes several folders."""
+    kind = dataset.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'FreeATMDataset'
+
+
+def _roots(dataset: Mapping) -> tuple[str, ...]:
+    """The folders of a data set's config."""
+    root = dataset.get('data_root') or ()
+    return (str(root),) if isinstance(root, (str, Path)) else tuple(map(str, root))
+
+
+def _rename_store(cfg: Mapping) -> None:
+    """Let configs and options of before say `store`, for one release."""
+    for _, dataset in find_datasets(cfg):
+        if _is_ours(dataset) and dataset.get('store'):
+            print(f'warning: {STORE_RENAMED}', file=sys.stderr)
+            dataset['data_root'] = dataset.pop('store')
+
+
+def _split_roots(text: str | Path) -> list[str]:
+    """Folders that a command line names with commas between them; one with a comma, if it exists.
+
+    Raises:
+        InputError: If one of the names is empty.
+    """
+    roots = [str(text)] if os.path.exists(text) else str(text).split(',')
+    if not all(roots):
+        raise InputError(f'--data-root {text}: a name of a folder is empty')
+    return roots
+
+
 def set_data_root(cfg: Any, root: str | Path) -> None:
     """Put another folder in the place of a config's data folder, in loaders and evaluators alike.
 
     Args:
         cfg: An mmengine config, changed in place.
-        root: The folder.
+        root: The folder; for `FreeATMDataset` a store or a folder of images, or several with commas
+            between them.
 
     Raises:
-        ValueError: If the config's data sets have no data folder, or several.
+        ValueError: If the config's data sets have no data folder, or not the same, or one that
+            takes a single folder is given several.
     """
-    roots = {dataset['data_root'].rstrip('/') for _, dataset in find_datasets(cfg)}
-    if len(roots) != 1:
-        found = ' and '.join(sorted(roots)) or 'none'
+    new, datasets = _split_roots(root), list(find_datasets(cfg))
+    folders = {tuple(name.rstrip('/') for name in _roots(dataset)) for _, dataset in datasets}
+    folders.discard(())
+    if len(folders) > 1 or not datasets:
+        found = ' and '.join(sorted(map(', '.join, folders))) or 'none'
         raise ValueError(
             f'a data root can be given where the data sets share one; here they have '
             f'{found}: set each with --cfg-options'
         )
-    old = roots.pop()
+    single = [key for key, dataset in datasets if not _is_ours(dataset)]
+    if single and len(new) > 1:
+        raise InputError(f'--data-root {root}: {single[0]} takes one folder, not {len(new)}')
+    old = folders.pop()[0] if single else ''
 
     def replace(value: Any) -> Any:
         if isinstance(value, str) and (value == old or value.startswith(f'{old}/')):
-            return f'{str(root).rstrip("/")}{value[len(old) :]}'
+            return f'{new[0].rstrip("/")}{value[len(old) :]}'
         if isinstance(value, dict):
             for key in value:
                 value[key] = replace(value[key])
@@ -287,26 +336,48 @@ def set_data_root(cfg: Any, root: str | Path) -> None:
         return value
 
     for key in (*_LOADERS, *_EVALUATORS):
-        if cfg.get(key):
+        if single and cfg.get(key):
             cfg[key] = replace(cfg[key])
+    for _, dataset in find_datasets(cfg):
+        if _is_ours(dataset):
+            dataset['data_root'] = new[0] if len(new) == 1 else new
 
 
 def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
-    """Check that the folders and annotation files that a config names are there.
+    """Check that the stores, folders and annotation files that a config names are there.
+
+    Stores are opened; of other data sets only names are looked at.
 
     Raises:
         FileNotFoundError: Naming the first that is not, the key that names it, and what to do.
+        StoreError: If a store or image folder doesn't exist, is empty or damaged; likewise.
     """
     for key, dataset in find_datasets(cfg, loaders):
-        root = Path(dataset['data_root'])
+        if _is_ours(dataset):
+            _check_sources(key, dataset)
+            continue
         prefix = dataset.get('data_prefix') or dataset.get('split') or ''
         parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
-        for part in ['', *parts, dataset.get('ann_file') or '']:
-            if isinstance(part, str) and not (root / part).exists():
+        parts = [part for part in ['', *parts, dataset.get('ann_file')] if isinstance(part, str)]
+        for path in (Path(root, part) for root in _roots(dataset) for part in parts):
+            if not path.exists():
                 raise FileNotFoundError(
-                    f'{key}: there is no {root / part}: say with --data-root where the data set '
-                    'lies, in the layout that docs/downstream.md describes'
+                    f'{key}: there is no {path}: say with --data-root where the data set lies, in '
+                    'the layout that docs/downstream.md describes'
                 )
+
+
+def _check_sources(key: str, dataset: Mapping) -> None:
+    """Open the stores and image folders of a `FreeATMDataset`, as it will itself."""
+    from freeatm_mm.datasets.dataset import FreeATMDataset
+    from freeatm_mm.store import StoreError
+
+    try:
+        FreeATMDataset(_roots(dataset), masks=False)
+    except StoreError as error:
+        raise StoreError(
+            f'{key}: {error} (say with --data-root where the store, or the folder of images, lies)'
+        ) from None
 
 
 def check_init(cfg: Mapping) -> None:
@@ -321,7 +392,7 @@ def check_init(cfg: Mapping) -> None:
     init = cfg['init']
     how = 'set init=random, init=supervised or init=CHECKPOINT with --cfg-options'
     if not init:
-        raise InputError(f'this config says not what to start from: {how}')
+        raise InputError(f'this config does not say what to start from: {how}')
     if not isinstance(init, str):
         raise InputError(
             f'init is one path, and --cfg-options makes a list of one with commas, '

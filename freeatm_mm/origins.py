@@ -86,12 +86,9 @@ def origin_of(content: Any) -> Origin:
     ):
         found = replace(found, epochs=epoch)
     if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
-        found = replace(
-            found,
-            **_images(
-                [_mapping(_mapping(cfg.get('train_dataloader')).get('dataset')).get('store')]
-            ),
-        )
+        dataset = _mapping(_mapping(cfg.get('train_dataloader')).get('dataset'))
+        # `store` in checkpoints from before it was called `data_root`.
+        found = replace(found, **_images([dataset.get('store') or dataset.get('data_root')]))
     return found
 
 

@@ -17,6 +17,7 @@ from freeatm_mm.checkpoints import (
     check_trained,
     download,
     find_backbone,
+    fit,
     last_checkpoint,
     load_weights,
     read_state,
@@ -75,6 +76,10 @@ def load_by(way, path, server, monkeypatch):
     """Let mmengine, or a model of its, load a file that lies at a path and at an address."""
     from mmengine.model import BaseModule
     from mmengine.runner import CheckpointLoader, checkpoint, load_checkpoint
+
+    from freeatm_mm.compat import read_checkpoints_safely
+
+    read_checkpoints_safely()
 
     url = f'{server.address}/{path.name}'
     server.files[f'/{path.name}'] = path.read_bytes()
@@ -243,6 +248,36 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, dtype):
     model = nn.Module()
     with pytest.raises(InputError, match='NaN or infinite'):
         check_complete(model, tmp_path / 'x.pth')
+
+
+def test_what_fits_is_told_and_loaded_by_name_and_shape():
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    weights = {
+        '0.weight': torch.full((3, 2), 7.0),
+        '0.bias': torch.ones(4),
+        '1.weight': torch.full((3,), 5.0),
+        '1.num_batches_tracked': torch.tensor(9),
+        'extra': torch.ones(1),
+        'old.num_batches_tracked': torch.tensor(9),
+    }
+    match = fit(module, weights, skip=[r'^2\.'])
+    assert set(match.fitting) == {'0.weight', '1.weight', '1.num_batches_tracked'}
+    assert match.missing == ('1.bias', '1.running_mean', '1.running_var')
+    assert match.misshapen == {'0.bias': '(4,) for (3,)'} and match.unused == ('extra',)
+    assert (match.matched, match.total, match.filled, match.used) == (2, 6, 2 / 6, 2 / 3)
+    assert match.describe() == (
+        '2 of the 6 tensors found their weights; not in the checkpoint: 1.bias, 1.running_mean, '
+        "1.running_var; of another shape: 0.bias (4,) for (3,); the checkpoint's, unused: extra"
+    )
+    assert all(value.equal(before[name]) for name, value in module.state_dict().items())
+    match.load(module)
+    for name, value in module.state_dict().items():
+        assert value.equal(weights[name] if name in match.fitting else before[name])
+
+    part = fit(module, {'weight': torch.ones(2, 3)}, ['2'], resize=lambda *_: torch.ones(1, 3))
+    assert set(part.fitting) == {'2.weight'} and part.missing == ('2.bias',)
+    assert fit(nn.Module(), {}).filled == 0
 
 
 def test_infinite_weights_are_refused():

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import freeatm_mm
 
 
 def run(code):
@@ -21,30 +24,39 @@ def test_importing_the_package_imports_neither_side():
     )
 
 
-def test_components_are_found_whatever_is_imported_first():
+@pytest.mark.parametrize(
+    'first', ['', 'import mmpretrain; from mmpretrain.registry import MODELS\n']
+)
+def test_one_module_registers_everything(first):
     pytest.importorskip('mmpretrain')
-    look = (
-        'from mmpretrain.registry import DATASETS, HOOKS, MODELS, TRANSFORMS\n'
+    run(
+        f'{first}import freeatm_mm.openmmlab, sys\n'
+        'from mmpretrain.registry import DATASETS, HOOKS, MODELS, TASK_UTILS, TRANSFORMS\n'
         'assert MODELS.get("FreeATMMoCo") and DATASETS.get("FreeATMDataset")\n'
         'assert TRANSFORMS.get("FreeATMMultiView") and HOOKS.get("SeedEachIterationHook")\n'
-        'import sys; assert "diffusers" not in sys.modules\n'
+        'assert TASK_UTILS.get("AttentionGuidedMaskGenerator") and MODELS.get("MoCo")\n'
+        'from mmengine.registry import HOOKS, MODELS\n'
+        'assert HOOKS.get("InitialWeightsHook") and MODELS.get("ViTPyramid")\n'
+        'assert "diffusers" not in sys.modules'
     )
-    skip = 'from freeatm_mm.compat import skip_multimodal_models as skip; skip()\n'
-    # Asking where mmpretrain is must not be taken for importing it.
-    run('import freeatm_mm, importlib.util; importlib.util.find_spec("mmpretrain")\n' + skip + look)
-    run(
-        'import mmpretrain\nimport mmpretrain.utils.dependency as d; d.WITH_MULTIMODAL = False\n'
-        'from mmpretrain.registry import MODELS; MODELS.get("ResNet")\n'
-        'import freeatm_mm\n' + look
-    )
+
+
+def test_importing_the_package_changes_nothing():
+    run('import sys; a = sys.meta_path[:]; import freeatm_mm; assert sys.meta_path == a')
+
+
+def test_the_version_is_written_once():
+    text = (Path(__file__).parents[1] / 'setup.cfg').read_text(encoding='utf-8')
+    assert '\nversion = attr: freeatm_mm.__version__\n' in text and freeatm_mm.__version__
 
 
 def test_multimodal_models_that_do_not_import_are_left_out():
     """As upstream's don't beside today's transformers: mmpretrain's own tools must still start."""
     run(
         'import sys, types\n'
-        'import freeatm_mm, mmpretrain\n'
+        'import mmpretrain\n'
         'sys.modules["mmpretrain.models.multimodal.blip"] = None  # no import\n'
+        'import freeatm_mm.openmmlab\n'
         'from mmpretrain.utils import register_all_modules; register_all_modules()\n'
         'from mmpretrain.registry import MODELS\n'
         'assert MODELS.get("FreeATMMoCo") and MODELS.get("MoCo")'
@@ -79,7 +91,12 @@ def test_ops_for_the_cpu_are_told_before_a_gpu_misses_them(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'first, second', [('mmengine.runner', 'freeatm_mm'), ('freeatm_mm', 'mmengine.runner')]
+    'first, second',
+    [
+        ('mmengine.runner', 'freeatm_mm.openmmlab'),
+        ('freeatm_mm.openmmlab', 'mmengine.runner'),
+        ('mmengine.runner', 'freeatm_mm.engine'),
+    ],
 )
 def test_mmengine_reads_safely_whatever_is_imported_first(tmp_path, first, second):
     """As in the frameworks' own tools, where the config's `custom_imports` come late."""
@@ -93,5 +110,47 @@ def test_mmengine_reads_safely_whatever_is_imported_first(tmp_path, first, secon
         'from mmengine.runner import CheckpointLoader\n'
         f'try:\n    CheckpointLoader.load_checkpoint({str(path)!r}, "cpu")\n'
         'except ValueError as error:\n    print(error)\n'
+    )
+    assert 'it holds more than tensors' in told and not marker.exists()
+
+
+#: Each begins to read a checkpoint, with a config that imports nothing of this package.
+READERS = {
+    'train': 'load_tool("train").main([config])',
+    'test': 'load_tool("test").main([config, honest])',
+    'features': 'from freeatm_mm.probing.features import load_model; load_model(config)',
+    'detections': (
+        'import mmdet.apis; mmdet.apis.init_detector = read\n'
+        'from freeatm_mm.datasets.detections import Detector; Detector(config, honest)'
+    ),
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_every_way_to_a_checkpoint_reads_safely(tmp_path, reader):
+    pytest.importorskip('mmdet' if reader == 'detections' else 'mmpretrain')
+    import torch
+    from helpers.hostile_checkpoints import through_getattr
+
+    path, marker, honest = tmp_path / 'x.pth', tmp_path / 'marker', tmp_path / 'honest.pth'
+    path.write_bytes(through_getattr(marker))
+    torch.save({'state_dict': {'w': torch.ones(1)}}, honest)
+    init = f"init_cfg=dict(type='Pretrained', checkpoint={str(path)!r})"
+    (tmp_path / 'config.py').write_text(
+        "default_scope = 'mmpretrain'\n"
+        f"model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18, {init}))\n"
+        f'work_dir = {str(tmp_path / "run")!r}'
+    )
+    told = run(
+        f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
+        'from helpers.tools import load_tool\n'
+        'import mmengine.runner\n'
+        'def read(*_, **__):\n'
+        f'    mmengine.runner.CheckpointLoader.load_checkpoint({str(path)!r}, "cpu")\n'
+        'mmengine.runner.Runner.from_cfg = read\n'
+        f'config, honest = {str(tmp_path / "config.py")!r}, {str(honest)!r}\n'
+        'try:\n'
+        + ''.join(f'    {line}\n' for line in READERS[reader].splitlines())
+        + 'except ValueError as error:\n    print(error)\n'
     )
     assert 'it holds more than tensors' in told and not marker.exists()

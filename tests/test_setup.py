@@ -174,8 +174,9 @@ def resolve(tmp_path: Path, *arguments: str) -> dict[str, str]:
 @pytest.mark.parametrize('extra', sorted(read_extras()))
 def test_each_extra_can_be_installed(tmp_path, extra):
     """From setup.cfg as it stands, by a resolver that knows no list of ours."""
-    shutil.copy(ROOT / 'setup.cfg', tmp_path)
-    shutil.copy(ROOT / 'README.md', tmp_path)
+    (tmp_path / 'freeatm_mm').mkdir()
+    for name in ('setup.cfg', 'README.md', 'freeatm_mm/__init__.py'):  # what its metadata name
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / 'setup.py').write_text('from setuptools import setup\nsetup()\n')
     found = resolve(tmp_path, 'setup.cfg', *(['--extra', extra] if extra else []))
     for requirement in read_extras()[extra]:

@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from freeatm_mm.checkpoints import check_trained, read_state  # noqa: E402
-from freeatm_mm.compat import skip_multimodal_models  # noqa: E402
 from freeatm_mm.origins import origin_of, settle_label  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
     add_row,
@@ -110,7 +109,6 @@ def make_label(arguments: argparse.Namespace) -> dict:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    skip_multimodal_models()
     from freeatm_mm.probing.features import evaluate_features, load_model
 
     out = Path(arguments.out)

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import Config, DictAction  # noqa: E402
 
-from freeatm_mm import compat  # noqa: E402
 from freeatm_mm.checkpoints import (  # noqa: E402
     check_complete,
     check_finite,
@@ -89,11 +88,12 @@ def main(argv: list[str] | None = None) -> None:
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     cfg.load_from, cfg.resume = str(checkpoint), False
-    compat.skip_multimodal_models()
 
     from mmengine.dist import is_main_process
     from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
+
+    import freeatm_mm.openmmlab  # noqa: F401 - the hooks, and reading without running
 
     if cfg.get('default_scope') == 'mmdet':
         compat.keep_digits_of_ap()

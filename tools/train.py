@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
 
-python tools/train.py CONFIG --cfg-options train_dataloader.dataset.store=STORE
+python tools/train.py CONFIG --data-root STORE
 python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
 python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 """
@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import Config, DictAction  # noqa: E402
 
-from freeatm_mm import compat  # noqa: E402
 from freeatm_mm.checkpoints import check_complete, check_starts, last_checkpoint  # noqa: E402
 from freeatm_mm.configs import (  # noqa: E402
     add_checks,
@@ -46,8 +45,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     )
     parser.add_argument(
         '--data-root',
-        help='folder of the data set, in the place of the one that '
-        'the config names (configs/downstream)',
+        metavar='FOLDER[,FOLDER...]',
+        help='in the place of what the config names: the folder of the data set; for pretraining a '
+        'store or a folder of images, or several with commas between them',
     )
     parser.add_argument(
         '--resume',
@@ -92,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
         action=DictAction,
         metavar='KEY=VALUE',
         help='change any entry of the config, for example '
-        'train_dataloader.dataset.store=STORE train_cfg.max_epochs=10',
+        'train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -145,9 +145,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         cfg = load_config(args)
         check_init(cfg)
-        check_datasets(cfg)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    from mmengine.runner import Runner
+
+    import freeatm_mm.openmmlab  # noqa: F401 - what stops a run, which a config need not import
+
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
         parser.error(
@@ -156,21 +159,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     try:
         check_precision(cfg)
-    except ValueError as error:
+        check_datasets(cfg)
+    except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    if 'init' in cfg or str(cfg.get('model', {}).get('type', '')).startswith('FreeATM'):
-        compat.skip_multimodal_models()
-
-    from mmengine.runner import Runner
-
-    import freeatm_mm.engine  # noqa: F401 - the checks, which a config need not import
-    from freeatm_mm.datasets import check_stores
-    from freeatm_mm.store import StoreError
-
-    try:
-        check_stores(cfg.get('train_dataloader'))
-    except StoreError as error:
-        parser.error(f'{error} (set it with --cfg-options train_dataloader.dataset.store=FOLDER)')
     runner = Runner.from_cfg(cfg)
     if pretrained and Path(pretrained).is_file():  # mmengine would warn and leave out the rest
         try:

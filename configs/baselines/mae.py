@@ -5,7 +5,7 @@ fine-tuned 82.7, ADE20K mIoU 47.6. Needs what `mae_freeatm.py` needs; a folder o
 does, too.
 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/baselines/mae.py \
-        --launcher pytorch --cfg-options train_dataloader.dataset.store=STORE
+        --launcher pytorch --data-root STORE
 """
 
 _base_ = '../mae_freeatm.py'

@@ -5,7 +5,7 @@ Cityscapes mIoU 74.1, ImageNet linear 65.1. Needs what `mocov2_freeatm.py` needs
 images does, too.
 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/baselines/mocov2.py \
-        --launcher pytorch --amp --cfg-options train_dataloader.dataset.store=STORE
+        --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../mocov2_freeatm.py'

@@ -5,8 +5,7 @@ Cityscapes mIoU 73.7, ImageNet linear 64.4. Needs what `simclr_freeatm.py` needs
 images does, too.
 
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
-        tools/train.py configs/baselines/simclr.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/baselines/simclr.py --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../simclr_freeatm.py'

@@ -3,7 +3,7 @@
 Needs what `simsiam_freeatm.py` needs; a folder of plain images does, too.
 
     python -m torch.distributed.run --nproc-per-node 8 tools/train.py configs/baselines/simsiam.py \
-        --launcher pytorch --amp --cfg-options train_dataloader.dataset.store=STORE
+        --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../simsiam_freeatm.py'

@@ -1,7 +1,6 @@
 """`mae_freeatm.py` at the miniature's scale: 64x64 images, a small ViT, two CPU cores.
 
-    python tools/train.py configs/miniature/mae_freeatm.py \
-        --cfg-options train_dataloader.dataset.store=STORE
+python tools/train.py configs/miniature/mae_freeatm.py --data-root STORE
 """
 
 _base_ = '../mae_freeatm.py'
@@ -18,7 +17,7 @@ train_dataloader = dict(
     batch_size=256,
     num_workers=1,
     drop_last=True,
-    dataset=dict(store='data/miniature', pipeline=train_pipeline),
+    dataset=dict(data_root='data/miniature', pipeline=train_pipeline),
 )
 
 model = dict(

@@ -14,10 +14,9 @@ Needs: what `mae_freeatm.py` needs, and a folder of real images. Stage 1, then s
     python -m torch.distributed.run --nproc-per-node 8 \
         tools/train.py configs/real/mae.py --launcher pytorch \
         --work-dir work_dirs/mixed/mae_real \
-        --cfg-options train_dataloader.dataset.store=FOLDER train_dataloader.dataset.share=0.5
+        --data-root FOLDER --cfg-options train_dataloader.dataset.share=0.5
     python -m torch.distributed.run --nproc-per-node 8 \
-        tools/train.py configs/mixed/mae_freeatm.py --launcher pytorch \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/mixed/mae_freeatm.py --launcher pytorch --data-root STORE
 """
 
 _base_ = '../mae_freeatm.py'

@@ -15,10 +15,9 @@ Needs: what `mocov2_freeatm.py` needs, and a folder of real images. Stage 1, the
     python -m torch.distributed.run --nproc-per-node 8 \
         tools/train.py configs/real/mocov2.py --launcher pytorch --amp \
         --work-dir work_dirs/mixed/mocov2_real \
-        --cfg-options train_dataloader.dataset.store=FOLDER train_dataloader.dataset.share=0.5
+        --data-root FOLDER --cfg-options train_dataloader.dataset.share=0.5
     python -m torch.distributed.run --nproc-per-node 8 \
-        tools/train.py configs/mixed/mocov2_freeatm.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/mixed/mocov2_freeatm.py --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../mocov2_freeatm.py'

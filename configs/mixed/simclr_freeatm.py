@@ -14,10 +14,9 @@ Needs: what `simclr_freeatm.py` needs, and a folder of real images. Stage 1, the
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
         tools/train.py configs/real/simclr.py --launcher pytorch --amp \
         --work-dir work_dirs/mixed/simclr_real \
-        --cfg-options train_dataloader.dataset.store=FOLDER train_dataloader.dataset.share=0.5
+        --data-root FOLDER --cfg-options train_dataloader.dataset.share=0.5
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
-        tools/train.py configs/mixed/simclr_freeatm.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/mixed/simclr_freeatm.py --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../simclr_freeatm.py'

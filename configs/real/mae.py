@@ -7,10 +7,9 @@ Needs: a folder of plain images, in any folders below it (ImageNet's `train`), a
 `mae_freeatm.py` needs otherwise.
 
     python -m torch.distributed.run --nproc-per-node 8 \
-        tools/train.py configs/real/mae.py --launcher pytorch \
-        --cfg-options train_dataloader.dataset.store=FOLDER
+        tools/train.py configs/real/mae.py --launcher pytorch --data-root FOLDER
 """
 
 _base_ = '../baselines/mae.py'
 
-train_dataloader = dict(dataset=dict(store='data/imagenet/train'))
+train_dataloader = dict(dataset=dict(data_root='data/imagenet/train'))

@@ -7,10 +7,9 @@ Needs: a folder of plain images, in any folders below it (ImageNet's `train`), a
 `mocov2_freeatm.py` needs otherwise.
 
     python -m torch.distributed.run --nproc-per-node 8 \
-        tools/train.py configs/real/mocov2.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=FOLDER
+        tools/train.py configs/real/mocov2.py --launcher pytorch --amp --data-root FOLDER
 """
 
 _base_ = '../baselines/mocov2.py'
 
-train_dataloader = dict(dataset=dict(store='data/imagenet/train'))
+train_dataloader = dict(dataset=dict(data_root='data/imagenet/train'))

@@ -7,10 +7,9 @@ Needs: a folder of plain images, in any folders below it (ImageNet's `train`), a
 `simclr_freeatm.py` needs otherwise.
 
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
-        tools/train.py configs/real/simclr.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=FOLDER
+        tools/train.py configs/real/simclr.py --launcher pytorch --amp --data-root FOLDER
 """
 
 _base_ = '../baselines/simclr.py'
 
-train_dataloader = dict(dataset=dict(store='data/imagenet/train'))
+train_dataloader = dict(dataset=dict(data_root='data/imagenet/train'))

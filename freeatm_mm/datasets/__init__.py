@@ -1,6 +1,6 @@
 """Dataset, sampler and mask-aware transforms for mmengine, on the store."""
 
-from freeatm_mm.datasets.dataset import FreeATMDataset, check_stores
+from freeatm_mm.datasets.dataset import FreeATMDataset
 from freeatm_mm.datasets.samplers import SeededInfiniteSampler, SeededSampler
 from freeatm_mm.datasets.transforms import (
     FreeATMMultiView,
@@ -19,5 +19,4 @@ __all__ = [
     'PackFreeATMInputs',
     'SeededInfiniteSampler',
     'SeededSampler',
-    'check_stores',
 ]

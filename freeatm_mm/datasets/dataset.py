@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets.base_dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
+from freeatm_mm.configs import STORE_RENAMED
 from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
 from freeatm_mm.errors import InputError
@@ -103,25 +103,6 @@ def open_source(path: str | Path) -> Store | ImageFolder:
     return Store(path) if (Path(path) / 'store.json').exists() else ImageFolder(path)
 
 
-def check_stores(config: Any) -> None:
-    """Opens every store that a config names, so that a wrong path is told before training.
-
-    Args:
-        config: A config, or any part of one.
-
-    Raises:
-        StoreError: If a store doesn't exist, is empty or damaged.
-    """
-    if isinstance(config, Mapping):
-        if config.get('type') in ('FreeATMDataset', 'mmpretrain.FreeATMDataset', FreeATMDataset):
-            FreeATMDataset(store=config['store'], masks=False)
-        for value in config.values():
-            check_stores(value)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            check_stores(value)
-
-
 @DATASETS.register_module()
 class FreeATMDataset(BaseDataset):
     """Images, with one mask per noun where there is one, from one or several stores or folders.
@@ -134,7 +115,8 @@ class FreeATMDataset(BaseDataset):
     then all random choices of the pipeline follow from the seed alone.
 
     Args:
-        store: Folder of a store or of plain images (real data, without masks), or a list of them.
+        data_root: Folder of a store or of plain images (real data, without masks), or a list of
+            such folders.
         masks: Whether to hand over the masks. False gives the baseline on the same images.
         pipeline: Transforms, beginning with `LoadFromStore`.
         photometric: With masks every transform must be known to move no pixels, or to move the
@@ -154,6 +136,7 @@ class FreeATMDataset(BaseDataset):
         metainfo: As in mmengine.
         test_mode: As in mmengine.
         lazy_init: As in mmengine.
+        store: What `data_root` was called; to be removed.
 
     Raises:
         StoreError: If a source doesn't exist, is empty, unfinished or damaged, nothing is left of
@@ -164,7 +147,7 @@ class FreeATMDataset(BaseDataset):
 
     def __init__(
         self,
-        store: str | Path | Sequence[str | Path],
+        data_root: str | Path | Sequence[str | Path] = (),
         masks: bool = True,
         pipeline: Sequence = (),
         photometric: Sequence[str] = (),
@@ -176,10 +159,16 @@ class FreeATMDataset(BaseDataset):
         metainfo: dict | None = None,
         test_mode: bool = False,
         lazy_init: bool = False,
+        store: str | Path | Sequence[str | Path] | None = None,
     ) -> None:
-        paths = [store] if isinstance(store, (str, Path)) else list(store)
-        if not paths:
-            raise StoreError('FreeATMDataset got an empty list of stores: name at least one')
+        if store is not None:
+            print_log(STORE_RENAMED, 'current', logging.WARNING)
+            data_root = store
+        paths = [data_root] if isinstance(data_root, (str, Path)) else list(data_root)
+        if not all(map(str, paths)) or not paths:
+            raise StoreError(
+                'FreeATMDataset has no data_root: name a store, an image folder, or a list of them'
+            )
         if not 0 < share <= 1:
             raise ValueError(f'FreeATMDataset: share {share!r} must be above 0 and at most 1.')
         if not 0 <= max_unreadable < 1:
@@ -194,7 +183,7 @@ class FreeATMDataset(BaseDataset):
             )
         if mask_source != 'own' and not masks:
             raise ValueError(f'FreeATMDataset: mask_source={mask_source!r} needs masks=True.')
-        self.stores = [str(path) for path in paths]
+        self.data_roots = [str(path) for path in paths]
         self.masks = masks
         self.share = share
         self.max_unreadable = max_unreadable
@@ -219,7 +208,7 @@ class FreeATMDataset(BaseDataset):
 
     def load_data_list(self) -> Sequence[int]:
         """Opens the sources; the 'list' is the range of their samples' numbers."""
-        self.sources = [open_source(path) for path in self.stores]
+        self.sources = [open_source(path) for path in self.data_roots]
         self._ends = np.cumsum([len(source) for source in self.sources])
         count, indices = int(self._ends[-1]), self._indices
         wanted = (
@@ -228,7 +217,7 @@ class FreeATMDataset(BaseDataset):
         beyond = [index for index in wanted if not -count <= index < count]
         if beyond:
             raise StoreError(
-                f'{", ".join(self.stores)}: indices asks for {beyond[0]}, counted '
+                f'{", ".join(self.data_roots)}: indices asks for {beyond[0]}, counted '
                 f'from 0, and there are {count} samples'
             )
         return range(count)
@@ -249,7 +238,7 @@ class FreeATMDataset(BaseDataset):
         if not len(self.data_list):
             raise StoreError(
                 f'no sample is left of the {self._ends[-1]} in '
-                f'{", ".join(self.stores)}: indices={self._indices!r} takes none'
+                f'{", ".join(self.data_roots)}: indices={self._indices!r} takes none'
             )
         stores = [source for source in self.sources if isinstance(source, Store)]
         if self.masks and stores and not any(store.manifest.get('nouns', 1) for store in stores):
@@ -272,7 +261,7 @@ class FreeATMDataset(BaseDataset):
         numbers = numbers[of_store[np.searchsorted(self._ends, numbers, side='right')]]
         if len(numbers) < 2:
             raise StoreError(
-                f"{', '.join(self.stores)}: mask_source='other' exchanges masks among "
+                f"{', '.join(self.data_roots)}: mask_source='other' exchanges masks among "
                 f'samples of stores, and there are {len(numbers)} of them'
             )
         cycle = np.random.default_rng(self.mask_source_seed).permutation(numbers)
@@ -363,7 +352,7 @@ class FreeATMDataset(BaseDataset):
     def extra_repr(self) -> list[str]:
         """Lines of `repr`."""
         return [
-            f'Stores: \t{", ".join(self.stores)}',
+            f'Data roots: \t{", ".join(self.data_roots)}',
             f'Masks: \t{self.masks}',
             f'Share: \t{self.share:g}',
         ]

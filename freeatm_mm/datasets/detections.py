@@ -22,6 +22,7 @@ import mmcv
 import numpy as np
 import torch
 
+from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.datasets.dataset import open_source
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import atomic_write, check_json, parse_json, read_lines
@@ -50,6 +51,8 @@ class Detector:
         from mmcv.transforms import Compose
         from mmdet.apis import init_detector
         from mmdet.utils import get_test_pipeline_cfg
+
+        read_checkpoints_safely()
 
         self.model = init_detector(str(config), str(checkpoint), device=device)
         self.classes = (self.model.dataset_meta or {}).get('classes')

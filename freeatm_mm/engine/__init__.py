@@ -1,5 +1,11 @@
-"""Hooks, initial weights, learning rates by layer."""
+"""Hooks, initial weights, learning rates by layer.
 
+Two registries are in use. What works with mmpretrain's models alone is in `mmpretrain.registry`;
+what runs with mmdet and mmseg as well, under their scopes, is in `mmengine.registry`, the root
+which every scope falls back to.
+"""
+
+from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.engine.check_training import CheckTrainingHook
 from freeatm_mm.engine.data_files import CheckFilesHook
 from freeatm_mm.engine.hooks import ChannelsLastHook, SeedEachIterationHook
@@ -14,3 +20,6 @@ __all__ = [
     'InitialWeightsHook',
     'SeedEachIterationHook',
 ]
+
+# Whoever trains with these hooks, in a tool of any framework, loads and resumes checkpoints.
+read_checkpoints_safely()

@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from freeatm_mm.checkpoints import find_backbone, resize_positions
+from freeatm_mm.checkpoints import Match, find_backbone, fit, resize_positions
 from freeatm_mm.configs import check_init
 from freeatm_mm.errors import InputError, MissingFileError
 
-__all__ = ['InitialWeightsHook', 'Match', 'load_backbone']
+__all__ = ['InitialWeightsHook', 'load_backbone']
 
 
 _OPTIONAL = ('cls_token', 'ln1.')
 #: What images enter by; a network that has to learn it anew isn't the one that was pretrained.
 _FIRST_LAYERS = ('stem.', 'conv1.', 'patch_embed.')
-
-
-@dataclass(frozen=True)
-class Match:
-    """What became of a checkpoint's tensors.
-
-    Attributes:
-        loaded: Names in the model that were filled.
-        missing: Names in the model that the checkpoint doesn't have.
-        misshapen: Names in the model that it has in another shape, with both shapes.
-        unused: Names in the checkpoint's backbone that nothing in the model took.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    misshapen: tuple[str, ...]
-    unused: tuple[str, ...]
-
-    @property
-    def filled(self) -> float:
-        """Share of the model's tensors that were filled."""
-        return len(self.loaded) / max(len(self.loaded) + len(self.missing) + len(self.misshapen), 1)
-
-    @property
-    def used(self) -> float:
-        """Share of the checkpoint's tensors that were taken."""
-        return len(self.loaded) / max(len(self.loaded) + len(self.unused), 1)
-
-    def describe(self) -> str:
-        """One sentence with all the numbers and the first names of each kind."""
-        total = len(self.loaded) + len(self.missing) + len(self.misshapen)
-        text = f'{len(self.loaded)} of the {total} tensors found their weights'
-        for names, what in (
-            (self.missing, 'not in the checkpoint'),
-            (self.misshapen, 'of another shape'),
-            (self.unused, "the checkpoint's, unused"),
-        ):
-            if names:
-                more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-                text += f'; {what}: {", ".join(names[:5])}{more}'
-        return text
 
 
 def load_backbone(
@@ -90,41 +47,16 @@ def load_backbone(
     Returns:
         What was loaded and what was not.
     """
-    weights = find_backbone(checkpoint)
-    loaded, missing, misshapen, taken = [], [], [], set()
-    for path in modules:
-        module = model.get_submodule(path)
-        for name, target in module.state_dict().items():
-            if any(re.search(pattern, name) for pattern in new):
-                continue
-            full = f'{path}.{name}'
-            counts = not name.endswith('num_batches_tracked')
-            if name not in weights:
-                missing += [full] * counts
-                continue
-            taken.add(name)
-            value = weights[name]
-            if name == 'pos_embed' and value.shape != target.shape:
-                value = _fit_positions(module, value, target)
-            if value.shape != target.shape:
-                misshapen += [f'{full} {tuple(value.shape)} for {tuple(target.shape)}'] * counts
-                continue
-            with torch.no_grad():
-                target.copy_(value)
-            loaded += [full] * counts
-    unused = [
-        name
-        for name in weights
-        if name not in taken
-        and not name.startswith(_OPTIONAL)
-        and not name.endswith('num_batches_tracked')
-    ]
-    return Match(tuple(loaded), tuple(missing), tuple(misshapen), tuple(unused))
+    match = fit(model, find_backbone(checkpoint), modules, new, _fit_positions)
+    match.load(model)
+    return replace(
+        match, unused=tuple(name for name in match.unused if not name.startswith(_OPTIONAL))
+    )
 
 
-def _fit_positions(module: nn.Module, value: Tensor, target: Tensor) -> Tensor:
+def _fit_positions(module: nn.Module, name: str, value: Tensor, target: Tensor) -> Tensor:
     """A ViT's position embedding in the form that a module of mmpretrain's or mmseg's keeps it."""
-    if value.shape[-1] != target.shape[-1]:
+    if name != 'pos_embed' or value.shape[-1] != target.shape[-1]:
         return value
     if target.dim() == 4:  # mmpretrain's ViTSAM: (1, rows, columns, C), no class token
         return resize_positions(value, target.shape[1:3], False).reshape(target.shape)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from freeatm_mm import compat
-from freeatm_mm.checkpoints import check_finite, read_state, weights_of
+from freeatm_mm.checkpoints import check_finite, fit, load_weights
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.lavis_ext.settings import (
     Check,
@@ -49,7 +49,6 @@ __all__ = [
     'FreeATMBlipRetrieval',
     'complete_momentum',
     'load_checked',
-    'read_checkpoint',
 ]
 
 _CONFIGS = Path(__file__).parent / 'configs'
@@ -108,16 +107,6 @@ _VIT_SIZES = {
 
 
 # --- weights --------------------------------------------------------------------------------------
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a file: safetensors, or torch's, where they may lie under `model`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it can't be read, holds anything that isn't data, or holds no weights.
-    """
-    return weights_of(read_state(path), path)
 
 
 def complete_momentum(state: dict[str, Tensor], source: str | Path) -> int:
@@ -192,27 +181,24 @@ def load_checked(
         for name in set(_QUEUES) & set(own):
             state[name] = own[name]
             counts['kept'] += 1
-    may_lack, may_hold = tuple(may_lack), tuple(may_hold)
-    missing = [name for name in own if name not in state and name not in may_lack]
-    unused = [name for name in state if name not in own]
-    left_over = [name for name in unused if not name.startswith(may_hold)]
-    other = [name for name in own if name in state and state[name].shape != own[name].shape]
+    match, may_lack, may_hold = fit(model, state), tuple(may_lack), tuple(may_hold)
     for what, names in (
-        ('lacks', missing),
-        ('holds for no part of the model', left_over),
-        ('has in another shape', other),
+        ('lacks', [name for name in match.missing if name not in may_lack]),
+        (
+            'holds for no part of the model',
+            [name for name in match.unused if not name.startswith(may_hold)],
+        ),
+        ('has in another shape', list(match.misshapen)),
     ):
         if names:
             more = f' and {len(names) - 3} more' if len(names) > 3 else ''
             raise ValueError(
                 f'{source} does not fit the model: it {what} {", ".join(names[:3])}{more}'
             )
-    model.load_state_dict(
-        {name: value for name, value in state.items() if name in own}, strict=False
-    )
-    counts['lacking'] = len(set(own) - set(state))
-    counts['unused'] = len(unused)
-    counts['loaded'] = len(own) - counts['lacking'] - counts['kept']
+    match.load(model)
+    counts['lacking'] = len(match.missing)
+    counts['unused'] = len(match.unused)
+    counts['loaded'] = match.matched - counts['kept']
     logging.info(
         "%s: %d of %d tensors loaded (%d interpolated), %d of the model's left as they "
         'were, %d unused',
@@ -403,7 +389,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
                 tokenizer=tokenizer,
             )
         if cfg.get('pretrained') and cfg.get('load_pretrained', True):
-            state = read_checkpoint(cfg.pretrained)
+            state = load_weights(cfg.pretrained)
             complete_momentum(state, cfg.pretrained)
             load_checked(model, state, cfg.pretrained, may_lack=['idx_queue'])
         model.reset_queue_ptr()  # so that whole batches fit behind it, whatever their size
@@ -412,7 +398,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
 
 def _load_image_weights(encoder: VisionTransformerEncoder, path: str | Path) -> None:
     """DeiT's or timm's weights into the image encoder; their classifier is left out."""
-    state = read_checkpoint(path)
+    state = load_weights(path)
     if 'pos_embed' in state:
         state['pos_embed'] = interpolate_pos_embed(state['pos_embed'], encoder)
     load_checked(encoder, state, path, may_hold=['head.', 'head_dist.', 'pre_logits.'])
@@ -515,7 +501,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
                 'model.finetuned to one of a fine-tuning'
             )
         if finetuned:
-            state = read_checkpoint(path)
+            state = load_weights(path)
             complete_momentum(state, path)
             load_checked(model, state, path)
         else:
@@ -529,7 +515,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         Returns:
             The counts of :func:`load_checked`.
         """
-        state = read_checkpoint(url_or_filename)
+        state = load_weights(url_or_filename)
         complete_momentum(state, url_or_filename)
         return load_checked(
             self, state, url_or_filename, may_lack=['idx_queue'], may_hold=['text_decoder.']

@@ -246,7 +246,6 @@ def pretrain(
     layout, name = read_layout(method), Path(work_dir).name
     epochs = layout.epochs(epochs)
     options = [
-        f'train_dataloader.dataset.store={store}',
         f'train_cfg.max_epochs={epochs}',
         f'param_scheduler.{layout.cosine}.T_max={epochs - layout.begin}',
         f'param_scheduler.{layout.cosine}.end={epochs}',
@@ -263,6 +262,8 @@ def pretrain(
         '--resume',
         '--seed',
         seed,
+        '--data-root',
+        store,
         '--cfg-options',
         *options,
         label=name,

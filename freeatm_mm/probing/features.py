@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from freeatm_mm.checkpoints import check_finite, load_weights
+from freeatm_mm.checkpoints import check_finite, fit, load_weights
 from freeatm_mm.probing.metrics import (
     accuracy,
     confusion_matrix,
@@ -290,6 +290,8 @@ def load_model(
     from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
 
+    import freeatm_mm.openmmlab  # noqa: F401 - the backbones, whatever the config imports
+
     if not isinstance(config, Config):
         if not Path(config).is_file():
             raise FileNotFoundError(f'Config {config} not found.')
@@ -312,29 +314,24 @@ def load_model(
     if 'featmap' in getattr(backbone, 'OUT_TYPES', ()):
         backbone.out_type = 'featmap'  # transformers: patches on their grid, class token left out
 
-    own = backbone.state_dict()
-    matched = 0
+    own, matched = backbone.state_dict(), 0
     if checkpoint is not None:
         weights = load_weights(checkpoint)
         check_finite(weights, checkpoint)
         inside = {
             name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)
         } or weights
-        fitting = {
-            name: inside[name]
-            for name in own
-            if name in inside and inside[name].shape == own[name].shape
-        }
-        matched = len(fitting)
+        match = fit(backbone, inside)
+        matched = len(match.fitting)
         if matched < 0.95 * len(own):
-            missing = [name for name in own if name not in fitting]
-            shown = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+            lacking = [name for name in own if name not in match.fitting]
+            shown = ', '.join(lacking[:5]) + (', ...' if len(lacking) > 5 else '')
             raise ValueError(
                 f'{checkpoint} fits {matched} of the {len(own)} tensors of '
                 f'{type(backbone).__name__} (prefix {prefix!r}), less than 95 %. Missing or of '
-                f'another shape: {shown} ({len(missing)}). Is it the checkpoint of this config?'
+                f'another shape: {shown} ({len(lacking)}). Is it the checkpoint of this config?'
             )
-        backbone.load_state_dict(fitting, strict=False)
+        match.load(backbone)
     backbone.requires_grad_(False).eval()
     return FeatureModel(backbone.to(device), preprocessor.to(device), matched, len(own))
 

@@ -58,7 +58,7 @@ def test_every_method_has_every_regime_at_both_scales():
 def test_header_gives_the_command(name):
     header = (CONFIGS / name).read_text().split('"""')[1]
     assert f'tools/train.py configs/{name}' in header
-    assert load(name).custom_imports['imports'] == ['freeatm_mm']
+    assert load(name).custom_imports['imports'] == ['freeatm_mm.openmmlab']
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
@@ -74,7 +74,7 @@ def test_learning_rates_are_meant_for_the_batch_of_the_config(name):
 def test_miniatures_train_one_batch(name, tmp_path):
     """The grid of the masks fits the encoder, channels fit each other, the loss has gradients."""
     cfg = load(name)
-    cfg.train_dataloader.dataset.store = str(
+    cfg.train_dataloader.dataset.data_root = str(
         make_store(tmp_path / 'store', 12, size=(64, 64), mask_size=(16, 16))
     )
     cfg.model.pretrained = None
@@ -116,8 +116,10 @@ def test_regimes_differ_by_the_images_alone(method, scale):
         f'work_dirs/{scale}mixed/{method}_real', f'epoch_{real["train_cfg"]["max_epochs"]}.pth'
     )
     assert mixed['train_dataloader']['dataset'].pop('share') == 0.5
-    stores = [cfg['train_dataloader']['dataset'].pop('store') for cfg in (synthetic, real, mixed)]
-    assert stores[1] != stores[0] == stores[2]
+    roots = [
+        cfg['train_dataloader']['dataset'].pop('data_root') for cfg in (synthetic, real, mixed)
+    ]
+    assert roots[1] != roots[0] == roots[2]
     assert synthetic == real == mixed
     header = (CONFIGS / f'{scale}mixed/{method}_freeatm.py').read_text().split('"""')[1]
     assert f'configs/{scale}real/{method}.py' in header
@@ -192,7 +194,7 @@ def test_simsiam_trains_one_batch(tmp_path):
     cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
     cfg.model.neck.update(in_channels=64, hid_channels=32, out_channels=32)
     cfg.model.head.predictor.update(in_channels=32, hid_channels=8, out_channels=32)
-    cfg.train_dataloader.dataset.store = str(make_store(tmp_path / 'store', 6, size=(64, 64)))
+    cfg.train_dataloader.dataset.data_root = str(make_store(tmp_path / 'store', 6, size=(64, 64)))
     train_one_batch(cfg)
 
 
@@ -239,7 +241,7 @@ def test_the_documented_iteration_based_config(tmp_path):
     store = make_store(tmp_path / 'store', 8, size=(64, 64), mask_size=(16, 16))
     cfg.merge_from_dict(
         {
-            'train_dataloader.dataset.store': str(store),
+            'train_dataloader.dataset.data_root': str(store),
             'train_dataloader.num_workers': 0,
             'train_dataloader.batch_size': 4,
             'train_dataloader.persistent_workers': False,

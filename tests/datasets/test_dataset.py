@@ -14,7 +14,8 @@ from helpers.tiny_runs import config, different, train
 from helpers.tiny_stores import make_store
 from PIL import Image
 
-from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler, check_stores
+from freeatm_mm.configs import check_datasets
+from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler
 from freeatm_mm.datasets import dataset as module
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import noun_id
@@ -166,15 +167,25 @@ def test_pipeline_that_leaves_masks_behind_is_refused(tmp_path):
     [
         (lambda path: path / 'nowhere', 'no such folder'),
         (lambda path: path, 'is empty'),
-        (lambda path: [], 'empty list'),
+        (lambda path: [], 'has no data_root'),
+        (lambda path: '', 'has no data_root'),
     ],
 )
 def test_bad_stores(tmp_path, make, message):
     with pytest.raises(StoreError, match=message):
         FreeATMDataset(make(tmp_path))
-    config = dict(a=[dict(type='FreeATMDataset', store=make(tmp_path))])
-    with pytest.raises(StoreError, match=message):
-        check_stores(config)
+    dataset = dict(type='FreeATMDataset', data_root=make(tmp_path))
+    wrapped = dict(dataset=dict(type='ConcatDataset', datasets=[dataset]))
+    with pytest.raises(
+        StoreError, match=rf'^train_dataloader.dataset.datasets.0: .*{message}.*--data-root'
+    ):
+        check_datasets(dict(train_dataloader=wrapped))
+
+
+def test_the_old_name_is_warned_of(tmp_path, told):
+    dataset = FreeATMDataset(store=make_store(tmp_path / 'store'))
+    assert dataset.data_roots == [str(tmp_path / 'store')] and len(dataset)
+    assert len(told) == 1 and 'store of FreeATMDataset is now called data_root' in told[0]
 
 
 def test_broken_image_is_named(tmp_path):
@@ -439,7 +450,8 @@ def test_stores_without_a_noun_are_warned_of(tmp_path, told):
     FreeATMDataset([tmp_path / 'nouns', tmp_path / 'plain'])
     FreeATMDataset(tmp_path / 'real')
     FreeATMDataset(tmp_path / 'plain', masks=False)
-    check_stores(dict(type='FreeATMDataset', store=str(tmp_path / 'plain')))
+    dataset = dict(type='FreeATMDataset', data_root=str(tmp_path / 'plain'))
+    check_datasets(dict(train_dataloader=dict(dataset=dataset)))
     assert told == []
     FreeATMDataset([tmp_path / 'plain', tmp_path / 'real'])
     assert len(told) == 1 and 'plain: no sample has a noun' in told[0]

@@ -63,7 +63,7 @@ PIPELINE = [LoadFromStore(), draw]
 def wrapped(name, store):
     """12 samples of a store in a wrapper."""
     inner = dict(
-        type='FreeATMDataset', store=str(store), pipeline=PIPELINE, photometric=['function']
+        type='FreeATMDataset', data_root=str(store), pipeline=PIPELINE, photometric=['function']
     )
     if name == 'Subset':
         return torch.utils.data.Subset(DATASETS.build(inner), [3, 1, 4, 1])

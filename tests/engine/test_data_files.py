@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_stores import make_store
 from helpers.tools import load_tool
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
@@ -16,6 +17,7 @@ from PIL import Image
 from freeatm_mm.configs import check_datasets, complete_config, find_datasets, set_data_root
 from freeatm_mm.engine import CheckFilesHook
 from freeatm_mm.engine.data_files import missing_files
+from freeatm_mm.store import StoreError
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,9 +131,73 @@ def test_missing_folders_are_named(tmp_path):
             check_datasets(cfg)
     (tmp_path / 'val').mkdir()
     check_datasets(cfg)
-    check_datasets(
-        Config(dict(train_dataloader=dict(dataset=dict(type='FreeATMDataset', store='x'))))
-    )
+
+
+def pretraining(*roots, kind='FreeATMDataset'):
+    """A config of one such data set, or several that are joined."""
+    datasets = [dict(type=kind, **({'data_root': root} if root else {})) for root in roots]
+    joined = dict(type='ConcatDataset', datasets=datasets)
+    return Config(dict(train_dataloader=dict(dataset=joined if len(roots) > 1 else datasets[0])))
+
+
+@pytest.mark.parametrize('root', ['a', ['a', 'b'], None])
+@pytest.mark.parametrize('kind', ['FreeATMDataset', 'mmpretrain.FreeATMDataset'])
+def test_a_data_root_reaches_pretraining(tmp_path, root, kind):
+    store, folder = make_store(tmp_path / 'store'), tmp_path / 'real'
+    (folder / 'x').mkdir(parents=True)
+    for given in (str(store), f'{store},{folder}'):
+        cfg = pretraining(root, kind=kind)
+        set_data_root(cfg, given)
+        new = cfg.train_dataloader.dataset.data_root
+        assert new == (given.split(',') if ',' in given else given)
+    with pytest.raises(
+        StoreError, match=rf'^train_dataloader\.dataset: {folder} is empty.*--data-root'
+    ):
+        check_datasets(cfg)
+    (folder / 'x/a.png').touch()
+    check_datasets(cfg)
+    with pytest.raises(ValueError, match='a name of a folder is empty'):
+        set_data_root(cfg, f'{store},')
+
+
+def test_a_folder_with_a_comma_is_one_folder(tmp_path):
+    (tmp_path / 'a,b').mkdir()
+    cfg = pretraining('x')
+    set_data_root(cfg, tmp_path / 'a,b')
+    assert cfg.train_dataloader.dataset.data_root == str(tmp_path / 'a,b')
+
+
+def test_several_folders_are_for_pretraining_alone(tmp_path):
+    with pytest.raises(ValueError, match='val_dataloader.dataset takes one folder, not 2'):
+        set_data_root(Config(dict(val_dataloader=dict(dataset=dict(data_root='x')))), 'a,b')
+    with pytest.raises(ValueError, match='share one; here they have a and b, c: set each'):
+        set_data_root(pretraining('a', ['b', 'c']), 'd')
+
+
+def test_a_folder_that_pretraining_and_evaluation_share(tmp_path):
+    cfg = pretraining('data')
+    cfg.val_dataloader = dict(dataset=dict(type='x', data_root='data/', ann_file='a.txt'))
+    set_data_root(cfg, 'data/x')
+    assert cfg.train_dataloader.dataset.data_root == 'data/x'
+    assert cfg.val_dataloader.dataset.data_root == 'data/x/'
+
+
+def test_pretraining_without_a_data_root_is_told():
+    with pytest.raises(ValueError, match='^train_dataloader.dataset: .*has no data_root'):
+        check_datasets(pretraining(None))
+
+
+def test_the_old_name_still_works(tmp_path, capsys):
+    """In a config and, over a config that has the new one, as an option."""
+    for cfg, options in (
+        (Config(dict(train_dataloader=dict(dataset=dict(type='FreeATMDataset', store='s')))), {}),
+        (pretraining('x'), {'train_dataloader.dataset.store': 's'}),
+    ):
+        cfg.launcher, cfg.default_scope = 'none', 'mmpretrain'
+        complete_config(cfg, options=options)
+        assert cfg.train_dataloader.dataset.data_root == 's'
+        assert 'store' not in cfg.train_dataloader.dataset
+        assert 'store of FreeATMDataset is now called data_root' in capsys.readouterr().err
 
 
 def test_batches_of_detection_and_segmentation_keep_their_own_collation():
@@ -153,7 +219,7 @@ def test_batches_of_detection_and_segmentation_keep_their_own_collation():
 @pytest.mark.parametrize(
     'options, message',
     [
-        ([], 'says not what to start from: set init=random'),
+        ([], 'does not say what to start from: set init=random'),
         (['--cfg-options', 'init=no.pth'], 'there is no checkpoint no.pth'),
         (
             ['--cfg-options', 'init=random'],

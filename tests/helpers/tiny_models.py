@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
-from freeatm_mm import compat
-
-compat.skip_multimodal_models()
-
-from mmengine.registry import init_default_scope  # noqa: E402
-from mmpretrain.registry import MODELS  # noqa: E402
-from mmpretrain.structures import DataSample  # noqa: E402
+import freeatm_mm.openmmlab  # noqa: F401
 
 init_default_scope('mmpretrain')
 

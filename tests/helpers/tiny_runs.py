@@ -89,7 +89,9 @@ def config(store, work_dir, method='mocov2', workers=0, **changes):
                 collate_fn=dict(type='default_collate'),
                 dataset=dict(
                     type='FreeATMDataset',
-                    store=[str(path) for path in store] if isinstance(store, list) else str(store),
+                    data_root=[str(path) for path in store]
+                    if isinstance(store, list)
+                    else str(store),
                     pipeline=[
                         dict(type='LoadFromStore'),
                         *views,

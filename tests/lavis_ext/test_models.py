@@ -16,6 +16,7 @@ from lavis.models.blip_models.blip_retrieval import BlipRetrieval  # noqa: E402
 from lavis.models.med import XBertEncoder, XBertLMHeadDecoder  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
+from freeatm_mm.checkpoints import load_weights  # noqa: E402
 from freeatm_mm.lavis_ext import models  # noqa: E402
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain, FreeATMBlipRetrieval  # noqa: E402
@@ -248,7 +249,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
         load([1, 2])
     (tmp_path / 'half.pth').write_bytes((tmp_path / 'x.pth').read_bytes()[:50])
     with pytest.raises(ValueError, match="half.pth can't be read"):
-        models.read_checkpoint(tmp_path / 'half.pth')
+        load_weights(tmp_path / 'half.pth')
 
 
 @pytest.mark.parametrize(

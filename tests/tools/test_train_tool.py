@@ -30,7 +30,7 @@ tool = load_tool('train')
 def test_wrong_paths_are_told_in_one_sentence(tmp_path, capsys, config, store, message):
     store = store or tmp_path
     with pytest.raises(SystemExit) as done:
-        tool.main([str(config), '--cfg-options', f'train_dataloader.dataset.store={store}'])
+        tool.main([str(config), '--data-root', str(store)])
     assert done.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -50,8 +50,9 @@ def test_second_stage_on_another_models_checkpoint_is_refused(tmp_path, capsys):
                 str(ROOT / 'configs/miniature/mixed/mocov2_freeatm.py'),
                 '--work-dir',
                 str(tmp_path / 'work'),
+                '--data-root',
+                str(make_store(tmp_path / 'store', 4)),
                 '--cfg-options',
-                f'train_dataloader.dataset.store={make_store(tmp_path / "store", 4)}',
                 f'model.pretrained={tmp_path / "other.pth"}',
                 'train_dataloader.batch_size=2',
             ]
@@ -103,8 +104,9 @@ def test_no_checkpoint_runs_code_whatever_it_comes_by(tmp_path, capsys, way, mes
                 '--work-dir',
                 str(tmp_path / 'run'),
                 *arguments,
+                '--data-root',
+                str(store_of(tmp_path)),
                 '--cfg-options',
-                f'train_dataloader.dataset.store={store_of(tmp_path)}',
                 'train_dataloader.batch_size=2',
                 'train_dataloader.num_workers=0',
                 *options,
@@ -158,6 +160,12 @@ def torchrun(*arguments):
 def test_two_processes_train_and_resume(tmp_path):
     """torchrun on CPUs: processes agree, --resume goes on, --seed and --cfg-options arrive."""
     store = make_store(tmp_path / 'store', count=24, size=(64, 64), mask_size=(16, 16))
+    # As configs were written before: they still train, here.
+    old = tmp_path / 'old.py'
+    old.write_text(
+        f"_base_ = {str(ROOT / CONFIG)!r}\ncustom_imports = dict(imports=['freeatm_mm'])\n"
+        f'train_dataloader = dict(dataset=dict(store={str(store)!r}))\n'
+    )
     options = [
         '--launcher',
         'pytorch',
@@ -166,15 +174,15 @@ def test_two_processes_train_and_resume(tmp_path):
         '--seed',
         7,
         '--cfg-options',
-        f'train_dataloader.dataset.store={store}',
         'train_dataloader.batch_size=6',
         'train_dataloader.num_workers=0',
         'model.queue_len=32',
         'default_hooks.checkpoint.max_keep_ckpts=3',
     ]
-    done = torchrun(CONFIG, *options, 'train_cfg.max_epochs=1')
+    done = torchrun(old, *options, 'train_cfg.max_epochs=1')
     assert done.returncode == 0, done.stderr
-    done = torchrun(CONFIG, '--resume', *options, 'train_cfg.max_epochs=2')
+    assert 'store of FreeATMDataset is now called data_root' in done.stderr
+    done = torchrun(CONFIG, '--resume', '--data-root', store, *options, 'train_cfg.max_epochs=2')
     assert done.returncode == 0, done.stderr
     first, second = (
         CheckpointLoader.load_checkpoint(str(tmp_path / 'run' / f'epoch_{epoch}.pth'))

@@ -20,8 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from freeatm_mm import compat  # noqa: E402
-
 CASES = ('mask-generator', 'loading', 'step', 'memory')
 METHODS = ('simclr', 'mocov2', 'mae')
 
@@ -50,10 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         '--note', default='', help='a sentence on the circumstances, kept with the results'
     )
     args = parser.parse_args(argv)
-    compat.skip_multimodal_models()
-
     from pretraining_cases import Shapes, benchmark_pretraining
 
+    import freeatm_mm.openmmlab  # noqa: F401
     from freeatm_mm.files import atomic_write
     from freeatm_mm.results import add_row, new_results, to_markdown, write_results
 
@@ -73,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
             None,
             (
                 f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to '
-                f'three nouns an image, images of {shapes.image} and masks of {shapes.mask}.',
+                f'three nouns an image, images of {shapes.image} and masks of {shapes.mask} pixels',
                 args.note,
             ),
         )

@@ -174,7 +174,7 @@ class Training:
         self.datasets, self.batches = {}, {}
         for masks in (False, True):
             dataset = copy.deepcopy(cfg.train_dataloader.dataset)
-            dataset.update(store=str(store), masks=masks)
+            dataset.update(data_root=str(store), masks=masks)
             self.datasets[masks] = dataset = DATASETS.build(dataset)
             self.batches[masks] = default_collate(
                 [dataset[number, number] for number in range(shapes.batch)]
@@ -203,14 +203,9 @@ def _memory(name: str) -> int:
 
 def _training_memory(config: Path, store: Path, shapes: Shapes, masks: bool) -> int:
     """Run in a process of its own: bytes that two training steps take at most."""
-    from freeatm_mm.compat import skip_multimodal_models
+    import freeatm_mm.openmmlab  # noqa: F401
 
-    skip_multimodal_models()
     torch.set_num_threads(1)
-    import mmpretrain.models  # noqa: F401
-
-    import freeatm_mm.datasets
-    import freeatm_mm.models  # noqa: F401
 
     before = _memory('VmRSS')
     training = Training(config, store, shapes, 'cpu')

@@ -10,7 +10,7 @@ to 800. Columns "COCO" of the paper's Table 1: box / mask AP 31.4 / 28.5 from ra
 """
 
 _base_ = 'mmpretrain::byol/benchmarks/mask-rcnn_r50_fpn_ms-1x_coco.py'
-custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
+custom_imports = dict(imports=['freeatm_mm.openmmlab'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [

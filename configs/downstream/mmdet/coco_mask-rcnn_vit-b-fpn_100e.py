@@ -13,10 +13,7 @@ squares of 1024 pixels, so that the positions are those that were learned. With 
 """
 
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::common/lsj-100e_coco-instance.py']
-custom_imports = dict(
-    imports=['freeatm_mm.engine', 'freeatm_mm.models', 'mmpretrain.models'],
-    allow_failed_imports=False,
-)
+custom_imports = dict(imports=['freeatm_mm.openmmlab'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [

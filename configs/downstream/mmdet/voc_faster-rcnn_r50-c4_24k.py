@@ -11,12 +11,7 @@ hours on 8 V100s. Objects marked difficult are trained on, as there; mmdet's own
 
 _base_ = 'mmdet::pascal_voc/faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py'
 custom_imports = dict(
-    imports=[
-        'freeatm_mm.engine',
-        'freeatm_mm.engine.voc',
-        'mmpretrain.models.utils.res_layer_extra_norm',
-    ],
-    allow_failed_imports=False,
+    imports=['freeatm_mm.openmmlab', 'freeatm_mm.engine.voc'], allow_failed_imports=False
 )
 
 init = None

@@ -9,7 +9,7 @@ images; about a day on 8 V100s.
 """
 
 _base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'
-custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
+custom_imports = dict(imports=['freeatm_mm.openmmlab'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [

@@ -9,7 +9,7 @@ real images; about a day on 8 V100s.
 """
 
 _base_ = 'mmpretrain::mocov2/benchmarks/resnet50_8xb32-linear-steplr-100e_in1k.py'
-custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
+custom_imports = dict(imports=['freeatm_mm.openmmlab'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [

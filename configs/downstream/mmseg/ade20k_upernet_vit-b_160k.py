@@ -13,7 +13,7 @@ _base_ = (
     __import__('mmseg').__path__[0]
     + '/.mim/configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py'
 )
-custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
+custom_imports = dict(imports=['freeatm_mm.openmmlab'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [

@@ -15,7 +15,7 @@ _base_ = (
     __import__('mmseg').__path__[0]
     + '/.mim/configs/fcn/fcn_r50b-d8_4xb2-80k_cityscapes-512x1024.py'
 )
-custom_imports = dict(imports=['freeatm_mm.engine'], allow_failed_imports=False)
+custom_imports = dict(imports=['freeatm_mm.openmmlab'], allow_failed_imports=False)
 
 init = None
 custom_hooks = [

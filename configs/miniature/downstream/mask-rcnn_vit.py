@@ -5,10 +5,6 @@
 """
 
 _base_ = './mask-rcnn_resnet.py'  # its data and heads
-custom_imports = dict(
-    imports=['freeatm_mm.engine', 'freeatm_mm.models', 'mmpretrain.models'],
-    allow_failed_imports=False,
-)
 
 custom_hooks = [dict(_base_.world_vit_weights, new=['rel_pos_']), *_base_.world_checks]
 

@@ -1,10 +1,9 @@
 """`mixed/simclr_freeatm.py` at the miniature's scale: stage 1, then stage 2.
 
     python tools/train.py configs/miniature/real/simclr.py \
-        --work-dir work_dirs/miniature/mixed/simclr_real --cfg-options \
-        train_dataloader.dataset.store=FOLDER train_dataloader.dataset.share=0.5
-    python tools/train.py configs/miniature/mixed/simclr_freeatm.py \
-        --cfg-options train_dataloader.dataset.store=STORE
+        --work-dir work_dirs/miniature/mixed/simclr_real --data-root FOLDER \
+        --cfg-options train_dataloader.dataset.share=0.5
+    python tools/train.py configs/miniature/mixed/simclr_freeatm.py --data-root STORE
 """
 
 _base_ = '../simclr_freeatm.py'

@@ -5,8 +5,7 @@ The paper (Table 2, "Mixed", Stable Diffusion): COCO AP box / mask 49.9 / 44.7, 
 83.3, ADE20K mIoU 48.2.
 
     python -m torch.distributed.run --nproc-per-node 8 \
-        tools/train.py configs/mixed/baselines/mae.py --launcher pytorch \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/mixed/baselines/mae.py --launcher pytorch --data-root STORE
 """
 
 _base_ = '../mae_freeatm.py'

@@ -5,8 +5,7 @@ The paper (Table 1, "Mixed", Stable Diffusion): VOC AP50 82.2, COCO AP box / mas
 Cityscapes mIoU 74.6, ImageNet linear 66.8.
 
     python -m torch.distributed.run --nproc-per-node 8 \
-        tools/train.py configs/mixed/baselines/mocov2.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/mixed/baselines/mocov2.py --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../mocov2_freeatm.py'

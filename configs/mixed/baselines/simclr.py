@@ -5,8 +5,7 @@ The paper (Table 1, "Mixed", Stable Diffusion): VOC AP50 79.8, COCO AP box / mas
 Cityscapes mIoU 74.1, ImageNet linear 66.3.
 
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
-        tools/train.py configs/mixed/baselines/simclr.py --launcher pytorch --amp \
-        --cfg-options train_dataloader.dataset.store=STORE
+        tools/train.py configs/mixed/baselines/simclr.py --launcher pytorch --amp --data-root STORE
 """
 
 _base_ = '../simclr_freeatm.py'

@@ -1,7 +1,6 @@
 """The baseline of `miniature/mixed/simclr_freeatm.py`: the same, stage 2 without masks.
 
-    python tools/train.py configs/miniature/mixed/baselines/simclr.py \
-        --cfg-options train_dataloader.dataset.store=STORE
+python tools/train.py configs/miniature/mixed/baselines/simclr.py --data-root STORE
 """
 
 _base_ = '../simclr_freeatm.py'
