@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import Config, DictAction  # noqa: E402
 
+from freeatm_mm import compat  # noqa: E402
 from freeatm_mm.checkpoints import (  # noqa: E402
     check_complete,
     check_finite,
