@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Draw a file of prompts into a store: images, and one attention mask per noun.
 
     python tools/generate.py PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
@@ -21,16 +20,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.signals import Terminated, end_on_signals
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from freeatm_mm.errors import InputError, tool
+from freeatm_mm.signals import end_on_signals
 
 if TYPE_CHECKING:
     from freeatm_mm.generation import GenerationJob
-
-USAGE_ERROR = 2
-INTERRUPTED = 130
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -108,7 +107,8 @@ def masks_of(args: argparse.Namespace) -> bool | dict[str, Any]:
     return False if args.no_masks else given or True
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n\n')[0],
         epilog=__doc__.split('\n\n', 2)[2],
@@ -272,7 +272,7 @@ def build_parser() -> argparse.ArgumentParser:
         'under torchrun only)',
     )
     add('--quiet', action='store_true', help='no progress bar')
-    return parser
+    return parser.parse_args(argv)
 
 
 def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> GenerationJob:
@@ -367,54 +367,26 @@ def run(args: argparse.Namespace) -> str:
     return str(summary)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     try:
-        with end_on_signals():
-            return report(args)
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on where it was', file=sys.stderr)
-        return INTERRUPTED
-    except Terminated as error:
-        with suppress(OSError):  # the terminal that would show it may be gone
-            print(f'ended by {error}; the same command goes on where it was', file=sys.stderr)
-        return error.exit_code
-
-
-def report(args: argparse.Namespace) -> int:
-    """Run, and print what came of it or what is wrong; returns the exit code."""
-    try:
-        from freeatm_mm import generation
-        from freeatm_mm.store import StoreError
+        from freeatm_mm import generation  # noqa: F401 - what is missing is told beforehand
     except ImportError as error:
         # Its own words: what is missing may be a part of something that is installed.
-        print(
-            f'error: {error} (freeatm_mm[generation] installs what generating needs)',
-            file=sys.stderr,
-        )
-        return USAGE_ERROR
-    failures = (
-        ValueError,
-        OSError,
-        StoreError,
-        FloatingPointError,
-        generation.WorkerError,
-        generation.DrawingError,
-    )
+        raise InputError(
+            f'{error} (freeatm_mm[generation] installs what generating needs)'
+        ) from None
     try:
-        print(run(args))
-    except (*failures, RuntimeError) as error:
-        if 'out of memory' in str(error):
-            print(
-                'error: out of memory; start again with a smaller --batch-size or --size, '
-                'finished shards are kept',
-                file=sys.stderr,
-            )
-            return USAGE_ERROR
-        if not isinstance(error, failures):
+        with end_on_signals():
+            print(run(args))
+    except RuntimeError as error:
+        if 'out of memory' not in str(error):
             raise
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
+        raise InputError(
+            'out of memory; start again with a smaller --batch-size or --size, '
+            'finished shards are kept'
+        ) from None
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.checkpoints import check_regular
+from freeatm_mm.errors import RunError
 from freeatm_mm.files import atomic_write
 
 __all__ = [
@@ -395,11 +396,11 @@ class DownstreamRun:
         """Run the commands, one after the other.
 
         Raises:
-            RuntimeError: If one fails; what it did before is kept and gone on from next time. Or if
+            RunError: If one fails; what it did before is kept and gone on from next time. Or if
                 a SLURM job still works in the folder, or may.
         """
         if number := self.pending():
-            raise RuntimeError(
+            raise RunError(
                 f'{self.benchmark}: job {number} still works in {self.folder}: wait '
                 'for it, or cancel it'
             )
@@ -407,7 +408,7 @@ class DownstreamRun:
             print(shlex.join(command), flush=True)
             code = subprocess.run(command, check=False).returncode
             if code:
-                raise RuntimeError(
+                raise RunError(
                     f'{self.benchmark} failed (exit code {code}); the message is above. Once '
                     'mended, start the same command again: it goes on from here'
                 )
@@ -420,7 +421,7 @@ class DownstreamRun:
             extra: Further options of sbatch, such as ``--time=2-00:00``.
 
         Raises:
-            RuntimeError: If sbatch refuses.
+            RunError: If sbatch refuses.
         """
         gpus = max(self.gpus, 1)
         # Jobs may share a node: each meets at a port of its own. srun doesn't take over sbatch's
@@ -448,12 +449,12 @@ class DownstreamRun:
         try:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError(
+            raise RunError(
                 'there is no sbatch here: start this where SLURM jobs are '
                 'submitted, or leave --slurm out'
             ) from error
         if done.returncode:
-            raise RuntimeError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
+            raise RunError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
         number = done.stdout.strip().split(';')[0]
         with atomic_write(self._job_note) as file:
             file.write(number.encode())
@@ -471,7 +472,7 @@ class DownstreamRun:
         """The number of its SLURM job, if that still waits or runs.
 
         Raises:
-            RuntimeError: If SLURM doesn't say.
+            RunError: If SLURM doesn't say.
         """
         number = self.last_job()
         if number is None:
@@ -484,7 +485,7 @@ class DownstreamRun:
                 text=True,
             )
         except FileNotFoundError as error:
-            raise RuntimeError(
+            raise RunError(
                 f'{self.benchmark}: job {number} was submitted for {self.folder}, and there is no '
                 f'squeue here to ask whether it has ended: once it has, delete {self._job_note}'
             ) from error
@@ -492,7 +493,7 @@ class DownstreamRun:
             return number if queue.stdout.strip() else None
         if 'Invalid job id' in queue.stderr:  # SLURM forgets jobs some minutes after their end
             return None
-        raise RuntimeError(
+        raise RunError(
             f'{self.benchmark}: squeue does not say whether job {number} has ended '
             f'({queue.stderr.strip()}): start the same command again later'
         )

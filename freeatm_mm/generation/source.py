@@ -39,6 +39,7 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
+from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
@@ -111,7 +112,7 @@ class Counts:
         return sum(item.get('kind') == 'failed' for item in self.left_out)
 
 
-class DrawingError(RuntimeError):
+class DrawingError(RunError):
     """Nothing can be drawn with these settings, or on this device."""
 
 

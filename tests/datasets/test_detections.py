@@ -222,8 +222,8 @@ def test_a_turned_photo_is_seen_as_it_is_stored(tmp_path):
         (None, None, 'no/store', 'no/store: no such folder'),
     ],
 )
-def test_wrong_paths_are_told(parts, tmp_path, config, checkpoint, store, message):
-    with pytest.raises(SystemExit, match=message):
+def test_wrong_paths_are_told(parts, tmp_path, capsys, config, checkpoint, store, message):
+    with pytest.raises(SystemExit):
         tool.main(
             [
                 config or str(CONFIG),
@@ -232,3 +232,4 @@ def test_wrong_paths_are_told(parts, tmp_path, config, checkpoint, store, messag
                 str(tmp_path / 'out.json'),
             ]
         )
+    assert message in capsys.readouterr().err

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers.tools import load_tool, planned
+from helpers.tools import exit_code, load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
@@ -140,6 +140,6 @@ def test_rows_are_gathered_and_fine_tuning_joins_its_own(tmp_path):
     assert random.method == 'random-vit' and 'finetune_top1' not in random.values
 
 
-def test_too_few_epochs_are_refused():
-    with pytest.raises(SystemExit, match='--epochs must be 3 or more'):
-        tool.main(['--dry-run', '--epochs', '2'])
+def test_too_few_epochs_are_refused(capsys):
+    assert exit_code(tool, ['--dry-run', '--epochs', '2']) == 2
+    assert './run miniature: --epochs must be 3 or more' in capsys.readouterr().err

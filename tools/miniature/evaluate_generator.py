@@ -11,10 +11,14 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from freeatm_mm.attention.overlay import contact_sheet
+from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
@@ -30,10 +34,11 @@ from freeatm_mm.miniature.report import generator_report
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import fetch_sources
 from freeatm_mm.results import new_results
-from freeatm_mm.store import Store, StoreError
+from freeatm_mm.store import Store
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,11 +63,14 @@ def main() -> None:
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
-    args = parser.parse_args()
-    try:
-        judge(args)
-    except (OSError, ValueError, StoreError) as error:
-        sys.exit(f'judge_generator: {error}')
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    judge(args)
+    return 0
 
 
 def judge(args: argparse.Namespace) -> None:
@@ -116,4 +124,4 @@ def judge(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

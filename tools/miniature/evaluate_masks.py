@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Which attention makes the best mask? Every variant against exact masks, in one table.
 
     python tools/miniature/evaluate_masks.py weights/miniature-generator
@@ -15,27 +14,28 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.generation import load_pipeline  # noqa: E402
-from freeatm_mm.miniature.compose import compose_scenes  # noqa: E402
-from freeatm_mm.miniature.judge import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.generation import load_pipeline
+from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.judge import (
     TIMESTEPS,
     NounSegmenter,
     record_drawn_scenes,
     record_noised_scenes,
     trained,
 )
-from freeatm_mm.miniature.scenes import sample_prompt  # noqa: E402
-from freeatm_mm.miniature.sources import fetch_sources  # noqa: E402
-from freeatm_mm.probing.mask_quality import mask_quality, summarise  # noqa: E402
-from freeatm_mm.probing.mask_variants import (  # noqa: E402
+from freeatm_mm.miniature.scenes import sample_prompt
+from freeatm_mm.miniature.sources import fetch_sources
+from freeatm_mm.probing.mask_quality import mask_quality, summarise
+from freeatm_mm.probing.mask_variants import (
     RECORDING,
     best_heads,
     make_variants,
@@ -44,13 +44,14 @@ from freeatm_mm.probing.mask_variants import (  # noqa: E402
     variants_picture,
     variants_report,
 )
-from freeatm_mm.results import new_results  # noqa: E402
+from freeatm_mm.results import new_results
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURED = ('figure 5b', 'figure 5c', 'alone', 'CRF')  # how variants begin or end
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Records, scores, writes and prints."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +96,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record, score, write and print."""
+    args = parse_args(argv)
     sources = fetch_sources(args.cache, args.sources)
     pipe = load_pipeline(args.generator).pipe
     segmenter = trained(
@@ -173,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_write(args.out / 'mask-quality.md') as file:
         file.write(report.encode())
     print(report)
+    return 0
 
 
 def judge(
@@ -217,4 +225,4 @@ def judge(
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

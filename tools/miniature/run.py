@@ -11,16 +11,16 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 # The standard library serves --help and --dry-run, before anything is installed.
-from freeatm_mm.miniature.job import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import InputError, tool
+from freeatm_mm.miniature.job import (
     METHODS,
     DryJob,
     Job,
@@ -29,6 +29,7 @@ from freeatm_mm.miniature.job import (  # noqa: E402
     pretrain,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
 #: Arm -> what the results call its masks.
@@ -40,8 +41,8 @@ ARMS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog='./run miniature', description=__doc__)
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/miniature'), help='output folder (%(default)s)'
@@ -98,11 +99,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs everything and writes the table and the page."""
+@tool(name='./run miniature', resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything and write the table and the page."""
     args = parse_args(argv)
     if args.epochs < 3:
-        sys.exit('./run miniature: --epochs must be 3 or more, as schedules warm up for two')
+        raise InputError('--epochs must be 3 or more, as schedules warm up for two')
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
     make_world(
@@ -116,8 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     job.run_side_by_side(lines_of_work(job, args), args.jobs)
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
-        return
+        return 0
     report(job, args)
+    return 0
 
 
 def report(job: Job, args: argparse.Namespace) -> None:
@@ -302,4 +305,4 @@ def gather(args: argparse.Namespace) -> dict:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
