@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.checkpoints import find_backbone, resize_positions
 from freeatm_mm.configs import check_init
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, listed
 
 __all__ = ['InitialWeightsHook', 'Match', 'load_backbone']
 
@@ -62,8 +62,7 @@ class Match:
             (self.unused, "the checkpoint's, unused"),
         ):
             if names:
-                more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-                text += f'; {what}: {", ".join(names[:5])}{more}'
+                text += f'; {what}: {listed(names, 5)}'
         return text
 
 

@@ -31,7 +31,7 @@ from transformers import BertConfig
 
 from freeatm_mm import compat
 from freeatm_mm.checkpoints import check_finite, read_state, weights_of
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -203,10 +203,7 @@ def load_checked(
         ('has in another shape', other),
     ):
         if names:
-            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-            raise ValueError(
-                f'{source} does not fit the model: it {what} {", ".join(names[:3])}{more}'
-            )
+            raise ValueError(f'{source} does not fit the model: it {what} {listed(names)}')
     model.load_state_dict(
         {name: value for name, value in state.items() if name in own}, strict=False
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from freeatm_mm.errors import listed
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
@@ -137,8 +138,7 @@ class Store(Sequence):
             if name not in present
         ]
         if missing:
-            more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
-            raise StoreError(f'the store {self.path} lacks {", ".join(missing[:3])}{more}')
+            raise StoreError(f'the store {self.path} lacks {listed(missing)}')
         return manifest
 
     def _locate(self, index: int) -> tuple[int, int]:
