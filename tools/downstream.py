@@ -7,7 +7,7 @@
 
 What the row is called, the checkpoint says itself; what it doesn't say (one of other projects) is
 asked for: --method mocov2 --regime real --masks false. --smoke trains two steps of each benchmark
-and judges a few images, to see that all runs.
+and evaluates a few images, to see that all runs.
 
 Each benchmark has a folder in --out; started again, a run goes on where it was, and what is done
 isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark

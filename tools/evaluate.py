@@ -1,4 +1,4 @@
-"""Judge a pretrained backbone, frozen, on the real scenes of the miniature world.
+"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
         --world data/world --seed 0 --out work_dirs/trial.json
@@ -43,10 +43,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config of the pretraining; its model.backbone is judged')
+    parser.add_argument('config', help='config of the pretraining; its model.backbone is evaluated')
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument('checkpoint', nargs='?', help='its checkpoint')
-    weights.add_argument('--random', action='store_true', help='judge random weights instead')
+    weights.add_argument('--random', action='store_true', help='evaluate random weights instead')
     parser.add_argument(
         '--world',
         required=True,

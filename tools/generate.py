@@ -1,11 +1,11 @@
-"""Draw a file of prompts into a store: images, and one attention mask per noun.
+"""Generate a store from a file of prompts: images, and one attention mask per noun.
 
     python tools/generate.py PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
 
 Interrupted or killed, the same command goes on where it was and ends with the same bytes. To know
 what a run will take before it starts, add --plan. To share the work:
 
-    ... --workers 8                       processes here, one a GPU; who dies is replaced
+    ... --workers 8                       processes here, one a GPU; one that dies is replaced
     torchrun --nproc-per-node 8 tools/generate.py ...
     sbatch --array=0-63 --requeue ...     a SLURM array of the same command
     ... --rank 3 --world 8                by hand, anywhere that sees the folder
@@ -140,7 +140,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='X,Y',
         help="guidance scales of the further stages (default: the pipelines')",
     )
-    add('--batch-size', type=int, default=8, help='images drawn at once (default: 8)')
+    add('--batch-size', type=int, default=8, help='images generated at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
     add('--size', type=parse_size, metavar='HxW', help="pixels (default: the pipeline's)")
     add('--scheduler', metavar='CLASS', help="a diffusers scheduler instead of the pipeline's")
@@ -187,11 +187,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--redo-failed',
         action='store_true',
-        help='draw only what failed before, in the number format that --dtype names now, and put '
-        'it into its place',
+        help='generate only what failed before, in the number format that --dtype names now, '
+        'and put it into its place',
     )
     add(
-        '--no-masks', action='store_true', help='draw images alone, with any text-to-image pipeline'
+        '--no-masks',
+        action='store_true',
+        help='generate images alone, with any text-to-image pipeline',
     )
     masks = parser.add_argument_group(
         'masks',
@@ -247,13 +249,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--plan',
         action='store_true',
-        help='draw two batches, print shards, bytes and hours of the run, and write nothing',
+        help='generate two batches, print shards, bytes and hours of the run, and write nothing',
     )
     add(
         '--engine',
         choices=('process', 'workers', 'ray'),
-        help='who draws: this process, processes started here, or actors of Ray (default: this '
-        'process; processes if --workers is given)',
+        help='what generates: this process, processes started here, or actors of Ray (default: '
+        'this process; processes if --workers is given)',
     )
     add('--workers', type=int, metavar='N', help='processes or actors (default: 1)')
     add('--ray-address', metavar='ADDRESS', help="the Ray cluster's (default: what Ray finds)")
@@ -262,14 +264,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--no-take-over',
         action='store_true',
-        help="draw no other worker's shards; for file systems whose locks don't reach other "
+        help="generate no other worker's shards; for file systems whose locks don't reach other "
         'machines',
     )
     add(
         '--wait',
         action=argparse.BooleanOptionalAction,
-        help='with nothing left to draw, stay and draw what a worker that dies leaves (default: '
-        'under torchrun only)',
+        help='with nothing left to generate, stay and generate what a worker that dies leaves '
+        '(default: under torchrun only)',
     )
     add('--quiet', action='store_true', help='no progress bar')
     return parser.parse_args(argv)
@@ -343,7 +345,7 @@ def run(args: argparse.Namespace) -> str:
     workers = 1 if args.workers is None else args.workers
     if args.redo_failed:
         if engine != 'process' or world > 1:
-            raise ValueError('--redo-failed draws in one process')
+            raise ValueError('--redo-failed runs in one process')
         return str(generation.redo_failed(job.source(plan=plan), args.out))
     if engine == 'workers':
         summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)

@@ -1,4 +1,4 @@
-"""Judges a checkpoint by image-text retrieval, as LAVIS does: TR@1/5/10 and IR@1/5/10, re-ranked.
+"""Evaluate a checkpoint by image-text retrieval, as LAVIS does: TR@1/5/10 and IR@1/5/10, re-ranked.
 
     python tools/lavis_evaluate.py configs/lavis/retrieval_coco_zeroshot.yaml \
         --options model.pretrained=PRETRAINING_CHECKPOINT

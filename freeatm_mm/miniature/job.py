@@ -179,7 +179,7 @@ def generate_store(
     steps: int,
     guidance: float,
 ) -> None:
-    """Have a generator draw the world's prompts with masks."""
+    """Have a generator sample the world's prompts with masks."""
     job.run(
         'Generate images with masks',
         'tools/generate.py',

@@ -183,10 +183,10 @@ def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):
     commands = run(tool, monkeypatch, tmp_path, '--arms', 'ptp', '--detections', 'boxes.json')
     assert [what.split(',')[0] for what, _ in commands] == [
         'Pretrain ptp-0',
-        'Judge ptp-0',
-        'Judge ptp-0',
+        'Evaluate ptp-0',
+        'Evaluate ptp-0',
         'Fine-tune ptp-0',
-        'Judge ptp-0',
+        'Evaluate ptp-0',
     ]
     # The same from any folder.
     boxes = Path('boxes.json').resolve()

@@ -1,4 +1,4 @@
-"""Converts a pretraining's checkpoint to another library's layout: the backbone alone, renamed.
+"""Convert a pretraining's checkpoint to another library's layout: the backbone alone, renamed.
 
     python tools/convert/checkpoint.py epoch_200.pth resnet50.pth --to torchvision
     python tools/convert/checkpoint.py epoch_1600.pth vit.safetensors --to timm

@@ -1,4 +1,4 @@
-"""Detects objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
+"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
 
     python tools/convert/detect_objects.py CONFIG CHECKPOINT STORE detections.json
     python tools/lavis_train.py configs/lavis/baselines/blip_pretrain_ptp.yaml \

@@ -203,7 +203,7 @@ def run_arm(
     positions: Path,
     detections: Path | None,
 ) -> None:
-    """Pretrains, judges zero-shot, fine-tunes and judges again."""
+    """Pretrain, evaluate zero-shot, fine-tune and evaluate again."""
     name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
     options = [
         f'{DATA}.build_info.store={args.store}',
@@ -241,9 +241,9 @@ def run_arm(
         'miniature',
     ]
 
-    def judge(what: str, wording: str, *model: str) -> None:
+    def evaluate(what: str, wording: str, *model: str) -> None:
         job.run(
-            f'Judge {name}, {what}',
+            f'Evaluate {name}, {what}',
             'tools/lavis_evaluate.py',
             CONFIGS / 'retrieval_zeroshot.yaml',
             '--what',
@@ -258,9 +258,9 @@ def run_arm(
             label=name,
         )
 
-    judge('zeroshot', 'words', f'model.pretrained={checkpoint}')
+    evaluate('zeroshot', 'words', f'model.pretrained={checkpoint}')
     # The same scenes, positions told as the prompts tell them: what the prompts have taught.
-    judge('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
+    evaluate('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
     job.run(
         f'Fine-tune {name}',
         'tools/lavis_train.py',
@@ -281,7 +281,7 @@ def run_arm(
         *args.options,
         label=name,
     )
-    judge(
+    evaluate(
         'finetuned',
         'words',
         'model.load_finetuned=True',

@@ -3,7 +3,7 @@
     python tools/miniature/evaluate_masks.py weights/miniature-generator
 
 Two tables. On real scenes the masks are exact: scenes of objects that the generator never saw are
-noised, and its UNet looks at them. In images that it draws, a segmenter trained on real scenes
+noised, and its UNet looks at them. In images that it generates, a segmenter trained on real scenes
 marks the named nouns. Every variant is made of one recording; heads are chosen on real scenes of
 the split 'val'. Writes `mask-quality.json`, `.md` and two pictures into the folder.
 """
@@ -25,10 +25,10 @@ from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
-from freeatm_mm.miniature.judge import (
+from freeatm_mm.miniature.evaluation import (
     TIMESTEPS,
     NounSegmenter,
-    record_drawn_scenes,
+    record_generated_scenes,
     record_noised_scenes,
     trained,
 )
@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--crf-size', type=int, default=32, help='side of masks for the CRF (%(default)s)'
     )
-    parser.add_argument('--steps', type=int, default=12, help='to draw in (%(default)s)')
+    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument(
         '--segmenter-scenes',
@@ -130,11 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )['iou']
     del chosen_on
     prompts = [sample_prompt(f'masks-{number:05d}', 0) for number in range(args.scenes)]
-    drawn = list(
-        record_drawn_scenes(pipe, prompts, segmenter, args.steps, args.guidance, **recording)
+    generated = list(
+        record_generated_scenes(pipe, prompts, segmenter, args.steps, args.guidance, **recording)
     )
     parts = [
-        judge(
+        evaluate(
             args,
             'Noised real scenes, exact masks',
             'mask-quality.png',
@@ -146,16 +146,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'{len(TIMESTEPS)} amounts of noise; means over nouns; CRF at '
             f'{args.crf_size}x{args.crf_size}.',
         ),
-        # the same share of steps is the noisier one; a drawing goes from much noise to little
-        judge(
+        # the same share of steps is the noisier one; sampling goes from much noise to little
+        evaluate(
             args,
             'Generated images, masks of a segmenter',
             'mask-quality-drawn.png',
-            drawn,
+            generated,
             heads,
             args.steps,
             range(round(args.steps * (1 - args.first_step / len(TIMESTEPS)))),
-            f'{args.scenes} images drawn in {args.steps} steps at guidance {args.guidance:g}. A '
+            f'{args.scenes} images sampled in {args.steps} steps at guidance {args.guidance:g}. A '
             'segmenter trained on real scenes and told the nouns marks them: on real scenes its '
             f'masks have a mean IoU of {limit:.3f} with the exact ones. Of {{all}} nouns it '
             'sees {nouns}; only those are scored.',
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def judge(
+def evaluate(
     args: argparse.Namespace,
     title: str,
     picture: str,

@@ -1,4 +1,4 @@
-"""Make the miniature world: real scenes to judge on, and prompts for the generator.
+"""Make the miniature world: real scenes to evaluate on, and prompts for the generator.
 
     python tools/miniature/make_world.py data/world
 

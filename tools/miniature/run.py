@@ -1,4 +1,4 @@
-"""The main job in miniature: words, images with free masks, pretraining, judging, one page.
+"""The main job in miniature: words, images with free masks, pretraining, evaluation, one page.
 
 Runs the project's own tools one after the other, or side by side, and says which; started again,
 it goes on where it was. Ends with a table and `page.html` in the output folder.
@@ -75,10 +75,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'scenes with exact masks, and without: the upper bound',
     )
     parser.add_argument(
+        '--evaluate-every',
         '--judge-every',
         type=int,
         metavar='EPOCHS',
-        help='judge the checkpoints '
+        help='evaluate the checkpoints '
         'of baseline and freeatm on the way too, for a curve over epochs',
     )
     parser.add_argument(
@@ -152,7 +153,7 @@ def report(job: Job, args: argparse.Namespace) -> None:
         job.steps,
         f'{args.images} images were generated with one attention mask per noun; '
         'backbones were pretrained on them with and without the masks, for the same steps, '
-        'and judged on real scenes whose objects no training has seen.',
+        'and evaluated on real scenes whose objects no training has seen.',
     )
     print('\n' + to_markdown(results))
     print(
@@ -180,22 +181,22 @@ def arms(args: argparse.Namespace, method: str, regime: str) -> list[str]:
 
 
 def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[[], None]]:
-    """What can be run side by side: each pretraining with its judgements."""
+    """What can be run side by side: each pretraining with its evaluations."""
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
         # The contrastive methods share one backbone, MAE has another.
         for method in dict.fromkeys('mae' if name == 'mae' else 'mocov2' for name in args.methods):
-            lines.append(partial(judge, job, args, f'random-{method}', method, None, seed))
+            lines.append(partial(evaluate, job, args, f'random-{method}', method, None, seed))
         for regime, store in regimes(args).items():
             for method in args.methods:
                 for arm in arms(args, method, regime):
                     lines.append(
-                        partial(pretrain_and_judge, job, args, regime, store, method, arm, seed)
+                        partial(pretrain_and_evaluate, job, args, regime, store, method, arm, seed)
                     )
     return lines
 
 
-def pretrain_and_judge(
+def pretrain_and_evaluate(
     job: Job | DryJob,
     args: argparse.Namespace,
     regime: str,
@@ -204,11 +205,11 @@ def pretrain_and_judge(
     arm: str,
     seed: int,
 ) -> None:
-    """One pretraining and its judgements."""
+    """One pretraining and its evaluations."""
     name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
     options = ['model.negatives=other_nouns'] if arm == 'other_nouns' else []
-    if args.judge_every and arm in ('baseline', 'freeatm'):
-        every = args.judge_every
+    if args.evaluate_every and arm in ('baseline', 'freeatm'):
+        every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     pretrain(job, args.out / name, method, store, args.epochs, seed, ARMS[arm], options)
     every, epochs = (METHODS[method].epochs(number) for number in (every, args.epochs))
@@ -216,7 +217,7 @@ def pretrain_and_judge(
     if masks is True and regime == 'real':
         masks = 'exact'
     for epoch in sorted({*range(every, epochs, every), epochs}):
-        judge(
+        evaluate(
             job,
             args,
             f'{name}-epoch{epoch}',
@@ -234,7 +235,7 @@ def pretrain_and_judge(
         )
 
 
-def judge(
+def evaluate(
     job: Job | DryJob,
     args: argparse.Namespace,
     name: str,
@@ -248,7 +249,7 @@ def judge(
     if checkpoint is None and method == 'mae':
         options = ('--method', 'random-vit')
     job.run(
-        f'Judge {name}, seed {seed}',
+        f'Evaluate {name}, seed {seed}',
         'tools/evaluate.py',
         config,
         weights,
@@ -281,7 +282,7 @@ def judge(
 
 
 def gather(args: argparse.Namespace) -> dict:
-    """One result file from the rows of all judgements; fine-tuning's joins that of frozen ones."""
+    """One result file from the rows of all evaluations; fine-tuning's joins that of frozen ones."""
     from freeatm_mm.results import add_row, is_untrained, new_results, read_results
 
     results = new_results(args.out.name, shlex.join(['./run', 'miniature', *sys.argv[1:]]))

@@ -150,7 +150,9 @@ def references(
 ) -> None:
     """Random and supervised weights through a suite."""
     name, epochs = SUPERVISED[suite]
-    judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed, f'random-{name}')
+    evaluate(
+        job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed, f'random-{name}'
+    )
     work_dir = args.out / f'supervised-{name}-{seed}'
     job.run(
         f'Pretrain supervised {name}, seed {seed}',
@@ -166,7 +168,7 @@ def references(
         world,
         label=work_dir.name,
     )
-    judge(
+    evaluate(
         job,
         args,
         world,
@@ -206,7 +208,7 @@ def pretrainings(
             )
 
     for regime, masks, checkpoint in arms():
-        judge(
+        evaluate(
             job,
             args,
             world,
@@ -221,7 +223,7 @@ def pretrainings(
         )
 
 
-def judge(
+def evaluate(
     job: Job | DryJob,
     args: argparse.Namespace,
     world: str,

@@ -5,9 +5,10 @@
     python tools/store/verify.py STORE --repair --pipeline PIPELINE --prompts PROMPTS.jsonl
 
 With --repair, indexes and records are made again from whole shards; with the pipeline and the
-prompts of the run, lost samples are drawn again, with the settings that the store recorded. What
-is good is kept, files that don't belong to the store are left alone, and each shard is replaced at
-once, when the new one is complete. With --prompts alone, the keys of all samples are checked.
+prompts of the run, lost samples are generated again, with the settings that the store recorded.
+What is good is kept, files that don't belong to the store are left alone, and each shard is
+replaced at once, when the new one is complete. With --prompts alone, the keys of all samples are
+checked.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--limit', type=int, default=100, metavar='N', help='print at most N problems (100)')
     add('--repair', action='store_true', help='make whole again what can be')
-    add('--pipeline', help='folder or hub id of the pipeline, to draw lost samples again')
+    add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
     add('--prompts', help='the prompt file of the run')
     add('--batch-size', type=int, help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
