@@ -6,7 +6,6 @@ and comes out as one row of the paper's table.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 from freeatm_mm.checkpoints import check_regular
 from freeatm_mm.errors import RunError
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, file_sha256
 
 __all__ = [
     'BENCHMARKS',
@@ -162,11 +161,7 @@ def identify(init: str) -> str:
     if init in ('random', 'supervised') or '://' in init:
         return init
     check_regular(init)
-    digest = hashlib.sha256()
-    with open(init, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f'sha256:{digest.hexdigest()}'
+    return f'sha256:{file_sha256(init)}'
 
 
 def make_smoke(cfg: Any, images: int = 4) -> None:

@@ -1,4 +1,4 @@
-"""Judging: counting found nouns, and masks on noised scenes."""
+"""Evaluating: counting found nouns, and masks on noised scenes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from freeatm_mm.miniature.evaluation import (
     evaluate_scenes,
     found_nouns,
     masks_on_noised_scenes,
-    record_drawn_scenes,
+    record_generated_scenes,
     record_noised_scenes,
     trained,
 )
@@ -109,7 +109,7 @@ def test_a_network_is_trained_once(source_folder, tmp_path):
 def test_drawn_scenes_are_recorded_and_marked(segmenter):
     pipe = load_pipeline(SHIPPED).pipe
     prompts = [sample_prompt(f'x-{number}', 0) for number in range(3)]
-    batches = list(record_drawn_scenes(pipe, prompts, segmenter, 2, 3.0, batch_size=2))
+    batches = list(record_generated_scenes(pipe, prompts, segmenter, 2, 3.0, batch_size=2))
     assert [len(scenes) for _, scenes in batches] == [2, 1]
     for recorder, scenes in batches:
         for masks, scene in zip(recorder.masks(), scenes, strict=True):
