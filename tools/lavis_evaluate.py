@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate it, print the figures, and keep them in a result file."""
     args = parse_args(argv)
     from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
-    from freeatm_mm.lavis_ext.origin import label_row, origin_of, scale_of
+    from freeatm_mm.origins import blip_origin, blip_scale, label_blip
 
     if args.out:
         model = load_config(args.config, args.options).model_cfg
         checkpoint = judged_checkpoint(model)
         row = {
             'method': 'blip',
-            **label_row(
+            **label_blip(
                 {
                     'regime': args.regime,
                     'masks': args.masks,
@@ -94,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     'seed': args.seed,
                     'epochs': args.epochs,
                 },
-                origin_of(checkpoint),
+                blip_origin(checkpoint),
                 checkpoint,
             ),
-            'scale': scale_of(model),
+            'scale': blip_scale(model),
         }
         results = (
             read_results(args.out)
