@@ -21,7 +21,7 @@ from urllib.request import Request, url2pathname, urlopen
 import torch
 from torch import Tensor, nn
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import atomic_write
 from freeatm_mm.torch_files import check_regular, read_torch_file
 
@@ -140,10 +140,9 @@ def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
         and not torch.isfinite(value.float() if value.element_size() == 1 else value).all()
     ]
     if broken:
-        more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
         raise InputError(
             f'{source} holds weights that are NaN or infinite, in '
-            f'{", ".join(broken[:3])}{more}: its training diverged; use an earlier '
+            f'{listed(broken)}: its training diverged; use an earlier '
             'checkpoint, or train again at a lower rate'
         )
 
@@ -450,10 +449,9 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
         *(name for name in match.misshapen if not name.endswith('pos_embed')),
     ]
     if lacking:
-        more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''
         raise InputError(
             f'{checkpoint} is not of this config: it lacks, or has in another shape, '
-            f'{", ".join(lacking[:3])}{more}'
+            f'{listed(lacking)}'
         )
 
 

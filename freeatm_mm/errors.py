@@ -1,16 +1,117 @@
-"""What is wrong with what a user gave: tools tell it in one sentence, without a traceback."""
+"""What users are told of errors: the exceptions, and the one way in which every tool ends."""
 
+from __future__ import annotations
+
+import functools
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ['InputError', 'MissingFileError', 'print_any_text']
+from freeatm_mm.signals import Terminated
+
+__all__ = [
+    'BAD_INPUT',
+    'FOUND',
+    'INTERRUPTED',
+    'FreeATMError',
+    'InputError',
+    'MissingFileError',
+    'RunError',
+    'listed',
+    'one_sentence',
+    'print_any_text',
+    'tool',
+]
+
+#: Exit code of a tool that ran well, as checks go, and found something to report.
+FOUND = 1
+#: Exit code of a tool that can't do what it was asked for, as argparse has it.
+BAD_INPUT = 2
+#: Exit code of a tool that was interrupted from the keyboard, as a shell has it.
+INTERRUPTED = 130
 
 
-class InputError(ValueError):
+class FreeATMError(Exception):
+    """The package can't do what it was asked for; the message says why and what to do."""
+
+
+class InputError(FreeATMError, ValueError):
     """A checkpoint, data set or setting can't be used; the message says why and what to do."""
 
 
 class MissingFileError(InputError, FileNotFoundError):
     """A file isn't there."""
+
+
+class RunError(FreeATMError, RuntimeError):
+    """A run can't go on: another program, a server or a worker failed; the message says how."""
+
+
+#: What tools report in one sentence. Python's own errors are among them because libraries raise
+#: these for bad input; anything else is a mistake of the program and keeps its traceback.
+_REPORTED = (FreeATMError, ValueError, OSError, ImportError, FloatingPointError)
+
+
+def tool(
+    main: Callable[..., int | None] | None = None, *, name: str | None = None, resumes: bool = False
+) -> Callable[..., int]:
+    """Let a tool's `main(argv=None)` end as all tools do.
+
+    Bad input prints `PROGRAM: sentence` to stderr, without a traceback, and raises `SystemExit`
+    with :data:`BAD_INPUT`, as `argparse` does for the command line. Ctrl-C ends it with
+    :data:`INTERRUPTED`, a `Terminated` with 128 and the signal's number. Otherwise `main`'s
+    exit code is returned; 0 if it returns None.
+
+    Args:
+        main: The function that is decorated.
+        name: Of the program, for messages; by default the name of the file that defines `main`.
+        resumes: Whether the same command goes on where an interrupted one was.
+    """
+    if main is None:
+        return functools.partial(tool, name=name, resumes=resumes)
+    program = name or Path(main.__code__.co_filename).name
+    advice = '; the same command goes on where it was' if resumes else ''
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        print_any_text()
+        try:
+            return main(argv) or 0
+        except _REPORTED as error:
+            message, code = one_sentence(error), BAD_INPUT
+        except KeyboardInterrupt:
+            message, code = f'interrupted{advice}', INTERRUPTED
+        except Terminated as error:
+            message, code = f'ended by {error}{advice}', error.exit_code
+        with suppress(OSError):  # the terminal that would show it may be gone
+            print(f'{program}: {message}', file=sys.stderr)
+        sys.exit(code)
+
+    return run
+
+
+def one_sentence(error: BaseException) -> str:
+    """Return an error's message on one line; the type's name if it has none.
+
+    Of an error in a loading process, whose message holds the whole traceback, only its own words.
+    """
+    from freeatm_mm.compat import worker_message
+
+    return ' '.join(worker_message(error).split()) or type(error).__name__
+
+
+def listed(names: Iterable[object], most: int = 3, separator: str = ', ') -> str:
+    """Name some of many: `'a, b, c and 4 more'`.
+
+    Args:
+        names: All of them.
+        most: How many are named at most.
+        separator: What stands between names.
+    """
+    names = [str(name) for name in names]
+    more = len(names) - most
+    return separator.join(names[:most]) + (f' and {more} more' if more > 0 else '')
 
 
 def print_any_text() -> None:

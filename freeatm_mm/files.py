@@ -7,6 +7,7 @@ process leaves the old file or the new one, never half of one, and no link is wr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,8 @@ __all__ = [
     'MAX_LINE',
     'atomic_write',
     'check_json',
+    'file_sha256',
+    'handle_sha256',
     'lines_of',
     'open_in_place',
     'open_regular',
@@ -92,6 +95,30 @@ def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     if too_large or len(data) > limit:
         raise InputError(f'{path} has more than the {limit} bytes that such a file may have')
     return data
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a plain file, read in pieces.
+
+    Raises:
+        InputError: If it can't be opened or is no plain file.
+        OSError: If it can't be read.
+    """
+    handle = open_regular(path)
+    try:
+        return handle_sha256(handle)
+    finally:
+        os.close(handle)
+
+
+def handle_sha256(handle: int) -> str:
+    """Hex sha256 of an open file, from its start."""
+    digest = hashlib.sha256()
+    position = 0
+    while piece := os.pread(handle, 1 << 20, position):
+        digest.update(piece)
+        position += len(piece)
+    return digest.hexdigest()
 
 
 def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:

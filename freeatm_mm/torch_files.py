@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, listed
 
 __all__ = ['check_regular', 'read_torch_file']
 
@@ -386,10 +386,9 @@ def read_torch_file(
         if wanted not in _TENSORS | {*_STAND_INS, *_FORGOTTEN} and not _STORAGE.fullmatch(wanted)
     )
     if refused:
-        more = f' and {len(refused) - 3} more' if len(refused) > 3 else ''
         raise InputError(
             f"{name} can't be read: it holds more than tensors and plain values, "
-            f'namely {", ".join(map(_printable, refused[:3]))}{more}; nothing of it '
+            f'namely {listed(map(_printable, refused))}; nothing of it '
             'was run'
         )
     if failed:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """One checkpoint through a set of benchmarks: one row of the paper's table.
 
     python tools/downstream.py epoch_200.pth --suite resnet --data data --gpus 8 \
@@ -8,7 +7,7 @@
 
 What the row is called, the checkpoint says itself; what it doesn't say (one of other projects) is
 asked for: --method mocov2 --regime real --masks false. --smoke trains two steps of each benchmark
-and judges a few images, to see that all runs.
+and evaluates a few images, to see that all runs.
 
 Each benchmark has a folder in --out; started again, a run goes on where it was, and what is done
 isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
@@ -21,39 +20,42 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from freeatm_mm.checkpoints import (  # noqa: E402
+from freeatm_mm.checkpoints import (
     check_finite,
     check_trained,
     read_state,
     weights_of,
 )
-from freeatm_mm.downstream.runs import (  # noqa: E402
+from freeatm_mm.downstream.runs import (
     BENCHMARKS,
     DownstreamRun,
     options_of,
     read_metrics,
     suites,
 )
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.origins import Origin, origin_of, settle_label  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.origins import Origin, origin_of, settle_label
+from freeatm_mm.results import (
     add_row,
     metric_title,
     new_results,
     read_results,
     write_results,
 )
-from freeatm_mm.results.paper_tables import row_markdown  # noqa: E402
+from freeatm_mm.results.paper_tables import row_markdown
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line, and its parser for errors."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -135,7 +137,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
         name = (args.init, args.suite or '-'.join(args.benchmarks))
     args.out = args.out or Path('work_dirs/downstream', *name, f'seed_{args.seed}')
-    return parser, args
+    return args
 
 
 def check_metrics(names: list[str]) -> None:
@@ -205,60 +207,56 @@ def check_label(row: Path, label: dict[str, Any]) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs or submits what isn't done, and writes the row once everything is."""
-    parser, args = parse_args(argv)
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or submit what isn't done, and write the row once everything is."""
+    args = parse_args(argv)
     args.out, args.data = args.out.absolute(), args.data.absolute()
     if args.init not in ('random', 'supervised') and '://' not in args.init:
         args.init = str(Path(args.init).absolute())
     os.chdir(ROOT)
-    try:
-        label = make_label(args)
-        scale = label.pop('scale', None)
-        runs = [
-            DownstreamRun(
-                name,
-                args.init,
-                args.out / name,
-                args.data,
-                args.seed,
-                options_of(name, args.cfg_options),
-                args.gpus,
-                args.amp,
-                args.smoke,
-            )
-            for name in args.benchmarks or suites()[args.suite]
-        ]
-        check_metrics([run.benchmark for run in runs])
-        check_label(args.out / 'row.json', label)
-        waiting = [run for run in runs if run.prepare()]
-        for run in waiting:
-            if args.slurm:
-                if number := run.pending():
-                    print(f'{run.benchmark}: job {number} is still under way')
-                    continue
-                if number := run.last_job():
-                    print(
-                        f'{run.benchmark}: job {number} ended without metrics; what it printed '
-                        f'is in {run.folder}/slurm-{number}.out'
-                    )
-                number = run.submit(args.slurm, [f'--{option}' for option in args.slurm_options])
-                print(f'{run.benchmark}: job {number} submitted')
-            else:
-                run.run()
-        if args.slurm and waiting:
-            print('Start the same command again once the jobs have ended: it makes the row.')
-            return
-        # A row holds all that is done in the folder, not only what this call names.
-        names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
-        check_metrics(names)
-        metrics = {}
-        for name in names:
-            metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    except RuntimeError as error:
-        sys.exit(f'{parser.prog}: {error}')
+    label = make_label(args)
+    scale = label.pop('scale', None)
+    runs = [
+        DownstreamRun(
+            name,
+            args.init,
+            args.out / name,
+            args.data,
+            args.seed,
+            options_of(name, args.cfg_options),
+            args.gpus,
+            args.amp,
+            args.smoke,
+        )
+        for name in args.benchmarks or suites()[args.suite]
+    ]
+    check_metrics([run.benchmark for run in runs])
+    check_label(args.out / 'row.json', label)
+    waiting = [run for run in runs if run.prepare()]
+    for run in waiting:
+        if args.slurm:
+            if number := run.pending():
+                print(f'{run.benchmark}: job {number} is still under way')
+                continue
+            if number := run.last_job():
+                print(
+                    f'{run.benchmark}: job {number} ended without metrics; what it printed '
+                    f'is in {run.folder}/slurm-{number}.out'
+                )
+            number = run.submit(args.slurm, [f'--{option}' for option in args.slurm_options])
+            print(f'{run.benchmark}: job {number} submitted')
+        else:
+            run.run()
+    if args.slurm and waiting:
+        print('Start the same command again once the jobs have ended: it makes the row.')
+        return 0
+    # A row holds all that is done in the folder, not only what this call names.
+    names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
+    check_metrics(names)
+    metrics = {}
+    for name in names:
+        metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
     results = new_results(args.out.name, shlex.join(['python', *sys.argv]))
     if any(name.startswith('mini-') for name in names):
         scale = 'miniature'
@@ -269,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_write(args.out / 'row.md') as file:
         file.write(text.encode())
     print(text)
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

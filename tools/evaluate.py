@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Judge a pretrained backbone, frozen, on the real scenes of the miniature world.
+"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
         --world data/world --seed 0 --out work_dirs/trial.json
@@ -16,13 +15,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from freeatm_mm.checkpoints import check_trained, read_state  # noqa: E402
-from freeatm_mm.origins import origin_of, settle_label  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.checkpoints import check_trained, read_state
+from freeatm_mm.compat import skip_multimodal_models
+from freeatm_mm.errors import InputError, tool
+from freeatm_mm.origins import origin_of, settle_label
+from freeatm_mm.results import (
     add_row,
     metric_title,
     new_results,
@@ -36,14 +38,15 @@ def parse_masks(text: str) -> bool | str:
     return {'true': True, 'false': False}.get(text.lower(), text)
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config of the pretraining; its model.backbone is judged')
+    parser.add_argument('config', help='config of the pretraining; its model.backbone is evaluated')
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument('checkpoint', nargs='?', help='its checkpoint')
-    weights.add_argument('--random', action='store_true', help='judge random weights instead')
+    weights.add_argument('--random', action='store_true', help='evaluate random weights instead')
     parser.add_argument(
         '--world',
         required=True,
@@ -76,55 +79,55 @@ def main() -> None:
     parser.add_argument('--test-scenes', type=int, default=1500, help='at most so many')
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--device', default='cpu')
-    arguments = parser.parse_args()
-    if arguments.random and (arguments.method or 'random').split('-')[0] != 'random':
-        parser.error(f'random weights are no {arguments.method}: leave --method out')
-    try:
-        run(arguments)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+    return parser.parse_args(argv)
 
 
-def make_label(arguments: argparse.Namespace) -> dict:
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.random and (args.method or 'random').split('-')[0] != 'random':
+        raise InputError(f'random weights are no {args.method}: leave --method out')
+    run(args)
+    return 0
+
+
+def make_label(args: argparse.Namespace) -> dict:
     """What the row is of: what the checkpoint says, and the command line where it doesn't.
 
     Raises:
         ValueError: If the two contradict each other, or neither says it, or the checkpoint is of
             no training step.
     """
-    said = {
-        key: getattr(arguments, key) for key in ('method', 'regime', 'masks', 'generator', 'epochs')
-    }
-    if arguments.random:
+    said = {key: getattr(args, key) for key in ('method', 'regime', 'masks', 'generator', 'epochs')}
+    if args.random:
         return {
             'method': said['method'] or 'random',
             'regime': said['regime'] or 'synthetic',
             'masks': False,
-            'seed': arguments.seed,
+            'seed': args.seed,
             'epochs': 0,
         }
-    content = read_state(arguments.checkpoint)
-    check_trained(content, arguments.checkpoint)
-    return {**settle_label(origin_of(content), said, arguments.checkpoint), 'seed': arguments.seed}
+    content = read_state(args.checkpoint)
+    check_trained(content, args.checkpoint)
+    return {**settle_label(origin_of(content), said, args.checkpoint), 'seed': args.seed}
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    skip_multimodal_models()
     from freeatm_mm.probing.features import evaluate_features, load_model
 
-    out = Path(arguments.out)
+    out = Path(args.out)
     command = shlex.join(['python', *sys.argv])
     results = read_results(out) if out.exists() else new_results(out.stem, command)
-    label = make_label(arguments)
-    model = load_model(
-        arguments.config, arguments.checkpoint, arguments.seed, device=arguments.device
-    )
-    if arguments.checkpoint:
+    label = make_label(args)
+    model = load_model(args.config, args.checkpoint, args.seed, device=args.device)
+    if args.checkpoint:
         print(f'{model.matched} of {model.total} tensors of the backbone loaded')
     metrics, details = evaluate_features(
         model,
-        arguments.world,
-        {'train': arguments.train_scenes, 'test': arguments.test_scenes},
-        arguments.batch_size,
+        args.world,
+        {'train': args.train_scenes, 'test': args.test_scenes},
+        args.batch_size,
     )
     add_row(results, {**label, 'metrics': metrics, 'details': details})
     write_results(out, results)
@@ -134,4 +137,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
-"""Draw a file of prompts into a store: images, and one attention mask per noun.
+"""Generate a store from a file of prompts: images, and one attention mask per noun.
 
     python tools/generate.py PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
 
 Interrupted or killed, the same command goes on where it was and ends with the same bytes. To know
 what a run will take before it starts, add --plan. To share the work:
 
-    ... --workers 8                       processes here, one a GPU; who dies is replaced
+    ... --workers 8                       processes here, one a GPU; one that dies is replaced
     torchrun --nproc-per-node 8 tools/generate.py ...
     sbatch --array=0-63 --requeue ...     a SLURM array of the same command
     ... --rank 3 --world 8                by hand, anywhere that sees the folder
@@ -21,16 +20,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.signals import Terminated, end_on_signals
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from freeatm_mm.errors import InputError, tool
+from freeatm_mm.signals import end_on_signals
 
 if TYPE_CHECKING:
     from freeatm_mm.generation import GenerationJob
-
-USAGE_ERROR = 2
-INTERRUPTED = 130
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -108,7 +107,8 @@ def masks_of(args: argparse.Namespace) -> bool | dict[str, Any]:
     return False if args.no_masks else given or True
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n\n')[0],
         epilog=__doc__.split('\n\n', 2)[2],
@@ -140,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='X,Y',
         help="guidance scales of the further stages (default: the pipelines')",
     )
-    add('--batch-size', type=int, default=8, help='images drawn at once (default: 8)')
+    add('--batch-size', type=int, default=8, help='images generated at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
     add('--size', type=parse_size, metavar='HxW', help="pixels (default: the pipeline's)")
     add('--scheduler', metavar='CLASS', help="a diffusers scheduler instead of the pipeline's")
@@ -187,11 +187,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--redo-failed',
         action='store_true',
-        help='draw only what failed before, in the number format that --dtype names now, and put '
-        'it into its place',
+        help='generate only what failed before, in the number format that --dtype names now, '
+        'and put it into its place',
     )
     add(
-        '--no-masks', action='store_true', help='draw images alone, with any text-to-image pipeline'
+        '--no-masks',
+        action='store_true',
+        help='generate images alone, with any text-to-image pipeline',
     )
     masks = parser.add_argument_group(
         'masks',
@@ -247,13 +249,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--plan',
         action='store_true',
-        help='draw two batches, print shards, bytes and hours of the run, and write nothing',
+        help='generate two batches, print shards, bytes and hours of the run, and write nothing',
     )
     add(
         '--engine',
         choices=('process', 'workers', 'ray'),
-        help='who draws: this process, processes started here, or actors of Ray (default: this '
-        'process; processes if --workers is given)',
+        help='what generates: this process, processes started here, or actors of Ray (default: '
+        'this process; processes if --workers is given)',
     )
     add('--workers', type=int, metavar='N', help='processes or actors (default: 1)')
     add('--ray-address', metavar='ADDRESS', help="the Ray cluster's (default: what Ray finds)")
@@ -262,17 +264,17 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--no-take-over',
         action='store_true',
-        help="draw no other worker's shards; for file systems whose locks don't reach other "
+        help="generate no other worker's shards; for file systems whose locks don't reach other "
         'machines',
     )
     add(
         '--wait',
         action=argparse.BooleanOptionalAction,
-        help='with nothing left to draw, stay and draw what a worker that dies leaves (default: '
-        'under torchrun only)',
+        help='with nothing left to generate, stay and generate what a worker that dies leaves '
+        '(default: under torchrun only)',
     )
     add('--quiet', action='store_true', help='no progress bar')
-    return parser
+    return parser.parse_args(argv)
 
 
 def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> GenerationJob:
@@ -343,7 +345,7 @@ def run(args: argparse.Namespace) -> str:
     workers = 1 if args.workers is None else args.workers
     if args.redo_failed:
         if engine != 'process' or world > 1:
-            raise ValueError('--redo-failed draws in one process')
+            raise ValueError('--redo-failed runs in one process')
         return str(generation.redo_failed(job.source(plan=plan), args.out))
     if engine == 'workers':
         summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
@@ -367,54 +369,26 @@ def run(args: argparse.Namespace) -> str:
     return str(summary)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     try:
-        with end_on_signals():
-            return report(args)
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on where it was', file=sys.stderr)
-        return INTERRUPTED
-    except Terminated as error:
-        with suppress(OSError):  # the terminal that would show it may be gone
-            print(f'ended by {error}; the same command goes on where it was', file=sys.stderr)
-        return error.exit_code
-
-
-def report(args: argparse.Namespace) -> int:
-    """Run, and print what came of it or what is wrong; returns the exit code."""
-    try:
-        from freeatm_mm import generation
-        from freeatm_mm.store import StoreError
+        from freeatm_mm import generation  # noqa: F401 - what is missing is told beforehand
     except ImportError as error:
         # Its own words: what is missing may be a part of something that is installed.
-        print(
-            f'error: {error} (freeatm_mm[generation] installs what generating needs)',
-            file=sys.stderr,
-        )
-        return USAGE_ERROR
-    failures = (
-        ValueError,
-        OSError,
-        StoreError,
-        FloatingPointError,
-        generation.WorkerError,
-        generation.DrawingError,
-    )
+        raise InputError(
+            f'{error} (freeatm_mm[generation] installs what generating needs)'
+        ) from None
     try:
-        print(run(args))
-    except (*failures, RuntimeError) as error:
-        if 'out of memory' in str(error):
-            print(
-                'error: out of memory; start again with a smaller --batch-size or --size, '
-                'finished shards are kept',
-                file=sys.stderr,
-            )
-            return USAGE_ERROR
-        if not isinstance(error, failures):
+        with end_on_signals():
+            print(run(args))
+    except RuntimeError as error:
+        if 'out of memory' not in str(error):
             raise
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
+        raise InputError(
+            'out of memory; start again with a smaller --batch-size or --size, '
+            'finished shards are kept'
+        ) from None
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Judges a checkpoint by image-text retrieval, as LAVIS does: TR@1/5/10 and IR@1/5/10, re-ranked.
+"""Evaluate a checkpoint by image-text retrieval, as LAVIS does: TR@1/5/10 and IR@1/5/10, re-ranked.
 
     python tools/lavis_evaluate.py configs/lavis/retrieval_coco_zeroshot.yaml \
         --options model.pretrained=PRETRAINING_CHECKPOINT
@@ -17,18 +17,18 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from freeatm_mm.compat import worker_message  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.results import (
     add_row,
     new_results,
     read_results,
     write_results,
 )
-from freeatm_mm.store import StoreError  # noqa: E402
 
 
 def masks(text: str) -> bool | str:
@@ -36,8 +36,8 @@ def masks(text: str) -> bool | str:
     return {'true': True, 'false': False}.get(text.lower(), text)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Judges and prints; whatever is wrong is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,39 +71,42 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--epochs', type=float, help='of the pretraining (what the checkpoint says)'
     )
-    args = parser.parse_args(argv)
-    try:
-        from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
-        from freeatm_mm.lavis_ext.origin import label_row, origin_of, scale_of
+    return parser.parse_args(argv)
 
-        if args.out:
-            model = load_config(args.config, args.options).model_cfg
-            checkpoint = judged_checkpoint(model)
-            row = {
-                'method': 'blip',
-                **label_row(
-                    {
-                        'regime': args.regime,
-                        'masks': args.masks,
-                        'generator': args.generator,
-                        'seed': args.seed,
-                        'epochs': args.epochs,
-                    },
-                    origin_of(checkpoint),
-                    checkpoint,
-                ),
-                'scale': scale_of(model),
-            }
-            results = (
-                read_results(args.out)
-                if Path(args.out).exists()
-                else new_results(Path(args.out).stem, shlex.join(['python', *sys.argv]))
-            )
-        figures = judge(args.config, args.options)
-    except (ImportError, OSError, ValueError, StoreError) as error:
-        sys.exit(f'{parser.prog}: {worker_message(error)}')
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate it, print the figures, and keep them in a result file."""
+    args = parse_args(argv)
+    from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
+    from freeatm_mm.origins import blip_origin, blip_scale, label_blip
+
+    if args.out:
+        model = load_config(args.config, args.options).model_cfg
+        checkpoint = judged_checkpoint(model)
+        row = {
+            'method': 'blip',
+            **label_blip(
+                {
+                    'regime': args.regime,
+                    'masks': args.masks,
+                    'generator': args.generator,
+                    'seed': args.seed,
+                    'epochs': args.epochs,
+                },
+                blip_origin(checkpoint),
+                checkpoint,
+            ),
+            'scale': blip_scale(model),
+        }
+        results = (
+            read_results(args.out)
+            if Path(args.out).exists()
+            else new_results(Path(args.out).stem, shlex.join(['python', *sys.argv]))
+        )
+    figures = judge(args.config, args.options)
     if figures is None:  # not the first of several processes
-        return
+        return 0
     for split, values in figures.items():
         print(f'{split}: ' + '  '.join(f'{name} {value:.2f}' for name, value in values.items()))
     if args.out:
@@ -117,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
             metrics.update({f'{args.what}_{name}': value / 100 for name, value in values.items()})
         add_row(results, {**row, 'metrics': metrics})
         write_results(args.out, results)
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

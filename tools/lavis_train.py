@@ -1,4 +1,4 @@
-"""Trains a LAVIS yaml: BLIP with position prompts, or its fine-tuning for retrieval.
+"""Train a LAVIS yaml: BLIP with position prompts, or its fine-tuning for retrieval.
 
     python tools/lavis_train.py configs/lavis/blip_pretrain_freeatm.yaml \
         --options datasets.freeatm_pretrain.build_info.store=STORE
@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from freeatm_mm.compat import worker_message  # noqa: E402
-from freeatm_mm.store import StoreError  # noqa: E402
+from freeatm_mm.errors import tool
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Trains; whatever is wrong is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,19 +42,23 @@ def main(argv: list[str] | None = None) -> None:
         metavar='KEY=VALUE',
         help='change any entry of the yaml, for example run.max_epoch=10',
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train."""
+    args = parse_args(argv)
     options = list(args.options)
     if args.work_dir:
         options.append(f'run.output_dir={args.work_dir}')
     if args.seed is not None:
         options.append(f'run.seed={args.seed}')
-    try:
-        from freeatm_mm.lavis_ext.launch import train
+    from freeatm_mm.lavis_ext.launch import train
 
-        train(args.config, options, args.resume)
-    except (ImportError, OSError, ValueError, StoreError) as error:
-        sys.exit(f'{parser.prog}: {worker_message(error)}')
+    train(args.config, options, args.resume)
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make a file of prompts, each with the span of every noun in it, for tools/generate.py.
 
 From ImageNet's classes by a grammar (no network, no model), from the captions of a data set, or
@@ -14,17 +13,20 @@ import re
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from freeatm_mm.errors import RunError, tool
 from freeatm_mm.prompts import read_prompts
 from freeatm_mm.prompts.captions import READERS, caption_batches
 from freeatm_mm.prompts.grammar import PromptGrammar, photo_prompts
 from freeatm_mm.prompts.imagenet import select_classes
 from freeatm_mm.prompts.journal import Batch, Report, SeenTexts, check_target, write_batches
-from freeatm_mm.prompts.language_models import LanguageModelError, LocalModel, ServerModel
+from freeatm_mm.prompts.language_models import LocalModel, ServerModel
 from freeatm_mm.prompts.nouns import NounFinder, SpacyTagger, TextBlobTagger
 from freeatm_mm.prompts.reading import read_text
 from freeatm_mm.prompts.rewrite import Checks, Prices, read_words, rewrite_batches, unsafe_words
@@ -213,7 +215,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -362,7 +364,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=8,
         help='requests at a time of the local model (default: 8)',
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     if vars(options).get('min_words', 0) > vars(options).get('max_words', 0):
         parser.error(
             f'--min-words {options.min_words} is more than --max-words {options.max_words}'
@@ -375,20 +377,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point: 0 when the file is written, 1 with one sentence when not."""
-    options = parse_arguments(arguments)
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse_args(argv)
     try:
-        report = options.action(options)
-    except (ValueError, OSError, ImportError, LanguageModelError, sqlite3.Error) as error:
-        print(f'make_prompts: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            '\nmake_prompts: interrupted; the same command goes on where it was.', file=sys.stderr
-        )
-        return 130
-    print(report)
+        print(options.action(options))
+    except sqlite3.Error as error:  # of the texts seen, which are kept in a file beside
+        raise RunError(f"the texts seen so far can't be kept: {error}") from None
     return 0
 
 

@@ -6,7 +6,6 @@ and comes out as one row of the paper's table.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import subprocess
@@ -18,7 +17,8 @@ from typing import Any
 
 from freeatm_mm.checkpoints import check_regular
 from freeatm_mm.downstream.tiny_datasets import LAYOUTS
-from freeatm_mm.files import atomic_write
+from freeatm_mm.errors import RunError
+from freeatm_mm.files import atomic_write, file_sha256
 
 __all__ = [
     'BENCHMARKS',
@@ -160,11 +160,7 @@ def identify(init: str) -> str:
     if init in ('random', 'supervised') or '://' in init:
         return init
     check_regular(init)
-    digest = hashlib.sha256()
-    with open(init, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f'sha256:{digest.hexdigest()}'
+    return f'sha256:{file_sha256(init)}'
 
 
 def make_smoke(cfg: Any, images: int = 4) -> None:
@@ -394,11 +390,11 @@ class DownstreamRun:
         """Run the commands, one after the other.
 
         Raises:
-            RuntimeError: If one fails; what it did before is kept and gone on from next time. Or if
+            RunError: If one fails; what it did before is kept and gone on from next time. Or if
                 a SLURM job still works in the folder, or may.
         """
         if number := self.pending():
-            raise RuntimeError(
+            raise RunError(
                 f'{self.benchmark}: job {number} still works in {self.folder}: wait '
                 'for it, or cancel it'
             )
@@ -406,7 +402,7 @@ class DownstreamRun:
             print(shlex.join(command), flush=True)
             code = subprocess.run(command, check=False).returncode
             if code:
-                raise RuntimeError(
+                raise RunError(
                     f'{self.benchmark} failed (exit code {code}); the message is above. Once '
                     'mended, start the same command again: it goes on from here'
                 )
@@ -419,7 +415,7 @@ class DownstreamRun:
             extra: Further options of sbatch, such as ``--time=2-00:00``.
 
         Raises:
-            RuntimeError: If sbatch refuses.
+            RunError: If sbatch refuses.
         """
         gpus = max(self.gpus, 1)
         # Jobs may share a node: each meets at a port of its own. srun doesn't take over sbatch's
@@ -447,12 +443,12 @@ class DownstreamRun:
         try:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError(
+            raise RunError(
                 'there is no sbatch here: start this where SLURM jobs are '
                 'submitted, or leave --slurm out'
             ) from error
         if done.returncode:
-            raise RuntimeError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
+            raise RunError(f'sbatch refused {self.benchmark}: {done.stderr.strip()}')
         number = done.stdout.strip().split(';')[0]
         with atomic_write(self._job_note) as file:
             file.write(number.encode())
@@ -470,7 +466,7 @@ class DownstreamRun:
         """The number of its SLURM job, if that still waits or runs.
 
         Raises:
-            RuntimeError: If SLURM doesn't say.
+            RunError: If SLURM doesn't say.
         """
         number = self.last_job()
         if number is None:
@@ -483,7 +479,7 @@ class DownstreamRun:
                 text=True,
             )
         except FileNotFoundError as error:
-            raise RuntimeError(
+            raise RunError(
                 f'{self.benchmark}: job {number} was submitted for {self.folder}, and there is no '
                 f'squeue here to ask whether it has ended: once it has, delete {self._job_note}'
             ) from error
@@ -491,7 +487,7 @@ class DownstreamRun:
             return number if queue.stdout.strip() else None
         if 'Invalid job id' in queue.stderr:  # SLURM forgets jobs some minutes after their end
             return None
-        raise RuntimeError(
+        raise RunError(
             f'{self.benchmark}: squeue does not say whether job {number} has ended '
             f'({queue.stderr.strip()}): start the same command again later'
         )

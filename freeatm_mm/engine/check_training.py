@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, listed
 
 __all__ = ['CheckTrainingHook', 'describe_schedule']
 
@@ -223,11 +223,10 @@ def _check_weights(runner: Runner, iteration: int) -> None:
     """Raises an InputError if a parameter or running statistic is infinite or no number."""
     bad = [name for name, value in _learned(runner.model) if not bool(value.isfinite().all())]
     if bad:
-        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
         raise InputError(
             f'iteration {iteration} (epoch {runner.epoch + 1}): the loss is a number, '
             'but these weights are not: '
-            f'{", ".join(bad[:3])}{more}. {_ADVICE}'
+            f'{listed(bad)}. {_ADVICE}'
         )
 
 

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
 
-from freeatm_mm.errors import MissingFileError
+from freeatm_mm.errors import MissingFileError, listed
 
 __all__ = ['CheckFilesHook', 'missing_files']
 
@@ -70,9 +70,8 @@ class CheckFilesHook(Hook):
             dataset = dataset.dataset
         missing = missing_files(dataset)
         if missing:
-            more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
             raise MissingFileError(
                 f'{loader}: the annotations name {len(missing)} of {len(dataset)} images or label '
-                f'maps that are not there: {", ".join(missing[:3])}{more}; complete the data set, '
+                f'maps that are not there: {listed(missing)}; complete the data set, '
                 'or take them out of its annotations'
             )

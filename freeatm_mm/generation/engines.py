@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.errors import RunError
 from freeatm_mm.generation.generate import (
     POLL_SECONDS,
     GenerationSummary,
@@ -52,7 +53,7 @@ ENDING_SECONDS = 10.0
 _LOG = logging.getLogger(__name__)
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """A worker failed in a way that another try wouldn't mend."""
 
 

@@ -418,7 +418,7 @@ def shared_bar(
         initial=progress.total() or 0,
         unit='img',
         smoothing=0.05,
-        desc='drawing',
+        desc='generating',
         disable=not show,
     ) as bar:
 

@@ -40,6 +40,7 @@ from freeatm_mm.attention import (
     resize,
 )
 from freeatm_mm.attention.families import call_names
+from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
@@ -115,7 +116,7 @@ class Counts:
         return sum(item.get('kind') == 'failed' for item in self.left_out)
 
 
-class DrawingError(RuntimeError):
+class DrawingError(RunError):
     """Nothing can be drawn with these settings, or on this device."""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from freeatm_mm.compat import refuse_truncated_images
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import check_json, read_json
 
 __all__ = [
@@ -380,8 +380,7 @@ def check_detected(
     """
     lacking = [name for name in names if name not in detections]
     if lacking:
-        more = f' and {len(lacking) - 1} more' if lacking[1:] else ''
         raise InputError(
-            f'{detected_in} has no entry for {what} {lacking[0]!r}{more} of {source}: '
+            f'{detected_in} has no entry for {what} {listed(map(repr, lacking), 1)} of {source}: '
             'detect objects in all its images'
         )

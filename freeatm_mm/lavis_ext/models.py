@@ -31,7 +31,7 @@ from transformers import BertConfig
 
 from freeatm_mm import compat
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -191,10 +191,7 @@ def load_checked(
         ('has in another shape', list(match.misshapen)),
     ):
         if names:
-            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-            raise ValueError(
-                f'{source} does not fit the model: it {what} {", ".join(names[:3])}{more}'
-            )
+            raise ValueError(f'{source} does not fit the model: it {what} {listed(names)}')
     match.load(model)
     counts['lacking'] = len(match.missing)
     counts['unused'] = len(match.unused)

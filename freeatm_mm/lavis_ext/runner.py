@@ -34,8 +34,8 @@ from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import atomic_write, read_json
-from freeatm_mm.lavis_ext.origin import describe_pretraining, origin_of
 from freeatm_mm.lavis_ext.settings import check_entries, check_run
+from freeatm_mm.origins import blip_origin, describe_blip
 
 __all__ = ['FreeATMRunner', 'newest_checkpoint']
 
@@ -593,11 +593,11 @@ class FreeATMRunner(RunnerBase):
         path, ours = config['model'].get('pretrained'), 'freeatm_pretrain' in config['datasets']
         if config['model'].get('load_finetuned'):
             path = config['model'].get('finetuned')
-        earlier = origin_of(path) if path else None
+        earlier = blip_origin(path) if path else None
         if not ours:
             return earlier
         sources = getattr(self.datasets['freeatm_pretrain']['train'], 'sources', ())
-        return describe_pretraining(
+        return describe_blip(
             config, [source.store.config for source in sources if hasattr(source, 'store')], earlier
         )
 

@@ -243,7 +243,7 @@ def export_exact_store(
         sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
         out: The store's folder; one that is there already is kept.
         count: Scenes.
-        seed: Number of the world; not the one that the judging scenes come from.
+        seed: Number of the world; not the one that the evaluation scenes come from.
         mask_side: Side of the masks; each cell holds the share of it that the object covers.
         workers: Processes; one per core by default.
         samples_per_shard: Samples a shard.

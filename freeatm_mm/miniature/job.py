@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, RunError
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
 
@@ -67,22 +67,22 @@ class Job:
             label: Put before each line that it prints, where several run side by side.
 
         Raises:
-            SystemExit: If the tool fails, or another one has failed side by side.
+            RunError: If the tool fails, or another one has failed side by side.
         """
         command = ['python', *map(str, (tool, *arguments))]
         line = shlex.join(command)
         if line not in self.done:
             if self._failure:  # of another line's: nothing is begun any more
-                sys.exit(self._failure)
+                raise RunError(self._failure)
             print(f'\n== {what}\n{line}', flush=True)
             start = time.monotonic()
             code = _run([sys.executable, *command[1:]], label)
             if code:
                 self._failure = self._failure or (
                     f'"{what}" failed (exit code {code}); the message is above. Once mended, start '
-                    'the same command again: it goes on from here.'
+                    'the same command again: it goes on from here'
                 )
-                sys.exit(self._failure)
+                raise RunError(self._failure)
             with self._lock:
                 self.done[line] = time.monotonic() - start
                 with atomic_write(self.path) as file:
@@ -98,7 +98,7 @@ class Job:
             jobs: How many lines at a time, in the order given.
 
         Raises:
-            SystemExit: If a tool fails; what already runs ends first, nothing else is begun.
+            RunError: If a tool fails; what already runs ends first, nothing else is begun.
         """
         with ThreadPoolExecutor(jobs) as pool:
             futures = [pool.submit(line) for line in lines]
@@ -151,7 +151,7 @@ def generate_store(
     steps: int,
     guidance: float,
 ) -> None:
-    """Have a generator draw the world's prompts with masks."""
+    """Have a generator sample the world's prompts with masks."""
     job.run(
         'Generate images with masks',
         'tools/generate.py',
@@ -241,7 +241,7 @@ def pretrain(
         Path of the last epoch's checkpoint.
 
     Raises:
-        SystemExit: If the folder holds a pretraining of another length.
+        InputError: If the folder holds a pretraining of another length.
     """
     layout, name = read_layout(method), Path(work_dir).name
     epochs = layout.epochs(epochs)
@@ -280,7 +280,7 @@ def _check_length(work_dir: Path, epochs: int) -> None:
     for dumped in work_dir.glob('*.py'):  # the whole config, as mmengine leaves it there
         match = re.search(r'^train_cfg = dict\([^)]*\bmax_epochs=(\d+)', dumped.read_text(), re.M)
         if match and int(match[1]) != epochs:
-            sys.exit(
+            raise InputError(
                 f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
                 'choose another --out, or delete that folder'
             )

@@ -29,7 +29,7 @@ def generator_report(results: dict[str, Any]) -> str:
     """Turn the figures that `tools/miniature/evaluate_generator.py` gathers into Markdown."""
     generated, real = results['generated'], results['real']
     lines = [
-        '# The miniature generator, judged',
+        '# The miniature generator, evaluated',
         '',
         f'`{results["command"]}`',
         '',

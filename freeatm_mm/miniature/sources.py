@@ -23,6 +23,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from freeatm_mm.errors import RunError
+
 __all__ = [
     'BACKGROUNDS',
     'COLOURS',
@@ -202,7 +204,7 @@ def fetch_sources(cache: str | Path, folder: str | Path | None = None) -> Path:
         The folder that holds ``usr/share/...``.
 
     Raises:
-        RuntimeError: If the packages can't be fetched; says what to do.
+        RunError: If the packages can't be fetched; says what to do.
         FileNotFoundError: If a file is missing from ``folder``.
         ValueError: If a file isn't the one this world is made of.
     """
@@ -220,7 +222,7 @@ def fetch_sources(cache: str | Path, folder: str | Path | None = None) -> Path:
 def _download(cache: Path, root: Path) -> None:
     for program in ('apt-get', 'dpkg-deb'):
         if shutil.which(program) is None:
-            raise RuntimeError(
+            raise RunError(
                 f"{program} is missing, so the Debian packages {', '.join(PACKAGES)} can't be "
                 'fetched: unpack them elsewhere and give the folder that holds their usr/share '
                 'with --sources'
@@ -246,7 +248,7 @@ def _download(cache: Path, root: Path) -> None:
         ):
             result = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
             if result.returncode:
-                raise RuntimeError(
+                raise RunError(
                     f'"{" ".join(command[-4:])}" failed: {result.stderr.strip()[-300:]} - check '
                     "the network and that apt's sources name a Debian or Ubuntu mirror, or give "
                     'the unpacked packages with --sources'

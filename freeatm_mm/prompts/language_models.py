@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from freeatm_mm.errors import RunError
 from freeatm_mm.prompts.reading import excerpt, load_json
 
 __all__ = [
@@ -42,7 +43,7 @@ _UNKNOWN_SETTING = re.compile(
 )
 
 
-class LanguageModelError(RuntimeError):
+class LanguageModelError(RunError):
     """The language model can't go on: a wrong key, no such model, a server that stays away."""
 
 

@@ -12,6 +12,7 @@ with :func:`verify_store`, mend it with :func:`repair_store`.
 """
 
 from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import read_manifest
 from freeatm_mm.store.reader import Store
 from freeatm_mm.store.repair import RepairReport, repair_store
 from freeatm_mm.store.sample import (
@@ -40,6 +41,7 @@ __all__ = [
     'encode_image',
     'encode_masks',
     'encode_sample',
+    'read_manifest',
     'repair_store',
     'verify_store',
     'write_store',

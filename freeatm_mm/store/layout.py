@@ -14,7 +14,7 @@ import numpy as np
 
 from freeatm_mm import files
 from freeatm_mm.errors import InputError, MissingFileError
-from freeatm_mm.files import check_json, parse_json, read_json
+from freeatm_mm.files import check_json, file_sha256, handle_sha256, parse_json, read_json
 from freeatm_mm.store.errors import StoreError
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     'planned_samples',
     'read_exactly',
     'read_index_header',
+    'read_manifest',
     'shard_name',
 ]
 
@@ -132,29 +133,6 @@ def config_digest(config: dict[str, Any]) -> str:
     """Hex sha256 of a configuration, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex sha256 of a plain file, read in pieces.
-
-    Raises:
-        StoreError, OSError: If it can't be opened, is no plain file, or can't be read.
-    """
-    handle = open_regular(path)
-    try:
-        return handle_sha256(handle)
-    finally:
-        os.close(handle)
-
-
-def handle_sha256(handle: int) -> str:
-    """Hex sha256 of an open file, from its start."""
-    digest = hashlib.sha256()
-    position = 0
-    while piece := os.pread(handle, 1 << 20, position):
-        digest.update(piece)
-        position += len(piece)
-    return digest.hexdigest()
 
 
 def left_out_keys(notes: Any) -> set[str]:
@@ -300,6 +278,11 @@ def dump_manifest(manifest: dict[str, Any]) -> bytes:
     rest = {name: value for name, value in manifest.items() if name != _SEAL}
     rest = parse_json(dump_json(rest))  # as a reader sees it: no tuples, names that are text
     return dump_json(rest | {_SEAL: config_digest(rest)}, indent=1)
+
+
+def read_manifest(store: str | Path) -> dict[str, Any]:
+    """Read and check a store's `store.json`; raises as :func:`load_manifest`."""
+    return load_manifest(Path(store) / MANIFEST, STORE_FORMAT)
 
 
 def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:

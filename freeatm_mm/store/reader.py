@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from freeatm_mm.errors import listed
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
-    STORE_FORMAT,
     handle_sha256,
-    load_manifest,
     open_regular,
     read_exactly,
     read_index_header,
+    read_manifest,
 )
 from freeatm_mm.store.sample import RawSample, Sample, decode_sample
 from freeatm_mm.store.tar import read_sample
@@ -118,7 +118,7 @@ class Store(Sequence):
         if not self.path.is_dir():
             raise StoreError(f'there is no store at {self.path}: no such folder')
         try:
-            manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
+            manifest = read_manifest(self.path)
         except FileNotFoundError:
             raise StoreError(f'{self.path} is not a store: it has no {MANIFEST}') from None
         complete, shards = manifest['complete'], manifest['shards']
@@ -137,8 +137,7 @@ class Store(Sequence):
             if name not in present
         ]
         if missing:
-            more = f' and {len(missing) - 3} more' if len(missing) > 3 else ''
-            raise StoreError(f'the store {self.path} lacks {", ".join(missing[:3])}{more}')
+            raise StoreError(f'the store {self.path} lacks {listed(missing)}')
         return manifest
 
     def _locate(self, index: int) -> tuple[int, int]:

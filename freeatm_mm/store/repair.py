@@ -15,12 +15,11 @@ from freeatm_mm.files import read_json
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
-    STORE_FORMAT,
     config_digest,
     left_out_keys,
-    load_manifest,
     open_regular,
     planned_samples,
+    read_manifest,
     shard_name,
 )
 from freeatm_mm.store.sample import RawSample, Sample
@@ -117,7 +116,7 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
 
 def _is_finished(path: Path) -> bool:
     try:
-        return load_manifest(path / MANIFEST, STORE_FORMAT).get('complete') is True
+        return read_manifest(path).get('complete') is True
     except (StoreError, OSError):
         return False
 
@@ -128,7 +127,7 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
         raise StoreError(f'there is no store at {path}: no such folder')
     file = path / MANIFEST
     try:
-        manifest = load_manifest(file, STORE_FORMAT)
+        manifest = read_manifest(path)
         config, each = manifest['config'], manifest['samples_per_shard']
         # A store may go without some of the samples that were planned.
         num_samples = config.get('num_samples')

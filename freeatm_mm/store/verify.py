@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     ENTRY_FIELDS,
     MANIFEST,
     PROGRESS,
     SHARD_FORMAT,
-    STORE_FORMAT,
     config_digest,
     file_sha256,
     left_out_keys,
@@ -26,6 +26,7 @@ from freeatm_mm.store.layout import (
     mask_bytes,
     open_regular,
     planned_samples,
+    read_manifest,
     shard_name,
 )
 from freeatm_mm.store.sample import decode_sample
@@ -134,7 +135,7 @@ def verify_store(
     entries, problems = shard_entries(path)
     yield from problems
     yield from _foreign_files(path, entries)
-    manifest = None if problems else load_manifest(path / MANIFEST, STORE_FORMAT)
+    manifest = None if problems else read_manifest(path)
     if manifest is not None:
         yield from _compare_with_settings(path, manifest, source)
     keys: list[np.ndarray] = []
@@ -172,7 +173,7 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
     file = path / MANIFEST
     problems: list[Problem] = []
     try:
-        manifest = load_manifest(file, STORE_FORMAT)
+        manifest = read_manifest(path)
         if manifest['complete']:
             if not manifest['shards']:
                 raise StoreError(f'{file} lists no shards')
@@ -437,10 +438,10 @@ def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
             return f'has {found} bytes where {size} were written', 'changed'
         if file_sha256(file) != digest:
             return 'its sha256 is not the recorded one', 'changed'
+    except InputError as error:
+        return str(error), 'changed'
     except OSError as error:
         return f"can't be read ({error.strerror})", 'changed'
-    except StoreError as error:
-        return str(error), 'changed'
     return None
 
 

@@ -33,6 +33,7 @@ from freeatm_mm.store.layout import (
     load_manifest,
     mask_bytes,
     planned_samples,
+    read_manifest,
     shard_name,
 )
 from freeatm_mm.store.locking import locked_write
@@ -267,7 +268,7 @@ class StoreWriter:
     def _check_existing(self) -> bool:
         """Whether the folder holds this store already; raises if it holds another one."""
         try:
-            manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
+            manifest = read_manifest(self.path)
         except FileNotFoundError:
             return False
         found = manifest['config'] | {'samples_per_shard': manifest['samples_per_shard']}
@@ -289,7 +290,7 @@ class StoreWriter:
     def _is_recorded(self, shards: list[dict[str, Any]]) -> bool:
         """Whether ``store.json`` is finished and lists these shards."""
         try:
-            manifest = load_manifest(self.path / MANIFEST, STORE_FORMAT)
+            manifest = read_manifest(self.path)
         except (StoreError, OSError):
             return False
         return manifest['complete'] and manifest['shards'] == parse_json(dump_json(shards))

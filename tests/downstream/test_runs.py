@@ -102,11 +102,13 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     assert len(done) == 4
 
 
-def test_a_failure_stops_and_is_gone_on_from(calls, tmp_path):
+def test_a_failure_stops_and_is_gone_on_from(calls, tmp_path, capsys):
     done, run = calls
     run.code = 5
-    with pytest.raises(SystemExit, match=r'mini-coco failed \(exit code 5\).*goes on from here'):
+    with pytest.raises(SystemExit):
         tool.main(arguments(tmp_path))
+    told = capsys.readouterr().err
+    assert 'mini-coco failed (exit code 5)' in told and 'goes on from here' in told
     assert len(done) == 1
     run.code = 0
     tool.main(arguments(tmp_path))
@@ -432,8 +434,9 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     assert 'mini-cityscapes: job 41 is still under way' in capsys.readouterr().out
     assert (tmp_path / 'submitted').read_text() == submitted
     # Started without --slurm, nothing is trained beside the job.
-    with pytest.raises(SystemExit, match='mini-coco: job 41 still works in'):
+    with pytest.raises(SystemExit):
         tool.main(arguments(tmp_path / 'out', '--gpus', '16'))
+    assert 'mini-coco: job 41 still works in' in capsys.readouterr().err
     # Ended, and nothing came of it: said, and submitted again.
     (tmp_path / 'running').unlink()
     tool.main(options)
@@ -447,7 +450,7 @@ def test_slurm(tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'out/row.json').exists()
 
 
-def test_what_slurm_does_not_say_is_not_guessed(tmp_path, monkeypatch):
+def test_what_slurm_does_not_say_is_not_guessed(tmp_path, monkeypatch, capsys):
     programs = made(tmp_path, 'bin') / 'bin'
     for name, text in (('sbatch', 'echo 41'), ('squeue', 'echo "Socket timed out" >&2; exit 1')):
         (programs / name).write_text(f'#!/bin/sh\n{text}\n')
@@ -455,12 +458,10 @@ def test_what_slurm_does_not_say_is_not_guessed(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
     options = arguments(tmp_path / 'out', '--slurm', 'gpu')
     tool.main(options)
-    with pytest.raises(
-        SystemExit,
-        match=r'mini-coco: squeue does not say whether job 41 has ended '
-        r'\(Socket timed out\)',
-    ):
+    with pytest.raises(SystemExit):
         tool.main(options)
+    told = 'mini-coco: squeue does not say whether job 41 has ended (Socket timed out)'
+    assert told in capsys.readouterr().err
     (programs / 'squeue').write_text('#!/bin/sh\necho "Invalid job id specified" >&2; exit 1\n')
     run = DownstreamRun('mini-coco', 'random', tmp_path / 'out/mini-coco')
     assert run.last_job() == '41' and run.pending() is None  # forgotten: it has ended
@@ -472,14 +473,15 @@ def test_what_slurm_does_not_say_is_not_guessed(tmp_path, monkeypatch):
         run.submit('gpu')
 
 
-def test_a_refusal_of_sbatch_is_told(tmp_path, monkeypatch):
+def test_a_refusal_of_sbatch_is_told(tmp_path, monkeypatch, capsys):
     programs = tmp_path / 'bin'
     programs.mkdir()
     (programs / 'sbatch').write_text('#!/bin/sh\necho "invalid partition" >&2; exit 1\n')
     (programs / 'sbatch').chmod(0o755)
     monkeypatch.setenv('PATH', f'{programs}{os.pathsep}{os.environ["PATH"]}')
-    with pytest.raises(SystemExit, match='sbatch refused mini-coco: invalid partition'):
+    with pytest.raises(SystemExit):
         tool.main(arguments(tmp_path / 'out', '--slurm', 'none'))
+    assert 'sbatch refused mini-coco: invalid partition' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', BENCHMARKS)
@@ -517,12 +519,12 @@ def test_a_batch_that_cannot_be_shared_is_told(tmp_path, capsys):
 def test_rows_of_both_architectures_have_folders_of_their_own():
     """The ViT's random weights would overwrite the ResNet's row."""
     outs = {
-        tool.parse_args([init, '--suite', suite])[1].out
+        tool.parse_args([init, '--suite', suite]).out
         for init in ('random', 'supervised')
         for suite in ('mini-resnet', 'mini-vit')
     }
     assert len(outs) == 4
-    args = tool.parse_args(['runs/mocov2/epoch_9.pth', '--suite', 'resnet'])[1]
+    args = tool.parse_args(['runs/mocov2/epoch_9.pth', '--suite', 'resnet'])
     assert args.out == Path('work_dirs/downstream/mocov2/epoch_9/seed_0')
 
 

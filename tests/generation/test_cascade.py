@@ -11,7 +11,7 @@ import torch
 from helpers.store_samples import folder_bytes
 from helpers.tiny_generators import tiny_if_super_resolution, tiny_upscaler
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
-from helpers.tools import load_tool
+from helpers.tools import exit_code, load_tool
 
 from freeatm_mm.attention import AttentionRecorder, dequantize
 from freeatm_mm.generation import (
@@ -257,7 +257,7 @@ def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_pa
         'png',
         '--quiet',
     ]
-    assert tool.main(words) == 2 and 'give the further stages' in capsys.readouterr().err
+    assert exit_code(tool, words) == 2 and 'give the further stages' in capsys.readouterr().err
     words += [
         '--stage',
         str(folders / 'if-2'),
@@ -268,7 +268,7 @@ def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_pa
         '--stage-guidance',
         '4,9',
     ]
-    assert tool.main([*words, '--size', '1024']) == 2
+    assert exit_code(tool, [*words, '--size', '1024']) == 2
     assert 'not 1024x1024' in capsys.readouterr().err
     assert tool.main([*words, '--size', '128', '--mask-stage', '2']) == 0
     store = Store(tmp_path / 'out')

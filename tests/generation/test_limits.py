@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.tools import load_tool
+from helpers.tools import exit_code, load_tool
 
 from freeatm_mm.generation import GenerationJob, Plan
 from freeatm_mm.generation.limits import check_settings
@@ -88,7 +88,7 @@ def test_numbers_without_measure_are_refused_at_once(
 ):
     import re
 
-    assert tool.main(['nowhere', str(prompts), str(tmp_path / 'out'), *words]) == 2
+    assert exit_code(tool, ['nowhere', str(prompts), str(tmp_path / 'out'), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line) and len(line) < 400
     assert not (tmp_path / 'out').exists()
@@ -162,7 +162,7 @@ def test_prompt_files_that_cannot_be_drawn_are_refused(tool, tmp_path, capsys, c
 
     path = tmp_path / 'prompts.jsonl'
     path.write_bytes(content)
-    assert tool.main(['nowhere', str(path), str(tmp_path / 'out')]) == 2
+    assert exit_code(tool, ['nowhere', str(path), str(tmp_path / 'out')]) == 2
     (text,) = capsys.readouterr().err.splitlines()
     assert re.search(message, text) and str(path) in text
     assert not (tmp_path / 'out').exists()
@@ -171,7 +171,7 @@ def test_prompt_files_that_cannot_be_drawn_are_refused(tool, tmp_path, capsys, c
 def test_what_is_no_plain_file_is_refused(tool, tmp_path, capsys):
     os.mkfifo(tmp_path / 'pipe')
     for place in (tmp_path / 'pipe', tmp_path, '/dev/zero'):
-        assert tool.main(['nowhere', str(place), str(tmp_path / 'out')]) == 2
+        assert exit_code(tool, ['nowhere', str(place), str(tmp_path / 'out')]) == 2
         assert 'is no plain file but' in capsys.readouterr().err
 
 
@@ -202,9 +202,9 @@ def test_another_store_s_settings_are_found_before_weights_are_loaded(
     job.check(tmp_path / 'out')  # settings that drew nothing bind nobody
     (tmp_path / 'out' / 'shard-000000.json').touch()
     words = ['nowhere', str(prompts), str(tmp_path / 'out'), '--steps']
-    assert tool.main([*words, '2']) == 2
+    assert exit_code(tool, [*words, '2']) == 2
     assert 'steps is 3 there and 2 here. Use' in capsys.readouterr().err
-    assert tool.main([*words, '3', '--samples-per-shard', '7']) == 2
+    assert exit_code(tool, [*words, '3', '--samples-per-shard', '7']) == 2
     assert 'samples_per_shard is 5000 there and 7 here' in capsys.readouterr().err
     assert isinstance(
         GenerationJob('nowhere', str(prompts), options={'steps': 3}).check(tmp_path / 'out'), Plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,15 @@ def load_tool(name: str) -> ModuleType:
 
 def run_tool(name: str, *words: object) -> int:
     """Run a tool in this process with these arguments and return its exit code."""
-    return load_tool(name).main([str(word) for word in words])
+    return exit_code(load_tool(name), words)
+
+
+def exit_code(tool: ModuleType, words: Iterable[object]) -> int:
+    """What a tool would end with, had it been started with these arguments."""
+    try:
+        return tool.main([str(word) for word in words])
+    except SystemExit as ended:
+        return ended.code
 
 
 def planned(tool: ModuleType, capsys, *options: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ import torch  # noqa: E402
 
 from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
-from freeatm_mm.lavis_ext.origin import describe_pretraining, label_row, origin_of  # noqa: E402
+from freeatm_mm.origins import blip_origin, describe_blip, label_blip  # noqa: E402
 
 DATA, TEXT = 'datasets.freeatm_pretrain', 'datasets.freeatm_pretrain.text_processor.train'
 SD15 = {
@@ -24,7 +24,7 @@ SHARES = {'scenes': 5, 'seed': 1, 'mask_side': 8}
 
 def describe(name, *options, stores=(), earlier=None):
     config = load_config(f'configs/lavis/{name}.yaml', options).to_dict()
-    return describe_pretraining(config, stores, earlier)
+    return describe_blip(config, stores, earlier)
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ NOTHING = dict.fromkeys(KNOWN)
 
 
 def test_rows():
-    assert label_row(NOTHING, KNOWN, 'x.pth') == KNOWN
-    assert label_row({**NOTHING, 'generator': 'mine'}, KNOWN, 'x.pth')['generator'] == 'mine'
+    assert label_blip(NOTHING, KNOWN, 'x.pth') == KNOWN
+    assert label_blip({**NOTHING, 'generator': 'mine'}, KNOWN, 'x.pth')['generator'] == 'mine'
     boxes = {**KNOWN, 'masks': 'Free-ATM, boxes'}
-    assert label_row({**NOTHING, 'masks': 'boxes'}, boxes, 'x.pth')['masks'] == 'boxes'
+    assert label_blip({**NOTHING, 'masks': 'boxes'}, boxes, 'x.pth')['masks'] == 'boxes'
     assert (
-        label_row({**NOTHING, 'regime': 'real'}, {**KNOWN, 'regime': 'real'}, 'x.pth')['generator']
+        label_blip({**NOTHING, 'regime': 'real'}, {**KNOWN, 'regime': 'real'}, 'x.pth')['generator']
         == ''
     )
-    assert label_row(KNOWN, None, 'x.pth') == KNOWN
+    assert label_blip(KNOWN, None, 'x.pth') == KNOWN
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_rows():
 )
 def test_contradictions(given, known, message):
     with pytest.raises(InputError, match=message):
-        label_row({**NOTHING, **given}, {**KNOWN, **known}, 'x.pth')
+        label_blip({**NOTHING, **given}, {**KNOWN, **known}, 'x.pth')
 
 
 def test_checkpoints(tmp_path):
     def saved(content):
         torch.save(content, tmp_path / 'x.pth')
-        return origin_of(tmp_path / 'x.pth')
+        return blip_origin(tmp_path / 'x.pth')
 
     config = load_config('configs/lavis/miniature/blip_pretrain_freeatm.yaml').to_dict()
     assert saved({'model': {}}) is None

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from helpers.tiny_stores import make_store
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, RunError
 from freeatm_mm.miniature.job import DryJob, Job, choose_samples, pretrain
 
 
@@ -40,7 +40,7 @@ def test_a_failure_stops_and_is_tried_again(tool, tmp_path):
     job = Job(tmp_path)
     job.run('Do it', tool, 0)
     for _ in range(2):
-        with pytest.raises(SystemExit, match=r'"Fail" failed \(exit code 3\).*goes on from here'):
+        with pytest.raises(RunError, match=r'"Fail" failed \(exit code 3\).*goes on from here'):
             Job(tmp_path).run('Fail', tool, 3)
     assert (tmp_path / 'calls').read_text() == '0;3;3;'
     assert len(json.loads((tmp_path / 'steps.json').read_text())) == 1
@@ -65,7 +65,7 @@ def test_side_by_side_each_line_says_whose_it_is(tmp_path, capfd):
 
 def test_a_failed_line_begins_no_other(tool, tmp_path):
     job = Job(tmp_path)
-    with pytest.raises(SystemExit, match='"Fail" failed'):
+    with pytest.raises(RunError, match='"Fail" failed'):
         job.run_side_by_side(
             [
                 partial(job.run, 'Fail', tool, 3, label='x'),
@@ -91,7 +91,7 @@ def test_a_failure_ends_the_lines_beside_it(tool, tmp_path):
         assert failed.wait(60)
         job.run('Do', tool, 0, 'b')
 
-    with pytest.raises(SystemExit, match='"Fail" failed'):
+    with pytest.raises(RunError, match='"Fail" failed'):
         job.run_side_by_side([goes_on, fails], 2)
     assert set((tmp_path / 'calls').read_text().split(';')) == {'3', '0 a', ''}
 
@@ -109,7 +109,7 @@ def test_a_folder_keeps_the_length_of_its_pretraining(tmp_path):
     folder.mkdir()
     (folder / 'mocov2_freeatm.py').write_text('train_cfg = dict(max_epochs=24)\n')
     assert pretrain(DryJob(), folder, 'mocov2', 'store', 24, 0, True) == folder / 'epoch_24.pth'
-    with pytest.raises(SystemExit, match='holds a pretraining of 24 epochs, not of 48'):
+    with pytest.raises(InputError, match='holds a pretraining of 24 epochs, not of 48'):
         pretrain(DryJob(), folder, 'mocov2', 'store', 48, 0, True)
 
 

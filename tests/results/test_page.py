@@ -234,4 +234,4 @@ def test_report_tool_writes_table_and_plot_beside_the_results(results, tmp_path)
         capture_output=True,
         env={'PYTHONPATH': str(ROOT), 'PATH': ''},
     )
-    assert done.returncode == 1 and done.stderr.count('\n') == 1 and 'missing' in done.stderr
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'missing' in done.stderr

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from helpers.store_samples import folder_bytes
 from helpers.tiny_pipelines import tiny_stable_diffusion
-from helpers.tools import load_tool
+from helpers.tools import exit_code, load_tool
 
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
@@ -165,7 +165,7 @@ def test_lost_samples_are_drawn_again_by_the_store_s_tool(
     assert folder_bytes(out) == whole
     other = tmp_path / 'other.jsonl'
     other.write_text(prompt_file.read_text().replace('photo', 'print'))
-    assert verify.main([str(out), '--prompts', str(other)]) == 2
+    assert exit_code(verify, [out, '--prompts', other]) == 2
     assert 'are not those that' in capsys.readouterr().err
 
 
@@ -244,9 +244,9 @@ def test_bad_input_is_one_sentence(
         '--quiet',
         *change.get('more', []),
     )
-    assert tool.main(words) == 2
+    assert exit_code(tool, words) == 2
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith('error: ')]
+    lines = [line for line in captured.err.splitlines() if line.startswith('generate.py: ')]
     assert len(lines) == 1 and 'Traceback' not in captured.err
     assert re.search(message, lines[0])
     assert not list(tmp_path.glob('out/shard-*'))
@@ -256,7 +256,7 @@ def test_bad_input_is_one_sentence(
 
 def test_masks_are_read_from_the_arguments(tool):
     def read(*more):
-        return tool.masks_of(tool.build_parser().parse_args(['p', 'p', 'o', *more]))
+        return tool.masks_of(tool.parse_args(['p', 'p', 'o', *more]))
 
     assert read() is True and read('--no-masks') is False
     assert read(
@@ -338,7 +338,7 @@ def test_a_worker_named_by_hand_needs_no_environment(
     for name, value in (('ID', '9'), ('COUNT', '2'), ('MIN', '1')):
         monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', value)
     words = arguments(pipeline_folder, prompt_file, tmp_path / 'out', '--limit', '2', '--quiet')
-    assert tool.main(words) == 2 and 'not evenly spaced' in capsys.readouterr().err
+    assert exit_code(tool, words) == 2 and 'not evenly spaced' in capsys.readouterr().err
     assert tool.main([*words, '--rank', '0', '--world', '1']) == 0
 
 
@@ -356,7 +356,7 @@ def test_out_of_memory_and_interruption_are_said_plainly(
             raise error
 
         monkeypatch.setattr(generation, 'draw_store', fail)
-        assert tool.main(arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
+        assert exit_code(tool, arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
         assert message in capsys.readouterr().err
 
 
@@ -446,7 +446,10 @@ def test_told_to_end_it_ends_cleanly_and_goes_on_later(
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == code, errors
-    assert errors.strip() == f'ended by {number.name}; the same command goes on where it was'
+    assert (
+        errors.strip()
+        == f'generate.py: ended by {number.name}; the same command goes on where it was'
+    )
     assert not [pid for pid in started if Path(f'/proc/{pid}').exists()]
     kept = len(list(out.glob('shard-*.json')))
     assert 0 < kept < 12 and not json.loads((out / 'store.json').read_text())['complete']

@@ -12,8 +12,8 @@ from helpers.tools import load_tool
 pytest.importorskip('lavis')
 
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
-from freeatm_mm.lavis_ext.origin import describe_pretraining, label_row  # noqa: E402
 from freeatm_mm.ops.position import PRESETS  # noqa: E402
+from freeatm_mm.origins import describe_blip, label_blip  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,
@@ -132,7 +132,7 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
             config = load_config(
                 ROOT / command[1], command[command.index('--options') + 1 :]
             ).to_dict()
-            content[arm], origins[arm] = flat(config), describe_pretraining(config)['masks']
+            content[arm], origins[arm] = flat(config), describe_blip(config)['masks']
     data = 'datasets.freeatm_pretrain'
     text = f'{data}.text_processor.train'
     assert {
@@ -167,7 +167,7 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
     for arm, masks in origins.items():
         given = {'true': True, 'false': False}.get(tool.ARMS[arm][0], tool.ARMS[arm][0])
         facts = {'regime': 'synthetic', 'generator': 'miniature', 'masks': masks}
-        assert label_row({**facts, 'masks': given}, facts, 'x')['masks'] == given
+        assert label_blip({**facts, 'masks': given}, facts, 'x')['masks'] == given
 
 
 def flat(config, start=''):
@@ -183,10 +183,10 @@ def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):
     commands = run(tool, monkeypatch, tmp_path, '--arms', 'ptp', '--detections', 'boxes.json')
     assert [what.split(',')[0] for what, _ in commands] == [
         'Pretrain ptp-0',
-        'Judge ptp-0',
-        'Judge ptp-0',
+        'Evaluate ptp-0',
+        'Evaluate ptp-0',
         'Fine-tune ptp-0',
-        'Judge ptp-0',
+        'Evaluate ptp-0',
     ]
     # The same from any folder.
     boxes = Path('boxes.json').resolve()

@@ -77,7 +77,7 @@ def test_imagenet_killed_and_resumed_gives_the_same_bytes(tmp_path):
     assert 'before an interruption' in out and 'sentences that come again: 0' in out
     assert sum(1 for _ in read_prompts(path)) == 16_000
     code, _, err = call('imagenet', path, *arguments)
-    assert code == 1 and 'exists already' in err and len(err.splitlines()) == 1
+    assert code == 2 and 'exists already' in err and len(err.splitlines()) == 1
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +182,7 @@ def test_captions(tmp_path):
     [
         (
             ('imagenet', 'OUT', '--under', 'unicorn'),
-            1,
+            2,
             "no class of ImageNet stands under 'unicorn'",
         ),
         (
@@ -229,19 +229,19 @@ def test_captions(tmp_path):
             '--min-words 50 is more than --max-words 40',
         ),
         (('coco', 'a.json', 'OUT', '--max-unreadable', 'nan'), 2, '--max-unreadable: must be'),
-        (('coco', '/dev/zero', 'OUT'), 1, '/dev/zero is a device, not a caption file'),
+        (('coco', '/dev/zero', 'OUT'), 2, '/dev/zero is a device, not a caption file'),
         (
             ('rewrite', '/dev/zero', 'OUT', '--local', 'nothing'),
-            1,
+            2,
             'is a device, not a prompt file',
         ),
         (
             ('rewrite', '/dev/null', '/dev/null', '--local', 'nothing', '--overwrite'),
-            1,
+            2,
             '/dev/null is no regular file',
         ),
         (('imagenet', 'OUT', '--name', 'a b'), 2, '--name must be'),
-        (('coco', 'nothing.json', 'OUT'), 1, 'there is no caption file nothing.json'),
+        (('coco', 'nothing.json', 'OUT'), 2, 'there is no caption file nothing.json'),
         (
             (
                 'rewrite',
@@ -252,7 +252,7 @@ def test_captions(tmp_path):
                 '--server',
                 'http://127.0.0.1:9/v1',
             ),
-            1,
+            2,
             'there is no prompt file nothing.jsonl',
         ),
         (
@@ -297,7 +297,7 @@ def test_word_lists_are_checked(tmp_path, templates):
             '--forbid',
             bad,
         )
-        assert code == 1 and message in err and len(err.splitlines()) == 1
+        assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
 def test_thoughts_do_not_become_prompts(tmp_path, templates):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.tiny_stores import make_store
-from helpers.tools import load_tool, planned
+from helpers.tools import exit_code, load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
@@ -47,7 +47,7 @@ def test_all_arms(capsys, tmp_path):
         '--exact',
         '--seeds',
         '2',
-        '--judge-every',
+        '--evaluate-every',
         '8',
         '--out',
         str(tmp_path),
@@ -91,7 +91,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
         *tool.ARMS,
         '--epochs',
         '9',
-        '--judge-every',
+        '--evaluate-every',
         '3',
         '--out',
         str(tmp_path),
@@ -149,9 +149,9 @@ def test_rows_are_gathered_and_fine_tuning_joins_its_own(tmp_path):
     assert random.method == 'random-vit' and 'finetune_top1' not in random.values
 
 
-def test_too_few_epochs_are_refused():
-    with pytest.raises(SystemExit, match='--epochs must be 3 or more'):
-        tool.main(['--dry-run', '--epochs', '2'])
+def test_too_few_epochs_are_refused(capsys):
+    assert exit_code(tool, ['--dry-run', '--epochs', '2']) == 2
+    assert './run miniature: --epochs must be 3 or more' in capsys.readouterr().err
 
 
 def test_each_seed_takes_its_samples_of_a_pool(capsys, tmp_path, monkeypatch):

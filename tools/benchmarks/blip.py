@@ -9,24 +9,24 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
+import torch
 
-from freeatm_mm.compat import worker_message  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.results import (
     add_row,
     new_results,
     to_markdown,
     write_results,
 )
-from freeatm_mm.store import StoreError  # noqa: E402
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures; whatever is wrong is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write and print."""
+    args = parse_args(argv)
     if args.device == 'cpu':
         torch.set_num_threads(1)
     options = [f'datasets.freeatm_pretrain.build_info.store={args.store}', *args.options]
@@ -50,16 +56,14 @@ def main(argv: list[str] | None = None) -> None:
         'shorter one, and loading (decoding, augmenting, text) on one core, which worker processes '
         'do beside the steps.'
     )
-    try:
-        from blip_cases import benchmark_blip
+    from blip_cases import benchmark_blip
 
-        for row in benchmark_blip(args.config, options, args.batch_size, args.repeats, args.device):
-            add_row(results, row)
-    except (ImportError, FileNotFoundError, ValueError, StoreError) as error:
-        sys.exit(f'{parser.prog}: {worker_message(error)}')
+    for row in benchmark_blip(args.config, options, args.batch_size, args.repeats, args.device):
+        add_row(results, row)
     write_results(args.out, results)
     print(to_markdown(results))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Damage files in thousands of ways and see that each reader refuses them, or reads the same.
 
     python tools/benchmarks/fuzz.py                        all targets
@@ -21,11 +20,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import FOUND, InputError, tool
+
 ROOT = Path(__file__).resolve().parents[2]
-USAGE_ERROR = 2
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     add('--module', action='append', default=[], help='import this module, which adds targets')
     add('--list', action='store_true', help='print the targets and end')
     add('--out', type=Path, default=ROOT / 'docs/results/fuzz.json', help='result file')
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(arguments)
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     import fuzzing
 
     from freeatm_mm.files import atomic_write
@@ -74,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f'{target.name}: {(target.make.__doc__ or "").strip()}')
         return 0
     if unknown := set(args.targets) - fuzzing.TARGETS.keys():
-        parser.error(f'there is no target {", ".join(sorted(unknown))}; --list prints them')
+        raise InputError(f'there is no target {", ".join(sorted(unknown))}; --list prints them')
     if args.count < 0 or args.bits < 0 or not 0 < args.seconds < float('inf'):
-        parser.error('--count and --bits must not be negative, and --seconds above 0')
+        raise InputError('--count and --bits must not be negative, and --seconds above 0')
 
     results = (
         read_results(args.out)
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_results(args.out, results)
         with atomic_write(args.out.with_suffix('.md')) as file:
             file.write(to_markdown(results).encode())
-    return 1 if faults else 0
+    return FOUND if faults else 0
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from freeatm_mm.generation.generate import draw_store
 from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import Store, StoreError, verify_store
-from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
+from freeatm_mm.store.layout import MANIFEST, left_out_keys, read_manifest
 
 __all__ = ['KillReport', 'kill_and_resume']
 
@@ -172,7 +172,7 @@ def _moment(out: Path) -> str:
     ):
         if any(f'{name}{ending}' not in names for name in tars):
             return moment
-    if load_manifest(out / MANIFEST, STORE_FORMAT)['complete']:
+    if read_manifest(out)['complete']:
         return 'after store.json'
     return 'between two shards'
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Kill a run with SIGKILL at random moments, go on each time, and compare with an undisturbed run.
 
     python tools/benchmarks/kills.py                          100 kills of one worker
@@ -17,11 +16,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import FOUND, tool
+
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ('dog', 'cat', 'bird', 'fish', 'flower', 'fruit', 'lamp', 'boat')
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,11 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path('work_dirs/results/kill-test.json'),
         help='result file (%(default)s)',
     )
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     import torch
     from kill_and_resume import kill_and_resume
 
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else new_results('kill-test', 'python tools/benchmarks/kills.py')
     )
     results['command'] = shlex.join(
-        ['python', 'tools/benchmarks/kills.py', *(arguments or sys.argv[1:])]
+        ['python', 'tools/benchmarks/kills.py', *(argv or sys.argv[1:])]
     )
     results['description'] = (
         'Workers killed with SIGKILL at random moments of a run and started again. Every sample '
@@ -126,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_results(args.out, results)
     with atomic_write(args.out.with_suffix('.md')) as file:
         file.write(to_markdown(results).encode())
-    return 1 if report.problems else 0
+    return FOUND if report.problems else 0
 
 
 if __name__ == '__main__':

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measure what pretraining with masks costs, against the same training without masks.
 
     python tools/benchmarks/pretraining.py            # the paper's shapes; 10 minutes on a CPU
@@ -14,18 +13,22 @@ import argparse
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm import compat
+from freeatm_mm.errors import tool
+
+ROOT = Path(__file__).resolve().parents[2]
 CASES = ('mask-generator', 'loading', 'step', 'memory')
 METHODS = ('simclr', 'mocov2', 'mae')
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +50,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--note', default='', help='a sentence on the circumstances, kept with the results'
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    args = parse_args(argv)
+    compat.skip_multimodal_models()
+
     from pretraining_cases import Shapes, benchmark_pretraining
 
     import freeatm_mm.openmmlab  # noqa: F401
@@ -95,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
                 write_results(out, results)
                 with atomic_write(out.with_suffix('.md')) as file:
                     file.write(to_markdown(results).encode())
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

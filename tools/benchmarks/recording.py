@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measure what recording attention costs at Stable Diffusion 1.5's shapes, ours and others'.
 
     python tools/benchmarks/recording.py                 # ours, and the obvious way
@@ -16,15 +15,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from recording_runs import OTHERS, benchmark_recording, rows_of  # noqa: E402
+from recording_runs import OTHERS, benchmark_recording, rows_of
 
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.results import (
     add_row,
     new_results,
     to_markdown,
@@ -32,8 +32,8 @@ from freeatm_mm.results import (  # noqa: E402
 )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         choices=['ours', 'ours-refined', 'keep-all'],
         help='what to measure in this environment (%(default)s)',
     )
-    for tool in OTHERS:
-        parser.add_argument(f'--{tool}', metavar='PYTHON', help=f'interpreter with {tool}')
+    for other in OTHERS:
+        parser.add_argument(f'--{other}', metavar='PYTHON', help=f'interpreter with {other}')
     parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='a small network: says that it runs')
@@ -56,11 +56,19 @@ def main(argv: list[str] | None = None) -> None:
         help='result file (%(default)s)',
     )
     parser.add_argument('--note', default='', help='kept with the results')
-    args = parser.parse_args(argv)
-    pythons = {tool: python for tool in OTHERS if (python := getattr(args, tool.replace('-', '_')))}
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    args = parse_args(argv)
+    pythons = {
+        other: python for other in OTHERS if (python := getattr(args, other.replace('-', '_')))
+    }
     kept = list(argv or sys.argv[1:])
-    for tool in pythons:  # where an interpreter lies says nothing to others
-        kept[kept.index(f'--{tool}') + 1] = f'{tool}-env/bin/python'
+    for other in pythons:  # where an interpreter lies says nothing to others
+        kept[kept.index(f'--{other}') + 1] = f'{other}-env/bin/python'
     results = new_results(
         'benchmark-recording', shlex.join(['python', 'tools/benchmarks/recording.py', *kept])
     )
@@ -91,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         write_results(args.out, results)
         with atomic_write(args.out.with_suffix('.md')) as file:
             file.write(to_markdown(results).encode())
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

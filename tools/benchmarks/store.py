@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measure a store of 14 million samples, the bytes of masks, and what writing costs.
 
     python tools/benchmarks/store.py
@@ -18,10 +17,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import tool
+
 CASES = ('large', 'masks', 'write')
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,11 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path('work_dirs/results/benchmark-store.json'),
         help='result file; rows of other cases in it stay (%(default)s)',
     )
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     import store_cases as benchmark
 
     from freeatm_mm.files import atomic_write

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Converts a pretraining's checkpoint to another library's layout: the backbone alone, renamed.
+"""Convert a pretraining's checkpoint to another library's layout: the backbone alone, renamed.
 
     python tools/convert/checkpoint.py epoch_200.pth resnet50.pth --to torchvision
     python tools/convert/checkpoint.py epoch_1600.pth vit.safetensors --to timm
@@ -12,15 +11,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint  # noqa: E402
+from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint
+from freeatm_mm.errors import tool
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Converts; bad input is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,13 +35,17 @@ def main(argv: list[str] | None = None) -> None:
         type=int,
         help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
     )
-    args = parser.parse_args(argv)
-    try:
-        count = convert_checkpoint(args.checkpoint, args.out, args.to, args.heads)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert it."""
+    args = parse_args(argv)
+    count = convert_checkpoint(args.checkpoint, args.out, args.to, args.heads)
     print(f'{count} tensors written to {args.out}')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Detects objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
+"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
 
     python tools/convert/detect_objects.py CONFIG CHECKPOINT STORE detections.json
     python tools/lavis_train.py configs/lavis/baselines/blip_pretrain_ptp.yaml \
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from freeatm_mm import compat  # noqa: E402
+from freeatm_mm import compat
+from freeatm_mm.errors import tool
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Detects; whatever is wrong is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,33 +48,33 @@ def main(argv: list[str] | None = None) -> None:
         'decoded have no objects and are counted, instead of ending the run',
     )
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
-    args = parser.parse_args(argv)
-    try:
-        compat.skip_multimodal_models()
-        from freeatm_mm.datasets.detections import Detector, detect_objects
+    return parser.parse_args(argv)
 
-        detector = Detector(args.config, args.checkpoint, args.device)
-        described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'
-        progress = tqdm(desc='images', mininterval=1)
-        for done in detect_objects(
-            detector,
-            args.source,
-            args.out,
-            described,
-            args.score,
-            args.most,
-            args.batch_size,
-            args.skip_unreadable,
-        ):
-            progress.update(done - progress.n)
-        progress.close()
-    except Exception as error:
-        from freeatm_mm.store import StoreError
 
-        if isinstance(error, (ImportError, FileNotFoundError, ValueError, StoreError)):
-            sys.exit(f'{parser.prog}: {error}')
-        raise
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Detect them, and show how many images are done."""
+    args = parse_args(argv)
+    compat.skip_multimodal_models()
+    from freeatm_mm.datasets.detections import Detector, detect_objects
+
+    detector = Detector(args.config, args.checkpoint, args.device)
+    described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'
+    progress = tqdm(desc='images', mininterval=1)
+    for done in detect_objects(
+        detector,
+        args.source,
+        args.out,
+        described,
+        args.score,
+        args.most,
+        args.batch_size,
+        args.skip_unreadable,
+    ):
+        progress.update(done - progress.n)
+    progress.close()
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

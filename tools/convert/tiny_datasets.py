@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Writes tiny data sets in the layouts of VOC, COCO, Cityscapes, ADE20K and ImageNet.
 
 For seeing whether a downstream config runs on a machine before the real data is there:
@@ -14,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.downstream.tiny_datasets import LAYOUTS, make_tiny_dataset  # noqa: E402
+from freeatm_mm.downstream.tiny_datasets import LAYOUTS, make_tiny_dataset
+from freeatm_mm.errors import tool
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Writes them and says where."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,10 +35,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--layouts', nargs='+', choices=tuple(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument('--images', type=int, default=8, help='in each split (%(default)s)')
     parser.add_argument('--side', type=int, default=128, help='of the images (%(default)s)')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write them and say where."""
+    args = parse_args(argv)
     for layout in args.layouts:
         print(make_tiny_dataset(layout, args.out / LAYOUTS[layout].folder, args.images, args.side))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

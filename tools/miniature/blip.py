@@ -22,16 +22,17 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.miniature.export import export_positions  # noqa: E402
-from freeatm_mm.miniature.job import Job  # noqa: E402
-from freeatm_mm.miniature.sources import fetch_sources  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.miniature.export import export_positions
+from freeatm_mm.miniature.job import Job
+from freeatm_mm.miniature.sources import fetch_sources
+from freeatm_mm.results import (
     add_row,
     new_results,
     read_results,
@@ -39,6 +40,7 @@ from freeatm_mm.results import (  # noqa: E402
     write_results,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path('configs/lavis/miniature')
 DETECTOR = 'configs/miniature/downstream/mask-rcnn_resnet.py'
 DATA, READ = 'datasets.freeatm_pretrain', 'datasets.freeatm_retrieval.build_info'
@@ -63,7 +65,8 @@ ARMS = {
 DEFAULT = ['baseline', 'freeatm', 'shuffled', 'boxes', 'ptp']
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,7 +123,12 @@ def main() -> None:
         metavar='KEY=VALUE',
         help='change entries of all yamls, for example run.num_workers=0',
     )
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     for name in ('out', 'store', 'world', 'detections', 'sources'):
         if getattr(args, name):  # the same from any folder
             setattr(args, name, Path(getattr(args, name)).resolve())
@@ -154,6 +162,7 @@ def main() -> None:
             add_row(results, row)
     write_results(args.out / 'results.json', results)
     print('\n' + to_markdown(results))
+    return 0
 
 
 def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
@@ -194,7 +203,7 @@ def run_arm(
     positions: Path,
     detections: Path | None,
 ) -> None:
-    """Pretrains, judges zero-shot, fine-tunes and judges again."""
+    """Pretrain, evaluate zero-shot, fine-tune and evaluate again."""
     name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
     options = [
         f'{DATA}.build_info.store={args.store}',
@@ -232,9 +241,9 @@ def run_arm(
         'miniature',
     ]
 
-    def judge(what: str, wording: str, *model: str) -> None:
+    def evaluate(what: str, wording: str, *model: str) -> None:
         job.run(
-            f'Judge {name}, {what}',
+            f'Evaluate {name}, {what}',
             'tools/lavis_evaluate.py',
             CONFIGS / 'retrieval_zeroshot.yaml',
             '--what',
@@ -249,9 +258,9 @@ def run_arm(
             label=name,
         )
 
-    judge('zeroshot', 'words', f'model.pretrained={checkpoint}')
+    evaluate('zeroshot', 'words', f'model.pretrained={checkpoint}')
     # The same scenes, positions told as the prompts tell them: what the prompts have taught.
-    judge('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
+    evaluate('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
     job.run(
         f'Fine-tune {name}',
         'tools/lavis_train.py',
@@ -272,7 +281,7 @@ def run_arm(
         *args.options,
         label=name,
     )
-    judge(
+    evaluate(
         'finetuned',
         'words',
         'model.load_finetuned=True',
@@ -281,4 +290,4 @@ def run_arm(
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

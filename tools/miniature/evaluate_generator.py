@@ -1,4 +1,4 @@
-"""Judge the miniature generator: does it draw the nouns, and are its masks where they are?
+"""Evaluate the miniature generator: does it generate the nouns, and are its masks where they are?
 
     python tools/miniature/evaluate_generator.py weights/miniature-generator
 
@@ -11,18 +11,22 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from freeatm_mm.attention.overlay import contact_sheet
+from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
-from freeatm_mm.miniature.judge import (
+from freeatm_mm.miniature.evaluation import (
     NounClassifier,
-    judge_reconstructions,
-    judge_scenes,
-    judge_store,
+    evaluate_reconstructions,
+    evaluate_scenes,
+    evaluate_store,
     masks_on_noised_scenes,
     trained,
 )
@@ -30,10 +34,11 @@ from freeatm_mm.miniature.report import generator_report
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import fetch_sources
 from freeatm_mm.results import new_results
-from freeatm_mm.store import Store, StoreError
+from freeatm_mm.store import Store
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,34 +52,40 @@ def main() -> None:
     parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
     parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
     parser.add_argument(
+        '--classifier-scenes',
         '--judge-scenes',
         type=int,
         default=30000,
         help='real scenes that the classifier learns from (%(default)s)',
     )
-    parser.add_argument('--judge-epochs', type=int, default=7, help='(%(default)s)')
+    parser.add_argument(
+        '--classifier-epochs', '--judge-epochs', type=int, default=7, help='(%(default)s)'
+    )
     parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
     parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
-    args = parser.parse_args()
-    try:
-        judge(args)
-    except (OSError, ValueError, StoreError) as error:
-        sys.exit(f'judge_generator: {error}')
+    return parser.parse_args(argv)
 
 
-def judge(args: argparse.Namespace) -> None:
-    """Train the judge, let the generator draw, judge both, and write the results."""
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    evaluate(args)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Train the classifier, let the generator sample, evaluate both, and write the results."""
     sources = fetch_sources(args.cache, args.sources)
     seen = list(compose_scenes(sources, 'val', args.mask_scenes))
     unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
     classifier = trained(
         NounClassifier(),
-        args.work / f'judge-{args.judge_scenes}x{args.judge_epochs}.safetensors',
-        lambda: compose_scenes(sources, 'train', args.judge_scenes, seed=2),
-        args.judge_epochs,
+        args.work / f'judge-{args.evaluate_scenes}x{args.classifier_epochs}.safetensors',
+        lambda: compose_scenes(sources, 'train', args.evaluate_scenes, seed=2),
+        args.classifier_epochs,
     )
     loaded = load_pipeline(args.generator)
     prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
@@ -98,9 +109,9 @@ def judge(args: argparse.Namespace) -> None:
         'images': args.images,
         'steps': args.steps,
         'guidance': args.guidance,
-        'generated': judge_store(classifier, images),
-        'reconstructed': judge_reconstructions(classifier, loaded.pipe, seen),
-        'real': judge_scenes(classifier, seen),
+        'generated': evaluate_store(classifier, images),
+        'reconstructed': evaluate_reconstructions(classifier, loaded.pipe, seen),
+        'real': evaluate_scenes(classifier, seen),
         'masks': masks_on_noised_scenes(loaded.pipe, seen),
         'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen),
     }
@@ -116,4 +127,4 @@ def judge(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,10 +1,9 @@
-#!/usr/bin/env python
 """Which attention makes the best mask? Every variant against exact masks, in one table.
 
     python tools/miniature/evaluate_masks.py weights/miniature-generator
 
 Two tables. On real scenes the masks are exact: scenes of objects that the generator never saw are
-noised, and its UNet looks at them. In images that it draws, a segmenter trained on real scenes
+noised, and its UNet looks at them. In images that it generates, a segmenter trained on real scenes
 marks the named nouns. Every variant is made of one recording; heads are chosen on real scenes of
 the split 'val'. Writes `mask-quality.json`, `.md` and two pictures into the folder.
 """
@@ -15,27 +14,28 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.generation import load_pipeline  # noqa: E402
-from freeatm_mm.miniature.compose import compose_scenes  # noqa: E402
-from freeatm_mm.miniature.judge import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.generation import load_pipeline
+from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.evaluation import (
     TIMESTEPS,
     NounSegmenter,
-    record_drawn_scenes,
+    record_generated_scenes,
     record_noised_scenes,
     trained,
 )
-from freeatm_mm.miniature.scenes import sample_prompt  # noqa: E402
-from freeatm_mm.miniature.sources import fetch_sources  # noqa: E402
-from freeatm_mm.probing.mask_quality import mask_quality, summarise  # noqa: E402
-from freeatm_mm.probing.mask_variants import (  # noqa: E402
+from freeatm_mm.miniature.scenes import sample_prompt
+from freeatm_mm.miniature.sources import fetch_sources
+from freeatm_mm.probing.mask_quality import mask_quality, summarise
+from freeatm_mm.probing.mask_variants import (
     RECORDING,
     best_heads,
     make_variants,
@@ -44,13 +44,14 @@ from freeatm_mm.probing.mask_variants import (  # noqa: E402
     variants_picture,
     variants_report,
 )
-from freeatm_mm.results import new_results  # noqa: E402
+from freeatm_mm.results import new_results
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURED = ('figure 5b', 'figure 5c', 'alone', 'CRF')  # how variants begin or end
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Records, scores, writes and prints."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--crf-size', type=int, default=32, help='side of masks for the CRF (%(default)s)'
     )
-    parser.add_argument('--steps', type=int, default=12, help='to draw in (%(default)s)')
+    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
     parser.add_argument(
         '--segmenter-scenes',
@@ -95,7 +96,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='(%(default)s)')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record, score, write and print."""
+    args = parse_args(argv)
     sources = fetch_sources(args.cache, args.sources)
     pipe = load_pipeline(args.generator).pipe
     segmenter = trained(
@@ -123,11 +130,11 @@ def main(argv: list[str] | None = None) -> None:
     )['iou']
     del chosen_on
     prompts = [sample_prompt(f'masks-{number:05d}', 0) for number in range(args.scenes)]
-    drawn = list(
-        record_drawn_scenes(pipe, prompts, segmenter, args.steps, args.guidance, **recording)
+    generated = list(
+        record_generated_scenes(pipe, prompts, segmenter, args.steps, args.guidance, **recording)
     )
     parts = [
-        judge(
+        evaluate(
             args,
             'Noised real scenes, exact masks',
             'mask-quality.png',
@@ -139,16 +146,16 @@ def main(argv: list[str] | None = None) -> None:
             f'{len(TIMESTEPS)} amounts of noise; means over nouns; CRF at '
             f'{args.crf_size}x{args.crf_size}.',
         ),
-        # the same share of steps is the noisier one; a drawing goes from much noise to little
-        judge(
+        # the same share of steps is the noisier one; sampling goes from much noise to little
+        evaluate(
             args,
             'Generated images, masks of a segmenter',
             'mask-quality-drawn.png',
-            drawn,
+            generated,
             heads,
             args.steps,
             range(round(args.steps * (1 - args.first_step / len(TIMESTEPS)))),
-            f'{args.scenes} images drawn in {args.steps} steps at guidance {args.guidance:g}. A '
+            f'{args.scenes} images sampled in {args.steps} steps at guidance {args.guidance:g}. A '
             'segmenter trained on real scenes and told the nouns marks them: on real scenes its '
             f'masks have a mean IoU of {limit:.3f} with the exact ones. Of {{all}} nouns it '
             'sees {nouns}; only those are scored.',
@@ -173,9 +180,10 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_write(args.out / 'mask-quality.md') as file:
         file.write(report.encode())
     print(report)
+    return 0
 
 
-def judge(
+def evaluate(
     args: argparse.Namespace,
     title: str,
     picture: str,
@@ -217,4 +225,4 @@ def judge(
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Make the miniature world: real scenes to judge on, and prompts for the generator.
+"""Make the miniature world: real scenes to evaluate on, and prompts for the generator.
 
     python tools/miniature/make_world.py data/world
 
@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import tool
 from freeatm_mm.miniature.export import export_exact_store, export_world, same_object_share
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import fetch_sources
 from freeatm_mm.prompts import write_prompts
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,32 +50,35 @@ def main() -> None:
         '--cache', type=Path, default='.cache', help='where to unpack them (%(default)s)'
     )
     parser.add_argument('--workers', type=int, help='processes; one per core by default')
-    args = parser.parse_args()
-    try:
-        sources = fetch_sources(args.cache, args.sources)
-        export_world(
-            sources,
-            args.out,
-            {'train': args.train, 'val': args.val, 'test': args.test},
-            args.seed,
-            args.workers,
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    sources = fetch_sources(args.cache, args.sources)
+    export_world(
+        sources,
+        args.out,
+        {'train': args.train, 'val': args.val, 'test': args.test},
+        args.seed,
+        args.workers,
+    )
+    if args.exact:
+        export_exact_store(
+            sources, args.out / 'exact', args.exact, args.seed + 1, workers=args.workers
         )
-        if args.exact:
-            export_exact_store(
-                sources, args.out / 'exact', args.exact, args.seed + 1, workers=args.workers
-            )
-        if args.prompts:
-            write_prompts(
-                args.out / 'prompts.jsonl',
-                (sample_prompt(f'{number:07d}', args.seed) for number in range(args.prompts)),
-            )
-    except (RuntimeError, OSError, ValueError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+    if args.prompts:
+        write_prompts(
+            args.out / 'prompts.jsonl',
+            (sample_prompt(f'{number:07d}', args.seed) for number in range(args.prompts)),
+        )
     print(
         f'world in {args.out}; {same_object_share(sources):.2%} of random pairs of instances '
         'show the very same photo'
     )
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

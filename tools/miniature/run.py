@@ -1,4 +1,4 @@
-"""The main job in miniature: words, images with free masks, pretraining, judging, one page.
+"""The main job in miniature: words, images with free masks, pretraining, evaluation, one page.
 
 Runs the project's own tools one after the other, or side by side, and says which; started again,
 it goes on where it was. Ends with a table and `page.html` in the output folder.
@@ -11,18 +11,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 # The standard library serves --help and --dry-run, before anything is installed.
-from freeatm_mm.methods import METHODS, UNTRAINED  # noqa: E402
-from freeatm_mm.miniature.arms import ARMS  # noqa: E402
-from freeatm_mm.miniature.job import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import InputError, tool
+from freeatm_mm.methods import METHODS, UNTRAINED
+from freeatm_mm.miniature.arms import ARMS
+from freeatm_mm.miniature.job import (
     DryJob,
     Job,
     choose_samples,
@@ -30,18 +30,19 @@ from freeatm_mm.miniature.job import (  # noqa: E402
     make_world,
     pretrain,
 )
-from freeatm_mm.miniature.layout import (  # noqa: E402
+from freeatm_mm.miniature.layout import (
     config_of,
     miniature_methods,
     read_layout,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog='./run miniature', description=__doc__)
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/miniature'), help='output folder (%(default)s)'
@@ -82,10 +83,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'scenes with exact masks, and without: the upper bound',
     )
     parser.add_argument(
+        '--evaluate-every',
         '--judge-every',
         type=int,
         metavar='EPOCHS',
-        help='judge the checkpoints '
+        help='evaluate the checkpoints '
         'of baseline and freeatm on the way too, for a curve over epochs',
     )
     parser.add_argument(
@@ -106,11 +108,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs everything and writes the table and the page."""
+@tool(name='./run miniature', resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything and write the table and the page."""
     args = parse_args(argv)
     if args.epochs < 3:
-        sys.exit('./run miniature: --epochs must be 3 or more, as schedules warm up for two')
+        raise InputError('--epochs must be 3 or more, as schedules warm up for two')
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
     make_world(
@@ -127,8 +130,9 @@ def main(argv: list[str] | None = None) -> None:
     job.run_side_by_side(lines_of_work(job, args), args.jobs)
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
-        return
+        return 0
     report(job, args)
+    return 0
 
 
 def report(job: Job, args: argparse.Namespace) -> None:
@@ -161,7 +165,7 @@ def report(job: Job, args: argparse.Namespace) -> None:
         f'{args.images} images {"of each seed " if args.pool else ""}were generated with one '
         'attention mask per noun; '
         'backbones were pretrained on them with and without the masks, for the same steps, '
-        'and judged on real scenes whose objects no training has seen.',
+        'and evaluated on real scenes whose objects no training has seen.',
     )
     print('\n' + to_markdown(results))
     print(
@@ -199,21 +203,21 @@ def untrained(methods: list[str]) -> list[str]:
 
 
 def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[[], None]]:
-    """What can be run side by side: each pretraining with its judgements."""
+    """What can be run side by side: each pretraining with its evaluations."""
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
         for method in untrained(args.methods):
-            lines.append(partial(judge, job, args, f'random-{method}', method, None, seed))
+            lines.append(partial(evaluate, job, args, f'random-{method}', method, None, seed))
         for regime, store in regimes(args).items():
             for method in args.methods:
                 for arm in arms(args, method, regime):
                     lines.append(
-                        partial(pretrain_and_judge, job, args, regime, store, method, arm, seed)
+                        partial(pretrain_and_evaluate, job, args, regime, store, method, arm, seed)
                     )
     return lines
 
 
-def pretrain_and_judge(
+def pretrain_and_evaluate(
     job: Job | DryJob,
     args: argparse.Namespace,
     regime: str,
@@ -222,14 +226,14 @@ def pretrain_and_judge(
     arm: str,
     seed: int,
 ) -> None:
-    """One pretraining and its judgements."""
+    """One pretraining and its evaluations."""
     name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
     layout = read_layout(method)
     options = ARMS[arm].changes(layout, seed)
     if args.pool and regime == 'synthetic':
         options.append(f'train_dataloader.dataset.indices={sample_list(args, seed)}')
-    if args.judge_every and arm in ('baseline', 'freeatm'):
-        every = args.judge_every
+    if args.evaluate_every and arm in ('baseline', 'freeatm'):
+        every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     masks = ARMS[arm].masks
     pretrain(job, args.out / name, method, store, args.epochs, seed, bool(masks), options)
@@ -237,7 +241,7 @@ def pretrain_and_judge(
     if masks is True and regime == 'real':
         masks = 'exact'
     for epoch in sorted({*range(every, epochs, every), epochs}):
-        judge(
+        evaluate(
             job,
             args,
             f'{name}-epoch{epoch}',
@@ -255,7 +259,7 @@ def pretrain_and_judge(
         )
 
 
-def judge(
+def evaluate(
     job: Job | DryJob,
     args: argparse.Namespace,
     name: str,
@@ -270,7 +274,7 @@ def judge(
     if checkpoint is None and UNTRAINED[architecture] != 'random':
         options = ('--method', UNTRAINED[architecture])
     job.run(
-        f'Judge {name}, seed {seed}',
+        f'Evaluate {name}, seed {seed}',
         'tools/evaluate.py',
         config,
         weights,
@@ -303,7 +307,7 @@ def judge(
 
 
 def gather(args: argparse.Namespace) -> dict:
-    """One result file from the rows of all judgements; fine-tuning's joins that of frozen ones."""
+    """One result file from the rows of all evaluations; fine-tuning's joins that of frozen ones."""
     from freeatm_mm.results import add_row, is_untrained, new_results, read_results
 
     results = new_results(args.out.name, shlex.join(['./run', 'miniature', *sys.argv[1:]]))
@@ -330,4 +334,4 @@ def gather(args: argparse.Namespace) -> dict:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

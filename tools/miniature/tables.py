@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Tables 1 and 2 of the paper in miniature: 15 pretrainings, their benchmarks, several seeds.
 
     python tools/miniature/tables.py --out work_dirs/miniature_tables --seeds 3 --jobs 2
@@ -18,44 +17,45 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.methods import METHODS  # noqa: E402
-from freeatm_mm.miniature.job import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.methods import METHODS
+from freeatm_mm.miniature.job import (
     DryJob,
     Job,
     generate_store,
     make_world,
     pretrain,
 )
-from freeatm_mm.miniature.layout import miniature_methods, read_layout, read_settings  # noqa: E402
-from freeatm_mm.results import (  # noqa: E402
+from freeatm_mm.miniature.layout import miniature_methods, read_layout, read_settings
+from freeatm_mm.results import (
     add_row,
     new_results,
     read_results,
     write_results,
 )
-from freeatm_mm.results.paper_tables import (  # noqa: E402
+from freeatm_mm.results.paper_tables import (
     TABLES,
     belongs,
     gather_rows,
     improvements,
     table_markdown,
 )
-from freeatm_mm.results.plots import result_plots, to_svg  # noqa: E402
+from freeatm_mm.results.plots import result_plots, to_svg
 
+ROOT = Path(__file__).resolve().parents[2]
 #: In the order of the paper's tables.
 REGIMES = ('real', 'synthetic', 'mixed')
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,8 +111,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs everything and writes the tables."""
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything and write the tables."""
     args = parse_args(argv)
     args.out = Path(os.path.relpath(args.out, ROOT))  # the same commands from any folder
     os.chdir(ROOT)
@@ -130,8 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     job.run_side_by_side(lines, args.jobs)
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
-        return
+        return 0
     write_tables(args, job)
+    return 0
 
 
 def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
@@ -151,7 +153,9 @@ def references(
     """Random and supervised weights of an architecture through its suite."""
     suite, config = f'mini-{name}', f'configs/miniature/supervised/{name}.py'
     epochs = read_settings(config)['train_cfg']['max_epochs']
-    judge(job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed, f'random-{name}')
+    evaluate(
+        job, args, world, suite, 'random', 'random', 'real', 'false', 0, seed, f'random-{name}'
+    )
     work_dir = args.out / f'supervised-{name}-{seed}'
     job.run(
         f'Pretrain supervised {name}, seed {seed}',
@@ -167,7 +171,7 @@ def references(
         world,
         label=work_dir.name,
     )
-    judge(
+    evaluate(
         job,
         args,
         world,
@@ -202,7 +206,7 @@ def pretrainings(
             yield 'mixed', masks, second
 
     for regime, masks, checkpoint in arms():
-        judge(
+        evaluate(
             job,
             args,
             world,
@@ -217,7 +221,7 @@ def pretrainings(
         )
 
 
-def judge(
+def evaluate(
     job: Job | DryJob,
     args: argparse.Namespace,
     world: str,
@@ -313,4 +317,4 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

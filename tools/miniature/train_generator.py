@@ -6,10 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.generator import GeneratorPlan, train_generator
 from freeatm_mm.miniature.sources import fetch_sources
@@ -17,7 +21,8 @@ from freeatm_mm.results.curves import Curve
 from freeatm_mm.results.plots import curve_plot, to_svg
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', type=Path, help='folder for the finished pipeline')
     parser.add_argument(
@@ -41,26 +46,28 @@ def main() -> None:
             default=field.default,
             help='(%(default)s)',
         )
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     plan = GeneratorPlan(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(GeneratorPlan)}
     )
-    try:
-        finished = train_generator(
-            fetch_sources(args.cache, args.sources),
-            args.work,
-            args.out,
-            plan,
-            args.device,
-            args.workers,
-            args.minutes,
-            args.compile,
-        )
-    except (RuntimeError, OSError, ValueError) as error:
-        sys.exit(f'{parser.prog}: {error}')
+    finished = train_generator(
+        fetch_sources(args.cache, args.sources),
+        args.work,
+        args.out,
+        plan,
+        args.device,
+        args.workers,
+        args.minutes,
+        args.compile,
+    )
     if not finished:
         print('stopped; run the same command to go on')
-        return
+        return 0
     curves = {}
     for path in sorted(args.work.glob('*_loss.json')):  # no autoencoder's after --start-from
         samples, losses = zip(*json.loads(path.read_text()))
@@ -68,7 +75,8 @@ def main() -> None:
     with atomic_write(args.out / 'loss.svg') as file:
         file.write(to_svg(curve_plot(curves, xlabel='samples')).encode())
     print(f'saved to {args.out}')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import read_results, to_markdown
 from freeatm_mm.results.plots import result_plots, to_svg
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('results', nargs='+', metavar='RESULTS.json')
-    arguments = parser.parse_args()
-    for path in map(Path, arguments.results):
-        try:
-            results = read_results(path)
-        except (FileNotFoundError, ValueError) as error:
-            sys.exit(f'{parser.prog}: {error}')
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    for path in map(Path, args.results):
+        results = read_results(path)
         plots = {
             f'{path.stem}{suffix}.svg': figure for suffix, figure in result_plots(results).items()
         }
@@ -35,7 +42,8 @@ def main() -> None:
         with atomic_write(page) as file:
             file.write(to_markdown(results, list(plots)).encode())
         print(f'{page}: {len(results["rows"])} rows, {len(plots)} plots')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """The paper's Tables 1 to 3 from rows of results, its numbers beside ours.
 
 python tools/results/tables.py work_dirs/rows/*/row.json --out tables.md
@@ -8,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.files import atomic_write  # noqa: E402
-from freeatm_mm.results import read_results  # noqa: E402
-from freeatm_mm.results.paper_tables import (  # noqa: E402
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.results import read_results
+from freeatm_mm.results.paper_tables import (
     TABLES,
     belongs,
     gather_rows,
@@ -24,8 +25,8 @@ from freeatm_mm.results.paper_tables import (  # noqa: E402
 )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Prints the tables; bad input is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,15 +40,18 @@ def main(argv: list[str] | None = None) -> None:
         '--tables', type=int, nargs='+', choices=tuple(TABLES), default=list(TABLES)
     )
     parser.add_argument('--out', help='also write the Markdown there')
-    args = parser.parse_args(argv)
-    try:
-        results = [read_results(path) for path in args.results]
-        parts = []
-        for table in args.tables:
-            ours = gather_rows(results, table)
-            parts += [table_markdown(ours, table), improvements(ours, table)]
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    args = parse_args(argv)
+    results = [read_results(path) for path in args.results]
+    parts = []
+    for table in args.tables:
+        ours = gather_rows(results, table)
+        parts += [table_markdown(ours, table), improvements(ours, table)]
     text = '\n'.join(part for part in parts if part)
     print(text)
     homeless = [
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             f'Table {table} {", ".join(sorted(own_metrics(table)))}' for table in TABLES
         )
         print(
-            f'{parser.prog}: {len(homeless)} rows belong in none of the tables: '
+            f'tables.py: {len(homeless)} rows belong in none of the tables: '
             f'{"; ".join(homeless)}. Rows of random and supervised weights need a metric that one '
             f'table alone has: {own}',
             file=sys.stderr,
@@ -69,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         with atomic_write(args.out) as file:
             file.write(text.encode())
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

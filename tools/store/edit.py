@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Merge, split or filter stores; images and masks are copied byte for byte, never decoded.
 
     python tools/store/edit.py merge OUT STORE STORE ... [--prefixes a b ...]
@@ -17,11 +16,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from freeatm_mm.errors import print_any_text
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import tool
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
-
-USAGE_ERROR = 2
 
 
 def parse_share(text: str) -> tuple[str, float]:
@@ -35,7 +35,8 @@ def parse_share(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f'{text!r} is not FOLDER=SHARE, like train=0.9') from None
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,31 +77,25 @@ def build_parser() -> argparse.ArgumentParser:
             metavar='N',
             help='of the new store (default: as before)',
         )
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
-    print_any_text()
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     each = args.samples_per_shard
-    try:
-        if args.command == 'merge':
-            count = merge_stores(
-                args.stores, args.out, prefixes=args.prefixes, samples_per_shard=each
-            )
-            print(f'{args.out}: {count} samples of {len(args.stores)} stores')
-        elif args.command == 'split':
-            for folder, count in split_store(
-                args.store, dict(args.parts), seed=args.seed, samples_per_shard=each
-            ).items():
-                print(f'{folder}: {count} samples')
-        else:
-            conditions = [parse_condition(text) for text in args.where]
-            count = filter_store(args.store, args.out, conditions, samples_per_shard=each)
-            print(f'{args.out}: {count} samples')
-    except (ValueError, OSError) as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
+    if args.command == 'merge':
+        count = merge_stores(args.stores, args.out, prefixes=args.prefixes, samples_per_shard=each)
+        print(f'{args.out}: {count} samples of {len(args.stores)} stores')
+    elif args.command == 'split':
+        for folder, count in split_store(
+            args.store, dict(args.parts), seed=args.seed, samples_per_shard=each
+        ).items():
+            print(f'{folder}: {count} samples')
+    else:
+        conditions = [parse_condition(text) for text in args.where]
+        count = filter_store(args.store, args.out, conditions, samples_per_shard=each)
+        print(f'{args.out}: {count} samples')
     return 0
 
 

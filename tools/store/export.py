@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write a store in a format that other tools read.
 
     python tools/store/export.py coco STORE OUT       images/, coco.json with masks as RLE
@@ -14,8 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from freeatm_mm.errors import print_any_text
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import InputError, tool
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.export import (
     export_class_folders,
@@ -24,10 +26,9 @@ from freeatm_mm.store.export import (
     export_parquet,
 )
 
-USAGE_ERROR = 2
 
-
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,31 +52,28 @@ def build_parser() -> argparse.ArgumentParser:
         action='store_true',
         help="folders: the box round each noun's mask, not the whole image",
     )
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    print_any_text()
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     if args.format == 'parquet' and (args.categories or args.threshold is not None):
-        parser.error('parquet holds all nouns with their soft masks: no --categories, --threshold')
+        raise InputError(
+            'parquet holds all nouns with their soft masks: no --categories, --threshold'
+        )
     if args.crop and args.format != 'folders':
-        parser.error('--crop goes with folders only')
+        raise InputError('--crop goes with folders only')
     threshold = THRESHOLD if args.threshold is None else args.threshold
     options = {'categories': args.categories, 'threshold': threshold}
-    try:
-        if args.format == 'coco':
-            report = export_coco(args.store, args.out, **options)
-        elif args.format == 'mmseg':
-            report = export_mmseg(args.store, args.out, **options)
-        elif args.format == 'folders':
-            report = export_class_folders(args.store, args.out, crop=args.crop, **options)
-        else:
-            report = export_parquet(args.store, args.out)
-    except (ValueError, OSError) as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
+    if args.format == 'coco':
+        report = export_coco(args.store, args.out, **options)
+    elif args.format == 'mmseg':
+        report = export_mmseg(args.store, args.out, **options)
+    elif args.format == 'folders':
+        report = export_class_folders(args.store, args.out, crop=args.crop, **options)
+    else:
+        report = export_parquet(args.store, args.out)
     print(report)
     return 0
 

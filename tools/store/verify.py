@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Check a store: name every file and sample that is missing, cut, changed, doubled or foreign.
 
     python tools/store/verify.py STORE                      exit code 0: sound, 1: problems
@@ -6,9 +5,10 @@
     python tools/store/verify.py STORE --repair --pipeline PIPELINE --prompts PROMPTS.jsonl
 
 With --repair, indexes and records are made again from whole shards; with the pipeline and the
-prompts of the run, lost samples are drawn again, with the settings that the store recorded. What
-is good is kept, files that don't belong to the store are left alone, and each shard is replaced at
-once, when the new one is complete. With --prompts alone, the keys of all samples are checked.
+prompts of the run, lost samples are generated again, with the settings that the store recorded.
+What is good is kept, files that don't belong to the store are left alone, and each shard is
+replaced at once, when the new one is complete. With --prompts alone, the keys of all samples are
+checked.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import argparse
 import collections
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from freeatm_mm.errors import print_any_text
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from freeatm_mm.errors import FOUND, InputError, tool
 from freeatm_mm.store import repair_store, verify_store
 
-PROBLEMS = 1
-USAGE_ERROR = 2
 
-
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,47 +39,42 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add('--limit', type=int, default=100, metavar='N', help='print at most N problems (100)')
     add('--repair', action='store_true', help='make whole again what can be')
-    add('--pipeline', help='folder or hub id of the pipeline, to draw lost samples again')
+    add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
     add('--prompts', help='the prompt file of the run')
     add('--batch-size', type=int, help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    print_any_text()
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     if args.pipeline and not (args.prompts and args.repair):
-        parser.error('--pipeline goes with --prompts and --repair')
+        raise InputError('--pipeline goes with --prompts and --repair')
     source = None
-    try:
-        if args.pipeline or args.prompts:
-            from freeatm_mm.generation import GenerationJob, StorePlan
+    if args.pipeline or args.prompts:
+        from freeatm_mm.generation import GenerationJob, StorePlan
 
-            if args.pipeline:
-                changes = {'batch_size': args.batch_size} if args.batch_size else {}
-                source = GenerationJob.of_store(
-                    args.store,
-                    args.pipeline,
-                    args.prompts,
-                    device=args.device,
-                    variant=args.variant,
-                    **changes,
-                ).source()
-            else:
-                source = StorePlan(args.store, args.prompts)
-        if args.repair:
-            print(repair_store(args.store, source if args.pipeline else None))
-        kinds: collections.Counter[str] = collections.Counter()
-        for problem in verify_store(args.store, not args.no_decode, source):
-            kinds[problem.kind] += 1
-            if kinds.total() <= args.limit:
-                print(problem)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return USAGE_ERROR
+        if args.pipeline:
+            changes = {'batch_size': args.batch_size} if args.batch_size else {}
+            source = GenerationJob.of_store(
+                args.store,
+                args.pipeline,
+                args.prompts,
+                device=args.device,
+                variant=args.variant,
+                **changes,
+            ).source()
+        else:
+            source = StorePlan(args.store, args.prompts)
+    if args.repair:
+        print(repair_store(args.store, source if args.pipeline else None))
+    kinds: collections.Counter[str] = collections.Counter()
+    for problem in verify_store(args.store, not args.no_decode, source):
+        kinds[problem.kind] += 1
+        if kinds.total() <= args.limit:
+            print(problem)
     if not kinds:
         print('sound')
         return 0
@@ -88,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f'{kinds.total()} problems: '
         + ', '.join(f'{count} {kind}' for kind, count in kinds.most_common())
     )
-    return PROBLEMS
+    return FOUND
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Judging a generator of the miniature world.
 
-Does it draw what the prompt names? A classifier trained on real scenes looks for the nouns in
+Does it generate what the prompt names? A classifier trained on real scenes looks for the nouns in
 generated images. Are its attention masks where the objects are? Real scenes are noised, the UNet
 looks at them, and the recorded masks are compared with the exact ones.
 """
@@ -32,17 +32,17 @@ from freeatm_mm.store import Store
 __all__ = [
     'NounClassifier',
     'NounSegmenter',
+    'evaluate_reconstructions',
+    'evaluate_scenes',
+    'evaluate_store',
     'found_nouns',
-    'judge_reconstructions',
-    'judge_scenes',
-    'judge_store',
     'masks_on_noised_scenes',
-    'record_drawn_scenes',
+    'record_generated_scenes',
     'record_noised_scenes',
     'trained',
 ]
 
-Judge = TypeVar('Judge', 'NounClassifier', 'NounSegmenter')
+Trained = TypeVar('Trained', 'NounClassifier', 'NounSegmenter')
 
 TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 """Of 1,000: evenly spread, as the paper averages over all denoising steps."""
@@ -158,25 +158,25 @@ class NounSegmenter:
 
 
 def trained(
-    judge: Judge, path: str | Path, scenes: Callable[[], Iterable[Scene]], epochs: int
-) -> Judge:
-    """Load a judge's weights from a file, or train it and keep them there.
+    network: Trained, path: str | Path, scenes: Callable[[], Iterable[Scene]], epochs: int
+) -> Trained:
+    """Load a network's weights from a file, or train it and keep them there.
 
     Args:
-        judge: A classifier or segmenter, untrained.
+        network: A classifier or segmenter, untrained.
         path: The safetensors file; its name has to tell one training from another.
         scenes: Makes the scenes to train on.
         epochs: How often to go over them.
     """
     path = Path(path)
     if path.exists():
-        judge.net.load_state_dict(load_file(path))
-        judge.net.eval()
-        return judge
-    judge.fit(scenes(), epochs)
+        network.net.load_state_dict(load_file(path))
+        network.net.eval()
+        return network
+    network.fit(scenes(), epochs)
     with atomic_write(path) as file:
-        file.write(save(judge.net.state_dict()))
-    return judge
+        file.write(save(network.net.state_dict()))
+    return network
 
 
 class _SegmenterNet(nn.Module):
@@ -224,7 +224,7 @@ def _fit(
     rng = np.random.default_rng(seed)
     are_maps = targets.ndim == 3
     net.train()
-    with tqdm(total=steps, desc='training the judge', mininterval=2.0) as bar:
+    with tqdm(total=steps, desc='training the network', mininterval=2.0) as bar:
         for _ in range(epochs):
             order = rng.permutation(len(images))
             for start in range(0, len(order) - batch_size + 1, batch_size):
@@ -301,7 +301,7 @@ def found_nouns(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def judge_store(classifier: NounClassifier, store: str | Path) -> dict[str, Any]:
+def evaluate_store(classifier: NounClassifier, store: str | Path) -> dict[str, Any]:
     """Look for the prompted nouns in the images of a store (see :func:`found_nouns`)."""
     samples = list(Store(store))
     images = np.stack([np.asarray(sample.image.convert('RGB')) for sample in samples])
@@ -310,7 +310,7 @@ def judge_store(classifier: NounClassifier, store: str | Path) -> dict[str, Any]
     )
 
 
-def judge_scenes(classifier: NounClassifier, scenes: Sequence[Scene]) -> dict[str, Any]:
+def evaluate_scenes(classifier: NounClassifier, scenes: Sequence[Scene]) -> dict[str, Any]:
     """The same on real scenes: what a perfect generator would score."""
     return found_nouns(
         classifier.scores(np.stack([scene.image for scene in scenes])),
@@ -319,7 +319,7 @@ def judge_scenes(classifier: NounClassifier, scenes: Sequence[Scene]) -> dict[st
 
 
 @torch.no_grad()
-def judge_reconstructions(
+def evaluate_reconstructions(
     classifier: NounClassifier,
     pipeline: StableDiffusionPipeline,
     scenes: Sequence[Scene],
@@ -425,7 +425,7 @@ def record_noised_scenes(
 
 
 @torch.no_grad()
-def record_drawn_scenes(
+def record_generated_scenes(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[PromptRecord],
     segmenter: NounSegmenter,
@@ -435,12 +435,12 @@ def record_drawn_scenes(
     seed: int = 0,
     **options: Any,
 ) -> Iterator[tuple[AttentionRecorder, list[Scene]]]:
-    """Let the generator draw, record its attention, and have the objects marked.
+    """Let the generator sample, record its attention, and have the objects marked.
 
     Args:
         pipeline: The generator.
-        prompts: What to draw.
-        segmenter: Marks the named nouns in what was drawn, in place of exact masks.
+        prompts: What to generate.
+        segmenter: Marks the named nouns in what was generated, in place of exact masks.
         steps: Denoising steps.
         guidance: Guidance scale.
         batch_size: Images at once.
@@ -448,10 +448,10 @@ def record_drawn_scenes(
         options: Of the recorder.
 
     Yields:
-        A recorder that has seen a batch being drawn, and the images as scenes.
+        A recorder that has seen a batch being generated, and the images as scenes.
     """
     generator = torch.Generator().manual_seed(seed)
-    for start in tqdm(range(0, len(prompts), batch_size), 'drawing'):
+    for start in tqdm(range(0, len(prompts), batch_size), 'generating'):
         batch = prompts[start : start + batch_size]
         texts = [record.prompt for record in batch]
         with AttentionRecorder(pipeline, texts, [r.nouns for r in batch], **options) as recorder:

@@ -1,4 +1,4 @@
-"""Judging: counting found nouns, and masks on noised scenes."""
+"""Evaluating: counting found nouns, and masks on noised scenes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from freeatm_mm.generation import load_pipeline
-from freeatm_mm.miniature import judge
-from freeatm_mm.miniature.judge import (
+from freeatm_mm.miniature import evaluation
+from freeatm_mm.miniature.evaluation import (
     NounClassifier,
     NounSegmenter,
+    evaluate_reconstructions,
+    evaluate_scenes,
     found_nouns,
-    judge_reconstructions,
-    judge_scenes,
     masks_on_noised_scenes,
-    record_drawn_scenes,
+    record_generated_scenes,
     record_noised_scenes,
     trained,
 )
@@ -56,7 +56,7 @@ def test_the_classifier_learns_and_repeats(source_folder):
     maker = SceneMaker(source_folder, 'train')
     scenes = [maker.scene(index) for index in range(64)]
     first, second = (NounClassifier(seed=1).fit(scenes, epochs=16, batch_size=16) for _ in range(2))
-    assert judge_scenes(first, scenes)['found'] > judge_scenes(first, scenes)['chance'] + 0.2
+    assert evaluate_scenes(first, scenes)['found'] > evaluate_scenes(first, scenes)['chance'] + 0.2
     images = np.stack([scene.image for scene in scenes])
     assert np.array_equal(first.scores(images), second.scores(images))
     # an autoencoder that changes nothing loses nothing
@@ -67,7 +67,7 @@ def test_the_classifier_learns_and_repeats(source_folder):
             decode=lambda x: SimpleNamespace(sample=x),
         ),
     )
-    assert judge_reconstructions(first, pipe, scenes) == judge_scenes(first, scenes)
+    assert evaluate_reconstructions(first, pipe, scenes) == evaluate_scenes(first, scenes)
 
 
 @pytest.fixture(scope='module')
@@ -97,9 +97,9 @@ def test_the_segmenter_learns_where_the_named_nouns_are(source_folder, segmenter
     assert one.shape == (1, 64, 64)
 
 
-def test_a_judge_is_trained_once(source_folder, tmp_path):
+def test_a_network_is_trained_once(source_folder, tmp_path):
     scenes = [SceneMaker(source_folder, 'train').scene(index) for index in range(16)]
-    path = tmp_path / 'judge.safetensors'
+    path = tmp_path / 'network.safetensors'
     first = trained(NounSegmenter(seed=3), path, lambda: scenes, 1)
     second = trained(NounSegmenter(seed=4), path, lambda: pytest.fail('trained again'), 1)
     image, nouns = scenes[0].image, scenes[0].record.nouns
@@ -109,7 +109,7 @@ def test_a_judge_is_trained_once(source_folder, tmp_path):
 def test_drawn_scenes_are_recorded_and_marked(segmenter):
     pipe = load_pipeline(SHIPPED).pipe
     prompts = [sample_prompt(f'x-{number}', 0) for number in range(3)]
-    batches = list(record_drawn_scenes(pipe, prompts, segmenter, 2, 3.0, batch_size=2))
+    batches = list(record_generated_scenes(pipe, prompts, segmenter, 2, 3.0, batch_size=2))
     assert [len(scenes) for _, scenes in batches] == [2, 1]
     for recorder, scenes in batches:
         for masks, scene in zip(recorder.masks(), scenes, strict=True):
@@ -130,7 +130,7 @@ def test_scenes_are_noised_as_in_training(source_folder, monkeypatch):
         for noise in (torch.zeros, torch.ones):
             seen.clear()
             monkeypatch.setattr(
-                judge.torch, 'randn', lambda shape, generator, noise=noise: noise(shape)
+                evaluation.torch, 'randn', lambda shape, generator, noise=noise: noise(shape)
             )
             list(record_noised_scenes(pipe, scenes, timesteps=(0, 50, 500, 950)))
             clean = (seen[0] - noise(()) * (1 - alphas[0]) ** 0.5) / alphas[0] ** 0.5

@@ -1,0 +1,84 @@
+"""Errors and the ending of tools: one sentence and one exit code, whatever the tool."""
+
+import ast
+
+import pytest
+from helpers.tools import ROOT
+
+from freeatm_mm.errors import InputError, RunError, listed, tool
+from freeatm_mm.signals import Terminated
+
+#: Programs that a user starts, with what they are when another tool's modules are left out.
+TOOLS = [
+    path
+    for path in sorted((ROOT / 'tools').rglob('*.py'))
+    if "if __name__ == '__main__'" in path.read_text()
+    and path.name not in ('recording_case.py', 'environment.py', 'train.py', 'test.py')
+]
+
+
+@pytest.mark.parametrize(
+    'error, code, message',
+    [
+        (InputError('no such\n  folder'), 2, 'no such folder'),
+        (RunError('the server is gone'), 2, 'the server is gone'),
+        (ImportError('COCO needs pycocotools'), 2, 'COCO needs pycocotools'),
+        (ValueError(), 2, 'ValueError'),
+        (
+            ValueError(
+                'Caught ValueError in DataLoader worker\nOriginal Traceback ...\nValueError: a'
+            ),
+            2,
+            'a',
+        ),
+        (KeyboardInterrupt(), 130, 'interrupted; the same command goes on where it was'),
+        (Terminated(15), 143, 'ended by SIGTERM; the same command goes on where it was'),
+        (Terminated(1), 129, 'ended by SIGHUP; the same command goes on where it was'),
+    ],
+)
+def test_a_tool_ends_with_one_sentence(capsys, error, code, message):
+    @tool(resumes=True)
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f'test_errors.py: {message}\n'
+
+
+def test_mistakes_of_the_program_keep_their_traceback():
+    @tool
+    def main(argv=None):
+        return {}['x']
+
+    with pytest.raises(KeyError):
+        main()
+
+
+def test_the_exit_code_is_what_main_returns():
+    assert tool(lambda argv: None)() == 0 and tool(lambda argv: argv[0])([1]) == 1
+
+
+def test_names_are_listed_up_to_a_limit():
+    assert listed([]) == '' and listed('ab') == 'a, b' and listed('abc') == 'a, b, c'
+    assert listed('abcde') == 'a, b, c and 2 more' and listed('ab', 1) == 'a and 1 more'
+    assert listed(iter([1, 2]), 1) == '1 and 1 more'
+
+
+@pytest.mark.parametrize(
+    'path', TOOLS, ids=lambda path: path.relative_to(ROOT / 'tools').as_posix()
+)
+def test_tools_are_built_alike(path):
+    """One wrapper, one signature, one way to start; all run from a bare checkout."""
+    text = path.read_text()
+    assert not text.startswith('#!')
+    assert 'sys.path.insert(0, ' in text and '    sys.exit(main())\n' in text
+    functions = {
+        node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)
+    }
+    main = functions['main']
+    assert ast.unparse(main.args) == 'argv: Sequence[str] | None=None'
+    assert ast.unparse(main.returns) == 'int'
+    assert ast.unparse(main.decorator_list[0]).split('(')[0] == 'tool'
+    assert ast.unparse(functions['parse_args'].args) == 'argv: Sequence[str] | None=None'
