@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from freeatm_mm import compat  # noqa: E402
+from freeatm_mm.miniature.layout import miniature_methods  # noqa: E402
 
 CASES = ('mask-generator', 'loading', 'step', 'memory')
-METHODS = ('simclr', 'mocov2', 'mae')
+METHODS = miniature_methods()
 
 
 def main(argv: list[str] | None = None) -> None:
