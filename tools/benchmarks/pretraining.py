@@ -24,7 +24,7 @@ from freeatm_mm.errors import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ('mask-generator', 'loading', 'step', 'memory')
-METHODS = ('simclr', 'mocov2', 'mae')
+METHODS = miniature_methods()
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
