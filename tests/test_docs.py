@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.places import PLACES
 from helpers.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,3 +114,13 @@ def test_the_picture_underlines_each_noun_in_the_colour_of_its_mask():
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
     nouns = max(len(spans) for _, spans, _ in examples)
     assert set(picture.NOUN_COLOURS[:nouns]) <= colours
+
+
+def test_contributing_lists_the_places_that_the_tests_of_additions_use():
+    page = text('CONTRIBUTING.md')
+    for addition, places in PLACES.items():
+        rows = ''.join(f'| `{path}` | {what} |\n' for path, what in places.items())
+        assert f'**A{"n" if addition[0] in "aeiou" else ""} {addition}**' in page or (
+            f'**A pretraining {addition}**' in page
+        )
+        assert rows in page, rows

@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm import compat
 from freeatm_mm.errors import tool
+from freeatm_mm.miniature.layout import miniature_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ('mask-generator', 'loading', 'step', 'memory')
@@ -57,8 +57,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     args = parse_args(argv)
-    compat.skip_multimodal_models()
-
     from pretraining_cases import Shapes, benchmark_pretraining
 
     import freeatm_mm.openmmlab  # noqa: F401
