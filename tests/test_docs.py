@@ -47,11 +47,12 @@ def broken_links(name: str) -> list[str]:
 
 def missing_paths(name: str) -> list[str]:
     folders = '(?:tools|configs|freeatm_mm|docs|tests|weights)'
-    named = re.findall(rf'(?:`|python3? |^)({folders}/[\w./-]*\w)', text(name), re.MULTILINE)
+    named = re.findall(rf'(?:`|python3? |^)({folders}/[\w./<>-]*[\w>])', text(name), re.MULTILINE)
     return [
         path
         for path in named
-        if not (ROOT / path).exists()
+        if '<' not in path
+        and not (ROOT / path).exists()
         and not any(word in path for word in PLACEHOLDERS)
         and path not in GONE.get(name, ())
     ]

@@ -9,14 +9,19 @@ at any time; it takes half a minute on one CPU core.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.attention.overlay import NOUN_COLOURS, overlay
+from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.ops.masks import minmax
@@ -37,7 +42,8 @@ TEXT = (36, 41, 47)
 COLUMNS = 2
 
 
-def main() -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,14 +51,21 @@ def main() -> None:
     parser.add_argument(
         '--out', type=Path, default=Path('docs/images/masks.png'), help='(%(default)s)'
     )
-    options = parser.parse_args()
-    pipe = load_pipeline(options.generator).pipe
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Generate the images and write the picture."""
+    args = parse_args(argv)
+    pipe = load_pipeline(args.generator).pipe
     pipe.set_progress_bar_config(disable=True)
     picture = lay_out([panels(pipe, *example) for example in EXAMPLES])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(options.out) as part:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(args.out) as part:
         picture.save(part, 'PNG', optimize=True)
-    print(f'{options.out}: {picture.width}x{picture.height}')
+    print(f'{args.out}: {picture.width}x{picture.height}')
+    return 0
 
 
 def panels(pipe, prompt: str, words: tuple[str, ...], seed: int):
@@ -122,4 +135,4 @@ def font(name: str) -> ImageFont.FreeTypeFont:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
