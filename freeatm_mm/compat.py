@@ -292,22 +292,6 @@ def refuse_truncated_images():
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def worker_message(error: Exception) -> str:
-    """An error's message, without the traceback that a loading process puts round it.
-
-    Reason: an error in a worker process of a `DataLoader` arrives as one of the same type whose
-    message is the whole traceback.
-
-    Source: `torch/_utils.py`, `ExceptionWrapper.reraise`.
-    """
-    text = str(error)
-    if text.startswith('Caught ') and 'Original Traceback' in text:
-        text = text.rstrip().splitlines()[-1]
-        kind, _, message = text.partition(': ')
-        text = message if kind.isidentifier() or '.' in kind else text
-    return text
-
-
 @contextmanager
 def no_code_from_data() -> Iterator[None]:
     """Keeps diffusers and transformers from importing Python that comes with weights.

@@ -11,7 +11,6 @@ from typing import Any
 from freeatm_mm.errors import InputError, MissingFileError
 
 __all__ = [
-    'STORE_RENAMED',
     'add_checks',
     'check_datasets',
     'check_honoured',
@@ -24,8 +23,6 @@ __all__ = [
     'set_data_root',
 ]
 
-#: What those are told who still use the old name.
-STORE_RENAMED = 'store of FreeATMDataset is now called data_root; the next release will refuse it'
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _EVALUATORS = ('val_evaluator', 'test_evaluator')
 #: What mmengine's runner reads at the top of a config, and what this project does.
@@ -283,6 +280,8 @@ def _rename_store(cfg: Mapping) -> None:
     """Let configs and options of before say `store`, for one release."""
     for _, dataset in find_datasets(cfg):
         if _is_ours(dataset) and dataset.get('store'):
+            from freeatm_mm.datasets.dataset import STORE_RENAMED
+
             print(f'warning: {STORE_RENAMED}', file=sys.stderr)
             dataset['data_root'] = dataset.pop('store')
 

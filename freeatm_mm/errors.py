@@ -96,9 +96,23 @@ def one_sentence(error: BaseException) -> str:
 
     Of an error in a loading process, whose message holds the whole traceback, only its own words.
     """
-    from freeatm_mm.compat import worker_message
-
     return ' '.join(worker_message(error).split()) or type(error).__name__
+
+
+def worker_message(error: Exception) -> str:
+    """An error's message, without the traceback that a loading process puts round it.
+
+    Reason: an error in a worker process of a `DataLoader` arrives as one of the same type whose
+    message is the whole traceback.
+
+    Source: `torch/_utils.py`, `ExceptionWrapper.reraise`.
+    """
+    text = str(error)
+    if text.startswith('Caught ') and 'Original Traceback' in text:
+        text = text.rstrip().splitlines()[-1]
+        kind, _, message = text.partition(': ')
+        text = message if kind.isidentifier() or '.' in kind else text
+    return text
 
 
 def listed(names: Iterable[object], most: int = 3, separator: str = ', ') -> str:

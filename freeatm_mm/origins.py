@@ -364,7 +364,7 @@ def _train_part(data: Mapping[str, Any], part: str) -> Mapping[str, Any]:
 
 def _blip_masks(data: Mapping[str, Any]) -> bool | str:
     """False, True or the name of a variant."""
-    from freeatm_mm.lavis_ext.position import PRESETS
+    from freeatm_mm.ops.position import PRESETS
 
     options = dict(_train_part(data, 'text_processor'))
     preset = options.pop('preset', None) or 'freeatm'

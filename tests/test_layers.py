@@ -22,13 +22,17 @@ PACKAGE = ROOT / 'freeatm_mm'
 #: The rooms (folders and modules of the package) from the ground up. A room imports only what
 #: stands in rows before its own: so no two import each other, and no arrow runs back.
 LAYERS = (
-    ('errors', 'paper', 'signals'),
+    ('methods', 'paper', 'signals'),
+    ('errors',),
     ('files', 'torch_files', 'ops'),
     ('checkpoints', 'prompts'),
-    ('configs', 'store'),
+    ('store',),
     ('attention', 'datasets', 'models', 'origins'),
-    ('engine', 'generation', 'lavis_ext', 'probing', 'results', 'downstream'),
-    ('miniature', 'openmmlab'),
+    ('configs',),
+    ('engine', 'generation', 'results'),
+    ('openmmlab',),
+    ('lavis_ext', 'probing', 'downstream'),
+    ('miniature',),
 )
 #: `compat` lets mmengine read checkpoints through `checkpoints`, which asks it to: one room.
 SAME_ROOM = {'compat': 'checkpoints'}

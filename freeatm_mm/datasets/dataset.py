@@ -13,7 +13,6 @@ from mmengine.logging import print_log
 from mmpretrain.datasets.base_dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
-from freeatm_mm.configs import STORE_RENAMED
 from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
 from freeatm_mm.errors import InputError
@@ -24,6 +23,9 @@ from freeatm_mm.store import RawSample, Store, StoreError
 MASK_SOURCES = ('own', 'other')
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+#: The warning for configs with the old name.
+STORE_RENAMED = 'store of FreeATMDataset is now called data_root; the next release will refuse it'
 
 
 class ImageFolder:

@@ -167,7 +167,7 @@ READERS: dict[str, CaptionSource] = {
     ),
     'cc': CaptionSource(
         'captions of CC3M or CC12M',
-        '`Train_GCC-training.tsv` (CC3M) or `cc12m.tsv`, told apart by where the address stands',
+        '`Train_GCC-training.tsv` (CC3M) or `cc12m.tsv`, recognised by the column of the URL',
         '`cc3m-<line>`, `cc12m-<line>`; `cc-<line>` where a header names the columns',
         partial(read_captions, default='cc'),
     ),

@@ -176,7 +176,7 @@ HOSTILE = {
     ),
     'link to nothing': (
         lambda folder, code: (folder / 'extra').symlink_to('nowhere'),
-        'is not a plain file',
+        'is a link that leads nowhere',
     ),
     'pipe': (lambda folder, code: os.mkfifo(folder / 'unet' / 'extra.json'), 'plain file'),
     'pipe for an index': (

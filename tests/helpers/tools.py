@@ -36,6 +36,7 @@ def exit_code(tool: ModuleType, words: Iterable[object]) -> int:
 
 def planned(tool: ModuleType, capsys, *options: str) -> list[list[str]]:
     """The words of each command that a dry run prints, without the leading python."""
+    capsys.readouterr()  # what importing a framework may have printed
     tool.main(['--dry-run', *options])
     *lines, last = capsys.readouterr().out.strip().splitlines()
     assert last == f'{len(lines)} commands'

@@ -16,8 +16,10 @@ pytest.importorskip('lavis')
 from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_process  # noqa: E402
 from helpers.two_processes import in_two_processes  # noqa: E402
 
-from freeatm_mm.compat import worker_message  # noqa: E402
-from freeatm_mm.errors import InputError  # noqa: E402
+from freeatm_mm.errors import (
+    InputError,  # noqa: E402
+    worker_message,  # noqa: E402
+)
 from freeatm_mm.lavis_ext import launch  # noqa: E402
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain  # noqa: E402
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint  # noqa: E402

@@ -189,7 +189,7 @@ def test_controls_have_rows_of_their_own(capsys, tmp_path):
         str(tmp_path),
     )
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    changes = [[part for part in command if '=' in part][4:] for command in trained]
+    changes = [[part for part in command if '=' in part][3:] for command in trained]
     assert changes == [
         [
             'train_dataloader.dataset.mask_source=other',
