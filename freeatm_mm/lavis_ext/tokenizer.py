@@ -72,6 +72,8 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
                 f'{", ".join(lacking)}'
             )
     try:
+        if '://' in str(name) or Path(name).is_file():  # transformers would fetch an address
+            raise ValueError('neither a folder nor a name')
         tokenizer = CountingTokenizer.from_pretrained(str(name), local_files_only=True)
     except Exception as error:  # of many kinds: no folder, an address, half a cache
         if Path(name).is_dir():
