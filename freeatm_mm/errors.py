@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from freeatm_mm.signals import Terminated
@@ -18,6 +18,7 @@ __all__ = [
     'InputError',
     'MissingFileError',
     'RunError',
+    'keeping_tracebacks',
     'listed',
     'one_sentence',
     'print_any_text',
@@ -79,6 +80,8 @@ def tool(
         try:
             return main(argv) or 0
         except _REPORTED as error:
+            if getattr(error, 'keeps_traceback', False):
+                raise
             message, code = one_sentence(error), BAD_INPUT
         except KeyboardInterrupt:
             message, code = f'interrupted{advice}', INTERRUPTED
@@ -89,6 +92,21 @@ def tool(
         sys.exit(code)
 
     return run
+
+
+@contextmanager
+def keeping_tracebacks() -> Iterator[None]:
+    """Let a framework's own errors keep their traceback in a tool; the package's own are bad input.
+
+    What a user's model or data set raises in the middle of a training has to be looked for.
+    """
+    try:
+        yield
+    except FreeATMError:
+        raise
+    except _REPORTED as error:
+        error.keeps_traceback = True
+        raise
 
 
 def one_sentence(error: BaseException) -> str:

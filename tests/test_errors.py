@@ -5,7 +5,7 @@ import ast
 import pytest
 from helpers.tools import ROOT
 
-from freeatm_mm.errors import InputError, RunError, listed, tool
+from freeatm_mm.errors import InputError, RunError, keeping_tracebacks, listed, tool
 from freeatm_mm.signals import Terminated
 
 #: Programs that a user starts, with what they are when another tool's modules are left out.
@@ -13,7 +13,7 @@ TOOLS = [
     path
     for path in sorted((ROOT / 'tools').rglob('*.py'))
     if "if __name__ == '__main__'" in path.read_text()
-    and path.name not in ('recording_case.py', 'environment.py', 'train.py', 'test.py')
+    and path.name not in ('recording_case.py', 'environment.py')
 ]
 
 
@@ -54,6 +54,19 @@ def test_mistakes_of_the_program_keep_their_traceback():
 
     with pytest.raises(KeyError):
         main()
+
+
+def test_errors_of_a_framework_keep_their_traceback_and_ours_do_not(capsys):
+    @tool
+    def main(argv=None):
+        with keeping_tracebacks():
+            raise argv[0]
+
+    with pytest.raises(ValueError, match='a shape'):
+        main([ValueError('a shape')])
+    with pytest.raises(SystemExit):
+        main([InputError('no such store')])
+    assert 'no such store' in capsys.readouterr().err
 
 
 def test_the_exit_code_is_what_main_returns():

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Evaluates a checkpoint of a downstream config: mmpretrain's, mmdet's and mmseg's alike.
+"""Evaluate a checkpoint of a downstream config: mmpretrain's, mmdet's and mmseg's alike.
 
 python tools/test.py configs/downstream/... CHECKPOINT --data-root FOLDER --out metrics.json
 python -m torch.distributed.run --nproc-per-node 8 tools/test.py ... --launcher pytorch
@@ -11,28 +10,29 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import Config, DictAction
 
-from freeatm_mm import compat  # noqa: E402
-from freeatm_mm.checkpoints import (  # noqa: E402
+from freeatm_mm import compat
+from freeatm_mm.checkpoints import (
     check_complete,
     check_finite,
     check_regular,
     last_checkpoint,
     load_weights,
 )
-from freeatm_mm.configs import check_datasets, complete_config, open_config  # noqa: E402
-from freeatm_mm.downstream.runs import make_smoke  # noqa: E402
-from freeatm_mm.errors import InputError  # noqa: E402
-from freeatm_mm.files import atomic_write  # noqa: E402
+from freeatm_mm.configs import check_datasets, complete_config, open_config
+from freeatm_mm.downstream.runs import make_smoke
+from freeatm_mm.errors import InputError, keeping_tracebacks, tool
+from freeatm_mm.files import atomic_write
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Evaluates; a wrong path, or a checkpoint of another model, is told in one sentence."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         '--data-root', help='folder of the data set, in the place of the one that the config names'
     )
     parser.add_argument(
-        '--smoke', action='store_true', help='judge a few images only, to see that it runs'
+        '--smoke', action='store_true', help='evaluate a few images only, to see that it runs'
     )
     parser.add_argument(
         '--show-dir',
@@ -74,20 +74,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    try:
-        checkpoint = find_checkpoint(args.checkpoint)
-        cfg = open_config(args.config, args.work_dir, args.launcher)
-        complete_config(cfg, args.data_root, args.cfg_options)
-        if args.show_dir:
-            draw_predictions(cfg, args.show_dir)
-        if args.tta:
-            average_views(cfg)
-        if args.smoke:
-            make_smoke(cfg)
-        check_datasets(cfg, ('test_dataloader',))
-        check_finite(load_weights(checkpoint), checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+    return args
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, print and write the metrics."""
+    args = parse_args(argv)
+    checkpoint = find_checkpoint(args.checkpoint)
+    cfg = open_config(args.config, args.work_dir, args.launcher)
+    complete_config(cfg, args.data_root, args.cfg_options)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    if args.tta:
+        average_views(cfg)
+    if args.smoke:
+        make_smoke(cfg)
+    check_datasets(cfg, ('test_dataloader',))
+    check_finite(load_weights(checkpoint), checkpoint)
     cfg.load_from, cfg.resume = str(checkpoint), False
 
     from mmengine.dist import is_main_process
@@ -98,25 +102,22 @@ def main(argv: list[str] | None = None) -> None:
 
     if cfg.get('default_scope') == 'mmdet':
         compat.keep_digits_of_ap()
-    runner = Runner.from_cfg(cfg)
+    with keeping_tracebacks():
+        runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    try:
-        check_complete(model.module if args.tta else model, checkpoint)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
+    check_complete(model.module if args.tta else model, checkpoint)
+    with keeping_tracebacks():
         metrics = runner.test()
-    except InputError as error:  # of the hook that looks for missing images
-        parser.error(str(error))
     if args.out and is_main_process():
         with atomic_write(args.out) as file:
             file.write(
                 json.dumps({key: float(value) for key, value in metrics.items()}, indent=1).encode()
             )
+    return 0
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
-    """Lets the framework's visualization hook draw every prediction into a folder.
+    """Let the framework's visualization hook draw every prediction into a folder.
 
     Raises:
         InputError: If the config's framework draws none.
@@ -134,7 +135,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 
 def average_views(cfg: Config) -> None:
-    """Lets the framework average its predictions over the config's flips and scales.
+    """Let the framework average its predictions over the config's flips and scales.
 
     Raises:
         InputError: If the config says neither, or they are of no use for masks.
@@ -166,7 +167,7 @@ def average_views(cfg: Config) -> None:
 
 
 def find_checkpoint(path: str) -> Path:
-    """The checkpoint itself, or the last one of a work directory.
+    """Return the checkpoint itself, or the last one of a work directory.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -181,4 +182,4 @@ def find_checkpoint(path: str) -> Path:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

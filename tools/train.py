@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Trains a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
+"""Train a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
 
 python tools/train.py CONFIG --data-root STORE
 python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
@@ -11,14 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import Config, DictAction
 
-from freeatm_mm.checkpoints import check_complete, check_starts, last_checkpoint  # noqa: E402
-from freeatm_mm.configs import (  # noqa: E402
+from freeatm_mm.checkpoints import check_complete, check_starts, last_checkpoint
+from freeatm_mm.configs import (
     add_checks,
     check_datasets,
     check_honoured,
@@ -28,12 +28,12 @@ from freeatm_mm.configs import (  # noqa: E402
     open_config,
     scale_rate,
 )
-from freeatm_mm.downstream.runs import make_smoke  # noqa: E402
-from freeatm_mm.errors import InputError  # noqa: E402
+from freeatm_mm.downstream.runs import make_smoke
+from freeatm_mm.errors import InputError, MissingFileError, keeping_tracebacks, tool
 
 
-def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line, and its parser for errors."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,11 +97,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return parser, args
+    return args
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """The config with what the command line changes.
+    """Return the config with what the command line changes.
 
     Raises:
         FileNotFoundError: If the config, or one that it inherits, doesn't exist, or what it is to
@@ -139,40 +139,35 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Trains; a wrong path is told in one sentence."""
-    parser, args = parse_args(argv)
-    try:
-        cfg = load_config(args)
-        check_init(cfg)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train."""
+    args = parse_args(argv)
+    cfg = load_config(args)
+    check_init(cfg)
     from mmengine.runner import Runner
 
     import freeatm_mm.openmmlab  # noqa: F401 - what stops a run, which a config need not import
 
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
-        parser.error(
+        raise MissingFileError(
             f'there is no checkpoint {pretrained}: train what makes it first, or set it '
             'with --cfg-options model.pretrained=CHECKPOINT'
         )
-    try:
-        check_precision(cfg)
-        check_datasets(cfg)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    runner = Runner.from_cfg(cfg)
+    check_precision(cfg)
+    check_datasets(cfg)
+    with keeping_tracebacks():
+        runner = Runner.from_cfg(cfg)
     if pretrained and Path(pretrained).is_file():  # mmengine would warn and leave out the rest
         try:
             check_complete(getattr(runner.model, 'module', runner.model), pretrained)
-        except ValueError as error:
-            parser.error(f'model.pretrained: {error}')
-    try:
+        except InputError as error:
+            raise InputError(f'model.pretrained: {error}') from None
+    with keeping_tracebacks():
         runner.train()
-    except InputError as error:  # of the hooks that look at weights and files
-        parser.error(str(error))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -374,7 +374,7 @@ def test_weights_that_cannot_be_used_are_told_in_one_sentence(tmp_path, capsys, 
 def test_options_of_an_evaluation_that_is_left_out(tmp_path):
     """They are for all benchmarks of `tools/downstream.py`, and its training has no evaluation."""
     train = load_tool('train')
-    args = train.parse_args(tiny_linear('world', tmp_path, 'val_dataloader.num_workers=0'))[1]
+    args = train.parse_args(tiny_linear('world', tmp_path, 'val_dataloader.num_workers=0'))
     assert train.load_config(args).val_dataloader is None
 
 
@@ -382,7 +382,7 @@ def test_resuming_looks_where_the_folder_is_now(tmp_path, capsys):
     train = load_tool('train')
     arguments = ['--resume', *tiny_linear('world', tmp_path, 'init=random')]
     arguments = [arguments[1], arguments[0], *arguments[2:]]
-    assert train.load_config(train.parse_args(arguments)[1]).load_from is None  # nothing yet
+    assert train.load_config(train.parse_args(arguments)).load_from is None  # nothing yet
     (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_3.pth')
     with pytest.raises(SystemExit):
         train.main(arguments)
@@ -391,9 +391,7 @@ def test_resuming_looks_where_the_folder_is_now(tmp_path, capsys):
         {'state_dict': {}, 'meta': {'epoch': 3, 'iter': 9}, 'message_hub': {}},
         tmp_path / 'epoch_3.pth',
     )
-    assert train.load_config(train.parse_args(arguments)[1]).load_from == str(
-        tmp_path / 'epoch_3.pth'
-    )
+    assert train.load_config(train.parse_args(arguments)).load_from == str(tmp_path / 'epoch_3.pth')
 
 
 def test_no_config_keeps_one_checkpoint_only():
