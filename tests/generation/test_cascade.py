@@ -11,7 +11,7 @@ import torch
 from helpers.store_samples import folder_bytes
 from helpers.tiny_generators import tiny_if_super_resolution, tiny_upscaler
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
-from helpers.tools import exit_code, load_tool
+from helpers.tools import exit_code, load_tool, run_tool
 
 from freeatm_mm.attention import AttentionRecorder, dequantize
 from freeatm_mm.generation import (
@@ -23,7 +23,7 @@ from freeatm_mm.generation import (
     sample_seed,
 )
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
-from freeatm_mm.store import Store, StoreError, repair_store, verify_store
+from freeatm_mm.store import Store, StoreError, verify_store
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [
@@ -279,13 +279,9 @@ def test_the_tool_runs_the_cascade_and_its_store_can_be_repaired(folders, tmp_pa
     place = str(folders / 'if-1'), str(folders / 'prompts.jsonl')
     with pytest.raises(StoreError, match='further stages that were folders'):
         GenerationJob.of_store(tmp_path / 'out', *place)
-    job = GenerationJob.of_store(
-        tmp_path / 'out',
-        *place,
-        device='cpu',
-        stages=(str(folders / 'if-2'), str(folders / 'if-3')),
-    )
-    repair_store(tmp_path / 'out', job.source())
+    stages = [word for part in ('if-2', 'if-3') for word in ('--stage', str(folders / part))]
+    words = ['--repair', '--pipeline', place[0], '--prompts', place[1], '--device', 'cpu']
+    assert run_tool('store/verify', tmp_path / 'out', *words, *stages) == 0
     assert folder_bytes(tmp_path / 'out') == whole
 
 

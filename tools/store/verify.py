@@ -18,6 +18,7 @@ import collections
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -40,6 +41,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--limit', type=int, default=100, metavar='N', help='print at most N problems (100)')
     add('--repair', action='store_true', help='make whole again what can be')
     add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
+    add(
+        '--stage',
+        action='append',
+        default=[],
+        metavar='PIPELINE',
+        help='a further stage of a cascade, if it is a folder that has moved; in order, as the '
+        'run had them',
+    )
     add('--prompts', help='the prompt file of the run')
     add('--batch-size', type=int, help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
@@ -50,6 +59,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.stage and not args.pipeline:
+        raise InputError('--stage goes with --pipeline')
     if args.pipeline and not (args.prompts and args.repair):
         raise InputError('--pipeline goes with --prompts and --repair')
     source = None
@@ -57,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from freeatm_mm.generation import GenerationJob, StorePlan
 
         if args.pipeline:
-            changes = {'batch_size': args.batch_size} if args.batch_size else {}
+            changes: dict[str, Any] = {'stages': tuple(args.stage)} if args.stage else {}
+            if args.batch_size:
+                changes['batch_size'] = args.batch_size
             source = GenerationJob.of_store(
                 args.store,
                 args.pipeline,
