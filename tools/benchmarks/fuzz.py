@@ -52,7 +52,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--module', action='append', default=[], help='import this module, which adds targets')
     add('--list', action='store_true', help='print the targets and end')
-    add('--out', type=Path, default=ROOT / 'docs/results/fuzz.json', help='result file')
+    add(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/results/fuzz.json'),
+        help='result file (%(default)s)',
+    )
     return parser.parse_args(argv)
 
 
