@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 
 def read_checkpoints_safely() -> None:
@@ -58,7 +59,8 @@ def skip_multimodal_models() -> None:
     Source: `mmpretrain/utils/dependency.py`, `WITH_MULTIMODAL`. No effect once
     `mmpretrain.models` is imported.
     """
-    importlib.import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
+    module: Any = importlib.import_module('mmpretrain.utils.dependency')
+    module.WITH_MULTIMODAL = False
 
 
 def accept_mmseg_fork() -> None:

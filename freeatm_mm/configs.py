@@ -241,15 +241,13 @@ def add_checks(cfg: Any) -> None:
         cfg.custom_hooks = [*hooks, dict(type='mmengine.CheckTrainingHook')]
 
 
-def find_datasets(
-    cfg: Mapping, loaders: tuple[str, ...] = _LOADERS
-) -> Iterator[tuple[str, Mapping]]:
+def find_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> Iterator[tuple[str, Any]]:
     """Yield key and config of every data set with a `data_root`, wrapped ones too.
 
     A `FreeATMDataset` is among them before it has one.
     """
 
-    def search(key: str, value: Any) -> Iterator[tuple[str, Mapping]]:
+    def search(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(value, Mapping):
             return
         if value.get('data_root') or _is_ours(value):

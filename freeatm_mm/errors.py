@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, overload
 
 from freeatm_mm.signals import Terminated
 
@@ -54,9 +55,17 @@ class RunError(FreeATMError, RuntimeError):
 _REPORTED = (FreeATMError, ValueError, OSError, ImportError, FloatingPointError)
 
 
+@overload
+def tool(
+    main: Callable[..., int | None], *, name: str | None = None, resumes: bool = False
+) -> Callable[..., int]: ...
+@overload
+def tool(
+    main: None = None, *, name: str | None = None, resumes: bool = False
+) -> Callable[[Callable[..., int | None]], Callable[..., int]]: ...
 def tool(
     main: Callable[..., int | None] | None = None, *, name: str | None = None, resumes: bool = False
-) -> Callable[..., int]:
+) -> Callable[..., Any]:
     """Let a tool's `main(argv=None)` end as all tools do.
 
     Bad input prints `PROGRAM: sentence` to stderr, without a traceback, and raises `SystemExit`
@@ -105,7 +114,8 @@ def keeping_tracebacks() -> Iterator[None]:
     except FreeATMError:
         raise
     except _REPORTED as error:
-        error.keeps_traceback = True
+        marked: Any = error
+        marked.keeps_traceback = True
         raise
 
 
@@ -117,7 +127,7 @@ def one_sentence(error: BaseException) -> str:
     return ' '.join(worker_message(error).split()) or type(error).__name__
 
 
-def worker_message(error: Exception) -> str:
+def worker_message(error: BaseException) -> str:
     """An error's message, without the traceback that a loading process puts round it.
 
     Reason: an error in a worker process of a `DataLoader` arrives as one of the same type whose
@@ -141,9 +151,9 @@ def listed(names: Iterable[object], most: int = 3, separator: str = ', ') -> str
         most: How many are named at most.
         separator: What stands between names.
     """
-    names = [str(name) for name in names]
-    more = len(names) - most
-    return separator.join(names[:most]) + (f' and {more} more' if more > 0 else '')
+    texts = [str(name) for name in names]
+    more = len(texts) - most
+    return separator.join(texts[:most]) + (f' and {more} more' if more > 0 else '')
 
 
 def print_any_text() -> None:

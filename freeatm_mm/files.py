@@ -348,8 +348,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _NotJSON(f'the key {twice[:60]!r} is there twice')
+        for key, _ in pairs:
+            if key in seen:
+                raise _NotJSON(f'the key {key[:60]!r} is there twice')
+            seen.add(key)
     return value
 
 

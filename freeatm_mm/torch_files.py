@@ -21,7 +21,7 @@ import threading
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -246,7 +246,7 @@ def check_regular(path: str | Path) -> Path:
 class _Limited:
     """The first bytes of a file, up to the limit of a pickle."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file, self.left = file, _MOST_PICKLE
 
     def _take(self, data: bytes) -> bytes:
@@ -264,7 +264,7 @@ class _Limited:
         return self._take(self.file.readline(self.left))
 
 
-def _find_names(file: BinaryIO | _Limited, names: set[str]) -> None:
+def _find_names(file: _Limited, names: set[str]) -> None:
     """Collect the names that a pickle asks for; reads on to its end and runs nothing.
 
     Tuples are followed on the way: hashing deeply nested ones would overflow the C stack.
@@ -276,12 +276,15 @@ def _find_names(file: BinaryIO | _Limited, names: set[str]) -> None:
     Raises:
         ValueError: If it is no pickle, or one that is too long or too deep.
     """
-    memo, depths, marks = {}, [], []
-    for step, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+    memo: dict[Any, int] = {}
+    depths: list[int] = []
+    marks: list[int] = []
+    steps = pickletools.genops(file)  # type: ignore[arg-type]  # read() and readline() suffice
+    for step, (opcode, arg, _) in enumerate(steps):
         if step >= _MOST_STEPS:
             raise ValueError(f'its pickle has more than {_MOST_STEPS:,} steps')
         if opcode.name in ('GLOBAL', 'INST'):
-            names.add(arg.replace(' ', '.'))
+            names.add(str(arg).replace(' ', '.'))
         elif opcode.name == 'STACK_GLOBAL':
             raise ValueError('it is a pickle of another kind than torch.save writes')
         before, taken = opcode.stack_before, []
@@ -371,7 +374,7 @@ def read_torch_file(
     if isinstance(source, (str, Path)):
         with open(check_regular(source), 'rb') as file:
             return read_torch_file(file, map_location, name or source)
-    name = name or getattr(source, 'name', 'the checkpoint')
+    called: str | Path = name if name else getattr(source, 'name', 'the checkpoint')
     size = source.seek(0, io.SEEK_END)
     source.seek(0)
     names: set[str] = set()
@@ -387,26 +390,26 @@ def read_torch_file(
     )
     if refused:
         raise InputError(
-            f"{name} can't be read: it holds more than tensors and plain values, "
+            f"{called} can't be read: it holds more than tensors and plain values, "
             f'namely {listed(map(_printable, refused))}; nothing of it '
             'was run'
         )
     if failed:
-        raise _unreadable(name, failed) from None
+        raise _unreadable(called, failed) from None
     source.seek(0)
     try:
         content = _settle(_load(source, map_location), {}, size)
     except Exception as error:
-        raise _unreadable(name, error) from None
+        raise _unreadable(called, error) from None
     forgotten = sorted(names & set(_FORGOTTEN))
     if forgotten:
-        _log.warning('%s: passed over what is not weights (%s)', name, ', '.join(forgotten))
+        _log.warning('%s: passed over what is not weights (%s)', called, ', '.join(forgotten))
     return content
 
 
 def _load(file: BinaryIO, map_location: Any) -> Any:
     """Torch's reader with our stand-ins, and with none that other packages let through."""
-    ours = [
+    ours: list[Any] = [
         (kind, path.replace('__builtin__', 'builtins'))
         for path, kind in {**_STAND_INS, **_FORGOTTEN}.items()
     ]
@@ -457,7 +460,7 @@ def _settle(
         versions = vars(value).get('_metadata')
         vars(value).clear()
         if isinstance(versions, dict) and all(isinstance(v, dict) for v in versions.values()):
-            value._metadata = versions
+            vars(value)['_metadata'] = versions
     if type(value) is tuple:
         settled: Any = tuple(_settle(part, done, size, depth + 1) for part in value)
     elif type(value) is list:

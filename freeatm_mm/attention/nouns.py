@@ -209,7 +209,7 @@ def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
 
 def _places(
     tokenizer: Any, prompt: str, prepared: str
-) -> tuple[list[tuple[int, int] | None], bool]:
+) -> tuple[Sequence[tuple[int, int] | None], bool]:
     """Where each character of ``prompt`` stands in the ``prepared`` prompt, and if that is sure."""
     written, places = _written_out(tokenizer, prompt)
     if written == prepared:

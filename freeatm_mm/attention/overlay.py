@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,11 +27,25 @@ NOUN_COLOURS = (
 class SampleLike(Protocol):
     """What is shown of a sample, as :class:`freeatm_mm.store.Sample` has it."""
 
-    key: str
-    caption: str
-    image: Image.Image
-    nouns: Sequence
-    masks: np.ndarray
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def caption(self) -> str:
+        """The text the image was made from."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The image."""
+
+    @property
+    def nouns(self) -> Sequence[Any]:
+        """K nouns, each with its `text`."""
+
+    @property
+    def masks(self) -> np.ndarray:
+        """Shape (K, h, w), one mask for each noun."""
 
 
 def overlay(
@@ -139,7 +153,7 @@ def contact_sheet(samples: Iterable[SampleLike], columns: int = 2, size: int = 1
     return sheet
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The text, or as much of it as fits into so many pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text

@@ -68,7 +68,11 @@ def whole_number(value: Any, name: str, least: int, most: int) -> int:
     Raises:
         ValueError: If it is no integer, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or not least <= int(value) <= most
+    ):
         raise ValueError(f'{name} must be a whole number from {least} to {most}, got {value!r}')
     return int(value)
 
@@ -88,8 +92,9 @@ def sizes(
     wanted = tuple(resolutions)
     if not wanted:
         raise ValueError(f'{name} are none; leave them out for all')
+    side = f'a side of {name}'
     return tuple(
-        tuple(whole_number(side, f'a side of {name}', 1, MAX_SIDE) for side in size)
+        (whole_number(size[0], side, 1, MAX_SIDE), whole_number(size[1], side, 1, MAX_SIDE))
         if isinstance(size, (tuple, list)) and len(size) == 2
         else whole_number(size, name, 1, MAX_SIDE)
         for size in wanted
@@ -147,13 +152,13 @@ def check_heads(heads: Heads | None, layers: Mapping[str, int]) -> None:
             )
         if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Collection) or not wanted:
             raise ValueError(f'heads must be numbers of heads, got {wanted!r}')
-        least = min(counts, key=counts.get)
+        least = min(counts, key=counts.__getitem__)
         strangers = [
             head
             for head in wanted
             if isinstance(head, bool)
             or not isinstance(head, Integral)
-            or not 0 <= head < counts[least]
+            or not 0 <= int(head) < counts[least]
         ]
         if strangers:
             raise ValueError(
@@ -275,7 +280,7 @@ def choose_parts(
         for part in counts
         if in_blocks(blocks, part.group, part.layer or '')
         and size_matches(part.size, resolutions)
-        and (heads is None or part.head in heads_of(heads, part.layer))
+        and (heads is None or part.head in (heads_of(heads, part.layer or '') or ()))
     ]
     if steps is not None:
         layers = {part.layer for part in parts}
@@ -296,10 +301,10 @@ def choose_parts(
     if weights is None:
         chosen = share
     elif weights == 'resolution':
-        layers: Counter = Counter()
+        totals = dict.fromkeys((part.size for part in parts), 0.0)
         for part in parts:
-            layers[part.size] += share[part] * counts[part]
-        chosen = {part: share[part] / layers[part.size] for part in parts}
+            totals[part.size] += share[part] * counts[part]
+        chosen = {part: share[part] / totals[part.size] for part in parts}
     elif isinstance(weights, Mapping):
         names = sizes(weights, 'weights') or ()
         if not all(

@@ -101,9 +101,9 @@ class AttentionRecorder:
             with the number of the occurrence from 1 (`('dog', 2)`); the characters `(start, end)`;
             or an object with `start` and `end`. `'auto'`, for all prompts or for one: nouns that
             name something one can see, found by textblob. A prompt may have none.
-        columns: For embeddings made elsewhere (``prompt_embeds``): for each prompt and each of its
-            nouns the places of its tokens among all text keys, counted from 0. Taken as they are:
-            neither prompts nor nouns are looked at.
+        columns: For embeddings made elsewhere (``prompt_embeds``): for each noun of the prompt, or
+            of several prompts a list of these each, the places of its tokens among all text keys,
+            counted from 0. Taken as they are: neither prompts nor nouns are looked at.
         num_images_per_prompt: As given to the pipeline.
         probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
             renormalised over the text keys; differs only where text and pixel keys share one
@@ -171,7 +171,7 @@ class AttentionRecorder:
         prompts: str | Sequence[str] | None = None,
         nouns: Any = AUTO,
         *,
-        columns: Sequence[Sequence[Sequence[int]]] | None = None,
+        columns: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | None = None,
         num_images_per_prompt: int = 1,
         probability: str = 'joint',
         merge: str = 'mean',
@@ -246,12 +246,12 @@ class AttentionRecorder:
         nouns: Any,
         call: Call,
         images_per_prompt: int,
-        columns: Sequence[Sequence[Sequence[int]]] | None = None,
+        columns: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | None = None,
         check_prompts: bool = True,
     ) -> None:
         """Find the nouns of some prompts among the text keys of a call."""
         one_prompt = isinstance(prompts, str)
-        prompts = [prompts] if one_prompt else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         _check_prompts(prompts)
         whole_number(images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
         whole_number(len(prompts) * images_per_prompt, 'the number of images', 1, MAX_IMAGES)
@@ -268,8 +268,8 @@ class AttentionRecorder:
             )
         else:
             nouns = [nouns] if one_prompt else nouns
-            columns = [columns] if one_prompt else columns
-            found = TextColumns(_given_columns(columns, nouns))
+            places: Any = [columns] if one_prompt else columns
+            found = TextColumns(_given_columns(places, nouns))
         self._images_per_prompt = images_per_prompt
         self._num_images = len(prompts) * images_per_prompt
         self._watches = found.watches if check_prompts else ()
@@ -483,9 +483,10 @@ class AttentionRecorder:
         check_steps(steps)
         check_heads(heads, self.layers)
         if size is not None:
-            (size,) = sizes([size], 'size')
-            if isinstance(size, int):
-                raise ValueError(f'size must be (height, width), got {size!r}')
+            (checked,) = sizes([size], 'size') or ()
+            if isinstance(checked, int):
+                raise ValueError(f'size must be (height, width), got {checked!r}')
+            size = checked
         chosen = choose_parts(
             {part: total.count for part, total in self._sums.items()},
             groups=self._family.block_groups.values(),
@@ -509,9 +510,10 @@ class AttentionRecorder:
         for part, weight in chosen.items():
             total_BTN = self._sums[part].total_BTN.cpu() * (weight / divisor)
             by_size[part.size] = by_size.get(part.size, 0) + total_BTN
-        average_BThw = torch.zeros(*self._columns_BT.shape, *(affinity or size))
+        sides = affinity or size
+        average_BThw = torch.zeros(*self._columns_BT.shape, *sides)
         for native, total_BTN in by_size.items():
-            average_BThw += resize(total_BTN.unflatten(-1, native), average_BThw.shape[-2:])
+            average_BThw += resize(total_BTN.unflatten(-1, native), sides)
         if affinity:
             total = self._affinities[affinity]
             affinity_BNN = total.total_BTN.cpu() / total.count
@@ -625,6 +627,7 @@ class AttentionRecorder:
             self._calls - 1 if 'steps' in self._parts_apart else None,
         )
         self.layer_steps[tap.layer] += 1
+        pieces: dict[Part, Sequence[int]]
         if 'heads' in self._parts_apart:
             pieces = {part._replace(head=head): [head] for head in tap.heads}
         else:
@@ -648,6 +651,7 @@ class AttentionRecorder:
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
+        assert tap.query is not None and tap.pixel_key is not None
         module, rows = tap.module, slice(self._first_row, self._last_row)
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
@@ -675,7 +679,7 @@ class _Sum:
     count: int = 0
 
 
-def _wanted_heads(heads: Heads | None, layer: str, module: nn.Module) -> tuple[int, ...]:
+def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:
     wanted = heads_of(heads, layer)
     return tuple(range(module.heads) if wanted is None else sorted(wanted))
 

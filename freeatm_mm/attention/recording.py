@@ -175,8 +175,8 @@ class Recording:
                 )
             record.append({'image': file, 'prompt': self.prompts[index], 'nouns': nouns})
         text = json.dumps({'images': record}, ensure_ascii=False, indent=2)
-        with atomic_write(folder / RECORD) as file:
-            file.write(f'{text}\n'.encode('utf-8', 'backslashreplace'))
+        with atomic_write(folder / RECORD) as stream:
+            stream.write(f'{text}\n'.encode('utf-8', 'backslashreplace'))
 
     def _repr_png_(self) -> bytes | None:
         """The first images as a notebook shows them; `None` where there is no picture to show."""
@@ -243,8 +243,11 @@ def _pixels(box: Box | None, size: tuple[int, int]) -> Box | None:
     width, height = size
     x1, y1, x2, y2 = box
     # Edges lie between pixels; the fractions are exact but for rounding.
-    return tuple(
-        float(round(value)) for value in (x1 * width, y1 * height, x2 * width, y2 * height)
+    return (
+        float(round(x1 * width)),
+        float(round(y1 * height)),
+        float(round(x2 * width)),
+        float(round(y2 * height)),
     )
 
 

@@ -71,7 +71,7 @@ class Tap:
         self, sink: Sink, module: nn.Module, group: str, layer: str, heads: tuple[int, ...]
     ) -> None:
         self.sink = sink
-        self.module = module
+        self.module: Any = module  # what it holds beyond nn.Module is diffusers'
         self.name = type(module).__name__
         self.group = group
         self.layer = layer
@@ -117,6 +117,7 @@ class Tap:
         if hidden.ndim == 4:
             self.size = tuple(hidden.shape[-2:])
         else:
+            assert self.sink.input is not None
             self.size = map_size(self.sink.input.size, hidden.shape[1])
         self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = size_matches(self.size, self.sink.resolutions)
@@ -136,6 +137,7 @@ class Tap:
 
     def attention(self, rows: slice) -> Attention:
         """The queries, keys and mask of some rows of the batch."""
+        assert self.query is not None and self.text_key is not None
         heads, norm_k = self.module.heads, self.module.norm_k
         query_BNHC = split_heads(self.query[rows], heads, self.module.norm_q)
         key_BKHC = split_heads(self.text_key[rows], heads, norm_k)
@@ -177,6 +179,7 @@ class SequenceTap(Tap):
         self._forget()
         if not self.sink.recording:
             return
+        assert self.sink.input is not None
         self.size = self.sink.input.size
         self.active = size_matches(self.size, self.sink.resolutions)
         if self.active:
@@ -188,6 +191,7 @@ class SequenceTap(Tap):
         # which attends to itself, or to which the image attends.
         # A processor that goes through images or heads one by one shows none of them whole.
         layout, (batch, heads, queries, _) = self.sink.input, call.query.shape
+        assert layout is not None
         if (
             self.call is None
             and call.key.shape[2] == layout.length
@@ -208,6 +212,7 @@ class SequenceTap(Tap):
 
     def _check(self, computed: bool) -> None:
         if not computed:
+            assert self.sink.input is not None
             raise RuntimeError(
                 f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
                 f'{self.sink.input.length} text and image tokens, so it cannot be recorded; '
@@ -217,6 +222,7 @@ class SequenceTap(Tap):
     def attention(self, rows: slice) -> Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""
         layout, call = self.sink.input, self.call
+        assert layout is not None and call is not None
         first = layout.image_start if call.query.shape[2] == layout.length else 0
         pixels = slice(first, first + math.prod(layout.size))
         query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
@@ -249,7 +255,9 @@ class SelfTap(Tap):
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         super()._before(module, args, kwargs)
-        self.active = self.sink.recording and min(self.size) <= self.sink.self_attention
+        largest = self.sink.self_attention
+        assert largest is not None
+        self.active = self.sink.recording and min(self.size) <= largest
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         computed = self.query is not None and self.pixel_key is not None
@@ -261,7 +269,7 @@ class SelfTap(Tap):
 
 def text_attention_modules(
     denoiser: nn.Module, family: Family, blocks: frozenset[str] | None
-) -> list[tuple[str, nn.Module, str]]:
+) -> list[tuple[str, Any, str]]:
     """The modules to record: name, module and block group."""
     compiled = hasattr(denoiser, '_orig_mod') or any(
         getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules()
@@ -271,7 +279,7 @@ def text_attention_modules(
             'a compiled denoiser skips the hooks that the recorder needs; record with '
             'the pipeline as it was before torch.compile'
         )
-    found = []
+    found: list[tuple[str, Any, str]] = []
     for name, module in denoiser.named_modules():
         if not family.is_text_attention(name, module):
             continue

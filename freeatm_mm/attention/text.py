@@ -130,7 +130,8 @@ def _present(
     wanted = known if names is None else {names} if isinstance(names, str) else set(names)
     if not wanted or not wanted <= known:
         raise ValueError(f'text_encoders must be of {sorted(known)}, got {sorted(wanted, key=str)}')
-    found, missing = [], []
+    found: list[tuple[Encoder, list[_Part]]] = []
+    missing: list[str] = []
     for encoder in family.encoders:
         there = [
             (name, getattr(call.pipe, tokenizer), getattr(call.pipe, name, None))

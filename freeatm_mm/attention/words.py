@@ -34,7 +34,7 @@ def places_of(words: str, text: str) -> list[tuple[int, int]]:
     """
     forms = {unicodedata.normalize(form, words) for form in ('NFC', 'NFD')} | {words}
     patterns = sorted(r'\s+'.join(map(re.escape, form.split())) for form in forms if form.split())
-    found = set()
+    found: set[tuple[int, int]] = set()
     for pattern in patterns:
         before = rf'(?<!{_IN_WORD})(?={_IN_WORD})|(?!{_IN_WORD})'
         after = rf'(?<={_IN_WORD})(?!{_IN_WORD})|(?<!{_IN_WORD})'

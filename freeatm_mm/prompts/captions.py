@@ -225,7 +225,7 @@ def caption_batches(
     read, told = skip, 0
     while chunk := list(islice(remaining, batch_size)):
         counts: Counter = Counter()
-        kept: list[Caption] = []
+        kept: list[tuple[str, str]] = []  # ids and texts
         messages: list[str] = []
         for caption in chunk:
             read += 1
@@ -250,21 +250,19 @@ def caption_batches(
             elif not finder.can_read(text):
                 counts['skipped: not English'] += 1
             else:
-                kept.append(Caption(caption.id, text))
+                kept.append((caption.id, text))
         if unreadable == read:
             raise ValueError(_too_many(unreadable, read, chunk[-1]))
         records = []
-        for caption, nouns in zip(kept, finder(caption.text for caption in kept), strict=True):
+        for (name, text), nouns in zip(kept, finder(text for _, text in kept), strict=True):
             if not nouns and not keep_without_nouns:
                 counts['skipped: no noun'] += 1
                 continue
-            if seen is not None and not seen.add(caption.text):
+            if seen is not None and not seen.add(text):
                 counts['skipped: said before'] += 1
                 continue
             counts['nouns'] += len(nouns)
-            records.append(
-                PromptRecord(caption.id, caption.text, nouns, caption.id.rpartition('-')[0])
-            )
+            records.append(PromptRecord(name, text, nouns, name.rpartition('-')[0]))
         yield Batch(len(chunk), tuple(records), dict(counts), tuple(messages))
 
 

@@ -40,7 +40,7 @@ class ImageNetClass:
 @cache
 def load_classes() -> tuple[ImageNetClass, ...]:
     """Return the 1,000 classes in the order of their labels."""
-    classes = []
+    classes: list[ImageNetClass] = []
     text = files(__package__).joinpath('imagenet.txt').read_text(encoding='utf-8')
     for line in text.splitlines():
         if not line.startswith('#'):

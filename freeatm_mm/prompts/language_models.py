@@ -122,15 +122,21 @@ def read_completion(body: bytes) -> Answer:
         usage.get(name) if isinstance(usage, dict) else None
         for name in ('prompt_tokens', 'completion_tokens')
     ]
-    tokens = [n if type(n) is int and 0 <= n <= MOST_TOKENS else None for n in counts]
+    tokens_in, tokens_out = (
+        n if type(n) is int and 0 <= n <= MOST_TOKENS else None for n in counts
+    )
     if value.get('error'):
-        return Answer(None, 'the server reported an error', *tokens, detail=_reason(value))
+        return Answer(
+            None, 'the server reported an error', tokens_in, tokens_out, detail=_reason(value)
+        )
     choices = value.get('choices')
     if not isinstance(choices, list) or not choices:
-        return Answer(None, 'the answer was not in the protocol', *tokens, detail=excerpt(body))
+        return Answer(
+            None, 'the answer was not in the protocol', tokens_in, tokens_out, detail=excerpt(body)
+        )
     answers = [_read_choice(choice) for choice in choices[:100]]
     best = next((answer for answer in answers if answer.text is not None), answers[0])
-    return replace(best, tokens_in=tokens[0], tokens_out=tokens[1])
+    return replace(best, tokens_in=tokens_in, tokens_out=tokens_out)
 
 
 def _read_choice(choice: Any) -> Answer:
@@ -338,7 +344,7 @@ class ServerModel:
                 raise LanguageModelError(
                     'the key in OPENAI_API_KEY holds a character that no key has; copy it again'
                 )
-            self._options = {
+            self._options: dict[str, Any] = {
                 'api_key': (key or 'none').strip(),
                 'base_url': base_url,
                 'max_retries': retries,

@@ -286,7 +286,7 @@ def _count_cost(answer: Answer, prices: Prices, counts: Counter) -> None:
     counts['tokens out'] += answer.tokens_out
     dollars = (answer.tokens_in * prices.tokens_in + answer.tokens_out * prices.tokens_out) / 1e6
     if dollars:
-        counts['dollars'] += dollars
+        counts['dollars'] += dollars  # type: ignore[assignment]  # the stubs know ints only
 
 
 def _numbered(part: Sequence[PromptRecord]) -> str:

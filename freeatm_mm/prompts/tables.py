@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from freeatm_mm.prompts.reading import (
     check_text_encoding,
@@ -157,9 +157,10 @@ def _file_rows(path: Path, name: Path, small: bool = False) -> Iterator[Row]:
 def _unpacked(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, str]:
     """Look through what a file is packed with; gives the name of what is inside."""
     inner = name.name.lower()
+    stream: Any = file  # the packers' readers have no type in common
     for _ in range(3):
-        buffered = io.BufferedReader(file, 1 << 16) if not hasattr(file, 'peek') else file
-        start = buffered.peek(8)[:8]  # type: ignore[attr-defined]
+        buffered = io.BufferedReader(stream, 1 << 16) if not hasattr(stream, 'peek') else stream
+        start = buffered.peek(8)[:8]
         ending = os.path.splitext(inner)[1]
         packed = next((key for key, magic in _PACKED.items() if start.startswith(magic)), None)
         if packed is None and ending in _PACKED:
@@ -167,23 +168,23 @@ def _unpacked(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, s
         if packed is None:
             return buffered, inner
         if packed == '.zip':
-            file, inner = _zip_member(buffered, name, stack)
+            stream, inner = _zip_member(buffered, name, stack)
             continue
         if packed == '.gz':
-            file = gzip.GzipFile(fileobj=buffered, mode='rb')  # type: ignore[assignment]
+            stream = gzip.GzipFile(fileobj=buffered, mode='rb')
         elif packed == '.bz2':
-            file = bz2.BZ2File(buffered)  # type: ignore[assignment]
+            stream = bz2.BZ2File(buffered)
         elif packed == '.xz':
-            file = lzma.LZMAFile(buffered)  # type: ignore[assignment]
+            stream = lzma.LZMAFile(buffered)
         else:
-            file = io.BufferedReader(_zstd(buffered, name), 1 << 16)  # type: ignore[assignment]
+            stream = io.BufferedReader(_zstd(buffered, name), 1 << 16)
         inner = inner.removesuffix(packed).removesuffix('.tgz')
         if packed == '.gz' and name.suffix == '.tgz':
             inner += '.tar'
     raise ValueError(f'{name} is packed more than twice; unpack it')
 
 
-def _zip_member(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, str]:
+def _zip_member(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[IO[bytes], str]:
     archive = stack.enter_context(zipfile.ZipFile(file))
     names = [
         member
@@ -197,7 +198,7 @@ def _zip_member(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO,
             + '; unpack it and name the file'
         )
     try:
-        return stack.enter_context(archive.open(names[0])), names[0].lower()  # type: ignore
+        return stack.enter_context(archive.open(names[0])), names[0].lower()
     except RuntimeError as error:  # a password, or a method that Python doesn't know
         raise ValueError(f"{name} can't be unpacked: {error}") from None
 
@@ -587,9 +588,10 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
     """The captions in a shard of img2dataset or webdataset, or in the tar of a data set."""
     number = 0
     previous: tuple[str, bool] = ('', False)
-    with tarfile.open(fileobj=_Bounded(file), mode='r:') as archive:
+    bounded: Any = _Bounded(file)  # the stubs ask for write() too
+    with tarfile.open(fileobj=bounded, mode='r:') as archive:
         for member in archive:
-            archive.members = []  # else all of them are kept
+            archive.members = []  # type: ignore[attr-defined]  # else all of them are kept
             stem, ending = os.path.splitext(member.name.lower())
             base = os.path.basename(stem)
             if not member.isfile() or ending not in (
@@ -609,13 +611,13 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
                 continue
             number += 1
             place = f'{name}, {member.name}'
-            content = archive.extractfile(member)
+            content: Any = archive.extractfile(member)  # the stubs ask for readinto()
             if content is None:
                 continue
             if base.endswith('_captions') or ending in ('.jsonl', '.csv', '.tsv'):
                 for row in _rows_of(
                     io.BufferedReader(content), Path(place), member.name.lower(), small=False
-                ):  # type: ignore[arg-type]
+                ):
                     yield Row(number, row.place, row.value, row.problem)
                     number += 1
                 continue

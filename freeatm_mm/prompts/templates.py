@@ -60,7 +60,7 @@ def fill_template(
     """
     text = template.replace('{be}', 'is' if len(subjects) == 1 or ' with ' in template else 'are')
     text = text.replace('{place}', place)
-    nouns: list[Noun | None] = [None] * len(subjects)
+    nouns: dict[int, Noun] = {}
     for index, subject in sorted(enumerate(subjects), key=lambda pair: text.find(f'{{{pair[0]}}}')):
         field = f'{{{index}}}'
         position = text.find(field)
@@ -72,7 +72,8 @@ def fill_template(
         nouns[index] = Noun(
             subject.noun, end - len(subject.noun), end, subject.category or subject.noun
         )
-    return PromptRecord(record_id, text, tuple(nouns), 'template')
+    in_order = tuple(nouns[index] for index in range(len(subjects)))
+    return PromptRecord(record_id, text, in_order, 'template')
 
 
 def _article(words: str) -> str:

@@ -302,9 +302,8 @@ def merge_stores(
             f'{len(paths)} stores need as many different prefixes, got {list(prefixes)}'
         )
     stores = [Store(path) for path in paths]
-    prefixes = [
-        '' if prefix is None else f'{prefix}-' for prefix in (prefixes or [None] * len(paths))
-    ]
+    given: Sequence[str | None] = prefixes or [None] * len(paths)
+    prefixes = ['' if prefix is None else f'{prefix}-' for prefix in given]
     seen: dict[bytes, int] = {}
     hashes = np.concatenate(
         [_hashes(prefix, store_keys(store)) for prefix, store in zip(prefixes, stores)]

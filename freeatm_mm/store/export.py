@@ -176,6 +176,8 @@ def export_coco(
                     {'id': image_id, 'file_name': name, 'width': width, 'height': height},
                 )
                 for number, mask in run.instances(sample, binary_masks(sample, threshold)):
+                    annotation = coco_annotation(mask)
+                    assert annotation is not None  # empty ones are no instances
                     _write_item(
                         annotation_file,
                         {
@@ -183,7 +185,7 @@ def export_coco(
                             'image_id': image_id,
                             'category_id': number + 1,
                             'iscrowd': 0,
-                            **coco_annotation(mask),
+                            **annotation,
                         },
                     )
         with (run.folder / 'coco.json').open('w', encoding='utf-8') as file:
@@ -287,8 +289,8 @@ def export_class_folders(
                 continue
             for number, mask in run.instances(sample, binary_masks(sample, threshold)):
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-                sample.image.crop(tuple(map(int, box))).save(
+                left, top, right, bottom = map(int, (columns[0], rows[0], columns[-1], rows[-1]))
+                sample.image.crop((left, top, right + 1, bottom + 1)).save(
                     run.folder
                     / run.report.categories[number]
                     / f'{sample.key}_{run.report.instances}.png'
@@ -380,7 +382,8 @@ def export_parquet(
             'meta': json.dumps(info['meta'], ensure_ascii=False),
         }
 
-    store, report, names = Store(path), ExportReport(), set()
+    store, report = Store(path), ExportReport()
+    names: set[str] = set()
     noun_fields = [item.name for item in noun]
     each = rows_per_file or store.manifest['samples_per_shard']
     count = -(-len(store) // each)

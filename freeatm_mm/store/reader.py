@@ -69,7 +69,7 @@ class Store(Sequence):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # takes no slices
         """Sample number ``index``; negative numbers count from the end.
 
         Raises:

@@ -99,6 +99,7 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
                 continue
             found = writer.write_shard(number, samples, notes)
         else:
+            assert state.rows is not None  # a sound tar lists them
             found = writer.adopt_shard(number, state.rows, notes)
         same = entry is not None and all(
             found[key] == entry[key] for key in ('sha256', 'index_sha256')
@@ -155,6 +156,7 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
         if vouched is not None:
             config, each, num_samples = vouched
             return StoreWriter(path, each, config), num_samples
+        assert source is not None
         writer = StoreWriter(path, source.samples_per_shard, source.config)
         return writer, source.num_samples
     if not sound:
@@ -177,13 +179,14 @@ def _vouched_settings(path: Path) -> tuple[dict[str, Any], int, int] | None:
     except InputError:
         return None
     entries, _ = shard_entries(path)
-    own = [shard_entry(path, number) for number in range(len(entries))]
+    found = [shard_entry(path, number) for number in range(len(entries))]
+    own = [entry for entry in found if entry is not None]
     config, each = manifest['config'], manifest['samples_per_shard']
     digest = config_digest(config)
     if (
         not own
-        or len(own) != len(manifest['shards'])
-        or any(entry is None or entry['config_sha256'] != digest for entry in own)
+        or not len(own) == len(found) == len(manifest['shards'])
+        or any(entry['config_sha256'] != digest for entry in own)
     ):
         return None
     planned = [planned_samples(entry) for entry in own]
@@ -215,20 +218,22 @@ def _samples(
             keys = None  # another store's shard
         count, bad = len(due), list(range(len(due))) if keys is None else state.bad
     else:
-        count, bad = len(state.rows), state.bad
-    if bad and source is None:
-        lost = ', '.join(repr(keys[row]) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
-        report.left.append(
-            f'{name}: {len(bad)} of its {count} samples are lost ({lost}); give the '
-            'pipeline and the prompts to make them again'
-        )
-        return None
+        assert keys is not None
+        count, bad = len(keys), state.bad
+        if bad:
+            lost = ', '.join(repr(keys[row]) for row in bad[:5])
+            lost += ', ...' if len(bad) > 5 else ''
+            report.left.append(
+                f'{name}: {len(bad)} of its {count} samples are lost ({lost}); give the '
+                'pipeline and the prompts to make them again'
+            )
+            return None
     if bad:
         _LOG.info('%s: making %d of %d samples again', name, len(bad), count)
     report.drawn += len(bad)
 
     def samples() -> Iterator[Sample | RawSample]:
-        drawn = source.draw(number, bad, notes) if bad else {}
+        drawn = source.draw(number, bad, notes) if source is not None and bad else {}
         handle = None
         try:
             for row in range(count):
@@ -238,6 +243,7 @@ def _samples(
                 if handle is None:
                     handle = open_regular(path / f'{name}.tar')
                     size = os.fstat(handle).st_size
+                assert state.rows is not None  # else all are drawn
                 yield read_sample(handle, size, state.rows[row].item())
         finally:
             if handle is not None:

@@ -302,7 +302,8 @@ def encode_sample(sample: Sample) -> RawSample:
     except StoreError as error:
         raise StoreError(f'sample {sample.key!r}: the image {error}') from None
     nouns = []
-    for noun, (low, high) in zip(sample.nouns, sample.scales.astype(np.float32)):
+    scales: np.ndarray = sample.scales.astype(np.float32)
+    for noun, (low, high) in zip(sample.nouns, scales):
         # str() of a float32 is the shortest decimal that reads back as the same float32.
         nouns.append(noun.to_json() | {'lo': float(str(low)), 'hi': float(str(high))})
     info = {

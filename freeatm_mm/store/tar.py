@@ -108,7 +108,8 @@ def read_members(handle: int) -> Iterator[TarMember]:
         match = _NAME.fullmatch(header.name)
         if match is None:
             raise StoreError(f'its member {header.name!r} has a name that no sample has')
-        member = TarMember(*match.groups(), position, position + BLOCK, header.size)
+        key, kind = match.groups()
+        member = TarMember(key, kind, position, position + BLOCK, header.size)
         if header.size < 0 or member.end > end:
             raise StoreError(
                 f'its member {member.name!r} says it has {header.size} bytes, more '

@@ -259,7 +259,9 @@ def examine_shard(
                 state.tar_sound = False
                 report(tar_path, str(error))
             else:
-                if state.index_sound and not np.array_equal(scanned, state.rows):
+                if state.index_sound and not (
+                    state.rows is not None and np.array_equal(scanned, state.rows)
+                ):
                     state.index_sound = False
                     report(index_path, 'its members are not those that the tar lists')
                 state.rows = scanned
@@ -310,6 +312,7 @@ def _compare_with_settings(
 
 def _read_samples(handle: int, state: ShardState, decode: bool, report: Any) -> None:
     """Read every sample, noting in ``state.bad`` those that are not whole."""
+    assert state.rows is not None
     size = os.fstat(handle).st_size
     for row_number, row in enumerate(state.rows):
         key = row['key'].decode('ascii', 'replace')

@@ -144,7 +144,8 @@ def planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserI
     """Planes that become one sequence with the text: SD3."""
     sample, size = planes(denoiser, args, kwargs)[:2]
     text = kwargs['encoder_hidden_states']
-    patch = denoiser.config.patch_size
+    config: Any = denoiser.config
+    patch = config.patch_size
     return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1], text_first=False)
 
 

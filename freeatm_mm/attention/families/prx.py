@@ -35,7 +35,8 @@ def _clean_like_prx(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[
 
 
 def _clean_lightly(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    return [inspect.getmodule(type(call.pipe))._basic_clean(prompt) for prompt in prompts]
+    module: Any = inspect.getmodule(type(call.pipe))
+    return [module._basic_clean(prompt) for prompt in prompts]
 
 
 def _length_of_prx(call: Call, tokenizer: Any) -> int:

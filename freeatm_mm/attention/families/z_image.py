@@ -31,7 +31,8 @@ def _lists(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     sample = torch.stack(list(argument(args, kwargs, 0, 'x')))
     captions = argument(args, kwargs, 2, 'cap_feats')
     patch = kwargs.get('patch_size', 2)
-    multiple = inspect.getmodule(type(denoiser)).SEQ_MULTI_OF
+    module: Any = inspect.getmodule(type(denoiser))
+    multiple = module.SEQ_MULTI_OF
     size = (sample.shape[-2] // patch, sample.shape[-1] // patch)
     image = -(-size[0] * size[1] // multiple) * multiple
     text = max(-(-len(caption) // multiple) * multiple for caption in captions)
