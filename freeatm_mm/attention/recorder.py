@@ -267,6 +267,11 @@ class AttentionRecorder:
                 truncated=self._truncated,
             )
         else:
+            if isinstance(nouns, str):
+                raise ValueError(
+                    'columns= says where the keys of each noun are: give the nouns too, in the same '
+                    'order'
+                )
             nouns = [nouns] if one_prompt else nouns
             places: Any = [columns] if one_prompt else columns
             found = TextColumns(_given_columns(places, nouns))

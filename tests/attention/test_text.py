@@ -407,6 +407,8 @@ def test_columns_are_checked():
     for places_ in ([], [-1], [1.0], [True], [2**40], ['1']):
         with pytest.raises(ValueError, match='columns must be numbers of text keys'):
             AttentionRecorder(pipe, PROMPTS[:1], [NOUNS[0][:1]], columns=[[places_]])
+    with pytest.raises(ValueError, match='give the nouns too'):
+        AttentionRecorder(pipe, 'a dog', columns=[[1], [2], [3], [4]])
     with pytest.raises(ValueError, match='hold only 77 text keys'):
         with AttentionRecorder(pipe, PROMPTS[:1], [NOUNS[0][:1]], columns=[[[77]]]):
             draw(pipe, PROMPTS[:1])
