@@ -214,7 +214,7 @@ def _generator(config: Mapping[str, Any]) -> str | None:
     return pipeline.rstrip('/').split('/')[-1]
 
 
-def _images(stores: Iterable[Any]) -> dict[str, str]:
+def _images(stores: Iterable[Any]) -> dict[str, Any]:
     """Regime and generator, as far as the stores and folders themselves tell."""
     paths = [
         path
@@ -238,7 +238,7 @@ def _config(path: Any) -> Mapping | None:
         return None
 
 
-def _regime(configs: Iterable[Mapping | None]) -> dict[str, str]:
+def _regime(configs: Iterable[Mapping | None]) -> dict[str, Any]:
     """Regime and generator of images from sources of these settings; nothing if one is unknown."""
     configs = list(configs)
     generators = set()

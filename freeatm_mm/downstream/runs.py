@@ -333,7 +333,7 @@ class DownstreamRun:
                 the benchmark's batch.
             FileNotFoundError: If the checkpoint or the data set isn't there.
         """
-        wanted = {
+        wanted: dict[str, Any] = {
             'benchmark': self.benchmark,
             'init': identify(self.init),
             'seed': self.seed,

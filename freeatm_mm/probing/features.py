@@ -380,7 +380,8 @@ def extract_features(
         crop_margin: Share of the box's side left around an object on each side, inside the image.
     """
     maps = len(scenes) if maps is None else min(maps, len(scenes))
-    pooled, grids, objects = [], [], [None] * len(scenes.object_image)
+    pooled, grids = [], []
+    objects: list[Any] = [None] * len(scenes.object_image)
     for start in range(0, len(scenes), batch_size):
         stop = min(start + batch_size, len(scenes))
         features = model.feature_map(scenes.images[start:stop]).cpu()
@@ -390,7 +391,8 @@ def extract_features(
         inside = np.flatnonzero((scenes.object_image >= start) & (scenes.object_image < stop))
         if len(inside):
             masks = torch.from_numpy(scenes.object_masks[inside]).float()
-            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), features.shape[2:])[:, 0]
+            size = features.shape[2], features.shape[3]
+            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), size)[:, 0]
             own = features[torch.from_numpy(scenes.object_image[inside] - start)]
             weight = cover / cover.sum(dim=(1, 2), keepdim=True)
             for number, row in zip(inside, torch.einsum('mdhw,mhw->md', own, weight).numpy()):
@@ -529,6 +531,7 @@ def _best_linear(
         value = judge(val @ weight.T + bias)
         if best is None or value > best[0]:
             best = value, test @ weight.T + bias, l2
+    assert best is not None
     return best[1], best[2]
 
 
@@ -595,9 +598,9 @@ def _segmentation_metrics(
     train, val, test = standardise(*(rows(split) for split in SPLITS))
 
     def miou(scores: np.ndarray, exact: np.ndarray) -> tuple[float, np.ndarray]:
-        scores = torch.from_numpy(scores.reshape(-1, *grid, classes)).permute(0, 3, 1, 2)
+        maps = torch.from_numpy(scores.reshape(-1, *grid, classes)).permute(0, 3, 1, 2)
         total = np.zeros((classes, classes), dtype=np.int64)
-        for part, truth in zip(scores.split(64), np.array_split(exact, range(64, len(exact), 64))):
+        for part, truth in zip(maps.split(64), np.array_split(exact, range(64, len(exact), 64))):
             enlarged = F.interpolate(part, picture.shape, mode='bilinear', align_corners=False)
             predicted = enlarged.argmax(dim=1).numpy()[:, picture].reshape(truth.shape)
             total += confusion_matrix(predicted, truth, classes)
