@@ -493,6 +493,6 @@ class DownstreamRun:
         )
 
 
-def _read_note(note: Path, data: str) -> dict:
+def _read_note(note: Path, data: str) -> dict[str, Any]:
     """What a folder's run is; ``data`` stands in where an old note doesn't say of which data."""
     return {'data': data, **json.loads(note.read_text())}

@@ -185,7 +185,7 @@ def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
 
 def _write_positions(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
     (folder / 'images').mkdir(parents=True)
-    rows: dict[str, list[dict]] = {'words': [], 'blocks': []}
+    rows: dict[str, list[dict[str, Any]]] = {'words': [], 'blocks': []}
     taken: set[str] = set()
     for number, scene in enumerate(scenes):
         if not scene.masks.any((1, 2)).all():  # an object that can't be seen has no place

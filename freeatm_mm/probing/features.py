@@ -264,7 +264,7 @@ def load_model(
     seed: int = 0,
     prefix: str = 'backbone.',
     device: str | torch.device = 'cpu',
-    cfg_options: dict | None = None,
+    cfg_options: dict[str, Any] | None = None,
 ) -> FeatureModel:
     """Build the backbone and preprocessor of a config; load its weights or initialise them.
 
@@ -564,7 +564,7 @@ def _object_metrics(
     classes: int,
     name: str,
     l2_grid: Sequence[float],
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     one_hot = np.eye(classes, dtype=np.float32)
     train, val, test = standardise(*(features[split] for split in SPLITS))
     scores, l2 = _best_linear(
@@ -588,7 +588,7 @@ def _object_metrics(
 
 def _segmentation_metrics(
     features: dict[str, Features], label_maps: dict[str, np.ndarray], l2_grid: Sequence[float]
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     def rows(split: str) -> np.ndarray:
         maps = features[split].maps
         return maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])
@@ -633,7 +633,7 @@ def evaluate_features(
     batch_size: int = 128,
     segmentation_scenes: int = 1000,
     l2_grid: Sequence[float] = L2_GRID,
-) -> tuple[dict[str, float], dict]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Judge a frozen backbone on the real scenes of a world.
 
     Args:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -229,7 +230,7 @@ def summarise(
     qualities: Sequence[MaskQuality],
     threshold: float = THRESHOLD,
     categories: Sequence[Sequence[str]] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Means over a data set, each beside its controls, ready for JSON.
 
     Args:
@@ -313,7 +314,7 @@ def summarise(
 
 def _class_iou(
     qualities: Sequence[MaskQuality], categories: Sequence[Sequence[str]], fixed: int
-) -> dict:
+) -> dict[str, Any]:
     if [len(quality) for quality in qualities] != [len(names) for names in categories]:
         raise ValueError('summarise: categories must name each noun of each image.')
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))

@@ -145,7 +145,7 @@ def _columns(count: int) -> int:
     return min(count, 4)
 
 
-def _grid(count: int, width: float, height: float) -> tuple[Figure, list]:
+def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
     columns = _columns(count)
     rows = -(-count // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches: labels keep apart
