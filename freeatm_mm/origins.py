@@ -103,7 +103,7 @@ def origin_of(content: Any) -> Origin:
     return found
 
 
-def _of_lavis(content: Mapping) -> Origin:
+def _of_lavis(content: Mapping[str, Any]) -> Origin:
     """Of a checkpoint of LAVIS, which keeps its settings under ``config``."""
     config = _mapping(content['config'])
     model, run = _mapping(config.get('model')), _mapping(config.get('run'))
@@ -132,7 +132,7 @@ def _of_lavis(content: Mapping) -> Origin:
     )
 
 
-def _mapping(value: Any) -> Mapping:
+def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
@@ -171,21 +171,21 @@ def _plain(node: ast.expr) -> Any:
     return None
 
 
-def _method(cfg: Mapping) -> str | None:
+def _method(cfg: Mapping[str, Any]) -> str | None:
     kind = str(_mapping(cfg.get('model')).get('type', '')).split('.')[-1].removeprefix('FreeATM')
     if kind == _CLASSIFIER:
         return 'supervised' if cfg.get('init', 'random') == 'random' else None  # a benchmark's
     return next((name for name, method in METHODS.items() if kind and method.model == kind), None)
 
 
-def _masks(cfg: Mapping) -> bool | None:
+def _masks(cfg: Mapping[str, Any]) -> bool | None:
     dataset = _mapping(_mapping(cfg.get('train_dataloader')).get('dataset'))
     if str(dataset.get('type', '')).split('.')[-1] != 'FreeATMDataset':
         return None if not dataset else False  # nobody else's data sets have masks of nouns
     return dataset.get('masks', True) is not False
 
 
-def _scale(model: Mapping) -> str | None:
+def _scale(model: Mapping[str, Any]) -> str | None:
     """Whether a backbone is the paper's: ResNet-50, or ViT-B at 224 pixels."""
     backbone = _mapping(model.get('backbone'))
     kind = str(backbone.get('type', '')).split('.')[-1]
@@ -214,7 +214,7 @@ def _generator(config: Mapping[str, Any]) -> str | None:
     return pipeline.rstrip('/').split('/')[-1]
 
 
-def _images(stores: Iterable[Any]) -> dict[str, str]:
+def _images(stores: Iterable[Any]) -> dict[str, Any]:
     """Regime and generator, as far as the stores and folders themselves tell."""
     paths = [
         path
@@ -224,7 +224,7 @@ def _images(stores: Iterable[Any]) -> dict[str, str]:
     return _regime([_config(path) for path in paths])
 
 
-def _config(path: Any) -> Mapping | None:
+def _config(path: Any) -> Mapping[str, Any] | None:
     """What made a store's images; empty for a folder of plain ones; None where it can't be told."""
     from freeatm_mm.store import Store, StoreError
 
@@ -238,7 +238,7 @@ def _config(path: Any) -> Mapping | None:
         return None
 
 
-def _regime(configs: Iterable[Mapping | None]) -> dict[str, str]:
+def _regime(configs: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     """Regime and generator of images from sources of these settings; nothing if one is unknown."""
     configs = list(configs)
     generators = set()

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def _convert_resnet(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Te
     return state
 
 
-def resnet_shape(backbone: Mapping[str, Tensor]) -> dict:
+def resnet_shape(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     """What Hugging Face's `ResNetConfig` wants to know, read from the tensors."""
     bottleneck = 'layer1.0.conv3.weight' in backbone
     stages = sorted({int(name[5]) for name in backbone if name.startswith('layer')})
@@ -149,7 +150,7 @@ def resnet_shape(backbone: Mapping[str, Tensor]) -> dict:
     }
 
 
-def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict:
+def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
     """What Hugging Face's `ViTConfig` wants to know, read from the tensors.
 
     Args:

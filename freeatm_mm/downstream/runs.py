@@ -333,7 +333,7 @@ class DownstreamRun:
                 the benchmark's batch.
             FileNotFoundError: If the checkpoint or the data set isn't there.
         """
-        wanted = {
+        wanted: dict[str, Any] = {
             'benchmark': self.benchmark,
             'init': identify(self.init),
             'seed': self.seed,
@@ -493,6 +493,6 @@ class DownstreamRun:
         )
 
 
-def _read_note(note: Path, data: str) -> dict:
+def _read_note(note: Path, data: str) -> dict[str, Any]:
     """What a folder's run is; ``data`` stands in where an old note doesn't say of which data."""
     return {'data': data, **json.loads(note.read_text())}

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -105,7 +106,8 @@ def _write_coco(out: Path, count: int, side: int, rng: np.random.Generator) -> N
 
     classes = CocoDataset.METAINFO['classes']
     for split in ('train2017', 'val2017'):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number, (pixels, boxes) in enumerate(_scenes(count, side, len(classes), rng), 1):
             name = f'{number:012d}.jpg'
             _save(pixels, out / split / name)

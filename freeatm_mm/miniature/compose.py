@@ -51,4 +51,5 @@ def _start_worker(sources: str, split: str, seed: int) -> None:
 
 
 def _make_scene(index: int) -> Scene:
+    assert _maker is not None
     return _maker.scene(index)

@@ -25,8 +25,8 @@ from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.scenes import SIDE, Scene
 from freeatm_mm.miniature.sources import NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
-from freeatm_mm.probing.mask_quality import mask_quality, mean_box_size, summarise
-from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.probing.mask_quality import MaskQuality, mask_quality, mean_box_size, summarise
+from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 
 __all__ = [
@@ -138,7 +138,7 @@ class NounSegmenter:
         return self
 
     @torch.no_grad()
-    def masks(self, image: np.ndarray, nouns: Sequence, least: float = 0.01) -> np.ndarray:
+    def masks(self, image: np.ndarray, nouns: Sequence[Noun], least: float = 0.01) -> np.ndarray:
         """Mark the named nouns in one image.
 
         Args:
@@ -211,7 +211,7 @@ def _fit(
     net: nn.Module,
     images: np.ndarray,
     targets: torch.Tensor,
-    loss_of: Callable,
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     epochs: int,
     batch_size: int,
     lr: float,
@@ -261,7 +261,7 @@ def _blurred(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(small, size=images.shape[2:], mode='bilinear')
 
 
-def noun_labels(nouns: Sequence) -> np.ndarray:
+def noun_labels(nouns: Sequence[Noun]) -> np.ndarray:
     """Return float32 (nouns of the world,): 1 where a record's nouns name it."""
     labels = np.zeros(len(NOUNS), np.float32)
     labels[[NOUNS.index(noun.category) for noun in nouns]] = 1
@@ -368,7 +368,10 @@ def masks_on_noised_scenes(
         for level, block in enumerate(pipeline.unet.config.down_block_types)
         if 'CrossAttn' in block
     )
-    qualities: dict[str, list] = {'all': [], **{f'{side}x{side}': [] for side in sides}}
+    qualities: dict[str, list[MaskQuality]] = {
+        'all': [],
+        **{f'{side}x{side}': [] for side in sides},
+    }
     for recorder, batch in record_noised_scenes(pipeline, scenes, timesteps, batch_size, seed):
         for name, found in qualities.items():
             side = None if name == 'all' else [int(name.split('x')[0])]

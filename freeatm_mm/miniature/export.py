@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -138,7 +139,7 @@ def _export_splits(
 def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
     for name in ('images', 'labels', *(f'objects/{noun}' for noun in NOUNS)):
         (folder / name).mkdir(parents=True)
-    coco = {
+    coco: dict[str, Any] = {
         'info': {'description': f'freeatm_mm miniature world, {split}'},
         'categories': [{'id': i, 'name': noun} for i, noun in enumerate(NOUNS, 1)],
         'images': [],
@@ -167,7 +168,7 @@ def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
             )
             x, y, w, h = annotation['bbox']
             Image.fromarray(scene.image[y : y + h, x : x + w]).save(
-                folder / 'objects' / noun.category / f'{image_id:06d}_{k}.png'
+                folder / f'objects/{noun.category}/{image_id:06d}_{k}.png'
             )
         Image.fromarray(label_map).save(folder / 'labels' / name)
         caption = scene.record.prompt
@@ -184,7 +185,7 @@ def _write_split(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
 
 def _write_positions(folder: Path, split: str, scenes: Iterator[Scene]) -> None:
     (folder / 'images').mkdir(parents=True)
-    rows: dict[str, list[dict]] = {'words': [], 'blocks': []}
+    rows: dict[str, list[dict[str, Any]]] = {'words': [], 'blocks': []}
     taken: set[str] = set()
     for number, scene in enumerate(scenes):
         if not scene.masks.any((1, 2)).all():  # an object that can't be seen has no place
@@ -224,7 +225,9 @@ def _position_captions(record: PromptRecord, masks: np.ndarray) -> dict[str, str
 
 def _block(mask: np.ndarray) -> int:
     """Which of 3 x 3 blocks, from 0, row by row, holds the centre of the box round a mask."""
-    x, y, w, h = coco_annotation(mask)['bbox']
+    annotation = coco_annotation(mask)
+    assert annotation is not None
+    x, y, w, h = annotation['bbox']
     return 3 * int(3 * (y + h / 2) / SIDE) + int(3 * (x + w / 2) / SIDE)
 
 

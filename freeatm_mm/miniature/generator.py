@@ -361,7 +361,9 @@ class _Training:
         self.matrices = [p for p, is_inner in zip(parameters, inner) if is_inner]
         self.flat = [nn.Parameter(p.detach().flatten(1)) for p in self.matrices]
         rest = [p for p, is_inner in zip(parameters, inner) if not is_inner]
-        self.optimizers = [torch.optim.AdamW(rest, lr, weight_decay=decay)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr, weight_decay=decay)
+        ]
         if muon:
             self.optimizers.append(
                 torch.optim.Muon(self.flat, lr, weight_decay=decay, adjust_lr_fn='match_rms_adamw')
@@ -404,6 +406,7 @@ class _Training:
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             for flat, matrix in zip(self.flat, self.matrices):
+                assert matrix.grad is not None
                 flat.grad = matrix.grad.flatten(1)
             for optimizer, schedule in zip(self.optimizers, self.schedules):
                 optimizer.step()

@@ -299,6 +299,7 @@ def _run(command: list[str], label: str) -> int:
         errors='replace',
         env=environment,
     ) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             print(f'[{label}] {line}', end='', flush=True)
     return process.returncode

@@ -141,7 +141,7 @@ def _merged(old: Any, new: Any) -> Any:
     return new
 
 
-def _list(value: Any) -> list:
+def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 

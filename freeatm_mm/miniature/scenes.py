@@ -107,7 +107,7 @@ class SceneMaker:
         for subject in subjects:
             name, pixels = self._cutout(rng, subject)
             names.append(name)
-            best = None
+            best: tuple[float, tuple[np.ndarray, int, int], np.ndarray] | None = None
             for _ in range(_TRIES):
                 turned = _turn(rng, pixels, _LONG_SIDES[len(subjects)])
                 h, w = turned.shape[:2]
@@ -121,6 +121,7 @@ class SceneMaker:
                     best = (kept, (turned, left, top), mask)
                 if kept >= _VISIBLE:
                     break
+            assert best is not None
             _, layer, mask = best
             layers.append(layer)
             shown = [old & ~mask for old in shown] + [mask]

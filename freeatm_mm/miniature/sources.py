@@ -228,8 +228,8 @@ def _download(cache: Path, root: Path) -> None:
                 'with --sources'
             )
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='sources-', dir=cache) as scratch:
-        scratch = Path(scratch)
+    with tempfile.TemporaryDirectory(prefix='sources-', dir=cache) as folder:
+        scratch = Path(folder)
         lists = scratch / 'lists'
         (lists / 'partial').mkdir(parents=True)
         # Package lists of our own: a fresh machine may have none, and root isn't needed this way.

@@ -264,7 +264,7 @@ def load_model(
     seed: int = 0,
     prefix: str = 'backbone.',
     device: str | torch.device = 'cpu',
-    cfg_options: dict | None = None,
+    cfg_options: dict[str, Any] | None = None,
 ) -> FeatureModel:
     """Build the backbone and preprocessor of a config; load its weights or initialise them.
 
@@ -380,7 +380,8 @@ def extract_features(
         crop_margin: Share of the box's side left around an object on each side, inside the image.
     """
     maps = len(scenes) if maps is None else min(maps, len(scenes))
-    pooled, grids, objects = [], [], [None] * len(scenes.object_image)
+    pooled, grids = [], []
+    objects: list[Any] = [None] * len(scenes.object_image)
     for start in range(0, len(scenes), batch_size):
         stop = min(start + batch_size, len(scenes))
         features = model.feature_map(scenes.images[start:stop]).cpu()
@@ -390,7 +391,8 @@ def extract_features(
         inside = np.flatnonzero((scenes.object_image >= start) & (scenes.object_image < stop))
         if len(inside):
             masks = torch.from_numpy(scenes.object_masks[inside]).float()
-            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), features.shape[2:])[:, 0]
+            size = features.shape[2], features.shape[3]
+            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), size)[:, 0]
             own = features[torch.from_numpy(scenes.object_image[inside] - start)]
             weight = cover / cover.sum(dim=(1, 2), keepdim=True)
             for number, row in zip(inside, torch.einsum('mdhw,mhw->md', own, weight).numpy()):
@@ -529,6 +531,7 @@ def _best_linear(
         value = judge(val @ weight.T + bias)
         if best is None or value > best[0]:
             best = value, test @ weight.T + bias, l2
+    assert best is not None
     return best[1], best[2]
 
 
@@ -561,7 +564,7 @@ def _object_metrics(
     classes: int,
     name: str,
     l2_grid: Sequence[float],
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     one_hot = np.eye(classes, dtype=np.float32)
     train, val, test = standardise(*(features[split] for split in SPLITS))
     scores, l2 = _best_linear(
@@ -585,7 +588,7 @@ def _object_metrics(
 
 def _segmentation_metrics(
     features: dict[str, Features], label_maps: dict[str, np.ndarray], l2_grid: Sequence[float]
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     def rows(split: str) -> np.ndarray:
         maps = features[split].maps
         return maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])
@@ -595,9 +598,9 @@ def _segmentation_metrics(
     train, val, test = standardise(*(rows(split) for split in SPLITS))
 
     def miou(scores: np.ndarray, exact: np.ndarray) -> tuple[float, np.ndarray]:
-        scores = torch.from_numpy(scores.reshape(-1, *grid, classes)).permute(0, 3, 1, 2)
+        maps = torch.from_numpy(scores.reshape(-1, *grid, classes)).permute(0, 3, 1, 2)
         total = np.zeros((classes, classes), dtype=np.int64)
-        for part, truth in zip(scores.split(64), np.array_split(exact, range(64, len(exact), 64))):
+        for part, truth in zip(maps.split(64), np.array_split(exact, range(64, len(exact), 64))):
             enlarged = F.interpolate(part, picture.shape, mode='bilinear', align_corners=False)
             predicted = enlarged.argmax(dim=1).numpy()[:, picture].reshape(truth.shape)
             total += confusion_matrix(predicted, truth, classes)
@@ -630,7 +633,7 @@ def evaluate_features(
     batch_size: int = 128,
     segmentation_scenes: int = 1000,
     l2_grid: Sequence[float] = L2_GRID,
-) -> tuple[dict[str, float], dict]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Judge a frozen backbone on the real scenes of a world.
 
     Args:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -147,14 +148,15 @@ def mask_quality(
     if not np.isfinite(masks).all():
         bad = np.flatnonzero(~np.isfinite(masks).all(axis=(1, 2))).tolist()
         raise ValueError(f'mask_quality: the masks of nouns {bad} are not finite.')
-    thresholds = np.asarray(thresholds, dtype=np.float64)
-    if thresholds.ndim != 1 or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ValueError(f'mask_quality needs thresholds in (0, 1], got {thresholds.tolist()}.')
+    levels = np.asarray(thresholds, dtype=np.float64)
+    if levels.ndim != 1 or not ((levels > 0) & (levels <= 1)).all():
+        raise ValueError(f'mask_quality needs thresholds in (0, 1], got {levels.tolist()}.')
 
     count = len(masks)
-    soft = resize(minmax(masks)[0], exact.shape[1:])
-    pixels = exact.shape[1] * exact.shape[2]
-    binary = (soft[:, None] >= thresholds[:, None, None]).reshape(count, len(thresholds), pixels)
+    height, width = exact.shape[1:]
+    soft = resize(minmax(masks)[0], (height, width))
+    pixels = height * width
+    binary = (soft[:, None] >= levels[:, None, None]).reshape(count, len(levels), pixels)
     flat, truth = soft.reshape(count, pixels), exact.reshape(count, pixels)
     # crossed[i, j, t]: pixels in noun i's binary mask and in noun j's exact mask
     crossed = np.einsum('itp,jp->ijt', binary.astype(np.float32), truth.astype(np.float32))
@@ -172,10 +174,10 @@ def mask_quality(
     area = truth.mean(axis=1)
     box_iou = np.full(count, np.nan)
     if box_size is not None:
-        box = centred_box(exact.shape[1:], box_size).ravel()
+        box = centred_box((height, width), box_size).ravel()
         box_iou = (truth & box).sum(axis=1) / (truth | box).sum(axis=1)
     return MaskQuality(
-        thresholds=thresholds,
+        thresholds=levels,
         intersection=crossed[own, own].astype(np.float64) * blank[:, None],
         union=unions[own, own].astype(np.float64) * blank[:, None],
         other_iou=other * blank[:, None],
@@ -212,10 +214,10 @@ def _boxes(masks: np.ndarray) -> np.ndarray:
     """(..., 4) outer edges (left, top, right, bottom) in pixels; zeros where a mask is empty."""
     edges = []
     for axis in (-2, -1):  # columns, then rows
-        line = masks.any(axis=axis)
+        line = np.any(masks, axis=axis)
         edges.append((line.argmax(-1), line.shape[-1] - line[..., ::-1].argmax(-1)))
     boxes = np.stack([edges[0][0], edges[1][0], edges[0][1], edges[1][1]], axis=-1)
-    return boxes * masks.any(axis=(-2, -1))[..., None]
+    return boxes * np.any(masks, axis=(-2, -1))[..., None]
 
 
 def _box_area(boxes: np.ndarray) -> np.ndarray:
@@ -228,7 +230,7 @@ def summarise(
     qualities: Sequence[MaskQuality],
     threshold: float = THRESHOLD,
     categories: Sequence[Sequence[str]] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Means over a data set, each beside its controls, ready for JSON.
 
     Args:
@@ -312,7 +314,7 @@ def summarise(
 
 def _class_iou(
     qualities: Sequence[MaskQuality], categories: Sequence[Sequence[str]], fixed: int
-) -> dict:
+) -> dict[str, Any]:
     if [len(quality) for quality in qualities] != [len(names) for names in categories]:
         raise ValueError('summarise: categories must name each noun of each image.')
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))

@@ -44,7 +44,7 @@ class Group:
     values: Mapping[str, Mapping[Any, float]]
 
     @property
-    def seeds(self) -> list:
+    def seeds(self) -> list[Any]:
         """The seeds that any metric was measured with."""
         return sorted({seed for values in self.values.values() for seed in values}, key=str)
 
@@ -142,7 +142,7 @@ class PairedDifference:
     """
 
     metric: str
-    seeds: tuple
+    seeds: tuple[Any, ...]
     differences: tuple[float, ...]
     mean: float
     spread: float
@@ -220,7 +220,7 @@ def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     Where arms were judged after several numbers of epochs, only their longest is compared.
     """
 
-    def rest(group: Group) -> tuple:
+    def rest(group: Group) -> tuple[str, str, float]:
         return group.method, group.regime, group.epochs
 
     baselines = {rest(group): group for group in groups if group.masks is False}

@@ -206,7 +206,7 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
     keys, metrics = _in_order(ours, paper), list(layout.metrics)
     alike = {key for key in keys if key in paper and ours[key].scale == 'paper'}
     if whole:  # ours of another scale stand right behind the paper's
-        keys = [
+        places = [
             *(
                 place
                 for key in paper
@@ -219,7 +219,7 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
             *((key, False) for key in keys if key not in paper),
         ]
     else:
-        keys = [(key, False) for key in keys]
+        places = [(key, False) for key in keys]
         metrics = [
             metric for metric in metrics if any(group.values.get(metric) for group in ours.values())
         ]
@@ -232,7 +232,7 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
         + ' |',
         '| --- |' + ' ---: |' * (1 + len(metrics)),
     ]
-    for key, papers in keys:
+    for key, papers in places:
         group = None if papers else ours.get(key)
         theirs = paper[key] if papers or key in alike else {}
         cells = []
@@ -261,7 +261,7 @@ def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
     )
 
 
-def improvements(ours: Mapping[Key, Group], table: int) -> str:
+def improvements(ours: Mapping[Key, Arm], table: int) -> str:
     """Each of the paper's improvements by masks beside ours, and how many have the same sign.
 
     Of other generators and scales as well: signs can be compared, sizes can't, which is said.

@@ -11,7 +11,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
 
 from freeatm_mm.results import (
     METRICS,
@@ -28,10 +30,10 @@ __all__ = ['curve_plot', 'result_plots', 'to_svg']
 # Text and axes are drawn in this colour, which to_svg replaces by the page's own.
 _INK = '#010203'
 _GREY = '#8a8a8a'
-_LINES = ('-', '--', '-.', (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+_LINES: tuple[LineStyleType, ...] = ('-', '--', '-.', (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = 'osD^v'
 _COLOURS = ('#1f83c4', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'axes.edgecolor': _INK,
     'axes.labelcolor': _INK,
     'text.color': _INK,
@@ -65,7 +67,10 @@ def to_svg(figure: Figure, label: str = '', inline: bool = False) -> str:
     """
     buffer = io.StringIO()
     # ids come from the salt: two figures on one page must not share them
-    options = {'svg.hashsalt': label or 'freeatm', 'svg.fonttype': 'none' if inline else 'path'}
+    options: dict[Any, str] = {
+        'svg.hashsalt': label or 'freeatm',
+        'svg.fonttype': 'none' if inline else 'path',
+    }
     with matplotlib.rc_context(options):
         figure.savefig(
             buffer, format='svg', metadata={'Date': None}, facecolor='none' if inline else 'white'
@@ -95,7 +100,7 @@ def _colour(group: Group, groups: list[Group]) -> str:
     return _COLOURS[list(dict.fromkeys(kinds)).index(group.masks) % len(_COLOURS)]
 
 
-def _line(group: Group, groups: list[Group]) -> tuple[str, str]:
+def _line(group: Group, groups: list[Group]) -> tuple[LineStyleType, str]:
     """Line style and marker: one of each for every method and regime, as colours tell masks."""
     kinds = [(g.method, g.regime) for g in groups if not is_untrained(g.method)]
     if is_untrained(group.method):
@@ -140,11 +145,11 @@ def _columns(count: int) -> int:
     return min(count, 4)
 
 
-def _grid(count: int, width: float, height: float) -> tuple[Figure, list]:
+def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
     columns = _columns(count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches: labels keep apart
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches: labels keep apart
+    figure = Figure(figsize=(width * columns, height * rows), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
         axis.set_visible(False)
