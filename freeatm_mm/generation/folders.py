@@ -54,7 +54,7 @@ def check_folder(diffusers: Any, folder: Path, without: Collection[str] = ()) ->
     name = content.get('_class_name') if isinstance(content, dict) else None
     if not name:
         raise ValueError(f'{index} is corrupt: it names no pipeline class')
-    pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
+    pipeline: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (
         isinstance(pipeline, type)
         and issubclass(pipeline, diffusers.DiffusionPipeline)
@@ -134,7 +134,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _parts(
-    diffusers: Any, pipeline: type, index: Path, content: dict[str, Any]
+    diffusers: Any, pipeline: Any, index: Path, content: dict[str, Any]
 ) -> dict[str, tuple[str, str]]:
     """The parts that an index lists: name -> library and class."""
     due, settings = diffusers.DiffusionPipeline._get_signature_keys(pipeline)
