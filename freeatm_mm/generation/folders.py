@@ -55,11 +55,12 @@ def check_folder(diffusers: Any, folder: Path, without: Collection[str] = ()) ->
     if not name:
         raise ValueError(f'{index} is corrupt: it names no pipeline class')
     pipeline: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (
+    known = (
         isinstance(pipeline, type)
         and issubclass(pipeline, diffusers.DiffusionPipeline)
         and pipeline is not diffusers.DiffusionPipeline
-    ):
+    )
+    if not known:
         raise ValueError(
             f'{index} names the pipeline class {name!r}, which diffusers '
             f"{diffusers.__version__} doesn't have"

@@ -300,7 +300,7 @@ class ShardSource:
             'guidance': guidance,
             'height': height,
             'width': width,
-            'dtype': str(self.pipeline.dtype).removeprefix('torch.'),
+            'dtype': str(self._pipes[0].dtype).removeprefix('torch.'),
         }
         if self._cascade:
             settings['stages'] = self._cascade.settings

@@ -194,7 +194,7 @@ class FreeATMRunner(RunnerBase):
     # LAVIS's, made when first asked for.
     _device: torch.device | None
     _lr_sched: _WholeWarmUp | None
-    _model: nn.Module
+    _model: Any
     _wrapped_model: Any
 
     def __init__(self, cfg, task, model, datasets, job_id: str = '') -> None:
