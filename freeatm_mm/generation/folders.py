@@ -135,7 +135,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _parts(
-    diffusers: Any, pipeline: Any, index: Path, content: dict[str, Any]
+    diffusers: Any, pipeline: type[Any], index: Path, content: dict[str, Any]
 ) -> dict[str, tuple[str, str]]:
     """The parts that an index lists: name -> library and class."""
     due, settings = diffusers.DiffusionPipeline._get_signature_keys(pipeline)

@@ -155,7 +155,7 @@ def drawing_options(
     return options
 
 
-def scheduler_of(pipe: DiffusionPipeline, kind: Any = None) -> Any:
+def scheduler_of(pipe: DiffusionPipeline, kind: type[Any] | None = None) -> Any:
     """Return the scheduler of the network that draws.
 
     Args:
