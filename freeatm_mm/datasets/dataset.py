@@ -147,6 +147,8 @@ class FreeATMDataset(BaseDataset):
             range, or masks are to be exchanged that aren't handed over.
     """
 
+    data_list: Sequence[int] | np.ndarray
+
     def __init__(
         self,
         data_root: str | Path | Sequence[str | Path] = (),

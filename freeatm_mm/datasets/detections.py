@@ -55,7 +55,7 @@ class Detector:
         read_checkpoints_safely()
 
         self.model = init_detector(str(config), str(checkpoint), device=device)
-        self.classes = (self.model.dataset_meta or {}).get('classes')
+        self.classes: Any = (self.model.dataset_meta or {}).get('classes')
         if not self.classes:
             raise ValueError(f'{checkpoint} does not say what its classes are called')
         steps = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -122,7 +123,8 @@ class LoadFromStore(BaseTransform):
             return
         masks = raw.masks()
         if self.centred_box:
-            masks = centred_boxes(masks, None if self.centred_box == 'own' else self.centred_box)
+            area = self.centred_box
+            masks = centred_boxes(masks, None if isinstance(area, str) else area)
         results.update(
             stored_masks=masks,
             mask_scales=raw.scales(),
@@ -319,7 +321,9 @@ class PackFreeATMInputs(PackInputs):
         meta_keys: Sequence[str] = ('sample_idx', 'img_path'),
     ) -> None:
         super().__init__(input_key, algorithm_keys, meta_keys)
-        self.grid_size = (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
+        self.grid_size: Any = (
+            (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
+        )
         if len(self.grid_size) != 2 or min(self.grid_size) < 1:
             raise ValueError(
                 f'grid_size {grid_size!r} is not the height and width of a feature map.'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -59,8 +60,9 @@ def _fit_positions(module: nn.Module, name: str, value: Tensor, target: Tensor) 
     if name != 'pos_embed' or value.shape[-1] != target.shape[-1]:
         return value
     if target.dim() == 4:  # mmpretrain's ViTSAM: (1, rows, columns, C), no class token
-        return resize_positions(value, target.shape[1:3], False).reshape(target.shape)
-    grid = module.patch_shape if hasattr(module, 'patch_shape') else module.patch_resolution
+        rows, columns = target.shape[1:3]
+        return resize_positions(value, (rows, columns), False).reshape(target.shape)
+    grid: Any = module.patch_shape if hasattr(module, 'patch_shape') else module.patch_resolution
     return resize_positions(value, grid, target.shape[1] == grid[0] * grid[1] + 1)
 
 

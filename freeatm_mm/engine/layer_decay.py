@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
 from torch import nn
@@ -32,7 +34,7 @@ class BackboneLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
             TypeError: If the backbone doesn't know its layers' depths.
         """
         if get_layer_depth is None:
-            backbone = module.backbone
+            backbone: Any = module.backbone
             if not hasattr(backbone, 'get_layer_depth'):
                 raise TypeError(
                     f'layer-wise learning rates need a backbone with get_layer_depth, '

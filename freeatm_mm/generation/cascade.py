@@ -33,7 +33,7 @@ def check_first_stage(pipe: Any, height: int | None, width: int | None) -> None:
     if type(pipe).__name__ != STAGE_CLASSES[0]:
         return
     side = pipe.unet.config.sample_size
-    if height is None or not _fits(side, height, width):
+    if height is None or width is None or not _fits(side, height, width):
         asked = '' if height is None else f', not {height}x{width}'
         raise ValueError(
             f'IFPipeline is the first stage of a cascade and draws images of '
@@ -111,7 +111,7 @@ class Cascade:
         self.settings: list[dict[str, Any]] = []
         for number, stage in enumerate(further):
             call = inspect.signature(type(stage.pipe).__call__).parameters
-            own = {
+            own: dict[str, Any] = {
                 'steps': call['num_inference_steps'].default if steps is None else steps[number],
                 'guidance': call['guidance_scale'].default
                 if guidance is None

@@ -96,6 +96,7 @@ def run_workers(
         sender.close()
         running[rank] = (process, receiver)
         if on_start is not None:
+            assert process.pid is not None  # it was started
             on_start(process.pid)
 
     with _watched_run(job, out, progress) as (summary, refresh):
@@ -138,7 +139,9 @@ def _worker_main(
     """What a process of :func:`run_workers` does."""
 
     def follow_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # this process is a child
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
@@ -200,7 +203,7 @@ def run_ray(
         raise ValueError(f'the engine ray needs Ray ({error}); install freeatm_mm[ray]') from None
     own = not ray.is_initialized()
     if own:
-        options = {} if address else {'include_dashboard': False}
+        options: dict[str, Any] = {} if address else {'include_dashboard': False}
         with keep_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:

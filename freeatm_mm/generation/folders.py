@@ -54,12 +54,13 @@ def check_folder(diffusers: Any, folder: Path, without: Collection[str] = ()) ->
     name = content.get('_class_name') if isinstance(content, dict) else None
     if not name:
         raise ValueError(f'{index} is corrupt: it names no pipeline class')
-    pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (
+    pipeline: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    known = (
         isinstance(pipeline, type)
         and issubclass(pipeline, diffusers.DiffusionPipeline)
         and pipeline is not diffusers.DiffusionPipeline
-    ):
+    )
+    if not known:
         raise ValueError(
             f'{index} names the pipeline class {name!r}, which diffusers '
             f"{diffusers.__version__} doesn't have"
@@ -134,7 +135,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _parts(
-    diffusers: Any, pipeline: type, index: Path, content: dict[str, Any]
+    diffusers: Any, pipeline: type[Any], index: Path, content: dict[str, Any]
 ) -> dict[str, tuple[str, str]]:
     """The parts that an index lists: name -> library and class."""
     due, settings = diffusers.DiffusionPipeline._get_signature_keys(pipeline)

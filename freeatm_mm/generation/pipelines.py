@@ -155,7 +155,7 @@ def drawing_options(
     return options
 
 
-def scheduler_of(pipe: DiffusionPipeline, kind: type | None = None) -> Any:
+def scheduler_of(pipe: DiffusionPipeline, kind: type[Any] | None = None) -> Any:
     """Return the scheduler of the network that draws.
 
     Args:
@@ -168,7 +168,7 @@ def scheduler_of(pipe: DiffusionPipeline, kind: type | None = None) -> Any:
         return own
     other = kind.from_config(own.config)
     setattr(pipe, names.scheduler, other)
-    inner = getattr(pipe, names.inner, None)
+    inner: Any = getattr(pipe, names.inner, None)
     if hasattr(inner, 'scheduler'):
         inner.scheduler = other
     return other

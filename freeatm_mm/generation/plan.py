@@ -28,7 +28,7 @@ __all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
 MAX_LINE = 1 << 20
 
 
-class PromptFile(Sequence):
+class PromptFile(Sequence[PromptRecord]):
     """The records of a prompt file by number, without holding them in memory.
 
     Opening reads the whole file once and checks every record, so that a bad line stops a run
@@ -69,7 +69,7 @@ class PromptFile(Sequence):
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, index: int) -> PromptRecord:
+    def __getitem__(self, index: int) -> PromptRecord:  # type: ignore[override]  # no slices
         offset = self._offsets[index]
         with self.path.open('rb') as file:
             file.seek(offset)

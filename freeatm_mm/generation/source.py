@@ -269,7 +269,7 @@ class ShardSource:
             raise ValueError('stage_steps and stage_guidance need further stages')
         else:
             check_first_stage(pipeline, height, width)
-        self._pipes = self._cascade.pipes if self._cascade else [pipeline]
+        self._pipes: list[Any] = self._cascade.pipes if self._cascade else [pipeline]
         self._mask_stage = masks.get('stage', 1) if isinstance(masks, Mapping) else 1
         if self._mask_stage not in range(1, len(self._pipes) + 1):
             raise ValueError(
@@ -278,7 +278,7 @@ class ShardSource:
         if masks:
             # Refuses a family that can't be recorded, before anything is written.
             find_family(self._mask_pipe)
-        self.pipeline = pipeline
+        self.pipeline: Any = pipeline
         self.plan = (
             prompts
             if isinstance(prompts, Plan)
@@ -291,7 +291,7 @@ class ShardSource:
         self.image_format = image_format
         self.quality = quality
         self.lost_nouns = lost_nouns
-        settings = {
+        settings: dict[str, Any] = {
             'pipeline': name or type(pipeline).__name__,
             'revision': revision,
             'pipeline_class': type(pipeline).__name__,
@@ -300,7 +300,7 @@ class ShardSource:
             'guidance': guidance,
             'height': height,
             'width': width,
-            'dtype': str(pipeline.dtype).removeprefix('torch.'),
+            'dtype': str(self._pipes[0].dtype).removeprefix('torch.'),
         }
         if self._cascade:
             settings['stages'] = self._cascade.settings
@@ -324,7 +324,7 @@ class ShardSource:
         #: Samples that failed in shards that are finished.
         self.failed_before = 0
         self.masks = masks is not False
-        self.notes = {'batch_size': batch_size}
+        self.notes: dict[str, Any] = {'batch_size': batch_size}
         if self._cascade:
             height, width = self._cascade.first_size
         self.call_options = drawing_options(
@@ -334,7 +334,7 @@ class ShardSource:
         self.recorder_options: dict[str, Any] = {
             'truncated': lost_nouns,
             'call_options': self.call_options
-            if self._mask_stage == 1
+            if self._cascade is None or self._mask_stage == 1
             else self._cascade.call_options[self._mask_stage - 2],
             # Stage II gets the embeddings that stage I makes of the same prompts.
             'check_prompts': self._mask_stage != 2,
@@ -371,7 +371,7 @@ class ShardSource:
         AttentionRecorder(self._mask_pipe, ['a photo'], [[]], **self.recorder_options)
 
     @property
-    def _mask_pipe(self) -> DiffusionPipeline:
+    def _mask_pipe(self) -> Any:
         """The pipeline whose attention is recorded."""
         return self._pipes[self._mask_stage - 1]
 
@@ -417,7 +417,7 @@ class ShardSource:
                     if outcome.sample is not None:
                         yield outcome.sample
                         continue
-                    gone = {
+                    gone: dict[str, Any] = {
                         'key': sample_key(record.id, number, self.plan.images_per_prompt),
                         'kind': outcome.kind,
                     }
@@ -529,19 +529,20 @@ class ShardSource:
             ):
                 raise _about(batch, error) from None
             first, outcomes = error, []
-        if first is not None and len(batch) > 1:
-            counts.split_batches += 1
-            if _is_out_of_memory(first) and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        for item in batch if first is not None else ():
-            try:
-                if len(batch) == 1:
-                    raise first
-                outcomes += self._draw_together([item])
-            except Exception as error:
-                if _is_out_of_memory(error):
-                    raise _about([item], error) from None  # the device's, not the sample's
-                outcomes.append(_Outcome(kind='failed', reason=_reason(error)))
+        if first is not None:
+            if len(batch) > 1:
+                counts.split_batches += 1
+                if _is_out_of_memory(first) and torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            for item in batch:
+                try:
+                    if len(batch) == 1:
+                        raise first
+                    outcomes += self._draw_together([item])
+                except Exception as error:
+                    if _is_out_of_memory(error):
+                        raise _about([item], error) from None  # the device's, not the sample's
+                    outcomes.append(_Outcome(kind='failed', reason=_reason(error)))
         if all(outcome.kind == 'failed' for outcome in outcomes):
             # Whatever the prompt, it is the settings, or the device.
             try:
@@ -630,7 +631,7 @@ class ShardSource:
         kept = [row for row, index in enumerate(recorded.nouns) if index not in recorded.lost]
         maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
         levels, scales, flat = (tensor.numpy()[kept] for tensor in maps)
-        meta = {
+        meta: dict[str, Any] = {
             'prompt_id': record.id,
             'source': record.source,
             'image_number': number,
@@ -1010,7 +1011,7 @@ class GenerationJob:
             }
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
-                entry for _, entry in sorted(shard_entries(path)[0].items())
+                entry for _, entry in sorted(shard_entries(Path(path))[0].items())
             ]
             notes = entries[0].get('notes', {}) if entries else {}
             if 'batch_size' in notes:
@@ -1051,7 +1052,7 @@ class GenerationJob:
 
 
 @contextmanager
-def _quiet(pipes: Sequence[DiffusionPipeline]) -> Iterator[None]:
+def _quiet(pipes: Sequence[Any]) -> Iterator[None]:
     """Keep the pipelines' own bars, and what they say of every long prompt, off the screen."""
     before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
     handlers = [

@@ -120,7 +120,8 @@ class FreeATMPretrainBuilder(_Builder):
         """
         info = self.read_info()
         stores, files = _as_list(info.get('store')), _as_list(info.get('annotations'))
-        folders, detections = _as_list(info.get('images')), _as_list(info.get('detections'))
+        folders = _as_list(info.get('images'))
+        detections: list[str | None] = [*_as_list(info.get('detections'))]
         if not stores and not files:
             raise InputError(
                 'freeatm_pretrain: build_info names no pairs; set store or '
@@ -142,20 +143,20 @@ class FreeATMPretrainBuilder(_Builder):
             )
         detections = detections or [None] * (len(stores) + len(files))
         threshold, pass_over = info.get('threshold', THRESHOLD), info.get('skip_unreadable', False)
-        sources = [
+        pairs = [
             StorePairs(store, found, float(threshold)) for store, found in zip(stores, detections)
         ]
-        sources += [
+        captions = [
             CaptionFile(file, folder, found, pass_over)
             for file, folder, found in zip(files, folders, detections[len(stores) :])
         ]
-        for source in sources[len(stores) :]:
+        for source in captions:
             _tell_missing(source.missing, str(source.path))
         return {
             'train': FreeATMPretrainDataset(
                 self.vis_processors['train'],
                 self.text_processors['train'],
-                sources,
+                [*pairs, *captions],
                 float(info.get('share', 1.0)),
                 pass_over,
             )

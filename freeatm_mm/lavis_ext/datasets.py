@@ -75,9 +75,10 @@ class StorePairs:
     def __init__(self, path: str | Path, detections: str | Path | None, threshold: float) -> None:
         self.store = Store(path)
         self.threshold = threshold
-        self.detections = None if detections is None else read_detections(detections)
+        self.detections: dict[str, Any] | None = None
         self.detected_in = detections
-        if self.detections is not None:
+        if detections is not None:
+            self.detections = read_detections(detections)
             check_detected(
                 (self.store.read(number).key for number in range(len(self.store))),
                 self.detections,
@@ -144,9 +145,10 @@ class CaptionFile:
         rows = read_captions(self.path)
         self.annotations = check_pictures(rows, self.images, self.path, pass_over)
         self.missing = len(rows) - len(self.annotations)
-        self.detections = None if detections is None else read_detections(detections)
+        self.detections: dict[str, Any] | None = None
         self.detected_in = detections
-        if self.detections is not None:
+        if detections is not None:
+            self.detections = read_detections(detections)
             check_detected(
                 (row['image'] for row in self.annotations),
                 self.detections,
@@ -211,7 +213,7 @@ class FreeATMPretrainDataset(BaseDataset):
                 'there are no image-text pairs to train on: name a store or a '
                 'caption file that holds some'
             )
-        self.chosen = np.arange(total)
+        self.chosen: np.ndarray = np.arange(total)
         if share < 1:
             # At random, as sources may be sorted.
             drawn = np.random.default_rng(0).permutation(total)[: max(round(share * total), 1)]

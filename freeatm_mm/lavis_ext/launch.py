@@ -70,7 +70,7 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     if not os.path.lexists(path):
         raise MissingFileError(f'there is no config {path}')
     try:
-        yaml = OmegaConf.create(read_text(path, _MOST_BYTES))
+        yaml: Any = OmegaConf.create(read_text(path, _MOST_BYTES))
     except (YAMLError, OmegaConfBaseException, RecursionError, AttributeError) as error:
         raise InputError(f'{path} is no yaml ({" ".join(str(error).split())[:200]})') from None
     if not isinstance(yaml, DictConfig):
@@ -320,6 +320,7 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
     stop_processes()
     if not first:
         return None
+    assert results is not None  # the run names test splits
     return {
         split: {
             title: float(found[name]) for name, title in RETRIEVAL_METRICS.items() if name in found

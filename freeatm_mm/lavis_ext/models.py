@@ -169,7 +169,8 @@ def load_checked(
             first ones.
     """
     check_finite(state, source)
-    state, own, counts = dict(state), model.state_dict(), Counter()
+    state, own = dict(state), model.state_dict()
+    counts: Counter[str] = Counter()
     for part in ('visual_encoder', 'visual_encoder_m'):
         name = f'{part}.pos_embed'
         if name in state and name in own and state[name].shape != own[name].shape:
@@ -212,7 +213,7 @@ def load_checked(
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _checked(kind: type, cfg: Any) -> DictConfig:
+def _checked(kind: Any, cfg: Any) -> DictConfig:
     """A config's `model`; entries that are null or left out are the default yaml's.
 
     Raises:
@@ -283,7 +284,7 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
 
 def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) -> BertConfig:
     """The text model's sizes: LAVIS's file, changed by `bert`, fitting tokenizer and images."""
-    config = BertConfig.from_json_file(get_abs_path(cfg.get('med_config_path')))
+    config: Any = BertConfig.from_json_file(get_abs_path(cfg.get('med_config_path')))
     changes = plain(cfg.get('bert'), 'model.bert')
     check_entries(changes, {*config.to_dict(), *BertConfig().to_dict()}, 'model.bert')
     check_values(changes, _BERT_VALUES, 'model.bert')
@@ -311,6 +312,9 @@ def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) 
 
 class _WithTokenizer:
     """What the two models share: a tokenizer that is handed over, and its counts."""
+
+    tokenizer: CountingTokenizer
+    visual_encoder_m: nn.Module
 
     def __init__(self, *args, tokenizer: CountingTokenizer, **kwargs) -> None:
         # LAVIS asks for the tokenizer in the constructor, by a method without arguments.

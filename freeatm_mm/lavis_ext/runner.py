@@ -87,7 +87,7 @@ _MAY_DIFFER = {
 
 def _flat(config: Mapping[str, Any], start: str = '') -> dict[str, Any]:
     """Nested entries by their whole names."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in config.items():
         found |= (
             _flat(value, f'{start}{name}.')
@@ -114,7 +114,8 @@ def _barrier() -> None:
 
 def _random_state(device: torch.device) -> dict[str, Any]:
     """The state of all random generators of this process, of types that can be read back safely."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, keys, position, has_gauss, gauss = numpy_state
     state = {
         'python': random.getstate(),
         'torch': torch.get_rng_state(),
@@ -189,6 +190,12 @@ class FreeATMRunner(RunnerBase):
         InputError: If an entry of `run` can't be honoured, a split or a picture is missing, or the
             batch doesn't fit the data or the model's queues.
     """
+
+    # LAVIS's, made when first asked for.
+    _device: torch.device | None
+    _lr_sched: _WholeWarmUp | None
+    _model: Any
+    _wrapped_model: Any
 
     def __init__(self, cfg, task, model, datasets, job_id: str = '') -> None:
         check_run(cfg.run_cfg)
@@ -357,7 +364,7 @@ class FreeATMRunner(RunnerBase):
             )
         loaders = []
         for dataset, size, train, collate in zip(datasets, batch_sizes, is_trains, collate_fns):
-            sampler = None
+            sampler: DistributedSampler | None = None
             if train or (self.use_distributed and self.use_dist_eval_sampler):
                 sampler = DistributedSampler(
                     dataset, get_world_size(), get_rank(), shuffle=train, seed=self.seed
@@ -615,7 +622,7 @@ class FreeATMRunner(RunnerBase):
 
     def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
         """Writes the checkpoint of an epoch, whole or not at all."""
-        states = [_random_state(self.device)]
+        states: list[Any] = [_random_state(self.device)]
         if self.use_distributed:
             own, states = states[0], [None] * get_world_size()
             dist.all_gather_object(states, own)
@@ -692,7 +699,7 @@ class FreeATMRunner(RunnerBase):
     def _recall_judgement(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """The best epoch up to a checkpoint, and whether the checkpoint itself was judged."""
         folder, epoch = path.resolve().parent, checkpoint['epoch']
-        note = {'epoch': None}
+        note: dict[str, Any] = {'epoch': None}
         if (folder / _NOTE).exists():
             note = read_json(
                 folder / _NOTE,

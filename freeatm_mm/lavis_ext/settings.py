@@ -33,7 +33,8 @@ def plain(cfg: Any, where: str) -> dict[str, Any]:
         if not isinstance(cfg, DictConfig):
             cfg = OmegaConf.create({'part': {} if cfg is None else cfg}).part
         if isinstance(cfg, DictConfig):
-            return OmegaConf.to_container(cfg, resolve=True)
+            content: Any = OmegaConf.to_container(cfg, resolve=True)
+            return content
     except OmegaConfBaseException as error:
         raise InputError(f'{where}: {str(error).splitlines()[0]}') from None
     raise InputError(f'{where} must hold names and values, got {cfg!r}')
@@ -216,7 +217,7 @@ def check_run(cfg: DictConfig) -> None:
     check_entries(run, RUN, 'run', _NO_PLACE)
     check_values(run, RUN, 'run')
     judged_only = run.get('evaluate') or False
-    needed = _NEEDED if judged_only else _NEEDED + _NEEDED_TO_TRAIN
+    needed: tuple[str, ...] = _NEEDED if judged_only else _NEEDED + _NEEDED_TO_TRAIN
     if run.get('valid_splits') or run.get('test_splits'):
         needed += ('batch_size_eval',)
     task = registry.get_task_class(run.get('task'))

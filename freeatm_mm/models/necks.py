@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mmpretrain.models.necks import MoCoV2Neck, NonLinearNeck
 from mmpretrain.registry import MODELS
@@ -58,6 +58,8 @@ class InstancePooling:
         ValueError: If the neck has no average pooling whose place could be taken.
     """
 
+    modules: Callable[[], Iterator[nn.Module]]  # the neck's
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if not getattr(self, 'with_avg_pool', True):
@@ -98,7 +100,7 @@ class InstancePooling:
         if masks is not None:
             # The neck's average pooling of a 1x1 map is the map itself.
             features = pool_instances(features, masks, places)[:, :, None, None]
-        return super().forward((features,))
+        return super().forward((features,))  # type: ignore[misc]  # the neck's
 
 
 @MODELS.register_module()

@@ -114,9 +114,10 @@ def dequantize(levels: Array, scales: Array) -> Array:
     ranges = torch.as_tensor(scales, dtype=torch.float32, device=tensor.device)
     if tensor.dtype != torch.uint8:
         raise ValueError(f'levels must be uint8, got {tensor.dtype}')
-    if ranges.shape != (*tensor.shape[:-2], 2):
+    wanted = tuple(tensor.shape[:-2]) + (2,)
+    if ranges.shape != wanted:
         raise ValueError(
-            f'scales must have shape {(*tensor.shape[:-2], 2)} for levels of shape '
+            f'scales must have shape {wanted} for levels of shape '
             f'{tuple(tensor.shape)}, got {tuple(ranges.shape)}'
         )
     low, high = ranges[..., 0, None, None], ranges[..., 1, None, None]
