@@ -269,8 +269,8 @@ class AttentionRecorder:
         else:
             if isinstance(nouns, str):
                 raise ValueError(
-                    'columns= says where the keys of each noun are: give the nouns too, in the same '
-                    'order'
+                    'columns= says where the keys of each noun are: give the nouns too, in '
+                    'the same order'
                 )
             nouns = [nouns] if one_prompt else nouns
             places: Any = [columns] if one_prompt else columns

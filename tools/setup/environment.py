@@ -84,7 +84,7 @@ PARTS = {
     'lavis': Part('LAVIS', 0.5, 0.3, ('prompts',)),
     'store': Part('pyarrow and Hugging Face datasets', 0.3, 0.1, ('lavis',)),
     'ray': Part('Ray Data', 0.3, 0.1, ('store',)),
-    'dev': Part('pytest, hypothesis, ruff, uv', 0.1, 0.1, ('core',)),
+    'dev': Part('pytest, hypothesis, ruff, mypy', 0.1, 0.1, ('core',)),
     'newest-generation': Part('the newest diffusers and transformers', 0.4, 0.1),
     'newest-dev': Part('pytest for the newest generators', 0.1, 0.1, ('newest-generation',)),
 }
