@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,20 @@ def test_a_dead_and_a_hanging_worker_end_the_run_red(tmp_path):
     assert ended.returncode == 1, said
     assert "crashed while running 'test_dead.py::test_dead'" in said
     assert "crashed while running 'test_hangs.py::test_hangs'" in said
+
+
+def test_every_process_collects_the_same_tests():
+    """Or the workers of pytest-xdist end at once: no name holds a time, an address or a draw."""
+    names = []
+    for seed in ('1', '2'):  # of hashes, and a second later
+        command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider']
+        listed = subprocess.run(
+            [*command, '-p', 'no:xdist', 'tests'],
+            cwd=ROOT,
+            env=os.environ | {'PYTHONHASHSEED': seed},
+            capture_output=True,
+            text=True,
+        ).stdout
+        names.append([line for line in listed.splitlines() if '::' in line])
+        time.sleep(1.1)
+    assert names[0] and names[0] == names[1]

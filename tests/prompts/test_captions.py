@@ -71,7 +71,7 @@ SBU = {
 
 
 # Bytes in the middle of what was packed are others than they were.
-WRONG_GZIP = gzip.compress(json.dumps(COCO).encode())
+WRONG_GZIP = gzip.compress(json.dumps(COCO).encode(), mtime=0)
 WRONG_GZIP = WRONG_GZIP[:30] + bytes(byte ^ 255 for byte in WRONG_GZIP[30:60]) + WRONG_GZIP[60:]
 
 
@@ -181,7 +181,12 @@ def test_sbu_in_its_three_forms(tmp_path):
         (read_sbu, 'a.zip', b'PK\x03\x04 no zip', r'a\.zip is damaged'),
         (read_coco, 'a.json.gz', WRONG_GZIP, r'a\.json\.gz is damaged'),
         (read_cc, 'a.tsv.gz', WRONG_GZIP, r'a\.tsv\.gz is damaged'),
-        (read_cc, 'a.tsv.gz', gzip.compress(b'a\thttp://x\n')[:-4], r'a\.tsv\.gz is damaged'),
+        (
+            read_cc,
+            'a.tsv.gz',
+            gzip.compress(b'a\thttp://x\n', mtime=0)[:-4],
+            r'a\.tsv\.gz is damaged',
+        ),
         (read_sbu, 'a.zip', LOCKED_ZIP, r"a\.zip can't be unpacked: .*password"),
         (read_captions, 'a.parquet', b'PAR1 no', r'a\.parquet is damaged: '),
         (read_captions, 'a.parquet', b'no', r'a\.parquet is damaged: '),
@@ -190,7 +195,7 @@ def test_sbu_in_its_three_forms(tmp_path):
         (
             read_captions,
             'a.jsonl.gz',
-            gzip.compress(gzip.compress(gzip.compress(b'{}'))),
+            gzip.compress(gzip.compress(gzip.compress(b'{}', mtime=0), mtime=0), mtime=0),
             'is packed more than twice',
         ),
     ],
@@ -515,7 +520,7 @@ FILES = st.one_of(
             [
                 SHARD,
                 WRONG_GZIP,
-                gzip.compress(SHARD),
+                gzip.compress(SHARD, mtime=0),
                 LOCKED_ZIP,
                 json.dumps(COCO).encode(),
                 json.dumps(VISUAL_GENOME).encode(),
