@@ -268,7 +268,7 @@ class FreeATMRunner(RunnerBase):
         if self._wrapped_model is None:
             self._model = self._model.to(self.device)
             self._wrapped_model = self._model
-            if self.use_distributed:
+            if self.use_distributed and not self.evaluate_only:
                 on_gpu = self.device.type == 'cuda'
                 # The queues start equal and stay so, as each process gathers all keys: there is
                 # no need to send them round at every step, nor does DistributedDataParallel then

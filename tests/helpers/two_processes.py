@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 from collections.abc import Callable
@@ -27,8 +28,10 @@ def in_two_processes(function: Callable[[int], object], folder: Path) -> list:
 
 
 def _worker(rank: int, function: Callable[[int], object], port: int, folder: str) -> None:
+    faulthandler.enable()  # a process that dies of a signal says where
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
     torch.save(function(rank), f'{folder}/{rank}.pt')
+    dist.barrier()  # gloo may abort a process whose peer has left already
     dist.destroy_process_group()
