@@ -284,6 +284,10 @@ class FreeATMRunner(RunnerBase):
             self._model.register_forward_hook(self._note_losses)
         return self._wrapped_model
 
+    def unwrap_dist_model(self, model: nn.Module) -> nn.Module:
+        """The model itself, which is wrapped only where several processes train it."""
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
     def _note_losses(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         """Adds up the parts of the loss, of which LAVIS logs the sum alone.
 
