@@ -1,4 +1,4 @@
-"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
+r"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     python tools/evaluate.py configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
         --world data/world --seed 0 --out work_dirs/trial.json
@@ -20,7 +20,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from freeatm_mm.checkpoints import check_trained, read_state
 from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.origins import origin_of, settle_label
@@ -75,10 +74,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     told.add_argument('--generator', help='of the synthetic images')
     told.add_argument('--epochs', type=float, help='length of the pretraining')
-    parser.add_argument('--train-scenes', type=int, default=3000, help='at most so many')
-    parser.add_argument('--test-scenes', type=int, default=1500, help='at most so many')
-    parser.add_argument('--batch-size', type=int, default=128)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--train-scenes', type=int, default=3000, help='at most so many (%(default)s)'
+    )
+    parser.add_argument(
+        '--test-scenes', type=int, default=1500, help='at most so many (%(default)s)'
+    )
+    parser.add_argument('--batch-size', type=int, default=128, help='scenes at once (%(default)s)')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     return parser.parse_args(argv)
 
 
@@ -107,6 +110,8 @@ def make_label(args: argparse.Namespace) -> dict:
             'seed': args.seed,
             'epochs': 0,
         }
+    from freeatm_mm.checkpoints import check_trained, read_state
+
     content = read_state(args.checkpoint)
     check_trained(content, args.checkpoint)
     return {**settle_label(origin_of(content), said, args.checkpoint), 'seed': args.seed}

@@ -1,8 +1,10 @@
 """Train a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
 
-python tools/train.py CONFIG --data-root STORE
-python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
-python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+    python tools/train.py CONFIG --data-root STORE
+    python tools/train.py configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
+    python -m torch.distributed.run --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+
+Logs and checkpoints go to --work-dir; stopped, the same command with --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -12,13 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine.config import Config, DictAction
-
-from freeatm_mm.checkpoints import check_complete, check_starts, last_checkpoint
 from freeatm_mm.configs import (
+    ChangesAction,
     add_checks,
     check_datasets,
     check_honoured,
@@ -30,6 +31,9 @@ from freeatm_mm.configs import (
 )
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, MissingFileError, keeping_tracebacks, tool
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,7 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ChangesAction,
         metavar='KEY=VALUE',
         help='change any entry of the config, for example '
         'train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1',
@@ -109,6 +113,8 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: If a data root is given and the config's data sets don't share one, the learning
             rate can't be scaled, or something was asked for that would not be done.
     """
+    from freeatm_mm.checkpoints import check_starts, last_checkpoint
+
     cfg = open_config(args.config, args.work_dir, args.launcher)
     if args.resume:
         cfg.resume = True
@@ -148,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mmengine.runner import Runner
 
     import freeatm_mm.openmmlab  # noqa: F401 - what stops a run, which a config need not import
+    from freeatm_mm.checkpoints import check_complete
 
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():

@@ -1,4 +1,4 @@
-"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
+r"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
 
     python tools/convert/detect_objects.py CONFIG CHECKPOINT STORE detections.json
     python tools/lavis_train.py configs/lavis/baselines/blip_pretrain_ptp.yaml \
@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=10,
         help='at most so many objects an image, the best (%(default)s, as PTP)',
     )
-    parser.add_argument('--batch-size', type=int, default=8, help='(%(default)s)')
+    parser.add_argument('--batch-size', type=int, default=8, help='images at once (%(default)s)')
     parser.add_argument(
         '--skip-unreadable',
         action='store_true',

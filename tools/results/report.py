@@ -1,6 +1,8 @@
 """Make the table and plots of a result file: NAME.md and NAME*.svg beside NAME.json.
 
-python tools/results/report.py docs/results/miniature-mocov2.json
+    python tools/results/report.py docs/results/miniature-mocov2.json
+
+Several files may be given; each gets its own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import read_results, to_markdown
-from freeatm_mm.results.plots import result_plots, to_svg
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -23,13 +24,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('results', nargs='+', metavar='RESULTS.json')
+    parser.add_argument('results', nargs='+', metavar='RESULTS.json', help='result files')
     return parser.parse_args(argv)
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    from freeatm_mm.results.plots import result_plots, to_svg
+
     for path in map(Path, args.results):
         results = read_results(path)
         plots = {
