@@ -92,7 +92,7 @@ class BatchPipeline:
         """Take the pictures and masks of all samples over."""
         self.rest: list[dict] = []  # what else is known of each sample
         masks: list[np.ndarray] = []
-        end = 0
+        images, end = torch.empty(0, 1, 1, 3, dtype=torch.uint8), 0
         for number, sample in enumerate(samples):
             image = sample.pop('img')
             if not number:
@@ -157,7 +157,7 @@ class BatchPipeline:
         draws: _Draws,
     ) -> tuple[Tensor, np.ndarray]:
         """One view of each picture, (B, 3, h, w) uint8, and its window, (B, 4)."""
-        size = images.shape[2:]
+        size = images.shape[2], images.shape[3]
         boxes = crop_boxes(crop, size, draws(4 * crop.max_attempts))
         flipped = np.zeros(len(images), bool)
         colours = []

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_stores import make_store
 from helpers.tiny_models import GRID
 from helpers.tiny_runs import config, different, train
+from helpers.tiny_stores import make_store
 from scipy import stats
 
 from freeatm_mm.datasets import FreeATMDataset, FreeATMRandomResizedCrop, batches

@@ -91,6 +91,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'of baseline and freeatm on the way too, for a curve over epochs',
     )
     parser.add_argument(
+        '--on',
+        nargs='+',
+        choices=('scenes', 'garments'),
+        default=['scenes'],
+        help='what to evaluate on: the scenes of the world, or 8,000 single garments (%(default)s)',
+    )
+    parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
@@ -129,7 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
     make_world(
-        job, f'{args.out}/world', args.images, args.images if args.exact else 0, args.sources
+        job,
+        f'{args.out}/world',
+        args.images,
+        args.images if args.exact else 0,
+        args.sources,
+        'garments' in args.on,
     )
     if not args.pool:
         world, out = f'{args.out}/world', f'{args.out}/synthetic'
@@ -303,6 +315,7 @@ def evaluate(
         seed,
         '--out',
         args.out / f'rows/{name}-{seed}.json',
+        *(['--on', *args.on] if args.on != ['scenes'] else []),
         *(['--device', args.device] if args.device != 'cpu' else []),
         *options,
         label=name,
