@@ -34,7 +34,7 @@ def environment(tmp_path_factory):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
     (packages,) = venv.glob('lib/python*/site-packages')
     zipfile.ZipFile(wheel).extractall(packages)
-    # A plain path: the other environment's own .pth files, that of a checkout among them, don't run.
+    # A plain path: .pth files of the other environment, that of a checkout among them, do not run.
     (packages / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
     return venv / 'bin/python'
 
