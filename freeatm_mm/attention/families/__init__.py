@@ -79,15 +79,10 @@ def find_family(pipe: Any) -> Family:
         The family whose class, or a base class of whose, ``pipe`` is.
 
     Raises:
-        ValueError: If no row names the pipeline's class or one of its base classes, if it is one
-            of perturbed-attention guidance, or if its drawing network has no text keys.
+        ValueError: If no row names the pipeline's class or one of its base classes, or if its
+            drawing network has no text keys.
     """
     names = _class_names(pipe)
-    if 'PAGMixin' in names:
-        raise ValueError(
-            f'{type(pipe).__name__} draws each prompt once more with perturbed attention, which '
-            'must not be recorded: use the pipeline without PAG'
-        )
     for name in names:
         if name in TEXTLESS:
             raise ValueError(
