@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import diffusers
 import pytest
 from helpers import tiny_generators as tiny
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
@@ -95,11 +94,7 @@ def test_drawing_options_use_the_names_of_the_call():
         drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
 
 
-@pytest.mark.skipif(
-    not hasattr(diffusers.pipelines, 'unclip'),
-    reason=f"diffusers {diffusers.__version__} can't load a folder of UnCLIP: it no longer finds "
-    'the class UnCLIPTextProjModel by name',
-)
+@tiny.loads_unclip
 def test_another_scheduler_reaches_the_network_that_draws(tmp_path):
     """UnCLIP keeps one for each of its networks; a store's own record names the decoder's."""
     tiny.tiny_unclip().save_pretrained(tmp_path / 'unclip')

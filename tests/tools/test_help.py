@@ -10,12 +10,12 @@ import sys
 import pytest
 from helpers.tools import ROOT
 
-#: Tools that can be started; helpers beside them and old paths have no parser of their own.
+#: What has a parser: commands, and tools that can be started themselves.
 TOOLS = sorted(
-    path.relative_to(ROOT / 'tools').with_suffix('').as_posix()
-    for path in (ROOT / 'tools').rglob('*.py')
-    if '__main__' in (text := path.read_text())
-    and 'ArgumentParser' in text
+    path.relative_to(ROOT).as_posix()
+    for folder in ('tools', 'freeatm_mm/cli')
+    for path in (ROOT / folder).rglob('*.py')
+    if 'ArgumentParser(' in path.read_text(encoding='utf-8')
     and not path.stem.endswith('_case')  # started by other tools, in environments of their own
 )
 #: Slow to import, and needed by no parser.
@@ -44,10 +44,10 @@ def print_help(parser, file=None):
 
 argparse.ArgumentParser.print_help = print_help
 heavy, found = json.loads(sys.argv[1]), {}
-for name, path in json.loads(sys.argv[2]).items():
+for path in json.loads(sys.argv[2]):
     told = {}
     sys.path.insert(0, str(Path(path).parent))
-    spec = importlib.util.spec_from_file_location('asked_' + name.replace('/', '_'), path)
+    spec = importlib.util.spec_from_file_location('asked_' + path.replace('/', '_'), path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     with contextlib.redirect_stdout(io.StringIO()) as text:
         try:
@@ -57,7 +57,7 @@ for name, path in json.loads(sys.argv[2]).items():
         except SystemExit as end:
             told['code'] = end.code
     sys.path.pop(0)
-    found[name] = {**told, 'text': text.getvalue(), 'heavy': [m for m in heavy if m in sys.modules]}
+    found[path] = {**told, 'text': text.getvalue(), 'heavy': [m for m in heavy if m in sys.modules]}
 print(json.dumps(found))
 """
 
@@ -65,9 +65,8 @@ print(json.dumps(found))
 @pytest.fixture(scope='module')
 def helps():
     """Per tool its help, options and the heavy packages that are imported by then; one process."""
-    paths = {name: str(ROOT / 'tools' / f'{name}.py') for name in TOOLS}
     done = subprocess.run(
-        [sys.executable, '-c', ASK, json.dumps(HEAVY), json.dumps(paths)],
+        [sys.executable, '-c', ASK, json.dumps(HEAVY), json.dumps(TOOLS)],
         capture_output=True,
         text=True,
         check=False,
@@ -101,14 +100,14 @@ def test_examples_stand_apart_from_sentences(helps, name):
     """Commands are indented, and long ones continued as a shell reads them."""
     lines = helps[name]['text'].split('\n\npositional arguments:')[0].split('\n\noptions:')[0]
     for line in lines.split('\n\n', 1)[1].splitlines():
-        assert not re.match(r'(python|torchrun|sbatch|\./run) ', line), line
-        assert not re.search(r'python .* {8,}--', line), line
+        assert not re.match(r'(freeatm|python|torchrun|sbatch|\./run) ', line), line
+        assert not re.search(r'(python|freeatm) .* {8,}--', line), line
 
 
 @pytest.mark.parametrize('name', TOOLS)
 def test_tools_read_no_option_that_they_do_not_have(helps, name):
     """`args.x` of an option that was renamed would be seen only once the work has begun."""
-    text = (ROOT / 'tools' / f'{name}.py').read_text()
+    text = (ROOT / name).read_text(encoding='utf-8')
     known = {dest for _, _, dest in helps[name]['options']}
     known |= set(re.findall(r'\bargs\.(\w+)(?: = |, args)', text))
     known |= set(re.findall(r'set_defaults\((\w+)=', text))
