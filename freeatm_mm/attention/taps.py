@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
-from freeatm_mm.attention.parts import Size, in_blocks, size_matches
+from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
 __all__ = [
     'Attention',
     'SelfTap',
     'SequenceTap',
+    'Shown',
+    'ShownSelfTap',
+    'ShownSequenceTap',
+    'ShownTap',
     'Sink',
     'Tap',
     'map_size',
@@ -187,18 +191,20 @@ class SequenceTap(Tap):
             self.watch.__enter__()
 
     def _look(self, call: AttentionCall) -> None:
+        if self.call is None and self._fits(call):
+            self.call = call
+
+    def _fits(self, call: AttentionCall) -> bool:
         # An adapter may attend to an image of its own; text and image are all in one sequence,
         # which attends to itself, or to which the image attends.
         # A processor that goes through images or heads one by one shows none of them whole.
         layout, (batch, heads, queries, _) = self.sink.input, call.query.shape
         assert layout is not None
-        if (
-            self.call is None
-            and call.key.shape[2] == layout.length
+        return (
+            call.key.shape[2] == layout.length
             and (batch, heads) == (len(layout.sample), self.module.heads)
             and queries in (layout.length, math.prod(layout.size))
-        ):
-            self.call = call
+        )
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self.active:
@@ -266,21 +272,125 @@ class SelfTap(Tap):
             self.sink.accumulate_affinity(self)
         self._forget()
 
+    def affinity(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pixels' queries and keys of some rows, shape (B, N, H, C)."""
+        assert self.query is not None and self.pixel_key is not None
+        heads = self.module.heads
+        return (
+            split_heads(self.query[rows], heads, self.module.norm_q),
+            split_heads(self.pixel_key[rows], heads, self.module.norm_k),
+        )
+
+
+class Shown(Tap):
+    """What taps in compiled code have in common: no hooks, and nothing kept of what they see.
+
+    The first attention call of a module that is the one to record is added up while it is shown.
+    """
+
+    def install(self) -> list:
+        """Register nothing."""
+        return []
+
+    def start(self) -> None:
+        """Begin a run of the compiled part that holds the module."""
+        self._forget()
+        self.active = self.sink.recording
+
+    def look(self, call: AttentionCall) -> None:
+        """Add up an attention call of the module, if it is the one to record."""
+        if self.active and self._fits(call):
+            self.call: AttentionCall | None = call
+            self._see(call)
+            self._forget()
+            self.call = None
+
+    def finish(self) -> None:
+        """End the run.
+
+        Raises:
+            RuntimeError: If the module showed no attention call to record.
+        """
+        if self.active:
+            self._forget()
+            raise RuntimeError(
+                f'{self.layer} ran in compiled code without a scaled_dot_product_attention that '
+                'can be recorded; record with the network as it was before torch.compile, or with '
+                "diffusers' own attention processors"
+            )
+
+    def _fits(self, call: AttentionCall) -> bool:
+        assert self.sink.input is not None
+        return call.query.shape[:2] == (len(self.sink.input.sample), self.module.heads)
+
+    def _see(self, call: AttentionCall) -> None:
+        assert self.sink.input is not None
+        self.size = map_size(self.sink.input.size, call.query.shape[2])
+        if size_matches(self.size, self.sink.resolutions):
+            self._record(True)
+
+    def _check(self, computed: bool) -> None:
+        pass
+
+
+class ShownTap(Shown):
+    """Attention from pixels to the text, alone or with the pixels behind it, in compiled code."""
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, keys and mask of some rows of the batch."""
+        call = self.call
+        assert call is not None
+        query_BNHC, key_BKHC = call.query[rows].transpose(1, 2), call.key[rows].transpose(1, 2)
+        text_length = key_BKHC.shape[1]
+        if self.sink.text_keys is TextKeys.ADDED and self.module.to_k is not None:
+            text_length -= query_BNHC.shape[1]
+        bias_BNK = None
+        if call.mask is not None:
+            # diffusers repeats its masks for every head.
+            bias_BNK = bias_of(call.mask[(None,) * (4 - call.mask.ndim)][:, :1], self.layer)
+            bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
+            bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
+        return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, 0, text_length)
+
+
+class ShownSequenceTap(Shown, SequenceTap):
+    """Attention in which text and image are one sequence, in compiled code."""
+
+    def _fits(self, call: AttentionCall) -> bool:
+        return SequenceTap._fits(self, call)
+
+    def _see(self, call: AttentionCall) -> None:
+        assert self.sink.input is not None
+        self.size = self.sink.input.size
+        if size_matches(self.size, self.sink.resolutions):
+            self._record(True)
+
+
+class ShownSelfTap(Shown, SelfTap):
+    """Attention among pixels, alone or behind the text, in compiled code."""
+
+    def _see(self, call: AttentionCall) -> None:
+        assert self.sink.input is not None and self.sink.self_attention is not None
+        self.size = map_size(self.sink.input.size, call.query.shape[2])
+        if min(self.size) <= self.sink.self_attention:
+            self.sink.accumulate_affinity(self)
+
+    def affinity(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pixels' queries and keys of some rows, shape (B, N, H, C)."""
+        assert self.call is not None
+        pixels = self.call.query.shape[2]
+        return (
+            self.call.query[rows].transpose(1, 2),
+            self.call.key[rows, :, -pixels:].transpose(1, 2),
+        )
+
 
 def text_attention_modules(
     denoiser: nn.Module, family: Family, blocks: frozenset[str] | None
 ) -> list[tuple[str, Any, str]]:
     """The modules to record: name, module and block group."""
-    compiled = hasattr(denoiser, '_orig_mod') or any(
-        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules()
-    )
-    if compiled:
-        raise ValueError(
-            'a compiled denoiser skips the hooks that the recorder needs; record with '
-            'the pipeline as it was before torch.compile'
-        )
     found: list[tuple[str, Any, str]] = []
-    for name, module in denoiser.named_modules():
+    for name, module in named_parts(denoiser):
         if not family.is_text_attention(name, module):
             continue
         # The module's own flag says 'fused' for ever after; the processor tells what is used.
@@ -305,7 +415,7 @@ def text_attention_modules(
 def self_attention_modules(denoiser: nn.Module, family: Family) -> list[tuple[str, nn.Module]]:
     """The modules in which pixels attend to pixels, alone or beside the text."""
     found = []
-    for name, module in denoiser.named_modules():
+    for name, module in named_parts(denoiser):
         pixels_only = (
             getattr(module, 'is_cross_attention', None) is False
             and getattr(module, 'added_kv_proj_dim', None) is None
