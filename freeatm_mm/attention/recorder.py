@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
-from freeatm_mm.attention.families import Call, TextKeys, find_family
+from freeatm_mm.attention.families import Call, find_family
+from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
@@ -42,16 +43,14 @@ from freeatm_mm.attention.parts import (
 )
 from freeatm_mm.attention.recording import Recording
 from freeatm_mm.attention.sequence import AttentionCall
+from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
-    SequenceTap,
-    Shown,
-    ShownSelfTap,
-    ShownSequenceTap,
-    ShownTap,
     Sink,
     Tap,
+    make_self_tap,
+    make_tap,
     self_attention_modules,
     text_attention_modules,
 )
@@ -379,9 +378,8 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
-            ValueError: If the denoiser has fused projections, a hook of diffusers that changes its
-                attention, or both a step cache and compiled code, or has no module of the family's
-                kind.
+            ValueError: If the denoiser has a hook of diffusers that changes its attention, or both
+                a step cache and compiled code, or has no module of the family's kind.
         """
         self._check_free()
         if not self.prompts:
@@ -401,20 +399,16 @@ class AttentionRecorder:
                 'a compiled denoiser with a step cache cannot be recorded: leave out one of the two'
             )
         self._reset()
-        sequence = self._family.text_keys is TextKeys.SEQUENCE
         taps: list[Tap] = []
         for name, module, group in modules:
-            tap: type[Tap] = SequenceTap if sequence else Tap
-            if self._is_compiled(name):
-                tap = ShownSequenceTap if sequence else ShownTap
-            taps.append(
-                tap(self._sink, module, group, name, _wanted_heads(self._heads, name, module))
-            )
+            make = make_shown_tap if self._is_compiled(name) else make_tap
+            wanted = _wanted_heads(self._heads, name, module)
+            taps.append(make(self._sink, self._family, module, group, name, wanted))
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: tap.module.heads for tap in taps}
         for name, module in pixels:
-            of_pixels = ShownSelfTap if self._is_compiled(name) else SelfTap
-            taps.append(of_pixels(self._sink, module, name))
+            make_self = make_shown_self_tap if self._is_compiled(name) else make_self_tap
+            taps.append(make_self(self._sink, self._family, module, name))
         with ExitStack() as hooks:
             if all(region.name for region in self._regions):
                 # Run as it is, also where the denoiser is compiled after this.
@@ -424,7 +418,7 @@ class AttentionRecorder:
             for tap in taps:
                 for handle in tap.install():
                     hooks.callback(handle.remove)
-            for undo in self._watch_regions([tap for tap in taps if isinstance(tap, Shown)]):
+            for undo in self._watch_regions([tap for tap in taps if isinstance(tap, ShownTap)]):
                 hooks.callback(undo)
             for watch in self._watches:
                 hooks.callback(watch.install())
@@ -434,7 +428,7 @@ class AttentionRecorder:
     def _is_compiled(self, layer: str) -> bool:
         return any(region.holds(layer) for region in self._regions)
 
-    def _watch_regions(self, taps: Sequence[Shown]) -> Iterator[Callable[[], None]]:
+    def _watch_regions(self, taps: Sequence[ShownTap]) -> Iterator[Callable[[], None]]:
         """Have the compiled parts of the denoiser show their attention to taps."""
         # Those of all recorders of the same kind, so that one compilation serves them all.
         names = [name for name, *_ in text_attention_modules(self._denoiser, self._family, None)]
@@ -449,9 +443,9 @@ class AttentionRecorder:
                 yield self._watch_region(region, layers, inside)
 
     def _watch_region(
-        self, region: Region, layers: frozenset[str], taps: Sequence[Shown]
+        self, region: Region, layers: frozenset[str], taps: Sequence[ShownTap]
     ) -> Callable[[], None]:
-        by_layer: dict[str, list[Shown]] = {}
+        by_layer: dict[str, list[ShownTap]] = {}
         for tap in taps:
             by_layer.setdefault(tap.layer, []).append(tap)
 
@@ -662,25 +656,34 @@ class AttentionRecorder:
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
+        self._sink.batches = (rows,)
         if rows == images:
             return 0, images
+        parts, rest = divmod(rows, images)
+        perturbing = is_perturbing(self._pipe)
+        part = None if rest else prompt_part(self._family, parts, perturbing)
         advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
-        if rows != 2 * images:
+        if part is None:
+            guided = self._family.guidance_parts * images
             raise ValueError(
                 f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
-                f'{2 * images} rows with classifier-free guidance; {advice}'
+                f'{guided} rows with classifier-free guidance; {advice}'
             )
-        # Guidance runs the same noisy images twice. Two different halves are twice as many
-        # images, and half of them would be mistaken for the others. Once is enough, for on an
-        # accelerator the comparison waits for all work before it.
+        # Guidance runs the same noisy images several times. Different parts are more images, and
+        # some of them would be mistaken for the others. Once is enough, for on an accelerator the
+        # comparison waits for all work before it.
         if not self._pair_checked:
-            if not torch.equal(sample[:images], sample[images:]):
+            if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
                 raise ValueError(
                     f'the denoiser got a batch of {rows} different images, but {images} are being '
                     f'recorded; {advice}'
                 )
             self._pair_checked = True
-        return (0, images) if self._family.conditional_first else (images, rows)
+        first, last = part * images, (part + 1) * images
+        if perturbing:
+            # Processors that perturb attend with the other rows first, in a call of their own.
+            self._sink.batches = (rows, last)
+        return first, last
 
     def _accumulate(self, tap: Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
@@ -729,10 +732,11 @@ class AttentionRecorder:
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
+        rows = slice(self._first_row, self._last_row)
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
             return  # a smaller map than one that was seen already
-        query_BNHC, key_BNHC = tap.affinity(slice(self._first_row, self._last_row))
+        query_BNHC, key_BNHC = tap.affinity(rows)
         total = self._affinities.get(size)
         if total is None:
             images, pixels = query_BNHC.shape[:2]
