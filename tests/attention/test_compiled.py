@@ -102,7 +102,7 @@ def test_text_beside_pixels_and_masked_padding(build):
     if hasattr(pipe, 'unet'):
         check(pipe, 'unet', in_place, size={})
     else:
-        check(pipe, 'transformer', regional, size=dict(use_resolution_binning=False))
+        check(pipe, 'transformer', whole, size=dict(use_resolution_binning=False))
 
 
 def test_self_attention_and_what_is_kept_apart():
