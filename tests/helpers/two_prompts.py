@@ -64,7 +64,7 @@ def hook_count(whole):
     )
 
 
-def check(
+def check_by_prompt(
     pipe,
     reference,
     columns,
@@ -83,7 +83,7 @@ def check(
 
     Args:
         reference: Makes a context manager that collects ``(name, probabilities)``, text keys first.
-        columns: ``(word place) -> key columns``, a tuple for each text encoder.
+        columns: ``(word place, prompt) -> key columns``, a tuple for each text encoder.
         size: Of the largest map.
         first_row: First conditional row of the batch.
         text_keys: Renormalise over so many keys.
@@ -121,7 +121,7 @@ def check(
             expected = np.mean(
                 [
                     mean_map(seen, first_row + image, tokens, size, text_keys)
-                    for tokens in columns(word_place(prompt, span))
+                    for tokens in columns(word_place(prompt, span), image // images)
                 ],
                 axis=0,
             )
@@ -130,3 +130,12 @@ def check(
             # image of a prompt the next prompt's mask, which may hide the noun.)
             assert images > 1 or expected.std() > 1e-9
     return recorder
+
+
+def check(pipe, reference, columns, size, **options):
+    """:func:`check_by_prompt` where a word's columns are the same in all prompts.
+
+    Args:
+        columns: ``(word place) -> key columns``, a tuple for each text encoder.
+    """
+    return check_by_prompt(pipe, reference, lambda word, prompt: columns(word), size, **options)
