@@ -508,6 +508,8 @@ def test_chroma(pipeline, guidance, images, probability):
         ('KolorsPipeline', 1.0, 2),
         ('KolorsPipeline', 5.0, 2),
         ('KolorsImg2ImgPipeline', 5.0, 1),
+        ('KolorsPAGPipeline', 5.0, 1),
+        ('KolorsPAGPipeline', 1.0, 2),
     ],
 )
 def test_kolors(pipeline, guidance, images):
@@ -516,6 +518,8 @@ def test_kolors(pipeline, guidance, images):
     if pipeline == 'KolorsImg2ImgPipeline':
         image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
         options.update(image=image, strength=1.0)
+    if pipeline == 'KolorsPAGPipeline':
+        options.update(pag_scale=2.0)
     check_by_prompt(
         pipe,
         lambda: explicit_attention(pipe),

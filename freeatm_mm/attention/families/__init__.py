@@ -108,14 +108,9 @@ def find_family(pipe: Any) -> Family:
         The family whose class, or a base class of whose, ``pipe`` is.
 
     Raises:
-        ValueError: If no row names the pipeline's class or one of its base classes, if it is one
-            of perturbed-attention guidance, or if its drawing network has no text keys.
+        ValueError: If no row names the pipeline's class or one of its base classes, or if its
+            drawing network has no text keys.
     """
-    if 'PAGMixin' in _class_names(pipe):
-        raise ValueError(
-            f'{type(pipe).__name__} draws each prompt once more with perturbed attention, which '
-            'must not be recorded: use the pipeline without PAG'
-        )
     family = family_of(type(pipe))
     if isinstance(family, Family):
         return family

@@ -13,7 +13,7 @@ __all__ = ['KOLORS']
 
 KOLORS = Family(
     name='Kolors',
-    pipelines=('KolorsPipeline', 'KolorsImg2ImgPipeline'),
+    pipelines=('KolorsPipeline', 'KolorsImg2ImgPipeline', 'KolorsPAGPipeline'),
     is_text_attention=is_cross_attention,
     where='256 ChatGLM tokens, padding (not masked) before the text',
     encoders=(Encoder(max_length=length_of_call, padding='either'),),

@@ -9,10 +9,6 @@ from __future__ import annotations
 __all__ = ['NOT_COVERED']
 
 _NO_ROW = 'nobody has written its row of the table of families so far'
-_PERTURBED = (
-    'it generates each prompt once more with perturbed attention, which must not be recorded; use '
-    'the pipeline without PAG'
-)
 _ROTATED_QUERY = (
     'its cross-attention rotates queries after projecting them, where they are not looked at'
 )
@@ -26,35 +22,20 @@ NOT_COVERED: dict[str, str] = {
     'GlmImagePipeline': _NO_ROW,
     'HeliosPipeline': _NO_ROW,
     'HeliosPyramidPipeline': _NO_ROW,
-    'HunyuanDiTPAGPipeline': _PERTURBED,
+    'HunyuanDiTPAGPipeline': _ROTATED_QUERY,
     'HunyuanDiTPipeline': _ROTATED_QUERY,
     'Ideogram4Pipeline': _NO_ROW,
-    'KolorsPAGPipeline': _PERTURBED,
     'Krea2Pipeline': _NO_ROW,
     'Lumina2Pipeline': _OWN_LENGTH,
     'LuminaPipeline': _ROTATED_QUERY,
     'NucleusMoEImagePipeline': 'its text keys stand behind the image that attends to them',
     'OvisImagePipeline': _NO_ROW,
-    'PixArtSigmaPAGPipeline': _PERTURBED,
     'QwenImage21Pipeline': 'its text keys come from a cache that the first step fills',
     'QwenImageEditInpaintPipeline': 'its text keys have those of an image among them',
     'QwenImageEditPipeline': 'its text keys have those of an image among them',
     'QwenImageEditPlusPipeline': 'its text keys have those of images among them',
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
-    'SanaPAGPipeline': _PERTURBED,
     'StableCascadeCombinedPipeline': 'its prior, and not its decoder, lays the image out',
-    'StableDiffusion3PAGImg2ImgPipeline': _PERTURBED,
-    'StableDiffusion3PAGPipeline': _PERTURBED,
-    'StableDiffusionControlNetPAGInpaintPipeline': _PERTURBED,
-    'StableDiffusionControlNetPAGPipeline': _PERTURBED,
-    'StableDiffusionPAGImg2ImgPipeline': _PERTURBED,
-    'StableDiffusionPAGInpaintPipeline': _PERTURBED,
-    'StableDiffusionPAGPipeline': _PERTURBED,
-    'StableDiffusionXLControlNetPAGImg2ImgPipeline': _PERTURBED,
-    'StableDiffusionXLControlNetPAGPipeline': _PERTURBED,
-    'StableDiffusionXLPAGImg2ImgPipeline': _PERTURBED,
-    'StableDiffusionXLPAGInpaintPipeline': _PERTURBED,
-    'StableDiffusionXLPAGPipeline': _PERTURBED,
     'WuerstchenCombinedPipeline': 'its prior, and not its decoder, lays the image out',
     'ZImageOmniPipeline': _OWN_LENGTH,
 }

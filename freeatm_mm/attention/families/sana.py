@@ -35,6 +35,7 @@ SANA = Family(
         'SanaSprintPipeline',
         'SanaSprintImg2ImgPipeline',
         'SanaControlNetPipeline',
+        'SanaPAGPipeline',
     ),
     is_text_attention=is_cross_attention,
     where='the start token and the last 299 Gemma tokens, which leaves out the instruction '
