@@ -639,6 +639,8 @@ def tiny_chroma(pipeline: str = 'ChromaPipeline'):
         approximator_hidden_dim=16,
         approximator_layers=1,
     )
+    if pipeline == 'ChromaInpaintPipeline':  # of diffusers 0.42 asks for what its network lacks
+        transformer.register_to_config(guidance_embeds=False)
     return getattr(diffusers, pipeline)(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=_tiny_flow_vae(),
@@ -700,8 +702,12 @@ def tiny_kolors(pipeline: str = 'KolorsPipeline'):
             add_qkv_bias=True,
             original_rope=True,
             use_cache=False,
-        )
+        ),
+        empty_init=False,
     )
+    for name, parameter in text_encoder.named_parameters():
+        if 'layernorm' in name:  # made without values
+            torch.nn.init.ones_(parameter)
     return getattr(diffusers, pipeline)(
         vae=base.vae,
         text_encoder=text_encoder,

@@ -12,6 +12,7 @@ from packaging.version import Version
 from helpers import numpy_attention
 from helpers.tiny_generators import (
     _seeded,
+    rebuilt,
     tiny_flux,
     tiny_flux2_klein,
     tiny_qwen_image,
@@ -34,10 +35,7 @@ def settings_of(part):
 
 def another_class(pipe, name: str, **changes):
     """A pipeline of another class of diffusers from the components of this one."""
-    cls = getattr(diffusers, name)
-    taken = inspect.signature(cls.__init__).parameters
-    parts = {key: value for key, value in pipe.components.items() if key in taken}
-    return cls(**{**parts, **changes})
+    return rebuilt(pipe, getattr(diffusers, name), **changes)
 
 
 def with_values(module: torch.nn.Module):
@@ -116,7 +114,7 @@ def tiny_xl_union(name: str):
         num_trans_head=2,
         num_proj_channel=32,
     )
-    return another_class(pipe, name, controlnet=with_values(controlnet), add_watermarker=False)
+    return another_class(pipe, name, controlnet=with_values(controlnet))
 
 
 @_seeded
