@@ -272,6 +272,8 @@ class Encoder:
             ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
             takes them out before it makes keys; ``'set right'``: the pipeline itself has the
             tokenizer put them behind the text, whichever side it was made for.
+        multiple: The prompts are padded to the longest of them, rounded up to a multiple of this;
+            0: to ``max_length``.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
@@ -283,6 +285,7 @@ class Encoder:
     frame: Callable[[Call, Any], tuple[str, str]] = no_frame
     dropped: Callable[[Call, Any], int] = drop_none
     padding: str = 'right'
+    multiple: int = 0
     special_tokens: bool = True
 
 
@@ -325,6 +328,8 @@ class Family:
             text keys.
         where: Where the text keys stand, in words, for the table in the documentation.
         text_keys: How the modules get their text keys.
+        rotated: Whether cross-attention rotates its queries after projecting them, so that they
+            are taken as they reach ``scaled_dot_product_attention``.
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
@@ -342,6 +347,7 @@ class Family:
     is_text_attention: Callable[[str, nn.Module], bool]
     where: str
     text_keys: TextKeys = TextKeys.ALONE
+    rotated: bool = False
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False

@@ -9,9 +9,6 @@ from __future__ import annotations
 __all__ = ['NOT_COVERED']
 
 _NO_ROW = 'nobody has written its row of the table of families so far'
-_ROTATED_QUERY = (
-    'its cross-attention rotates queries after projecting them, where they are not looked at'
-)
 _OWN_LENGTH = 'its text keys stand at another place for each image of a batch'
 
 NOT_COVERED: dict[str, str] = {
@@ -22,12 +19,9 @@ NOT_COVERED: dict[str, str] = {
     'GlmImagePipeline': _NO_ROW,
     'HeliosPipeline': _NO_ROW,
     'HeliosPyramidPipeline': _NO_ROW,
-    'HunyuanDiTPAGPipeline': _ROTATED_QUERY,
-    'HunyuanDiTPipeline': _ROTATED_QUERY,
     'Ideogram4Pipeline': _NO_ROW,
     'Krea2Pipeline': _NO_ROW,
     'Lumina2Pipeline': _OWN_LENGTH,
-    'LuminaPipeline': _ROTATED_QUERY,
     'NucleusMoEImagePipeline': 'its text keys stand behind the image that attends to them',
     'OvisImagePipeline': _NO_ROW,
     'QwenImage21Pipeline': 'its text keys come from a cache that the first step fills',
