@@ -598,7 +598,7 @@ def test_kolors(pipeline, guidance, images):
         pipe,
         lambda: explicit_attention(pipe),
         # Padding up to 256, and each prompt ends at the last key.
-        lambda word, prompt: ((256 - len(PROMPTS[prompt].split()) + word,),),
+        lambda word, prompt: ((256 - len(prompt.split()) + word,),),
         (8, 8),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
