@@ -689,6 +689,103 @@ def tiny_lumina(padding_side: str = 'right'):
     )
 
 
+@_seeded
+def tiny_lumina2():
+    """A ``Lumina2Pipeline`` with two heads to each key; tokens are of 16x16 pixels."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        Lumina2Pipeline,
+        Lumina2Transformer2DModel,
+    )
+
+    tokenizer = tiny_word_tokenizer('<bos>')
+    vae = _tiny_vae(4)  # the pipeline takes its factor to be 8
+    vae.register_to_config(shift_factor=0.1)
+    pipe = Lumina2Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=_tiny_gemma(tokenizer),
+        vae=vae,
+        transformer=Lumina2Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            multiple_of=16,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.system_prompt = 'a photo of the sky'
+    return pipe
+
+
+@_seeded
+def tiny_hidream():
+    """A ``HiDreamImagePipeline``: 64x64 pixels or as many in another shape, tokens of 8x8."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        HiDreamImagePipeline,
+        HiDreamImageTransformer2DModel,
+    )
+    from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
+
+    tokenizers = [tiny_clip_tokenizer(), tiny_clip_tokenizer()]
+    tokenizer_3, tokenizer_4 = tiny_t5_tokenizer(), tiny_word_tokenizer('<bos>', special=['<eos>'])
+    tokenizer_4.eos_token = '<eos>'  # the pipeline pads with it
+    clips = [
+        CLIPTextModelWithProjection(
+            _tiny_clip_text_config(tokenizer, projection_dim=32, max_position_embeddings=218)
+        )
+        for tokenizer in tokenizers
+    ]
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer_4),
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            pad_token_id=0,
+            attn_implementation='eager',
+        )
+    )
+    pipe = HiDreamImagePipeline(
+        tokenizer=tokenizers[0],
+        text_encoder=clips[0],
+        tokenizer_2=tokenizers[1],
+        text_encoder_2=clips[1],
+        tokenizer_3=tokenizer_3,
+        text_encoder_3=_tiny_t5(tokenizer_3),
+        tokenizer_4=tokenizer_4,
+        text_encoder_4=llama,
+        vae=_tiny_flow_vae(),
+        transformer=HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=[32, 32],
+            text_emb_dim=64,
+            num_routed_experts=2,
+            num_activated_experts=1,
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(16, 16),
+            llama_layers=[0, 2, 1],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.default_sample_size = 16
+    return pipe
+
+
 def _tiny_gemma(tokenizer, width: int = 32):
     from transformers import Gemma2Config, Gemma2Model
 

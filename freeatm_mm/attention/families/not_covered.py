@@ -30,7 +30,6 @@ NOT_COVERED: dict[str, str] = {
     'KolorsPAGPipeline': _NO_ROW,
     'KolorsPipeline': _NO_ROW,
     'Krea2Pipeline': _NO_ROW,
-    'Lumina2Pipeline': _OWN_LENGTH,
     'NucleusMoEImagePipeline': 'its text keys stand behind the image that attends to them',
     'OvisImagePipeline': _NO_ROW,
     'QwenImage21Pipeline': 'its text keys come from a cache that the first step fills',
