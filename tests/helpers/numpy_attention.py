@@ -158,6 +158,7 @@ def sequence(
         keep = attention_mask.cpu().numpy()
         bias = np.where(keep, 0.0, -np.inf) if keep.dtype == bool else keep.astype(np.float64)
         bias = bias.reshape(bias.shape[0], 1, -1, bias.shape[-1])
+        bias = bias if bias.shape[2] == 1 else bias[:, :, text:]
     return _probabilities(query[:, :, text:], key, bias)
 
 
@@ -167,12 +168,13 @@ def ragged_sequence(
     encoder_hidden_states=None,
     attention_mask=None,
     image_rotary_emb=None,
+    freqs_cis=None,
     *,
     places,
     pixels: int,
     **others,
 ):
-    """One sequence in which text and image stand elsewhere in each row: Lumina2.
+    """One sequence in which text and image stand elsewhere in each row: Lumina2, Z-Image-Omni.
 
     Args:
         places: For each row ``(text start, text length, image start)``; fewer are repeated.
@@ -187,13 +189,69 @@ def ragged_sequence(
     key_heads = module.to_k.out_features * heads // module.to_q.out_features
     key = _project(module.to_k, hidden, key_heads)
     query, key = _rms_norm(query, module.norm_q), _rms_norm(key, module.norm_k)
-    turn = _array(image_rotary_emb)
+    turn = _array(freqs_cis if image_rotary_emb is None else image_rotary_emb)
     query, key = _rotate(query, turn), np.repeat(_rotate(key, turn), heads // key_heads, axis=1)
     bias = None
     if attention_mask is not None:
         bias = np.where(attention_mask.numpy(), 0.0, -np.inf)[:, None, None]
     attention = _probabilities(query, key, bias)
     return text_first(attention, places, pixels)
+
+
+def hunyuan_image_attention(
+    module,
+    hidden_states,
+    encoder_hidden_states,
+    attention_mask=None,
+    image_rotary_emb=None,
+    *,
+    places,
+):
+    """HunyuanImage: the image, which alone is rotated, then the text, some of it masked.
+
+    Args:
+        places: As for :func:`ragged_sequence`.
+
+    Returns:
+        As there.
+    """
+    heads, hidden, text = module.heads, _array(hidden_states), _array(encoder_hidden_states)
+    pixels = hidden.shape[1]
+    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _rms_norm(_project(module.to_k, hidden, heads), module.norm_k)
+    if module.add_q_proj is None:
+        words = _rms_norm(_project(module.to_k, text, heads), module.norm_k)
+    else:
+        words = _rms_norm(_project(module.add_k_proj, text, heads), module.norm_added_k)
+    query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
+    bias = np.where(attention_mask.numpy(), 0.0, -np.inf)
+    attention = _probabilities(query, np.concatenate([key, words], 2), bias)
+    return text_first(attention, places, pixels)
+
+
+def nucleus_attention(
+    module, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
+):
+    """NucleusMoE: image queries on the image's and the text's keys, each shared by some heads.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys and then the image's).
+    """
+    heads, hidden = module.heads, _array(hidden_states)
+    key_heads = heads * module.inner_kv_dim // module.inner_dim
+    of_image, of_text = (_array(turn) for turn in image_rotary_emb)
+    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _rms_norm(_project(module.to_k, hidden, key_heads), module.norm_k)
+    words = _project(module.add_k_proj, _array(encoder_hidden_states), key_heads)
+    words = _rms_norm(words, module.norm_added_k)
+    query, key, words = _rotate(query, of_image), _rotate(key, of_image), _rotate(words, of_text)
+    bias = None
+    if attention_mask is not None:
+        keep = attention_mask.numpy().reshape(len(key), -1)
+        keep = np.concatenate([keep[:, key.shape[2] :], keep[:, : key.shape[2]]], 1)
+        bias = np.where(keep, 0.0, -np.inf)[:, None, None]
+    keys = np.repeat(np.concatenate([words, key], 2), heads // key_heads, axis=1)
+    return _probabilities(query, keys, bias)
 
 
 def _turn_by_matrices(x: np.ndarray, matrices: np.ndarray) -> np.ndarray:

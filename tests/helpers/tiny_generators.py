@@ -7,7 +7,9 @@ word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's c
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -439,7 +441,7 @@ def tiny_flux(pipeline: str = 'FluxPipeline'):
 
 
 @_seeded
-def tiny_qwen_image(padding_side: str = 'right'):
+def tiny_qwen_image(padding_side: str = 'right', layers: int = 1):
     """A ``QwenImagePipeline``: 64x64 images are 8x8 tokens; a short template of its own."""
     from diffusers import (
         AutoencoderKLQwenImage,
@@ -456,7 +458,7 @@ def tiny_qwen_image(padding_side: str = 'right'):
         text_config=dict(
             hidden_size=16,
             intermediate_size=16,
-            num_hidden_layers=1,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             vocab_size=len(tokenizer),
@@ -616,6 +618,103 @@ def tiny_pix2pix(kind: str = ''):
         unet = type(base.unet).from_config(dict(base.unet.config, in_channels=8))
     pipeline = getattr(diffusers, f'StableDiffusion{kind}InstructPix2PixPipeline')
     return rebuilt(base, pipeline, unet=unet.eval())
+
+
+@_seeded
+def tiny_chroma(pipeline: str = 'ChromaPipeline'):
+    """A ``ChromaPipeline``, or another of its classes: 64x64 images are 8x8 tokens."""
+    import diffusers
+
+    tokenizer = tiny_t5_tokenizer()
+    transformer = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    if pipeline == 'ChromaInpaintPipeline':  # of diffusers 0.42 asks for what its network lacks
+        transformer.register_to_config(guidance_embeds=False)
+    return getattr(diffusers, pipeline)(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_tiny_flow_vae(),
+        text_encoder=_tiny_t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+def tiny_chatglm_tokenizer():
+    """A ``ChatGLMTokenizer``, which pads on the left, on a SentencePiece model of whole words."""
+    import io
+
+    import sentencepiece
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([' '.join(WORDS)] * 2),
+        model_writer=model,
+        model_type='word',
+        vocab_size=len(WORDS) + 3,
+        minloglevel=2,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'tokenizer.model'
+        path.write_bytes(model.getvalue())
+        return ChatGLMTokenizer(str(path))
+
+
+@_seeded
+def tiny_kolors(pipeline: str = 'KolorsPipeline'):
+    """A ``KolorsPipeline``, or another of its classes: latents 4x16x16, attention at 8 only."""
+    import diffusers
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    tokenizer = tiny_chatglm_tokenizer()
+    base = tiny_stable_diffusion_xl()
+    settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
+    unet = diffusers.UNet2DConditionModel(
+        **{
+            **settings,
+            'encoder_hid_dim': 16,
+            'encoder_hid_dim_type': 'text_proj',
+            'projection_class_embeddings_input_dim': 6 * 8 + 16,
+        }
+    )
+    text_encoder = ChatGLMModel(
+        ChatGLMConfig(
+            padded_vocab_size=tokenizer.vocab_size,
+            num_layers=2,
+            hidden_size=16,
+            ffn_hidden_size=16,
+            kv_channels=8,
+            num_attention_heads=2,
+            seq_length=256,
+            multi_query_attention=True,
+            multi_query_group_num=1,
+            add_qkv_bias=True,
+            original_rope=True,
+            use_cache=False,
+        ),
+        empty_init=False,
+    )
+    for name, parameter in text_encoder.named_parameters():
+        if 'layernorm' in name:  # made without values
+            torch.nn.init.ones_(parameter)
+    return getattr(diffusers, pipeline)(
+        vae=base.vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=base.scheduler,
+    )
 
 
 @_seeded
@@ -925,12 +1024,12 @@ def tiny_flux2():
     )
 
 
-@_seeded
-def tiny_z_image():
-    """A ``ZImagePipeline``: 48x64 images are 6x8 tokens, filled up to 64."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+def _tiny_z_image_parts(**changes):
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 
-    tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'))
+    tokenizer = tiny_word_tokenizer(
+        special=('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>')
+    )
     tokenizer.chat_template = _QWEN_CHAT
     transformer = ZImageTransformer2DModel(
         in_channels=4,
@@ -942,17 +1041,197 @@ def tiny_z_image():
         cap_feat_dim=16,
         axes_dims=[4, 6, 6],
         axes_lens=[256, 32, 32],
+        **changes,
     )
     for name, parameter in transformer.named_parameters():
         if name.endswith('pad_token'):  # made without values
             torch.nn.init.normal_(parameter)
-    return ZImagePipeline(
+    return dict(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=_tiny_flow_vae(),
         text_encoder=_tiny_qwen3(len(tokenizer)),
         tokenizer=tokenizer,
         transformer=transformer,
     )
+
+
+@_seeded
+def tiny_z_image():
+    """A ``ZImagePipeline``: 48x64 images are 6x8 tokens, filled up to 64."""
+    from diffusers import ZImagePipeline
+
+    return ZImagePipeline(**_tiny_z_image_parts())
+
+
+@_seeded
+def tiny_z_image_omni():
+    """A ``ZImageOmniPipeline``: as :func:`tiny_z_image`; images to go by are 4x4 for SigLIP."""
+    from diffusers import ZImageOmniPipeline
+    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+
+    siglip = Siglip2VisionModel(
+        Siglip2VisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_patches=16,
+            patch_size=8,
+        )
+    )
+    return ZImageOmniPipeline(
+        siglip=siglip,
+        siglip_processor=Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
+        **_tiny_z_image_parts(siglip_feat_dim=16),
+    )
+
+
+@_seeded
+def tiny_hunyuan_image(guidance: float | None = None):
+    """A ``HunyuanImagePipeline``: 64x64 images are 16x16 tokens; a short template of its own."""
+    from diffusers import (
+        AdaptiveProjectedMixGuidance,
+        AutoencoderKLHunyuanImage,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanImagePipeline,
+        HunyuanImageTransformer2DModel,
+    )
+
+    base, tokenizer_2 = tiny_qwen_image(layers=3), tiny_t5_tokenizer()
+    guider = None if guidance is None else AdaptiveProjectedMixGuidance(guidance_scale=guidance)
+    pipe = HunyuanImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(32, 32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=4,
+            sample_size=64,
+            scaling_factor=1.0,
+        ),
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        text_encoder_2=_tiny_t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            patch_size=(1, 1),
+            text_embed_dim=16,
+            text_embed_2_dim=32,
+            rope_axes_dim=(4, 4),
+        ),
+        guider=guider,
+        ocr_guider=guider,
+    )
+    pipe.tokenizer_max_length = 40
+    pipe.tokenizer_2_max_length = 16
+    pipe.prompt_template_encode = QWEN_TEMPLATE
+    pipe.prompt_template_encode_start_idx = base.prompt_template_encode_start_idx
+    return pipe
+
+
+# What Qwen3-VL's does, of messages without images.
+_QWEN_VISION_CHAT = (
+    '{% for message in messages %}<|im_start|>{{ message.role }}\n'
+    '{% if message.content is string %}{{ message.content }}'
+    '{% else %}{{ message.content[0].text }}{% endif %}<|im_end|>\n'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+
+
+def _tiny_qwen3_vision(padding_side: str = 'right', layers: int = 2):
+    """A ``Qwen3VLForConditionalGeneration`` and its processor."""
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tokenizer = tiny_word_tokenizer(
+        special=(
+            *('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>'),
+            *('<|image_pad|>', '<|video_pad|>'),
+        ),
+        padding_side=padding_side,
+    )
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=256),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=_QWEN_VISION_CHAT,
+    )
+    start, image, video = tokenizer.convert_tokens_to_ids(
+        ['<|vision_start|>', '<|image_pad|>', '<|video_pad|>']
+    )
+    config = Qwen3VLConfig(
+        text_config=dict(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=len(tokenizer),
+            pad_token_id=0,
+            rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[1, 1, 2]),
+        ),
+        vision_config=dict(
+            depth=1,
+            hidden_size=16,
+            intermediate_size=16,
+            num_heads=2,
+            patch_size=8,
+            out_hidden_size=16,
+            num_position_embeddings=64,
+            deepstack_visual_indexes=[0],
+        ),
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+    )
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+@_seeded
+def tiny_nucleus(padding_side: str = 'right'):
+    """A ``NucleusMoEImagePipeline``: 64x64 images are 8x8 tokens, two heads to each key."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        NucleusMoEImagePipeline,
+        NucleusMoEImageTransformer2DModel,
+    )
+
+    text_encoder, processor = _tiny_qwen3_vision(padding_side)
+    pipe = NucleusMoEImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_qwen_image().vae,
+        text_encoder=text_encoder,
+        processor=processor,
+        transformer=NucleusMoEImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            moe_enabled=False,
+        ),
+    )
+    pipe.default_return_index = -2
+    return pipe
 
 
 def _tiny_prx_parts(width: int, **changes):
