@@ -1,4 +1,4 @@
-"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
+r"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     freeatm evaluate configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
         --world data/world --seed 0 --out work_dirs/trial.json
@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from freeatm_mm.checkpoints import check_trained, read_state
 from freeatm_mm.cli import command_line
 from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
@@ -72,10 +71,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     told.add_argument('--generator', help='of the synthetic images')
     told.add_argument('--epochs', type=float, help='length of the pretraining')
-    parser.add_argument('--train-scenes', type=int, default=3000, help='at most so many')
-    parser.add_argument('--test-scenes', type=int, default=1500, help='at most so many')
-    parser.add_argument('--batch-size', type=int, default=128)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--on',
+        nargs='+',
+        choices=('scenes', 'garments'),
+        default=['scenes'],
+        help='the scenes of the world, or its 8,000 single garments, whose rows also keep which '
+        'of them were told right (%(default)s)',
+    )
+    parser.add_argument(
+        '--train-scenes', type=int, default=3000, help='at most so many (%(default)s)'
+    )
+    parser.add_argument(
+        '--test-scenes', type=int, default=1500, help='at most so many (%(default)s)'
+    )
+    parser.add_argument('--batch-size', type=int, default=128, help='scenes at once (%(default)s)')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     return parser.parse_args(argv)
 
 
@@ -105,6 +116,8 @@ def make_label(args: argparse.Namespace) -> dict:
             'seed': args.seed,
             'epochs': 0,
         }
+    from freeatm_mm.checkpoints import check_trained, read_state
+
     content = read_state(args.checkpoint)
     check_trained(content, args.checkpoint)
     return {**settle_label(origin_of(content), said, args.checkpoint), 'seed': args.seed}
@@ -113,7 +126,8 @@ def make_label(args: argparse.Namespace) -> dict:
 def run(args: argparse.Namespace) -> None:
     """Evaluate one backbone and add its row to the results."""
     skip_multimodal_models()
-    from freeatm_mm.probing.features import evaluate_features, load_model
+    from freeatm_mm.miniature.garments import load_garments
+    from freeatm_mm.probing.features import evaluate_features, evaluate_objects, load_model
 
     out = Path(args.out)
     command = command_line()
@@ -122,12 +136,20 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.config, args.checkpoint, args.seed, device=args.device)
     if args.checkpoint:
         print(f'{model.matched} of {model.total} tensors of the backbone loaded')
-    metrics, details = evaluate_features(
-        model,
-        args.world,
-        {'train': args.train_scenes, 'test': args.test_scenes},
-        args.batch_size,
-    )
+    metrics: dict = {}
+    details: dict = {}
+    if 'scenes' in args.on:
+        metrics, details = evaluate_features(
+            model,
+            args.world,
+            {'train': args.train_scenes, 'test': args.test_scenes},
+            args.batch_size,
+        )
+    if 'garments' in args.on:
+        garments = load_garments(Path(args.world) / 'garments')
+        found, more = evaluate_objects(model, garments, 'garment', args.batch_size)
+        seconds = {**details.get('seconds', {}), **more['seconds']}
+        metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
     add_row(results, {**label, 'metrics': metrics, 'details': details})
     write_results(out, results)
     for name, value in metrics.items():
