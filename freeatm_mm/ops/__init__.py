@@ -9,7 +9,7 @@
 
 - `geometry`: where a view lies in its image, and masks on its feature grid;
 - `pooling`: features of instances (equation 2);
-- `losses`: NT-Xent, equation 3 and InfoNCE with a queue over instances;
+- `losses`: NT-Xent, equation 3, InfoNCE with a queue, and self-distillation over instances;
 - `patch_masking`: which patches a masked autoencoder hides;
 - `position`: which block of a picture an object is in, and the sentences that say so;
 - `masks`: resize, stretch, quantise, binarise, box;
@@ -39,6 +39,7 @@ from freeatm_mm.ops.losses import (
     ContrastiveLogits,
     contrastive_accuracy,
     contrastive_loss,
+    distillation_loss,
     enqueue,
     equation3_logits,
     info_nce_logits,
@@ -126,6 +127,7 @@ __all__ = [
     'crop_matrix',
     'crop_window',
     'dequantize',
+    'distillation_loss',
     'enqueue',
     'equation3_logits',
     'flip_matrix',

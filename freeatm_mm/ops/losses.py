@@ -16,6 +16,7 @@ keys in a queue, A anchors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     'ContrastiveLogits',
     'contrastive_accuracy',
     'contrastive_loss',
+    'distillation_loss',
     'enqueue',
     'equation3_logits',
     'info_nce_logits',
@@ -343,6 +345,50 @@ def contrastive_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
         negative: (A, X); minus infinity for what is no negative.
     """
     return (positive[:, 0] > negative.amax(1)).float().mean()
+
+
+def distillation_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    center: Tensor | float = 0.0,
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
+    """Compute DINO's loss over instances: cross-entropy of every student's with other views.
+
+    DINO: arXiv 2104.14294, equations 3 and 4. The teacher gets no gradient.
+
+    Args:
+        student: For each of S views the (M, D) outputs of the student's head.
+        teacher: The same of the teacher's, for the first T of these views.
+        center: (1, D) what is taken off the teacher's outputs.
+        student_temperature: Above 0.
+        teacher_temperature: Above 0.
+
+    Returns:
+        The mean over instances and over the pairs of different views.
+
+    Raises:
+        ValueError: If there is no pair of different views, or shapes differ.
+    """
+    outputs = [*student, *teacher]
+    if len({output.shape for output in outputs}) > 1 or len(teacher) > len(student):
+        raise ValueError(
+            'student and teacher need outputs of one shape (M, D), the teacher for the first of '
+            f"the student's views, got {[tuple(output.shape) for output in outputs]}"
+        )
+    targets = [((view.detach() - center) / teacher_temperature).softmax(1) for view in teacher]
+    predicted = [(view / student_temperature).log_softmax(1) for view in student]
+    losses = [
+        -(target * predicted[number]).sum(1).mean()
+        for other, target in enumerate(targets)
+        for number in range(len(predicted))
+        if number != other
+    ]
+    if not losses:
+        raise ValueError('self-distillation needs two different views')
+    return torch.stack(losses).mean()
 
 
 @torch.compiler.disable  # the pointer's value decides
