@@ -359,7 +359,7 @@ class EncoderWatch:
             self._seen += [self._without_padding(row) for row in ids.tolist()]
 
     def check(self) -> None:
-        """Judges what was encoded since the last check: all of the prompts, in order, or nothing.
+        """Checks what was encoded since the last check: all of the prompts, in order, or nothing.
 
         Other texts may come after them: the negative prompts.
 
