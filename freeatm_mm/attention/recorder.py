@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.families import Call, TextKeys, find_family
+from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
@@ -589,25 +590,34 @@ class AttentionRecorder:
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
+        self._sink.batches = (rows,)
         if rows == images:
             return 0, images
+        parts, rest = divmod(rows, images)
+        perturbing = is_perturbing(self._pipe)
+        part = None if rest else prompt_part(self._family, parts, perturbing)
         advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
-        if rows != 2 * images:
+        if part is None:
+            guided = self._family.guidance_parts * images
             raise ValueError(
                 f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
-                f'{2 * images} rows with classifier-free guidance; {advice}'
+                f'{guided} rows with classifier-free guidance; {advice}'
             )
-        # Guidance runs the same noisy images twice. Two different halves are twice as many
-        # images, and half of them would be mistaken for the others. Once is enough, for on an
-        # accelerator the comparison waits for all work before it.
+        # Guidance runs the same noisy images several times. Different parts are more images, and
+        # some of them would be mistaken for the others. Once is enough, for on an accelerator the
+        # comparison waits for all work before it.
         if not self._pair_checked:
-            if not torch.equal(sample[:images], sample[images:]):
+            if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
                 raise ValueError(
                     f'the denoiser got a batch of {rows} different images, but {images} are being '
                     f'recorded; {advice}'
                 )
             self._pair_checked = True
-        return (0, images) if self._family.conditional_first else (images, rows)
+        first, last = part * images, (part + 1) * images
+        if perturbing:
+            # Processors that perturb attend with the other rows first, in a call of their own.
+            self._sink.batches = (rows, last)
+        return first, last
 
     def _accumulate(self, tap: Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""

@@ -40,6 +40,8 @@ class Sink:
         self_attention: The largest shorter side of a map whose self-attention is caught.
         recording: Whether the denoiser's present call is one to record.
         input: What that call is about.
+        batches: Numbers of rows that a module may attend with: those of the batch, or fewer where
+            it attends for the first of them apart.
         layer_steps: In how many calls each layer was caught.
     """
 
@@ -50,6 +52,7 @@ class Sink:
     self_attention: int | None = None
     recording: bool = False
     input: DenoiserInput | None = None
+    batches: tuple[int, ...] = ()
     layer_steps: dict[str, int] = field(default_factory=dict)
 
 
@@ -195,7 +198,8 @@ class SequenceTap(Tap):
         if (
             self.call is None
             and call.key.shape[2] == layout.length
-            and (batch, heads) == (len(layout.sample), self.module.heads)
+            and batch in self.sink.batches
+            and heads == self.module.heads
             and queries in (layout.length, math.prod(layout.size))
         ):
             self.call = call

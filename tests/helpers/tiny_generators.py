@@ -18,6 +18,7 @@ from helpers.tiny_pipelines import (
     _tiny_vae,
     tiny_clip_tokenizer,
     tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
     tiny_t5_tokenizer,
 )
 
@@ -574,24 +575,47 @@ def tiny_latent_consistency():
     )
 
 
+def rebuilt(pipe, pipeline: type, **changes):
+    """A pipeline of another class from the parts of one, as far as it takes them."""
+    taken = inspect.signature(pipeline.__init__).parameters
+    parts = {name: part for name, part in pipe.components.items() if name in taken}
+    if 'requires_safety_checker' in taken:
+        parts['requires_safety_checker'] = False
+    if 'add_watermarker' in taken:
+        parts['add_watermarker'] = False
+    return _quiet(pipeline(**parts | changes))
+
+
 @_seeded
 def tiny_controlnet():
     """A ``StableDiffusionControlNetPipeline``."""
-    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+    from diffusers import StableDiffusionControlNetPipeline
 
     base = tiny_stable_diffusion()
-    controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 8, 8))
-    return StableDiffusionControlNetPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        controlnet=controlnet,
-        scheduler=base.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    return rebuilt(base, StableDiffusionControlNetPipeline, controlnet=controlnet_for(base.unet))
+
+
+def controlnet_for(unet):
+    """A control network for a UNet of two resolutions."""
+    from diffusers import ControlNetModel
+
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8)).eval()
+
+
+def tiny_pix2pix(kind: str = ''):
+    """A ``StableDiffusion(XL)InstructPix2PixPipeline``: a UNet with the image's channels too.
+
+    Args:
+        kind: ``''`` or ``'XL'``.
+    """
+    import diffusers
+
+    base = tiny_stable_diffusion_xl() if kind else tiny_stable_diffusion()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = type(base.unet).from_config(dict(base.unet.config, in_channels=8))
+    pipeline = getattr(diffusers, f'StableDiffusion{kind}InstructPix2PixPipeline')
+    return rebuilt(base, pipeline, unet=unet.eval())
 
 
 # Newer than diffusers 0.35 -----------------------------------------------------------------------

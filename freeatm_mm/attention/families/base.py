@@ -314,8 +314,9 @@ class Family:
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
-            tensor, first with the prompt and then without; otherwise once with twice the batch.
-        conditional_first: Whether the conditional half stands first in that doubled batch.
+            tensor, first with the prompt and then without; otherwise once with a larger batch.
+        guidance_parts: How many times the images stand in that batch.
+        conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
         block_groups: First part of a module's name, and the group its maps are summed in.
@@ -330,6 +331,7 @@ class Family:
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False
+    guidance_parts: int = 2
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts
