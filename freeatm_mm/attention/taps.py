@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
+from freeatm_mm.attention.outputs import head_weights, output_projection
 from freeatm_mm.attention.parts import Size, in_blocks, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
@@ -89,6 +91,7 @@ class Tap:
         self.text_key: Tensor | None = None
         self.pixel_key: Tensor | None = None
         self.mask: Tensor | None = None
+        self.projected: tuple[Tensor, Tensor] | None = None
 
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
@@ -103,6 +106,30 @@ class Tap:
         if joint and module.to_k is not None:
             handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
         return handles
+
+    def watch_projection(self) -> RemovableHandle:
+        """Register a hook for :meth:`head_weights` and return its handle."""
+
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if self.active and self.projected is None:
+                self.projected = args[0].detach(), output.detach()
+
+        return output_projection(self.module, self.layer).register_forward_hook(hook)
+
+    def head_weights(self, rows: slice) -> Tensor:
+        """What each wanted head counts at each pixel in some rows of the batch, (B, N, H)."""
+        if self.projected is None:
+            raise RuntimeError(
+                f"{self.layer} ran without calling its own output projection, so its heads' "
+                "contributions are unknown; give it back diffusers' own processor"
+            )
+        heads, output = (tensor[rows][:, self._pixels(tensor)] for tensor in self.projected)
+        projection = output_projection(self.module, self.layer)
+        return head_weights(heads, output, projection, self.module.heads, self.heads)
+
+    def _pixels(self, tensor: Tensor) -> slice:
+        """Where the pixels stand in a module's tensor of shape (batch, tokens, channels)."""
+        return slice(None)
 
     def _catch(self, name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -223,12 +250,17 @@ class SequenceTap(Tap):
                 "give it back diffusers' own processor and the attention backend 'native'"
             )
 
+    def _pixels(self, tensor: Tensor) -> slice:
+        layout = self.sink.input
+        assert layout is not None
+        first = layout.image_start if tensor.shape[-2] == layout.length else 0
+        return slice(first, first + math.prod(layout.size))
+
     def attention(self, rows: slice) -> Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""
         layout, call = self.sink.input, self.call
         assert layout is not None and call is not None
-        first = layout.image_start if call.query.shape[2] == layout.length else 0
-        pixels = slice(first, first + math.prod(layout.size))
+        pixels = self._pixels(call.query)
         query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
         key_BKHC = call.key[rows].transpose(1, 2)
         bias_BNK = None

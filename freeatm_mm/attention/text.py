@@ -47,6 +47,7 @@ def find_columns(
     *,
     text_encoders: Iterable[str] | None = None,
     truncated: str = 'raise',
+    missing: str = 'raise',
 ) -> TextColumns:
     """Finds the columns of each noun of each prompt among the text keys.
 
@@ -63,6 +64,7 @@ def find_columns(
             ``None``: all. Of two that share their keys, the one chosen alone says where a noun is.
         truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
             of several tokenizers cuts off is taken from the others.
+        missing: ``'raise'``, or ``'skip'`` to give a noun that has no key of its own no columns.
 
     Returns:
         The columns.
@@ -77,7 +79,7 @@ def find_columns(
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
     places = [
-        [_Located(call, family, encoder, part, prompts, nouns) for part in parts]
+        [_Located(call, family, encoder, part, prompts, nouns, missing) for part in parts]
         for encoder, parts in _present(call, family, text_encoders)
     ]
     positions, lost, left_out = [], [], []
@@ -87,7 +89,7 @@ def find_columns(
             found = [_common(place, prompt, noun) for place in places]
             columns = tuple(place for place in found if isinstance(place, tuple) and place)
             reasons = [place for place in found if isinstance(place, str)]
-            if not columns and reasons:
+            if not columns and reasons and missing == 'raise':
                 raise NounAlignmentError(
                     f'prompt {prompt}: the noun {places[0][0].word(prompt, noun)!r} has no key of '
                     f'its own: {"; ".join(reasons)}'
@@ -192,6 +194,7 @@ class _Located:
         part: _Part,
         prompts: Sequence[str],
         nouns: Sequence[Sequence[Any]],
+        missing: str,
     ) -> None:
         tokenizer = getattr(part.tokenizer, 'tokenizer', part.tokenizer)  # a processor's
         self.tokenizer, self.text_encoder = tokenizer, part.text_encoder
@@ -205,7 +208,18 @@ class _Located:
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped
-        self._rows = [self.find(prompt, spans, 'skip') for prompt, spans in enumerate(nouns)]
+        self._rows = [self._row(prompt, spans, missing) for prompt, spans in enumerate(nouns)]
+
+    def _row(self, prompt: int, nouns: Sequence[Any], missing: str) -> list[tuple[int, ...] | None]:
+        """The columns of the nouns of one prompt; ``None`` for those that are missing."""
+        try:
+            return self.find(prompt, nouns, 'skip')
+        except NounAlignmentError:
+            if missing == 'raise':
+                raise
+            if len(nouns) == 1:
+                return [None]
+        return [place for noun in nouns for place in self._row(prompt, [noun], missing)]
 
     def find(
         self, prompt: int, nouns: Sequence[Any], truncated: str
