@@ -80,6 +80,38 @@ def accept_mmseg_fork() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+def find_packaged_configs() -> None:
+    """Lets mmengine read `freeatm_mm::NAME`, in `_base_` and as the name of a config itself.
+
+    Reason: mmengine takes such names in `_base_` alone, of a fixed list of OpenMMLab's packages,
+    and only of configs in a folder.
+
+    Source: `mmengine/config/config.py`, `Config.fromfile` and `_get_cfg_path`;
+    `mmengine/config/utils.py`, `_get_package_and_cfg_path`.
+    """
+    from mmengine.config import Config
+
+    from freeatm_mm.packaged import PREFIX, find_config
+
+    if hasattr(Config.fromfile, 'finds_packaged'):
+        return
+    read, find_base = Config.fromfile, Config._get_cfg_path
+
+    def fromfile(filename, *args, **kwargs):
+        packaged = str(filename).startswith(PREFIX)
+        return read(str(find_config(filename)) if packaged else filename, *args, **kwargs)
+
+    def get_cfg_path(cfg_path, filename):
+        if cfg_path.startswith(PREFIX):
+            return str(find_config(cfg_path)), None
+        return find_base(cfg_path, filename)
+
+    marked: Any = fromfile
+    marked.finds_packaged = True
+    setattr(Config, 'fromfile', staticmethod(fromfile))  # noqa: B010 - mypy knows it otherwise
+    setattr(Config, '_get_cfg_path', staticmethod(get_cfg_path))  # noqa: B010
+
+
 def keep_digits_of_ap() -> None:
     """Let mmdet's metrics give AP as it is computed.
 

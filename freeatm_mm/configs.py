@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.packaged import find_config
 
 __all__ = [
     'add_checks',
@@ -71,7 +72,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
     """Read a config of any of the frameworks and settle where its files go.
 
     Args:
-        path: The config.
+        path: The config, or `freeatm_mm::NAME` for one that comes with the package.
         work_dir: Where logs and checkpoints go; by default the config's own, or
             ``work_dirs/<path of the config below configs/>``.
         launcher: What started the processes.
@@ -84,9 +85,11 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
 
     from freeatm_mm import compat
 
-    if not Path(path).is_file():
+    path = find_config(path)
+    if not path.is_file():
         raise FileNotFoundError(f'there is no config {path}')
     compat.accept_mmseg_fork()
+    compat.find_packaged_configs()
     try:
         cfg = Config.fromfile(path)
     except ImportError as error:  # also where a package's metadata are missing
@@ -98,7 +101,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
         ) from error
     cfg.launcher = launcher
     if work_dir or not cfg.get('work_dir'):
-        parts = Path(path).with_suffix('').parts
+        parts = path.with_suffix('').parts
         below = parts[parts.index('configs') + 1 :] if 'configs' in parts else parts[-1:]
         cfg.work_dir = work_dir or str(Path('work_dirs', *below))
     return cfg

@@ -75,12 +75,13 @@ def tool(
 
     Args:
         main: The function that is decorated.
-        name: Of the program, for messages; by default the name of the file that defines `main`.
+        name: Of the program, for messages; by default `freeatm SUBCOMMAND` where that
+            runs it, and otherwise the name of the file that defines `main`.
         resumes: Whether the same command goes on where an interrupted one was.
     """
     if main is None:
         return functools.partial(tool, name=name, resumes=resumes)
-    program = name or Path(main.__code__.co_filename).name
+    file_name = Path(main.__code__.co_filename).name
     advice = '; the same command goes on where it was' if resumes else ''
 
     @functools.wraps(main)
@@ -96,6 +97,8 @@ def tool(
             message, code = f'interrupted{advice}', INTERRUPTED
         except Terminated as error:
             message, code = f'ended by {error}{advice}', error.exit_code
+        # The command 'freeatm' puts its subcommand there.
+        program = name or (sys.argv[0] if sys.argv[0].startswith('freeatm ') else file_name)
         with suppress(OSError):  # the terminal that would show it may be gone
             print(f'{program}: {message}', file=sys.stderr)
         sys.exit(code)

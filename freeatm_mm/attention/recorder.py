@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
-from freeatm_mm.attention.families import Call, TextKeys, find_family
+from freeatm_mm.attention.families import Call, find_family
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.outputs import output_projection
@@ -45,11 +45,11 @@ from freeatm_mm.attention.recording import Recording
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
-    SequenceTap,
     Sink,
     Tap,
+    make_self_tap,
+    make_tap,
     self_attention_modules,
-    split_heads,
     text_attention_modules,
 )
 from freeatm_mm.attention.text import TextColumns, find_columns
@@ -433,8 +433,8 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
-            ValueError: If the denoiser is compiled, has fused projections or a hook of diffusers
-                that changes its attention, or has no module of the family's kind.
+            ValueError: If the denoiser is compiled, has a hook of diffusers that changes its
+                attention, or has no module of the family's kind.
         """
         self._check_free()
         if not self.prompts:
@@ -450,14 +450,20 @@ class AttentionRecorder:
         )
         uses_step_cache(denoiser)
         self._reset()
-        tap_class = SequenceTap if self._family.text_keys is TextKeys.SEQUENCE else Tap
         taps = [
-            tap_class(self._sink, module, group, name, _wanted_heads(self._heads, name, module))
+            make_tap(
+                self._sink,
+                self._family,
+                module,
+                group,
+                name,
+                _wanted_heads(self._heads, name, module),
+            )
             for name, module, group in modules
         ]
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: tap.module.heads for tap in taps}
-        taps += [SelfTap(self._sink, module, name) for name, module in pixels]
+        taps += [make_self_tap(self._sink, self._family, module, name) for name, module in pixels]
         with ExitStack() as hooks:
             handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
             hooks.callback(handle.remove)
@@ -733,13 +739,11 @@ class AttentionRecorder:
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
-        assert tap.query is not None and tap.pixel_key is not None
-        module, rows = tap.module, slice(self._first_row, self._last_row)
+        rows = slice(self._first_row, self._last_row)
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
             return  # a smaller map than one that was seen already
-        query_BNHC = split_heads(tap.query[rows], module.heads, module.norm_q)
-        key_BNHC = split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
+        query_BNHC, key_BNHC = tap.affinity(rows)
         total = self._affinities.get(size)
         if total is None:
             images, pixels = query_BNHC.shape[:2]
@@ -748,7 +752,7 @@ class AttentionRecorder:
             }
             self._affinity_steps = {}
             total = self._affinities[size]
-        add_affinity(query_BNHC, key_BNHC, module.scale, total.total_BTN)
+        add_affinity(query_BNHC, key_BNHC, tap.module.scale, total.total_BTN)
         total.count += 1
         self._affinity_steps[tap.layer] = self._affinity_steps.get(tap.layer, 0) + 1
 

@@ -7,7 +7,9 @@ word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's c
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -616,6 +618,191 @@ def tiny_pix2pix(kind: str = ''):
         unet = type(base.unet).from_config(dict(base.unet.config, in_channels=8))
     pipeline = getattr(diffusers, f'StableDiffusion{kind}InstructPix2PixPipeline')
     return rebuilt(base, pipeline, unet=unet.eval())
+
+
+@_seeded
+def tiny_chroma(pipeline: str = 'ChromaPipeline'):
+    """A ``ChromaPipeline``, or another of its classes: 64x64 images are 8x8 tokens."""
+    import diffusers
+
+    tokenizer = tiny_t5_tokenizer()
+    transformer = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    if pipeline == 'ChromaInpaintPipeline':  # of diffusers 0.42 asks for what its network lacks
+        transformer.register_to_config(guidance_embeds=False)
+    return getattr(diffusers, pipeline)(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_tiny_flow_vae(),
+        text_encoder=_tiny_t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+def tiny_chatglm_tokenizer():
+    """A ``ChatGLMTokenizer``, which pads on the left, on a SentencePiece model of whole words."""
+    import io
+
+    import sentencepiece
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([' '.join(WORDS)] * 2),
+        model_writer=model,
+        model_type='word',
+        vocab_size=len(WORDS) + 3,
+        minloglevel=2,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'tokenizer.model'
+        path.write_bytes(model.getvalue())
+        return ChatGLMTokenizer(str(path))
+
+
+@_seeded
+def tiny_kolors(pipeline: str = 'KolorsPipeline'):
+    """A ``KolorsPipeline``, or another of its classes: latents 4x16x16, attention at 8 only."""
+    import diffusers
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    tokenizer = tiny_chatglm_tokenizer()
+    base = tiny_stable_diffusion_xl()
+    settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
+    unet = diffusers.UNet2DConditionModel(
+        **{
+            **settings,
+            'encoder_hid_dim': 16,
+            'encoder_hid_dim_type': 'text_proj',
+            'projection_class_embeddings_input_dim': 6 * 8 + 16,
+        }
+    )
+    text_encoder = ChatGLMModel(
+        ChatGLMConfig(
+            padded_vocab_size=tokenizer.vocab_size,
+            num_layers=2,
+            hidden_size=16,
+            ffn_hidden_size=16,
+            kv_channels=8,
+            num_attention_heads=2,
+            seq_length=256,
+            multi_query_attention=True,
+            multi_query_group_num=1,
+            add_qkv_bias=True,
+            original_rope=True,
+            use_cache=False,
+        ),
+        empty_init=False,
+    )
+    for name, parameter in text_encoder.named_parameters():
+        if 'layernorm' in name:  # made without values
+            torch.nn.init.ones_(parameter)
+    return getattr(diffusers, pipeline)(
+        vae=base.vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=base.scheduler,
+    )
+
+
+@_seeded
+def tiny_hunyuan_dit():
+    """A ``HunyuanDiTPipeline`` of four blocks; tokens are of 16x16 pixels."""
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_word_tokenizer('<s>', '</s>')
+    tokenizer_2 = tiny_t5_tokenizer()
+    return HunyuanDiTPipeline(
+        tokenizer=tokenizer,
+        text_encoder=BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=37,
+                num_attention_heads=4,
+                num_hidden_layers=1,
+            )
+        ),
+        tokenizer_2=tokenizer_2,
+        text_encoder_2=_tiny_t5(tokenizer_2),
+        vae=_tiny_vae(4),  # the pipeline takes its factor to be 8
+        transformer=HunyuanDiT2DModel(
+            sample_size=16,
+            num_layers=4,
+            patch_size=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            in_channels=4,
+            cross_attention_dim=32,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=16,
+            hidden_size=32,
+            mlp_ratio=2.0,
+        ),
+        scheduler=DDPMScheduler(prediction_type='v_prediction'),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@_seeded
+def tiny_lumina(padding_side: str = 'right'):
+    """A ``LuminaPipeline`` with three heads to each key; tokens are of 16x16 pixels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
+
+    tokenizer = tiny_word_tokenizer('<bos>', padding_side=padding_side)
+    transformer = LuminaNextDiT2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=16,
+        norm_eps=1e-5,
+        cross_attention_dim=32,
+    )
+    for block in transformer.layers:  # zero, as they begin, shut the text out
+        block.gate.data.fill_(0.5)
+    return LuminaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=_tiny_gemma(tokenizer),
+        vae=_tiny_vae(4),  # the pipeline takes its factor to be 8
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _tiny_gemma(tokenizer, width: int = 32):
+    from transformers import Gemma2Config, Gemma2Model
+
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            pad_token_id=0,
+        )
+    )
 
 
 # Newer than diffusers 0.35 -----------------------------------------------------------------------

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from helpers.tiny_stores import make_store
 from helpers.tools import exit_code, load_tool, planned
+from mmcv.transforms import Compose
 from mmengine.config import Config
 
+from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
 tool = load_tool('miniature/run')
@@ -200,3 +202,36 @@ def test_controls_have_rows_of_their_own(capsys, tmp_path):
     judged = [command for command in commands if command[0] == 'tools/evaluate.py']
     names = [c[c.index('--masks') + 1] for c in judged if '--masks' in c]
     assert names == ['other_masks', 'box', 'other_masks', 'box', 'ceiling_0']
+
+
+def test_fast_runs_and_single_garments(capsys, tmp_path):
+    commands = plan(
+        capsys,
+        '--fast',
+        '--device',
+        'cuda',
+        '--on',
+        'garments',
+        '--out',
+        str(tmp_path),
+    )
+    trainings = [command for command in commands if command[0] == 'tools/train.py']
+    assert len(trainings) == 2
+    for command in trainings:
+        assert 'train_dataloader.dataset.in_memory=True' in command
+        assert 'train_dataloader.dataset.device=cuda' in command
+        assert 'train_dataloader.num_workers=0' in command
+    evaluations = [command for command in commands if command[0] == 'tools/evaluate.py']
+    assert len(evaluations) == 3
+    for command in evaluations:
+        assert command[command.index('--on') + 1] == 'garments'
+        assert command[command.index('--device') + 1] == 'cuda'
+    assert '--garments' in commands[0]
+
+
+def test_the_configs_are_made_for_batches_in_memory():
+    """So that --fast refuses no method."""
+    for method in tool.miniature_methods():
+        cfg = Config.fromfile(tool.config_of(method))
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        BatchPipeline(Compose(pipeline).transforms, (), 0)

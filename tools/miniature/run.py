@@ -91,10 +91,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'of baseline and freeatm on the way too, for a curve over epochs',
     )
     parser.add_argument(
+        '--on',
+        nargs='+',
+        choices=('scenes', 'garments'),
+        default=['scenes'],
+        help='what to evaluate on: the scenes of the world, or 8,000 single garments (%(default)s)',
+    )
+    parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
     parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
+    parser.add_argument(
+        '--fast',
+        action='store_true',
+        help='pretrain on pictures kept in memory, with the views of a batch made at once: other '
+        'random numbers of the same distributions, in about half of the time',
+    )
+    parser.add_argument(
+        '--device',
+        default='cpu',
+        help='of the evaluations, and of the pictures with --fast; a pretraining takes a GPU where '
+        'there is one (%(default)s)',
+    )
     parser.add_argument(
         '--jobs',
         type=int,
@@ -117,7 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out)
     make_world(
-        job, f'{args.out}/world', args.images, args.images if args.exact else 0, args.sources
+        job,
+        f'{args.out}/world',
+        args.images,
+        args.images if args.exact else 0,
+        args.sources,
+        'garments' in args.on,
     )
     if not args.pool:
         world, out = f'{args.out}/world', f'{args.out}/synthetic'
@@ -232,6 +256,13 @@ def pretrain_and_evaluate(
     options = ARMS[arm].changes(layout, seed)
     if args.pool and regime == 'synthetic':
         options.append(f'train_dataloader.dataset.indices={sample_list(args, seed)}')
+    if args.fast:
+        options += [
+            'train_dataloader.dataset.in_memory=True',
+            f'train_dataloader.dataset.device={args.device}',
+            'train_dataloader.num_workers=0',
+            'train_dataloader.pin_memory=False',
+        ]
     if args.evaluate_every and arm in ('baseline', 'freeatm'):
         every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
@@ -284,6 +315,8 @@ def evaluate(
         seed,
         '--out',
         args.out / f'rows/{name}-{seed}.json',
+        *(['--on', *args.on] if args.on != ['scenes'] else []),
+        *(['--device', args.device] if args.device != 'cpu' else []),
         *options,
         label=name,
     )

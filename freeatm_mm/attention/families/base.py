@@ -34,6 +34,7 @@ __all__ = [
     'length_of_call',
     'length_of_tokenizer',
     'no_frame',
+    'packed_with_ids',
     'planes',
     'planes_and_text',
     'sequence',
@@ -149,6 +150,19 @@ def planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserI
     return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1], text_first=False)
 
 
+def packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Packed latents (batch, height * width, channels), places in ``img_ids``: Flux and its kin."""
+    sample = argument(args, kwargs, 0, 'hidden_states')
+    text = argument(args, kwargs, 1, 'encoder_hidden_states')
+    places = kwargs['img_ids']
+    places = places[0] if places.ndim == 3 else places
+    # Images to go by stand behind the one that is drawn, with another first coordinate.
+    drawn = places[places[:, 0] == places[0, 0]]
+    rows, columns = (int(last) + 1 for last in drawn[-1, 1:3].tolist())
+    layout = sequence(sample, (rows, columns), text.shape[1])
+    return layout._replace(length=text.shape[1] + len(places))
+
+
 def keep_prompts(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     """The prompts as they are."""
     return list(prompts)
@@ -258,6 +272,8 @@ class Encoder:
             ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
             takes them out before it makes keys; ``'set right'``: the pipeline itself has the
             tokenizer put them behind the text, whichever side it was made for.
+        multiple: The prompts are padded to the longest of them, rounded up to a multiple of this;
+            0: to ``max_length``.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
@@ -269,6 +285,7 @@ class Encoder:
     frame: Callable[[Call, Any], tuple[str, str]] = no_frame
     dropped: Callable[[Call, Any], int] = drop_none
     padding: str = 'right'
+    multiple: int = 0
     special_tokens: bool = True
 
 
@@ -311,6 +328,8 @@ class Family:
             text keys.
         where: Where the text keys stand, in words, for the table in the documentation.
         text_keys: How the modules get their text keys.
+        rotated: Whether cross-attention rotates its queries after projecting them, so that they
+            are taken as they reach ``scaled_dot_product_attention``.
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
@@ -328,6 +347,7 @@ class Family:
     is_text_attention: Callable[[str, nn.Module], bool]
     where: str
     text_keys: TextKeys = TextKeys.ALONE
+    rotated: bool = False
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False
