@@ -216,3 +216,11 @@ def test_an_adapter_in_the_output_projection_is_refused():
     pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=['to_out.0']))
     with pytest.raises(ValueError, match='plain linear layer, not .*fuse adapters'):
         AttentionRecorder(pipe, PROMPTS, NOUNS, head_weights='contribution')
+
+
+def test_a_compiled_denoiser_is_refused_where_heads_are_weighted():
+    pipe = tiny_stable_diffusion()
+    recorder = AttentionRecorder(pipe, PROMPTS, NOUNS, head_weights='contribution')
+    pipe.unet.compile(backend='eager')
+    with pytest.raises(ValueError, match='as it was before torch.compile'), recorder:
+        pass
