@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import diffusers
+import pytest
 import torch
 
 from helpers.tiny_pipelines import (
@@ -25,6 +27,13 @@ from helpers.tiny_pipelines import (
 )
 
 QWEN_TEMPLATE = '<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n'
+
+
+loads_unclip = pytest.mark.skipif(
+    not hasattr(diffusers.pipelines, 'unclip'),
+    reason=f"diffusers {diffusers.__version__} can't load a folder of UnCLIP: it doesn't find the "
+    'class UnCLIPTextProjModel by name',
+)
 
 
 def _seeded(build):
