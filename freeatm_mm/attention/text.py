@@ -205,7 +205,7 @@ class _Located:
         self._prepared = family.prepare_prompts(call, tokenizer, self._texts)
         self._before, self._after = encoder.frame(call, tokenizer)
         self._dropped = encoder.dropped(call, tokenizer)
-        self._start = encoder.start(call.pipe)
+        self._start = encoder.start(call)
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped

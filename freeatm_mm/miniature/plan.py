@@ -28,8 +28,8 @@ class GeneratorPlan:
     vae_lr: float = _option(2e-3, 'peak learning rate of the autoencoder (Adam, cosine)')
     unet_lr: float = _option(
         1e-3,
-        'peak learning rate of denoiser and text models (Muon for matrices and kernels, AdamW for the '
-        'rest; cosine, 2 percent warm-up)',
+        'peak learning rate of denoiser and text models (Muon for matrices and kernels, AdamW for '
+        'the rest; cosine, 2 percent warm-up)',
     )
     seed: int = _option(0, 'seed of scenes, weights, noise and order')
     start_from: str = _option(
