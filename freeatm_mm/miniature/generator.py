@@ -31,7 +31,6 @@ from diffusers import (
 )
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -47,6 +46,7 @@ from freeatm_mm.miniature.plan import GeneratorPlan
 from freeatm_mm.miniature.scenes import SIDE
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
+from freeatm_mm.progress import progress_bar
 
 __all__ = ['train_generator']
 
@@ -446,7 +446,7 @@ class _Training:
 
     def run(self, loss_of: Callable[[int], Tensor], deadline: float) -> bool:
         """Train to the end or the deadline; return whether the end was reached."""
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps * self.batch_size,
             initial=self.step * self.batch_size,
             desc=f'training {self.name}',
@@ -601,7 +601,7 @@ def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) ->
     """Return float16 (N, 4, 16, 16) latent means on the CPU, computed once and kept in ``path``."""
     if not path.exists():
         means = []
-        for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0):
+        for i in progress_bar(range(0, len(images), 256), 'encoding', mininterval=2.0):
             batch = images_to_tensor(images[i : i + 256]).to(device)
             means.append(vae.encode(batch).latent_dist.mean.half().cpu().numpy())
         with atomic_write(path) as file:
