@@ -73,6 +73,16 @@ ARMS: dict[str, Arm] = {
         ('{loading}.centred_box=own',),
         'a control, in place of each mask a box of its area in the centre',
     ),
+    'inside_first': Arm(
+        'inside_first',
+        (
+            'model.mask_generator.share_of=foreground',
+            'model.mask_generator.ceiling=1.0',
+            'model.combine=max',
+            '{packing}.mask_values=normalized',
+        ),
+        'beta is a share of the foreground and grows to 1: objects from the inside to the whole',
+    ),
     **{
         f'ceiling_{share}': Arm(
             f'ceiling_{share}',

@@ -69,6 +69,7 @@ from freeatm_mm.ops.nouns import (
 from freeatm_mm.ops.patch_masking import (
     COMBINE,
     SCHEDULES,
+    SHARES,
     attention_guided_order,
     beta_at,
     foreground_masked,
@@ -106,6 +107,7 @@ __all__ = [
     'POSITIVES',
     'PRESETS',
     'SCHEDULES',
+    'SHARES',
     'THRESHOLD',
     'UNKNOWN_NOUN',
     'WHOLE',
