@@ -18,15 +18,17 @@ class Arm:
         options: Changes to the config, with the places of transforms and the seed in braces. An arm
             makes sense for methods whose config has those of ``model`` that it changes.
         text: What it is, for --help.
+        needs: An entry of ``model`` that a method must have besides.
     """
 
     masks: bool | str
     options: tuple[str, ...] = ()
     text: str = ''
+    needs: str = ''
 
     def suits(self, layout: Layout) -> bool:
         """Whether a method has what the arm changes."""
-        keys = [option.split('=')[0] for option in self.options]
+        keys = [option.split('=')[0] for option in self.options] + [self.needs]
         return all(layout.says(key) for key in keys if key.startswith('model.'))
 
     def changes(self, layout: Layout, seed: int) -> list[str]:
@@ -59,6 +61,12 @@ ARMS: dict[str, Arm] = {
     ),
     'binary': Arm(
         'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
+    ),
+    'trust': Arm(
+        'trust',
+        ('{loading}.trust=True',),
+        "an instance's loss counts as far as its mask can be trusted",
+        'model.negatives',
     ),
     'other_masks': Arm(
         'other_masks',

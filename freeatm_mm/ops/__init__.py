@@ -56,6 +56,7 @@ from freeatm_mm.ops.masks import (
     box_of,
     dequantize,
     minmax,
+    peakedness,
     quantize,
     resize,
 )
@@ -152,6 +153,7 @@ __all__ = [
     'other_positives',
     'pad_instances',
     'patch_scores',
+    'peakedness',
     'pixel_matrix',
     'pool_instances',
     'preset_prompts',
