@@ -78,7 +78,7 @@ class StoreIndex:
         fits: np.ndarray = np.ones(len(nouns), bool)
         if wanted:
             fits = np.array([wanted in name.casefold() for name in names], bool)[nouns]
-        found = np.ones(len(indices), bool)
+        found: np.ndarray = np.ones(len(indices), bool)
         if wanted:
             found = np.bincount(samples[fits], minlength=len(indices)) > 0
         if trust > 0:

@@ -6,6 +6,8 @@ import http.client
 import io
 import json
 import re
+import shutil
+import subprocess
 import threading
 
 import numpy as np
@@ -15,7 +17,7 @@ from helpers.tools import exit_code
 from PIL import Image
 
 from freeatm_mm import cli
-from freeatm_mm.browse import StoreIndex, make_server
+from freeatm_mm.browse import StoreIndex, make_server, write_page
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Sample, Store, write_store
 
@@ -182,3 +184,33 @@ def test_a_taken_port_is_told(server, store, capsys):
     port = server.server_address[1]
     assert exit_code(cli, ['view', store.path, '--port', port, '--no-browser']) == 2
     assert f'port {port} is taken' in capsys.readouterr().err
+
+
+CHROMIUM = next(
+    filter(
+        None,
+        map(shutil.which, ('chromium', 'chromium-browser', 'chrome', 'chromium-headless-shell')),
+    ),
+    None,
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium')
+@pytest.mark.parametrize('served', [False, True])
+def test_a_browser_shows_it(store, server, tmp_path, served):
+    address = f'http://127.0.0.1:{server.server_address[1]}/'
+    if not served:
+        write_page(store, tmp_path / 'page.html', range(4))
+        address = (tmp_path / 'page.html').as_uri()
+    shown = subprocess.run(
+        [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
+        + ['--virtual-time-budget=5000', address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert shown.count('<figure tabindex="0">') == 4 and shown.count('alt="mask of ') == 4
+    assert re.search(r'id="said"[^>]*>4 (of 4 )?samples<', shown)
+    assert re.search(r'>dog</mark> <mark[^>]*>ball</mark>', shown)
+    assert '<b>cat' not in shown and '&lt;b&gt;cat' in shown
+    assert '4 nouns, 4 masks' in shown and len(re.findall('<i [^>]*height: 100%', shown)) > 2
