@@ -35,6 +35,7 @@ from freeatm_mm.ops.geometry import (
 )
 from freeatm_mm.ops.losses import (
     NEGATIVES,
+    POSITIVES,
     ContrastiveLogits,
     contrastive_accuracy,
     contrastive_loss,
@@ -45,7 +46,9 @@ from freeatm_mm.ops.losses import (
     instance_equation3,
     instance_info_nce,
     instance_nt_xent,
+    multi_positive_loss,
     nt_xent_logits,
+    other_positives,
 )
 from freeatm_mm.ops.masks import (
     THRESHOLD,
@@ -100,6 +103,7 @@ __all__ = [
     'NEGATIVES',
     'ORDERS',
     'POSITIONS',
+    'POSITIVES',
     'PRESETS',
     'SCHEDULES',
     'THRESHOLD',
@@ -137,11 +141,13 @@ __all__ = [
     'masks_on_views',
     'mean_of_known',
     'minmax',
+    'multi_positive_loss',
     'noun_id',
     'nt_xent_logits',
     'num_visible',
     'object_from_box',
     'objects_from_masks',
+    'other_positives',
     'pad_instances',
     'patch_scores',
     'pixel_matrix',
