@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
@@ -190,6 +191,36 @@ def test_a_failing_sequence_leaves_nothing_behind():
         recorded(pipe, **SQUARE)
     assert hook_count(pipe) == hooks
     assert torch._C._len_torch_function_stack() == 0
+
+
+def explicit_backend(query, key, value, attn_mask=None, scale=None):
+    """Attention past PyTorch's function, as FlashAttention and its kin compute it."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return (logits.softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize('backend', ['native', '_native_math', 'flex', 'sage'])
+def test_attention_backends_are_recorded_from_queries_and_keys(backend, monkeypatch):
+    pipe = tiny.tiny_flux()
+    expected = recorded(pipe, **SQUARE)
+    registry = attention_dispatch._AttentionBackendRegistry
+    name = attention_dispatch.AttentionBackendName(backend)
+    if backend == 'sage':  # needs a GPU: another function takes its place
+        monkeypatch.setitem(registry._backends, name, explicit_backend)
+        monkeypatch.setitem(
+            registry._supported_arg_names, name, {'query', 'key', 'value', 'attn_mask', 'scale'}
+        )
+    before = dict(registry._backends)
+    for module in pipe.transformer.modules():
+        if hasattr(getattr(module, 'processor', None), '_attention_backend'):
+            module.processor._attention_backend = name
+    plain = images_of(pipe, **SQUARE)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        assert torch.equal(images_of(pipe, **SQUARE), plain)
+    for mask, other in zip(recorder.masks(), expected):
+        torch.testing.assert_close(mask, other, rtol=0, atol=1e-6)
+    assert registry._backends == before
 
 
 def test_memory_of_a_sequence_is_bounded():
