@@ -287,7 +287,7 @@ def test_quantized_layers(build, name, quantize):
         assert torch.equal(images_of(pipe, **{**STEPS, **options}), plain)
     for mask, other in zip(recorder.masks(), before):
         assert not torch.equal(mask, other)  # it was quantized
-        torch.testing.assert_close(mask, other, rtol=0.2, atol=0)
+        torch.testing.assert_close(mask, other, rtol=0.5, atol=0)
 
 
 def test_memory_of_a_sequence_is_bounded():
