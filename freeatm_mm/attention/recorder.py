@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
-from freeatm_mm.attention.families import Call, find_family
+from freeatm_mm.attention.families import Call, find_family, head_count
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
@@ -207,7 +207,7 @@ class AttentionRecorder:
             check_heads(
                 heads,
                 {
-                    name: module.heads
+                    name: head_count(module)
                     for name, module, _ in text_attention_modules(
                         self._denoiser, self._family, self._blocks
                     )
@@ -385,7 +385,7 @@ class AttentionRecorder:
             )
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
-        check_heads(self._heads, {name: module.heads for name, module, _ in modules})
+        check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
         pixels = (
             [] if self._self_attention is None else self_attention_modules(denoiser, self._family)
         )
@@ -403,7 +403,7 @@ class AttentionRecorder:
             for name, module, group in modules
         ]
         taps = [tap for tap in taps if tap.heads]
-        self.layers = {tap.layer: tap.module.heads for tap in taps}
+        self.layers = {tap.layer: head_count(tap.module) for tap in taps}
         taps += [make_self_tap(self._sink, self._family, module, name) for name, module in pixels]
         with ExitStack() as hooks:
             handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
@@ -659,7 +659,7 @@ class AttentionRecorder:
                 total = self._sums[part] = _Sum(
                     torch.zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
                 )
-            some = slice(None) if len(heads) == tap.module.heads else list(heads)
+            some = slice(None) if len(heads) == head_count(tap.module) else list(heads)
             noun_attention(
                 query_BNHC[:, :, some],
                 key_BKHC[:, :, some],
@@ -700,7 +700,7 @@ class _Sum:
 
 def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:
     wanted = heads_of(heads, layer)
-    return tuple(range(module.heads) if wanted is None else sorted(wanted))
+    return tuple(range(head_count(module)) if wanted is None else sorted(wanted))
 
 
 def _names(names: str | Iterable[str]) -> Iterable[str]:

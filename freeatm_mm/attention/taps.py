@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from freeatm_mm.attention.caches import may_be_skipped
-from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
+from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument, head_count
 from freeatm_mm.attention.parts import Size, in_blocks, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
@@ -211,7 +211,7 @@ class WatchedTap(Tap):
             call.key.shape[2] == self.keys
             and queries == math.prod(self.size)
             and batch in self.sink.batches
-            and heads == self.module.heads
+            and heads == head_count(self.module)
         )
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -275,7 +275,7 @@ class SequenceTap(WatchedTap):
         return (
             call.key.shape[2] == layout.length
             and batch in self.sink.batches
-            and heads == self.module.heads
+            and heads == head_count(self.module)
             and queries in (layout.length, math.prod(layout.size))
         )
 

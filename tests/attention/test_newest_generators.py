@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 
 import diffusers
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_generators as tiny
+from helpers import tiny_transformers
 from helpers import tiny_variants as variants
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
     attention_of,
     prx_attention,
     sequence,
+    shared_sequence,
     single_projection_sequence,
     z_image_attention,
 )
@@ -217,6 +220,186 @@ def test_prx(pixels, guidance, probability):
     )
 
 
+@needs('BriaPipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(5.0, 1, 'joint'), (1.0, 2, 'joint'), (5.0, 2, 'text')]
+)
+def test_bria(guidance, images, probability):
+    pipe = tiny_transformers.tiny_bria()
+    run(
+        pipe,
+        functools.partial(sequence, text=128),
+        lambda word, prompt: (word,),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=128,
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
+        first_row=2 * images if guidance > 1 else 0,
+    )
+
+
+@needs('OvisImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(5.0, 1, 'joint', 'right'), (1.0, 2, 'joint', 'left'), (5.0, 1, 'text', 'right')],
+)
+def test_ovis_image(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_ovis_image(side)
+    first, length = chat_place(
+        pipe,
+        f'<|im_start|>user\n{pipe.system_prompt}{PROMPTS[0]}<|im_end|>\n'
+        '<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    )
+    pipe.user_prompt_begin_id = 8  # the instruction's end stays, as the real one's does
+
+    def columns(word, prompt):
+        whole = length + len(PROMPTS[prompt].split()) - len(PROMPTS[0].split())
+        return (first + word - 8 + (64 + 8 - whole if side == 'left' else 0),)
+
+    run(
+        pipe,
+        functools.partial(sequence, text=64),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, max_sequence_length=64),
+        recorder_options=dict(call_options=dict(max_sequence_length=64)),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+    )
+
+
+@needs('LongCatImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(4.5, 1, 'joint', 'right'), (1.0, 2, 'joint', 'left'), (4.5, 1, 'text', 'right')],
+)
+def test_longcat_image(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_longcat_image(side)
+    pipe.tokenizer_max_length = 64
+
+    def columns(word, prompt):
+        return (word + (64 - len(PROMPTS[prompt].split()) if side == 'left' else 0),)
+
+    run(
+        pipe,
+        functools.partial(sequence, text=64),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, enable_prompt_rewrite=False),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+    )
+
+
+@needs('LongCatImagePipeline')
+def test_longcat_image_tokenizes_quotes_by_character():
+    pipe = tiny_transformers.tiny_longcat_image()
+    prompt = "a sign 'dog' on the sand"
+    nouns = [[(8, 11), (19, 23)]]
+    recorder = AttentionRecorder(pipe, [prompt], nouns, check_prompts=True)
+    seen = []
+    handle = pipe.text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs['input_ids'][0].tolist()), with_kwargs=True
+    )
+    with recorder:
+        pipe([prompt], **dict(SQUARE, guidance_scale=1.0, enable_prompt_rewrite=False))
+    handle.remove()
+    prefix = len(
+        pipe.tokenizer(pipe.prompt_template_encode_prefix, add_special_tokens=False).input_ids
+    )
+    words = pipe.tokenizer.convert_ids_to_tokens(seen[0][prefix:])
+    ((dog,), (sand,)) = recorder._positions[0]
+    assert ''.join(words[place] for place in dog).replace('\u2581', '') == 'dog'
+    assert len(dog) >= 3 and [words[place] for place in sand] == ['\u2581sand']
+
+
+@needs('LongCatImagePipeline')
+def test_longcat_image_that_rewrites_the_prompt_is_refused():
+    pipe = tiny_transformers.tiny_longcat_image()
+    pipe.rewire_prompt = lambda prompt, device: ['a red bird'] * len(prompt)
+    with pytest.raises(ValueError, match='text_encoder encoded other prompts'):
+        with AttentionRecorder(pipe, PROMPTS, NOUNS):
+            images_of(pipe, **SQUARE)
+
+
+@needs('Krea2Pipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(4.5, 1, 'joint', 'right'), (0.0, 2, 'joint', 'left'), (4.5, 1, 'text', 'right')],
+)
+def test_krea2(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_krea2(side)
+    text = 64 - pipe.prompt_template_encode_num_suffix_tokens
+
+    def columns(word, prompt):
+        return (word + (text - len(PROMPTS[prompt].split()) if side == 'left' else 0),)
+
+    run(
+        pipe,
+        functools.partial(shared_sequence, text=64),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, max_sequence_length=64),
+        recorder_options=dict(call_options=dict(max_sequence_length=64)),
+        calls=slice(None, None, 2 if guidance > 0 else 1),
+    )
+
+
+@needs('Ideogram4Pipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(7.0, 1, 'joint'), (1.0, 2, 'joint'), (7.0, 1, 'text')]
+)
+def test_ideogram4(guidance, images, probability, monkeypatch):
+    """Guidance draws with a network of its own, which isn't recorded."""
+    monkeypatch.setattr(
+        inspect.getmodule(diffusers.Ideogram4Pipeline), 'QWEN3_VL_ACTIVATION_LAYERS', (0, 1)
+    )
+    pipe = tiny_transformers.tiny_ideogram4()
+    first, length = chat_place(
+        pipe,
+        f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    )
+
+    def columns(word, prompt):
+        whole = length + len(PROMPTS[prompt].split()) - len(PROMPTS[0].split())
+        return (96 - whole + first + word,)
+
+    recorder = run(
+        pipe,
+        functools.partial(shared_sequence, text=96, halves=True),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=96,
+        options=dict(
+            SQUARE,
+            width=96,
+            guidance_scale=guidance,
+            guidance_schedule=None,
+            max_sequence_length=96,
+        ),
+        recorder_options=dict(call_options=dict(max_sequence_length=96)),
+        keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None,
+    )
+    assert recorder.num_steps == 2
+    with pytest.raises(ValueError, match='text_encoder encoded other prompts'):
+        with AttentionRecorder(pipe, ['a cat'], [[(2, 5)]]):
+            images_of(
+                pipe,
+                prompts=['a dog'],
+                **dict(SQUARE, guidance_scale=guidance, guidance_schedule=None),
+            )
+
+
 def run(
     pipe,
     compute,
@@ -231,6 +414,7 @@ def run(
     keep=block_attention,
     prompts=slice(None),
     first_row=0,
+    recorder_options=None,
 ):
     """Like ``check`` of the other families, for columns that depend on the prompt.
 
@@ -240,7 +424,12 @@ def run(
     draw = functools.partial(images_of, pipe, images, prompts=prompts, **options)
     plain = draw()
     with AttentionRecorder(
-        pipe, prompts, nouns, num_images_per_prompt=images, probability=probability
+        pipe,
+        prompts,
+        nouns,
+        num_images_per_prompt=images,
+        probability=probability,
+        **(recorder_options or {}),
     ) as recorder:
         assert torch.equal(plain, draw())
     with attention_of(pipe.transformer, keep, compute) as seen:
