@@ -40,7 +40,7 @@ from freeatm_mm.attention.parts import (
     sizes,
     whole_number,
 )
-from freeatm_mm.attention.recording import Recording
+from freeatm_mm.attention.recording import Recording, drawn_images
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
@@ -320,11 +320,13 @@ class AttentionRecorder:
             raise TypeError('generate() takes the prompts first, without prompt=')
         asked = Call(self._pipe, call)
         prompts = prompts if isinstance(prompts, str) else list(prompts)
-        images_per_prompt = asked.option('num_images_per_prompt', 1)
+        images_per_prompt = asked.option(
+            'num_images_per_prompt', asked.option('num_videos_per_prompt', 1)
+        )
         self._tell(prompts, nouns, asked, 1 if images_per_prompt is None else images_per_prompt)
         with self:
             output = self._pipe(prompt=prompts, **call)
-        images = output[0] if isinstance(output, tuple) else output.images
+        images = drawn_images(output)
         if len(images) != self._num_images:
             raise ValueError(
                 f'{type(self._pipe).__name__} returned {len(images)} images, where '

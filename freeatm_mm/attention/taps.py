@@ -361,13 +361,13 @@ def make_tap(
     if family.text_keys is TextKeys.SEQUENCE:
         kind: type[Tap] = SequenceTap
     else:
-        kind = WatchedTap if family.rotated or _is_fused(module) else Tap
+        kind = WatchedTap if family.watched or _is_fused(module) else Tap
     return kind(sink, module, group, layer, heads)
 
 
 def make_self_tap(sink: Sink, family: Family, module: Any, layer: str) -> SelfTap:
     """The tap for a module's attention among pixels."""
-    watched = family.rotated or _is_fused(module)
+    watched = family.watched or _is_fused(module)
     return (WatchedSelfTap if watched else SelfTap)(sink, module, layer)
 
 

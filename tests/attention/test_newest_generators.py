@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -19,6 +20,7 @@ from helpers import tiny_variants as variants
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
     attention_of,
+    cross,
     prx_attention,
     sequence,
     shared_sequence,
@@ -350,6 +352,7 @@ def test_krea2(guidance, images, probability, side):
         options=dict(SQUARE, width=96, guidance_scale=guidance, max_sequence_length=64),
         recorder_options=dict(call_options=dict(max_sequence_length=64)),
         calls=slice(None, None, 2 if guidance > 0 else 1),
+        keep=lambda name: re.search(r'^transformer_blocks\.\d+\.attn$', name) is not None,
     )
 
 
@@ -398,6 +401,76 @@ def test_ideogram4(guidance, images, probability, monkeypatch):
                 prompts=['a dog'],
                 **dict(SQUARE, guidance_scale=guidance, guidance_schedule=None),
             )
+
+
+def ernie_attention(module, hidden_states, attention_mask=None, image_rotary_emb=None, **others):
+    """Attention of ERNIE-Image's layers, the text put before the image."""
+    pixels = 8 * 12
+    angles = image_rotary_emb[:, :, 0]
+    probabilities = shared_sequence(
+        module,
+        hidden_states,
+        attention_mask=attention_mask,
+        image_rotary_emb=(angles.cos(), angles.sin()),
+        text=0,
+        halves=True,
+    )[:, :, :pixels]
+    return np.concatenate([probabilities[..., pixels:], probabilities[..., :pixels]], -1)
+
+
+@needs('ErnieImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(4.0, 1, 'joint'), (1.0, 2, 'joint'), (4.0, 2, 'text')]
+)
+def test_ernie_image(guidance, images, probability):
+    pipe = tiny_transformers.tiny_ernie_image()
+    run(
+        pipe,
+        ernie_attention,
+        lambda word, prompt: (1 + word,),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=max(len(prompt.split()) for prompt in PROMPTS) + 1,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, use_pe=False),
+        first_row=2 * images if guidance > 1 else 0,
+        keep=lambda name: re.search(r'^layers\.\d+\.self_attention$', name) is not None,
+    )
+
+
+def kandinsky5_attention(module, hidden_states, encoder_hidden_states=None, **others):
+    names = SimpleNamespace(
+        heads=module.num_heads,
+        to_q=module.to_query,
+        to_k=module.to_key,
+        norm_q=module.query_norm,
+        norm_k=module.key_norm,
+    )
+    return cross(names, hidden_states, encoder_hidden_states)
+
+
+@needs('Kandinsky5T2IPipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'side'), [(3.5, 1, 'right'), (1.0, 2, 'left'), (3.5, 2, 'left')]
+)
+def test_kandinsky5(guidance, images, side):
+    pipe = tiny_transformers.tiny_kandinsky5(side)
+    longest = max(len(prompt.split()) for prompt in PROMPTS)
+
+    def columns(word, prompt):
+        return (word + (longest - len(PROMPTS[prompt].split()) if side == 'left' else 0),)
+
+    run(
+        pipe,
+        kandinsky5_attention,
+        columns,
+        (4, 6),
+        images=images,
+        text_keys=0,
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+        keep=lambda name: re.search(r'^visual_\w+\.\d+\.cross_attention$', name) is not None,
+    )
 
 
 def run(

@@ -37,7 +37,8 @@ def _norm(x: np.ndarray, norm) -> np.ndarray:
         x = x.transpose(0, 2, 1, 3).reshape(batch, length, -1)
     if 'LayerNorm' in type(norm).__name__:
         x = x - x.mean(-1, keepdims=True)
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+    eps = np.finfo(np.float32).eps if norm.eps is None else norm.eps
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
     x = x if weight is None else x * weight
     if getattr(norm, 'bias', None) is not None:
         x = x + _array(norm.bias)

@@ -6,6 +6,7 @@ import torch
 
 from helpers.tiny_generators import (
     _QWEN_CHAT,
+    QWEN_TEMPLATE,
     _seeded,
     _tiny_flow_vae,
     _tiny_flux2_parts,
@@ -14,7 +15,12 @@ from helpers.tiny_generators import (
     tiny_qwen_image,
     tiny_word_tokenizer,
 )
-from helpers.tiny_pipelines import tiny_t5_tokenizer
+from helpers.tiny_pipelines import (
+    _tiny_clip_text_config,
+    _tiny_vae,
+    tiny_clip_tokenizer,
+    tiny_t5_tokenizer,
+)
 
 # Like Qwen's, for a message that is a list of contents.
 _CONTENT_CHAT = _QWEN_CHAT.replace('message.content', 'message.content[0].text')
@@ -117,6 +123,85 @@ def tiny_cogview4(pipeline: str = 'CogView4Pipeline', padding_side: str = 'left'
     )
 
 
+def _tiny_video_vae():
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+
+
+class _Unchecked:
+    """In the place of Cosmos' safety checker, which is a package of its own."""
+
+    def to(self, device):
+        return self
+
+    def check_text_safety(self, prompt):
+        return True
+
+    def check_video_safety(self, video):
+        return video
+
+
+@_seeded
+def tiny_cosmos2():
+    """A ``Cosmos2TextToImagePipeline``: 64x96 images are 4x6 tokens."""
+    import diffusers
+
+    tokenizer = tiny_t5_tokenizer()
+    return diffusers.Cosmos2TextToImagePipeline(
+        text_encoder=_tiny_t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=diffusers.CosmosTransformer3DModel(
+            in_channels=16,
+            out_channels=16,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            mlp_ratio=2,
+            text_embed_dim=32,
+            adaln_lora_dim=4,
+            max_size=(4, 32, 32),
+            rope_scale=(2.0, 1.0, 1.0),
+            extra_pos_embed_type=None,
+        ),
+        vae=_tiny_video_vae(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        safety_checker=_Unchecked(),
+    )
+
+
+@_seeded
+def tiny_wan():
+    """A ``WanPipeline``: a frame of 64x96 is 4x6 tokens."""
+    import diffusers
+
+    tokenizer = tiny_t5_tokenizer()
+    return diffusers.WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=_tiny_t5(tokenizer),
+        vae=_tiny_video_vae(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        transformer=diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=32,
+        ),
+    )
+
+
 # Newer than diffusers 0.35 -----------------------------------------------------------------------
 
 
@@ -179,9 +264,12 @@ def tiny_longcat_image(padding_side: str = 'right'):
         tokenizer=base.tokenizer,
         text_encoder=base.text_encoder,
         text_processor=None,
-        vae=_tiny_flow_vae(),
+        vae=_tiny_flow_vae(16),  # the pipeline takes it to have 16 channels
         transformer=_flux_like(
-            diffusers.LongCatImageTransformer2DModel, 16, pooled_projection_dim=16
+            diffusers.LongCatImageTransformer2DModel,
+            16,
+            in_channels=64,
+            pooled_projection_dim=16,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )
@@ -296,3 +384,94 @@ def tiny_ideogram4():
         transformer=transformer(),
         unconditional_transformer=transformer(),
     )
+
+
+@_seeded
+def tiny_ernie_image():
+    """An ``ErnieImagePipeline``: 64x64 images are 8x8 tokens."""
+    import diffusers
+    from transformers import MistralConfig, MistralModel
+
+    tokenizer = tiny_word_tokenizer(first='<s>')
+    transformer = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=32,
+        in_channels=16,
+        out_channels=16,
+        patch_size=1,
+        text_in_dim=16,
+        rope_axes_dim=(4, 6, 6),
+    )
+    for parameter in transformer.parameters():
+        if not parameter.any():  # gates and output begin at zero
+            torch.nn.init.normal_(parameter, std=0.3)
+    parts = _tiny_flux2_parts(16)
+    return diffusers.ErnieImagePipeline(
+        transformer=transformer,
+        vae=parts['vae'],
+        text_encoder=MistralModel(
+            MistralConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                pad_token_id=0,
+            )
+        ),
+        tokenizer=tokenizer,
+        scheduler=parts['scheduler'],
+    )
+
+
+class _TextProcessor:
+    """A processor of text and images that gets text alone."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, text, images=None, videos=None, **options):
+        return self.tokenizer(text, **options)
+
+
+@_seeded
+def tiny_kandinsky5(padding_side: str = 'right'):
+    """A ``Kandinsky5T2IPipeline`` with a short template of its own: 64x96 images are 4x6 tokens."""
+    import diffusers
+    from transformers import CLIPTextModel
+
+    base = tiny_qwen_image(padding_side)
+    tokenizer_2 = tiny_clip_tokenizer()
+    pipe = diffusers.Kandinsky5T2IPipeline(
+        transformer=diffusers.Kandinsky5Transformer3DModel(
+            in_visual_dim=4,
+            out_visual_dim=4,
+            in_text_dim=16,
+            in_text_dim2=32,
+            time_dim=16,
+            model_dim=32,
+            ff_dim=32,
+            num_text_blocks=1,
+            num_visual_blocks=2,
+            axes_dims=(4, 6, 6),
+        ),
+        vae=_tiny_vae(4),
+        text_encoder=base.text_encoder,
+        tokenizer=_TextProcessor(base.tokenizer),
+        text_encoder_2=CLIPTextModel(_tiny_clip_text_config(tokenizer_2)),
+        tokenizer_2=tokenizer_2,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+    for parameter in pipe.transformer.parameters():
+        if not parameter.any():  # modulations begin at zero
+            torch.nn.init.normal_(parameter, std=0.3)
+    pipe.resolutions = [(96, 64)]
+    pipe.prompt_template = QWEN_TEMPLATE.rstrip()
+    pipe.prompt_template_encode_start_idx = len(
+        base.tokenizer(QWEN_TEMPLATE.split('{}')[0]).input_ids
+    )
+    return pipe

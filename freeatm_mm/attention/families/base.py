@@ -355,8 +355,9 @@ class Family:
             text keys.
         where: Where the text keys stand, in words, for the table in the documentation.
         text_keys: How the modules get their text keys.
-        rotated: Whether cross-attention rotates its queries after projecting them, so that they
-            are taken as they reach ``scaled_dot_product_attention``.
+        watched: Whether queries and keys of cross-attention are taken as they reach
+            ``scaled_dot_product_attention``, since the model rotates them after projecting them,
+            or projects them by modules of other names.
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
@@ -374,7 +375,7 @@ class Family:
     is_text_attention: Callable[[str, nn.Module], bool]
     where: str
     text_keys: TextKeys = TextKeys.ALONE
-    rotated: bool = False
+    watched: bool = False
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,6 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
-    is_block_attention,
     sequence,
 )
 
@@ -46,10 +46,15 @@ def _length_without_suffix(call: Call, tokenizer: Any) -> int:
     return call.option('max_sequence_length') - suffix
 
 
+def is_krea_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module attends to text and image; those that fuse the text see it alone."""
+    return re.search(r'^transformer_blocks\.\d+\.attn$', name) is not None
+
+
 KREA_2 = Family(
     name='Krea 2',
     pipelines=('Krea2Pipeline',),
-    is_text_attention=is_block_attention,
+    is_text_attention=is_krea_attention,
     where="507 Qwen tokens after the template's first 34 (padding masked), 5 of the template's "
     'end, then the image',
     text_keys=TextKeys.SEQUENCE,
