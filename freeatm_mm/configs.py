@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.packaged import find_config
 
 __all__ = [
+    'ChangesAction',
     'add_checks',
     'check_datasets',
     'check_honoured',
@@ -235,6 +237,23 @@ def scale_rate(cfg: Any, wanted: bool) -> None:
         )
     counts = cfg.optim_wrapper.get('accumulative_counts', 1)
     cfg.auto_scale_lr.update(enable=True, base_batch_size=scale['base_batch_size'] / counts)
+
+
+class ChangesAction(argparse.Action):
+    """mmengine's `DictAction`, of an option that changes a config, imported once it is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Parse the values as mmengine's own tools do."""
+        from mmengine.config import DictAction
+
+        action = DictAction(self.option_strings, self.dest, nargs=self.nargs)
+        action(parser, namespace, values, option_string)
 
 
 def add_checks(cfg: Any) -> None:

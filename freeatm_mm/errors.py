@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,6 +20,7 @@ __all__ = [
     'InputError',
     'MissingFileError',
     'RunError',
+    'install_hint',
     'keeping_tracebacks',
     'listed',
     'one_sentence',
@@ -49,6 +51,9 @@ class MissingFileError(InputError, FileNotFoundError):
 class RunError(FreeATMError, RuntimeError):
     """A run can't go on: another program, a server or a worker failed; the message says how."""
 
+
+#: What the message of a package that is missing ends with, such as the extra that brings it.
+install_hint: ContextVar[str] = ContextVar('install_hint', default='')
 
 #: What tools report in one sentence. Python's own errors are among them because libraries raise
 #: these for bad input; anything else is a mistake of the program and keeps its traceback.
@@ -93,6 +98,8 @@ def tool(
             if getattr(error, 'keeps_traceback', False):
                 raise
             message, code = one_sentence(error), BAD_INPUT
+            if isinstance(error, ImportError) and 'pip install' not in message:
+                message += install_hint.get()
         except KeyboardInterrupt:
             message, code = f'interrupted{advice}', INTERRUPTED
         except Terminated as error:

@@ -9,6 +9,7 @@ import pytest
 from helpers.places import PLACES
 from helpers.tools import command_behind, load_tool
 
+from freeatm_mm.attention.overlay import NOUN_COLOURS
 from freeatm_mm.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,9 +67,7 @@ def options_of(tool: str) -> set[str]:
     source = f'{behind.replace(".", "/")}.py' if behind else tool
     known = set(re.findall(r"'(--[a-z][\w-]*)'", text(source)))
     if tool == 'tools/miniature/train_generator.py':
-        fields = re.findall(
-            r'^    (\w+): ', text('freeatm_mm/miniature/generator.py'), re.MULTILINE
-        )
+        fields = re.findall(r'^    (\w+): ', text('freeatm_mm/miniature/plan.py'), re.MULTILINE)
         known |= {f'--{field.replace("_", "-")}' for field in fields}
     return known
 
@@ -126,7 +125,7 @@ def test_the_picture_underlines_each_noun_in_the_colour_of_its_mask():
     assert 800 <= sheet.width <= 1200
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
     nouns = max(len(spans) for _, spans, _ in examples)
-    assert set(picture.NOUN_COLOURS[:nouns]) <= colours
+    assert set(NOUN_COLOURS[:nouns]) <= colours
 
 
 def test_contributing_lists_the_places_that_the_tests_of_additions_use():

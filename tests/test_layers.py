@@ -27,7 +27,7 @@ LAYERS = (
     ('files', 'packaged', 'torch_files', 'ops'),
     ('checkpoints', 'prompts'),
     ('store',),
-    ('attention', 'datasets', 'models', 'origins'),
+    ('attention', 'datasets', 'models', 'origins', 'pytorch'),
     ('configs',),
     ('engine', 'generation', 'results'),
     ('openmmlab',),
@@ -50,6 +50,7 @@ FORBIDDEN = {
     },
     **{layer: ('diffusers', 'freeatm_mm.generation') for layer in TRAINING_LAYERS},
     'ops': FRAMEWORKS,
+    'pytorch': FRAMEWORKS,
 }
 
 
@@ -251,7 +252,7 @@ print(count)
     [
         ((*OPENMMLAB, 'lavis'), DATA_LAYERS),
         (('diffusers', 'lavis'), TRAINING_LAYERS),
-        (FRAMEWORKS, ('ops',)),
+        (FRAMEWORKS, ('ops', 'pytorch')),
     ],
     ids=['data', 'training', 'ops'],
 )

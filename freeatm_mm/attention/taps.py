@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument, head_count
-from freeatm_mm.attention.parts import Size, in_blocks, size_matches
+from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
 __all__ = [
@@ -291,9 +291,44 @@ class SequenceTap(WatchedTap):
         """The image's queries, all keys, and the mask of some rows of the batch."""
         layout, call = self.sink.input, self.call
         assert layout is not None and call is not None
+        if layout.places:
+            return self._gathered(rows, layout)
         first = layout.image_start if call.query.shape[2] == layout.length else 0
         pixels = slice(first, first + math.prod(layout.size))
         return self._part(rows, pixels, layout.text_start, layout.text_length)
+
+    def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
+        """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
+        call = self.call
+        assert call is not None
+        whole = self._part(rows, slice(None), 0, 0)
+        pixels, places = math.prod(layout.size), layout.places[rows]
+        query_BNHC = whole.query_BNHC
+        if query_BNHC.shape[1] == layout.length:
+            query_BNHC = torch.stack(
+                [
+                    query_NHC[place.image_start : place.image_start + pixels]
+                    for query_NHC, place in zip(query_BNHC, places)
+                ]
+            )
+        texts, longest = [], max(place.text_length for place in places)
+        bias_BNK = query_BNHC.new_zeros(len(places), 1, longest + layout.length)
+        if whole.bias_BNK is not None:
+            if whole.bias_BNK.shape[1] != 1:
+                raise ValueError(
+                    f'{self.layer} has an attention mask of its own for each query, which the '
+                    'recorder does not take where the text stands at another place for each image'
+                )
+            bias_BNK[..., longest:] = whole.bias_BNK
+        for row, place in enumerate(places):
+            text = slice(place.text_start, place.text_start + place.text_length)
+            texts.append(whole.key_BKHC[row, text])
+            bias_BNK[row, :, place.text_length : longest] = -torch.inf
+            # It would count twice.
+            bias_BNK[row, :, longest + text.start : longest + text.stop] = -torch.inf
+        text_BKHC = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        key_BKHC = torch.cat([text_BKHC, whole.key_BKHC], 1)
+        return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, 0, longest)
 
 
 class SelfTap(Tap):
@@ -380,16 +415,8 @@ def text_attention_modules(
     denoiser: nn.Module, family: Family, blocks: frozenset[str] | None
 ) -> list[tuple[str, Any, str]]:
     """The modules to record: name, module and block group."""
-    compiled = hasattr(denoiser, '_orig_mod') or any(
-        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules()
-    )
-    if compiled:
-        raise ValueError(
-            'a compiled denoiser skips the hooks that the recorder needs; record with '
-            'the pipeline as it was before torch.compile'
-        )
     found: list[tuple[str, Any, str]] = []
-    for name, module in denoiser.named_modules():
+    for name, module in named_parts(denoiser):
         if not family.is_text_attention(name, module):
             continue
         group = family.block_groups.get(name.split('.')[0], 'other')
@@ -407,7 +434,7 @@ def text_attention_modules(
 def self_attention_modules(denoiser: nn.Module, family: Family) -> list[tuple[str, nn.Module]]:
     """The modules in which pixels attend to pixels, alone or beside the text."""
     found = []
-    for name, module in denoiser.named_modules():
+    for name, module in named_parts(denoiser):
         pixels_only = (
             getattr(module, 'is_cross_attention', None) is False
             and getattr(module, 'added_kv_proj_dim', None) is None

@@ -205,7 +205,7 @@ class _Located:
         self._outside = encoder.outside(call, tokenizer)
         self._parts = None if encoder.parts is None else functools.partial(encoder.parts, call)
         self._dropped = encoder.dropped(call, tokenizer)
-        self._start = encoder.start(call.pipe)
+        self._start = encoder.start(call)
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped

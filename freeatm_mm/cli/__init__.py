@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from freeatm_mm import __version__
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.errors import InputError, install_hint, tool
 
 __all__ = ['COMMANDS', 'Command', 'command_line', 'main']
 
@@ -114,13 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f': did you mean {near[0]}?' if near else ''
         raise InputError(f'there is no command {name!r}{hint} (freeatm --help lists them)')
     command = COMMANDS[name]
+    brings = f" (pip install 'freeatm_mm[{command.extra}]' brings what {name} needs)"
+    token = install_hint.set(brings if command.extra else '')
     before, sys.argv = sys.argv, [f'freeatm {name}', *words]  # what argparse and results name
     try:
         try:
             module = importlib.import_module(f'freeatm_mm.cli.{command.module}')
         except ImportError as error:
-            brings = f" (pip install 'freeatm_mm[{command.extra}]' brings what {name} needs)"
-            raise InputError(f'{error}{brings if command.extra else ""}') from None
+            raise InputError(f'{error}{install_hint.get()}') from None
         return module.main(words)
     finally:
+        install_hint.reset(token)
         sys.argv = before

@@ -25,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         'out', help='file to write (.pth or .safetensors); a folder for huggingface'
     )
-    parser.add_argument('--to', choices=LAYOUTS, required=True)
+    parser.add_argument('--to', choices=LAYOUTS, required=True, help='whose layout')
     parser.add_argument(
         '--heads',
         type=int,

@@ -1,4 +1,4 @@
-"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
+r"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
 
     freeatm detect-objects CONFIG CHECKPOINT STORE detections.json
     freeatm lavis-train configs/lavis/baselines/blip_pretrain_ptp.yaml \
@@ -37,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=10,
         help='at most so many objects an image, the best (%(default)s, as PTP)',
     )
-    parser.add_argument('--batch-size', type=int, default=8, help='(%(default)s)')
+    parser.add_argument('--batch-size', type=int, default=8, help='images at once (%(default)s)')
     parser.add_argument(
         '--skip-unreadable',
         action='store_true',

@@ -1,4 +1,4 @@
-"""One checkpoint through a set of benchmarks: one row of the paper's table.
+r"""One checkpoint through a set of benchmarks: one row of the paper's table.
 
     freeatm downstream epoch_200.pth --suite resnet --data data --gpus 8 \
         --out work_dirs/rows/mocov2
@@ -22,12 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.checkpoints import (
-    check_finite,
-    check_trained,
-    read_state,
-    weights_of,
-)
 from freeatm_mm.cli import command_line
 from freeatm_mm.downstream.runs import (
     BENCHMARKS,
@@ -89,7 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'needed where the checkpoint does not say it; refused where it says otherwise',
     )
     told.add_argument('--method', help='such as mocov2')
-    told.add_argument('--regime', choices=('real', 'synthetic', 'mixed'))
+    told.add_argument('--regime', choices=('real', 'synthetic', 'mixed'), help='what it was on')
     told.add_argument(
         '--masks',
         type=lambda text: {'true': True, 'false': False}.get(text.lower(), text),
@@ -98,7 +92,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     told.add_argument('--generator', help='of the synthetic images: sd15, deepif, or another name')
     told.add_argument('--epochs', type=float, help='how long it was')
-    parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (%(default)s)')
     parser.add_argument(
         '--gpus',
         type=int,
@@ -178,6 +172,8 @@ def make_label(args: argparse.Namespace) -> dict[str, Any]:
         }
     origin = Origin()
     if '://' not in args.init:
+        from freeatm_mm.checkpoints import check_finite, check_trained, read_state, weights_of
+
         content = read_state(args.init)
         check_trained(content, args.init)
         check_finite(weights_of(content, args.init), args.init)

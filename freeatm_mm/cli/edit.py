@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest='command', required=True)
+    commands = parser.add_subparsers(dest='command', required=True, help='each has its own --help')
     merge = commands.add_parser('merge', help='put several stores into one')
     merge.add_argument('out', help="the new store's folder")
     merge.add_argument('stores', nargs='+', help='the stores')

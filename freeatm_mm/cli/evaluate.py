@@ -1,4 +1,4 @@
-"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
+r"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature world.
 
     freeatm evaluate configs/miniature/mocov2_freeatm.py work_dirs/x/epoch_40.pth \
         --world data/world --seed 0 --out work_dirs/trial.json
@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from freeatm_mm.checkpoints import check_trained, read_state
 from freeatm_mm.cli import command_line
 from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
@@ -80,10 +79,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the scenes of the world, or its 8,000 single garments, whose rows also keep which '
         'of them were told right (%(default)s)',
     )
-    parser.add_argument('--train-scenes', type=int, default=3000, help='at most so many')
-    parser.add_argument('--test-scenes', type=int, default=1500, help='at most so many')
-    parser.add_argument('--batch-size', type=int, default=128)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--train-scenes', type=int, default=3000, help='at most so many (%(default)s)'
+    )
+    parser.add_argument(
+        '--test-scenes', type=int, default=1500, help='at most so many (%(default)s)'
+    )
+    parser.add_argument('--batch-size', type=int, default=128, help='scenes at once (%(default)s)')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     return parser.parse_args(argv)
 
 
@@ -113,6 +116,8 @@ def make_label(args: argparse.Namespace) -> dict:
             'seed': args.seed,
             'epochs': 0,
         }
+    from freeatm_mm.checkpoints import check_trained, read_state
+
     content = read_state(args.checkpoint)
     check_trained(content, args.checkpoint)
     return {**settle_label(origin_of(content), said, args.checkpoint), 'seed': args.seed}

@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('format', choices=('coco', 'mmseg', 'folders', 'parquet'))
+    parser.add_argument('format', choices=('coco', 'mmseg', 'folders', 'parquet'), help='as above')
     parser.add_argument('store', help='the store')
     parser.add_argument('out', help='the folder to make')
     parser.add_argument(

@@ -149,7 +149,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     add('--revision', help='branch, tag or commit on the hub')
     add('--variant', help='variant of the weights, such as fp16')
-    add('--images-per-prompt', type=int, default=1, metavar='N', help='(default: 1)')
+    add(
+        '--images-per-prompt',
+        type=int,
+        default=1,
+        metavar='N',
+        help='each of another seed (default: 1)',
+    )
     add(
         '--samples-per-shard',
         type=int,
@@ -157,7 +163,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help='the unit of work and of resuming (default: 5000)',
     )
-    add('--image-format', choices=('jpg', 'png'), default='jpg', help='(default: jpg)')
+    add(
+        '--image-format',
+        choices=('jpg', 'png'),
+        default='jpg',
+        help='of the stored images (default: jpg)',
+    )
     add('--quality', type=int, default=95, help='JPEG quality (default: 95)')
     add('--limit', type=int, metavar='N', help='use the first N prompts only')
     add(

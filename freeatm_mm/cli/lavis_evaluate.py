@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint by image-text retrieval, as LAVIS does: TR@1/5/10 and IR@1/5/10, re-ranked.
+r"""Evaluate a checkpoint by image-text retrieval: TR@1/5/10 and IR@1/5/10, re-ranked as in LAVIS.
 
     freeatm lavis-evaluate configs/lavis/retrieval_coco_zeroshot.yaml \
         --options model.pretrained=PRETRAINING_CHECKPOINT

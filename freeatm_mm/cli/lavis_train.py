@@ -1,4 +1,4 @@
-"""Train a LAVIS yaml: BLIP with position prompts, or its fine-tuning for retrieval.
+r"""Train a LAVIS yaml: BLIP with position prompts, or its fine-tuning for retrieval.
 
     freeatm lavis-train configs/lavis/blip_pretrain_freeatm.yaml \
         --options datasets.freeatm_pretrain.build_info.store=STORE

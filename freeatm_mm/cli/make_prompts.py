@@ -219,7 +219,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sources = parser.add_subparsers(dest='source', required=True, metavar='SOURCE')
+    sources = parser.add_subparsers(
+        dest='source', required=True, metavar='SOURCE', help='each has its own --help'
+    )
 
     def add_source(
         name: str, text: str, file: str | None, action: object
@@ -324,7 +326,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument(
         '--per-request', type=whole(1, 200), help='prompts a request (default: 10; 1 with --local)'
     )
-    source.add_argument('--temperature', type=number(0, 10), default=1.0, help='(default: 1)')
+    source.add_argument(
+        '--temperature', type=number(0, 10), default=1.0, help='of sampling (default: 1)'
+    )
     source.add_argument(
         '--max-tokens',
         type=whole(1, 1_000_000),

@@ -1,6 +1,8 @@
 """Make the table and plots of a result file: NAME.md and NAME*.svg beside NAME.json.
 
-freeatm report docs/results/miniature-mocov2.json
+    freeatm report docs/results/miniature-mocov2.json
+
+Several files may be given; each gets its own.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from pathlib import Path
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import read_results, to_markdown
-from freeatm_mm.results.plots import result_plots, to_svg
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -20,7 +21,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('results', nargs='+', metavar='RESULTS.json')
+    parser.add_argument('results', nargs='+', metavar='RESULTS.json', help='result files')
     return parser.parse_args(argv)
 
 
@@ -28,6 +29,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make tables and plots."""
     args = parse_args(argv)
+    from freeatm_mm.results.plots import result_plots, to_svg
+
     for path in map(Path, args.results):
         results = read_results(path)
         plots = {

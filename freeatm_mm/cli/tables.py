@@ -1,6 +1,8 @@
 """The paper's Tables 1 to 3 from rows of results, its numbers beside ours.
 
-freeatm tables work_dirs/rows/*/row.json --out tables.md
+    freeatm tables work_dirs/rows/*/row.json --out tables.md
+
+The Markdown is printed; without rows it holds the paper's numbers alone.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="result files, such as freeatm downstream's row.json; none: the paper's numbers alone",
     )
     parser.add_argument(
-        '--tables', type=int, nargs='+', choices=tuple(TABLES), default=list(TABLES)
+        '--tables',
+        type=int,
+        nargs='+',
+        choices=tuple(TABLES),
+        default=list(TABLES),
+        help='which (all)',
     )
     parser.add_argument('--out', help='also write the Markdown there')
     return parser.parse_args(argv)

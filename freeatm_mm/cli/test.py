@@ -1,7 +1,9 @@
 """Evaluate a checkpoint of a downstream config: mmpretrain's, mmdet's and mmseg's alike.
 
-freeatm test configs/downstream/... CHECKPOINT --data-root FOLDER --out metrics.json
-python -m torch.distributed.run --nproc-per-node 8 -m freeatm_mm test ... --launcher pytorch
+    freeatm test configs/downstream/... CHECKPOINT --data-root FOLDER --out metrics.json
+    python -m torch.distributed.run --nproc-per-node 8 -m freeatm_mm test ... --launcher pytorch
+
+A checkpoint that doesn't fill the config's model, or holds NaN or infinite weights, is refused.
 """
 
 from __future__ import annotations
@@ -11,21 +13,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from mmengine.config import Config, DictAction
+from typing import TYPE_CHECKING
 
 from freeatm_mm import compat
-from freeatm_mm.checkpoints import (
-    check_complete,
-    check_finite,
-    check_regular,
-    last_checkpoint,
-    load_weights,
-)
-from freeatm_mm.configs import check_datasets, complete_config, open_config
+from freeatm_mm.configs import ChangesAction, check_datasets, complete_config, open_config
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, keeping_tracebacks, tool
 from freeatm_mm.files import atomic_write
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ChangesAction,
         metavar='KEY=VALUE',
         help='change any entry of the config',
     )
@@ -78,6 +75,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the metrics."""
     args = parse_args(argv)
+    from freeatm_mm.checkpoints import check_complete, check_finite, load_weights
+
     checkpoint = find_checkpoint(args.checkpoint)
     cfg = open_config(args.config, args.work_dir, args.launcher)
     complete_config(cfg, args.data_root, args.cfg_options)
@@ -169,6 +168,8 @@ def find_checkpoint(path: str) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
+    from freeatm_mm.checkpoints import check_regular, last_checkpoint
+
     found = Path(path)
     if found.is_dir():
         last = last_checkpoint(found)

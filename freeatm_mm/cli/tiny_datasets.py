@@ -1,4 +1,4 @@
-"""Writes tiny data sets in the layouts of VOC, COCO, Cityscapes, ADE20K and ImageNet.
+r"""Write tiny data sets in the layouts of VOC, COCO, Cityscapes, ADE20K and ImageNet.
 
 For seeing whether a downstream config runs on a machine before the real data is there:
 
@@ -29,7 +29,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help='each data set gets a folder in there, as freeatm downstream looks for it',
     )
-    parser.add_argument('--layouts', nargs='+', choices=tuple(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument(
+        '--layouts', nargs='+', choices=tuple(LAYOUTS), default=list(LAYOUTS), help='which (all)'
+    )
     parser.add_argument('--images', type=int, default=8, help='in each split (%(default)s)')
     parser.add_argument('--side', type=int, default=128, help='of the images (%(default)s)')
     return parser.parse_args(argv)

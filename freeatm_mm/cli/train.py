@@ -1,8 +1,10 @@
 """Train a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
 
-freeatm train CONFIG --data-root STORE
-freeatm train configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
-python -m torch.distributed.run --nproc-per-node 8 -m freeatm_mm train CONFIG --launcher pytorch
+    freeatm train CONFIG --data-root STORE
+    freeatm train configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
+    python -m torch.distributed.run --nproc-per-node 8 -m freeatm_mm train CONFIG --launcher pytorch
+
+Logs and checkpoints go to --work-dir; stopped, the same command with --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -11,11 +13,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config, DictAction
-
-from freeatm_mm.checkpoints import check_complete, check_starts, last_checkpoint
 from freeatm_mm.configs import (
+    ChangesAction,
     add_checks,
     check_datasets,
     check_honoured,
@@ -27,6 +28,9 @@ from freeatm_mm.configs import (
 )
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, MissingFileError, keeping_tracebacks, tool
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,7 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ChangesAction,
         metavar='KEY=VALUE',
         help='change any entry of the config, for example '
         'train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1',
@@ -106,6 +110,8 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: If a data root is given and the config's data sets don't share one, the learning
             rate can't be scaled, or something was asked for that would not be done.
     """
+    from freeatm_mm.checkpoints import check_starts, last_checkpoint
+
     cfg = open_config(args.config, args.work_dir, args.launcher)
     if args.resume:
         cfg.resume = True
@@ -145,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mmengine.runner import Runner
 
     import freeatm_mm.openmmlab  # noqa: F401 - what stops a run, which a config need not import
+    from freeatm_mm.checkpoints import check_complete
 
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():

@@ -209,7 +209,7 @@ def view_masks(
     rows = _overlaps(top, bottom, grid[0], masks.shape[1])
     columns = _overlaps(left, right, grid[1], masks.shape[2]).transpose(0, 2, 1)
     masks = masks.astype(np.float32, copy=False)
-    each = (len(windows), -1) if windows.ndim == 3 else (len(windows), 1)
+    each = windows.shape[:2] if windows.ndim == 3 else (len(windows), 1)
     return rows.reshape(*each, *rows.shape[1:]) @ masks @ columns.reshape(*each, *columns.shape[1:])
 
 
@@ -231,8 +231,9 @@ def visible_share(
     top, bottom, left, right = np.moveaxis(windows, -1, 0)
     area = np.abs((bottom - top) * (right - left))
     # Sums over one flat axis: NumPy's means over several take twice as long on arrays this small.
-    whole = foregrounds.reshape(len(foregrounds), -1).sum(1) / foregrounds[0].size
-    shown = in_view.reshape(*in_view.shape[:2], -1).sum(2) / in_view[0, 0].size
+    pixels, cells = (int(np.prod(part.shape[-2:])) for part in (foregrounds, in_view))
+    whole = foregrounds.reshape(-1, pixels).sum(1) / pixels
+    shown = in_view.reshape(*in_view.shape[:2], cells).sum(2) / cells
     return np.minimum(shown * area.astype(np.float32) / np.maximum(whole, 1e-12), 1.0)
 
 

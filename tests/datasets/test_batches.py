@@ -166,6 +166,22 @@ def test_a_sample_does_not_depend_on_its_batch(tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(together[0]['inputs'], together[2]['inputs']))
 
 
+@pytest.mark.parametrize('how', ['left out', 'none there', 'some there'])
+def test_samples_without_masks(how, tmp_path):
+    nouns = {'left out': (1, 2), 'none there': (0,), 'some there': (0, 2)}[how]
+    dataset = FreeATMDataset(
+        make_store(tmp_path / 'store', nouns=nouns),
+        masks=how != 'left out',
+        pipeline=pipeline(CROP, FLIP),
+        in_memory=True,
+    )
+    for draws in ([(0, 1), (2, 2)], [(0, 1), (1, 2)]):  # with and without any mask in the batch
+        items = dataset.draw_batch(draws)
+        assert [len(item['inputs']) for item in items] == [2, 2]
+        found = ['num_nouns' in item['data_samples'] for item in items]
+        assert found == [False, how == 'some there' and draws[1][0] == 1]
+
+
 def test_a_training_in_memory_is_repeatable(tmp_path):
     store, states = make_store(tmp_path / 'store', count=10), []
     for name, in_memory in (('once', True), ('again', True), ('without', False)):

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.errors import tool
 from freeatm_mm.miniature.export import export_exact_store, export_world, same_object_share
-from freeatm_mm.miniature.garments import export_garments
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import fetch_sources
 from freeatm_mm.prompts import write_prompts
@@ -77,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sources, args.out / 'exact', args.exact, args.seed + 1, workers=args.workers
         )
     if args.garments:
+        from freeatm_mm.miniature.garments import export_garments  # imports torch
+
         export_garments(sources, args.out / 'garments', seed=args.seed, workers=args.workers)
     if args.prompts:
         write_prompts(

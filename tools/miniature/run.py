@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         choices=miniature_methods(),
         default=['mocov2'],
-        help='(%(default)s)',
+        help='to pretrain by (%(default)s)',
     )
     parser.add_argument(
         '--arms',
@@ -101,7 +101,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
     parser.add_argument(
         '--fast',
         action='store_true',

@@ -1,6 +1,6 @@
 """Say what the rows of a claim decide, by the rule that was written down before them.
 
-python tools/results/claims.py docs/results/claims/contrastive-mocov2.json
+    python tools/results/claims.py docs/results/claims/contrastive-mocov2.json
 
 Writes NAME.md and NAME.svg beside NAME.json, whose name is that of a claim.
 """
@@ -18,7 +18,6 @@ from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import read_results
 from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim, verdict_line
-from freeatm_mm.results.plots import claim_plot, to_svg
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -26,13 +25,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('results', nargs='+', metavar='RESULTS.json')
+    parser.add_argument('results', nargs='+', metavar='RESULTS.json', help='result files')
     return parser.parse_args(argv)
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    from freeatm_mm.results.plots import claim_plot, to_svg
+
     for path in map(Path, args.results):
         if path.stem not in CLAIMS:
             raise InputError(

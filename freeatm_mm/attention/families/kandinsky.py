@@ -23,8 +23,8 @@ from freeatm_mm.attention.families.base import (
 __all__ = ['KANDINSKY_2_1', 'KANDINSKY_3', 'KANDINSKY_5', 'TEXTLESS']
 
 
-def _after_kandinsky_image(pipe: Any) -> int:
-    return pipe.unet.encoder_hid_proj.num_image_text_embeds
+def _after_kandinsky_image(call: Call) -> int:
+    return call.pipe.unet.encoder_hid_proj.num_image_text_embeds
 
 
 def is_kandinsky3_cross_attention(name: str, module: nn.Module) -> bool:

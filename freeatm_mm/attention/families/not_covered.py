@@ -9,13 +9,10 @@ from __future__ import annotations
 __all__ = ['NOT_COVERED']
 
 _VIDEO = 'it generates videos, and masks are made for single images'
-_OWN_LENGTH = 'its text keys stand at another place for each image of a batch'
 
 NOT_COVERED: dict[str, str] = {
     'HeliosPipeline': _VIDEO,
     'HeliosPyramidPipeline': _VIDEO,
-    'Lumina2Pipeline': _OWN_LENGTH,
-    'NucleusMoEImagePipeline': 'its text keys stand behind the image that attends to them',
     'QwenImage21Pipeline': 'its text keys come from a cache that the first step fills',
     'QwenImageEditInpaintPipeline': 'its text keys have those of an image among them',
     'QwenImageEditPipeline': 'its text keys have those of an image among them',
@@ -23,6 +20,5 @@ NOT_COVERED: dict[str, str] = {
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
     'StableCascadeCombinedPipeline': 'its prior, and not its decoder, lays the image out',
     'WuerstchenCombinedPipeline': 'its prior, and not its decoder, lays the image out',
-    'ZImageOmniPipeline': _OWN_LENGTH,
 }
 """Names of pipeline classes, and why they give no masks."""
