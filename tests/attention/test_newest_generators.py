@@ -216,7 +216,6 @@ def test_prx(pixels, guidance, probability):
     run(
         pipe,
         prx_attention,
-        ragged_sequence,
         lambda word, prompt: (word + (not pixels),),
         (16, 16) if pixels else (8, 8),
         probability=probability,
