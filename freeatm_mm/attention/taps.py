@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument, head_count
+from freeatm_mm.attention.outputs import head_weights, output_projection
 from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
@@ -93,6 +95,7 @@ class Tap:
         self.text_key: Tensor | None = None
         self.pixel_key: Tensor | None = None
         self.mask: Tensor | None = None
+        self.projected: tuple[Tensor, Tensor] | None = None
 
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
@@ -107,6 +110,30 @@ class Tap:
         if joint and module.to_k is not None:
             handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
         return handles
+
+    def watch_projection(self) -> RemovableHandle:
+        """Register a hook for :meth:`head_weights` and return its handle."""
+
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if self.active and self.projected is None:
+                self.projected = args[0].detach(), output.detach()
+
+        return output_projection(self.module, self.layer).register_forward_hook(hook)
+
+    def head_weights(self, rows: slice) -> Tensor:
+        """What each wanted head counts at each pixel in some rows of the batch, (B, N, H)."""
+        if self.projected is None:
+            raise RuntimeError(
+                f"{self.layer} ran without calling its own output projection, so its heads' "
+                "contributions are unknown; give it back diffusers' own processor"
+            )
+        heads, output = (self._of_pixels(tensor, rows) for tensor in self.projected)
+        projection = output_projection(self.module, self.layer)
+        return head_weights(heads, output, projection, head_count(self.module), self.heads)
+
+    def _of_pixels(self, tensor_BNX: Tensor, rows: slice) -> Tensor:
+        """The pixels of some rows in a module's tensor, which may hold the text's tokens, too."""
+        return tensor_BNX[rows]
 
     def _catch(self, name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -286,6 +313,20 @@ class SequenceTap(WatchedTap):
                 f'{self.keys} text and image tokens, so it cannot be recorded; '
                 "give it back diffusers' own processor and the attention backend 'native'"
             )
+
+    def _of_pixels(self, tensor_BNX: Tensor, rows: slice) -> Tensor:
+        layout = self.sink.input
+        assert layout is not None
+        pixels, tensor_BNX = math.prod(layout.size), tensor_BNX[rows]
+        if tensor_BNX.shape[1] != layout.length:
+            return tensor_BNX[:, :pixels]
+        if layout.places:
+            starts = [place.image_start for place in layout.places[rows]]
+        else:
+            starts = [layout.image_start] * len(tensor_BNX)
+        return torch.stack(
+            [tensor_NX[start : start + pixels] for tensor_NX, start in zip(tensor_BNX, starts)]
+        )
 
     def attention(self, rows: slice) -> Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""

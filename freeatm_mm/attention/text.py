@@ -47,6 +47,7 @@ def find_columns(
     *,
     text_encoders: Iterable[str] | None = None,
     truncated: str = 'raise',
+    missing: str = 'raise',
 ) -> TextColumns:
     """Finds the columns of each noun of each prompt among the text keys.
 
@@ -63,6 +64,7 @@ def find_columns(
             ``None``: all. Of two that share their keys, the one chosen alone says where a noun is.
         truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
             of several tokenizers cuts off is taken from the others.
+        missing: ``'raise'``, or ``'skip'`` to give a noun that has no key of its own no columns.
 
     Returns:
         The columns.
@@ -77,7 +79,7 @@ def find_columns(
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
     places = [
-        [_Located(call, family, encoder, part, prompts, nouns) for part in parts]
+        [_Located(call, family, encoder, part, prompts, nouns, missing) for part in parts]
         for encoder, parts in _present(call, family, text_encoders)
     ]
     positions, lost, left_out = [], [], []
@@ -87,7 +89,7 @@ def find_columns(
             found = [_common(place, prompt, noun) for place in places]
             columns = tuple(place for place in found if isinstance(place, tuple) and place)
             reasons = [place for place in found if isinstance(place, str)]
-            if not columns and reasons:
+            if not columns and reasons and missing == 'raise':
                 raise NounAlignmentError(
                     f'prompt {prompt}: the noun {places[0][0].word(prompt, noun)!r} has no key of '
                     f'its own: {"; ".join(reasons)}'
@@ -192,6 +194,7 @@ class _Located:
         part: _Part,
         prompts: Sequence[str],
         nouns: Sequence[Sequence[Any]],
+        missing: str,
     ) -> None:
         tokenizer = part.tokenizer
         if not hasattr(tokenizer, 'padding_side'):
@@ -219,7 +222,18 @@ class _Located:
             if encoder.padding == 'before' and tokenizer.padding_side == 'right':
                 self._longest = longest  # the tokenizer pads up to it behind the text
             self._padded_length = -(-longest // encoder.multiple) * encoder.multiple
-        self._rows = [self.find(prompt, spans, 'skip') for prompt, spans in enumerate(nouns)]
+        self._rows = [self._row(prompt, spans, missing) for prompt, spans in enumerate(nouns)]
+
+    def _row(self, prompt: int, nouns: Sequence[Any], missing: str) -> list[tuple[int, ...] | None]:
+        """The columns of the nouns of one prompt; ``None`` for those that are missing."""
+        try:
+            return self.find(prompt, nouns, 'skip')
+        except NounAlignmentError:
+            if missing == 'raise':
+                raise
+            if len(nouns) == 1:
+                return [None]
+        return [place for noun in nouns for place in self._row(prompt, [noun], missing)]
 
     def find(
         self, prompt: int, nouns: Sequence[Any], truncated: str
@@ -290,6 +304,8 @@ class _Located:
             self._texts,
             self.name,
             self.argument,
+            self._encoder.image_token
+            and self.tokenizer.convert_tokens_to_ids(self._encoder.image_token),
             outside=[
                 self.tokenizer(text, add_special_tokens=self._encoder.special_tokens).input_ids
                 if text
@@ -347,7 +363,11 @@ class EncoderWatch:
         texts: What it should encode, for the message.
         name: The text encoder's name, for the message.
         argument: The argument of the pipeline's call that it reads, for the message.
+        image_token: The token of a piece of an image; several in a row count as one.
         outside: Tokens that stand before and after each padded row.
+
+    Attributes:
+        image_tokens: How many tokens of images did not count in each prompt.
     """
 
     def __init__(
@@ -359,10 +379,13 @@ class EncoderWatch:
         texts: Sequence[str],
         name: str = 'text_encoder',
         argument: str = 'prompt',
+        image_token: int | str = '',
         *,
         outside: Sequence[Sequence[int]] = ((), ()),
     ) -> None:
         self._encoder = encoder
+        self._image_token = image_token
+        self.image_tokens = 0
         self._padding = padding
         self._before, self._after = (tuple(tokens) for tokens in outside)
         self._empty = {self._without_padding(row) for row in empty}
@@ -389,7 +412,7 @@ class EncoderWatch:
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
         if ids is not None:
-            self._seen += [self._without_padding(self._inside(row)) for row in ids.tolist()]
+            self._seen += [self._without_images(self._inside(row)) for row in ids.tolist()]
 
     def _inside(self, row: Sequence[int]) -> Sequence[int]:
         """A row without what stands outside its padding."""
@@ -398,8 +421,29 @@ class EncoderWatch:
             return row[first:last]
         return row
 
+    def _without_images(self, row: Sequence[int]) -> tuple[int, ...]:
+        """A row without padding, each image one token; counts the others if it is a prompt's."""
+        row = self._without_padding(row)
+        if self._image_token == '':
+            return row
+        kept = tuple(
+            token
+            for token, before in zip(row, (None, *row))
+            if token != self._image_token or token != before
+        )
+        if kept in self._expected:
+            left_out, known = len(row) - len(kept), self._expected[0] in self._seen
+            if known and left_out != self.image_tokens:
+                raise ValueError(
+                    f'{self._name} encoded images of {left_out} and of {self.image_tokens} tokens '
+                    'with the prompts of one batch: give them images of one size, or draw one by '
+                    'one'
+                )
+            self.image_tokens = left_out
+        return kept
+
     def check(self) -> None:
-        """Judges what was encoded since the last check: all of the prompts, in order, or nothing.
+        """Checks what was encoded since the last check: all of the prompts, in order, or nothing.
 
         Other texts may come after them: the negative prompts.
 

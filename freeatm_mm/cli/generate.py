@@ -236,6 +236,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='how the tokens of a noun become one mask',
     )
     masks.add_argument(
+        '--mask-head-weights',
+        choices=('contribution',),
+        help='weigh the heads of each pixel by what they contribute to the output there',
+    )
+    masks.add_argument(
+        '--mask-rescale',
+        choices=('words',),
+        help="divide each pixel's masks by their sum over the words of the prompt",
+    )
+    masks.add_argument(
         '--mask-propagate',
         type=int,
         metavar='TIMES',
@@ -364,7 +374,7 @@ def run(args: argparse.Namespace) -> str:
         local_rank = os.environ.get('LOCAL_RANK')
         # One bar for all: that of the first worker.
         source = job.source(None if local_rank is None else int(local_rank), plan)
-        summary = generation.draw_store(
+        summary = generation.generate_store(
             source,
             args.out,
             rank=rank,

@@ -270,6 +270,10 @@ def test_masks_are_read_from_the_arguments(tool):
         'text',
         '--mask-merge',
         'last',
+        '--mask-head-weights',
+        'contribution',
+        '--mask-rescale',
+        'words',
         '--mask-propagate',
         '2',
     ) == {
@@ -278,6 +282,8 @@ def test_masks_are_read_from_the_arguments(tool):
         'steps': [0, 9, 3],
         'probability': 'text',
         'merge': 'last',
+        'head_weights': 'contribution',
+        'rescale': 'words',
         'propagate': 2,
     }
     with pytest.raises(SystemExit):
@@ -355,7 +361,7 @@ def test_out_of_memory_and_interruption_are_said_plainly(
         def fail(*rest, error=error, **options):
             raise error
 
-        monkeypatch.setattr(generation, 'draw_store', fail)
+        monkeypatch.setattr(generation, 'generate_store', fail)
         assert exit_code(tool, arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
         assert message in capsys.readouterr().err
 

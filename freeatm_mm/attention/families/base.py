@@ -307,6 +307,8 @@ class Encoder:
         padding_token: What pads, where that isn't the tokenizer's own padding token.
         multiple: The prompts are padded to the longest of them, rounded up to a multiple of this;
             0: to ``max_length``.
+        image_token: The token that stands for an image in what is put before the prompt; the text
+            encoder gets one for each piece of the image.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
         outside: ``(call, tokenizer) -> texts`` that the encoder reads before and after the padded
             prompt, tokenized by themselves; those before it become no keys.
@@ -326,6 +328,7 @@ class Encoder:
     padding: str = 'right'
     multiple: int = 0
     padding_token: int | None = None
+    image_token: str = ''
     special_tokens: bool = True
     outside: Callable[[Call, Any], tuple[str, str]] = no_frame
     parts: Callable[[Call, str], list[str]] | None = None

@@ -13,10 +13,6 @@ _VIDEO = 'it generates videos, and masks are made for single images'
 NOT_COVERED: dict[str, str] = {
     'HeliosPipeline': _VIDEO,
     'HeliosPyramidPipeline': _VIDEO,
-    'QwenImage21Pipeline': 'its text keys come from a cache that the first step fills',
-    'QwenImageEditInpaintPipeline': 'its text keys have those of an image among them',
-    'QwenImageEditPipeline': 'its text keys have those of an image among them',
-    'QwenImageEditPlusPipeline': 'its text keys have those of images among them',
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
     'StableCascadeCombinedPipeline': 'its prior, and not its decoder, lays the image out',
     'WuerstchenCombinedPipeline': 'its prior, and not its decoder, lays the image out',
