@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeatm_mm.errors import tool
-from freeatm_mm.progress import progress_bar
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from itertools import islice
 
+    from freeatm_mm.progress import progress_bar
     from freeatm_mm.store import write_store
     from freeatm_mm.store.importing import READERS, ImportReport, import_samples
 
