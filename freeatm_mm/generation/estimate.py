@@ -76,8 +76,8 @@ class RunEstimate:
                 f'{self.samples:,} x {seconds:.3g} s / 3600 = {_number(hours)} hours on one '
                 f'device, {_number(hours / workers)} hours ({_number(hours / workers / 24)} days) '
                 f'on {workers}',
-                f'estimated from {self.timed} images drawn just now, after one batch to warm up; '
-                'loading the weights and reading the prompts come once a worker',
+                f'estimated from {self.timed} images generated just now, after one batch to warm '
+                'up; loading the weights and reading the prompts come once a worker',
             ]
         )
 
@@ -114,7 +114,7 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
     drawn = [part for part in drawn if part]
     if not drawn:
         raise ValueError(
-            'none of the samples drawn for the estimate can be stored; try more batches'
+            'none of the samples generated for the estimate can be stored; try more batches'
         )
     with tempfile.TemporaryDirectory() as scratch:
         writer = StoreWriter(Path(scratch) / 'store', size)

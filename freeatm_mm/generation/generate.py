@@ -81,7 +81,7 @@ class GenerationSummary(Counts):
     def __str__(self) -> str:
         each = max(1, self.samples)
         lines = [
-            f'{self.samples} images drawn in {self.seconds:.0f} s '
+            f'{self.samples} images generated in {self.seconds:.0f} s '
             f'({self.samples / max(self.seconds, 1e-9):.2f} a second), {self.skipped} there '
             'already',
             f'{self.nouns} masks; an image takes {self.image_bytes / each:.0f} bytes, its '
@@ -105,7 +105,7 @@ class GenerationSummary(Counts):
                 len(self._left_out('hidden')),
                 'of such images are not in the store (--keep-hidden keeps them)',
             ),
-            (self.split_batches, 'batches failed and were drawn again one by one'),
+            (self.split_batches, 'batches failed and were generated again one by one'),
             (self.replaced_workers, 'workers died and were replaced'),
             (self.missing_shards, 'shards still to be written by other workers'),
         ):
@@ -114,8 +114,8 @@ class GenerationSummary(Counts):
         failed = self._left_out('failed')
         if failed:
             lines.append(
-                f'{len(failed)} samples could not be drawn and are not in the store (to '
-                'draw them in another number format: the same command with --redo-failed '
+                f'{len(failed)} samples could not be generated and are not in the store (to '
+                'generate them in another number format: the same command with --redo-failed '
                 '--dtype float32):'
             )
             lines += [

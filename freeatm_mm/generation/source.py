@@ -489,7 +489,7 @@ class ShardSource:
                         found[wanted[place]] = outcome.sample
                     elif strict:
                         raise ValueError(
-                            f'the prompt {work[place][0].id} was drawn before and '
+                            f'the prompt {work[place][0].id} was generated before and '
                             f"can't be now: {outcome.reason}"
                         )
         return found
@@ -532,7 +532,7 @@ class ShardSource:
             last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
             some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
             raise TooManyFailed(
-                f'{failed} samples could not be drawn, and {self.max_failed} may '
+                f'{failed} samples could not be generated, and {self.max_failed} may '
                 f'fail (max_failed) before the run stops; the last: {some}'
             )
 
@@ -767,7 +767,7 @@ def _about(batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Excep
     """The error with the names of the prompts; of a kind that callers know."""
     names = ', '.join(record.id for record, _ in batch[:4])
     more = ', ...' if len(batch) > 4 else ''
-    message = f'drawing the prompts {names}{more} failed: {_reason(error)}'
+    message = f'generating from the prompts {names}{more} failed: {_reason(error)}'
     if isinstance(error, NothingRecorded):
         return ValueError(message)
     if isinstance(error, (NounAlignmentError, NounTruncatedError, FloatingPointError)):
@@ -819,11 +819,13 @@ class StorePlan:
             records = PromptFile(prompts, self.num_samples // each)
         except (KeyError, TypeError):
             raise StoreError(
-                f"{Path(path) / MANIFEST} doesn't say from which prompts the store was drawn"
+                f"{Path(path) / MANIFEST} doesn't say from which prompts the store was generated"
             ) from None
         self.plan = Plan(records, each, self.samples_per_shard)
         if self.plan.fingerprint != fingerprint:
-            raise ValueError(f'the prompts in {prompts} are not those that {path} was drawn from')
+            raise ValueError(
+                f'the prompts in {prompts} are not those that {path} was generated from'
+            )
 
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard holds, in order."""
@@ -831,7 +833,7 @@ class StorePlan:
 
     def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
         """Refused: drawing takes a :class:`ShardSource`."""
-        raise StoreError('samples can only be drawn again with their pipeline')
+        raise StoreError('samples can only be generated again with their pipeline')
 
 
 def _keys(plan: Plan, shard: int) -> list[str]:
@@ -1045,7 +1047,7 @@ class GenerationJob:
             }
             if config.get('loras') and 'loras' not in changes:
                 names = ', '.join(f'{lora["name"]}:{lora["weight"]}' for lora in config['loras'])
-                raise StoreError(f'{file} was drawn with LoRAs: give them ({names})')
+                raise StoreError(f'{file} was generated with LoRAs: give them ({names})')
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
                 entry for _, entry in sorted(shard_entries(Path(path))[0].items())

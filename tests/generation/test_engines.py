@@ -144,7 +144,7 @@ def test_two_torchrun_processes_draw_the_same_bytes(job, drawn, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
     assert folder_bytes(tmp_path) == drawn
-    assert result.stdout.count('images drawn') == 2
+    assert result.stdout.count('images generated') == 2
     assert '12/12' in result.stderr  # one bar, for both
 
 

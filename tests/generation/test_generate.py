@@ -114,7 +114,7 @@ def test_the_summary_counts_what_is_in_the_store(drawn):
     raws = [drawn.store.read(index) for index in range(5)]
     assert summary.image_bytes == sum(len(raw.image_bytes) for raw in raws)
     assert summary.mask_bytes == sum(len(raw.masks_bytes) for raw in raws)
-    assert '5 images drawn' in str(summary) and '7 masks' in str(summary)
+    assert '5 images generated' in str(summary) and '7 masks' in str(summary)
 
 
 def test_images_are_the_same_without_recorder(pipe, drawn):

@@ -95,7 +95,7 @@ def test_the_tool_draws_a_store_and_reports(tool, pipeline_folder, prompt_file, 
         == 0
     )
     captured = capsys.readouterr()
-    assert '3 images drawn' in captured.out and '3 masks' in captured.out
+    assert '3 images generated' in captured.out and '3 masks' in captured.out
     assert 'img/s' in captured.err or 's/img' in captured.err
     store = Store(out)
     assert len(store) == 3 and list(verify_store(out)) == []
@@ -208,7 +208,10 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
             '--no-masks and --mask-crf exclude each other',
         ),
         ({'more': ['--mask-blocks', 'up,left']}, 'blocks must be of .*left'),
-        ({'more': ['--mask-resolutions', '12']}, 'drawing the prompts .* nothing was recorded'),
+        (
+            {'more': ['--mask-resolutions', '12']},
+            'generating from the prompts .* nothing was recorded',
+        ),
         ({'pipeline': 'code'}, "takes its scheduler from 'mine', .* is not run"),
         ({'pipeline': 'hidden'}, "takes its scheduler from 'diffusers', .* is not run"),
     ],
