@@ -24,7 +24,6 @@ __all__ = [
     'blip_origin',
     'blip_scale',
     'describe_blip',
-    'label_blip',
     'note_pretraining',
     'origin_of',
     'settle_label',
@@ -47,19 +46,21 @@ class Origin:
     Attributes:
         method: Such as ``mocov2``.
         regime: ``real``, ``synthetic`` or ``mixed``.
-        masks: Whether masks were used.
+        masks: Whether masks were used; of BLIP also the name of a variant, such as ``PTP``.
         epochs: How many were trained.
         generator: Of the images: ``sd15``, ``deepif``, ``miniature``, or the last part of its
             pipeline's name; empty for real ones.
         scale: ``paper`` where the network is the paper's, else ``miniature``.
+        seed: Of the run; of BLIP only.
     """
 
     method: str | None = None
     regime: str | None = None
-    masks: bool | None = None
+    masks: bool | str | None = None
     epochs: float | None = None
     generator: str | None = None
     scale: str | None = None
+    seed: int | None = None
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -74,7 +75,16 @@ def origin_of(content: Any) -> Origin:
     if not isinstance(content, Mapping):
         return Origin()
     if isinstance(content.get('config'), Mapping):
-        return _of_lavis(content)
+        pretraining = 'freeatm_pretrain' in _mapping(content['config'].get('datasets'))
+        facts = _mapping(_blip_facts(content) if pretraining else None)
+        return Origin(
+            'blip',
+            **{
+                fact: facts[fact]
+                for fact, kinds in BLIP_FACTS.items()
+                if isinstance(facts.get(fact), tuple(kind for kind in kinds if kind))
+            },
+        )
     meta = _mapping(content.get('meta'))
     cfg = _plain_settings(meta.get('cfg'))
     found = (
@@ -99,37 +109,9 @@ def origin_of(content: Any) -> Origin:
     if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
         dataset = _mapping(_mapping(cfg.get('train_dataloader')).get('dataset'))
         # `store` in checkpoints from before it was called `data_root`.
-        found = replace(found, **_images([dataset.get('store') or dataset.get('data_root')]))
+        stores = dataset.get('store') or dataset.get('data_root')
+        found = replace(found, **_regime(_configs(stores)))
     return found
-
-
-def _of_lavis(content: Mapping[str, Any]) -> Origin:
-    """Of a checkpoint of LAVIS, which keeps its settings under ``config``."""
-    config = _mapping(content['config'])
-    model, run = _mapping(config.get('model')), _mapping(config.get('run'))
-    datasets = [_mapping(part) for part in _mapping(config.get('datasets')).values()]
-    pretraining = run.get('task') == 'image_text_pretrain'
-    if not pretraining or len(datasets) != 1:
-        return Origin(method='blip')
-    build = _mapping(datasets[0].get('build_info'))
-    text = _mapping(_mapping(datasets[0].get('text_processor')).get('train'))
-    images = (
-        _images([build['store']])
-        if build.get('store')
-        else {'regime': 'real', 'generator': ''}
-        if build.get('annotations')
-        else {}
-    )
-    if images.get('regime') == 'synthetic' and model.get('pretrained'):
-        images = {**images, 'regime': 'mixed'}
-    epoch = content.get('epoch')
-    return Origin(
-        'blip',
-        masks=text.get('preset') == 'freeatm' if 'preset' in text else None,
-        epochs=epoch + 1 if type(epoch) is int else None,
-        scale=blip_scale(model),
-        **images,
-    )
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -214,14 +196,9 @@ def _generator(config: Mapping[str, Any]) -> str | None:
     return pipeline.rstrip('/').split('/')[-1]
 
 
-def _images(stores: Iterable[Any]) -> dict[str, Any]:
-    """Regime and generator, as far as the stores and folders themselves tell."""
-    paths = [
-        path
-        for store in stores
-        for path in (store if isinstance(store, (list, tuple)) else [store])
-    ]
-    return _regime([_config(path) for path in paths])
+def _configs(paths: Any) -> list[Mapping[str, Any] | None]:
+    """What made the images of a store or a folder, or of each of several."""
+    return [_config(path) for path in (paths if isinstance(paths, (list, tuple)) else [paths])]
 
 
 def _config(path: Any) -> Mapping[str, Any] | None:
@@ -253,6 +230,16 @@ def _regime(configs: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     return {'regime': regime, 'generator': ' and '.join(sorted(generators - {''}))}
 
 
+def _after(images: dict[str, Any], regime: str | None, generator: str | None) -> dict[str, Any]:
+    """Regime and generator of a run that starts from another's weights; nothing if unknown."""
+    if not images or regime is None:
+        return {}
+    if regime == images['regime']:
+        return images
+    generators = {generator or '', images['generator']} - {''}
+    return {'regime': 'mixed', 'generator': ' and '.join(sorted(generators))}
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -273,15 +260,7 @@ def note_pretraining(runner: Any) -> None:
         from freeatm_mm.checkpoints import read_state
 
         before = origin_of(read_state(earlier))
-        if before.regime is None:
-            images = {}
-        elif {before.regime, images['regime']} != {images['regime']}:
-            images = {
-                'regime': 'mixed',
-                'generator': ' and '.join(
-                    sorted({before.generator or '', images['generator']} - {''})
-                ),
-            }
+        images = _after(images, before.regime, before.generator)
     origin = Origin(_method(cfg), masks=_masks(cfg), scale=_scale(cfg.model), **images)
     runner.message_hub.update_info(
         'pretraining', {key: value for key, value in asdict(origin).items() if value is not None}
@@ -291,29 +270,36 @@ def note_pretraining(runner: Any) -> None:
 # --- labelling ------------------------------------------------------------------------------------
 
 
-def settle_label(origin: Origin, said: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+def settle_label(
+    origin: Origin,
+    said: Mapping[str, Any],
+    source: str | Path,
+    needed: Sequence[str] = ('method', 'regime', 'masks'),
+) -> dict[str, Any]:
     """The label of a row: what the checkpoint says, and what the command says where that is silent.
 
     A name of a variant in place of ``masks`` (``exact``, ``paper boxes``) goes with any checkpoint
     that was pretrained with masks, and another name for a generator with any that the tables don't
-    know.
+    know. Checkpoints of BLIP say themselves which variant they are: another name goes with a
+    variant alone, and ``PTP`` with none.
 
     Args:
-        origin: From `origin_of`.
-        said: ``method``, ``regime``, ``masks``, ``generator`` and ``epochs`` from the command line;
-            None where nothing was said.
+        origin: From `origin_of`, or of the facts of `blip_origin`.
+        said: Fields of `Origin` from the command line; None where nothing was said.
         source: The checkpoint, for messages.
+        needed: What one of the two must say.
 
     Returns:
-        The same keys and ``scale``, which is left out where nobody knows.
+        The fields of `Origin` without those that nobody knows; ``generator`` is empty for real
+        images.
 
     Raises:
-        InputError: If the two contradict each other, or neither says method, regime or masks.
+        InputError: If the two contradict each other, or neither says what is needed.
     """
     label: dict[str, Any] = {}
     for field in fields(Origin):
         key, known, wanted = field.name, getattr(origin, field.name), said.get(field.name)
-        if wanted is not None and known is not None and not _agree(key, known, wanted):
+        if wanted is not None and known is not None and not _agree(origin, key, wanted):
             raise InputError(
                 f'{source} says of itself that its {key} is {known!r}, not '
                 f'{wanted!r}: leave --{key} out, or name another checkpoint'
@@ -321,7 +307,7 @@ def settle_label(origin: Origin, said: Mapping[str, Any], source: str | Path) ->
         label[key] = known if wanted is None else wanted
     if label['regime'] == 'real':
         label['generator'] = ''
-    missing = [key for key in ('method', 'regime', 'masks') if label[key] is None]
+    missing = [key for key in needed if label[key] is None]
     if missing:
         raise InputError(
             f'{source} does not say its {" and ".join(missing)}: say '
@@ -332,13 +318,16 @@ def settle_label(origin: Origin, said: Mapping[str, Any], source: str | Path) ->
     return {key: value for key, value in label.items() if value is not None}
 
 
-def _agree(key: str, known: Any, wanted: Any) -> bool:
+def _agree(origin: Origin, key: str, wanted: Any) -> bool:
+    known = getattr(origin, key)
     if known == wanted:
         return True
     if key == 'masks' and isinstance(wanted, str):
+        if origin.method == 'blip':
+            return isinstance(known, str) and wanted != 'PTP'
         return known is True
     if key == 'generator':
-        return known not in _GENERATORS and wanted not in _GENERATORS
+        return known not in _PAPERS and wanted not in _GENERATORS
     return False
 
 
@@ -359,7 +348,7 @@ _PAPERS = ('sd15', 'deepif')
 
 
 def _train_part(data: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    return (data.get(part) or {}).get('train') or {}
+    return _mapping(_mapping(data.get(part)).get('train'))
 
 
 def _blip_masks(data: Mapping[str, Any]) -> bool | str:
@@ -367,7 +356,7 @@ def _blip_masks(data: Mapping[str, Any]) -> bool | str:
     from freeatm_mm.ops.position import PRESETS
 
     options = dict(_train_part(data, 'text_processor'))
-    preset = options.pop('preset', None) or 'freeatm'
+    preset = str(options.pop('preset', None) or 'freeatm')
     if options.pop('name', 'freeatm_caption') != 'freeatm_caption':
         preset = 'none'
     options.pop('prompt', None)
@@ -376,7 +365,7 @@ def _blip_masks(data: Mapping[str, Any]) -> bool | str:
     flipped = [] if flips == (preset != 'ptp') else [f'hflip={flips}']  # PTP trains without
     if preset == 'none':
         return ', '.join(['no prompts', *flipped]) if flipped else False
-    boxes = bool((data.get('build_info') or {}).get('detections'))
+    boxes = bool(_mapping(data.get('build_info')).get('detections'))
     changes = [
         f'{name}={value}'
         for name, value in sorted(options.items())
@@ -397,38 +386,45 @@ def blip_scale(model: Mapping[str, Any]) -> str:
 
 def describe_blip(
     config: Mapping[str, Any],
-    stores: Sequence[Mapping[str, Any]] = (),
+    stores: Sequence[Mapping[str, Any] | None] | None = None,
     earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a pretraining's config says of its row.
 
     Args:
         config: The whole config, as `to_dict` gives it.
-        stores: What its stores say made them, where they are at hand.
+        stores: What its stores say made them; by default read where the config says they are.
         earlier: What the checkpoint that it starts from says, where it starts from one.
 
     Returns:
         :data:`BLIP_FACTS` but for the epochs, which are a checkpoint's; None for what isn't known.
     """
-    data = config['datasets']['freeatm_pretrain']
-    info = data.get('build_info') or {}
-    made = [_generator(store) for store in stores]
-    generator = made[0] if made and made.count(made[0]) == len(made) else None
-    regime = None
-    if info.get('annotations'):
-        regime = 'mixed' if info.get('store') else 'real'
-    elif made and None not in made:
-        regime = 'synthetic'
-    if config['model'].get('pretrained'):
-        before = (earlier or {}).get('regime')
-        regime = regime if before == regime else 'mixed' if before and regime else None
+    data = _mapping(_mapping(config.get('datasets')).get('freeatm_pretrain'))
+    model, info = _mapping(config.get('model')), _mapping(data.get('build_info'))
+    if stores is None:
+        stores = _configs(info['store']) if info.get('store') else []
+    made = [store or None for store in stores]  # a store may say nothing
+    images = _regime([*made, *([{}] if info.get('annotations') else [])])
+    if model.get('pretrained'):
+        before = _mapping(earlier)
+        images = _after(images, before.get('regime'), before.get('generator'))
     return {
-        'regime': regime,
+        'regime': images.get('regime'),
         'masks': _blip_masks(data),
-        'generator': generator,
-        'seed': config['run'].get('seed', 0),
-        'scale': blip_scale(config['model']),
+        'generator': images.get('generator'),
+        'seed': _mapping(config.get('run')).get('seed', 0),
+        'scale': blip_scale(model),
     }
+
+
+def _blip_facts(content: Mapping[str, Any]) -> Any:
+    """What a checkpoint of BLIP notes of its pretraining, else what its config says; or None."""
+    known, config = content.get('pretraining'), _mapping(content.get('config'))
+    if known is None and 'freeatm_pretrain' in _mapping(config.get('datasets')):
+        epoch = content.get('epoch')
+        epochs = float(epoch + 1) if type(epoch) is int else None
+        return {**describe_blip(config), 'epochs': epochs}
+    return known
 
 
 def blip_origin(path: str | Path) -> dict[str, Any] | None:
@@ -447,57 +443,8 @@ def blip_origin(path: str | Path) -> dict[str, Any] | None:
     content = read_state(path)
     if not isinstance(content, Mapping):
         return None
-    known, config = content.get('pretraining'), content.get('config')
+    known = _blip_facts(content)
     if known is None:
-        if not isinstance(config, Mapping) or 'freeatm_pretrain' not in config.get('datasets', {}):
-            return None
-        known = describe_blip(config)
-        known['epochs'] = float(content['epoch'] + 1) if 'epoch' in content else None
+        return None
     check_json(known, BLIP_FACTS, f'{path}: pretraining')
     return dict(known)
-
-
-def label_blip(
-    given: Mapping[str, Any], known: Mapping[str, Any] | None, source: str | Path
-) -> dict[str, Any]:
-    """What a row says of its pretraining: what the checkpoint knows, and what the user adds.
-
-    A name of the user's own may stand for a variant; what the paper's tables have a row for
-    (``False``, ``True``, 'PTP', 'sd15', 'deepif') must be what the checkpoint says.
-
-    Args:
-        given: :data:`BLIP_FACTS` that the user gave, None where there are none.
-        known: From `blip_origin`.
-        source: Name of the checkpoint, for messages.
-
-    Returns:
-        The facts, complete; `generator` is empty for real images.
-
-    Raises:
-        InputError: If the two contradict each other, or neither says something.
-    """
-    known = known or {}
-    for fact, value in given.items():
-        told = known.get(fact)
-        named = (
-            isinstance(value, str)
-            and value not in ('PTP', *_PAPERS)
-            and (
-                fact == 'generator'
-                and told not in _PAPERS
-                or fact == 'masks'
-                and isinstance(told, str)
-            )
-        )
-        if value is not None and told is not None and value != told and not named:
-            raise InputError(
-                f'{source} is of a pretraining whose {fact} is {told}, and --{fact} '
-                f'says {value}: leave --{fact} out'
-            )
-    row = {fact: known.get(fact) if value is None else value for fact, value in given.items()}
-    if row['regime'] == 'real':
-        row['generator'] = ''
-    for fact, value in row.items():
-        if value is None:
-            raise InputError(f'{source} does not say its {fact}: give --{fact}')
-    return row

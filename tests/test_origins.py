@@ -112,7 +112,7 @@ def test_lavis_checkpoints():
         },
     }
     assert origin_of({'config': config, 'epoch': 19, 'model': {}}) == Origin(
-        'blip', 'real', False, 20, '', 'paper'
+        'blip', 'real', False, 20, '', 'paper', seed=0
     )
     config['model']['vit'] = {'depth': 3}
     config['datasets']['freeatm_pretrain']['text_processor']['train']['preset'] = 'freeatm'

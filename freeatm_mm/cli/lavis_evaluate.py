@@ -76,24 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate it, print the figures, and keep them in a result file."""
     args = parse_args(argv)
     from freeatm_mm.lavis_ext.launch import evaluate, evaluated_checkpoint, load_config
-    from freeatm_mm.origins import blip_origin, blip_scale, label_blip
+    from freeatm_mm.origins import Origin, blip_origin, blip_scale, settle_label
 
     if args.out:
         model = load_config(args.config, args.options).model_cfg
         checkpoint = evaluated_checkpoint(model)
+        needed = ('regime', 'masks', 'generator', 'seed', 'epochs')
+        said = {fact: getattr(args, fact) for fact in needed}
+        origin = Origin('blip', **(blip_origin(checkpoint) or {}))
         row = {
-            'method': 'blip',
-            **label_blip(
-                {
-                    'regime': args.regime,
-                    'masks': args.masks,
-                    'generator': args.generator,
-                    'seed': args.seed,
-                    'epochs': args.epochs,
-                },
-                blip_origin(checkpoint),
-                checkpoint,
-            ),
+            **settle_label(origin, said, checkpoint, needed),
             'scale': blip_scale(model),
         }
         results = (

@@ -10,7 +10,7 @@ import torch  # noqa: E402
 
 from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
-from freeatm_mm.origins import blip_origin, describe_blip, label_blip  # noqa: E402
+from freeatm_mm.origins import Origin, blip_origin, describe_blip, origin_of, settle_label  # noqa: E402
 
 DATA, TEXT = 'datasets.freeatm_pretrain', 'datasets.freeatm_pretrain.text_processor.train'
 SD15 = {
@@ -72,9 +72,11 @@ def test_masks(name, options, masks):
         ([IF], 'synthetic', 'deepif'),
         ([SD21], 'synthetic', 'stable-diffusion-2-1'),
         ([SD15, SD15], 'synthetic', 'sd15'),
-        ([SD15, IF], 'synthetic', None),
-        ([SHARES], None, None),
-        ([SD15, SHARES], None, None),
+        ([SD15, IF], 'synthetic', 'deepif and sd15'),
+        ([SHARES], 'real', ''),  # composed scenes stand for real images
+        ([SD15, SHARES], 'mixed', 'sd15'),
+        ([SD15, None], None, None),
+        ([{}], None, None),
         ([], None, None),
         ([{'pipeline': 'work_dirs/miniature/generator'}], 'synthetic', 'miniature'),
     ],
@@ -96,50 +98,49 @@ KNOWN = {'regime': 'synthetic', 'masks': False, 'generator': 'miniature', 'seed'
 NOTHING = dict.fromkeys(KNOWN)
 
 
+def label(given, known):
+    said = {**NOTHING, **given}
+    found = settle_label(Origin('blip', **(known or {})), said, 'x.pth', list(NOTHING))
+    assert found.pop('method') == 'blip'
+    return found
+
+
 def test_rows():
-    assert label_blip(NOTHING, KNOWN, 'x.pth') == KNOWN
-    assert label_blip({**NOTHING, 'generator': 'mine'}, KNOWN, 'x.pth')['generator'] == 'mine'
+    assert label({}, KNOWN) == KNOWN
+    assert label({'generator': 'mine'}, KNOWN)['generator'] == 'mine'
     boxes = {**KNOWN, 'masks': 'Free-ATM, boxes'}
-    assert label_blip({**NOTHING, 'masks': 'boxes'}, boxes, 'x.pth')['masks'] == 'boxes'
-    assert (
-        label_blip({**NOTHING, 'regime': 'real'}, {**KNOWN, 'regime': 'real'}, 'x.pth')['generator']
-        == ''
-    )
-    assert label_blip(KNOWN, None, 'x.pth') == KNOWN
+    assert label({'masks': 'boxes'}, boxes)['masks'] == 'boxes'
+    assert label({'regime': 'real'}, {**KNOWN, 'regime': 'real'})['generator'] == ''
+    assert label(KNOWN, None) == KNOWN
 
 
 @pytest.mark.parametrize(
     'given, known, message',
     [
-        # A Free-ATM checkpoint of the miniature became "BLIP (synthetic, sd15)".
-        ({'generator': 'sd15'}, {}, 'whose generator is miniature, and --generator says sd15'),
-        (
-            {'generator': 'mine'},
-            {'generator': 'sd15'},
-            'whose generator is sd15, and --generator says',
-        ),
-        ({'masks': True}, {}, 'whose masks is False, and --masks says True'),
-        ({'masks': True}, {'masks': 'Free-ATM, boxes'}, 'whose masks is Free-ATM, boxes'),
-        (
-            {'masks': 'PTP'},
-            {'masks': 'PTP, masks'},
-            'whose masks is PTP, masks, and --masks says PTP',
-        ),
-        ({'regime': 'real'}, {}, 'whose regime is synthetic, and --regime says real'),
-        ({}, {'regime': None}, 'x.pth does not say its regime: give --regime'),
+        ({'generator': 'sd15'}, {}, "its generator is 'miniature', not 'sd15'"),
+        ({'generator': 'mine'}, {'generator': 'sd15'}, "its generator is 'sd15', not 'mine'"),
+        ({'generator': 'miniature'}, {'generator': 'x'}, "its generator is 'x', not 'miniature'"),
+        ({'masks': True}, {}, 'its masks is False, not True'),
+        ({'masks': True}, {'masks': 'Free-ATM, boxes'}, "its masks is 'Free-ATM, boxes', not True"),
+        ({'masks': 'PTP'}, {'masks': 'PTP, masks'}, "its masks is 'PTP, masks', not 'PTP'"),
+        ({'masks': 'boxes'}, {'masks': True}, "its masks is True, not 'boxes'"),
+        ({'regime': 'real'}, {}, "its regime is 'synthetic', not 'real'"),
+        ({}, {'regime': None}, 'x.pth does not say its regime: say --regime'),
+        ({}, {'seed': None, 'epochs': None}, 'its seed and epochs: say --seed --epochs'),
     ],
 )
 def test_contradictions(given, known, message):
     with pytest.raises(InputError, match=message):
-        label_blip({**NOTHING, **given}, {**KNOWN, **known}, 'x.pth')
+        label(given, {**KNOWN, **known})
 
 
-def test_checkpoints(tmp_path):
+def test_checkpoints(tmp_path, monkeypatch):
     def saved(content):
         torch.save(content, tmp_path / 'x.pth')
         return blip_origin(tmp_path / 'x.pth')
 
     config = load_config('configs/lavis/miniature/blip_pretrain_freeatm.yaml').to_dict()
+    monkeypatch.chdir(tmp_path)  # where its store isn't
     assert saved({'model': {}}) is None
     assert saved({'model': {}, 'config': {'datasets': {'coco_caption': {}}}}) is None
     # An interim checkpoint of 20 epochs, from before checkpoints said more than their config.
@@ -154,3 +155,16 @@ def test_checkpoints(tmp_path):
     assert saved({'pretraining': {**KNOWN, 'scale': 'paper'}})['epochs'] == 20
     with pytest.raises(InputError, match='x.pth: pretraining: seed must be'):
         saved({'pretraining': {**KNOWN, 'scale': 'paper', 'seed': 'x'}})
+
+
+def test_one_checkpoint_says_the_same_to_all_who_ask(tmp_path):
+    config = load_config('configs/lavis/baselines/blip_pretrain_ptp.yaml').to_dict()
+    facts = {**KNOWN, 'masks': 'PTP', 'scale': 'paper'}
+    for content in (
+        {'config': config, 'epoch': 4},
+        {'config': config, 'epoch': 4, 'pretraining': facts},
+    ):
+        torch.save(content, tmp_path / 'x.pth')
+        known = blip_origin(tmp_path / 'x.pth')
+        assert known['masks'] == 'PTP'
+        assert origin_of(content) == Origin('blip', **known)

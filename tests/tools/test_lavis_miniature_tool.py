@@ -13,7 +13,7 @@ pytest.importorskip('lavis')
 
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
 from freeatm_mm.ops.position import PRESETS  # noqa: E402
-from freeatm_mm.origins import describe_blip, label_blip  # noqa: E402
+from freeatm_mm.origins import Origin, describe_blip, settle_label  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
     add_row,
     new_results,
@@ -166,8 +166,8 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
     )
     for arm, masks in origins.items():
         given = {'true': True, 'false': False}.get(tool.ARMS[arm][0], tool.ARMS[arm][0])
-        facts = {'regime': 'synthetic', 'generator': 'miniature', 'masks': masks}
-        assert label_blip({**facts, 'masks': given}, facts, 'x')['masks'] == given
+        origin = Origin('blip', 'synthetic', masks)
+        assert settle_label(origin, {'masks': given}, 'x')['masks'] == given
 
 
 def flat(config, start=''):

@@ -175,15 +175,15 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--masks', 'false'], 'of a pretraining whose masks is True, and --masks says False'),
-        (['--masks', 'PTP'], 'whose masks is True, and --masks says PTP'),
-        (['--masks', 'boxes'], 'whose masks is True, and --masks says boxes'),
-        (['--seed', '0'], 'whose seed is 3, and --seed says 0: leave --seed out'),
-        (['--epochs', '20'], 'whose epochs is 2.0, and --epochs says 20.0'),
-        ([], 'checkpoint_1.pth does not say its regime: give --regime'),
+        (['--masks', 'false'], 'its masks is True, not False'),
+        (['--masks', 'PTP'], "its masks is True, not 'PTP'"),
+        (['--masks', 'boxes'], "its masks is True, not 'boxes'"),
+        (['--seed', '0'], 'its seed is 3, not 0: leave --seed out'),
+        (['--epochs', '20'], 'its epochs is 2.0, not 20.0'),
+        ([], 'does not say its regime and generator: say --regime --generator'),
         (
             ['--regime', 'synthetic'],
-            'checkpoint_1.pth does not say its generator: give --generator',
+            'checkpoint_1.pth does not say its generator: say --generator',
         ),
     ],
 )
