@@ -80,7 +80,7 @@ class StorePairs:
         if detections is not None:
             self.detections = read_detections(detections)
             check_detected(
-                (self.store.read(number).key for number in range(len(self.store))),
+                self.store.sample_keys(),
                 self.detections,
                 detections,
                 path,

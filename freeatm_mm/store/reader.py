@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,20 @@ class Store(Sequence):
             return self._read(shard_number, row_number)
         except StoreError as error:
             raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
+
+    def sample_keys(self) -> Iterator[str]:
+        """Yield the key of each sample, in order, from the indexes alone: no sample is read.
+
+        Raises:
+            StoreError: If a shard is missing, was cut off, or its index is corrupt; names it.
+        """
+        for number, shard in enumerate(self.manifest['shards']):
+            if shard['samples']:
+                try:
+                    keys = self._shard(number).keys()
+                except StoreError as error:
+                    raise StoreError(f'{self._shard_path(number)}: {error}') from None
+                yield from keys
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -200,6 +214,7 @@ class _OpenShard:
                 "isn't that in store.json; tools/store/verify.py --repair makes it "
                 'again'
             )
+        self.rows = rows
         self.handle = open_regular(path)
         self.size = os.fstat(self.handle).st_size
         if self.size != entry['bytes']:
@@ -220,6 +235,14 @@ class _OpenShard:
         if len(data) < self.dtype.itemsize:
             raise StoreError('its index was cut off while it was open')
         return np.frombuffer(data, self.dtype)[0].item()
+
+    def keys(self) -> list[str]:
+        """Return the key of each sample, from the index."""
+        size = self.rows * self.dtype.itemsize
+        data = read_exactly(self.index_handle, size, self.first_row)
+        if len(data) < size:
+            raise StoreError('its index was cut off while it was open')
+        return [key.decode('ascii', 'replace') for key in np.frombuffer(data, self.dtype)['key']]
 
     def read(self, row_number: int) -> RawSample:
         """Read one sample and check it."""

@@ -56,6 +56,21 @@ def test_read_gives_the_encoded_parts(store_path):
     assert Store(store_path).read(4).masks_bytes == b''
 
 
+def test_keys_are_read_from_proved_indexes_and_no_sample_is_touched(store_path):
+    store = Store(store_path)
+    keys = [store.read(number).key for number in range(7)]
+    assert list(Store(store_path).sample_keys()) == list(store.sample_keys()) == keys
+    for path in store_path.glob('*.tar'):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert list(Store(store_path).sample_keys()) == keys
+    with pytest.raises(StoreError, match='is corrupt'):
+        Store(store_path).read(0)
+    path = store_path / 'shard-000001.index.npy'
+    path.write_bytes(path.read_bytes().replace(b'000004', b'000009'))
+    with pytest.raises(StoreError, match=r"shard-000001.tar: .* its sha256 isn't that"):
+        list(Store(store_path).sample_keys())
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 5), st.data())
 @examples(25)
 def test_any_store_comes_back(tmp_path_factory, nouns, samples_per_shard, data):
