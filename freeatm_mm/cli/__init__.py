@@ -39,6 +39,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     'prompts': Command('Data', 'make_prompts', 'prompts', 'make a file of prompts and their nouns'),
     'generate': Command('Data', 'generate', 'generation', 'generate images and masks into a store'),
+    'import': Command('Data', 'import_masks', '', 'make a store of your own images and masks'),
     'verify': Command('Data', 'verify', '', 'check a store, and repair it'),
     'view': Command('Data', 'view', '', 'look at a store: search, masks over images, numbers'),
     'edit': Command('Data', 'edit', '', 'merge, split or filter stores'),
