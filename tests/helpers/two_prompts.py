@@ -51,7 +51,8 @@ def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
             **({'num_images_per_prompt': images} if images > 1 else {}),
             **options,
         )
-    return torch.as_tensor(np.asarray(out.images) if isinstance(out.images, list) else out.images)
+    drawn = out.images if hasattr(out, 'images') else out.image_embeddings  # a prior's
+    return torch.as_tensor(np.asarray(drawn) if isinstance(drawn, list) else drawn)
 
 
 def hook_count(whole):

@@ -23,7 +23,5 @@ NOT_COVERED: dict[str, str] = {
     'Krea2Pipeline': _NO_ROW,
     'OvisImagePipeline': _NO_ROW,
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
-    'StableCascadeCombinedPipeline': 'its prior, and not its decoder, lays the image out',
-    'WuerstchenCombinedPipeline': 'its prior, and not its decoder, lays the image out',
 }
 """Names of pipeline classes, and why they give no masks."""
