@@ -2,7 +2,7 @@
 
 from freeatm_mm.generation.engines import ENGINES, WorkerError, run_ray, run_workers
 from freeatm_mm.generation.estimate import RunEstimate, estimate_run
-from freeatm_mm.generation.generate import GenerationSummary, draw_store, generate
+from freeatm_mm.generation.generate import GenerationSummary, generate, generate_store
 from freeatm_mm.generation.pipelines import LoadedPipeline, load_pipeline
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.generation.redo import redo_failed
@@ -27,9 +27,9 @@ __all__ = [
     'StorePlan',
     'TooManyFailed',
     'WorkerError',
-    'draw_store',
     'estimate_run',
     'generate',
+    'generate_store',
     'load_pipeline',
     'redo_failed',
     'run_ray',
