@@ -243,7 +243,7 @@ def drawing_options(
     for switch in ('clean_caption', 'use_resolution_binning'):
         if switch in parameters:
             options[switch] = False
-    return options
+    return options | {name: value for name, value in names.always.items() if name in parameters}
 
 
 def scheduler_of(pipe: DiffusionPipeline, kind: type[Any] | None = None) -> Any:

@@ -40,6 +40,7 @@ from freeatm_mm.attention import (
     resize,
 )
 from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.recording import drawn_images
 from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
@@ -581,7 +582,8 @@ class ShardSource:
         # Casting what is not a number to a pixel would give black; errstate makes it an error.
         with np.errstate(invalid='raise'):
             output = self._call(batch, recorder or nullcontext())
-        self._check_images(output.images, len(batch))
+        images = drawn_images(output)
+        self._check_images(images, len(batch))
         masks = (
             [torch.zeros(0, 1, 1) for _ in batch]
             if recorder is None
@@ -590,7 +592,7 @@ class ShardSource:
         return [
             self._outcome(record, number, *drawn)
             for (record, number), *drawn in zip(
-                batch, output.images, _hidden(self._pipes[-1], output), masks, recorded, strict=True
+                batch, images, _hidden(self._pipes[-1], output), masks, recorded, strict=True
             )
         ]
 
@@ -755,9 +757,10 @@ def _hidden(pipeline: DiffusionPipeline, output: Any) -> list[bool]:
         found = getattr(output, name, None)
         if found is not None:
             return [bool(value) for value in found]
+    images = drawn_images(output)
     if getattr(pipeline, 'safety_checker', None) is None:
-        return [False] * len(output.images)
-    return [image.convert('L').getextrema() == (0, 0) for image in output.images]
+        return [False] * len(images)
+    return [image.convert('L').getextrema() == (0, 0) for image in images]
 
 
 def _about(batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Exception:
