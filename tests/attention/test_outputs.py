@@ -44,13 +44,19 @@ DOUBLE_STREAM = {'flux': dict(blocks='transformer_blocks')}
 
 @contextmanager
 def explicit_calls(denoiser, pattern):
-    """Collects layer, module, queries, keys and values of each attention call, in float64."""
+    """Collects layer, module, queries, keys, values and mask of attention calls, in float64."""
     seen, inside, real, handles = [], [], F.scaled_dot_product_attention, []
 
     def watched(query, key, value, attn_mask=None, **options):
         if inside:
             arrays = [tensor.detach().double().numpy() for tensor in (query, key, value)]
-            seen.append((*inside[-1], *arrays))
+            bias = np.zeros(1)
+            if attn_mask is not None:
+                bias = attn_mask.double().numpy()
+                bias = np.where(bias > 0, 0, -np.inf) if attn_mask.dtype == torch.bool else bias
+            seen.append(
+                (*inside[-1], *arrays, np.broadcast_to(bias, (len(query), 1, 1, key.shape[2])))
+            )
         return real(query, key, value, attn_mask=attn_mask, **options)
 
     for name, module in denoiser.named_modules():
@@ -74,8 +80,9 @@ def explicit_maps(case, seen, row, weigh=True, heads=None):
     """All text keys' maps (pixels, keys) for a row: one for each layer and step."""
     _, _, image_first, text, _, _ = CASES[case]
     maps = []
-    for _, module, query, key, value in seen:
-        probabilities = softmax(query[row] @ key[row].swapaxes(-1, -2) / query.shape[-1] ** 0.5)
+    for _, module, query, key, value, bias in seen:
+        logits = query[row] @ key[row].swapaxes(-1, -2) / query.shape[-1] ** 0.5
+        probabilities = softmax(logits + bias[row])
         outputs = probabilities @ value[row]
         keys = slice(0, text)
         if image_first is not None:
@@ -260,10 +267,10 @@ def test_maps_of_outputs_equal_explicit_products(case):
         seen = [call for place, call in enumerate(seen) if place // layers % 2 == 0]
     for prompt, masks in enumerate(recorder.masks()):
         logits = []
-        for _, _, query, key, value in seen:
-            probabilities = softmax(
-                query[row + prompt] @ key[row + prompt].swapaxes(-1, -2) / query.shape[-1] ** 0.5
-            )
+        for _, _, query, key, value, bias in seen:
+            place = row + prompt
+            scores = query[place] @ key[place].swapaxes(-1, -2) / query.shape[-1] ** 0.5
+            probabilities = softmax(scores + bias[place])
             outputs = (probabilities @ value[row + prompt]).transpose(1, 0, 2)
             outputs = outputs.reshape(len(outputs), -1)
             count = masks[0].numel()
@@ -311,4 +318,4 @@ def test_text_that_attends_to_nothing_has_no_outputs():
     prx = tiny.tiny_prx()
     recorder = AttentionRecorder(prx, PROMPTS, NOUNS, maps='output')
     with pytest.raises(ValueError, match='attends to nothing'), recorder:
-        images_of(prx, **SQUARE)
+        images_of(prx, **SQUARE, guidance_scale=1.0, use_resolution_binning=False)
