@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
-from freeatm_mm.attention.families import Call, TextKeys, find_family
+from freeatm_mm.attention.families import Call, find_family
+from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
@@ -43,11 +44,11 @@ from freeatm_mm.attention.recording import Recording
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
-    SequenceTap,
     Sink,
     Tap,
+    make_self_tap,
+    make_tap,
     self_attention_modules,
-    split_heads,
     text_attention_modules,
 )
 from freeatm_mm.attention.text import TextColumns, find_columns
@@ -373,8 +374,8 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
-            ValueError: If the denoiser is compiled, has fused projections or a hook of diffusers
-                that changes its attention, or has no module of the family's kind.
+            ValueError: If the denoiser is compiled, has a hook of diffusers that changes its
+                attention, or has no module of the family's kind.
         """
         self._check_free()
         if not self.prompts:
@@ -390,14 +391,20 @@ class AttentionRecorder:
         )
         uses_step_cache(denoiser)
         self._reset()
-        tap_class = SequenceTap if self._family.text_keys is TextKeys.SEQUENCE else Tap
         taps = [
-            tap_class(self._sink, module, group, name, _wanted_heads(self._heads, name, module))
+            make_tap(
+                self._sink,
+                self._family,
+                module,
+                group,
+                name,
+                _wanted_heads(self._heads, name, module),
+            )
             for name, module, group in modules
         ]
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: tap.module.heads for tap in taps}
-        taps += [SelfTap(self._sink, module, name) for name, module in pixels]
+        taps += [make_self_tap(self._sink, self._family, module, name) for name, module in pixels]
         with ExitStack() as hooks:
             handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
             hooks.callback(handle.remove)
@@ -589,25 +596,34 @@ class AttentionRecorder:
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
+        self._sink.batches = (rows,)
         if rows == images:
             return 0, images
+        parts, rest = divmod(rows, images)
+        perturbing = is_perturbing(self._pipe)
+        part = None if rest else prompt_part(self._family, parts, perturbing)
         advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
-        if rows != 2 * images:
+        if part is None:
+            guided = self._family.guidance_parts * images
             raise ValueError(
                 f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
-                f'{2 * images} rows with classifier-free guidance; {advice}'
+                f'{guided} rows with classifier-free guidance; {advice}'
             )
-        # Guidance runs the same noisy images twice. Two different halves are twice as many
-        # images, and half of them would be mistaken for the others. Once is enough, for on an
-        # accelerator the comparison waits for all work before it.
+        # Guidance runs the same noisy images several times. Different parts are more images, and
+        # some of them would be mistaken for the others. Once is enough, for on an accelerator the
+        # comparison waits for all work before it.
         if not self._pair_checked:
-            if not torch.equal(sample[:images], sample[images:]):
+            if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
                 raise ValueError(
                     f'the denoiser got a batch of {rows} different images, but {images} are being '
                     f'recorded; {advice}'
                 )
             self._pair_checked = True
-        return (0, images) if self._family.conditional_first else (images, rows)
+        first, last = part * images, (part + 1) * images
+        if perturbing:
+            # Processors that perturb attend with the other rows first, in a call of their own.
+            self._sink.batches = (rows, last)
+        return first, last
 
     def _accumulate(self, tap: Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
@@ -656,13 +672,11 @@ class AttentionRecorder:
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
-        assert tap.query is not None and tap.pixel_key is not None
-        module, rows = tap.module, slice(self._first_row, self._last_row)
+        rows = slice(self._first_row, self._last_row)
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
             return  # a smaller map than one that was seen already
-        query_BNHC = split_heads(tap.query[rows], module.heads, module.norm_q)
-        key_BNHC = split_heads(tap.pixel_key[rows], module.heads, module.norm_k)
+        query_BNHC, key_BNHC = tap.affinity(rows)
         total = self._affinities.get(size)
         if total is None:
             images, pixels = query_BNHC.shape[:2]
@@ -671,7 +685,7 @@ class AttentionRecorder:
             }
             self._affinity_steps = {}
             total = self._affinities[size]
-        add_affinity(query_BNHC, key_BNHC, module.scale, total.total_BTN)
+        add_affinity(query_BNHC, key_BNHC, tap.module.scale, total.total_BTN)
         total.count += 1
         self._affinity_steps[tap.layer] = self._affinity_steps.get(tap.layer, 0) + 1
 

@@ -85,7 +85,8 @@ def bias_of(mask: Tensor, name: str) -> Tensor:
         ValueError: If the mask differs between heads.
     """
     mask = mask[(None,) * (4 - mask.ndim)]
-    if mask.shape[1] != 1 and mask.stride(1) != 0:
+    # Fused processors repeat a mask for every head.
+    if mask.shape[1] != 1 and mask.stride(1) != 0 and not (mask == mask[:, :1]).all():
         raise ValueError(
             f'{name} has an attention mask of its own for each head, which the '
             'recorder does not take'

@@ -21,6 +21,10 @@ __all__ = [
     'SequenceTap',
     'Sink',
     'Tap',
+    'WatchedSelfTap',
+    'WatchedTap',
+    'make_self_tap',
+    'make_tap',
     'map_size',
     'self_attention_modules',
     'split_heads',
@@ -40,6 +44,8 @@ class Sink:
         self_attention: The largest shorter side of a map whose self-attention is caught.
         recording: Whether the denoiser's present call is one to record.
         input: What that call is about.
+        batches: Numbers of rows that a module may attend with: those of the batch, or fewer where
+            it attends for the first of them apart.
         layer_steps: In how many calls each layer was caught.
     """
 
@@ -50,6 +56,7 @@ class Sink:
     self_attention: int | None = None
     recording: bool = False
     input: DenoiserInput | None = None
+    batches: tuple[int, ...] = ()
     layer_steps: dict[str, int] = field(default_factory=dict)
 
 
@@ -113,14 +120,16 @@ class Tap:
         self._forget()
         if not self.sink.recording:
             return
-        hidden = argument(args, kwargs, 0, 'hidden_states')
-        if hidden.ndim == 4:
-            self.size = tuple(hidden.shape[-2:])
-        else:
-            assert self.sink.input is not None
-            self.size = map_size(self.sink.input.size, hidden.shape[1])
+        self.size = self._map_size(argument(args, kwargs, 0, 'hidden_states'))
         self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = size_matches(self.size, self.sink.resolutions)
+
+    def _map_size(self, hidden: Tensor) -> Size:
+        if hidden.ndim == 4:
+            height, width = hidden.shape[-2:]
+            return height, width
+        assert self.sink.input is not None
+        return map_size(self.sink.input.size, hidden.shape[1])
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self.active:
@@ -155,13 +164,17 @@ class Tap:
         if not computed:
             raise RuntimeError(
                 f'{self.name} ran without calling its own query and key projections, so its '
-                'attention cannot be recorded; call pipe.unfuse_qkv_projections() or give it back '
-                'a processor of diffusers'
+                'attention cannot be recorded; give it back a processor of diffusers, and fuse '
+                'projections before recording'
             )
 
 
-class SequenceTap(Tap):
-    """Catches the attention of a module in which text and image are one sequence."""
+class WatchedTap(Tap):
+    """Catches the attention of a module where it reaches ``scaled_dot_product_attention``.
+
+    For cross-attention whose queries are rotated after their projection, or whose keys and values
+    are projected together.
+    """
 
     def _forget(self) -> None:
         super()._forget()
@@ -176,29 +189,30 @@ class SequenceTap(Tap):
         ]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._forget()
-        if not self.sink.recording:
-            return
-        assert self.sink.input is not None
-        self.size = self.sink.input.size
-        self.active = size_matches(self.size, self.sink.resolutions)
+        super()._before(module, args, kwargs)
         if self.active:
+            self.keys = self._num_keys(args, kwargs)
             self.watch = WatchAttention(self._look)
             self.watch.__enter__()
 
+    def _num_keys(self, args: tuple, kwargs: dict) -> int:
+        text = argument(args, kwargs, 1, 'encoder_hidden_states')
+        # An adapter's image keys come beside the text's, for a call of their own.
+        return (text[0] if isinstance(text, tuple) else text).shape[1]
+
     def _look(self, call: AttentionCall) -> None:
-        # An adapter may attend to an image of its own; text and image are all in one sequence,
-        # which attends to itself, or to which the image attends.
-        # A processor that goes through images or heads one by one shows none of them whole.
-        layout, (batch, heads, queries, _) = self.sink.input, call.query.shape
-        assert layout is not None
-        if (
-            self.call is None
-            and call.key.shape[2] == layout.length
-            and (batch, heads) == (len(layout.sample), self.module.heads)
-            and queries in (layout.length, math.prod(layout.size))
-        ):
+        if self.call is None and self._fits(call):
             self.call = call
+
+    def _fits(self, call: AttentionCall) -> bool:
+        # A processor that goes through images or heads one by one shows none of them whole.
+        batch, heads, queries, _ = call.query.shape
+        return (
+            call.key.shape[2] == self.keys
+            and queries == math.prod(self.size)
+            and batch in self.sink.batches
+            and heads == self.module.heads
+        )
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self.active:
@@ -208,14 +222,68 @@ class SequenceTap(Tap):
         if output is None:
             self._forget()  # the module failed, and says so itself
             return
+        self._caught()
+
+    def _caught(self) -> None:
         self._record(self.call is not None)
 
     def _check(self, computed: bool) -> None:
         if not computed:
-            assert self.sink.input is not None
+            raise RuntimeError(
+                f'{self.layer} ran without scaled_dot_product_attention over its {self.keys} keys, '
+                "so it cannot be recorded; give it back diffusers' own processor and the "
+                "attention backend 'native'"
+            )
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, keys and mask of some rows of the batch."""
+        return self._part(rows, slice(None), 0, self.keys)
+
+    def _part(self, rows: slice, pixels: slice, text_start: int, text_length: int) -> Attention:
+        call = self.call
+        assert call is not None
+        query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
+        key_BKHC = call.key[rows].transpose(1, 2)
+        # Several heads may share a key.
+        shared = query_BNHC.shape[2] // key_BKHC.shape[2]
+        if shared > 1:
+            key_BKHC = key_BKHC.repeat_interleave(shared, 2)
+        bias_BNK = None
+        if call.mask is not None:
+            bias_BNK = bias_of(call.mask, self.layer)
+            bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
+            bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
+            bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
+        return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, text_start, text_length)
+
+
+class SequenceTap(WatchedTap):
+    """Catches the attention of a module in which text and image are one sequence."""
+
+    def _map_size(self, hidden: Tensor) -> Size:
+        assert self.sink.input is not None
+        return self.sink.input.size
+
+    def _num_keys(self, args: tuple, kwargs: dict) -> int:
+        return 0 if self.sink.input is None else self.sink.input.length
+
+    def _fits(self, call: AttentionCall) -> bool:
+        # An adapter may attend to an image of its own; text and image are all in one sequence,
+        # which attends to itself, or to which the image attends.
+        layout, (batch, heads, queries, _) = self.sink.input, call.query.shape
+        assert layout is not None
+        return (
+            call.key.shape[2] == layout.length
+            and batch in self.sink.batches
+            and heads == self.module.heads
+            and queries in (layout.length, math.prod(layout.size))
+        )
+
+    def _check(self, computed: bool) -> None:
+        if not computed:
             raise RuntimeError(
                 f'{self.layer} ran without scaled_dot_product_attention over its sequence of '
-                f'{self.sink.input.length} text and image tokens, so it cannot be recorded; '
+                f'{self.keys} text and image tokens, so it cannot be recorded; '
                 "give it back diffusers' own processor and the attention backend 'native'"
             )
 
@@ -225,17 +293,7 @@ class SequenceTap(Tap):
         assert layout is not None and call is not None
         first = layout.image_start if call.query.shape[2] == layout.length else 0
         pixels = slice(first, first + math.prod(layout.size))
-        query_BNHC = call.query[rows, :, pixels].transpose(1, 2)
-        key_BKHC = call.key[rows].transpose(1, 2)
-        bias_BNK = None
-        if call.mask is not None:
-            bias_BNK = bias_of(call.mask, self.layer)
-            bias_BNK = bias_BNK if bias_BNK.shape[0] == 1 else bias_BNK[rows]
-            bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
-            bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
-        return Attention(
-            query_BNHC, key_BKHC, bias_BNK, call.scale, layout.text_start, layout.text_length
-        )
+        return self._part(rows, pixels, layout.text_start, layout.text_length)
 
 
 class SelfTap(Tap):
@@ -261,10 +319,61 @@ class SelfTap(Tap):
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         computed = self.query is not None and self.pixel_key is not None
-        if self.active and (computed or not may_be_skipped(self.module)):
+        if self.active:
+            self._record_affinity(computed)
+        self._forget()
+
+    def _record_affinity(self, computed: bool) -> None:
+        if computed or not may_be_skipped(self.module):
             self._check(computed)
             self.sink.accumulate_affinity(self)
+
+    def affinity(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pixels' queries and keys of some rows, shape (B, N, H, C)."""
+        assert self.query is not None and self.pixel_key is not None
+        heads = self.module.heads
+        return (
+            split_heads(self.query[rows], heads, self.module.norm_q),
+            split_heads(self.pixel_key[rows], heads, self.module.norm_k),
+        )
+
+
+class WatchedSelfTap(WatchedTap, SelfTap):
+    """As :class:`SelfTap`, where the projections are fused."""
+
+    def _num_keys(self, args: tuple, kwargs: dict) -> int:
+        return math.prod(self.size)
+
+    def _caught(self) -> None:
+        self._record_affinity(self.call is not None)
         self._forget()
+
+    def affinity(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The pixels' queries and keys of some rows, shape (B, N, H, C)."""
+        assert self.call is not None
+        return self.call.query[rows].transpose(1, 2), self.call.key[rows].transpose(1, 2)
+
+
+def make_tap(
+    sink: Sink, family: Family, module: Any, group: str, layer: str, heads: tuple[int, ...]
+) -> Tap:
+    """The tap for a module's attention to the text."""
+    if family.text_keys is TextKeys.SEQUENCE:
+        kind: type[Tap] = SequenceTap
+    else:
+        kind = WatchedTap if family.rotated or _is_fused(module) else Tap
+    return kind(sink, module, group, layer, heads)
+
+
+def make_self_tap(sink: Sink, family: Family, module: Any, layer: str) -> SelfTap:
+    """The tap for a module's attention among pixels."""
+    watched = family.rotated or _is_fused(module)
+    return (WatchedSelfTap if watched else SelfTap)(sink, module, layer)
+
+
+def _is_fused(module: nn.Module) -> bool:
+    # The module's own flag says 'fused' for ever after; the processor tells what is used.
+    return type(getattr(module, 'processor', None)).__name__.startswith('Fused')
 
 
 def text_attention_modules(
@@ -283,13 +392,6 @@ def text_attention_modules(
     for name, module in denoiser.named_modules():
         if not family.is_text_attention(name, module):
             continue
-        # The module's own flag says 'fused' for ever after; the processor tells what is used.
-        projected = family.text_keys is not TextKeys.SEQUENCE
-        if projected and type(getattr(module, 'processor', None)).__name__.startswith('Fused'):
-            raise ValueError(
-                f'{name} has fused query, key and value projections; call '
-                'pipe.unfuse_qkv_projections() before recording'
-            )
         group = family.block_groups.get(name.split('.')[0], 'other')
         if in_blocks(blocks, group, name):
             found.append((name, module, group))

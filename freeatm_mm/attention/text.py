@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -205,6 +204,10 @@ class _Located:
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped
+        self._padded_length = self._max_length
+        if encoder.multiple:
+            longest = max(map(len, self._encode(self._framed())))
+            self._padded_length = -(-longest // encoder.multiple) * encoder.multiple
         self._rows = [self.find(prompt, spans, 'skip') for prompt, spans in enumerate(nouns)]
 
     def find(
@@ -234,7 +237,7 @@ class _Located:
         row: list[tuple[int, ...] | None] = [None] * len(spans)
         shift = self._start - self._dropped
         if self._encoder.padding == 'either' and self.tokenizer.padding_side == 'left':
-            shift += self._max_length - tokens.length
+            shift += self._padded_length - tokens.length
         for index, positions in zip(there, tokens.positions):
             row[index] = tuple(position + shift for position in positions)
         return row
@@ -264,22 +267,28 @@ class _Located:
 
     def watch(self) -> EncoderWatch:
         """A watch over the text encoder."""
-        texts = [self._before + prompt + self._after for prompt in self._prepared]
-        encode = functools.partial(
-            self.tokenizer,
-            max_length=self._max_length,
-            truncation=True,
-            add_special_tokens=self._encoder.special_tokens,
-        )
         return EncoderWatch(
             self.text_encoder,
-            encode(texts).input_ids,
-            encode(['', self._before + self._after]).input_ids,
+            self._encode(self._framed()),
+            self._encode(['', self._before + self._after]),
             self.tokenizer.pad_token_id,
             self._texts,
             self.name,
             self.argument,
         )
+
+    def _framed(self) -> list[str]:
+        """The texts that the tokenizer gets."""
+        return [self._before + prompt + self._after for prompt in self._prepared]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of some texts, without padding."""
+        return self.tokenizer(
+            texts,
+            max_length=self._max_length,
+            truncation=True,
+            add_special_tokens=self._encoder.special_tokens,
+        ).input_ids
 
 
 def _texts(call: Call, argument: str, prompts: Sequence[str]) -> list[str]:

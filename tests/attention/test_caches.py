@@ -261,16 +261,6 @@ def test_layers_that_something_else_leaves_out():
     )
 
 
-def test_perturbed_attention_guidance_is_refused():
-    from diffusers import StableDiffusionPAGPipeline
-
-    pipe = StableDiffusionPAGPipeline(
-        **tiny_stable_diffusion().components, requires_safety_checker=False
-    )
-    with pytest.raises(ValueError, match='StableDiffusionPAGPipeline draws each prompt once more'):
-        AttentionRecorder(pipe, PROMPTS, NOUNS)
-
-
 def test_attention_image_by_image_or_head_by_head_is_refused():
     pipe = tiny.tiny_flux()
     attend = torch.nn.functional.scaled_dot_product_attention

@@ -17,7 +17,8 @@ import pytest
 import torch
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
-from helpers.numpy_attention import attention_of, cross, sequence
+from helpers.numpy_attention import attention_of, cross, rotated_cross, sequence
+from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.two_prompts import (
     NOUNS,
     PROMPTS,
@@ -179,6 +180,80 @@ def test_kandinsky_3(guidance, images):
 
 
 # One softmax over text keys and pixel keys -----------------------------------------------------
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'perturbed'), [(5.0, 1, 0), (1.0, 2, 0), (5.0, 1, 2.0), (5.0, 2, 2.0)]
+)
+def test_hunyuan_dit(guidance, images, perturbed):
+    pipe = tiny.tiny_hunyuan_dit()
+    options = dict(SQUARE, height=128, width=192, use_resolution_binning=False)
+    options.update(guidance_scale=guidance)
+    if perturbed:
+        pipe = tiny.rebuilt(pipe, diffusers.HunyuanDiTPAGPipeline, pag_applied_layers='blocks.1')
+        options.update(pag_scale=perturbed)
+    recorder = check(
+        pipe,
+        lambda: attention_of(pipe.transformer, attn2, rotated_cross),
+        lambda word: ((1 + word,), (77 + word,)),
+        (8, 12),
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        draw=options,
+    )
+    assert recorder.layers == {f'blocks.{block}.attn2': 2 for block in range(4)}
+
+
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'side'), [(4.0, 1, 'right'), (1.0, 2, 'right'), (4.0, 1, 'left')]
+)
+def test_lumina(guidance, images, side):
+    pipe = tiny.tiny_lumina(side)
+    longest = -(-(1 + len(PROMPTS[1].split())) // 8) * 8
+
+    def columns(word, prompt):
+        return ((word + (longest - len(prompt.split()) if side == 'left' else 1),),)
+
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, attn2, rotated_cross),
+        columns,
+        (8, 12),
+        images=images,
+        draw=dict(SQUARE, height=128, width=192, guidance_scale=guidance, clean_caption=False),
+        recorder_options=dict(clean_caption=False),
+    )
+
+
+FUSED = {
+    'stable diffusion': (tiny_stable_diffusion, 'unet', {}),
+    'xl': (tiny_stable_diffusion_xl, 'unet', {}),
+    'pixart': (tiny.tiny_pixart, 'transformer', dict(clean_caption=False)),
+    'hunyuan': (tiny.tiny_hunyuan_dit, 'transformer', dict(height=128, width=128)),
+}
+
+
+@pytest.mark.parametrize('name', FUSED)
+def test_fused_projections_are_recorded(name):
+    make, denoiser, told = FUSED[name]
+    pipe = make()
+    binning = {} if denoiser == 'unet' else dict(use_resolution_binning=False)
+    draw = functools.partial(images_of, pipe, **dict(SQUARE, **told, **binning))
+    told.pop('height', None), told.pop('width', None)
+
+    def masks(**options):
+        plain = draw()
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, **told, **options) as recorder:
+            assert torch.equal(plain, draw())
+        maps = recorder.masks(propagate=1) if options else []
+        return [*recorder.masks(), *maps]
+
+    options = {} if name == 'hunyuan' else dict(self_attention=32)
+    apart = masks(**options)
+    getattr(pipe, denoiser).fuse_qkv_projections()
+    fused = masks(**options)
+    getattr(pipe, denoiser).unfuse_qkv_projections()
+    for one, other in [*zip(apart, fused), *zip(apart, masks())]:
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        assert one.std() > 1e-9
 
 
 def kandinsky_options():

@@ -23,8 +23,9 @@ def rows():
 def guidance(family):
     if family.two_passes:
         return "two passes, the prompt's first"
-    half = 'first' if family.conditional_first else 'second'
-    return f"one batch, the prompt's {half} half"
+    which = 'first' if family.conditional_first else 'second'
+    part = {2: 'half', 3: 'third'}[family.guidance_parts]
+    return f"one batch, the prompt's {which} {part}"
 
 
 @functools.cache

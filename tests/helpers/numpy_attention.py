@@ -80,6 +80,43 @@ def cross(module, hidden_states, encoder_hidden_states=None, attention_mask=None
     return _probabilities(query, key, bias)
 
 
+def _layer_norm(x: np.ndarray, norm) -> np.ndarray:
+    """Over one head's channels or over all heads' (by the weight's size)."""
+    if norm is None:
+        return x
+    weight = _array(norm.weight)
+    batch, heads, length, channels = x.shape
+    if weight.size != channels:
+        x = x.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + norm.eps)
+    x = x * weight + _array(norm.bias)
+    return x if x.ndim == 4 else x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+
+
+def rotated_cross(
+    module,
+    hidden_states,
+    encoder_hidden_states=None,
+    attention_mask=None,
+    image_rotary_emb=None,
+    query_rotary_emb=None,
+    **others,
+):
+    """Rotated image queries on text keys without place: HunyuanDiT and Lumina-Next."""
+    heads = module.heads
+    query = _project(module.to_q, _array(hidden_states), heads)
+    key_heads = heads * module.inner_kv_dim // module.inner_dim
+    key = _project(module.to_k, _array(encoder_hidden_states), key_heads)
+    query, key = _layer_norm(query, module.norm_q), _layer_norm(key, module.norm_k)
+    key = np.repeat(key, heads // key_heads, axis=1)
+    rotary = image_rotary_emb if query_rotary_emb is None else _array(query_rotary_emb)
+    query = _rotate(query, rotary)
+    bias = None
+    if attention_mask is not None:
+        bias = np.where(attention_mask.numpy(), 0.0, -np.inf)[:, None, None]
+    return _probabilities(query, key, bias)
+
+
 def sequence(
     module,
     hidden_states,

@@ -18,6 +18,7 @@ from helpers.tiny_pipelines import (
     _tiny_vae,
     tiny_clip_tokenizer,
     tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
     tiny_t5_tokenizer,
 )
 
@@ -574,23 +575,134 @@ def tiny_latent_consistency():
     )
 
 
+def rebuilt(pipe, pipeline: type, **changes):
+    """A pipeline of another class from the parts of one, as far as it takes them."""
+    taken = inspect.signature(pipeline.__init__).parameters
+    parts = {name: part for name, part in pipe.components.items() if name in taken}
+    if 'requires_safety_checker' in taken:
+        parts['requires_safety_checker'] = False
+    if 'add_watermarker' in taken:
+        parts['add_watermarker'] = False
+    return _quiet(pipeline(**parts | changes))
+
+
 @_seeded
 def tiny_controlnet():
     """A ``StableDiffusionControlNetPipeline``."""
-    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+    from diffusers import StableDiffusionControlNetPipeline
 
     base = tiny_stable_diffusion()
-    controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 8, 8))
-    return StableDiffusionControlNetPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        controlnet=controlnet,
-        scheduler=base.scheduler,
+    return rebuilt(base, StableDiffusionControlNetPipeline, controlnet=controlnet_for(base.unet))
+
+
+def controlnet_for(unet):
+    """A control network for a UNet of two resolutions."""
+    from diffusers import ControlNetModel
+
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8)).eval()
+
+
+def tiny_pix2pix(kind: str = ''):
+    """A ``StableDiffusion(XL)InstructPix2PixPipeline``: a UNet with the image's channels too.
+
+    Args:
+        kind: ``''`` or ``'XL'``.
+    """
+    import diffusers
+
+    base = tiny_stable_diffusion_xl() if kind else tiny_stable_diffusion()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = type(base.unet).from_config(dict(base.unet.config, in_channels=8))
+    pipeline = getattr(diffusers, f'StableDiffusion{kind}InstructPix2PixPipeline')
+    return rebuilt(base, pipeline, unet=unet.eval())
+
+
+@_seeded
+def tiny_hunyuan_dit():
+    """A ``HunyuanDiTPipeline`` of four blocks; tokens are of 16x16 pixels."""
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_word_tokenizer('<s>', '</s>')
+    tokenizer_2 = tiny_t5_tokenizer()
+    return HunyuanDiTPipeline(
+        tokenizer=tokenizer,
+        text_encoder=BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=37,
+                num_attention_heads=4,
+                num_hidden_layers=1,
+            )
+        ),
+        tokenizer_2=tokenizer_2,
+        text_encoder_2=_tiny_t5(tokenizer_2),
+        vae=_tiny_vae(4),  # the pipeline takes its factor to be 8
+        transformer=HunyuanDiT2DModel(
+            sample_size=16,
+            num_layers=4,
+            patch_size=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            in_channels=4,
+            cross_attention_dim=32,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=16,
+            hidden_size=32,
+            mlp_ratio=2.0,
+        ),
+        scheduler=DDPMScheduler(prediction_type='v_prediction'),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+@_seeded
+def tiny_lumina(padding_side: str = 'right'):
+    """A ``LuminaPipeline`` with three heads to each key; tokens are of 16x16 pixels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
+
+    tokenizer = tiny_word_tokenizer('<bos>', padding_side=padding_side)
+    transformer = LuminaNextDiT2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=16,
+        norm_eps=1e-5,
+        cross_attention_dim=32,
+    )
+    for block in transformer.layers:  # zero, as they begin, shut the text out
+        block.gate.data.fill_(0.5)
+    return LuminaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=_tiny_gemma(tokenizer),
+        vae=_tiny_vae(4),  # the pipeline takes its factor to be 8
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _tiny_gemma(tokenizer, width: int = 32):
+    from transformers import Gemma2Config, Gemma2Model
+
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            pad_token_id=0,
+        )
     )
 
 

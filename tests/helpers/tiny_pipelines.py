@@ -99,16 +99,16 @@ def _tiny_clip_text_config(tokenizer, **changes):
     return CLIPTextConfig(**{**settings, **changes})
 
 
-def _tiny_vae():
+def _tiny_vae(levels: int = 3):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=('DownEncoderBlock2D',) * 3,
-        up_block_types=('UpDecoderBlock2D',) * 3,
+        block_out_channels=(8,) * levels,
+        down_block_types=('DownEncoderBlock2D',) * levels,
+        up_block_types=('UpDecoderBlock2D',) * levels,
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=64,

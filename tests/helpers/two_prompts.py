@@ -6,6 +6,7 @@ A noun's column is counted by hand: `word_place` plus what stands before.
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 
 import numpy as np
@@ -83,7 +84,8 @@ def check(
 
     Args:
         reference: Makes a context manager that collects ``(name, probabilities)``, text keys first.
-        columns: ``(word place) -> key columns``, a tuple for each text encoder.
+        columns: ``(word place) -> key columns``, a tuple for each text encoder; or ``(word place,
+            prompt) -> ...``.
         size: Of the largest map.
         first_row: First conditional row of the batch.
         text_keys: Renormalise over so many keys.
@@ -108,6 +110,8 @@ def check(
         assert recorder.num_steps == expected_steps
     with reference() as seen:
         draw()
+    takes_prompt = len(inspect.signature(columns).parameters) > 1
+    places = columns if takes_prompt else lambda word, prompt: columns(word)
     layers = len(recorder.layers)
     assert len(seen) % layers == 0
     by_call = [seen[start : start + layers] for start in range(0, len(seen), layers)]
@@ -121,7 +125,7 @@ def check(
             expected = np.mean(
                 [
                     mean_map(seen, first_row + image, tokens, size, text_keys)
-                    for tokens in columns(word_place(prompt, span))
+                    for tokens in places(word_place(prompt, span), prompt)
                 ],
                 axis=0,
             )

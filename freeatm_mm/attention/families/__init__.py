@@ -24,6 +24,7 @@ from freeatm_mm.attention.families.base import (
 
 __all__ = [
     'FAMILIES',
+    'NOT_COVERED',
     'TEXTLESS',
     'Call',
     'CallNames',
@@ -33,6 +34,7 @@ __all__ = [
     'TextKeys',
     'argument',
     'call_names',
+    'family_of',
     'find_family',
     'known_pipelines',
 ]
@@ -56,17 +58,44 @@ def _families() -> tuple[Family, ...]:
 
 FAMILIES: tuple[Family, ...] = _families()
 
-TEXTLESS: dict[str, str] = {
-    name: reason
-    for module in _modules()
-    for name, reason in getattr(module, 'TEXTLESS', {}).items()
-}
+
+def _reasons(table: str) -> dict[str, str]:
+    """Pipeline classes and reasons of one name, from all files."""
+    return {
+        name: reason for module in _modules() for name, reason in getattr(module, table, {}).items()
+    }
+
+
+TEXTLESS: dict[str, str] = _reasons('TEXTLESS')
 """Pipelines that draw from text although the network that draws has no text keys, and why."""
+
+NOT_COVERED: dict[str, str] = _reasons('NOT_COVERED')
+"""Pipelines that have text keys and no row, and why."""
 
 
 def known_pipelines() -> str:
     """The families and their pipeline classes in one line, for messages."""
     return '; '.join(f'{family.name}: {", ".join(family.pipelines)}' for family in FAMILIES)
+
+
+def family_of(pipeline: type[Any]) -> Family | str:
+    """Return the row of a pipeline class, or why there is none.
+
+    Args:
+        pipeline: A pipeline class of diffusers, or one derived from it.
+
+    Returns:
+        The family that names the class or the nearest of its base classes; or else the reason of
+        :data:`TEXTLESS` or :data:`NOT_COVERED`, empty for a class that nothing is known of.
+    """
+    for base in pipeline.__mro__:
+        for family in FAMILIES:
+            if base.__name__ in family.pipelines:
+                return family
+        reason = TEXTLESS.get(base.__name__) or NOT_COVERED.get(base.__name__)
+        if reason:
+            return reason
+    return ''
 
 
 def find_family(pipe: Any) -> Family:
@@ -79,24 +108,17 @@ def find_family(pipe: Any) -> Family:
         The family whose class, or a base class of whose, ``pipe`` is.
 
     Raises:
-        ValueError: If no row names the pipeline's class or one of its base classes, if it is one
-            of perturbed-attention guidance, or if its drawing network has no text keys.
+        ValueError: If no row names the pipeline's class or one of its base classes, or if its
+            drawing network has no text keys.
     """
-    names = _class_names(pipe)
-    if 'PAGMixin' in names:
+    family = family_of(type(pipe))
+    if isinstance(family, Family):
+        return family
+    if family:
         raise ValueError(
-            f'{type(pipe).__name__} draws each prompt once more with perturbed attention, which '
-            'must not be recorded: use the pipeline without PAG'
+            f'{type(pipe).__name__} gives no masks of nouns: {family}. Draw images without masks, '
+            'or use another family'
         )
-    for name in names:
-        if name in TEXTLESS:
-            raise ValueError(
-                f'{type(pipe).__name__} gives no masks of nouns: {TEXTLESS[name]}. Draw images '
-                'without masks, or use another family'
-            )
-        for family in FAMILIES:
-            if name in family.pipelines:
-                return family
     raise ValueError(
         f'{type(pipe).__name__} is not a pipeline whose text attention is known. Known are: '
         f'{known_pipelines()}. To add one, add a file with its row to '

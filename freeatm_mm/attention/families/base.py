@@ -258,6 +258,8 @@ class Encoder:
             ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
             takes them out before it makes keys; ``'set right'``: the pipeline itself has the
             tokenizer put them behind the text, whichever side it was made for.
+        multiple: The prompts are padded to the longest of them, rounded up to a multiple of this;
+            0: to ``max_length``.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
@@ -269,6 +271,7 @@ class Encoder:
     frame: Callable[[Call, Any], tuple[str, str]] = no_frame
     dropped: Callable[[Call, Any], int] = drop_none
     padding: str = 'right'
+    multiple: int = 0
     special_tokens: bool = True
 
 
@@ -311,11 +314,14 @@ class Family:
             text keys.
         where: Where the text keys stand, in words, for the table in the documentation.
         text_keys: How the modules get their text keys.
+        rotated: Whether cross-attention rotates its queries after projecting them, so that they
+            are taken as they reach ``scaled_dot_product_attention``.
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
-            tensor, first with the prompt and then without; otherwise once with twice the batch.
-        conditional_first: Whether the conditional half stands first in that doubled batch.
+            tensor, first with the prompt and then without; otherwise once with a larger batch.
+        guidance_parts: How many times the images stand in that batch.
+        conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
         block_groups: First part of a module's name, and the group its maps are summed in.
@@ -327,9 +333,11 @@ class Family:
     is_text_attention: Callable[[str, nn.Module], bool]
     where: str
     text_keys: TextKeys = TextKeys.ALONE
+    rotated: bool = False
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False
+    guidance_parts: int = 2
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts

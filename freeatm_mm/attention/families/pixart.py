@@ -15,7 +15,7 @@ __all__ = ['PIXART']
 
 PIXART = Family(
     name='PixArt-alpha and PixArt-sigma',
-    pipelines=('PixArtAlphaPipeline', 'PixArtSigmaPipeline'),
+    pipelines=('PixArtAlphaPipeline', 'PixArtSigmaPipeline', 'PixArtSigmaPAGPipeline'),
     is_text_attention=is_cross_attention,
     where='120 (alpha) or 300 (sigma) T5 tokens (padding masked)',
     denoiser='transformer',

@@ -30,7 +30,7 @@ def _drop_instruction(call: Call, tokenizer: Any) -> int:
 
 SANA = Family(
     name='Sana',
-    pipelines=('SanaPipeline', 'SanaSprintPipeline', 'SanaControlNetPipeline'),
+    pipelines=('SanaPipeline', 'SanaSprintPipeline', 'SanaControlNetPipeline', 'SanaPAGPipeline'),
     is_text_attention=is_cross_attention,
     where='the start token and the last 299 Gemma tokens, which leaves out the instruction '
     'before the prompt (padding masked)',

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from freeatm_mm.attention.families.base import (
+    DenoiserInput,
     Encoder,
     Family,
     convert_textual_inversion,
     is_cross_attention,
+    planes,
 )
 
-__all__ = ['LATENT_DIFFUSION', 'STABLE_DIFFUSION', 'STABLE_DIFFUSION_XL']
+__all__ = ['INSTRUCT_PIX2PIX', 'LATENT_DIFFUSION', 'STABLE_DIFFUSION', 'STABLE_DIFFUSION_XL']
+
+
+def _drawn_channels(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Planes that end with those of the image to edit, which one part of a batch lacks."""
+    layout = planes(denoiser, args, kwargs)
+    config: Any = denoiser.config
+    return layout._replace(sample=layout.sample[:, : config.out_channels])
+
 
 STABLE_DIFFUSION = Family(
     name='Stable Diffusion 1.x, 2.x and LCM',
@@ -23,6 +37,11 @@ STABLE_DIFFUSION = Family(
         'StableDiffusionControlNetImg2ImgPipeline',
         'StableDiffusionControlNetInpaintPipeline',
         'StableDiffusionAdapterPipeline',
+        'StableDiffusionPAGPipeline',
+        'StableDiffusionPAGImg2ImgPipeline',
+        'StableDiffusionPAGInpaintPipeline',
+        'StableDiffusionControlNetPAGPipeline',
+        'StableDiffusionControlNetPAGInpaintPipeline',
         'LatentConsistencyModelPipeline',
         'LatentConsistencyModelImg2ImgPipeline',
     ),
@@ -42,6 +61,11 @@ STABLE_DIFFUSION_XL = Family(
         'StableDiffusionXLControlNetImg2ImgPipeline',
         'StableDiffusionXLControlNetInpaintPipeline',
         'StableDiffusionXLAdapterPipeline',
+        'StableDiffusionXLPAGPipeline',
+        'StableDiffusionXLPAGImg2ImgPipeline',
+        'StableDiffusionXLPAGInpaintPipeline',
+        'StableDiffusionXLControlNetPAGPipeline',
+        'StableDiffusionXLControlNetPAGImg2ImgPipeline',
     ),
     is_text_attention=is_cross_attention,
     where='77 tokens of two CLIPs, side by side in the channels',
@@ -50,6 +74,21 @@ STABLE_DIFFUSION_XL = Family(
             ('tokenizer', 'tokenizer_2'), ('text_encoder', 'text_encoder_2'), ('prompt', 'prompt_2')
         ),
     ),
+    prepare_prompts=convert_textual_inversion,
+)
+
+INSTRUCT_PIX2PIX = Family(
+    name='InstructPix2Pix',
+    pipelines=(
+        'StableDiffusionInstructPix2PixPipeline',
+        'StableDiffusionXLInstructPix2PixPipeline',
+    ),
+    is_text_attention=is_cross_attention,
+    where='77 CLIP tokens, of two CLIPs for XL',
+    encoders=STABLE_DIFFUSION_XL.encoders,
+    guidance_parts=3,
+    conditional_first=True,
+    denoiser_input=_drawn_channels,
     prepare_prompts=convert_textual_inversion,
 )
 

@@ -29,6 +29,8 @@ STABLE_DIFFUSION_3 = Family(
         'StableDiffusion3InpaintPipeline',
         'StableDiffusion3ControlNetPipeline',
         'StableDiffusion3ControlNetInpaintingPipeline',
+        'StableDiffusion3PAGPipeline',
+        'StableDiffusion3PAGImg2ImgPipeline',
     ),
     is_text_attention=is_block_attention,
     where='the image, then 77 tokens of two CLIPs side by side in the channels, then 256 T5 '

@@ -1,0 +1,68 @@
+"""Every pipeline that the installed diffusers offers for a task has a row or a reason."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from diffusers.pipelines import auto_pipeline
+
+from freeatm_mm.attention import coverage as module
+from freeatm_mm.attention.coverage import TASKS, coverage, print_coverage
+from freeatm_mm.attention.families import FAMILIES, NOT_COVERED, TEXTLESS, find_family
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_each_pipeline_of_diffusers_has_a_row_or_a_reason(task):
+    rows = coverage(task)
+    assert {row.pipeline for row in rows} == {
+        pipeline.__name__ for pipeline in getattr(auto_pipeline, TASKS[task]).values()
+    }
+    unknown = [row.pipeline for row in rows if row.family is None and not row.reason]
+    assert not unknown, (
+        f'{unknown} of the installed diffusers: add a row (docs/generators.md, Add a family), or a '
+        'reason to freeatm_mm/attention/families/not_covered.py'
+    )
+
+
+def test_most_have_a_row():
+    assert len([row for row in coverage('text to image') if row.family]) >= 16
+
+
+def test_an_unknown_class_is_found(monkeypatch):
+    class NewPipeline:
+        """A class that diffusers might add tomorrow."""
+
+    monkeypatch.setitem(auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING, 'new', NewPipeline)
+    assert module.Coverage('NewPipeline', None, '') in coverage('inpainting')
+    out = io.StringIO()
+    print_coverage(out)
+    assert 'NewPipeline' in out.getvalue() and 'none: unknown' in out.getvalue()
+
+
+def test_the_table_says_how_many_give_masks():
+    out = io.StringIO()
+    print_coverage(out)
+    for task in TASKS:
+        rows = coverage(task)
+        count = sum(row.family is not None for row in rows)
+        assert f'{task}: {count} of {len(rows)} pipelines give masks' in out.getvalue()
+    assert 'KandinskyV22CombinedPipeline' in out.getvalue()
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match="task must be one of.*'video'"):
+        coverage('video')
+
+
+def test_what_has_a_reason_has_no_row():
+    named = {name for family in FAMILIES for name in family.pipelines}
+    assert not named & set(NOT_COVERED)
+    assert not set(TEXTLESS) & set(NOT_COVERED)
+
+
+@pytest.mark.parametrize('name', NOT_COVERED)
+def test_a_refusal_gives_the_reason(name):
+    with pytest.raises(ValueError) as refusal:
+        find_family(type(name, (), {})())
+    assert f'{name} gives no masks of nouns: {NOT_COVERED[name]}' in str(refusal.value)
