@@ -25,7 +25,7 @@ from freeatm_mm.generation.images import ImageReader, find_images
 from freeatm_mm.generation.levels import NoiseLevels, ShownImages
 from freeatm_mm.generation.listing import ImageFile, list_images
 from freeatm_mm.generation.pipelines import drawing_options
-from freeatm_mm.store import Store, verify_store
+from freeatm_mm.store import Sample, Store, verify_store, write_store
 
 PROMPTS = ['a dog and a ball', 'a cat']
 NOUNS = [['dog', 'ball'], ['cat']]
@@ -52,15 +52,21 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('images')
     (folder / 'sub').mkdir()
     captions = ['A dog and a ball.', 'a cat near a dress', 'blue and very']
+    nouns = [['dog', 'ball'], ['cat', 'dress'], []]
+
+    def say(image, caption, nouns):
+        text = json.dumps({'caption': caption, 'nouns': nouns})
+        image.with_suffix('.json').write_text(text)
+
     for number in range(9):
         name = f'sub/{number}.png' if number % 2 else f'{number}.jpg'
         data = encoded(
             (64, 48 + 8 * (number % 3)), image_format='PNG' if number % 2 else 'JPEG', seed=number
         )
         (folder / name).write_bytes(data)
-        (folder / name).with_suffix('.txt').write_text(captions[number % 3])
+        say(folder / name, captions[number % 3], nouns[number % 3])
     (folder / 'broken.jpg').write_bytes(b'no picture')
-    (folder / 'broken.txt').write_text('a dog')
+    say(folder / 'broken.jpg', 'a dog', ['dog'])
     (folder / 'silent.png').write_bytes(encoded())
     return folder
 
@@ -381,7 +387,7 @@ def webdataset(tmp_path, data):
 
 
 def huggingface(tmp_path, data):
-    import datasets
+    datasets = pytest.importorskip('datasets')
 
     features = datasets.Features({'image': datasets.Image(), 'text': datasets.Value('string')})
     rows = {'image': [{'bytes': data, 'path': None}] * 3, 'text': ['a dog', 'a cat', 'two birds']}
@@ -390,8 +396,8 @@ def huggingface(tmp_path, data):
 
 
 def parquet(tmp_path, data):
-    import pyarrow
-    from pyarrow import parquet
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
 
     table = pyarrow.table(
         {'image': [{'bytes': data, 'path': 'x.png'}] * 5, 'caption': ['a dog'] * 5}
@@ -401,6 +407,7 @@ def parquet(tmp_path, data):
 
 
 def coco(tmp_path, data):
+    pytest.importorskip('ijson')
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / '000000000009.jpg').write_bytes(data)
     (tmp_path / 'captions.json').write_text(
@@ -454,7 +461,22 @@ def test_given_nouns_are_taken_at_all_their_places_and_lost_ones_counted(tmp_pat
     ]
 
 
+def test_nouns_are_found_in_captions_where_none_are_given(tmp_path):
+    pytest.importorskip('textblob')
+    (tmp_path / 'images').mkdir()
+    for name, caption in (('a', 'A dog with a ball.'), ('b', 'very blue'), ('c', 'ein Hund')):
+        (tmp_path / f'images/{name}.png').write_bytes(encoded())
+        (tmp_path / f'images/{name}.txt').write_text(caption)
+    images = list_images(tmp_path / 'images', tmp_path / 'out')
+    found = {record.id: [noun.text for noun in record.nouns] for record in ImageFile(images.path)}
+    assert found['a'] == ['dog', 'ball'] and found['b'] == []
+    skipped = list_images(tmp_path / 'images', tmp_path / 'other', without_nouns='skip')
+    assert [record.id for record in ImageFile(skipped.path)][0] == 'a'
+    assert skipped.counts['captions have no noun; their images are left out'] >= 1
+
+
 def test_every_caption_makes_a_sample_if_asked(tmp_path):
+    pytest.importorskip('textblob')
     source, options = coco(tmp_path, encoded())
     first = list_images(source, tmp_path / 'first', **options)
     assert first.counts == {'further captions of the same images are left out': 1}
@@ -465,8 +487,7 @@ def test_every_caption_makes_a_sample_if_asked(tmp_path):
 
 
 def test_a_store_without_masks_gets_them(pipe, tmp_path):
-    from freeatm_mm.store import Sample, write_store
-
+    pytest.importorskip('textblob')
     samples = [Sample(f's{n}', encoded(seed=n), 'png', 'a dog and a ball') for n in range(3)]
     write_store(tmp_path / 'plain', samples, 2)
     _, records, reader = listed(tmp_path / 'plain', tmp_path)

@@ -3,9 +3,10 @@
     python tools/benchmarks/add_masks.py weights/miniature-generator --sources SOURCES
 
 Quality: real scenes of objects that the generator never saw, whose masks are exact, are looked at
-at single levels and at several; those best on the split 'val' are scored on the split 'test'. Then images are generated with their masks recorded, masks are added to
-the same images afterwards, and both are compared with what a segmenter marks. Cost: CPU seconds of
-generating with masks and of adding them, in turn. Writes `benchmark-add-masks.json` and `.md`.
+at single levels and at several; those best on the split 'val' are scored on the split 'test'. Then
+images are generated with their masks recorded, masks are added to the same images afterwards, and
+both are compared with what a segmenter marks. Cost: CPU seconds of generating with masks and of
+adding them, in turn. Writes `benchmark-add-masks.json` and `.md`.
 """
 
 from __future__ import annotations
