@@ -27,7 +27,12 @@ train_pipeline = [
 train_dataloader = _base_.freeatm_dataloader
 train_dataloader['dataset']['pipeline'] = train_pipeline
 
-model = dict(type='FreeATMMoCo', negatives='all', neck=dict(type='FreeATMMoCoV2Neck'))
+model = dict(
+    type='FreeATMMoCo',
+    negatives='all',
+    positives='own',
+    neck=dict(type='FreeATMMoCoV2Neck'),
+)
 
 custom_hooks = _base_.freeatm_hooks
 randomness = dict(seed=0)

@@ -29,7 +29,11 @@ train_dataloader['dataset']['pipeline'] = train_pipeline
 
 # loss='equation3' is the paper's equation 3 to the letter: same-view negatives, no temperature.
 model = dict(
-    type='FreeATMSimCLR', loss='nt_xent', negatives='all', neck=dict(type='FreeATMNonLinearNeck')
+    type='FreeATMSimCLR',
+    loss='nt_xent',
+    negatives='all',
+    positives='own',
+    neck=dict(type='FreeATMNonLinearNeck'),
 )
 
 # What the learning rate is meant for, which mmpretrain's config doesn't say: --auto-scale-lr.

@@ -7,10 +7,11 @@ OpenMMLab and LAVIS.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def read_checkpoints_safely() -> None:
@@ -78,6 +79,38 @@ def accept_mmseg_fork() -> None:
         version('mmsegmentation')
     except PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def find_packaged_configs() -> None:
+    """Lets mmengine read `freeatm_mm::NAME`, in `_base_` and as the name of a config itself.
+
+    Reason: mmengine takes such names in `_base_` alone, of a fixed list of OpenMMLab's packages,
+    and only of configs in a folder.
+
+    Source: `mmengine/config/config.py`, `Config.fromfile` and `_get_cfg_path`;
+    `mmengine/config/utils.py`, `_get_package_and_cfg_path`.
+    """
+    from mmengine.config import Config
+
+    from freeatm_mm.packaged import PREFIX, find_config
+
+    if hasattr(Config.fromfile, 'finds_packaged'):
+        return
+    read, find_base = Config.fromfile, Config._get_cfg_path
+
+    def fromfile(filename, *args, **kwargs):
+        packaged = str(filename).startswith(PREFIX)
+        return read(str(find_config(filename)) if packaged else filename, *args, **kwargs)
+
+    def get_cfg_path(cfg_path, filename):
+        if cfg_path.startswith(PREFIX):
+            return str(find_config(cfg_path)), None
+        return find_base(cfg_path, filename)
+
+    marked: Any = fromfile
+    marked.finds_packaged = True
+    setattr(Config, 'fromfile', staticmethod(fromfile))  # noqa: B010 - mypy knows it otherwise
+    setattr(Config, '_get_cfg_path', staticmethod(get_cfg_path))  # noqa: B010
 
 
 def keep_digits_of_ap() -> None:
@@ -355,3 +388,95 @@ def hub_out_of_reach() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = before
         reset()
+
+
+class CompileSettings(NamedTuple):
+    """How a function was compiled.
+
+    Args:
+        function: As it was before.
+        backend: What compiles its graphs.
+        fullgraph: As `torch.compile` has it.
+        dynamic: As `torch.compile` has it.
+    """
+
+    function: Callable
+    backend: Any
+    fullgraph: bool
+    dynamic: bool | None
+
+
+def compile_settings(compiled: Callable) -> CompileSettings:
+    """Find how a function was compiled by `torch.compile`.
+
+    Reason: a compiled function can't be asked, and to watch what it computes it must be compiled
+    once more, with the same settings.
+
+    Source: `torch/_dynamo/eval_frame.py`, `_TorchDynamoContext.__call__`: the context is `self` in
+    the closure of what it returns; `innermost_backend`. Read in PyTorch 2.12.
+
+    Raises:
+        ValueError: If that isn't there.
+    """
+    from torch._dynamo import eval_frame
+
+    contexts = [
+        cell.cell_contents
+        for cell in getattr(compiled, '__closure__', None) or ()
+        if isinstance(cell.cell_contents, eval_frame.OptimizeContext)
+        and callable(cell.cell_contents.callback)
+    ]
+    function = getattr(compiled, '_torchdynamo_orig_callable', None)
+    if not contexts or function is None:
+        raise ValueError(
+            'the denoiser is compiled in a way that shows no attention: record with the network as '
+            'it was before torch.compile'
+        )
+    (context,) = contexts
+    callback: Any = context.callback
+    return CompileSettings(
+        function,
+        eval_frame.innermost_backend(callback),
+        bool(getattr(context, 'fullgraph', False)),
+        getattr(context, '_dynamic', None),
+    )
+
+
+def recompile(settings: CompileSettings, backend: Any) -> Callable:
+    """Compile a function again, with another backend and otherwise as it was.
+
+    Reason: PyTorch counts the graphs of both together, and runs a function uncompiled where they
+    are more than `torch._dynamo.config.recompile_limit`: the second must not use up the first's.
+
+    Source: `torch/_dynamo/cache_size.py`, `compute_cache_size`. `torch.compile` takes a limit of
+    its own since PyTorch 2.12.
+    """
+    import torch
+
+    options: dict[str, Any] = {}
+    if 'recompile_limit' in inspect.signature(torch.compile).parameters:
+        options['recompile_limit'] = 2 * torch._dynamo.config.recompile_limit
+    return torch.compile(
+        settings.function,
+        backend=backend,
+        fullgraph=settings.fullgraph,
+        dynamic=settings.dynamic,
+        **options,
+    )
+
+
+def keep_operator(operator: Any) -> None:
+    """Keep a `torch.library.custom_op` without results in compiled graphs, and in its place.
+
+    Reason: one that says of itself neither that it returns something nor that it changes an
+    argument is dropped as useless.
+
+    Source: `torch/_library/custom_ops.py`, `CustomOpDef.register_effect` (PyTorch 2.12), before
+    that `torch/_higher_order_ops/effects.py`, `_register_effectful_op`.
+    """
+    from torch._higher_order_ops import effects
+
+    if hasattr(operator, 'register_effect'):
+        operator.register_effect(effects._EffectType.ORDERED)
+    else:
+        effects._register_effectful_op(operator._opoverload, effects._EffectType.ORDERED)

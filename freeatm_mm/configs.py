@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.packaged import find_config
 
 __all__ = [
+    'ChangesAction',
     'add_checks',
     'check_datasets',
     'check_honoured',
@@ -71,7 +74,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
     """Read a config of any of the frameworks and settle where its files go.
 
     Args:
-        path: The config.
+        path: The config, or `freeatm_mm::NAME` for one that comes with the package.
         work_dir: Where logs and checkpoints go; by default the config's own, or
             ``work_dirs/<path of the config below configs/>``.
         launcher: What started the processes.
@@ -84,9 +87,11 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
 
     from freeatm_mm import compat
 
-    if not Path(path).is_file():
+    path = find_config(path)
+    if not path.is_file():
         raise FileNotFoundError(f'there is no config {path}')
     compat.accept_mmseg_fork()
+    compat.find_packaged_configs()
     try:
         cfg = Config.fromfile(path)
     except ImportError as error:  # also where a package's metadata are missing
@@ -98,7 +103,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
         ) from error
     cfg.launcher = launcher
     if work_dir or not cfg.get('work_dir'):
-        parts = Path(path).with_suffix('').parts
+        parts = path.with_suffix('').parts
         below = parts[parts.index('configs') + 1 :] if 'configs' in parts else parts[-1:]
         cfg.work_dir = work_dir or str(Path('work_dirs', *below))
     return cfg
@@ -232,6 +237,23 @@ def scale_rate(cfg: Any, wanted: bool) -> None:
         )
     counts = cfg.optim_wrapper.get('accumulative_counts', 1)
     cfg.auto_scale_lr.update(enable=True, base_batch_size=scale['base_batch_size'] / counts)
+
+
+class ChangesAction(argparse.Action):
+    """mmengine's `DictAction`, of an option that changes a config, imported once it is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Parse the values as mmengine's own tools do."""
+        from mmengine.config import DictAction
+
+        action = DictAction(self.option_strings, self.dest, nargs=self.nargs)
+        action(parser, namespace, values, option_string)
 
 
 def add_checks(cfg: Any) -> None:

@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,6 +20,7 @@ __all__ = [
     'InputError',
     'MissingFileError',
     'RunError',
+    'install_hint',
     'keeping_tracebacks',
     'listed',
     'one_sentence',
@@ -50,6 +52,9 @@ class RunError(FreeATMError, RuntimeError):
     """A run can't go on: another program, a server or a worker failed; the message says how."""
 
 
+#: What the message of a package that is missing ends with, such as the extra that brings it.
+install_hint: ContextVar[str] = ContextVar('install_hint', default='')
+
 #: What tools report in one sentence. Python's own errors are among them because libraries raise
 #: these for bad input; anything else is a mistake of the program and keeps its traceback.
 _REPORTED = (FreeATMError, ValueError, OSError, ImportError, FloatingPointError)
@@ -75,12 +80,13 @@ def tool(
 
     Args:
         main: The function that is decorated.
-        name: Of the program, for messages; by default the name of the file that defines `main`.
+        name: Of the program, for messages; by default `freeatm SUBCOMMAND` where that
+            runs it, and otherwise the name of the file that defines `main`.
         resumes: Whether the same command goes on where an interrupted one was.
     """
     if main is None:
         return functools.partial(tool, name=name, resumes=resumes)
-    program = name or Path(main.__code__.co_filename).name
+    file_name = Path(main.__code__.co_filename).name
     advice = '; the same command goes on where it was' if resumes else ''
 
     @functools.wraps(main)
@@ -92,10 +98,14 @@ def tool(
             if getattr(error, 'keeps_traceback', False):
                 raise
             message, code = one_sentence(error), BAD_INPUT
+            if isinstance(error, ImportError) and 'pip install' not in message:
+                message += install_hint.get()
         except KeyboardInterrupt:
             message, code = f'interrupted{advice}', INTERRUPTED
         except Terminated as error:
             message, code = f'ended by {error}{advice}', error.exit_code
+        # The command 'freeatm' puts its subcommand there.
+        program = name or (sys.argv[0] if sys.argv[0].startswith('freeatm ') else file_name)
         with suppress(OSError):  # the terminal that would show it may be gone
             print(f'{program}: {message}', file=sys.stderr)
         sys.exit(code)

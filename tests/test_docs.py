@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from helpers.places import PLACES
-from helpers.tools import load_tool
+from helpers.tools import command_behind, load_tool
+
+from freeatm_mm.attention.overlay import NOUN_COLOURS
+from freeatm_mm.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(
@@ -60,11 +63,11 @@ def missing_paths(name: str) -> list[str]:
 
 def options_of(tool: str) -> set[str]:
     """The options of a tool by its source; a generator's plan has one for each of its fields."""
-    known = set(re.findall(r"'(--[a-z][\w-]*)'", text(tool)))
+    behind = command_behind(ROOT / tool)
+    source = f'{behind.replace(".", "/")}.py' if behind else tool
+    known = set(re.findall(r"'(--[a-z][\w-]*)'", text(source)))
     if tool == 'tools/miniature/train_generator.py':
-        fields = re.findall(
-            r'^    (\w+): ', text('freeatm_mm/miniature/generator.py'), re.MULTILINE
-        )
+        fields = re.findall(r'^    (\w+): ', text('freeatm_mm/miniature/plan.py'), re.MULTILINE)
         known |= {f'--{field.replace("_", "-")}' for field in fields}
     return known
 
@@ -74,8 +77,10 @@ def unknown_options(name: str) -> list[str]:
     joined = re.sub(r'\\\n\s*', ' ', text(name)).replace(
         './run miniature', 'tools/miniature/run.py'
     )
+    for name, command in COMMANDS.items():
+        joined = re.sub(rf'\bfreeatm(_mm)? {name}\b', f'freeatm_mm/cli/{command.module}.py', joined)
     unknown = []
-    for tool, rest in re.findall(r'(tools/[\w/]+\.py)([^`\n]*)', joined):
+    for tool, rest in re.findall(r'((?:tools|freeatm_mm/cli)/[\w/]+\.py)([^`\n]*)', joined):
         used = re.findall(r'(?<![\w=])(--[a-z][\w-]*)', rest.split('#')[0])
         unknown += [f'{tool} {option}' for option in used if option not in options_of(tool)]
     return unknown
@@ -93,13 +98,19 @@ def test_what_does_not_exist_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(f'{__name__}.ROOT', tmp_path)
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools/make.py').write_text("parser.add_argument('--count')")
+    (tmp_path / 'freeatm_mm/cli').mkdir(parents=True)
+    (tmp_path / 'freeatm_mm/cli/train.py').write_text("add('--count')")
     (tmp_path / 'page.md').write_text(
         '# A heading: here\n[a](#a-heading-here) [b](#no) [c](no.md) `configs/no.py`\n'
         'python tools/make.py --count 3 \\\n    --colour red  # --comment\n'
+        'freeatm train --count 3 --size 2\n'
     )
     assert broken_links('page.md') == ['#no', 'no.md']
     assert missing_paths('page.md') == ['configs/no.py']
-    assert unknown_options('page.md') == ['tools/make.py --colour']
+    assert unknown_options('page.md') == [
+        'tools/make.py --colour',
+        'freeatm_mm/cli/train.py --size',
+    ]
 
 
 def test_the_picture_underlines_each_noun_in_the_colour_of_its_mask():
@@ -114,7 +125,7 @@ def test_the_picture_underlines_each_noun_in_the_colour_of_its_mask():
     assert 800 <= sheet.width <= 1200
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
     nouns = max(len(spans) for _, spans, _ in examples)
-    assert set(picture.NOUN_COLOURS[:nouns]) <= colours
+    assert set(NOUN_COLOURS[:nouns]) <= colours
 
 
 def test_contributing_lists_the_places_that_the_tests_of_additions_use():

@@ -24,15 +24,17 @@ PACKAGE = ROOT / 'freeatm_mm'
 LAYERS = (
     ('methods', 'paper', 'signals'),
     ('errors',),
-    ('files', 'torch_files', 'ops'),
+    ('files', 'packaged', 'torch_files', 'ops'),
     ('checkpoints', 'prompts'),
     ('store',),
-    ('attention', 'datasets', 'models', 'origins'),
+    ('attention', 'datasets', 'models', 'origins', 'pytorch'),
     ('configs',),
     ('engine', 'generation', 'results'),
     ('openmmlab',),
     ('lavis_ext', 'probing', 'downstream'),
     ('miniature',),
+    ('cli',),
+    ('__main__',),
 )
 #: `compat` lets mmengine read checkpoints through `checkpoints`, which asks it to: one room.
 SAME_ROOM = {'compat': 'checkpoints'}
@@ -48,6 +50,7 @@ FORBIDDEN = {
     },
     **{layer: ('diffusers', 'freeatm_mm.generation') for layer in TRAINING_LAYERS},
     'ops': FRAMEWORKS,
+    'pytorch': FRAMEWORKS,
 }
 
 
@@ -112,7 +115,7 @@ def violations(layer: str) -> list[str]:
 def room_of(name: str) -> str | None:
     """The room of a full name of the package; None for the package itself and for other names."""
     parts = name.split('.')
-    if parts[0] != PACKAGE.name or len(parts) == 1:
+    if parts[0] != PACKAGE.name or len(parts) == 1 or parts[1] == '__version__':
         return None
     return SAME_ROOM.get(parts[1], parts[1])
 
@@ -249,7 +252,7 @@ print(count)
     [
         ((*OPENMMLAB, 'lavis'), DATA_LAYERS),
         (('diffusers', 'lavis'), TRAINING_LAYERS),
-        (FRAMEWORKS, ('ops',)),
+        (FRAMEWORKS, ('ops', 'pytorch')),
     ],
     ids=['data', 'training', 'ops'],
 )

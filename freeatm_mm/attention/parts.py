@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ __all__ = [
     'choose_parts',
     'heads_of',
     'in_blocks',
+    'named_parts',
+    'plain_name',
     'separate_names',
     'size_matches',
     'sizes',
@@ -196,13 +198,25 @@ def block_names(
     """
     names = _names(blocks, 'blocks')
     known = {'all', *groups}
-    modules = {name for name, _ in denoiser.named_modules()} if names - known else set()
+    modules = {name for name, _ in named_parts(denoiser)} if names - known else set()
     if not names or names - known - modules:
         raise ValueError(
             f'blocks must be of {sorted(known)}, or names of modules such as '
             f"'up_blocks.1', got {blocks!r}"
         )
     return None if 'all' in names else frozenset(names)
+
+
+def named_parts(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a network by their names in it, without what `torch.compile` adds."""
+    for name, module in denoiser.named_modules():
+        if not hasattr(module, '_orig_mod'):
+            yield plain_name(name), module
+
+
+def plain_name(name: str) -> str:
+    """Return a module's name without the wrappers that `torch.compile` put round it or above it."""
+    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 
 
 def in_blocks(blocks: frozenset[str] | None, group: str, layer: str) -> bool:

@@ -12,7 +12,7 @@ head, T noun tokens; h and w are the sides of a feature map.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
+from freeatm_mm.attention.compiled import Region, compiled_regions
 from freeatm_mm.attention.families import Call, find_family
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
@@ -41,6 +42,8 @@ from freeatm_mm.attention.parts import (
     whole_number,
 )
 from freeatm_mm.attention.recording import Recording
+from freeatm_mm.attention.sequence import AttentionCall
+from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
@@ -239,6 +242,7 @@ class AttentionRecorder:
                 'pipeline is to be called, to generate()'
             )
         self._hooks: ExitStack | None = None
+        self._regions: list[Region] = []
         self._reset()
 
     def _tell(
@@ -374,8 +378,8 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
-            ValueError: If the denoiser is compiled, has a hook of diffusers that changes its
-                attention, or has no module of the family's kind.
+            ValueError: If the denoiser has a hook of diffusers that changes its attention, or both
+                a step cache and compiled code, or has no module of the family's kind.
         """
         self._check_free()
         if not self.prompts:
@@ -384,37 +388,82 @@ class AttentionRecorder:
                 'or call generate()'
             )
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
+        self._regions = compiled_regions(denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: module.heads for name, module, _ in modules})
         pixels = (
             [] if self._self_attention is None else self_attention_modules(denoiser, self._family)
         )
-        uses_step_cache(denoiser)
-        self._reset()
-        taps = [
-            make_tap(
-                self._sink,
-                self._family,
-                module,
-                group,
-                name,
-                _wanted_heads(self._heads, name, module),
+        if uses_step_cache(denoiser) and self._regions:
+            raise ValueError(
+                'a compiled denoiser with a step cache cannot be recorded: leave out one of the two'
             )
-            for name, module, group in modules
-        ]
+        self._reset()
+        taps: list[Tap] = []
+        for name, module, group in modules:
+            make = make_shown_tap if self._is_compiled(name) else make_tap
+            wanted = _wanted_heads(self._heads, name, module)
+            taps.append(make(self._sink, self._family, module, group, name, wanted))
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: tap.module.heads for tap in taps}
-        taps += [make_self_tap(self._sink, self._family, module, name) for name, module in pixels]
+        for name, module in pixels:
+            make_self = make_shown_self_tap if self._is_compiled(name) else make_self_tap
+            taps.append(make_self(self._sink, self._family, module, name))
         with ExitStack() as hooks:
-            handle = denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
-            hooks.callback(handle.remove)
+            if all(region.name for region in self._regions):
+                # Run as it is, also where the denoiser is compiled after this.
+                before = torch.compiler.disable(self._before_denoiser)
+                handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
+                hooks.callback(handle.remove)
             for tap in taps:
                 for handle in tap.install():
                     hooks.callback(handle.remove)
+            for undo in self._watch_regions([tap for tap in taps if isinstance(tap, ShownTap)]):
+                hooks.callback(undo)
             for watch in self._watches:
                 hooks.callback(watch.install())
             self._hooks = hooks.pop_all()
         return self
+
+    def _is_compiled(self, layer: str) -> bool:
+        return any(region.holds(layer) for region in self._regions)
+
+    def _watch_regions(self, taps: Sequence[ShownTap]) -> Iterator[Callable[[], None]]:
+        """Have the compiled parts of the denoiser show their attention to taps."""
+        # Those of all recorders of the same kind, so that one compilation serves them all.
+        names = [name for name, *_ in text_attention_modules(self._denoiser, self._family, None)]
+        if self._self_attention is not None:
+            names += [name for name, _ in self_attention_modules(self._denoiser, self._family)]
+        layers = frozenset(
+            region.inside(name) for region in self._regions for name in names if region.holds(name)
+        )
+        for region in self._regions:
+            inside = [tap for tap in taps if region.holds(tap.layer)]
+            if inside or not region.name:
+                yield self._watch_region(region, layers, inside)
+
+    def _watch_region(
+        self, region: Region, layers: frozenset[str], taps: Sequence[ShownTap]
+    ) -> Callable[[], None]:
+        by_layer: dict[str, list[ShownTap]] = {}
+        for tap in taps:
+            by_layer.setdefault(tap.layer, []).append(tap)
+
+        def before(args: tuple, kwargs: dict) -> None:
+            if not region.name:
+                self._before_denoiser(region.module, args, kwargs)
+            for tap in taps:
+                tap.start()
+
+        def look(layer: str, call: AttentionCall) -> None:
+            for tap in by_layer.get(layer, ()):
+                tap.look(call)
+
+        def after() -> None:
+            for tap in taps:
+                tap.finish()
+
+        return region.watch(layers, before, look, after)
 
     def __exit__(
         self,
@@ -573,6 +622,8 @@ class AttentionRecorder:
 
     def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Counts a step and finds out which rows of the batch are conditional."""
+        if not self._calls:
+            self._check_still_compiled()
         called_with = self._family.denoiser_input(module, args, kwargs)
         for watch in self._watches:
             watch.check()
@@ -586,6 +637,15 @@ class AttentionRecorder:
         self._first_row, self._last_row = self._conditional_rows(called_with.sample)
         self._sink.input = called_with
         self.num_steps += self._sink.recording
+
+    def _check_still_compiled(self) -> None:
+        """Refuses a denoiser that was compiled inside the ``with``."""
+        now = compiled_regions(getattr(self._pipe, self._family.denoiser))
+        if [region.holder for region in now] != [region.holder for region in self._regions]:
+            raise ValueError(
+                'the denoiser was compiled, or replaced, while it was being recorded: call '
+                'torch.compile before the with block'
+            )
 
     def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
         """Whether this call isn't the one that draws the prompt, but one to compare it with."""

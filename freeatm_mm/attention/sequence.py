@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ['AttentionCall', 'WatchAttention', 'bias_of']
+__all__ = ['AttentionCall', 'WatchAttention', 'attention_call', 'bias_of', 'deciding_arguments']
 
 
 class AttentionCall(NamedTuple):
@@ -51,22 +51,30 @@ class WatchAttention(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            self._look(_read(*args, **kwargs))
+            self._look(attention_call(*deciding_arguments(*args, **kwargs)))
         return func(*args, **kwargs)
 
 
-def _read(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
+def deciding_arguments(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: Any = None,
     **others: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """Pick query, key, mask and scale from the arguments of ``scaled_dot_product_attention``."""
+    return query, key, attn_mask, scale
+
+
+def attention_call(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
 ) -> AttentionCall:
+    """Make an :class:`AttentionCall` of them; the scale's default is that of the function."""
     return AttentionCall(
-        query.detach(), key.detach(), attn_mask, query.shape[-1] ** -0.5 if scale is None else scale
+        query.detach(), key.detach(), mask, query.shape[-1] ** -0.5 if scale is None else scale
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
-from freeatm_mm.attention.parts import Size, in_blocks, size_matches
+from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
 __all__ = [
@@ -380,16 +380,8 @@ def text_attention_modules(
     denoiser: nn.Module, family: Family, blocks: frozenset[str] | None
 ) -> list[tuple[str, Any, str]]:
     """The modules to record: name, module and block group."""
-    compiled = hasattr(denoiser, '_orig_mod') or any(
-        getattr(module, '_compiled_call_impl', None) is not None for module in denoiser.modules()
-    )
-    if compiled:
-        raise ValueError(
-            'a compiled denoiser skips the hooks that the recorder needs; record with '
-            'the pipeline as it was before torch.compile'
-        )
     found: list[tuple[str, Any, str]] = []
-    for name, module in denoiser.named_modules():
+    for name, module in named_parts(denoiser):
         if not family.is_text_attention(name, module):
             continue
         group = family.block_groups.get(name.split('.')[0], 'other')
@@ -407,7 +399,7 @@ def text_attention_modules(
 def self_attention_modules(denoiser: nn.Module, family: Family) -> list[tuple[str, nn.Module]]:
     """The modules in which pixels attend to pixels, alone or beside the text."""
     found = []
-    for name, module in denoiser.named_modules():
+    for name, module in named_parts(denoiser):
         pixels_only = (
             getattr(module, 'is_cross_attention', None) is False
             and getattr(module, 'added_kv_proj_dim', None) is None

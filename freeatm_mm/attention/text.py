@@ -192,7 +192,9 @@ class _Located:
         prompts: Sequence[str],
         nouns: Sequence[Sequence[Any]],
     ) -> None:
-        tokenizer = getattr(part.tokenizer, 'tokenizer', part.tokenizer)  # a processor's
+        tokenizer = part.tokenizer
+        if not hasattr(tokenizer, 'padding_side'):
+            tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)  # a processor's
         self.tokenizer, self.text_encoder = tokenizer, part.text_encoder
         self.name, self.argument = part.name, part.prompt
         self._prompts, self._encoder, self._nouns = list(prompts), encoder, nouns

@@ -41,6 +41,29 @@ def mix_seed(*numbers: int) -> int:
     return state >> 32
 
 
+def seeded_uniforms(seeds: np.ndarray, count: int, start: int = 0) -> np.ndarray:
+    """Random numbers of many seeds at once, by SplitMix64 as well.
+
+    Args:
+        seeds: (B,) uint64.
+        count: How many numbers of each.
+        start: How many of each to pass over.
+
+    Returns:
+        (B, count) float64 in [0, 1); a row follows from its seed alone.
+    """
+    step = np.uint64(0x9E3779B97F4A7C15)
+
+    def mixed(state: np.ndarray) -> np.ndarray:
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))
+
+    places = np.arange(start + 1, start + count + 1, dtype=np.uint64) * step
+    state = mixed(seeds.astype(np.uint64) + step)[:, None] + places
+    return (mixed(state) >> np.uint64(11)) * 2.0**-53
+
+
 def seed_draw(seed: int) -> None:
     """Seeds Python, NumPy and torch on the CPU: all random choices that a pipeline makes."""
     random.seed(seed)
@@ -51,6 +74,8 @@ def seed_draw(seed: int) -> None:
 
 def _seeded_items(dataset: Any, draws: Sequence) -> list:
     """The items of some draws, each a number or a (number, seed)."""
+    if getattr(dataset, 'in_memory', False) and all(isinstance(draw, tuple) for draw in draws):
+        return dataset.draw_batch(draws)
     items = []
     for draw in draws:
         if isinstance(draw, tuple):

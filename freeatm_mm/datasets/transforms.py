@@ -22,6 +22,7 @@ from mmpretrain.registry import TRANSFORMS
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
+    ViewMasks,
     centred_boxes,
     crop_window,
     flip_window,
@@ -347,24 +348,37 @@ class PackFreeATMInputs(PackInputs):
         return packed
 
     def _pack_masks(self, results: dict, data_sample) -> None:
-        masks = results['stored_masks']
         windows = np.array(results.get('windows') or [results['window']])
-        data_sample.set_field(len(masks), 'num_nouns', field_type='metainfo')
-        views = masks_on_views(
+        views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
+        self.add_instances(data_sample, views, results['noun_ids'])
+
+    def on_views(self, masks: np.ndarray, windows: np.ndarray, scales: np.ndarray) -> ViewMasks:
+        """Bring masks to the grid of views; see `masks_on_views`."""
+        return masks_on_views(
             masks,
             windows,
             self.grid_size,
-            scales=results['mask_scales'],
+            scales=scales,
             values=self.mask_values,
             min_visible=self.min_visible,
         )
+
+    def add_instances(self, data_sample, views: ViewMasks, nouns: np.ndarray) -> None:
+        """Add what is left of a sample's masks to its data sample.
+
+        Args:
+            data_sample: Changed in place.
+            views: The masks on the grid of its views.
+            nouns: (K,) of all its nouns, whatever is left.
+        """
+        data_sample.set_field(len(nouns), 'num_nouns', field_type='metainfo')
         if not len(views.kept):
             return
         # Not `masks`: mmpretrain's own field `mask` is something else.
         data_sample.instance_masks = torch.from_numpy(views.values)
         # As metainfo it isn't moved to the GPU, sample by sample, where nobody needs it.
         data_sample.set_field(views.visible, 'visible', field_type='metainfo')
-        data_sample.noun_ids = torch.from_numpy(results['noun_ids'][views.kept])
+        data_sample.noun_ids = torch.from_numpy(nouns[views.kept])
 
     def __repr__(self) -> str:
         return (

@@ -12,13 +12,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from freeatm_mm.checkpoints import find_backbone
 from freeatm_mm.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ['LAYOUTS', 'convert_backbone', 'convert_checkpoint', 'resnet_shape', 'vit_shape']
 
@@ -206,6 +205,10 @@ def convert_checkpoint(
         FileNotFoundError: If the checkpoint isn't there.
         ValueError: See `find_backbone` and `convert_backbone`.
     """
+    import torch
+
+    from freeatm_mm.checkpoints import find_backbone
+
     backbone, out = find_backbone(checkpoint), Path(out)
     state = {name: value.contiguous() for name, value in convert_backbone(backbone, layout).items()}
     if layout == 'huggingface':

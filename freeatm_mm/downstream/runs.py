@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.checkpoints import check_regular
 from freeatm_mm.downstream.tiny_datasets import LAYOUTS
 from freeatm_mm.errors import RunError
 from freeatm_mm.files import atomic_write, file_sha256
@@ -159,6 +158,8 @@ def identify(init: str) -> str:
     """
     if init in ('random', 'supervised') or '://' in init:
         return init
+    from freeatm_mm.torch_files import check_regular
+
     check_regular(init)
     return f'sha256:{file_sha256(init)}'
 

@@ -177,8 +177,9 @@ def _check_part(
         and not inspect.ismodule(own)
     ):
         raise ValueError(
-            f'{index} takes its {part} from {library!r}, which is neither diffusers '
-            'nor transformers: code that comes with weights is not run'
+            f'{index} takes its {part} from {library!r}, which is neither diffusers nor '
+            f'transformers nor one of the pipelines that diffusers {diffusers.__version__} has: '
+            'code that comes with weights is not run'
         )
     home = (
         own
@@ -189,7 +190,9 @@ def _check_part(
     found = getattr(home, class_name, None)
     if not isinstance(found, type):
         raise ValueError(
-            f"{index} takes its {part} from the class {class_name!r}, which {library} doesn't have"
+            f'{index} takes its {part} from the class {class_name!r}, which {library} '
+            f"(diffusers {diffusers.__version__}, transformers {transformers.__version__}) doesn't "
+            'have'
         )
     if issubclass(found, diffusers.DiffusionPipeline):
         raise ValueError(

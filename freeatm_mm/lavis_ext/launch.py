@@ -27,6 +27,7 @@ from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import read_text
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
 from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
+from freeatm_mm.packaged import find_config
 
 __all__ = [
     'RETRIEVAL_METRICS',
@@ -60,13 +61,14 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     """A yaml with its changes.
 
     Args:
-        path: The yaml.
+        path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
         options: Changes, each `key.of.the.yaml=value`.
 
     Raises:
         MissingFileError: If the file doesn't exist.
         InputError: If it is no yaml of LAVIS's, or an option is none; names it.
     """
+    path = find_config(path)
     if not os.path.lexists(path):
         raise MissingFileError(f'there is no config {path}')
     try:
@@ -125,7 +127,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """LAVIS's config of a yaml.
 
     Args:
-        path: The yaml.
+        path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
         options: Changes, each `key.of.the.yaml=value`.
 
     Raises:
@@ -133,6 +135,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         InputError: If it names a model, its type or a dataset that LAVIS doesn't know, or has an
             entry of `run` that can't be honoured.
     """
+    path = find_config(path)
     yaml = read_yaml(path, options)
     arch = yaml.model.get('arch')
     if text(arch) or registry.get_model_class(arch) is None:
@@ -264,7 +267,7 @@ def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -
     """Trains a yaml to its end.
 
     Args:
-        path: The yaml.
+        path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
         options: Changes, each `key.of.the.yaml=value`.
         resume: Go on from the last checkpoint in `run.output_dir`, if there is one.
 
@@ -299,7 +302,7 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
     """Judges a retrieval yaml's checkpoint on its test splits.
 
     Args:
-        path: The yaml.
+        path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
         options: Changes, each `key.of.the.yaml=value`.
 
     Returns:

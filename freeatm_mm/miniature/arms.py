@@ -52,6 +52,14 @@ ARMS: dict[str, Arm] = {
         ('model.negatives=other_nouns',),
         "keys of the query's own noun are no negatives",
     ),
+    'same_noun': Arm(
+        'same_noun',
+        ('model.positives=same_noun',),
+        "keys of the query's own noun are positives too",
+    ),
+    'binary': Arm(
+        'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
+    ),
     'other_masks': Arm(
         'other_masks',
         (

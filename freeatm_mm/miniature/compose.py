@@ -24,6 +24,7 @@ def compose_scenes(
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
+    garments: bool = False,
 ) -> Iterator[Scene]:
     """Yield scenes 0, 1, ..., ``count`` - 1 of a split, in order.
 
@@ -34,12 +35,14 @@ def compose_scenes(
         seed: Number of the world.
         workers: Processes; one per core by default. The scenes don't depend on it.
         progress: Whether to show a progress bar.
+        garments: Make the scenes with one garment each instead
+            (:meth:`~freeatm_mm.miniature.scenes.SceneMaker.garment`).
     """
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(  # unlike a Pool it raises when its workers can't start
         workers, multiprocessing.get_context('spawn'), _start_worker, (str(sources), split, seed)
     ) as pool:
-        scenes = pool.map(_make_scene, range(count), chunksize=64)
+        scenes = pool.map(_make_garment if garments else _make_scene, range(count), chunksize=64)
         yield from tqdm(
             scenes, f'{split} scenes', count, disable=not progress, unit='scene', mininterval=1.0
         )
@@ -53,3 +56,8 @@ def _start_worker(sources: str, split: str, seed: int) -> None:
 def _make_scene(index: int) -> Scene:
     assert _maker is not None
     return _maker.scene(index)
+
+
+def _make_garment(index: int) -> Scene:
+    assert _maker is not None
+    return _maker.garment(index)

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,12 @@ from transformers.models.clip.tokenization_clip import bytes_to_unicode
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation.pipelines import load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.plan import GeneratorPlan
 from freeatm_mm.miniature.scenes import SIDE
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
 
-__all__ = ['GeneratorPlan', 'train_generator']
+__all__ = ['train_generator']
 
 TOKENS = 20  # length of a tokenized caption; the longest has 18 tokens with its two ends
 _START, _END = '<|startoftext|>', '<|endoftext|>'
@@ -46,46 +47,11 @@ LOG_STEPS = 100  # between two points of the loss curve, and looks at the clock
 _EMPTY_CAPTION_SHARE = 0.1  # captions dropped in training, for classifier-free guidance
 
 
-@dataclass(frozen=True)
-class GeneratorPlan:
-    """How long and on how much to train.
-
-    Args:
-        scenes: Scenes composed from the training split.
-        vae_samples: Images that the autoencoder sees.
-        unet_samples: Latents that the UNet sees; 0 leaves it as it is.
-        vae_batch_size: Images a step.
-        unet_batch_size: Latents a step.
-        vae_lr: Peak learning rate of the autoencoder (Adam, cosine).
-        unet_lr: Peak learning rate of UNet and text model (Muon for matrices and kernels, AdamW
-            for the rest; cosine, 2 % warm-up).
-        seed: Seed of scenes, weights, noise and order.
-        start_from: Folder of a finished generator to go on from; its encoder is kept as it is.
-            Random weights if not given.
-        decoder_samples: Random crops to train the autoencoder's decoder on alone, for sharper
-            images: the latents, and so what the UNet has learned, stay as they are. Only with
-            ``start_from``.
-        decoder_lr: Its peak learning rate (as ``unet_lr``).
-    """
-
-    scenes: int = 60_000
-    vae_samples: int = 80_000
-    unet_samples: int = 240_000
-    vae_batch_size: int = 16
-    unet_batch_size: int = 64
-    vae_lr: float = 2e-3
-    unet_lr: float = 1e-3
-    seed: int = 0
-    start_from: str = ''
-    decoder_samples: int = 0
-    decoder_lr: float = 1e-3
-
-
 def train_generator(
     sources: str | Path,
     work: str | Path,
     out: str | Path,
-    plan: GeneratorPlan = GeneratorPlan(),
+    plan: GeneratorPlan | None = None,
     device: str = 'cpu',
     workers: int | None = None,
     minutes: float | None = None,
@@ -99,7 +65,7 @@ def train_generator(
         sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
         work: Folder for composed scenes, checkpoints and loss curves.
         out: Folder for the finished pipeline.
-        plan: How long and on how much to train.
+        plan: How long and on how much to train; by default that of the shipped generator.
         device: ``'cpu'`` or ``'cuda'``.
         workers: Processes that compose scenes; one per core by default.
         minutes: Stop at a checkpoint after this long, to be resumed later.
@@ -111,7 +77,7 @@ def train_generator(
     Raises:
         ValueError: If ``work`` belongs to a run with another plan.
     """
-    work = Path(work)
+    work, plan = Path(work), plan or GeneratorPlan()
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float('inf')
     _check_plan(work / 'plan.json', plan)
     images, captions = _composed(sources, work, plan, workers)

@@ -128,7 +128,12 @@ class DryJob:
 
 
 def make_world(
-    job: Job | DryJob, out: str | Path, images: int, exact: int, sources: str | None
+    job: Job | DryJob,
+    out: str | Path,
+    images: int,
+    exact: int,
+    sources: str | None,
+    garments: bool = False,
 ) -> None:
     """Make the world of a long job: prompts for so many images, and composed scenes as exact."""
     job.run(
@@ -139,6 +144,7 @@ def make_world(
         images,
         '--exact',
         exact,
+        *(['--garments'] if garments else []),
         *(['--sources', sources] if sources else []),
     )
 

@@ -67,8 +67,38 @@ class SceneMaker:
         """Make the scene with this number."""
         rng = np.random.default_rng([zlib.crc32(self.split.encode()), self.seed, index])
         subjects, place = _sample_subjects(rng)
+        return self._compose(rng, index, subjects, place)
+
+    def garment(self, index: int) -> Scene:
+        """Make a scene with one garment; each photo of the split has its own.
+
+        Nouns alternate: with N of them, scene number ``index`` shows photo number ``index // N`` of
+        noun ``index % N`` of :data:`~freeatm_mm.miniature.sources.GARMENTS`.
+
+        Raises:
+            IndexError: If there is no such photo.
+        """
+        rng = np.random.default_rng(
+            [zlib.crc32(f'garment {self.split}'.encode()), self.seed, index]
+        )
+        noun, number = list(GARMENTS)[index % len(GARMENTS)], index // len(GARMENTS)
+        if number >= len(self.cutouts.garments[noun]):
+            raise IndexError(f'the split {self.split} has no photo number {number} of a {noun}')
+        subjects = [Subject(noun, str(rng.choice(list(COLOURS))))]
+        place = str(rng.choice(list(BACKGROUNDS.values())))
+        return self._compose(rng, index, subjects, place, number)
+
+    def _compose(
+        self,
+        rng: np.random.Generator,
+        index: int,
+        subjects: list[Subject],
+        place: str,
+        photo: int | None = None,
+    ) -> Scene:
+        """Put subjects on a place: any photos of them, or of garments that with this number."""
         image = self._background(rng, place)
-        layers, objects = self._place(rng, subjects)
+        layers, objects = self._place(rng, subjects, photo)
         masks = np.zeros((len(subjects), SIDE, SIDE), bool)
         for k, (pixels, left, top) in enumerate(layers):
             alpha = np.zeros((SIDE, SIDE, 1), np.float32)
@@ -98,6 +128,7 @@ class SceneMaker:
         self,
         rng: np.random.Generator,
         subjects: list[Subject],
+        photo: int | None = None,
     ) -> tuple[list[tuple[np.ndarray, int, int]], tuple[str, ...]]:
         """Choose, turn, scale and place the cut-outs so that none is mostly hidden."""
         layers: list[tuple[np.ndarray, int, int]] = []
@@ -105,7 +136,7 @@ class SceneMaker:
         areas: list[int] = []
         names = []
         for subject in subjects:
-            name, pixels = self._cutout(rng, subject)
+            name, pixels = self._cutout(rng, subject, photo)
             names.append(name)
             best: tuple[float, tuple[np.ndarray, int, int], np.ndarray] | None = None
             for _ in range(_TRIES):
@@ -128,10 +159,12 @@ class SceneMaker:
             areas.append(max(1, int(mask.sum())))
         return layers, tuple(names)
 
-    def _cutout(self, rng: np.random.Generator, subject: Subject) -> tuple[str, np.ndarray]:
+    def _cutout(
+        self, rng: np.random.Generator, subject: Subject, photo: int | None
+    ) -> tuple[str, np.ndarray]:
         if subject.noun in GARMENTS:
             photos = self.cutouts.garments[subject.noun]
-            number = int(rng.integers(len(photos)))
+            number = int(rng.integers(len(photos))) if photo is None else photo
             return f'{subject.noun}-{number}', cut_garment(photos[number], subject.modifier)
         stamps = self.cutouts.stamps[subject.noun]
         stamp = stamps[int(rng.integers(len(stamps)))]

@@ -13,7 +13,21 @@ import torch
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
+from freeatm_mm.ops.losses import other_positives
 from freeatm_mm.ops.pooling import pad_instances
+
+
+def check_positives(model: object, positives: str, negatives: str) -> None:
+    """Refuse positives that are unknown or don't go with the negatives.
+
+    Raises:
+        ValueError: Naming the model and what to choose.
+    """
+    unknown = torch.empty(0, dtype=torch.int64)
+    try:
+        other_positives(positives, negatives, unknown, unknown)
+    except ValueError as error:
+        raise ValueError(f'{type(model).__name__}: {error}.') from None
 
 
 @dataclass

@@ -14,9 +14,21 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from freeatm_mm.models.instances import Instances, collect_instances, gather_rows
+from freeatm_mm.models.instances import (
+    Instances,
+    check_positives,
+    collect_instances,
+    gather_rows,
+)
 from freeatm_mm.models.necks import check_pools_instances, feature_map
-from freeatm_mm.ops.losses import NEGATIVES, contrastive_accuracy, enqueue, info_nce_logits
+from freeatm_mm.ops.losses import (
+    NEGATIVES,
+    contrastive_accuracy,
+    enqueue,
+    info_nce_logits,
+    multi_positive_loss,
+    other_positives,
+)
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, mean_of_known, same_noun_counts
 
 
@@ -38,23 +50,27 @@ class FreeATMMoCo(MoCo):
     Args:
         negatives: 'all' (the paper) or 'other_nouns', which leaves out the queue's keys of the
             query's own noun: the nouns are known as freely as the masks.
+        positives: 'own' (the paper) or 'same_noun': the queue's keys of the query's own noun are
+            positives, too (`freeatm_mm.ops.multi_positive_loss`, with the head's temperature).
         **kwargs: Arguments of `mmpretrain.models.MoCo`; the neck must be one that pools
             instances (`InstancePooling`), as `FreeATMMoCoV2Neck` does.
 
     Raises:
-        ValueError: If `negatives` is unknown.
+        ValueError: If `negatives` or `positives` is unknown, or they exclude each other.
         TypeError: If the neck can't pool instances.
     """
 
-    def __init__(self, *, negatives: str = 'all', **kwargs) -> None:
+    def __init__(self, *, negatives: str = 'all', positives: str = 'own', **kwargs) -> None:
         super().__init__(**kwargs)
         if negatives not in NEGATIVES:
             raise ValueError(
                 f'FreeATMMoCo: negatives {negatives!r} is unknown: use one of '
                 f'{", ".join(NEGATIVES)}.'
             )
+        check_positives(self, positives, negatives)
         check_pools_instances(self)
         self.negatives = negatives
+        self.positives = positives
         self.register_buffer('queue_nouns', torch.full((self.queue_len,), UNKNOWN_NOUN))
 
     def loss(
@@ -84,7 +100,12 @@ class FreeATMMoCo(MoCo):
         positive, negative = info_nce_logits(
             queries, keys, self.queue, instances.nouns, self.queue_nouns, self.negatives
         )
-        loss = self.head.loss(positive, negative) * instances.loss_weight
+        same = other_positives(self.positives, self.negatives, instances.nouns, self.queue_nouns)
+        loss = (
+            self.head.loss(positive, negative)
+            if same is None
+            else multi_positive_loss(positive, negative, same, self.head.temperature)
+        ) * instances.loss_weight
 
         with torch.no_grad():
             statistics = instances.statistics()

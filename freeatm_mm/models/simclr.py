@@ -15,6 +15,7 @@ from torch import Tensor
 
 from freeatm_mm.models.instances import (
     Instances,
+    check_positives,
     collect_instances,
     gather_rows,
     gather_rows_with_gradient,
@@ -24,7 +25,9 @@ from freeatm_mm.ops.losses import (
     NEGATIVES,
     contrastive_accuracy,
     equation3_logits,
+    multi_positive_loss,
     nt_xent_logits,
+    other_positives,
 )
 from freeatm_mm.ops.nouns import mean_of_known, same_noun_counts
 
@@ -51,6 +54,8 @@ class FreeATMSimCLR(SimCLR):
     Args:
         loss: 'nt_xent' or 'equation3'.
         negatives: 'all' (the paper) or 'other_nouns', which leaves out instances of the same noun.
+        positives: 'own' (the paper) or 'same_noun': instances of the same noun are positives, too
+            (`freeatm_mm.ops.multi_positive_loss`, with the head's temperature).
         exact_gradients: With W processes mmpretrain's SimCLR gives 1/W of the gradient that one
             process would give on the whole batch: each process differentiates the whole loss by
             its own images only, and DistributedDataParallel takes the mean. False keeps this, with
@@ -60,7 +65,8 @@ class FreeATMSimCLR(SimCLR):
             instances (`InstancePooling`), as `FreeATMNonLinearNeck` does.
 
     Raises:
-        ValueError: If `loss` or `negatives` is unknown.
+        ValueError: If `loss`, `negatives` or `positives` is unknown, or the last two exclude each
+            other.
         TypeError: If the neck can't pool instances.
     """
 
@@ -69,6 +75,7 @@ class FreeATMSimCLR(SimCLR):
         *,
         loss: str = 'nt_xent',
         negatives: str = 'all',
+        positives: str = 'own',
         exact_gradients: bool = False,
         **kwargs,
     ) -> None:
@@ -78,9 +85,11 @@ class FreeATMSimCLR(SimCLR):
                 raise ValueError(
                     f'FreeATMSimCLR: {name} {value!r} is unknown: use one of {", ".join(known)}.'
                 )
+        check_positives(self, positives, negatives)
         check_pools_instances(self)
         self.loss_form = loss
         self.negatives = negatives
+        self.positives = positives
         self.exact_gradients = exact_gradients
 
     def loss(
@@ -118,7 +127,12 @@ class FreeATMSimCLR(SimCLR):
             every_noun=nouns,
             offset=sum(instances.counts[: get_rank()]),
         )
-        if self.loss_form == 'equation3':
+        same = other_positives(self.positives, self.negatives, instances.nouns, nouns)
+        if same is not None:
+            views = 1 if self.loss_form == 'equation3' else 2
+            temperature = 1.0 if self.loss_form == 'equation3' else self.head.temperature
+            loss = multi_positive_loss(positive, negative, same.repeat(views, views), temperature)
+        elif self.loss_form == 'equation3':
             logits = torch.cat((positive, negative), dim=1)
             loss = self.head.loss_module(logits, logits.new_zeros(len(logits), dtype=torch.long))
         else:

@@ -9,7 +9,7 @@
 
 - `geometry`: where a view lies in its image, and masks on its feature grid;
 - `pooling`: features of instances (equation 2);
-- `losses`: NT-Xent, equation 3 and InfoNCE with a queue over instances;
+- `losses`: NT-Xent, equation 3, InfoNCE with a queue, and self-distillation over instances;
 - `patch_masking`: which patches a masked autoencoder hides;
 - `position`: which block of a picture an object is in, and the sentences that say so;
 - `masks`: resize, stretch, quantise, binarise, box;
@@ -35,16 +35,20 @@ from freeatm_mm.ops.geometry import (
 )
 from freeatm_mm.ops.losses import (
     NEGATIVES,
+    POSITIVES,
     ContrastiveLogits,
     contrastive_accuracy,
     contrastive_loss,
+    distillation_loss,
     enqueue,
     equation3_logits,
     info_nce_logits,
     instance_equation3,
     instance_info_nce,
     instance_nt_xent,
+    multi_positive_loss,
     nt_xent_logits,
+    other_positives,
 )
 from freeatm_mm.ops.masks import (
     THRESHOLD,
@@ -99,6 +103,7 @@ __all__ = [
     'NEGATIVES',
     'ORDERS',
     'POSITIONS',
+    'POSITIVES',
     'PRESETS',
     'SCHEDULES',
     'THRESHOLD',
@@ -122,6 +127,7 @@ __all__ = [
     'crop_matrix',
     'crop_window',
     'dequantize',
+    'distillation_loss',
     'enqueue',
     'equation3_logits',
     'flip_matrix',
@@ -135,11 +141,13 @@ __all__ = [
     'masks_on_views',
     'mean_of_known',
     'minmax',
+    'multi_positive_loss',
     'noun_id',
     'nt_xent_logits',
     'num_visible',
     'object_from_box',
     'objects_from_masks',
+    'other_positives',
     'pad_instances',
     'patch_scores',
     'pixel_matrix',

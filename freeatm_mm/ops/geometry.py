@@ -158,7 +158,8 @@ def masks_on_views(
     Args:
         masks: (K, h, w) uint8 masks over the whole image: 0 is the noun's lowest attention, 255 its
             highest.
-        windows: (V, 4) one window for each view.
+        windows: (V, 4) one window for each view, or (V, K, 4) one for each mask, where the masks
+            are those of several images.
         grid: (height, width) of the encoder's feature map.
         scales: (K, 2) float32, each noun's lowest and highest attention; for `values` 'attention'.
         values: 'attention' is the averaged attention itself, the paper's choice for contrastive
@@ -172,7 +173,9 @@ def masks_on_views(
     if values not in MASK_VALUES:
         raise ValueError(f'values {values!r} is unknown: use one of {", ".join(MASK_VALUES)}')
     foregrounds = (masks >= THRESHOLD * 255).astype(np.float32)
-    both = view_masks(np.concatenate((foregrounds, masks)), windows, grid)
+    windows = np.asarray(windows)
+    twice = windows if windows.ndim == 2 else np.concatenate((windows, windows), 1)
+    both = view_masks(np.concatenate((foregrounds, masks)), twice, grid)
     in_view, levels = both[:, : len(masks)], both[:, len(masks) :]
     visible = visible_share(foregrounds, windows, in_view)
     kept = np.flatnonzero(visible.min(0) >= min_visible)
@@ -195,17 +198,19 @@ def view_masks(
 
     Args:
         masks: (K, h, w) masks over the whole image.
-        windows: (V, 4) one window for each view.
+        windows: (V, 4) one window for each view, or (V, K, 4) one for each mask.
         grid: (height, width) of the grid wanted, for example of the encoder's feature map.
 
     Returns:
         (V, K, *grid) float32, in the masks' own units.
     """
-    top, bottom, left, right = np.asarray(windows, dtype=np.float64).T[:, :, None, None]
+    windows = np.asarray(windows, dtype=np.float64)
+    top, bottom, left, right = windows.reshape(-1, 4).T[:, :, None, None]
     rows = _overlaps(top, bottom, grid[0], masks.shape[1])
-    columns = _overlaps(left, right, grid[1], masks.shape[2])
+    columns = _overlaps(left, right, grid[1], masks.shape[2]).transpose(0, 2, 1)
     masks = masks.astype(np.float32, copy=False)
-    return rows[:, None] @ masks @ columns.transpose(0, 2, 1)[:, None]
+    each = windows.shape[:2] if windows.ndim == 3 else (len(windows), 1)
+    return rows.reshape(*each, *rows.shape[1:]) @ masks @ columns.reshape(*each, *columns.shape[1:])
 
 
 def visible_share(
@@ -215,17 +220,20 @@ def visible_share(
 
     Args:
         foregrounds: (K, h, w) 1 where the instance is, 0 elsewhere.
-        windows: (V, 4) one window for each view.
+        windows: (V, 4) one window for each view, or (V, K, 4) one for each mask.
         in_view: (V, K, gh, gw) `view_masks` of the foregrounds, on any grid.
 
     Returns:
         (V, K) float32 in [0, 1]; 0 for an instance without any foreground.
     """
-    top, bottom, left, right = np.asarray(windows).T[:, :, None]
+    windows = np.asarray(windows)
+    windows = windows[:, None] if windows.ndim == 2 else windows
+    top, bottom, left, right = np.moveaxis(windows, -1, 0)
     area = np.abs((bottom - top) * (right - left))
     # Sums over one flat axis: NumPy's means over several take twice as long on arrays this small.
-    whole = foregrounds.reshape(len(foregrounds), -1).sum(1) / foregrounds[0].size
-    shown = in_view.reshape(*in_view.shape[:2], -1).sum(2) / in_view[0, 0].size
+    pixels, cells = (int(np.prod(part.shape[-2:])) for part in (foregrounds, in_view))
+    whole = foregrounds.reshape(-1, pixels).sum(1) / pixels
+    shown = in_view.reshape(*in_view.shape[:2], cells).sum(2) / cells
     return np.minimum(shown * area.astype(np.float32) / np.maximum(whole, 1e-12), 1.0)
 
 

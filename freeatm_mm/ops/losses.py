@@ -16,6 +16,7 @@ keys in a queue, A anchors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,20 +27,26 @@ from freeatm_mm.ops.nouns import UNKNOWN_NOUN, same_noun
 
 __all__ = [
     'NEGATIVES',
+    'POSITIVES',
     'ContrastiveLogits',
     'contrastive_accuracy',
     'contrastive_loss',
+    'distillation_loss',
     'enqueue',
     'equation3_logits',
     'info_nce_logits',
     'instance_equation3',
     'instance_info_nce',
     'instance_nt_xent',
+    'multi_positive_loss',
     'nt_xent_logits',
+    'other_positives',
 ]
 
 #: Which instances are negatives: all others (the paper), or those of another noun alone.
 NEGATIVES = ('all', 'other_nouns')
+#: Which instances are positives: the other view alone (the paper), or also those of the same noun.
+POSITIVES = ('own', 'same_noun')
 
 
 class ContrastiveLogits(NamedTuple):
@@ -61,6 +68,7 @@ def instance_nt_xent(
     *,
     temperature: float = 0.1,
     negatives: str = 'all',
+    positives: str = 'own',
 ) -> Tensor:
     """Compute SimCLR's loss (NT-Xent) over instances.
 
@@ -70,17 +78,24 @@ def instance_nt_xent(
     Args:
         first: (M, D) embeddings of the instances in one view; they are normalised here.
         second: (M, D) embeddings of the same instances in the other view.
-        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns' and `positives` 'same_noun'.
         temperature: What cosines are divided by, above 0.
         negatives: One of `NEGATIVES`.
+        positives: One of `POSITIVES`: with 'same_noun' the instances of an anchor's own noun are
+            positives, too (:func:`multi_positive_loss`).
 
     Returns:
         The mean over the 2M anchors.
 
     Raises:
-        ValueError: If the shapes differ, `negatives` is unknown, or nouns are missing.
+        ValueError: If the shapes differ, `negatives` or `positives` is unknown, they contradict
+            each other, or nouns are missing.
     """
-    return contrastive_loss(*nt_xent_logits(_pairs(first, second), nouns, negatives), temperature)
+    logits = nt_xent_logits(_pairs(first, second), nouns, negatives)
+    same = other_positives(positives, negatives, nouns, nouns)
+    if same is None:
+        return contrastive_loss(*logits, temperature)
+    return multi_positive_loss(*logits, same.repeat(2, 2), temperature)
 
 
 def instance_equation3(
@@ -90,6 +105,7 @@ def instance_equation3(
     *,
     temperature: float = 1.0,
     negatives: str = 'all',
+    positives: str = 'own',
 ) -> Tensor:
     """Compute Free-ATM's equation 3 as printed.
 
@@ -99,9 +115,10 @@ def instance_equation3(
     Args:
         first: (M, D) embeddings of the instances in one view; they are normalised here.
         second: (M, D) embeddings of the same instances in the other view.
-        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns' and `positives` 'same_noun'.
         temperature: What cosines are divided by, above 0; 1 is the paper's.
         negatives: One of `NEGATIVES`.
+        positives: One of `POSITIVES`, as in :func:`instance_nt_xent`.
 
     Returns:
         The mean over the M anchors.
@@ -109,7 +126,11 @@ def instance_equation3(
     Raises:
         ValueError: As :func:`instance_nt_xent`.
     """
-    return contrastive_loss(*equation3_logits(_pairs(first, second), nouns, negatives), temperature)
+    logits = equation3_logits(_pairs(first, second), nouns, negatives)
+    same = other_positives(positives, negatives, nouns, nouns)
+    if same is None:
+        return contrastive_loss(*logits, temperature)
+    return multi_positive_loss(*logits, same, temperature)
 
 
 def instance_info_nce(
@@ -121,6 +142,7 @@ def instance_info_nce(
     *,
     temperature: float = 0.2,
     negatives: str = 'all',
+    positives: str = 'own',
 ) -> Tensor:
     """Compute MoCo's loss (InfoNCE) over instances; keys and queue get no gradient.
 
@@ -130,10 +152,12 @@ def instance_info_nce(
         queries: (M, D) embeddings of the instances by the trained encoder; normalised here.
         keys: (M, D) those of the same instances by the momentum encoder; normalised here.
         queue: (D, Q) normalised keys of earlier batches (:func:`enqueue`).
-        nouns: (M,) int64 nouns, for `negatives` 'other_nouns'.
+        nouns: (M,) int64 nouns, for `negatives` 'other_nouns' and `positives` 'same_noun'.
         queue_nouns: (Q,) int64 nouns of the queue's keys, likewise.
         temperature: What cosines are divided by, above 0.
         negatives: One of `NEGATIVES`: 'other_nouns' leaves out keys of the query's own noun.
+        positives: One of `POSITIVES`: with 'same_noun' these keys are positives, too
+            (:func:`multi_positive_loss`).
 
     Returns:
         The mean over the M queries.
@@ -143,7 +167,10 @@ def instance_info_nce(
     """
     queries, keys = F.normalize(queries, dim=1), F.normalize(keys.detach(), dim=1)
     logits = info_nce_logits(queries, keys, queue, nouns, queue_nouns, negatives)
-    return contrastive_loss(*logits, temperature)
+    same = other_positives(positives, negatives, nouns, queue_nouns)
+    if same is None:
+        return contrastive_loss(*logits, temperature)
+    return multi_positive_loss(*logits, same, temperature)
 
 
 def nt_xent_logits(
@@ -258,6 +285,58 @@ def contrastive_loss(positive: Tensor, negative: Tensor, temperature: float = 1.
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
+def multi_positive_loss(
+    positive: Tensor, negative: Tensor, same: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Compute the contrastive loss of anchors with several positives each.
+
+    The mean over anchors of the mean over an anchor's positives p of
+    -log(exp(p / T) / sum of exp(x / T) over all x, positive or negative). "Supervised contrastive
+    learning" (arXiv 2004.11362), equation 2, with nouns in the place of labels.
+
+    Args:
+        positive: (A, 1) cosines with the other view.
+        negative: (A, X) those with other instances; minus infinity for what is neither.
+        same: (A, X) booleans: it is a positive after all. Ignored where `negative` is minus
+            infinity.
+        temperature: T, above 0.
+    """
+    logits = torch.cat((positive, negative), dim=1) / temperature
+    own = same.new_ones(len(same), 1)
+    wanted = torch.cat((own, same & negative.isfinite()), dim=1)
+    found = logits.log_softmax(1).masked_fill(~wanted, 0.0)
+    return -(found.sum(1) / wanted.sum(1)).mean()
+
+
+def other_positives(
+    positives: str, negatives: str, nouns: Tensor | None, others: Tensor | None
+) -> Tensor | None:
+    """Tell which other instances are positives.
+
+    Args:
+        positives: One of `POSITIVES`.
+        negatives: One of `NEGATIVES`.
+        nouns: (M,) int64 nouns of the anchors' instances; for 'same_noun'.
+        others: (N,) int64 nouns of the others; likewise.
+
+    Returns:
+        (M, N) booleans; None where there are none for 'own'.
+
+    Raises:
+        ValueError: If `positives` is unknown, both of the arguments treat the same noun in their
+            own way, or nouns are missing.
+    """
+    if positives not in POSITIVES:
+        raise ValueError(f'positives {positives!r} is unknown: use one of {", ".join(POSITIVES)}')
+    if positives == 'own':
+        return None
+    if negatives != 'all':
+        raise ValueError(f"positives 'same_noun' and negatives {negatives!r} exclude each other")
+    if nouns is None or others is None:
+        raise ValueError("positives 'same_noun' needs the nouns of all instances")
+    return same_noun(nouns, others)
+
+
 def contrastive_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
     """Return the share of the anchors whose positive is nearer than any negative.
 
@@ -266,6 +345,50 @@ def contrastive_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
         negative: (A, X); minus infinity for what is no negative.
     """
     return (positive[:, 0] > negative.amax(1)).float().mean()
+
+
+def distillation_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    center: Tensor | float = 0.0,
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
+    """Compute DINO's loss over instances: cross-entropy of every student's with other views.
+
+    DINO: arXiv 2104.14294, equations 3 and 4. The teacher gets no gradient.
+
+    Args:
+        student: For each of S views the (M, D) outputs of the student's head.
+        teacher: The same of the teacher's, for the first T of these views.
+        center: (1, D) what is taken off the teacher's outputs.
+        student_temperature: Above 0.
+        teacher_temperature: Above 0.
+
+    Returns:
+        The mean over instances and over the pairs of different views.
+
+    Raises:
+        ValueError: If there is no pair of different views, or shapes differ.
+    """
+    outputs = [*student, *teacher]
+    if len({output.shape for output in outputs}) > 1 or len(teacher) > len(student):
+        raise ValueError(
+            'student and teacher need outputs of one shape (M, D), the teacher for the first of '
+            f"the student's views, got {[tuple(output.shape) for output in outputs]}"
+        )
+    targets = [((view.detach() - center) / teacher_temperature).softmax(1) for view in teacher]
+    predicted = [(view / student_temperature).log_softmax(1) for view in student]
+    losses = [
+        -(target * predicted[number]).sum(1).mean()
+        for other, target in enumerate(targets)
+        for number in range(len(predicted))
+        if number != other
+    ]
+    if not losses:
+        raise ValueError('self-distillation needs two different views')
+    return torch.stack(losses).mean()
 
 
 @torch.compiler.disable  # the pointer's value decides

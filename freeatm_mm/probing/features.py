@@ -45,12 +45,14 @@ from freeatm_mm.probing.metrics import (
     mean_average_precision,
     mean_iou,
 )
+from freeatm_mm.results import pack_outcomes
 
 __all__ = [
     'FeatureModel',
     'Features',
     'Scenes',
     'evaluate_features',
+    'evaluate_objects',
     'extract_features',
     'fit_linear',
     'load_model',
@@ -380,24 +382,7 @@ def extract_features(
         crop_margin: Share of the box's side left around an object on each side, inside the image.
     """
     maps = len(scenes) if maps is None else min(maps, len(scenes))
-    pooled, grids = [], []
-    objects: list[Any] = [None] * len(scenes.object_image)
-    for start in range(0, len(scenes), batch_size):
-        stop = min(start + batch_size, len(scenes))
-        features = model.feature_map(scenes.images[start:stop]).cpu()
-        pooled.append(features.mean(dim=(2, 3)).numpy())
-        if start < maps:
-            grids.append(features[: maps - start].numpy())
-        inside = np.flatnonzero((scenes.object_image >= start) & (scenes.object_image < stop))
-        if len(inside):
-            masks = torch.from_numpy(scenes.object_masks[inside]).float()
-            size = features.shape[2], features.shape[3]
-            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), size)[:, 0]
-            own = features[torch.from_numpy(scenes.object_image[inside] - start)]
-            weight = cover / cover.sum(dim=(1, 2), keepdim=True)
-            for number, row in zip(inside, torch.einsum('mdhw,mhw->md', own, weight).numpy()):
-                objects[number] = row
-
+    pooled, objects, grids = _pool(model, scenes, batch_size, maps)
     height, width = scenes.images.shape[1:3]
     crops = []
     for start in range(0, len(objects), batch_size):
@@ -415,7 +400,6 @@ def extract_features(
             batch.append(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)))
         crops.append(model.feature_map(np.stack(batch)).mean(dim=(2, 3)).cpu().numpy())
 
-    grids = np.concatenate(grids)
     one_hot = F.one_hot(
         torch.from_numpy(scenes.label_maps[:maps]).long(), len(scenes.categories) + 1
     )
@@ -423,13 +407,36 @@ def extract_features(
     cells = cells / cells.sum(dim=1, keepdim=True)  # of the part that isn't padding
     picture = model.pad(torch.ones(1, 1, height, width))[0, 0] > 0
     return Features(
-        np.concatenate(pooled),
-        np.stack(objects),
+        pooled,
+        objects,
         np.concatenate(crops),
         grids,
         cells.permute(0, 2, 3, 1).numpy(),
         picture.numpy(),
     )
+
+
+def _pool(
+    model: FeatureModel, scenes: Scenes, batch_size: int, maps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of whole scenes (N, D), of objects under their masks (M, D), and the first maps."""
+    pooled, grids = [], []
+    objects: list[Any] = [None] * len(scenes.object_image)
+    for start in range(0, len(scenes), batch_size):
+        stop = min(start + batch_size, len(scenes))
+        features = model.feature_map(scenes.images[start:stop]).cpu()
+        pooled.append(features.mean(dim=(2, 3)).numpy())
+        grids.append(features[: max(maps - start, 0)].numpy())
+        inside = np.flatnonzero((scenes.object_image >= start) & (scenes.object_image < stop))
+        if len(inside):
+            masks = torch.from_numpy(scenes.object_masks[inside]).float()
+            size = features.shape[2], features.shape[3]
+            cover = F.adaptive_avg_pool2d(model.pad(masks[:, None]), size)[:, 0]
+            own = features[torch.from_numpy(scenes.object_image[inside] - start)]
+            weight = cover / cover.sum(dim=(1, 2), keepdim=True)
+            for number, row in zip(inside, torch.einsum('mdhw,mhw->md', own, weight).numpy()):
+                objects[number] = row
+    return np.concatenate(pooled), np.stack(objects), np.concatenate(grids)
 
 
 # --- linear classifiers -----------------------------------------------------------------------
@@ -558,13 +565,13 @@ def _scene_metrics(
     return {'linear': linear, 'knn': knn}, {'linear_l2': l2, 'linear_each': each.tolist()}
 
 
-def _object_metrics(
+def _object_scores(
     features: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
     classes: int,
-    name: str,
     l2_grid: Sequence[float],
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], float]:
+    """Scores of the test objects by a linear classifier and by neighbours; and the penalty."""
     one_hot = np.eye(classes, dtype=np.float32)
     train, val, test = standardise(*(features[split] for split in SPLITS))
     scores, l2 = _best_linear(
@@ -577,13 +584,19 @@ def _object_metrics(
         100,
     )
     votes = knn_votes(features['train'], one_hot[labels['train']], features['test'])
-    return (
-        {
-            f'linear_{name}': accuracy(scores, labels['test']),
-            f'knn_{name}': accuracy(votes, labels['test']),
-        },
-        {f'linear_{name}_l2': l2},
-    )
+    return {'linear': scores, 'knn': votes}, l2
+
+
+def _object_metrics(
+    features: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    classes: int,
+    name: str,
+    l2_grid: Sequence[float],
+) -> tuple[dict[str, float], dict[str, Any]]:
+    scores, l2 = _object_scores(features, labels, classes, l2_grid)
+    metrics = {f'{kind}_{name}': accuracy(each, labels['test']) for kind, each in scores.items()}
+    return metrics, {f'linear_{name}_l2': l2}
 
 
 def _segmentation_metrics(
@@ -706,3 +719,51 @@ def evaluate_features(
         'fit': round(time.perf_counter() - extracted, 2),
     }
     return metrics, json.loads(json.dumps(details, allow_nan=False))
+
+
+def evaluate_objects(
+    model: FeatureModel,
+    scenes: dict[str, Scenes],
+    name: str,
+    batch_size: int = 128,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Judge a frozen backbone on scenes with one object each.
+
+    Args:
+        model: From :func:`load_model`.
+        scenes: Those of train, val and test.
+        name: What the objects are called in the metrics.
+        batch_size: Images at a time.
+        l2_grid: Penalties to choose from.
+
+    Returns:
+        Accuracies in [0, 1]: ``linear_<name>`` and ``knn_<name>`` on features pooled under the
+        exact masks, ``linear_<name>_whole`` and ``knn_<name>_whole`` on those of whole images; and
+        details: under ``outcomes`` which test objects each got right
+        (:func:`freeatm_mm.results.pack_outcomes`), penalties, counts, seconds.
+
+    Raises:
+        ValueError: If a scene has not exactly one object.
+    """
+    began = time.perf_counter()
+    for split, some in scenes.items():
+        if not np.array_equal(some.object_image, np.arange(len(some))):
+            raise ValueError(f'evaluate_objects needs one object in each scene of {split}.')
+    labels = {split: scenes[split].object_category for split in SPLITS}
+    pooled = {split: _pool(model, scenes[split], batch_size, 0) for split in SPLITS}
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {'outcomes': {}, f'{name}s': len(labels['test'])}
+    for place, suffix in ((1, name), (0, f'{name}_whole')):
+        scores, details[f'linear_{suffix}_l2'] = _object_scores(
+            {split: pooled[split][place] for split in SPLITS},
+            labels,
+            len(scenes['test'].categories),
+            l2_grid,
+        )
+        for kind, each in scores.items():
+            right = each.argmax(1) == labels['test']
+            metrics[f'{kind}_{suffix}'] = float(right.mean())
+            details['outcomes'][f'{kind}_{suffix}'] = pack_outcomes(right)
+    details['seconds'] = {f'{name}s': round(time.perf_counter() - began, 2)}
+    return metrics, details

@@ -27,9 +27,16 @@ from freeatm_mm.results.file import (
 )
 from freeatm_mm.results.markdown import result_tables, to_markdown
 from freeatm_mm.results.metrics import METRICS, Metric, metric_title
+from freeatm_mm.results.outcomes import (
+    CrossedDifference,
+    crossed_difference,
+    pack_outcomes,
+    unpack_outcomes,
+)
 
 __all__ = [
     'METRICS',
+    'CrossedDifference',
     'Group',
     'Metric',
     'PairedDifference',
@@ -37,18 +44,21 @@ __all__ = [
     'arm_name',
     'arm_names',
     'comparisons',
+    'crossed_difference',
     'describe_hardware',
     'epochs_to_match',
     'holm',
     'is_untrained',
     'metric_title',
     'new_results',
+    'pack_outcomes',
     'package_versions',
     'paired_difference',
     'read_results',
     'result_tables',
     'summarise_rows',
     'to_markdown',
+    'unpack_outcomes',
     'validate_results',
     'write_results',
 ]

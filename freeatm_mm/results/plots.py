@@ -18,14 +18,16 @@ from matplotlib.typing import LineStyleType
 from freeatm_mm.results import (
     METRICS,
     Group,
+    arm_name,
     arm_names,
     is_untrained,
     metric_title,
     summarise_rows,
 )
+from freeatm_mm.results.claims import Finding
 from freeatm_mm.results.curves import Curve
 
-__all__ = ['curve_plot', 'result_plots', 'to_svg']
+__all__ = ['claim_plot', 'curve_plot', 'result_plots', 'to_svg']
 
 # Text and axes are drawn in this colour, which to_svg replaces by the page's own.
 _INK = '#010203'
@@ -242,6 +244,36 @@ def _over_epochs(
     figure.legend(
         handles, arms, loc='outside lower center', ncols=min(len(arms), _columns(len(metrics)))
     )
+    return figure
+
+
+def claim_plot(findings: list[Finding], method: str) -> Figure:
+    """Differences with their intervals, one a line; those that decide in colour.
+
+    Args:
+        findings: Of a claim, with differences.
+        method: Whose arms are compared.
+    """
+    shown = [finding for finding in findings if finding.difference]
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = _grid(1, 7.5, 0.8 + 0.34 * len(shown))
+        names = []
+        for line, finding in enumerate(shown):
+            difference = finding.difference
+            assert difference is not None
+            axes.plot(
+                [difference.low, difference.high],
+                [line, line],
+                color=_COLOURS[0] if finding.verdict else _GREY,
+            )
+            axes.plot(difference.mean, line, 'o', color=_COLOURS[0] if finding.verdict else _GREY)
+            arms = (arm_name(method, '', arm) for arm in (finding.arm, finding.reference))
+            names.append(f'{" - ".join(arms)}\n{metric_title(finding.metric)}')
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_yticks(range(len(names)), names, fontsize=7.5)
+        axes.invert_yaxis()
+        axes.set_xlabel('difference, 95 % interval over seeds and objects')
+        axes.grid(axis='x')
     return figure
 
 

@@ -192,18 +192,6 @@ def test_a_failing_sequence_leaves_nothing_behind():
     assert torch._C._len_torch_function_stack() == 0
 
 
-@pytest.mark.parametrize('regional', [False, True])
-def test_a_compiled_transformer_is_refused(regional):
-    pipe = tiny.tiny_flux()
-    if regional:
-        pipe.transformer.compile_repeated_blocks()
-    else:
-        pipe.transformer = torch.compile(pipe.transformer)
-    with pytest.raises(ValueError, match='a compiled denoiser skips the hooks'):
-        AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
-    assert hook_count(pipe) == 0
-
-
 def test_memory_of_a_sequence_is_bounded():
     """No queries or keys outlive their module's call."""
     pipe = tiny.tiny_flux()

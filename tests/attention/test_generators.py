@@ -535,3 +535,72 @@ def test_qwen_image(guided, images, probability, side):
         expected_steps=2,
         calls=slice(None, None, 2) if guided else slice(None),
     )
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'guidance', 'images', 'probability'),
+    [
+        ('ChromaPipeline', 5.0, 1, 'joint'),
+        ('ChromaPipeline', 1.0, 2, 'joint'),
+        ('ChromaPipeline', 5.0, 1, 'text'),
+        ('ChromaImg2ImgPipeline', 5.0, 1, 'joint'),
+        ('ChromaInpaintPipeline', 5.0, 1, 'joint'),
+    ],
+)
+def test_chroma(pipeline, guidance, images, probability):
+    if not hasattr(diffusers, pipeline):
+        pytest.skip(f'diffusers {diffusers.__version__} has no {pipeline}')
+    pipe = tiny.tiny_chroma(pipeline)
+    options = dict(SQUARE, width=96, guidance_scale=guidance, max_sequence_length=64)
+    generator = torch.Generator().manual_seed(3)
+    if pipeline != 'ChromaPipeline':
+        options.update(image=torch.rand(2, 3, 64, 96, generator=generator), strength=1.0)
+    if pipeline == 'ChromaInpaintPipeline':
+        options.update(mask_image=torch.rand(2, 1, 64, 96, generator=generator).round())
+    recorder = check(
+        pipe,
+        lambda: attention_of(
+            pipe.transformer, block_attention, functools.partial(sequence, text=64)
+        ),
+        lambda word: ((word,),),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64 if probability == 'text' else None,
+        draw=options,
+        recorder_options=dict(call_options=dict(max_sequence_length=64)),
+        expected_steps=2,
+        calls=slice(None, None, 2) if guidance > 1 else slice(None),
+    )
+    assert {part.group for part in recorder._sums} == {'double', 'single'}
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'guidance', 'images'),
+    [
+        ('KolorsPipeline', 5.0, 1),
+        ('KolorsPipeline', 1.0, 2),
+        ('KolorsPipeline', 5.0, 2),
+        ('KolorsImg2ImgPipeline', 5.0, 1),
+        ('KolorsPAGPipeline', 5.0, 1),
+        ('KolorsPAGPipeline', 1.0, 2),
+    ],
+)
+def test_kolors(pipeline, guidance, images):
+    pipe = tiny.tiny_kolors(pipeline)
+    options = dict(SQUARE, guidance_scale=guidance)
+    if pipeline == 'KolorsImg2ImgPipeline':
+        image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+        options.update(image=image, strength=1.0)
+    if pipeline == 'KolorsPAGPipeline':
+        options.update(pag_scale=2.0)
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        # Padding up to 256, and each prompt ends at the last key.
+        lambda word, prompt: ((256 - len(prompt.split()) + word,),),
+        (8, 8),
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        draw=options,
+    )

@@ -141,9 +141,7 @@ def test_every_perturbing_pipeline_with_a_known_base_has_a_row():
     known = {name for family in FAMILIES for name in family.pipelines}
     perturbing = {name for name in dir(diffusers) if 'PAG' in name and name.endswith('Pipeline')}
     # A video, and families that have no row.
-    others = {
-        name for name in perturbing if name.startswith(('AnimateDiff', 'HunyuanDiT', 'Kolors'))
-    }
+    others = {name for name in perturbing if name.startswith(('AnimateDiff', 'HunyuanDiT'))}
     assert perturbing - known <= others
 
 

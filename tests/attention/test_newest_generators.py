@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_generators as tiny
+from helpers import tiny_variants as variants
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
     attention_of,
@@ -89,6 +90,34 @@ def test_flux2_klein(guidance, images, probability, side):
     assert {part.group for part in recorder._sums} == {'double', 'single'}
 
 
+@needs('Flux2KleinInpaintPipeline')
+@pytest.mark.parametrize('guidance', [4.0, 1.0])
+def test_flux2_klein_inpaint(guidance):
+    pipe = variants.tiny_flux2_klein_inpaint()
+    first, _ = chat_place(
+        pipe,
+        f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    )
+    generator = torch.Generator().manual_seed(3)
+    run(
+        pipe,
+        variants.own_image(flux2_attention, 8 * 12),
+        lambda word, prompt: (first + word,),
+        (8, 12),
+        text_keys=512,
+        options=dict(
+            SQUARE,
+            width=96,
+            guidance_scale=guidance,
+            text_encoder_out_layers=(1, 2),
+            image=torch.rand(2, 3, 64, 96, generator=generator),
+            mask_image=torch.rand(2, 1, 64, 96, generator=generator).round(),
+            strength=1.0,
+        ),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+    )
+
+
 @needs('Flux2Pipeline')
 @pytest.mark.parametrize('probability', ['joint', 'text'])
 def test_flux2(probability):
@@ -133,6 +162,32 @@ def test_z_image(guidance, images, probability):
         probability=probability,
         text_keys=text,
         options=dict(SQUARE, height=48, guidance_scale=guidance),
+        keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None,
+    )
+
+
+@needs('ZImageControlNetPipeline')
+@pytest.mark.parametrize('guidance', [4.0, 0.0])
+@pytest.mark.parametrize('name', ['ZImageControlNetPipeline', 'ZImageControlNetInpaintPipeline'])
+def test_z_image_control(name, guidance):
+    pipe = variants.tiny_z_image_control(name)
+    first, _ = chat_place(
+        pipe, f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n'
+    )
+    generator = torch.Generator().manual_seed(3)
+    options = dict(control_image=torch.rand(2, 3, 48, 64, generator=generator))
+    if 'Inpaint' in name:
+        options.update(
+            image=torch.rand(2, 3, 48, 64, generator=generator),
+            mask_image=torch.rand(2, 1, 48, 64, generator=generator).round(),
+        )
+    run(
+        pipe,
+        functools.partial(z_image_attention, image=48, text_start=64),
+        lambda word, prompt: (first + word,),
+        (6, 8),
+        text_keys=32,
+        options=dict(SQUARE, height=48, guidance_scale=guidance, **options),
         keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None,
     )
 

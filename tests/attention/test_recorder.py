@@ -682,12 +682,6 @@ class TestErrors:
                 draw(pipe)
         assert hook_count(pipe.unet) == 0
 
-    def test_compiled_denoiser(self):
-        pipe = tiny_stable_diffusion()
-        pipe.unet = torch.compile(pipe.unet)
-        with pytest.raises(ValueError, match='compiled'):
-            AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
-
     def test_denoiser_without_text_attention(self, sd):
         pipe = tiny_stable_diffusion()
         for module in pipe.unet.modules():

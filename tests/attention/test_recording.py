@@ -53,6 +53,7 @@ def test_generate_is_the_call_with_a_recorder_round_it(sd, images):
 
 
 def test_generate_of_one_prompt(sd):
+    pytest.importorskip('textblob')
     # A negative prompt must be of the same type as the prompt.
     result = AttentionRecorder(sd).generate(PROMPTS[0], ['dog', (17, 21)], negative_prompt='sand')
     assert isinstance(result.images[0], Image.Image)

@@ -94,6 +94,7 @@ def test_drawing_options_use_the_names_of_the_call():
         drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
 
 
+@tiny.loads_unclip
 def test_another_scheduler_reaches_the_network_that_draws(tmp_path):
     """UnCLIP keeps one for each of its networks; a store's own record names the decoder's."""
     tiny.tiny_unclip().save_pretrained(tmp_path / 'unclip')

@@ -353,7 +353,7 @@ def test_what_runs_code_is_itself_and_refused_for_a_while(folder, code, monkeypa
 @pytest.mark.parametrize(
     'make',
     [
-        tiny.tiny_unclip,
+        pytest.param(tiny.tiny_unclip, marks=tiny.loads_unclip),
         tiny.tiny_stable_diffusion_3,
         tiny.tiny_pixart,
         tiny.tiny_if_super_resolution,

@@ -158,6 +158,7 @@ def sequence(
         keep = attention_mask.cpu().numpy()
         bias = np.where(keep, 0.0, -np.inf) if keep.dtype == bool else keep.astype(np.float64)
         bias = bias.reshape(bias.shape[0], 1, -1, bias.shape[-1])
+        bias = bias if bias.shape[2] == 1 else bias[:, :, text:]
     return _probabilities(query[:, :, text:], key, bias)
 
 

@@ -44,6 +44,37 @@ def info_nce(queries, keys, queue, excluded=None, temperature=0.2):
     return np.mean(losses)
 
 
+def several_positives(anchors, candidates, positive, temperature):
+    """Khosla et al., equation 2: candidates[a] are vectors, positive[a] which of them are meant."""
+    losses = []
+    for anchor, others, wanted in zip(anchors, candidates, positive):
+        exps = np.exp(np.array([anchor @ other for other in others]) / temperature)
+        losses.append(
+            -np.mean([np.log(exps[k] / exps.sum()) for k in range(len(others)) if wanted[k]])
+        )
+    return np.mean(losses)
+
+
+def nt_xent_of_nouns(z, same, temperature):
+    """SimCLR's loss where instances of the same noun are positives in both views; same (M, M)."""
+    anchors, candidates, positive = [], [], []
+    for view in (0, 1):
+        for m in range(len(z)):
+            others = [(n, w) for n in range(len(z)) for w in (0, 1) if n != m]
+            anchors.append(z[m, view])
+            candidates.append([z[m, 1 - view], *(z[n, w] for n, w in others)])
+            positive.append([True, *(same[m, n] for n, _ in others)])
+    return several_positives(anchors, candidates, positive, temperature)
+
+
+def equation3_of_nouns(z, same, temperature=1.0):
+    """Equation 3 where instances of the same noun are positives."""
+    count = range(len(z))
+    candidates = [[z[m, 1], *(z[n, 0] for n in count if n != m)] for m in count]
+    positive = [[True, *(same[m, n] for n in count if n != m)] for m in count]
+    return several_positives(z[:, 0], candidates, positive, temperature)
+
+
 def queue_reference(queue, pointer, keys):
     """The queue as a list: each key goes over the oldest."""
     queue = list(queue)

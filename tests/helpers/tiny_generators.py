@@ -7,8 +7,12 @@ word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's c
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
+import diffusers
+import pytest
 import torch
 
 from helpers.tiny_pipelines import (
@@ -23,6 +27,13 @@ from helpers.tiny_pipelines import (
 )
 
 QWEN_TEMPLATE = '<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n'
+
+
+loads_unclip = pytest.mark.skipif(
+    not hasattr(diffusers.pipelines, 'unclip'),
+    reason=f"diffusers {diffusers.__version__} can't load a folder of UnCLIP: it doesn't find the "
+    'class UnCLIPTextProjModel by name',
+)
 
 
 def _seeded(build):
@@ -616,6 +627,103 @@ def tiny_pix2pix(kind: str = ''):
         unet = type(base.unet).from_config(dict(base.unet.config, in_channels=8))
     pipeline = getattr(diffusers, f'StableDiffusion{kind}InstructPix2PixPipeline')
     return rebuilt(base, pipeline, unet=unet.eval())
+
+
+@_seeded
+def tiny_chroma(pipeline: str = 'ChromaPipeline'):
+    """A ``ChromaPipeline``, or another of its classes: 64x64 images are 8x8 tokens."""
+    import diffusers
+
+    tokenizer = tiny_t5_tokenizer()
+    transformer = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    if pipeline == 'ChromaInpaintPipeline':  # of diffusers 0.42 asks for what its network lacks
+        transformer.register_to_config(guidance_embeds=False)
+    return getattr(diffusers, pipeline)(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_tiny_flow_vae(),
+        text_encoder=_tiny_t5(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+def tiny_chatglm_tokenizer():
+    """A ``ChatGLMTokenizer``, which pads on the left, on a SentencePiece model of whole words."""
+    import io
+
+    import sentencepiece
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([' '.join(WORDS)] * 2),
+        model_writer=model,
+        model_type='word',
+        vocab_size=len(WORDS) + 3,
+        minloglevel=2,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'tokenizer.model'
+        path.write_bytes(model.getvalue())
+        return ChatGLMTokenizer(str(path))
+
+
+@_seeded
+def tiny_kolors(pipeline: str = 'KolorsPipeline'):
+    """A ``KolorsPipeline``, or another of its classes: latents 4x16x16, attention at 8 only."""
+    import diffusers
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    tokenizer = tiny_chatglm_tokenizer()
+    base = tiny_stable_diffusion_xl()
+    settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
+    unet = diffusers.UNet2DConditionModel(
+        **{
+            **settings,
+            'encoder_hid_dim': 16,
+            'encoder_hid_dim_type': 'text_proj',
+            'projection_class_embeddings_input_dim': 6 * 8 + 16,
+        }
+    )
+    text_encoder = ChatGLMModel(
+        ChatGLMConfig(
+            padded_vocab_size=tokenizer.vocab_size,
+            num_layers=2,
+            hidden_size=16,
+            ffn_hidden_size=16,
+            kv_channels=8,
+            num_attention_heads=2,
+            seq_length=256,
+            multi_query_attention=True,
+            multi_query_group_num=1,
+            add_qkv_bias=True,
+            original_rope=True,
+            use_cache=False,
+        ),
+        empty_init=False,
+    )
+    for name, parameter in text_encoder.named_parameters():
+        if 'layernorm' in name:  # made without values
+            torch.nn.init.ones_(parameter)
+    return getattr(diffusers, pipeline)(
+        vae=base.vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=base.scheduler,
+    )
 
 
 @_seeded

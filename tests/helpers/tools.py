@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +13,18 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def command_behind(path: Path) -> str | None:
+    """The module of the package that a script in tools/ runs; None if it has code of its own."""
+    found = re.search(
+        r'^from (freeatm_mm\.cli\.\w+) import main$', path.read_text(encoding='utf-8'), re.M
+    )
+    return found and found[1]
+
+
 def load_tool(name: str) -> ModuleType:
-    """`tools/<name>.py` as a module; `name` may have a folder in front."""
+    """`tools/<name>.py` as a module, or that behind it; `name` may have a folder in front."""
+    if behind := command_behind(ROOT / 'tools' / f'{name}.py'):
+        return importlib.import_module(behind)
     spec = importlib.util.spec_from_file_location(
         f'{name.replace("/", "_")}_tool', ROOT / 'tools' / f'{name}.py'
     )

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature import generator
-from freeatm_mm.miniature.generator import GeneratorPlan, make_tokenizer, train_generator
+from freeatm_mm.miniature.generator import make_tokenizer, train_generator
+from freeatm_mm.miniature.plan import GeneratorPlan
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
 from freeatm_mm.store import Store

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers.ops_reference import info_nce, queue_reference
+from helpers.ops_reference import info_nce, queue_reference, several_positives
 from helpers.tiny_models import moco, samples, views
 from torch import nn
 
@@ -105,6 +105,24 @@ def test_loss_accuracy_and_shares_equal_plain_numpy(negatives):
     np.testing.assert_allclose(model.queue[:, :8].T.numpy(), keys, atol=1e-5)
     np.testing.assert_array_equal(model.queue[:, 8:].numpy(), queue[:, 8:].astype(np.float32))
     assert model.queue_nouns[:8].tolist() == nouns.tolist() and int(model.queue_ptr) == 8
+
+
+def test_positives_of_the_same_noun_equal_plain_numpy():
+    model, inputs, data = moco(positives='same_noun'), views(5), samples(COUNTS)
+    model.queue_nouns[:] = torch.arange(24) % 6
+    model.queue_nouns[20:] = UNKNOWN_NOUN
+    queue, queue_nouns = model.queue.T.double().numpy().copy(), model.queue_nouns.numpy().copy()
+    queries, keys = numpy_forward(model, inputs, data)
+    nouns = np.array([0, 1, UNKNOWN_NOUN, 2, 3, 0, UNKNOWN_NOUN, 0])
+    same = (nouns[:, None] == queue_nouns) & (nouns[:, None] != UNKNOWN_NOUN)
+    loss = model.loss(inputs, data)['loss']
+    wanted = np.pad(same, ((0, 0), (1, 0)), constant_values=True)
+    expected = several_positives(
+        queries, [[key, *queue] for key in keys], wanted, model.head.temperature
+    )
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match='FreeATMMoCo: positives'):
+        moco(positives='all')
 
 
 def test_gradients_reach_queries_and_not_keys():

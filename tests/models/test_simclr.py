@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.ops_reference import equation3, nt_xent
+from helpers.ops_reference import equation3, equation3_of_nouns, nt_xent, nt_xent_of_nouns
 from helpers.tiny_models import samples, simclr, views
 
 COUNTS = [2, None, 3, 0, 1]
@@ -67,6 +67,21 @@ def test_losses_equal_plain_numpy(form, reference, negatives):
     assert losses['accuracy'].item() == pytest.approx(hits)
     share = ((same.sum(1) - 1) / 7)[NOUNS != -1].mean()
     assert losses['same_noun_negatives'].item() == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    'form, reference', [('nt_xent', nt_xent_of_nouns), ('equation3', equation3_of_nouns)]
+)
+def test_positives_of_the_same_noun_equal_plain_numpy(form, reference):
+    inputs, data = views(5), samples(COUNTS)
+    z = embeddings(simclr(), inputs, data)
+    same = (NOUNS[:, None] == NOUNS) & (NOUNS[:, None] != -1)
+    model = simclr(loss=form, positives='same_noun')
+    temperature = 1.0 if form == 'equation3' else model.head.temperature
+    loss = model.loss(inputs, data)['loss'].item()
+    assert loss == pytest.approx(reference(z, same, temperature), rel=1e-4)
+    with pytest.raises(ValueError, match='FreeATMSimCLR: positives'):
+        simclr(positives='same_noun', negatives='other_nouns')
 
 
 def test_whole_masks_give_the_stock_loss():

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from helpers.ops_reference import equation3, info_nce, nt_xent, queue_reference
+from helpers.ops_reference import (
+    equation3,
+    equation3_of_nouns,
+    info_nce,
+    nt_xent,
+    nt_xent_of_nouns,
+    queue_reference,
+    several_positives,
+)
 
 from freeatm_mm.ops import (
     UNKNOWN_NOUN,
@@ -153,3 +161,56 @@ def test_wrong_arguments_are_told():
             loss(z, z, negatives='other_nouns')
     with pytest.raises(ValueError, match='needs the nouns'):
         instance_info_nce(z, z, torch.randn(4, 5), torch.zeros(3), negatives='other_nouns')
+
+
+def test_positives_of_the_same_noun_equal_plain_numpy():
+    """SimCLR's views and MoCo's queue; whole images are positives of nobody else."""
+    z, same = pairs(), ~allowed('other_nouns') & ~np.eye(6, dtype=bool)
+    assert same.any() and (NOUNS == UNKNOWN_NOUN).any()
+    unit = normalised(z)
+    first, second = torch.from_numpy(z).unbind(1)
+    nouns = torch.from_numpy(NOUNS)
+    loss = instance_nt_xent(first, second, nouns, temperature=0.3, positives='same_noun')
+    assert loss.item() == pytest.approx(nt_xent_of_nouns(unit, same, 0.3))
+    loss = instance_equation3(first, second, nouns, positives='same_noun')
+    assert loss.item() == pytest.approx(equation3_of_nouns(unit, same))
+
+    queue, queue_nouns = normalised(pairs(1, 20)[:, 0]), np.arange(20) % 8 + 3
+    queue_nouns[15:] = UNKNOWN_NOUN
+    same = (NOUNS[:, None] == queue_nouns) & (NOUNS[:, None] != UNKNOWN_NOUN)
+    loss = instance_info_nce(
+        first,
+        second,
+        torch.from_numpy(queue.T),
+        nouns,
+        torch.from_numpy(queue_nouns),
+        positives='same_noun',
+    )
+    wanted = np.pad(same, ((0, 0), (1, 0)), constant_values=True)
+    candidates = [[key, *queue] for key in unit[:, 1]]
+    expected = several_positives(unit[:, 0], candidates, wanted, 0.2)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_without_another_of_the_same_noun_the_loss_is_the_usual_one():
+    first, second = torch.from_numpy(pairs()).unbind(1)
+    nouns = torch.arange(6)
+    assert instance_nt_xent(first, second, nouns, positives='same_noun').item() == pytest.approx(
+        instance_nt_xent(first, second).item()
+    )
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(positives='all'), 'positives'),
+        (dict(positives='same_noun', negatives='other_nouns'), 'exclude each other'),
+        (dict(positives='same_noun'), 'needs the nouns'),
+    ],
+    ids=['unknown', 'both', 'no nouns'],
+)
+def test_wrong_positives_are_told(options, message):
+    first, second = torch.from_numpy(pairs()).unbind(1)
+    nouns = None if 'needs' in message else torch.arange(6)
+    with pytest.raises(ValueError, match=message):
+        instance_nt_xent(first, second, nouns, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from freeatm_mm.probing.features import (  # noqa: E402
     Scenes,
     _segmentation_metrics,
     evaluate_features,
+    evaluate_objects,
     extract_features,
     fit_linear,
     load_model,
@@ -28,7 +30,7 @@ from freeatm_mm.probing.features import (  # noqa: E402
     load_weights,
     standardise,
 )
-from freeatm_mm.results import read_results  # noqa: E402
+from freeatm_mm.results import read_results, unpack_outcomes  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -440,3 +442,28 @@ def test_evaluate_tool_gathers_runs_in_one_file(world, tmp_path, monkeypatch, ca
         tool(str(checkpoint), '--seed', '0', *named)
     assert re.search('without a single step', capsys.readouterr().err)
     assert len(read_results(out)['rows']) == 2
+
+
+def test_single_objects_under_their_masks_and_in_whole_images():
+    """Outcomes are those of the accuracies; colour under the mask tells, in the picture less so."""
+    rng = np.random.default_rng(0)
+    scenes = {}
+    for split, count in (('train', 200), ('val', 60), ('test', 90)):
+        images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        category = np.arange(count) % 3
+        masks = np.zeros((count, 32, 32), bool)
+        masks[:, 8:16, 16:24] = True
+        for image, mask, kind in zip(images, masks, category):
+            image[mask] = 120
+            image[mask, kind] = 135
+        boxes = np.tile([16, 8, 24, 16], (count, 1))
+        scenes[split] = Scenes(images, ('a', 'b', 'c'), np.arange(count), category, masks, boxes)
+    metrics, details = evaluate_objects(Passthrough(), scenes, 'thing')
+    assert metrics['linear_thing'] == metrics['knn_thing'] == 1
+    assert metrics['knn_thing_whole'] < 1
+    assert details['things'] == 90
+    for name, value in metrics.items():
+        assert unpack_outcomes(details['outcomes'][name], 90).mean() == pytest.approx(value)
+    two = replace(scenes['val'], object_image=np.zeros(60, int))
+    with pytest.raises(ValueError, match='one object in each scene of val'):
+        evaluate_objects(Passthrough(), {**scenes, 'val': two}, 'thing')

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from helpers.tiny_stores import make_store
 from helpers.tools import exit_code, load_tool, planned
+from mmcv.transforms import Compose
 from mmengine.config import Config
 
+from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
 tool = load_tool('miniature/run')
@@ -54,8 +56,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: six arms of the contrastive methods, seven of MAE; composed: two of each
-    assert len(trained) == 2 * (6 + 6 + 7 + 3 * 2)
+    # generated: eight arms of the contrastive methods and of MAE; composed: two of each
+    assert len(trained) == 2 * (8 + 8 + 8 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -73,7 +75,7 @@ def test_all_arms(capsys, tmp_path):
     files = [command[command.index('--out') + 1] for command in judged]
     assert len(set(files)) == len(files)
     fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
-    assert len(fine_tuned) == 2 * (1 + 7 + 2)
+    assert len(fine_tuned) == 2 * (1 + 8 + 2)
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
@@ -200,3 +202,51 @@ def test_controls_have_rows_of_their_own(capsys, tmp_path):
     judged = [command for command in commands if command[0] == 'tools/evaluate.py']
     names = [c[c.index('--masks') + 1] for c in judged if '--masks' in c]
     assert names == ['other_masks', 'box', 'other_masks', 'box', 'ceiling_0']
+
+
+def test_fast_runs_and_single_garments(capsys, tmp_path):
+    commands = plan(
+        capsys,
+        '--fast',
+        '--device',
+        'cuda',
+        '--on',
+        'garments',
+        '--out',
+        str(tmp_path),
+    )
+    trainings = [command for command in commands if command[0] == 'tools/train.py']
+    assert len(trainings) == 2
+    for command in trainings:
+        assert 'train_dataloader.dataset.in_memory=True' in command
+        assert 'train_dataloader.dataset.device=cuda' in command
+        assert 'train_dataloader.num_workers=0' in command
+    evaluations = [command for command in commands if command[0] == 'tools/evaluate.py']
+    assert len(evaluations) == 3
+    for command in evaluations:
+        assert command[command.index('--on') + 1] == 'garments'
+        assert command[command.index('--device') + 1] == 'cuda'
+    assert '--garments' in commands[0]
+
+
+def test_the_configs_are_made_for_batches_in_memory():
+    """So that --fast refuses no method."""
+    for method in tool.miniature_methods():
+        cfg = Config.fromfile(tool.config_of(method))
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        BatchPipeline(Compose(pipeline).transforms, (), 0)
+
+
+def test_masks_are_added_to_the_composed_scenes_if_asked(capsys, tmp_path):
+    commands = plan(capsys, '--add-masks', '--out', str(tmp_path))
+    (added,) = [command for command in commands if command[0] == 'tools/add_masks.py']
+    assert added[1] == f'{tmp_path}/world/exact'
+    evaluated = [' '.join(command) for command in commands if command[0] == 'tools/evaluate.py']
+    assert sum('--regime real --masks added' in line for line in evaluated) == 1
+    assert sum('--regime real --masks False' in line for line in evaluated) == 1
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    assert sum(added[3] in command for command in trained) == 2
+    both = plan(capsys, '--add-masks', '--exact', '--out', str(tmp_path))
+    lines = [' '.join(command) for command in both if command[0] == 'tools/evaluate.py']
+    for masks in ('added', 'exact', 'False'):
+        assert sum(f'--regime real --masks {masks}' in line for line in lines) == 1

@@ -1,7 +1,9 @@
-"""Measures what position prompts cost: a training step of BLIP and loading, against LAVIS's own.
+r"""Measure what position prompts cost: a training step of BLIP and loading, against LAVIS's own.
 
-python tools/benchmarks/blip.py configs/lavis/miniature/blip_pretrain_freeatm.yaml STORE \
+    python tools/benchmarks/blip.py configs/lavis/miniature/blip_pretrain_freeatm.yaml STORE \
         work_dirs/results/benchmark-lavis.json
+
+The table is printed and kept in the result file; each figure is a ratio, ours to LAVIS's.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import torch
 
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='yaml of a pretraining with position prompts')
     parser.add_argument('store', help='store of images with masks')
     parser.add_argument('out', type=Path, help='result file to write')
-    parser.add_argument('--batch-size', type=int, default=32, help='(%(default)s)')
+    parser.add_argument('--batch-size', type=int, default=32, help='images of a step (%(default)s)')
     parser.add_argument('--repeats', type=int, default=7, help='pairs of a case (%(default)s)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda (%(default)s)')
     parser.add_argument(
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write and print."""
     args = parse_args(argv)
     if args.device == 'cpu':
+        import torch
+
         torch.set_num_threads(1)
     options = [f'datasets.freeatm_pretrain.build_info.store={args.store}', *args.options]
     results = new_results(args.out.stem, shlex.join(['python', *sys.argv]))

@@ -35,10 +35,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=str(ROOT / 'weights' / 'miniature-generator'),
         help="a pipeline's folder (default: the miniature generator)",
     )
-    add('--kills', type=int, default=100, help='(default: 100)')
+    add('--kills', type=int, default=100, help='how many (default: 100)')
     add('--workers', type=int, default=1, help='workers at a time (default: 1)')
     add('--samples', type=int, default=300, help='samples of a run (default: 300)')
-    add('--samples-per-shard', type=int, default=3, help='(default: 3)')
+    add('--samples-per-shard', type=int, default=3, help='the unit of work (default: 3)')
     add('--steps', type=int, default=2, help='denoising steps (default: 2)')
     add('--seed', type=int, default=0, help='of the moments (default: 0)')
     add(

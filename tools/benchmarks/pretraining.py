@@ -32,11 +32,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], default='cpu', help='where to measure (%(default)s)'
+    )
     parser.add_argument('--batch', type=int, help='images of a training step (8)')
     parser.add_argument('--repeats', type=int, help='pairs of a case (5)')
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
-    parser.add_argument('--cases', nargs='+', choices=CASES, default=CASES)
+    parser.add_argument(
+        '--methods', nargs='+', choices=METHODS, default=METHODS, help='to measure (all)'
+    )
+    parser.add_argument(
+        '--cases', nargs='+', choices=CASES, default=CASES, help='what to measure (all)'
+    )
     parser.add_argument(
         '--quick',
         action='store_true',

@@ -294,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('way', choices=WAYS)
+    parser.add_argument('way', choices=WAYS, help='what is measured')
     parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='a small network')

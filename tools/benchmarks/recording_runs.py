@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import recording_case
-
 __all__ = ['OTHERS', 'TARGETS', 'benchmark_recording', 'rows_of']
 
 OTHERS = ('daam', 'attention-map-diffusers')
@@ -50,6 +48,8 @@ def benchmark_recording(
         ValueError: If a way is unknown or needs an interpreter that isn't given.
         RuntimeError: If a process fails; with its last lines.
     """
+    import recording_case  # imports torch
+
     pythons = dict(pythons or {})
     for way in ways:
         if way not in recording_case.WAYS:

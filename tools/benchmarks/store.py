@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--cases', nargs='+', choices=CASES, default=CASES)
+    add('--cases', nargs='+', choices=CASES, default=CASES, help='what to measure (all)')
     add('--samples', type=int, default=14_000_000, help='of the large store (14,000,000)')
     add(
         '--generation-seconds',

@@ -1,80 +1,11 @@
-"""Detect objects in a store's images with any mmdet detector: the boxes of PTP's prompts.
+"""The command 'freeatm detect-objects', from a checkout that isn't installed."""
 
-    python tools/convert/detect_objects.py CONFIG CHECKPOINT STORE detections.json
-    python tools/lavis_train.py configs/lavis/baselines/blip_pretrain_ptp.yaml \
-        --options datasets.freeatm_pretrain.build_info.detections=detections.json
-
-Stopped and started again, it goes on where it was.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tqdm import tqdm
-
-from freeatm_mm import compat
-from freeatm_mm.errors import tool
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help="the detector's config")
-    parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument('source', help='folder of a store, or of plain images')
-    parser.add_argument('out', help='JSON file to write')
-    parser.add_argument(
-        '--score', type=float, default=0.3, help='least score of an object (%(default)s)'
-    )
-    parser.add_argument(
-        '--most',
-        type=int,
-        default=10,
-        help='at most so many objects an image, the best (%(default)s, as PTP)',
-    )
-    parser.add_argument('--batch-size', type=int, default=8, help='(%(default)s)')
-    parser.add_argument(
-        '--skip-unreadable',
-        action='store_true',
-        help="pictures that can't be "
-        'decoded have no objects and are counted, instead of ending the run',
-    )
-    parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
-    return parser.parse_args(argv)
-
-
-@tool(resumes=True)
-def main(argv: Sequence[str] | None = None) -> int:
-    """Detect them, and show how many images are done."""
-    args = parse_args(argv)
-    compat.skip_multimodal_models()
-    from freeatm_mm.datasets.detections import Detector, detect_objects
-
-    detector = Detector(args.config, args.checkpoint, args.device)
-    described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'
-    progress = tqdm(desc='images', mininterval=1)
-    for done in detect_objects(
-        detector,
-        args.source,
-        args.out,
-        described,
-        args.score,
-        args.most,
-        args.batch_size,
-        args.skip_unreadable,
-    ):
-        progress.update(done - progress.n)
-    progress.close()
-    return 0
-
+from freeatm_mm.cli.detect_objects import main
 
 if __name__ == '__main__':
     sys.exit(main())

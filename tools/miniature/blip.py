@@ -1,4 +1,4 @@
-"""BLIP with and without position prompts, in miniature.
+r"""BLIP with and without position prompts, in miniature.
 
 Pretrained on generated images, evaluated by retrieval on real scenes whose objects no training has
 seen.
@@ -93,8 +93,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
     parser.add_argument('--jobs', type=int, default=1, help='arms side by side (%(default)s)')
     parser.add_argument('--epochs', type=int, default=20, help='of pretraining (%(default)s)')
-    parser.add_argument('--finetune-epochs', type=int, default=10, help='(%(default)s)')
-    parser.add_argument('--detector-epochs', type=int, default=12, help='(%(default)s)')
+    parser.add_argument(
+        '--finetune-epochs', type=int, default=10, help='of fine-tuning (%(default)s)'
+    )
+    parser.add_argument(
+        '--detector-epochs', type=int, default=12, help='of the detector (%(default)s)'
+    )
     parser.add_argument(
         '--scenes',
         type=int,

@@ -17,24 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.attention.overlay import contact_sheet
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.generation import generate, load_pipeline
-from freeatm_mm.miniature.compose import compose_scenes
-from freeatm_mm.miniature.evaluation import (
-    NounClassifier,
-    evaluate_reconstructions,
-    evaluate_scenes,
-    evaluate_store,
-    masks_on_noised_scenes,
-    trained,
-)
-from freeatm_mm.miniature.report import generator_report
-from freeatm_mm.miniature.scenes import sample_prompt
-from freeatm_mm.miniature.sources import fetch_sources
-from freeatm_mm.results import new_results
-from freeatm_mm.store import Store
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,7 +33,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/results'),
         help='folder of the results (%(default)s)',
     )
-    parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default=Path('work_dirs/evaluation'),
+        help='folder of what is trained and generated for it (%(default)s)',
+    )
     parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
     parser.add_argument(
         '--classifier-scenes',
@@ -59,13 +48,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='real scenes that the classifier learns from (%(default)s)',
     )
     parser.add_argument(
-        '--classifier-epochs', '--judge-epochs', type=int, default=7, help='(%(default)s)'
+        '--classifier-epochs',
+        '--judge-epochs',
+        type=int,
+        default=7,
+        help='of the classifier (%(default)s)',
     )
-    parser.add_argument('--mask-scenes', type=int, default=500, help='(%(default)s)')
-    parser.add_argument('--steps', type=int, default=12, help='(%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
+    parser.add_argument(
+        '--mask-scenes', type=int, default=500, help='scenes to score masks on (%(default)s)'
+    )
+    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
-    parser.add_argument('--cache', default='.cache', help='(%(default)s)')
+    parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
     return parser.parse_args(argv)
 
 
@@ -78,16 +73,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Train the classifier, let the generator sample, evaluate both, and write the results."""
+    from freeatm_mm.attention.overlay import contact_sheet
+    from freeatm_mm.generation import generate, load_pipeline
+    from freeatm_mm.miniature.compose import compose_scenes
+    from freeatm_mm.miniature.evaluation import (
+        NounClassifier,
+        evaluate_reconstructions,
+        evaluate_scenes,
+        evaluate_store,
+        masks_on_noised_scenes,
+        trained,
+    )
+    from freeatm_mm.miniature.report import generator_report
+    from freeatm_mm.miniature.scenes import sample_prompt
+    from freeatm_mm.miniature.sources import fetch_sources
+    from freeatm_mm.results import new_results
+    from freeatm_mm.store import Store
+
     sources = fetch_sources(args.cache, args.sources)
     seen = list(compose_scenes(sources, 'val', args.mask_scenes))
     unseen = list(compose_scenes(sources, 'test', args.mask_scenes))
     classifier = trained(
         NounClassifier(),
-        args.work / f'judge-{args.evaluate_scenes}x{args.classifier_epochs}.safetensors',
-        lambda: compose_scenes(sources, 'train', args.evaluate_scenes, seed=2),
+        args.work / f'classifier-{args.classifier_scenes}x{args.classifier_epochs}.safetensors',
+        lambda: compose_scenes(sources, 'train', args.classifier_scenes, seed=2),
         args.classifier_epochs,
     )
     loaded = load_pipeline(args.generator)
+    # Names seed prompts and images: these are those of the figures in docs/results.
     prompts = [sample_prompt(f'judge-{number:05d}', 0) for number in range(args.images)]
     images = args.work / f'images-{loaded.revision[-16:]}-{args.steps}-{args.guidance:g}'
     print(

@@ -23,28 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.generation import load_pipeline
-from freeatm_mm.miniature.compose import compose_scenes
-from freeatm_mm.miniature.evaluation import (
-    TIMESTEPS,
-    NounSegmenter,
-    record_generated_scenes,
-    record_noised_scenes,
-    trained,
-)
-from freeatm_mm.miniature.scenes import sample_prompt
-from freeatm_mm.miniature.sources import fetch_sources
-from freeatm_mm.probing.mask_quality import mask_quality, summarise
-from freeatm_mm.probing.mask_variants import (
-    RECORDING,
-    best_heads,
-    make_variants,
-    score_variants,
-    trust_report,
-    variants_picture,
-    variants_report,
-)
-from freeatm_mm.results import new_results
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURED = ('figure 5b', 'figure 5c', 'alone', 'CRF')  # how variants begin or end
@@ -79,15 +57,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--crf-size', type=int, default=32, help='side of masks for the CRF (%(default)s)'
     )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
     parser.add_argument(
         '--segmenter-scenes',
         type=int,
         default=15000,
         help='real scenes that the segmenter learns from (%(default)s)',
     )
-    parser.add_argument('--segmenter-epochs', type=int, default=3, help='(%(default)s)')
-    parser.add_argument('--work', type=Path, default=Path('work_dirs/judge'), help='(%(default)s)')
+    parser.add_argument(
+        '--segmenter-epochs', type=int, default=3, help='of the segmenter (%(default)s)'
+    )
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default=Path('work_dirs/evaluation'),
+        help='folder of what is trained and generated for it (%(default)s)',
+    )
     parser.add_argument(
         '--out',
         type=Path,
@@ -95,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='folder of the results (%(default)s)',
     )
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
-    parser.add_argument('--cache', default='.cache', help='(%(default)s)')
+    parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
     return parser.parse_args(argv)
 
 
@@ -103,6 +88,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Record, score, write and print."""
     args = parse_args(argv)
+    from freeatm_mm.generation import load_pipeline
+    from freeatm_mm.miniature.compose import compose_scenes
+    from freeatm_mm.miniature.evaluation import (
+        TIMESTEPS,
+        NounSegmenter,
+        record_generated_scenes,
+        record_noised_scenes,
+        trained,
+    )
+    from freeatm_mm.miniature.scenes import sample_prompt
+    from freeatm_mm.miniature.sources import fetch_sources
+    from freeatm_mm.probing.mask_quality import mask_quality, summarise
+    from freeatm_mm.probing.mask_variants import RECORDING, best_heads, variants_report
+    from freeatm_mm.results import new_results
+
     sources = fetch_sources(args.cache, args.sources)
     pipe = load_pipeline(args.generator).pipe
     segmenter = trained(
@@ -195,6 +195,13 @@ def evaluate(
     reference: str = 'exact mask',
 ) -> dict[str, Any]:
     """Every variant of some recordings: figures, and the picture, which is written."""
+    from freeatm_mm.probing.mask_variants import (
+        make_variants,
+        score_variants,
+        trust_report,
+        variants_picture,
+    )
+
     variants_of = partial(make_variants, num_steps=num_steps, noisier=noisier, heads=heads)
     rows, masks, scores = score_variants(recorded, variants_of, args.crf_size)
     default = next(

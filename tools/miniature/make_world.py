@@ -3,7 +3,8 @@
     python tools/miniature/make_world.py data/world
 
 Writes `train`, `val` and `test` (images, COCO JSON, label maps, retrieval JSON, class folders) and
-`prompts.jsonl`; with --exact also `exact`, a store of composed scenes with exact masks.
+`prompts.jsonl`; with --exact also `exact`, a store of composed scenes with exact masks; with
+--garments also `garments`, 8,000 single objects to evaluate on.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='SCENES',
         help='also a store of so many composed scenes with exact masks',
     )
+    parser.add_argument(
+        '--garments',
+        action='store_true',
+        help='also `garments`, a test set of 8,000 different objects: each test photo of a '
+        'garment in a scene of its own, with 5,000 other ones to train and choose classifiers',
+    )
     parser.add_argument('--seed', type=int, default=0, help='number of the world (%(default)s)')
     parser.add_argument(
         '--sources',
@@ -68,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         export_exact_store(
             sources, args.out / 'exact', args.exact, args.seed + 1, workers=args.workers
         )
+    if args.garments:
+        from freeatm_mm.miniature.garments import export_garments  # imports torch
+
+        export_garments(sources, args.out / 'garments', seed=args.seed, workers=args.workers)
     if args.prompts:
         write_prompts(
             args.out / 'prompts.jsonl',

@@ -13,18 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.attention import AttentionRecorder
-from freeatm_mm.attention.overlay import NOUN_COLOURS, overlay
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.generation import load_pipeline
-from freeatm_mm.ops.masks import minmax
 
 EXAMPLES = [
     ('a red trouser with a purple bag is on a leaf', ('trouser', 'bag'), 3),
@@ -47,9 +41,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('generator', nargs='?', default='weights/miniature-generator')
     parser.add_argument(
-        '--out', type=Path, default=Path('docs/images/masks.png'), help='(%(default)s)'
+        'generator',
+        nargs='?',
+        default='weights/miniature-generator',
+        help='its folder (%(default)s)',
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('docs/images/masks.png'), help='the picture (%(default)s)'
     )
     return parser.parse_args(argv)
 
@@ -58,6 +57,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate the images and write the picture."""
     args = parse_args(argv)
+    from freeatm_mm.generation import load_pipeline
+
     pipe = load_pipeline(args.generator).pipe
     pipe.set_progress_bar_config(disable=True)
     picture = lay_out([panels(pipe, *example) for example in EXAMPLES])
@@ -70,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def panels(pipe, prompt: str, words: tuple[str, ...], seed: int):
     """Generate one image and return its prompt, the spans of its nouns and its panels."""
+    import torch
+
+    from freeatm_mm.attention import AttentionRecorder
+    from freeatm_mm.attention.overlay import NOUN_COLOURS, overlay
+    from freeatm_mm.ops.masks import minmax
+
     spans = [(prompt.index(word), prompt.index(word) + len(word)) for word in words]
     with AttentionRecorder(pipe, prompts=[prompt], nouns=[spans]) as recorder:
         (image,) = pipe(
@@ -110,6 +117,8 @@ def lay_out(examples) -> Image.Image:
 
 def write_prompt(draw: ImageDraw.ImageDraw, corner: tuple[int, int], prompt: str, spans) -> None:
     """Write a prompt with every noun underlined in the colour of its mask."""
+    from freeatm_mm.attention.overlay import NOUN_COLOURS
+
     left, top = corner
     plain, bold = (font(name) for name in ('DejaVuSans', 'DejaVuSans-Bold'))
     begin = 0
@@ -129,6 +138,8 @@ def write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, face) -
 
 def font(name: str) -> ImageFont.FreeTypeFont:
     """Load a font that comes with matplotlib, so that the picture needs none of the system's."""
+    import matplotlib
+
     return ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', f'{name}.ttf')), 17
     )

@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         choices=miniature_methods(),
         default=['mocov2'],
-        help='(%(default)s)',
+        help='to pretrain by (%(default)s)',
     )
     parser.add_argument(
         '--arms',
@@ -97,10 +97,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'of baseline and freeatm on the way too, for a curve over epochs',
     )
     parser.add_argument(
+        '--on',
+        nargs='+',
+        choices=('scenes', 'garments'),
+        default=['scenes'],
+        help='what to evaluate on: the scenes of the world, or 8,000 single garments (%(default)s)',
+    )
+    parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
+    parser.add_argument(
+        '--fast',
+        action='store_true',
+        help='pretrain on pictures kept in memory, with the views of a batch made at once: other '
+        'random numbers of the same distributions, in about half of the time',
+    )
+    parser.add_argument(
+        '--device',
+        default='cpu',
+        help='of the evaluations, and of the pictures with --fast; a pretraining takes a GPU where '
+        'there is one (%(default)s)',
+    )
     parser.add_argument(
         '--jobs',
         type=int,
@@ -128,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.images,
         args.images if args.exact or args.add_masks else 0,
         args.sources,
+        'garments' in args.on,
     )
     if args.add_masks:
         job.run(
@@ -256,6 +276,13 @@ def pretrain_and_evaluate(
     options = ARMS[arm].changes(layout, seed)
     if args.pool and regime == 'synthetic':
         options.append(f'train_dataloader.dataset.indices={sample_list(args, seed)}')
+    if args.fast:
+        options += [
+            'train_dataloader.dataset.in_memory=True',
+            f'train_dataloader.dataset.device={args.device}',
+            'train_dataloader.num_workers=0',
+            'train_dataloader.pin_memory=False',
+        ]
     if args.evaluate_every and arm in ('baseline', 'freeatm'):
         every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
@@ -309,6 +336,8 @@ def evaluate(
         seed,
         '--out',
         args.out / f'rows/{name}-{seed}.json',
+        *(['--on', *args.on] if args.on != ['scenes'] else []),
+        *(['--device', args.device] if args.device != 'cpu' else []),
         *options,
         label=name,
     )

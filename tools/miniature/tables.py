@@ -47,7 +47,6 @@ from freeatm_mm.results.paper_tables import (
     improvements,
     table_markdown,
 )
-from freeatm_mm.results.plots import result_plots, to_svg
 
 ROOT = Path(__file__).resolve().parents[2]
 #: In the order of the paper's tables.
@@ -81,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         choices=miniature_methods(),
         default=list(miniature_methods()),
-        help='(all)',
+        help='to pretrain by (all)',
     )
     parser.add_argument(
         '--jobs',
@@ -103,7 +102,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'use, instead of making one',
     )
     parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='(%(default)s)')
+    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
     parser.add_argument(
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )
@@ -263,6 +262,8 @@ def evaluate(
 
 def write_tables(args: argparse.Namespace, job: Job) -> None:
     """Gather the rows into one result file and one plot a table, and the Markdown."""
+    from freeatm_mm.results.plots import result_plots, to_svg
+
     command = shlex.join(['python', *sys.argv])
     parts = [
         '# Tables 1 and 2 of the paper in miniature\n',

@@ -11,14 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
-
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.miniature.generator import GeneratorPlan, train_generator
-from freeatm_mm.miniature.sources import fetch_sources
-from freeatm_mm.results.curves import Curve
-from freeatm_mm.results.plots import curve_plot, to_svg
+from freeatm_mm.miniature.plan import GeneratorPlan
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f'--{field.name.replace("_", "-")}',
             type=type(field.default),
             default=field.default,
-            help='(%(default)s)',
+            help=f'{field.metadata["help"]}{" (%(default)s)" if field.default else ""}',
         )
     return parser.parse_args(argv)
 
@@ -52,6 +47,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @tool(resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    import numpy as np
+
+    from freeatm_mm.miniature.generator import train_generator
+    from freeatm_mm.miniature.sources import fetch_sources
+    from freeatm_mm.results.curves import Curve
+    from freeatm_mm.results.plots import curve_plot, to_svg
+
     plan = GeneratorPlan(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(GeneratorPlan)}
     )

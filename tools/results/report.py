@@ -1,49 +1,11 @@
-"""Make the table and plots of a result file: NAME.md and NAME*.svg beside NAME.json.
+"""The command 'freeatm report', from a checkout that isn't installed."""
 
-python tools/results/report.py docs/results/miniature-mocov2.json
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
-from freeatm_mm.results import read_results, to_markdown
-from freeatm_mm.results.plots import result_plots, to_svg
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('results', nargs='+', metavar='RESULTS.json')
-    return parser.parse_args(argv)
-
-
-@tool
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    for path in map(Path, args.results):
-        results = read_results(path)
-        plots = {
-            f'{path.stem}{suffix}.svg': figure for suffix, figure in result_plots(results).items()
-        }
-        for name, figure in plots.items():
-            with atomic_write(path.with_name(name)) as file:
-                file.write(to_svg(figure).encode())
-        page = path.with_suffix('.md')
-        with atomic_write(page) as file:
-            file.write(to_markdown(results, list(plots)).encode())
-        print(f'{page}: {len(results["rows"])} rows, {len(plots)} plots')
-    return 0
-
+from freeatm_mm.cli.report import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -1,80 +1,11 @@
-"""The paper's Tables 1 to 3 from rows of results, its numbers beside ours.
+"""The command 'freeatm tables', from a checkout that isn't installed."""
 
-python tools/results/tables.py work_dirs/rows/*/row.json --out tables.md
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
-from freeatm_mm.results import read_results
-from freeatm_mm.results.paper_tables import (
-    TABLES,
-    belongs,
-    gather_rows,
-    improvements,
-    own_metrics,
-    table_markdown,
-)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        'results',
-        nargs='*',
-        help="result files, such as tools/downstream.py's "
-        "row.json; none: the paper's numbers alone",
-    )
-    parser.add_argument(
-        '--tables', type=int, nargs='+', choices=tuple(TABLES), default=list(TABLES)
-    )
-    parser.add_argument('--out', help='also write the Markdown there')
-    return parser.parse_args(argv)
-
-
-@tool
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables."""
-    args = parse_args(argv)
-    results = [read_results(path) for path in args.results]
-    parts = []
-    for table in args.tables:
-        ours = gather_rows(results, table)
-        parts += [table_markdown(ours, table), improvements(ours, table)]
-    text = '\n'.join(part for part in parts if part)
-    print(text)
-    homeless = [
-        f'{row.get("method")} (seed {row["seed"]}: {", ".join(row["metrics"])})'
-        for result in results
-        for row in result['rows']
-        if not any(belongs(row, table) for table in TABLES)
-    ]
-    if homeless:
-        own = '; '.join(
-            f'Table {table} {", ".join(sorted(own_metrics(table)))}' for table in TABLES
-        )
-        print(
-            f'tables.py: {len(homeless)} rows belong in none of the tables: '
-            f'{"; ".join(homeless)}. Rows of random and supervised weights need a metric that one '
-            f'table alone has: {own}',
-            file=sys.stderr,
-        )
-    if args.out:
-        with atomic_write(args.out) as file:
-            file.write(text.encode())
-    return 0
-
+from freeatm_mm.cli.tables import main
 
 if __name__ == '__main__':
     sys.exit(main())

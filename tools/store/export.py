@@ -1,82 +1,11 @@
-"""Write a store in a format that other tools read.
+"""The command 'freeatm export', from a checkout that isn't installed."""
 
-    python tools/store/export.py coco STORE OUT       images/, coco.json with masks as RLE
-    python tools/store/export.py mmseg STORE OUT      images/, labels/*.png, classes.txt
-    python tools/store/export.py folders STORE OUT    CATEGORY/KEY.jpg; with --crop one noun each
-    python tools/store/export.py parquet STORE OUT    data/*.parquet for Hugging Face datasets
-
-The shards themselves are WebDataset tars: the webdataset package reads them as they are.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freeatm_mm.errors import InputError, tool
-from freeatm_mm.paper import THRESHOLD
-from freeatm_mm.store.export import (
-    export_class_folders,
-    export_coco,
-    export_mmseg,
-    export_parquet,
-)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('format', choices=('coco', 'mmseg', 'folders', 'parquet'))
-    parser.add_argument('store', help='the store')
-    parser.add_argument('out', help='the folder to make')
-    parser.add_argument(
-        '--categories',
-        nargs='+',
-        metavar='NAME',
-        help='export these, in this order (default: all, sorted)',
-    )
-    parser.add_argument(
-        '--threshold',
-        type=float,
-        metavar='T',
-        help=f'smallest foreground value of a mask, 0 to 1 ({THRESHOLD})',
-    )
-    parser.add_argument(
-        '--crop',
-        action='store_true',
-        help="folders: the box round each noun's mask, not the whole image",
-    )
-    return parser.parse_args(argv)
-
-
-@tool
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    if args.format == 'parquet' and (args.categories or args.threshold is not None):
-        raise InputError(
-            'parquet holds all nouns with their soft masks: no --categories, --threshold'
-        )
-    if args.crop and args.format != 'folders':
-        raise InputError('--crop goes with folders only')
-    threshold = THRESHOLD if args.threshold is None else args.threshold
-    options = {'categories': args.categories, 'threshold': threshold}
-    if args.format == 'coco':
-        report = export_coco(args.store, args.out, **options)
-    elif args.format == 'mmseg':
-        report = export_mmseg(args.store, args.out, **options)
-    elif args.format == 'folders':
-        report = export_class_folders(args.store, args.out, crop=args.crop, **options)
-    else:
-        report = export_parquet(args.store, args.out)
-    print(report)
-    return 0
-
+from freeatm_mm.cli.export import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -34,6 +34,7 @@ __all__ = [
     'length_of_call',
     'length_of_tokenizer',
     'no_frame',
+    'packed_with_ids',
     'planes',
     'planes_and_text',
     'sequence',
@@ -147,6 +148,19 @@ def planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserI
     config: Any = denoiser.config
     patch = config.patch_size
     return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1], text_first=False)
+
+
+def packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Packed latents (batch, height * width, channels), places in ``img_ids``: Flux and its kin."""
+    sample = argument(args, kwargs, 0, 'hidden_states')
+    text = argument(args, kwargs, 1, 'encoder_hidden_states')
+    places = kwargs['img_ids']
+    places = places[0] if places.ndim == 3 else places
+    # Images to go by stand behind the one that is drawn, with another first coordinate.
+    drawn = places[places[:, 0] == places[0, 0]]
+    rows, columns = (int(last) + 1 for last in drawn[-1, 1:3].tolist())
+    layout = sequence(sample, (rows, columns), text.shape[1])
+    return layout._replace(length=text.shape[1] + len(places))
 
 
 def keep_prompts(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from freeatm_mm.attention.families.base import (
     Call,
-    DenoiserInput,
     Encoder,
     Family,
     TextKeys,
-    argument,
     chat,
     chat_frame,
     convert_textual_inversion,
     is_block_attention,
     length_of_call,
-    sequence,
+    packed_with_ids,
 )
 
 __all__ = ['FLUX', 'FLUX_2', 'FLUX_2_KLEIN']
-
-
-def _packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
-    """Packed latents (batch, height * width, channels), their places in ``img_ids``: Flux."""
-    sample = argument(args, kwargs, 0, 'hidden_states')
-    text = argument(args, kwargs, 1, 'encoder_hidden_states')
-    places = kwargs['img_ids']
-    places = places[0] if places.ndim == 3 else places
-    # Images to go by stand behind the one that is drawn, with another first coordinate.
-    drawn = places[places[:, 0] == places[0, 0]]
-    rows, columns = (int(last) + 1 for last in drawn[-1, 1:3].tolist())
-    layout = sequence(sample, (rows, columns), text.shape[1])
-    return layout._replace(length=text.shape[1] + len(places))
 
 
 def _klein_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
@@ -61,8 +44,14 @@ FLUX = Family(
         'FluxImg2ImgPipeline',
         'FluxInpaintPipeline',
         'FluxControlNetPipeline',
+        'FluxControlNetImg2ImgPipeline',
+        'FluxControlNetInpaintPipeline',
         'FluxControlPipeline',
+        'FluxControlImg2ImgPipeline',
+        'FluxControlInpaintPipeline',
         'FluxFillPipeline',
+        'FluxKontextPipeline',
+        'FluxKontextInpaintPipeline',
     ),
     is_text_attention=is_block_attention,
     where='512 T5 tokens (padding not masked), then the image; CLIP gives no keys',
@@ -72,7 +61,7 @@ FLUX = Family(
         Encoder(('tokenizer_2',), ('text_encoder_2',), ('prompt_2',), max_length=length_of_call),
     ),
     two_passes=True,
-    denoiser_input=_packed_with_ids,
+    denoiser_input=packed_with_ids,
     prepare_prompts=convert_textual_inversion,
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
 )
@@ -89,19 +78,19 @@ FLUX_2 = Family(
             max_length=length_of_call, frame=_flux2_frame, padding='either', special_tokens=False
         ),
     ),
-    denoiser_input=_packed_with_ids,
+    denoiser_input=packed_with_ids,
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
 )
 
 FLUX_2_KLEIN = Family(
     name='Flux.2 Klein',
-    pipelines=('Flux2KleinPipeline',),
+    pipelines=('Flux2KleinPipeline', 'Flux2KleinInpaintPipeline'),
     is_text_attention=is_block_attention,
     where="512 Qwen tokens with the chat template's (padding not masked), then the image",
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
     encoders=(Encoder(max_length=length_of_call, frame=_klein_frame, padding='either'),),
     two_passes=True,
-    denoiser_input=_packed_with_ids,
+    denoiser_input=packed_with_ids,
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
 )

@@ -43,7 +43,13 @@ def _drop_qwen_template(call: Call, tokenizer: Any) -> int:
 
 QWEN_IMAGE = Family(
     name='Qwen-Image',
-    pipelines=('QwenImagePipeline', 'QwenImageImg2ImgPipeline', 'QwenImageInpaintPipeline'),
+    pipelines=(
+        'QwenImagePipeline',
+        'QwenImageImg2ImgPipeline',
+        'QwenImageInpaintPipeline',
+        'QwenImageControlNetPipeline',
+        'QwenImageControlNetInpaintPipeline',
+    ),
     is_text_attention=is_block_attention,
     where="up to 512 Qwen tokens after the template's first 34, then the image",
     text_keys=TextKeys.SEQUENCE,

@@ -30,7 +30,13 @@ def _drop_instruction(call: Call, tokenizer: Any) -> int:
 
 SANA = Family(
     name='Sana',
-    pipelines=('SanaPipeline', 'SanaSprintPipeline', 'SanaControlNetPipeline', 'SanaPAGPipeline'),
+    pipelines=(
+        'SanaPipeline',
+        'SanaSprintPipeline',
+        'SanaSprintImg2ImgPipeline',
+        'SanaControlNetPipeline',
+        'SanaPAGPipeline',
+    ),
     is_text_attention=is_cross_attention,
     where='the start token and the last 299 Gemma tokens, which leaves out the instruction '
     'before the prompt (padding masked)',

@@ -50,7 +50,13 @@ def is_z_image_attention(name: str, module: nn.Module) -> bool:
 
 Z_IMAGE = Family(
     name='Z-Image',
-    pipelines=('ZImagePipeline', 'ZImageImg2ImgPipeline', 'ZImageInpaintPipeline'),
+    pipelines=(
+        'ZImagePipeline',
+        'ZImageImg2ImgPipeline',
+        'ZImageInpaintPipeline',
+        'ZImageControlNetPipeline',
+        'ZImageControlNetInpaintPipeline',
+    ),
     is_text_attention=is_z_image_attention,
     where="the image, then up to 512 Qwen tokens with the chat template's, both filled up to "
     'a multiple of 32',

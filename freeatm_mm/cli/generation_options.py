@@ -87,7 +87,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='the unit of work and of resuming (default: 5000)',
     )
-    add('--image-format', choices=('jpg', 'png'), default='jpg', help='(default: jpg)')
+    add(
+        '--image-format',
+        choices=('jpg', 'png'),
+        default='jpg',
+        help='of the stored images (default: jpg)',
+    )
     add('--quality', type=int, default=95, help='JPEG quality (default: 95)')
     add(
         '--lost-nouns',

@@ -1,0 +1,20 @@
+"""Kolors: the network of Stable Diffusion XL, with cross-attention to ChatGLM."""
+
+from __future__ import annotations
+
+from freeatm_mm.attention.families.base import (
+    Encoder,
+    Family,
+    is_cross_attention,
+    length_of_call,
+)
+
+__all__ = ['KOLORS']
+
+KOLORS = Family(
+    name='Kolors',
+    pipelines=('KolorsPipeline', 'KolorsImg2ImgPipeline', 'KolorsPAGPipeline'),
+    is_text_attention=is_cross_attention,
+    where='256 ChatGLM tokens, padding (not masked) before the text',
+    encoders=(Encoder(max_length=length_of_call, padding='either'),),
+)

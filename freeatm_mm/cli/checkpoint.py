@@ -1,0 +1,43 @@
+"""Convert a pretraining's checkpoint to another library's layout: the backbone alone, renamed.
+
+    freeatm convert epoch_200.pth resnet50.pth --to torchvision
+    freeatm convert epoch_1600.pth vit.safetensors --to timm
+    freeatm convert epoch_1600.pth vit-folder --to huggingface
+
+The configs under configs/downstream need none of it: they take a pretraining's checkpoint as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint
+from freeatm_mm.errors import tool
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('checkpoint', help='of any pretraining')
+    parser.add_argument(
+        'out', help='file to write (.pth or .safetensors); a folder for huggingface'
+    )
+    parser.add_argument('--to', choices=LAYOUTS, required=True, help='whose layout')
+    parser.add_argument(
+        '--heads',
+        type=int,
+        help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
+    )
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert it."""
+    args = parse_args(argv)
+    count = convert_checkpoint(args.checkpoint, args.out, args.to, args.heads)
+    print(f'{count} tensors written to {args.out}')
+    return 0

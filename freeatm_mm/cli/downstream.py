@@ -1,0 +1,265 @@
+r"""One checkpoint through a set of benchmarks: one row of the paper's table.
+
+    freeatm downstream epoch_200.pth --suite resnet --data data --gpus 8 \
+        --out work_dirs/rows/mocov2
+    freeatm downstream random --suite mini-resnet --data data/miniature_world --seed 0
+    freeatm downstream random --suite resnet --data data/tiny --smoke
+
+What the row is called, the checkpoint says itself; what it doesn't say (one of other projects) is
+asked for: --method mocov2 --regime real --masks false. --smoke trains two steps of each benchmark
+and evaluates a few images, to see that all runs.
+
+Each benchmark has a folder in --out; started again, a run goes on where it was, and what is done
+isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
+becomes a job; start the same command once they have ended, and the row is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from freeatm_mm.cli import command_line
+from freeatm_mm.downstream.runs import (
+    BENCHMARKS,
+    DownstreamRun,
+    options_of,
+    read_metrics,
+    suites,
+)
+from freeatm_mm.errors import tool
+from freeatm_mm.files import atomic_write
+from freeatm_mm.origins import Origin, origin_of, settle_label
+from freeatm_mm.packaged import packaged_folder
+from freeatm_mm.results import (
+    add_row,
+    metric_title,
+    new_results,
+    read_results,
+    write_results,
+)
+from freeatm_mm.results.paper_tables import row_markdown
+
+#: Where configs/ and tools/ are: the checkout, or the package's folder of them.
+ROOT = packaged_folder('configs').parent
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'init', metavar='CHECKPOINT', help='of any pretraining; or random, or supervised'
+    )
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument(
+        '--suite',
+        choices=tuple(suites()),
+        help='; '.join(f'{name}: {", ".join(parts)}' for name, parts in suites().items()),
+    )
+    chosen.add_argument(
+        '--benchmarks',
+        nargs='+',
+        choices=tuple(BENCHMARKS),
+        metavar='NAME',
+        help=f'of {", ".join(BENCHMARKS)}',
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=Path('data'),
+        help='folder with '
+        + ', '.join(sorted({part.folder for part in BENCHMARKS.values()} - {''}))
+        + ', laid out as docs/downstream.md says; for the miniature the world itself '
+        '(%(default)s)',
+    )
+    parser.add_argument('--out', type=Path, help='default: work_dirs/downstream/<checkpoint>')
+    told = parser.add_argument_group(
+        'what the pretraining was',
+        'needed where the checkpoint does not say it; refused where it says otherwise',
+    )
+    told.add_argument('--method', help='such as mocov2')
+    told.add_argument('--regime', choices=('real', 'synthetic', 'mixed'), help='what it was on')
+    told.add_argument(
+        '--masks',
+        type=lambda text: {'true': True, 'false': False}.get(text.lower(), text),
+        metavar='true|false|NAME',
+        help='with masks, without, or a variant',
+    )
+    told.add_argument('--generator', help='of the synthetic images: sd15, deepif, or another name')
+    told.add_argument('--epochs', type=float, help='how long it was')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (%(default)s)')
+    parser.add_argument(
+        '--gpus',
+        type=int,
+        default=0,
+        help='processes, one a GPU; 0: one process on whatever there is (%(default)s)',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train in mixed precision, as the headers of the ViT configs have it',
+    )
+    parser.add_argument('--slurm', metavar='PARTITION', help='submit a job for each benchmark')
+    parser.add_argument(
+        '--slurm-options',
+        nargs='+',
+        default=[],
+        metavar='OPTION',
+        help='for sbatch, without the dashes: time=2-00:00 mem=100G',
+    )
+    parser.add_argument(
+        '--smoke',
+        action='store_true',
+        help='two steps and a few images of each benchmark: whether all runs, not how well',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='[BENCHMARK:]KEY=VALUE',
+        help="for every one of the configs, or for a benchmark's: "
+        'coco:train_dataloader.num_workers=8',
+    )
+    args = parser.parse_args(argv)
+    name = Path(args.init).with_suffix('').parts[-2:]
+    if args.init in ('random', 'supervised'):  # of several architectures: one row each
+        name = (args.init, args.suite or '-'.join(args.benchmarks))
+    args.out = args.out or Path('work_dirs/downstream', *name, f'seed_{args.seed}')
+    return args
+
+
+def check_metrics(names: list[str]) -> None:
+    """Refuse benchmarks whose figures would have one name in one row.
+
+    Raises:
+        ValueError: Naming two of them.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        for metric, _ in BENCHMARKS[name].metrics.values():
+            if metric in taken:
+                raise ValueError(
+                    f'{taken[metric]} and {name} both give {metric_title(metric)}, which a '
+                    'row holds once: run them by two commands, each with its --out'
+                )
+            taken[metric] = name
+
+
+def make_label(args: argparse.Namespace) -> dict[str, Any]:
+    """What the row is of: what the checkpoint says, and the command line where it doesn't.
+
+    Raises:
+        ValueError: If the two contradict each other, or neither says it, or the checkpoint can't
+            be used: unreadable, of no training step, or with weights that are NaN or infinite.
+    """
+    said = {key: getattr(args, key) for key in ('method', 'regime', 'masks', 'generator', 'epochs')}
+    if args.init in ('random', 'supervised'):
+        method = args.method or args.init
+        if method.split('-')[0] != args.init:
+            raise ValueError(f'{args.init} weights are no {method}: leave --method out')
+        return {
+            'method': method,
+            'regime': 'real',
+            'masks': False,
+            'seed': args.seed,
+            'epochs': args.epochs or 0,
+            'generator': '',
+        }
+    origin = Origin()
+    if '://' not in args.init:
+        from freeatm_mm.checkpoints import check_finite, check_trained, read_state, weights_of
+
+        content = read_state(args.init)
+        check_trained(content, args.init)
+        check_finite(weights_of(content, args.init), args.init)
+        origin = origin_of(content)
+    return {**settle_label(origin, said, args.init), 'seed': args.seed}
+
+
+def check_label(row: Path, label: dict[str, Any]) -> None:
+    """Refuse to put figures of one pretraining into the row of another.
+
+    Args:
+        row: The row of an earlier call, if there is one.
+        label: What this call says of its row.
+
+    Raises:
+        ValueError: If the earlier row was of another pretraining.
+    """
+    if row.exists():
+        found = read_results(row)['rows'][0]
+        differing = [key for key, value in label.items() if found.get(key, value) != value]
+        if differing:
+            said = ', '.join(f'{key} {found[key]}' for key in differing)
+            raise ValueError(
+                f'{row} is of {said}: choose another --out, or delete that file if it '
+                'was called wrongly'
+            )
+
+
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or submit what isn't done, and write the row once everything is."""
+    args = parse_args(argv)
+    args.out, args.data = args.out.absolute(), args.data.absolute()
+    if args.init not in ('random', 'supervised') and '://' not in args.init:
+        args.init = str(Path(args.init).absolute())
+    os.chdir(ROOT)
+    label = make_label(args)
+    scale = label.pop('scale', None)
+    runs = [
+        DownstreamRun(
+            name,
+            args.init,
+            args.out / name,
+            args.data,
+            args.seed,
+            options_of(name, args.cfg_options),
+            args.gpus,
+            args.amp,
+            args.smoke,
+        )
+        for name in args.benchmarks or suites()[args.suite]
+    ]
+    check_metrics([run.benchmark for run in runs])
+    check_label(args.out / 'row.json', label)
+    waiting = [run for run in runs if run.prepare()]
+    for run in waiting:
+        if args.slurm:
+            if number := run.pending():
+                print(f'{run.benchmark}: job {number} is still under way')
+                continue
+            if number := run.last_job():
+                print(
+                    f'{run.benchmark}: job {number} ended without metrics; what it printed '
+                    f'is in {run.folder}/slurm-{number}.out'
+                )
+            number = run.submit(args.slurm, [f'--{option}' for option in args.slurm_options])
+            print(f'{run.benchmark}: job {number} submitted')
+        else:
+            run.run()
+    if args.slurm and waiting:
+        print('Start the same command again once the jobs have ended: it makes the row.')
+        return 0
+    # A row holds all that is done in the folder, not only what this call names.
+    names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
+    check_metrics(names)
+    metrics: dict[str, float] = {}
+    for name in names:
+        metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
+    results = new_results(args.out.name, command_line())
+    if any(name.startswith('mini-') for name in names):
+        scale = 'miniature'
+    scale = 'smoke' if args.smoke else scale or 'paper'
+    add_row(results, {**label, 'scale': scale, 'metrics': metrics})
+    write_results(args.out / 'row.json', results)
+    text = row_markdown(results['rows'][0])
+    with atomic_write(args.out / 'row.md') as file:
+        file.write(text.encode())
+    print(text)
+    return 0

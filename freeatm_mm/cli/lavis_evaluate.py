@@ -1,0 +1,120 @@
+r"""Evaluate a checkpoint by image-text retrieval: TR@1/5/10 and IR@1/5/10, re-ranked as in LAVIS.
+
+    freeatm lavis-evaluate configs/lavis/retrieval_coco_zeroshot.yaml \
+        --options model.pretrained=PRETRAINING_CHECKPOINT
+    freeatm lavis-evaluate configs/lavis/retrieval_coco_zeroshot.yaml \
+        --options model.load_finetuned=True model.finetuned=FINETUNING_CHECKPOINT
+
+With --out the figures are kept in a result file. What the row says of the pretraining (--regime,
+--masks, --generator, --seed, --epochs) is read from the checkpoint; a flag that contradicts it is
+refused, and one is needed only where the checkpoint, another program's for example, doesn't say.
+Rows of several commands with different --what gather in one. freeatm tables puts those of
+zeroshot and finetuned into Table 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from freeatm_mm.cli import command_line
+from freeatm_mm.errors import tool
+from freeatm_mm.results import (
+    add_row,
+    new_results,
+    read_results,
+    write_results,
+)
+
+
+def masks(text: str) -> bool | str:
+    """What --masks says."""
+    return {'true': True, 'false': False}.get(text.lower(), text)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='yaml of a retrieval task')
+    parser.add_argument(
+        '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
+    )
+    parser.add_argument('--out', help='result file to add the figures to')
+    parser.add_argument(
+        '--what',
+        default='zeroshot',
+        help="first part of the metrics' names in it: zeroshot, finetuned ... (%(default)s)",
+    )
+    parser.add_argument(
+        '--regime',
+        choices=('real', 'synthetic', 'mixed'),
+        help='what was pretrained on (what the checkpoint says)',
+    )
+    parser.add_argument(
+        '--masks',
+        type=masks,
+        metavar='true|false|NAME',
+        help='pretrained with masks, without, or the name of a variant such as PTP '
+        '(what the checkpoint says)',
+    )
+    parser.add_argument(
+        '--generator',
+        help='of the generated images: sd15, deepif, or another name (what the checkpoint says)',
+    )
+    parser.add_argument('--seed', type=int, help='of the pretraining (what the checkpoint says)')
+    parser.add_argument(
+        '--epochs', type=float, help='of the pretraining (what the checkpoint says)'
+    )
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate it, print the figures, and keep them in a result file."""
+    args = parse_args(argv)
+    from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
+    from freeatm_mm.origins import blip_origin, blip_scale, label_blip
+
+    if args.out:
+        model = load_config(args.config, args.options).model_cfg
+        checkpoint = judged_checkpoint(model)
+        row = {
+            'method': 'blip',
+            **label_blip(
+                {
+                    'regime': args.regime,
+                    'masks': args.masks,
+                    'generator': args.generator,
+                    'seed': args.seed,
+                    'epochs': args.epochs,
+                },
+                blip_origin(checkpoint),
+                checkpoint,
+            ),
+            'scale': blip_scale(model),
+        }
+        results = (
+            read_results(args.out)
+            if Path(args.out).exists()
+            else new_results(Path(args.out).stem, command_line())
+        )
+    figures = judge(args.config, args.options)
+    if figures is None:  # not the first of several processes
+        return 0
+    for split, values in figures.items():
+        print(f'{split}: ' + '  '.join(f'{name} {value:.2f}' for name, value in values.items()))
+    if args.out:
+        earlier = [
+            old['metrics']
+            for old in results['rows']
+            if all(old.get(key) == value for key, value in row.items())
+        ]
+        metrics = dict(earlier[0]) if earlier else {}
+        for values in figures.values():
+            metrics.update({f'{args.what}_{name}': value / 100 for name, value in values.items()})
+        add_row(results, {**row, 'metrics': metrics})
+        write_results(args.out, results)
+    return 0

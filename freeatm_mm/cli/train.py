@@ -1,0 +1,173 @@
+"""Train a config, as the frameworks' own train tools do: mmpretrain's, mmdet's and mmseg's alike.
+
+    freeatm train CONFIG --data-root STORE
+    freeatm train configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
+    python -m torch.distributed.run --nproc-per-node 8 -m freeatm_mm train CONFIG --launcher pytorch
+
+Logs and checkpoints go to --work-dir; stopped, the same command with --resume goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freeatm_mm.configs import (
+    ChangesAction,
+    add_checks,
+    check_datasets,
+    check_honoured,
+    check_init,
+    check_precision,
+    complete_config,
+    open_config,
+    scale_rate,
+)
+from freeatm_mm.downstream.runs import make_smoke
+from freeatm_mm.errors import InputError, MissingFileError, keeping_tracebacks, tool
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, for example configs/mocov2_freeatm.py')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: '
+        'work_dirs/<path of the config below configs/>',
+    )
+    parser.add_argument(
+        '--data-root',
+        metavar='FOLDER[,FOLDER...]',
+        help='in the place of what the config names: the folder of the data set; for pretraining a '
+        'store or a folder of images, or several with commas between them',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without one from the last in the '
+        'work directory, if there is any',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the whole batch size',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='do not pin the memory of loaded batches'
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='start the loading processes anew each epoch',
+    )
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate checkpoints during training'
+    )
+    parser.add_argument(
+        '--smoke',
+        action='store_true',
+        help='of a benchmark: two steps of a few images, to see that it runs',
+    )
+    parser.add_argument('--seed', type=int, help="random seed; default: the config's")
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ChangesAction,
+        metavar='KEY=VALUE',
+        help='change any entry of the config, for example '
+        'train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Return the config with what the command line changes.
+
+    Raises:
+        FileNotFoundError: If the config, or one that it inherits, doesn't exist, or what it is to
+            be resumed from.
+        ValueError: If a data root is given and the config's data sets don't share one, the learning
+            rate can't be scaled, or something was asked for that would not be done.
+    """
+    from freeatm_mm.checkpoints import check_starts, last_checkpoint
+
+    cfg = open_config(args.config, args.work_dir, args.launcher)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.seed is not None:
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
+    complete_config(
+        cfg,
+        args.data_root,
+        args.cfg_options,
+        not args.no_pin_memory,
+        not args.no_persistent_workers,
+    )
+    check_honoured(cfg, args.cfg_options)
+    scale_rate(cfg, args.auto_scale_lr)
+    add_checks(cfg)
+    if args.no_validate:  # last: an option for the evaluation may have been among the others
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.smoke:
+        make_smoke(cfg)
+    if cfg.get('resume') and not cfg.get('load_from'):
+        last = last_checkpoint(cfg.work_dir)
+        cfg.load_from = str(last) if last else None
+    check_starts(cfg)
+    return cfg
+
+
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train."""
+    args = parse_args(argv)
+    cfg = load_config(args)
+    check_init(cfg)
+    from mmengine.runner import Runner
+
+    import freeatm_mm.openmmlab  # noqa: F401 - what stops a run, which a config need not import
+    from freeatm_mm.checkpoints import check_complete
+
+    pretrained = cfg.get('model', {}).get('pretrained')
+    if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
+        raise MissingFileError(
+            f'there is no checkpoint {pretrained}: train what makes it first, or set it '
+            'with --cfg-options model.pretrained=CHECKPOINT'
+        )
+    check_precision(cfg)
+    check_datasets(cfg)
+    with keeping_tracebacks():
+        runner = Runner.from_cfg(cfg)
+    if pretrained and Path(pretrained).is_file():  # mmengine would warn and leave out the rest
+        try:
+            check_complete(getattr(runner.model, 'module', runner.model), pretrained)
+        except InputError as error:
+            raise InputError(f'model.pretrained: {error}') from None
+    with keeping_tracebacks():
+        runner.train()
+    return 0

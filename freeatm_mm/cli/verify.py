@@ -1,0 +1,97 @@
+"""Check a store: name every file and sample that is missing, cut, changed, doubled or foreign.
+
+    freeatm verify STORE                      exit code 0: sound, 1: problems
+    freeatm verify STORE --repair
+    freeatm verify STORE --repair --pipeline PIPELINE --prompts PROMPTS.jsonl
+
+With --repair, indexes and records are made again from whole shards; with the pipeline and the
+prompts of the run, lost samples are generated again, with the settings that the store recorded.
+What is good is kept, files that don't belong to the store are left alone, and each shard is
+replaced at once, when the new one is complete. With --prompts alone, the keys of all samples are
+checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+from freeatm_mm.errors import FOUND, InputError, tool
+from freeatm_mm.store import repair_store, verify_store
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('store', help="the store's folder")
+    add(
+        '--no-decode',
+        action='store_true',
+        help='compare checksums only, and decode no image and no masks (several times as fast)',
+    )
+    add('--limit', type=int, default=100, metavar='N', help='print at most N problems (100)')
+    add('--repair', action='store_true', help='make whole again what can be')
+    add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
+    add(
+        '--stage',
+        action='append',
+        default=[],
+        metavar='PIPELINE',
+        help='a further stage of a cascade, if it is a folder that has moved; in order, as the '
+        'run had them',
+    )
+    add('--prompts', help='the prompt file of the run')
+    add('--batch-size', type=int, help='for stores that did not record it')
+    add('--variant', help='variant of the weights, such as fp16, if the run had one')
+    add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, and repair where asked to."""
+    args = parse_args(argv)
+    if args.stage and not args.pipeline:
+        raise InputError('--stage goes with --pipeline')
+    if args.pipeline and not (args.prompts and args.repair):
+        raise InputError('--pipeline goes with --prompts and --repair')
+    source: Any = None
+    if args.pipeline or args.prompts:
+        from freeatm_mm.generation import GenerationJob, StorePlan
+
+        if args.pipeline:
+            changes: dict[str, Any] = {'stages': tuple(args.stage)} if args.stage else {}
+            if args.batch_size:
+                changes['batch_size'] = args.batch_size
+            source = GenerationJob.of_store(
+                args.store,
+                args.pipeline,
+                args.prompts,
+                device=args.device,
+                variant=args.variant,
+                **changes,
+            ).source()
+        else:
+            source = StorePlan(args.store, args.prompts)
+    if args.repair:
+        print(repair_store(args.store, source if args.pipeline else None))
+    kinds: collections.Counter[str] = collections.Counter()
+    for problem in verify_store(args.store, not args.no_decode, source):
+        kinds[problem.kind] += 1
+        if kinds.total() <= args.limit:
+            print(problem)
+    if not kinds:
+        print('sound')
+        return 0
+    if kinds.total() > args.limit:
+        print(f'and {kinds.total() - args.limit} more')
+    print(
+        f'{kinds.total()} problems: '
+        + ', '.join(f'{count} {kind}' for kind, count in kinds.most_common())
+    )
+    return FOUND

@@ -1,0 +1,303 @@
+"""Views of a store's images, with the masks of the nouns that all of them show.
+
+How masks follow a view: beside the image, the transform is given the position of every pixel, as a
+`tv_tensors.Mask` of two planes. Whatever crops, resizes, flips or turns the image does the same to
+them (torchvision's v2 transforms do), and the masks are then read at these positions. So any
+transform goes, any number of masks costs the same, and masks keep the resolution of the store.
+
+Shapes: V views, K nouns, (gh, gw) the grid of a view, B images, M instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from freeatm_mm.errors import InputError
+from freeatm_mm.ops import MASK_VALUES, THRESHOLD, noun_id, pad_instances
+from freeatm_mm.store import Store
+
+__all__ = ['StoreDataset', 'ViewBatch', 'ViewItem', 'collate_views', 'masks_in_view', 'track_view']
+
+#: Samples of a mask along a side of each cell of the grid.
+_SAMPLES = 16
+#: Points along a side of a view by which its scale is measured.
+_POINTS = 32
+
+
+class ViewItem(NamedTuple):
+    """One image's views.
+
+    Args:
+        views: V tensors (C, H, W); their sizes may differ between views.
+        masks: V tensors (K, gh, gw) float32, of the K nouns that all views show.
+        nouns: (K,) int64, their numbers (`freeatm_mm.ops.noun_id`).
+    """
+
+    views: list[Tensor]
+    masks: list[Tensor]
+    nouns: Tensor
+
+
+class ViewBatch(NamedTuple):
+    """The views of B images; an image without an instance has one all-ones mask: pooled whole.
+
+    Args:
+        views: V tensors (B, C, H, W).
+        masks: V tensors (B, K, gh, gw) float32, 0 where an image has fewer than K instances.
+        places: (M,) int64, where the instances stand among the B * K places.
+        nouns: (M,) int64, their nouns; `freeatm_mm.ops.UNKNOWN_NOUN` for a whole image.
+    """
+
+    views: list[Tensor]
+    masks: list[Tensor]
+    places: Tensor
+    nouns: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
+        """Return the batch on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        views, masks = [[move(part) for part in parts] for parts in (self.views, self.masks)]
+        return ViewBatch(views, masks, move(self.places), move(self.nouns))
+
+
+class StoreDataset(Dataset):
+    """The images of a store in several views, each with its nouns' masks on the encoder's grid.
+
+    A noun that one of the views cut away is left out of all, as a pair needs both. Several stores:
+    `torch.utils.data.ConcatDataset`. Loaded with `collate_fn=collate_views`.
+
+    Args:
+        store: A store, or its folder.
+        transform: Makes a view, a float tensor (C, H, W): one of `torchvision.transforms.v2`,
+            or another callable that takes (image, `tv_tensors.Mask`) and returns both. Or one
+            for each view (global and local crops).
+        views: Number of views, where there is one transform.
+        grid: Side of the encoder's feature map, or (height, width); a list has one for each view.
+        mask_values: 'attention', 'normalized' or 'binary'; see `freeatm_mm.ops.masks_on_views`.
+        min_visible: Smallest share of a noun's foreground that each view must show, in (0, 1].
+        masks: False leaves them out: every image is pooled whole (the baseline).
+
+    Raises:
+        InputError: If a setting is out of range.
+        StoreError: If there is no store.
+    """
+
+    def __init__(
+        self,
+        store: Store | str | Path,
+        transform: Callable[..., Any] | Sequence[Callable[..., Any]],
+        *,
+        views: int = 2,
+        grid: int | tuple[int, int] | Sequence[int | tuple[int, int]] = 7,
+        mask_values: str = 'attention',
+        min_visible: float = 0.05,
+        masks: bool = True,
+    ) -> None:
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.transforms = [transform] * views if callable(transform) else list(transform)
+        grids = list(grid) if isinstance(grid, list) else [grid] * len(self.transforms)
+        if not self.transforms or len(grids) != len(self.transforms):
+            raise InputError(
+                f'there must be at least one view, and one grid for each: got {len(grids)} grids '
+                f'for {len(self.transforms)} views'
+            )
+        self.grids = [(side, side) if isinstance(side, int) else tuple(side) for side in grids]
+        if mask_values not in MASK_VALUES:
+            raise InputError(f'mask_values {mask_values!r} is none of {", ".join(MASK_VALUES)}')
+        if not 0 < min_visible <= 1:
+            raise InputError(f'min_visible {min_visible} is not above 0 and at most 1')
+        self.mask_values, self.min_visible, self.masks = mask_values, min_visible, masks
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> ViewItem:
+        """Image number `index` in all its views.
+
+        Raises:
+            IndexError: If there is no such image.
+            StoreError: If it is missing or damaged.
+            InputError: If the transform gives no view.
+        """
+        sample = self.store[index]
+        image = sample.image.convert('RGB')
+        masks = sample.masks if self.masks else sample.masks[:0]
+        views, maps, visible = [], [], []
+        for transform, grid in zip(self.transforms, self.grids):
+            view, positions = track_view(transform, image)
+            found, share = masks_in_view(
+                masks,
+                positions,
+                image.size[::-1],
+                grid,
+                scales=sample.scales[: len(masks)],
+                values=self.mask_values,
+            )
+            views.append(view)
+            maps.append(found)
+            visible.append(share)
+        kept = np.flatnonzero(np.min(visible, axis=0) >= self.min_visible)
+        names = [noun_id(sample.nouns[number].name) for number in kept]
+        return ViewItem(
+            views,
+            [torch.from_numpy(found[kept]) for found in maps],
+            torch.tensor(names, dtype=torch.int64),
+        )
+
+
+def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
+    """Make a batch of images with any numbers of instances.
+
+    Raises:
+        InputError: If views of one batch differ in size.
+    """
+    views = []
+    for parts in zip(*(item.views for item in items)):
+        if len({part.shape for part in parts}) > 1:
+            shapes = sorted({tuple(part.shape) for part in parts})
+            raise InputError(f'views of one batch have different sizes {shapes}: resize them')
+        views.append(torch.stack(parts))
+    # On the grid that is known, not pad_instances's own 1 x 1, so that a map's layout can be told.
+    nouns = [item.nouns if len(item.nouns) else None for item in items]
+    masks = []
+    for maps in zip(*(item.masks for item in items)):
+        given = [found if len(found) else found.new_ones(1, *found.shape[1:]) for found in maps]
+        padded = pad_instances([found[None] for found in given], nouns, views=1)
+        masks.append(padded.masks[0])
+    return ViewBatch(views, masks, padded.places, padded.nouns)
+
+
+@lru_cache(maxsize=8)
+def _positions(height: int, width: int) -> Tensor:
+    """(2, height, width) float32: row and column of each pixel, counted from 1; 0 is outside."""
+    rows, columns = torch.arange(1.0, height + 1), torch.arange(1.0, width + 1)
+    return torch.stack(torch.meshgrid(rows, columns, indexing='ij'))
+
+
+def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tensor, np.ndarray]:
+    """Make a view and find out where each of its pixels comes from.
+
+    Args:
+        transform: As of `StoreDataset`.
+        image: The image.
+
+    Returns:
+        The view, a float tensor (C, H, W), and (2, H, W) float32: row and column of each of its
+        pixels in the image, counted from 1; 0 where it shows nothing of it.
+
+    Raises:
+        InputError: If it returns something else.
+    """
+    from torchvision.tv_tensors import Mask
+
+    result = transform(image, Mask(_positions(image.height, image.width)))
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(
+            'the transform must take (image, mask) and return both, as those of '
+            'torchvision.transforms.v2 do'
+        )
+    view, positions = result
+    if not isinstance(view, Tensor) or not view.is_floating_point():
+        raise InputError(
+            'the transform must give a float tensor: end it with v2.ToImage() and '
+            'v2.ToDtype(torch.float32, scale=True)'
+        )
+    if positions.shape != (2, *view.shape[-2:]):
+        raise InputError(
+            f'the transform moved the image ({tuple(view.shape[-2:])}) and its mask '
+            f'({tuple(positions.shape[-2:])}) differently'
+        )
+    return view.as_subclass(Tensor), positions.as_subclass(Tensor).numpy()
+
+
+def masks_in_view(
+    masks: np.ndarray,
+    positions: np.ndarray,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    scales: np.ndarray | None = None,
+    values: str = 'normalized',
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read stored masks where a view's pixels come from.
+
+    Args:
+        masks: (K, h, w) uint8 masks over the whole image.
+        positions: (2, H, W) of `track_view`.
+        size: (height, width) of the image in pixels.
+        grid: (height, width) of the encoder's feature map.
+        scales: (K, 2) each noun's lowest and highest attention; for `values` 'attention'.
+        values: One of `freeatm_mm.ops.MASK_VALUES`.
+
+    Returns:
+        (K, *grid) float32, means over the cells of the grid, 0 where the view shows nothing; and
+        (K,) float32, the share of each foreground that the view shows.
+
+    Raises:
+        InputError: If `values` is 'attention' without scales.
+    """
+    if not len(masks):
+        return np.zeros((0, *grid), np.float32), np.zeros(0, np.float32)
+    foreground = masks >= THRESHOLD * 255
+    inside = positions[0] > 0
+    rows, columns = _cells(positions, masks.shape[1:], size)
+
+    shown = (foreground[:, rows, columns] & inside).mean((1, 2)) * _area(positions, inside, size)
+    whole = foreground.mean((1, 2))
+    visible = np.minimum(shown / np.maximum(whole, 1e-12), 1.0) * (whole > 0)
+
+    picked = np.ix_(*(_spread(side, cells * _SAMPLES) for side, cells in zip(inside.shape, grid)))
+    rows, columns = rows[picked], columns[picked]
+    source = foreground if values == 'binary' else masks
+    result = source[:, rows, columns].astype(np.float32)
+    if values != 'binary':
+        result *= np.float32(1 / 255)
+    if values == 'attention':
+        if scales is None:
+            raise InputError("values 'attention' needs the scales of the masks")
+        lowest, highest = scales.T[:, :, None, None]
+        result = lowest + (highest - lowest) * result
+    result *= inside[picked]
+    cells = result.reshape(len(masks), grid[0], _SAMPLES, grid[1], _SAMPLES).mean((2, 4))
+    return cells.astype(np.float32), visible.astype(np.float32)
+
+
+def _cells(
+    positions: np.ndarray, shape: tuple[int, ...], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which row and column of a mask of this shape each pixel of a view comes from."""
+    found = [
+        np.clip((plane - 0.5) * (cells / pixels), 0, cells - 1).astype(np.int64)
+        for plane, cells, pixels in zip(positions, shape, size)
+    ]
+    return found[0], found[1]
+
+
+def _spread(length: int, number: int) -> np.ndarray:
+    """`number` indices spread evenly over a side."""
+    return ((np.arange(number) + 0.5) * (length / number)).astype(np.int64)
+
+
+def _area(positions: np.ndarray, inside: np.ndarray, size: tuple[int, int]) -> float:
+    """The area of a view in areas of the image: from the affine map that fits it best."""
+    picked = np.ix_(*(_spread(side, min(side, _POINTS)) for side in inside.shape))
+    known = inside[picked]
+    if known.sum() < 3:
+        return 0.0
+    where = np.stack([np.broadcast_to(axis, known.shape)[known] for axis in picked], axis=1)
+    design = np.concatenate([where, np.ones((len(where), 1))], axis=1)
+    target = np.stack([plane[picked][known] for plane in positions], axis=1)
+    fit = np.linalg.lstsq(design, target, rcond=None)[0]
+    return abs(float(np.linalg.det(fit[:2]))) * inside.size / (size[0] * size[1])

@@ -1,0 +1,112 @@
+"""Features of instances from the output of any backbone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from freeatm_mm.errors import InputError
+from freeatm_mm.ops import pool_instances
+
+__all__ = ['LAYOUTS', 'InstancePool']
+
+#: How a backbone lays out its features; 'auto' finds out by the grid of the masks.
+LAYOUTS = ('auto', 'nchw', 'nhwc', 'tokens')
+#: Tokens before those of the patches (class, distillation, registers) that 'auto' believes in.
+_MOST_PREFIX = 16
+
+
+class InstancePool(nn.Module):
+    """Equation 2 over a backbone's output: one feature for each instance.
+
+    Takes (B, C, h, w) of ResNets and ConvNeXts, (B, h, w, C) of Swin, (B, N, C) tokens of a ViT,
+    whose first ones (class and register tokens) are left out; the last of several maps; and
+    transformers' outputs.
+
+    Args:
+        layout: One of `LAYOUTS`.
+        prefix_tokens: How many tokens come before those of the patches; by default what is more
+            than the masks' cells.
+
+    Raises:
+        InputError: If `layout` is unknown.
+    """
+
+    def __init__(self, layout: str = 'auto', prefix_tokens: int | None = None) -> None:
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise InputError(f'layout {layout!r} is none of {", ".join(LAYOUTS)}')
+        self.layout, self.prefix_tokens = layout, prefix_tokens
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f'layout={self.layout!r}, prefix_tokens={self.prefix_tokens}'
+
+    def forward(self, features: Any, masks: Tensor, places: Tensor | None = None) -> Tensor:
+        """Pool.
+
+        Args:
+            features: What the backbone gave.
+            masks: (B, K, h, w) masks on the grid of the features.
+            places: (M,) which of the B * K masks are meant; by default all.
+
+        Returns:
+            (M, C) one feature for each instance.
+
+        Raises:
+            InputError: If the features don't fit the masks.
+        """
+        return pool_instances(
+            self.feature_map(features, (masks.shape[-2], masks.shape[-1])), masks, places
+        )
+
+    def feature_map(self, features: Any, grid: tuple[int, int]) -> Tensor:
+        """Return a backbone's output as (B, C, h, w).
+
+        Args:
+            features: What the backbone gave.
+            grid: (h, w) of the masks.
+
+        Raises:
+            InputError: If it has no such grid, or more than one reading.
+        """
+        for name in ('last_hidden_state', 'feature_maps'):
+            features = getattr(features, name, features)
+        if isinstance(features, Sequence):
+            features = features[-1]
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            raise InputError(
+                'InstancePool needs a map (B, C, h, w), (B, h, w, C) or tokens (B, N, C): '
+                "leave out the backbone's own pooling (in timm, call forward_features)"
+            )
+        if features.ndim == 3:
+            if self.layout not in ('auto', 'tokens'):
+                raise InputError(f'the features are tokens, not {self.layout}')
+            return self._of_tokens(features, grid)
+        first, last = tuple(features.shape[2:]) == grid, tuple(features.shape[1:3]) == grid
+        layout = self.layout
+        if layout == 'auto':
+            if first == last:
+                shape = 'x'.join(map(str, features.shape[1:]))
+                fault = 'could be read both ways: name the layout' if first else 'has no such grid'
+                raise InputError(
+                    f'masks on a {grid[0]}x{grid[1]} grid and features {shape}: it {fault}; the '
+                    'grid of the masks is an argument of StoreDataset'
+                )
+            layout = 'nchw' if first else 'nhwc'
+        return features.permute(0, 3, 1, 2) if layout == 'nhwc' else features
+
+    def _of_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) as (B, C, h, w)."""
+        prefix = self.prefix_tokens
+        if prefix is None:
+            prefix = tokens.shape[1] - math.prod(grid)
+        if tokens.shape[1] - prefix != math.prod(grid) or not 0 <= prefix <= _MOST_PREFIX:
+            raise InputError(
+                f'{tokens.shape[1]} tokens do not fit masks on a {grid[0]}x{grid[1]} grid: the '
+                'grid of the masks is an argument of StoreDataset'
+            )
+        return tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)

@@ -1,0 +1,60 @@
+"""The programs in examples/: two steps of each on a tiny store, and short enough to be read."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.tiny_stores import make_store
+from helpers.tools import ROOT
+
+EXAMPLES = sorted((ROOT / 'examples').glob('*.py'))
+OPTIONS = dict(size=64, batch_size=4, epochs=1, steps=2, workers=0, seed=0, lr=1e-3)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'examples' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp('examples') / 'store', count=8, size=(80, 96))
+
+
+@pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.stem)
+def test_they_are_short(path):
+    assert len(path.read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize('backbone', ['resnet10t', 'vit_tiny_patch16_224'])
+def test_simclr_with_a_backbone_of_timm(store, tmp_path, backbone):
+    pytest.importorskip('timm')
+    out = tmp_path / 'backbone.pth'
+    losses = load('simclr_timm').train(
+        SimpleNamespace(**OPTIONS, store=store, backbone=backbone, out=out)
+    )
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert torch.load(out, weights_only=True)
+
+
+def test_moco_in_lightly(store, tmp_path):
+    pytest.importorskip('lightly')
+    losses = load('moco_lightly').train(
+        SimpleNamespace(**OPTIONS, store=store, backbone='resnet18', bank=64, out=tmp_path / 'x')
+    )
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
+def test_mae_in_transformers(store, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    losses = load('mae_transformers').train(
+        SimpleNamespace(**OPTIONS, store=store, patch=16, width=64, depth=1, out=tmp_path / 'mae')
+    )
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert transformers.ViTMAEModel.from_pretrained(tmp_path / 'mae').config.hidden_size == 64

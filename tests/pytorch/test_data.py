@@ -1,0 +1,151 @@
+"""Views and the masks in them: against exact integration, through any transform, in batches."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_stores import NOUNS, make_store
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from freeatm_mm.errors import InputError
+from freeatm_mm.ops import UNKNOWN_NOUN, WHOLE, crop_window, flip_window, masks_on_views, noun_id
+from freeatm_mm.pytorch import StoreDataset, collate_views, masks_in_view, track_view
+
+v2 = pytest.importorskip('torchvision.transforms.v2')
+
+AS_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+
+
+def smooth_masks(count=3, side=32, seed=0):
+    """Blobs that touch the border here and there, as uint8."""
+    random, axis = np.random.default_rng(seed), (np.arange(side) + 0.5) / side
+    centres = random.uniform(0.1, 0.9, (count, 2, 1))
+    rows, columns = np.exp(-((axis - centres) ** 2) / 0.03).transpose(1, 0, 2)
+    return np.rint(255 * rows[:, :, None] * columns[:, None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize('values', ['attention', 'normalized', 'binary'])
+def test_masks_follow_crops_and_flips_as_exact_integration_has_them(values):
+    masks, image = smooth_masks(), Image.new('RGB', (200, 160))
+    scales = np.array([[0.001, 0.02], [0.0, 0.01], [0.002, 0.003]], np.float32)
+    box = (20, 40, 90, 120)  # top, left, height, width
+    window = flip_window(crop_window(WHOLE, box, (160, 200)), 'horizontal')
+    transform = v2.Compose(
+        [
+            v2.Lambda(lambda part: v2.functional.crop(part, *box)),
+            v2.Resize((112, 112), antialias=True),
+            v2.RandomHorizontalFlip(p=1),
+            *AS_TENSOR,
+        ]
+    )
+    view, positions = track_view(transform, image)
+    assert view.shape == (3, 112, 112) and type(view) is torch.Tensor
+    found, visible = masks_in_view(
+        masks, positions, (160, 200), (7, 7), scales=scales, values=values
+    )
+    exact = masks_on_views(masks, [window], (7, 7), scales=scales, values=values, min_visible=1e-9)
+    assert exact.kept.tolist() == [0, 1, 2]
+    largest = exact.values.max((0, 2, 3))[:, None, None]
+    np.testing.assert_allclose(found / largest, exact.values[0] / largest, atol=0.08)
+    assert np.abs(found / largest - exact.values[0] / largest).mean() < 0.01
+    np.testing.assert_allclose(visible, exact.visible[0], atol=0.03)
+    assert visible.min() < 0.9  # something was cut away
+
+
+def test_what_lies_outside_has_no_mask_and_turns_are_followed():
+    masks = np.zeros((1, 16, 16), np.uint8)
+    masks[0, :8, :8] = 255  # upper left
+    padded = v2.Compose([v2.Pad([100, 0, 0, 0]), v2.Resize((64, 64)), *AS_TENSOR])
+    _, positions = track_view(padded, Image.new('RGB', (100, 100)))
+    found, visible = masks_in_view(masks, positions, (100, 100), (4, 4))
+    assert found[0, :, :2].max() == 0 and found[0, :2, 2].min() == 1 and found[0, 2:].max() == 0
+    assert visible[0] == pytest.approx(1, abs=0.03)
+    turned = v2.Compose([v2.RandomRotation((90, 90)), *AS_TENSOR])  # counter-clockwise
+    _, positions = track_view(turned, Image.new('RGB', (100, 100)))
+    found, visible = masks_in_view(masks, positions, (100, 100), (4, 4))
+    assert found[0, 2:, :2].min() > 0.9 and found[0, :2].max() < 0.1
+    assert visible[0] == pytest.approx(1, abs=0.03)
+
+
+def transform(size=24):
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.3, 1)), *AS_TENSOR])
+
+
+def test_batches_hold_images_with_any_number_of_nouns(tmp_path):
+    dataset = StoreDataset(make_store(tmp_path / 'store', count=8), transform(), grid=(3, 3))
+    torch.manual_seed(0)
+    items = [dataset[number] for number in range(8)]
+    assert [len(item.nouns) for item in items][0] == 0 and max(len(i.nouns) for i in items) > 1
+    batch = collate_views(items)
+    counts = [max(len(item.nouns), 1) for item in items]
+    assert [view.shape for view in batch.views] == [(8, 3, 24, 24)] * 2
+    assert [mask.shape for mask in batch.masks] == [(8, max(counts), 3, 3)] * 2
+    assert len(batch.places) == len(batch.nouns) == sum(counts)
+    assert batch.nouns[0] == UNKNOWN_NOUN and batch.masks[0][0, 0].eq(1).all()
+    assert set(batch.nouns.tolist()) <= {UNKNOWN_NOUN, *map(noun_id, NOUNS)}
+    for image, item in enumerate(items):
+        for view in (0, 1):
+            for number, mask in enumerate(item.masks[view]):
+                assert torch.equal(batch.masks[view][image, number], mask)
+    moved = batch.to('meta')
+    assert moved.views[0].device.type == moved.places.device.type == 'meta'
+
+
+def test_a_loader_with_workers_pins_and_the_baseline_has_no_masks(tmp_path):
+    path = make_store(tmp_path / 'store', count=6)
+    dataset = pickle.loads(pickle.dumps(StoreDataset(path, transform(), masks=False)))
+    (batch,) = DataLoader(dataset, batch_size=6, collate_fn=collate_views, num_workers=1)
+    assert batch.nouns.eq(UNKNOWN_NOUN).all() and batch.masks[0].shape == (6, 1, 7, 7)
+    assert batch.masks[1].eq(1).all()
+
+
+def test_views_of_different_sizes_and_grids(tmp_path):
+    dataset = StoreDataset(
+        make_store(tmp_path / 'store', count=4), [transform(32), transform(16)], grid=[4, (2, 2)]
+    )
+    batch = collate_views([dataset[number] for number in range(4)])
+    assert [tuple(view.shape[2:]) for view in batch.views] == [(32, 32), (16, 16)]
+    assert [tuple(mask.shape[2:]) for mask in batch.masks] == [(4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    'make, said',
+    [
+        (lambda: v2.ToImage(), 'end it with v2.ToImage'),
+        (lambda: lambda image, mask: image, 'return both'),
+        (
+            lambda: lambda image, mask: (torch.zeros(3, 8, 8), mask),
+            r'moved the image \(\(8, 8\)\) and its mask \(\(24, 32\)\) differently',
+        ),
+    ],
+)
+def test_transforms_that_give_no_view_are_told(tmp_path, make, said):
+    dataset = StoreDataset(make_store(tmp_path / 'store', count=2), make())
+    with pytest.raises(InputError, match=said):
+        dataset[0]
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        ({'mask_values': 'soft'}, 'none of attention'),
+        ({'min_visible': 0}, 'above 0'),
+        ({'views': 0}, 'at least one view'),
+        ({'grid': [7]}, '1 grids for 2 views'),
+    ],
+)
+def test_settings_out_of_range(tmp_path, options, said):
+    path = make_store(tmp_path / 'store', count=2)
+    with pytest.raises(InputError, match=said):
+        StoreDataset(path, transform(), **options)
+
+
+def test_views_of_other_sizes_do_not_stack(tmp_path):
+    dataset = StoreDataset(make_store(tmp_path / 'store', count=2), transform(16), views=1)
+    other = StoreDataset(dataset.store, transform(24), views=1)
+    with pytest.raises(InputError, match='different sizes'):
+        collate_views([dataset[0], other[1]])

@@ -1,0 +1,192 @@
+"""Pooling of any layout, losses as modules, guided masking: against `ops` and transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from freeatm_mm import ops
+from freeatm_mm.errors import InputError
+from freeatm_mm.pytorch import (
+    GuidedMasking,
+    InstanceDistillation,
+    InstanceInfoNCE,
+    InstanceNTXent,
+    InstancePool,
+)
+
+FEATURES = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+MASKS = torch.rand(2, 3, 3, 4, generator=torch.Generator().manual_seed(1))
+PLACES = torch.tensor([0, 3, 4])
+
+
+class Output:
+    """As transformers' outputs."""
+
+    last_hidden_state = torch.cat([torch.zeros(2, 1, 5), FEATURES.flatten(2).transpose(1, 2)], 1)
+
+
+@pytest.mark.parametrize(
+    'features, options',
+    [
+        (FEATURES, {}),
+        ([torch.zeros(1), FEATURES], {}),
+        (FEATURES.permute(0, 2, 3, 1), {}),
+        (FEATURES.permute(0, 2, 3, 1), {'layout': 'nhwc'}),
+        (FEATURES.flatten(2).transpose(1, 2), {}),
+        (Output(), {}),
+        (Output(), {'layout': 'tokens', 'prefix_tokens': 1}),
+    ],
+)
+def test_every_layout_pools_as_equation_2(features, options):
+    expected = ops.pool_instances(FEATURES, MASKS, PLACES)
+    assert torch.equal(InstancePool(**options)(features, MASKS, PLACES), expected)
+
+
+@pytest.mark.parametrize(
+    'features, options, said',
+    [
+        (torch.zeros(2, 3, 4, 3), {}, None),
+        (torch.zeros(2, 3, 3, 3), {}, 'both ways: name the layout'),
+        (torch.zeros(2, 5, 7, 7), {}, 'no such grid'),
+        (torch.zeros(2, 40, 5), {}, '40 tokens do not fit'),
+        (torch.zeros(2, 13, 5), {'prefix_tokens': 0}, '13 tokens do not fit'),
+        (torch.zeros(2, 5), {}, 'forward_features'),
+        (torch.zeros(2, 13, 5), {'layout': 'nhwc'}, 'are tokens'),
+    ],
+)
+def test_what_does_not_fit_is_told(features, options, said):
+    masks = torch.rand(2, 1, 3, 3) if said and 'both' in said else MASKS
+    if said is None:
+        InstancePool()(features, masks)
+        return
+    with pytest.raises(InputError, match=said):
+        InstancePool(**options)(features, masks)
+    with pytest.raises(InputError, match='layout'):
+        InstancePool('hwc')
+
+
+@pytest.mark.parametrize(
+    'name, size, grid, options',
+    [
+        ('resnet10t', 64, 2, {}),
+        ('convnext_atto', 64, 2, {}),
+        ('vit_tiny_patch16_224', 64, 4, {'img_size': 64}),
+        ('swin_tiny_patch4_window7_224', 64, 2, {'img_size': 64, 'depths': (1, 1, 1, 1)}),
+    ],
+)
+def test_backbones_of_timm(name, size, grid, options):
+    timm = pytest.importorskip('timm')
+    model = timm.create_model(name, num_classes=0, **options).eval()
+    masks = torch.rand(1, 2, grid, grid)
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(1, 3, size, size))
+        pooled = InstancePool()(features, masks)
+        assert pooled.shape == (2, model.num_features)
+        whole = InstancePool()(features, torch.ones(1, 1, grid, grid))
+    tokens = features[:, -grid * grid :] if features.ndim == 3 else features
+    axes = (1,) if features.ndim == 3 else (1, 2) if tokens.shape[1] == grid else (2, 3)
+    torch.testing.assert_close(whole, tokens.mean(axes))
+
+
+def test_nt_xent_and_equation_3():
+    first, second, nouns = torch.randn(6, 8), torch.randn(6, 8), torch.tensor([1, 1, 2, 3, 2, -1])
+    for negatives in ops.NEGATIVES:
+        expected = ops.instance_nt_xent(first, second, nouns, temperature=0.3, negatives=negatives)
+        assert InstanceNTXent(0.3, negatives)(first, second, nouns) == expected
+    expected = ops.instance_equation3(first, second)
+    assert InstanceNTXent(1.0, equation3=True)(first, second) == expected
+    for options in ({'temperature': 0}, {'negatives': 'some'}):
+        with pytest.raises(InputError):
+            InstanceNTXent(**options)
+
+
+def test_info_nce_keeps_its_queue_in_training_alone():
+    loss_of = InstanceInfoNCE(8, 10, negatives='other_nouns')
+    queries, keys, nouns = torch.randn(3, 8), torch.randn(3, 8), torch.tensor([4, 5, 4])
+    before = loss_of.queue.clone()
+    expected = ops.instance_info_nce(
+        queries, keys, before, nouns, loss_of.queue_nouns.clone(), negatives='other_nouns'
+    )
+    assert loss_of.eval()(queries, keys, nouns) == expected
+    assert torch.equal(loss_of.queue, before) and loss_of.pointer == 0
+    assert loss_of.train()(queries, keys, nouns) == expected
+    assert torch.equal(loss_of.queue[:, :3], F.normalize(keys, dim=1).T) and loss_of.pointer == 3
+    assert loss_of.queue_nouns.tolist() == [4, 5, 4] + [-1] * 7
+    assert set(loss_of.state_dict()) == {'queue', 'pointer', 'queue_nouns'}
+
+
+def test_distillation_is_dinos_cross_entropy():
+    random = np.random.default_rng(0)
+    student, teacher = random.normal(size=(3, 4, 6)), random.normal(size=(2, 4, 6))
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+    center = teacher.reshape(-1, 6).mean(0)
+    pairs = [(t, s) for t in range(2) for s in range(3) if t != s]
+    expected = np.mean(
+        [
+            -(softmax((teacher[t] - 0.1 * center) / 0.04) * np.log(softmax(student[s] / 0.1)))
+            .sum(-1)
+            .mean()
+            for t, s in pairs
+        ]
+    )
+    loss_of = InstanceDistillation(6)
+    students = [torch.tensor(part, requires_grad=True) for part in student]
+    teachers = [torch.tensor(part, requires_grad=True) for part in teacher]
+    loss_of(students, teachers)  # moves the centre from 0 to a tenth of the mean
+    np.testing.assert_allclose(loss_of.center[0], 0.1 * center, rtol=1e-5)
+    loss = loss_of.eval()(students, teachers)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert teachers[0].grad is None and all(part.grad.abs().sum() > 0 for part in students)
+    with pytest.raises(ValueError, match='two different views'):
+        loss_of(students[:1], teachers[:1])
+    with pytest.raises(ValueError, match='one shape'):
+        loss_of(students, [teachers[0][:2]])
+    with pytest.raises(InputError):
+        InstanceDistillation(6, teacher_temperature=0.2)
+
+
+@pytest.mark.parametrize('progress', [0.0, 1.0])
+def test_vit_mae_hides_what_the_attention_marks(progress):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ViTMAEConfig(
+        image_size=32,
+        patch_size=4,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    model = transformers.ViTMAEForPreTraining(config)
+    masks = torch.zeros(2, 2, 8, 8)
+    masks[0, 0, 2:5, 2:5] = torch.rand(3, 3) + 1
+    guided = GuidedMasking(config.mask_ratio)
+    torch.manual_seed(0)
+    noise = guided.noise(masks, progress)
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 64, 3)
+    torch.manual_seed(0)
+    _, hidden, restore = guided(tokens, masks, progress)
+    output = model(pixel_values=torch.rand(2, 3, 32, 32), noise=noise)
+    assert torch.equal(output.mask, hidden) and torch.equal(output.ids_restore, restore)
+    assert output.mask.sum(1).tolist() == [48, 48] and torch.isfinite(output.loss)
+    foreground = masks[0, 0].flatten() > 0
+    assert (output.mask[0][foreground].mean() == 1) == (progress == 1.0)
+
+
+def test_guided_masking_says_what_is_wrong():
+    for options in ({'mask_ratio': 1}, {'combine': 'mean'}, {'ceiling': 2}, {'schedule': 'x'}):
+        with pytest.raises(InputError):
+            GuidedMasking(**options)
+    with pytest.raises(InputError, match='leave out the class token'):
+        GuidedMasking()(torch.randn(1, 17, 4), torch.rand(1, 1, 4, 4), 0.5)

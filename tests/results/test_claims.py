@@ -1,0 +1,95 @@
+"""Claims and their rules, on rows whose truth is known."""
+
+import numpy as np
+import pytest
+
+from freeatm_mm.results import new_results, pack_outcomes
+from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim
+
+OBJECTS = 2000
+METRICS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
+
+
+def rows(seeds, gains, method='mocov2'):
+    """Rows of arms that tell objects right with a chance of 0.5 and their gain."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 0.15, OBJECTS)
+    results = new_results('contrastive', './run miniature')
+    for seed in range(seeds):
+        luck = rng.normal(0, 0.01)
+        for masks, gain in gains.items():
+            outcomes = {
+                metric: rng.random(OBJECTS) < 0.5 + hard + luck + gain for metric in METRICS
+            }
+            results['rows'].append(
+                {
+                    'method': method,
+                    'regime': 'synthetic',
+                    'masks': masks,
+                    'seed': seed,
+                    'epochs': 40,
+                    'metrics': {name: float(right.mean()) for name, right in outcomes.items()},
+                    'details': {
+                        'garments': OBJECTS,
+                        'outcomes': {name: pack_outcomes(each) for name, each in outcomes.items()},
+                    },
+                }
+            )
+    return results
+
+
+def verdicts(seeds, gains):
+    findings = decide_claim(rows(seeds, gains), CLAIMS['contrastive-mocov2'])
+    return [(finding.verdict, finding.seeds) for finding in findings[:2]]
+
+
+@pytest.mark.parametrize(
+    ('seeds', 'gains', 'expected'),
+    [
+        (12, {True: 0.05, 'other_masks': 0.0, False: 0.0}, ['shown', 'shown']),
+        (12, {True: 0.0, 'other_masks': 0.05, False: 0.0}, ['opposite', 'not shown']),
+        (12, {True: 0.05, 'other_masks': 0.05, False: 0.0}, ['not shown', 'shown']),
+        (7, {True: 0.0, 'other_masks': 0.0, False: 0.0}, ['undecided', 'undecided']),
+        (3, {True: 0.2, 'other_masks': 0.0, False: 0.0}, ['undecided', 'undecided']),
+    ],
+    ids=['true', 'opposite', 'any mask will do', 'no effect', 'before the first look'],
+)
+def test_verdicts_follow_the_rule(seeds, gains, expected):
+    found = verdicts(seeds, gains)
+    assert [verdict for verdict, _ in found] == expected
+    if 'undecided' in expected:
+        assert {count for _, count in found} == {seeds}
+
+
+def test_a_verdict_stays_whatever_seeds_come_after():
+    gains = {True: 0.05, 'other_masks': 0.0, False: 0.0}
+    results = rows(12, gains)
+    early = {**results, 'rows': [row for row in results['rows'] if row['seed'] < 9]}
+    claim = CLAIMS['contrastive-mocov2']
+    for one, two in zip(decide_claim(early, claim)[:2], decide_claim(results, claim)[:2]):
+        assert (one.verdict, one.seeds) == (two.verdict, two.seeds)
+
+
+def test_only_whole_seeds_count():
+    results = rows(6, {True: 0.1, 'other_masks': 0.0, False: 0.0})
+    results['rows'] = [
+        row for row in results['rows'] if (row['seed'], row['masks']) != (2, 'other_masks')
+    ]
+    first = decide_claim(results, CLAIMS['contrastive-mocov2'])[0]
+    assert (first.verdict, first.seeds, first.difference.seeds) == ('undecided', 2, 2)
+
+
+def test_the_page_says_rule_figure_interval_and_verdict():
+    results = rows(4, {True: 0.0, 'other_masks': 0.0, False: 0.0, 'box': 0.0})
+    page = claim_page(results, 'contrastive-mocov2')
+    assert 'undecided: 4 of 12 seeds' in page and 'decision-rules.md' in page
+    assert 'MoCo v2 + Free-ATM against MoCo v2 + box' in page
+    assert 'by seeds' in page
+    assert 'no figure yet' in claim_page(rows(1, {True: 0, False: 0}), 'contrastive-mocov2')
+
+
+def test_rows_without_outcomes_are_told():
+    results = rows(4, {True: 0.0, 'other_masks': 0.0, False: 0.0})
+    del results['rows'][0]['details']
+    with pytest.raises(ValueError, match='--on garments'):
+        decide_claim(results, CLAIMS['contrastive-mocov2'])

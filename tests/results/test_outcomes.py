@@ -1,0 +1,73 @@
+"""Right or wrong, object by object: as text, and arms compared over seeds and objects."""
+
+import numpy as np
+import pytest
+
+from freeatm_mm.results import crossed_difference, pack_outcomes, unpack_outcomes
+
+
+@pytest.mark.parametrize('count', [1, 8, 8001])
+def test_outcomes_are_kept_as_they_are(count):
+    right = np.random.default_rng(count).random(count) < 0.5
+    np.testing.assert_array_equal(unpack_outcomes(pack_outcomes(right), count), right)
+
+
+@pytest.mark.parametrize('text', [pack_outcomes(np.ones(9, bool)), 'no base64!', None])
+def test_outcomes_of_others_are_refused(text):
+    with pytest.raises(ValueError, match='outcomes'):
+        unpack_outcomes(text, 8)
+
+
+def drawn(rng, seeds, objects, mean=0.0, of_seeds=0.02, of_objects=0.3, rest=0.4):
+    return (
+        mean
+        + of_seeds * rng.standard_normal((seeds, 1))
+        + of_objects * rng.standard_normal((1, objects))
+        + rest * rng.standard_normal((seeds, objects))
+    )
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """And one that forgets the seeds, or the objects, would not."""
+    rng, inside, alone, errors, means = np.random.default_rng(0), 0, 0, [], []
+    for _ in range(1500):
+        found = crossed_difference(drawn(rng, 4, 300, mean=0.01, of_seeds=0.05))
+        inside += found.low <= 0.01 <= found.high
+        alone += abs(found.mean - 0.01) <= 1.96 * found.error_objects
+        errors.append(found.error**2)
+        means.append(found.mean)
+    assert 0.93 < inside / 1500 < 0.985
+    assert alone / 1500 < 0.92
+    assert np.mean(errors) == pytest.approx(np.var(means), rel=0.1)
+
+
+def test_the_error_is_that_of_a_bootstrap_over_both():
+    rng = np.random.default_rng(1)
+    differences = drawn(rng, 12, 400)
+    means = [
+        differences[rng.integers(0, 12, 12)][:, rng.integers(0, 400, 400)].mean()
+        for _ in range(3000)
+    ]
+    # The bootstrap counts the rest three times over, a term that is small here.
+    assert crossed_difference(differences).error == pytest.approx(np.std(means), rel=0.12)
+
+
+def test_a_difference_without_object_effects_is_the_paired_test_of_seeds():
+    from scipy import stats
+
+    by_seed = np.array([0.1, 0.3, 0.2, 0.05])
+    found = crossed_difference(np.tile(by_seed[:, None], (1, 500)))
+    test = stats.ttest_1samp(by_seed, 0)
+    assert found.p == pytest.approx(test.pvalue, rel=1e-6)
+    assert (found.low, found.high) == pytest.approx(test.confidence_interval(0.95), rel=1e-6)
+
+
+def test_no_difference_at_all_has_no_p():
+    found = crossed_difference(np.zeros((3, 10)))
+    assert found.mean == 0 and np.isnan(found.p)
+
+
+@pytest.mark.parametrize('shape', [(1, 10), (3, 1), (3,)])
+def test_too_few_are_refused(shape):
+    with pytest.raises(ValueError, match='two seeds'):
+        crossed_difference(np.zeros(shape))
