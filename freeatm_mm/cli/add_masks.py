@@ -23,7 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.cli.generation_options import (
+from freeatm_mm.cli._generation import (
     add_common_options,
     add_engine_options,
     add_mask_options,
@@ -62,7 +62,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "pipeline's)",
     )
     add('--every-caption', action='store_true', help="a sample for each of an image's captions")
-    add('--without-nouns', choices=('keep', 'skip'), default='keep', help='(default: keep)')
+    add(
+        '--without-nouns',
+        choices=('keep', 'skip'),
+        default='keep',
+        help='images whose caption has no noun: stored without masks, or not (default: keep)',
+    )
     add(
         '--all-nouns',
         action='store_true',

@@ -13,15 +13,14 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.store import Store
-from freeatm_mm.store.diversity import MOST_IMAGES, store_diversity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--limit',
         type=int,
-        default=MOST_IMAGES,
+        default=20_000,
         metavar='N',
         help='images to look at, evenly spread (%(default)s)',
     )
@@ -54,6 +53,7 @@ def timm_features(
         InputError: If timm, the model or its weights can't be had.
     """
     try:
+        import numpy as np
         import timm
         import torch
     except ImportError as error:
@@ -74,7 +74,7 @@ def timm_features(
     def features(images: Sequence[Image.Image]) -> np.ndarray:
         batch = torch.stack([transform(image) for image in images]).to(device)
         with torch.no_grad():
-            return net(batch).float().cpu().numpy()
+            return np.asarray(net(batch).float().cpu())
 
     return features
 
@@ -83,6 +83,9 @@ def timm_features(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = parse_args(argv)
+    from freeatm_mm.store import Store
+    from freeatm_mm.store.diversity import store_diversity
+
     options: dict[str, Any] = {'limit': args.limit}
     if args.timm:
         options['features'] = timm_features(args.timm, args.weights, args.device)

@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.cli.generation_options import (
+from freeatm_mm.cli._generation import (
     add_common_options,
     add_engine_options,
     add_mask_options,

@@ -387,7 +387,8 @@ def webdataset(tmp_path, data):
 
 
 def huggingface(tmp_path, data):
-    datasets = pytest.importorskip('datasets')
+    pytest.importorskip('pyarrow')
+    import datasets
 
     features = datasets.Features({'image': datasets.Image(), 'text': datasets.Value('string')})
     rows = {'image': [{'bytes': data, 'path': None}] * 3, 'text': ['a dog', 'a cat', 'two birds']}
