@@ -27,6 +27,7 @@ from freeatm_mm.attention.compiled import Region, compiled_regions
 from freeatm_mm.attention.families import Call, find_family
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
+from freeatm_mm.attention.outputs import output_projection
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
     Heads,
@@ -55,16 +56,27 @@ from freeatm_mm.attention.taps import (
     text_attention_modules,
 )
 from freeatm_mm.attention.text import TextColumns, find_columns
-from freeatm_mm.attention.words import AUTO, noun_name, span_of, spans_of_prompts
+from freeatm_mm.attention.words import (
+    AUTO,
+    noun_name,
+    span_of,
+    spans_of_prompts,
+    word_spans,
+)
 from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
 
+HEAD_WEIGHTS = (None, 'contribution')
+"""What a layer's heads may count."""
+RESCALE = (None, 'words')
+"""What maps may be divided by."""
 MAX_IMAGES = 2**16
 """Drawn at once."""
 MAX_PROMPT = 10_000
 """Characters; text encoders keep 77 to some hundred tokens, and following a noun through cleaning
 takes time that grows with the square."""
+_LEAST = 1e-12  # of the sum over words that maps are divided by
 MAX_TEXT_KEYS = 2**20
 """More tokens than any text encoder keeps."""
 
@@ -140,6 +152,12 @@ class AttentionRecorder:
         self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
             the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
             one float32 matrix (pixels, pixels) an image: 4 MiB at 32x32. ``None``: don't.
+        head_weights: ``None``: the heads of a layer count the same. ``'contribution'``: at each
+            pixel a head counts what it contributes to the layer's output there, which needs no
+            labels (:func:`freeatm_mm.attention.outputs.head_weights`).
+        rescale: ``None``: as they are. ``'words'``: each pixel's maps divided by their sum over
+            the words of the prompt, so that words compete for pixels and special tokens don't.
+            Costs a map for each word.
         check_prompts: Whether to stop if a text encoder reads anything else than the recorder was
             told, or nothing at all: embeddings made outside the ``with`` can't be checked. With
             ``False`` they are taken to be what the pipeline itself makes of ``prompts``.
@@ -189,12 +207,20 @@ class AttentionRecorder:
         heads: Heads | None = None,
         separate: str | Iterable[str] = (),
         self_attention: int | None = None,
+        head_weights: str | None = None,
+        rescale: str | None = None,
         check_prompts: bool = True,
     ) -> None:
         if probability not in ('joint', 'text'):
             raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
         if merge not in MERGE_RULES:
             raise ValueError(f'merge must be one of {MERGE_RULES}, got {merge!r}')
+        if head_weights not in HEAD_WEIGHTS:
+            raise ValueError(f'head_weights must be one of {HEAD_WEIGHTS}, got {head_weights!r}')
+        if rescale not in RESCALE:
+            raise ValueError(f'rescale must be one of {RESCALE}, got {rescale!r}')
+        self._head_weights = head_weights
+        self._rescale = rescale
         self._pipe = pipe
         self._family = find_family(pipe)
         self._probability = probability
@@ -217,6 +243,11 @@ class AttentionRecorder:
                 },
             )
         self._heads = heads
+        if head_weights is not None:
+            for name, module, _ in text_attention_modules(
+                self._denoiser, self._family, self._blocks
+            ):
+                output_projection(module, name)
         self._separate = separate_names(separate)
         if self_attention is not None:
             whole_number(self_attention, 'self_attention', 1, MAX_SIDE)
@@ -271,7 +302,14 @@ class AttentionRecorder:
                 text_encoders=self._text_encoders,
                 truncated=self._truncated,
             )
+            words = self._words_of(call, prompts, nouns)
         else:
+            if self._rescale:
+                raise ValueError(
+                    "rescale='words' needs the places of all words: give prompts and nouns rather "
+                    'than columns='
+                )
+            words = [[] for _ in prompts]
             if isinstance(nouns, str):
                 raise ValueError(
                     'columns= says where the keys of each noun are: give the nouns too, in '
@@ -291,13 +329,34 @@ class AttentionRecorder:
         self.left_out = list(found.left_out)
         self.flat = []
         self._positions = found.positions
+        self._words = words
         # Each image's token columns once, however many nouns share a token.
         self._columns = [
-            sorted({column for noun in row for columns in noun for column in columns})
-            for row in self._positions
+            sorted({column for noun in row for columns in noun for column in columns} | set(others))
+            for row, others in zip(self._positions, words)
         ]
         self._columns_BT = _pad_columns(self._columns, images_per_prompt)
         self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
+
+    def _words_of(
+        self, call: Call, prompts: Sequence[str], nouns: Sequence[Sequence[Any]]
+    ) -> list[list[int]]:
+        """Find the columns of each prompt's words, where maps are to be rescaled."""
+        if not self._rescale:
+            return [[] for _ in prompts]
+        found = find_columns(
+            call,
+            self._family,
+            prompts,
+            [word_spans(prompt) if row else [] for prompt, row in zip(prompts, nouns)],
+            text_encoders=self._text_encoders,
+            truncated='skip',
+            missing='skip',
+        )
+        return [
+            sorted({column for word in row for columns in word for column in columns})
+            for row in found.positions
+        ]
 
     def generate(self, prompts: str | Sequence[str], nouns: Any = AUTO, **call: Any) -> Recording:
         """Call the pipeline and record the nouns of its prompts.
@@ -379,7 +438,8 @@ class AttentionRecorder:
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
             ValueError: If the denoiser has a hook of diffusers that changes its attention, or both
-                a step cache and compiled code, or has no module of the family's kind.
+                a step cache and compiled code, has no module of the family's kind, or is compiled
+                where heads are weighted.
         """
         self._check_free()
         if not self.prompts:
@@ -406,6 +466,11 @@ class AttentionRecorder:
             taps.append(make(self._sink, self._family, module, group, name, wanted))
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: tap.module.heads for tap in taps}
+        if self._head_weights and any(isinstance(tap, ShownTap) for tap in taps):
+            raise ValueError(
+                f'head_weights={self._head_weights!r} needs what a compiled denoiser does not '
+                'show: record it as it was before torch.compile'
+            )
         for name, module in pixels:
             make_self = make_shown_self_tap if self._is_compiled(name) else make_self_tap
             taps.append(make_self(self._sink, self._family, module, name))
@@ -418,6 +483,8 @@ class AttentionRecorder:
             for tap in taps:
                 for handle in tap.install():
                     hooks.callback(handle.remove)
+                if self._head_weights and not isinstance(tap, SelfTap):
+                    hooks.callback(tap.watch_projection().remove)
             for undo in self._watch_regions([tap for tap in taps if isinstance(tap, ShownTap)]):
                 hooks.callback(undo)
             for watch in self._watches:
@@ -607,7 +674,10 @@ class AttentionRecorder:
         for image in range(self._num_images):
             prompt = image // self._images_per_prompt
             place = {column: index for index, column in enumerate(self._columns[prompt])}
-            positions = self._positions[prompt]
+            positions, words = self._positions[prompt], self._words[prompt]
+            if words:
+                total_hw = average_BThw[image, [place[column] for column in words]].sum(0)
+                average_BThw[image] /= total_hw.clamp_min(_LEAST)
             maps = average_BThw.new_zeros(len(positions), *average_BThw.shape[-2:])
             for noun, encoders in enumerate(positions):
                 for columns in encoders:
@@ -687,7 +757,8 @@ class AttentionRecorder:
 
     def _accumulate(self, tap: Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
-        seen = tap.attention(slice(self._first_row, self._last_row))
+        rows = slice(self._first_row, self._last_row)
+        seen = tap.attention(rows)
         query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
         first, num_text_keys = seen.text_start, seen.text_length
         if self._last_column >= num_text_keys:
@@ -708,6 +779,7 @@ class AttentionRecorder:
             self._calls - 1 if 'steps' in self._parts_apart else None,
         )
         self.layer_steps[tap.layer] += 1
+        weights_BNH = tap.head_weights(rows) if self._head_weights else None
         pieces: dict[Part, Sequence[int]]
         if 'heads' in self._parts_apart:
             pieces = {part._replace(head=head): [head] for head in tap.heads}
@@ -726,6 +798,7 @@ class AttentionRecorder:
                 columns_BT,
                 seen.scale,
                 bias_BNK=bias_BNK,
+                weights_BNH=_weights_of(weights_BNH, heads, tap.heads),
                 out_BTN=total.total_BTN,
             )
             total.count += 1
@@ -756,6 +829,16 @@ class _Sum:
 
     total_BTN: Tensor
     count: int = 0
+
+
+def _weights_of(
+    weights_BNH: Tensor | None, some: Sequence[int], heads: Sequence[int]
+) -> Tensor | None:
+    """The weights of some heads, such that the mean of maps kept apart is the weighted mean."""
+    if weights_BNH is None or len(some) == len(heads):
+        return weights_BNH
+    places = [heads.index(head) for head in some]
+    return weights_BNH[..., places] * (len(heads) / len(some))
 
 
 def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:

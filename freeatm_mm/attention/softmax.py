@@ -25,6 +25,7 @@ def noun_attention(
     scale: float,
     *,
     bias_BNK: Tensor | None = None,
+    weights_BNH: Tensor | None = None,
     out_BTN: Tensor | None = None,
 ) -> Tensor:
     """Adds up the noun columns of ``softmax(scale * QK^T + bias)``, averaged over heads (eq. 1).
@@ -37,6 +38,7 @@ def noun_attention(
         columns_BT: int64 indices of the wanted keys, one row for each image.
         scale: Factor of the logits, ``1 / sqrt(C)`` as a rule.
         bias_BNK: Added to the logits before the softmax (an attention mask); its N may be 1.
+        weights_BNH: What each head counts at each pixel, in place of a mean; float32.
         out_BTN: float32 sums to add to; zeros when left out.
 
     Returns:
@@ -69,7 +71,13 @@ def noun_attention(
                 # result is no larger than the logits.
                 attention_BHNK = logits_BHNK.softmax(-1)
                 columns_BHNT = attention_BHNK.gather(-1, index_BHNT[:, :, : query_BHNC.shape[2]])
-                out_BTN[images, :, queries] += columns_BHNT.mean(1).transpose(1, 2)
+                if weights_BNH is None:
+                    columns_BNT = columns_BHNT.mean(1)
+                else:
+                    columns_BNT = torch.einsum(
+                        'bhnt,bnh->bnt', columns_BHNT, weights_BNH[images, queries]
+                    )
+                out_BTN[images, :, queries] += columns_BNT.transpose(1, 2)
     return out_BTN
 
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
+from freeatm_mm.attention.outputs import head_weights, output_projection
 from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
@@ -93,6 +95,7 @@ class Tap:
         self.text_key: Tensor | None = None
         self.pixel_key: Tensor | None = None
         self.mask: Tensor | None = None
+        self.projected: tuple[Tensor, Tensor] | None = None
 
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
@@ -107,6 +110,30 @@ class Tap:
         if joint and module.to_k is not None:
             handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
         return handles
+
+    def watch_projection(self) -> RemovableHandle:
+        """Register a hook for :meth:`head_weights` and return its handle."""
+
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if self.active and self.projected is None:
+                self.projected = args[0].detach(), output.detach()
+
+        return output_projection(self.module, self.layer).register_forward_hook(hook)
+
+    def head_weights(self, rows: slice) -> Tensor:
+        """What each wanted head counts at each pixel in some rows of the batch, (B, N, H)."""
+        if self.projected is None:
+            raise RuntimeError(
+                f"{self.layer} ran without calling its own output projection, so its heads' "
+                "contributions are unknown; give it back diffusers' own processor"
+            )
+        heads, output = (self._of_pixels(tensor, rows) for tensor in self.projected)
+        projection = output_projection(self.module, self.layer)
+        return head_weights(heads, output, projection, self.module.heads, self.heads)
+
+    def _of_pixels(self, tensor_BNX: Tensor, rows: slice) -> Tensor:
+        """The pixels of some rows in a module's tensor, which may hold the text's tokens, too."""
+        return tensor_BNX[rows]
 
     def _catch(self, name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -287,13 +314,62 @@ class SequenceTap(WatchedTap):
                 "give it back diffusers' own processor and the attention backend 'native'"
             )
 
+    def _of_pixels(self, tensor_BNX: Tensor, rows: slice) -> Tensor:
+        layout = self.sink.input
+        assert layout is not None
+        pixels, tensor_BNX = math.prod(layout.size), tensor_BNX[rows]
+        if tensor_BNX.shape[1] != layout.length:
+            return tensor_BNX[:, :pixels]
+        if layout.places:
+            starts = [place.image_start for place in layout.places[rows]]
+        else:
+            starts = [layout.image_start] * len(tensor_BNX)
+        return torch.stack(
+            [tensor_NX[start : start + pixels] for tensor_NX, start in zip(tensor_BNX, starts)]
+        )
+
     def attention(self, rows: slice) -> Attention:
         """The image's queries, all keys, and the mask of some rows of the batch."""
         layout, call = self.sink.input, self.call
         assert layout is not None and call is not None
+        if layout.places:
+            return self._gathered(rows, layout)
         first = layout.image_start if call.query.shape[2] == layout.length else 0
         pixels = slice(first, first + math.prod(layout.size))
         return self._part(rows, pixels, layout.text_start, layout.text_length)
+
+    def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
+        """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
+        call = self.call
+        assert call is not None
+        whole = self._part(rows, slice(None), 0, 0)
+        pixels, places = math.prod(layout.size), layout.places[rows]
+        query_BNHC = whole.query_BNHC
+        if query_BNHC.shape[1] == layout.length:
+            query_BNHC = torch.stack(
+                [
+                    query_NHC[place.image_start : place.image_start + pixels]
+                    for query_NHC, place in zip(query_BNHC, places)
+                ]
+            )
+        texts, longest = [], max(place.text_length for place in places)
+        bias_BNK = query_BNHC.new_zeros(len(places), 1, longest + layout.length)
+        if whole.bias_BNK is not None:
+            if whole.bias_BNK.shape[1] != 1:
+                raise ValueError(
+                    f'{self.layer} has an attention mask of its own for each query, which the '
+                    'recorder does not take where the text stands at another place for each image'
+                )
+            bias_BNK[..., longest:] = whole.bias_BNK
+        for row, place in enumerate(places):
+            text = slice(place.text_start, place.text_start + place.text_length)
+            texts.append(whole.key_BKHC[row, text])
+            bias_BNK[row, :, place.text_length : longest] = -torch.inf
+            # It would count twice.
+            bias_BNK[row, :, longest + text.start : longest + text.stop] = -torch.inf
+        text_BKHC = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        key_BKHC = torch.cat([text_BKHC, whole.key_BKHC], 1)
+        return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, 0, longest)
 
 
 class SelfTap(Tap):

@@ -46,6 +46,7 @@ def find_columns(
     *,
     text_encoders: Iterable[str] | None = None,
     truncated: str = 'raise',
+    missing: str = 'raise',
 ) -> TextColumns:
     """Finds the columns of each noun of each prompt among the text keys.
 
@@ -62,6 +63,7 @@ def find_columns(
             ``None``: all. Of two that share their keys, the one chosen alone says where a noun is.
         truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
             of several tokenizers cuts off is taken from the others.
+        missing: ``'raise'``, or ``'skip'`` to give a noun that has no key of its own no columns.
 
     Returns:
         The columns.
@@ -76,7 +78,7 @@ def find_columns(
     if truncated not in ('raise', 'skip'):
         raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
     places = [
-        [_Located(call, family, encoder, part, prompts, nouns) for part in parts]
+        [_Located(call, family, encoder, part, prompts, nouns, missing) for part in parts]
         for encoder, parts in _present(call, family, text_encoders)
     ]
     positions, lost, left_out = [], [], []
@@ -86,7 +88,7 @@ def find_columns(
             found = [_common(place, prompt, noun) for place in places]
             columns = tuple(place for place in found if isinstance(place, tuple) and place)
             reasons = [place for place in found if isinstance(place, str)]
-            if not columns and reasons:
+            if not columns and reasons and missing == 'raise':
                 raise NounAlignmentError(
                     f'prompt {prompt}: the noun {places[0][0].word(prompt, noun)!r} has no key of '
                     f'its own: {"; ".join(reasons)}'
@@ -191,6 +193,7 @@ class _Located:
         part: _Part,
         prompts: Sequence[str],
         nouns: Sequence[Sequence[Any]],
+        missing: str,
     ) -> None:
         tokenizer = part.tokenizer
         if not hasattr(tokenizer, 'padding_side'):
@@ -202,7 +205,7 @@ class _Located:
         self._prepared = family.prepare_prompts(call, tokenizer, self._texts)
         self._before, self._after = encoder.frame(call, tokenizer)
         self._dropped = encoder.dropped(call, tokenizer)
-        self._start = encoder.start(call.pipe)
+        self._start = encoder.start(call)
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped
@@ -210,7 +213,18 @@ class _Located:
         if encoder.multiple:
             longest = max(map(len, self._encode(self._framed())))
             self._padded_length = -(-longest // encoder.multiple) * encoder.multiple
-        self._rows = [self.find(prompt, spans, 'skip') for prompt, spans in enumerate(nouns)]
+        self._rows = [self._row(prompt, spans, missing) for prompt, spans in enumerate(nouns)]
+
+    def _row(self, prompt: int, nouns: Sequence[Any], missing: str) -> list[tuple[int, ...] | None]:
+        """The columns of the nouns of one prompt; ``None`` for those that are missing."""
+        try:
+            return self.find(prompt, nouns, 'skip')
+        except NounAlignmentError:
+            if missing == 'raise':
+                raise
+            if len(nouns) == 1:
+                return [None]
+        return [place for noun in nouns for place in self._row(prompt, [noun], missing)]
 
     def find(
         self, prompt: int, nouns: Sequence[Any], truncated: str

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-__all__ = ['AUTO', 'noun_name', 'places_of', 'span_of', 'spans_of_prompts']
+__all__ = ['AUTO', 'noun_name', 'places_of', 'span_of', 'spans_of_prompts', 'word_spans']
 
 AUTO = 'auto'
 """In place of a prompt's nouns: they are found by a part-of-speech tagger."""
@@ -94,6 +94,11 @@ def spans_of_prompts(
             )
         found.append([_span(prompt, noun, number) for noun in row])
     return found
+
+
+def word_spans(prompt: str) -> list[tuple[int, int]]:
+    """Find the characters of each word of a prompt, punctuation left out."""
+    return [found.span() for found in re.finditer(r"\w+(?:['\u2019-]\w+)*", prompt)]
 
 
 def span_of(noun: Any) -> tuple[int, int]:

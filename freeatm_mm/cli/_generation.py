@@ -146,6 +146,16 @@ def add_mask_options(parser: argparse.ArgumentParser, stages: bool = False) -> N
         help='how the tokens of a noun become one mask',
     )
     masks.add_argument(
+        '--mask-head-weights',
+        choices=('contribution',),
+        help='weigh the heads of each pixel by what they contribute to the output there',
+    )
+    masks.add_argument(
+        '--mask-rescale',
+        choices=('words',),
+        help="divide each pixel's masks by their sum over the words of the prompt",
+    )
+    masks.add_argument(
         '--mask-propagate',
         type=int,
         metavar='TIMES',

@@ -13,10 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from freeatm_mm import compat
 from freeatm_mm.errors import tool
+from freeatm_mm.progress import progress_bar
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     detector = Detector(args.config, args.checkpoint, args.device)
     described = f'{Path(args.config).name}, {Path(args.checkpoint).name}'
-    progress = tqdm(desc='images', mininterval=1)
+    progress = progress_bar(desc='images', mininterval=1)
     for done in detect_objects(
         detector,
         args.source,

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from freeatm_mm.errors import RunError, tool
+from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import read_prompts
 from freeatm_mm.prompts.captions import READERS, caption_batches
 from freeatm_mm.prompts.grammar import PromptGrammar, photo_prompts
@@ -170,7 +171,7 @@ def run(
         settings['size of the file'] = options.file.stat().st_size
 
     def shown(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
-        with tqdm(total=total, initial=read, unit=' read', disable=options.quiet) as bar:
+        with progress_bar(total=total, initial=read, unit=' read', disable=options.quiet) as bar:
             for batch in batches(read, seen, counts):  # type: ignore[operator]
                 for message in batch.messages:
                     tqdm.write(f'make_prompts: {message}', file=sys.stderr)

@@ -92,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mmengine.dist import is_main_process
     from mmengine.model import is_model_wrapper
-    from mmengine.runner import Runner
 
     import freeatm_mm.openmmlab  # noqa: F401 - the hooks, and reading without running
+    from freeatm_mm.engine.runner import ShortConsoleRunner
 
     if cfg.get('default_scope') == 'mmdet':
         compat.keep_digits_of_ap()
     with keeping_tracebacks():
-        runner = Runner.from_cfg(cfg)
+        runner = ShortConsoleRunner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     check_complete(model.module if args.tta else model, checkpoint)
     with keeping_tracebacks():

@@ -148,10 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = load_config(args)
     check_init(cfg)
-    from mmengine.runner import Runner
-
     import freeatm_mm.openmmlab  # noqa: F401 - what stops a run, which a config need not import
     from freeatm_mm.checkpoints import check_complete
+    from freeatm_mm.engine.runner import ShortConsoleRunner
 
     pretrained = cfg.get('model', {}).get('pretrained')
     if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
@@ -162,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_precision(cfg)
     check_datasets(cfg)
     with keeping_tracebacks():
-        runner = Runner.from_cfg(cfg)
+        runner = ShortConsoleRunner.from_cfg(cfg)
     if pretrained and Path(pretrained).is_file():  # mmengine would warn and leave out the rest
         try:
             check_complete(getattr(runner.model, 'module', runner.model), pretrained)

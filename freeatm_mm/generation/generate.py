@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from freeatm_mm.files import open_in_place
 from freeatm_mm.generation.source import Counts, ShardSource
+from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, PROGRESS
@@ -428,7 +428,7 @@ def shared_bar(
     Yields:
         A function that brings the bar up to date, to the end with ``finished=True``.
     """
-    with tqdm(
+    with progress_bar(
         total=num_samples,
         initial=progress.total() or 0,
         unit='img',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ def load_pipeline(
                     variant=variant,
                     local_files_only=True,
                     use_safetensors=True,
-                    **dict.fromkeys(without),
+                    **dict.fromkeys([*without, *_saved_without(folder)]),
                 )
             if scheduler_class is not None:
                 scheduler_of(pipe, scheduler_class)
@@ -259,6 +260,15 @@ def _locate(
             f"{source} is no folder here and can't be had from the hub: {_one_line(error)}"
         ) from error
     return folder, text, folder.name  # the hub's cache names a snapshot's folder by its commit
+
+
+def _saved_without(folder: Path) -> list[str]:
+    """Parts that a pipeline was saved without, which diffusers wants said again for some.
+
+    Stable Diffusion 3 without its third text encoder, for example.
+    """
+    index = json.loads((folder / INDEX).read_text(encoding='utf-8'))
+    return [name for name, value in index.items() if value == [None, None]]
 
 
 def _folder_revision(folder: Path, without: Collection[str]) -> str:

@@ -80,6 +80,8 @@ MASK_OPTIONS = (
     'heads',
     'probability',
     'merge',
+    'head_weights',
+    'rescale',
     'propagate',
     'crf',
     'stage',
@@ -198,11 +200,12 @@ class ShardSource:
         masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline draws, and
             samples have a caption but no nouns. Other masks by a mapping of some of
             :data:`MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
-            ``probability`` and ``merge`` as :class:`~freeatm_mm.attention.AttentionRecorder` takes
-            them; ``steps`` as start, stop and maybe stride; ``propagate``, how often to pass them
-            on along the self-attention at 32x32 or below; ``crf``, the shorter side in pixels at
-            which :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``,
-            the stage of a cascade that is recorded, from 1.
+            ``probability``, ``merge``, ``head_weights`` and ``rescale`` as
+            :class:`~freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
+            and maybe stride; ``propagate``, how often to pass them on along the self-attention at
+            32x32 or below; ``crf``, the shorter side in pixels at which
+            :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``, the
+            stage of a cascade that is recorded, from 1.
         stages: The further stages of a cascade, of which ``pipeline`` is the first (see
             :class:`~freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
             those of the last one's images.

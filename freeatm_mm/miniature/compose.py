@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from freeatm_mm.miniature.scenes import Scene, SceneMaker
+from freeatm_mm.progress import progress_bar
 
 __all__ = ['compose_scenes']
 
@@ -43,7 +42,7 @@ def compose_scenes(
         workers, multiprocessing.get_context('spawn'), _start_worker, (str(sources), split, seed)
     ) as pool:
         scenes = pool.map(_make_garment if garments else _make_scene, range(count), chunksize=64)
-        yield from tqdm(
+        yield from progress_bar(
             scenes, f'{split} scenes', count, disable=not progress, unit='scene', mininterval=1.0
         )
 

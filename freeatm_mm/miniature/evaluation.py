@@ -18,7 +18,6 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save
 from torch import nn
 from torchvision.models.resnet import BasicBlock
-from tqdm import tqdm
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.files import atomic_write
@@ -26,6 +25,7 @@ from freeatm_mm.miniature.scenes import SIDE, Scene
 from freeatm_mm.miniature.sources import NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
 from freeatm_mm.probing.mask_quality import MaskQuality, mask_quality, mean_box_size, summarise
+from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 
@@ -224,7 +224,7 @@ def _fit(
     rng = np.random.default_rng(seed)
     are_maps = targets.ndim == 3
     net.train()
-    with tqdm(total=steps, desc='training the network', mininterval=2.0) as bar:
+    with progress_bar(total=steps, desc='training the network', mininterval=2.0) as bar:
         for _ in range(epochs):
             order = rng.permutation(len(images))
             for start in range(0, len(order) - batch_size + 1, batch_size):
@@ -405,7 +405,7 @@ def record_noised_scenes(
     generator = torch.Generator().manual_seed(seed)
     # The schedule of training: samplers look timesteps up among those that they last drew at.
     noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
-    for start in tqdm(range(0, len(scenes), batch_size), 'masks on noised scenes'):
+    for start in progress_bar(range(0, len(scenes), batch_size), 'masks on noised scenes'):
         batch = scenes[start : start + batch_size]
         prompts = [scene.record.prompt for scene in batch]
         tokens = pipeline.tokenizer(
@@ -454,7 +454,7 @@ def record_generated_scenes(
         A recorder that has seen a batch being generated, and the images as scenes.
     """
     generator = torch.Generator().manual_seed(seed)
-    for start in tqdm(range(0, len(prompts), batch_size), 'generating'):
+    for start in progress_bar(range(0, len(prompts), batch_size), 'generating'):
         batch = prompts[start : start + batch_size]
         texts = [record.prompt for record in batch]
         with AttentionRecorder(pipeline, texts, [r.nouns for r in batch], **options) as recorder:

@@ -1,8 +1,9 @@
-"""Training the miniature generator: a genuine, small ``StableDiffusionPipeline``.
+"""Training the miniature generator: a genuine, small diffusers pipeline.
 
 Three stages, each resumable: scenes of the training split are composed, an ``AutoencoderKL`` is
-trained on them, and a ``UNet2DConditionModel`` learns to denoise its latents, together with the
-CLIP text model that reads the captions.
+trained on them, and a denoiser learns to denoise its latents, together with the CLIP text models
+that read the captions. The denoiser is the ``UNet2DConditionModel`` of a
+``StableDiffusionPipeline``, or the ``SD3Transformer2DModel`` of a ``StableDiffusion3Pipeline``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,20 @@ from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from freeatm_mm.files import atomic_write
@@ -37,6 +46,7 @@ from freeatm_mm.miniature.plan import GeneratorPlan
 from freeatm_mm.miniature.scenes import SIDE
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
+from freeatm_mm.progress import progress_bar
 
 __all__ = ['train_generator']
 
@@ -93,9 +103,9 @@ def train_generator(
         start = load_pipeline(plan.start_from, device='cpu').pipe
         if start.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise ValueError(f"{plan.start_from} was trained on other words than this world's")
-        vae, unet, text_encoder = make_vae(), make_unet(), make_text_encoder(tokenizer)
-        for part, old in ((vae, start.vae), (unet, start.unet), (text_encoder, start.text_encoder)):
-            part.load_state_dict(old.state_dict())
+        vae, networks = make_vae(), _make_networks(plan, tokenizer)
+        vae.load_state_dict(start.vae.state_dict())
+        _copy_networks(networks, start)
         vae.eval()
         vae.register_to_config(scaling_factor=start.vae.config.scaling_factor)
         latents = _encoded(vae.to(device), images, work / 'latents.npy', device)
@@ -108,11 +118,79 @@ def train_generator(
         latents = _encoded(vae, images, work / 'latents.npy', device)
         vae.register_to_config(scaling_factor=round(float(1 / latents.float().std()), 5))
         torch.manual_seed(plan.seed)  # the same weights whether or not the run was stopped before
-        unet, text_encoder = make_unet(), make_text_encoder(tokenizer)
+        networks = _make_networks(plan, tokenizer)
     latents = latents * vae.config.scaling_factor
     if compile:
-        unet.compile()
-    scheduler = DDPMScheduler(
+        networks[_DENOISER[plan.architecture]].compile()
+    empty = tokenizer('', padding='max_length', max_length=TOKENS, return_tensors='pt').input_ids
+    if plan.unet_samples and not _train_denoiser(
+        networks, latents, tokens, empty, work, plan, device, deadline
+    ):
+        return False
+    pipeline = make_pipeline(vae, tokenizer, networks)
+    pipeline.to(dtype=torch.float16)  # half the bytes
+    pipeline.save_pretrained(out, safe_serialization=True)
+    # Where no dtype is asked for, transformers 5 loads what the config says, and diffusers float32.
+    for config in Path(out).glob('text_encoder*/config.json'):
+        said = json.loads(config.read_text(encoding='utf-8'))
+        said['torch_dtype'] = 'float32'
+        config.write_text(json.dumps(said, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    return True
+
+
+_DENOISER = {'unet': 'unet', 'mmdit': 'transformer'}
+
+
+def _make_networks(plan: GeneratorPlan, tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """What is trained on latents, by the names that a pipeline has for them."""
+    if plan.architecture == 'unet':
+        return {'unet': make_unet(), 'text_encoder': make_text_encoder(tokenizer)}
+    return {
+        'transformer': make_transformer(),
+        'text_encoder': make_text_encoder(tokenizer, 128, CLIPTextModelWithProjection),
+        'text_encoder_2': make_text_encoder(tokenizer, 64, CLIPTextModelWithProjection),
+    }
+
+
+def _copy_networks(networks: dict[str, Any], start: Any) -> None:
+    """Copy a generator's networks; from one with another denoiser the text model alone."""
+    same = all(getattr(start, name, None) is not None for name in networks)
+    for name, part in networks.items():
+        if same:
+            part.load_state_dict(getattr(start, name).state_dict())
+        elif name == 'text_encoder':
+            part.text_model.load_state_dict(start.text_encoder.text_model.state_dict())
+
+
+def make_pipeline(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, networks: dict[str, Any]
+) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
+    """Put a pipeline together from its trained parts, on the CPU."""
+    networks = {name: part.cpu() for name, part in networks.items()}
+    if 'unet' in networks:
+        return StableDiffusionPipeline(
+            vae=vae.cpu(),
+            tokenizer=tokenizer,
+            scheduler=DPMSolverMultistepScheduler.from_config(_noise_schedule().config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **networks,
+        )
+    vae.register_to_config(shift_factor=0.0)
+    return StableDiffusion3Pipeline(
+        vae=vae.cpu(),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        tokenizer_3=None,
+        text_encoder_3=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        **networks,
+    )
+
+
+def _noise_schedule() -> DDPMScheduler:
+    return DDPMScheduler(
         beta_schedule='scaled_linear',
         beta_start=0.00085,
         beta_end=0.012,
@@ -120,29 +198,6 @@ def train_generator(
         clip_sample=False,
         steps_offset=1,
     )
-    empty = tokenizer('', padding='max_length', max_length=TOKENS, return_tensors='pt').input_ids
-    if plan.unet_samples and not _train_unet(
-        unet, text_encoder, scheduler, latents, tokens, empty, work, plan, device, deadline
-    ):
-        return False
-    pipeline = StableDiffusionPipeline(
-        vae=vae.cpu(),
-        text_encoder=text_encoder.cpu(),
-        tokenizer=tokenizer,
-        unet=unet.cpu(),
-        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(dtype=torch.float16)  # half the bytes
-    pipeline.save_pretrained(out, safe_serialization=True)
-    # Where no dtype is asked for, transformers 5 loads what the config says, and diffusers float32.
-    config = Path(out) / 'text_encoder' / 'config.json'
-    said = json.loads(config.read_text(encoding='utf-8'))
-    said['torch_dtype'] = 'float32'
-    config.write_text(json.dumps(said, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    return True
 
 
 def make_tokenizer(folder: str | Path) -> CLIPTokenizer:
@@ -240,14 +295,45 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def make_transformer() -> SD3Transformer2DModel:
+    """Make the transformer: (4, 16, 16) latents in patches of 2x2, so 8x8 image tokens.
+
+    Like Stable Diffusion 3's, its modulation begins at zero, so that each block begins as no
+    change.
+    """
+    transformer = SD3Transformer2DModel(
+        sample_size=SIDE // 4,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=192,
+        caption_projection_dim=128,
+        pooled_projection_dim=192,
+        pos_embed_max_size=SIDE // 8,
+        qk_norm='rms_norm',
+    )
+    ends = [transformer.proj_out, transformer.norm_out.linear]
+    for block in transformer.transformer_blocks:
+        ends += [block.norm1.linear, block.norm1_context.linear]
+    for linear in ends:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return transformer
+
+
+def make_text_encoder(
+    tokenizer: CLIPTokenizer, width: int = 128, model: Any = CLIPTextModel
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     """Make the CLIP text model. Two layers: deeper ones spread a noun over later tokens."""
-    return CLIPTextModel(
+    return model(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            projection_dim=128,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=TOKENS,
@@ -322,8 +408,14 @@ class _Training:
         parameters = [p for _, p in named]
         # Muon is for the matrices between a network's ends, and takes nothing else: a kernel is
         # one of them, seen flat, in the same memory.
-        ends = ('embedding', 'conv_in', 'conv_out')
-        inner = [muon and p.ndim > 1 and not any(end in name for end in ends) for name, p in named]
+        ends = ('embed', 'conv_in', 'conv_out')
+        inner = [
+            muon
+            and p.ndim > 1
+            and not any(end in name for end in ends)
+            and not name.startswith('proj_out')
+            for name, p in named
+        ]
         self.matrices = [p for p, is_inner in zip(parameters, inner) if is_inner]
         self.flat = [nn.Parameter(p.detach().flatten(1)) for p in self.matrices]
         rest = [p for p, is_inner in zip(parameters, inner) if not is_inner]
@@ -354,7 +446,7 @@ class _Training:
 
     def run(self, loss_of: Callable[[int], Tensor], deadline: float) -> bool:
         """Train to the end or the deadline; return whether the end was reached."""
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps * self.batch_size,
             initial=self.step * self.batch_size,
             desc=f'training {self.name}',
@@ -509,7 +601,7 @@ def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) ->
     """Return float16 (N, 4, 16, 16) latent means on the CPU, computed once and kept in ``path``."""
     if not path.exists():
         means = []
-        for i in tqdm(range(0, len(images), 256), 'encoding', mininterval=2.0):
+        for i in progress_bar(range(0, len(images), 256), 'encoding', mininterval=2.0):
             batch = images_to_tensor(images[i : i + 256]).to(device)
             means.append(vae.encode(batch).latent_dist.mean.half().cpu().numpy())
         with atomic_write(path) as file:
@@ -517,10 +609,8 @@ def _encoded(vae: AutoencoderKL, images: np.ndarray, path: Path, device: str) ->
     return torch.from_numpy(np.load(path))
 
 
-def _train_unet(
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    scheduler: DDPMScheduler,
+def _train_denoiser(
+    networks: dict[str, Any],
     latents: Tensor,
     tokens: Tensor,
     empty: Tensor,
@@ -529,10 +619,10 @@ def _train_unet(
     device: str,
     deadline: float,
 ) -> bool:
-    """The latent diffusion loss (v-prediction), captions dropped at times for guidance."""
+    """Denoise latents (v-prediction or flow matching), captions dropped at times for guidance."""
     training = _Training(
-        'unet',
-        {'unet': unet, 'text_encoder': text_encoder},
+        _DENOISER[plan.architecture],
+        networks,
         plan.unet_samples,
         plan.unet_batch_size,
         plan.unet_lr,
@@ -544,6 +634,7 @@ def _train_unet(
     )
     latents, tokens, empty = latents.to(device), tokens.to(device), empty.to(device)
     size = plan.unet_batch_size
+    loss = _v_prediction_loss if plan.architecture == 'unet' else _flow_loss
 
     def loss_of(step: int) -> Tensor:
         picked = torch.randint(len(latents), (size,), device=device)
@@ -555,10 +646,39 @@ def _train_unet(
         # batch, so that the loss is less noisy (Esser et al. 2024, section 3.1).
         spread = (torch.arange(size, device=device) + torch.rand(size, device=device)) / size
         t = torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)).sigmoid()
-        t = (t * scheduler.config.num_train_timesteps).long()
-        with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
-            text = text_encoder(caption).last_hidden_state
-            output = unet(scheduler.add_noise(clean, noise, t), t, text).sample
-        return F.mse_loss(output.float(), scheduler.get_velocity(clean, noise, t))
+        return loss(networks, clean, noise, caption, t, device)
 
     return training.run(loss_of, deadline)
+
+
+def _v_prediction_loss(
+    networks: dict[str, Any], clean: Tensor, noise: Tensor, caption: Tensor, t: Tensor, device: str
+) -> Tensor:
+    scheduler = _noise_schedule()
+    t = (t * scheduler.config.num_train_timesteps).long()
+    with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+        text = networks['text_encoder'](caption).last_hidden_state
+        output = networks['unet'](scheduler.add_noise(clean, noise, t), t, text).sample
+    return F.mse_loss(output.float(), scheduler.get_velocity(clean, noise, t))
+
+
+def _flow_loss(
+    networks: dict[str, Any], clean: Tensor, noise: Tensor, caption: Tensor, t: Tensor, device: str
+) -> Tensor:
+    share = t[:, None, None, None]
+    with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+        read = [
+            networks[name](caption, output_hidden_states=True)
+            for name in ('text_encoder', 'text_encoder_2')
+        ]
+        text = torch.cat([each.hidden_states[-2] for each in read], -1)
+        # As the pipeline fills in for the third text encoder, which is not there.
+        text = torch.cat([text, torch.zeros_like(text)], 1)
+        pooled = torch.cat([each.text_embeds for each in read], -1)
+        output = networks['transformer'](
+            hidden_states=(1 - share) * clean + share * noise,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=1000 * t,
+        ).sample
+    return F.mse_loss(output.float(), noise - clean)

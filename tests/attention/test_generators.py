@@ -17,7 +17,14 @@ import pytest
 import torch
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
-from helpers.numpy_attention import attention_of, cross, rotated_cross, sequence
+from helpers.numpy_attention import (
+    attention_of,
+    cross,
+    hidream_attention,
+    ragged_sequence,
+    rotated_cross,
+    sequence,
+)
 from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.two_prompts import (
     NOUNS,
@@ -535,6 +542,59 @@ def test_qwen_image(guided, images, probability, side):
         expected_steps=2,
         calls=slice(None, None, 2) if guided else slice(None),
     )
+
+
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(4.0, 1, 'joint'), (1.0, 2, 'joint'), (4.0, 1, 'text')]
+)
+def test_lumina2(guidance, images, probability):
+    pipe = tiny.tiny_lumina2()
+    before = len(pipe.tokenizer(pipe.system_prompt + ' <Prompt Start> ').input_ids)
+    lengths = [before + len(prompt.split()) for prompt in PROMPTS]
+    # Of several images of a prompt the text is cut as long as another's (Lumina2 of diffusers).
+    places = [(0, length, length) for length in lengths * images]
+    check(
+        pipe,
+        lambda: attention_of(
+            pipe.transformer,
+            lambda name: re.search(r'^layers\.\d+\.attn$', name) is not None,
+            functools.partial(ragged_sequence, places=places, pixels=96),
+        ),
+        lambda word: ((before + word,),),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=max(lengths) if probability == 'text' else None,
+        draw=dict(SQUARE, height=128, width=192, guidance_scale=guidance),
+        expected_steps=2,
+        calls=slice(None, None, 2) if guidance > 1 else slice(None),
+    )
+
+
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'width'),
+    [(4.0, 1, 'joint', 96), (1.0, 2, 'joint', 64), (4.0, 1, 'text', 64)],
+)
+def test_hidream(guidance, images, probability, width):
+    pipe = tiny.tiny_hidream()
+    # 72x48 pixels are those of 96x64 at the one size that it draws.
+    size, text = ((6, 9) if width == 96 else (8, 8)), 3 * 128
+    recorder = check(
+        pipe,
+        lambda: attention_of(
+            pipe.transformer,
+            lambda name: name.endswith('.attn1'),
+            functools.partial(hidream_attention, pixels=size[0] * size[1], text=text),
+        ),
+        lambda word: ((word,), (128 + 1 + word,), (256 + 1 + word,)),
+        size,
+        images=images,
+        first_row=2 * images if guidance > 1 else 0,
+        probability=probability,
+        text_keys=text if probability == 'text' else None,
+        draw=dict(SQUARE, width=width, guidance_scale=guidance),
+    )
+    assert {part.group for part in recorder._sums} == {'double', 'single'}
 
 
 @pytest.mark.parametrize(

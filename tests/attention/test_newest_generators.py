@@ -17,7 +17,10 @@ from helpers import tiny_variants as variants
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
     attention_of,
+    hunyuan_image_attention,
+    nucleus_attention,
     prx_attention,
+    ragged_sequence,
     sequence,
     single_projection_sequence,
     z_image_attention,
@@ -28,8 +31,10 @@ from helpers.two_prompts import (
     SQUARE,
     block_attention,
     images_of,
+    spans,
     word_place,
 )
+from PIL import Image
 
 from freeatm_mm.attention import AttentionRecorder
 
@@ -206,6 +211,7 @@ def test_prx(pixels, guidance, probability):
     run(
         pipe,
         prx_attention,
+        ragged_sequence,
         lambda word, prompt: (word + (not pixels),),
         (16, 16) if pixels else (8, 8),
         probability=probability,
@@ -214,6 +220,119 @@ def test_prx(pixels, guidance, probability):
         prompts=prompts,
         first_row=1 if guidance > 1 else 0,
         keep=lambda name: re.search(r'^blocks\.\d+\.attention$', name) is not None,
+    )
+
+
+def filled_up(count):
+    return -(-count // 32) * 32
+
+
+@needs('ZImageOmniPipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'go_by'),
+    [(4.0, 1, 'joint', 0), (0.0, 2, 'joint', 0), (4.0, 1, 'text', 1), (0.0, 1, 'joint', 2)],
+)
+def test_z_image_omni(guidance, images, probability, go_by):
+    pipe = tiny.tiny_z_image_omni()
+    texts = [
+        ('a red dog on the sand ' + 'in the sky ' * 10).strip(),
+        'a photo of a cat on the tree',
+    ]
+    nouns = [spans(texts[0], 'dog', 'sand'), spans(texts[1], 'cat', 'tree')]
+    count = [len(pipe.tokenizer(text).input_ids) for text in texts]
+    before, after = '<|im_start|>user\n', '<|im_end|>\n<|im_start|>assistant\n'
+    options, pieces, pictures = dict(SQUARE, height=48, guidance_scale=guidance), [], 0
+    if go_by:
+        pipe.vae.to(torch.bfloat16)  # the pipeline encodes in it
+        options['image'] = [
+            Image.new('RGB', (64, 64), colour) for colour in ('red', 'blue')[:go_by]
+        ]
+        before, after, pictures = '<|vision_end|>', f'{after}<|vision_start|>', 64 * go_by
+        pieces = [filled_up(len(pipe.tokenizer('<|im_start|>user\n<|vision_start|>').input_ids))]
+        pieces += [32] * (go_by - 1)
+    first, behind = (len(pipe.tokenizer(part).input_ids) for part in (before, after))
+    last = 32 if go_by else 0
+    places = []
+    for words in count:
+        length = filled_up(first + words + behind)
+        places.append((sum(pieces), length, sum(pieces) + length + last + pictures))
+    assert len(set(places)) == 2
+    run(
+        pipe,
+        functools.partial(
+            ragged_sequence,
+            places=[place for place in places for _ in range(images)],
+            pixels=48,
+        ),
+        lambda word, prompt: (first + word,),
+        (6, 8),
+        images=images,
+        probability=probability,
+        text_keys=max(length for _, length, _ in places),
+        options=options,
+        keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None,
+        texts=(texts, nouns),
+    )
+
+
+@needs('HunyuanImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'written'),
+    [(None, 2, 'joint', False), (4.0, 1, 'joint', False), (4.0, 1, 'text', True)],
+)
+def test_hunyuan_image(guidance, images, probability, written):
+    pipe = tiny.tiny_hunyuan_image(guidance)
+    texts = [f'a dog on the sand{" in the sky" * 2}', "a photo of a cat and 'red' on the tree"]
+    texts[1] = texts[1] if written else texts[1].replace("'", '')
+    nouns = [spans(texts[0], 'dog', 'sand'), spans(texts[1], 'cat', 'photo')]
+    after = len(pipe.tokenizer(tiny.QWEN_TEMPLATE.split('{}')[1]).input_ids)
+    lengths = [len(pipe.tokenizer(text).input_ids) + after for text in texts]
+    glyphs = [0, len(pipe.tokenizer_2('Text "red". ').input_ids) if written else 0]
+    places = [(16 * 24 + first, length, 0) for first, length in zip(glyphs, lengths)]
+    recorder = run(
+        pipe,
+        functools.partial(
+            hunyuan_image_attention, places=[place for place in places for _ in range(images)]
+        ),
+        lambda word, prompt: (word,),
+        (16, 24),
+        images=images,
+        probability=probability,
+        text_keys=max(lengths),
+        options=dict(SQUARE, width=96),
+        calls=slice(None, None, 2 if guidance else 1),
+        keep=lambda name: re.search(r'^(single_)?transformer_blocks\.\d+\.attn$', name) is not None,
+        texts=(texts, nouns),
+    )
+    assert recorder.num_steps == 2
+    assert {part.group for part in recorder._sums} == {'double', 'single'}
+
+
+@needs('NucleusMoEImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(4.0, 1, 'joint', 'left'), (1.0, 2, 'joint', 'right'), (4.0, 1, 'text', 'right')],
+)
+def test_nucleus(guidance, images, probability, side):
+    pipe = tiny.tiny_nucleus(side)
+    first, length = chat_place(pipe.processor, pipe._format_prompt(PROMPTS[0]))
+    longest = length + len(PROMPTS[1].split()) - len(PROMPTS[0].split())
+    padded = -(-longest // 8) * 8
+
+    def columns(word, prompt):
+        whole = (length, longest)[prompt]
+        return (first + word + (padded - whole if side == 'left' else 0),)
+
+    run(
+        pipe,
+        nucleus_attention,
+        columns,
+        (8, 8),
+        images=images,
+        probability=probability,
+        text_keys=padded,
+        options=dict(SQUARE, guidance_scale=guidance),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
     )
 
 
@@ -231,16 +350,23 @@ def run(
     keep=block_attention,
     prompts=slice(None),
     first_row=0,
+    texts=(PROMPTS, NOUNS),
 ):
     """Like ``check`` of the other families, for columns that depend on the prompt.
 
-    The reference puts the text keys first.
+    The reference puts the text keys first. `texts` are prompts and their nouns.
     """
-    prompts, nouns = PROMPTS[prompts], NOUNS[prompts]
+    prompts, nouns = (part[prompts] for part in texts)
     draw = functools.partial(images_of, pipe, images, prompts=prompts, **options)
     plain = draw()
+    told = {name: options[name] for name in ('image',) if name in options}
     with AttentionRecorder(
-        pipe, prompts, nouns, num_images_per_prompt=images, probability=probability
+        pipe,
+        prompts,
+        nouns,
+        num_images_per_prompt=images,
+        probability=probability,
+        call_options=told,
     ) as recorder:
         assert torch.equal(plain, draw())
     with attention_of(pipe.transformer, keep, compute) as seen:

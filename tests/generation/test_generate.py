@@ -400,6 +400,7 @@ def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
     'masks',
     [
         {'resolutions': [8], 'steps': [0, 1], 'merge': 'max'},
+        {'head_weights': 'contribution', 'rescale': 'words'},
         {'blocks': ['up'], 'heads': [0], 'propagate': 2},
         {'blocks': ['down_blocks.0'], 'crf': 20},
     ],

@@ -162,6 +162,151 @@ def sequence(
     return _probabilities(query[:, :, text:], key, bias)
 
 
+def ragged_sequence(
+    module,
+    hidden_states,
+    encoder_hidden_states=None,
+    attention_mask=None,
+    image_rotary_emb=None,
+    freqs_cis=None,
+    *,
+    places,
+    pixels: int,
+    **others,
+):
+    """One sequence in which text and image stand elsewhere in each row: Lumina2, Z-Image-Omni.
+
+    Args:
+        places: For each row ``(text start, text length, image start)``; fewer are repeated.
+        pixels: Number of image tokens.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, keys); each row's text first, and zeros up to
+        the longest text.
+    """
+    heads, hidden = module.heads, _array(hidden_states)
+    query = _project(module.to_q, hidden, heads)
+    key_heads = module.to_k.out_features * heads // module.to_q.out_features
+    key = _project(module.to_k, hidden, key_heads)
+    query, key = _rms_norm(query, module.norm_q), _rms_norm(key, module.norm_k)
+    turn = _array(freqs_cis if image_rotary_emb is None else image_rotary_emb)
+    query, key = _rotate(query, turn), np.repeat(_rotate(key, turn), heads // key_heads, axis=1)
+    bias = None
+    if attention_mask is not None:
+        bias = np.where(attention_mask.numpy(), 0.0, -np.inf)[:, None, None]
+    attention = _probabilities(query, key, bias)
+    return text_first(attention, places, pixels)
+
+
+def hunyuan_image_attention(
+    module,
+    hidden_states,
+    encoder_hidden_states,
+    attention_mask=None,
+    image_rotary_emb=None,
+    *,
+    places,
+):
+    """HunyuanImage: the image, which alone is rotated, then the text, some of it masked.
+
+    Args:
+        places: As for :func:`ragged_sequence`.
+
+    Returns:
+        As there.
+    """
+    heads, hidden, text = module.heads, _array(hidden_states), _array(encoder_hidden_states)
+    pixels = hidden.shape[1]
+    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _rms_norm(_project(module.to_k, hidden, heads), module.norm_k)
+    if module.add_q_proj is None:
+        words = _rms_norm(_project(module.to_k, text, heads), module.norm_k)
+    else:
+        words = _rms_norm(_project(module.add_k_proj, text, heads), module.norm_added_k)
+    query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
+    bias = np.where(attention_mask.numpy(), 0.0, -np.inf)
+    attention = _probabilities(query, np.concatenate([key, words], 2), bias)
+    return text_first(attention, places, pixels)
+
+
+def nucleus_attention(
+    module, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
+):
+    """NucleusMoE: image queries on the image's and the text's keys, each shared by some heads.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys and then the image's).
+    """
+    heads, hidden = module.heads, _array(hidden_states)
+    key_heads = heads * module.inner_kv_dim // module.inner_dim
+    of_image, of_text = (_array(turn) for turn in image_rotary_emb)
+    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _rms_norm(_project(module.to_k, hidden, key_heads), module.norm_k)
+    words = _project(module.add_k_proj, _array(encoder_hidden_states), key_heads)
+    words = _rms_norm(words, module.norm_added_k)
+    query, key, words = _rotate(query, of_image), _rotate(key, of_image), _rotate(words, of_text)
+    bias = None
+    if attention_mask is not None:
+        keep = attention_mask.numpy().reshape(len(key), -1)
+        keep = np.concatenate([keep[:, key.shape[2] :], keep[:, : key.shape[2]]], 1)
+        bias = np.where(keep, 0.0, -np.inf)[:, None, None]
+    keys = np.repeat(np.concatenate([words, key], 2), heads // key_heads, axis=1)
+    return _probabilities(query, keys, bias)
+
+
+def _turn_by_matrices(x: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Each pair of channels times a matrix of two by two, of (batch, 1 or heads, length, pairs)."""
+    turned = np.einsum('bxlpij,bhlpj->bhlpi', matrices, x.reshape(*x.shape[:-1], -1, 2))
+    return turned.reshape(x.shape)
+
+
+def hidream_attention(
+    module,
+    hidden_states,
+    hidden_states_masks=None,
+    encoder_hidden_states=None,
+    image_rotary_emb=None,
+    *,
+    pixels: int,
+    text: int,
+):
+    """HiDream: image queries on the keys of the image, filled up with zeros, and of the texts.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys and then the image's).
+    """
+    heads, hidden = module.heads, _array(hidden_states)
+    query = _rms_norm(_project(module.to_q, hidden, heads), module.q_rms_norm)
+    key = _rms_norm(_project(module.to_k, hidden, heads), module.k_rms_norm)
+    if hidden_states_masks is not None:
+        key = key * _array(hidden_states_masks)[:, None, :, None]
+    if encoder_hidden_states is not None:
+        context = _array(encoder_hidden_states)
+        more = _rms_norm(_project(module.to_k_t, context, heads), module.k_rms_norm_t)
+        key = np.concatenate([key, more], 2)
+    matrices = _array(image_rotary_emb).transpose(0, 2, 1, 3, 4, 5)
+    query = _turn_by_matrices(query[:, :, :pixels], matrices[:, :, :pixels])
+    attention = _probabilities(query, _turn_by_matrices(key, matrices))
+    image = attention.shape[-1] - text
+    return np.concatenate([attention[..., image:], attention[..., :image]], -1)
+
+
+def text_first(attention, places, pixels):
+    """Put each row's text before its other keys, filled up with zeros to the longest text."""
+    places = list(places) * (len(attention) // len(places))
+    longest = max(length for _, length, _ in places)
+    out = np.zeros((*attention.shape[:2], pixels, longest + attention.shape[-1]))
+    for row, (start, length, image) in enumerate(places):
+        if attention.shape[2] < image + pixels:
+            continue  # a shorter text: the pass without the prompt
+        rows = attention[row, :, image : image + pixels]
+        text = slice(start, start + length)
+        out[row, ..., :length] = rows[..., text]
+        rest = np.concatenate([rows[..., : text.start], rows[..., text.stop :]], -1)
+        out[row, ..., longest : longest + rest.shape[-1]] = rest
+    return out
+
+
 def single_projection_sequence(
     module, hidden_states, image_rotary_emb=None, attention_mask=None, *, text: int, **others
 ):
@@ -222,11 +367,7 @@ def prx_attention(
         return projected.reshape(shape).transpose(2, 0, 3, 1, 4)
 
     def turned(x):
-        # Each pair of channels times a matrix of two by two.
-        matrix = _array(image_rotary_emb)
-        return np.einsum('bxlpij,bhlpj->bhlpi', matrix, x.reshape(*x.shape[:-1], -1, 2)).reshape(
-            x.shape
-        )
+        return _turn_by_matrices(x, _array(image_rotary_emb))
 
     query, key, _ = parts(module.img_qkv_proj, hidden_states, 3)
     words, _ = parts(module.txt_kv_proj, encoder_hidden_states, 2)

@@ -450,7 +450,7 @@ def tiny_flux(pipeline: str = 'FluxPipeline'):
 
 
 @_seeded
-def tiny_qwen_image(padding_side: str = 'right'):
+def tiny_qwen_image(padding_side: str = 'right', layers: int = 1):
     """A ``QwenImagePipeline``: 64x64 images are 8x8 tokens; a short template of its own."""
     from diffusers import (
         AutoencoderKLQwenImage,
@@ -467,7 +467,7 @@ def tiny_qwen_image(padding_side: str = 'right'):
         text_config=dict(
             hidden_size=16,
             intermediate_size=16,
-            num_hidden_layers=1,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             vocab_size=len(tokenizer),
@@ -797,6 +797,103 @@ def tiny_lumina(padding_side: str = 'right'):
     )
 
 
+@_seeded
+def tiny_lumina2():
+    """A ``Lumina2Pipeline`` with two heads to each key; tokens are of 16x16 pixels."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        Lumina2Pipeline,
+        Lumina2Transformer2DModel,
+    )
+
+    tokenizer = tiny_word_tokenizer('<bos>')
+    vae = _tiny_vae(4)  # the pipeline takes its factor to be 8
+    vae.register_to_config(shift_factor=0.1)
+    pipe = Lumina2Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=_tiny_gemma(tokenizer),
+        vae=vae,
+        transformer=Lumina2Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            multiple_of=16,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.system_prompt = 'a photo of the sky'
+    return pipe
+
+
+@_seeded
+def tiny_hidream():
+    """A ``HiDreamImagePipeline``: 64x64 pixels or as many in another shape, tokens of 8x8."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        HiDreamImagePipeline,
+        HiDreamImageTransformer2DModel,
+    )
+    from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
+
+    tokenizers = [tiny_clip_tokenizer(), tiny_clip_tokenizer()]
+    tokenizer_3, tokenizer_4 = tiny_t5_tokenizer(), tiny_word_tokenizer('<bos>', special=['<eos>'])
+    tokenizer_4.eos_token = '<eos>'  # the pipeline pads with it
+    clips = [
+        CLIPTextModelWithProjection(
+            _tiny_clip_text_config(tokenizer, projection_dim=32, max_position_embeddings=218)
+        )
+        for tokenizer in tokenizers
+    ]
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer_4),
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            pad_token_id=0,
+            attn_implementation='eager',
+        )
+    )
+    pipe = HiDreamImagePipeline(
+        tokenizer=tokenizers[0],
+        text_encoder=clips[0],
+        tokenizer_2=tokenizers[1],
+        text_encoder_2=clips[1],
+        tokenizer_3=tokenizer_3,
+        text_encoder_3=_tiny_t5(tokenizer_3),
+        tokenizer_4=tokenizer_4,
+        text_encoder_4=llama,
+        vae=_tiny_flow_vae(),
+        transformer=HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=[32, 32],
+            text_emb_dim=64,
+            num_routed_experts=2,
+            num_activated_experts=1,
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(16, 16),
+            llama_layers=[0, 2, 1],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.default_sample_size = 16
+    return pipe
+
+
 def _tiny_gemma(tokenizer, width: int = 32):
     from transformers import Gemma2Config, Gemma2Model
 
@@ -936,12 +1033,12 @@ def tiny_flux2():
     )
 
 
-@_seeded
-def tiny_z_image():
-    """A ``ZImagePipeline``: 48x64 images are 6x8 tokens, filled up to 64."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+def _tiny_z_image_parts(**changes):
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 
-    tokenizer = tiny_word_tokenizer(special=('<|im_start|>', '<|im_end|>'))
+    tokenizer = tiny_word_tokenizer(
+        special=('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>')
+    )
     tokenizer.chat_template = _QWEN_CHAT
     transformer = ZImageTransformer2DModel(
         in_channels=4,
@@ -953,17 +1050,197 @@ def tiny_z_image():
         cap_feat_dim=16,
         axes_dims=[4, 6, 6],
         axes_lens=[256, 32, 32],
+        **changes,
     )
     for name, parameter in transformer.named_parameters():
         if name.endswith('pad_token'):  # made without values
             torch.nn.init.normal_(parameter)
-    return ZImagePipeline(
+    return dict(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=_tiny_flow_vae(),
         text_encoder=_tiny_qwen3(len(tokenizer)),
         tokenizer=tokenizer,
         transformer=transformer,
     )
+
+
+@_seeded
+def tiny_z_image():
+    """A ``ZImagePipeline``: 48x64 images are 6x8 tokens, filled up to 64."""
+    from diffusers import ZImagePipeline
+
+    return ZImagePipeline(**_tiny_z_image_parts())
+
+
+@_seeded
+def tiny_z_image_omni():
+    """A ``ZImageOmniPipeline``: as :func:`tiny_z_image`; images to go by are 4x4 for SigLIP."""
+    from diffusers import ZImageOmniPipeline
+    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+
+    siglip = Siglip2VisionModel(
+        Siglip2VisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_patches=16,
+            patch_size=8,
+        )
+    )
+    return ZImageOmniPipeline(
+        siglip=siglip,
+        siglip_processor=Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
+        **_tiny_z_image_parts(siglip_feat_dim=16),
+    )
+
+
+@_seeded
+def tiny_hunyuan_image(guidance: float | None = None):
+    """A ``HunyuanImagePipeline``: 64x64 images are 16x16 tokens; a short template of its own."""
+    from diffusers import (
+        AdaptiveProjectedMixGuidance,
+        AutoencoderKLHunyuanImage,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanImagePipeline,
+        HunyuanImageTransformer2DModel,
+    )
+
+    base, tokenizer_2 = tiny_qwen_image(layers=3), tiny_t5_tokenizer()
+    guider = None if guidance is None else AdaptiveProjectedMixGuidance(guidance_scale=guidance)
+    pipe = HunyuanImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            block_out_channels=(32, 32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=4,
+            sample_size=64,
+            scaling_factor=1.0,
+        ),
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        text_encoder_2=_tiny_t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=HunyuanImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            patch_size=(1, 1),
+            text_embed_dim=16,
+            text_embed_2_dim=32,
+            rope_axes_dim=(4, 4),
+        ),
+        guider=guider,
+        ocr_guider=guider,
+    )
+    pipe.tokenizer_max_length = 40
+    pipe.tokenizer_2_max_length = 16
+    pipe.prompt_template_encode = QWEN_TEMPLATE
+    pipe.prompt_template_encode_start_idx = base.prompt_template_encode_start_idx
+    return pipe
+
+
+# What Qwen3-VL's does, of messages without images.
+_QWEN_VISION_CHAT = (
+    '{% for message in messages %}<|im_start|>{{ message.role }}\n'
+    '{% if message.content is string %}{{ message.content }}'
+    '{% else %}{{ message.content[0].text }}{% endif %}<|im_end|>\n'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+
+
+def _tiny_qwen3_vision(padding_side: str = 'right', layers: int = 2):
+    """A ``Qwen3VLForConditionalGeneration`` and its processor."""
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tokenizer = tiny_word_tokenizer(
+        special=(
+            *('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>'),
+            *('<|image_pad|>', '<|video_pad|>'),
+        ),
+        padding_side=padding_side,
+    )
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=256),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=_QWEN_VISION_CHAT,
+    )
+    start, image, video = tokenizer.convert_tokens_to_ids(
+        ['<|vision_start|>', '<|image_pad|>', '<|video_pad|>']
+    )
+    config = Qwen3VLConfig(
+        text_config=dict(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=len(tokenizer),
+            pad_token_id=0,
+            rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[1, 1, 2]),
+        ),
+        vision_config=dict(
+            depth=1,
+            hidden_size=16,
+            intermediate_size=16,
+            num_heads=2,
+            patch_size=8,
+            out_hidden_size=16,
+            num_position_embeddings=64,
+            deepstack_visual_indexes=[0],
+        ),
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+    )
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+@_seeded
+def tiny_nucleus(padding_side: str = 'right'):
+    """A ``NucleusMoEImagePipeline``: 64x64 images are 8x8 tokens, two heads to each key."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        NucleusMoEImagePipeline,
+        NucleusMoEImageTransformer2DModel,
+    )
+
+    text_encoder, processor = _tiny_qwen3_vision(padding_side)
+    pipe = NucleusMoEImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_qwen_image().vae,
+        text_encoder=text_encoder,
+        processor=processor,
+        transformer=NucleusMoEImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            moe_enabled=False,
+        ),
+    )
+    pipe.default_return_index = -2
+    return pipe
 
 
 def _tiny_prx_parts(width: int, **changes):

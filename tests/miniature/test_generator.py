@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature import generator
 from freeatm_mm.miniature.generator import make_tokenizer, train_generator
@@ -118,6 +119,93 @@ def test_a_decoder_alone_leaves_latents_and_unet_as_they_are(source_folder, trai
         after = load_file(tmp_path / 'out' / f'{name}.safetensors')
         changed = {key.split('.')[0] for key in before if not torch.equal(before[key], after[key])}
         assert changed == ({'decoder', 'post_quant_conv'} if 'vae' in name else set())
+
+
+@pytest.fixture(scope='module')
+def mmdit(source_folder, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('mmdit')
+    plan = GeneratorPlan(
+        **{**PLAN.__dict__, 'start_from': str(trained / 'out'), 'architecture': 'mmdit'}
+    )
+    assert train_generator(source_folder, folder / 'work', folder / 'out', plan, workers=1)
+    return folder, plan
+
+
+def test_a_small_stable_diffusion_3_is_trained_too(mmdit, trained):
+    folder, _ = mmdit
+    pipe = load_pipeline(folder / 'out').pipe
+    assert type(pipe).__name__ == 'StableDiffusion3Pipeline'
+    assert {pipe.text_encoder.dtype, pipe.transformer.dtype, pipe.vae.dtype} == {torch.float32}
+    with AttentionRecorder(pipe, 'a red dress', ['dress']) as recorder:
+        image = pipe(
+            'a red dress',
+            num_inference_steps=2,
+            height=64,
+            width=64,
+            max_sequence_length=generator.TOKENS,
+            output_type='np',
+        ).images
+    assert image.shape == (1, 64, 64, 3) and recorder.masks()[0].shape == (1, 8, 8)
+    before = load_file(trained / 'out' / 'vae' / 'diffusion_pytorch_model.safetensors')
+    after = load_file(folder / 'out' / 'vae' / 'diffusion_pytorch_model.safetensors')
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert len(json.loads((folder / 'work' / 'transformer_loss.json').read_text())) == 1
+
+
+def test_training_gives_the_transformer_what_its_pipeline_does(mmdit):
+    pipe = load_pipeline(mmdit[0] / 'out').pipe
+    networks = {
+        name: getattr(pipe, name) for name in ('transformer', 'text_encoder', 'text_encoder_2')
+    }
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    pipe(
+        'a red dress',
+        num_inference_steps=1,
+        guidance_scale=1,
+        height=64,
+        width=64,
+        max_sequence_length=generator.TOKENS,
+        output_type='latent',
+    )
+    caption = pipe.tokenizer('a red dress', padding='max_length', return_tensors='pt').input_ids
+    noise = torch.randn(1, 4, 16, 16)
+    with torch.no_grad():
+        generator._flow_loss(networks, 0 * noise, noise, caption, torch.ones(1), 'cpu')
+    drawn, trained_on = seen
+    torch.testing.assert_close(trained_on['timestep'], drawn['timestep'])
+    for name in ('encoder_hidden_states', 'pooled_projections'):
+        torch.testing.assert_close(trained_on[name], drawn[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stopped_training_of_the_transformer_ends_with_the_same_weights(
+    source_folder, mmdit, tmp_path, monkeypatch
+):
+    folder, plan = mmdit
+    minutes = itertools.count()
+    monkeypatch.setattr(generator, 'time', SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    monkeypatch.setattr(generator, 'LOG_STEPS', 1)
+    stops = 0
+    while not train_generator(
+        source_folder, tmp_path / 'work', tmp_path / 'out', plan, workers=1, minutes=4
+    ):
+        stops += 1
+    assert stops
+    for name in (
+        'transformer/diffusion_pytorch_model',
+        'text_encoder/model',
+        'text_encoder_2/model',
+    ):
+        once = load_file(folder / 'out' / f'{name}.safetensors')
+        again = load_file(tmp_path / 'out' / f'{name}.safetensors')
+        assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match="architecture must be one of .*got 'vit'"):
+        GeneratorPlan(architecture='vit')
 
 
 def test_another_plan_is_refused(source_folder, trained):

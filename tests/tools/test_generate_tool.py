@@ -270,6 +270,10 @@ def test_masks_are_read_from_the_arguments(tool):
         'text',
         '--mask-merge',
         'last',
+        '--mask-head-weights',
+        'contribution',
+        '--mask-rescale',
+        'words',
         '--mask-propagate',
         '2',
     ) == {
@@ -278,6 +282,8 @@ def test_masks_are_read_from_the_arguments(tool):
         'steps': [0, 9, 3],
         'probability': 'text',
         'merge': 'last',
+        'head_weights': 'contribution',
+        'rescale': 'words',
         'propagate': 2,
     }
     with pytest.raises(SystemExit):

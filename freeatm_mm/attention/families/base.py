@@ -20,6 +20,7 @@ __all__ = [
     'DenoiserInput',
     'Encoder',
     'Family',
+    'Place',
     'TextKeys',
     'argument',
     'chat',
@@ -54,6 +55,20 @@ class TextKeys(enum.Enum):
     SEQUENCE = 'one sequence of text and image'
 
 
+class Place(NamedTuple):
+    """Where text and image stand in the sequence of one row of a batch.
+
+    Args:
+        text_start: Place of the first text token.
+        text_length: Number of text tokens.
+        image_start: Place of the first image token.
+    """
+
+    text_start: int
+    text_length: int
+    image_start: int
+
+
 class DenoiserInput(NamedTuple):
     """What one call of a denoiser is about.
 
@@ -63,7 +78,9 @@ class DenoiserInput(NamedTuple):
         text_length: Text tokens in a sequence of text and image; 0 where they stand apart.
         text_start: Place of the first text token in that sequence.
         image_start: Place of the first image token.
-        length: Tokens of the whole sequence.
+        length: Tokens of the whole sequence, that of the longest row.
+        places: For each row of the batch, where they stand, if that differs between rows; the
+            three numbers above then say nothing.
     """
 
     sample: Tensor
@@ -72,6 +89,7 @@ class DenoiserInput(NamedTuple):
     text_start: int = 0
     image_start: int = 0
     length: int = 0
+    places: tuple[Place, ...] = ()
 
 
 def sequence(
@@ -223,7 +241,7 @@ def drop_none(call: Call, tokenizer: Any) -> int:
     return 0
 
 
-def start_at_zero(pipe: Any) -> int:
+def start_at_zero(call: Call) -> int:
     """Text tokens come first."""
     return 0
 
@@ -264,7 +282,7 @@ class Encoder:
             out, ``prompt``. A pipeline without one of ``tokenizers`` gives the others the first.
         max_length: Tokens that become keys, special ones included: a number, or
             ``(call, tokenizer) -> number``.
-        start: ``pipe -> keys that stand before this encoder's first token``.
+        start: ``call -> keys that stand before this encoder's first token``.
         frame: ``(call, tokenizer) -> texts`` before and after the prompt that the pipeline puts
             round it for the tokenizer.
         dropped: ``(call, tokenizer) -> tokens`` at the front that never become keys.
@@ -281,7 +299,7 @@ class Encoder:
     text_encoders: tuple[str, ...] = ('text_encoder',)
     prompts: tuple[str, ...] = ('prompt',)
     max_length: int | Callable[[Call, Any], int] = length_of_tokenizer
-    start: Callable[[Any], int] = start_at_zero
+    start: Callable[[Call], int] = start_at_zero
     frame: Callable[[Call, Any], tuple[str, str]] = no_frame
     dropped: Callable[[Call, Any], int] = drop_none
     padding: str = 'right'

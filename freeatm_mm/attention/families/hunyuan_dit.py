@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from freeatm_mm.attention.families.base import Encoder, Family, is_cross_attention
+from freeatm_mm.attention.families.base import Call, Encoder, Family, is_cross_attention
 
 __all__ = ['HUNYUAN_DIT']
 
 BERT_TOKENS = 77
 
 
-def _after_bert(pipe: Any) -> int:
+def _after_bert(call: Call) -> int:
     return BERT_TOKENS
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
-from freeatm_mm.attention.families.base import Encoder, Family, TextKeys, is_added_key_attention
+from freeatm_mm.attention.families.base import (
+    Call,
+    Encoder,
+    Family,
+    TextKeys,
+    is_added_key_attention,
+)
 
 __all__ = ['KANDINSKY_2_1', 'KANDINSKY_3', 'TEXTLESS']
 
 
-def _after_kandinsky_image(pipe: Any) -> int:
-    return pipe.unet.encoder_hid_proj.num_image_text_embeds
+def _after_kandinsky_image(call: Call) -> int:
+    return call.pipe.unet.encoder_hid_proj.num_image_text_embeds
 
 
 def is_kandinsky3_cross_attention(name: str, module: nn.Module) -> bool:

@@ -21,8 +21,6 @@ NOT_COVERED: dict[str, str] = {
     'HeliosPyramidPipeline': _NO_ROW,
     'Ideogram4Pipeline': _NO_ROW,
     'Krea2Pipeline': _NO_ROW,
-    'Lumina2Pipeline': _OWN_LENGTH,
-    'NucleusMoEImagePipeline': 'its text keys stand behind the image that attends to them',
     'OvisImagePipeline': _NO_ROW,
     'QwenImage21Pipeline': 'its text keys come from a cache that the first step fills',
     'QwenImageEditInpaintPipeline': 'its text keys have those of an image among them',
@@ -31,6 +29,5 @@ NOT_COVERED: dict[str, str] = {
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
     'StableCascadeCombinedPipeline': 'its prior, and not its decoder, lays the image out',
     'WuerstchenCombinedPipeline': 'its prior, and not its decoder, lays the image out',
-    'ZImageOmniPipeline': _OWN_LENGTH,
 }
 """Names of pipeline classes, and why they give no masks."""

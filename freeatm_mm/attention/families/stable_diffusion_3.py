@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from freeatm_mm.attention.families.base import (
     TRANSFORMER_GROUPS,
+    Call,
     Encoder,
     Family,
     TextKeys,
@@ -17,8 +16,8 @@ from freeatm_mm.attention.families.base import (
 __all__ = ['STABLE_DIFFUSION_3']
 
 
-def _after_clip(pipe: Any) -> int:
-    return pipe.tokenizer_max_length
+def _after_clip(call: Call) -> int:
+    return call.pipe.tokenizer_max_length
 
 
 STABLE_DIFFUSION_3 = Family(

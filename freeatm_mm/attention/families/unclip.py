@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from freeatm_mm.attention.families.base import (
+    Call,
     CallNames,
     Encoder,
     Family,
@@ -15,8 +14,8 @@ from freeatm_mm.attention.families.base import (
 __all__ = ['UNCLIP']
 
 
-def _after_unclip_image(pipe: Any) -> int:
-    return pipe.text_proj.config.clip_extra_context_tokens
+def _after_unclip_image(call: Call) -> int:
+    return call.pipe.text_proj.config.clip_extra_context_tokens
 
 
 UNCLIP = Family(

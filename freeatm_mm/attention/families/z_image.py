@@ -1,8 +1,9 @@
-"""Z-Image: image and text in one sequence, each filled up."""
+"""Z-Image and Z-Image-Omni: image and text in one sequence, each filled up."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Any
 
@@ -14,13 +15,14 @@ from freeatm_mm.attention.families.base import (
     DenoiserInput,
     Encoder,
     Family,
+    Place,
     TextKeys,
     argument,
     chat,
     length_of_call,
 )
 
-__all__ = ['Z_IMAGE']
+__all__ = ['Z_IMAGE', 'Z_IMAGE_OMNI']
 
 
 def _lists(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -37,6 +39,49 @@ def _lists(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     image = -(-size[0] * size[1] // multiple) * multiple
     text = max(-(-len(caption) // multiple) * multiple for caption in captions)
     return DenoiserInput(sample, size, text, image, 0, image + text)
+
+
+def _filled_up(denoiser: nn.Module, length: int) -> int:
+    module: Any = inspect.getmodule(type(denoiser))
+    return -(-length // module.SEQ_MULTI_OF) * module.SEQ_MULTI_OF
+
+
+def _captions_and_images(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """For each row pieces of a caption, then images to go by and the one that is drawn: Omni.
+
+    Each is filled up to a multiple of tokens. The prompt is in the last piece but one, or alone;
+    what the images say to SigLIP stands behind them.
+    """
+    images = argument(args, kwargs, 0, 'x')
+    captions = argument(args, kwargs, 2, 'cap_feats')
+    seen = argument(args, kwargs, 5, 'siglip_feats')
+    patch = kwargs.get('patch_size', 2)
+    sample = torch.stack([row[-1] for row in images])
+    size = (sample.shape[-2] // patch, sample.shape[-1] // patch)
+    places, lengths = [], []
+    for row, pieces in enumerate(captions):
+        texts = [_filled_up(denoiser, len(piece)) for piece in pieces]
+        of_prompt = max(len(texts) - 2, 0)
+        pictures = [
+            _filled_up(denoiser, 1 if image is None else math.prod(image.shape[-3:]) // patch**2)
+            for image in images[row]
+        ]
+        features = [] if seen is None or seen[row] is None else seen[row]
+        more = sum(
+            _filled_up(denoiser, 1 if piece is None else math.prod(piece.shape[:2]))
+            for piece in features
+        )
+        places.append(
+            Place(sum(texts[:of_prompt]), texts[of_prompt], sum(texts) + sum(pictures[:-1]))
+        )
+        lengths.append(sum(texts) + sum(pictures) + more)
+    return DenoiserInput(sample, size, length=max(lengths), places=tuple(places))
+
+
+def _omni_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    if not call.given('image'):
+        return '<|im_start|>user\n', '<|im_end|>\n<|im_start|>assistant\n'
+    return '<|vision_end|>', '<|im_end|>\n<|im_start|>assistant\n<|vision_start|>'
 
 
 def _z_image_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
@@ -65,5 +110,19 @@ Z_IMAGE = Family(
     encoders=(Encoder(max_length=length_of_call, frame=_z_image_frame, padding='removed'),),
     conditional_first=True,
     denoiser_input=_lists,
+    block_groups={'layers': 'transformer'},
+)
+
+Z_IMAGE_OMNI = Family(
+    name='Z-Image-Omni',
+    pipelines=('ZImageOmniPipeline',),
+    is_text_attention=is_z_image_attention,
+    where="up to 512 Qwen tokens with the chat template's, in pieces before and after images to go "
+    'by, then these images, then the image, all filled up to a multiple of 32',
+    text_keys=TextKeys.SEQUENCE,
+    denoiser='transformer',
+    encoders=(Encoder(max_length=length_of_call, frame=_omni_frame, padding='removed'),),
+    conditional_first=True,
+    denoiser_input=_captions_and_images,
     block_groups={'layers': 'transformer'},
 )
