@@ -29,7 +29,7 @@ LAYERS = (
     ('store',),
     ('attention', 'datasets', 'models', 'origins', 'pytorch'),
     ('configs',),
-    ('engine', 'generation', 'results'),
+    ('browse', 'engine', 'generation', 'results'),
     ('openmmlab',),
     ('lavis_ext', 'probing', 'downstream'),
     ('miniature',),
