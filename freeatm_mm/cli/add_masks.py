@@ -1,6 +1,6 @@
 """Add masks to images that exist: one attention mask per noun, from a generator that looks at them.
 
-    freeatm add-masks SOURCE PIPELINE OUT --levels 200,400
+    freeatm add-masks SOURCE PIPELINE OUT --batch-size 32
 
 SOURCE is a folder of images with captions (metadata.jsonl, or a .txt or .json beside each; or named
 by the rows of --captions, such as COCO's captions_train2017.json), a WebDataset (tars), a data set
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--levels',
         type=numbers(','),
         metavar='N,M',
-        help='noise levels: timesteps of training, of 1,000 (default: 200,400)',
+        help='noise levels: timesteps of training, of 1,000 (default: 50,100)',
     )
     add(
         '--size',

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ['LEVELS', 'MaskJob', 'MaskSource', 'add_masks']
 
 #: The noise levels to look at, of 1,000: docs/masks.md says what they were chosen by.
-LEVELS = (200, 400)
+LEVELS = (50, 100)
 
 
 @dataclass

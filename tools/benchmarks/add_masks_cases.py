@@ -140,7 +140,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 for masks, scene in zip(recorder.masks(), batch)
             ]
         )
-    few = scenes[:BATCH]
+    return {
+        'chosen_on': {text_of(levels): found for levels, found in by_choice.items()},
+        'real': {text_of(levels): found for levels, found in real.items()},
+        'generated': generated,
+        'seconds': seconds_of_both(pipe, scenes[:BATCH], args),
+        'images': BATCH,
+    }
+
+
+def seconds_of_both(
+    pipe: Any, few: Sequence[Scene], args: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """CPU seconds of generating scenes' prompts with masks, and of adding masks to the scenes."""
     call = drawing_options(pipe, steps=args.steps, guidance=args.guidance)
 
     def generate() -> None:
@@ -154,14 +166,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for recorder, _ in looked_at(pipe, few, LEVELS):
             recorder.masks()
 
-    seconds = [(seconds_of(generate), seconds_of(add)) for _ in range(args.pairs)]
-    return {
-        'chosen_on': {text_of(levels): found for levels, found in by_choice.items()},
-        'real': {text_of(levels): found for levels, found in real.items()},
-        'generated': generated,
-        'seconds': seconds,
-        'images': len(few),
-    }
+    return [(seconds_of(generate), seconds_of(add)) for _ in range(args.pairs)]
 
 
 def text_of(levels: Sequence[int]) -> str:
