@@ -34,7 +34,9 @@ train_dataloader['dataset']['pipeline'] = train_pipeline
 model = dict(
     type='FreeATMMAE',
     combine='sum',
-    mask_generator=dict(type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear'),
+    mask_generator=dict(
+        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear', share_of='hidden'
+    ),
     backbone=dict(type='FreeATMMAEViT'),
 )
 

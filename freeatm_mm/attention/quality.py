@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freeatm_mm.ops.masks import THRESHOLD, minmax
+from freeatm_mm.ops.masks import THRESHOLD, minmax, peakedness
 
 __all__ = ['MaskTrust', 'mask_trust']
 
@@ -59,17 +59,12 @@ def mask_trust(maps: np.ndarray | Tensor, threshold: float = THRESHOLD) -> list[
             'mask_trust needs raw attention of shape (K, h, w), not negative; got '
             f'shape {tuple(maps.shape)}'
         )
-    stretched, flat = minmax(maps)
+    stretched, _ = minmax(maps)
     inside = (stretched >= threshold).flatten(1).double()
-    values, sizes = maps.flatten(1), inside.sum(1)
-    front = (values * inside).sum(1) / sizes.clamp_min(1)
-    back = (values * (1 - inside)).sum(1) / (1 - inside).sum(1).clamp_min(1)
-    peakedness = torch.where(flat, 0, 1 - back / front.clamp_min(1e-300))
+    sizes = inside.sum(1)
     common = inside @ inside.T
     overlap = common / (sizes[:, None] + sizes - common).clamp_min(1)
     overlap.fill_diagonal_(0)
     overlap = overlap.amax(1) if len(maps) else sizes
-    return [
-        MaskTrust(*row)
-        for row in torch.stack([peakedness, inside.mean(1), overlap], dim=1).tolist()
-    ]
+    measures = [peakedness(maps, threshold), inside.mean(1), overlap]
+    return [MaskTrust(*row) for row in torch.stack(measures, dim=1).tolist()]

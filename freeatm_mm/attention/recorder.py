@@ -320,6 +320,15 @@ class AttentionRecorder:
             found = TextColumns(_given_columns(places, nouns))
         self._images_per_prompt = images_per_prompt
         self._num_images = len(prompts) * images_per_prompt
+        if (
+            not check_prompts
+            and columns is None
+            and any(encoder.image_token for encoder in self._family.encoders)
+        ):
+            raise ValueError(
+                f'check_prompts=False does not go with {type(self._pipe).__name__}, which puts '
+                "images among the text: what its text encoder gets says where the nouns' keys are"
+            )
         self._watches = found.watches if check_prompts else ()
         self.prompts, self._nouns = prompts, [list(row) for row in nouns]
         self.names = [
@@ -429,6 +438,7 @@ class AttentionRecorder:
         self._affinity_steps: dict[str, int] = {}
         self._parts_apart = self._separate
         self._first_row, self._last_row = 0, 0
+        self._image_tokens = 0
         self._last_sample: Tensor | None = None
         self._pair_checked = False
 
@@ -697,6 +707,7 @@ class AttentionRecorder:
         called_with = self._family.denoiser_input(module, args, kwargs)
         for watch in self._watches:
             watch.check()
+        self._image_tokens = max((watch.image_tokens for watch in self._watches), default=0)
         if self._is_extra_pass(called_with.sample, kwargs):
             self._sink.recording = False
             return
@@ -761,17 +772,19 @@ class AttentionRecorder:
         seen = tap.attention(rows)
         query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
         first, num_text_keys = seen.text_start, seen.text_length
-        if self._last_column >= num_text_keys:
+        if self._last_column + self._image_tokens >= num_text_keys:
             raise ValueError(
-                f'a noun stands at token {self._last_column}, but the prompt embeddings hold only '
-                f'{num_text_keys} text keys; give the recorder the prompts that were encoded, and '
-                "in call_options the max_sequence_length of the pipeline's call"
+                f'a noun stands at token {self._last_column + self._image_tokens}, but the prompt '
+                f'embeddings hold only {num_text_keys} text keys; give the recorder the prompts '
+                "that were encoded, and in call_options the max_sequence_length of the pipeline's "
+                'call'
             )
         if self._probability == 'text':
             text = slice(first, first + num_text_keys)
             key_BKHC, first = key_BKHC[:, text], 0
             bias_BNK = None if bias_BNK is None else bias_BNK[..., text]
-        columns_BT = self._columns_BT.to(query_BNHC.device) + first
+        # The prompt stands behind the images, whose tokens were not counted.
+        columns_BT = self._columns_BT.to(query_BNHC.device) + (first + self._image_tokens)
         part = Part(
             tap.group,
             tap.size,

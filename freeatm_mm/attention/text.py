@@ -291,6 +291,8 @@ class _Located:
             self._texts,
             self.name,
             self.argument,
+            self._encoder.image_token
+            and self.tokenizer.convert_tokens_to_ids(self._encoder.image_token),
         )
 
     def _framed(self) -> list[str]:
@@ -332,6 +334,10 @@ class EncoderWatch:
         texts: What it should encode, for the message.
         name: The text encoder's name, for the message.
         argument: The argument of the pipeline's call that it reads, for the message.
+        image_token: The token of a piece of an image; several in a row count as one.
+
+    Attributes:
+        image_tokens: How many tokens of images did not count in each prompt.
     """
 
     def __init__(
@@ -343,8 +349,11 @@ class EncoderWatch:
         texts: Sequence[str],
         name: str = 'text_encoder',
         argument: str = 'prompt',
+        image_token: int | str = '',
     ) -> None:
         self._encoder = encoder
+        self._image_token = image_token
+        self.image_tokens = 0
         self._padding = padding
         self._empty = {self._without_padding(row) for row in empty}
         self._expected = [self._without_padding(row) for row in expected]
@@ -370,7 +379,28 @@ class EncoderWatch:
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
         if ids is not None:
-            self._seen += [self._without_padding(row) for row in ids.tolist()]
+            self._seen += [self._without_images(row) for row in ids.tolist()]
+
+    def _without_images(self, row: Sequence[int]) -> tuple[int, ...]:
+        """A row without padding, each image one token; counts the others if it is a prompt's."""
+        row = self._without_padding(row)
+        if self._image_token == '':
+            return row
+        kept = tuple(
+            token
+            for token, before in zip(row, (None, *row))
+            if token != self._image_token or token != before
+        )
+        if kept in self._expected:
+            left_out, known = len(row) - len(kept), self._expected[0] in self._seen
+            if known and left_out != self.image_tokens:
+                raise ValueError(
+                    f'{self._name} encoded images of {left_out} and of {self.image_tokens} tokens '
+                    'with the prompts of one batch: give them images of one size, or draw one by '
+                    'one'
+                )
+            self.image_tokens = left_out
+        return kept
 
     def check(self) -> None:
         """Judges what was encoded since the last check: all of the prompts, in order, or nothing.

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     'add-masks': Command(
         'Data', 'add_masks', 'generation', 'add masks to images that exist already'
     ),
+    'import': Command('Data', 'import_masks', '', 'make a store of your own images and masks'),
     'verify': Command('Data', 'verify', '', 'check a store, and repair it'),
     'diversity': Command('Data', 'diversity', '', 'say how different the samples of a store are'),
     'view': Command('Data', 'view', '', 'look at a store: search, masks over images, numbers'),

@@ -145,7 +145,12 @@ class BatchPipeline:
             # In this order, as mmpretrain's preprocessor goes by it.
             packed = {'inputs': views if self.several else views[0], **packed}
             if 'noun_ids' in sample:
-                self.pack.add_instances(packed['data_samples'], masks[place], sample['noun_ids'])
+                self.pack.add_instances(
+                    packed['data_samples'],
+                    masks[place],
+                    sample['noun_ids'],
+                    sample.get('mask_trust'),
+                )
             items.append(packed)
         return items
 

@@ -18,6 +18,7 @@ import torch
 from mmcv.transforms import BaseTransform, Compose, RandomFlip
 from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.registry import TRANSFORMS
+from mmpretrain.structures import DataSample
 
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
@@ -28,6 +29,7 @@ from freeatm_mm.ops.geometry import (
     flip_window,
     masks_on_views,
 )
+from freeatm_mm.ops.masks import dequantize, peakedness
 from freeatm_mm.ops.nouns import noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
 
@@ -42,7 +44,8 @@ class LoadFromStore(BaseTransform):
     `mask_source_idx` (removed) where the masks are another sample's. Added keys: `img` (H, W, 3)
     uint8 BGR, `img_shape`, `ori_shape`, `img_path` (the sample's key), `window`, and with masks
     `stored_masks` (K, h, w) uint8, `mask_scales` (K, 2) float32 (lowest and highest attention) and
-    `noun_ids` (K,) int64. K is 0 where a sample has no nouns.
+    `noun_ids` (K,) int64, and `mask_trust` (K,) float32 if asked for. K is 0 where a sample has no
+    nouns.
 
     Images are read as mmpretrain's `LoadImageFromFile` reads them: 8 bits a channel, transparency
     left out, a camera's note on turning followed; but a store's are never turned, as its masks lie
@@ -54,6 +57,8 @@ class LoadFromStore(BaseTransform):
         centred_box: As a control, in place of each mask a box in the image's centre, of the image's
             proportions: its share of the image's area, in (0, 1], or 'own' for that of the mask's
             own foreground. The noun's lowest and highest attention stay.
+        trust: Also tell how far each mask can be trusted (`freeatm_mm.ops.peakedness`): contrastive
+            methods weigh each instance's loss by it, whole images by 1.
 
     Raises:
         ValueError: If `centred_box` is out of range.
@@ -64,6 +69,7 @@ class LoadFromStore(BaseTransform):
         imdecode_backend: str = 'cv2',
         color_type: str = 'color',
         centred_box: float | str | None = None,
+        trust: bool = False,
     ) -> None:
         if centred_box not in (None, 'own') and not (
             isinstance(centred_box, (int, float)) and 0 < centred_box <= 1
@@ -75,6 +81,7 @@ class LoadFromStore(BaseTransform):
         self.imdecode_backend = imdecode_backend
         self.color_type = color_type
         self.centred_box = centred_box
+        self.trust = trust
 
     def transform(self, results: dict) -> dict:
         """Reads and decodes one sample.
@@ -131,11 +138,14 @@ class LoadFromStore(BaseTransform):
             mask_scales=raw.scales(),
             noun_ids=np.array([noun_id(name) for name in names], np.int64),
         )
+        if self.trust:
+            results['mask_trust'] = peakedness(dequantize(masks, raw.scales()))
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(imdecode_backend={self.imdecode_backend!r}, '
-            f'color_type={self.color_type!r}, centred_box={self.centred_box!r})'
+            f'color_type={self.color_type!r}, centred_box={self.centred_box!r}, '
+            f'trust={self.trust})'
         )
 
 
@@ -264,7 +274,7 @@ class FreeATMMultiView(MultiView):
     def transform(self, results: dict) -> dict:
         """Makes the views."""
         image = results['img']
-        shared = ('img', 'stored_masks', 'mask_scales', 'noun_ids')
+        shared = ('img', 'stored_masks', 'mask_scales', 'mask_trust', 'noun_ids')
         rest = [
             (key, value, isinstance(value, MUTABLE))
             for key, value in results.items()
@@ -291,6 +301,7 @@ class PackFreeATMInputs(PackInputs):
     - `instance_masks`: (V, K, gh, gw) float32, view by view, for the K instances
       that every view shows;
     - `noun_ids`: (K,) int64, equal for equal nouns;
+    - `trust`: (K,) float32, if `LoadFromStore` told it;
     - `visible` (metainfo): (V, K) float32 array, the share of each instance's foreground that each
       view shows.
 
@@ -350,7 +361,7 @@ class PackFreeATMInputs(PackInputs):
     def _pack_masks(self, results: dict, data_sample) -> None:
         windows = np.array(results.get('windows') or [results['window']])
         views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
-        self.add_instances(data_sample, views, results['noun_ids'])
+        self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'))
 
     def on_views(self, masks: np.ndarray, windows: np.ndarray, scales: np.ndarray) -> ViewMasks:
         """Bring masks to the grid of views; see `masks_on_views`."""
@@ -363,13 +374,20 @@ class PackFreeATMInputs(PackInputs):
             min_visible=self.min_visible,
         )
 
-    def add_instances(self, data_sample, views: ViewMasks, nouns: np.ndarray) -> None:
+    def add_instances(
+        self,
+        data_sample: DataSample,
+        views: ViewMasks,
+        nouns: np.ndarray,
+        trust: np.ndarray | None = None,
+    ) -> None:
         """Add what is left of a sample's masks to its data sample.
 
         Args:
             data_sample: Changed in place.
             views: The masks on the grid of its views.
             nouns: (K,) of all its nouns, whatever is left.
+            trust: (K,) in their masks, if it is told.
         """
         data_sample.set_field(len(nouns), 'num_nouns', field_type='metainfo')
         if not len(views.kept):
@@ -379,6 +397,8 @@ class PackFreeATMInputs(PackInputs):
         # As metainfo it isn't moved to the GPU, sample by sample, where nobody needs it.
         data_sample.set_field(views.visible, 'visible', field_type='metainfo')
         data_sample.noun_ids = torch.from_numpy(nouns[views.kept])
+        if trust is not None:
+            data_sample.trust = torch.from_numpy(trust[views.kept])
 
     def __repr__(self) -> str:
         return (

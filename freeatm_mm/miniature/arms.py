@@ -18,15 +18,17 @@ class Arm:
         options: Changes to the config, with the places of transforms and the seed in braces. An arm
             makes sense for methods whose config has those of ``model`` that it changes.
         text: What it is, for --help.
+        needs: An entry of ``model`` that a method must have besides.
     """
 
     masks: bool | str
     options: tuple[str, ...] = ()
     text: str = ''
+    needs: str = ''
 
     def suits(self, layout: Layout) -> bool:
         """Whether a method has what the arm changes."""
-        keys = [option.split('=')[0] for option in self.options]
+        keys = [option.split('=')[0] for option in self.options] + [self.needs]
         return all(layout.says(key) for key in keys if key.startswith('model.'))
 
     def changes(self, layout: Layout, seed: int) -> list[str]:
@@ -60,6 +62,12 @@ ARMS: dict[str, Arm] = {
     'binary': Arm(
         'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
     ),
+    'trust': Arm(
+        'trust',
+        ('{loading}.trust=True',),
+        "an instance's loss counts as far as its mask can be trusted",
+        'model.negatives',
+    ),
     'other_masks': Arm(
         'other_masks',
         (
@@ -72,6 +80,16 @@ ARMS: dict[str, Arm] = {
         'box',
         ('{loading}.centred_box=own',),
         'a control, in place of each mask a box of its area in the centre',
+    ),
+    'inside_first': Arm(
+        'inside_first',
+        (
+            'model.mask_generator.share_of=foreground',
+            'model.mask_generator.ceiling=1.0',
+            'model.combine=max',
+            '{packing}.mask_values=normalized',
+        ),
+        'beta is a share of the foreground and grows to 1: objects from the inside to the whole',
     ),
     **{
         f'ceiling_{share}': Arm(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
-from freeatm_mm.ops.losses import other_positives
+from freeatm_mm.ops.losses import contrastive_loss, multi_positive_loss, other_positives
 from freeatm_mm.ops.pooling import pad_instances
 
 
@@ -44,6 +45,8 @@ class Instances:
         num_whole: How many images are pooled whole.
         num_cut: How many instances were left out as a view cut them away.
         counts: For each process its number of instances, M for this one.
+        weights: (M,) float32, what each instance counts in the loss; None for all alike.
+        totals: For each process the sum of its weights; None for `counts`.
     """
 
     masks: Tensor
@@ -52,6 +55,8 @@ class Instances:
     num_whole: int
     num_cut: int
     counts: list[int]
+    weights: Tensor | None = None
+    totals: list[float] | None = None
 
     @property
     def loss_weight(self) -> float:
@@ -60,17 +65,47 @@ class Instances:
         Gradients are averaged over processes, whatever their numbers of instances; this makes the
         average that of all instances. It is 1 on one process.
         """
-        return self.counts[get_rank()] * len(self.counts) / sum(self.counts)
+        totals = self.counts if self.totals is None else self.totals
+        return totals[get_rank()] * len(totals) / sum(totals)
 
     def statistics(self) -> dict[str, Tensor]:
         """Numbers for the log: instances per image, shares pooled whole and cut away."""
         batch = self.masks.shape[1]
         found = len(self.places) - self.num_whole
-        return {
+        statistics = {
             'instances_per_image': torch.tensor(found / batch),
             'pooled_whole': torch.tensor(self.num_whole / batch),
             'cut_away': torch.tensor(self.num_cut / max(found + self.num_cut, 1)),
         }
+        if self.weights is not None:
+            statistics['trust'] = self.weights.mean()
+        return statistics
+
+    def loss(
+        self, head: Any, positive: Tensor, negative: Tensor, same: Tensor | None = None
+    ) -> Tensor:
+        """The contrastive loss: the head's own where all instances count alike.
+
+        Args:
+            head: mmpretrain's `ContrastiveHead`.
+            positive: (A, 1) cosines; A is M, or 2M for the first and then the second views.
+            negative: (A, X) cosines.
+            same: (A, X) booleans, which of these are positives after all.
+        """
+        if same is None and self.weights is None:
+            return head.loss(positive, negative)
+        return self.plain_loss(positive, negative, same, head.temperature)
+
+    def plain_loss(
+        self, positive: Tensor, negative: Tensor, same: Tensor | None, temperature: float
+    ) -> Tensor:
+        """The contrastive loss by `freeatm_mm.ops`; arguments as of `loss`."""
+        weights = self.weights
+        if weights is not None:
+            weights = weights.repeat(len(positive) // len(weights))
+        if same is None:
+            return contrastive_loss(positive, negative, temperature, weights)
+        return multi_positive_loss(positive, negative, same, temperature, weights)
 
 
 # Lists of any lengths: with `compile=True` in a config each batch would be compiled anew.
@@ -97,9 +132,13 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
     masks = [sample.get('instance_masks') for sample in data_samples]
     found = [0 if mask is None else mask.shape[1] for mask in masks]
     counts, any_found = [sum(max(count, 1) for count in found)], any(found)
+    weights = _weights(data_samples, found)
+    totals = [float(counts[0]) if weights is None else float(weights.sum())]
     if get_world_size() > 1:
-        told = torch.stack(all_gather(torch.tensor([counts[0], any_found], device=device))).tolist()
-        counts, any_found = [count for count, _ in told], any(any_ for _, any_ in told)
+        told = torch.tensor([counts[0], any_found, totals[0]], device=device)
+        rows = torch.stack(all_gather(told)).tolist()
+        counts, any_found = [int(row[0]) for row in rows], any(row[1] for row in rows)
+        totals = [row[2] for row in rows]
     if not any_found:
         return None
     padded = pad_instances(
@@ -111,7 +150,21 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
         num_whole=found.count(0),
         num_cut=named - sum(found),
         counts=counts,
+        weights=None if weights is None else weights.to(device),
+        totals=totals,
     )
+
+
+def _weights(data_samples: Sequence, found: Sequence[int]) -> Tensor | None:
+    """What each instance counts by the trust in its mask, 1 for whole images; None without."""
+    trusts = [sample.get('trust') for sample in data_samples]
+    if all(trust is None for trust in trusts):
+        return None
+    rows = [
+        torch.ones(max(count, 1)) if trust is None or not count else trust.cpu()
+        for trust, count in zip(trusts, found)
+    ]
+    return torch.cat(rows)
 
 
 @torch.compiler.disable

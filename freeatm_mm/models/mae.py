@@ -172,6 +172,8 @@ class FreeATMMAE(MAE):
         self, data_samples: list[DataSample] | None, length: int, device: torch.device
     ) -> Tensor | None:
         """(B, L) attention of the patches, 0 for images without masks; None without any."""
+        if any('trust' in sample for sample in data_samples or ()):
+            raise ValueError('FreeATMMAE cannot weigh nouns: set trust=False of LoadFromStore.')
         masks = [sample.get('instance_masks') for sample in data_samples or ()]
         masks = [mask[0] if mask is not None and mask.shape[1] else None for mask in masks]
         side = tuple(self.backbone.patch_resolution)

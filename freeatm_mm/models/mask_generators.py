@@ -7,7 +7,7 @@ from mmengine.logging import MessageHub
 from mmpretrain.registry import TASK_UTILS
 from torch import Tensor
 
-from freeatm_mm.ops.patch_masking import attention_guided_order, beta_at
+from freeatm_mm.ops.patch_masking import SHARES, attention_guided_order, beta_at
 
 
 def training_progress() -> float:
@@ -33,18 +33,27 @@ class AttentionGuidedMaskGenerator:
         ceiling: The largest beta, in [0, 1].
         schedule: How beta grows: 'linear' (the paper), 'cosine', 'constant' (always the ceiling),
             'reverse' (from the ceiling to 0).
+        share_of: What beta is a share of: 'hidden' (the paper), or 'foreground', each image's own,
+            so that objects are hidden from the inside and whole at beta 1 alone.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, ceiling: float = 0.8, schedule: str = 'linear') -> None:
+    def __init__(
+        self, ceiling: float = 0.8, schedule: str = 'linear', share_of: str = 'hidden'
+    ) -> None:
         try:
             beta_at(0.0, ceiling, schedule)
+            if share_of not in SHARES:
+                raise ValueError(
+                    f'share_of {share_of!r} is unknown: use one of {", ".join(SHARES)}'
+                )
         except ValueError as error:
             raise ValueError(f'AttentionGuidedMaskGenerator: {error}') from None
         self.ceiling = ceiling
         self.schedule = schedule
+        self.share_of = share_of
 
     @torch.compiler.disable  # the running state is no constant
     def beta(self, progress: float | None = None) -> float:
@@ -72,4 +81,4 @@ class AttentionGuidedMaskGenerator:
             to be hidden.
         """
         beta = self.beta() if beta is None else beta
-        return attention_guided_order(scores, num_masked, beta)
+        return attention_guided_order(scores, num_masked, beta, self.share_of)

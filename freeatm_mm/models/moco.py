@@ -26,7 +26,6 @@ from freeatm_mm.ops.losses import (
     contrastive_accuracy,
     enqueue,
     info_nce_logits,
-    multi_positive_loss,
     other_positives,
 )
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, mean_of_known, same_noun_counts
@@ -101,11 +100,7 @@ class FreeATMMoCo(MoCo):
             queries, keys, self.queue, instances.nouns, self.queue_nouns, self.negatives
         )
         same = other_positives(self.positives, self.negatives, instances.nouns, self.queue_nouns)
-        loss = (
-            self.head.loss(positive, negative)
-            if same is None
-            else multi_positive_loss(positive, negative, same, self.head.temperature)
-        ) * instances.loss_weight
+        loss = instances.loss(self.head, positive, negative, same) * instances.loss_weight
 
         with torch.no_grad():
             statistics = instances.statistics()

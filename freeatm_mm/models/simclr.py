@@ -25,7 +25,6 @@ from freeatm_mm.ops.losses import (
     NEGATIVES,
     contrastive_accuracy,
     equation3_logits,
-    multi_positive_loss,
     nt_xent_logits,
     other_positives,
 )
@@ -128,15 +127,15 @@ class FreeATMSimCLR(SimCLR):
             offset=sum(instances.counts[: get_rank()]),
         )
         same = other_positives(self.positives, self.negatives, instances.nouns, nouns)
-        if same is not None:
-            views = 1 if self.loss_form == 'equation3' else 2
-            temperature = 1.0 if self.loss_form == 'equation3' else self.head.temperature
-            loss = multi_positive_loss(positive, negative, same.repeat(views, views), temperature)
-        elif self.loss_form == 'equation3':
+        if same is not None and self.loss_form == 'nt_xent':
+            same = same.repeat(2, 2)
+        if self.loss_form == 'nt_xent':
+            loss = instances.loss(self.head, positive, negative, same)
+        elif same is None and instances.weights is None:
             logits = torch.cat((positive, negative), dim=1)
             loss = self.head.loss_module(logits, logits.new_zeros(len(logits), dtype=torch.long))
         else:
-            loss = self.head.loss(positive, negative)
+            loss = instances.plain_loss(positive, negative, same, 1.0)
 
         with torch.no_grad():
             statistics = instances.statistics()

@@ -47,10 +47,17 @@ class FreeATMSimSiam(SimSiam):
         Returns:
             `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
             images) and `cut_away` (share of the instances that a crop took away).
+
+        Raises:
+            ValueError: If the instances come with trust.
         """
         instances = collect_instances(data_samples, inputs[0])
         if instances is None:
             return super().loss(inputs, data_samples, **kwargs)
+        if instances.weights is not None:
+            raise ValueError(
+                'FreeATMSimSiam cannot weigh instances: set trust=False of LoadFromStore.'
+            )
         first, second = (
             self.neck(self.backbone(view), masks, instances.places)[0]
             for view, masks in zip(inputs, instances.masks)

@@ -56,6 +56,7 @@ from freeatm_mm.ops.masks import (
     box_of,
     dequantize,
     minmax,
+    peakedness,
     quantize,
     resize,
 )
@@ -69,6 +70,7 @@ from freeatm_mm.ops.nouns import (
 from freeatm_mm.ops.patch_masking import (
     COMBINE,
     SCHEDULES,
+    SHARES,
     attention_guided_order,
     beta_at,
     foreground_masked,
@@ -106,6 +108,7 @@ __all__ = [
     'POSITIVES',
     'PRESETS',
     'SCHEDULES',
+    'SHARES',
     'THRESHOLD',
     'UNKNOWN_NOUN',
     'WHOLE',
@@ -150,6 +153,7 @@ __all__ = [
     'other_positives',
     'pad_instances',
     'patch_scores',
+    'peakedness',
     'pixel_matrix',
     'pool_instances',
     'preset_prompts',

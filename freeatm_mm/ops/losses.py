@@ -273,20 +273,30 @@ def info_nce_logits(
     return ContrastiveLogits(positive, negative)
 
 
-def contrastive_loss(positive: Tensor, negative: Tensor, temperature: float = 1.0) -> Tensor:
+def contrastive_loss(
+    positive: Tensor, negative: Tensor, temperature: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
     """Compute the mean over anchors of -log(exp(p / T) / (exp(p / T) + sum exp(n / T))).
 
     Args:
         positive: (A, 1) p.
         negative: (A, X) n; minus infinity for what is no negative.
         temperature: T, above 0.
+        weights: (A,) of the anchors in the mean, not negative; by default all alike.
     """
     logits = torch.cat((positive, negative), dim=1) / temperature
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+    targets = logits.new_zeros(len(logits), dtype=torch.long)
+    if weights is None:
+        return F.cross_entropy(logits, targets)
+    return _mean(F.cross_entropy(logits, targets, reduction='none'), weights)
 
 
 def multi_positive_loss(
-    positive: Tensor, negative: Tensor, same: Tensor, temperature: float = 1.0
+    positive: Tensor,
+    negative: Tensor,
+    same: Tensor,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute the contrastive loss of anchors with several positives each.
 
@@ -300,12 +310,13 @@ def multi_positive_loss(
         same: (A, X) booleans: it is a positive after all. Ignored where `negative` is minus
             infinity.
         temperature: T, above 0.
+        weights: (A,) of the anchors in the mean, not negative; by default all alike.
     """
     logits = torch.cat((positive, negative), dim=1) / temperature
     own = same.new_ones(len(same), 1)
     wanted = torch.cat((own, same & negative.isfinite()), dim=1)
     found = logits.log_softmax(1).masked_fill(~wanted, 0.0)
-    return -(found.sum(1) / wanted.sum(1)).mean()
+    return _mean(-found.sum(1) / wanted.sum(1), weights)
 
 
 def other_positives(
@@ -419,6 +430,13 @@ def enqueue(
     if queue_nouns is not None:
         queue_nouns[places] = UNKNOWN_NOUN if nouns is None else nouns[skipped:]
     pointer[0] = (start + total) % length
+
+
+def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """The weighted mean; 0 where all weights are."""
+    if weights is None:
+        return losses.mean()
+    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _pairs(first: Tensor, second: Tensor) -> Tensor:

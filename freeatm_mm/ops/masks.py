@@ -22,7 +22,16 @@ from torch import Tensor
 
 from freeatm_mm.paper import THRESHOLD
 
-__all__ = ['THRESHOLD', 'binarize', 'box_of', 'dequantize', 'minmax', 'quantize', 'resize']
+__all__ = [
+    'THRESHOLD',
+    'binarize',
+    'box_of',
+    'dequantize',
+    'minmax',
+    'peakedness',
+    'quantize',
+    'resize',
+]
 
 Array = TypeVar('Array', Tensor, np.ndarray)
 
@@ -144,6 +153,27 @@ def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
             f'{tensor.min().item():g} to {tensor.max().item():g}; call minmax first'
         )
     return restore(tensor >= threshold)
+
+
+def peakedness(maps: Array, threshold: float = THRESHOLD) -> Array:
+    """Tell how far each map can be trusted: how much less than its foreground its background has.
+
+    Args:
+        maps: Shape (K, h, w), raw attention, not negative.
+        threshold: Of the foreground, after stretching each map to [0, 1].
+
+    Returns:
+        (K,) 1 - mean of the background / mean of the foreground, in [0, 1]: 0 where everything is
+        looked at alike, near 1 where nothing else is. 0 for a flat map. Same type.
+    """
+    tensor, restore = _as_tensor(maps)
+    stretched, flat = minmax(tensor)
+    inside = (stretched >= threshold).flatten(1).to(tensor)
+    values = tensor.flatten(1)
+    front = (values * inside).sum(1) / inside.sum(1).clamp_min(1)
+    back = (values * (1 - inside)).sum(1) / (1 - inside).sum(1).clamp_min(1)
+    tiny = torch.finfo(tensor.dtype).tiny
+    return restore(torch.where(flat, 0, 1 - back / front.clamp_min(tiny)))
 
 
 def box_of(mask: Array) -> tuple[float, float, float, float] | None:

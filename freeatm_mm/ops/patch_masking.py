@@ -26,6 +26,7 @@ from freeatm_mm.paper import THRESHOLD
 __all__ = [
     'COMBINE',
     'SCHEDULES',
+    'SHARES',
     'attention_guided_order',
     'beta_at',
     'foreground_masked',
@@ -38,6 +39,11 @@ __all__ = [
 
 #: How the attention of several nouns becomes one score for each patch.
 COMBINE = ('sum', 'max')
+
+_STEPS = 10_000  # of an image's range of scores
+
+#: What beta is a share of: all hidden patches (the paper), or each image's own foreground.
+SHARES = ('hidden', 'foreground')
 
 #: Share of the ceiling that beta has reached, for the progress of the training in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -115,7 +121,9 @@ def patch_scores(
 
 
 @torch.compiler.disable  # NumPy selects
-def attention_guided_order(scores: Tensor, num_masked: int, beta: float) -> Tensor:
+def attention_guided_order(
+    scores: Tensor, num_masked: int, beta: float, share_of: str = 'hidden'
+) -> Tensor:
     """Order each image's patches such that the last `num_masked` are to be hidden.
 
     Of those, the share beta are the ones with the highest scores, the rest are drawn from all
@@ -125,22 +133,33 @@ def attention_guided_order(scores: Tensor, num_masked: int, beta: float) -> Tens
     patches where beta is 0 (bit for bit the same order) and in images of equal scores, and what is
     not chosen by score follows the same draw; whatever is drawn later is the same, too.
 
-    Exactly floor(beta * num_masked) patches are chosen by score. Scores are compared in steps of
-    1/10,000 of an image's range, so that rounding, which differs between processors, doesn't order
-    equal ones. Among equal scores chance decides, independently of the rest.
+    Exactly floor(beta * num_masked) patches are chosen by score, in every image as many: 60 % of
+    all at the paper's 0.8 and 0.75, more than most objects cover. Or, with `share_of` 'foreground',
+    floor(beta * F) where F patches of the image reach 0.45 of the way from its lowest to its
+    highest score: objects are hidden from the inside, and whole at beta 1 alone.
+
+    Scores are compared in steps of 1/10,000 of an image's range, so that rounding, which differs
+    between processors, doesn't order equal ones. Among equal scores chance decides, independently
+    of the rest.
 
     Args:
         scores: (B, L) attention of the patches, finite.
         num_masked: How many patches of each image to hide, in 0 ... L.
         beta: Share by score, in [0, 1].
+        share_of: One of `SHARES`.
 
     Returns:
         (B, L) int64, each row a permutation of the patches: those that stay visible, then those to
         be hidden.
+
+    Raises:
+        ValueError: If `share_of` is unknown.
     """
+    if share_of not in SHARES:
+        raise ValueError(f'share_of {share_of!r} is unknown: use one of {", ".join(SHARES)}')
     noise = torch.rand(scores.shape, device=scores.device)
     chosen = int(beta * num_masked + 1e-9)
-    if not chosen:
+    if not (chosen if share_of == 'hidden' else beta):
         return noise.argsort(dim=1)
     # Nothing is sorted: a patch is hidden if its key is among the largest. All keys of an image
     # differ, as their lowest bits are the patch's number; so counts are exact.
@@ -152,7 +171,13 @@ def attention_guided_order(scores: Tensor, num_masked: int, beta: float) -> Tens
     # odd number, modulo 2^24, are as good as independent of it and cost no further draw.
     draws = (noise * 2**24).long()
     by_score = (levels << 24 | draws * 0x9E3779 & 0xFFFFFF) << bits | patches
-    by_score = by_score >= kth_largest(by_score, chosen)
+    if share_of == 'hidden':
+        by_score = by_score >= kth_largest(by_score, chosen)
+    else:
+        area = (levels >= THRESHOLD * _STEPS).sum(dim=1, keepdim=True)
+        count = (beta * area + 1e-9).long().clamp(max=num_masked)
+        ranked = by_score.sort(dim=1, descending=True).values
+        by_score = (by_score >= ranked.gather(1, (count - 1).clamp(min=0))) & (count > 0)
     by_score &= levels.amax(dim=1, keepdim=True) > 0
     keys = (draws << bits | patches).masked_fill_(by_score, torch.iinfo(torch.int64).max)
     hidden = keys >= kth_largest(keys, num_masked)
@@ -212,7 +237,7 @@ def score_levels(scores: Tensor) -> Tensor:
         (B, L) int64.
     """
     lowest, highest = scores.float().aminmax(dim=1, keepdim=True)
-    step = torch.maximum((highest - lowest) / 10_000, torch.maximum(highest, -lowest) * 1e-6)
+    step = torch.maximum((highest - lowest) / _STEPS, torch.maximum(highest, -lowest) * 1e-6)
     return ((scores - lowest) / step.clamp(min=torch.finfo(step.dtype).tiny)).round().long()
 
 

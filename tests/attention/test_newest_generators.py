@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers import tiny_generators as tiny
 from helpers import tiny_variants as variants
 from helpers.attention_reference import mean_map
@@ -20,11 +22,13 @@ from helpers.numpy_attention import (
     hunyuan_image_attention,
     nucleus_attention,
     prx_attention,
+    qwen_image_21_attention,
     ragged_sequence,
     sequence,
     single_projection_sequence,
     z_image_attention,
 )
+from helpers.tiny_variants import own_image, qwen_sequence
 from helpers.two_prompts import (
     NOUNS,
     PROMPTS,
@@ -34,6 +38,7 @@ from helpers.two_prompts import (
     spans,
     word_place,
 )
+from packaging.version import Version
 from PIL import Image
 
 from freeatm_mm.attention import AttentionRecorder
@@ -334,6 +339,105 @@ def test_nucleus(guidance, images, probability, side):
         options=dict(SQUARE, guidance_scale=guidance),
         calls=slice(None, None, 2 if guidance > 1 else 1),
     )
+
+
+needs_own_tokenizer = pytest.mark.skipif(
+    Version(transformers.__version__) < Version('5'),
+    reason='the processors of transformers 4 take no tokenizer of another class',
+)
+
+
+@needs_own_tokenizer
+@pytest.mark.parametrize(
+    ('name', 'guided', 'images', 'probability', 'count'),
+    [
+        ('QwenImageEditPipeline', True, 1, 'joint', 1),
+        ('QwenImageEditInpaintPipeline', False, 1, 'joint', 1),
+        ('QwenImageEditPlusPipeline', True, 1, 'text', 2),
+        ('QwenImageEditPlusPipeline', False, 2, 'joint', 1),
+    ],
+)
+def test_qwen_image_edit(name, guided, images, probability, count, monkeypatch):
+    if not hasattr(diffusers, name):
+        pytest.skip(f'diffusers {diffusers.__version__} has no {name}')
+    pipe = tiny.tiny_qwen_image_edit(name)
+    module = inspect.getmodule(type(pipe))
+    monkeypatch.setattr(
+        module,
+        'calculate_dimensions',
+        lambda area, ratio: (48, 32) if 'Plus' in name else (48, 32, None),
+    )
+    pictures = [Image.new('RGB', (48, 32), colour) for colour in ('red', 'blue')[:count]]
+    options = dict(SQUARE, image=pictures if 'Plus' in name else pictures[0], true_cfg_scale=4.0)
+    if guided:
+        options['negative_prompt'] = ['a tree']
+    if 'Inpaint' in name:
+        options.update(mask_image=Image.new('L', (48, 32), 'white'), strength=1.0)
+    prompt, rows = PROMPTS[0], []
+    with pipe.text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs['input_ids'][0].tolist()), with_kwargs=True
+    ):
+        images_of(pipe, prompts=[prompt], **options)
+    red, dog = (pipe.tokenizer(word).input_ids[0] for word in ('red', 'dog'))
+    (first,) = (
+        place - 1 for place in range(len(rows[0])) if rows[0][place : place + 2] == [red, dog]
+    )
+    assert rows[0].count(pipe.tokenizer.convert_tokens_to_ids('<|image_pad|>')) == 6 * count
+    first -= pipe.prompt_template_encode_start_idx
+    text = len(rows[0]) - pipe.prompt_template_encode_start_idx
+
+    size = (4, 6) if 'Inpaint' in name else (8, 8)  # it draws at the size of its image
+    run(
+        pipe,
+        own_image(qwen_sequence, size[0] * size[1]),
+        lambda word, prompt: (first + word,),
+        size,
+        images=images,
+        probability=probability,
+        text_keys=text,
+        options=options,
+        calls=slice(None, None, 2 if guided else 1),
+        prompts=slice(0, 1),
+    )
+
+
+@needs_own_tokenizer
+def test_images_among_the_text_must_be_seen():
+    pipe = tiny.tiny_qwen_image_edit('QwenImageEditPipeline')
+    with pytest.raises(ValueError, match='check_prompts=False does not go with QwenImageEdit'):
+        AttentionRecorder(pipe, PROMPTS[:1], NOUNS[:1], check_prompts=False)
+
+
+@needs('QwenImage21Pipeline')
+@pytest.mark.parametrize(
+    ('guided', 'images', 'probability', 'cached'),
+    [
+        (True, 1, 'joint', True),
+        (False, 2, 'joint', True),
+        (True, 1, 'text', False),
+    ],
+)
+def test_qwen_image_21(guided, images, probability, cached):
+    pipe = tiny.tiny_qwen_image_21()
+    first, length = chat_place(pipe.processor, pipe.prompt_template_t2i.format(PROMPTS[0]))
+    options = dict(SQUARE, height=128, width=96, output_type='latent', use_kv_cache=cached)
+    if guided:
+        options.update(true_cfg_scale=4.0, negative_prompt=['a tree'] * len(PROMPTS))
+    run(
+        pipe,
+        functools.partial(qwen_image_21_attention, pixels=48, kept={}),
+        lambda word, prompt: (first - pipe._drop_idx + word,),
+        (8, 6),
+        images=images,
+        probability=probability,
+        text_keys=length - pipe._drop_idx + len(PROMPTS[1].split()) - len(PROMPTS[0].split()),
+        options=options,
+        calls=slice(None, None, 2 if guided else 1),
+    )
+    with pytest.raises(ValueError, match='leave image out'):
+        AttentionRecorder(
+            pipe, PROMPTS, NOUNS, call_options=dict(image=[Image.new('RGB', (32, 32))])
+        )
 
 
 def run(

@@ -25,7 +25,7 @@ def pipeline(*steps, views=2):
     middle = list(steps)
     if views:
         middle = [dict(type='FreeATMMultiView', num_views=views, transforms=[middle])]
-    return [dict(type='LoadFromStore'), *middle, PACK]
+    return [dict(type='LoadFromStore', trust=True), *middle, PACK]
 
 
 def repeat_choices(monkeypatch, dataset, batched, place):

@@ -229,6 +229,38 @@ def hunyuan_image_attention(
     return text_first(attention, places, pixels)
 
 
+def qwen_image_21_attention(
+    module,
+    hidden_states,
+    attention_mask=None,
+    rotary_emb=None,
+    layer_cache=None,
+    kv_cache_mode=None,
+    key_valid=None,
+    *,
+    pixels: int,
+    kept: dict,
+    **others,
+):
+    """Qwen-Image 2.1: the text, then the image that attends to both; text keys of the first step.
+
+    Args:
+        kept: Where keys of the text are kept, by the cache that the model is given.
+    """
+    heads, hidden, turn = module.heads, _array(hidden_states), _array(rotary_emb)
+    query = _rotate(_rms_norm(_project(module.to_q, hidden, heads), module.norm_q), turn)
+    key = _rotate(_rms_norm(_project(module.to_k, hidden, heads), module.norm_k), turn)
+    if kv_cache_mode == 'extract':
+        kept[id(layer_cache)] = key[:, :, :-pixels]
+    elif kv_cache_mode == 'cached':
+        key = np.concatenate([kept[id(layer_cache)], key], 2)
+    valid = attention_mask if kv_cache_mode == 'cached' else key_valid
+    bias = None
+    if valid is not None:
+        bias = np.where(valid.numpy().reshape(len(key), 1, 1, -1), 0.0, -np.inf)
+    return _probabilities(query[:, :, -pixels:], key, bias)
+
+
 def nucleus_attention(
     module, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
 ):

@@ -26,6 +26,10 @@ from helpers.tiny_pipelines import (
     tiny_t5_tokenizer,
 )
 
+_QWEN_SPECIAL = (
+    *('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>'),
+    *('<|image_pad|>', '<|video_pad|>'),
+)
 QWEN_TEMPLATE = '<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n'
 
 
@@ -460,8 +464,9 @@ def tiny_qwen_image(padding_side: str = 'right', layers: int = 1):
     )
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    tokenizer = tiny_word_tokenizer(
-        special=('<|im_start|>', '<|im_end|>'), padding_side=padding_side
+    tokenizer = tiny_word_tokenizer(special=_QWEN_SPECIAL, padding_side=padding_side)
+    start, image, video = tokenizer.convert_tokens_to_ids(
+        ['<|vision_start|>', '<|image_pad|>', '<|video_pad|>']
     )
     config = Qwen2_5_VLConfig(
         text_config=dict(
@@ -482,9 +487,9 @@ def tiny_qwen_image(padding_side: str = 'right', layers: int = 1):
         ),
         hidden_size=16,
         vocab_size=len(tokenizer),
-        vision_start_token_id=1,
-        image_token_id=1,
-        video_token_id=1,
+        vision_start_token_id=start,
+        image_token_id=image,
+        video_token_id=video,
     )
     transformer = QwenImageTransformer2DModel(
         patch_size=2,
@@ -1166,13 +1171,7 @@ def _tiny_qwen3_vision(padding_side: str = 'right', layers: int = 2):
         Qwen3VLVideoProcessor,
     )
 
-    tokenizer = tiny_word_tokenizer(
-        special=(
-            *('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>'),
-            *('<|image_pad|>', '<|video_pad|>'),
-        ),
-        padding_side=padding_side,
-    )
+    tokenizer = tiny_word_tokenizer(special=_QWEN_SPECIAL, padding_side=padding_side)
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=256),
         tokenizer=tokenizer,
@@ -1209,6 +1208,61 @@ def _tiny_qwen3_vision(padding_side: str = 'right', layers: int = 2):
         vision_start_token_id=start,
     )
     return Qwen3VLForConditionalGeneration(config), processor
+
+
+def tiny_qwen_image_edit(name: str):
+    """A pipeline of Qwen-Image-Edit's: images of 48x32 become six tokens of the text."""
+    import diffusers
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    base = tiny_qwen_image()
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=56**2, max_pixels=56**2),
+        tokenizer=base.tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+    )
+    pipe = rebuilt(base, getattr(diffusers, name), processor=processor)
+    system, user = '<|im_start|>system\nbe kind<|im_end|>\n', '<|im_start|>user\n{}<|im_end|>\n'
+    picture = '' if 'Plus' in name else '<|vision_start|><|image_pad|><|vision_end|>'
+    pipe.prompt_template_encode = system + user.format(picture + '{}')
+    pipe.prompt_template_encode_start_idx = len(base.tokenizer(system).input_ids)
+    return pipe
+
+
+@_seeded
+def tiny_qwen_image_21():
+    """A ``QwenImage21Pipeline``: tokens of 16x16 pixels."""
+    from diffusers import (
+        AutoencoderKLQwenImage21,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImage21Pipeline,
+        QwenImage21Transformer2DModel,
+    )
+
+    text_encoder, processor = _tiny_qwen3_vision()
+    return QwenImage21Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        text_encoder=text_encoder,
+        processor=processor,
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            context_in_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
 
 
 @_seeded

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny_models import samples, views
+from helpers.tiny_models import mae, samples, simsiam, views
 
 from freeatm_mm.models import instances as module
 from freeatm_mm.models.instances import collect_instances, gather_rows
@@ -59,3 +59,12 @@ def test_gathering_leaves_the_gradients_of_others_alone(monkeypatch):
     expected = 2 * (torch.cat([rows, torch.zeros(3, 2)]) + other)
     assert torch.equal(other.grad, expected)
     assert torch.equal(rows.grad, 2 * expected[:3])
+
+
+def test_methods_that_cannot_weigh_refuse_trust():
+    for model, inputs in ((simsiam(), views(2)), (mae(), views(2)[0])):
+        data = samples([1, 1], number=2 if isinstance(inputs, list) else 1)
+        for sample in data:
+            sample.trust = torch.ones(1)
+        with pytest.raises(ValueError, match='trust=False'):
+            model.loss(inputs, data)

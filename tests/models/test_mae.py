@@ -207,11 +207,22 @@ def test_longer_than_planned_beta_stays_at_its_ceiling(hub):
     assert AttentionGuidedMaskGenerator().beta() == 0.8
 
 
+def test_a_share_of_the_foreground_is_the_generators(hub):
+    scores = torch.zeros(1, 16)
+    scores[0, :4] = torch.tensor([4.0, 3.0, 3.5, 2.5])
+    at(hub, 100)
+    generator = AttentionGuidedMaskGenerator(1.0, 'constant', 'foreground')
+    assert set(range(4)) <= set(generator(scores, 12)[0, 4:].tolist())
+    assert {0, 2} <= set(generator(scores, 12, 0.5)[0, 4:].tolist())
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match='ceiling 1.2'):
         AttentionGuidedMaskGenerator(ceiling=1.2)
     with pytest.raises(ValueError, match="schedule 'steps'"):
         AttentionGuidedMaskGenerator(schedule='steps')
+    with pytest.raises(ValueError, match="AttentionGuidedMaskGenerator: share_of 'image'"):
+        AttentionGuidedMaskGenerator(share_of='image')
     with pytest.raises(ValueError, match="combine 'first'"):
         mae(combine='first')
     with pytest.raises(TypeError, match="type='FreeATMMAEViT'"):

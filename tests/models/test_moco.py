@@ -125,6 +125,38 @@ def test_positives_of_the_same_noun_equal_plain_numpy():
         moco(positives='all')
 
 
+@pytest.mark.parametrize('positives', ['own', 'same_noun'])
+def test_trust_weighs_the_instances(positives):
+    """Against the losses of single instances; whole images count as one."""
+    data = samples(COUNTS)
+    trust = [
+        torch.tensor([0.2, 0.9]),
+        None,
+        torch.tensor([0.5, 0.0, 0.3]),
+        None,
+        torch.tensor([0.7]),
+    ]
+    for sample, each in zip(data, trust):
+        if each is not None:
+            sample.trust = each
+    model = moco(positives=positives)
+    model.queue_nouns[:] = torch.arange(24) % 6
+    queue, queue_nouns = model.queue.T.double().numpy().copy(), model.queue_nouns.numpy().copy()
+    queries, keys = numpy_forward(model, views(5), data)
+    nouns = np.array([0, 1, UNKNOWN_NOUN, 2, 3, 0, UNKNOWN_NOUN, 0])
+    weights = np.array([0.2, 0.9, 1, 0.5, 0, 0.3, 1, 0.7])
+    each = []
+    for query, key, noun in zip(queries, keys, nouns):
+        wanted = (queue_nouns == noun) & (positives == 'same_noun') & (noun != UNKNOWN_NOUN)
+        each.append(
+            several_positives([query], [[key, *queue]], [[True, *wanted]], model.head.temperature)
+        )
+    losses = model.loss(views(5), data)
+    expected = (np.array(each) * weights).sum() / weights.sum()
+    np.testing.assert_allclose(losses['loss'].item(), expected, rtol=1e-4)
+    assert losses['trust'].item() == pytest.approx(weights.mean())
+
+
 def test_gradients_reach_queries_and_not_keys():
     model = moco()
     model.loss(views(5), samples(COUNTS))['loss'].backward()

@@ -84,6 +84,22 @@ def test_positives_of_the_same_noun_equal_plain_numpy(form, reference):
         simclr(positives='same_noun', negatives='other_nouns')
 
 
+@pytest.mark.parametrize('form', ['nt_xent', 'equation3'])
+def test_trust_of_one_kind_is_none_and_of_another_weighs(form):
+    """Equal weights change nothing; an instance of weight 0 pulls at nobody as an anchor."""
+    inputs, losses = views(5), []
+    for trust in (None, 0.5, 0.0):
+        data = samples([2, 1, 3, 1, 1])
+        for number, sample in enumerate(data):
+            if trust is not None:
+                sample.trust = torch.full_like(sample.noun_ids, 0.5, dtype=torch.float)
+                if not trust and number == 2:
+                    sample.trust[:] = 0
+        losses.append(simclr(loss=form).loss(inputs, data)['loss'].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+
+
 def test_whole_masks_give_the_stock_loss():
     data = samples([1] * 5)
     for sample in data:

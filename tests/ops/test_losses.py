@@ -23,6 +23,7 @@ from freeatm_mm.ops import (
     instance_equation3,
     instance_info_nce,
     instance_nt_xent,
+    multi_positive_loss,
     nt_xent_logits,
 )
 
@@ -214,3 +215,21 @@ def test_wrong_positives_are_told(options, message):
     nouns = None if 'needs' in message else torch.arange(6)
     with pytest.raises(ValueError, match=message):
         instance_nt_xent(first, second, nouns, **options)
+
+
+def test_weights_of_anchors_are_those_of_a_mean():
+    """A weight of two is an anchor that is there twice; one of zero is one that isn't."""
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = (
+        torch.rand(4, 1, generator=generator),
+        torch.rand(4, 7, generator=generator),
+    )
+    same = torch.rand(4, 7, generator=generator) < 0.3
+    rows, weights = torch.tensor([0, 0, 1, 3]), torch.tensor([2.0, 1.0, 0.0, 1.0])
+    for loss, parts in (
+        (contrastive_loss, (positive, negative)),
+        (multi_positive_loss, (positive, negative, same)),
+    ):
+        found = loss(*parts, temperature=0.2, weights=weights)
+        torch.testing.assert_close(found, loss(*(part[rows] for part in parts), temperature=0.2))
+        assert loss(*parts, weights=torch.zeros(4)) == 0

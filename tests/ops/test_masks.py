@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from freeatm_mm.attention import binarize, box_of, dequantize, minmax, quantize, resize
+from freeatm_mm.ops import peakedness
 
 finite = st.floats(-(2.0**60), 2.0**60, width=32)
 stacks = hnp.arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 3), elements=finite)
@@ -140,3 +141,15 @@ def test_box_of_other_things():
     for mask in (np.zeros((3, 4)), np.zeros((1, 3, 4), bool)):
         with pytest.raises(ValueError, match='one boolean mask'):
             box_of(mask)
+
+
+def test_peakedness_against_a_loop():
+    maps = np.random.default_rng(0).random((3, 4, 5)) * 0.02
+    maps[2] = 0.01
+    found = peakedness(maps)
+    for value, attention in zip(found[:2], maps):
+        stretched = (attention - attention.min()) / (attention.max() - attention.min())
+        front, back = attention[stretched >= 0.45], attention[stretched < 0.45]
+        assert value == pytest.approx(1 - back.mean() / front.mean())
+    assert found[2] == 0
+    np.testing.assert_allclose(peakedness(torch.from_numpy(maps)).numpy(), found)

@@ -190,3 +190,27 @@ def test_wrong_arguments_are_told():
         patch_scores([None], 4, 'mean')
     with pytest.raises(ValueError, match='masks of 9 cells do not fit 16 patches'):
         patch_scores([torch.rand(1, 3, 3)], 16)
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.3, 0.75, 1.0])
+def test_a_share_of_each_images_own_foreground(beta):
+    """As many as its foreground has of it, the highest first; the rest by the baseline's draw."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(4, 50, generator=generator) * 0.3
+    for image, area in enumerate((2, 10, 45)):  # the last image's scores have no such patches
+        scores[image, :area] = torch.linspace(1.0, 0.6, area)
+    scores[3] = 0.2  # no foreground at all
+    torch.manual_seed(5)
+    order = attention_guided_order(scores, 30, beta, share_of='foreground')
+    torch.manual_seed(5)
+    noise = torch.rand(scores.shape)
+    assert (order.sort(1).values == torch.arange(50)).all()
+    for image, area in enumerate((2, 10, 45, 0)):
+        chosen = set(range(min(int(beta * area + 1e-9), 30)))
+        rest = [patch for patch in noise[image].argsort().tolist() if patch not in chosen]
+        assert set(order[image, 20:].tolist()) == chosen | set(rest[len(rest) - 30 + len(chosen) :])
+
+
+def test_an_unknown_share_is_told():
+    with pytest.raises(ValueError, match='share_of'):
+        attention_guided_order(torch.rand(1, 4), 2, 0.5, share_of='image')

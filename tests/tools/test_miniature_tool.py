@@ -56,8 +56,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: eight arms of the contrastive methods and of MAE; composed: two of each
-    assert len(trained) == 2 * (8 + 8 + 8 + 3 * 2)
+    # generated: nine arms of the contrastive methods, and nine of MAE; composed: two of each
+    assert len(trained) == 2 * (9 + 9 + 9 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -75,7 +75,7 @@ def test_all_arms(capsys, tmp_path):
     files = [command[command.index('--out') + 1] for command in judged]
     assert len(set(files)) == len(files)
     fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
-    assert len(fine_tuned) == 2 * (1 + 8 + 2)
+    assert len(fine_tuned) == 2 * (1 + 9 + 2)
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
@@ -111,7 +111,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
                 value = value[int(part)] if part.isdigit() else value[part]
             if last == 'mask_values':
                 assert value.type == 'PackFreeATMInputs'
-            elif last == 'centred_box':
+            elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
             elif last in ('mask_source', 'mask_source_seed'):
                 assert value.type == 'FreeATMDataset'

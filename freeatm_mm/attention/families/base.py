@@ -292,6 +292,8 @@ class Encoder:
             tokenizer put them behind the text, whichever side it was made for.
         multiple: The prompts are padded to the longest of them, rounded up to a multiple of this;
             0: to ``max_length``.
+        image_token: The token that stands for an image in what is put before the prompt; the text
+            encoder gets one for each piece of the image.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
     """
 
@@ -304,6 +306,7 @@ class Encoder:
     dropped: Callable[[Call, Any], int] = drop_none
     padding: str = 'right'
     multiple: int = 0
+    image_token: str = ''
     special_tokens: bool = True
 
 

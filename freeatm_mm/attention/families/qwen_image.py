@@ -20,7 +20,9 @@ from freeatm_mm.attention.families.base import (
     sequence,
 )
 
-__all__ = ['QWEN_IMAGE']
+__all__ = ['QWEN_IMAGE', 'QWEN_IMAGE_21', 'QWEN_IMAGE_EDIT']
+
+_IMAGE = '<|image_pad|>'
 
 
 def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -30,6 +32,49 @@ def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoi
     shape = kwargs['img_shapes'][0]
     shape = shape[0] if isinstance(shape, list) else shape
     return sequence(sample, tuple(shape[-2:]), text.shape[1])
+
+
+def _packed_with_references(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """As :func:`_packed_with_shapes`, with images to go by behind: Qwen-Image-Edit."""
+    layout = _packed_with_shapes(denoiser, args, kwargs)
+    return layout._replace(length=layout.text_length + layout.sample.shape[1])
+
+
+def _text_and_target(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Packed latents, their (frames, height, width) last in ``img_shapes``: Qwen-Image 2.1."""
+    sample = argument(args, kwargs, 0, 'hidden_states')
+    text = argument(args, kwargs, 1, 'encoder_hidden_states')
+    return sequence(sample, tuple(kwargs['img_shapes'][0][-1][-2:]), text.shape[1])
+
+
+def _edit_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    before, after = _qwen_frame(call, tokenizer)
+    if _IMAGE in before:
+        return before, after
+    images = call.given('image')
+    count = len(images) if isinstance(images, list) else int(images is not None)
+    pictures = [
+        f'Picture {index}: <|vision_start|>{_IMAGE}<|vision_end|>' for index in range(1, count + 1)
+    ]
+    return before + ''.join(pictures), after
+
+
+def _unpadded(call: Call, tokenizer: Any) -> int:
+    return 2**20  # nothing is cut off
+
+
+def _qwen_21_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
+    if call.given('image') is not None:
+        raise ValueError(
+            'Qwen-Image 2.1 with images to go by puts their tokens among those of the text, in '
+            'which nouns are not found: leave image out'
+        )
+    before, after = call.pipe.prompt_template_t2i.split('{}')
+    return before, after
+
+
+def _drop_qwen_21_system(call: Call, tokenizer: Any) -> int:
+    return call.pipe._drop_idx
 
 
 def _qwen_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
@@ -66,5 +111,55 @@ QWEN_IMAGE = Family(
     denoiser_input=_packed_with_shapes,
     block_groups=TRANSFORMER_GROUPS,
     # It takes a guidance_scale as well and does nothing with it.
+    call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
+)
+
+QWEN_IMAGE_EDIT = Family(
+    name='Qwen-Image-Edit',
+    pipelines=(
+        'QwenImageEditPipeline',
+        'QwenImageEditInpaintPipeline',
+        'QwenImageEditPlusPipeline',
+    ),
+    is_text_attention=is_block_attention,
+    where="Qwen tokens after the template's first 64, those of the images to edit before the "
+    "prompt's, then the image, then the images to edit",
+    text_keys=TextKeys.SEQUENCE,
+    denoiser='transformer',
+    encoders=(
+        Encoder(
+            ('processor',),
+            max_length=_unpadded,
+            frame=_edit_frame,
+            dropped=_drop_qwen_template,
+            padding='removed',
+            image_token=_IMAGE,
+        ),
+    ),
+    two_passes=True,
+    denoiser_input=_packed_with_references,
+    block_groups=TRANSFORMER_GROUPS,
+    call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
+)
+
+QWEN_IMAGE_21 = Family(
+    name='Qwen-Image 2.1',
+    pipelines=('QwenImage21Pipeline',),
+    is_text_attention=is_block_attention,
+    where="Qwen tokens after the system prompt's, kept from the first step on, then the image",
+    text_keys=TextKeys.SEQUENCE,
+    denoiser='transformer',
+    encoders=(
+        Encoder(
+            ('processor',),
+            max_length=_unpadded,
+            frame=_qwen_21_frame,
+            dropped=_drop_qwen_21_system,
+            padding='removed',
+        ),
+    ),
+    two_passes=True,
+    denoiser_input=_text_and_target,
+    block_groups=TRANSFORMER_GROUPS,
     call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
 )

@@ -1,0 +1,92 @@
+"""Make a store of images and masks that you have, for pretraining, viewing and exporting.
+
+    freeatm import coco IMAGES instances.json STORE    COCO's instances
+    freeatm import masks IMAGES MASKS STORE            MASKS/<image>/dog.png, ball.png, dog_2.png
+    freeatm import labels IMAGES MASKS STORE           MASKS/<image>.png of classes, classes.txt
+    freeatm import sam IMAGES MASKS STORE              MASKS/<image>.json, as SA-1B has them
+
+The folders that SAM's own program writes (0.png, 1.png ...) are read by masks. Stopped, the same
+command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from freeatm_mm.errors import tool
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('format', choices=('coco', 'masks', 'labels', 'sam'), help='as above')
+    add('images', type=Path, help='folder of the images')
+    add('masks', type=Path, help='the JSON, or the folder of the masks')
+    add('out', type=Path, help='the store to make')
+    add('--noun', default='object', help='for masks without a name (default: object)')
+    add(
+        '--mask-size',
+        type=int,
+        default=64,
+        metavar='N',
+        help='longer side of the masks that are stored, in cells (default: 64)',
+    )
+    add(
+        '--most',
+        type=int,
+        default=20,
+        metavar='N',
+        help='masks taken of an image, the largest (default: 20)',
+    )
+    add(
+        '--max-bad',
+        type=int,
+        default=0,
+        metavar='N',
+        help='leave out up to so many images that cannot be used (default: 0)',
+    )
+    add('--limit', type=int, metavar='N', help='take the first N images only')
+    add(
+        '--samples-per-shard', type=int, default=5000, metavar='N', help='in a file (default: 5000)'
+    )
+    add('--quiet', action='store_true', help='no progress bar')
+    return parser.parse_args(argv)
+
+
+@tool(resumes=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the store."""
+    args = parse_args(argv)
+    from itertools import islice
+
+    from tqdm import tqdm
+
+    from freeatm_mm.store import write_store
+    from freeatm_mm.store.importing import READERS, ImportReport, import_samples
+
+    report = ImportReport()
+    pictures = READERS[args.format](args.images, args.masks, report, args.noun)
+    samples = import_samples(
+        tqdm(islice(pictures, args.limit), desc='reading', disable=args.quiet),
+        report,
+        mask_size=args.mask_size,
+        most=args.most,
+        max_bad=args.max_bad,
+    )
+    config = {
+        'imported': args.format,
+        'mask_size': args.mask_size,
+        'most': args.most,
+        'limit': args.limit,
+        'noun': args.noun,
+    }
+    write_store(args.out, samples, args.samples_per_shard, config)
+    for line in report.unusable:
+        print(f'left out: {line}')
+    print(report)
+    return 0
