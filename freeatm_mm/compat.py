@@ -6,6 +6,7 @@ OpenMMLab and LAVIS.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -480,3 +481,41 @@ def keep_operator(operator: Any) -> None:
         operator.register_effect(effects._EffectType.ORDERED)
     else:
         effects._register_effectful_op(operator._opoverload, effects._EffectType.ORDERED)
+
+
+def show_attention_backends(show: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """Show a function the arguments of diffusers' attention backends, after each call of one.
+
+    Reason: FlashAttention, SageAttention, FlexAttention, xFormers and others are called past
+    `scaled_dot_product_attention`. All of them get queries and keys of shape (batch, tokens, heads,
+    channels), after norms and rotary embeddings.
+
+    Source: `diffusers/models/attention_dispatch.py`, `dispatch_attention_fn` and
+    `_AttentionBackendRegistry._backends`, since diffusers 0.35.
+
+    Returns:
+        What ends it.
+    """
+    try:
+        from diffusers.models import attention_dispatch
+    except ImportError:
+        return lambda: None
+    backends = getattr(attention_dispatch._AttentionBackendRegistry, '_backends', {})
+    before = dict(backends)
+
+    def shown(backend: Callable) -> Callable:
+        @functools.wraps(backend)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = backend(*args, **kwargs)
+            show(kwargs)
+            return output
+
+        return call
+
+    backends.update({name: shown(backend) for name, backend in before.items()})
+
+    def end() -> None:
+        for name, backend in before.items():
+            backends[name] = backend
+
+    return end

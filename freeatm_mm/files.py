@@ -52,8 +52,12 @@ _BOM = b'\xef\xbb\xbf'
 # --- reading ----------------------------------------------------------------------------------
 
 
-def open_regular(path: str | Path) -> int:
+def open_regular(path: str | Path, what: str = '') -> int:
     """Open a file for reading and return its handle; a pipe or device is refused, not waited for.
+
+    Args:
+        path: The file; a link to one is followed.
+        what: What it should be, for messages, such as 'prompt file'.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -62,14 +66,17 @@ def open_regular(path: str | Path) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        raise MissingFileError(f'there is no file {path}') from None
+        raise MissingFileError(f'there is no {what or "file"} {path}') from None
     except OSError as error:
-        raise InputError(f"{path} can't be opened ({error.strerror})") from None
+        named = f'the {what} {path}' if what else path
+        raise InputError(f"{named} can't be opened ({error.strerror})") from None
     except ValueError as error:  # a zero byte, or a character that no file name can have
         raise InputError(f"{str(path)!r} can't be the name of a file ({error})") from None
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
+        if what:
+            raise InputError(f'{path} is {_kind(mode)}, not a {what}')
         raise InputError(f'{path} is no plain file but {_kind(mode)}')
     return handle
 

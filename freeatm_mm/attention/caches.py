@@ -20,7 +20,8 @@ _SKIP = frozenset(
         'pyramid_attention_broadcast',
     }
 )
-_KEEP = frozenset({'group_offloading', 'layerwise_casting'})
+# The last keeps the text's keys and values, and attends at every step.
+_KEEP = frozenset({'group_offloading', 'layerwise_casting', 'text_kv_cache'})
 
 
 def uses_step_cache(denoiser: nn.Module) -> bool:

@@ -43,13 +43,14 @@ from freeatm_mm.attention.parts import (
     whole_number,
 )
 from freeatm_mm.attention.recording import Recording
-from freeatm_mm.attention.sequence import AttentionCall
+from freeatm_mm.attention.sequence import AttentionCall, watched_backends
 from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
     Sink,
     Tap,
+    WatchedTap,
     make_self_tap,
     make_tap,
     self_attention_modules,
@@ -495,6 +496,9 @@ class AttentionRecorder:
                     hooks.callback(handle.remove)
                 if self._head_weights and not isinstance(tap, SelfTap):
                     hooks.callback(tap.watch_projection().remove)
+            # In compiled code the change of a backend would be a reason to compile again.
+            if not self._regions and any(isinstance(tap, WatchedTap) for tap in taps):
+                hooks.callback(watched_backends())
             for undo in self._watch_regions([tap for tap in taps if isinstance(tap, ShownTap)]):
                 hooks.callback(undo)
             for watch in self._watches:

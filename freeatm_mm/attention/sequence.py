@@ -8,6 +8,7 @@ goes on untouched, with whatever processor and backend makes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ['AttentionCall', 'WatchAttention', 'attention_call', 'bias_of', 'deciding_arguments']
+from freeatm_mm.compat import show_attention_backends
+
+__all__ = [
+    'AttentionCall',
+    'WatchAttention',
+    'attention_call',
+    'bias_of',
+    'deciding_arguments',
+    'watched_backends',
+]
 
 
 class AttentionCall(NamedTuple):
@@ -35,16 +45,31 @@ class AttentionCall(NamedTuple):
     scale: float
 
 
+_looks: ContextVar[tuple[Callable[[AttentionCall], None], ...]] = ContextVar('looks', default=())
+"""What the watches of this thread show attention to."""
+
+
 class WatchAttention(TorchFunctionMode):
     """Shows each call of ``scaled_dot_product_attention`` of this thread to a function.
 
     Args:
-        look: Gets each :class:`AttentionCall`.
+        look: Gets each :class:`AttentionCall`. Inside :func:`watched_backends` also those that
+            diffusers hands to other functions, once more where these call this one.
     """
 
     def __init__(self, look: Callable[[AttentionCall], None]) -> None:
         super().__init__()
         self._look = look
+
+    def __enter__(self) -> Any:
+        """Begin."""
+        _looks.set((*_looks.get(), self._look))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """End."""
+        _looks.set(_looks.get()[:-1])
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -53,6 +78,25 @@ class WatchAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             self._look(attention_call(*deciding_arguments(*args, **kwargs)))
         return func(*args, **kwargs)
+
+
+def watched_backends() -> Callable[[], None]:
+    """Have watches see what diffusers hands to attention backends other than PyTorch's.
+
+    Returns:
+        What ends that.
+    """
+
+    def show(call: dict[str, Any]) -> None:
+        if looks := _looks.get():
+            query, key, mask, scale = deciding_arguments(**call)
+            if mask is not None and mask.ndim == 2:  # of the keys, for backends that cut them out
+                mask = mask[:, None, None]
+            shown = attention_call(query.transpose(1, 2), key.transpose(1, 2), mask, scale)
+            for look in looks:
+                look(shown)
+
+    return show_attention_backends(show)
 
 
 def deciding_arguments(

@@ -403,7 +403,7 @@ class EncoderWatch:
         return kept
 
     def check(self) -> None:
-        """Judges what was encoded since the last check: all of the prompts, in order, or nothing.
+        """Checks what was encoded since the last check: all of the prompts, in order, or nothing.
 
         Other texts may come after them: the negative prompts.
 

@@ -270,7 +270,7 @@ def run_job(job: GenerationJob, args: argparse.Namespace, told: Callable[[Any], 
         local_rank = os.environ.get('LOCAL_RANK')
         # One bar for all: that of the first worker.
         source = job.source(None if local_rank is None else int(local_rank), plan)
-        summary = generation.draw_store(
+        summary = generation.generate_store(
             source,
             args.out,
             rank=rank,

@@ -75,12 +75,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate it, print the figures, and keep them in a result file."""
     args = parse_args(argv)
-    from freeatm_mm.lavis_ext.launch import judge, judged_checkpoint, load_config
+    from freeatm_mm.lavis_ext.launch import evaluate, evaluated_checkpoint, load_config
     from freeatm_mm.origins import blip_origin, blip_scale, label_blip
 
     if args.out:
         model = load_config(args.config, args.options).model_cfg
-        checkpoint = judged_checkpoint(model)
+        checkpoint = evaluated_checkpoint(model)
         row = {
             'method': 'blip',
             **label_blip(
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if Path(args.out).exists()
             else new_results(Path(args.out).stem, command_line())
         )
-    figures = judge(args.config, args.options)
+    figures = evaluate(args.config, args.options)
     if figures is None:  # not the first of several processes
         return 0
     for split, values in figures.items():

@@ -93,7 +93,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     'ade20k': Benchmark(
         f'{_PAPER}/mmseg/ade20k_upernet_vit-b_160k.py', _SEGMENTATION, 16, 'vit', 'ade20k'
     ),
-    # `mini-coco` gives AP50 too: `mini-voc` is judged by the same scenes, would cost as much again,
+    # `mini-coco` gives AP50 too: `mini-voc` has the same scenes, would cost as much again,
     # and is in no suite.
     'mini-voc': Benchmark(
         f'{_SMALL}/faster-rcnn_resnet.py', {'coco/bbox_mAP_50': ('voc_ap50', 1)}, 16
@@ -140,10 +140,10 @@ def read_metrics(path: str | Path, benchmark: Benchmark) -> dict[str, float]:
     if missing:
         raise ValueError(f'{path} lacks {", ".join(missing)}; it holds {", ".join(found)}')
     unknown = [key for key in benchmark.metrics if not found[key] >= 0]
-    if unknown:  # COCO's -1 and mmseg's NaN: no object or pixel to judge by
+    if unknown:  # COCO's -1 and mmseg's NaN: no object or pixel to evaluate on
         raise ValueError(
             f'{path}: {", ".join(unknown)} could not be computed: the evaluation '
-            'data have nothing to judge by'
+            'data have nothing to evaluate on'
         )
     return {name: found[key] * factor for key, (name, factor) in benchmark.metrics.items()}
 
@@ -165,7 +165,7 @@ def identify(init: str) -> str:
 
 
 def make_smoke(cfg: Any, images: int = 4) -> None:
-    """Cut a benchmark down to two steps of two images and a few images to judge, in place.
+    """Cut a benchmark down to two steps of two images and a few images to evaluate, in place.
 
     Whatever the framework, model and image sizes stay as they are, and every step is logged.
 

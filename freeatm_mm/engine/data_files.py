@@ -45,7 +45,7 @@ class CheckFilesHook(Hook):
     """Stops a run at its start if the annotations name images that aren't there."""
 
     def before_train(self, runner: Runner) -> None:
-        """Checks the images for training, and those that it will be judged by.
+        """Checks the images for training, and those that it will be evaluated on.
 
         These are the validation's, or where training has none, the test's.
 

@@ -12,8 +12,8 @@ __all__ = ['VOCWithDifficult']
 class VOCWithDifficult(VOCDataset):
     """mmdet's VOC with the objects marked `difficult`, which mmdet ignores in training.
 
-    MoCo's protocol, detectron2's, trains on all boxes; both judge without the difficult ones. For
-    training sets alone: an evaluation must know which they are. Arguments as `VOCDataset`'s.
+    MoCo's protocol, detectron2's, trains on all boxes; both evaluate without the difficult ones.
+    For training sets alone: an evaluation must know which they are. Arguments as `VOCDataset`'s.
     """
 
     def load_data_list(self) -> list[dict]:

@@ -3,7 +3,7 @@
 from freeatm_mm.generation.engines import ENGINES, WorkerError, run_ray, run_workers
 from freeatm_mm.generation.estimate import RunEstimate, estimate_run
 from freeatm_mm.generation.existing import MaskJob, MaskSource, add_masks
-from freeatm_mm.generation.generate import GenerationSummary, draw_store, generate
+from freeatm_mm.generation.generate import GenerationSummary, generate, generate_store
 from freeatm_mm.generation.images import ImageReader, find_images
 from freeatm_mm.generation.listing import ImageFile, list_images
 from freeatm_mm.generation.pipelines import LoadedPipeline, load_pipeline
@@ -35,10 +35,10 @@ __all__ = [
     'TooManyFailed',
     'WorkerError',
     'add_masks',
-    'draw_store',
     'estimate_run',
     'find_images',
     'generate',
+    'generate_store',
     'list_images',
     'load_pipeline',
     'redo_failed',

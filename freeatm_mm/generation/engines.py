@@ -1,7 +1,7 @@
 """Several workers on one machine, or on a Ray cluster: the same plan and the same bytes.
 
 - ``process``: this process, alone or as one of many that torchrun or a SLURM array started
-  (:func:`~freeatm_mm.generation.draw_store`).
+  (:func:`~freeatm_mm.generation.generate_store`).
 - ``workers``: processes on this machine, started and watched here; one that dies is replaced.
 - ``ray``: actors of Ray Data on machines that share the store's folder; Ray starts an actor that
   died again and hands its shard out once more.
@@ -28,7 +28,7 @@ from freeatm_mm.generation.generate import (
     GenerationSummary,
     ShardWorker,
     SharedProgress,
-    draw_store,
+    generate_store,
     shared_bar,
     summarise_shards,
 )
@@ -145,7 +145,7 @@ def _worker_main(
     threading.Thread(target=follow_parent, daemon=True).start()
     try:
         with end_on_signals():
-            draw_store(job.source(rank), out, rank=rank, world=world, progress=False)
+            generate_store(job.source(rank), out, rank=rank, world=world, progress=False)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Terminated as error:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
-from freeatm_mm.generation.generate import GenerationSummary, draw_store
+from freeatm_mm.generation.generate import GenerationSummary, generate_store
 from freeatm_mm.generation.images import ImageReader
 from freeatm_mm.generation.levels import ShownImages
 from freeatm_mm.generation.limits import check_settings
@@ -363,7 +363,7 @@ def add_masks(
         DrawingError: If looking fails whatever the image, or more images fail than may.
     """
     check_settings(options)
-    return draw_store(
+    return generate_store(
         MaskSource(pipeline, images, reader, **options),
         out,
         rank=rank,

@@ -33,8 +33,8 @@ __all__ = [
     'GenerationSummary',
     'ShardWorker',
     'SharedProgress',
-    'draw_store',
     'generate',
+    'generate_store',
     'shared_bar',
     'summarise_shards',
 ]
@@ -188,7 +188,7 @@ def generate(
         FloatingPointError: If all that the pipeline draws is not a number.
         DrawingError: If drawing fails whatever the prompt, or more samples fail than may.
     """
-    return draw_store(
+    return generate_store(
         ShardSource(pipeline, prompts, **options),
         out,
         rank=rank,
@@ -199,7 +199,7 @@ def generate(
     )
 
 
-def draw_store(
+def generate_store(
     source: ShardSource,
     out: str | Path,
     *,

@@ -1106,7 +1106,7 @@ class GenerationJob:
             )
         except (KeyError, TypeError, IndexError, AttributeError):
             raise StoreError(
-                f"{file} doesn't say how the store was drawn, so nothing in it can be drawn again"
+                f"{file} doesn't say how it was generated, so nothing in it can be made again"
             ) from None
         own = {item.name for item in fields(cls)}
         options |= {name: value for name, value in changes.items() if name not in own}

@@ -32,8 +32,8 @@ from freeatm_mm.packaged import find_config
 __all__ = [
     'RETRIEVAL_METRICS',
     'build_runner',
-    'judge',
-    'judged_checkpoint',
+    'evaluate',
+    'evaluated_checkpoint',
     'load_config',
     'read_yaml',
     'start_processes',
@@ -206,7 +206,7 @@ def start_processes(cfg: Config) -> None:
         run.device = f'cuda:{local}'
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        # Judging a large set, processes that have less to do wait for the others.
+        # Evaluating a large set, processes that have less to do wait for the others.
         dist.init_process_group(
             'nccl' if on_gpu else 'gloo',
             rank=rank,
@@ -283,8 +283,8 @@ def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -
     return runner
 
 
-def judged_checkpoint(model: Mapping[str, Any]) -> str:
-    """The checkpoint that a retrieval yaml's `model` is judged with.
+def evaluated_checkpoint(model: Mapping[str, Any]) -> str:
+    """The checkpoint that a retrieval yaml's `model` is evaluated with.
 
     Raises:
         InputError: If it names none.
@@ -292,14 +292,14 @@ def judged_checkpoint(model: Mapping[str, Any]) -> str:
     path = model.get('finetuned' if model.get('load_finetuned') else 'pretrained')
     if not path:
         raise InputError(
-            'there is no checkpoint to judge: set model.pretrained, or '
+            'there is no checkpoint to evaluate: set model.pretrained, or '
             'model.load_finetuned=True and model.finetuned'
         )
     return str(path)
 
 
-def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, float]] | None:
-    """Judges a retrieval yaml's checkpoint on its test splits.
+def evaluate(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, float]] | None:
+    """Evaluates a retrieval yaml's checkpoint on its test splits.
 
     Args:
         path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
@@ -315,7 +315,7 @@ def judge(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, 
     setup_logging()
     task = read_yaml(path, options).run.get('task')
     if not issubclass(registry.get_task_class(task) or object, RetrievalTask):
-        raise InputError(f'{path} is of the task {task!r}; only retrieval is judged')
+        raise InputError(f'{path} is of the task {task!r}; only retrieval is evaluated')
     cfg = load_config(path, [*options, 'run.evaluate=True'])
     start_processes(cfg)
     results = build_runner(cfg).train()

@@ -523,7 +523,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         )
 
     def check_set(self, dataset: Any) -> None:
-        """Refuses a set that can't be judged.
+        """Refuses a set that can't be evaluated.
 
         Raises:
             InputError: If it is so small that one of several processes would get nothing.
@@ -532,7 +532,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         for what, total in (('images', len(dataset.image)), ('texts', len(dataset.text))):
             if (processes - 1) * (total // processes + 1) >= total:  # LAVIS's shares
                 raise InputError(
-                    f'{total} {what} are too few for {processes} processes to judge: start fewer'
+                    f'{total} {what} are too few for {processes} processes to evaluate: start fewer'
                 )
 
     def compute_sim_matrix(self, data_loader, task_cfg):

@@ -39,7 +39,7 @@ from freeatm_mm.origins import blip_origin, describe_blip
 
 __all__ = ['FreeATMRunner', 'newest_checkpoint']
 
-#: Which epoch was judged last, and which one is the best.
+#: Which epoch was evaluated last, and which one is the best.
 _NOTE = 'validated.json'
 _EPOCH_FILE = re.compile(r'checkpoint_(\d+)\.pth')
 
@@ -162,8 +162,8 @@ class FreeATMRunner(RunnerBase):
 
     Every epoch ends with `checkpoint_EPOCH.pth`: all weights, also those that take no gradient
     (the momentum encoders), optimiser, loss scale and the random state of every process. It is
-    written before the epoch is judged; `validated.json` says which epoch was judged last, and
-    judging draws no random number that training would notice. Resumed from there by as many
+    written before the epoch is evaluated; `validated.json` says which epoch was evaluated last, and
+    evaluating draws no random number that training would notice. Resumed from there by as many
     processes, with as many loading workers, a run ends bit-equal to one that was never stopped.
     `log.txt` has one JSON object an epoch: losses, of the texts how many were cut at
     `max_txt_len`, and of the pictures how many couldn't be read, where these are passed over.
@@ -206,7 +206,7 @@ class FreeATMRunner(RunnerBase):
         self._origin = None if self.evaluate_only else self._find_origin()
         self.best = {'epoch': None, 'metric': -1.0}
         self.same_run = False
-        self._judged = True
+        self._evaluated = True
         self._epoch = 0
         self._losses: Counter = Counter()
         self._check_splits()
@@ -401,14 +401,14 @@ class FreeATMRunner(RunnerBase):
                 'run.valid_splits': list(run.get('valid_splits', [])),
                 **needed,
             }
-        judged = {*needed['run.test_splits'], *needed.get('run.valid_splits', ())}
+        evaluated = {*needed['run.test_splits'], *needed.get('run.valid_splits', ())}
         if (
-            judged
+            evaluated
             and not hasattr(self._model, 'compute_sim_matrix')
             and isinstance(self.task, (RetrievalTask, ImageTextPretrainTask))
         ):
             raise InputError(
-                f'nothing can judge the split {sorted(judged)[0]}: the task is '
+                f'nothing can evaluate the split {sorted(evaluated)[0]}: the task is '
                 f'{run.task} and the model {type(self._model).__name__}; leave '
                 'run.valid_splits and run.test_splits empty'
             )
@@ -418,7 +418,7 @@ class FreeATMRunner(RunnerBase):
             for split in splits:
                 view = self.datasets[split][0].get('image')
                 self._check_view(split, getattr(view, 'shape', ())[-2:])
-                if split in judged and hasattr(self._model, 'check_set'):
+                if split in evaluated and hasattr(self._model, 'check_set'):
                     self._model.check_set(self.datasets[split])
         _set_random_state(state, self.device)
 
@@ -464,7 +464,7 @@ class FreeATMRunner(RunnerBase):
     # --- training ---------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any] | None:
-        """Trains, resuming if `run.resume_ckpt_path` is set; judges the test splits at the end.
+        """Trains, resuming if `run.resume_ckpt_path` is set; evaluates the test splits at the end.
 
         Returns:
             What :meth:`evaluate` does.
@@ -487,19 +487,19 @@ class FreeATMRunner(RunnerBase):
             _barrier()  # before the first checkpoint is written
         self.log_config()
         if not self.evaluate_only:
-            if not self._judged:  # stopped between the last checkpoint and its judgement
+            if not self._evaluated:  # stopped between the last checkpoint and its evaluation
                 self._validate(self.start_epoch - 1)
             for epoch in range(self.start_epoch, self.max_epoch):
                 self.log_stats(self.train_epoch(epoch), 'train')
                 self._check_weights(epoch)
                 self._save_checkpoint(epoch)
                 self._validate(epoch)
-        judged = self.evaluate(
+        evaluated = self.evaluate(
             'best' if self.best['epoch'] is not None else self.max_epoch - 1,
             skip_reload=self.evaluate_only,
         )
         logging.info('%s in all', datetime.timedelta(seconds=round(time.monotonic() - start)))
-        return judged
+        return evaluated
 
     def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One epoch of LAVIS's loop.
@@ -564,7 +564,7 @@ class FreeATMRunner(RunnerBase):
         return dict(counts)
 
     def _validate(self, epoch: int) -> None:
-        """Judges the validation splits, and keeps the weights that do best on 'val'."""
+        """Evaluates the validation splits, and keeps the weights that do best on 'val'."""
         if not self.config.run_cfg.get('valid_splits'):
             return
         state = _random_state(self.device)  # making a loader draws a number
@@ -687,7 +687,7 @@ class FreeATMRunner(RunnerBase):
         if self.scaler and checkpoint['scaler']:
             self.scaler.load_state_dict(checkpoint['scaler'])
         self.start_epoch = checkpoint['epoch'] + 1
-        self._recall_judgement(path, checkpoint)
+        self._recall_evaluation(path, checkpoint)
         if len(checkpoint['random']) == get_world_size():
             _set_random_state(checkpoint['random'][get_rank()], self.device)
         else:
@@ -700,8 +700,8 @@ class FreeATMRunner(RunnerBase):
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
 
-    def _recall_judgement(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """The best epoch up to a checkpoint, and whether the checkpoint itself was judged."""
+    def _recall_evaluation(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """The best epoch up to a checkpoint, and whether the checkpoint itself was evaluated."""
         folder, epoch = path.resolve().parent, checkpoint['epoch']
         note: dict[str, Any] = {'epoch': None}
         if (folder / _NOTE).exists():
@@ -709,8 +709,8 @@ class FreeATMRunner(RunnerBase):
                 folder / _NOTE,
                 shape={'epoch': int, 'best': {'epoch': (int, None), 'metric': float}},
             )
-        self._judged = folder == self.output_dir and note['epoch'] == epoch
-        self.best = note['best'] if self._judged else checkpoint['best']
+        self._evaluated = folder == self.output_dir and note['epoch'] == epoch
+        self.best = note['best'] if self._evaluated else checkpoint['best']
         if self.best['epoch'] is not None and (
             folder != self.output_dir
             or (note['epoch'] or 0) > epoch
@@ -722,7 +722,7 @@ class FreeATMRunner(RunnerBase):
                 epoch,
                 self.output_dir,
             )
-            self.best, self._judged = {'epoch': None, 'metric': -1.0}, False
+            self.best, self._evaluated = {'epoch': None, 'metric': -1.0}, False
 
     def _reload_best_model(self, model: nn.Module) -> nn.Module:
         """The weights that did best on 'val'."""

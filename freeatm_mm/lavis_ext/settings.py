@@ -186,7 +186,7 @@ _NO_PLACE = {
     'iters_per_inner_epoch': _ITERATIONS,
     'iters_per_epoch': _ITERATIONS,
     'save_freq': 'each epoch is saved, and run.keep_checkpoints says how many are kept',
-    'val_freq': 'each epoch is judged on run.valid_splits',
+    'val_freq': 'each epoch is evaluated on run.valid_splits',
     'save_last': 'each epoch is saved',
     'lr_layer_decay': _NEWER,
     'max_len': _OTHER_TASK,
@@ -216,8 +216,8 @@ def check_run(cfg: DictConfig) -> None:
     run = plain(cfg, 'run')
     check_entries(run, RUN, 'run', _NO_PLACE)
     check_values(run, RUN, 'run')
-    judged_only = run.get('evaluate') or False
-    needed: tuple[str, ...] = _NEEDED if judged_only else _NEEDED + _NEEDED_TO_TRAIN
+    evaluates_only = run.get('evaluate') or False
+    needed: tuple[str, ...] = _NEEDED if evaluates_only else _NEEDED + _NEEDED_TO_TRAIN
     if run.get('valid_splits') or run.get('test_splits'):
         needed += ('batch_size_eval',)
     task = registry.get_task_class(run.get('task'))
@@ -231,12 +231,12 @@ def check_run(cfg: DictConfig) -> None:
         raise InputError(
             f'LAVIS knows no task {run["task"]!r}' + (f'; did you mean {near[0]}?' if near else '')
         )
-    if judged_only:
+    if evaluates_only:
         if not run.get('test_splits'):
-            raise InputError('run.evaluate judges run.test_splits, which names none')
+            raise InputError('run.evaluate is of run.test_splits, which names none')
         if run.get('resume_ckpt_path'):
             raise InputError(
-                'run.evaluate judges model.pretrained or model.finetuned, and '
+                'run.evaluate takes model.pretrained or model.finetuned, and '
                 'run.resume_ckpt_path goes on with a training: leave one of them out'
             )
         return

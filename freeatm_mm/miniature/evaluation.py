@@ -1,4 +1,4 @@
-"""Judging a generator of the miniature world.
+"""Evaluating a generator of the miniature world.
 
 Does it generate what the prompt names? A classifier trained on real scenes looks for the nouns in
 generated images. Are its attention masks where the objects are? Real scenes are noised, the UNet

@@ -525,17 +525,17 @@ def _best_linear(
     train: tuple[np.ndarray, np.ndarray],
     val: np.ndarray,
     test: np.ndarray,
-    judge: Callable[[np.ndarray], float],
+    score: Callable[[np.ndarray], float],
     multi_label: bool,
     l2_grid: Sequence[float],
     max_iterations: int,
 ) -> tuple[np.ndarray, float]:
-    """Scores on ``test`` of the classifier whose penalty ``judge`` likes best on ``val``."""
+    """Scores on ``test`` of the classifier whose penalty ``score`` likes best on ``val``."""
     (x, y), best, start = train, None, None
     for l2 in sorted(l2_grid, reverse=True):
         start = fit_linear(x, y, l2, multi_label, start, max_iterations)
         weight, bias = (part.numpy() for part in start)
-        value = judge(val @ weight.T + bias)
+        value = score(val @ weight.T + bias)
         if best is None or value > best[0]:
             best = value, test @ weight.T + bias, l2
     assert best is not None
@@ -647,7 +647,7 @@ def evaluate_features(
     segmentation_scenes: int = 1000,
     l2_grid: Sequence[float] = L2_GRID,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Judge a frozen backbone on the real scenes of a world.
+    """Evaluate a frozen backbone on the real scenes of a world.
 
     Args:
         model: From :func:`load_model`.
@@ -728,7 +728,7 @@ def evaluate_objects(
     batch_size: int = 128,
     l2_grid: Sequence[float] = L2_GRID,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Judge a frozen backbone on scenes with one object each.
+    """Evaluate a frozen backbone on scenes with one object each.
 
     Args:
         model: From :func:`load_model`.

@@ -113,7 +113,7 @@ def knn_votes(
     Args:
         bank: (M, D) features with known labels, of any length: they are normalised here.
         bank_labels: (M, C) one-hot or multi-hot labels.
-        queries: (N, D) features to judge.
+        queries: (N, D) features to classify.
         k: Neighbours that vote; all of the bank where it holds fewer.
         temperature: Smaller means that near neighbours count more.
         chunk: Queries compared at a time, which bounds memory at ``chunk * M`` numbers.

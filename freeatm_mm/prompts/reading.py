@@ -5,23 +5,16 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from freeatm_mm import files
 
 __all__ = ['check_text_encoding', 'excerpt', 'load_json', 'open_regular', 'read_lines', 'read_text']
 
 #: A longer line may be passed over, but only up to so many bytes are looked through for its end.
 LONGEST_SKIPPED = 1 << 26
-
-_KINDS = (
-    (stat.S_ISDIR, 'a folder'),
-    (stat.S_ISFIFO, 'a pipe'),
-    (stat.S_ISSOCK, 'a socket'),
-    (stat.S_ISCHR, 'a device'),
-    (stat.S_ISBLK, 'a device'),
-)
 
 
 def open_regular(path: str | Path, what: str) -> BinaryIO:
@@ -35,25 +28,7 @@ def open_regular(path: str | Path, what: str) -> BinaryIO:
         FileNotFoundError: If there is no such file.
         ValueError: If it is a folder, a pipe, a device or a socket, or can't be opened.
     """
-    try:
-        _check_regular(path, what, os.stat(path).st_mode)
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'there is no {what} {path}') from None
-    except OSError as error:
-        raise ValueError(f"the {what} {path} can't be opened: {error.strerror}") from None
-    try:
-        _check_regular(path, what, os.fstat(handle).st_mode)  # it may have been swapped
-    except BaseException:
-        os.close(handle)
-        raise
-    return os.fdopen(handle, 'rb')
-
-
-def _check_regular(path: str | Path, what: str, mode: int) -> None:
-    for check, kind in _KINDS:
-        if check(mode):
-            raise ValueError(f'{path} is {kind}, not a {what}')
+    return os.fdopen(files.open_regular(path, what), 'rb')
 
 
 def read_lines(file: BinaryIO, name: str | Path, limit: int) -> Iterator[tuple[int, bytes | None]]:

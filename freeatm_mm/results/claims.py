@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from freeatm_mm.results.comparison import arm_name, holm, runs_of
+from freeatm_mm.results.comparison import arm_name, holm, is_untrained, runs_of
 from freeatm_mm.results.file import validate_results
 from freeatm_mm.results.metrics import metric_title
 from freeatm_mm.results.outcomes import CrossedDifference, crossed_difference, unpack_outcomes
@@ -229,13 +229,15 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
             f'{_p(finding.corrected)} | {difference.seeds if difference else finding.seeds} | '
             f'{finding.verdict} |'
         )
-    means: dict[Masks, list[float]] = {}
+    means: dict[str, list[float]] = {}
     for row in runs_of(results):
-        if row['method'] == claim.method and claim.metric in row['metrics']:
-            means.setdefault(row['masks'], []).append(row['metrics'][claim.metric])
+        mine = row['method'] == claim.method or is_untrained(row['method'])
+        if mine and claim.metric in row['metrics']:
+            arm = arm_name(row['method'], '', row['masks'])
+            means.setdefault(arm, []).append(row['metrics'][claim.metric])
     lines += ['', f'Means of {metric_title(claim.metric)} over seeds:', '']
     lines += [
-        f'- {_arm(claim, arm)}: {np.mean(values):.4f} ({len(values)} seeds)'
+        f'- {arm}: {np.mean(values):.4f} ({len(values)} seed{"s" * (len(values) > 1)})'
         for arm, values in means.items()
     ]
     errors = [each.difference for each in primary if each.difference]

@@ -217,7 +217,7 @@ def holm(values: Sequence[float]) -> list[float]:
 def comparisons(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     """Arms worth comparing: each arm with masks, and the one without that is the same otherwise.
 
-    Where arms were judged after several numbers of epochs, only their longest is compared.
+    Where arms were evaluated after several numbers of epochs, only their longest is compared.
     """
 
     def rest(group: Group) -> tuple[str, str, float]:
@@ -250,8 +250,8 @@ def epochs_to_match(
 
     Returns:
         The arm's epochs there and its value; and the epochs at which the baseline first has that
-        value, on straight lines between those that were judged, or None if it never has. None
-        instead if the arm wasn't judged there.
+        value, on straight lines between those that were evaluated, or None if it never has. None
+        instead if the arm wasn't evaluated there.
     """
     ours = {group.epochs: group.mean(metric) for group in arm if metric in group.values}
     theirs = sorted(

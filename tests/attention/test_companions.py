@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
@@ -190,6 +191,103 @@ def test_a_failing_sequence_leaves_nothing_behind():
         recorded(pipe, **SQUARE)
     assert hook_count(pipe) == hooks
     assert torch._C._len_torch_function_stack() == 0
+
+
+def explicit_backend(query, key, value, attn_mask=None, scale=None):
+    """Attention past PyTorch's function, as FlashAttention and its kin compute it."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return (logits.softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize('backend', ['native', '_native_math', 'flex', 'sage'])
+def test_attention_backends_are_recorded_from_queries_and_keys(backend, monkeypatch):
+    pipe = tiny.tiny_flux()
+    expected = recorded(pipe, **SQUARE)
+    registry = attention_dispatch._AttentionBackendRegistry
+    name = attention_dispatch.AttentionBackendName(backend)
+    if backend == 'sage':  # needs a GPU: another function takes its place
+        monkeypatch.setitem(registry._backends, name, explicit_backend)
+        monkeypatch.setitem(
+            registry._supported_arg_names, name, {'query', 'key', 'value', 'attn_mask', 'scale'}
+        )
+    before = dict(registry._backends)
+    for module in pipe.transformer.modules():
+        if hasattr(getattr(module, 'processor', None), '_attention_backend'):
+            module.processor._attention_backend = name
+    plain = images_of(pipe, **SQUARE)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        assert torch.equal(images_of(pipe, **SQUARE), plain)
+    for mask, other in zip(recorder.masks(), expected):
+        torch.testing.assert_close(mask, other, rtol=0, atol=1e-6)
+    assert registry._backends == before
+
+
+def cast_layers(model):
+    """Weights kept in float8 and cast for each use."""
+    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+
+
+def int8_torchao(model):
+    quantization = pytest.importorskip('torchao.quantization')
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+
+
+def four_bits_bitsandbytes(model):
+    bitsandbytes = pytest.importorskip('bitsandbytes')
+
+    def quantized(linear):
+        new = bitsandbytes.nn.Linear4bit(
+            linear.in_features, linear.out_features, linear.bias is not None, torch.float32
+        )
+        new.load_state_dict(linear.state_dict())
+        return new.to('cpu')
+
+    exchange_linear_layers(model, quantized)
+
+
+def gguf(model):
+    gguf = pytest.importorskip('gguf')
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    kind = gguf.GGMLQuantizationType.Q8_0
+
+    def quantized(linear):
+        new = GGUFLinear(
+            linear.in_features, linear.out_features, linear.bias is not None, torch.float32
+        )
+        weight = torch.from_numpy(gguf.quants.quantize(linear.weight.detach().numpy(), kind))
+        new.weight, new.bias = GGUFParameter(weight, quant_type=kind), linear.bias
+        return new
+
+    exchange_linear_layers(model, quantized)
+
+
+def exchange_linear_layers(model, exchange):
+    """Puts others in the place of the linear layers that an attention may project with."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear) and child.in_features % 32 == 0:
+                setattr(module, name, exchange(child))
+
+
+@pytest.mark.parametrize('quantize', [cast_layers, int8_torchao, four_bits_bitsandbytes, gguf])
+@pytest.mark.parametrize(
+    'build, name', [(tiny_stable_diffusion, 'unet'), (tiny.tiny_flux, 'transformer')]
+)
+def test_quantized_layers(build, name, quantize):
+    """Images are those without a recorder, masks near those of the layers before."""
+    pipe = build()
+    options = {} if name == 'unet' else SQUARE
+    before = recorded(pipe, **options)
+    with torch.no_grad():
+        quantize(getattr(pipe, name))
+    plain = images_of(pipe, **{**STEPS, **options})
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        assert torch.equal(images_of(pipe, **{**STEPS, **options}), plain)
+    for mask, other in zip(recorder.masks(), before):
+        assert not torch.equal(mask, other)  # it was quantized
+        torch.testing.assert_close(mask, other, rtol=0.5, atol=0)
 
 
 def test_memory_of_a_sequence_is_bounded():

@@ -18,7 +18,7 @@ from freeatm_mm.generation import (
     GenerationJob,
     LoadedPipeline,
     ShardSource,
-    draw_store,
+    generate_store,
     load_pipeline,
     sample_seed,
 )
@@ -112,7 +112,7 @@ def test_the_stages_draw_one_after_the_other_and_one_is_recorded(
     pipes, stages, tmp_path, stage, size
 ):
     masks = {'stage': stage} if stage > 1 else True
-    draw_store(source_of(stages, masks=masks), tmp_path, progress=False)
+    generate_store(source_of(stages, masks=masks), tmp_path, progress=False)
     images, maps = by_hand(pipes, stage)
     store = Store(tmp_path)
     for index in (0, 1):
@@ -128,7 +128,7 @@ def test_the_stages_draw_one_after_the_other_and_one_is_recorded(
 
 
 def test_the_store_names_all_stages(stages, tmp_path):
-    draw_store(source_of(stages), tmp_path, progress=False)
+    generate_store(source_of(stages), tmp_path, progress=False)
     store = Store(tmp_path)
     for settings in (store.config, store[2].meta):
         assert settings['pipeline_class'] == 'IFPipeline' and settings['steps'] == 2
@@ -147,11 +147,11 @@ def test_the_store_names_all_stages(stages, tmp_path):
             ('tiny-3', 'r3', 'StableDiffusionUpscalePipeline', 2, 9.0, 100),
         ]
     with pytest.raises(StoreError, match='stages is'):
-        draw_store(source_of(stages[:2], stage_steps=[2]), tmp_path, progress=False)
+        generate_store(source_of(stages[:2], stage_steps=[2]), tmp_path, progress=False)
 
 
 def test_two_stages_and_another_shape(stages, tmp_path):
-    draw_store(
+    generate_store(
         source_of(stages[:2], stage_steps=[2], height=32, width=48), tmp_path, progress=False
     )
     sample = Store(tmp_path)[0]
@@ -223,7 +223,7 @@ def test_the_last_stage_checks_and_marks_images_as_the_first_would(stages, tmp_p
         source = source_of([*stages[:2], LoadedPipeline(third, 'tiny-3', 'r3')])
         assert isinstance(third.safety_checker, Checker)
         assert isinstance(third.watermarker, Watermark)
-        summary = draw_store(source, tmp_path, progress=False)
+        summary = generate_store(source, tmp_path, progress=False)
     finally:
         first.safety_checker, first.feature_extractor, first.watermarker = before
     assert [item['key'] for item in summary.left_out] == ['a', 'c']  # the first of each batch

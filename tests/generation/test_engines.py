@@ -22,8 +22,8 @@ from kill_and_resume import kill_and_resume
 from freeatm_mm.generation import (
     GenerationJob,
     WorkerError,
-    draw_store,
     estimate_run,
+    generate_store,
     run_ray,
     run_workers,
 )
@@ -68,7 +68,7 @@ def source(job):
 def drawn(source, tmp_path_factory):
     """What one process draws, undisturbed."""
     path = tmp_path_factory.mktemp('drawn')
-    draw_store(source, path, progress=False)
+    generate_store(source, path, progress=False)
     return folder_bytes(path)
 
 
@@ -107,7 +107,7 @@ def test_watched_workers_draw_the_same_bytes_though_one_dies(job, drawn, tmp_pat
 
 
 def test_a_worker_that_raises_stops_the_run_with_its_error(job, source, tmp_path):
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     other = GenerationJob(
         job.pipeline, job.prompts, device='cpu', options=job.options | {'steps': 3}
     )
@@ -158,7 +158,7 @@ def test_killed_at_random_moments_every_sample_is_there_once(source, tmp_path, w
 def test_the_kill_test_notices_what_differs(source, tmp_path, monkeypatch):
     import kill_and_resume as endurance
 
-    real = endurance.draw_store
+    real = endurance.generate_store
 
     def careless(source, out, **options):
         real(source, out, **options)
@@ -168,7 +168,7 @@ def test_the_kill_test_notices_what_differs(source, tmp_path, monkeypatch):
                 (out / 'shard-000002.index.npy').read_bytes()
             )
 
-    monkeypatch.setattr(endurance, 'draw_store', careless)
+    monkeypatch.setattr(endurance, 'generate_store', careless)
     report = kill_and_resume(source, tmp_path, 1)
     assert 'killed-0/shard-000001.tar differs' in report.problems
     assert any('not each one once' in problem for problem in report.problems)
@@ -176,7 +176,7 @@ def test_the_kill_test_notices_what_differs(source, tmp_path, monkeypatch):
 
 def test_the_plan_is_estimated_and_nothing_of_the_store_is_written(job, source, tmp_path):
     estimate = estimate_run(source)
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     store_bytes = 0
     for index in tmp_path.glob('*.index.npy'):
         rows = np.load(index)
@@ -199,7 +199,7 @@ def test_the_plan_is_estimated_and_nothing_of_the_store_is_written(job, source, 
 
 
 def test_a_job_is_read_back_from_its_store(job, source, tmp_path):
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     again = GenerationJob.of_store(tmp_path, job.pipeline, job.prompts, device='cpu')
     assert again.source().config == source.config
     assert again.options['batch_size'] == 2
@@ -210,8 +210,8 @@ def test_a_job_is_read_back_from_its_store(job, source, tmp_path):
 
 
 def test_an_unfinished_store_is_mended_with_its_own_batch(job, source, tmp_path):
-    draw_store(source, tmp_path / 'whole', progress=False)
-    draw_store(source, tmp_path / 'half', rank=0, world=2, take_over=False, progress=False)
+    generate_store(source, tmp_path / 'whole', progress=False)
+    generate_store(source, tmp_path / 'half', rank=0, world=2, take_over=False, progress=False)
     again = GenerationJob.of_store(tmp_path / 'half', job.pipeline, job.prompts, device='cpu')
     assert again.options['batch_size'] == 2
     report = repair_store(tmp_path / 'half', again.source())
@@ -222,7 +222,7 @@ def test_an_unfinished_store_is_mended_with_its_own_batch(job, source, tmp_path)
 
 def test_a_store_without_masks_is_mended_without_them(job, tmp_path):
     alone = replace(job, options=job.options | {'masks': False})
-    draw_store(alone.source(), tmp_path, progress=False)
+    generate_store(alone.source(), tmp_path, progress=False)
     whole = folder_bytes(tmp_path)
     (tmp_path / 'shard-000001.tar').unlink()
     again = GenerationJob.of_store(tmp_path, job.pipeline, job.prompts, device='cpu')
@@ -231,7 +231,7 @@ def test_a_store_without_masks_is_mended_without_them(job, tmp_path):
 
 
 def test_a_pipeline_of_the_hub_is_asked_for_by_the_store_s_commit(job, source, tmp_path):
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     assert GenerationJob.of_store(tmp_path, job.pipeline, job.prompts).revision is None
     manifest = json.loads((tmp_path / 'store.json').read_text())
     manifest['config']['revision'] = '0123abcd'
@@ -271,7 +271,7 @@ def test_ray_draws_the_same_bytes_though_an_actor_dies(job, drawn, tmp_path):
 @pytest.mark.cluster
 def test_an_actor_that_raises_stops_the_run_with_its_error(job, source, tmp_path):
     pytest.importorskip('ray')
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     (tmp_path / 'shard-000000.json').unlink()
     other = GenerationJob(
         job.pipeline, job.prompts, device='cpu', options=job.options | {'steps': 3}

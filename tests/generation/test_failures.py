@@ -16,8 +16,8 @@ from freeatm_mm.generation import (
     DrawingError,
     ShardSource,
     TooManyFailed,
-    draw_store,
     estimate_run,
+    generate_store,
     redo_failed,
 )
 from freeatm_mm.prompts import Noun, PromptRecord
@@ -65,7 +65,9 @@ def fail(pipe, *words, error=None, batches=None):
 
 def test_an_image_that_is_not_a_number_is_left_out_and_named(pipe, tmp_path):
     batches = []
-    summary = draw_store(source_of(fail(pipe, 'cat', batches=batches)), tmp_path, progress=False)
+    summary = generate_store(
+        source_of(fail(pipe, 'cat', batches=batches)), tmp_path, progress=False
+    )
     store = Store(tmp_path)
     assert [sample.key for sample in store] == ['000', '002', '003', '004']
     assert (summary.samples, summary.failed, summary.split_batches) == (4, 1, 1)
@@ -79,18 +81,20 @@ def test_an_image_that_is_not_a_number_is_left_out_and_named(pipe, tmp_path):
 
 
 def test_the_next_start_knows_of_it_and_draws_nothing(pipe, tmp_path):
-    draw_store(source_of(fail(pipe, 'cat')), tmp_path, progress=False)
+    generate_store(source_of(fail(pipe, 'cat')), tmp_path, progress=False)
     before = folder_bytes(tmp_path)
     batches = []
-    summary = draw_store(source_of(fail(pipe, 'cat', batches=batches)), tmp_path, progress=False)
+    summary = generate_store(
+        source_of(fail(pipe, 'cat', batches=batches)), tmp_path, progress=False
+    )
     assert (batches, summary.samples, summary.skipped, summary.failed) == ([], 0, 4, 1)
     assert '001 (prompt 001, image 0)' in str(summary)
     assert folder_bytes(tmp_path) == before
 
 
 def test_good_samples_of_a_batch_that_failed_are_as_if_drawn_alone(pipe, tmp_path):
-    draw_store(source_of(pipe, batch_size=1), tmp_path / 'b', progress=False)
-    draw_store(source_of(fail(pipe, 'cat')), tmp_path / 'a', progress=False)
+    generate_store(source_of(pipe, batch_size=1), tmp_path / 'b', progress=False)
+    generate_store(source_of(fail(pipe, 'cat')), tmp_path / 'a', progress=False)
     assert Store(tmp_path / 'a')[0].image_bytes == Store(tmp_path / 'b')[0].image_bytes
 
 
@@ -104,7 +108,7 @@ def test_good_samples_of_a_batch_that_failed_are_as_if_drawn_alone(pipe, tmp_pat
     ],
 )
 def test_an_exception_for_one_prompt_is_that_prompt_s_alone(pipe, tmp_path, error):
-    summary = draw_store(source_of(fail(pipe, 'bird', error=error)), tmp_path, progress=False)
+    summary = generate_store(source_of(fail(pipe, 'bird', error=error)), tmp_path, progress=False)
     assert [item['key'] for item in summary.left_out] == ['002'] and summary.samples == 4
     assert '0x7f' not in str(summary)
 
@@ -126,7 +130,7 @@ def test_masks_that_are_not_numbers_leave_out_their_sample(pipe, tmp_path, monke
 
     monkeypatch.setattr(AttentionRecorder, '__init__', remember)
     monkeypatch.setattr(AttentionRecorder, 'masks', masks)
-    summary = draw_store(source_of(pipe), tmp_path, progress=False)
+    summary = generate_store(source_of(pipe), tmp_path, progress=False)
     assert [(item['key'], item['reason']) for item in summary.left_out] == [
         ('003', 'its masks are not numbers')
     ]
@@ -134,7 +138,9 @@ def test_masks_that_are_not_numbers_leave_out_their_sample(pipe, tmp_path, monke
 
 
 def test_a_shard_of_which_nothing_can_be_drawn_stands_empty(pipe, tmp_path):
-    summary = draw_store(source_of(fail(pipe, 'shirt')), tmp_path, progress=False)  # alone in it
+    summary = generate_store(
+        source_of(fail(pipe, 'shirt')), tmp_path, progress=False
+    )  # alone in it
     assert (summary.samples, summary.failed, summary.missing_shards) == (4, 1, 0)
     store = Store(tmp_path)
     assert len(store) == 4 and store[-1].key == '003'
@@ -148,7 +154,7 @@ def test_a_shard_of_which_nothing_can_be_drawn_stands_empty(pipe, tmp_path):
 
 def test_settings_that_draw_nothing_stop_at_once(pipe, tmp_path):
     with pytest.raises(DrawingError, match='prompts 000, 001 failed: broken'):
-        draw_store(
+        generate_store(
             source_of(fail(pipe, 'a photo', error=RuntimeError('broken'))), tmp_path, progress=False
         )
     assert not list(tmp_path.glob('shard-*'))
@@ -158,8 +164,8 @@ def test_more_than_may_fail_stop_the_run_and_another_limit_lets_it_go_on(pipe, t
     fail(pipe, 'cat', 'dress')
     for limit in (1, 0.2):
         with pytest.raises(TooManyFailed, match='2 samples could not .* 1 may .*001: its'):
-            draw_store(source_of(pipe, max_failed=limit), tmp_path, progress=False)
-    assert draw_store(source_of(pipe, max_failed=2), tmp_path, progress=False).failed == 2
+            generate_store(source_of(pipe, max_failed=limit), tmp_path, progress=False)
+    assert generate_store(source_of(pipe, max_failed=2), tmp_path, progress=False).failed == 2
     for limit in (-1, float('nan'), float('inf'), True):
         with pytest.raises(ValueError, match='max_failed must be'):
             source_of(pipe, max_failed=limit)
@@ -169,7 +175,7 @@ def test_what_failed_in_finished_shards_counts(pipe, tmp_path):
     source = source_of(fail(pipe, 'cat', 'shirt'), max_failed=1)
     for _ in range(2):  # also after a new start
         with pytest.raises(TooManyFailed):
-            draw_store(source, tmp_path, progress=False)
+            generate_store(source, tmp_path, progress=False)
     assert len(list(tmp_path.glob('shard-*.json'))) == 1
 
 
@@ -183,18 +189,18 @@ def test_out_of_memory_in_a_batch_draws_one_by_one_and_alone_stops(pipe, tmp_pat
         return real(sample, *rest, **options)
 
     pipe.unet.forward = forward
-    summary = draw_store(source_of(pipe), tmp_path / 'a', progress=False)
+    summary = generate_store(source_of(pipe), tmp_path / 'a', progress=False)
     assert (summary.samples, summary.failed, summary.split_batches) == (5, 0, 2)
     assert '2 batches failed and were drawn again one by one' in str(summary)
     most[0] = 0
     with pytest.raises(DrawingError, match='prompts 000 failed.*out of memory'):
-        draw_store(source_of(pipe), tmp_path / 'b', progress=False)
+        generate_store(source_of(pipe), tmp_path / 'b', progress=False)
 
 
 def test_a_lost_noun_still_stops_if_asked(pipe, tmp_path):
     long = PromptRecord('x', 'a dog ' + 'on the sand ' * 30 + 'bird', (Noun('bird', 366, 370),))
     with pytest.raises(ValueError, match='prompts x failed'):
-        draw_store(source_of(pipe, [long], lost_nouns='raise'), tmp_path, progress=False)
+        generate_store(source_of(pipe, [long], lost_nouns='raise'), tmp_path, progress=False)
 
 
 def test_the_same_bytes_whatever_the_kills(pipe, tmp_path):
@@ -206,7 +212,7 @@ def test_the_same_bytes_whatever_the_kills(pipe, tmp_path):
 
 def test_damaged_shards_are_repaired_around_what_is_left_out(pipe, tmp_path):
     source = source_of(fail(pipe, 'dog'))
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     whole = folder_bytes(tmp_path)
     content = bytearray(whole['shard-000000.tar'])
     content[int(Store(tmp_path)._shard(0)._row(1)[5]) + 50] ^= 1
@@ -220,7 +226,7 @@ def test_damaged_shards_are_repaired_around_what_is_left_out(pipe, tmp_path):
 
 
 def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path):
-    draw_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
+    generate_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
     before = {sample.key: sample.image_bytes for sample in Store(tmp_path)}
     wide = tiny_stable_diffusion().to(torch.bfloat16)
     with pytest.raises(StoreError, match='steps is 2 there and 3 here'):
@@ -244,12 +250,12 @@ def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path):
         if key in before
     } == before
     assert list(verify_store(tmp_path, source=source_of(pipe))) == []
-    assert draw_store(source_of(pipe), tmp_path, progress=False).samples == 0
+    assert generate_store(source_of(pipe), tmp_path, progress=False).samples == 0
 
 
 def test_what_fails_again_stays_left_out(pipe, tmp_path):
     source = source_of(fail(pipe, 'cat'))
-    draw_store(source, tmp_path, progress=False)
+    generate_store(source, tmp_path, progress=False)
     whole = folder_bytes(tmp_path)
     assert redo_failed(source, tmp_path).failed == 1
     assert folder_bytes(tmp_path) == whole
@@ -279,7 +285,7 @@ def blacken(pipe, word):
 
 
 def test_blacked_out_images_are_left_out_counted_and_told(pipe, tmp_path):
-    summary = draw_store(source_of(blacken(pipe, 'cat')), tmp_path, progress=False)
+    summary = generate_store(source_of(blacken(pipe, 'cat')), tmp_path, progress=False)
     assert (summary.samples, summary.hidden_images, summary.failed) == (4, 1, 0)
     assert [(item['key'], item['kind']) for item in summary.left_out] == [('001', 'hidden')]
     assert '1 of such images are not in the store (--keep-hidden keeps them)' in str(summary)
@@ -289,14 +295,14 @@ def test_blacked_out_images_are_left_out_counted_and_told(pipe, tmp_path):
 
 
 def test_blacked_out_images_are_kept_if_asked_and_marked(pipe, tmp_path):
-    summary = draw_store(
+    summary = generate_store(
         source_of(blacken(pipe, 'cat'), keep_hidden=True), tmp_path, progress=False
     )
     assert (summary.samples, summary.hidden_images, summary.left_out) == (5, 1, [])
     marks = [sample.meta['hidden_by_safety_checker'] for sample in Store(tmp_path)]
     assert marks == [False, True, False, False, False]
     with pytest.raises(StoreError, match='keep_hidden is True there and None here'):
-        draw_store(source_of(pipe), tmp_path, progress=False)
+        generate_store(source_of(pipe), tmp_path, progress=False)
 
 
 def test_without_a_word_from_the_checker_a_black_image_tells(pipe, tmp_path):

@@ -107,8 +107,8 @@ def train_as_process(options: list[str], rank: int) -> dict:
     }
 
 
-def judge_as_process(options: list[str], rank: int) -> dict[str, float]:
-    """One of two processes that judge; what the first found, nothing of the other."""
+def evaluate_as_process(options: list[str], rank: int) -> dict[str, float]:
+    """One of two processes that evaluate; what the first found, nothing of the other."""
     import os
 
     from freeatm_mm.lavis_ext import launch

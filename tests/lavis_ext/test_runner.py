@@ -259,9 +259,9 @@ DATA = 'datasets.freeatm_pretrain'
         (['run.lr_sched=linear_warmup_step_lr'], 'run lacks lr_decay_rate'),
         # Splits that LAVIS would ask for after the first epoch.
         (['run.train_splits=[training]'], r'run.train_splits must be \[train\]'),
-        (['run.valid_splits=[val]'], 'nothing can judge the split val: the task is image_'),
+        (['run.valid_splits=[val]'], 'nothing can evaluate the split val: the task is image_'),
         (['run.test_splits=test'], r'run.test_splits must be a list of names'),
-        (['run.evaluate=True'], 'run.evaluate judges run.test_splits, which names none'),
+        (['run.evaluate=True'], 'run.evaluate is of run.test_splits, which names none'),
         (
             ['run.evaluate=True', 'run.test_splits=[test]', 'run.resume_ckpt_path=x.pth'],
             'leave one of them out',

@@ -361,7 +361,7 @@ def test_out_of_memory_and_interruption_are_said_plainly(
         def fail(*rest, error=error, **options):
             raise error
 
-        monkeypatch.setattr(generation, 'draw_store', fail)
+        monkeypatch.setattr(generation, 'generate_store', fail)
         assert exit_code(tool, arguments(pipeline_folder, prompt_file, tmp_path / 'out')) == code
         assert message in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The LAVIS tools: pretraining, fine-tuning and judging a tiny BLIP; LAVIS missing."""
+"""The LAVIS tools: pretraining, fine-tuning and evaluating a tiny BLIP; LAVIS missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from helpers.tiny_blip import (  # noqa: E402
     FINETUNE,
     PRETRAIN,
     ZEROSHOT,
-    judge_as_process,
+    evaluate_as_process,
     make_parts,
     model_options,
     pretrain_options,
@@ -155,7 +155,7 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
     assert group.mean('zeroshot_TR@1') == pytest.approx(zero_shot['TR@1'] / 100, abs=1e-4)
     columns = [title for title in row['metrics'] if title in TABLES[3].metrics]
     assert sorted(columns) == sorted(TABLES[3].metrics)
-    # Judging is repeatable, and does what the figures' names say.
+    # Evaluating is repeatable, and does what the figures' names say.
     from freeatm_mm.lavis_ext import launch
 
     cfg = launch.load_config(ZEROSHOT, [*options, f'model.pretrained={checkpoint}'])
@@ -190,10 +190,10 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
 def test_a_row_is_called_what_its_checkpoint_is(
     world, tmp_path, monkeypatch, capsys, flags, message
 ):
-    """Refused before anything is judged, and nothing is written."""
+    """Refused before anything is evaluated, and nothing is written."""
     from freeatm_mm.lavis_ext import launch
 
-    monkeypatch.setattr(launch, 'judge', lambda *_: pytest.fail('it was judged'))
+    monkeypatch.setattr(launch, 'evaluate', lambda *_: pytest.fail('it was evaluated'))
     with pytest.raises(SystemExit) as ended:
         evaluate.main(
             [
@@ -229,7 +229,7 @@ def finetune_options(world, out, *more):
 
 
 def test_an_epoch_is_saved_before_it_is_judged(world, tmp_path, monkeypatch, capsys):
-    """Judging that fails costs no epoch; resumed, it is made up for, and the end is the same."""
+    """Evaluating that fails costs no epoch; resumed, it is made up for, and the end is the same."""
     from freeatm_mm.lavis_ext.models import FreeATMBlipRetrieval
 
     train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'whole')])
@@ -391,9 +391,9 @@ def test_benchmark_writes_its_rows(world, tmp_path, capsys):
             'no store at nowhere',
         ),
         (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
-        (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is judged"),
+        (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is evaluated"),
         (evaluate, [str(ZEROSHOT)], 'no image folder'),
-        (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to judge: set model.pre'),
+        (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to evaluate: set model.pre'),
     ],
 )
 def test_what_is_wrong_is_told_in_one_sentence(capsys, tool, arguments, message):
@@ -423,7 +423,7 @@ def test_without_lavis_one_sentence_says_so():
     assert 'needs LAVIS' in line and './run setup lavis' in line
 
 
-def test_two_processes_judge_as_one(world, tmp_path, capsys):
+def test_two_processes_evaluate_as_one(world, tmp_path, capsys):
     """They share the re-ranking; a set of odd size leaves them unequal parts."""
     (tmp_path / 'test.json').write_text(
         json.dumps(
@@ -442,7 +442,7 @@ def test_two_processes_judge_as_one(world, tmp_path, capsys):
     ]
     evaluate.main([str(ZEROSHOT), '--options', *options])
     alone = figures(capsys.readouterr().out)
-    first, second = in_two_processes(partial(judge_as_process, options), tmp_path)
+    first, second = in_two_processes(partial(evaluate_as_process, options), tmp_path)
     assert not second
     from freeatm_mm.lavis_ext.launch import RETRIEVAL_METRICS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from freeatm_mm.generation.generate import draw_store
+from freeatm_mm.generation.generate import generate_store
 from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import Store, StoreError, verify_store
 from freeatm_mm.store.layout import MANIFEST, left_out_keys, read_manifest
@@ -67,7 +67,7 @@ def kill_and_resume(
     report = KillReport(samples=source.num_samples)
     whole = folder / 'undisturbed'
     start = time.monotonic()
-    draw_store(source, whole, progress=False)
+    generate_store(source, whole, progress=False)
     report.plain_seconds = time.monotonic() - start
     expected = _contents(whole)
     # The mean pause lets the kills spread over about one run, the work that they cost included.
@@ -148,7 +148,7 @@ def _fork(source: ShardSource, out: Path, rank: int, world: int) -> int:
     try:
         # tqdm's own lock is shared by forks: one that is killed holding it would stop all others.
         tqdm.set_lock(threading.RLock())
-        draw_store(source, out, rank=rank, world=world, progress=False)
+        generate_store(source, out, rank=rank, world=world, progress=False)
         code = 0
     except BaseException:
         import traceback
