@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def locate_nouns(
     max_length: int | None = None,
     any_padding: bool = False,
     special_tokens: bool = True,
+    parts: Callable[[str], list[str]] | None = None,
     truncated: str = 'raise',
 ) -> NounTokens:
     """Finds the tokens of each noun of a prompt.
@@ -88,6 +89,8 @@ def locate_nouns(
         any_padding: Whether the tokenizer may pad on the left; positions are counted from the
             first token that is no padding.
         special_tokens: Whether the tokenizer adds its special tokens to the text.
+        parts: Splits a text into parts that are tokenized one by one; ``None``: it is tokenized
+            whole.
         truncated: ``'raise'``, or ``'skip'`` to list nouns that were cut off instead.
 
     Returns:
@@ -111,7 +114,11 @@ def locate_nouns(
     prepared = prompt if prepared is None else prepared
     max_length = tokenizer.model_max_length if max_length is None else max_length
     places, sure = _places(tokenizer, prompt, prepared)
-    token_spans, suffix = _token_spans(tokenizer, before + prepared + after, special_tokens)
+    text = before + prepared + after
+    if parts is None:
+        token_spans, suffix = _token_spans(tokenizer, text, special_tokens)
+    else:
+        token_spans, suffix = _token_spans_of_parts(tokenizer, text, parts(text)), 0
     # The tokenizer keeps its closing tokens and drops what stands before them.
     kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
     positions, lost = [], []
@@ -325,6 +332,20 @@ def _token_spans(
     prefix, suffix = framed.index(-1), len(framed) - framed.index(-1) - 1
     spans = _piece_spans(tokenizer, pieces, text)
     return [(0, 0)] * prefix + spans + [(0, 0)] * suffix, suffix
+
+
+def _token_spans_of_parts(tokenizer: Any, text: str, parts: list[str]) -> list[tuple[int, int]]:
+    """Finds the characters of each token of a text whose parts are tokenized one by one."""
+    if ''.join(parts) != text:
+        raise NounAlignmentError(
+            f'the pipeline changes the prompt {text!r} as it splits it at its quotes, into {parts}'
+        )
+    spans, start = [], 0
+    for part in parts:
+        for first, last in _token_spans(tokenizer, part, False)[0]:
+            spans.append((start + first, start + last) if last else (0, 0))
+        start += len(part)
+    return spans
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
-from freeatm_mm.attention.families import Call, find_family
+from freeatm_mm.attention.families import Call, find_family, head_count
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.outputs import output_projection
@@ -42,7 +42,7 @@ from freeatm_mm.attention.parts import (
     sizes,
     whole_number,
 )
-from freeatm_mm.attention.recording import Recording
+from freeatm_mm.attention.recording import Recording, drawn_images
 from freeatm_mm.attention.sequence import AttentionCall, watched_backends
 from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
@@ -237,7 +237,7 @@ class AttentionRecorder:
             check_heads(
                 heads,
                 {
-                    name: module.heads
+                    name: head_count(module)
                     for name, module, _ in text_attention_modules(
                         self._denoiser, self._family, self._blocks
                     )
@@ -393,11 +393,13 @@ class AttentionRecorder:
             raise TypeError('generate() takes the prompts first, without prompt=')
         asked = Call(self._pipe, call)
         prompts = prompts if isinstance(prompts, str) else list(prompts)
-        images_per_prompt = asked.option('num_images_per_prompt', 1)
+        images_per_prompt = asked.option(
+            'num_images_per_prompt', asked.option('num_videos_per_prompt', 1)
+        )
         self._tell(prompts, nouns, asked, 1 if images_per_prompt is None else images_per_prompt)
         with self:
             output = self._pipe(prompt=prompts, **call)
-        images = output[0] if isinstance(output, tuple) else output.images
+        images = drawn_images(output)
         if len(images) != self._num_images:
             raise ValueError(
                 f'{type(self._pipe).__name__} returned {len(images)} images, where '
@@ -461,7 +463,7 @@ class AttentionRecorder:
         denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
         self._regions = compiled_regions(denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
-        check_heads(self._heads, {name: module.heads for name, module, _ in modules})
+        check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
         pixels = (
             [] if self._self_attention is None else self_attention_modules(denoiser, self._family)
         )
@@ -476,7 +478,7 @@ class AttentionRecorder:
             wanted = _wanted_heads(self._heads, name, module)
             taps.append(make(self._sink, self._family, module, group, name, wanted))
         taps = [tap for tap in taps if tap.heads]
-        self.layers = {tap.layer: tap.module.heads for tap in taps}
+        self.layers = {tap.layer: head_count(tap.module) for tap in taps}
         if self._head_weights and any(isinstance(tap, ShownTap) for tap in taps):
             raise ValueError(
                 f'head_weights={self._head_weights!r} needs what a compiled denoiser does not '
@@ -808,7 +810,7 @@ class AttentionRecorder:
                 total = self._sums[part] = _Sum(
                     torch.zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
                 )
-            some = slice(None) if len(heads) == tap.module.heads else list(heads)
+            some = slice(None) if len(heads) == head_count(tap.module) else list(heads)
             noun_attention(
                 query_BNHC[:, :, some],
                 key_BKHC[:, :, some],
@@ -860,7 +862,7 @@ def _weights_of(
 
 def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:
     wanted = heads_of(heads, layer)
-    return tuple(range(module.heads) if wanted is None else sorted(wanted))
+    return tuple(range(head_count(module)) if wanted is None else sorted(wanted))
 
 
 def _names(names: str | Iterable[str]) -> Iterable[str]:

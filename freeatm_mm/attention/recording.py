@@ -21,7 +21,7 @@ from freeatm_mm.files import atomic_write, sync_folder
 from freeatm_mm.ops.masks import binarize, box_of, resize
 from freeatm_mm.paper import THRESHOLD
 
-__all__ = ['RECORD', 'Recording']
+__all__ = ['RECORD', 'Recording', 'drawn_images']
 
 RECORD = 'recording.json'
 """Beside the images and masks of a saved recording: which belongs to what."""
@@ -29,6 +29,21 @@ SHOWN = 8
 """Images that a notebook shows of a recording."""
 
 Box = tuple[float, float, float, float]
+
+
+def drawn_images(output: Any) -> Any:
+    """Return the images of a pipeline's output, whatever it calls them.
+
+    Args:
+        output: What the pipeline's call returned. Videos must have one frame each, which is the
+            image.
+    """
+    if isinstance(output, tuple):
+        return output[0]
+    for name in ('images', 'image'):
+        if hasattr(output, name):
+            return getattr(output, name)
+    return [video[0] for video in output.frames]
 
 
 @dataclass(frozen=True, repr=False, eq=False)

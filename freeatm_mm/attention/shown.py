@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from freeatm_mm.attention.families import Family, TextKeys
+from freeatm_mm.attention.families import Family, TextKeys, head_count
 from freeatm_mm.attention.parts import size_matches
 from freeatm_mm.attention.sequence import AttentionCall
 from freeatm_mm.attention.taps import (
@@ -61,7 +61,7 @@ class ShownTap(WatchedTap):
 
     def _fits(self, call: AttentionCall) -> bool:
         batch, heads = call.query.shape[:2]
-        return batch in self.sink.batches and heads == self.module.heads
+        return batch in self.sink.batches and heads == head_count(self.module)
 
     def _see(self, call: AttentionCall) -> None:
         assert self.sink.input is not None

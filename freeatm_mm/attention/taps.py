@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from freeatm_mm.attention.caches import may_be_skipped
-from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument
+from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument, head_count
 from freeatm_mm.attention.outputs import head_weights, output_projection
 from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
@@ -129,7 +129,7 @@ class Tap:
             )
         heads, output = (self._of_pixels(tensor, rows) for tensor in self.projected)
         projection = output_projection(self.module, self.layer)
-        return head_weights(heads, output, projection, self.module.heads, self.heads)
+        return head_weights(heads, output, projection, head_count(self.module), self.heads)
 
     def _of_pixels(self, tensor_BNX: Tensor, rows: slice) -> Tensor:
         """The pixels of some rows in a module's tensor, which may hold the text's tokens, too."""
@@ -238,7 +238,7 @@ class WatchedTap(Tap):
             call.key.shape[2] == self.keys
             and queries == math.prod(self.size)
             and batch in self.sink.batches
-            and heads == self.module.heads
+            and heads == head_count(self.module)
         )
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -302,7 +302,7 @@ class SequenceTap(WatchedTap):
         return (
             call.key.shape[2] == layout.length
             and batch in self.sink.batches
-            and heads == self.module.heads
+            and heads == head_count(self.module)
             and queries in (layout.length, math.prod(layout.size))
         )
 
@@ -437,13 +437,13 @@ def make_tap(
     if family.text_keys is TextKeys.SEQUENCE:
         kind: type[Tap] = SequenceTap
     else:
-        kind = WatchedTap if family.rotated or _is_fused(module) else Tap
+        kind = WatchedTap if family.watched or _is_fused(module) else Tap
     return kind(sink, module, group, layer, heads)
 
 
 def make_self_tap(sink: Sink, family: Family, module: Any, layer: str) -> SelfTap:
     """The tap for a module's attention among pixels."""
-    watched = family.rotated or _is_fused(module)
+    watched = family.watched or _is_fused(module)
     return (WatchedSelfTap if watched else SelfTap)(sink, module, layer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -204,14 +205,22 @@ class _Located:
         self._texts = _texts(call, part.prompt, prompts)
         self._prepared = family.prepare_prompts(call, tokenizer, self._texts)
         self._before, self._after = encoder.frame(call, tokenizer)
+        self._outside = encoder.outside(call, tokenizer)
+        self._parts = None if encoder.parts is None else functools.partial(encoder.parts, call)
         self._dropped = encoder.dropped(call, tokenizer)
         self._start = encoder.start(call)
         length = encoder.max_length
         length = length(call, tokenizer) if callable(length) else length
         self._max_length = length + self._dropped
         self._padded_length = self._max_length
+        self._pads_before = encoder.padding == 'before' or (
+            encoder.padding == 'either' and tokenizer.padding_side == 'left'
+        )
+        self._longest = 0
         if encoder.multiple:
             longest = max(map(len, self._encode(self._framed())))
+            if encoder.padding == 'before' and tokenizer.padding_side == 'right':
+                self._longest = longest  # the tokenizer pads up to it behind the text
             self._padded_length = -(-longest // encoder.multiple) * encoder.multiple
         self._rows = [self._row(prompt, spans, missing) for prompt, spans in enumerate(nouns)]
 
@@ -248,12 +257,13 @@ class _Located:
             max_length=self._max_length,
             any_padding=self._encoder.padding != 'right',
             special_tokens=self._encoder.special_tokens,
+            parts=self._parts,
             truncated=truncated,
         )
         row: list[tuple[int, ...] | None] = [None] * len(spans)
         shift = self._start - self._dropped
-        if self._encoder.padding == 'either' and self.tokenizer.padding_side == 'left':
-            shift += self._padded_length - tokens.length
+        if self._pads_before:
+            shift += self._padded_length - (self._longest or tokens.length)
         for index, positions in zip(there, tokens.positions):
             row[index] = tuple(position + shift for position in positions)
         return row
@@ -283,16 +293,25 @@ class _Located:
 
     def watch(self) -> EncoderWatch:
         """A watch over the text encoder."""
+        encoder, padding = self.text_encoder, self._encoder.padding_token
+        if encoder is not None and self._encoder.reads:
+            encoder = encoder.get_submodule(self._encoder.reads)
         return EncoderWatch(
-            self.text_encoder,
+            encoder,
             self._encode(self._framed()),
             self._encode(['', self._before + self._after]),
-            self.tokenizer.pad_token_id,
+            self.tokenizer.pad_token_id if padding is None else padding,
             self._texts,
             self.name,
             self.argument,
             self._encoder.image_token
             and self.tokenizer.convert_tokens_to_ids(self._encoder.image_token),
+            outside=[
+                self.tokenizer(text, add_special_tokens=self._encoder.special_tokens).input_ids
+                if text
+                else []
+                for text in self._outside
+            ],
         )
 
     def _framed(self) -> list[str]:
@@ -301,6 +320,16 @@ class _Located:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """The tokens of some texts, without padding."""
+        if self._parts is not None:
+            parts = [self._parts(text) for text in texts]
+            return [
+                [
+                    token
+                    for part in row
+                    for token in self.tokenizer(part, add_special_tokens=False).input_ids
+                ][: self._max_length]
+                for row in parts
+            ]
         return self.tokenizer(
             texts,
             max_length=self._max_length,
@@ -335,6 +364,7 @@ class EncoderWatch:
         name: The text encoder's name, for the message.
         argument: The argument of the pipeline's call that it reads, for the message.
         image_token: The token of a piece of an image; several in a row count as one.
+        outside: Tokens that stand before and after each padded row.
 
     Attributes:
         image_tokens: How many tokens of images did not count in each prompt.
@@ -350,11 +380,14 @@ class EncoderWatch:
         name: str = 'text_encoder',
         argument: str = 'prompt',
         image_token: int | str = '',
+        *,
+        outside: Sequence[Sequence[int]] = ((), ()),
     ) -> None:
         self._encoder = encoder
         self._image_token = image_token
         self.image_tokens = 0
         self._padding = padding
+        self._before, self._after = (tuple(tokens) for tokens in outside)
         self._empty = {self._without_padding(row) for row in empty}
         self._expected = [self._without_padding(row) for row in expected]
         self._texts, self._name, self._argument = list(texts), name, argument
@@ -379,7 +412,14 @@ class EncoderWatch:
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
         if ids is not None:
-            self._seen += [self._without_images(row) for row in ids.tolist()]
+            self._seen += [self._without_images(self._inside(row)) for row in ids.tolist()]
+
+    def _inside(self, row: Sequence[int]) -> Sequence[int]:
+        """A row without what stands outside its padding."""
+        first, last = len(self._before), len(row) - len(self._after)
+        if tuple(row[:first]) == self._before and tuple(row[last:]) == self._after:
+            return row[first:last]
+        return row
 
     def _without_images(self, row: Sequence[int]) -> tuple[int, ...]:
         """A row without padding, each image one token; counts the others if it is a prompt's."""

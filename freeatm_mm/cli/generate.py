@@ -1,6 +1,7 @@
 """Generate a store from a file of prompts: images, and one attention mask per noun.
 
     freeatm generate PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
+    freeatm generate --config run.yaml
 
 Interrupted or killed, the same command goes on where it was and ends with the same bytes. To know
 what a run will take before it starts, add --plan. To share the work:
@@ -17,6 +18,7 @@ All make the same store, byte for byte, on the same kind of machine.
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from freeatm_mm.cli._generation import (
     run_job,
     worker_of,
 )
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import InputError, tool
 
 __all__ = ['main', 'masks_of', 'parse_args', 'parse_size', 'worker_of']
 
@@ -65,9 +67,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('pipeline', help='folder of a diffusers pipeline, or a hub id (owner/name)')
-    add('prompts', help='JSON Lines file of prompt records: id, prompt, nouns, source')
-    add('out', help='folder of the store; made if missing')
+    add('pipeline', nargs='?', help='folder of a diffusers pipeline, or a hub id (owner/name)')
+    add('prompts', nargs='?', help='JSON Lines file of prompt records: id, prompt, nouns, source')
+    add('out', nargs='?', help='folder of the store; made if missing')
+    add(
+        '--config',
+        metavar='FILE',
+        help='a YAML file with any of these, by their long names (steps: 30, pipeline: ..., lora: '
+        '[a.safetensors]); what the command line says goes before it',
+    )
     add(
         '--stage',
         action='append',
@@ -89,6 +97,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=scales,
         metavar='X,Y',
         help="guidance scales of the further stages (default: the pipelines')",
+    )
+    add(
+        '--negative-prompt',
+        metavar='TEXT',
+        help='what the images should not show, the same for all (needs guidance above 1)',
+    )
+    add(
+        '--lora',
+        action='append',
+        default=[],
+        metavar='FILE[:WEIGHT]',
+        help='add a LoRA (.safetensors) to the weights; may be given several times (weight: 1)',
     )
     add('--batch-size', type=int, default=8, help='images generated at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
@@ -127,7 +147,74 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='generate two batches, print shards, bytes and hours of the run, and write nothing',
     )
     add_engine_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.config:
+        parser.set_defaults(**read_config(parser, args.config))
+        args = parser.parse_args(argv)
+    missing = [name for name in ('pipeline', 'prompts', 'out') if getattr(args, name) is None]
+    if missing:
+        parser.error(f'the following arguments are required: {", ".join(missing)}')
+    return args
+
+
+def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    """Read the file that holds a run; each value is checked as if it had been typed.
+
+    Args:
+        parser: Whose options it may hold.
+        path: A YAML file of names and values.
+
+    Raises:
+        InputError: If it is no such file, or has a name or value that no option takes.
+    """
+    import yaml
+
+    from freeatm_mm.files import read_text
+
+    try:
+        content = yaml.safe_load(read_text(path, 1 << 20))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f'{path} is no YAML ({" ".join(str(error).split())[:200]})') from None
+    if not isinstance(content, dict):
+        raise InputError(f'{path} holds no names and values')
+    known = {
+        action.dest: action for action in parser._actions if action.dest not in ('help', 'config')
+    }
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        action = known.get(str(name).replace('-', '_'))
+        if action is None:
+            near = difflib.get_close_matches(str(name).replace('-', '_'), known, 1)
+            hint = f': did you mean {near[0]}?' if near else ''
+            raise InputError(f'{path}: there is no option {name!r}{hint}')
+        values[action.dest] = value_of(action, value, f'{path}: {name}')
+    return values
+
+
+def value_of(action: argparse.Action, value: Any, where: str) -> Any:
+    """A value of a file as the option would have it.
+
+    Raises:
+        InputError: If the option takes no such value.
+    """
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise InputError(f'{where} is true or false, got {value!r}')
+        return value
+    several = isinstance(action.default, list)
+    texts = value if isinstance(value, list) else [value]
+    if not texts or any(isinstance(text, (dict, list, bool)) or text is None for text in texts):
+        raise InputError(f'{where} takes no {value!r}')
+    if not several:
+        texts = [','.join(map(str, texts))]
+    read: Any = action.type or str
+    try:
+        found = [read(str(text)) for text in texts]
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise InputError(f'{where}: {error}') from None
+    if action.choices is not None and not set(found) <= set(action.choices):
+        raise InputError(f'{where} is one of {", ".join(map(str, action.choices))}, got {value!r}')
+    return found if several else found[0]
 
 
 def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> GenerationJob:
@@ -143,6 +230,7 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
         device=args.device,
         variant=args.variant,
         stages=tuple(args.stage),
+        loras=tuple(args.lora),
         options=dict(
             steps=args.steps,
             guidance=args.guidance,
@@ -156,6 +244,7 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
             quality=args.quality,
             lost_nouns=args.lost_nouns,
             masks=masks_of(args),
+            negative_prompt=args.negative_prompt,
             keep_hidden=args.keep_hidden,
             max_failed=args.max_failed,
             stage_steps=args.stage_steps,

@@ -64,15 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from itertools import islice
 
-    from tqdm import tqdm
-
+    from freeatm_mm.progress import progress_bar
     from freeatm_mm.store import write_store
     from freeatm_mm.store.importing import READERS, ImportReport, import_samples
 
     report = ImportReport()
     pictures = READERS[args.format](args.images, args.masks, report, args.noun)
     samples = import_samples(
-        tqdm(islice(pictures, args.limit), desc='reading', disable=args.quiet),
+        progress_bar(islice(pictures, args.limit), desc='reading', disable=args.quiet),
         report,
         mask_size=args.mask_size,
         most=args.most,

@@ -45,6 +45,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='a further stage of a cascade, if it is a folder that has moved; in order, as the '
         'run had them',
     )
+    add(
+        '--lora',
+        action='append',
+        default=[],
+        metavar='FILE[:WEIGHT]',
+        help='the LoRAs of the run, if it had any, in the same order',
+    )
     add('--prompts', help='the prompt file of the run')
     add('--batch-size', type=int, help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
@@ -66,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if args.pipeline:
             changes: dict[str, Any] = {'stages': tuple(args.stage)} if args.stage else {}
+            if args.lora:
+                changes['loras'] = tuple(args.lora)
             if args.batch_size:
                 changes['batch_size'] = args.batch_size
             source = GenerationJob.of_store(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,10 +22,27 @@ from freeatm_mm.store.layout import file_sha256
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['DTYPES', 'LoadedPipeline', 'drawing_options', 'load_pipeline', 'scheduler_of']
+__all__ = [
+    'DTYPES',
+    'LoadedPipeline',
+    'drawing_options',
+    'load_pipeline',
+    'parse_lora',
+    'scheduler_of',
+]
 
 #: Name of a number format -> torch's.
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+# What a LoRA's file calls the two matrices of each layer, in the usual forms.
+_LORA_ENDINGS = (
+    'lora_A.weight',
+    'lora_B.weight',
+    'lora_down.weight',
+    'lora_up.weight',
+    'lora.down.weight',
+    'lora.up.weight',
+)
 
 # The files of a pipeline's folder that decide what it draws.
 _WEIGHT_ENDINGS = ('.json', '.safetensors', '.bin', '.txt', '.model')
@@ -37,11 +55,13 @@ class LoadedPipeline(NamedTuple):
         pipe: The pipeline.
         name: Name of its folder, or its id on the hub.
         revision: Commit on the hub, or for a folder ``sha256:`` and a hash of its files.
+        loras: Of each LoRA in it ``name``, ``sha256`` of its file, and ``weight``.
     """
 
     pipe: DiffusionPipeline
     name: str
     revision: str
+    loras: tuple[dict[str, Any], ...] = ()
 
 
 def load_pipeline(
@@ -53,6 +73,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     variant: str | None = None,
     without: Collection[str] = (),
+    loras: Sequence[str] = (),
 ) -> LoadedPipeline:
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
@@ -68,12 +89,16 @@ def load_pipeline(
         device: Where to run; the default is the GPU if there is one.
         variant: Weights' variant, such as ``'fp16'``.
         without: Parts to go without, such as ``'text_encoder'``; they need not be there.
+        loras: safetensors files of LoRAs, each with ``:WEIGHT`` after it or 1 without. They are
+            added to the weights, so that what draws and is recorded is a plain pipeline.
 
     Raises:
         FileNotFoundError: If the folder is missing or holds no pipeline.
         ValueError: If the pipeline's or scheduler's class is unknown, the dtype is, the folder
-            holds something that is not loaded, or the pipeline can't be loaded.
+            holds something that is not loaded, or the pipeline can't be loaded, or a LoRA doesn't
+            fit it.
     """
+    added = [parse_lora(text) for text in loras]
     if dtype not in DTYPES:
         raise ValueError(f'unknown dtype {dtype!r}; use one of {", ".join(DTYPES)}')
     diffusers = _import_diffusers()
@@ -93,6 +118,9 @@ def load_pipeline(
                 )
             if scheduler_class is not None:
                 scheduler_of(pipe, scheduler_class)
+            _add_loras(pipe, added)
+        except _LoraError:
+            raise
         except Exception as error:  # whatever two libraries make of files that anybody wrote
             raise ValueError(
                 f"the pipeline {source} can't be loaded: {_one_line(error)}"
@@ -105,7 +133,69 @@ def load_pipeline(
         raise ValueError(
             f"the pipeline {source} can't be moved to the device {device}: {_one_line(error)}"
         ) from error
-    return LoadedPipeline(pipe, name, revision)
+    records = tuple(
+        {'name': path.name, 'sha256': file_sha256(path), 'weight': weight} for path, weight in added
+    )
+    return LoadedPipeline(pipe, name, revision, records)
+
+
+class _LoraError(ValueError):
+    """A LoRA can't be used; the message says which and why."""
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Read ``FILE.safetensors`` or ``FILE.safetensors:WEIGHT``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weight is no number, or the file isn't called .safetensors.
+    """
+    name, _, weight = text.rpartition(':') if not text.endswith('.safetensors') else (text, '', '1')
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not name.endswith('.safetensors') or not math.isfinite(number):
+        raise ValueError(f'{text!r} is not FILE.safetensors or FILE.safetensors:WEIGHT')
+    if not Path(name).is_file():
+        raise FileNotFoundError(f'there is no LoRA {name}')
+    return Path(name), number
+
+
+def _add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Add LoRAs to a pipeline's weights.
+
+    Raises:
+        ValueError: If one doesn't fit: diffusers leaves out what it doesn't find, with a warning.
+    """
+    if not loras:
+        return
+    if not hasattr(pipe, 'load_lora_weights'):
+        raise _LoraError(f'diffusers has no LoRA for {type(pipe).__name__}')
+    from safetensors.torch import load_file
+
+    names = [f'lora_{number}' for number in range(len(loras))]
+    for name, (path, _) in zip(names, loras):
+        try:
+            tensors = load_file(path)
+            pipe.load_lora_weights(dict(tensors), adapter_name=name)
+        except Exception as error:  # whatever two libraries make of files that anybody wrote
+            raise _LoraError(f"the LoRA {path} can't be loaded: {_one_line(error)}") from error
+        wanted = sum(key.endswith(_LORA_ENDINGS) for key in tensors)
+        modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        found = sum(
+            f'.lora_A.{name}.' in key or f'.lora_B.{name}.' in key
+            for module in modules
+            for key, _ in module.named_parameters()
+        )
+        if not wanted or found < wanted:
+            raise _LoraError(
+                f'the LoRA {path} does not fit {type(pipe).__name__}: {found} of its {wanted} '
+                'matrices have a place there'
+            )
+    pipe.set_adapters(names, [weight for _, weight in loras])
+    pipe.fuse_lora(adapter_names=names)
+    pipe.unload_lora_weights()
 
 
 def drawing_options(
@@ -153,7 +243,7 @@ def drawing_options(
     for switch in ('clean_caption', 'use_resolution_binning'):
         if switch in parameters:
             options[switch] = False
-    return options
+    return options | {name: value for name, value in names.always.items() if name in parameters}
 
 
 def scheduler_of(pipe: DiffusionPipeline, kind: type[Any] | None = None) -> Any:

@@ -40,6 +40,7 @@ from freeatm_mm.attention import (
     resize,
 )
 from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.recording import drawn_images
 from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
@@ -71,6 +72,9 @@ __all__ = [
     'StorePlan',
     'TooManyFailed',
 ]
+
+#: Longer negative prompts are refused.
+_MOST_NEGATIVE = 10_000
 
 #: What masks to store, by name; all but the last three are the recorder's own options.
 MASK_OPTIONS = (
@@ -211,6 +215,10 @@ class ShardSource:
             those of the last one's images.
         stage_steps: Denoising steps of each further stage; the default is the pipelines' own.
         stage_guidance: Guidance scale of each further stage; the default is the pipelines' own.
+        negative_prompt: What the images should not show, the same for all; guidance leads away from
+            it.
+        loras: What the pipeline's weights hold beside its own, for the records
+            (:attr:`~freeatm_mm.generation.LoadedPipeline.loras`).
         keep_hidden: Store images that the safety checker blacked out, with
             ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
         max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
@@ -256,6 +264,8 @@ class ShardSource:
         stages: Sequence[LoadedPipeline] = (),
         stage_steps: Sequence[int] | None = None,
         stage_guidance: Sequence[float] | None = None,
+        negative_prompt: str | None = None,
+        loras: Sequence[Mapping[str, Any]] = (),
         keep_hidden: bool = False,
         max_failed: float | None = None,
         name: str | None = None,
@@ -283,6 +293,8 @@ class ShardSource:
             )
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
+        if negative_prompt is not None:
+            _check_negative_prompt(pipeline, negative_prompt, guidance, bool(stages))
         self._cascade: Cascade | None = None
         if stages:
             self._cascade = Cascade(
@@ -347,6 +359,11 @@ class ShardSource:
             self.config['masks'] = False
         if keep_hidden:
             self.config['keep_hidden'] = True
+        if negative_prompt is not None:
+            self.config['negative_prompt'] = negative_prompt
+        if loras:
+            self.config['loras'] = json.loads(json.dumps(list(map(dict, loras))))
+        self._negative_prompt = negative_prompt
         self.keep_hidden = keep_hidden
         self.max_failed = _number_allowed(max_failed, self.num_samples)
         #: Samples that failed in shards that are finished.
@@ -588,7 +605,8 @@ class ShardSource:
         # Casting what is not a number to a pixel would give black; errstate makes it an error.
         with np.errstate(invalid='raise'):
             output = self._call(batch, recorder or nullcontext())
-        self._check_images(output.images, len(batch))
+        images = drawn_images(output)
+        self._check_images(images, len(batch))
         masks = (
             [torch.zeros(0, 1, 1) for _ in batch]
             if recorder is None
@@ -598,7 +616,7 @@ class ShardSource:
             self._outcome(record, number, Picture(image), *drawn)
             for (record, number), image, drawn in zip(
                 batch,
-                output.images,
+                images,
                 zip(_hidden(self._pipes[-1], output), masks, recorded, strict=True),
                 strict=True,
             )
@@ -631,7 +649,9 @@ class ShardSource:
     def _options(self, count: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for a batch, beside its prompts and its noise."""
         options = dict(self.call_options)
-        negative = call_names(self.pipeline).negative_prompt
+        negative = self._negative_prompt
+        if negative is None:
+            negative = call_names(self.pipeline).negative_prompt
         if negative is not None:
             options['negative_prompt'] = [negative] * count
         return options
@@ -783,9 +803,10 @@ def _hidden(pipeline: DiffusionPipeline, output: Any) -> list[bool]:
         found = getattr(output, name, None)
         if found is not None:
             return [bool(value) for value in found]
+    images = drawn_images(output)
     if getattr(pipeline, 'safety_checker', None) is None:
-        return [False] * len(output.images)
-    return [image.convert('L').getextrema() == (0, 0) for image in output.images]
+        return [False] * len(images)
+    return [image.convert('L').getextrema() == (0, 0) for image in images]
 
 
 def _reason(error: Exception) -> str:
@@ -881,6 +902,7 @@ class GenerationJob:
         variant: The weights' variant, such as ``'fp16'``.
         stages: The further stages of a cascade: folders, or ids on the hub, which may end in
             ``@`` and a branch, tag or commit.
+        loras: Files of LoRAs, as :func:`~freeatm_mm.generation.load_pipeline` takes them.
         options: The further arguments of :class:`ShardSource`.
     """
 
@@ -893,6 +915,7 @@ class GenerationJob:
     device: str | None = None
     variant: str | None = None
     stages: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
     #: What makes the samples.
@@ -998,6 +1021,7 @@ class GenerationJob:
             dtype=self.dtype,
             device=device,
             variant=self.variant,
+            loras=self.loras,
         )
         stages = []
         for number, stage in enumerate(self.stages):
@@ -1016,6 +1040,8 @@ class GenerationJob:
         options: dict[str, Any] = {'name': loaded.name, 'revision': loaded.revision}
         if stages:
             options['stages'] = stages
+        if loaded.loras:
+            options['loras'] = loaded.loras
         options |= self.options
         return self.source_class(loaded.pipe, plan, **options, **self.further_options())
 
@@ -1072,7 +1098,11 @@ class GenerationJob:
                 'samples_per_shard': manifest['samples_per_shard'],
                 'masks': config.get('masks', True),
                 'keep_hidden': config.get('keep_hidden', False),
+                'negative_prompt': config.get('negative_prompt'),
             }
+            if config.get('loras') and 'loras' not in changes:
+                names = ', '.join(f'{lora["name"]}:{lora["weight"]}' for lora in config['loras'])
+                raise StoreError(f'{file} was drawn with LoRAs: give them ({names})')
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
                 entry for _, entry in sorted(shard_entries(Path(path))[0].items())
@@ -1113,6 +1143,26 @@ class GenerationJob:
         return replace(
             job, options=options, **{name: value for name, value in changes.items() if name in own}
         )
+
+
+def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: bool) -> None:
+    """Refuse a negative prompt that would have no effect.
+
+    Raises:
+        ValueError: Saying why it would have none.
+    """
+    kind = type(pipeline).__name__
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    if not isinstance(text, str) or len(text) > _MOST_NEGATIVE:
+        raise ValueError(f'negative_prompt must be a text of at most {_MOST_NEGATIVE} characters')
+    if cascade or 'negative_prompt' not in parameters:
+        raise ValueError(f'{"a cascade" if cascade else kind} takes no negative prompt here')
+    if 'true_cfg_scale' in parameters and 'true_cfg_scale' not in call_names(pipeline).guidance:
+        raise ValueError(
+            f'{kind} follows a negative prompt by true_cfg_scale alone, not by guidance'
+        )
+    if guidance <= 1:
+        raise ValueError(f'a negative prompt needs guidance above 1, got {guidance}')
 
 
 @contextmanager

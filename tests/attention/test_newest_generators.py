@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -15,16 +16,19 @@ import pytest
 import torch
 import transformers
 from helpers import tiny_generators as tiny
+from helpers import tiny_transformers
 from helpers import tiny_variants as variants
 from helpers.attention_reference import mean_map
 from helpers.numpy_attention import (
     attention_of,
+    cross,
     hunyuan_image_attention,
     nucleus_attention,
     prx_attention,
     qwen_image_21_attention,
     ragged_sequence,
     sequence,
+    shared_sequence,
     single_projection_sequence,
     z_image_attention,
 )
@@ -216,7 +220,6 @@ def test_prx(pixels, guidance, probability):
     run(
         pipe,
         prx_attention,
-        ragged_sequence,
         lambda word, prompt: (word + (not pixels),),
         (16, 16) if pixels else (8, 8),
         probability=probability,
@@ -440,6 +443,254 @@ def test_qwen_image_21(guided, images, probability, cached):
         )
 
 
+@needs('BriaPipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(5.0, 1, 'joint'), (1.0, 2, 'joint'), (5.0, 2, 'text')]
+)
+def test_bria(guidance, images, probability):
+    pipe = tiny_transformers.tiny_bria()
+    run(
+        pipe,
+        functools.partial(sequence, text=128),
+        lambda word, prompt: (word,),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=128,
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
+        first_row=2 * images if guidance > 1 else 0,
+    )
+
+
+@needs('OvisImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(5.0, 1, 'joint', 'right'), (1.0, 2, 'joint', 'left'), (5.0, 1, 'text', 'right')],
+)
+def test_ovis_image(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_ovis_image(side)
+    first, length = chat_place(
+        pipe,
+        f'<|im_start|>user\n{pipe.system_prompt}{PROMPTS[0]}<|im_end|>\n'
+        '<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    )
+    pipe.user_prompt_begin_id = 8  # the instruction's end stays, as the real one's does
+
+    def columns(word, prompt):
+        whole = length + len(PROMPTS[prompt].split()) - len(PROMPTS[0].split())
+        return (first + word - 8 + (64 + 8 - whole if side == 'left' else 0),)
+
+    run(
+        pipe,
+        functools.partial(sequence, text=64),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, max_sequence_length=64),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+    )
+
+
+@needs('LongCatImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(4.5, 1, 'joint', 'right'), (1.0, 2, 'joint', 'left'), (4.5, 1, 'text', 'right')],
+)
+def test_longcat_image(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_longcat_image(side)
+    pipe.tokenizer_max_length = 64
+
+    def columns(word, prompt):
+        return (word + (64 - len(PROMPTS[prompt].split()) if side == 'left' else 0),)
+
+    run(
+        pipe,
+        functools.partial(sequence, text=64),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, enable_prompt_rewrite=False),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+    )
+
+
+@needs('LongCatImagePipeline')
+def test_longcat_image_tokenizes_quotes_by_character():
+    pipe = tiny_transformers.tiny_longcat_image()
+    prompt = "a sign 'dog' on the sand"
+    nouns = [[(8, 11), (19, 23)]]
+    recorder = AttentionRecorder(pipe, [prompt], nouns, check_prompts=True)
+    seen = []
+    handle = pipe.text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs['input_ids'][0].tolist()), with_kwargs=True
+    )
+    with recorder:
+        pipe([prompt], **dict(SQUARE, guidance_scale=1.0, enable_prompt_rewrite=False))
+    handle.remove()
+    prefix = len(
+        pipe.tokenizer(pipe.prompt_template_encode_prefix, add_special_tokens=False).input_ids
+    )
+    words = pipe.tokenizer.convert_ids_to_tokens(seen[0][prefix:])
+    ((dog,), (sand,)) = recorder._positions[0]
+    assert ''.join(words[place] for place in dog).replace('\u2581', '') == 'dog'
+    assert len(dog) >= 3 and [words[place] for place in sand] == ['\u2581sand']
+
+
+@needs('LongCatImagePipeline')
+def test_longcat_image_that_rewrites_the_prompt_is_refused():
+    pipe = tiny_transformers.tiny_longcat_image()
+    pipe.rewire_prompt = lambda prompt, device: ['a red bird'] * len(prompt)
+    with pytest.raises(ValueError, match='text_encoder encoded other prompts'):
+        with AttentionRecorder(pipe, PROMPTS, NOUNS):
+            images_of(pipe, **SQUARE)
+
+
+@needs('Krea2Pipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(4.5, 1, 'joint', 'right'), (0.0, 2, 'joint', 'left'), (4.5, 1, 'text', 'right')],
+)
+def test_krea2(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_krea2(side)
+    text = 64 - pipe.prompt_template_encode_num_suffix_tokens
+
+    def columns(word, prompt):
+        return (word + (text - len(PROMPTS[prompt].split()) if side == 'left' else 0),)
+
+    run(
+        pipe,
+        functools.partial(shared_sequence, text=64),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=64,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, max_sequence_length=64),
+        calls=slice(None, None, 2 if guidance > 0 else 1),
+        keep=lambda name: re.search(r'^transformer_blocks\.\d+\.attn$', name) is not None,
+    )
+
+
+@needs('Ideogram4Pipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(7.0, 1, 'joint'), (1.0, 2, 'joint'), (7.0, 1, 'text')]
+)
+def test_ideogram4(guidance, images, probability, monkeypatch):
+    """Guidance draws with a network of its own, which isn't recorded."""
+    monkeypatch.setattr(
+        inspect.getmodule(diffusers.Ideogram4Pipeline), 'QWEN3_VL_ACTIVATION_LAYERS', (0, 1)
+    )
+    pipe = tiny_transformers.tiny_ideogram4()
+    first, length = chat_place(
+        pipe,
+        f'<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    )
+
+    def columns(word, prompt):
+        whole = length + len(PROMPTS[prompt].split()) - len(PROMPTS[0].split())
+        return (96 - whole + first + word,)
+
+    recorder = run(
+        pipe,
+        functools.partial(shared_sequence, text=96, halves=True),
+        columns,
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=96,
+        options=dict(
+            SQUARE,
+            width=96,
+            guidance_scale=guidance,
+            guidance_schedule=None,
+            max_sequence_length=96,
+        ),
+        keep=lambda name: re.search(r'^layers\.\d+\.attention$', name) is not None,
+    )
+    assert recorder.num_steps == 2
+    with pytest.raises(ValueError, match='text_encoder encoded other prompts'):
+        with AttentionRecorder(pipe, ['a cat'], [[(2, 5)]]):
+            images_of(
+                pipe,
+                prompts=['a dog'],
+                **dict(SQUARE, guidance_scale=guidance, guidance_schedule=None),
+            )
+
+
+def ernie_attention(module, hidden_states, attention_mask=None, image_rotary_emb=None, **others):
+    """Attention of ERNIE-Image's layers, the text put before the image."""
+    pixels = 8 * 12
+    angles = image_rotary_emb[:, :, 0]
+    probabilities = shared_sequence(
+        module,
+        hidden_states,
+        attention_mask=attention_mask,
+        image_rotary_emb=(angles.cos(), angles.sin()),
+        text=0,
+        halves=True,
+    )[:, :, :pixels]
+    return np.concatenate([probabilities[..., pixels:], probabilities[..., :pixels]], -1)
+
+
+@needs('ErnieImagePipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(4.0, 1, 'joint'), (1.0, 2, 'joint'), (4.0, 2, 'text')]
+)
+def test_ernie_image(guidance, images, probability):
+    pipe = tiny_transformers.tiny_ernie_image()
+    run(
+        pipe,
+        ernie_attention,
+        lambda word, prompt: (1 + word,),
+        (8, 12),
+        images=images,
+        probability=probability,
+        text_keys=max(len(prompt.split()) for prompt in PROMPTS) + 1,
+        options=dict(SQUARE, width=96, guidance_scale=guidance, use_pe=False),
+        first_row=2 * images if guidance > 1 else 0,
+        keep=lambda name: re.search(r'^layers\.\d+\.self_attention$', name) is not None,
+    )
+
+
+def kandinsky5_attention(module, hidden_states, encoder_hidden_states=None, **others):
+    names = SimpleNamespace(
+        heads=module.num_heads,
+        to_q=module.to_query,
+        to_k=module.to_key,
+        norm_q=module.query_norm,
+        norm_k=module.key_norm,
+    )
+    return cross(names, hidden_states, encoder_hidden_states)
+
+
+@needs('Kandinsky5T2IPipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'side'), [(3.5, 1, 'right'), (1.0, 2, 'left'), (3.5, 2, 'left')]
+)
+def test_kandinsky5(guidance, images, side):
+    pipe = tiny_transformers.tiny_kandinsky5(side)
+    longest = max(len(prompt.split()) for prompt in PROMPTS)
+
+    def columns(word, prompt):
+        return (word + (longest - len(PROMPTS[prompt].split()) if side == 'left' else 0),)
+
+    run(
+        pipe,
+        kandinsky5_attention,
+        columns,
+        (4, 6),
+        images=images,
+        text_keys=0,
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
+        calls=slice(None, None, 2 if guidance > 1 else 1),
+        keep=lambda name: re.search(r'^visual_\w+\.\d+\.cross_attention$', name) is not None,
+    )
+
+
 def run(
     pipe,
     compute,
@@ -463,7 +714,7 @@ def run(
     prompts, nouns = (part[prompts] for part in texts)
     draw = functools.partial(images_of, pipe, images, prompts=prompts, **options)
     plain = draw()
-    told = {name: options[name] for name in ('image',) if name in options}
+    told = {name: options[name] for name in ('image', 'max_sequence_length') if name in options}
     with AttentionRecorder(
         pipe,
         prompts,

@@ -191,6 +191,7 @@ def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, s
         dict(type='SeedEachIterationHook'),
         dict(type='CheckTrainingHook'),
     ]
+    assert ours['model'].pop('positives', 'own') == 'own'
     assert ours['model'].pop('negatives', 'all') == 'all'
     assert ours['model'].pop('loss', 'nt_xent') == 'nt_xent'
     assert ours['model'].pop('type') == 'FreeATM' + stock['model'].pop('type')

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import diffusers
 import pytest
 from helpers import tiny_generators as tiny
+from helpers import tiny_transformers
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate
@@ -30,6 +32,10 @@ OPTIONS = dict(steps=2, samples_per_shard=3, image_format='png', progress=False)
         (tiny.tiny_stable_diffusion_3, dict(height=64, width=64), (8, 8)),
         (tiny.tiny_qwen_image, dict(height=64, width=64), (8, 8)),
         (tiny.tiny_unclip, {}, (16, 16)),
+        (tiny.tiny_chroma, dict(height=64, width=96), (8, 12)),
+        (tiny.tiny_kolors, dict(height=64, width=64), (8, 8)),
+        (tiny_transformers.tiny_cogview4, dict(height=64, width=64), (8, 8)),
+        (tiny_transformers.tiny_wan, dict(height=64, width=64), (4, 4)),
     ],
 )
 def test_other_families_draw_with_masks(make, options, size, tmp_path):
@@ -124,3 +130,38 @@ def test_nouns_that_one_of_several_encoders_cuts_off_are_counted_and_listed(tmp_
     assert partial['reason'] == 'text_encoder and text_encoder_2 cut it off'
     assert 'partial_nouns' not in Store(tmp_path)[1].meta
     assert json.loads((tmp_path / 'shard-000000.json').read_text())['notes']['partial_nouns'] == 1
+
+
+@pytest.mark.parametrize(
+    ('make', 'pipeline', 'expected'),
+    [
+        (
+            tiny_transformers.tiny_longcat_image,
+            'LongCatImagePipeline',
+            dict(guidance_scale=4.0, enable_prompt_rewrite=False),
+        ),
+        (
+            tiny_transformers.tiny_ernie_image,
+            'ErnieImagePipeline',
+            dict(guidance_scale=4.0, use_pe=False),
+        ),
+    ],
+)
+def test_newest_families_draw_with_masks(make, pipeline, expected, tmp_path):
+    """With what every call of theirs must be told: prompts aren't rewritten."""
+    if not hasattr(diffusers, pipeline):
+        pytest.skip(f'diffusers {diffusers.__version__} has no {pipeline}')
+    pipe = make()
+    assert drawing_options(pipe, steps=2, guidance=4.0) == dict(expected, num_inference_steps=2)
+    generate(
+        pipe,
+        PROMPTS,
+        tmp_path / 'store',
+        batch_size=2,
+        guidance=4.0,
+        height=64,
+        width=64,
+        **OPTIONS,
+    )
+    store = Store(tmp_path / 'store')
+    assert store[1].masks.shape == (2, 8, 8) and store[1].masks.max() == 255

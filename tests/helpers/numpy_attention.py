@@ -25,16 +25,23 @@ def _project(linear, hidden: np.ndarray, heads: int) -> np.ndarray:
     return out.reshape(*out.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
 
-def _rms_norm(x: np.ndarray, norm) -> np.ndarray:
-    """Root mean square norm, over one head's channels or over all heads' (by the weight's size)."""
+def _norm(x: np.ndarray, norm) -> np.ndarray:
+    """Norm by root mean square or standard deviation, of one head's channels or all heads'."""
     if norm is None:
         return x
-    weight = None if norm.weight is None else _array(norm.weight)
+    weight = None if getattr(norm, 'weight', None) is None else _array(norm.weight)
+    if type(norm).__name__ == 'Krea2RMSNorm':
+        weight = weight + 1
     batch, heads, length, channels = x.shape
     if weight is not None and weight.size != channels:
         x = x.transpose(0, 2, 1, 3).reshape(batch, length, -1)
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+    if 'LayerNorm' in type(norm).__name__:
+        x = x - x.mean(-1, keepdims=True)
+    eps = np.finfo(np.float32).eps if norm.eps is None else norm.eps
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
     x = x if weight is None else x * weight
+    if getattr(norm, 'bias', None) is not None:
+        x = x + _array(norm.bias)
     return x if x.ndim == 4 else x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
 
 
@@ -56,6 +63,15 @@ def _rotate(x: np.ndarray, rotary) -> np.ndarray:
     return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
 
 
+def _rotate_halves(x: np.ndarray, rotary) -> np.ndarray:
+    """As :func:`_rotate`, where a pair's channels stand in either half."""
+    cosine, sine = (_array(part) for part in rotary)
+    if cosine.ndim == 3:  # a place of its own for each image of the batch
+        cosine, sine = cosine[:, None], sine[:, None]
+    first, second = np.split(x, 2, -1)
+    return x * cosine + np.concatenate([-second, first], -1) * sine
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis."""
     logits = np.exp(logits - logits.max(-1, keepdims=True))
@@ -74,8 +90,8 @@ def cross(module, hidden_states, encoder_hidden_states=None, attention_mask=None
         Probabilities, shape (batch, heads, pixels, text keys).
     """
     heads = module.heads
-    query = _rms_norm(_project(module.to_q, _array(hidden_states), heads), module.norm_q)
-    key = _rms_norm(_project(module.to_k, _array(encoder_hidden_states), heads), module.norm_k)
+    query = _norm(_project(module.to_q, _array(hidden_states), heads), module.norm_q)
+    key = _norm(_project(module.to_k, _array(encoder_hidden_states), heads), module.norm_k)
     bias = None if attention_mask is None else _array(attention_mask)[:, None]
     return _probabilities(query, key, bias)
 
@@ -138,15 +154,15 @@ def sequence(
         Probabilities, shape (batch, heads, pixels, text keys and then image keys).
     """
     heads, hidden = module.heads, _array(hidden_states)
-    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
-    key = _rms_norm(_project(module.to_k, hidden, heads), module.norm_k)
+    query = _norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _norm(_project(module.to_k, hidden, heads), module.norm_k)
     if encoder_hidden_states is not None:
         context = _array(encoder_hidden_states)
         key = np.concatenate(
-            [_rms_norm(_project(module.add_k_proj, context, heads), module.norm_added_k), key], 2
+            [_norm(_project(module.add_k_proj, context, heads), module.norm_added_k), key], 2
         )
         query = np.concatenate(
-            [_rms_norm(_project(module.add_q_proj, context, heads), module.norm_added_q), query], 2
+            [_norm(_project(module.add_q_proj, context, heads), module.norm_added_q), query], 2
         )
     if image_rotary_emb is not None:
         rotary = image_rotary_emb
@@ -188,7 +204,7 @@ def ragged_sequence(
     query = _project(module.to_q, hidden, heads)
     key_heads = module.to_k.out_features * heads // module.to_q.out_features
     key = _project(module.to_k, hidden, key_heads)
-    query, key = _rms_norm(query, module.norm_q), _rms_norm(key, module.norm_k)
+    query, key = _norm(query, module.norm_q), _norm(key, module.norm_k)
     turn = _array(freqs_cis if image_rotary_emb is None else image_rotary_emb)
     query, key = _rotate(query, turn), np.repeat(_rotate(key, turn), heads // key_heads, axis=1)
     bias = None
@@ -217,12 +233,12 @@ def hunyuan_image_attention(
     """
     heads, hidden, text = module.heads, _array(hidden_states), _array(encoder_hidden_states)
     pixels = hidden.shape[1]
-    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
-    key = _rms_norm(_project(module.to_k, hidden, heads), module.norm_k)
+    query = _norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _norm(_project(module.to_k, hidden, heads), module.norm_k)
     if module.add_q_proj is None:
-        words = _rms_norm(_project(module.to_k, text, heads), module.norm_k)
+        words = _norm(_project(module.to_k, text, heads), module.norm_k)
     else:
-        words = _rms_norm(_project(module.add_k_proj, text, heads), module.norm_added_k)
+        words = _norm(_project(module.add_k_proj, text, heads), module.norm_added_k)
     query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
     bias = np.where(attention_mask.numpy(), 0.0, -np.inf)
     attention = _probabilities(query, np.concatenate([key, words], 2), bias)
@@ -248,8 +264,8 @@ def qwen_image_21_attention(
         kept: Where keys of the text are kept, by the cache that the model is given.
     """
     heads, hidden, turn = module.heads, _array(hidden_states), _array(rotary_emb)
-    query = _rotate(_rms_norm(_project(module.to_q, hidden, heads), module.norm_q), turn)
-    key = _rotate(_rms_norm(_project(module.to_k, hidden, heads), module.norm_k), turn)
+    query = _rotate(_norm(_project(module.to_q, hidden, heads), module.norm_q), turn)
+    key = _rotate(_norm(_project(module.to_k, hidden, heads), module.norm_k), turn)
     if kv_cache_mode == 'extract':
         kept[id(layer_cache)] = key[:, :, :-pixels]
     elif kv_cache_mode == 'cached':
@@ -272,10 +288,10 @@ def nucleus_attention(
     heads, hidden = module.heads, _array(hidden_states)
     key_heads = heads * module.inner_kv_dim // module.inner_dim
     of_image, of_text = (_array(turn) for turn in image_rotary_emb)
-    query = _rms_norm(_project(module.to_q, hidden, heads), module.norm_q)
-    key = _rms_norm(_project(module.to_k, hidden, key_heads), module.norm_k)
+    query = _norm(_project(module.to_q, hidden, heads), module.norm_q)
+    key = _norm(_project(module.to_k, hidden, key_heads), module.norm_k)
     words = _project(module.add_k_proj, _array(encoder_hidden_states), key_heads)
-    words = _rms_norm(words, module.norm_added_k)
+    words = _norm(words, module.norm_added_k)
     query, key, words = _rotate(query, of_image), _rotate(key, of_image), _rotate(words, of_text)
     bias = None
     if attention_mask is not None:
@@ -308,13 +324,13 @@ def hidream_attention(
         Probabilities, shape (batch, heads, pixels, text keys and then the image's).
     """
     heads, hidden = module.heads, _array(hidden_states)
-    query = _rms_norm(_project(module.to_q, hidden, heads), module.q_rms_norm)
-    key = _rms_norm(_project(module.to_k, hidden, heads), module.k_rms_norm)
+    query = _norm(_project(module.to_q, hidden, heads), module.q_rms_norm)
+    key = _norm(_project(module.to_k, hidden, heads), module.k_rms_norm)
     if hidden_states_masks is not None:
         key = key * _array(hidden_states_masks)[:, None, :, None]
     if encoder_hidden_states is not None:
         context = _array(encoder_hidden_states)
-        more = _rms_norm(_project(module.to_k_t, context, heads), module.k_rms_norm_t)
+        more = _norm(_project(module.to_k_t, context, heads), module.k_rms_norm_t)
         key = np.concatenate([key, more], 2)
     matrices = _array(image_rotary_emb).transpose(0, 2, 1, 3, 4, 5)
     query = _turn_by_matrices(query[:, :, :pixels], matrices[:, :, :pixels])
@@ -352,9 +368,49 @@ def single_projection_sequence(
         .transpose(0, 2, 1, 3)
         for start in (0, width)
     )
-    query, key = _rms_norm(query, module.norm_q), _rms_norm(key, module.norm_k)
+    query, key = _norm(query, module.norm_q), _norm(key, module.norm_k)
     query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
     return _probabilities(query[:, :, text:], key)
+
+
+def shared_sequence(
+    module,
+    hidden_states,
+    encoder_hidden_states=None,
+    image_rotary_emb=None,
+    attention_mask=None,
+    *,
+    text: int,
+    halves: bool = False,
+    **others,
+):
+    """As :func:`sequence`, where one projection serves text and image: CogView, Krea, Ideogram.
+
+    Args:
+        text: Number of text tokens.
+        halves: Whether rotary embeddings pair the channels of both halves. Where the text stands
+            apart, only the image is rotated.
+    """
+    heads = getattr(module, 'heads', None) or module.num_heads
+    hidden, first = _array(hidden_states), 0
+    if encoder_hidden_states is not None:
+        hidden = np.concatenate([_array(encoder_hidden_states), hidden], 1)
+        first = text
+    query = _norm(_project(module.to_q, hidden, heads), module.norm_q)
+    kv_heads = getattr(module, 'num_kv_heads', heads)
+    key = _norm(_project(module.to_k, hidden, kv_heads), module.norm_k)
+    if image_rotary_emb is not None:
+        rotate = _rotate_halves if halves else _rotate
+        query, key = (
+            np.concatenate([x[:, :, :first], rotate(x[:, :, first:], image_rotary_emb)], 2)
+            for x in (query, key)
+        )
+    key = np.repeat(key, heads // kv_heads, 1)
+    bias = None
+    if attention_mask is not None:
+        bias = np.where(attention_mask.numpy(), 0.0, -np.inf)
+        bias = bias if bias.shape[2] == 1 else bias[:, :, text:]
+    return _probabilities(query[:, :, text:], key, bias)
 
 
 def z_image_attention(
@@ -373,8 +429,8 @@ def z_image_attention(
         Probabilities, shape (batch, heads, pixels, text keys and then the image's).
     """
     heads, hidden, turn = module.heads, _array(hidden_states), _array(freqs_cis)
-    query = _rotate(_rms_norm(_project(module.to_q, hidden, heads), module.norm_q), turn)
-    key = _rotate(_rms_norm(_project(module.to_k, hidden, heads), module.norm_k), turn)
+    query = _rotate(_norm(_project(module.to_q, hidden, heads), module.norm_q), turn)
+    key = _rotate(_norm(_project(module.to_k, hidden, heads), module.norm_k), turn)
     bias = None
     if attention_mask is not None:
         bias = np.where(attention_mask.numpy(), 0.0, -np.inf)[:, None, None]
@@ -403,8 +459,8 @@ def prx_attention(
 
     query, key, _ = parts(module.img_qkv_proj, hidden_states, 3)
     words, _ = parts(module.txt_kv_proj, encoder_hidden_states, 2)
-    query, key = turned(_rms_norm(query, module.norm_q)), turned(_rms_norm(key, module.norm_k))
-    words = _rms_norm(words, module.norm_added_k)
+    query, key = turned(_norm(query, module.norm_q)), turned(_norm(key, module.norm_k))
+    words = _norm(words, module.norm_added_k)
     keep = np.ones((len(key), words.shape[2] + key.shape[2]), bool)
     keep[:, : words.shape[2]] = attention_mask.numpy()
     bias = np.where(keep, 0.0, -np.inf)[:, None, None]

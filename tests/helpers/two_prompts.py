@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from freeatm_mm.attention import AttentionRecorder
+from freeatm_mm.attention.recording import drawn_images
 from helpers.attention_reference import mean_map
 
 PROMPTS = ['a red dog on the sand', 'a photo of a cat and a blue bird on the tree']
@@ -43,15 +44,17 @@ def attn2(name):
 
 def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
     """Draws prompts, always the same images."""
+    unit = 'videos' if 'num_frames' in options else 'images'
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for what a pipeline draws without its generator
         out = pipe(
             prompt=list(prompts),
             generator=torch.Generator().manual_seed(seed),
-            **({'num_images_per_prompt': images} if images > 1 else {}),
+            **({f'num_{unit}_per_prompt': images} if images > 1 else {}),
             **options,
         )
-    return torch.as_tensor(np.asarray(out.images) if isinstance(out.images, list) else out.images)
+    drawn = drawn_images(out)
+    return torch.as_tensor(np.asarray(drawn) if isinstance(drawn, list) else drawn)
 
 
 def hook_count(whole):

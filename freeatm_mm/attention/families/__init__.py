@@ -20,6 +20,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    head_count,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     'call_names',
     'family_of',
     'find_family',
+    'head_count',
     'known_pipelines',
 ]
 

@@ -28,6 +28,7 @@ __all__ = [
     'clean_like_deepfloyd',
     'convert_textual_inversion',
     'drop_none',
+    'head_count',
     'is_added_key_attention',
     'is_block_attention',
     'is_cross_attention',
@@ -38,6 +39,7 @@ __all__ = [
     'packed_with_ids',
     'planes',
     'planes_and_text',
+    'planes_behind_text',
     'sequence',
     'start_at_zero',
 ]
@@ -162,10 +164,16 @@ def planes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
 def planes_and_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     """Planes that become one sequence with the text: SD3."""
     sample, size = planes(denoiser, args, kwargs)[:2]
-    text = kwargs['encoder_hidden_states']
+    text = argument(args, kwargs, 1, 'encoder_hidden_states')
     config: Any = denoiser.config
     patch = config.patch_size
     return sequence(sample, (size[0] // patch, size[1] // patch), text.shape[1], text_first=False)
+
+
+def planes_behind_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Planes that become one sequence behind the text: PRX, CogView."""
+    layout = planes_and_text(denoiser, args, kwargs)
+    return sequence(layout.sample, layout.size, layout.text_length)
 
 
 def packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -175,8 +183,8 @@ def packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserI
     places = kwargs['img_ids']
     places = places[0] if places.ndim == 3 else places
     # Images to go by stand behind the one that is drawn, with another first coordinate.
-    drawn = places[places[:, 0] == places[0, 0]]
-    rows, columns = (int(last) + 1 for last in drawn[-1, 1:3].tolist())
+    drawn = places[places[:, 0] == places[0, 0], 1:3]
+    rows, columns = (int(side) + 1 for side in (drawn[-1] - drawn[0]).tolist())
     layout = sequence(sample, (rows, columns), text.shape[1])
     return layout._replace(length=text.shape[1] + len(places))
 
@@ -246,6 +254,11 @@ def start_at_zero(call: Call) -> int:
     return 0
 
 
+def head_count(module: Any) -> int:
+    """How many heads an attention module has, by either of the names that diffusers has for it."""
+    return int(getattr(module, 'heads', None) or module.num_heads)
+
+
 def is_cross_attention(name: str, module: nn.Module) -> bool:
     """Tells whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
     return (
@@ -289,12 +302,20 @@ class Encoder:
         padding: What becomes of padding tokens: ``'right'``: they stand behind the text;
             ``'either'``: on the tokenizer's side, up to ``max_length``; ``'removed'``: the pipeline
             takes them out before it makes keys; ``'set right'``: the pipeline itself has the
-            tokenizer put them behind the text, whichever side it was made for.
+            tokenizer put them behind the text, whichever side it was made for; ``'before'``: the
+            pipeline itself puts what is missing in front, up to ``multiple`` or ``max_length``.
+        padding_token: What pads, where that isn't the tokenizer's own padding token.
         multiple: The prompts are padded to the longest of them, rounded up to a multiple of this;
             0: to ``max_length``.
         image_token: The token that stands for an image in what is put before the prompt; the text
             encoder gets one for each piece of the image.
         special_tokens: Whether the tokenizer adds its own special tokens to the text.
+        outside: ``(call, tokenizer) -> texts`` that the encoder reads before and after the padded
+            prompt, tokenized by themselves; those before it become no keys.
+        parts: ``(call, text) -> parts`` of a text that are tokenized one by one, where the whole
+            isn't.
+        reads: Name of the module inside the text encoder that gets the tokens, where the pipeline
+            doesn't call the encoder itself.
     """
 
     tokenizers: tuple[str, ...] = ('tokenizer',)
@@ -306,8 +327,12 @@ class Encoder:
     dropped: Callable[[Call, Any], int] = drop_none
     padding: str = 'right'
     multiple: int = 0
+    padding_token: int | None = None
     image_token: str = ''
     special_tokens: bool = True
+    outside: Callable[[Call, Any], tuple[str, str]] = no_frame
+    parts: Callable[[Call, str], list[str]] | None = None
+    reads: str = ''
 
 
 @dataclass(frozen=True)
@@ -323,6 +348,7 @@ class CallNames:
         scheduler: The attribute with the scheduler of the network that draws.
         inner: The attribute with an inner pipeline that has a scheduler of its own, where there is
             one.
+        always: Arguments that every call of theirs is given.
     """
 
     steps: tuple[str, ...] = ('num_inference_steps',)
@@ -330,6 +356,7 @@ class CallNames:
     negative_prompt: str | None = None
     scheduler: str = 'scheduler'
     inner: str = 'decoder_pipe'
+    always: Mapping[str, Any] = field(default_factory=dict)
 
 
 UNET_GROUPS = {'down_blocks': 'down', 'mid_block': 'mid', 'up_blocks': 'up'}
@@ -349,8 +376,9 @@ class Family:
             text keys.
         where: Where the text keys stand, in words, for the table in the documentation.
         text_keys: How the modules get their text keys.
-        rotated: Whether cross-attention rotates its queries after projecting them, so that they
-            are taken as they reach ``scaled_dot_product_attention``.
+        watched: Whether queries and keys of cross-attention are taken as they reach
+            ``scaled_dot_product_attention``, since the model rotates them after projecting them,
+            or projects them by modules of other names.
         denoiser: Attribute of the pipeline that holds the network called at every step.
         encoders: The text encoders whose tokens are keys.
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
@@ -368,7 +396,7 @@ class Family:
     is_text_attention: Callable[[str, nn.Module], bool]
     where: str
     text_keys: TextKeys = TextKeys.ALONE
-    rotated: bool = False
+    watched: bool = False
     denoiser: str = 'unet'
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False

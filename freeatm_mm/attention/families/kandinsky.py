@@ -1,20 +1,26 @@
-"""Kandinsky 2.1 and 3, and 2.2, whose decoder sees no text."""
+"""Kandinsky 2.1, 3 and 5, and 2.2, whose decoder sees no text."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from freeatm_mm.attention.families.base import (
     Call,
+    DenoiserInput,
     Encoder,
     Family,
     TextKeys,
+    argument,
     is_added_key_attention,
+    length_of_call,
 )
 
-__all__ = ['KANDINSKY_2_1', 'KANDINSKY_3', 'TEXTLESS']
+__all__ = ['KANDINSKY_2_1', 'KANDINSKY_3', 'KANDINSKY_5', 'TEXTLESS']
 
 
 def _after_kandinsky_image(call: Call) -> int:
@@ -28,6 +34,32 @@ def is_kandinsky3_cross_attention(name: str, module: nn.Module) -> bool:
     pixels, the others to text; the one that pools the text into the time embedding has no pixels.
     """
     return re.search(r'\.attentions\.[1-9]\d*\.attention$', name) is not None
+
+
+def _channels_last(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Latents of shape (batch, frames, height, width, channels)."""
+    sample = argument(args, kwargs, 0, 'hidden_states')
+    patch: Any = denoiser.patch_size
+    return DenoiserInput(sample, (sample.shape[2] // patch[1], sample.shape[3] // patch[2]))
+
+
+def is_kandinsky5_cross_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module of Kandinsky 5 attends from the image to the text."""
+    return re.search(r'^visual_transformer_blocks\.\d+\.cross_attention$', name) is not None
+
+
+def _template(call: Call, tokenizer: Any) -> tuple[str, str]:
+    before, after = call.pipe.prompt_template.split('{}')
+    return before, after
+
+
+def _drop_template(call: Call, tokenizer: Any) -> int:
+    return call.pipe.prompt_template_encode_start_idx
+
+
+def _clean_like_kandinsky5(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    module: Any = inspect.getmodule(type(call.pipe))
+    return [module.prompt_clean(prompt) for prompt in prompts]
 
 
 KANDINSKY_2_1 = Family(
@@ -52,6 +84,29 @@ KANDINSKY_3 = Family(
     is_text_attention=is_kandinsky3_cross_attention,
     where='up to 128 T5 tokens, cut to the longest prompt (padding masked)',
     encoders=(Encoder(max_length=128),),
+)
+
+KANDINSKY_5 = Family(
+    name='Kandinsky 5',
+    pipelines=('Kandinsky5T2IPipeline',),
+    is_text_attention=is_kandinsky5_cross_attention,
+    where="Qwen tokens after the template's first 40, up to the longest prompt (padding not "
+    'masked); CLIP gives no keys',
+    watched=True,
+    denoiser='transformer',
+    encoders=(
+        Encoder(
+            max_length=length_of_call,
+            frame=_template,
+            dropped=_drop_template,
+            padding='either',
+            multiple=1,
+        ),
+    ),
+    two_passes=True,
+    denoiser_input=_channels_last,
+    prepare_prompts=_clean_like_kandinsky5,
+    block_groups={'visual_transformer_blocks': 'transformer'},
 )
 
 #: Pipelines that draw from text although the network that draws has no text keys, and why.

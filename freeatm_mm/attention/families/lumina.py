@@ -57,7 +57,7 @@ LUMINA = Family(
     pipelines=('LuminaPipeline', 'LuminaText2ImgPipeline'),
     is_text_attention=is_cross_attention,
     where='up to 256 Gemma tokens, padded to the longest prompt (padding masked)',
-    rotated=True,
+    watched=True,
     denoiser='transformer',
     encoders=(Encoder(max_length=_length_of_pipe, padding='either', multiple=8),),
     conditional_first=True,

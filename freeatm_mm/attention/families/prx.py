@@ -6,26 +6,16 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from freeatm_mm.attention.families.base import (
     Call,
-    DenoiserInput,
     Encoder,
     Family,
     TextKeys,
     is_block_attention,
-    planes_and_text,
-    sequence,
+    planes_behind_text,
 )
 
 __all__ = ['PRX', 'PRX_PIXEL']
-
-
-def _planes_and_text_before(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
-    """Planes that become one sequence behind the text: PRX."""
-    layout = planes_and_text(denoiser, args, kwargs)
-    return sequence(layout.sample, layout.size, layout.text_length)
 
 
 def _clean_like_prx(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
@@ -55,7 +45,7 @@ PRX = Family(
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
     encoders=(Encoder(max_length=_length_of_prx, padding='either'),),
-    denoiser_input=_planes_and_text_before,
+    denoiser_input=planes_behind_text,
     prepare_prompts=_clean_like_prx,
     block_groups={'blocks': 'transformer'},
 )
@@ -68,7 +58,7 @@ PRX_PIXEL = Family(
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
     encoders=(Encoder(max_length=_length_of_prx_pixel, padding='either'),),
-    denoiser_input=_planes_and_text_before,
+    denoiser_input=planes_behind_text,
     prepare_prompts=_clean_lightly,
     block_groups={'blocks': 'transformer'},
 )

@@ -1,0 +1,203 @@
+"""Negative prompts, LoRAs and a run in a file: drawn as diffusers does, recorded, refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_pipelines import tiny_stable_diffusion
+from helpers.tools import exit_code, load_tool
+
+from freeatm_mm.errors import InputError
+from freeatm_mm.generation import GenerationJob, ShardSource, draw_store, load_pipeline, sample_seed
+from freeatm_mm.generation.pipelines import parse_lora
+from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
+from freeatm_mm.store import Store, StoreError, verify_store
+
+PROMPTS = [
+    PromptRecord(f'{number}', f'a photo of a {noun}', (Noun(noun, 13, 13 + len(noun), noun),))
+    for number, noun in enumerate(['dog', 'cat'])
+]
+SETTINGS = dict(steps=2, image_format='png', batch_size=1)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('options')
+    tiny_stable_diffusion().save_pretrained(folder / 'pipeline')
+    write_prompts(folder / 'prompts.jsonl', PROMPTS)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def lora(folder):
+    """A LoRA of the UNet's attention, whose second matrices aren't zero."""
+    peft = pytest.importorskip('peft')
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    unet = load_pipeline(folder / 'pipeline', device='cpu').pipe.unet
+    unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=['to_q', 'to_v']))
+    torch.manual_seed(0)
+    state = {
+        f'unet.{name}': torch.randn_like(value) * 0.3
+        for name, value in get_peft_model_state_dict(unet).items()
+    }
+    save_file(state, folder / 'style.safetensors')
+    return folder / 'style.safetensors'
+
+
+def first(source, out):
+    draw_store(source, out, progress=False)
+    return Store(out)
+
+
+def test_a_negative_prompt_draws_what_diffusers_draws_with_it(folder, tmp_path):
+    pipe = load_pipeline(folder / 'pipeline', device='cpu').pipe
+    store = first(ShardSource(pipe, PROMPTS, negative_prompt='a tree', **SETTINGS), tmp_path / 'x')
+    generator = torch.Generator().manual_seed(sample_seed(0, '0', 0, 1))
+    expected = pipe(
+        prompt=[PROMPTS[0].prompt],
+        negative_prompt=['a tree'],
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        generator=[generator],
+    ).images[0]
+    assert np.array_equal(np.asarray(store[0].image), np.asarray(expected))
+    assert store.config['negative_prompt'] == 'a tree'
+    with pytest.raises(StoreError, match='negative_prompt'):
+        draw_store(ShardSource(pipe, PROMPTS, **SETTINGS), tmp_path / 'x', progress=False)
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        ({'guidance': 1.0}, 'needs guidance above 1'),
+        ({'negative_prompt': 'x' * 20_000}, 'at most'),
+    ],
+)
+def test_negative_prompts_without_effect_are_refused(folder, options, said):
+    pipe = load_pipeline(folder / 'pipeline', device='cpu').pipe
+    with pytest.raises(ValueError, match=said):
+        ShardSource(pipe, PROMPTS, **{'negative_prompt': 'a tree', **SETTINGS, **options})
+
+
+def test_loras_are_in_the_weights_and_in_the_records(folder, lora, tmp_path):
+    def weights(*loras):
+        loaded = load_pipeline(folder / 'pipeline', device='cpu', loras=loras)
+        name = 'down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight'
+        unet = loaded.pipe.unet
+        assert not any('lora' in key for key, _ in unet.named_parameters())
+        return loaded, unet.state_dict()[name]
+
+    plain, whole, half = weights()[1], weights(f'{lora}')[1], weights(f'{lora}:0.5')[1]
+    twice = weights(f'{lora}:0.5', f'{lora}:0.5')[1]
+    assert (whole - plain).abs().max() > 1e-2
+    torch.testing.assert_close(half - plain, (whole - plain) / 2, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(twice, whole, atol=1e-5, rtol=1e-4)
+    job = GenerationJob(
+        str(folder / 'pipeline'),
+        str(folder / 'prompts.jsonl'),
+        device='cpu',
+        loras=(f'{lora}:0.5',),
+        options=SETTINGS,
+    )
+    store = first(job.source(), tmp_path / 'store')
+    (record,) = store.config['loras']
+    assert (record['name'], record['weight']) == ('style.safetensors', 0.5)
+    paths = (tmp_path / 'store', str(folder / 'pipeline'), str(folder / 'prompts.jsonl'))
+    with pytest.raises(StoreError, match='style.safetensors:0.5'):
+        GenerationJob.of_store(*paths)
+    again = GenerationJob.of_store(*paths, device='cpu', loras=(f'{lora}:0.5',)).source()
+    assert again.config == store.config
+    assert list(verify_store(tmp_path / 'store', source=again)) == []
+
+
+def test_a_lora_that_does_not_fit_is_refused(folder, lora, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(lora)
+    other = {key.replace('attn2', 'attn9'): value for key, value in state.items()}
+    save_file(other, tmp_path / 'other.safetensors')
+    save_file({'x': torch.zeros(2)}, tmp_path / 'none.safetensors')
+    for name in ('other', 'none'):
+        with pytest.raises(ValueError, match=f'the LoRA .*{name}.safetensors'):
+            load_pipeline(
+                folder / 'pipeline', device='cpu', loras=[f'{tmp_path / name}.safetensors']
+            )
+    for text in ('style.bin', 'style.safetensors:much', 'style.safetensors:nan'):
+        with pytest.raises(ValueError, match='is not FILE.safetensors'):
+            parse_lora(text)
+    with pytest.raises(FileNotFoundError, match='there is no LoRA'):
+        parse_lora('none.safetensors')
+
+
+# --- a run in a file ------------------------------------------------------------------------------
+
+
+def parsed(tmp_path, text, *words):
+    path = tmp_path / 'run.yaml'
+    path.write_text(text, encoding='utf-8')
+    return load_tool('generate').parse_args(['--config', str(path), *words])
+
+
+def test_a_file_holds_a_run_and_the_command_line_goes_before_it(tmp_path):
+    text = (
+        'pipeline: owner/name\nprompts: p.jsonl\nout: store\nsteps: 30\nsize: 512x768\n'
+        'negative-prompt: blurry\nlora: [a.safetensors, b.safetensors:0.5]\nquiet: true\n'
+        'mask-resolutions: [16, 32]\nmask_steps: "0:25:3"\ndtype: float16\n'
+    )
+    args = parsed(tmp_path, text, '--steps', '4')
+    assert (args.pipeline, args.prompts, args.out) == ('owner/name', 'p.jsonl', 'store')
+    assert (args.steps, args.size, args.dtype, args.quiet) == (4, (512, 768), 'float16', True)
+    assert args.lora == ['a.safetensors', 'b.safetensors:0.5'] and args.guidance == 7.5
+    assert (args.mask_resolutions, args.mask_steps) == ([16, 32], [0, 25, 3])
+    args = parsed(tmp_path, text, 'other', 'q.jsonl', 'elsewhere')
+    assert (args.pipeline, args.out) == ('other', 'elsewhere')
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('step: 30', "no option 'step': did you mean steps?"),
+        ('steps: many', 'steps'),
+        ('steps: [1, 2]', 'steps'),
+        ('steps: true', 'takes no True'),
+        ('dtype: int8', 'dtype is one of float32'),
+        ('quiet: 1', 'quiet is true or false'),
+        ('lora: {a: 1}', 'takes no'),
+        ('- steps', 'no names and values'),
+        ('{', 'is no YAML'),
+        ('x: !!python/object/apply:os.system [ls]', 'is no YAML'),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(tmp_path, text, said):
+    with pytest.raises(InputError) as raised:
+        parsed(tmp_path, text)
+    assert said in str(raised.value)
+
+
+def test_what_is_missing_is_told(tmp_path, capsys):
+    (tmp_path / 'run.yaml').write_text('steps: 3')
+    tool = load_tool('generate')
+    assert exit_code(tool, ['--config', tmp_path / 'run.yaml']) == 2
+    assert 'required: pipeline, prompts, out' in capsys.readouterr().err
+    assert exit_code(tool, ['--config', tmp_path / 'none.yaml']) == 2
+    assert 'none.yaml' in capsys.readouterr().err
+
+
+def test_the_command_runs_a_file(folder, tmp_path):
+    lines = {
+        'pipeline': str(folder / 'pipeline'),
+        'prompts': str(folder / 'prompts.jsonl'),
+        'out': str(tmp_path / 'store'),
+        'steps': 1,
+        'device': 'cpu',
+        'negative-prompt': 'a tree',
+        'quiet': True,
+    }
+    (tmp_path / 'run.yaml').write_text(json.dumps(lines))
+    assert exit_code(load_tool('generate'), ['--config', tmp_path / 'run.yaml']) == 0
+    assert Store(tmp_path / 'store').config['negative_prompt'] == 'a tree'
