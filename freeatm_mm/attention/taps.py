@@ -19,12 +19,14 @@ from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
 __all__ = [
     'Attention',
+    'BehindTap',
     'SelfTap',
     'SequenceTap',
     'Sink',
     'Tap',
     'WatchedSelfTap',
     'WatchedTap',
+    'behind_pixels',
     'make_self_tap',
     'make_tap',
     'map_size',
@@ -194,6 +196,20 @@ class Tap:
                 'attention cannot be recorded; give it back a processor of diffusers, and fuse '
                 'projections before recording'
             )
+
+
+class BehindTap(Tap):
+    """Catches attention to pixels and, behind them, text."""
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, all keys and the mask of some rows of the batch."""
+        return behind_pixels(super().attention(rows))
+
+
+def behind_pixels(seen: Attention) -> Attention:
+    """Attention to pixels and text, with the text where it stands: behind the pixels."""
+    pixels = seen.query_BNHC.shape[1]
+    return seen._replace(text_start=pixels, text_length=seen.key_BKHC.shape[1] - pixels)
 
 
 class WatchedTap(Tap):
@@ -436,6 +452,8 @@ def make_tap(
     """The tap for a module's attention to the text."""
     if family.text_keys is TextKeys.SEQUENCE:
         kind: type[Tap] = SequenceTap
+    elif family.text_keys is TextKeys.BEHIND:
+        kind = BehindTap
     else:
         kind = WatchedTap if family.watched or _is_fused(module) else Tap
     return kind(sink, module, group, layer, heads)
@@ -482,8 +500,11 @@ def self_attention_modules(denoiser: nn.Module, family: Family) -> list[tuple[st
             # Sana's attention among pixels has no softmax.
             and 'Linear' not in type(getattr(module, 'processor', None)).__name__
         )
+        behind = family.text_keys is TextKeys.BEHIND
         beside_text = family.text_keys is TextKeys.ADDED and family.is_text_attention(name, module)
-        if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
+        if ((pixels_only and not behind) or beside_text) and getattr(
+            module, 'to_k', None
+        ) is not None:
             found.append((name, module))
     if not found:
         raise ValueError(
