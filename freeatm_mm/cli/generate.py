@@ -256,6 +256,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='how the tokens of a noun become one mask',
     )
     masks.add_argument(
+        '--mask-maps',
+        choices=('attention', 'output'),
+        help="output: from the words' and pixels' outputs of attention (models whose text and "
+        'image are one sequence)',
+    )
+    masks.add_argument(
         '--mask-head-weights',
         choices=('contribution',),
         help='weigh the heads of each pixel by what they contribute to the output there',

@@ -81,6 +81,7 @@ MASK_OPTIONS = (
     'heads',
     'probability',
     'merge',
+    'maps',
     'head_weights',
     'rescale',
     'propagate',
@@ -184,7 +185,7 @@ class ShardSource:
         masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline draws, and
             samples have a caption but no nouns. Other masks by a mapping of some of
             :data:`MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
-            ``probability``, ``merge``, ``head_weights`` and ``rescale`` as
+            ``probability``, ``merge``, ``maps``, ``head_weights`` and ``rescale`` as
             :class:`~freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
             and maybe stride; ``propagate``, how often to pass them on along the self-attention at
             32x32 or below; ``crf``, the shorter side in pixels at which
