@@ -50,6 +50,7 @@ class Sink:
         input: What that call is about.
         batches: Numbers of rows that a module may attend with: those of the batch, or fewer where
             it attends for the first of them apart.
+        outputs: Whether the outputs of attention calls are wanted.
         layer_steps: In how many calls each layer was caught.
     """
 
@@ -61,6 +62,7 @@ class Sink:
     recording: bool = False
     input: DenoiserInput | None = None
     batches: tuple[int, ...] = ()
+    outputs: bool = False
     layer_steps: dict[str, int] = field(default_factory=dict)
 
 
@@ -235,7 +237,7 @@ class WatchedTap(Tap):
         super()._before(module, args, kwargs)
         if self.active:
             self.keys = self._num_keys(args, kwargs)
-            self.watch = WatchAttention(self._look)
+            self.watch = WatchAttention(self._look, self.sink.outputs)
             self.watch.__enter__()
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
@@ -353,6 +355,31 @@ class SequenceTap(WatchedTap):
         first = layout.image_start if call.query.shape[2] == layout.length else 0
         pixels = slice(first, first + math.prod(layout.size))
         return self._part(rows, pixels, layout.text_start, layout.text_length)
+
+    def outputs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The outputs of the pixels (B, N, X) and of the text's tokens (B, K, X) of some rows.
+
+        Raises:
+            ValueError: If the text attends to nothing.
+        """
+        layout, call = self.sink.input, self.call
+        assert layout is not None and call is not None and call.output is not None
+        if call.query.shape[2] != layout.length:
+            raise ValueError(
+                f"maps='output' compares the outputs of words and pixels, and the text of "
+                f'{self.layer} attends to nothing; record attention'
+            )
+        whole_BLX = call.output.transpose(1, 2).flatten(2)
+        whole_rows = whole_BLX[rows]
+        if layout.places:
+            spans = [(place.text_start, place.text_length) for place in layout.places[rows]]
+        else:
+            spans = [(layout.text_start, layout.text_length)] * len(whole_rows)
+        texts = [
+            row_LX[start : start + length] for row_LX, (start, length) in zip(whole_rows, spans)
+        ]
+        text_BKX = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        return self._of_pixels(whole_BLX, rows), text_BKX
 
     def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
         """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
