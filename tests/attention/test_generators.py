@@ -374,6 +374,10 @@ def test_wuerstchen():
             images_of(part, prompts=PROMPTS[:1], **dict(CASCADE, width=128), **options)
         masks.append(recorder.masks()[0])
     assert torch.equal(*masks) and masks[0].std() > 1e-9
+    with pytest.raises(ValueError, match='PriorPipelineOutput holds no images: record this'):
+        AttentionRecorder(pipe.prior_pipe).generate(
+            PROMPTS[0], NOUNS[0], height=128, width=128, num_inference_steps=1
+        )
 
 
 # Stable Diffusion's relatives ------------------------------------------------------------------
