@@ -65,7 +65,10 @@ def options_of(tool: str) -> set[str]:
     """The options of a tool by its source; a generator's plan has one for each of its fields."""
     behind = command_behind(ROOT / tool)
     source = f'{behind.replace(".", "/")}.py' if behind else tool
-    known = set(re.findall(r"'(--[a-z][\w-]*)'", text(source)))
+    content = text(source)
+    if 'freeatm_mm.cli._generation' in content:  # the options that two tools share
+        content += text('freeatm_mm/cli/_generation.py')
+    known = set(re.findall(r"'(--[a-z][\w-]*)'", content))
     if tool == 'tools/miniature/train_generator.py':
         fields = re.findall(r'^    (\w+): ', text('freeatm_mm/miniature/plan.py'), re.MULTILINE)
         known |= {f'--{field.replace("_", "-")}' for field in fields}
