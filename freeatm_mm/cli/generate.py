@@ -84,8 +84,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='a further stage of DeepFloyd IF, folder or hub id (owner/name@revision); once for '
         'stage II, once more for stage III',
     )
-    add('--steps', type=int, default=50, help='denoising steps (default: 50)')
-    add('--guidance', type=float, default=7.5, help='guidance scale; 1: off (default: 7.5)')
+    add('--steps', type=int, help="denoising steps (default: 50; a few-step model's own)")
+    add(
+        '--guidance',
+        type=float,
+        help="guidance scale; 1: off (default: 7.5; a few-step model's own)",
+    )
     add(
         '--stage-steps',
         type=numbers(','),

@@ -188,8 +188,11 @@ def generate(
         FloatingPointError: If all that the pipeline draws is not a number.
         DrawingError: If drawing fails whatever the prompt, or more samples fail than may.
     """
+    source = ShardSource(pipeline, prompts, **options)
+    if rank == 0:
+        source.tell_chosen()
     return generate_store(
-        ShardSource(pipeline, prompts, **options),
+        source,
         out,
         rank=rank,
         world=world,

@@ -46,6 +46,7 @@ from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
     LoadedPipeline,
+    drawing_defaults,
     drawing_options,
     load_pipeline,
     scheduler_of,
@@ -59,6 +60,8 @@ from freeatm_mm.store.verify import shard_entries
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = [
     'MASK_OPTIONS',
@@ -187,8 +190,10 @@ class ShardSource:
         prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`; or a
             :class:`~freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
             and ``samples_per_shard``.
-        steps: Denoising steps.
-        guidance: Classifier-free guidance scale; 1 or less switches guidance off.
+        steps: Denoising steps; the default is 50, and a few-step model's own
+            (:func:`~freeatm_mm.generation.pipelines.drawing_defaults`).
+        guidance: Classifier-free guidance scale; 1 or less switches guidance off. The default is
+            7.5, and a few-step model's own.
         batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
         seed: Seed of the run; a sample's seed is a hash of it, the prompt's id and the number of
             the image.
@@ -244,14 +249,16 @@ class ShardSource:
     counts_class: type[Counts] = Counts
     #: What is being done to the samples of a batch, for messages that go on with their names.
     doing = 'drawing the prompts'
+    #: The steps and guidance of a few-step model that nobody named, in words.
+    chosen: str | None = None
 
     def __init__(
         self,
         pipeline: DiffusionPipeline,
         prompts: Sequence[PromptRecord] | Plan,
         *,
-        steps: int = 50,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         batch_size: int = 8,
         seed: int = 0,
         samples_per_shard: int = 5000,
@@ -294,6 +301,22 @@ class ShardSource:
             )
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
+        defaults = drawing_defaults(pipeline)
+        if defaults.reason and (steps is None or guidance is None):
+            self.chosen = (
+                f'{defaults.reason}: '
+                + ', '.join(
+                    f'{name} {value:g}'
+                    for name, given, value in (
+                        ('steps', steps, defaults.steps),
+                        ('guidance', guidance, defaults.guidance),
+                    )
+                    if given is None
+                )
+                + ' (the default of such models)'
+            )
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
         if negative_prompt is not None:
             _check_negative_prompt(pipeline, negative_prompt, guidance, bool(stages))
         self._cascade: Cascade | None = None
@@ -388,6 +411,11 @@ class ShardSource:
         self._propagate, self._crf = 0, 0
         if isinstance(masks, Mapping):
             self._choose_masks(masks)
+
+    def tell_chosen(self) -> None:
+        """Say in one line what was chosen because nobody named it, if anything was."""
+        if self.chosen:
+            _LOG.warning('%s', self.chosen)
 
     def _choose_masks(self, masks: Mapping[str, Any]) -> None:
         unknown = sorted(masks.keys() - set(MASK_OPTIONS))
@@ -982,6 +1010,9 @@ class GenerationJob:
         if not manifest.get('complete') and not any(out.glob('shard-*')):
             return
         known = {name: settings[name] for name in self.kept_options}
+        for name in ('steps', 'guidance'):  # those of the pipeline, which isn't loaded yet
+            if known.get(name, ...) is None:
+                del known[name]
         known |= {'prompts_sha256': plan.fingerprint, 'num_samples': plan.num_samples}
         if self.scheduler:
             known['scheduler'] = self.scheduler
@@ -1044,7 +1075,10 @@ class GenerationJob:
         if loaded.loras:
             options['loras'] = loaded.loras
         options |= self.options
-        return self.source_class(loaded.pipe, plan, **options, **self.further_options())
+        source = self.source_class(loaded.pipe, plan, **options, **self.further_options())
+        if not local_rank:
+            source.tell_chosen()
+        return source
 
     def absolute(self) -> GenerationJob:
         """Return the same job with paths that hold from anywhere; ids on the hub as they are."""

@@ -21,15 +21,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-
 from freeatm_mm.errors import tool  # noqa: E402
 from freeatm_mm.results import package_versions  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
 
 SECONDS = 150
 """Limit of one row."""
@@ -46,6 +47,8 @@ class Place(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """Half precision where there is a GPU for it."""
+        import torch
+
         return torch.float32 if self.device == 'cpu' else torch.float16
 
 
@@ -54,6 +57,8 @@ class Skipped(Exception):
 
 
 def _seconds(place: Place, function: Callable[[], Any]) -> tuple[float, Any]:
+    import torch
+
     synchronize = torch.cuda.synchronize if place.device == 'cuda' else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -65,6 +70,7 @@ def _seconds(place: Place, function: Callable[[], Any]) -> tuple[float, Any]:
 def _record(place: Place, pipe: Any, **call: Any) -> str:
     """Generate with and without the recorder, after each was done once."""
     import recording_case as case
+    import torch
 
     from freeatm_mm.attention import AttentionRecorder
 
@@ -121,6 +127,7 @@ def recorder_sdxl(place: Place) -> str:
     """The recorder at Stable Diffusion XL's shapes."""
     import diffusers
     import recording_case
+    import torch
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     base = recording_case.build_pipeline(quick=True)
@@ -191,6 +198,8 @@ def step(place: Place, method: str) -> str:
 
 def synchronized_step(place: Place, method: str) -> str:
     """The same with batch statistics shared between processes, of which there is one."""
+    import torch
+
     if place.device == 'cpu':
         raise Skipped('PyTorch shares batch statistics on accelerators only')
     with _one_process(place):
@@ -201,6 +210,8 @@ def synchronized_step(place: Place, method: str) -> str:
 
 @contextmanager
 def _one_process(place: Place) -> Iterator[str]:
+    import torch
+
     backend = 'gloo' if place.device == 'cpu' else 'nccl'
     store = torch.distributed.FileStore(str(place.folder / 'rendezvous'), 1)
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -212,6 +223,8 @@ def _one_process(place: Place) -> Iterator[str]:
 
 def distributed(place: Place) -> str:
     """NCCL (gloo on a CPU) with one process."""
+    import torch
+
     with _one_process(place) as backend:
         value = torch.arange(4.0, device=place.device)
         gathered = [torch.empty_like(value)]
@@ -225,6 +238,8 @@ def distributed(place: Place) -> str:
 
 def mmcv_operators(place: Place) -> str:
     """Operators of mmcv that detectors need, against those of the CPU."""
+    import torch
+
     try:
         from mmcv.ops import nms, roi_align
     except ImportError as error:
@@ -321,9 +336,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
+    parser.add_argument(
+        '--device', choices=['cuda', 'cpu'], default='cuda', help='where the rows run (%(default)s)'
+    )
     parser.add_argument('--tiny', action='store_true', help='small shapes')
-    parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
+    parser.add_argument(
+        '--rows',
+        nargs='+',
+        choices=ROWS,
+        default=list(ROWS),
+        metavar='ROW',
+        help=f'which to check: {", ".join(ROWS)} (all)',
+    )
     parser.add_argument('--row', choices=ROWS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -332,6 +356,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, and print the table."""
     args = parse_args(argv)
+    import torch  # after the options, so that --help is quick
+
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('PyTorch finds no GPU: give --device cpu to run the rows on the CPU')
     with tempfile.TemporaryDirectory() as folder:
