@@ -128,6 +128,28 @@ def keep_digits_of_ap() -> None:
         module.round = lambda value, digits=None: float(value)
 
 
+@contextmanager
+def densecl_without_shuffling() -> Iterator[None]:
+    """Lets mmpretrain's DenseCL take its second views in the order of the first ones.
+
+    Reason: it shuffles the images, on one process too, and brings back what its neck gave of each,
+    so that instances would be pooled by another image's masks. On one process shuffling is without
+    effect, as batch normalisation sees the same images.
+
+    Source: `mmpretrain/models/selfsup/densecl.py`, `DenseCL.loss`.
+    """
+    from mmpretrain.models.selfsup import densecl
+
+    module: Any = densecl
+    before = module.batch_shuffle_ddp, module.batch_unshuffle_ddp
+    module.batch_shuffle_ddp = lambda images: (images, None)
+    module.batch_unshuffle_ddp = lambda rows, places: rows
+    try:
+        yield
+    finally:
+        module.batch_shuffle_ddp, module.batch_unshuffle_ddp = before
+
+
 def launch_on_cpus(cfg) -> None:
     """Lets mmengine train in several processes on a machine without a GPU; no effect with one.
 

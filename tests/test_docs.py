@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.places import PLACES
 from helpers.tools import command_behind, load_tool
 
@@ -15,7 +16,14 @@ from freeatm_mm.cli import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ('.', 'docs', 'docs/results', 'weights/miniature-generator')
+    for folder in (
+        '.',
+        'docs',
+        'docs/reference',
+        'docs/results',
+        'docs/results/claims',
+        'weights/miniature-generator',
+    )
     for path in (ROOT / folder).glob('*.md')
 )
 PLACEHOLDERS = ('NAME', 'METHOD', 'FRAMEWORK')
@@ -65,7 +73,10 @@ def options_of(tool: str) -> set[str]:
     """The options of a tool by its source; a generator's plan has one for each of its fields."""
     behind = command_behind(ROOT / tool)
     source = f'{behind.replace(".", "/")}.py' if behind else tool
-    known = set(re.findall(r"'(--[a-z][\w-]*)'", text(source)))
+    content = text(source)
+    if 'freeatm_mm.cli._generation' in content:  # the options that two tools share
+        content += text('freeatm_mm/cli/_generation.py')
+    known = set(re.findall(r"'(--[a-z][\w-]*)'", content))
     if tool == 'tools/miniature/train_generator.py':
         fields = re.findall(r'^    (\w+): ', text('freeatm_mm/miniature/plan.py'), re.MULTILINE)
         known |= {f'--{field.replace("_", "-")}' for field in fields}
@@ -136,3 +147,37 @@ def test_contributing_lists_the_places_that_the_tests_of_additions_use():
             f'**A pretraining {addition}**' in page
         )
         assert rows in page, rows
+
+
+class SiteLoader(yaml.SafeLoader):
+    """Read mkdocs.yml without what its tags stand for: the environment and Python functions."""
+
+
+SiteLoader.add_multi_constructor('', lambda loader, suffix, node: None)
+
+
+def pages_of(nav: list | dict | str) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    inner = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in inner for page in pages_of(entry)]
+
+
+def test_the_site_shows_every_page_once_and_none_that_is_not_there():
+    pages = pages_of(yaml.load(text('mkdocs.yml'), SiteLoader)['nav'])
+    outside = dict(
+        re.findall(r"^    '([^']+\.md)': '([^']+)',$", text('tools/setup/site_pages.py'), re.M)
+    )
+    assert outside['README.md'] == 'index.md'
+    assert all((ROOT / path).is_file() for path in outside)
+    own = [path.relative_to(ROOT / 'docs').as_posix() for path in (ROOT / 'docs').rglob('*.md')]
+    assert sorted(pages) == sorted([*own, *outside.values()])
+
+
+@pytest.mark.parametrize(
+    'page', sorted((ROOT / 'docs/reference').glob('*.md')), ids=lambda p: p.stem
+)
+def test_a_page_of_the_reference_names_a_room_with_public_names(page):
+    (room,) = re.findall(r'^::: (\S+)$', page.read_text(encoding='utf-8'), re.M)
+    assert room == f'freeatm_mm.{page.stem}'
+    assert '__all__' in text(f'{room.replace(".", "/")}/__init__.py')

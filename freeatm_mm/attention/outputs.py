@@ -1,7 +1,7 @@
-"""What an attention module puts out: how much each head contributes to it at each pixel.
+"""What an attention module puts out: what each head contributes, and how alike its outputs are.
 
-Shape suffixes: B images, N queries (pixels of a feature map), H heads, C channels of a head,
-D channels of the output.
+Shape suffixes: B images, N queries (pixels of a feature map), K text keys, T noun tokens, H heads,
+C channels of a head, X channels of all heads, D channels of the module's output.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['head_weights', 'output_projection']
+__all__ = ['add_output_products', 'head_weights', 'output_projection']
 
 _LEAST = 1e-20  # so that pixels to which no head contributes weigh all of them the same
 
@@ -73,3 +73,34 @@ def head_weights(
         if chosen is not None:
             weights_BNH = weights_BNH[..., list(chosen)]
         return weights_BNH / weights_BNH.sum(-1, keepdim=True)
+
+
+@torch.no_grad()
+def add_output_products(
+    pixels_BNX: Tensor,
+    text_BKX: Tensor,
+    columns_BT: Tensor,
+    out_BTN: Tensor,
+    *,
+    heads: int,
+    some: Sequence[int],
+) -> None:
+    """Add the scalar products of tokens' outputs with pixels' outputs, divided by sqrt(X).
+
+    Args:
+        pixels_BNX: Outputs of the pixels, all heads side by side.
+        text_BKX: Outputs of the text's tokens.
+        columns_BT: int64 indices of the wanted tokens, one row for each image.
+        out_BTN: float32 sums to add to.
+        heads: How many heads there are.
+        some: Heads to use; their products are scaled up to what all heads would add.
+    """
+    factor = pixels_BNX.shape[-1] ** -0.5 * heads / len(some)
+    with torch.autocast(device_type=pixels_BNX.device.type, enabled=False):
+        index_BTX = columns_BT[..., None].expand(-1, -1, text_BKX.shape[-1])
+        text_BTX = text_BKX.gather(1, index_BTX).float()
+        parts = [
+            part.float().unflatten(-1, (heads, -1))[..., list(some), :].flatten(2)
+            for part in (text_BTX, pixels_BNX)
+        ]
+        out_BTN.baddbmm_(parts[0], parts[1].transpose(1, 2), alpha=factor)

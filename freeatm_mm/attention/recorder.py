@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
-from freeatm_mm.attention.families import Call, find_family, head_count
+from freeatm_mm.attention.families import Call, TextKeys, find_family, head_count
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
-from freeatm_mm.attention.outputs import output_projection
+from freeatm_mm.attention.outputs import add_output_products, output_projection
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
     Heads,
@@ -48,6 +48,7 @@ from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
 from freeatm_mm.attention.taps import (
     SelfTap,
+    SequenceTap,
     Sink,
     Tap,
     WatchedTap,
@@ -68,6 +69,8 @@ from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
 
+MAPS = ('attention', 'output')
+"""What maps may be made of."""
 HEAD_WEIGHTS = (None, 'contribution')
 """What a layer's heads may count."""
 RESCALE = (None, 'words')
@@ -153,6 +156,12 @@ class AttentionRecorder:
         self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
             the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
             one float32 matrix (pixels, pixels) an image: 4 MiB at 32x32. ``None``: don't.
+        maps: ``'attention'``: the paper's, of attention probabilities. ``'output'``, for models in
+            which text and image attend to each other as one sequence: of the outputs of the same
+            attention calls. Each word's output is multiplied with each pixel's (scalar product,
+            divided by the square root of the channels, mean over layers and steps), and the words
+            of the prompt compete by a softmax at each pixel, as in ConceptAttention (2025). Costs a
+            map for each word, and needs two words at least.
         head_weights: ``None``: the heads of a layer count the same. ``'contribution'``: at each
             pixel a head counts what it contributes to the layer's output there, which needs no
             labels (:func:`freeatm_mm.attention.outputs.head_weights`).
@@ -208,6 +217,7 @@ class AttentionRecorder:
         heads: Heads | None = None,
         separate: str | Iterable[str] = (),
         self_attention: int | None = None,
+        maps: str = 'attention',
         head_weights: str | None = None,
         rescale: str | None = None,
         check_prompts: bool = True,
@@ -220,10 +230,23 @@ class AttentionRecorder:
             raise ValueError(f'head_weights must be one of {HEAD_WEIGHTS}, got {head_weights!r}')
         if rescale not in RESCALE:
             raise ValueError(f'rescale must be one of {RESCALE}, got {rescale!r}')
+        if maps not in MAPS:
+            raise ValueError(f'maps must be one of {MAPS}, got {maps!r}')
+        if maps == 'output' and (head_weights or rescale or probability != 'joint'):
+            raise ValueError(
+                "maps='output' are made of no probabilities: leave head_weights, rescale and "
+                'probability out'
+            )
+        self._maps = maps
         self._head_weights = head_weights
         self._rescale = rescale
         self._pipe = pipe
         self._family = find_family(pipe)
+        if maps == 'output' and self._family.text_keys is not TextKeys.SEQUENCE:
+            raise ValueError(
+                f"maps='output' needs text that attends to the image, and that of the family "
+                f'{self._family.name} does not; record attention'
+            )
         self._probability = probability
         self._merge = merge
         self._denoiser = getattr(pipe, self._family.denoiser)
@@ -305,10 +328,10 @@ class AttentionRecorder:
             )
             words = self._words_of(call, prompts, nouns)
         else:
-            if self._rescale:
+            if self._words_compete:
                 raise ValueError(
-                    "rescale='words' needs the places of all words: give prompts and nouns rather "
-                    'than columns='
+                    "rescale='words' and maps='output' need the places of all words: give prompts "
+                    'and nouns rather than columns='
                 )
             words = [[] for _ in prompts]
             if isinstance(nouns, str):
@@ -348,11 +371,15 @@ class AttentionRecorder:
         self._columns_BT = _pad_columns(self._columns, images_per_prompt)
         self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
 
+    @property
+    def _words_compete(self) -> bool:
+        return self._rescale is not None or self._maps == 'output'
+
     def _words_of(
         self, call: Call, prompts: Sequence[str], nouns: Sequence[Sequence[Any]]
     ) -> list[list[int]]:
         """Find the columns of each prompt's words, where maps are to be rescaled."""
-        if not self._rescale:
+        if not self._words_compete:
             return [[] for _ in prompts]
         found = find_columns(
             call,
@@ -436,6 +463,7 @@ class AttentionRecorder:
             self._accumulate_affinity,
             self._resolutions,
             self._self_attention,
+            outputs=self._maps == 'output',
         )
         self.layer_steps = self._sink.layer_steps
         self._affinity_steps: dict[str, int] = {}
@@ -452,7 +480,7 @@ class AttentionRecorder:
             RuntimeError: If the recorder is in use already, or was made without prompts.
             ValueError: If the denoiser has a hook of diffusers that changes its attention, or both
                 a step cache and compiled code, has no module of the family's kind, or is compiled
-                where heads are weighted.
+                where heads are weighted or outputs compared.
         """
         self._check_free()
         if not self.prompts:
@@ -479,10 +507,11 @@ class AttentionRecorder:
             taps.append(make(self._sink, self._family, module, group, name, wanted))
         taps = [tap for tap in taps if tap.heads]
         self.layers = {tap.layer: head_count(tap.module) for tap in taps}
-        if self._head_weights and any(isinstance(tap, ShownTap) for tap in taps):
+        outputs = self._head_weights is not None or self._maps == 'output'
+        if outputs and any(isinstance(tap, ShownTap) for tap in taps):
             raise ValueError(
-                f'head_weights={self._head_weights!r} needs what a compiled denoiser does not '
-                'show: record it as it was before torch.compile'
+                "head_weights and maps='output' need what a compiled denoiser does not show: "
+                'record it as it was before torch.compile'
             )
         for name, module in pixels:
             make_self = make_shown_self_tap if self._is_compiled(name) else make_self_tap
@@ -692,8 +721,11 @@ class AttentionRecorder:
             place = {column: index for index, column in enumerate(self._columns[prompt])}
             positions, words = self._positions[prompt], self._words[prompt]
             if words:
-                total_hw = average_BThw[image, [place[column] for column in words]].sum(0)
-                average_BThw[image] /= total_hw.clamp_min(_LEAST)
+                own = [place[column] for column in words]
+                if self._maps == 'output':
+                    average_BThw[image, own] = average_BThw[image, own].softmax(0)
+                else:
+                    average_BThw[image] /= average_BThw[image, own].sum(0).clamp_min(_LEAST)
             maps = average_BThw.new_zeros(len(positions), *average_BThw.shape[-2:])
             for noun, encoders in enumerate(positions):
                 for columns in encoders:
@@ -810,6 +842,19 @@ class AttentionRecorder:
                 total = self._sums[part] = _Sum(
                     torch.zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
                 )
+            if self._maps == 'output':
+                assert isinstance(tap, SequenceTap)
+                pixels_BNX, text_BKX = tap.outputs(rows)
+                add_output_products(
+                    pixels_BNX,
+                    text_BKX,
+                    self._columns_BT.to(pixels_BNX.device),
+                    total.total_BTN,
+                    heads=head_count(tap.module),
+                    some=heads,
+                )
+                total.count += 1
+                continue
             some = slice(None) if len(heads) == head_count(tap.module) else list(heads)
             noun_attention(
                 query_BNHC[:, :, some],

@@ -37,12 +37,20 @@ def drawn_images(output: Any) -> Any:
     Args:
         output: What the pipeline's call returned. Videos must have one frame each, which is the
             image.
+
+    Raises:
+        ValueError: If it holds none, as a prior's.
     """
     if isinstance(output, tuple):
         return output[0]
     for name in ('images', 'image'):
         if hasattr(output, name):
             return getattr(output, name)
+    if not hasattr(output, 'frames'):
+        raise ValueError(
+            f'{type(output).__name__} holds no images: record this pipeline in a with block, or '
+            'call the whole of which it is a part'
+        )
     return [video[0] for video in output.frames]
 
 

@@ -37,12 +37,14 @@ class AttentionCall(NamedTuple):
         mask: Boolean (``True`` takes part) or added to the logits; broadcast to (batch, heads,
             queries, keys).
         scale: Factor of the logits.
+        output: What it returned, where that was asked for; shape (batch, heads, queries, channels).
     """
 
     query: Tensor
     key: Tensor
     mask: Tensor | None
     scale: float
+    output: Tensor | None = None
 
 
 _looks: ContextVar[tuple[Callable[[AttentionCall], None], ...]] = ContextVar('looks', default=())
@@ -55,29 +57,39 @@ class WatchAttention(TorchFunctionMode):
     Args:
         look: Gets each :class:`AttentionCall`. Inside :func:`watched_backends` also those that
             diffusers hands to other functions, once more where these call this one.
+        outputs: Whether to show what the call returned, too, and no other calls than PyTorch's.
     """
 
-    def __init__(self, look: Callable[[AttentionCall], None]) -> None:
+    def __init__(self, look: Callable[[AttentionCall], None], outputs: bool = False) -> None:
         super().__init__()
         self._look = look
+        self._outputs = outputs
 
     def __enter__(self) -> Any:
         """Begin."""
-        _looks.set((*_looks.get(), self._look))
+        if not self._outputs:
+            _looks.set((*_looks.get(), self._look))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         """End."""
-        _looks.set(_looks.get()[:-1])
+        if not self._outputs:
+            _looks.set(_looks.get()[:-1])
         super().__exit__(*error)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            self._look(attention_call(*deciding_arguments(*args, **kwargs)))
-        return func(*args, **kwargs)
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        call = attention_call(*deciding_arguments(*args, **kwargs))
+        if not self._outputs:
+            self._look(call)
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        self._look(call._replace(output=output.detach()))
+        return output
 
 
 def watched_backends() -> Callable[[], None]:

@@ -15,6 +15,7 @@ from freeatm_mm.attention.taps import (
     SequenceTap,
     Sink,
     WatchedTap,
+    behind_pixels,
     map_size,
 )
 
@@ -74,6 +75,11 @@ class ShownTap(WatchedTap):
             self.call = call._replace(mask=mask[:, :1])
         self.size = map_size(self.sink.input.size, queries)
         self._record_if_wanted()
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, keys and mask of some rows of the batch."""
+        seen = super().attention(rows)
+        return behind_pixels(seen) if self.sink.text_keys is TextKeys.BEHIND else seen
 
     def _record_if_wanted(self) -> None:
         if size_matches(self.size, self.sink.resolutions):

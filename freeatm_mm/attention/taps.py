@@ -19,12 +19,14 @@ from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 
 __all__ = [
     'Attention',
+    'BehindTap',
     'SelfTap',
     'SequenceTap',
     'Sink',
     'Tap',
     'WatchedSelfTap',
     'WatchedTap',
+    'behind_pixels',
     'make_self_tap',
     'make_tap',
     'map_size',
@@ -48,6 +50,7 @@ class Sink:
         input: What that call is about.
         batches: Numbers of rows that a module may attend with: those of the batch, or fewer where
             it attends for the first of them apart.
+        outputs: Whether the outputs of attention calls are wanted.
         layer_steps: In how many calls each layer was caught.
     """
 
@@ -59,6 +62,7 @@ class Sink:
     recording: bool = False
     input: DenoiserInput | None = None
     batches: tuple[int, ...] = ()
+    outputs: bool = False
     layer_steps: dict[str, int] = field(default_factory=dict)
 
 
@@ -196,6 +200,20 @@ class Tap:
             )
 
 
+class BehindTap(Tap):
+    """Catches attention to pixels and, behind them, text."""
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, all keys and the mask of some rows of the batch."""
+        return behind_pixels(super().attention(rows))
+
+
+def behind_pixels(seen: Attention) -> Attention:
+    """Attention to pixels and text, with the text where it stands: behind the pixels."""
+    pixels = seen.query_BNHC.shape[1]
+    return seen._replace(text_start=pixels, text_length=seen.key_BKHC.shape[1] - pixels)
+
+
 class WatchedTap(Tap):
     """Catches the attention of a module where it reaches ``scaled_dot_product_attention``.
 
@@ -219,7 +237,7 @@ class WatchedTap(Tap):
         super()._before(module, args, kwargs)
         if self.active:
             self.keys = self._num_keys(args, kwargs)
-            self.watch = WatchAttention(self._look)
+            self.watch = WatchAttention(self._look, self.sink.outputs)
             self.watch.__enter__()
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
@@ -338,6 +356,31 @@ class SequenceTap(WatchedTap):
         pixels = slice(first, first + math.prod(layout.size))
         return self._part(rows, pixels, layout.text_start, layout.text_length)
 
+    def outputs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The outputs of the pixels (B, N, X) and of the text's tokens (B, K, X) of some rows.
+
+        Raises:
+            ValueError: If the text attends to nothing.
+        """
+        layout, call = self.sink.input, self.call
+        assert layout is not None and call is not None and call.output is not None
+        if call.query.shape[2] != layout.length:
+            raise ValueError(
+                f"maps='output' compares the outputs of words and pixels, and the text of "
+                f'{self.layer} attends to nothing; record attention'
+            )
+        whole_BLX = call.output.transpose(1, 2).flatten(2)
+        whole_rows = whole_BLX[rows]
+        if layout.places:
+            spans = [(place.text_start, place.text_length) for place in layout.places[rows]]
+        else:
+            spans = [(layout.text_start, layout.text_length)] * len(whole_rows)
+        texts = [
+            row_LX[start : start + length] for row_LX, (start, length) in zip(whole_rows, spans)
+        ]
+        text_BKX = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        return self._of_pixels(whole_BLX, rows), text_BKX
+
     def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
         """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
         call = self.call
@@ -436,6 +479,8 @@ def make_tap(
     """The tap for a module's attention to the text."""
     if family.text_keys is TextKeys.SEQUENCE:
         kind: type[Tap] = SequenceTap
+    elif family.text_keys is TextKeys.BEHIND:
+        kind = BehindTap
     else:
         kind = WatchedTap if family.watched or _is_fused(module) else Tap
     return kind(sink, module, group, layer, heads)
@@ -482,8 +527,11 @@ def self_attention_modules(denoiser: nn.Module, family: Family) -> list[tuple[st
             # Sana's attention among pixels has no softmax.
             and 'Linear' not in type(getattr(module, 'processor', None)).__name__
         )
+        behind = family.text_keys is TextKeys.BEHIND
         beside_text = family.text_keys is TextKeys.ADDED and family.is_text_attention(name, module)
-        if (pixels_only or beside_text) and getattr(module, 'to_k', None) is not None:
+        if ((pixels_only and not behind) or beside_text) and getattr(
+            module, 'to_k', None
+        ) is not None:
             found.append((name, module))
     if not found:
         raise ValueError(

@@ -39,8 +39,12 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     'prompts': Command('Data', 'make_prompts', 'prompts', 'make a file of prompts and their nouns'),
     'generate': Command('Data', 'generate', 'generation', 'generate images and masks into a store'),
+    'add-masks': Command(
+        'Data', 'add_masks', 'generation', 'add masks to images that exist already'
+    ),
     'import': Command('Data', 'import_masks', '', 'make a store of your own images and masks'),
     'verify': Command('Data', 'verify', '', 'check a store, and repair it'),
+    'diversity': Command('Data', 'diversity', '', 'say how different the samples of a store are'),
     'view': Command('Data', 'view', '', 'look at a store: search, masks over images, numbers'),
     'edit': Command('Data', 'edit', '', 'merge, split or filter stores'),
     'export': Command('Data', 'export', 'export', 'write a store as COCO, mmseg, folders, Parquet'),

@@ -2,7 +2,10 @@
 
 from freeatm_mm.generation.engines import ENGINES, WorkerError, run_ray, run_workers
 from freeatm_mm.generation.estimate import RunEstimate, estimate_run
+from freeatm_mm.generation.existing import MaskJob, MaskSource, add_masks
 from freeatm_mm.generation.generate import GenerationSummary, generate, generate_store
+from freeatm_mm.generation.images import ImageReader, find_images
+from freeatm_mm.generation.listing import ImageFile, list_images
 from freeatm_mm.generation.pipelines import LoadedPipeline, load_pipeline
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.generation.redo import redo_failed
@@ -19,7 +22,11 @@ __all__ = [
     'DrawingError',
     'GenerationJob',
     'GenerationSummary',
+    'ImageFile',
+    'ImageReader',
     'LoadedPipeline',
+    'MaskJob',
+    'MaskSource',
     'Plan',
     'PromptFile',
     'RunEstimate',
@@ -27,9 +34,12 @@ __all__ = [
     'StorePlan',
     'TooManyFailed',
     'WorkerError',
+    'add_masks',
     'estimate_run',
+    'find_images',
     'generate',
     'generate_store',
+    'list_images',
     'load_pipeline',
     'redo_failed',
     'run_ray',

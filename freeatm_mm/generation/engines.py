@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,6 @@ from freeatm_mm.generation.generate import (
     summarise_shards,
 )
 from freeatm_mm.generation.limits import MAX_WORKERS
-from freeatm_mm.generation.plan import PromptFile
 from freeatm_mm.generation.source import GenerationJob
 from freeatm_mm.signals import Terminated, end_on_signals, keep_handlers
 from freeatm_mm.store import StoreError, StoreWriter
@@ -208,12 +206,7 @@ def run_ray(
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         out = Path(out).absolute()
-        job = replace(
-            job,
-            prompts=str(Path(job.prompts).absolute()),
-            pipeline=_absolute(job.pipeline),
-            stages=tuple(_absolute(stage) for stage in job.stages),
-        )
+        job = job.absolute()
         with _watched_run(job, out, progress) as (summary, refresh):
             count = _size(job)[1]
             for _ in range(rounds):
@@ -237,11 +230,6 @@ def run_ray(
     finally:
         if own:
             ray.shutdown()
-
-
-def _absolute(place: str) -> str:
-    """A pipeline's folder, from anywhere; an id on the hub as it is."""
-    return str(Path(place).absolute()) if Path(place).is_dir() else place
 
 
 def _ray_round(
@@ -313,7 +301,7 @@ class _RayWorker:
 
 def _size(job: GenerationJob) -> tuple[int, int]:
     """Number of samples, and of shards, of a job."""
-    samples = len(PromptFile(job.prompts, job.limit)) * job.options.get('images_per_prompt', 1)
+    samples = len(job.records()) * job.options.get('images_per_prompt', 1)
     return samples, -(-samples // job.options.get('samples_per_shard', 5000))
 
 

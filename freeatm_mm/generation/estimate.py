@@ -11,6 +11,7 @@ import torch
 
 from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import StoreWriter
+from freeatm_mm.store.diversity import NounCoverage, noun_coverage
 from freeatm_mm.store.layout import BLOCK, load_index, shard_name
 
 __all__ = ['RunEstimate', 'estimate_run']
@@ -32,6 +33,7 @@ class RunEstimate:
         image_bytes: Mean bytes of an image.
         mask_bytes: Mean bytes of an image's masks.
         sample_bytes: Mean bytes that a sample takes in the store, with JSON, headers and index.
+        nouns: What the prompts' nouns cover.
     """
 
     samples: int
@@ -45,6 +47,7 @@ class RunEstimate:
     image_bytes: float
     mask_bytes: float
     sample_bytes: float
+    nouns: NounCoverage
 
     @property
     def total_bytes(self) -> float:
@@ -78,6 +81,7 @@ class RunEstimate:
                 f'on {workers}',
                 f'estimated from {self.timed} images generated just now, after one batch to warm '
                 'up; loading the weights and reading the prompts come once a worker',
+                f'prompts: {self.nouns}',
             ]
         )
 
@@ -140,6 +144,7 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
         image_bytes=mean('image_bytes'),
         mask_bytes=mean('mask_bytes'),
         sample_bytes=content / timed,
+        nouns=noun_coverage((record.prompt, record.nouns) for record in source.plan.prompts),
     )
 
 

@@ -60,6 +60,7 @@ class GenerationSummary(Counts):
         seconds: Duration of the run.
         missing_shards: Shards that other workers still have to write; 0 when the store is ready.
         replaced_workers: Workers that died and were replaced.
+        reencoded_images: Images that were there and whose bytes couldn't be kept.
     """
 
     samples: int = 0
@@ -70,6 +71,7 @@ class GenerationSummary(Counts):
     seconds: float = 0.0
     missing_shards: int = 0
     replaced_workers: int = 0
+    reencoded_images: int = 0
 
     def add(self, other: GenerationSummary) -> None:
         """Add what another worker did."""
@@ -79,9 +81,18 @@ class GenerationSummary(Counts):
                 setattr(self, item.name, value)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, done: str = 'generated', redo: str = '--redo-failed --dtype float32') -> str:
+        """Return what the run did, in words.
+
+        Args:
+            done: What became of the images.
+            redo: Options that have what failed done again, if there are any.
+        """
         each = max(1, self.samples)
         lines = [
-            f'{self.samples} images generated in {self.seconds:.0f} s '
+            f'{self.samples} images {done} in {self.seconds:.0f} s '
             f'({self.samples / max(self.seconds, 1e-9):.2f} a second), {self.skipped} there '
             'already',
             f'{self.nouns} masks; an image takes {self.image_bytes / each:.0f} bytes, its '
@@ -105,7 +116,12 @@ class GenerationSummary(Counts):
                 len(self._left_out('hidden')),
                 'of such images are not in the store (--keep-hidden keeps them)',
             ),
-            (self.split_batches, 'batches failed and were generated again one by one'),
+            (self.split_batches, f'batches failed and were {done} again one by one'),
+            (
+                self.reencoded_images,
+                'images were encoded anew: neither JPEG nor PNG in RGB or grey, or stored lying on '
+                'their side',
+            ),
             (self.replaced_workers, 'workers died and were replaced'),
             (self.missing_shards, 'shards still to be written by other workers'),
         ):
@@ -113,10 +129,9 @@ class GenerationSummary(Counts):
                 lines.append(f'{count} {what}')
         failed = self._left_out('failed')
         if failed:
+            again = f' (to try another number format: the same command with {redo})' if redo else ''
             lines.append(
-                f'{len(failed)} samples could not be generated and are not in the store (to '
-                'generate them in another number format: the same command with --redo-failed '
-                '--dtype float32):'
+                f'{len(failed)} samples could not be {done} and are not in the store{again}:'
             )
             lines += [
                 f'  {item.get("key")} (prompt {item.get("prompt_id")}, image '
@@ -173,8 +188,11 @@ def generate(
         FloatingPointError: If all that the pipeline draws is not a number.
         DrawingError: If drawing fails whatever the prompt, or more samples fail than may.
     """
+    source = ShardSource(pipeline, prompts, **options)
+    if rank == 0:
+        source.tell_chosen()
     return generate_store(
-        ShardSource(pipeline, prompts, **options),
+        source,
         out,
         rank=rank,
         world=world,
@@ -300,7 +318,7 @@ class ShardWorker:
 
             notes.update(asdict(counts))
 
-        counts, notes = Counts(), dict(self.source.notes)
+        counts, notes = self.source.counts_class(), dict(self.source.notes)
         try:
             manifest = self.writer.write_shard(shard, samples(), notes)
         except _AlreadyThere:
@@ -343,12 +361,12 @@ def _summary_of(manifest: dict[str, Any]) -> GenerationSummary:
     notes = manifest.get('notes', {})
     known = {
         item.name: notes[item.name]
-        for item in fields(Counts)
+        for item in fields(GenerationSummary)
         if type(notes.get(item.name)) is (list if item.name == 'left_out' else int)
     }
     return GenerationSummary(
-        **known,
-        **{name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')},
+        **known
+        | {name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')},
     )
 
 

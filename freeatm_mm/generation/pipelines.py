@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     'DTYPES',
+    'DrawingDefaults',
     'LoadedPipeline',
+    'drawing_defaults',
     'drawing_options',
     'load_pipeline',
     'parse_lora',
@@ -196,6 +198,57 @@ def _add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
     pipe.set_adapters(names, [weight for _, weight in loras])
     pipe.fuse_lora(adapter_names=names)
     pipe.unload_lora_weights()
+
+
+class DrawingDefaults(NamedTuple):
+    """Steps and guidance scale for who names none.
+
+    Args:
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        reason: What the pipeline was recognised by, where it is a few-step model.
+    """
+
+    steps: int = 50
+    guidance: float = 7.5
+    reason: str | None = None
+
+
+def drawing_defaults(pipe: DiffusionPipeline) -> DrawingDefaults:
+    """Return the steps and the guidance scale that a pipeline was made for.
+
+    A model that was distilled to draw in a few steps is recognised by its class, its scheduler or
+    its configs. Its defaults are those that its authors name; all others have 50 steps and 7.5.
+    """
+    kind = type(pipe).__name__
+    scheduler = getattr(pipe, call_names(pipe).scheduler, None)
+    sampler, noise = type(scheduler).__name__, getattr(scheduler, 'config', {})
+    transformer = getattr(getattr(pipe, 'transformer', None), 'config', {})
+    unet = getattr(getattr(pipe, 'unet', None), 'config', {})
+    if kind.startswith('SanaSprint'):
+        return DrawingDefaults(2, 4.5, f'{kind} (Sana Sprint)')
+    if kind.startswith('LatentConsistencyModel') or sampler == 'LCMScheduler':
+        reason = f'{kind} with {sampler} (a latent consistency model)'
+        # Without an input for it, guidance isn't in the network but a second pass beside it.
+        return DrawingDefaults(4, 8.0 if unet.get('time_cond_proj_dim') else 1.0, reason)
+    if (
+        kind.startswith('Flux')
+        and transformer.get('guidance_embeds') is False
+        and noise.get('use_dynamic_shifting') is False
+    ):
+        reason = f'{kind} without guidance and dynamic shifting (FLUX.1 schnell)'
+        return DrawingDefaults(4, 0.0, reason)
+    if (
+        kind.startswith('StableDiffusion')
+        and sampler in ('EulerDiscreteScheduler', 'EulerAncestralDiscreteScheduler')
+        and noise.get('timestep_spacing') == 'trailing'
+        and noise.get('prediction_type') == 'epsilon'
+        and not noise.get('rescale_betas_zero_snr')
+        and unet.get('sample_size') == 64
+    ):
+        reason = f'{kind} with {sampler} and trailing timesteps at 512 pixels (Turbo)'
+        return DrawingDefaults(4, 0.0, reason)
+    return DrawingDefaults()
 
 
 def drawing_options(

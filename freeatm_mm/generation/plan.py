@@ -43,6 +43,9 @@ class PromptFile(Sequence[PromptRecord]):
         ValueError: If a line is not a valid record; names the file and the line.
     """
 
+    #: What a line becomes.
+    record_class: type[PromptRecord] = PromptRecord
+
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f'limit must be at least 1, got {limit}')
@@ -61,7 +64,7 @@ class PromptFile(Sequence[PromptRecord]):
                     break
                 if line.strip():
                     try:
-                        _read_record(line)
+                        self._record(line)
                     except ValueError as error:
                         raise ValueError(f'{self.path}, line {number}: {error}') from None
                     self._offsets.append(offset)
@@ -73,20 +76,19 @@ class PromptFile(Sequence[PromptRecord]):
         offset = self._offsets[index]
         with self.path.open('rb') as file:
             file.seek(offset)
-            return _read_record(file.readline(MAX_LINE))
+            return self._record(file.readline(MAX_LINE))
 
+    def _record(self, line: bytes | str) -> PromptRecord:
+        """The record that stands in a line.
 
-def _read_record(line: bytes | str) -> PromptRecord:
-    """The record that stands in a line.
-
-    Raises:
-        ValueError: If it holds none.
-    """
-    try:
-        content = parse_json(line)
-    except ValueError as error:
-        raise ValueError(f'it is not JSON: {error}') from None
-    return PromptRecord.from_json(content)
+        Raises:
+            ValueError: If it holds none.
+        """
+        try:
+            content = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f'it is not JSON: {error}') from None
+        return self.record_class.from_json(content)
 
 
 class Plan:

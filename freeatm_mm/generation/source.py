@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
     LoadedPipeline,
+    drawing_defaults,
     drawing_options,
     load_pipeline,
     scheduler_of,
@@ -54,17 +55,22 @@ from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
-from freeatm_mm.store.sample import IMAGE_FORMATS
+from freeatm_mm.store.sample import IMAGE_FORMATS, encode_image
 from freeatm_mm.store.verify import shard_entries
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = [
     'MASK_OPTIONS',
     'Counts',
     'DrawingError',
     'GenerationJob',
+    'Outcome',
+    'Picture',
+    'Recorded',
     'ShardSource',
     'StorePlan',
     'TooManyFailed',
@@ -81,6 +87,7 @@ MASK_OPTIONS = (
     'heads',
     'probability',
     'merge',
+    'maps',
     'head_weights',
     'rescale',
     'propagate',
@@ -131,7 +138,7 @@ class TooManyFailed(DrawingError):
 
 
 @dataclass
-class _Outcome:
+class Outcome:
     """What became of a sample: it is there, or there is a reason why it isn't."""
 
     sample: Sample | None = None
@@ -144,7 +151,24 @@ class _Outcome:
 
 
 @dataclass
-class _Recorded:
+class Picture:
+    """An image of a sample.
+
+    Args:
+        image: The picture.
+        data: Its bytes as they are to be stored; ``None``: to be encoded.
+        image_format: The format of ``data``.
+        meta: What the sample's ``meta`` says of it besides.
+    """
+
+    image: Image.Image
+    data: bytes | None = None
+    image_format: str = ''
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Recorded:
     """Which nouns of one prompt are recorded, and what is wrong with them.
 
     Args:
@@ -166,8 +190,10 @@ class ShardSource:
         prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`; or a
             :class:`~freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
             and ``samples_per_shard``.
-        steps: Denoising steps.
-        guidance: Classifier-free guidance scale; 1 or less switches guidance off.
+        steps: Denoising steps; the default is 50, and a few-step model's own
+            (:func:`~freeatm_mm.generation.pipelines.drawing_defaults`).
+        guidance: Classifier-free guidance scale; 1 or less switches guidance off. The default is
+            7.5, and a few-step model's own.
         batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
         seed: Seed of the run; a sample's seed is a hash of it, the prompt's id and the number of
             the image.
@@ -184,7 +210,7 @@ class ShardSource:
         masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline draws, and
             samples have a caption but no nouns. Other masks by a mapping of some of
             :data:`MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
-            ``probability``, ``merge``, ``head_weights`` and ``rescale`` as
+            ``probability``, ``merge``, ``maps``, ``head_weights`` and ``rescale`` as
             :class:`~freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
             and maybe stride; ``propagate``, how often to pass them on along the self-attention at
             32x32 or below; ``crf``, the shorter side in pixels at which
@@ -219,13 +245,20 @@ class ShardSource:
             can't be used.
     """
 
+    #: Counts what is seen while a shard is made.
+    counts_class: type[Counts] = Counts
+    #: What is being done to the samples of a batch, for messages that go on with their names.
+    doing = 'generating from the prompts'
+    #: The steps and guidance of a few-step model that nobody named, in words.
+    chosen: str | None = None
+
     def __init__(
         self,
         pipeline: DiffusionPipeline,
         prompts: Sequence[PromptRecord] | Plan,
         *,
-        steps: int = 50,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         batch_size: int = 8,
         seed: int = 0,
         samples_per_shard: int = 5000,
@@ -268,6 +301,22 @@ class ShardSource:
             )
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
+        defaults = drawing_defaults(pipeline)
+        if defaults.reason and (steps is None or guidance is None):
+            self.chosen = (
+                f'{defaults.reason}: '
+                + ', '.join(
+                    f'{name} {value:g}'
+                    for name, given, value in (
+                        ('steps', steps, defaults.steps),
+                        ('guidance', guidance, defaults.guidance),
+                    )
+                    if given is None
+                )
+                + ' (the default of such models)'
+            )
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
         if negative_prompt is not None:
             _check_negative_prompt(pipeline, negative_prompt, guidance, bool(stages))
         self._cascade: Cascade | None = None
@@ -362,6 +411,11 @@ class ShardSource:
         self._propagate, self._crf = 0, 0
         if isinstance(masks, Mapping):
             self._choose_masks(masks)
+
+    def tell_chosen(self) -> None:
+        """Say in one line what was chosen because nobody named it, if anything was."""
+        if self.chosen:
+            _LOG.warning('%s', self.chosen)
 
     def _choose_masks(self, masks: Mapping[str, Any]) -> None:
         unknown = sorted(masks.keys() - set(MASK_OPTIONS))
@@ -536,9 +590,7 @@ class ShardSource:
                 f'fail (max_failed) before the run stops; the last: {some}'
             )
 
-    def _outcomes(
-        self, batch: Sequence[tuple[PromptRecord, int]], counts: Counts
-    ) -> list[_Outcome]:
+    def _outcomes(self, batch: Sequence[tuple[PromptRecord, int]], counts: Counts) -> list[Outcome]:
         """What becomes of the samples of a batch, in order."""
         first: Exception | None = None
         try:
@@ -547,7 +599,7 @@ class ShardSource:
             if self.lost_nouns == 'raise' and isinstance(
                 error, (NounAlignmentError, NounTruncatedError)
             ):
-                raise _about(batch, error) from None
+                raise self._about(batch, error) from None
             first, outcomes = error, []
         if first is not None:
             if len(batch) > 1:
@@ -561,8 +613,8 @@ class ShardSource:
                     outcomes += self._draw_together([item])
                 except Exception as error:
                     if _is_out_of_memory(error):
-                        raise _about([item], error) from None  # the device's, not the sample's
-                    outcomes.append(_Outcome(kind='failed', reason=_reason(error)))
+                        raise self._about([item], error) from None  # the device's, not the sample's
+                    outcomes.append(Outcome(kind='failed', reason=_reason(error)))
         if all(outcome.kind == 'failed' for outcome in outcomes):
             # Whatever the prompt, it is the settings, or the device.
             try:
@@ -570,15 +622,15 @@ class ShardSource:
             except Exception:
                 works = False
             if not works:
-                raise _about(batch, first or ValueError(outcomes[0].reason)) from None
+                raise self._about(batch, first or ValueError(outcomes[0].reason)) from None
         return outcomes
 
-    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[_Outcome]:
+    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
         """Draw a batch at once; raises whatever goes wrong on the way."""
         if self.masks:
             recorder, recorded = self._recorder(batch)
         else:
-            recorder, recorded = None, [_Recorded() for _ in batch]
+            recorder, recorded = None, [Recorded() for _ in batch]
         # Casting what is not a number to a pixel would give black; errstate makes it an error.
         with np.errstate(invalid='raise'):
             output = self._call(batch, recorder or nullcontext())
@@ -590,9 +642,12 @@ class ShardSource:
             else recorder.masks(propagate=self._propagate)
         )
         return [
-            self._outcome(record, number, *drawn)
-            for (record, number), *drawn in zip(
-                batch, images, _hidden(self._pipes[-1], output), masks, recorded, strict=True
+            self._outcome(record, number, Picture(image), *drawn)
+            for (record, number), image, drawn in zip(
+                batch,
+                images,
+                zip(_hidden(self._pipes[-1], output), masks, recorded, strict=True),
+                strict=True,
             )
         ]
 
@@ -613,17 +668,22 @@ class ShardSource:
             return self._cascade.draw(
                 prompts, generators, self.call_options, recorder, self._mask_stage
             )
-        options = dict(self.call_options)
-        negative = self._negative_prompt
-        if negative is None:
-            negative = call_names(self.pipeline).negative_prompt
-        if negative is not None:
-            options['negative_prompt'] = [negative] * len(batch)
+        options = self._options(len(batch))
         # Some pipelines that the recorder doesn't know take one generator only.
         alone = len(batch) == 1 and not self.masks
         options['generator'] = generators[0][0] if alone else generators[0]
         with recorder:
             return self.pipeline(prompt=prompts, **options)
+
+    def _options(self, count: int) -> dict[str, Any]:
+        """Arguments of the pipeline's call for a batch, beside its prompts and its noise."""
+        options = dict(self.call_options)
+        negative = self._negative_prompt
+        if negative is None:
+            negative = call_names(self.pipeline).negative_prompt
+        if negative is not None:
+            options['negative_prompt'] = [negative] * count
+        return options
 
     def _check_images(self, images: Sequence[Image.Image], count: int) -> None:
         """Refuse images of another number or size than was asked for."""
@@ -640,19 +700,19 @@ class ShardSource:
         self,
         record: PromptRecord,
         number: int,
-        image: Image.Image,
+        picture: Picture,
         hidden: bool,
         raw: torch.Tensor,
-        recorded: _Recorded,
-    ) -> _Outcome:
+        recorded: Recorded,
+    ) -> Outcome:
         """Make a sample of an image and its masks, or say why it is left out."""
         if hidden and not self.keep_hidden:
             reason = "blacked out by the pipeline's safety checker"
-            return _Outcome(hidden=True, kind='hidden', reason=reason)
+            return Outcome(hidden=True, kind='hidden', reason=reason)
         if not torch.isfinite(raw).all():
-            return _Outcome(hidden=hidden, kind='failed', reason='its masks are not numbers')
+            return Outcome(hidden=hidden, kind='failed', reason='its masks are not numbers')
         kept = [row for row, index in enumerate(recorded.nouns) if index not in recorded.lost]
-        maps = *quantize(self._sharpened(raw, image)), minmax(raw)[1]
+        maps = *quantize(self._sharpened(raw, picture.image)), minmax(raw)[1]
         levels, scales, flat = (tensor.numpy()[kept] for tensor in maps)
         meta: dict[str, Any] = {
             'prompt_id': record.id,
@@ -661,6 +721,7 @@ class ShardSource:
             'seed': sample_seed(self.seed, record.id, number),
             **self.settings,
             'hidden_by_safety_checker': hidden,
+            **picture.meta,
         }
         for name, reasons in (
             ('lost_nouns', recorded.lost),
@@ -672,18 +733,21 @@ class ShardSource:
                     for index, reason in sorted(reasons.items())
                 ]
         meta['mask_trust'] = [trust.to_json() for trust in mask_trust(raw[kept])]
-        sample = Sample.from_image(
+        data, image_format = picture.data, picture.image_format
+        if data is None:
+            image_format = self.image_format
+            data = encode_image(picture.image, image_format, self.quality)
+        sample = Sample(
             sample_key(record.id, number, self.plan.images_per_prompt),
-            image,
-            image_format=self.image_format,
-            quality=self.quality,
+            data,
+            image_format,
             caption=record.prompt,
             nouns=tuple(record.nouns[recorded.nouns[row]] for row in kept),
             masks=levels,
             scales=scales,
             meta=meta,
         )
-        return _Outcome(
+        return Outcome(
             sample,
             lost_nouns=len(recorded.lost),
             partial_nouns=len(recorded.partial),
@@ -702,9 +766,9 @@ class ShardSource:
 
     def _recorder(
         self, batch: Sequence[tuple[PromptRecord, int]]
-    ) -> tuple[AttentionRecorder, list[_Recorded]]:
+    ) -> tuple[AttentionRecorder, list[Recorded]]:
         """A recorder for a batch, and for each prompt which nouns it records."""
-        recorded = [_Recorded(list(range(len(record.nouns)))) for record, _ in batch]
+        recorded = [Recorded(list(range(len(record.nouns)))) for record, _ in batch]
         try:
             recorder = self._recorder_of(batch, recorded)
         except NounAlignmentError:
@@ -713,7 +777,7 @@ class ShardSource:
             for item, nouns in zip(batch, recorded):
                 for index in list(nouns.nouns):
                     try:
-                        self._recorder_of([item], [_Recorded([index])])
+                        self._recorder_of([item], [Recorded([index])])
                     except NounAlignmentError:
                         nouns.lost[index] = 'not found among the tokens'
                         nouns.nouns.remove(index)
@@ -725,7 +789,7 @@ class ShardSource:
         return recorder, recorded
 
     def _recorder_of(
-        self, batch: Sequence[tuple[PromptRecord, int]], recorded: Sequence[_Recorded]
+        self, batch: Sequence[tuple[PromptRecord, int]], recorded: Sequence[Recorded]
     ) -> AttentionRecorder:
         prompts = [record.prompt for record, _ in batch]
         nouns = [
@@ -733,6 +797,17 @@ class ShardSource:
             for (record, _), chosen in zip(batch, recorded)
         ]
         return AttentionRecorder(self._mask_pipe, prompts, nouns, **self.recorder_options)
+
+    def _about(self, batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Exception:
+        """The error with the names of the prompts; of a kind that callers know."""
+        names = ', '.join(record.id for record, _ in batch[:4])
+        more = ', ...' if len(batch) > 4 else ''
+        message = f'{self.doing} {names}{more} failed: {_reason(error)}'
+        if isinstance(error, NothingRecorded):
+            return ValueError(message)
+        if isinstance(error, (NounAlignmentError, NounTruncatedError, FloatingPointError)):
+            return type(error)(message)
+        return (ValueError if isinstance(error, ValueError) else DrawingError)(message)
 
 
 #: Drawn where all of a batch fails, to tell prompts that can't be drawn from settings that can't.
@@ -761,18 +836,6 @@ def _hidden(pipeline: DiffusionPipeline, output: Any) -> list[bool]:
     if getattr(pipeline, 'safety_checker', None) is None:
         return [False] * len(images)
     return [image.convert('L').getextrema() == (0, 0) for image in images]
-
-
-def _about(batch: Sequence[tuple[PromptRecord, int]], error: Exception) -> Exception:
-    """The error with the names of the prompts; of a kind that callers know."""
-    names = ', '.join(record.id for record, _ in batch[:4])
-    more = ', ...' if len(batch) > 4 else ''
-    message = f'generating from the prompts {names}{more} failed: {_reason(error)}'
-    if isinstance(error, NothingRecorded):
-        return ValueError(message)
-    if isinstance(error, (NounAlignmentError, NounTruncatedError, FloatingPointError)):
-        return type(error)(message)
-    return (ValueError if isinstance(error, ValueError) else DrawingError)(message)
 
 
 def _reason(error: Exception) -> str:
@@ -886,6 +949,36 @@ class GenerationJob:
     loras: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
+    #: What makes the samples.
+    source_class: ClassVar[type[ShardSource]] = ShardSource
+    #: The options that a store's config holds as they were given.
+    kept_options: ClassVar[tuple[str, ...]] = (
+        'steps',
+        'guidance',
+        'seed',
+        'images_per_prompt',
+        'image_format',
+        'samples_per_shard',
+        'height',
+        'width',
+    )
+
+    def records(self) -> PromptFile:
+        """Open the prompt file.
+
+        Raises:
+            FileNotFoundError: If it is missing.
+            ValueError: If a line is not a valid record.
+        """
+        return PromptFile(self.prompts, self.limit)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options, those left out by their defaults."""
+        parameters = inspect.signature(self.source_class).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        return {'images_per_prompt': 1, **defaults, **self.options}
+
     def check(self, out: str | Path | None = None) -> Plan:
         """Check all that can be checked before weights are loaded.
 
@@ -900,17 +993,9 @@ class GenerationJob:
             ValueError: If a setting is out of range, or the prompts can't be used.
             StoreError: If ``out`` holds a store made with other settings.
         """
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(ShardSource).parameters.items()
-        }
-        settings = defaults | self.options
+        settings = self.settings
         check_settings(settings)
-        plan = Plan(
-            PromptFile(self.prompts, self.limit),
-            settings['images_per_prompt'],
-            settings['samples_per_shard'],
-        )
+        plan = Plan(self.records(), settings['images_per_prompt'], settings['samples_per_shard'])
         _number_allowed(settings['max_failed'], plan.num_samples)
         if out is not None:
             self._check_store(Path(out), plan, settings)
@@ -926,19 +1011,10 @@ class GenerationJob:
             return
         if not manifest.get('complete') and not any(out.glob('shard-*')):
             return
-        known = {
-            name: settings[name]
-            for name in (
-                'steps',
-                'guidance',
-                'seed',
-                'images_per_prompt',
-                'image_format',
-                'samples_per_shard',
-                'height',
-                'width',
-            )
-        }
+        known = {name: settings[name] for name in self.kept_options}
+        for name in ('steps', 'guidance'):  # those of the pipeline, which isn't loaded yet
+            if known.get(name, ...) is None:
+                del known[name]
         known |= {'prompts_sha256': plan.fingerprint, 'num_samples': plan.num_samples}
         if self.scheduler:
             known['scheduler'] = self.scheduler
@@ -995,17 +1071,33 @@ class GenerationJob:
                     without=('text_encoder',) if number == 0 else (),
                 )
             )
-        return ShardSource(
-            loaded.pipe,
-            plan,
-            **{
-                'name': loaded.name,
-                'revision': loaded.revision,
-                'stages': stages,
-                'loras': loaded.loras,
-                **self.options,
-            },
+        options: dict[str, Any] = {'name': loaded.name, 'revision': loaded.revision}
+        if stages:
+            options['stages'] = stages
+        if loaded.loras:
+            options['loras'] = loaded.loras
+        options |= self.options
+        source = self.source_class(loaded.pipe, plan, **options, **self.further_options())
+        if not local_rank:
+            source.tell_chosen()
+        return source
+
+    def absolute(self) -> GenerationJob:
+        """Return the same job with paths that hold from anywhere; ids on the hub as they are."""
+
+        def whole(place: str) -> str:
+            return str(Path(place).absolute()) if Path(place).is_dir() else place
+
+        return replace(
+            self,
+            prompts=str(Path(self.prompts).absolute()),
+            pipeline=whole(self.pipeline),
+            stages=tuple(whole(stage) for stage in self.stages),
         )
+
+    def further_options(self) -> dict[str, Any]:
+        """What :attr:`source_class` is told besides."""
+        return {}
 
     @classmethod
     def of_store(
@@ -1105,6 +1197,11 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
     if 'true_cfg_scale' in parameters and 'true_cfg_scale' not in call_names(pipeline).guidance:
         raise ValueError(
             f'{kind} follows a negative prompt by true_cfg_scale alone, not by guidance'
+        )
+    unet = getattr(pipeline, 'unet', None)
+    if unet is not None and unet.config.get('time_cond_proj_dim') is not None:
+        raise ValueError(
+            f'a negative prompt has no effect in this {kind}: guidance is an input of its U-Net'
         )
     if guidance <= 1:
         raise ValueError(f'a negative prompt needs guidance above 1, got {guidance}')

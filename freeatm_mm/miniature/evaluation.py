@@ -382,14 +382,14 @@ def masks_on_noised_scenes(
 
 @torch.no_grad()
 def record_noised_scenes(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Any,
     scenes: Sequence[Scene],
     timesteps: Sequence[int] = TIMESTEPS,
     batch_size: int = 50,
     seed: int = 0,
     **options: Any,
 ) -> Iterator[tuple[AttentionRecorder, Sequence[Scene]]]:
-    """Let the UNet look at noised real scenes, and record its attention.
+    """Let the denoiser look at noised real scenes, and record its attention.
 
     Args:
         pipeline: The generator.
@@ -403,28 +403,56 @@ def record_noised_scenes(
         A recorder that has seen a batch of scenes at all timesteps, and the scenes.
     """
     generator = torch.Generator().manual_seed(seed)
-    # The schedule of training: samplers look timesteps up among those that they last drew at.
-    noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
     for start in progress_bar(range(0, len(scenes), batch_size), 'masks on noised scenes'):
         batch = scenes[start : start + batch_size]
         prompts = [scene.record.prompt for scene in batch]
-        tokens = pipeline.tokenizer(
-            prompts,
-            padding='max_length',
-            return_tensors='pt',
-            max_length=pipeline.tokenizer.model_max_length,
-        ).input_ids
         images = images_to_tensor(np.stack([scene.image for scene in batch]))
         clean = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch], **options)
         with recorder:
-            text = pipeline.text_encoder(tokens)[0]
+            denoise = _denoiser(pipeline, prompts)
             for timestep in timesteps:
-                noise = torch.randn(clean.shape, generator=generator)
-                t = torch.full((len(batch),), timestep)
-                noised = noiser.add_noise(clean, noise, t)
-                pipeline.unet(noised, t, encoder_hidden_states=text)
+                denoise(clean, torch.randn(clean.shape, generator=generator), timestep)
         yield recorder, batch
+
+
+def _denoiser(
+    pipeline: Any, prompts: Sequence[str]
+) -> Callable[[torch.Tensor, torch.Tensor, int], Any]:
+    """Encode prompts, and return what denoises clean latents with noise at a timestep of 1,000."""
+    if hasattr(pipeline, 'transformer'):
+        text, _, pooled, _ = pipeline.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=pipeline.tokenizer_max_length,
+        )
+
+        def flow(clean: torch.Tensor, noise: torch.Tensor, timestep: int) -> None:
+            pipeline.transformer(
+                hidden_states=clean.lerp(noise, timestep / 1000),
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=torch.full((len(clean),), float(timestep)),
+            )
+
+        return flow
+    # The schedule of training: samplers look timesteps up among those that they last drew at.
+    noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
+    tokens = pipeline.tokenizer(
+        list(prompts),
+        padding='max_length',
+        return_tensors='pt',
+        max_length=pipeline.tokenizer.model_max_length,
+    ).input_ids
+    embeddings = pipeline.text_encoder(tokens)[0]
+
+    def diffusion(clean: torch.Tensor, noise: torch.Tensor, timestep: int) -> None:
+        t = torch.full((len(clean),), timestep)
+        pipeline.unet(noiser.add_noise(clean, noise, t), t, encoder_hidden_states=embeddings)
+
+    return diffusion
 
 
 @torch.no_grad()

@@ -11,10 +11,23 @@ from freeatm_mm.models.necks import (
 )
 from freeatm_mm.models.simclr import FreeATMSimCLR
 from freeatm_mm.models.simsiam import FreeATMSimSiam
+from freeatm_mm.models.two_view import (
+    FreeATMBarlowTwins,
+    FreeATMBYOL,
+    FreeATMDenseCL,
+    FreeATMDenseCLNeck,
+    FreeATMSwAV,
+    FreeATMSwAVNeck,
+    InstanceViews,
+)
 from freeatm_mm.models.vit_pyramid import ViTPyramid
 
 __all__ = [
     'AttentionGuidedMaskGenerator',
+    'FreeATMBYOL',
+    'FreeATMBarlowTwins',
+    'FreeATMDenseCL',
+    'FreeATMDenseCLNeck',
     'FreeATMMAE',
     'FreeATMMAEViT',
     'FreeATMMoCo',
@@ -22,7 +35,10 @@ __all__ = [
     'FreeATMNonLinearNeck',
     'FreeATMSimCLR',
     'FreeATMSimSiam',
+    'FreeATMSwAV',
+    'FreeATMSwAVNeck',
     'InstancePoolNeck',
     'InstancePooling',
+    'InstanceViews',
     'ViTPyramid',
 ]

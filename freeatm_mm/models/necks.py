@@ -41,6 +41,24 @@ def feature_map(outputs: Tensor | Sequence[Tensor]) -> Tensor:
     return features
 
 
+class HandedMasks:
+    """The masks of each view in turn, for necks that a method calls once for each view.
+
+    Args:
+        masks: (V, B, K, h, w).
+        places: (M,) which of the B * K masks are meant.
+    """
+
+    def __init__(self, masks: Tensor, places: Tensor) -> None:
+        self.masks, self.places = masks, places
+        self._calls = 0
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return masks (B, K, h, w) and places of the next view; after the last, the first."""
+        self._calls += 1
+        return self.masks[(self._calls - 1) % len(self.masks)], self.places
+
+
 class InstancePooling:
     """Mixin for a pooling neck: one feature per instance where masks are given.
 
@@ -59,6 +77,8 @@ class InstancePooling:
     """
 
     modules: Callable[[], Iterator[nn.Module]]  # the neck's
+    #: What `InstanceViews` hands over while it computes a loss.
+    handed: HandedMasks | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -88,6 +108,8 @@ class InstancePooling:
             ValueError: If there are several feature maps or none, with other channels than the
                 neck's, or the masks have another grid.
         """
+        if masks is None and self.handed is not None:
+            masks, places = self.handed.next()
         features = feature_map(x)
         wanted = next(
             (layer.in_features for layer in self.modules() if isinstance(layer, nn.Linear)), None

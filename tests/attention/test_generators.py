@@ -21,6 +21,7 @@ from helpers.numpy_attention import (
     attention_of,
     cross,
     hidream_attention,
+    pixels_then_text,
     ragged_sequence,
     rotated_cross,
     sequence,
@@ -334,6 +335,49 @@ def test_deepfloyd_stage_two():
         draw=dict(image=low, num_inference_steps=2, output_type='pt', clean_caption=False),
         recorder_options=dict(clean_caption=False),
     )
+
+
+CASCADE = dict(height=128, width=160, output_type='pt')
+
+
+@pytest.mark.parametrize('kind', ['StableCascade', 'StableCascadePrior', 'WuerstchenPrior'])
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability'), [(4.0, 1, 'joint'), (1.0, 2, 'joint'), (4.0, 1, 'text')]
+)
+def test_cascade(kind, guidance, images, probability):
+    pipe = tiny.tiny_cascade(kind.removesuffix('Prior'))
+    prior, before = pipe.prior_prior, 'prior_'
+    if kind.endswith('Prior'):
+        pipe, before = pipe.prior_pipe, ''
+    text = 77 + (0 if kind == 'WuerstchenPrior' else 2 * 4)
+    steps = {f'{before}num_inference_steps': 2, f'{before}guidance_scale': guidance}
+    check(
+        pipe,
+        lambda: attention_of(prior, lambda name: name.endswith('.attention'), pixels_then_text),
+        lambda word: ((1 + word,),),
+        (3, 4),
+        images=images,
+        probability=probability,
+        text_keys=text if probability == 'text' else None,
+        draw=dict(CASCADE, **steps),
+        expected_steps=2,
+    )
+
+
+def test_wuerstchen():
+    """The whole draws one prompt at a time (0.35); its masks are its prior's."""
+    pipe = tiny.tiny_cascade('Wuerstchen')
+    masks = []
+    for part, before in ((pipe, 'prior_'), (pipe.prior_pipe, '')):
+        options = {f'{before}num_inference_steps': 2, f'{before}guidance_scale': 4.0}
+        with AttentionRecorder(part, PROMPTS[0], NOUNS[0]) as recorder:
+            images_of(part, prompts=PROMPTS[:1], **dict(CASCADE, width=128), **options)
+        masks.append(recorder.masks()[0])
+    assert torch.equal(*masks) and masks[0].std() > 1e-9
+    with pytest.raises(ValueError, match='PriorPipelineOutput holds no images: record this'):
+        AttentionRecorder(pipe.prior_pipe).generate(
+            PROMPTS[0], NOUNS[0], height=128, width=128, num_inference_steps=1
+        )
 
 
 # Stable Diffusion's relatives ------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -43,13 +44,19 @@ DOUBLE_STREAM = {'flux': dict(blocks='transformer_blocks')}
 
 @contextmanager
 def explicit_calls(denoiser, pattern):
-    """Collects layer, module, queries, keys and values of each attention call, in float64."""
+    """Collects layer, module, queries, keys, values and mask of attention calls, in float64."""
     seen, inside, real, handles = [], [], F.scaled_dot_product_attention, []
 
     def watched(query, key, value, attn_mask=None, **options):
         if inside:
             arrays = [tensor.detach().double().numpy() for tensor in (query, key, value)]
-            seen.append((*inside[-1], *arrays))
+            bias = np.zeros(1)
+            if attn_mask is not None:
+                bias = attn_mask.double().numpy()
+                bias = np.where(bias > 0, 0, -np.inf) if attn_mask.dtype == torch.bool else bias
+            seen.append(
+                (*inside[-1], *arrays, np.broadcast_to(bias, (len(query), 1, 1, key.shape[2])))
+            )
         return real(query, key, value, attn_mask=attn_mask, **options)
 
     for name, module in denoiser.named_modules():
@@ -73,8 +80,9 @@ def explicit_maps(case, seen, row, weigh=True, heads=None):
     """All text keys' maps (pixels, keys) for a row: one for each layer and step."""
     _, _, image_first, text, _, _ = CASES[case]
     maps = []
-    for _, module, query, key, value in seen:
-        probabilities = softmax(query[row] @ key[row].swapaxes(-1, -2) / query.shape[-1] ** 0.5)
+    for _, module, query, key, value, bias in seen:
+        logits = query[row] @ key[row].swapaxes(-1, -2) / query.shape[-1] ** 0.5
+        probabilities = softmax(logits + bias[row])
         outputs = probabilities @ value[row]
         keys = slice(0, text)
         if image_first is not None:
@@ -224,3 +232,90 @@ def test_a_compiled_denoiser_is_refused_where_heads_are_weighted():
     pipe.unet.compile(backend='eager')
     with pytest.raises(ValueError, match='as it was before torch.compile'), recorder:
         pass
+
+
+OUTPUT_CASES = {
+    **{name: CASES[name] for name in ('sd3', 'flux')},
+    'qwen': (
+        tiny.tiny_qwen_image,
+        r'blocks\.\d+\.attn$',
+        False,
+        None,
+        lambda word: ((word,),),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize('case', OUTPUT_CASES)
+def test_maps_of_outputs_equal_explicit_products(case):
+    make, pattern, image_first, _, places_of, row = OUTPUT_CASES[case]
+    pipe = make()
+    draw = dict(SQUARE)
+    plain = images_of(pipe, **draw)
+    with AttentionRecorder(
+        pipe, PROMPTS, NOUNS, maps='output', separate='layers' if case == 'flux' else ()
+    ) as recorder:
+        assert torch.equal(images_of(pipe, **draw), plain)
+    pattern = '|'.join(f'^{re.escape(layer)}$' for layer in recorder.layers)
+    with explicit_calls(pipe.transformer, pattern) as seen:
+        images_of(pipe, **draw)
+    calls = [recorder.num_steps * len(recorder.layers), len(seen)]
+    assert calls[0] in (calls[1], calls[1] // 2)
+    if calls[0] != calls[1]:  # the second pass of each step is the one without the prompt
+        layers = len(recorder.layers)
+        seen = [call for place, call in enumerate(seen) if place // layers % 2 == 0]
+    for prompt, masks in enumerate(recorder.masks()):
+        logits = []
+        for _, _, query, key, value, bias in seen:
+            place = row + prompt
+            scores = query[place] @ key[place].swapaxes(-1, -2) / query.shape[-1] ** 0.5
+            probabilities = softmax(scores + bias[place])
+            outputs = (probabilities @ value[row + prompt]).transpose(1, 0, 2)
+            outputs = outputs.reshape(len(outputs), -1)
+            count = masks[0].numel()
+            first = 0 if image_first else len(outputs) - count
+            text = outputs[count:] if image_first else outputs[:first]
+            pixels = outputs[first : first + count]
+            logits.append(text @ pixels.T / outputs.shape[-1] ** 0.5)
+        words = range(len(PROMPTS[prompt].split()))
+        columns = [each for word in words for group in places_of(word) for each in group]
+        chances = dict(zip(columns, softmax(np.mean(logits, 0)[columns].T).T))
+        for mask, span in zip(masks, NOUNS[prompt]):
+            groups = places_of(word_place(PROMPTS[prompt], span))
+            expected = np.mean([np.mean([chances[c] for c in g], 0) for g in groups], 0)
+            np.testing.assert_allclose(
+                mask.numpy(), expected.reshape(mask.shape), rtol=0, atol=1e-6
+            )
+
+
+def test_the_sums_of_outputs_do_not_grow_with_steps_and_heads_apart_have_the_same_mean():
+    pipe, masks = tiny.tiny_stable_diffusion_3(), []
+    for separate in ((), ('heads',)):
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, maps='output', separate=separate) as recorder:
+            images_of(pipe, **SQUARE)
+        first = sum(total.total_BTN.numel() for total in recorder._sums.values())
+        masks.append(recorder.masks())
+        with recorder:
+            images_of(pipe, **{**SQUARE, 'num_inference_steps': 4})
+        assert sum(total.total_BTN.numel() for total in recorder._sums.values()) == first
+    for together, apart in zip(*masks):
+        torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+
+
+def test_maps_of_outputs_are_refused_where_there_are_none():
+    sd = tiny_stable_diffusion()
+    with pytest.raises(ValueError, match="maps must be one of .*got 'values'"):
+        AttentionRecorder(sd, PROMPTS, NOUNS, maps='values')
+    with pytest.raises(ValueError, match='needs text that attends to the image'):
+        AttentionRecorder(sd, PROMPTS, NOUNS, maps='output')
+    with pytest.raises(ValueError, match='leave head_weights, rescale and probability out'):
+        AttentionRecorder(sd, PROMPTS, NOUNS, maps='output', head_weights='contribution')
+
+
+@pytest.mark.skipif(not hasattr(diffusers, 'PRXPipeline'), reason='needs a newer diffusers')
+def test_text_that_attends_to_nothing_has_no_outputs():
+    prx = tiny.tiny_prx()
+    recorder = AttentionRecorder(prx, PROMPTS, NOUNS, maps='output')
+    with pytest.raises(ValueError, match='attends to nothing'), recorder:
+        images_of(prx, **SQUARE, guidance_scale=1.0, use_resolution_binning=False)

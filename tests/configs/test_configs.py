@@ -14,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-REGIMES = ('.', 'baselines', 'real', 'mixed', 'mixed/baselines')
+REGIMES = ('.', 'baselines', 'real', 'mixed', 'mixed/baselines', 'mixed/real_masks')
 PRETRAINING = sorted(
     (folder / path.name).as_posix()
     for scale in ('.', 'miniature')
@@ -49,8 +49,10 @@ def test_every_method_has_every_regime_at_both_scales():
                 f'{scale}{method}_freeatm.py',
                 f'{scale}baselines/{method}.py',
                 f'{scale}real/{method}.py',
+                f'{scale}real/{method}_freeatm.py',
                 f'{scale}mixed/{method}_freeatm.py',
                 f'{scale}mixed/baselines/{method}.py',
+                f'{scale}mixed/real_masks/{method}_freeatm.py',
             } <= set(PRETRAINING)
 
 
@@ -123,6 +125,24 @@ def test_regimes_differ_by_the_images_alone(method, scale):
     assert synthetic == real == mixed
     header = (CONFIGS / f'{scale}mixed/{method}_freeatm.py').read_text().split('"""')[1]
     assert f'configs/{scale}real/{method}.py' in header
+    assert f'--work-dir {stage_1.parent}' in header and 'dataset.share=0.5' in header
+
+
+@pytest.mark.parametrize('scale', ['', 'miniature/'])
+@pytest.mark.parametrize('method', METHODS)
+def test_masks_on_the_real_half_change_its_store_and_checkpoint_alone(method, scale):
+    synthetic = strip(load(f'{scale}{method}_freeatm.py').to_dict())
+    real = strip(load(f'{scale}real/{method}_freeatm.py').to_dict())
+    mixed = strip(load(f'{scale}mixed/{method}_freeatm.py').to_dict())
+    masked = strip(load(f'{scale}mixed/real_masks/{method}_freeatm.py').to_dict())
+    stage_1 = Path(masked['model'].pop('pretrained'))
+    assert mixed['model'].pop('pretrained') != str(stage_1)
+    assert mixed == masked
+    roots = [cfg['train_dataloader']['dataset'].pop('data_root') for cfg in (synthetic, real)]
+    assert roots[0] != roots[1] and synthetic == real
+    assert stage_1.name == f'epoch_{real["train_cfg"]["max_epochs"]}.pth'
+    header = (CONFIGS / f'{scale}mixed/real_masks/{method}_freeatm.py').read_text()
+    assert f'configs/{scale}real/{method}_freeatm.py' in header
     assert f'--work-dir {stage_1.parent}' in header and 'dataset.share=0.5' in header
 
 
@@ -212,7 +232,7 @@ def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
     ):
         assert ours[key] == stock[key]
     assert ours['model'].pop('mask_generator') == dict(
-        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear'
+        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear', share_of='hidden'
     )
     assert ours['model'].pop('combine') == 'sum'
     for part in (ours['model'], ours['model']['backbone']):

@@ -184,7 +184,13 @@ def test_the_plan_is_estimated_and_nothing_of_the_store_is_written(job, source, 
     assert (estimate.samples, estimate.shards, estimate.timed) == (12, SHARDS, 4)
     assert estimate.total_bytes == pytest.approx(store_bytes, rel=0.1)
     text = estimate.text(workers=4)
-    for part in ('12 samples in 6 shards of 2', 'on 4', 'encoding and writing'):
+    parts = (
+        '12 samples in 6 shards of 2',
+        'on 4',
+        'encoding and writing',
+        '4 different, as varied',
+    )
+    for part in parts:
         assert part in text
     hours = estimate.samples * (estimate.draw_seconds + estimate.write_seconds) / 3600
     assert estimate.device_hours == pytest.approx(hours)

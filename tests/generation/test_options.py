@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_pipelines import tiny_stable_diffusion
+from helpers.tiny_generators import tiny_flux
+from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tiny_variants import tiny_sana_sprint
 from helpers.tools import exit_code, load_tool
 
 from freeatm_mm.errors import InputError
-from freeatm_mm.generation import GenerationJob, ShardSource, draw_store, load_pipeline, sample_seed
-from freeatm_mm.generation.pipelines import parse_lora
+from freeatm_mm.generation import (
+    GenerationJob,
+    ShardSource,
+    generate_store,
+    load_pipeline,
+    sample_seed,
+)
+from freeatm_mm.generation.pipelines import drawing_defaults, parse_lora
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, verify_store
 
@@ -50,7 +59,7 @@ def lora(folder):
 
 
 def first(source, out):
-    draw_store(source, out, progress=False)
+    generate_store(source, out, progress=False)
     return Store(out)
 
 
@@ -68,7 +77,7 @@ def test_a_negative_prompt_draws_what_diffusers_draws_with_it(folder, tmp_path):
     assert np.array_equal(np.asarray(store[0].image), np.asarray(expected))
     assert store.config['negative_prompt'] == 'a tree'
     with pytest.raises(StoreError, match='negative_prompt'):
-        draw_store(ShardSource(pipe, PROMPTS, **SETTINGS), tmp_path / 'x', progress=False)
+        generate_store(ShardSource(pipe, PROMPTS, **SETTINGS), tmp_path / 'x', progress=False)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,11 @@ def test_negative_prompts_without_effect_are_refused(folder, options, said):
     pipe = load_pipeline(folder / 'pipeline', device='cpu').pipe
     with pytest.raises(ValueError, match=said):
         ShardSource(pipe, PROMPTS, **{'negative_prompt': 'a tree', **SETTINGS, **options})
+
+
+def test_a_negative_prompt_is_refused_where_guidance_is_in_the_network():
+    with pytest.raises(ValueError, match='guidance is an input of its U-Net'):
+        ShardSource(lcm(True), PROMPTS, negative_prompt='a tree')
 
 
 def test_loras_are_in_the_weights_and_in_the_records(folder, lora, tmp_path):
@@ -134,6 +148,91 @@ def test_a_lora_that_does_not_fit_is_refused(folder, lora, tmp_path):
         parse_lora('none.safetensors')
 
 
+# --- few-step models ------------------------------------------------------------------------------
+
+
+def turbo(pipe, kind='EulerAncestralDiscreteScheduler', **config):
+    config = dict(timestep_spacing='trailing', prediction_type='epsilon') | config
+    pipe.scheduler = getattr(diffusers, kind)(**config)
+    pipe.unet.register_to_config(sample_size=64)
+    return pipe
+
+
+def lcm(guided):
+    pipe = tiny_stable_diffusion()
+    pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+    if guided:
+        pipe.unet.register_to_config(time_cond_proj_dim=8)
+    return pipe
+
+
+def flux(dynamic, **config):
+    pipe = tiny_flux()
+    pipe.transformer.register_to_config(**config)
+    pipe.scheduler.register_to_config(use_dynamic_shifting=dynamic)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    'make, expected, said',
+    [
+        (lambda: lcm(True), (4, 8.0), 'latent consistency'),
+        (lambda: lcm(False), (4, 1.0), 'latent consistency'),
+        (lambda: turbo(tiny_stable_diffusion_xl()), (4, 0.0), 'Turbo'),
+        (lambda: turbo(tiny_stable_diffusion(), 'EulerDiscreteScheduler'), (4, 0.0), 'Turbo'),
+        (lambda: flux(False, guidance_embeds=False), (4, 0.0), 'schnell'),
+        (lambda: tiny_sana_sprint('SanaSprintPipeline'), (2, 4.5), 'Sprint'),
+        (tiny_stable_diffusion, (50, 7.5), None),
+        (lambda: turbo(tiny_stable_diffusion(), timestep_spacing='leading'), (50, 7.5), None),
+        (lambda: turbo(tiny_stable_diffusion(), 'DDIMScheduler'), (50, 7.5), None),
+        (
+            lambda: turbo(tiny_stable_diffusion(), prediction_type='v_prediction'),
+            (50, 7.5),
+            None,
+        ),
+        (lambda: flux(True, guidance_embeds=True), (50, 7.5), None),
+    ],
+    ids=[
+        'lcm-guided',
+        'lcm-lora',
+        'sdxl-turbo',
+        'sd-turbo',
+        'schnell',
+        'sana-sprint',
+        'sd',
+        'euler-leading',
+        'ddim-trailing',
+        'v-prediction',
+        'flux-dev',
+    ],
+)
+def test_few_step_models_have_their_own_steps_and_guidance(make, expected, said):
+    found = drawing_defaults(make())
+    assert (found.steps, found.guidance) == expected
+    assert said in found.reason if said else found.reason is None
+
+
+def test_what_is_chosen_is_said_and_kept_and_what_is_given_wins(folder, tmp_path, capsys, caplog):
+    lcm(False).save_pretrained(tmp_path / 'any-name')
+    words = [tmp_path / 'any-name', folder / 'prompts.jsonl', tmp_path / 'store', '--quiet']
+    words += ['--device', 'cpu']
+    tool = load_tool('generate')
+    for _ in range(2):  # the same command goes on
+        assert exit_code(tool, words) == 0
+        (line,) = [text for text in caplog.messages if 'consistency' in text]
+        caplog.clear()
+        assert 'steps 4, guidance 1 ' in line
+    config = Store(tmp_path / 'store').config
+    assert (config['steps'], config['guidance']) == (4, 1.0)
+    assert exit_code(tool, [*words, '--steps', '3']) == 2
+    assert 'steps is 4 there and 3 here' in capsys.readouterr().err
+    source = ShardSource(lcm(False), PROMPTS, steps=3)
+    assert (source.config['steps'], source.config['guidance']) == (3, 1.0)
+    assert 'steps' not in source.chosen and 'guidance 1' in source.chosen
+    source = ShardSource(lcm(False), PROMPTS, steps=3, guidance=2.0)
+    assert (source.config['guidance'], source.chosen) == (2.0, None)
+
+
 # --- a run in a file ------------------------------------------------------------------------------
 
 
@@ -152,7 +251,7 @@ def test_a_file_holds_a_run_and_the_command_line_goes_before_it(tmp_path):
     args = parsed(tmp_path, text, '--steps', '4')
     assert (args.pipeline, args.prompts, args.out) == ('owner/name', 'p.jsonl', 'store')
     assert (args.steps, args.size, args.dtype, args.quiet) == (4, (512, 768), 'float16', True)
-    assert args.lora == ['a.safetensors', 'b.safetensors:0.5'] and args.guidance == 7.5
+    assert args.lora == ['a.safetensors', 'b.safetensors:0.5'] and args.guidance is None
     assert (args.mask_resolutions, args.mask_steps) == ([16, 32], [0, 25, 3])
     args = parsed(tmp_path, text, 'other', 'q.jsonl', 'elsewhere')
     assert (args.pipeline, args.out) == ('other', 'elsewhere')

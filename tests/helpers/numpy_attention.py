@@ -133,6 +133,19 @@ def rotated_cross(
     return _probabilities(query, key, bias)
 
 
+def pixels_then_text(module, hidden_states, encoder_hidden_states):
+    """Image queries on the keys of pixels and, behind them, text: the priors of Cascade.
+
+    Returns:
+        Probabilities, shape (batch, heads, pixels, text keys and then the pixels').
+    """
+    pixels = hidden_states.shape[-2] * hidden_states.shape[-1]
+    query = _project(module.to_q, _array(hidden_states.flatten(2).transpose(1, 2)), module.heads)
+    key = _project(module.to_k, _array(encoder_hidden_states), module.heads)
+    attention = _probabilities(query, key)
+    return np.concatenate([attention[..., pixels:], attention[..., :pixels]], -1)
+
+
 def sequence(
     module,
     hidden_states,

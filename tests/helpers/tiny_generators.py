@@ -732,6 +732,69 @@ def tiny_kolors(pipeline: str = 'KolorsPipeline'):
 
 
 @_seeded
+def tiny_cascade(kind: str):
+    """A combined pipeline of Stable Cascade or Wuerstchen: a prior of 3x4 for 128x160.
+
+    Args:
+        kind: ``'StableCascade'`` or ``'Wuerstchen'``.
+    """
+    import diffusers
+    from diffusers.models import StableCascadeUNet
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    pipeline = getattr(diffusers, f'{kind}CombinedPipeline')
+    paella = inspect.getmodule(getattr(diffusers, f'{kind}DecoderPipeline')).PaellaVQModel
+    tokenizer = tiny_clip_tokenizer()
+
+    def unet(**changes):
+        settings = dict(
+            conditioning_dim=32,
+            block_out_channels=(32, 32),
+            num_attention_heads=(2, 2),
+            down_num_layers_per_block=(1, 1),
+            up_num_layers_per_block=(1, 1),
+            clip_text_pooled_in_channels=32,
+            switch_level=(False,),
+        )
+        return StableCascadeUNet(**settings | changes)
+
+    if kind == 'StableCascade':
+        prior = unet(clip_text_in_channels=32, clip_image_in_channels=16)
+        decoder = unet(
+            in_channels=4, out_channels=4, patch_size=2, effnet_in_channels=16, clip_seq=1
+        )
+        clip = CLIPTextModelWithProjection(_tiny_clip_text_config(tokenizer, projection_dim=32))
+    else:
+        module = inspect.getmodule(diffusers.WuerstchenPriorPipeline)
+        prior = module.WuerstchenPrior(c_in=16, c=32, c_cond=32, c_r=64, depth=2, nhead=2)
+        decoder = inspect.getmodule(diffusers.WuerstchenDecoderPipeline).WuerstchenDiffNeXt(
+            c_in=4,
+            c_out=4,
+            c_r=64,
+            c_cond=32,
+            c_hidden=[32, 32],
+            nhead=[-1, 2],
+            blocks=[1, 1],
+            level_config=['CT', 'CTA'],
+            inject_effnet=[False, True],
+            effnet_embd=16,
+            clip_embd=32,
+        )
+        clip = CLIPTextModel(_tiny_clip_text_config(tokenizer))
+    return pipeline(
+        tokenizer=tokenizer,
+        text_encoder=clip,
+        decoder=decoder,
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+        vqgan=paella(bottleneck_blocks=1, num_vq_embeddings=16, embed_dim=16),
+        prior_prior=prior,
+        prior_text_encoder=clip,
+        prior_tokenizer=tokenizer,
+        prior_scheduler=diffusers.DDPMWuerstchenScheduler(),
+    )
+
+
+@_seeded
 def tiny_hunyuan_dit():
     """A ``HunyuanDiTPipeline`` of four blocks; tokens are of 16x16 pixels."""
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline

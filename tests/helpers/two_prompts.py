@@ -53,7 +53,8 @@ def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
             **({f'num_{unit}_per_prompt': images} if images > 1 else {}),
             **options,
         )
-    drawn = drawn_images(out)
+    prior = getattr(out, 'image_embeddings', None)
+    drawn = drawn_images(out) if prior is None else prior
     return torch.as_tensor(np.asarray(drawn) if isinstance(drawn, list) else drawn)
 
 

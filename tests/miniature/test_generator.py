@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature import generator
+from freeatm_mm.miniature.compose import compose_scenes
+from freeatm_mm.miniature.evaluation import record_noised_scenes
 from freeatm_mm.miniature.generator import make_tokenizer, train_generator
 from freeatm_mm.miniature.plan import GeneratorPlan
 from freeatm_mm.miniature.scenes import sample_prompt
@@ -178,6 +180,16 @@ def test_training_gives_the_transformer_what_its_pipeline_does(mmdit):
     torch.testing.assert_close(trained_on['timestep'], drawn['timestep'])
     for name in ('encoder_hidden_states', 'pooled_projections'):
         torch.testing.assert_close(trained_on[name], drawn[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('options', [{}, {'head_weights': 'contribution'}, {'maps': 'output'}])
+def test_the_transformer_looks_at_noised_scenes(mmdit, source_folder, options):
+    pipe = load_pipeline(mmdit[0] / 'out').pipe
+    scenes = list(compose_scenes(source_folder, 'val', 2, workers=1))
+    ((recorder, batch),) = record_noised_scenes(pipe, scenes, (100, 900), **options)
+    assert recorder.num_steps == 2
+    for masks, scene in zip(recorder.masks(), batch, strict=True):
+        assert masks.shape == (len(scene.record.nouns), 8, 8) and masks.isfinite().all()
 
 
 def test_a_stopped_training_of_the_transformer_ends_with_the_same_weights(

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers.tools import exit_code, load_tool
 
-from freeatm_mm.results import new_results, pack_outcomes
+from freeatm_mm.results import new_results, pack_outcomes, write_results
 from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim
 
 OBJECTS = 2000
@@ -93,3 +94,17 @@ def test_rows_without_outcomes_are_told():
     del results['rows'][0]['details']
     with pytest.raises(ValueError, match='--on garments'):
         decide_claim(results, CLAIMS['contrastive-mocov2'])
+
+
+def test_the_tool_writes_page_and_plot(tmp_path, capsys):
+    path = tmp_path / 'contrastive-mocov2.json'
+    write_results(path, rows(5, {True: 0.1, 'other_masks': 0.0, False: 0.0}))
+    tool = load_tool('results/claims')
+    tool.main([str(path)])
+    assert 'shown (at 4 seeds)' in capsys.readouterr().out
+    assert 'shown (at 4 seeds)' in path.with_suffix('.md').read_text()
+    assert path.with_suffix('.svg').read_text().count('<svg') == 1
+    other = tmp_path / 'other.json'
+    write_results(other, rows(1, {True: 0.0}))
+    assert exit_code(tool, [other]) != 0
+    assert 'no claim of that name' in capsys.readouterr().err

@@ -235,3 +235,18 @@ def test_the_configs_are_made_for_batches_in_memory():
         cfg = Config.fromfile(tool.config_of(method))
         pipeline = cfg.train_dataloader.dataset.pipeline
         BatchPipeline(Compose(pipeline).transforms, (), 0)
+
+
+def test_masks_are_added_to_the_composed_scenes_if_asked(capsys, tmp_path):
+    commands = plan(capsys, '--add-masks', '--out', str(tmp_path))
+    (added,) = [command for command in commands if command[0] == 'tools/add_masks.py']
+    assert added[1] == f'{tmp_path}/world/exact'
+    evaluated = [' '.join(command) for command in commands if command[0] == 'tools/evaluate.py']
+    assert sum('--regime real --masks added' in line for line in evaluated) == 1
+    assert sum('--regime real --masks False' in line for line in evaluated) == 1
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    assert sum(added[3] in command for command in trained) == 2
+    both = plan(capsys, '--add-masks', '--exact', '--out', str(tmp_path))
+    lines = [' '.join(command) for command in both if command[0] == 'tools/evaluate.py']
+    for masks in ('added', 'exact', 'False'):
+        assert sum(f'--regime real --masks {masks}' in line for line in lines) == 1

@@ -1,12 +1,14 @@
 """Measure what recording attention costs at Stable Diffusion 1.5's shapes, ours and others'.
 
     python tools/benchmarks/recording.py                 # ours, and the obvious way
+    python tools/benchmarks/recording.py --ways ours ours-compiled --side 16 --repeats 21
     python tools/benchmarks/recording.py --daam OTHER_ENV/bin/python --attention-map-diffusers ...
 
-Random weights, 512x512, guidance on, one image; the text encoder and the UNet run, the decoder of
-the latents doesn't (it would only hide the cost). Each figure is a ratio to the plain run of the
-same environment. The other tools need environments of their own, made by
-`pip install -r requirements/benchmark/daam.txt` and `.../attention-map-diffusers.txt`.
+Random weights, 512x512 or smaller, guidance on, one image; the text encoder and the UNet run, the
+decoder of the latents doesn't (it would only hide the cost). Each figure is a ratio to the plain
+run of the same environment; `ours-compiled` has compiled blocks on both sides. The other tools need
+environments of their own, made by `pip install -r requirements/benchmark/daam.txt` and
+`.../attention-map-diffusers.txt`.
 Writes OUT.json and the table OUT.md.
 """
 
@@ -41,13 +43,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--ways',
         nargs='*',
         default=['ours', 'ours-refined', 'keep-all'],
-        choices=['ours', 'ours-refined', 'keep-all'],
+        choices=['ours', 'ours-compiled', 'ours-refined', 'keep-all'],
         help='what to measure in this environment (%(default)s)',
     )
     for other in OTHERS:
         parser.add_argument(f'--{other}', metavar='PYTHON', help=f'interpreter with {other}')
     parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
-    parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
+    parser.add_argument('--repeats', type=int, default=9, help='pairs of runs (%(default)s)')
+    parser.add_argument(
+        '--side',
+        type=int,
+        default=64,
+        help="side of the latents, an eighth of the images' (%(default)s)",
+    )
     parser.add_argument('--quick', action='store_true', help='a small network: says that it runs')
     parser.add_argument(
         '--out',
@@ -76,15 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         filter(
             None,
             (
-                f'One image of 512x512, {args.steps} step(s), guidance on, random weights, float32 '
-                f'on one CPU thread; medians of {args.repeats} pair(s).',
+                f'One image of {8 * args.side}x{8 * args.side}, {args.steps} step(s), guidance on, '
+                'random weights, float32 on one CPU thread; '
+                f'medians of {args.repeats} pair(s) by turns.',
                 args.note,
             ),
         )
     )
     results['other_versions'] = {}
     for way, found in benchmark_recording(
-        [*args.ways, *pythons], pythons, steps=args.steps, repeats=args.repeats, quick=args.quick
+        [*args.ways, *pythons],
+        pythons,
+        steps=args.steps,
+        repeats=args.repeats,
+        quick=args.quick,
+        side=args.side,
     ):
         if way in pythons:
             results['other_versions'][way] = found['versions']
@@ -92,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             add_row(results, row)
             print(
                 f'{row["case"]}: {row["ratio"]:.3f} = {row["ours"]:.4g} / {row["baseline"]:.4g} '
-                f'{row["unit"]}; latents identical: {row["identical"]}',
+                f'{row["unit"]}; latents identical: {row["identical"]}'
+                + (f'; quartiles {row["quartiles"]}' if 'quartiles' in row else ''),
                 flush=True,
             )
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ Run as a script, so that it also runs in environments that hold another tool and
     python -P tools/benchmarks/recording_case.py daam --steps 1 --repeats 1
 
 prints one JSON object: seconds of processor time and peak memory of plain runs and of recording
-runs, and whether the latents are the same bit for bit. It imports torch, diffusers and
-transformers; the package itself only where its own recorder is measured.
+runs, pair by pair, and whether the latents are the same bit for bit. It imports torch, diffusers
+and transformers; the package itself only where its own recorder is measured.
 """
 
 from __future__ import annotations
@@ -144,27 +144,12 @@ def ours(pipe: Any, **options: Any) -> Iterator[Ending]:
     from freeatm_mm.attention import AttentionRecorder
 
     spans = [(PROMPT.index(word), PROMPT.index(word) + len(word)) for word in WORDS]
-    recorder = AttentionRecorder(pipe, [PROMPT], [spans], **options)
-    spent = 0.0
+    with AttentionRecorder(pipe, [PROMPT], [spans], **options) as recorder:
 
-    def timed(function: Callable) -> Callable:
-        def wrapper(*args: Any) -> None:
-            nonlocal spent
-            start = time.process_time()
-            function(*args)
-            spent += time.process_time() - start
+        def end() -> dict:
+            recorder.masks(propagate=4 if options else 0)
+            return {}
 
-        return wrapper
-
-    recorder._accumulate = timed(recorder._accumulate)
-    recorder._accumulate_affinity = timed(recorder._accumulate_affinity)
-
-    def end() -> dict:
-        start = time.process_time()
-        recorder.masks(propagate=4 if options else 0)
-        return {'inside': spent + time.process_time() - start}
-
-    with recorder:
         yield end
 
 
@@ -251,6 +236,7 @@ def attention_map_diffusers(pipe: Any) -> Iterator[Ending]:
 
 WAYS = {
     'ours': ours,
+    'ours-compiled': ours,
     'ours-refined': ours_refined,
     'keep-all': keep_all,
     'daam': daam,
@@ -298,12 +284,15 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='a small network')
+    parser.add_argument('--side', type=int, default=64, help='side of the latents (%(default)s)')
     args = parser.parse_args()
     torch.set_num_threads(1)
     pipe = build_pipeline(args.quick)
-    with torch.no_grad():  # once, so that nothing is made for the first time while it is measured
-        text = torch.zeros(1, 77, pipe.unet.config.cross_attention_dim)
-        pipe.unet(torch.zeros(1, 4, 16, 16), 1, encoder_hidden_states=text)
+    pipe.unet.register_to_config(sample_size=args.side)
+    if args.way == 'ours-compiled':  # both sides: with the recorder against without
+        pipe.unet.compile_repeated_blocks()
+    for way in (plain, WAYS[args.way]):  # nothing is made for the first time while it is measured
+        run(pipe, way, 1)
     found: dict[str, Any] = {'plain': [], 'recording': [], 'identical': True}
     for turn in range(args.repeats):
         pair = [('plain', plain), ('recording', WAYS[args.way])]

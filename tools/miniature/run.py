@@ -83,6 +83,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'scenes with exact masks, and without: the upper bound',
     )
     parser.add_argument(
+        '--add-masks',
+        action='store_true',
+        help='also pretrain on as many composed scenes whose masks the generator adds by looking '
+        'at them (tools/add_masks.py), and without masks',
+    )
+    parser.add_argument(
         '--evaluate-every',
         '--judge-every',
         type=int,
@@ -139,10 +145,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         job,
         f'{args.out}/world',
         args.images,
-        args.images if args.exact else 0,
+        args.images if args.exact or args.add_masks else 0,
         args.sources,
         'garments' in args.on,
     )
+    if args.add_masks:
+        job.run(
+            'add masks to the composed scenes',
+            'tools/add_masks.py',
+            f'{args.out}/world/exact',
+            args.generator,
+            f'{args.out}/added',
+            '--quiet',
+        )
     if not args.pool:
         world, out = f'{args.out}/world', f'{args.out}/synthetic'
         generate_store(job, args.generator, world, out, args.steps, args.guidance)
@@ -208,16 +223,21 @@ def regimes(args: argparse.Namespace) -> dict[str, str]:
     stores = {'synthetic': args.pool or f'{args.out}/synthetic'}
     if args.exact:
         stores['real'] = f'{args.out}/world/exact'
+    if args.add_masks:
+        stores['added'] = f'{args.out}/added'
     return stores
 
 
 def arms(args: argparse.Namespace, method: str, regime: str) -> list[str]:
-    """The arms that make sense: the upper bound has two, and MAE has no negatives."""
+    """The arms that make sense: real scenes have two, and MAE has no negatives."""
     layout = read_layout(method)
     return [
         arm
         for arm in args.arms
-        if not (regime == 'real' and isinstance(ARMS[arm].masks, str)) and ARMS[arm].suits(layout)
+        if not (regime != 'synthetic' and isinstance(ARMS[arm].masks, str))
+        # The same scenes without masks are pretrained on once.
+        and not (regime == 'added' and args.exact and not ARMS[arm].masks)
+        and ARMS[arm].suits(layout)
     ]
 
 
@@ -269,8 +289,9 @@ def pretrain_and_evaluate(
     masks = ARMS[arm].masks
     pretrain(job, args.out / name, method, store, args.epochs, seed, bool(masks), options)
     every, epochs = (layout.epochs(number) for number in (every, args.epochs))
-    if masks is True and regime == 'real':
-        masks = 'exact'
+    if regime != 'synthetic':
+        masks = masks and {'real': 'exact', 'added': 'added'}[regime]
+        regime = 'real'
     for epoch in sorted({*range(every, epochs, every), epochs}):
         evaluate(
             job,

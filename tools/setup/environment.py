@@ -87,12 +87,20 @@ PARTS = {
     'dev': Part('pytest, hypothesis, ruff, mypy', 0.1, 0.1, ('core',)),
     'newest-generation': Part('the newest diffusers and transformers', 0.4, 0.1),
     'newest-dev': Part('pytest for the newest generators', 0.1, 0.1, ('newest-generation',)),
+    'oldest-generation': Part('the oldest diffusers and transformers that work', 0.2, 0.1),
+    'oldest-dev': Part('pytest for the oldest generators', 0.1, 0.1, ('oldest-generation',)),
+    'docs': Part('mkdocs-material, mkdocstrings', 0.1, 0.1, ()),
 }
 # What a command of ./run needs, and in which folder.
 PURPOSES = {
     'miniature': ('.venv', ('core', 'generation', 'report')),
-    'tests': ('.venv', tuple(name for name in PARTS if not name.startswith('newest-'))),
+    'tests': (
+        '.venv',
+        tuple(name for name in PARTS if not name.startswith(('newest-', 'oldest-', 'docs'))),
+    ),
     'newest-generators': ('.venv-newest', ('newest-generation', 'newest-dev')),
+    'oldest-generators': ('.venv-oldest', ('oldest-generation', 'oldest-dev')),
+    'docs': ('.venv-docs', ('docs',)),
 }
 
 

@@ -52,6 +52,8 @@ class TextKeys(enum.Enum):
     ALONE = 'cross-attention'
     #: ``add_k_proj`` projects the text, ``to_k`` the pixels: one softmax, text keys first.
     ADDED = 'text and pixels, one softmax'
+    #: ``to_k`` projects pixels and, behind them, text: one softmax.
+    BEHIND = 'pixels, then text, one softmax'
     #: Text and image are one sequence that attends to itself, with norms and rotary embeddings
     #: between projection and softmax: recorded as they reach ``scaled_dot_product_attention``.
     SEQUENCE = 'one sequence of text and image'

@@ -14,7 +14,5 @@ NOT_COVERED: dict[str, str] = {
     'HeliosPipeline': _VIDEO,
     'HeliosPyramidPipeline': _VIDEO,
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
-    'StableCascadeCombinedPipeline': 'its prior, and not its decoder, lays the image out',
-    'WuerstchenCombinedPipeline': 'its prior, and not its decoder, lays the image out',
 }
 """Names of pipeline classes, and why they give no masks."""

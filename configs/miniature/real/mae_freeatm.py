@@ -1,0 +1,8 @@
+"""`real/mae_freeatm.py` at the miniature's scale.
+
+python tools/train.py configs/miniature/real/mae_freeatm.py --data-root STORE
+"""
+
+_base_ = '../mae_freeatm.py'
+
+train_dataloader = dict(dataset=dict(data_root='data/world/real_masks'))

@@ -1,0 +1,8 @@
+"""`real/simclr_freeatm.py` at the miniature's scale.
+
+python tools/train.py configs/miniature/real/simclr_freeatm.py --data-root STORE
+"""
+
+_base_ = '../simclr_freeatm.py'
+
+train_dataloader = dict(dataset=dict(data_root='data/world/real_masks'))

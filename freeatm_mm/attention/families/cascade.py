@@ -1,0 +1,49 @@
+"""Stable Cascade and Wuerstchen: their priors, which lay an image out, attend to CLIP."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from freeatm_mm.attention.families.base import CallNames, Encoder, Family, TextKeys
+
+__all__ = ['CASCADE', 'CASCADE_PRIOR']
+
+
+def is_prior_attention(name: str, module: nn.Module) -> bool:
+    """Tells whether a module attends to pixels and the text behind them."""
+    return re.search(r'\.attention$', name) is not None
+
+
+_GROUPS = {'down_blocks': 'down', 'up_blocks': 'up', 'blocks': 'prior'}
+_WHERE = 'the pixels, then 77 CLIP tokens, and for Stable Cascade what CLIP makes of all the text'
+
+CASCADE = Family(
+    name='Stable Cascade and Wuerstchen',
+    pipelines=('StableCascadeCombinedPipeline', 'WuerstchenCombinedPipeline'),
+    is_text_attention=is_prior_attention,
+    where=_WHERE,
+    text_keys=TextKeys.BEHIND,
+    denoiser='prior_prior',
+    encoders=(Encoder(('prior_tokenizer',), ('prior_text_encoder',)),),
+    conditional_first=True,
+    block_groups=_GROUPS,
+    call_names=CallNames(
+        steps=('prior_num_inference_steps',),
+        guidance=('prior_guidance_scale',),
+        scheduler='prior_scheduler',
+        inner='prior_pipe',
+    ),
+)
+
+CASCADE_PRIOR = Family(
+    name='priors of Stable Cascade and Wuerstchen',
+    pipelines=('StableCascadePriorPipeline', 'WuerstchenPriorPipeline'),
+    is_text_attention=is_prior_attention,
+    where=_WHERE,
+    text_keys=TextKeys.BEHIND,
+    denoiser='prior',
+    conditional_first=True,
+    block_groups=_GROUPS,
+)

@@ -1,0 +1,374 @@
+"""Masks for images that exist already: the generator looks at them, noised, in place of drawing.
+
+The shards, their order, workers, interruptions and failures are those of generating
+(:mod:`freeatm_mm.generation.source`); what differs is where an image comes from and how long the
+network looks: once at each of a few noise levels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from freeatm_mm.errors import InputError
+from freeatm_mm.files import file_sha256
+from freeatm_mm.generation.generate import GenerationSummary, generate_store
+from freeatm_mm.generation.images import ImageReader
+from freeatm_mm.generation.levels import ShownImages
+from freeatm_mm.generation.limits import check_settings
+from freeatm_mm.generation.listing import ImageFile, ImageRecord
+from freeatm_mm.generation.plan import Plan, PromptFile, sample_seed
+from freeatm_mm.generation.source import (
+    Counts,
+    GenerationJob,
+    Outcome,
+    Picture,
+    Recorded,
+    ShardSource,
+)
+from freeatm_mm.prompts import PromptRecord
+from freeatm_mm.store import Sample
+from freeatm_mm.store.sample import IMAGE_FORMATS, MAX_PIXELS
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ['LEVELS', 'MaskJob', 'MaskSource', 'add_masks']
+
+#: The noise levels to look at, of 1,000: docs/masks.md says what they were chosen by.
+LEVELS = (50, 100)
+
+
+@dataclass
+class LookedCounts(Counts):
+    """What was seen while looking.
+
+    Args:
+        reencoded_images: Images whose bytes couldn't be kept.
+    """
+
+    reencoded_images: int = 0
+
+
+class MaskSource(ShardSource):
+    """Adds masks to the images of any shard of a list.
+
+    The network sees the whole image, scaled (see
+    :meth:`~freeatm_mm.generation.levels.ShownImages.seen`), and a mask covers the whole image, in
+    the image's own frame. Images are stored byte for byte as they came where they are JPEG or PNG
+    in RGB or grey; others are encoded anew.
+
+    Args:
+        pipeline: A text-to-image pipeline of a family that the recorder knows, and whose call can
+            be given latents.
+        images: The images' records, or a :class:`~freeatm_mm.generation.Plan` of them.
+        reader: Reads them.
+        levels: Noise levels, as timesteps of training.
+        size: Side of a square with as many pixels as the network sees of an image; the default is
+            what the pipeline generates.
+        batch_size: Images at once; those of one size look at once.
+        seed: As of :class:`~freeatm_mm.generation.ShardSource`, like all that follow.
+        samples_per_shard: As there.
+        image_format: Of images that are encoded anew.
+        quality: Of these, if JPEG.
+        lost_nouns: As there.
+        masks: As there; ``steps`` are the levels by their number, from 0.
+        max_failed: As there; an image that can't be read has failed.
+        name: As there.
+        revision: As there.
+
+    Raises:
+        ValueError: If an argument is out of range, or the pipeline can't be shown images.
+    """
+
+    counts_class = LookedCounts
+    doing = 'adding masks to the images'
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        images: Sequence[ImageRecord] | Plan,
+        reader: ImageReader,
+        *,
+        levels: Sequence[int] = LEVELS,
+        size: int | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+        samples_per_shard: int = 5000,
+        image_format: str = 'jpg',
+        quality: int = 95,
+        lost_nouns: str = 'skip',
+        masks: bool | Mapping[str, Any] = True,
+        max_failed: float | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if not masks or (isinstance(masks, Mapping) and masks.get('stage', 1) != 1):
+            raise InputError('adding masks records masks, and those of the first stage')
+        levels = list(levels)
+        self._shown = ShownImages(pipeline, levels, size)
+        super().__init__(
+            pipeline,
+            images,
+            steps=len(levels),
+            guidance=_no_guidance(pipeline),
+            batch_size=batch_size,
+            seed=seed,
+            samples_per_shard=samples_per_shard,
+            image_format=image_format,
+            quality=quality,
+            lost_nouns=lost_nouns,
+            masks=masks,
+            max_failed=max_failed,
+            name=name,
+            revision=revision,
+        )
+        self._reader = reader
+        self.call_options.pop('output_type')
+        own = {'levels': levels, 'size': size}
+        for settings in (self.config, self.settings):
+            for other in ('steps', 'guidance', 'height', 'width', 'scheduler'):
+                del settings[other]
+            settings |= own
+        path = getattr(self.plan.prompts, 'path', None)
+        if path is not None:
+            self.config['images_sha256'] = file_sha256(path)
+
+    def samples(
+        self, shard: int, counts: Counts, on_batch: Callable[[int], None] | None = None
+    ) -> Iterator[Sample]:
+        """Yield the samples of a shard, as of :class:`~freeatm_mm.generation.ShardSource`."""
+        for sample in super().samples(shard, counts, on_batch):
+            if isinstance(counts, LookedCounts):
+                counts.reencoded_images += 'encoded_anew' in sample.meta
+            yield sample
+
+    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
+        """Look at a batch; an image that can't be read is its own failure alone."""
+        outcomes: dict[int, Outcome] = {}
+        pictures: dict[int, Picture] = {}
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for place, (record, number) in enumerate(batch):
+            try:
+                picture = self._picture(record)
+            except (InputError, OSError) as error:
+                outcomes[place] = Outcome(kind='failed', reason=str(error))
+                continue
+            pictures[place] = picture
+            if record.nouns:
+                by_size.setdefault(self._shown.seen(*picture.image.size), []).append(place)
+            else:
+                none = torch.zeros(0, 1, 1)
+                outcomes[place] = self._outcome(record, number, picture, False, none, Recorded())
+        for (height, width), places in by_size.items():
+            part = [batch[place] for place in places]
+            recorder, recorded = self._recorder(part)
+            pixels = torch.stack(
+                [_pixels(pictures[place].image, height, width) for place in places]
+            )
+            generators = [
+                torch.Generator().manual_seed(sample_seed(self.seed, record.id, number))
+                for record, number in part
+            ]
+            with recorder:
+                self._shown.show(
+                    pixels,
+                    [record.prompt for record, _ in part],
+                    generators,
+                    self._options(len(part)),
+                )
+            masks = recorder.masks(propagate=self._propagate)
+            for place, (record, number), raw, nouns in zip(places, part, masks, recorded):
+                outcomes[place] = self._outcome(record, number, pictures[place], False, raw, nouns)
+        return [outcomes[place] for place in range(len(batch))]
+
+    def _picture(self, record: PromptRecord) -> Picture:
+        """Read a record's image, whole and upright.
+
+        Raises:
+            InputError: If it can't be read, or has more pixels than an image may have.
+        """
+        if not isinstance(record, ImageRecord):  # what is tried where all else fails
+            return Picture(Image.new('RGB', (self._shown.size, self._shown.size), 'gray'))
+        data = self._reader.read(record.place)
+        return read_picture(data, record.name)
+
+
+def read_picture(data: bytes, name: str = '') -> Picture:
+    """Read an encoded image, whole and upright, as RGB or grey.
+
+    Args:
+        data: A picture in any format that Pillow reads.
+        name: What its ``meta`` says of where it is.
+
+    Returns:
+        The picture, with its own bytes if they can be stored as they are.
+
+    Raises:
+        InputError: If it is no picture, or has more pixels than an image may have.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # looked at below
+            image: Image.Image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InputError(
+                    f'its image has {width}x{height} pixels, more than {MAX_PIXELS:,} in all'
+                )
+            image.load()
+            own_format, own_mode = image.format, image.mode
+            upright = ImageOps.exif_transpose(image)
+            turned = upright is not image and image.getexif().get(0x0112, 1) != 1
+            image = upright
+            if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+                image = image.convert('RGBA')
+                white = Image.new('RGBA', image.size, 'white')
+                image = Image.alpha_composite(white, image)
+            elif image.mode.startswith('I') or image.mode == 'F':  # of more than 8 bits
+                values = np.asarray(image, np.float64)
+                low, high = values.min(), values.max()
+                if image.mode.startswith('I;16'):
+                    low, high = 0, 65535
+                image = Image.fromarray(
+                    ((values - low) / max(high - low, 1e-9) * 255).round().astype(np.uint8)
+                )
+            if image.mode not in ('RGB', 'L'):
+                image = image.convert('RGB')
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError("its image can't be read: no picture of a format that is known") from None
+    except Exception as error:  # Pillow raises whatever a broken picture leads it to
+        raise InputError(
+            f"its image can't be read: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None
+    image_format = {full: short for short, full in IMAGE_FORMATS.items()}.get(own_format or '')
+    meta = {'image': name} if name else {}
+    if (
+        image_format is not None
+        and own_mode in ('RGB', 'L')
+        and not turned
+        and image.mode == own_mode
+    ):
+        return Picture(image, data, image_format, meta)
+    meta['encoded_anew'] = 'turned upright' if turned else f'{own_format} in mode {own_mode}'
+    return Picture(image, meta=meta)
+
+
+def _pixels(image: Image.Image, height: int, width: int) -> torch.Tensor:
+    """The whole picture scaled to this size: float32 (3, height, width), from -1 to 1."""
+    scaled = image.convert('RGB').resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(scaled, np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def _no_guidance(pipeline: Any) -> float:
+    """The guidance scale at which the network is called once, for the prompt alone.
+
+    Where guidance was distilled into the network it is no second call but an input of its own: the
+    one that the pipeline's call gives by default.
+    """
+    transformer = getattr(pipeline, 'transformer', None)
+    if transformer is not None and transformer.config.get('guidance_embeds'):
+        parameter = inspect.signature(type(pipeline).__call__).parameters.get('guidance_scale')
+        if parameter is not None and isinstance(parameter.default, (int, float)):
+            return float(parameter.default)
+    return 1.0
+
+
+@dataclass(frozen=True)
+class MaskJob(GenerationJob):
+    """All that a worker needs to take part in adding masks; ``prompts`` is the list of images.
+
+    Args:
+        images: The source of the images.
+        captions: The caption file that names them, where it isn't in the source.
+    """
+
+    images: str = ''
+    captions: str | None = None
+
+    source_class: ClassVar[type[ShardSource]] = MaskSource
+    kept_options: ClassVar[tuple[str, ...]] = (
+        'levels',
+        'size',
+        'seed',
+        'image_format',
+        'samples_per_shard',
+    )
+
+    def records(self) -> PromptFile:
+        """Open the list of images."""
+        return ImageFile(self.prompts, self.limit)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options, those left out by their defaults."""
+        settings = super().settings
+        return settings | {'levels': list(settings['levels'])}
+
+    def absolute(self) -> GenerationJob:
+        """Return the same job with paths that hold from anywhere."""
+        images, captions = Path(self.images).absolute(), self.captions
+        job = replace(self, images=str(images))
+        if captions is not None:
+            job = replace(job, captions=str(Path(captions).absolute()))
+        return super(MaskJob, job).absolute()
+
+    def further_options(self) -> dict[str, Any]:
+        """What reads the images."""
+        return {'reader': ImageReader(self.images, self.captions)}
+
+
+def add_masks(
+    pipeline: DiffusionPipeline,
+    images: Sequence[ImageRecord],
+    reader: ImageReader,
+    out: str | Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    take_over: bool = True,
+    wait: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> GenerationSummary:
+    """Store images that exist with one attention mask per noun.
+
+    Args:
+        pipeline: As of :class:`MaskSource`.
+        images: The images' records, such as an
+            :class:`~freeatm_mm.generation.listing.ImageFile`.
+        reader: Reads them.
+        out: The store's folder.
+        rank: As of :func:`~freeatm_mm.generation.generate`, like all that follow.
+        world: As there.
+        take_over: As there.
+        wait: As there.
+        progress: As there.
+        **options: Levels, size, ...: see :class:`MaskSource`.
+
+    Raises:
+        ValueError: If an argument is out of range, or the pipeline can't be shown images.
+        StoreError: If ``out`` holds a store made with other settings; says which differ.
+        DrawingError: If looking fails whatever the image, or more images fail than may.
+    """
+    check_settings(options)
+    return generate_store(
+        MaskSource(pipeline, images, reader, **options),
+        out,
+        rank=rank,
+        world=world,
+        take_over=take_over,
+        wait=wait,
+        progress=progress,
+    )

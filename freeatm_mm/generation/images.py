@@ -1,0 +1,546 @@
+"""Images that exist already, with their captions: where they are, and reading one of them.
+
+A source is listed once, without opening an image; each entry says where its image is, so that any
+worker can read any image later. Read are
+
+- a folder of images: captions in ``metadata.jsonl`` (or ``.csv``, ``.parquet``), or in a
+  ``.txt``, ``.caption`` or ``.json`` beside the image, or in a caption file given apart: that of
+  COCO, or any that :func:`~freeatm_mm.prompts.tables.read_rows` reads and that names the image;
+- a WebDataset: tar files, or a folder of them;
+- a data set of Hugging Face on disk: what ``save_to_disk`` wrote, or Parquet files;
+- a store, such as ``tools/generate.py --no-masks`` or another engine's program wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from freeatm_mm.errors import InputError, MissingFileError, listed
+from freeatm_mm.files import open_regular, parse_json, read_bytes, read_json
+from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
+from freeatm_mm.store import Store, StoreError
+from freeatm_mm.store.layout import MANIFEST
+
+__all__ = ['IMAGE_ENDINGS', 'Found', 'ImageReader', 'find_images']
+
+#: Endings of files that are taken for images.
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
+#: Bytes of the largest image file that is read.
+MAX_IMAGE_BYTES = 1 << 27
+#: Files kept open at a time.
+_MOST_OPEN = 64
+_METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
+_TEXT_ENDINGS = ('.txt', '.caption', '.json')
+#: Fields of a row that may name its image.
+_PATH_FIELDS = (
+    'file_name',
+    'filename',
+    'filepath',
+    'file_path',
+    'image_path',
+    'image_name',
+    'image',
+    'img',
+    'file',
+    'path',
+)
+_LONGEST_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image of a source, or a place where there should be one.
+
+    Args:
+        name: Where the image is, in words; unique in its source.
+        place: Where :class:`ImageReader` finds it, JSON values only.
+        captions: Its captions.
+        nouns: Its nouns as the source gives them, or ``None``.
+        problem: Why it can't be used, or ``''``.
+    """
+
+    name: str
+    place: dict[str, Any] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
+    nouns: Any = None
+    problem: str = ''
+
+
+def find_images(source: str | Path, captions: str | Path | None = None) -> Iterator[Found]:
+    """Yield the images of a source, in an order that is always the same.
+
+    Args:
+        source: A folder or a file; see the module's text for the kinds.
+        captions: A caption file that names the images of the folder ``source``.
+
+    Raises:
+        FileNotFoundError: If there is no such source or file.
+        ValueError: If the source holds no images of a kind that is read, or is damaged.
+        ImportError: If a package that reads the format is not installed.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise MissingFileError(f'there is no source of images {source}')
+    if captions is not None:
+        if not source.is_dir():
+            raise InputError(f'{source} is no folder of images, to go with the captions {captions}')
+        return _by_rows(source, Path(captions))
+    return _reader_of(source)(source)
+
+
+def _reader_of(source: Path) -> Callable[[Path], Iterator[Found]]:
+    """The function that lists a source of this kind."""
+    if source.is_file():
+        ending = source.suffix.lower()
+        if ending == '.tar':
+            return _in_tars
+        if ending == '.parquet':
+            return _in_tables
+        if ending in ('.jsonl', '.ndjson', '.json', '.csv', '.tsv'):
+            return lambda file: _by_rows(file.parent, file)
+        raise InputError(
+            f'{source} is no source of images: give a folder, a tar, a Parquet file, or a table '
+            '(.jsonl, .json, .csv, .tsv) that names images beside it'
+        )
+    names = {entry.name for entry in os.scandir(source)}
+    if MANIFEST in names:
+        return _in_store
+    if 'dataset_dict.json' in names:
+        splits = sorted(
+            entry.name for entry in os.scandir(source) if (Path(entry.path) / 'state.json').exists()
+        )
+        raise InputError(
+            f'{source} holds the splits {listed(splits, 10)}: give one of their folders, such as '
+            f'{source / (splits[0] if splits else "train")}'
+        )
+    if 'state.json' in names:
+        return _in_tables
+    for name in _METADATA:
+        if name in names:
+            return lambda folder, name=name: _by_rows(folder, folder / name)  # type: ignore[misc]
+    if any(name.endswith('.tar') for name in names):
+        return _in_tars
+    for _, file, _ in _walk(source):
+        if file.lower().endswith('.parquet'):
+            return _in_tables
+        if file.lower().endswith(IMAGE_ENDINGS):
+            return _beside_texts
+    raise InputError(
+        f'the folder {source} holds no images ({", ".join(IMAGE_ENDINGS)}), tars, Parquet files, '
+        'data set or store'
+    )
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str, set[str]]]:
+    """The folder, name and neighbours of all files below a folder, in order."""
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        neighbours = set(names)
+        for name in sorted(names):
+            if not name.startswith('.'):
+                yield Path(where), name, neighbours
+
+
+# Folders
+
+
+def _beside_texts(folder: Path) -> Iterator[Found]:
+    """Images with a text file of the same name beside each."""
+    for where, name, neighbours in _walk(folder):
+        if not name.lower().endswith(IMAGE_ENDINGS):
+            continue
+        path = where / name
+        relative = path.relative_to(folder).as_posix()
+        texts: dict[str, bytes] = {}
+        problem = 'it is a link' if path.is_symlink() else ''
+        for ending in _TEXT_ENDINGS:
+            text = path.stem + ending
+            if text in neighbours and not problem:
+                try:
+                    texts[ending] = read_bytes(where / text, _LONGEST_TEXT)
+                except InputError as error:
+                    problem = str(error)
+        yield _found(relative, {'file': relative, 'bytes': _size(path)}, texts, problem)
+
+
+def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
+    """Images that the rows of a table name."""
+    root = os.path.realpath(folder)
+    order: OrderedDict[str, dict[str, Any]] = OrderedDict()
+    for place, name, captions, nouns, problem in _rows(file):
+        if problem:
+            yield Found(place, problem=problem)
+            continue
+        entry = order.setdefault(name, {'captions': [], 'nouns': nouns})
+        entry['captions'] += captions
+    for name, entry in order.items():
+        path = os.path.realpath(os.path.join(root, name))
+        problem = ''
+        if not path.startswith(root + os.sep):
+            problem = 'it lies outside the folder'
+        elif not os.path.isfile(path):
+            problem = 'there is no such file'
+        yield Found(
+            name,
+            {'file': name, 'bytes': 0 if problem else _size(Path(path))},
+            tuple(entry['captions']),
+            entry['nouns'],
+            problem,
+        )
+
+
+def _rows(file: Path) -> Iterator[tuple[str, str, list[str], Any, str]]:
+    """Place, name of the image, captions, nouns and problem of the rows of a table."""
+    names = _coco_names(file)
+    for row in read_rows(file):
+        if row.problem:
+            yield row.place, '', [], None, row.problem
+            continue
+        fields = _lower(row.value)
+        name = next(
+            (fields[key] for key in _PATH_FIELDS if isinstance(fields.get(key), str)),
+            names.get(fields.get('image_id')),
+        )
+        if not name:
+            yield row.place, '', [], None, "the row doesn't name its image"
+            continue
+        yield row.place, name, _captions_of(fields), fields.get('nouns'), ''
+
+
+def _coco_names(file: Path) -> dict[Any, str]:
+    """The file names of images by their ids, where a file lists them as COCO's does."""
+    if file.suffix.lower() != '.json':
+        return {}
+    content = read_json(file)
+    images = content.get('images') if isinstance(content, dict) else None
+    return {
+        image['id']: image['file_name']
+        for image in (images if isinstance(images, list) else [])
+        if isinstance(image, dict)
+        and isinstance(image.get('id'), (int, str))
+        and isinstance(image.get('file_name'), str)
+    }
+
+
+# Tars
+
+
+def _in_tars(source: Path) -> Iterator[Found]:
+    """The images of a WebDataset: of a tar, or of the tars in a folder."""
+    tars = [source] if source.is_file() else sorted(source.glob('*.tar'))
+    root = source.parent if source.is_file() else source
+    for tar in tars:
+        name = tar.relative_to(root).as_posix()
+        try:
+            with os.fdopen(open_regular(tar), 'rb') as file:
+                yield from _in_tar(file, name)
+        except tarfile.TarError as error:
+            yield Found(name, problem=f'the tar is damaged after what was read: {error}')
+
+
+def _in_tar(file: Any, tar: str) -> Iterator[Found]:
+    key: str | None = None
+    image: tuple[str, dict[str, Any]] | None = None
+    texts: dict[str, bytes] = {}
+    with tarfile.open(fileobj=file, mode='r:') as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else all of them are kept
+            base = os.path.basename(member.name)
+            if not member.isfile() or base.startswith('.'):
+                continue
+            stem, dot, ending = base.partition('.')
+            ending = (dot + ending).lower()
+            own = os.path.join(os.path.dirname(member.name), stem)
+            if own != key:
+                if image is not None:
+                    yield _found(*image, texts)
+                key, image, texts = own, None, {}
+            if ending in IMAGE_ENDINGS:
+                if image is None:
+                    place = {'file': tar, 'offset': member.offset_data, 'bytes': member.size}
+                    image = f'{tar}/{member.name}', place
+            elif ending in _TEXT_ENDINGS and member.size <= _LONGEST_TEXT:
+                content = archive.extractfile(member)
+                texts[ending] = b'' if content is None else content.read()
+    if image is not None:
+        yield _found(*image, texts)
+
+
+# Tables that hold the images themselves
+
+
+def _in_tables(source: Path) -> Iterator[Found]:
+    """The images of a data set of Hugging Face on disk, or of Parquet files."""
+    arrow = _pyarrow()
+    root = source.parent if source.is_file() else source
+    for file in _tables(source):
+        name = file.relative_to(root).as_posix()
+        number = 0
+        try:
+            column, others = _columns(_schema(file), file)
+            for batch in _batches(file, others):
+                for value in batch.to_pylist():
+                    yield _found_fields(
+                        f'{name}, row {number}',
+                        {'file': name, 'row': number, 'column': column},
+                        _lower(value),
+                    )
+                    number += 1
+        except arrow.ArrowException as error:
+            yield Found(f'{name}, row {number}', problem=f'the file is damaged: {error}')
+
+
+def _tables(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    state = source / 'state.json'
+    if not state.exists():
+        return [
+            where / name for where, name, _ in _walk(source) if name.lower().endswith('.parquet')
+        ]
+    content = read_json(state)
+    files = content.get('_data_files') if isinstance(content, dict) else None
+    names = [item.get('filename') for item in files or [] if isinstance(item, dict)]
+    own = [name for name in names if isinstance(name, str) and name == Path(name).name]
+    if not own or len(own) < len(names):
+        raise InputError(f'{state} names no files of its own folder')
+    return [source / name for name in own]
+
+
+def _columns(schema: Any, file: Path) -> tuple[str, list[str]]:
+    """The column with the images, and those that may hold captions and nouns."""
+    import pyarrow.types as types
+
+    def holds_image(kind: Any) -> bool:
+        return types.is_struct(kind) and kind.get_field_index('bytes') >= 0
+
+    found = [item.name for item in schema if holds_image(item.type)] or [
+        item.name
+        for item in schema
+        if types.is_binary(item.type) or types.is_large_binary(item.type)
+    ]
+    if not found:
+        raise InputError(f'{file} has no column of images')
+    column = next((name for name in found if name.lower() in ('image', 'img', 'jpg')), found[0])
+    wanted = (*TEXT_FIELDS, 'nouns')
+    return column, [item.name for item in schema if item.name.lower() in wanted]
+
+
+def _schema(file: Path) -> Any:
+    if file.suffix == '.parquet':
+        import pyarrow.parquet as parquet
+
+        return parquet.read_schema(file)
+    return _stream(file).schema
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
+    """Batches of rows with these columns alone."""
+    if file.suffix == '.parquet':
+        import pyarrow.parquet as parquet
+
+        table = parquet.ParquetFile(file)
+        if columns:
+            yield from table.iter_batches(batch_size=256, columns=columns)
+        else:
+            raise InputError(
+                f'{file} has no column of captions ({", ".join(TEXT_FIELDS[:3])}, ...)'
+            )
+        return
+    for batch in _stream(file):
+        yield batch.select(columns)
+
+
+def _stream(file: Path) -> Any:
+    """An Arrow file as `datasets` writes it, mapped and not read."""
+    arrow = _pyarrow()
+    os.close(open_regular(file))
+    return arrow.ipc.open_stream(arrow.memory_map(str(file)))
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise ImportError(
+            'reading a data set of Hugging Face needs pyarrow: pip install pyarrow'
+        ) from None
+    return pyarrow
+
+
+# Stores
+
+
+def _in_store(source: Path) -> Iterator[Found]:
+    store = Store(source)
+    for number in range(len(store)):
+        raw = store.read(number)
+        nouns = raw.info['nouns']
+        yield Found(raw.key, {'sample': number}, (raw.info['caption'],), nouns if nouns else None)
+
+
+# What an image's texts say
+
+
+def _found(name: str, place: dict[str, Any], texts: dict[str, bytes], problem: str = '') -> Found:
+    """An image with the texts beside it; plain text counts before JSON."""
+    fields: dict[str, Any] = {}
+    if '.json' in texts:
+        try:
+            fields = _lower(parse_json(texts['.json']))
+        except ValueError as error:
+            problem = problem or f'its JSON is damaged: {error}'
+    captions = [
+        texts[ending].decode('utf-8', 'replace') for ending in _TEXT_ENDINGS[:2] if ending in texts
+    ]
+    return _found_fields(name, place, fields, captions, problem)
+
+
+def _found_fields(
+    name: str,
+    place: dict[str, Any],
+    fields: dict[str, Any],
+    captions: list[str] | None = None,
+    problem: str = '',
+) -> Found:
+    return Found(name, place, tuple(captions or _captions_of(fields)), fields.get('nouns'), problem)
+
+
+def _captions_of(fields: dict[str, Any]) -> list[str]:
+    value = next((fields[key] for key in TEXT_FIELDS if fields.get(key)), None)
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str)]
+
+
+def _lower(value: Any) -> dict[str, Any]:
+    """The fields of an object, their names in lower case; none of what isn't one."""
+    if not isinstance(value, dict):
+        return {}
+    return {key.lower(): item for key, item in value.items() if isinstance(key, str)}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+# Reading
+
+
+class ImageReader:
+    """Reads the encoded images of a source, where :func:`find_images` found them.
+
+    Args:
+        source: The same source.
+        captions: The same caption file.
+    """
+
+    def __init__(self, source: str | Path, captions: str | Path | None = None) -> None:
+        source = Path(source)
+        self._root = source if source.is_dir() else source.parent
+        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._store: Store | None = None
+
+    def read(self, place: dict[str, Any]) -> bytes:
+        """Read an image file's bytes.
+
+        Args:
+            place: Of :class:`Found`.
+
+        Raises:
+            ValueError: If it can't be read, has more than 128 MiB, or changed since it was found.
+        """
+        if 'sample' in place:
+            if self._store is None:
+                self._store = Store(self._root)
+            try:
+                return self._store.read(place['sample']).image_bytes
+            except (StoreError, IndexError) as error:
+                raise InputError(str(error)) from None
+        if 'row' in place:
+            return self._cell(place['file'], place['row'], place['column'])
+        size = place['bytes']
+        if size > MAX_IMAGE_BYTES:
+            raise InputError(f'its file has {size:,} bytes, more than {MAX_IMAGE_BYTES:,}')
+        handle = self._opened(place['file'], self._open_file)
+        # No more than one byte too many: a file that grew is one that changed.
+        whole = 'offset' not in place
+        data = os.pread(handle, size + whole, place.get('offset', 0))
+        if len(data) != size:
+            raise InputError('its file is not as long as it was when the images were listed')
+        return data
+
+    def _opened(self, name: str, opens: Callable[[Path], Any]) -> Any:
+        if name not in self._files:
+            path = os.path.realpath(self._root / name)
+            if not path.startswith(os.path.realpath(self._root) + os.sep):
+                raise InputError('it lies outside the folder')
+            self._files[name] = opens(Path(path))
+            if len(self._files) > _MOST_OPEN:
+                self._close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    @staticmethod
+    def _open_file(path: Path) -> int:
+        return open_regular(path)
+
+    @staticmethod
+    def _close(opened: Any) -> None:
+        if isinstance(opened, int):
+            os.close(opened)
+
+    def _cell(self, name: str, row: int, column: str) -> bytes:
+        arrow = _pyarrow()
+        try:
+            value = self._opened(name, _Table).cell(row, column)
+        except (arrow.ArrowException, IndexError, KeyError) as error:
+            raise InputError(f"its row can't be read: {error}") from None
+        if isinstance(value, dict):
+            value = value.get('bytes')
+        if not isinstance(value, bytes):
+            raise InputError('its row holds no image')
+        if len(value) > MAX_IMAGE_BYTES:
+            raise InputError(f'it has {len(value):,} bytes, more than {MAX_IMAGE_BYTES:,}')
+        return value
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._files:
+            self._close(self._files.popitem()[1])
+
+
+class _Table:
+    """Any cell of a Parquet or Arrow file; of Parquet one group of rows is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._group = -1
+        self._rows: Any = None
+        if path.suffix != '.parquet':
+            self._file, self._table = None, _stream(path).read_all()
+            return
+        import pyarrow.parquet as parquet
+
+        self._file, self._table = parquet.ParquetFile(path), None
+        sizes = [
+            self._file.metadata.row_group(number).num_rows
+            for number in range(self._file.metadata.num_row_groups)
+        ]
+        self._starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+
+    def cell(self, row: int, column: str) -> Any:
+        if self._file is None:
+            return self._table[column][row].as_py()
+        group = next(n for n, start in enumerate(self._starts[1:]) if row < start)
+        if group != self._group:
+            self._rows = self._file.read_row_group(group, columns=[column])
+            self._group = group
+        return self._rows[column][row - self._starts[group]].as_py()

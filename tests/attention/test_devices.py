@@ -1,0 +1,32 @@
+"""Mistakes of devices, looked for without a GPU: fake CUDA tensors refuse to meet the CPU's."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from helpers.tiny_pipelines import tiny_stable_diffusion
+from helpers.two_prompts import NOUNS, PROMPTS
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from freeatm_mm.attention import AttentionRecorder
+
+
+@pytest.mark.parametrize('options', [{}, {'self_attention': 16}])
+def test_a_unet_on_a_gpu(options):
+    """The denoiser is called itself, with one row for each image."""
+    pipe = tiny_stable_diffusion()
+    config = pipe.unet.config
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with torch.device('cuda'):
+            pipe.unet = diffusers.UNet2DConditionModel.from_config(config)
+            images = torch.randn(2, 4, 16, 16)
+            text = torch.randn(2, 77, config.cross_attention_dim)
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False, **options) as recorder:
+            pipe.unet(images, 1, encoder_hidden_states=text)
+        sums = [*recorder._sums.values(), *recorder._affinities.values()]
+        assert {total.total_BTN.device.type for total in sums} == {'cuda'}
+        masks = recorder.masks(propagate=1 if options else 0)
+        assert [mask.device.type for mask in masks] == ['cpu', 'cpu']
+        with pytest.raises(RuntimeError):  # so a mistake would show
+            images + torch.ones(1, 4, 1, 1)

@@ -1,0 +1,543 @@
+"""Masks for images that exist: what is recorded, what is kept, and that it is always the same."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_generators
+from helpers.store_samples import folder_bytes
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tools import run_tool
+from PIL import Image
+
+from freeatm_mm.attention import AttentionRecorder
+from freeatm_mm.errors import InputError
+from freeatm_mm.generation import DrawingError, run_workers
+from freeatm_mm.generation.existing import MaskJob, add_masks, read_picture
+from freeatm_mm.generation.images import ImageReader, find_images
+from freeatm_mm.generation.levels import NoiseLevels, ShownImages
+from freeatm_mm.generation.listing import ImageFile, list_images
+from freeatm_mm.generation.pipelines import drawing_options
+from freeatm_mm.store import Sample, Store, verify_store, write_store
+
+PROMPTS = ['a dog and a ball', 'a cat']
+NOUNS = [['dog', 'ball'], ['cat']]
+LEVELS = (200, 450)
+
+
+def encoded(size=(64, 48), mode='RGB', image_format='PNG', seed=0, **options):
+    """The bytes of a picture of noise; `size` is (width, height)."""
+    channels = {'RGB': 3, 'RGBA': 4, 'L': 1, 'CMYK': 4}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], channels), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(), mode).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope='module')
+def pipe():
+    return tiny_stable_diffusion()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Nine images with a text beside each, a tenth that is none, and one without text."""
+    folder = tmp_path_factory.mktemp('images')
+    (folder / 'sub').mkdir()
+    captions = ['A dog and a ball.', 'a cat near a dress', 'blue and very']
+    nouns = [['dog', 'ball'], ['cat', 'dress'], []]
+
+    def say(image, caption, nouns):
+        text = json.dumps({'caption': caption, 'nouns': nouns})
+        image.with_suffix('.json').write_text(text)
+
+    for number in range(9):
+        name = f'sub/{number}.png' if number % 2 else f'{number}.jpg'
+        data = encoded(
+            (64, 48 + 8 * (number % 3)), image_format='PNG' if number % 2 else 'JPEG', seed=number
+        )
+        (folder / name).write_bytes(data)
+        say(folder / name, captions[number % 3], nouns[number % 3])
+    (folder / 'broken.jpg').write_bytes(b'no picture')
+    say(folder / 'broken.jpg', 'a dog', ['dog'])
+    (folder / 'silent.png').write_bytes(encoded())
+    return folder
+
+
+def listed(source, tmp_path, **options):
+    """The images of a source, and what reads them."""
+    images = list_images(source, tmp_path / 'out', **options)
+    reader = ImageReader(source, options.get('captions'))
+    return images, ImageFile(images.path), reader
+
+
+# What is recorded
+
+
+def look(pipe, images, seeds=(0, 1), levels=LEVELS):
+    """The masks that the pipeline records of images that it is shown."""
+    shown = ShownImages(pipe, levels)
+    options = drawing_options(pipe, steps=len(levels), guidance=1.0)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    with AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=options) as recorder:
+        shown.show(images, PROMPTS, generators, options)
+    assert recorder.num_steps == len(levels)
+    return recorder.masks()
+
+
+def by_hand(pipe, clean, noised, call, encode):
+    """The same masks by calls of the network with what `noised` makes of latents and noise."""
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, torch.no_grad():
+        text = encode()
+        for level in LEVELS:
+            noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators])
+            call(noised(clean, noise, level), torch.full((2,), level), text)
+    return recorder.masks()
+
+
+@torch.no_grad()
+def test_masks_are_those_of_calls_of_the_unet_on_noised_latents(pipe):
+    from diffusers import DDPMScheduler
+
+    images = torch.rand(2, 3, 48, 64) * 2 - 1
+    vae, scheduler = pipe.vae, DDPMScheduler.from_config(pipe.scheduler.config)
+    own = pipe.scheduler
+    masks = look(pipe, images)
+    assert pipe.scheduler is own and pipe.config.scheduler[0] == 'diffusers'
+    expected = by_hand(
+        pipe,
+        vae.encode(images).latent_dist.mode() * vae.config.scaling_factor,
+        lambda clean, noise, level: scheduler.add_noise(clean, noise, torch.tensor([level] * 2)),
+        lambda sample, time, text: pipe.unet(sample, time, encoder_hidden_states=text),
+        lambda: pipe.encode_prompt(PROMPTS, 'cpu', 1, False)[0],
+    )
+    for found, wanted in zip(masks, expected):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_masks_are_those_of_calls_of_the_transformer_on_scaled_noise():
+    pipe = tiny_generators.tiny_stable_diffusion_3()
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    vae = pipe.vae
+
+    def scaled(clean, noise, level):
+        share = level / pipe.scheduler.config.num_train_timesteps
+        return share * noise + (1 - share) * clean
+
+    def call(sample, time, text):
+        pipe.transformer(
+            hidden_states=sample,
+            timestep=time.float(),
+            encoder_hidden_states=text[0],
+            pooled_projections=text[2],
+        )
+
+    latents = vae.encode(images).latent_dist.mode()
+    expected = by_hand(
+        pipe,
+        (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor,
+        scaled,
+        call,
+        lambda: pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False),
+    )
+    for found, wanted in zip(look(pipe, images), expected):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_noise_is_that_of_training_whatever_the_sampler(pipe):
+    from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+    clean, noise = torch.randn(2, 1, 4, 8, 8)
+    config = pipe.scheduler.config
+    sampler = EulerDiscreteScheduler.from_config(config)
+    sampler.set_timesteps(3)  # what it last sampled with changes nothing
+    ours = NoiseLevels(sampler, [300]).noised(clean, noise, 0)
+    kept = pipe.scheduler.alphas_cumprod[300]
+    torch.testing.assert_close(ours, kept.sqrt() * clean + (1 - kept).sqrt() * noise)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = NoiseLevels(flow, [300]).noised(clean, noise, 0)
+    torch.testing.assert_close(ours, 0.7 * clean + 0.3 * noise)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        tiny_stable_diffusion_xl,
+        tiny_if,
+        tiny_generators.tiny_pixart,
+        tiny_generators.tiny_stable_diffusion_3,
+        tiny_generators.tiny_flux,
+        tiny_generators.tiny_qwen_image,
+        tiny_generators.tiny_latent_consistency,
+    ],
+    ids=['sdxl', 'if', 'pixart', 'sd3', 'flux', 'qwen', 'lcm'],
+)
+def test_other_families_look_at_images_and_depend_on_them(make):
+    pipe = make()
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    first = look(pipe, images, levels=(200,))
+    assert [len(masks) for masks in first] == [2, 1]
+    other = look(pipe, images.flip(0), levels=(200,))
+    assert not torch.allclose(first[0], other[0])
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (tiny_generators.tiny_kandinsky, 'no VAE that encodes images'),
+        (tiny_generators.tiny_controlnet, 'wants an image of its own'),
+        (tiny_generators.tiny_vq_diffusion, 'no VAE'),
+    ],
+)
+def test_pipelines_that_cannot_look_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        ShownImages(make(), [200])
+
+
+@pytest.mark.parametrize(
+    ('levels', 'message'),
+    [
+        ([1000], 'noise level 1000 lies outside the schedule of .*: levels are whole .* 0 to 999'),
+        ([-1], 'outside the schedule'),
+        ([2.5], 'outside the schedule'),
+        ([], 'at least one noise level'),
+        ([5, 5], 'more than once'),
+    ],
+)
+def test_levels_outside_the_schedule_are_refused(pipe, levels, message):
+    with pytest.raises(ValueError, match=message):
+        ShownImages(pipe, levels)
+
+
+def test_the_whole_image_is_seen_in_its_proportions(pipe):
+    shown = ShownImages(pipe, [200], size=512)
+    assert shown.seen(640, 640) == (512, 512)
+    assert shown.seen(640, 480) == (448, 576)
+    assert shown.seen(480, 640) == (576, 448)
+    assert shown.seen(10_000, 100) == shown.seen(400, 100) == (256, 1024)
+    for width, height in ((640, 427), (333, 500), (1920, 1080)):
+        sides = shown.seen(width, height)
+        assert abs(np.log(sides[1] / sides[0] / (width / height))) < 0.13
+        assert 0.8 < sides[0] * sides[1] / 512**2 < 1.25
+
+
+# What is stored
+
+
+def test_images_keep_their_bytes_and_masks_lie_in_their_frame(folder, pipe, tmp_path):
+    images, records, reader = listed(folder, tmp_path)
+    summary = add_masks(pipe, records, reader, tmp_path / 'out', levels=LEVELS, progress=False)
+    store = Store(tmp_path / 'out')
+    assert len(store) == 9 and list(verify_store(tmp_path / 'out')) == []
+    for sample in store:
+        assert str(tmp_path) not in json.dumps(sample.meta)
+        assert sample.image_bytes == (folder / sample.meta['image']).read_bytes()
+    first = store[0]
+    assert first.caption == 'A dog and a ball.' and first.image.size == (64, 48)
+    assert [noun.text for noun in first.nouns] == ['dog', 'ball']
+    assert first.masks.shape[2] / first.masks.shape[1] == pytest.approx(64 / 48, rel=0.05)
+    assert first.meta['levels'] == list(LEVELS)
+    # Nothing is lost without a word.
+    assert summary.left_out[0]['reason'] == (
+        "its image can't be read: no picture of a format that is known"
+    )
+    assert images.counts == {
+        'images have no caption and are left out': 1,
+        'captions have no noun; their images get no masks': 3,
+    }
+    assert [len(sample.nouns) for sample in store].count(0) == 3
+
+
+def test_bytes_are_the_same_however_the_work_is_split_or_interrupted(folder, pipe, tmp_path):
+    torch.set_num_threads(1)
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    images, _, _ = listed(folder, tmp_path)
+    job = MaskJob(
+        str(tmp_path / 'tiny-sd'),
+        str(images.path),
+        device='cpu',
+        images=str(folder),
+        options=dict(levels=list(LEVELS), batch_size=2, samples_per_shard=3),
+    )
+    source = job.source()
+    options = dict(levels=LEVELS, batch_size=2, samples_per_shard=3)
+    options |= {'name': 'tiny-sd', 'revision': source.config['revision'], 'progress': False}
+    reader = ImageReader(folder)
+    add_masks(source.pipeline, ImageFile(images.path), reader, tmp_path / 'one', **options)
+    whole = folder_bytes(tmp_path / 'one')
+    run_workers(job, tmp_path / 'two', 2, progress=False)
+    assert folder_bytes(tmp_path / 'two') == whole
+
+    class Stopped(Exception):
+        pass
+
+    class Failing(ImageReader):
+        left = 4
+
+        def read(self, place):
+            self.left -= 1
+            if self.left < 0:
+                raise Stopped
+            return super().read(place)
+
+    # A batch that fails is tried image by image, so this one raises again.
+    with pytest.raises((Stopped, DrawingError)):
+        add_masks(
+            source.pipeline,
+            ImageFile(images.path),
+            Failing(folder),
+            tmp_path / 'three',
+            max_failed=0,
+            **options,
+        )
+    assert 0 < len(list((tmp_path / 'three').glob('shard-*.tar'))) < 4
+    add_masks(source.pipeline, ImageFile(images.path), reader, tmp_path / 'three', **options)
+    assert folder_bytes(tmp_path / 'three') == whole
+
+
+def test_a_store_of_other_levels_is_not_gone_on_with(folder, pipe, tmp_path):
+    _, records, reader = listed(folder, tmp_path)
+    add_masks(pipe, records, reader, tmp_path / 'out', levels=[200], progress=False)
+    with pytest.raises(ValueError, match='levels is .*200.* there and .*300.* here'):
+        add_masks(pipe, records, reader, tmp_path / 'out', levels=[300], progress=False)
+
+
+@pytest.mark.parametrize(
+    ('data', 'kept'),
+    [
+        (encoded(), True),
+        (encoded(image_format='JPEG'), True),
+        (encoded(mode='L', image_format='JPEG'), True),
+        (encoded(mode='RGBA'), False),
+        (encoded(mode='CMYK', image_format='JPEG'), False),
+        (encoded(image_format='WEBP'), False),
+        (encoded(image_format='TIFF'), False),
+    ],
+    ids=['png', 'jpeg', 'grey', 'rgba', 'cmyk', 'webp', 'tiff'],
+)
+def test_bytes_that_a_store_holds_are_kept(data, kept):
+    picture = read_picture(data)
+    assert (picture.data == data) is kept
+    assert ('encoded_anew' not in picture.meta) is kept
+    assert picture.image.size == (64, 48) and picture.image.mode in ('RGB', 'L')
+
+
+def test_an_image_that_lies_on_its_side_is_seen_and_stored_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    picture = read_picture(encoded((64, 48), image_format='JPEG', exif=exif))
+    assert picture.image.size == (48, 64)
+    assert picture.data is None and picture.meta['encoded_anew'] == 'turned upright'
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_pixel_bomb_is_refused_before_it_is_decompressed():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        Image.new('1', (20_000, 5_000)).save(buffer, 'PNG')
+    with pytest.raises(InputError, match='20000x5000 pixels, more than 67,108,864'):
+        read_picture(buffer.getvalue())
+
+
+# Where images come from
+
+
+def tar_of(path, members):
+    with tarfile.open(path, 'w') as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def folder_with_metadata(tmp_path, data):
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train' / 'a.png').write_bytes(data)
+    rows = [
+        {'file_name': 'train/a.png', 'text': 'a dog and a dog', 'nouns': ['dog', 'ball']},
+        {'file_name': 'train/gone.png', 'text': 'a dog'},
+        {'file_name': '../b.png', 'text': 'a dog'},
+    ]
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    return tmp_path, {}
+
+
+def webdataset(tmp_path, data):
+    tar_of(
+        tmp_path / '00000.tar',
+        {
+            '0001.jpg': data,
+            '0001.txt': b'a dog',
+            '0001.json': b'{"caption": "other"}',
+            '0002.json': b'{"caption": "alone"}',
+        },
+    )
+    return tmp_path, {}
+
+
+def huggingface(tmp_path, data):
+    pytest.importorskip('pyarrow')
+    import datasets
+
+    features = datasets.Features({'image': datasets.Image(), 'text': datasets.Value('string')})
+    rows = {'image': [{'bytes': data, 'path': None}] * 3, 'text': ['a dog', 'a cat', 'two birds']}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path))
+    return tmp_path, {}
+
+
+def parquet(tmp_path, data):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+
+    table = pyarrow.table(
+        {'image': [{'bytes': data, 'path': 'x.png'}] * 5, 'caption': ['a dog'] * 5}
+    )
+    parquet.write_table(table, tmp_path / 'train-0.parquet', row_group_size=2)
+    return tmp_path, {}
+
+
+def coco(tmp_path, data):
+    pytest.importorskip('ijson')
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / '000000000009.jpg').write_bytes(data)
+    (tmp_path / 'captions.json').write_text(
+        json.dumps(
+            {
+                'images': [{'id': 9, 'file_name': '000000000009.jpg'}],
+                'annotations': [
+                    {'id': 1, 'image_id': 9, 'caption': 'a dog'},
+                    {'id': 2, 'image_id': 9, 'caption': 'a cat'},
+                ],
+            }
+        )
+    )
+    return tmp_path / 'images', {'captions': tmp_path / 'captions.json'}
+
+
+@pytest.mark.parametrize(
+    ('make', 'captions', 'problems'),
+    [
+        (folder_with_metadata, [('a dog and a dog',)], 2),
+        (webdataset, [('a dog',)], 0),
+        (huggingface, [('a dog',), ('a cat',), ('two birds',)], 0),
+        (parquet, [('a dog',)] * 5, 0),
+        (coco, [('a dog', 'a cat')], 0),
+    ],
+)
+def test_images_are_found_with_their_captions_and_read(make, captions, problems, tmp_path):
+    data = encoded()
+    source, options = make(tmp_path, data)
+    found = list(find_images(source, **options))
+    good = [image for image in found if not image.problem]
+    assert [image.captions for image in good] == captions
+    assert len(found) - len(good) == problems
+    reader = ImageReader(source, **options)
+    # What a worker gets has been through the list, as JSON; any image may come first.
+    for image in reversed(good):
+        assert reader.read(json.loads(json.dumps(image.place))) == data
+
+
+def test_given_nouns_are_taken_at_all_their_places_and_lost_ones_counted(tmp_path):
+    source, _ = folder_with_metadata(tmp_path, encoded())
+    told = []
+    images = list_images(source, tmp_path / 'out', warn=told.append)
+    (record,) = ImageFile(images.path)
+    assert [(noun.start, noun.end) for noun in record.nouns] == [(2, 5), (12, 15)]
+    assert images.counts["nouns that were given don't stand in their captions"] == 1
+    assert images.counts["places where an image should be can't be used"] == 2
+    assert told == [
+        'train/gone.png: there is no such file; passed over',
+        '../b.png: it lies outside the folder; passed over',
+    ]
+
+
+def test_nouns_are_found_in_captions_where_none_are_given(tmp_path):
+    pytest.importorskip('textblob')
+    (tmp_path / 'images').mkdir()
+    for name, caption in (('a', 'A dog with a ball.'), ('b', 'very blue'), ('c', 'ein Hund')):
+        (tmp_path / f'images/{name}.png').write_bytes(encoded())
+        (tmp_path / f'images/{name}.txt').write_text(caption)
+    images = list_images(tmp_path / 'images', tmp_path / 'out')
+    found = {record.id: [noun.text for noun in record.nouns] for record in ImageFile(images.path)}
+    assert found['a'] == ['dog', 'ball'] and found['b'] == []
+    skipped = list_images(tmp_path / 'images', tmp_path / 'other', without_nouns='skip')
+    assert [record.id for record in ImageFile(skipped.path)][0] == 'a'
+    assert skipped.counts['captions have no noun; their images are left out'] >= 1
+
+
+def test_every_caption_makes_a_sample_if_asked(tmp_path):
+    pytest.importorskip('textblob')
+    source, options = coco(tmp_path, encoded())
+    first = list_images(source, tmp_path / 'first', **options)
+    assert first.counts == {'further captions of the same images are left out': 1}
+    every = list_images(source, tmp_path / 'every', every_caption=True, **options)
+    records = list(ImageFile(every.path))
+    assert [record.prompt for record in records] == ['a dog', 'a cat']
+    assert len({record.id for record in records}) == 2
+
+
+def test_a_store_without_masks_gets_them(pipe, tmp_path):
+    pytest.importorskip('textblob')
+    samples = [Sample(f's{n}', encoded(seed=n), 'png', 'a dog and a ball') for n in range(3)]
+    write_store(tmp_path / 'plain', samples, 2)
+    _, records, reader = listed(tmp_path / 'plain', tmp_path)
+    add_masks(pipe, records, reader, tmp_path / 'out', levels=[200], progress=False)
+    store = Store(tmp_path / 'out')
+    assert [sample.key for sample in store] == ['s0', 's1', 's2']
+    assert all(sample.image_bytes == samples[n].image_bytes for n, sample in enumerate(store))
+    assert [[noun.text for noun in sample.nouns] for sample in store] == [['dog', 'ball']] * 3
+
+
+def test_one_list_is_made_and_another_choice_is_refused(folder, tmp_path):
+    first = list_images(folder, tmp_path / 'out')
+    assert list_images(folder, tmp_path / 'out') == first
+    with pytest.raises(ValueError, match='limit is None there and 3 here'):
+        list_images(folder, tmp_path / 'out', limit=3)
+    with first.path.open('a') as file:
+        file.write('\n')
+    with pytest.raises(ValueError, match='remove both to list anew'):
+        list_images(folder, tmp_path / 'out')
+
+
+# The tool
+
+
+def test_the_tool_adds_masks_and_reports(folder, pipe, tmp_path, capsys):
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    words = [folder, tmp_path / 'tiny-sd', tmp_path / 'out', '--levels', '200,450', '--quiet']
+    assert run_tool('add_masks', *words, '--plan') == 0
+    assert 'hours on one device' in capsys.readouterr().out and not (tmp_path / 'out').exists()
+    assert run_tool('add_masks', *words) == 0
+    text = capsys.readouterr().out
+    assert '10 images listed' in text and '9 images given masks' in text
+    assert '3 captions have no noun' in text and '1 samples could not be given masks' in text
+    assert run_tool('add_masks', *words) == 0
+    assert '9 there already' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (['--levels', '1000'], 'the noise level 1000 lies outside the schedule'),
+        (['--size', '2'], 'images of 2 pixels a side are too small'),
+        (['--captions', 'nowhere.json'], 'there is no file|nowhere.json'),
+        (['--mask-steps', '7:8'], 'masks of the steps'),
+    ],
+)
+def test_bad_input_is_one_sentence(folder, pipe, tmp_path, capsys, change, message):
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    assert run_tool('add_masks', folder, tmp_path / 'tiny-sd', tmp_path / 'out', *change) == 2
+    error = capsys.readouterr().err.strip()
+    assert len([line for line in error.splitlines() if 'error' in line or 'add_masks' in line]) == 1
+    assert re.search(message, error)
