@@ -221,7 +221,7 @@ def drawing_defaults(pipe: DiffusionPipeline) -> DrawingDefaults:
     its configs. Its defaults are those that its authors name; all others have 50 steps and 7.5.
     """
     kind = type(pipe).__name__
-    scheduler = scheduler_of(pipe)
+    scheduler = getattr(pipe, call_names(pipe).scheduler, None)
     sampler, noise = type(scheduler).__name__, getattr(scheduler, 'config', {})
     transformer = getattr(getattr(pipe, 'transformer', None), 'config', {})
     unet = getattr(getattr(pipe, 'unet', None), 'config', {})

@@ -1196,6 +1196,11 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
         raise ValueError(
             f'{kind} follows a negative prompt by true_cfg_scale alone, not by guidance'
         )
+    unet = getattr(pipeline, 'unet', None)
+    if unet is not None and unet.config.get('time_cond_proj_dim') is not None:
+        raise ValueError(
+            f'a negative prompt has no effect in this {kind}: guidance is an input of its U-Net'
+        )
     if guidance <= 1:
         raise ValueError(f'a negative prompt needs guidance above 1, got {guidance}')
 

@@ -71,12 +71,17 @@ class InstanceViews:
             (share of the images) and `cut_away` (share of the instances that a crop took away).
 
         Raises:
-            ValueError: On several processes, if the method needs equal numbers of instances.
+            ValueError: If the instances come with trust; on several processes, if the method needs
+                equal numbers of instances.
         """
         method: Any = super()
         instances = collect_instances(data_samples, inputs[0])
         if instances is None:
             return method.loss(inputs, data_samples, **kwargs)
+        if instances.weights is not None:
+            raise ValueError(
+                f'{type(self).__name__} cannot weigh instances: set trust=False of LoadFromStore.'
+            )
         if self.equal_numbers and get_world_size() > 1:
             raise ValueError(
                 f'{type(self).__name__} trains with masks on one process: its loss takes the same '

@@ -232,7 +232,7 @@ def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
     ):
         assert ours[key] == stock[key]
     assert ours['model'].pop('mask_generator') == dict(
-        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear'
+        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear', share_of='hidden'
     )
     assert ours['model'].pop('combine') == 'sum'
     for part in (ours['model'], ours['model']['backbone']):

@@ -93,6 +93,11 @@ def test_negative_prompts_without_effect_are_refused(folder, options, said):
         ShardSource(pipe, PROMPTS, **{'negative_prompt': 'a tree', **SETTINGS, **options})
 
 
+def test_a_negative_prompt_is_refused_where_guidance_is_in_the_network():
+    with pytest.raises(ValueError, match='guidance is an input of its U-Net'):
+        ShardSource(lcm(True), PROMPTS, negative_prompt='a tree')
+
+
 def test_loras_are_in_the_weights_and_in_the_records(folder, lora, tmp_path):
     def weights(*loras):
         loaded = load_pipeline(folder / 'pipeline', device='cpu', loras=loras)
