@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -165,9 +166,7 @@ def pages_of(nav: list | dict | str) -> list[str]:
 
 def test_the_site_shows_every_page_once_and_none_that_is_not_there():
     pages = pages_of(yaml.load(text('mkdocs.yml'), SiteLoader)['nav'])
-    outside = dict(
-        re.findall(r"^    '([^']+\.md)': '([^']+)',$", text('tools/setup/site_pages.py'), re.M)
-    )
+    outside = load_tool('setup/site_pages').PAGES
     assert outside['README.md'] == 'index.md'
     assert all((ROOT / path).is_file() for path in outside)
     own = [path.relative_to(ROOT / 'docs').as_posix() for path in (ROOT / 'docs').rglob('*.md')]
@@ -181,3 +180,32 @@ def test_a_page_of_the_reference_names_a_room_with_public_names(page):
     (room,) = re.findall(r'^::: (\S+)$', page.read_text(encoding='utf-8'), re.M)
     assert room == f'freeatm_mm.{page.stem}'
     assert '__all__' in text(f'{room.replace(".", "/")}/__init__.py')
+
+
+@pytest.mark.parametrize(
+    'page, link, turned',
+    [
+        ('index.md', 'docs/masks.md#filter-bad-masks', 'masks.md#filter-bad-masks'),
+        ('index.md', 'examples/simclr_timm.py', 'source/examples/simclr_timm.py'),
+        ('masks.md', 'results/mask-quality.md', 'results/mask-quality.md'),
+        ('results/README.md', '../../README.md', '../index.md'),
+        ('results/README.md', '../../CONTRIBUTING.md#style', '../CONTRIBUTING.md#style'),
+        ('weights/miniature-generator/README.md', '../../docs/lavis.md', '../../lavis.md'),
+        ('masks.md', 'nothing.md', 'nothing.md'),
+        ('masks.md', '../../outside.md', '../../outside.md'),
+        ('masks.md', '#figures', '#figures'),
+        ('masks.md', 'https://arxiv.org/README.md', 'https://arxiv.org/README.md'),
+    ],
+)
+def test_links_of_the_repository_are_turned_to_the_places_of_the_site(page, link, turned):
+    site_pages = load_tool('setup/site_pages')
+    here = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    markdown = site_pages.on_page_markdown(f'See ![a]({link}).', here, None, None)
+    assert markdown == f'See ![a]({turned}).'
+
+
+def test_the_site_shows_names_in_docstrings_without_roles():
+    html = load_tool('setup/site_pages').on_page_content(
+        'As :meth:<code>masks</code>: <code>a</code>:<code>b</code>', None, None, None
+    )
+    assert html == 'As <code>masks</code>: <code>a</code>:<code>b</code>'

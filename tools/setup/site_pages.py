@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -24,6 +26,8 @@ PAGES = {
     'weights/miniature-generator/README.md': 'weights/miniature-generator/README.md',
 }
 """Pages that lie outside `docs/`: where each is in the repository and on the site."""
+ROLE = re.compile(r':[a-z]+:(?=<code>)')
+"""What stands before a name in a docstring for Sphinx alone."""
 LINK = re.compile(r'\]\((?![a-z]+:|#)([^)\s#]+)')
 
 
@@ -47,6 +51,8 @@ def target(link: str, page: str) -> str | None:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside `docs/`, and the files outside it that pages link to."""
+    from mkdocs.structure.files import File
+
     for path, site in PAGES.items():
         files.append(File.generated(config, site, abs_src_path=str(ROOT / path)))
     for file in list(files.documentation_pages()):
@@ -71,3 +77,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f']({os.path.relpath(site_place(path), PurePosixPath(here).parent)}'
 
     return LINK.sub(turn, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leave the names in docstrings without Sphinx's roles."""
+    return ROLE.sub('', html)
