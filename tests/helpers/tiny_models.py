@@ -24,6 +24,31 @@ BACKBONE = dict(
     zero_init_residual=False,
 )
 GRID = 4  # of the backbone above on 32 x 32 pixels
+MAE = dict(
+    type='FreeATMMAE',
+    backbone=dict(
+        type='FreeATMMAEViT',
+        img_size=32,
+        patch_size=8,
+        mask_ratio=0.75,
+        arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
+    ),
+    neck=dict(
+        type='MAEPretrainDecoder',
+        num_patches=16,
+        patch_size=8,
+        embed_dim=16,
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    ),
+    head=dict(
+        type='MAEPretrainHead',
+        norm_pix=True,
+        patch_size=8,
+        loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+    ),
+)
 
 
 def moco(stock=False, seed=0, **kwargs):
@@ -65,31 +90,8 @@ def mae(stock=False, seed=0, **kwargs):
     """A small MAE of 4x4 patches on 32x32 pixels, mmpretrain's own or ours, weights by seed."""
     torch.manual_seed(seed)
     prefix = '' if stock else 'FreeATM'
-    config = dict(
-        type=f'{prefix}MAE',
-        backbone=dict(
-            type=f'{prefix}MAEViT',
-            img_size=32,
-            patch_size=8,
-            mask_ratio=0.75,
-            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
-        ),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=16,
-            patch_size=8,
-            embed_dim=16,
-            decoder_embed_dim=16,
-            decoder_depth=1,
-            decoder_num_heads=2,
-        ),
-        head=dict(
-            type='MAEPretrainHead',
-            norm_pix=True,
-            patch_size=8,
-            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-        ),
-    )
+    backbone = dict(MAE['backbone'], type=f'{prefix}MAEViT')
+    config = dict(MAE, type=f'{prefix}MAE', backbone=backbone)
     return _ready(config, kwargs)
 
 

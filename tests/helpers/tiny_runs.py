@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from helpers.tiny_models import BACKBONE, GRID
+from helpers.tiny_models import BACKBONE, GRID, MAE
 
 NECK = dict(in_channels=8, hid_channels=8, out_channels=6)
 HEAD = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2)
@@ -31,32 +31,7 @@ MODELS = {
         head=HEAD,
         neck=dict(NECK, type='FreeATMNonLinearNeck', norm_cfg=dict(type='BN1d')),
     ),
-    'mae': dict(
-        type='FreeATMMAE',
-        backbone=dict(
-            type='FreeATMMAEViT',
-            img_size=32,
-            patch_size=8,
-            mask_ratio=0.75,
-            drop_path_rate=0.2,
-            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
-        ),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=16,
-            patch_size=8,
-            embed_dim=16,
-            decoder_embed_dim=16,
-            decoder_depth=1,
-            decoder_num_heads=2,
-        ),
-        head=dict(
-            type='MAEPretrainHead',
-            norm_pix=True,
-            patch_size=8,
-            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-        ),
-    ),
+    'mae': dict(MAE, backbone=dict(MAE['backbone'], drop_path_rate=0.2)),
 }
 
 

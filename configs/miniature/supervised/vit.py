@@ -12,23 +12,7 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 epochs = 10
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=1.0))
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-4,
-        by_epoch=True,
-        begin=0,
-        end=2,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs - 2,
-        by_epoch=True,
-        begin=2,
-        end=epochs,
-        eta_min=1e-6,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(end=2)
+param_scheduler[1].update(T_max=epochs - 2, begin=2, end=epochs)
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
