@@ -75,8 +75,8 @@ def options_of(tool: str) -> set[str]:
     behind = command_behind(ROOT / tool)
     source = f'{behind.replace(".", "/")}.py' if behind else tool
     content = text(source)
-    if 'freeatm_mm.cli._generation' in content:  # the options that two tools share
-        content += text('freeatm_mm/cli/_generation.py')
+    for shared in set(re.findall(r'freeatm_mm\.cli\.(_\w+)', content)):  # options of several tools
+        content += text(f'freeatm_mm/cli/{shared}.py')
     known = set(re.findall(r"'(--[a-z][\w-]*)'", content))
     if tool == 'tools/miniature/train_generator.py':
         fields = re.findall(r'^    (\w+): ', text('freeatm_mm/miniature/plan.py'), re.MULTILINE)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freeatm_mm import compat
-from freeatm_mm.configs import ChangesAction, check_datasets, complete_config, open_config
+from freeatm_mm.cli._launched import add_launch_options, parse_launched
+from freeatm_mm.configs import check_datasets, complete_config, open_config
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, keeping_tracebacks, tool
 from freeatm_mm.files import atomic_write
@@ -52,23 +52,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='average over flips and scales (test-time augmentation), as the config says',
     )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what started the processes',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ChangesAction,
-        metavar='KEY=VALUE',
-        help='change any entry of the config',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_launch_options(parser)
+    return parse_launched(parser, argv)
 
 
 @tool

@@ -10,13 +10,12 @@ Logs and checkpoints go to --work-dir; stopped, the same command with --resume g
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from freeatm_mm.cli._launched import add_launch_options, parse_launched
 from freeatm_mm.configs import (
-    ChangesAction,
     add_checks,
     check_datasets,
     check_honoured,
@@ -81,24 +80,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='of a benchmark: two steps of a few images, to see that it runs',
     )
     parser.add_argument('--seed', type=int, help="random seed; default: the config's")
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what started the processes',
+    add_launch_options(
+        parser, ', for example train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ChangesAction,
-        metavar='KEY=VALUE',
-        help='change any entry of the config, for example '
-        'train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_launched(parser, argv)
 
 
 def load_config(args: argparse.Namespace) -> Config:
