@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from freeatm_mm.cli._numbers import SEED, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 
@@ -55,7 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='FOLDER=SHARE',
         help='folder of a part and its share; the shares add up to 1',
     )
-    split.add_argument('--seed', type=int, default=0, help='another seed splits otherwise (0)')
+    split.add_argument('--seed', type=SEED, default=0, help='another seed splits otherwise (0)')
     choose = commands.add_parser('filter', help='keep the samples that fulfil conditions')
     choose.add_argument('store', help='the store')
     choose.add_argument('out', help="the new store's folder")
@@ -69,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for command in (merge, split, choose):
         command.add_argument(
             '--samples-per-shard',
-            type=int,
+            type=whole(1, 10**6),
             metavar='N',
             help='of the new store (default: as before)',
         )
