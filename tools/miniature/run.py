@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if following and 'baseline' not in args.arms:
         raise InputError(f'--arms {following[0]} takes the checkpoint of baseline: name both')
     os.chdir(ROOT)
-    job = DryJob() if args.dry_run else Job(args.out)
+    job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
         job,
         f'{args.out}/world',
