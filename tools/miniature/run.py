@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.epochs < 3:
         raise InputError('--epochs must be 3 or more, as schedules warm up for two')
     os.chdir(ROOT)
-    job = DryJob() if args.dry_run else Job(args.out)
+    job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
         job,
         f'{args.out}/world',
