@@ -24,7 +24,7 @@ from freeatm_mm.miniature.layout import miniature_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ('mask-generator', 'loading', 'step', 'memory')
-METHODS = miniature_methods()
+METHODS = ['simclr', 'mocov2', 'mae']
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,7 +38,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, help='images of a training step (8)')
     parser.add_argument('--repeats', type=int, help='pairs of a case (5)')
     parser.add_argument(
-        '--methods', nargs='+', choices=METHODS, default=METHODS, help='to measure (all)'
+        '--methods',
+        nargs='+',
+        choices=miniature_methods(),
+        default=METHODS,
+        help='to measure (%(default)s)',
     )
     parser.add_argument(
         '--cases', nargs='+', choices=CASES, default=CASES, help='what to measure (all)'
