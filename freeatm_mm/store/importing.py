@@ -24,7 +24,15 @@ from freeatm_mm.files import read_bytes, read_json, read_text
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.sample import MAX_PIXELS, Sample, encode_image
 
-__all__ = ['READERS', 'ImportReport', 'Picture', 'import_samples', 'read_rle']
+__all__ = [
+    'READERS',
+    'ImportReport',
+    'Picture',
+    'import_samples',
+    'read_rle',
+    'shrink_mask',
+    'stretch_masks',
+]
 
 #: Larger annotation files are refused: COCO's instances_train2017.json has 450 MB.
 _MOST_JSON = 1 << 32
@@ -137,7 +145,7 @@ def _sample(
         if not area:
             report.empty += 1
             continue
-        found.append((area, name, _small(mask, mask_size)))
+        found.append((area, name, shrink_mask(mask, mask_size)))
     largest = sorted(range(len(found)), key=lambda number: -found[number][0])[:most]
     report.surplus += len(found) - len(largest)
     found = [found[number] for number in sorted(largest)]
@@ -147,23 +155,15 @@ def _sample(
         caption += ', ' if number else ' of '
         nouns.append(Noun(name, len(caption), len(caption) + len(name), name.lower()))
         caption += name
-    masks = np.stack([mask for _, _, mask in found]) if found else np.zeros((0, 0, 0))
-    # Each to its own range, as a store has them; the range stays beside it.
-    lowest = masks.reshape(len(found), -1).min(1) if found else np.zeros(0)
-    highest = masks.reshape(len(found), -1).max(1) if found else np.zeros(0)
-    spread = np.maximum(highest - lowest, 1e-12)[:, None, None]
-    stretched = (masks - lowest[:, None, None]) / spread if found else masks
-    flat = highest == lowest  # a mask of the whole image
-    if flat.any():
-        stretched[flat] = 1.0
+    masks, scales = stretch_masks([mask for _, _, mask in found])
     return Sample(
         _key(picture.path.stem, taken),
         data,
         image_format,
         caption=caption,
         nouns=tuple(nouns),
-        masks=np.rint(255 * stretched).astype(np.uint8),
-        scales=np.stack([np.where(flat, 0, lowest), highest], axis=1).astype(np.float32),
+        masks=masks,
+        scales=scales,
         meta={'file': picture.path.name},
     )
 
@@ -187,14 +187,41 @@ def _read_image(path: Path) -> tuple[bytes, str, tuple[int, int]]:
     return encode_image(image.convert('RGB'), image_format), image_format, (height, width)
 
 
-def _small(mask: np.ndarray, size: int) -> np.ndarray:
-    """Booleans (height, width) as shares of larger cells, float64 in [0, 1]."""
+def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Bring booleans (height, width) to a longer side of at most `size` cells.
+
+    Returns:
+        float64 in [0, 1]: the share of each cell that the mask covers.
+    """
     height, width = mask.shape
     scale = min(1.0, size / max(height, width))
     small = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
     )
     return np.asarray(small) / 255
+
+
+def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Stretch each mask to its own range, as a store has them; the range stays beside it.
+
+    Args:
+        masks: K float64 masks (h, w) in [0, 1], not empty.
+
+    Returns:
+        uint8 (K, h, w), and float32 (K, 2) the lowest and highest value of each.
+    """
+    if not masks:
+        return np.zeros((0, 0, 0), np.uint8), np.zeros((0, 2), np.float32)
+    values = np.stack(masks)
+    lowest, highest = values.min((1, 2)), values.max((1, 2))
+    flat = highest == lowest  # a mask of the whole image
+    spread = np.maximum(highest - lowest, 1e-12)[:, None, None]
+    stretched = (values - lowest[:, None, None]) / spread
+    stretched[flat] = 1.0
+    return (
+        np.rint(255 * stretched).astype(np.uint8),
+        np.stack([np.where(flat, 0, lowest), highest], axis=1).astype(np.float32),
+    )
 
 
 def _key(stem: str, taken: set[str]) -> str:

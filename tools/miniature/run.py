@@ -139,8 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.epochs < 3:
         raise InputError('--epochs must be 3 or more, as schedules warm up for two')
+    following = [arm for arm in args.arms if ARMS[arm].follows_baseline]
+    if following and 'baseline' not in args.arms:
+        raise InputError(f'--arms {following[0]} takes the checkpoint of baseline: name both')
     os.chdir(ROOT)
-    job = DryJob() if args.dry_run else Job(args.out)
+    job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
         job,
         f'{args.out}/world',
@@ -166,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             choose_samples(args.pool, args.images, seed, sample_list(args, seed))
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
-    job.run_side_by_side(lines_of_work(job, args), args.jobs)
+    for following in (False, True):
+        job.run_side_by_side(lines_of_work(job, args, following), args.jobs)
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
         return 0
@@ -246,18 +250,30 @@ def untrained(methods: list[str]) -> list[str]:
     return list({METHODS[name].architecture: name for name in reversed(methods)}.values())[::-1]
 
 
-def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[[], None]]:
-    """What can be run side by side: each pretraining with its evaluations."""
+def lines_of_work(
+    job: Job | DryJob, args: argparse.Namespace, following: bool
+) -> list[Callable[[], None]]:
+    """What can be run side by side: each pretraining with its evaluations.
+
+    Args:
+        job: The job.
+        args: The command line.
+        following: Only the arms that take a checkpoint of the others; or only the others.
+    """
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
-        for method in untrained(args.methods):
-            lines.append(partial(evaluate, job, args, f'random-{method}', method, None, seed))
+        if not following:
+            for method in untrained(args.methods):
+                lines.append(partial(evaluate, job, args, f'random-{method}', method, None, seed))
         for regime, store in regimes(args).items():
             for method in args.methods:
                 for arm in arms(args, method, regime):
-                    lines.append(
-                        partial(pretrain_and_evaluate, job, args, regime, store, method, arm, seed)
-                    )
+                    if ARMS[arm].follows_baseline == following:
+                        lines.append(
+                            partial(
+                                pretrain_and_evaluate, job, args, regime, store, method, arm, seed
+                            )
+                        )
     return lines
 
 
@@ -274,7 +290,9 @@ def pretrain_and_evaluate(
     name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
     layout = read_layout(method)
     options = ARMS[arm].changes(layout, seed)
-    if args.pool and regime == 'synthetic':
+    if ARMS[arm].regions:
+        store = make_regions(job, args, store, method, arm, seed)
+    elif args.pool and regime == 'synthetic':
         options.append(f'train_dataloader.dataset.indices={sample_list(args, seed)}')
     if args.fast:
         options += [
@@ -309,6 +327,30 @@ def pretrain_and_evaluate(
             '--epochs',
             str(epoch),
         )
+
+
+def make_regions(
+    job: Job | DryJob, args: argparse.Namespace, store: str, method: str, arm: str, seed: int
+) -> str:
+    """Give the samples of a seed the masks of an arm; returns the store that has them."""
+    epoch = read_layout(method).epochs(args.epochs)
+    known = {
+        'seed': seed,
+        'config': config_of(method),
+        'baseline': args.out / f'synthetic-{method}-baseline-{seed}' / f'epoch_{epoch}.pth',
+    }
+    out = f'{args.out}/regions/{method}-{arm}-{seed}'
+    job.run(
+        f'Make masks for {arm}, seed {seed}',
+        'tools/store/edit.py',
+        'regions',
+        store,
+        out,
+        *(word.format(**known) for word in ARMS[arm].regions),
+        *(['--samples', sample_list(args, seed)] if args.pool else []),
+        label=f'{method}-{arm}-{seed}',
+    )
+    return out
 
 
 def evaluate(

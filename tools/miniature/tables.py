@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Lines of work side by side shouldn't fight for cores.
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))
-    job = DryJob() if args.dry_run else Job(args.out)
+    job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     world, synthetic = make_data(job, args)
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
