@@ -83,8 +83,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--methods',
         nargs='+',
         choices=miniature_methods(),
-        default=list(miniature_methods()),
-        help='to pretrain by (all)',
+        default=['simclr', 'mocov2', 'mae'],
+        help="to pretrain by (%(default)s: the paper's)",
     )
     parser.add_argument(
         '--jobs',
