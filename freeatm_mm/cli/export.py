@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from freeatm_mm.cli._numbers import number
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.export import (
@@ -39,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--threshold',
-        type=float,
+        type=number(0, 1),
         metavar='T',
         help=f'smallest foreground value of a mask, 0 to 1 ({THRESHOLD})',
     )

@@ -19,7 +19,7 @@ from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import read_json
-from freeatm_mm.ops.nouns import noun_id
+from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
 
 MASK_SOURCES = ('own', 'other')
@@ -317,7 +317,7 @@ class FreeATMDataset(BaseDataset):
         return info
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Numbers of an image's nouns, for `ClassBalancedDataset`; none in an image folder.
+        """Numbers of an image's nouns, for `ClassBalancedDataset`; none where they have no names.
 
         Args:
             idx: Number of the sample.
@@ -329,7 +329,8 @@ class FreeATMDataset(BaseDataset):
         source, number = self._locate(int(self.data_list[idx]))
         if isinstance(source, ImageFolder):
             return []
-        return [noun_id(name) for name in source.read(number).names()]
+        numbers = [noun_id(name) for name in source.read(number).names()]
+        return [number for number in numbers if number != UNKNOWN_NOUN]
 
     def prepare_data(self, idx: int) -> dict | None:
         """The sample after the pipeline, or None where it is unreadable and may be passed over.

@@ -1100,6 +1100,7 @@ class GenerationJob:
             prompts=str(Path(self.prompts).absolute()),
             pipeline=whole(self.pipeline),
             stages=tuple(whole(stage) for stage in self.stages),
+            loras=tuple(str(Path(lora).absolute()) for lora in self.loras),  # or FILE:WEIGHT
         )
 
     def further_options(self) -> dict[str, Any]:

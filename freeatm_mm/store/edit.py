@@ -29,6 +29,7 @@ from freeatm_mm.store.writer import StoreWriter
 
 __all__ = [
     'Condition',
+    'content_digest',
     'copy_samples',
     'filter_store',
     'merge_stores',
@@ -360,7 +361,7 @@ def copy_samples(
                 'samples': len(store),
                 'config': store.config,
                 'prefix': prefix,
-                'shards_sha256': _content_digest(store),
+                'shards_sha256': content_digest(store),
             }
             for store, _, prefix in sources
         ],
@@ -385,8 +386,8 @@ def _copies(part: Iterable[tuple[Store, int, str]]) -> Iterator[RawSample]:
         yield raw._replace(key=key)
 
 
-def _content_digest(store: Store) -> str:
-    """A hash of all a store's shards, from their recorded checksums."""
+def content_digest(store: Store) -> str:
+    """Return a hash of all a store's shards, from their recorded checksums."""
     text = ''.join(entry['sha256'] for entry in store.manifest['shards'])
     return hashlib.sha256(text.encode()).hexdigest()
 
