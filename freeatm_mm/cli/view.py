@@ -47,6 +47,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--where and --seed go with --out: the server has its own search')
     if args.count < 1:
         parser.error('--count must be at least 1')
+    if not 0 <= args.port < 2**16:
+        parser.error('--port must be from 0 to 65535')
     return args
 
 
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in numbers
             if not conditions or all(holds(store.read(number).info) for holds in conditions)
         )
-        count = write_page(store, args.out, islice(fitting, args.count))
+        count = write_page(store, args.out, islice(fitting, min(args.count, len(store))))
         if not count:
             raise InputError(f'no sample of {args.store} fits {" and ".join(args.where)}')
         print(f'{args.out}: {count} samples')

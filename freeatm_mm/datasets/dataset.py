@@ -327,7 +327,8 @@ class FreeATMDataset(BaseDataset):
         source, number = self._locate(int(self.data_list[idx]))
         if isinstance(source, ImageFolder):
             return []
-        return [noun_id(name) for name in source.read(number).names()]
+        # Of every sample before the first step; what is read of them then is proved by all of it.
+        return [noun_id(name) for name in source.names(number)]
 
     def prepare_data(self, idx: int) -> dict | None:
         """The sample after the pipeline, or None where it is unreadable and may be passed over.

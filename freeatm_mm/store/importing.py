@@ -10,6 +10,7 @@ compared before anything is drawn.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -234,15 +235,24 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
-def _open_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture of a mask or of labels as it is: (height, width) or (height, width, channels)."""
+def _open_mask(path: Path, size: tuple[int, int], grey: bool = False) -> np.ndarray:
+    """A picture of a mask or of labels as it is: (height, width) or (height, width, channels).
+
+    With `grey`, a palette of greys is looked up: black need not be its number 0.
+    """
     try:
-        image = Image.open(BytesIO(read_bytes(path)))
+        image: Image.Image = Image.open(BytesIO(read_bytes(path)))
         if image.size != size[::-1]:
             raise InputError(
                 f'{path.name} has {image.width}x{image.height} pixels and the image '
                 f'{size[1]}x{size[0]}'
             )
+        if image.mode == 'LA':  # else two channels, of which one is opaque everywhere
+            image = image.convert('L')
+        elif grey and image.mode == 'P':
+            colours = np.asarray(image.convert('RGB'))
+            if (colours[..., :1] == colours).all():
+                return colours[..., 0]
         return np.asarray(image)
     except InputError:
         raise
@@ -268,7 +278,7 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
 
         def find(size: tuple[int, int], path: Path = path) -> Iterator[tuple[str, np.ndarray]]:
             for file in sorted((masks / path.stem).glob('*.png')):
-                pixels = _open_mask(_inside(masks, f'{path.stem}/{file.name}'), size)
+                pixels = _open_mask(_inside(masks, f'{path.stem}/{file.name}'), size, grey=True)
                 if pixels.ndim == 3:  # a mask in colours; alpha alone says nothing
                     pixels = pixels[..., :3].max(2)
                 name = re.sub(r'_\d+$', '', file.stem)
@@ -324,6 +334,11 @@ def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Ite
         'categories': [{'id': int, 'name': str}],
     }
     _check(content, shape, masks)
+    for name in ('images', 'categories'):
+        ids = [entry['id'] for entry in content[name]]
+        if len(set(ids)) < len(ids):
+            double = next(number for number, count in Counter(ids).items() if count > 1)
+            raise InputError(f'{masks}: two of the {name} have the id {double}')
     names = {entry['id']: entry['name'].strip() or noun for entry in content['categories']}
     annotations: dict[int, list[dict[str, Any]]] = {}
     for number, entry in enumerate(content['annotations']):

@@ -24,7 +24,7 @@ from freeatm_mm.store.layout import (
     read_manifest,
 )
 from freeatm_mm.store.sample import RawSample, Sample, decode_sample
-from freeatm_mm.store.tar import read_sample
+from freeatm_mm.store.tar import read_info, read_sample
 
 __all__ = ['Store']
 
@@ -92,6 +92,22 @@ class Store(Sequence):
         shard_number, row_number = self._locate(index)
         try:
             return self._read(shard_number, row_number)
+        except StoreError as error:
+            raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
+
+    def names(self, index: int) -> list[str]:
+        """What the nouns of sample number ``index`` are called, from its JSON alone.
+
+        Many times less is read than by :meth:`read`, and so less is proved: not that nobody changed
+        a letter of a name.
+
+        Raises:
+            IndexError: If there is no such sample.
+            StoreError: If the shard is missing or corrupt; names shard and sample.
+        """
+        shard_number, row_number = self._locate(index)
+        try:
+            return self._shard(shard_number).names(row_number)
         except StoreError as error:
             raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
 
@@ -243,6 +259,15 @@ class _OpenShard:
         if len(data) < size:
             raise StoreError('its index was cut off while it was open')
         return [key.decode('ascii', 'replace') for key in np.frombuffer(data, self.dtype)['key']]
+
+    def names(self, row_number: int) -> list[str]:
+        """Read what a sample's nouns are called."""
+        row = self._row(row_number)
+        try:
+            info = read_info(self.handle, self.size, row)
+        except OSError as error:
+            raise StoreError(f"it can't be read ({error.strerror})") from None
+        return RawSample(row[0].decode(), b'', '', info, b'').names()
 
     def read(self, row_number: int) -> RawSample:
         """Read one sample and check it."""

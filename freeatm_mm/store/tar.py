@@ -182,17 +182,43 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
                 f'{name!r} of {found} bytes stands; one is corrupt'
             )
         position += BLOCK + member_size + -member_size % BLOCK
-    info = parse_info(key, data[BLOCK : BLOCK + json_size])
+    info = _checked_info(key, data[BLOCK : BLOCK + json_size], nouns)
+    # Without nouns, the masks are there only so that all samples have the same members.
+    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
+    image = data[image_at - start : image_at - start + image_size]
+    return RawSample(key, image, image_format, info, masks)
+
+
+def read_info(handle: int, size: int, row: tuple) -> dict[str, Any]:
+    """Read a sample's JSON alone, which its checksum, of the whole sample, can't prove.
+
+    Args:
+        handle: The open tar.
+        size: Its size in bytes.
+        row: The row, as plain values.
+
+    Raises:
+        StoreError: If the row points at no JSON of that sample, or it isn't a sample's.
+    """
+    key, start, length, nouns = row[0].decode('ascii', 'replace'), row[1], row[2], row[8]
+    if not (BLOCK <= start <= start + length <= size and 0 <= length <= MAX_JSON):
+        raise StoreError(f'sample {key!r}: the index points outside the shard; one is corrupt')
+    data = read_exactly(handle, BLOCK + length, start - BLOCK)
+    if _name_and_size(data[:BLOCK]) != (f'{key}.json', length):
+        raise StoreError(f'sample {key!r}: the index says otherwise than the shard; one is corrupt')
+    return _checked_info(key, data[BLOCK:], nouns)
+
+
+def _checked_info(key: str, text: bytes, nouns: int) -> dict[str, Any]:
+    """A sample's JSON, which the index says has so many nouns."""
+    info = parse_info(key, text)
     check_info(key, info)
     if len(info['nouns']) != nouns:
         raise StoreError(
             f'sample {key!r}: the index says it has {nouns} nouns, and it has '
             f'{len(info["nouns"])}; one is corrupt'
         )
-    # Without nouns, the masks are there only so that all samples have the same members.
-    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
-    image = data[image_at - start : image_at - start + image_size]
-    return RawSample(key, image, image_format, info, masks)
+    return info
 
 
 def _name_and_size(header: bytes) -> tuple[str, int]:

@@ -211,3 +211,30 @@ def test_unusable_images_are_left_out_up_to_a_number(tmp_path, images, capsys):
     shown = capsys.readouterr().out
     assert 'left out: ' in shown and '1 images left out: they could not be used' in shown
     assert len(Store(tmp_path / 'store')) == 2
+
+
+@pytest.mark.parametrize('kind', ['LA', 'palette', 'colours'])
+def test_masks_are_their_light_pixels_however_they_are_encoded(tmp_path, images, kind):
+    """Transparency says nothing, and in a palette black need not be number 0."""
+    folder = make_masks(tmp_path, images)
+    light = np.uint8(255 * BALL)
+    if kind == 'LA':
+        picture = Image.fromarray(np.stack([light, np.full_like(light, 255)], 2), 'LA')
+    else:
+        picture = Image.fromarray(np.uint8(BALL == 0) if kind == 'palette' else np.uint8(BALL))
+        picture.putpalette([255, 255, 255, 0, 0, 0] if kind == 'palette' else [0, 0, 0, 64, 0, 0])
+    picture.save(folder / 'a b' / 'tennis_ball.png')
+    words = ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 0
+    mask = binary_masks(Store(tmp_path / 'store')[0])[1]
+    assert (mask & BALL).sum() / (mask | BALL).sum() > 0.9
+
+
+@pytest.mark.parametrize('name', ['images', 'categories'])
+def test_a_doubled_id_of_coco_is_refused(tmp_path, images, capsys, name):
+    content = coco()
+    content[name][1]['id'] = content[name][0]['id']
+    path = tmp_path / 'instances.json'
+    path.write_text(json.dumps(content))
+    assert exit_code(cli, ['import', 'coco', images, path, tmp_path / 'store', '--quiet']) == 2
+    assert f'two of the {name} have the id {content[name][0]["id"]}' in capsys.readouterr().err
