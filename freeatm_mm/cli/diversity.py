@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
 
@@ -32,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('stores', nargs='+', metavar='STORE', help="the stores' folders")
     add(
         '--limit',
-        type=int,
+        type=whole(1, 10**7),
         default=20_000,
         metavar='N',
         help='images to look at, evenly spread (%(default)s)',

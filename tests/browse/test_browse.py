@@ -186,18 +186,6 @@ def test_a_taken_port_is_told(server, store, capsys):
     assert f'port {port} is taken' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('port', [-1, 65536, 10**12])
-def test_a_number_that_is_no_port_is_told(store, capsys, port):
-    assert exit_code(cli, ['view', store.path, f'--port={port}', '--no-browser']) == 2
-    assert '--port must be from 0 to 65535' in capsys.readouterr().err
-
-
-def test_more_samples_than_there_are_may_be_asked_for(store, tmp_path, capsys):
-    words = ['view', store.path, '--out', tmp_path / 'page.html', '--count', 10**30]
-    assert exit_code(cli, words) == 0
-    assert f'{len(store)} samples' in capsys.readouterr().out
-
-
 CHROMIUM = next(
     filter(
         None,

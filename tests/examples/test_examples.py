@@ -44,12 +44,21 @@ def test_simclr_with_a_backbone_of_timm(store, tmp_path, backbone):
 
 
 def test_moco_in_lightly(store, tmp_path):
-    pytest.importorskip('lightly')
     losses = load('moco_lightly').train(
         SimpleNamespace(**OPTIONS, store=store, backbone='resnet18', bank=64, out=tmp_path / 'x')
     )
     assert torch.load(tmp_path / 'x', weights_only=True)
     assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
+def test_dino_in_lightly(store, tmp_path):
+    out = tmp_path / 'backbone.pth'
+    options = OPTIONS | dict(steps=None)  # one epoch: two steps, and what is saved
+    losses = load('dino_lightly').train(
+        SimpleNamespace(**options, store=store, backbone='resnet18', prototypes=32, out=out)
+    )
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert torch.load(out, weights_only=True)
 
 
 def test_mae_in_transformers(store, tmp_path):

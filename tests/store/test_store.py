@@ -514,7 +514,7 @@ def test_names_are_those_of_the_sample_and_nothing_else_is_read(tmp_path):
     place = data.index(b'000003.json')
     data[place] = ord('9')
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match="'000003': the index says otherwise"):
+    with pytest.raises(StoreError, match="sample '000003' is corrupt"):
         Store(path).names(3)
     with pytest.raises(IndexError):
         store.names(7)
