@@ -147,7 +147,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True, help='each has its own --help')
     merge = commands.add_parser('merge', help='put several stores into one')
     merge.add_argument('out', help="the new store's folder")
-    merge.add_argument('stores', nargs='+', help='the stores')
+    merge.add_argument('stores', nargs='+', help='the stores: folders or addresses')
     merge.add_argument(
         '--prefixes',
         nargs='+',
@@ -155,7 +155,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='put before the keys of each store, if they have keys in common',
     )
     split = commands.add_parser('split', help='share a store out among several')
-    split.add_argument('store', help='the store')
+    split.add_argument('store', help='the store: a folder or an address')
     split.add_argument(
         'parts',
         nargs='+',
@@ -165,7 +165,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     split.add_argument('--seed', type=SEED, default=0, help='another seed splits otherwise (0)')
     choose = commands.add_parser('filter', help='keep the samples that fulfil conditions')
-    choose.add_argument('store', help='the store')
+    choose.add_argument('store', help='the store: a folder or an address')
     choose.add_argument('out', help="the new store's folder")
     choose.add_argument(
         '--where',

@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('format', choices=('coco', 'mmseg', 'folders', 'parquet'), help='as above')
-    parser.add_argument('store', help='the store')
+    parser.add_argument('store', help='the store: a folder or an address')
     parser.add_argument('out', help='the folder to make')
     parser.add_argument(
         '--categories',

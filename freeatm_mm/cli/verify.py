@@ -18,6 +18,7 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
+from freeatm_mm.addresses import is_address
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import FOUND, InputError, tool
 from freeatm_mm.store import repair_store, verify_store
@@ -29,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('store', help="the store's folder")
+    add('store', help="the store's folder or address")
     add(
         '--no-decode',
         action='store_true',
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError('--stage goes with --pipeline')
     if args.pipeline and not (args.prompts and args.repair):
         raise InputError('--pipeline goes with --prompts and --repair')
+    if args.repair and is_address(args.store):
+        raise InputError('--repair needs a folder: freeatm pull the store, repair it, push it')
     source: Any = None
     if args.pipeline or args.prompts:
         from freeatm_mm.generation import GenerationJob, StorePlan

@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('store', help='folder of the store')
+    parser.add_argument('store', help='folder or address of the store')
     parser.add_argument('--out', metavar='FILE', help='write a page of one file there')
     parser.add_argument(
         '--count',

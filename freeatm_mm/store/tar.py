@@ -28,8 +28,10 @@ __all__ = [
     'MAX_SAMPLE',
     'TarMember',
     'parse_info',
+    'parse_sample',
     'read_members',
     'read_sample',
+    'sample_span',
     'scan_shard',
 ]
 
@@ -127,17 +129,67 @@ def read_members(handle: int) -> Iterator[TarMember]:
 def read_sample(handle: int, size: int, row: tuple) -> RawSample:
     """Read the sample that a row of an index points at, in one read, and check it.
 
-    The checksum proves the bytes, headers included; the headers prove whose they are, and where
-    each member starts and ends.
-
     Args:
         handle: The open tar.
         size: Its size in bytes.
         row: The row, as plain values.
 
     Raises:
-        StoreError: If the row points at nothing a tar of this size can hold, the bytes don't match
-            the row's checksum, or the JSON is no sample's.
+        StoreError: As :func:`sample_span` and :func:`parse_sample`.
+    """
+    start, stop = sample_span(size, row)
+    return parse_sample(row, read_exactly(handle, stop - start, start))
+
+
+def sample_span(size: int, row: tuple) -> tuple[int, int]:
+    """Say between which bytes of a tar a sample stands.
+
+    Args:
+        size: Bytes of the tar.
+        row: Of its index, as plain values.
+
+    Raises:
+        StoreError: If the row points at nothing that a tar of this size can hold.
+    """
+    (
+        key,
+        json_at,
+        json_size,
+        masks_at,
+        masks_size,
+        image_at,
+        image_size,
+        image_format,
+        _,
+        _,
+    ) = row
+    start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
+    fits = (
+        0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
+        and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
+        and 0 <= masks_size
+        and 0 <= json_size <= MAX_JSON
+        and end - start <= MAX_SAMPLE
+        and image_format.decode('ascii', 'replace') in IMAGE_FORMATS
+    )
+    if not fits or end > size:
+        key = key.decode('ascii', 'replace')
+        raise StoreError(f'sample {key!r}: the index points outside the shard; one is corrupt')
+    return start, end
+
+
+def parse_sample(row: tuple, data: bytes) -> RawSample:
+    """Make a sample of its bytes in a tar, and check it.
+
+    The checksum proves the bytes, headers included; the headers prove whose they are, and where
+    each member starts and ends.
+
+    Args:
+        row: Of the index, as plain values.
+        data: What stands in the tar at its :func:`sample_span`.
+
+    Raises:
+        StoreError: If the bytes don't match the row's checksum, or the JSON is no sample's.
     """
     (
         key,
@@ -153,17 +205,6 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
     ) = row
     key, image_format = key.decode('ascii', 'replace'), image_format.decode('ascii', 'replace')
     start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
-    fits = (
-        0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
-        and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
-        and 0 <= masks_size
-        and 0 <= json_size <= MAX_JSON
-        and end - start <= MAX_SAMPLE
-        and image_format in IMAGE_FORMATS
-    )
-    if not fits or end > size:
-        raise StoreError(f'sample {key!r}: the index points outside the shard; one is corrupt')
-    data = read_exactly(handle, end - start, start)
     if len(data) != end - start or zlib.crc32(data) != crc:
         raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
     members = [
