@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> str:
         dtype=args.dtype,
         device=args.device,
         variant=args.variant,
+        loras=tuple(args.lora),
         images=args.source,
         captions=args.captions,
         options=dict(
