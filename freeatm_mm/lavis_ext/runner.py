@@ -670,7 +670,7 @@ class FreeATMRunner(RunnerBase):
                 'freeatm_runner at the end of an epoch'
             )
         changes = _differences(checkpoint['config'], self.config.to_dict())
-        changes = self._check_batch(path, checkpoint, changes)
+        changes = self._check_steps(path, checkpoint, changes)
         if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
             raise InputError(
                 f'{path} is of a run with other settings ({"; ".join(changes)}): '
@@ -701,7 +701,7 @@ class FreeATMRunner(RunnerBase):
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
 
-    def _check_batch(
+    def _check_steps(
         self, path: Path, checkpoint: Mapping[str, Any], changes: list[str]
     ) -> list[str]:
         """Tell whether a step has as many images as before, whatever the number of processes.

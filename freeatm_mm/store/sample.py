@@ -18,6 +18,8 @@ for zlib on the raw bytes and 12.3 kB uncompressed; WebP was smaller by 7 % but 
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import json
 import re
@@ -65,6 +67,10 @@ _NOUN = {'text': str, 'start': int, 'end': int, 'category?': (str, None), 'lo': 
 _INFO = {'caption': str, 'nouns': [_NOUN], 'image?': _SIZE, 'masks': _SIZE, 'meta': dict}
 #: What stands in the JSON of a sample without nouns; no noun has an empty span.
 _NO_NOUN = {'text': '', 'start': 0, 'end': 0, 'category': '', 'lo': 0.0, 'hi': 0.0}
+
+
+#: Longer side in pixels, and most nouns, of a sample that a notebook shows.
+_SHOWN_SIDE, _SHOWN_NOUNS = 192, 8
 
 
 class RawSample(NamedTuple):
