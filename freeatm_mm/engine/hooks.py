@@ -75,8 +75,8 @@ class LogViewsHook(Hook):
     """Logs a picture of the first images of a batch: their views, and each instance's mask on them.
 
     It goes to the visualizer as ``views``, and so to whatever that writes to: files in the work
-    directory, TensorBoard, Weights & Biases. Masks are shown as the model gets them, on the grid of
-    its features, each from 0 to its highest value in all views. The first iteration is logged, and
+    directory, TensorBoard, Weights & Biases. Masks are shown on the grid that the model gets
+    them on, each from its lowest to its highest value in all views. The first iteration is logged, and
     then each that completes an interval. It changes nothing of the training.
 
     Args:
@@ -124,8 +124,9 @@ class LogViewsHook(Hook):
                 shown = np.zeros((0, 1, 1), np.float32)
                 if masks is not None:
                     part = masks[:, : self.nouns].detach().cpu().float().numpy()
-                    highest = part.max((0, 2, 3), keepdims=True).clip(1e-12)
-                    shown = (part / highest)[number].clip(0, 1)
+                    lowest = part.min((0, 2, 3), keepdims=True)
+                    highest = part.max((0, 2, 3), keepdims=True)
+                    shown = ((part - lowest) / (highest - lowest).clip(1e-12))[number].clip(0, 1)
                 yield _View(
                     f'image {image + 1}, view {number + 1}',
                     Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))),

@@ -212,3 +212,12 @@ def test_a_notebook_shows_a_sample_small_and_escaped():
     assert second.getpixel((9, 9))[0] > 120 > second.getpixel((9, 9))[2]
     broken = Sample('a', b'<x>', 'png')
     assert '<img' not in broken._repr_html_() and 'the image' in broken._repr_html_()
+
+
+def test_masks_that_could_not_be_read_again_are_not_written():
+    """A picture of masks has limits of pixels and sides, as any that is read."""
+    noun = Noun('a', 0, 1)
+    for shape in ((1, 70_000, 2), (1, 8193, 8193)):
+        masks = np.broadcast_to(np.zeros(1, np.uint8), shape)
+        with pytest.raises(StoreError, match='too large to be read again'):
+            Sample('k', b'', 'png', 'a', (noun,), masks, np.zeros((1, 2), np.float32))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.miniature.layout import miniature_methods
 
@@ -35,8 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--device', choices=['cpu', 'cuda'], default='cpu', help='where to measure (%(default)s)'
     )
-    parser.add_argument('--batch', type=int, help='images of a training step (8)')
-    parser.add_argument('--repeats', type=int, help='pairs of a case (5)')
+    parser.add_argument('--batch', type=whole(1, 4096), help='images of a training step (8)')
+    parser.add_argument('--repeats', type=whole(1, 10_000), help='pairs of a case (5)')
     parser.add_argument(
         '--methods',
         nargs='+',
