@@ -352,7 +352,9 @@ def test_a_batch_is_its_samples(views, options, tmp_path, told, monkeypatch):
     assert list(map(contents, together)) == list(map(contents, alone))
     half = len(told) // 2
     assert half >= 2 and told[:half] == told[half:]
-    assert any('noun_ids' in item['data_samples'] for item in alone) == (options != {'masks': False})
+    assert any('noun_ids' in item['data_samples'] for item in alone) == (
+        options != {'masks': False}
+    )
 
 
 def test_a_dataset_derived_from_ours_is_asked_as_it_says(tmp_path):
