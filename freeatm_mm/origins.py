@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.addresses import is_address
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import check_json
 from freeatm_mm.methods import METHODS
@@ -36,6 +37,8 @@ _GENERATORS = {
     'sd15': r'stable[-_]?diffusion[-_]v?1[-_.]?5',
     'miniature': r'\bminiature',
 }
+#: What masks can be replaced by, as `./run miniature` calls it.
+_CONTROLS = {'other_masks', 'box'}
 _LONGEST = 2**20
 
 
@@ -46,7 +49,8 @@ class Origin:
     Attributes:
         method: Such as ``mocov2``.
         regime: ``real``, ``synthetic`` or ``mixed``.
-        masks: Whether masks were used; of BLIP also the name of a variant, such as ``PTP``.
+        masks: Whether masks were used, or the name of a variant: ``other_masks`` and ``box`` of the
+            controls, or of BLIP such as ``PTP``.
         epochs: How many were trained.
         generator: Of the images: ``sd15``, ``deepif``, ``miniature``, or the last part of its
             pipeline's name; empty for real ones.
@@ -95,10 +99,12 @@ def origin_of(content: Any) -> Origin:
     note = _mapping(
         _mapping(_mapping(content.get('message_hub')).get('runtime_info')).get('pretraining')
     )
-    kinds = {'method': str, 'regime': str, 'masks': bool, 'generator': str, 'scale': str}
-    found = replace(
-        found, **{key: note[key] for key, kind in kinds.items() if isinstance(note.get(key), kind)}
-    )
+    kinds = {'method': str, 'regime': str, 'generator': str, 'scale': str}
+    told = {key: note[key] for key, kind in kinds.items() if isinstance(note.get(key), kind)}
+    masks = note.get('masks')
+    if isinstance(masks, bool) or isinstance(masks, str) and {*masks.split(', ')} <= _CONTROLS:
+        told['masks'] = masks
+    found = replace(found, **told)
     epoch = meta.get('epoch')
     if (
         type(epoch) is int
@@ -107,10 +113,9 @@ def origin_of(content: Any) -> Origin:
     ):
         found = replace(found, epochs=epoch)
     if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
-        dataset = _mapping(_mapping(cfg.get('train_dataloader')).get('dataset'))
         # `store` in checkpoints from before it was called `data_root`.
-        stores = dataset.get('store') or dataset.get('data_root')
-        found = replace(found, **_regime(_configs(stores)))
+        roots = [each.get('store') or each.get('data_root') for each in _datasets(cfg)]
+        found = replace(found, **_regime([made for root in roots for made in _configs(root)]))
     return found
 
 
@@ -160,11 +165,41 @@ def _method(cfg: Mapping[str, Any]) -> str | None:
     return next((name for name, method in METHODS.items() if kind and method.model == kind), None)
 
 
-def _masks(cfg: Mapping[str, Any]) -> bool | None:
-    dataset = _mapping(_mapping(cfg.get('train_dataloader')).get('dataset'))
-    if str(dataset.get('type', '')).split('.')[-1] != 'FreeATMDataset':
-        return None if not dataset else False  # nobody else's data sets have masks of nouns
-    return dataset.get('masks', True) is not False
+def _datasets(cfg: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The data sets that a config trains on, out of whatever wraps them."""
+    pending = [_mapping(cfg.get('train_dataloader')).get('dataset')]
+    while pending:
+        dataset = _mapping(pending.pop())
+        inner = dataset.get('datasets') or dataset.get('dataset')
+        if inner:
+            pending += inner if isinstance(inner, (list, tuple)) else [inner]
+        elif dataset:
+            yield dataset
+
+
+def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
+    """Whether a config trains with masks: None if it says no data set, a name if with others."""
+    datasets = list(_datasets(cfg))
+    ours = [
+        dataset
+        for dataset in datasets  # nobody else's have masks of nouns
+        if str(dataset.get('type', '')).split('.')[-1] == 'FreeATMDataset'
+        and dataset.get('masks', True) is not False
+    ]
+    if not ours:
+        return False if datasets else None
+    variants = {variant for dataset in ours for variant in _variants(dataset)}
+    return ', '.join(sorted(variants)) or True
+
+
+def _variants(dataset: Mapping[str, Any]) -> Iterator[str]:
+    """Which of the controls a data set is of."""
+    if dataset.get('mask_source', 'own') != 'own':
+        yield 'other_masks'
+    pipeline = dataset.get('pipeline')
+    for transform in pipeline if isinstance(pipeline, (list, tuple)) else ():
+        if _mapping(transform).get('centred_box'):
+            yield 'box'
 
 
 def _scale(model: Mapping[str, Any]) -> str | None:
@@ -205,22 +240,33 @@ def _config(path: Any) -> Mapping[str, Any] | None:
     """What made a store's images; empty for a folder of plain ones; None where it can't be told."""
     from freeatm_mm.store import Store, StoreError
 
-    if not isinstance(path, str) or not Path(path).is_dir():
-        return None
-    if not Path(path, 'store.json').exists():
-        return {}
+    if not is_address(path):
+        if not isinstance(path, str) or not Path(path).is_dir():
+            return None
+        if not Path(path, 'store.json').exists():
+            return {}
     try:
-        return Store(path).config
+        return Store(path).config or None
     except (StoreError, OSError, ValueError):
         return None
 
 
 def _regime(configs: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Regime and generator of images from sources of these settings; nothing if one is unknown."""
-    configs = list(configs)
+    """Regime and generator of images from sources of these settings; nothing if one is unknown.
+
+    An image folder has empty settings. Those of a store to whose images masks were added name the
+    pipeline that looked at them, not what they come from.
+    """
     generators = set()
-    for config in configs:
+    pending = list(configs)
+    while pending:
+        config = pending.pop()
+        if config and isinstance(config.get('sources'), list):  # a selection of other stores
+            pending += [_mapping(source).get('config') or None for source in config['sources']]
+            continue
         if config is None or config and not {'pipeline', 'scenes'} & set(config):
+            return {}
+        if 'levels' in config:
             return {}
         # The miniature's composed scenes stand for real images.
         generators.add(_generator(config) or '')
@@ -249,12 +295,11 @@ def note_pretraining(runner: Any) -> None:
     Args:
         runner: mmengine's, with its data set built.
     """
-    dataset = getattr(runner.train_dataloader, 'dataset', None)
-    sources = getattr(dataset, 'sources', None)
-    if sources is None:
+    sources = list(_sources_of(getattr(runner.train_dataloader, 'dataset', None)))
+    if not any(sources):
         return
     cfg = runner.cfg
-    images = _regime([getattr(source, 'config', {}) for source in sources])
+    images = _regime([_made(source) for source in sources])
     earlier = _mapping(cfg.get('model')).get('pretrained')
     if images and earlier and '://' not in str(earlier) and Path(earlier).is_file():
         from freeatm_mm.checkpoints import read_state
@@ -265,6 +310,27 @@ def note_pretraining(runner: Any) -> None:
     runner.message_hub.update_info(
         'pretraining', {key: value for key, value in asdict(origin).items() if value is not None}
     )
+
+
+def _sources_of(dataset: Any) -> Iterator[Any]:
+    """The stores and image folders of a built data set, wrapped or not; None for other data."""
+    inner = getattr(dataset, 'datasets', None) or getattr(dataset, 'dataset', None)
+    if hasattr(dataset, 'sources'):
+        yield from dataset.sources
+    elif inner is None:
+        yield None
+    else:
+        for part in inner if isinstance(inner, (list, tuple)) else [inner]:
+            yield from _sources_of(part)
+
+
+def _made(source: Any) -> Mapping[str, Any] | None:
+    """What made an open source's images, as of `_config`."""
+    from freeatm_mm.store import Store
+
+    if isinstance(source, Store):
+        return source.config or None
+    return None if source is None else {}
 
 
 # --- labelling ------------------------------------------------------------------------------------
@@ -325,7 +391,7 @@ def _agree(origin: Origin, key: str, wanted: Any) -> bool:
     if key == 'masks' and isinstance(wanted, str):
         if origin.method == 'blip':
             return isinstance(known, str) and wanted != 'PTP'
-        return known is True
+        return known is not False
     if key == 'generator':
         return known not in _PAPERS and wanted not in _GENERATORS
     return False

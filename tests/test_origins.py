@@ -160,6 +160,73 @@ def test_labels_are_completed_and_contradictions_refused():
         settle_label(other, {**nothing, 'generator': 'sd15'}, 'x.pth')
 
 
+OURS = "dict(type='FreeATMDataset', data_root='{}'{})"
+
+
+@pytest.mark.parametrize(
+    'dataset, masks',
+    [
+        (OURS.format('s', ''), True),
+        (OURS.format('s', ', masks=False'), False),
+        (f"dict(type='RepeatDataset', times=2, dataset={OURS.format('s', '')})", True),
+        (f"dict(type='ClassBalancedDataset', dataset={OURS.format('s', ', masks=False')})", False),
+        (f"dict(type='ConcatDataset', datasets=[dict(type='X'), {OURS.format('s', '')}])", True),
+        ("dict(type='RepeatDataset', dataset=dict(type='ImageNet'))", False),
+        (OURS.format('s', ", mask_source='other'"), 'other_masks'),
+        (
+            OURS.format('s', ", pipeline=[dict(type='LoadFromStore', centred_box='own')]"),
+            'box',
+        ),
+        ('[]', None),
+    ],
+)
+def test_masks_are_told_through_wrappers_and_controls_by_their_names(dataset, masks):
+    text = PAPER.format('FreeATMMoCo') + f'train_dataloader = dict(dataset={dataset})\n'
+    found = origin_of(content(text))
+    assert found.masks == masks
+    assert origin_of(content(text, note={'masks': masks})).masks == masks
+    said = {'method': 'mocov2', 'regime': 'real', 'masks': True, 'generator': None, 'epochs': None}
+    if masks in (False, 'other_masks', 'box'):
+        with pytest.raises(InputError, match='its masks is'):
+            settle_label(found, said, 'x.pth')
+        said['masks'] = masks
+    assert settle_label(found, said, 'x.pth')['masks'] == said['masks']
+
+
+GENERATED = {'pipeline': 'owner/stable-diffusion-v1-5'}
+
+
+@pytest.mark.parametrize(
+    'config, regime, generator',
+    [
+        (GENERATED, 'synthetic', 'sd15'),
+        ({'sources': [{'config': GENERATED}], 'filtered_by': []}, 'synthetic', 'sd15'),
+        ({'sources': [{'config': GENERATED}, {'config': {'scenes': 1}}]}, 'mixed', 'sd15'),
+        # Masks were added to images: the pipeline looked at them, and didn't make them.
+        ({**GENERATED, 'levels': [50, 100]}, None, None),
+        ({'sources': [{'config': {**GENERATED, 'levels': [50]}}]}, None, None),
+        ({'imported': 'coco'}, None, None),
+        ({}, None, None),
+        ({'sources': [{'config': {}}]}, None, None),
+        ({'sources': 3}, None, None),
+    ],
+)
+@pytest.mark.parametrize('wrapper', ['{}', "dict(type='RepeatDataset', times=2, dataset={})"])
+def test_images_are_what_their_store_says_and_else_unknown(
+    tmp_path, config, regime, generator, wrapper
+):
+    from helpers.tiny_stores import make_store
+
+    store = make_store(tmp_path / 'store', count=2, config=config)
+    text = PAPER.format('FreeATMMoCo')
+    dataset = wrapper.format(OURS.format(store, ''))
+    found = origin_of(content(f'{text}train_dataloader = dict(dataset={dataset})\n'))
+    assert (found.regime, found.generator) == (regime, generator)
+    blip = {'freeatm_pretrain': {'build_info': {'store': str(store)}}}
+    found = origin_of({'config': {'datasets': blip}, 'epoch': 1})
+    assert (found.regime, found.generator) == (regime, generator)
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_real_runs_note_what_they_train_on(tmp_path):
     pytest.importorskip('mmpretrain')
@@ -198,3 +265,14 @@ def test_real_runs_note_what_they_train_on(tmp_path):
     torch.save({'state_dict': {'backbone.conv1.weight': torch.ones(1)}}, tmp_path / 'theirs.pth')
     unknown = origin('unknown', store, **{'model.pretrained': str(tmp_path / 'theirs.pth')})
     assert unknown.regime is None and unknown.masks is True
+
+    silent = make_store(tmp_path / 'silent', count=20)
+    cfg = config(silent, tmp_path / 'wrapped')
+    cfg.train_cfg.max_epochs = 1
+    dataset = cfg.train_dataloader.pop('dataset')
+    dataset['mask_source'] = 'other'
+    cfg.train_dataloader['dataset'] = dict(type='RepeatDataset', times=1, dataset=dataset)
+    train(cfg, 'origin_wrapped')
+    found = read_state(tmp_path / 'wrapped' / 'epoch_1.pth')
+    assert found['message_hub']['runtime_info']['pretraining']['masks'] == 'other_masks'
+    assert origin_of(found).regime is None

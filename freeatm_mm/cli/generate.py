@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--config',
         metavar='FILE',
         help='a YAML file with any of these, by their long names (steps: 30, pipeline: ..., lora: '
-        '[a.safetensors]); what the command line says goes before it',
+        '[a.safetensors]); what the command line says takes its place',
     )
     add(
         '--stage',
@@ -153,7 +154,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_engine_options(parser)
     args = parser.parse_args(argv)
     if args.config:
-        parser.set_defaults(**read_config(parser, args.config))
+        held = read_config(parser, args.config)
+        # argparse would add to a list of the file what the command line names in its place.
+        several = {name for name in held if isinstance(parser.get_default(name), list)}
+        for name in several & {name for name, value in vars(args).items() if value}:
+            del held[name]
+        parser.set_defaults(**held)
         args = parser.parse_args(argv)
     missing = [name for name in ('pipeline', 'prompts', 'out') if getattr(args, name) is None]
     if missing:
@@ -175,9 +181,32 @@ def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
 
     from freeatm_mm.files import read_text
 
+    class AsTyped(yaml.SafeLoader):
+        """Leaves text what would be numbers and dates: 012 is no 10, and 25:50 no 1550."""
+
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in pairs if tag.endswith((':bool', ':null'))]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                # Nothing else is looked at: references could make it into any amount.
+                name = key.value.replace('-', '_') if isinstance(key.value, str) else ''
+                if not name or name in seen:
+                    raise InputError(
+                        f'{path}: {name[:60]} is there twice' if name else f'{path}: a name is text'
+                    )
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(read_text(path, 1 << 20))
-    except (yaml.YAMLError, RecursionError) as error:
+        content = yaml.load(read_text(path, 1 << 20), AsTyped)
+    except InputError:
+        raise
+    # Tags that are written out make numbers and dates of what is none.
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(f'{path} is no YAML ({" ".join(str(error).split())[:200]})') from None
     if not isinstance(content, dict):
         raise InputError(f'{path} holds no names and values')
@@ -203,12 +232,14 @@ def value_of(action: argparse.Action, value: Any, where: str) -> Any:
     """
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
-            raise InputError(f'{where} is true or false, got {value!r}')
+            raise InputError(f'{where} is true or false, got {reprlib.repr(value)[:60]}')
         return value
     several = isinstance(action.default, list)
     texts = value if isinstance(value, list) else [value]
     if not texts or any(isinstance(text, (dict, list, bool)) or text is None for text in texts):
-        raise InputError(f'{where} takes no {value!r}')
+        advice = ': put quotes around it if it is text' if isinstance(value, bool) else ''
+        # Not all of it: references in YAML make a few lines into any amount.
+        raise InputError(f'{where} takes no {reprlib.repr(value)[:60]}{advice}')
     if not several:
         texts = [','.join(map(str, texts))]
     read: Any = action.type or str
@@ -217,7 +248,8 @@ def value_of(action: argparse.Action, value: Any, where: str) -> Any:
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise InputError(f'{where}: {error}') from None
     if action.choices is not None and not set(found) <= set(action.choices):
-        raise InputError(f'{where} is one of {", ".join(map(str, action.choices))}, got {value!r}')
+        known = ', '.join(map(str, action.choices))
+        raise InputError(f'{where} is one of {known}, got {reprlib.repr(value)[:60]}')
     return found if several else found[0]
 
 

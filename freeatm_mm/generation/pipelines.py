@@ -6,8 +6,9 @@ import hashlib
 import inspect
 import json
 import math
+import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,8 @@ import torch
 
 from freeatm_mm.attention.families import call_names
 from freeatm_mm.compat import hub_out_of_reach, no_code_from_data
+from freeatm_mm.errors import InputError, listed
+from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
 from freeatm_mm.store.layout import file_sha256
 
@@ -45,6 +48,38 @@ _LORA_ENDINGS = (
     'lora.down.weight',
     'lora.up.weight',
 )
+
+# What else there is to a layer that diffusers honours: its strength, the parts of DoRA, a bias.
+_FURTHER_ENDINGS = (
+    '.alpha',
+    '.lora_magnitude_vector',
+    '.lora_magnitude_vector.weight',
+    '.lora_B.bias',
+)
+
+# What a LoRA's file may say of its making, by PEFT's names; what is said of anything else must be
+# empty or a number: by some settings PEFT imports a module, or unpickles a file, that it names.
+_LORA_SETTINGS: dict[str, Any] = {
+    'r': int,
+    'lora_alpha': float,
+    'rank_pattern': dict,
+    'alpha_pattern': dict,
+    'target_modules': [str],
+    'use_rslora': bool,
+    'use_dora': bool,
+    'lora_bias': bool,
+    'init_lora_weights': (bool, str),
+    'bias': str,
+    'lora_dropout': float,
+    'inference_mode': bool,
+    'peft_type': (str, None),
+    'task_type': (str, None),
+    'base_model_name_or_path': (str, None),
+    'megatron_core': (str, None),
+    'peft_version': (str, None),
+}
+_LORA_STARTS = (True, False, 'gaussian')
+_MOST_SETTINGS = 1 << 22
 
 # The files of a pipeline's folder that decide what it draws.
 _WEIGHT_ENDINGS = ('.json', '.safetensors', '.bin', '.txt', '.model')
@@ -180,7 +215,17 @@ def _add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
     for name, (path, _) in zip(names, loras):
         try:
             tensors = load_file(path)
-            pipe.load_lora_weights(dict(tensors), adapter_name=name)
+            _check_lora(path, tensors)
+            # By its file, beside whose tensors diffusers reads the strength they were trained at.
+            pipe.load_lora_weights(
+                str(path.parent),
+                weight_name=path.name,
+                adapter_name=name,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except _LoraError:
+            raise
         except Exception as error:  # whatever two libraries make of files that anybody wrote
             raise _LoraError(f"the LoRA {path} can't be loaded: {_one_line(error)}") from error
         wanted = sum(key.endswith(_LORA_ENDINGS) for key in tensors)
@@ -198,6 +243,48 @@ def _add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
     pipe.set_adapters(names, [weight for _, weight in loras])
     pipe.fuse_lora(adapter_names=names)
     pipe.unload_lora_weights()
+
+
+def _check_lora(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a LoRA with more in it than diffusers honours, or that isn't numbers and settings.
+
+    Raises:
+        _LoraError: Saying what it holds.
+    """
+    from safetensors import safe_open
+
+    further = [key for key in tensors if not key.endswith((*_LORA_ENDINGS, *_FURTHER_ENDINGS))]
+    if further:
+        raise _LoraError(
+            f'the LoRA {path} holds what diffusers would leave out, or what is no LoRA: '
+            f'{listed(further)}'
+        )
+    broken = [key for key, value in tensors.items() if not value.float().isfinite().all()]
+    if broken:
+        raise _LoraError(
+            f'the LoRA {path} holds weights that are NaN or infinite: {listed(broken)}'
+        )
+    with safe_open(path, 'pt') as file:
+        text = (file.metadata() or {}).get('lora_adapter_metadata') or '{}'
+    if len(text) > _MOST_SETTINGS:
+        raise _LoraError(f'the settings in the LoRA {path} have more than {_MOST_SETTINGS} bytes')
+    try:
+        settings = parse_json(text)
+        check_json(settings, dict, 'lora_adapter_metadata')
+        for key, value in settings.items():
+            name = key.rpartition('.')[2]
+            if name in _LORA_SETTINGS:
+                check_json(value, _LORA_SETTINGS[name], key)
+            elif value and type(value) not in (int, float):
+                raise InputError(f'{key} is more than is read')
+            if name == 'init_lora_weights' and value not in _LORA_STARTS:
+                raise InputError(f'{key} {value!r} would change the weights that it is added to')
+            if name in ('rank_pattern', 'alpha_pattern'):  # of regular expressions
+                check_json(list(value.values()), [float], key)
+                if not all(re.fullmatch(r'\^?[\w.]+', layer) for layer in value):
+                    raise InputError(f'{key} names no layers')
+    except InputError as error:
+        raise _LoraError(f"the settings in the LoRA {path} can't be used: {error}") from None
 
 
 class DrawingDefaults(NamedTuple):
@@ -271,6 +358,7 @@ def drawing_options(
     Returns:
         Arguments of the pipeline's call. Captions aren't cleaned as if from the web, and images
         are drawn at their size rather than at one like it and cut, which would shift the masks.
+        Where a component of the pipeline holds the guidance scale, it is set there.
 
     Raises:
         ValueError: If the pipeline's call has no name for something asked.
@@ -290,6 +378,10 @@ def drawing_options(
 
     add(steps, 'number of steps', *names.steps)
     add(guidance, 'guidance scale', *names.guidance)
+    for attribute in names.guiders:
+        guider = getattr(pipe, attribute, None)
+        if guider is not None:
+            setattr(pipe, attribute, guider.new(guidance_scale=guidance))
     if height is not None or width is not None:
         add(height, 'height', 'height')
         add(width, 'width', 'width')

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +16,7 @@ from typing import Any, NamedTuple
 from freeatm_mm.errors import InputError, RunError
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
+from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
 
 __all__ = ['DryJob', 'Job', 'Step', 'choose_samples', 'generate_store', 'make_world', 'pretrain']
 
@@ -44,14 +42,17 @@ class Job:
 
     Args:
         out: Folder of the job; what is done is noted in its ``steps.json``.
+        share_imports: Fork the processes of commands with a label from one that has imported what
+            pretraining and evaluating need, where the system can (Linux). Results are the same.
 
     Attributes:
         steps: What was run, or had been run before, in order of ending. Their seconds are by the
             clock; of a command that was stopped and went on, those since its last start.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, share_imports: bool = False) -> None:
         self.path = out / 'steps.json'
+        self.share_imports = share_imports and can_share_imports()
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.steps: list[Step] = []
         self._lock = threading.Lock()
@@ -76,7 +77,8 @@ class Job:
                 raise RunError(self._failure)
             print(f'\n== {what}\n{line}', flush=True)
             start = time.monotonic()
-            code = _run([sys.executable, *command[1:]], label)
+            start_process = run_with_imports if label and self.share_imports else run_command
+            code = start_process(command[1], command[2:], label)
             if code:
                 self._failure = self._failure or (
                     f'"{what}" failed (exit code {code}); the message is above. Once mended, start '
@@ -290,22 +292,3 @@ def _check_length(work_dir: Path, epochs: int) -> None:
                 f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
                 'choose another --out, or delete that folder'
             )
-
-
-def _run(command: list[str], label: str) -> int:
-    """Run a command to its end and return its exit code."""
-    if not label:
-        return subprocess.run(command, check=False).returncode
-    environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-        env=environment,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(f'[{label}] {line}', end='', flush=True)
-    return process.returncode

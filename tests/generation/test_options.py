@@ -141,6 +141,15 @@ def test_a_lora_that_does_not_fit_is_refused(folder, lora, tmp_path):
             load_pipeline(
                 folder / 'pipeline', device='cpu', loras=[f'{tmp_path / name}.safetensors']
             )
+    dora = {**state, 'lora_unet_x.dora_scale': torch.ones(2)}
+    save_file(dora, tmp_path / 'dora.safetensors')
+    nan = {key: value * float('nan') for key, value in state.items()}
+    save_file(nan, tmp_path / 'nan.safetensors')
+    for name, said in (('dora', 'dora_scale'), ('nan', 'NaN or infinite')):
+        with pytest.raises(ValueError, match=said):
+            load_pipeline(
+                folder / 'pipeline', device='cpu', loras=[f'{tmp_path / name}.safetensors']
+            )
     for text in ('style.bin', 'style.safetensors:much', 'style.safetensors:nan'):
         with pytest.raises(ValueError, match='is not FILE.safetensors'):
             parse_lora(text)
@@ -233,6 +242,62 @@ def test_what_is_chosen_is_said_and_kept_and_what_is_given_wins(folder, tmp_path
     assert (source.config['guidance'], source.chosen) == (2.0, None)
 
 
+def with_settings(lora, path, **settings):
+    """The LoRA with what PEFT says of its making, as diffusers writes it."""
+    from safetensors.torch import load_file, save_file
+
+    text = json.dumps({f'unet.{name}': value for name, value in settings.items()})
+    save_file(load_file(lora), path, {'format': 'pt', 'lora_adapter_metadata': text})
+    return str(path)
+
+
+PEFT = dict(r=2, lora_alpha=2, target_modules=['to_q', 'to_v'])
+
+
+def test_a_lora_has_the_strength_that_it_was_trained_at(folder, lora, tmp_path):
+    from peft import LoraConfig
+
+    def added(*loras):
+        unet = load_pipeline(folder / 'pipeline', device='cpu', loras=loras).pipe.unet
+        return unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_q.weight.detach()
+
+    plain, whole = added(), added(str(lora))
+    # All that PEFT would write, as diffusers' own scripts keep it.
+    said = LoraConfig(**PEFT | {'lora_alpha': 6}, init_lora_weights='gaussian').to_dict()
+    said = {name: list(value) if isinstance(value, set) else value for name, value in said.items()}
+    strong = added(with_settings(lora, tmp_path / 'strong.safetensors', **said))
+    torch.testing.assert_close(strong - plain, 3 * (whole - plain), atol=1e-5, rtol=1e-4)
+    pattern = {'rank_pattern': {}, 'alpha_pattern': {'attn2.to_q': 4}}
+    single = added(with_settings(lora, tmp_path / 'single.safetensors', **PEFT, **pattern))
+    torch.testing.assert_close(single - plain, 2 * (whole - plain), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'megatron_config': {'a': 1}, 'megatron_core': 'this'},  # a module that would be imported
+        {'corda_config': {'cache_file': 'x.pt'}, 'init_lora_weights': 'corda'},  # and a pickle
+        {'init_lora_weights': 'pissa'},
+        {'rank_pattern': {'(a+)+$': 3}},
+        {'r': 'two'},
+        {'target_modules': '(a+)+$'},
+    ],
+)
+def test_settings_in_a_lora_that_do_more_than_add_it_are_refused(folder, lora, tmp_path, settings):
+    path = with_settings(lora, tmp_path / 'odd.safetensors', **PEFT | settings)
+    with pytest.raises(ValueError, match='the settings in the LoRA .*odd'):
+        load_pipeline(folder / 'pipeline', device='cpu', loras=[path])
+
+
+def test_another_place_s_worker_finds_the_loras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = GenerationJob('owner/name', 'p.jsonl', loras=('a.safetensors:0.5', 'b.safetensors'))
+    assert job.absolute().loras == (
+        f'{tmp_path}/a.safetensors:0.5',
+        f'{tmp_path}/b.safetensors',
+    )
+
+
 # --- a run in a file ------------------------------------------------------------------------------
 
 
@@ -266,16 +331,56 @@ def test_a_file_holds_a_run_and_the_command_line_goes_before_it(tmp_path):
         ('steps: true', 'takes no True'),
         ('dtype: int8', 'dtype is one of float32'),
         ('quiet: 1', 'quiet is true or false'),
+        ('negative_prompt: no', 'takes no False: put quotes around it if it is text'),
+        ('steps: 30\nsteps: 40', 'steps is there twice'),
+        ('mask-steps: 0:3\nmask_steps: 0:4', 'mask_steps is there twice'),
+        ('<<: {steps: 3}', "no option '<<'"),
         ('lora: {a: 1}', 'takes no'),
         ('- steps', 'no names and values'),
         ('{', 'is no YAML'),
         ('x: !!python/object/apply:os.system [ls]', 'is no YAML'),
+        ('steps: !!int many', 'is no YAML'),
+        ('steps: !!timestamp 2024-99-99', 'is no YAML'),
+        ('? [a]\n: 1', 'a name is text'),
+        ('"": 1', 'a name is text'),
+        (''.join(f'a{n}:\n' for n in range(20_000)), "no option 'a0'"),  # in seconds
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path, text, said):
     with pytest.raises(InputError) as raised:
         parsed(tmp_path, text)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    'name, text, read',
+    [
+        ('revision', '0123456', '0123456'),
+        ('revision', '1_000', '1_000'),
+        ('variant', '1.50', '1.50'),
+        ('negative_prompt', '2024-01-02', '2024-01-02'),
+        ('negative_prompt', '"no"', 'no'),
+        ('mask_steps', '25:50', [25, 50]),
+        ('steps', '"30"', 30),
+    ],
+)
+def test_values_are_read_as_if_they_had_been_typed(tmp_path, name, text, read):
+    args = parsed(tmp_path, f'{name}: {text}', 'p', 'q', 'o')
+    assert getattr(args, name) == read
+
+
+def test_a_list_of_the_command_line_takes_the_place_of_the_file_s(tmp_path):
+    text = 'lora: [a.safetensors, b.safetensors]\nstage: [two, three]\n'
+    args = parsed(tmp_path, text, 'p', 'q', 'o', '--lora', 'c.safetensors')
+    assert (args.lora, args.stage) == (['c.safetensors'], ['two', 'three'])
+
+
+def test_a_few_lines_of_references_are_no_flood(tmp_path):
+    lines = ['lora:', '- &a0 [x, x, x, x, x, x, x, x, x, x]']
+    lines += [f'- &a{n + 1} [{", ".join([f"*a{n}"] * 10)}]' for n in range(12)]
+    with pytest.raises(InputError, match='lora takes no') as raised:
+        parsed(tmp_path, '\n'.join(lines))
+    assert len(str(raised.value)) < 1000
 
 
 def test_what_is_missing_is_told(tmp_path, capsys):

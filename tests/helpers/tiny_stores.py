@@ -20,6 +20,7 @@ def make_store(
     nouns: tuple[int, ...] = (0, 1, 2, 3),
     mask_size: tuple[int, int] = (8, 8),
     seed: int = 0,
+    config: dict | None = None,
 ) -> Path:
     """Writes a store of random images whose i-th has `nouns[i % len(nouns)]` nouns.
 
@@ -49,7 +50,8 @@ def make_store(
             scales=scales,
         )
 
-    write_store(path, (sample(number) for number in range(count)), samples_per_shard=5)
+    samples = (sample(number) for number in range(count))
+    write_store(path, samples, samples_per_shard=5, config=config)
     return path
 
 
