@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command] = {
     'verify': Command('Data', 'verify', '', 'check a store, and repair it'),
     'diversity': Command('Data', 'diversity', '', 'say how different the samples of a store are'),
     'view': Command('Data', 'view', '', 'look at a store: search, masks over images, numbers'),
-    'edit': Command('Data', 'edit', '', 'merge, split or filter stores'),
+    'edit': Command('Data', 'edit', '', 'merge, split or filter stores, or change masks'),
     'export': Command('Data', 'export', 'export', 'write a store as COCO, mmseg, folders, Parquet'),
     'configs': Command('Training', 'configs', '', 'list the configs that come with the package'),
     'train': Command('Training', 'train', 'core', 'train a config of mmpretrain, mmdet or mmseg'),

@@ -28,6 +28,7 @@ from freeatm_mm.lavis_ext.annotations import (
     read_detections,
     read_retrieval,
 )
+from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.ops.position import (
     WHOLE_VIEW,
     PlacedObject,
@@ -95,7 +96,8 @@ class StorePairs:
 
         Raises:
             StoreError: If the sample can't be read.
-            InputError: If a detected box lies outside its image, or the image can't be decoded.
+            InputError: If a detected box lies outside its image, the image can't be decoded, or the
+                masks are of regions that have no noun.
         """
         raw = self.store.read(index)
         image = open_picture(io.BytesIO(raw.image_bytes), f'{self.store.path}: sample {raw.key!r}')
@@ -109,6 +111,13 @@ class StorePairs:
                 names, masks = raw.names(), raw.masks()
             except StoreError as error:
                 raise StoreError(f'{self.store.path}: {error}') from None
+            unnamed = [name for name in names if noun_id(name) == UNKNOWN_NOUN]
+            if unnamed:
+                raise InputError(
+                    f'{self.store.path}: sample {raw.key!r} has masks of regions without a noun '
+                    f'({unnamed[0]!r}), and position prompts name nouns: take the store that the '
+                    'regions were made from, or train without objects'
+                )
             objects = objects_from_masks(names, masks, self.threshold)
         return image, raw.info['caption'], objects
 

@@ -19,12 +19,20 @@ class Arm:
             makes sense for methods whose config has those of ``model`` that it changes.
         text: What it is, for --help.
         needs: An entry of ``model`` that a method must have besides.
+        regions: What ``freeatm edit regions`` is told, where the masks are others of the same
+            images, with the config, the seed and the checkpoint of the seed's baseline in braces.
     """
 
     masks: bool | str
     options: tuple[str, ...] = ()
     text: str = ''
     needs: str = ''
+    regions: tuple[str, ...] = ()
+
+    @property
+    def follows_baseline(self) -> bool:
+        """Whether it takes the checkpoint that the baseline of its seed ends with."""
+        return any('{baseline}' in word for word in self.regions)
 
     def suits(self, layout: Layout) -> bool:
         """Whether a method has what the arm changes."""
@@ -80,6 +88,21 @@ ARMS: dict[str, Arm] = {
         'box',
         ('{loading}.centred_box=own',),
         'a control, in place of each mask a box of its area in the centre',
+    ),
+    'felzenszwalb': Arm(
+        'felzenszwalb',
+        (),
+        'masks from colour segmentation, as in DetCon, on the same images',
+        'model.negatives',
+        ('--masks-from', 'felzenszwalb'),
+    ),
+    'kmeans': Arm(
+        'kmeans',
+        (),
+        "masks from k-means of the features of the seed's own baseline, as in ODIN",
+        'model.negatives',
+        ('--masks-from', 'kmeans', '--seed', '{seed}', '--config', '{config}')
+        + ('--checkpoint', '{baseline}'),
     ),
     'inside_first': Arm(
         'inside_first',

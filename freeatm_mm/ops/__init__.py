@@ -64,6 +64,7 @@ from freeatm_mm.ops.nouns import (
     UNKNOWN_NOUN,
     mean_of_known,
     noun_id,
+    region_name,
     same_noun,
     same_noun_counts,
 )
@@ -158,6 +159,7 @@ __all__ = [
     'pool_instances',
     'preset_prompts',
     'quantize',
+    'region_name',
     'resize',
     'same_noun',
     'same_noun_counts',

@@ -11,15 +11,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ['UNKNOWN_NOUN', 'mean_of_known', 'noun_id', 'same_noun', 'same_noun_counts']
+__all__ = [
+    'UNKNOWN_NOUN',
+    'mean_of_known',
+    'noun_id',
+    'region_name',
+    'same_noun',
+    'same_noun_counts',
+]
 
-#: The noun of what stands for a whole image; it is the same noun as no other, not even as itself.
+#: The noun of what stands for a whole image, or for a region that has no name; it is the same noun
+#: as no other, not even as itself.
 UNKNOWN_NOUN = -1
+
+_REGION = re.compile(r'region [0-9]+')
+
+
+def region_name(number: int) -> str:
+    """Return what a region of an image is called that no noun belongs to, such as 'region 1'."""
+    return f'region {number}'
 
 
 @lru_cache(maxsize=65536)
@@ -30,9 +46,11 @@ def noun_id(name: str) -> int:
         name: What the noun is called.
 
     Returns:
-        The first 63 bits of the name's BLAKE2 hash. Two of a million nouns share a number with a
-        probability of 5e-8.
+        The first 63 bits of the name's BLAKE2 hash, `UNKNOWN_NOUN` for a :func:`region_name`. Two
+        of a million nouns share a number with a probability of 5e-8.
     """
+    if _REGION.fullmatch(name):
+        return UNKNOWN_NOUN
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') >> 1
 
 

@@ -23,19 +23,18 @@ import numpy as np
 
 from freeatm_mm.files import parse_json
 from freeatm_mm.store.errors import StoreError
-from freeatm_mm.store.layout import load_index
 from freeatm_mm.store.reader import Store
 from freeatm_mm.store.sample import RawSample, check_key
 from freeatm_mm.store.writer import StoreWriter
 
 __all__ = [
     'Condition',
+    'content_digest',
     'copy_samples',
     'filter_store',
     'merge_stores',
     'parse_condition',
     'split_store',
-    'store_keys',
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -256,7 +255,7 @@ def split_store(
     if not len(shares) or (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f'the shares must be above 0 and add up to 1, got {list(parts.values())}')
     store = Store(path)
-    places = np.array([_fraction(seed, key) for key in store_keys(store)])
+    places = np.array([_fraction(seed, key) for key in store.sample_keys()])
     part_of = np.searchsorted(np.cumsum(shares)[:-1], places, side='right')
     for number, folder in enumerate(parts):
         if not (part_of == number).any():
@@ -306,11 +305,11 @@ def merge_stores(
     prefixes = ['' if prefix is None else f'{prefix}-' for prefix in given]
     seen: dict[bytes, int] = {}
     hashes = np.concatenate(
-        [_hashes(prefix, store_keys(store)) for prefix, store in zip(prefixes, stores)]
+        [_hashes(prefix, store.sample_keys()) for prefix, store in zip(prefixes, stores)]
     )
     if len(np.unique(hashes)) < len(hashes):  # look closer: which, or did hashes only collide?
         for number, (prefix, store) in enumerate(zip(prefixes, stores)):
-            for key in store_keys(store):
+            for key in store.sample_keys():
                 name = f'{prefix}{key}'.encode()
                 if name in seen:
                     raise StoreError(
@@ -362,7 +361,7 @@ def copy_samples(
                 'samples': len(store),
                 'config': store.config,
                 'prefix': prefix,
-                'shards_sha256': _content_digest(store),
+                'shards_sha256': content_digest(store),
             }
             for store, _, prefix in sources
         ],
@@ -379,14 +378,6 @@ def copy_samples(
     return total
 
 
-def store_keys(store: Store) -> Iterator[str]:
-    """The keys of a store's samples in order, from its indexes alone."""
-    for entry in store.manifest['shards']:
-        index = load_index(store.path / f'{entry["name"]}.index.npy', entry['index_sha256'])
-        for key in index['key']:
-            yield key.decode('ascii', 'replace')
-
-
 def _copies(part: Iterable[tuple[Store, int, str]]) -> Iterator[RawSample]:
     for store, number, prefix in part:
         raw = store.read(number)
@@ -395,8 +386,8 @@ def _copies(part: Iterable[tuple[Store, int, str]]) -> Iterator[RawSample]:
         yield raw._replace(key=key)
 
 
-def _content_digest(store: Store) -> str:
-    """A hash of all a store's shards, from their recorded checksums."""
+def content_digest(store: Store) -> str:
+    """Return a hash of all a store's shards, from their recorded checksums."""
     text = ''.join(entry['sha256'] for entry in store.manifest['shards'])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 import warnings
@@ -446,6 +447,61 @@ def test_images_are_found_with_their_captions_and_read(make, captions, problems,
     # What a worker gets has been through the list, as JSON; any image may come first.
     for image in reversed(good):
         assert reader.read(json.loads(json.dumps(image.place))) == data
+
+
+def odd_rows(tmp_path):
+    rows = [
+        {'file_name': 'a.png', 'text': 'a dog'},
+        {'image_id': [1], 'text': 'a list for a number'},
+        {'file_name': 'b\0.png', 'text': 'a name that no file has'},
+    ]
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    return ["doesn't name its image", "can't be the name of a file"]
+
+
+def odd_texts(tmp_path):
+    (tmp_path / 'secret').write_text('a secret')
+    (tmp_path / 'a.txt').write_text('a dog')
+    for name in 'bc':
+        (tmp_path / f'{name}.png').write_bytes(encoded())
+    (tmp_path / 'b.txt').write_bytes('ein Bär'.encode('latin1'))
+    (tmp_path / 'c.txt').symlink_to(tmp_path / 'secret')
+    return ['its .txt is not UTF-8 text', 'c.txt is a link']
+
+
+@pytest.mark.parametrize('make', [odd_rows, odd_texts])
+def test_what_cannot_be_used_is_its_image_s_own_problem(make, tmp_path):
+    (tmp_path / 'a.png').write_bytes(encoded())
+    expected = make(tmp_path)
+    found = list(find_images(tmp_path))
+    assert [image.captions for image in found if not image.problem] == [('a dog',)]
+    problems = [image.problem for image in found if image.problem]
+    assert len(problems) == len(expected)
+    assert all(said in problem for said, problem in zip(expected, problems))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    pytest.importorskip('pyarrow')
+    os.mkfifo(tmp_path / 'train.parquet')
+    with pytest.raises(InputError, match='a pipe'):
+        list(find_images(tmp_path))
+
+
+def test_a_doubled_id_of_an_image_is_refused(tmp_path):
+    source, options = coco(tmp_path, encoded())
+    content = json.loads(options['captions'].read_text())
+    content['images'].append({'id': 9, 'file_name': 'other.jpg'})
+    options['captions'].write_text(json.dumps(content))
+    with pytest.raises(InputError, match='two of the images have the id 9'):
+        list(find_images(source, **options))
+
+
+def test_captions_that_are_too_long_are_cut_and_counted(tmp_path):
+    (tmp_path / 'a.png').write_bytes(encoded())
+    row = {'file_name': 'a.png', 'text': 'a dog ' * 10_000, 'nouns': ['dog']}
+    (tmp_path / 'metadata.jsonl').write_text(json.dumps(row))
+    counts = list_images(tmp_path, tmp_path / 'out').counts
+    assert counts['captions are too long, and cut'] == 1
 
 
 def test_given_nouns_are_taken_at_all_their_places_and_lost_ones_counted(tmp_path):

@@ -495,3 +495,14 @@ def test_retrieval_paths_are_checked(info, message):
         FreeATMRetrievalBuilder(
             OmegaConf.create({'data_type': 'images', 'build_info': info})
         ).build_datasets()
+
+
+def test_regions_without_a_noun_are_no_objects_to_speak_of(store, tmp_path):
+    from freeatm_mm.lavis_ext.datasets import StorePairs
+    from freeatm_mm.store.regions import make_regions
+
+    make_regions(store, tmp_path / 'out', lambda images, keys: [np.eye(30)] * len(images), {})
+    pairs = StorePairs(tmp_path / 'out', None, 0.45)
+    assert pairs.load(0, with_objects=False)[2] == []
+    with pytest.raises(InputError, match="without a noun \\('region 1'\\), and position prompts"):
+        pairs.load(0, with_objects=True)

@@ -58,8 +58,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: nine arms of the contrastive methods, and nine of MAE; composed: two of each
-    assert len(trained) == 2 * (9 + 9 + 9 + 3 * 2)
+    # generated: eleven arms of the contrastive methods, and nine of MAE; composed: two of each
+    assert len(trained) == 2 * (11 + 11 + 9 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -81,6 +81,31 @@ def test_all_arms(capsys, tmp_path):
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
+
+
+def test_masks_from_elsewhere_are_made_of_the_same_samples(capsys, tmp_path):
+    """And those that take the baseline's features are made once it has them."""
+    options = ('--arms', 'baseline', 'kmeans', 'felzenszwalb', '--pool', 'POOL', '--images', '10')
+    commands = plan(capsys, *options, '--out', str(tmp_path))
+    edits = {command[5]: command for command in commands if command[0] == 'tools/store/edit.py'}
+    assert list(edits) == ['felzenszwalb', 'kmeans']
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    roots = {}
+    for command in trained:
+        arm = Path(command[command.index('--work-dir') + 1]).name.split('-')[2]
+        roots[arm] = command[command.index('--data-root') + 1]
+        chosen = f'train_dataloader.dataset.indices={tmp_path}/samples/10-seed0.json' in command
+        assert chosen == (arm == 'baseline')
+    for arm, command in edits.items():
+        assert command[1:4] == ['regions', 'POOL', roots[arm]]
+        assert command[-2:] == ['--samples', f'{tmp_path}/samples/10-seed0.json']
+    assert roots['baseline'] == 'POOL'
+    checkpoint = edits['kmeans'][edits['kmeans'].index('--checkpoint') + 1]
+    assert checkpoint == f'{tmp_path}/synthetic-mocov2-baseline-0/epoch_24.pth'
+    evaluated = next(place for place, command in enumerate(commands) if checkpoint in command)
+    assert commands.index(edits['kmeans']) > evaluated
+    assert exit_code(tool, ['--arms', 'kmeans', '--dry-run']) == 2
+    assert 'name both' in capsys.readouterr().err
 
 
 def test_options_change_what_they_name(capsys, tmp_path):

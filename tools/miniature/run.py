@@ -20,6 +20,7 @@ from pathlib import Path
 # The standard library serves --help and --dry-run, before anything is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.downstream.runs import BENCHMARKS
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.methods import METHODS, UNTRAINED
@@ -62,7 +63,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/miniature'), help='output folder (%(default)s)'
     )
-    parser.add_argument('--images', type=int, default=4000, help='to generate (%(default)s)')
+    parser.add_argument(
+        '--images', type=whole(1, 10**7), default=4000, help='to generate (%(default)s)'
+    )
     parser.add_argument(
         '--pool',
         help='store to take --images samples from for each seed, instead of generating: seeds '
@@ -70,12 +73,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--epochs',
-        type=int,
+        type=whole(0, 10**6),
         default=24,
         help='of each pretraining; of MAE twice '
         'as many, which sees one view each, not two (%(default)s)',
     )
-    parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
+    parser.add_argument('--seeds', type=whole(1, 1000), default=1, help='how many (%(default)s)')
     parser.add_argument(
         '--methods',
         nargs='+',
@@ -106,7 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--evaluate-every',
         '--judge-every',
-        type=int,
+        type=whole(1, 10**7),
         metavar='EPOCHS',
         help='evaluate the checkpoints '
         'of baseline and freeatm on the way too, for a curve over epochs',
@@ -127,7 +130,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--heads',
-        type=int,
+        type=whole(1, 1000),
         default=1,
         help='how many heads of each kind, with seeds of their own: rows have their mean, and all '
         'of them in their details (%(default)s)',
@@ -152,8 +155,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
-    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
+    parser.add_argument(
+        '--steps', type=whole(1, 10_000), default=12, help='denoising steps (%(default)s)'
+    )
+    parser.add_argument(
+        '--guidance', type=number(-1000, 1000), default=5.0, help='guidance scale (%(default)s)'
+    )
     parser.add_argument(
         '--fast',
         action='store_true',
@@ -168,7 +175,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--jobs',
-        type=int,
+        type=whole(1, 1024),
         default=min(os.cpu_count() or 1, 2),
         help='pretrainings side by side (%(default)s)',
     )
@@ -185,13 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.epochs < 3:
         raise InputError('--epochs must be 3 or more, as schedules warm up for two')
-    if args.heads < 1:
-        raise InputError('--heads must be 1 or more')
     if (args.masks_of or args.pools) and not args.pool:
         raise InputError('--masks-of and --pools need --pool, to take as many samples of')
     names = [name for name, _ in args.masks_of + args.pools]
     if len(set(names)) < len(names):
         raise InputError(f'--masks-of and --pools: two arms have one name: {", ".join(names)}')
+    following = [arm for arm in args.arms if ARMS[arm].follows_baseline]
+    if following and 'baseline' not in args.arms:
+        raise InputError(f'--arms {following[0]} takes the checkpoint of baseline: name both')
     os.chdir(ROOT)
     job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
@@ -222,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 choose_samples(store, args.images, seed, sample_list(args, seed, name))
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
-    job.run_side_by_side(lines_of_work(job, args), args.jobs)
+    for following in (False, True):
+        job.run_side_by_side(lines_of_work(job, args, following), args.jobs)
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
         return 0
@@ -302,19 +311,31 @@ def untrained(methods: list[str]) -> list[str]:
     return list({METHODS[name].architecture: name for name in reversed(methods)}.values())[::-1]
 
 
-def lines_of_work(job: Job | DryJob, args: argparse.Namespace) -> list[Callable[[], None]]:
-    """What can be run side by side: each pretraining with its evaluations."""
+def lines_of_work(
+    job: Job | DryJob, args: argparse.Namespace, following: bool
+) -> list[Callable[[], None]]:
+    """What can be run side by side: each pretraining with its evaluations.
+
+    Args:
+        job: The job.
+        args: The command line.
+        following: Only the arms that take a checkpoint of the others; or only the others.
+    """
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
-        for method in untrained(args.methods):
-            lines.append(partial(evaluate, job, args, f'random-{method}', method, None, seed))
+        if not following:
+            for method in untrained(args.methods):
+                lines.append(partial(evaluate, job, args, f'random-{method}', method, None, seed))
         for regime, store in regimes(args).items():
             for method in args.methods:
                 for arm in arms(args, method, regime):
-                    lines.append(
-                        partial(pretrain_and_evaluate, job, args, regime, store, method, arm, seed)
-                    )
-        for name, store in args.masks_of + args.pools:
+                    if ARMS[arm].follows_baseline == following:
+                        lines.append(
+                            partial(
+                                pretrain_and_evaluate, job, args, regime, store, method, arm, seed
+                            )
+                        )
+        for name, store in [] if following else args.masks_of + args.pools:
             for method in args.methods:
                 lines.append(
                     partial(
@@ -346,7 +367,9 @@ def pretrain_and_evaluate(
     name, every = f'{regime}-{method}-{source or arm}-{seed}', args.epochs
     layout = read_layout(method)
     options = ARMS[arm].changes(layout, seed)
-    if args.pool and regime == 'synthetic':
+    if ARMS[arm].regions:
+        store = make_regions(job, args, store, method, arm, seed)
+    elif args.pool and regime == 'synthetic':
         options.append(f'train_dataloader.dataset.indices={sample_list(args, seed, source)}')
     if args.fast:
         options += [
@@ -381,6 +404,30 @@ def pretrain_and_evaluate(
             '--epochs',
             str(epoch),
         )
+
+
+def make_regions(
+    job: Job | DryJob, args: argparse.Namespace, store: str, method: str, arm: str, seed: int
+) -> str:
+    """Give the samples of a seed the masks of an arm; returns the store that has them."""
+    epoch = read_layout(method).epochs(args.epochs)
+    known = {
+        'seed': seed,
+        'config': config_of(method),
+        'baseline': args.out / f'synthetic-{method}-baseline-{seed}' / f'epoch_{epoch}.pth',
+    }
+    out = f'{args.out}/regions/{method}-{arm}-{seed}'
+    job.run(
+        f'Make masks for {arm}, seed {seed}',
+        'tools/store/edit.py',
+        'regions',
+        store,
+        out,
+        *(word.format(**known) for word in ARMS[arm].regions),
+        *(['--samples', sample_list(args, seed)] if args.pool else []),
+        label=f'{method}-{arm}-{seed}',
+    )
+    return out
 
 
 def evaluate(
