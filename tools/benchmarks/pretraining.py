@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         filter(
             None,
             (
-                f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to '
-                f'three nouns an image, images of {shapes.image} and masks of {shapes.mask} pixels.',
+                f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to three '
+                f'nouns an image, images of {shapes.image} and masks of {shapes.mask} pixels.',
                 args.note,
             ),
         )
