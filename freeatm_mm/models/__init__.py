@@ -1,5 +1,6 @@
 """Necks and algorithms: mmpretrain's own, with instances where masks are given."""
 
+from freeatm_mm.models.guides import LossGuide, NounGuide, OwnAttentionGuide
 from freeatm_mm.models.mae import FreeATMMAE, FreeATMMAEViT
 from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
 from freeatm_mm.models.moco import FreeATMMoCo
@@ -40,5 +41,8 @@ __all__ = [
     'InstancePoolNeck',
     'InstancePooling',
     'InstanceViews',
+    'LossGuide',
+    'NounGuide',
+    'OwnAttentionGuide',
     'ViTPyramid',
 ]
