@@ -13,8 +13,8 @@ class Method:
 
     Attributes:
         title: In tables and plots.
-        model: mmpretrain's class, which ``FreeATM<model>`` extends; empty for methods of other
-            frameworks.
+        model: Its class is ``FreeATM<model>``, of mmpretrain's ``<model>`` where there is one;
+            empty for methods of other frameworks.
         architecture: Of the network, ``'resnet'``, ``'vit'`` or ``'blip'``: which benchmarks it is
             measured by (the suite of this name), and in which of the paper's tables.
     """
@@ -29,6 +29,7 @@ METHODS: dict[str, Method] = {
     'mocov2': Method('MoCo v2', 'MoCo', 'resnet'),
     'mae': Method('MAE', 'MAE', 'vit'),
     'simsiam': Method('SimSiam', 'SimSiam', 'resnet'),
+    'dino': Method('DINO', 'DINO', 'resnet'),
     'blip': Method('BLIP', '', 'blip'),
 }
 """The methods by their names in result files and of their configs, ``configs/<name>_freeatm.py``

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.addresses import is_address
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import check_json
 from freeatm_mm.methods import METHODS
@@ -239,10 +240,11 @@ def _config(path: Any) -> Mapping[str, Any] | None:
     """What made a store's images; empty for a folder of plain ones; None where it can't be told."""
     from freeatm_mm.store import Store, StoreError
 
-    if not isinstance(path, str) or not Path(path).is_dir():
-        return None
-    if not Path(path, 'store.json').exists():
-        return {}
+    if not is_address(path):
+        if not isinstance(path, str) or not Path(path).is_dir():
+            return None
+        if not Path(path, 'store.json').exists():
+            return {}
     try:
         return Store(path).config or None
     except (StoreError, OSError, ValueError):

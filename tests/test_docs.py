@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers.places import PLACES
 from helpers.tools import command_behind, load_tool
+from PIL import Image
 
 from freeatm_mm.attention.overlay import NOUN_COLOURS
 from freeatm_mm.cli import COMMANDS
@@ -138,6 +139,15 @@ def test_the_picture_underlines_each_noun_in_the_colour_of_its_mask():
     colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
     nouns = max(len(spans) for _, spans, _ in examples)
     assert set(NOUN_COLOURS[:nouns]) <= colours
+
+
+def test_pictures_are_in_true_colours():
+    """A palette of 256 colours bands faces and skies, and shifts the colours that name a noun."""
+    pictures = sorted((ROOT / 'docs').rglob('*.png'))
+    assert pictures
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.mode == 'RGB', path.name
 
 
 def test_contributing_lists_the_places_that_the_tests_of_additions_use():

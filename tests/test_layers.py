@@ -25,7 +25,7 @@ LAYERS = (
     ('methods', 'paper', 'progress', 'signals'),
     ('errors',),
     ('files', 'packaged', 'torch_files', 'ops'),
-    ('checkpoints', 'prompts'),
+    ('addresses', 'checkpoints', 'prompts'),
     ('store',),
     ('attention', 'datasets', 'models', 'origins', 'pytorch'),
     ('configs',),

@@ -6,6 +6,7 @@ but for the tests that let uv resolve extras and lists, which are skipped where 
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib.metadata
 import importlib.util
@@ -207,6 +208,41 @@ def test_the_lists_of_a_command_are_complete_and_agree(tmp_path, purpose):
         str(ROOT / 'requirements' / 'base.txt'),
     )
     assert found == pins
+
+
+#: What the generators' tests do without in environments of their own, and skip what needs it.
+NOT_BESIDE_GENERATORS = {
+    *('bitsandbytes', 'gguf', 'torchao'),  # companions, each tested where it is installed
+    *('datasets', 'ijson', 'openai', 'pyarrow', 'ray', 'spacy'),  # other sources of data
+    *('pycocotools', 'skimage'),  # export, other masks for a store
+}
+
+
+@pytest.mark.parametrize('purpose', ['newest-generators', 'oldest-generators'])
+def test_lists_hold_what_the_generators_tests_import(purpose):
+    """Also what the package imports only when it is called, such as a tagger of nouns."""
+    imported = set()
+    for folder in ('freeatm_mm/attention', 'freeatm_mm/generation', 'freeatm_mm/prompts'):
+        imported |= third_party(ROOT / folder)
+    for folder in ('freeatm_mm/store', 'tests/attention', 'tests/generation'):
+        imported |= third_party(ROOT / folder)
+    pins = {name.replace('-', '_') for name in pins_of(purpose)} | {'PIL'}
+    assert imported - pins - NOT_BESIDE_GENERATORS == set()
+
+
+def third_party(folder: Path) -> set[str]:
+    """What the modules of a folder import, or ask pytest for, that is no part of this project."""
+    found = set()
+    for path in folder.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split('.')[0])
+            elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'importorskip':
+                found.add(node.args[0].value.split('.')[0])
+    own = {'freeatm_mm', 'helpers', *(path.stem for path in (ROOT / 'tools').rglob('*.py'))}
+    return found - own - sys.stdlib_module_names
 
 
 def test_the_package_itself_requires_no_openmmlab_so_that_forks_and_upstream_both_do():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', port), _Handler)  # raises where the port is taken
         self.reader.start()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over browsers that no longer wait for a picture; a fault keeps its traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     def _read(self) -> None:
         for number in range(len(self.store)):
             if self._stopped.is_set():
@@ -74,8 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get('Host') not in (f'127.0.0.1:{port}', f'localhost:{port}'):
             self._send(b'only 127.0.0.1 and localhost are served', status=HTTPStatus.FORBIDDEN)
             return
-        url = urlsplit(self.path)
         try:
+            try:
+                url = urlsplit(self.path)
+            except ValueError:  # such as //[
+                raise InputError('this is no address') from None
             if url.path == '/':
                 title = f'{Path(self.server.store.path).resolve().name}: a store'
                 self._send(render(title).encode(), 'text/html; charset=utf-8')

@@ -33,6 +33,7 @@ from freeatm_mm.cli._generation import (
     print_run,
     run_job,
 )
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 
 
@@ -56,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         '--size',
-        type=int,
+        type=whole(8, 16_384),
         metavar='SIDE',
         help='side in pixels of a square with as many pixels as the network sees (default: the '
         "pipeline's)",

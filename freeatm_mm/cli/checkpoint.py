@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint
 from freeatm_mm.errors import tool
 
@@ -28,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--to', choices=LAYOUTS, required=True, help='whose layout')
     parser.add_argument(
         '--heads',
-        type=int,
+        type=whole(1, 4096),
         help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
     )
     return parser.parse_args(argv)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeatm_mm import compat
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.progress import progress_bar
 
@@ -28,15 +29,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('source', help='folder of a store, or of plain images')
     parser.add_argument('out', help='JSON file to write')
     parser.add_argument(
-        '--score', type=float, default=0.3, help='least score of an object (%(default)s)'
+        '--score', type=number(0, 1), default=0.3, help='least score of an object (%(default)s)'
     )
     parser.add_argument(
         '--most',
-        type=int,
+        type=whole(1, 10_000),
         default=10,
         help='at most so many objects an image, the best (%(default)s, as PTP)',
     )
-    parser.add_argument('--batch-size', type=int, default=8, help='images at once (%(default)s)')
+    parser.add_argument(
+        '--batch-size', type=whole(1, 4096), default=8, help='images at once (%(default)s)'
+    )
     parser.add_argument(
         '--skip-unreadable',
         action='store_true',

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.downstream.runs import (
     BENCHMARKS,
     DownstreamRun,
@@ -91,11 +92,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='with masks, without, or a variant',
     )
     told.add_argument('--generator', help='of the synthetic images: sd15, deepif, or another name')
-    told.add_argument('--epochs', type=float, help='how long it was')
-    parser.add_argument('--seed', type=int, default=0, help='random seed (%(default)s)')
+    told.add_argument('--epochs', type=number(0, 1e6), help='how long it was')
+    parser.add_argument('--seed', type=SEED, default=0, help='random seed (%(default)s)')
     parser.add_argument(
         '--gpus',
-        type=int,
+        type=whole(0, 1024),
         default=0,
         help='processes, one a GPU; 0: one process on whatever there is (%(default)s)',
     )

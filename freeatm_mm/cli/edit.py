@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 
@@ -45,14 +46,20 @@ def add_regions(commands: Any) -> None:
     add('store', help='the store')
     add('out', help="the new store's folder")
     add('--masks-from', required=True, choices=('felzenszwalb', 'kmeans'), help='as above')
-    add('--clusters', type=int, default=5, metavar='N', help='of kmeans, at most (%(default)s)')
+    add(
+        '--clusters',
+        type=whole(2, 1000),
+        default=5,
+        metavar='N',
+        help='of kmeans, at most (%(default)s)',
+    )
     add('--config', help="kmeans of this pretraining config's network, not of colours and places")
     add('--checkpoint', help='its checkpoint (default: random weights)')
     add('--device', default='cpu', help='for the network: cpu, cuda ... (%(default)s)')
-    add('--seed', type=int, default=0, help='of kmeans, and of random weights (%(default)s)')
+    add('--seed', type=SEED, default=0, help='of kmeans, and of random weights (%(default)s)')
     add(
         '--min-area',
-        type=float,
+        type=number(0, 1),
         default=0.02,
         metavar='SHARE',
         help='smallest region, as a share of the image; also the scale of felzenszwalb '
@@ -60,14 +67,14 @@ def add_regions(commands: Any) -> None:
     )
     add(
         '--most',
-        type=int,
+        type=whole(1, 10_000),
         default=16,
         metavar='N',
         help='regions of an image, the largest (%(default)s)',
     )
     add(
         '--mask-size',
-        type=int,
+        type=whole(1, 4096),
         default=64,
         metavar='N',
         help='longer side of the masks, in cells (%(default)s)',
@@ -91,8 +98,6 @@ def make_regions_of(args: argparse.Namespace) -> None:
 
     if args.config and args.masks_from != 'kmeans' or args.checkpoint and not args.config:
         raise InputError('--config goes with --masks-from kmeans, and --checkpoint with --config')
-    if args.clusters < 2:
-        raise InputError(f'--clusters must be at least 2, got {args.clusters}')
     samples = read_json(args.samples) if args.samples else None
     if samples is not None and not (
         isinstance(samples, list) and all(type(number) is int for number in samples)
@@ -142,7 +147,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True, help='each has its own --help')
     merge = commands.add_parser('merge', help='put several stores into one')
     merge.add_argument('out', help="the new store's folder")
-    merge.add_argument('stores', nargs='+', help='the stores')
+    merge.add_argument('stores', nargs='+', help='the stores: folders or addresses')
     merge.add_argument(
         '--prefixes',
         nargs='+',
@@ -150,7 +155,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='put before the keys of each store, if they have keys in common',
     )
     split = commands.add_parser('split', help='share a store out among several')
-    split.add_argument('store', help='the store')
+    split.add_argument('store', help='the store: a folder or an address')
     split.add_argument(
         'parts',
         nargs='+',
@@ -158,9 +163,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='FOLDER=SHARE',
         help='folder of a part and its share; the shares add up to 1',
     )
-    split.add_argument('--seed', type=int, default=0, help='another seed splits otherwise (0)')
+    split.add_argument('--seed', type=SEED, default=0, help='another seed splits otherwise (0)')
     choose = commands.add_parser('filter', help='keep the samples that fulfil conditions')
-    choose.add_argument('store', help='the store')
+    choose.add_argument('store', help='the store: a folder or an address')
     choose.add_argument('out', help="the new store's folder")
     choose.add_argument(
         '--where',
@@ -173,7 +178,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for command in (merge, split, choose, commands.choices['regions']):
         command.add_argument(
             '--samples-per-shard',
-            type=int,
+            type=whole(1, 10**6),
             metavar='N',
             help='of the new store (default: as before)',
         )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.origins import origin_of, settle_label
@@ -50,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--seed',
-        type=int,
+        type=SEED,
         required=True,
         help='of the random weights; otherwise the seed that the row is kept under',
     )
@@ -70,7 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='pretrained with masks, without, or a variant',
     )
     told.add_argument('--generator', help='of the synthetic images')
-    told.add_argument('--epochs', type=float, help='length of the pretraining')
+    told.add_argument('--epochs', type=number(0, 1e6), help='length of the pretraining')
     parser.add_argument(
         '--on',
         nargs='+',
@@ -80,12 +81,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'of them were told right (%(default)s)',
     )
     parser.add_argument(
-        '--train-scenes', type=int, default=3000, help='at most so many (%(default)s)'
+        '--train-scenes', type=whole(1, 10**7), default=3000, help='at most so many (%(default)s)'
     )
     parser.add_argument(
-        '--test-scenes', type=int, default=1500, help='at most so many (%(default)s)'
+        '--test-scenes', type=whole(1, 10**7), default=1500, help='at most so many (%(default)s)'
     )
-    parser.add_argument('--batch-size', type=int, default=128, help='scenes at once (%(default)s)')
+    parser.add_argument(
+        '--batch-size', type=whole(1, 10**5), default=128, help='scenes at once (%(default)s)'
+    )
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     return parser.parse_args(argv)
 

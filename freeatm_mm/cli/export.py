@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from freeatm_mm.cli._numbers import number
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.export import (
@@ -29,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('format', choices=('coco', 'mmseg', 'folders', 'parquet'), help='as above')
-    parser.add_argument('store', help='the store')
+    parser.add_argument('store', help='the store: a folder or an address')
     parser.add_argument('out', help='the folder to make')
     parser.add_argument(
         '--categories',
@@ -39,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--threshold',
-        type=float,
+        type=number(0, 1),
         metavar='T',
         help=f'smallest foreground value of a mask, 0 to 1 ({THRESHOLD})',
     )

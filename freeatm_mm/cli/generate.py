@@ -190,15 +190,23 @@ def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
         }
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            keys = [str(key.value).replace('-', '_') for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise InputError(f'{path}: {key} is there twice')
+            seen: set[str] = set()
+            for key, _ in node.value:
+                # Nothing else is looked at: references could make it into any amount.
+                name = key.value.replace('-', '_') if isinstance(key.value, str) else ''
+                if not name or name in seen:
+                    raise InputError(
+                        f'{path}: {name[:60]} is there twice' if name else f'{path}: a name is text'
+                    )
+                seen.add(name)
             return super().construct_mapping(node, deep)
 
     try:
         content = yaml.load(read_text(path, 1 << 20), AsTyped)
-    except (yaml.YAMLError, RecursionError) as error:
+    except InputError:
+        raise
+    # Tags that are written out make numbers and dates of what is none.
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(f'{path} is no YAML ({" ".join(str(error).split())[:200]})') from None
     if not isinstance(content, dict):
         raise InputError(f'{path} holds no names and values')

@@ -15,7 +15,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from freeatm_mm.errors import tool
+from freeatm_mm.cli._numbers import whole
+from freeatm_mm.errors import InputError, tool
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,28 +32,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--noun', default='object', help='for masks without a name (default: object)')
     add(
         '--mask-size',
-        type=int,
+        type=whole(1, 4096),
         default=64,
         metavar='N',
         help='longer side of the masks that are stored, in cells (default: 64)',
     )
     add(
         '--most',
-        type=int,
+        type=whole(1, 10_000),
         default=20,
         metavar='N',
         help='masks taken of an image, the largest (default: 20)',
     )
     add(
         '--max-bad',
-        type=int,
+        type=whole(0, 10**9),
         default=0,
         metavar='N',
         help='leave out up to so many images that cannot be used (default: 0)',
     )
-    add('--limit', type=int, metavar='N', help='take the first N images only')
+    add('--limit', type=whole(1, 10**9), metavar='N', help='take the first N images only')
     add(
-        '--samples-per-shard', type=int, default=5000, metavar='N', help='in a file (default: 5000)'
+        '--samples-per-shard',
+        type=whole(1, 10**6),
+        default=5000,
+        metavar='N',
+        help='in a file (default: 5000)',
     )
     add('--quiet', action='store_true', help='no progress bar')
     return parser.parse_args(argv)
@@ -66,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from freeatm_mm.progress import progress_bar
     from freeatm_mm.store import write_store
-    from freeatm_mm.store.importing import READERS, ImportReport, import_samples
+    from freeatm_mm.store.importing import READERS, ImportReport, fingerprint, import_samples
 
+    if not args.noun.strip():
+        raise InputError('--noun is empty')
     report = ImportReport()
     pictures = READERS[args.format](args.images, args.masks, report, args.noun)
     samples = import_samples(
@@ -83,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         'most': args.most,
         'limit': args.limit,
         'noun': args.noun,
+        # The same command over other files would take what is there for done.
+        'source_sha256': fingerprint(args.images, args.masks),
     }
     write_store(args.out, samples, args.samples_per_shard, config)
     for line in report.unusable:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._numbers import SEED, number
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
     add_row,
@@ -64,9 +65,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--generator',
         help='of the generated images: sd15, deepif, or another name (what the checkpoint says)',
     )
-    parser.add_argument('--seed', type=int, help='of the pretraining (what the checkpoint says)')
+    parser.add_argument('--seed', type=SEED, help='of the pretraining (what the checkpoint says)')
     parser.add_argument(
-        '--epochs', type=float, help='of the pretraining (what the checkpoint says)'
+        '--epochs', type=number(0, 1e6), help='of the pretraining (what the checkpoint says)'
     )
     return parser.parse_args(argv)
 

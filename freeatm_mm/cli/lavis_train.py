@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from freeatm_mm.cli._numbers import SEED
 from freeatm_mm.errors import tool
 
 
@@ -30,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='go on from the last checkpoint in the work directory, if there is any',
     )
-    parser.add_argument('--seed', type=int, help="random seed; default: the config's")
+    parser.add_argument('--seed', type=SEED, help="random seed; default: the config's")
     parser.add_argument(
         '--options',
         nargs='+',

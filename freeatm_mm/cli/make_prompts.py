@@ -8,16 +8,16 @@ same command is given again. docs/prompts.md shows each command with its output.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import RunError, tool
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import read_prompts
@@ -179,40 +179,6 @@ def run(
                 bar.update(batch.read)
 
     return write_batches(options.out, settings, shown, options.overwrite, skip_doubled)
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """An argument's type: a whole number between two others."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text) if len(text) < 40 else None
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f'must be a whole number from {low:,} to {high:,}, got {text[:40]!r}'
-            )
-        return value
-
-    return read
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """An argument's type: a finite number between two others."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:  # nan is not
-            raise argparse.ArgumentTypeError(
-                f'must be a number from {low:g} to {high:g}, got {text[:40]!r}'
-            )
-        return value
-
-    return read
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

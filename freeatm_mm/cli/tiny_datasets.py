@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.downstream.tiny_datasets import LAYOUTS, make_tiny_dataset
 from freeatm_mm.errors import tool
 
@@ -32,8 +33,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--layouts', nargs='+', choices=tuple(LAYOUTS), default=list(LAYOUTS), help='which (all)'
     )
-    parser.add_argument('--images', type=int, default=8, help='in each split (%(default)s)')
-    parser.add_argument('--side', type=int, default=128, help='of the images (%(default)s)')
+    parser.add_argument(
+        '--images', type=whole(1, 10_000), default=8, help='in each split (%(default)s)'
+    )
+    parser.add_argument(
+        '--side', type=whole(32, 4096), default=128, help='of the images (%(default)s)'
+    )
     return parser.parse_args(argv)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freeatm_mm.cli._launched import add_launch_options, parse_launched
+from freeatm_mm.cli._numbers import SEED
 from freeatm_mm.configs import (
     add_checks,
     check_datasets,
@@ -79,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='of a benchmark: two steps of a few images, to see that it runs',
     )
-    parser.add_argument('--seed', type=int, help="random seed; default: the config's")
+    parser.add_argument('--seed', type=SEED, help="random seed; default: the config's")
     add_launch_options(
         parser, ', for example train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=0.1'
     )

@@ -18,6 +18,8 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
+from freeatm_mm.addresses import is_address
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import FOUND, InputError, tool
 from freeatm_mm.store import repair_store, verify_store
 
@@ -28,13 +30,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('store', help="the store's folder")
+    add('store', help="the store's folder or address")
     add(
         '--no-decode',
         action='store_true',
         help='compare checksums only, and decode no image and no masks (several times as fast)',
     )
-    add('--limit', type=int, default=100, metavar='N', help='print at most N problems (100)')
+    add(
+        '--limit',
+        type=whole(0, 10**9),
+        default=100,
+        metavar='N',
+        help='print at most N problems (100)',
+    )
     add('--repair', action='store_true', help='make whole again what can be')
     add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
     add(
@@ -53,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the LoRAs of the run, if it had any, in the same order',
     )
     add('--prompts', help='the prompt file of the run')
-    add('--batch-size', type=int, help='for stores that did not record it')
+    add('--batch-size', type=whole(1, 4096), help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     return parser.parse_args(argv)
@@ -67,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError('--stage goes with --pipeline')
     if args.pipeline and not (args.prompts and args.repair):
         raise InputError('--pipeline goes with --prompts and --repair')
+    if args.repair and is_address(args.store):
+        raise InputError('--repair needs a folder: freeatm pull the store, repair it, push it')
     source: Any = None
     if args.pipeline or args.prompts:
         from freeatm_mm.generation import GenerationJob, StorePlan

@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import Sequence
 from itertools import islice
 
+from freeatm_mm.cli._numbers import SEED, whole
 from freeatm_mm.errors import InputError, tool
 
 
@@ -23,10 +24,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('store', help='folder of the store')
+    parser.add_argument('store', help='folder or address of the store')
     parser.add_argument('--out', metavar='FILE', help='write a page of one file there')
     parser.add_argument(
-        '--count', type=int, default=200, metavar='N', help='samples on it (default: 200)'
+        '--count',
+        type=whole(1, 100_000),
+        default=200,
+        metavar='N',
+        help='samples on it (default: 200)',
     )
     parser.add_argument(
         '--where',
@@ -36,17 +41,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='only samples that fit, as freeatm edit filter has it; may be given several times',
     )
     parser.add_argument(
-        '--seed', type=int, help='draw the samples at random (default: the first ones)'
+        '--seed', type=SEED, help='draw the samples at random (default: the first ones)'
     )
     parser.add_argument(
-        '--port', type=int, default=0, help='of the server (default: one that is free)'
+        '--port', type=whole(0, 65_535), default=0, help='of the server (default: one that is free)'
     )
     parser.add_argument('--no-browser', action='store_true', help='only print the address')
     args = parser.parse_args(argv)
     if not args.out and (args.where or args.seed is not None):
         parser.error('--where and --seed go with --out: the server has its own search')
-    if args.count < 1:
-        parser.error('--count must be at least 1')
     return args
 
 

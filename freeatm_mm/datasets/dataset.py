@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets.base_dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
+from freeatm_mm.addresses import is_address
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
@@ -98,12 +99,13 @@ class ImageFolder:
 
 
 def open_source(path: str | Path) -> Store | ImageFolder:
-    """Opens a folder as the store that it is, or else as a plain image folder.
+    """Opens a folder or an address as the store that it is, or a folder as one of plain images.
 
     Raises:
         StoreError: If it is neither, or an unfinished, damaged or empty one.
     """
-    return Store(path) if (Path(path) / 'store.json').exists() else ImageFolder(path)
+    is_store = is_address(path) or (Path(path) / 'store.json').exists()
+    return Store(path) if is_store else ImageFolder(path)
 
 
 @DATASETS.register_module()
@@ -118,8 +120,8 @@ class FreeATMDataset(BaseDataset):
     then all random choices of the pipeline follow from the seed alone.
 
     Args:
-        data_root: Folder of a store or of plain images (real data, without masks), or a list of
-            such folders.
+        data_root: Folder or address (`s3://...`) of a store, or folder of plain images (real data,
+            without masks), or a list of such.
         masks: Whether to hand over the masks. False gives the baseline on the same images.
         pipeline: Transforms, beginning with `LoadFromStore`.
         photometric: With masks every transform must be known to move no pixels, or to move the
@@ -327,7 +329,8 @@ class FreeATMDataset(BaseDataset):
         source, number = self._locate(int(self.data_list[idx]))
         if isinstance(source, ImageFolder):
             return []
-        numbers = [noun_id(name) for name in source.read(number).names()]
+        # Of every sample before the first step; what is read of them then is proved by all of it.
+        numbers = [noun_id(name) for name in source.names(number)]
         return [number for number in numbers if number != UNKNOWN_NOUN]
 
     def prepare_data(self, idx: int) -> dict | None:

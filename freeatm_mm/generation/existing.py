@@ -8,8 +8,6 @@ network looks: once at each of a few noise levels.
 from __future__ import annotations
 
 import inspect
-import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from freeatm_mm.attention.families import call_names
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
@@ -37,7 +36,7 @@ from freeatm_mm.generation.source import (
 )
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample
-from freeatm_mm.store.sample import IMAGE_FORMATS, MAX_PIXELS
+from freeatm_mm.store.pictures import decode_picture
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -207,7 +206,7 @@ def read_picture(data: bytes, name: str = '') -> Picture:
     """Read an encoded image, whole and upright, as RGB or grey.
 
     Args:
-        data: A picture in any format that Pillow reads.
+        data: A picture in one of `freeatm_mm.store.pictures.PICTURE_FORMATS`.
         name: What its ``meta`` says of where it is.
 
     Returns:
@@ -216,53 +215,11 @@ def read_picture(data: bytes, name: str = '') -> Picture:
     Raises:
         InputError: If it is no picture, or has more pixels than an image may have.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # looked at below
-            image: Image.Image = Image.open(io.BytesIO(data))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f'its image has {width}x{height} pixels, more than {MAX_PIXELS:,} in all'
-                )
-            image.load()
-            own_format, own_mode = image.format, image.mode
-            upright = ImageOps.exif_transpose(image)
-            turned = upright is not image and image.getexif().get(0x0112, 1) != 1
-            image = upright
-            if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-                image = image.convert('RGBA')
-                white = Image.new('RGBA', image.size, 'white')
-                image = Image.alpha_composite(white, image)
-            elif image.mode.startswith('I') or image.mode == 'F':  # of more than 8 bits
-                values = np.asarray(image, np.float64)
-                low, high = values.min(), values.max()
-                if image.mode.startswith('I;16'):
-                    low, high = 0, 65535
-                image = Image.fromarray(
-                    ((values - low) / max(high - low, 1e-9) * 255).round().astype(np.uint8)
-                )
-            if image.mode not in ('RGB', 'L'):
-                image = image.convert('RGB')
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError("its image can't be read: no picture of a format that is known") from None
-    except Exception as error:  # Pillow raises whatever a broken picture leads it to
-        raise InputError(
-            f"its image can't be read: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from None
-    image_format = {full: short for short, full in IMAGE_FORMATS.items()}.get(own_format or '')
+    decoded = decode_picture(data)
     meta = {'image': name} if name else {}
-    if (
-        image_format is not None
-        and own_mode in ('RGB', 'L')
-        and not turned
-        and image.mode == own_mode
-    ):
-        return Picture(image, data, image_format, meta)
-    meta['encoded_anew'] = 'turned upright' if turned else f'{own_format} in mode {own_mode}'
-    return Picture(image, meta=meta)
+    if decoded.kept:
+        return Picture(decoded.image, data, decoded.kept, meta)
+    return Picture(decoded.image, meta=meta | {'encoded_anew': decoded.changed})
 
 
 def _pixels(image: Image.Image, height: int, width: int) -> torch.Tensor:
@@ -277,12 +234,15 @@ def _no_guidance(pipeline: Any) -> float:
     Where guidance was distilled into the network it is no second call but an input of its own: the
     one that the pipeline's call gives by default.
     """
+    names = call_names(pipeline)
     transformer = getattr(pipeline, 'transformer', None)
     if transformer is not None and transformer.config.get('guidance_embeds'):
-        parameter = inspect.signature(type(pipeline).__call__).parameters.get('guidance_scale')
-        if parameter is not None and isinstance(parameter.default, (int, float)):
-            return float(parameter.default)
-    return 1.0
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        for name in names.guidance:
+            default = parameters[name].default if name in parameters else None
+            if isinstance(default, (int, float)):
+                return float(default)
+    return names.unguided
 
 
 @dataclass(frozen=True)

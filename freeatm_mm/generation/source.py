@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from freeatm_mm.addresses import local_folder
 from freeatm_mm.attention import (
     AttentionRecorder,
     NothingRecorded,
@@ -54,7 +55,13 @@ from freeatm_mm.generation.pipelines import (
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Sample, StoreError
-from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, left_out_keys, load_manifest
+from freeatm_mm.store.layout import (
+    MANIFEST,
+    STORE_FORMAT,
+    left_out_keys,
+    load_manifest,
+    read_manifest,
+)
 from freeatm_mm.store.sample import IMAGE_FORMATS, encode_image
 from freeatm_mm.store.verify import shard_entries
 
@@ -908,10 +915,10 @@ def _keys(plan: Plan, shard: int) -> list[str]:
 
 def _read_manifest(path: str | Path) -> dict[str, Any]:
     try:
-        return load_manifest(Path(path) / MANIFEST, STORE_FORMAT)
+        return read_manifest(path)
     except FileNotFoundError:
         raise StoreError(
-            f'{Path(path) / MANIFEST} is missing, and with it the settings of the '
+            f'{path}/{MANIFEST} is missing, and with it the settings of the '
             'run: start tools/generate.py once more with the same '
             'arguments'
         ) from None
@@ -998,7 +1005,7 @@ class GenerationJob:
         plan = Plan(self.records(), settings['images_per_prompt'], settings['samples_per_shard'])
         _number_allowed(settings['max_failed'], plan.num_samples)
         if out is not None:
-            self._check_store(Path(out), plan, settings)
+            self._check_store(local_folder(out), plan, settings)
         return plan
 
     def _check_store(self, out: Path, plan: Plan, settings: dict[str, Any]) -> None:

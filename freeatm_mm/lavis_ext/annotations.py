@@ -22,6 +22,7 @@ from PIL import Image
 from freeatm_mm.compat import refuse_truncated_images
 from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import check_json, read_json
+from freeatm_mm.store.pictures import PICTURE_FORMATS
 
 __all__ = [
     'MAX_BYTES',
@@ -328,7 +329,7 @@ def open_picture(source: Any, where: str, decode: bool = True) -> Image.Image:
     try:
         if shown and not os.path.isfile(source):
             raise OSError('there is no such file')
-        with refuse_truncated_images(), Image.open(source) as image:
+        with refuse_truncated_images(), Image.open(source, formats=PICTURE_FORMATS) as image:
             return image.convert('RGB') if decode else image
     except MemoryError:
         raise

@@ -1,5 +1,6 @@
 """Necks and algorithms: mmpretrain's own, with instances where masks are given."""
 
+from freeatm_mm.models.dino import FreeATMDINO, FreeATMDINONeck
 from freeatm_mm.models.guides import LossGuide, NounGuide, OwnAttentionGuide
 from freeatm_mm.models.mae import FreeATMMAE, FreeATMMAEViT
 from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
@@ -27,6 +28,8 @@ __all__ = [
     'AttentionGuidedMaskGenerator',
     'FreeATMBYOL',
     'FreeATMBarlowTwins',
+    'FreeATMDINO',
+    'FreeATMDINONeck',
     'FreeATMDenseCL',
     'FreeATMDenseCLNeck',
     'FreeATMMAE',

@@ -365,6 +365,7 @@ def distillation_loss(
     *,
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute DINO's loss over instances: cross-entropy of every student's with other views.
 
@@ -376,6 +377,7 @@ def distillation_loss(
         center: (1, D) what is taken off the teacher's outputs.
         student_temperature: Above 0.
         teacher_temperature: Above 0.
+        weights: (M,) what each instance counts; all alike if not given.
 
     Returns:
         The mean over instances and over the pairs of different views.
@@ -392,7 +394,7 @@ def distillation_loss(
     targets = [((view.detach() - center) / teacher_temperature).softmax(1) for view in teacher]
     predicted = [(view / student_temperature).log_softmax(1) for view in student]
     losses = [
-        -(target * predicted[number]).sum(1).mean()
+        _mean(-(target * predicted[number]).sum(1), weights)
         for other, target in enumerate(targets)
         for number in range(len(predicted))
         if number != other

@@ -46,6 +46,7 @@ from freeatm_mm.probing.metrics import (
     mean_iou,
 )
 from freeatm_mm.results import pack_outcomes
+from freeatm_mm.store.pictures import PICTURE_FORMATS
 
 __all__ = [
     'FeatureModel',
@@ -144,7 +145,7 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
     images, which, category, masks, boxes, skipped = [], [], [], [], [], 0
     for number, info in enumerate(coco.loadImgs(ids)):
         path = folder / 'images' / Path(info['file_name']).name
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             images.append(np.asarray(image.convert('RGB')))
         if images[-1].shape != images[0].shape:
             raise ValueError(
@@ -223,6 +224,8 @@ class FeatureModel:
                 f'{type(self.backbone).__name__} gave features of shape '
                 f'{tuple(features.shape)}; feature maps (B, D, h, w) are needed.'
             )
+        if not features.isfinite().all():
+            raise ValueError(f'{type(self.backbone).__name__} gave features that are NaN')
         return features.float()
 
     def pad(self, maps: torch.Tensor) -> torch.Tensor:

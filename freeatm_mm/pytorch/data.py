@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import MASK_VALUES, THRESHOLD, noun_id, pad_instances
-from freeatm_mm.store import Store
+from freeatm_mm.store import Sample, Store, decode_sample
 
 __all__ = ['StoreDataset', 'ViewBatch', 'ViewItem', 'collate_views', 'masks_in_view', 'track_view']
 
@@ -79,7 +79,7 @@ class StoreDataset(Dataset):
     `torch.utils.data.ConcatDataset`. Loaded with `collate_fn=collate_views`.
 
     Args:
-        store: A store, or its folder.
+        store: A store, or its folder or address.
         transform: Makes a view, a float tensor (C, H, W): one of `torchvision.transforms.v2`,
             or another callable that takes (image, `tv_tensors.Mask`) and returns both. Or one
             for each view (global and local crops).
@@ -131,7 +131,13 @@ class StoreDataset(Dataset):
             StoreError: If it is missing or damaged.
             InputError: If the transform gives no view.
         """
-        sample = self.store[index]
+        return self._views(self.store[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[ViewItem]:
+        """The images of a batch; where the store is at an address, read several at a time."""
+        return [self._views(decode_sample(raw)) for raw in self.store.read_many(indices)]
+
+    def _views(self, sample: Sample) -> ViewItem:
         image = sample.image.convert('RGB')
         masks = sample.masks if self.masks else sample.masks[:0]
         views, maps, visible = [], [], []

@@ -155,19 +155,27 @@ class InstanceDistillation(nn.Module):
         self.center_momentum = center_momentum
         self.register_buffer('center', torch.zeros(1, dim))
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        teacher_temperature: float | None = None,
+    ) -> Tensor:
         """Compute the mean over instances and pairs of views; in training the centre moves on.
 
         Args:
             student: For each view the (M, D) outputs of the student's head.
             teacher: The same of the teacher, for the first of these views (the global ones).
+            teacher_temperature: Where it follows a schedule, what it is now; above 0.
         """
+        if teacher_temperature is None:
+            teacher_temperature = self.teacher_temperature
         loss = distillation_loss(
             student,
             teacher,
             self.center,
             student_temperature=self.student_temperature,
-            teacher_temperature=self.teacher_temperature,
+            teacher_temperature=teacher_temperature,
         )
         if self.training:
             mean = torch.cat(list(teacher)).detach().mean(0, keepdim=True)

@@ -23,7 +23,6 @@ import numpy as np
 
 from freeatm_mm.files import parse_json
 from freeatm_mm.store.errors import StoreError
-from freeatm_mm.store.layout import load_index
 from freeatm_mm.store.reader import Store
 from freeatm_mm.store.sample import RawSample, check_key
 from freeatm_mm.store.writer import StoreWriter
@@ -36,7 +35,6 @@ __all__ = [
     'merge_stores',
     'parse_condition',
     'split_store',
-    'store_keys',
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -257,7 +255,7 @@ def split_store(
     if not len(shares) or (shares <= 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f'the shares must be above 0 and add up to 1, got {list(parts.values())}')
     store = Store(path)
-    places = np.array([_fraction(seed, key) for key in store_keys(store)])
+    places = np.array([_fraction(seed, key) for key in store.sample_keys()])
     part_of = np.searchsorted(np.cumsum(shares)[:-1], places, side='right')
     for number, folder in enumerate(parts):
         if not (part_of == number).any():
@@ -307,11 +305,11 @@ def merge_stores(
     prefixes = ['' if prefix is None else f'{prefix}-' for prefix in given]
     seen: dict[bytes, int] = {}
     hashes = np.concatenate(
-        [_hashes(prefix, store_keys(store)) for prefix, store in zip(prefixes, stores)]
+        [_hashes(prefix, store.sample_keys()) for prefix, store in zip(prefixes, stores)]
     )
     if len(np.unique(hashes)) < len(hashes):  # look closer: which, or did hashes only collide?
         for number, (prefix, store) in enumerate(zip(prefixes, stores)):
-            for key in store_keys(store):
+            for key in store.sample_keys():
                 name = f'{prefix}{key}'.encode()
                 if name in seen:
                     raise StoreError(
@@ -378,14 +376,6 @@ def copy_samples(
             writer.write_shard(shard, _copies(part))
     writer.finish(total)
     return total
-
-
-def store_keys(store: Store) -> Iterator[str]:
-    """The keys of a store's samples in order, from its indexes alone."""
-    for entry in store.manifest['shards']:
-        index = load_index(store.path / f'{entry["name"]}.index.npy', entry['index_sha256'])
-        for key in index['key']:
-            yield key.decode('ascii', 'replace')
 
 
 def _copies(part: Iterable[tuple[Store, int, str]]) -> Iterator[RawSample]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from freeatm_mm.addresses import local_folder
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.reader import Store
@@ -458,7 +459,7 @@ def _export(
 @contextmanager
 def _new_folder(out: str | Path) -> Iterator[Path]:
     """A folder that gets its name when the block ends without an error."""
-    out = Path(out)
+    out = local_folder(out)
     if os.path.lexists(out):
         raise StoreError(f'{out} is there already; choose another folder, or remove it')
     scratch = out.with_name(f'.{out.name}.tmp')

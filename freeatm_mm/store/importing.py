@@ -9,7 +9,10 @@ compared before anything is drawn.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -20,14 +23,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from freeatm_mm.errors import InputError, MissingFileError
-from freeatm_mm.files import read_bytes, read_json, read_text
+from freeatm_mm.files import file_sha256, read_bytes, read_json, read_text
 from freeatm_mm.prompts import Noun
-from freeatm_mm.store.sample import MAX_PIXELS, Sample, encode_image
+from freeatm_mm.store.pictures import PICTURE_FORMATS, decode_picture
+from freeatm_mm.store.sample import Sample, encode_image
 
 __all__ = [
     'READERS',
     'ImportReport',
     'Picture',
+    'fingerprint',
     'import_samples',
     'read_rle',
     'shrink_mask',
@@ -36,8 +41,10 @@ __all__ = [
 
 #: Larger annotation files are refused: COCO's instances_train2017.json has 450 MB.
 _MOST_JSON = 1 << 32
+#: An image of more masks is refused: each is drawn at the image's size. SA-1B has about 100.
+_MOST_MASKS = 10_000
+_LONGEST_NAME = 200
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-_KEPT = {'JPEG': 'jpg', 'PNG': 'png'}
 #: In label maps: pixels that don't count, as mmseg has it.
 _IGNORED = 255
 
@@ -48,10 +55,14 @@ class Picture(NamedTuple):
     Args:
         path: Of the image.
         masks: Given the image's (height, width), yields name and booleans (height, width).
+        size: The (height, width) that the masks' source says it has; `None` where it says nothing.
+        problem: Why it can't be used; `''` where nothing is known to be wrong.
     """
 
     path: Path
     masks: Callable[[tuple[int, int]], Iterable[tuple[str, np.ndarray]]]
+    size: tuple[int, int] | None = None
+    problem: str = ''
 
 
 @dataclass
@@ -65,6 +76,9 @@ class ImportReport:
         empty: Masks left out as they have no pixel.
         surplus: Masks left out as the image has more than are wanted: the smallest.
         crowds: Annotations of crowds, left out.
+        encoded_anew: Images taken whose bytes a store can't hold as they are.
+        passed_over: Entries of the folder of images that aren't named as a picture is.
+        unmatched: Masks, or folders of them, that belong to no image.
         unusable: Images left out, each with the reason.
     """
 
@@ -74,6 +88,9 @@ class ImportReport:
     empty: int = 0
     surplus: int = 0
     crowds: int = 0
+    encoded_anew: int = 0
+    passed_over: int = 0
+    unmatched: int = 0
     unusable: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -83,6 +100,9 @@ class ImportReport:
             (self.empty, 'masks left out: no pixel in them'),
             (self.surplus, 'masks left out: the smallest of images that have many (--most)'),
             (self.crowds, 'annotations left out: crowds'),
+            (self.encoded_anew, 'images encoded anew: a store holds upright RGB or grey JPEG, PNG'),
+            (self.passed_over, f'entries beside the images passed over: no {", ".join(_SUFFIXES)}'),
+            (self.unmatched, 'masks, or folders of them, left out: no image has that name'),
             (len(self.unusable), 'images left out: they could not be used'),
         ):
             if count:
@@ -112,7 +132,7 @@ def import_samples(
     """
     if min(mask_size, most) < 1:
         raise InputError(f'mask_size and most must be at least 1, got {mask_size} and {most}')
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for picture in pictures:
         try:
             sample = _sample(picture, report, mask_size, most, taken)
@@ -130,24 +150,38 @@ def import_samples(
 
 
 def _sample(
-    picture: Picture, report: ImportReport, mask_size: int, most: int, taken: set[str]
+    picture: Picture, report: ImportReport, mask_size: int, most: int, taken: dict[str, int]
 ) -> Sample:
     """One image; raises `InputError` if it can't be used."""
-    data, image_format, (height, width) = _read_image(picture.path)
-    found = []
+    if picture.problem:
+        raise InputError(picture.problem)
+    data = read_bytes(picture.path)
+    image, image_format, changed = decode_picture(data)
+    height, width = image.height, image.width
+    turned = ' turned upright, as its EXIF says,' if changed == 'turned upright' else ''
+    if picture.size not in (None, (height, width)):
+        told = f'{picture.size[1]}x{picture.size[0]}' if picture.size else ''
+        raise InputError(
+            f'its annotations are of an image of {told} pixels, and it{turned} has {width}x{height}'
+        )
+    if changed:
+        image_format = 'jpg' if changed.startswith(('JPEG', 'MPO', 'turned')) else 'png'
+        data = encode_image(image, image_format)
+    found, empty = [], 0
     for name, mask in picture.masks((height, width)):
         if mask.shape != (height, width):
             raise InputError(
-                f'the mask of {name!r} has {mask.shape[1]}x{mask.shape[0]} pixels and the image '
-                f'{width}x{height}'
+                f'the mask of {name!r} has {mask.shape[1]}x{mask.shape[0]} pixels and the image'
+                f'{turned} {width}x{height}'
             )
         area = int(mask.sum())
-        if not area:
-            report.empty += 1
-            continue
-        found.append((area, name, shrink_mask(mask, mask_size)))
+        empty += not area
+        if area:
+            found.append((area, name, shrink_mask(mask, mask_size)))
+        if len(found) + empty > _MOST_MASKS:
+            raise InputError(f'it has more than {_MOST_MASKS:,} masks')
     largest = sorted(range(len(found)), key=lambda number: -found[number][0])[:most]
-    report.surplus += len(found) - len(largest)
+    surplus = len(found) - len(largest)
     found = [found[number] for number in sorted(largest)]
 
     caption, nouns = 'a photo', []
@@ -156,7 +190,7 @@ def _sample(
         nouns.append(Noun(name, len(caption), len(caption) + len(name), name.lower()))
         caption += name
     masks, scales = stretch_masks([mask for _, _, mask in found])
-    return Sample(
+    sample = Sample(
         _key(picture.path.stem, taken),
         data,
         image_format,
@@ -164,27 +198,13 @@ def _sample(
         nouns=tuple(nouns),
         masks=masks,
         scales=scales,
-        meta={'file': picture.path.name},
+        meta={'file': _text(picture.path.name)},
     )
-
-
-def _read_image(path: Path) -> tuple[bytes, str, tuple[int, int]]:
-    """Encoded image, its format, (height, width); encoded anew only where a store can't hold it."""
-    data = read_bytes(path)
-    try:
-        image = Image.open(BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise InputError(f'{width}x{height} are more than {MAX_PIXELS} pixels')
-        image.load()
-    except InputError:
-        raise
-    except Exception as error:  # Pillow raises whatever a broken picture leads it to
-        raise InputError(f'it is no readable image ({error})') from None
-    if image.format in _KEPT and image.mode in ('RGB', 'L'):
-        return data, _KEPT[image.format], (height, width)
-    image_format = 'jpg' if image.format == 'JPEG' else 'png'
-    return encode_image(image.convert('RGB'), image_format), image_format, (height, width)
+    # Counted of images that are taken alone.
+    report.empty += empty
+    report.surplus += surplus
+    report.encoded_anew += bool(changed)
+    return sample
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -224,25 +244,79 @@ def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _key(stem: str, taken: set[str]) -> str:
-    """A key of a file's name: what a key may not hold becomes '-', doubles get a number."""
+def _key(stem: str, taken: dict[str, int]) -> str:
+    """A key of a file's name: what a key may not hold becomes '-', doubles get a number.
+
+    `taken` says of each key how many were made of it.
+    """
     start = re.sub(r'[^A-Za-z0-9_-]', '-', stem)[:70] or 'image'
-    key, number = start, 1
+    key = start
     while key in taken:
-        number += 1
-        key = f'{start}-{number}'
-    taken.add(key)
+        taken[start] += 1
+        key = f'{start}-{taken[start]}'
+    taken[key] = 1
     return key
+
+
+def _text(name: str) -> str:
+    """A file's name as text that can be stored.
+
+    Raises:
+        InputError: If it isn't UTF-8.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f'the name {name!r} is not UTF-8: rename the file') from None
+    return name
+
+
+def _noun(name: str, otherwise: str) -> str:
+    """A class as a noun of a caption, on one line; `otherwise` where it has no name.
+
+    Raises:
+        InputError: If it is too long for a name, or isn't UTF-8.
+    """
+    name = ' '.join(_text(name).split())
+    if len(name) > _LONGEST_NAME:
+        raise InputError(f'the name {name[:40]!r}... has more than {_LONGEST_NAME} characters')
+    return name or otherwise
+
+
+def fingerprint(images: Path, masks: Path) -> str:
+    """Return a digest that differs for other sources: of JSON, names, and names and sizes of files.
+
+    Raises:
+        InputError: If one of them isn't there.
+    """
+    digest = hashlib.sha256()
+    classes = [path for path in (masks.parent / 'classes.txt',) if path.is_file()]
+    for source in (images, masks, *classes):
+        if source.is_file():
+            digest.update(file_sha256(source).encode())
+            continue
+        for where, folders, names in os.walk(_folder(source)):
+            folders.sort()
+            for name in sorted(names):
+                path = Path(where, name)
+                size = path.stat().st_size if path.exists() else -1
+                digest.update(os.fsencode(f'{path.relative_to(source)}\0{size}\0'))
+        digest.update(b'/')
+    return digest.hexdigest()
 
 
 def _inside(folder: Path, name: str) -> Path:
     """The path of a file that data names, within a folder.
 
     Raises:
-        InputError: If it leads out of it.
+        InputError: If it leads out of it, or can't be a name.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, links in a circle
+        raise InputError(f"{name[:80]!r} can't be the name of a file ({error})") from None
+    if not inside:
         raise InputError(f'the name {name!r} leads out of {folder}')
     return path
 
@@ -253,27 +327,38 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _images(folder: Path) -> list[Path]:
-    """The images of a folder, by name."""
-    found = sorted(path for path in _folder(folder).iterdir() if path.suffix.lower() in _SUFFIXES)
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES
+
+
+def _images(folder: Path, report: ImportReport) -> list[Path]:
+    """The images of a folder, by name.
+
+    Raises:
+        InputError: If there is none, or one is a link that leads out of the folder.
+    """
+    names = [path for path in _folder(folder).iterdir() if not path.name.startswith('.')]
+    found = sorted(_inside(folder, path.name) for path in names if _is_picture(path))
     if not found:
         raise InputError(f'{folder} holds no image ({", ".join(_SUFFIXES)})')
+    report.passed_over += len(names) - len(found)
     return found
 
 
-def _open_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture of a mask or of labels as it is: (height, width) or (height, width, channels)."""
+def _open_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """A picture of a mask or of labels, of the image's (height, width)."""
     try:
-        image = Image.open(BytesIO(read_bytes(path)))
+        image = Image.open(BytesIO(read_bytes(path)), formats=PICTURE_FORMATS)
         if image.size != size[::-1]:
             raise InputError(
                 f'{path.name} has {image.width}x{image.height} pixels and the image '
                 f'{size[1]}x{size[0]}'
             )
-        return np.asarray(image)
+        image.load()
+        return image
     except InputError:
         raise
-    except Exception as error:  # as of images
+    except Exception as error:  # Pillow raises whatever a broken picture leads it to
         raise InputError(f'{path.name} is no readable image ({error})') from None
 
 
@@ -288,21 +373,46 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
     Raises:
         InputError: If no image has a folder of masks.
     """
-    pictures = _images(images)
-    if not any((_folder(masks) / path.stem).is_dir() for path in pictures):
+    pictures = _images(images, report)
+    folders = {path.name for path in _folder(masks).iterdir() if path.is_dir()}
+    stems = {path.stem for path in pictures}
+    if not folders & stems:
         raise InputError(f'{masks} holds no folder named as an image of {images}')
+    report.unmatched += len(folders - stems)
     for path in pictures:
 
         def find(size: tuple[int, int], path: Path = path) -> Iterator[tuple[str, np.ndarray]]:
-            for file in sorted((masks / path.stem).glob('*.png')):
-                pixels = _open_mask(_inside(masks, f'{path.stem}/{file.name}'), size)
-                if pixels.ndim == 3:  # a mask in colours; alpha alone says nothing
-                    pixels = pixels[..., :3].max(2)
-                name = re.sub(r'_\d+$', '', file.stem)
-                name = noun if name.isdecimal() else name.replace('_', ' ')
-                yield name, pixels > (0 if pixels.max(initial=0) == 1 else 127)
+            own = masks / path.stem
+            for file in sorted(own.iterdir() if own.is_dir() else ()):
+                if _is_picture(file):
+                    mask = _open_mask(_inside(masks, f'{path.stem}/{file.name}'), size)
+                    name = re.sub(r'_\d+$', '', file.stem).replace('_', ' ')
+                    yield _noun('' if name.isdecimal() else name, noun), _white(mask)
 
         yield Picture(path, find)
+
+
+def _white(mask: Image.Image) -> np.ndarray:
+    """Where a picture of a mask is white: booleans (height, width).
+
+    White is the upper half of its range, or whatever isn't 0 where there is one other value.
+    Colours are seen as they look, whatever their number in a palette; alpha alone says nothing.
+
+    Raises:
+        InputError: If nothing is white in what isn't black.
+    """
+    if mask.mode in ('P', 'PA', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
+        mask = mask.convert('RGB')
+    pixels = np.asarray(mask)
+    if pixels.ndim == 3:
+        pixels = pixels[..., : 1 if mask.mode in ('LA', 'La') else 3].max(2)
+    highest = pixels.max(initial=0)
+    if ((pixels == 0) | (pixels == highest)).all():
+        return pixels > 0
+    half = 0.5 if mask.mode == 'F' else 32767 if highest > 255 else 127
+    if not highest > half:
+        raise InputError(f'a mask has many values and none above {half}: make it black and white')
+    return pixels > half
 
 
 def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
@@ -318,17 +428,21 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
     names = next((path for path in candidates if path.is_file()), None)
     if names is None:
         raise MissingFileError(f'there is no {candidates[0]} with a class on each line')
-    classes = [line.strip() for line in read_text(names).splitlines() if line.strip()]
-    for path in _images(images):
+    lines = [line.strip() for line in read_text(names).splitlines()]
+    classes = [_noun(line, noun) for line in lines if line]
+    pictures = _images(images, report)
+    labelled = {path.stem for path in masks.iterdir() if path.suffix == '.png'}
+    report.unmatched += len(labelled - {path.stem for path in pictures})
+    for path in pictures:
 
         def find(size: tuple[int, int], path: Path = path) -> Iterator[tuple[str, np.ndarray]]:
-            labels = _open_mask(_inside(masks, f'{path.stem}.png'), size)
-            if labels.ndim != 2:
+            labels = np.asarray(_open_mask(_inside(masks, f'{path.stem}.png'), size))
+            if labels.ndim != 2 or labels.dtype.kind == 'f':
                 raise InputError(f'{path.stem}.png is a picture in colours, not of labels')
-            for number in np.unique(labels):
+            for number in np.unique(labels).astype(int).tolist():
                 if number == _IGNORED:
                     continue
-                if number >= len(classes):
+                if not 0 <= number < len(classes):
                     raise InputError(
                         f'{path.stem}.png has the label {number}, and {names} {len(classes)} names'
                     )
@@ -338,24 +452,32 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
         yield Picture(path, find)
 
 
+_IMAGE = {'file_name': str, 'height?': (int, None), 'width?': (int, None)}
+_COCO = {
+    'images': [{'id': int, **_IMAGE}],
+    'annotations': [{'image_id': int, 'category_id': int}],
+    'categories': [{'id': int, 'name': str}],
+}
+
+
 def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
     """COCO's instances: `MASKS` is the JSON; polygons and run lengths, crowds left out.
 
     Raises:
         InputError: If it isn't COCO's JSON.
     """
-    content = read_json(masks, limit=_MOST_JSON)
-    shape = {
-        'images': [{'id': int, 'file_name': str}],
-        'annotations': [{'image_id': int, 'category_id': int}],
-        'categories': [{'id': int, 'name': str}],
-    }
-    _check(content, shape, masks)
-    names = {entry['id']: entry['name'].strip() or noun for entry in content['categories']}
+    content = read_json(masks, _MOST_JSON, _COCO)
+    for field_name in ('images', 'categories'):
+        ((number, count),) = Counter(entry['id'] for entry in content[field_name]).most_common(
+            1
+        ) or [(0, 0)]
+        if count > 1:
+            raise InputError(f'{masks}: {field_name}: the id {number} is there {count} times')
+    names = {entry['id']: _noun(entry['name'], noun) for entry in content['categories']}
     annotations: dict[int, list[dict[str, Any]]] = {}
     for number, entry in enumerate(content['annotations']):
         if entry['category_id'] not in names:
-            raise InputError(f'{masks}: annotations.{number} has a category that is not listed')
+            raise InputError(f'{masks}: annotations[{number}] has a category that is not listed')
         if entry.get('iscrowd'):
             report.crowds += 1
         else:
@@ -372,7 +494,10 @@ def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Ite
             for each in own:
                 yield names[each['category_id']], _segmentation(each.get('segmentation'), size)
 
-        yield Picture(_inside(_folder(images), entry['file_name']), find)
+        yield Picture(_inside(_folder(images), entry['file_name']), find, _size_of(entry))
+
+
+_SAM = {'image': _IMAGE, 'annotations': [{'segmentation': object}]}
 
 
 def read_sam(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
@@ -385,18 +510,21 @@ def read_sam(images: Path, masks: Path, report: ImportReport, noun: str) -> Iter
     if not files:
         raise InputError(f'{masks} holds no .json')
     for file in files:
-        content = read_json(file)
-        _check(content, {'image': {'file_name': str}, 'annotations': list}, file)
+        try:
+            content = read_json(_inside(masks, file.name), shape=_SAM)
+            image = content['image']
+            path = _inside(_folder(images), image['file_name'])
+        except InputError as error:
+            yield Picture(file, lambda size: (), problem=str(error))
+            continue
 
         def find(
             size: tuple[int, int], entries: Sequence[Any] = content['annotations']
         ) -> Iterator[tuple[str, np.ndarray]]:
             for each in entries:
-                if not isinstance(each, dict):
-                    raise InputError('an annotation is no object')
-                yield noun, _segmentation(each.get('segmentation'), size)
+                yield noun, _segmentation(each['segmentation'], size)
 
-        yield Picture(_inside(_folder(images), content['image']['file_name']), find)
+        yield Picture(path, find, _size_of(image))
 
 
 #: Name of a format -> its reader.
@@ -408,25 +536,10 @@ READERS: dict[str, Callable[[Path, Path, ImportReport, str], Iterator[Picture]]]
 }
 
 
-def _check(content: Any, shape: Any, path: Path) -> None:
-    """Refuse JSON of another form; names beyond those asked for are allowed."""
-    if not isinstance(content, dict):
-        raise InputError(f'{path} is no JSON object')
-    for name, expected in shape.items():
-        value = content.get(name)
-        if isinstance(expected, dict):
-            _check(value, expected, path)
-        elif isinstance(expected, list):
-            if not isinstance(value, list):
-                raise InputError(f'{path} has no list {name!r}')
-            for number, entry in enumerate(value):
-                if not isinstance(entry, dict):
-                    raise InputError(f'{path}: {name}.{number} is no object')
-                for key, kind in expected[0].items():
-                    if not isinstance(entry.get(key), kind):
-                        raise InputError(f'{path}: {name}.{number} has no {key}')
-        elif not isinstance(value, expected):
-            raise InputError(f'{path} has no {name!r}')
+def _size_of(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """The (height, width) that annotations say an image has."""
+    height, width = entry.get('height'), entry.get('width')
+    return (height, width) if height and width else None
 
 
 def _segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
@@ -443,7 +556,7 @@ def _segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
     for polygon in value:
         try:
             points: np.ndarray = np.array(polygon, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError('a polygon is no list of x, y, x, y, ...') from None
         if len(points) < 3 or not np.isfinite(points).all():
             raise InputError('a polygon has fewer than three points, or one that is no number')

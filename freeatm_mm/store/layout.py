@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from freeatm_mm import files
+from freeatm_mm.addresses import RemoteFolder, is_address
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import check_json, file_sha256, handle_sha256, parse_json, read_json
 from freeatm_mm.store.errors import StoreError
@@ -281,8 +282,26 @@ def dump_manifest(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(store: str | Path) -> dict[str, Any]:
-    """Read and check a store's `store.json`; raises as :func:`load_manifest`."""
-    return load_manifest(Path(store) / MANIFEST, STORE_FORMAT)
+    """Read and check the `store.json` of a store's folder or address, as :func:`load_manifest`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        StoreError: If it is corrupt, of another format or of a version this code can't read, or an
+            address can't be read.
+    """
+    if not is_address(store):
+        return load_manifest(Path(store) / MANIFEST, STORE_FORMAT)
+    where = str(store)
+    try:
+        folder = RemoteFolder(where)
+        where = f'{folder.address}/{MANIFEST}'
+        value = parse_json(folder.read_cached(MANIFEST))
+    except MissingFileError:
+        raise
+    except InputError as error:
+        text = str(error)
+        raise StoreError(text if '://' in text else f'{where} is corrupt: {text}') from None
+    return _check_manifest(value, where, STORE_FORMAT)
 
 
 def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
@@ -301,6 +320,11 @@ def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
         raise
     except InputError as error:
         raise StoreError(f'the manifest is corrupt: {error}') from None
+    return _check_manifest(manifest, path, expected_format)
+
+
+def _check_manifest(manifest: Any, path: Path | str, expected_format: str) -> dict[str, Any]:
+    """Check what a manifest's file holds, as :func:`load_manifest` does."""
     if not isinstance(manifest, dict) or manifest.get('format') != expected_format:
         raise StoreError(f'{path} is not a {expected_format} manifest')
     version = manifest.get('version')

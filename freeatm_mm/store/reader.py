@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from freeatm_mm.errors import listed
+from freeatm_mm.addresses import RemoteFolder, is_address
+from freeatm_mm.errors import InputError, listed
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
@@ -23,10 +26,15 @@ from freeatm_mm.store.layout import (
     read_index_header,
     read_manifest,
 )
+from freeatm_mm.store.remote import MOST_AHEAD, RemoteFiles, RemoteTar
 from freeatm_mm.store.sample import RawSample, Sample, decode_sample
-from freeatm_mm.store.tar import read_sample
+from freeatm_mm.store.tar import parse_names, parse_sample, sample_span
 
 __all__ = ['Store']
+
+#: Requests at a time for one batch, and what samples may be apart, in bytes, to come with one.
+_MOST_REQUESTS, _GAP = 16, 1 << 18
+_MANGLED = re.compile('[a-z0-9]+:/[^/]')  # what Path makes of an address
 
 
 class Store(Sequence):
@@ -36,19 +44,40 @@ class Store(Sequence):
     shard's index and one read from the tar, however many samples there are. What is returned is
     proved by what was read: the index by its sha256 in ``store.json``, once in a process for each
     shard, and the sample by its CRC-32 and the names and sizes in the tar. A store can be pickled,
-    forked and shared by threads; every process opens its own files.
+    forked and shared by threads; every process opens its own files, or has its own connection.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or its address (`s3://`, `gs://`, `hf://`, `https://`): then
+            `store.json` and indexes are kept in a cache, and samples are read by range, or from
+            shards that are kept whole.
         max_open_shards: Shards kept open at a time (two file handles each); by default a half of
             the handles that this process may have, and at most 2048.
+        cache: Of a store at an address, the bytes of whole shards to keep on this machine, such as
+            `'50GB'`: those opened longest ago go first. By default what the environment variable
+            `FREEATM_SHARD_CACHE` says, or none.
 
     Raises:
-        StoreError: If the folder holds no store, an unfinished or empty one, or lacks a shard.
+        StoreError: If the folder holds no store, an unfinished or empty one, or lacks a shard; or
+            an address can't be read.
+        InputError: If `cache` is no number of bytes.
     """
 
-    def __init__(self, path: str | Path, max_open_shards: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        max_open_shards: int | None = None,
+        cache: str | int | None = None,
+    ) -> None:
+        #: The folder, or the address as text.
+        self.path: Path | str = str(path) if is_address(path) else Path(path)
+        self._remote: RemoteFiles | None = None
+        if is_address(path):
+            try:
+                folder = RemoteFolder(str(path))
+            except InputError as error:
+                raise StoreError(str(error)) from None
+            self.path = folder.address
+            self._remote = RemoteFiles(folder, cache)
         if max_open_shards is None:
             handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             max_open_shards = min(2048, handles // 4) if handles > 0 else 2048
@@ -80,7 +109,7 @@ class Store(Sequence):
         try:
             return decode_sample(self._read(shard_number, row_number))
         except StoreError as error:
-            raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
+            raise self._in_shard(shard_number, error) from None
 
     def read(self, index: int) -> RawSample:
         """Sample number ``index`` with nothing decoded but its JSON.
@@ -93,7 +122,57 @@ class Store(Sequence):
         try:
             return self._read(shard_number, row_number)
         except StoreError as error:
-            raise StoreError(f'{self._shard_path(shard_number)}: {error}') from None
+            raise self._in_shard(shard_number, error) from None
+
+    def read_many(self, indices: Sequence[int]) -> list[RawSample]:
+        """Samples by number, as :meth:`read` gives each.
+
+        At an address several requests are made at once, and samples that stand close together in a
+        shard come with one.
+
+        Raises:
+            IndexError: If there is no such sample.
+            StoreError: If a shard is missing or corrupt; names shard and sample.
+        """
+        places = [self._locate(index) for index in indices]
+        if self._remote is None or len(places) < 2:
+            return [self.read(index) for index in indices]
+        by_shard: dict[int, set[int]] = {}
+        for shard_number, row_number in places:
+            by_shard.setdefault(shard_number, set()).add(row_number)
+        found: dict[tuple[int, int], RawSample] = {}
+
+        def read(shard_number: int) -> None:
+            rows = sorted(by_shard[shard_number])
+            try:
+                for row, raw in zip(rows, self._shard(shard_number).read_many(rows)):
+                    found[shard_number, row] = raw
+            except StoreError as error:
+                raise self._in_shard(shard_number, error) from None
+            except InputError as error:
+                raise StoreError(str(error)) from None
+
+        # Threads of this call alone: none is there when a process forks.
+        with ThreadPoolExecutor(min(len(by_shard), _MOST_REQUESTS)) as pool:
+            for _ in pool.map(read, by_shard):
+                pass
+        return [found[place] for place in places]
+
+    def names(self, index: int) -> list[str]:
+        """What the nouns of sample number ``index`` are called, from its JSON alone.
+
+        Many times less is read than by :meth:`read`, and so less is proved: not that nobody changed
+        a letter of a name.
+
+        Raises:
+            IndexError: If there is no such sample.
+            StoreError: If the shard is missing or corrupt; names shard and sample.
+        """
+        shard_number, row_number = self._locate(index)
+        try:
+            return self._shard(shard_number).names(row_number)
+        except StoreError as error:
+            raise self._in_shard(shard_number, error) from None
 
     def sample_keys(self) -> Iterator[str]:
         """Yield the key of each sample, in order, from the indexes alone: no sample is read.
@@ -106,7 +185,7 @@ class Store(Sequence):
                 try:
                     keys = self._shard(number).keys()
                 except StoreError as error:
-                    raise StoreError(f'{self._shard_path(number)}: {error}') from None
+                    raise self._in_shard(number, error) from None
                 yield from keys
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,10 +206,14 @@ class Store(Sequence):
         self._proved: set[int] = set()  # shards whose index was compared with its sha256
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        if self._remote is not None:
+            self._remote.reset()
 
     def _load_manifest(self) -> dict[str, Any]:
-        if not self.path.is_dir():
-            raise StoreError(f'there is no store at {self.path}: no such folder')
+        if isinstance(self.path, Path) and not self.path.is_dir():
+            text = str(self.path)
+            hint = ' (give an address as text, not as a Path)' if _MANGLED.match(text) else ''
+            raise StoreError(f'there is no store at {text}: no such folder{hint}')
         try:
             manifest = read_manifest(self.path)
         except FileNotFoundError:
@@ -143,6 +226,8 @@ class Store(Sequence):
             )
         if not any(shard['samples'] for shard in shards):
             raise StoreError(f'the store {self.path} is empty')
+        if self._remote is not None:
+            return manifest
         present = {entry.name for entry in os.scandir(self.path)}
         missing = [
             name
@@ -164,6 +249,15 @@ class Store(Sequence):
         shard_number = int(np.searchsorted(self._starts, number, side='right')) - 1
         return shard_number, number - int(self._starts[shard_number])
 
+    def _in_shard(self, shard_number: int, error: StoreError) -> StoreError:
+        """The error with the shard's name, unless it begins with a name of its address."""
+        text, path = str(error), self._shard_path(shard_number)
+        return (
+            error
+            if is_address(path) and text.startswith(f'{self.path}/')
+            else (StoreError(f'{path}: {text}'))
+        )
+
     def _shard_path(self, shard_number: int) -> str:
         # No Path: making one takes as long as opening a file.
         return f'{self._folder}{self.manifest["shards"][shard_number]["name"]}.tar'
@@ -174,11 +268,7 @@ class Store(Sequence):
         with self._lock:
             shard = self._open.get(shard_number)
             if shard is None:
-                shard = _OpenShard(
-                    self._shard_path(shard_number),
-                    self.manifest['shards'][shard_number],
-                    prove=shard_number not in self._proved,
-                )
+                shard = self._open_shard(shard_number)
                 self._proved.add(shard_number)
                 self._open[shard_number] = shard
                 # A shard dropped here stays open until a thread that is reading it lets go.
@@ -189,7 +279,30 @@ class Store(Sequence):
             return shard
 
     def _read(self, shard_number: int, row_number: int) -> RawSample:
-        return self._shard(shard_number).read(row_number)
+        try:
+            return self._shard(shard_number).read(row_number)
+        except StoreError:
+            raise
+        except InputError as error:
+            raise StoreError(str(error)) from None
+
+    def _open_shard(self, number: int) -> _OpenShard:
+        path, entry = self._shard_path(number), self.manifest['shards'][number]
+        prove = number not in self._proved
+        if self._remote is None:
+            return _OpenShard(f'{path[: -len(".tar")]}.index.npy', path, entry, prove)
+        try:
+            return _OpenShard(
+                str(self._remote.index(entry, prove)),
+                str(self._remote.tar(entry) or ''),
+                entry,
+                prove,
+                RemoteTar(self._remote, entry),
+            )
+        except StoreError:
+            raise
+        except InputError as error:
+            raise StoreError(str(error)) from None
 
 
 class _OpenShard:
@@ -197,10 +310,23 @@ class _OpenShard:
 
     The index is not mapped: among thousands of shards most reads open one, and parsing its header
     once for all shards that share it makes that as cheap as in a small store.
+
+    Args:
+        index_path: Its index.
+        path: Its tar; '' for one that is only at an address.
+        entry: What `store.json` says of it.
+        prove: Whether to compare the index with its sha256.
+        remote: Its tar at the address.
     """
 
-    def __init__(self, path: str, entry: dict[str, Any], prove: bool) -> None:
-        index_path = f'{path[: -len(".tar")]}.index.npy'
+    def __init__(
+        self,
+        index_path: str,
+        path: str,
+        entry: dict[str, Any],
+        prove: bool,
+        remote: RemoteTar | None = None,
+    ) -> None:
         self.index_handle = open_regular(index_path)
         try:
             self.dtype, rows, self.first_row = read_index_header(self.index_handle)
@@ -214,7 +340,10 @@ class _OpenShard:
                 "isn't that in store.json; tools/store/verify.py --repair makes it "
                 'again'
             )
-        self.rows = rows
+        self.rows, self.path, self.remote = rows, path, remote
+        self.size: int = entry['bytes']
+        if not path:
+            return
         self.handle = open_regular(path)
         self.size = os.fstat(self.handle).st_size
         if self.size != entry['bytes']:
@@ -228,7 +357,8 @@ class _OpenShard:
             if hasattr(self, name):
                 os.close(getattr(self, name))
 
-    def _row(self, number: int) -> tuple:
+    def row(self, number: int) -> tuple:
+        """Return a row of the index, as plain values."""
         data = read_exactly(
             self.index_handle, self.dtype.itemsize, self.first_row + number * self.dtype.itemsize
         )
@@ -246,7 +376,54 @@ class _OpenShard:
 
     def read(self, row_number: int) -> RawSample:
         """Read one sample and check it."""
+        row = self.row(row_number)
+        start, stop = sample_span(self.size, row)
+        if self.path:
+            try:
+                return parse_sample(row, read_exactly(self.handle, stop - start, start))
+            except (OSError, StoreError) as error:
+                if self.remote is None:
+                    if isinstance(error, StoreError):
+                        raise
+                    raise StoreError(f"it can't be read ({error.strerror})") from None
+            # What the cache holds was damaged: it is fetched again, next time.
+            Path(self.path).unlink(missing_ok=True)
+            self.path = ''
+        assert self.remote is not None
+        return parse_sample(row, self.remote.read(start, stop))
+
+    def names(self, row_number: int) -> list[str]:
+        """Read what a sample's nouns are called."""
+        row = self.row(row_number)
+        start, stop = sample_span(self.size, row)[0], row[1] + row[2]
+        if not self.path:
+            assert self.remote is not None
+            return parse_names(row, self.remote.read(start, stop))
         try:
-            return read_sample(self.handle, self.size, self._row(row_number))
-        except OSError as error:
-            raise StoreError(f"it can't be read ({error.strerror})") from None
+            return parse_names(row, read_exactly(self.handle, stop - start, start))
+        except (OSError, StoreError):
+            # Says what is wrong, or fetches it again.
+            return self.read(row_number).names()
+
+    def read_many(self, row_numbers: Sequence[int]) -> list[RawSample]:
+        """Read samples, numbered in rising order, those that stand close together in one piece."""
+        if self.path or self.remote is None:
+            return [self.read(number) for number in row_numbers]
+        rows = [self.row(number) for number in row_numbers]
+        spans = [sample_span(self.size, row) for row in rows]
+        pieces: list[list[int]] = []
+        for number, (start, stop) in enumerate(spans):
+            if pieces:
+                first, last = spans[pieces[-1][0]][0], spans[pieces[-1][-1]][1]
+                if start - last <= _GAP and stop - first <= MOST_AHEAD:
+                    pieces[-1].append(number)
+                    continue
+            pieces.append([number])
+        samples = []
+        for piece in pieces:
+            first = spans[piece[0]][0]
+            data = self.remote.read(first, spans[piece[-1]][1])
+            for number in piece:
+                start, stop = spans[number]
+                samples.append(parse_sample(rows[number], data[start - first : stop - first]))
+        return samples

@@ -178,6 +178,11 @@ class Sample:
             )
         if count and 0 in self.masks.shape:
             raise StoreError(f'sample {self.key!r}: masks of shape {self.masks.shape} are empty')
+        if self.masks.size > MAX_PIXELS or max(self.masks.shape[1:]) > _MOST_PIXELS:
+            raise StoreError(
+                f'sample {self.key!r}: masks of shape {self.masks.shape} are too large to be read '
+                f'again: at most {MAX_PIXELS:,} values, and {_MOST_PIXELS:,} along a side'
+            )
         if self.scales.shape != (count, 2) or not np.isfinite(self.scales).all():
             raise StoreError(
                 f'sample {self.key!r}: scales must be finite and of shape '

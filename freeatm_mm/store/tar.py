@@ -28,8 +28,10 @@ __all__ = [
     'MAX_SAMPLE',
     'TarMember',
     'parse_info',
+    'parse_sample',
     'read_members',
     'read_sample',
+    'sample_span',
     'scan_shard',
 ]
 
@@ -127,17 +129,67 @@ def read_members(handle: int) -> Iterator[TarMember]:
 def read_sample(handle: int, size: int, row: tuple) -> RawSample:
     """Read the sample that a row of an index points at, in one read, and check it.
 
-    The checksum proves the bytes, headers included; the headers prove whose they are, and where
-    each member starts and ends.
-
     Args:
         handle: The open tar.
         size: Its size in bytes.
         row: The row, as plain values.
 
     Raises:
-        StoreError: If the row points at nothing a tar of this size can hold, the bytes don't match
-            the row's checksum, or the JSON is no sample's.
+        StoreError: As :func:`sample_span` and :func:`parse_sample`.
+    """
+    start, stop = sample_span(size, row)
+    return parse_sample(row, read_exactly(handle, stop - start, start))
+
+
+def sample_span(size: int, row: tuple) -> tuple[int, int]:
+    """Say between which bytes of a tar a sample stands.
+
+    Args:
+        size: Bytes of the tar.
+        row: Of its index, as plain values.
+
+    Raises:
+        StoreError: If the row points at nothing that a tar of this size can hold.
+    """
+    (
+        key,
+        json_at,
+        json_size,
+        masks_at,
+        masks_size,
+        image_at,
+        image_size,
+        image_format,
+        _,
+        _,
+    ) = row
+    start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
+    fits = (
+        0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
+        and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
+        and 0 <= masks_size
+        and 0 <= json_size <= MAX_JSON
+        and end - start <= MAX_SAMPLE
+        and image_format.decode('ascii', 'replace') in IMAGE_FORMATS
+    )
+    if not fits or end > size:
+        key = key.decode('ascii', 'replace')
+        raise StoreError(f'sample {key!r}: the index points outside the shard; one is corrupt')
+    return start, end
+
+
+def parse_sample(row: tuple, data: bytes) -> RawSample:
+    """Make a sample of its bytes in a tar, and check it.
+
+    The checksum proves the bytes, headers included; the headers prove whose they are, and where
+    each member starts and ends.
+
+    Args:
+        row: Of the index, as plain values.
+        data: What stands in the tar at its :func:`sample_span`.
+
+    Raises:
+        StoreError: If the bytes don't match the row's checksum, or the JSON is no sample's.
     """
     (
         key,
@@ -153,17 +205,6 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
     ) = row
     key, image_format = key.decode('ascii', 'replace'), image_format.decode('ascii', 'replace')
     start, end = json_at - BLOCK, image_at + image_size + -image_size % BLOCK
-    fits = (
-        0 <= start < json_at <= json_at + json_size <= image_at <= image_at + image_size
-        and (not masks_size or json_at <= masks_at <= masks_at + masks_size <= image_at)
-        and 0 <= masks_size
-        and 0 <= json_size <= MAX_JSON
-        and end - start <= MAX_SAMPLE
-        and image_format in IMAGE_FORMATS
-    )
-    if not fits or end > size:
-        raise StoreError(f'sample {key!r}: the index points outside the shard; one is corrupt')
-    data = read_exactly(handle, end - start, start)
     if len(data) != end - start or zlib.crc32(data) != crc:
         raise StoreError(f"sample {key!r} is corrupt: its bytes don't match the checksum")
     members = [
@@ -182,17 +223,41 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
                 f'{name!r} of {found} bytes stands; one is corrupt'
             )
         position += BLOCK + member_size + -member_size % BLOCK
-    info = parse_info(key, data[BLOCK : BLOCK + json_size])
+    info = _checked_info(key, data[BLOCK : BLOCK + json_size], nouns)
+    # Without nouns, the masks are there only so that all samples have the same members.
+    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
+    image = data[image_at - start : image_at - start + image_size]
+    return RawSample(key, image, image_format, info, masks)
+
+
+def parse_names(row: tuple, data: bytes) -> list[str]:
+    """What a sample's nouns are called, from its JSON alone.
+
+    The checksum is of the whole sample and can't prove it: not that a letter is as it was written.
+
+    Args:
+        row: Of the index, as plain values.
+        data: The JSON and the header before it, with which the sample begins.
+
+    Raises:
+        StoreError: If that isn't the JSON of the row's sample.
+    """
+    key, size, nouns = row[0].decode('ascii', 'replace'), row[2], row[8]
+    if len(data) != BLOCK + size or _name_and_size(data[:BLOCK]) != (f'{key}.json', size):
+        raise StoreError(f'sample {key!r}: the index says otherwise than the shard; one is corrupt')
+    return RawSample(key, b'', '', _checked_info(key, data[BLOCK:], nouns), b'').names()
+
+
+def _checked_info(key: str, text: bytes, nouns: int) -> dict[str, Any]:
+    """A sample's JSON, of which the index says that it has so many nouns."""
+    info = parse_info(key, text)
     check_info(key, info)
     if len(info['nouns']) != nouns:
         raise StoreError(
             f'sample {key!r}: the index says it has {nouns} nouns, and it has '
             f'{len(info["nouns"])}; one is corrupt'
         )
-    # Without nouns, the masks are there only so that all samples have the same members.
-    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
-    image = data[image_at - start : image_at - start + image_size]
-    return RawSample(key, image, image_format, info, masks)
+    return info
 
 
 def _name_and_size(header: bytes) -> tuple[str, int]:

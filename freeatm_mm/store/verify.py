@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.addresses import RemoteFolder, is_address
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import MAX_BYTES
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     ENTRY_FIELDS,
@@ -34,6 +38,7 @@ from freeatm_mm.store.tar import read_members, read_sample, scan_shard
 
 __all__ = [
     'KINDS',
+    'SHARD_FILE',
     'Problem',
     'SampleSource',
     'ShardState',
@@ -41,13 +46,18 @@ __all__ = [
     'has_files',
     'shard_entries',
     'shard_entry',
+    'shard_numbers',
     'verify_store',
 ]
 
 #: What can be wrong with a file, a shard or a sample.
 KINDS = ('missing', 'cut', 'changed', 'doubled', 'foreign')
 
-_SHARD_FILE = re.compile(r'shard-(\d{6,})(\.tar|\.index\.npy|\.json)(\.tmp)?')
+#: What stands beside a store at an address and isn't looked at.
+_BESIDE = ('README.md', '.gitattributes')
+
+#: Names of a store's files: number, kind, and whether it is being written.
+SHARD_FILE = re.compile(r'shard-(\d{6,})(\.tar|\.index\.npy|\.json)(\.tmp)?')
 
 
 class Problem(NamedTuple):
@@ -123,15 +133,27 @@ def verify_store(
     looked at as well, and a broken ``store.json`` is stood in for by the shards' own.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or its address: then one shard at a time is copied here.
         decode: Also decode every image and every mask.
         source: Knows the keys that each shard should hold: others are foreign, and those that
             aren't there are missing.
     """
+    if is_address(path):
+        with _Mirror(str(path)) as mirror:
+            for problem in _verify(mirror.path, decode, source, mirror):
+                yield mirror.named(problem)
+        return
     path = Path(path)
     if not path.is_dir():
         yield Problem(str(path), 'there is no such folder', 'missing')
         return
+    yield from _verify(path, decode, source)
+
+
+def _verify(
+    path: Path, decode: bool, source: SampleSource | None, mirror: _Mirror | None = None
+) -> Iterator[Problem]:
+    """Look at the store in a folder, whose shards a mirror brings and takes away."""
     entries, problems = shard_entries(path)
     yield from problems
     yield from _foreign_files(path, entries)
@@ -141,7 +163,8 @@ def verify_store(
     keys: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     for number in sorted(entries):
-        state = examine_shard(path, number, entries[number], decode)
+        with mirror.shard(entries[number]) if mirror else nullcontext():
+            state = examine_shard(path, number, entries[number], decode)
         yield from state.problems
         if state.rows is None:
             continue
@@ -161,6 +184,79 @@ def verify_store(
                 'missing',
                 number,
             )
+
+
+class _Mirror:
+    """A folder with the names and the JSON of a store at an address, and one shard at a time.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._remote = RemoteFolder(address)
+
+    def __enter__(self) -> _Mirror:
+        self._folder = tempfile.TemporaryDirectory(prefix='freeatm-verify-')
+        self.path = Path(self._folder.name)
+        try:
+            names = self._remote.names()
+            if names is not None:
+                for name, size in names.items():
+                    if name not in _BESIDE:
+                        self._note(name, size)
+            else:  # over HTTP nothing is listed: what store.json names is looked for
+                self._look_for(MANIFEST)
+                with suppress(OSError, StoreError):
+                    for entry in read_manifest(self.path)['shards']:
+                        for ending in ('.json', '.tar', '.index.npy'):
+                            self._look_for(f'{entry["name"]}{ending}')
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    def _look_for(self, name: str) -> None:
+        with suppress(MissingFileError):
+            self._note(name, self._remote.state(name).size)
+
+    def _note(self, name: str, size: int) -> None:
+        """Put a file's name into the folder, and what it holds if it is one of the store's JSON."""
+        if '/' in name or name in ('', '.', '..'):
+            return
+        (self.path / name).touch()
+        ours = name == MANIFEST or (match := SHARD_FILE.fullmatch(name)) and match[2] == '.json'
+        if ours and size <= MAX_BYTES:
+            self._remote.fetch(name, self.path / name, size)
+
+    @contextmanager
+    def shard(self, entry: dict[str, Any]) -> Iterator[None]:
+        """Have a shard's tar and index in the folder, as they are at the address."""
+        names = [f'{entry["name"]}.tar', f'{entry["name"]}.index.npy']
+        try:
+            for name, due in zip(names, (entry['bytes'], entry['index_bytes'])):
+                try:
+                    size = self._remote.state(name).size
+                    # Of a file of another size, so much that its size shows.
+                    self._remote.fetch(name, self.path / name, min(size, due + 1))
+                except MissingFileError:
+                    (self.path / name).unlink(missing_ok=True)
+            yield
+        finally:
+            for name in names:
+                if (self.path / name).exists():
+                    os.truncate(self.path / name, 0)
+
+    def named(self, problem: Problem) -> Problem:
+        """Say a problem with the address in the folder's place."""
+        where, what = (
+            text.replace(str(self.path), self._remote.address)
+            for text in (problem.where, problem.what)
+        )
+        return problem._replace(where=where, what=what)
 
 
 def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]:
@@ -190,7 +286,7 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
     except (StoreError, OSError) as error:
         problems.append(Problem(str(file), str(error)))
     found = {}
-    for number in _shard_numbers(path):
+    for number in shard_numbers(path):
         entry = shard_entry(path, number)
         if entry is not None:
             found[number] = entry
@@ -386,7 +482,7 @@ def _doubled(path: Path, keys: list[np.ndarray], owners: list[np.ndarray]) -> It
 
 def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[Problem]:
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-        match = _SHARD_FILE.fullmatch(entry.name)
+        match = SHARD_FILE.fullmatch(entry.name)
         if entry.name == MANIFEST:
             continue
         if entry.name in (PROGRESS, f'{MANIFEST}.tmp') or match and match[3]:
@@ -399,12 +495,13 @@ def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[P
             yield Problem(entry.path, 'belongs to no shard that is whole', 'foreign', int(match[1]))
 
 
-def _shard_numbers(path: Path) -> list[int]:
+def shard_numbers(path: Path) -> list[int]:
+    """Numbers of the shards of which there is a JSON, in order."""
     return sorted(
         {
             int(match[1])
             for entry in os.scandir(path)
-            if (match := _SHARD_FILE.fullmatch(entry.name)) and match[2] == '.json' and not match[3]
+            if (match := SHARD_FILE.fullmatch(entry.name)) and match[2] == '.json' and not match[3]
         }
     )
 

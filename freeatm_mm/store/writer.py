@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from freeatm_mm.addresses import local_folder
 from freeatm_mm.files import parse_json
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
@@ -76,7 +77,7 @@ class StoreWriter:
     ) -> None:
         if samples_per_shard < 1:
             raise StoreError(f'samples_per_shard must be at least 1, got {samples_per_shard}')
-        self.path = Path(path)
+        self.path = local_folder(path)
         self.samples_per_shard = samples_per_shard
         # As it will be read: no tuples, names that are text. Refused before any work is done.
         self.config: dict[str, Any] = parse_json(dump_json(dict(config or {})))

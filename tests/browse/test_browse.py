@@ -127,6 +127,7 @@ def test_a_page_of_one_file_holds_its_samples_and_runs_nothing_of_theirs(store, 
 def test_the_server_answers(server):
     answer, body = get(server, '/')
     assert answer.status == 200 and b'search nouns' in body and b'"content">null<' in body
+    assert b'image-orientation: none' in body  # masks lie on the pixels as they are stored
     assert "default-src 'none'" in answer.headers['Content-Security-Policy']
     answer, body = get(server, '/cards?noun=dog&order=most+trusted')
     content = json.loads(body)
@@ -153,10 +154,23 @@ def test_the_server_answers(server):
         ('/cards?trust=much', 422),
         ('/cards?order=best', 422),
         ('/cards?offset=-1', 422),
+        ('/cards?' + '&'.join('noun=a' for _ in range(9)), 422),
+        ('http://[', 422),
+        (f'/cards?offset={10**30}&trust=nan', 200),
+        ('/cards?trust=inf&noun=%00%ff', 200),
     ],
 )
 def test_the_server_refuses(server, path, status):
     assert get(server, path)[0].status == status
+
+
+def test_a_browser_that_goes_away_is_no_fault(server, capfd):
+    for error, told in ((BrokenPipeError(), False), (KeyError('x'), True)):
+        try:
+            raise error
+        except (OSError, KeyError):
+            server.handle_error(None, ('127.0.0.1', 1))
+        assert ('Traceback' in capfd.readouterr().err) is told
 
 
 def test_the_server_is_for_this_machine_alone(server):
@@ -178,6 +192,12 @@ def test_damaged_samples_are_counted(tmp_path):
     assert (content['found'], content['read'], content['damaged']) == (4, 5, 1)
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize('port', [-1, 65_536, 10**20])
+def test_a_port_that_none_has_is_refused(store, capsys, port):
+    assert exit_code(cli, ['view', store.path, '--port', port, '--no-browser']) == 2
+    assert 'from 0 to 65,535' in capsys.readouterr().err
 
 
 def test_a_taken_port_is_told(server, store, capsys):

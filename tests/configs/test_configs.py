@@ -9,6 +9,7 @@ from helpers.tiny_runs import run
 from helpers.tiny_stores import make_store
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
@@ -22,6 +23,7 @@ PRETRAINING = sorted(
     for path in (CONFIGS / folder).glob('*.py')
 )
 METHODS = ('simclr', 'mocov2', 'mae')
+ON_ONE_PROCESS = ('barlowtwins', 'densecl', 'swav')
 
 
 @cache
@@ -67,7 +69,8 @@ def test_header_gives_the_command(name):
 def test_learning_rates_are_meant_for_the_batch_of_the_config(name):
     """What `--auto-scale-lr` scales from; and no run goes on from what it finds unasked."""
     cfg = load(name)
-    processes = 1 if name.startswith('miniature') else 16 if 'simclr' in name else 8
+    on_one = name.startswith('miniature') or any(method in name for method in ON_ONE_PROCESS)
+    processes = 1 if on_one else 16 if 'simclr' in name or 'byol' in name else 8
     assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size * processes
     assert not cfg.get('resume')
 
@@ -80,6 +83,7 @@ def test_miniatures_train_one_batch(name, tmp_path):
         make_store(tmp_path / 'store', 12, size=(64, 64), mask_size=(16, 16))
     )
     cfg.model.pretrained = None
+    MessageHub.get_current_instance().update_info('max_iters', 10)  # for moving averages
     train_one_batch(cfg)
 
 
@@ -90,10 +94,11 @@ def train_one_batch(cfg):
     data = model.data_preprocessor(default_collate([dataset[(n, n)] for n in range(6)]), True)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     losses = model(**data, mode='loss')
-    optimizer.update_params(losses['loss'])
-    assert losses['loss'].isfinite()
+    before = sum(value for name, value in losses.items() if 'loss' in name)
+    optimizer.update_params(before)
     after = model(**data, mode='loss')
-    assert after['loss'].isfinite() and after['loss'] != losses['loss']
+    after = sum(value for name, value in after.items() if 'loss' in name)
+    assert before.isfinite() and after.isfinite() and after != before
 
 
 @pytest.mark.parametrize('name', [name for name in PRETRAINING if 'baselines' in name])
@@ -222,14 +227,59 @@ def test_contrastive_configs_are_mmpretrains_but_for_the_masks(tmp_path, name, s
     )
 
 
-def test_simsiam_trains_one_batch(tmp_path):
-    """A method of mmpretrain's that the paper doesn't name, at its own config but for the scale."""
-    cfg = load('simsiam_freeatm.py')
-    cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
-    cfg.model.neck.update(in_channels=64, hid_channels=32, out_channels=32)
-    cfg.model.head.predictor.update(in_channels=32, hid_channels=8, out_channels=32)
+# Channels of the small networks below.
+SMALL_HEADS = {
+    'simsiam': dict(predictor=dict(in_channels=32, hid_channels=8, out_channels=32)),
+    'byol': dict(predictor=dict(in_channels=32, hid_channels=8, out_channels=32)),
+    'barlowtwins': dict(in_channels=32),
+    'densecl': {},
+    'swav': dict(loss=dict(feat_dim=32, num_prototypes=8)),
+    'dino': None,
+}
+
+
+@pytest.mark.parametrize('method', SMALL_HEADS)
+def test_methods_beyond_the_paper_train_one_batch(tmp_path, method):
+    """At their own config but for the scale."""
+    cfg = load(f'{method}_freeatm.py')
+    neck = dict(in_channels=64, hid_channels=32, out_channels=32)
+    head = SMALL_HEADS[method]
+    changes = dict(backbone=dict(depth=18, base_channels=8, stem_channels=8), neck=neck)
+    if head is not None:
+        changes['head'] = head
+    if method == 'densecl':
+        changes.update(feat_dim=32, queue_len=60)
+    MessageHub.get_current_instance().update_info('max_iters', 10)  # for moving averages
+    cfg.merge_from_dict(dict(model=changes))
     cfg.train_dataloader.dataset.data_root = str(make_store(tmp_path / 'store', 6, size=(64, 64)))
     train_one_batch(cfg)
+
+
+@pytest.mark.parametrize('method', ['byol', *ON_ONE_PROCESS])
+def test_two_view_configs_are_mmpretrains_but_for_the_masks(tmp_path, method):
+    ours = strip(load(f'{method}_freeatm.py').to_dict())
+    text = (CONFIGS / f'{method}_freeatm.py').read_text()
+    base = text.split("'mmpretrain::")[1].split("'")[0]
+    stock = load_stock(base, tmp_path)
+    for model, prefix in ((ours['model'], 'FreeATM'), (stock['model'], '')):
+        for part in (model, model['neck']):
+            part['type'] = part['type'].removeprefix(prefix)
+    if method == 'swav':
+        assert ours['model']['head']['loss'].pop('num_crops') == [2]
+        stock['model']['head']['loss'].pop('num_crops')
+    assert ours['model'] == stock['model'] and ours['train_cfg'] == stock['train_cfg']
+    if method == 'barlowtwins':
+        assert ours['optim_wrapper']['optimizer'].pop('lr') == pytest.approx(1.6 / 8)
+        stock['optim_wrapper']['optimizer'].pop('lr')
+    else:
+        assert ours['param_scheduler'] == stock['param_scheduler']
+    assert ours['optim_wrapper'] == stock['optim_wrapper']
+    views = [
+        cfg['train_dataloader']['dataset']['pipeline'][1]['transforms'][0] for cfg in (ours, stock)
+    ]
+    for transform in views[0]:
+        transform['type'] = transform['type'].replace('FreeATM', '')
+    assert views[0] == views[1]
 
 
 def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.servers import serve_files
 from helpers.tiny_runs import config, different, train
 from helpers.tiny_stores import make_store
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from freeatm_mm.configs import check_datasets
 from freeatm_mm.datasets import FreeATMDataset, LoadFromStore, SeededSampler
@@ -43,6 +45,27 @@ def test_sample_equals_the_stores(tmp_path):
             assert results['noun_ids'].tolist() == [noun_id(n.category) for n in sample.nouns]
         else:
             assert 'stored_masks' not in results
+
+
+def test_a_store_at_an_address_is_as_one_here(tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    path = make_store(tmp_path / 'served' / 'store')
+    with serve_files(path.parent) as server:
+        there, here = (
+            FreeATMDataset(root, pipeline=[LoadFromStore()])
+            for root in (f'{server.address}/store', path)
+        )
+        # Forked after the first read, as the workers of a training may be.
+        loader = DataLoader(
+            there, 3, num_workers=2, collate_fn=list, multiprocessing_context='fork'
+        )
+        assert there[0]['sample_idx'] == 0
+        for number, results in enumerate(result for batch in loader for result in batch):
+            expected = here[number]
+            assert results.keys() == expected.keys()
+            for name in ('img', 'stored_masks', 'mask_scales'):
+                np.testing.assert_array_equal(results.get(name, 0), expected.get(name, 0))
+        assert number == 11
 
 
 def test_masks_left_out(tmp_path):

@@ -339,6 +339,11 @@ def test_a_file_holds_a_run_and_the_command_line_goes_before_it(tmp_path):
         ('- steps', 'no names and values'),
         ('{', 'is no YAML'),
         ('x: !!python/object/apply:os.system [ls]', 'is no YAML'),
+        ('steps: !!int many', 'is no YAML'),
+        ('steps: !!timestamp 2024-99-99', 'is no YAML'),
+        ('? [a]\n: 1', 'a name is text'),
+        ('"": 1', 'a name is text'),
+        (''.join(f'a{n}:\n' for n in range(20_000)), "no option 'a0'"),  # in seconds
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path, text, said):

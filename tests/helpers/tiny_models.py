@@ -130,6 +130,24 @@ def simsiam(stock=False, seed=0, **kwargs):
     return _ready(config, kwargs)
 
 
+def dino(seed=0, **kwargs):
+    """A small DINO with weights by seed; mmpretrain has none."""
+    torch.manual_seed(seed)
+    config = dict(
+        type='FreeATMDINO',
+        backbone=BACKBONE,
+        neck=dict(
+            type='FreeATMDINONeck',
+            in_channels=8,
+            hid_channels=8,
+            bottleneck_channels=6,
+            out_channels=12,
+        ),
+        base_momentum=0.1,
+    )
+    return _ready(config, kwargs)
+
+
 def _ready(config, changes):
     model = MODELS.build(dict(config, **changes))
     model.init_weights()

@@ -31,6 +31,21 @@ MODELS = {
         head=HEAD,
         neck=dict(NECK, type='FreeATMNonLinearNeck', norm_cfg=dict(type='BN1d')),
     ),
+    'dino': dict(
+        type='FreeATMDINO',
+        backbone=BACKBONE,
+        neck=dict(
+            type='FreeATMDINONeck',
+            in_channels=8,
+            hid_channels=8,
+            bottleneck_channels=6,
+            out_channels=12,
+        ),
+        base_momentum=0.1,
+        warmup_teacher_temperature=0.02,
+        teacher_temperature=0.08,
+        warmup=0.4,
+    ),
     'mae': dict(MAE, backbone=dict(MAE['backbone'], drop_path_rate=0.2)),
 }
 

@@ -6,8 +6,9 @@ import copy
 
 import torch
 import torch.distributed as dist
+from mmengine.logging import MessageHub
 
-from helpers.tiny_models import moco, samples, simclr, views
+from helpers.tiny_models import dino, moco, samples, simclr, views
 
 # One step a row: instances of the images of the first and of the second process.
 STEPS = [
@@ -45,6 +46,34 @@ def moco_steps(rank: int | None = None) -> list[list[torch.Tensor]]:
         if rank is not None:
             average(gradients)
         results.append(copy.deepcopy([*gradients, model.queue, model.queue_nouns, model.queue_ptr]))
+    return results
+
+
+def dino_steps(rank: int | None = None) -> list[list[torch.Tensor]]:
+    """Gradients, teacher and centre after each step, on a process's half of each batch, or all."""
+    hub = MessageHub.get_current_instance()
+    hub.update_info('max_iters', 10)
+    model = dino()
+    model.eval()  # batch statistics differ between halves and whole
+    results = []
+    for number, counts in enumerate(STEPS):
+        inputs, data = views(6, seed=number), samples(counts[0] + counts[1], seed=number)
+        if rank is not None:
+            inputs = [view[3 * rank : 3 * rank + 3] for view in inputs]
+            data = data[3 * rank : 3 * rank + 3]
+        hub.update_info('iter', number)
+        model.zero_grad()
+        model.loss(inputs, data)['loss'].backward()
+        trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in trained]
+        if rank is not None:
+            average(gradients)
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.sub_(parameter.grad, alpha=0.1)
+        results.append(
+            copy.deepcopy([*gradients, *model.teacher.state_dict().values(), model.center])
+        )
     return results
 
 
@@ -115,4 +144,4 @@ def stock_and_ours(rank: int | None = None) -> list[list[torch.Tensor]]:
 
 def all_runs(rank: int | None = None) -> list:
     """All of the above: starting processes takes longer than running them."""
-    return [moco_steps(rank), simclr_runs(rank), stock_and_ours(rank)]
+    return [moco_steps(rank), simclr_runs(rank), stock_and_ours(rank), dino_steps(rank)]

@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
-from helpers.tiny_models import mae, moco, samples, simclr, simsiam, views
+from helpers.tiny_models import dino, mae, moco, samples, simclr, simsiam, views
 from mmengine.logging import MessageHub
 from torch import multiprocessing
 
-MODELS = dict(moco=moco, simclr=simclr, simsiam=simsiam, mae=mae)
+MODELS = dict(moco=moco, simclr=simclr, simsiam=simsiam, mae=mae, dino=dino)
 
 
 def step(name, model, counts=(2, None, 1, 0)):

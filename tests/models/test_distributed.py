@@ -48,3 +48,13 @@ def test_keys_are_shuffled_over_processes_as_in_mmpretrain(results):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     # And the statistics are those of halves: in one process the keys are others.
     assert not torch.allclose(results[0][2][0][1], results[1][2][0][1], atol=1e-3)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_dino_in_two_processes_equals_one(results):
+    """Gradients, teacher and centre, whatever instances each process has."""
+    whole, first, second = (result[3] for result in results)
+    for step in range(len(whole)):
+        for one, two, expected in zip(first[step], second[step], whole[step]):
+            assert torch.equal(one, two)
+            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-6)

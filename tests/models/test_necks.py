@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.tiny_models import BACKBONE, moco, samples, simclr, simsiam
+from helpers.tiny_models import BACKBONE, dino, moco, samples, simclr, simsiam
 from mmpretrain.registry import MODELS
 
 from freeatm_mm.models import InstancePooling
@@ -120,6 +120,7 @@ NECK_CONFIGS = {
     ),
 }
 NECK_CONFIGS[simsiam] = NECK_CONFIGS[simclr]
+NECK_CONFIGS[dino] = dict(type='FreeATMDINONeck', hid_channels=8, out_channels=12)
 SMALL = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 STAGE = dict(num_modules=1, num_branches=2, block='BASIC', num_blocks=(1, 1), num_channels=(8, 16))
 HRNET = dict(
@@ -165,7 +166,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-@pytest.mark.parametrize('method', [moco, simclr, simsiam])
+@pytest.mark.parametrize('method', [moco, simclr, simsiam, dino])
 def test_other_backbones(name, method):
     """Any that gives one feature map, as their own options make them."""
     backbone, grid, channels = BACKBONES[name]

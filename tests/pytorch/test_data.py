@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers.servers import serve_files
 from helpers.tiny_stores import NOUNS, make_store
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -149,3 +150,18 @@ def test_views_of_other_sizes_do_not_stack(tmp_path):
     other = StoreDataset(dataset.store, transform(24), views=1)
     with pytest.raises(InputError, match='different sizes'):
         collate_views([dataset[0], other[1]])
+
+
+def test_a_store_at_an_address_gives_the_same_batches(tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    path = make_store(tmp_path / 'served' / 'store')
+    transform = v2.Compose([v2.Resize((16, 16)), *AS_TENSOR])
+    with serve_files(path.parent) as server:
+        there, here = (
+            list(DataLoader(StoreDataset(place, transform), 5, collate_fn=collate_views))
+            for place in (f'{server.address}/store', path)
+        )
+    assert len(there) == len(here) == 3
+    for first, second in zip(there, here):
+        assert torch.equal(first.nouns, second.nouns)
+        assert all(map(torch.equal, first.views + first.masks, second.views + second.masks))

@@ -170,10 +170,10 @@ def test_broken_run_lengths_are_refused(counts):
     [
         ({'images': [{'id': 7, 'file_name': '../../secret.png'}]}, 'leads out of'),
         ({'images': [{'id': 7, 'file_name': 'none.jpg'}], 'annotations': []}, 'none.jpg'),
-        ({'images': [{'id': 7}]}, 'images.0 has no file_name'),
+        ({'images': [{'id': 7}]}, r"images\[0\]: the field 'file_name' is missing"),
         ({'images': []}, 'annotations of image 7, which is not listed'),
         ({'categories': []}, 'a category that is not listed'),
-        ({'annotations': None}, "no list 'annotations'"),
+        ({'annotations': None}, 'annotations must be a list'),
         (
             {'annotations': [{'image_id': 7, 'category_id': 1, 'segmentation': [[1, 2, 3, 4]]}]},
             'fewer than three points',
@@ -200,12 +200,161 @@ def test_what_is_wrong_with_coco_is_named(tmp_path, images, capsys, changes, sai
     assert re.search(said, err) and err.startswith('freeatm import: ') and err.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        ({'images': [{'id': 7, 'file_name': 'a b.jpg\0'}]}, "can't be the name of a file"),
+        ({'images': [{'id': 7, 'file_name': 'c.png'}] * 2}, 'images: the id 7 is there 2 times'),
+        ({'categories': [{'id': 1, 'name': 'x' * 201}]}, 'more than 200 characters'),
+        ({'images': [{'id': True, 'file_name': 'c.png'}]}, 'id must be an integer'),
+        (
+            {'images': [{'id': 7, 'file_name': 'a b.jpg', 'width': 120, 'height': 80}]},
+            'annotations are of an image of 120x80 pixels, and it has 60x40',
+        ),
+        (
+            {
+                'annotations': [
+                    {'image_id': 7, 'category_id': 1, 'segmentation': [[10**400, 2, 3, 4, 5, 6]]}
+                ],
+            },
+            'a polygon is no list of x, y',
+        ),
+    ],
+    ids=['zero byte', 'twice', 'long name', 'no number', 'other size', 'too large'],
+)
+def test_hostile_coco_is_one_sentence(tmp_path, images, capsys, changes, said):
+    path = tmp_path / 'instances.json'
+    content = coco(**changes)
+    listed = {entry['id'] for entry in content['images']}
+    content['annotations'] = [e for e in content['annotations'] if e['image_id'] in listed]
+    path.write_text(json.dumps(content))
+    assert exit_code(cli, ['import', 'coco', images, path, tmp_path / 'store', '--quiet']) == 2
+    err = capsys.readouterr().err
+    assert re.search(said, err) and err.startswith('freeatm import: ') and err.count('\n') == 1
+
+
+def white_in_a_palette(mask):
+    """Black where the mask is, but number 0 of the palette is white: as optimizers number them."""
+    picture = Image.fromarray(np.uint8(~mask), 'P')
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    return picture
+
+
+def grey_and_alpha(mask):
+    grey = Image.fromarray(np.uint8(255 * mask))
+    grey.putalpha(255)
+    return grey
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        white_in_a_palette,
+        grey_and_alpha,
+        lambda mask: Image.fromarray(np.uint8(38 * mask)),
+        lambda mask: Image.fromarray(np.uint16(65535 * mask)),
+        lambda mask: Image.fromarray(np.uint8(255 * mask[..., None] * np.ones(3, bool))),
+    ],
+    ids=['palette', 'alpha', 'one value', '16 bits', 'colours'],
+)
+def test_white_is_white_in_every_kind_of_picture(tmp_path, images, make):
+    folder = make_masks(tmp_path, images)
+    make(DOG).save(folder / 'a b' / 'dog_1.png')
+    words = ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 0
+    assert (binary_masks(Store(tmp_path / 'store')[0])[0] == DOG).all()
+
+
+def test_a_mask_without_white_is_refused(tmp_path, images, capsys):
+    folder = make_masks(tmp_path, images)
+    Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(SIZE).astype(np.uint8) // 3).save(
+        folder / 'a b' / 'dog_1.png'
+    )
+    assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store']) == 2
+    assert 'none above 127' in capsys.readouterr().err
+
+
+def test_labels_of_one_bit_are_classes(tmp_path, images):
+    folder = make_labels(tmp_path, images)
+    Image.fromarray(DOG).save(folder / 'a b.png')
+    words = ['import', 'labels', images, folder, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 0
+    assert [noun.name for noun in Store(tmp_path / 'store')[0].nouns] == ['dog']
+
+
+def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
+    folder = make_masks(tmp_path, images)
+    (folder / 'other').mkdir()
+    (images / 'd.heic').write_bytes(b'')
+    assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 0
+    shown = capsys.readouterr().out
+    assert '1 masks, or folders of them, left out' in shown and '1 entries beside' in shown
+
+
+def test_an_image_on_its_side_is_stored_upright_and_needs_upright_masks(tmp_path, images, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    Image.new('RGB', SIZE, 'green').save(images / 'a b.jpg', exif=exif)  # upright: 60 x 40
+    words = ['import', 'masks', images, make_masks(tmp_path, images), tmp_path / 'one', '--quiet']
+    assert exit_code(cli, words) == 0
+    assert Store(tmp_path / 'one')[0].image.size == SIZE[::-1]
+    assert '1 images encoded anew' in capsys.readouterr().out
+    path = tmp_path / 'instances.json'
+    listed = [{'id': 7, 'file_name': 'a b.jpg', 'width': SIZE[0], 'height': SIZE[1]}]
+    content = coco(images=listed)
+    path.write_text(json.dumps({**content, 'annotations': content['annotations'][:1]}))
+    assert exit_code(cli, ['import', 'coco', images, path, tmp_path / 'two', '--quiet']) == 2
+    assert 'turned upright, as its EXIF says, has 60x40' in capsys.readouterr().err
+
+
+def test_links_out_of_the_folder_and_names_in_bytes_are_refused(tmp_path, images, capsys):
+    folder = make_masks(tmp_path, images)
+    Image.new('RGB', SIZE[::-1]).save(tmp_path / 'secret.png')
+    (images / 'link.png').symlink_to(tmp_path / 'secret.png')
+    words = ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 2
+    assert "'link.png' leads out of" in capsys.readouterr().err
+    (images / 'link.png').unlink()
+    (folder / 'a b' / 'd\udcffg.png').write_bytes((folder / 'a b' / 'dog_1.png').read_bytes())
+    assert exit_code(cli, words) == 2
+    assert 'is not UTF-8: rename the file' in capsys.readouterr().err
+
+
+def test_other_files_do_not_pass_for_what_is_there(tmp_path, images, capsys):
+    path = make_coco(tmp_path, images)
+    words = ['import', 'coco', images, path, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 0
+    path.write_text(json.dumps(coco(annotations=[])))
+    assert exit_code(cli, words) == 2
+    assert 'source_sha256' in capsys.readouterr().err
+
+
+def test_many_files_of_one_name_get_their_numbers_quickly(monkeypatch):
+    from freeatm_mm.store import importing
+
+    taken = {}
+    keys = [importing._key(stem, taken) for stem in ['a', 'a-2', 'a', *['b'] * 20_000]]
+    assert keys[:5] == ['a', 'a-2', 'a-3', 'b', 'b-2'] and len(set(keys)) == len(keys)
+
+
+def test_a_broken_json_of_sam_is_one_image(tmp_path, images, capsys):
+    folder = tmp_path / 'sa'
+    folder.mkdir()
+    (folder / 'a.json').write_text('{"image": {"file_name": ')
+    content = {'image': {'file_name': 'c.png', 'width': 60, 'height': 40}, 'annotations': []}
+    (folder / 'c.json').write_text(json.dumps(content))
+    words = ['import', 'sam', images, folder, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 2 and 'a.json is not JSON' in capsys.readouterr().err
+    assert exit_code(cli, [*words, '--max-bad', 1]) == 0
+    assert len(Store(tmp_path / 'store')) == 1
+
+
 def test_unusable_images_are_left_out_up_to_a_number(tmp_path, images, capsys):
     folder = make_masks(tmp_path, images)
     (images / 'broken.jpg').write_bytes(b'no image')
     words = ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']
     assert exit_code(cli, words) == 2
-    assert 'broken.jpg: it is no readable image' in (said := capsys.readouterr().err)
+    assert "broken.jpg: its image can't be read" in (said := capsys.readouterr().err)
     assert '--max-bad N' in said
     assert exit_code(cli, [*words, '--max-bad', 1]) == 0
     shown = capsys.readouterr().out

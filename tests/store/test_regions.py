@@ -132,7 +132,7 @@ def test_bad_settings_are_refused_before_anything_is_written(path, tmp_path, cha
     [
         (['felzenszwalb', '--config', 'x'], '--config goes with'),
         (['kmeans', '--checkpoint', 'x'], '--checkpoint with --config'),
-        (['kmeans', '--clusters', '1'], 'at least 2'),
+        (['kmeans', '--clusters', '1'], 'from 2 to'),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(path, tmp_path, capsys, options, said):

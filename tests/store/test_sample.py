@@ -186,3 +186,12 @@ def test_a_raw_sample_names_itself_where_its_masks_are_broken():
     raw.info['nouns'][0]['lo'] = float('nan')
     with pytest.raises(StoreError, match="sample '000000': its JSON .*no finite number"):
         raw.scales()
+
+
+def test_masks_that_could_not_be_read_again_are_not_written():
+    """A picture of masks has limits of pixels and sides, as any that is read."""
+    noun = Noun('a', 0, 1)
+    for shape in ((1, 70_000, 2), (1, 8193, 8193)):
+        masks = np.broadcast_to(np.zeros(1, np.uint8), shape)
+        with pytest.raises(StoreError, match='too large to be read again'):
+            Sample('k', b'', 'png', 'a', (noun,), masks, np.zeros((1, 2), np.float32))

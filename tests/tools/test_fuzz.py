@@ -69,6 +69,10 @@ def test_the_same_seed_gives_the_same_mutations(tmp_path):
         ('repair', 10, 8),
         ('edit', 15, 15),
         ('json', 200, 100),
+        ('pictures', 15, 15),
+        ('import', 20, 10),
+        ('images', 20, 10),
+        ('run-file', 40, 40),
     ],
 )
 def test_readers_refuse_or_read_as_before(tmp_path, capsys, name, count, bits):
@@ -84,6 +88,11 @@ def test_readers_refuse_or_read_as_before(tmp_path, capsys, name, count, bits):
     assert row['ours'] == 0 < row['details']['refused'] <= row['baseline']
     assert all(row['details'][fault] == 0 for fault in FAULTS)
     assert f'fuzz-{name}' in out.with_suffix('.md').read_text()
+
+
+def test_no_request_is_a_fault_of_the_server():
+    report = fuzz(TARGETS['requests'], random_mutations(21, 7))
+    assert report.outcomes == {'same content': 63}
 
 
 def test_targets_are_listed_and_unknown_ones_refused(capsys):

@@ -40,6 +40,11 @@ def print_help(parser, file=None):
             (action.option_strings[:1] or [action.dest], action.help, action.dest)
             for action in actions(parser)
         ],
+        unlimited=[
+            action.dest
+            for action in actions(parser)
+            if action.type in (int, float) and not action.choices
+        ],
     )
 
 argparse.ArgumentParser.print_help = print_help
@@ -93,6 +98,24 @@ def test_every_option_is_explained(helps, name):
     for (option,), text, _ in options:
         said = re.sub(r'\((default: )?[^()]*\)$|==SUPPRESS==', '', text or '')
         assert said.strip() or '==SUPPRESS==' in (text or ''), f'{name} says nothing of {option}'
+
+
+#: Numbers that generation looks at itself, before anything is loaded, for callers in Python as well
+#: (tests/generation/test_limits.py); a launcher of processes sets the last.
+LIMITED_LATER = {
+    *('batch_size', 'guidance', 'images_per_prompt', 'limit', 'mask_crf', 'mask_propagate'),
+    *('mask_stage', 'max_failed', 'quality', 'rank', 'samples_per_shard', 'seed', 'steps'),
+    *('workers', 'world'),
+}
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_every_number_has_limits(helps, name):
+    """Nobody's typing error, such as 1e9 or a port of 99999, gets as far as the work."""
+    later = {'local_rank'}
+    if name.endswith(('cli/generate.py', 'cli/add_masks.py')):
+        later |= LIMITED_LATER
+    assert set(helps[name]['unlimited']) <= later
 
 
 @pytest.mark.parametrize('name', TOOLS)

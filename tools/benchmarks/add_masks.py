@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 
 
@@ -30,12 +31,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('generator', help='folder of the pipeline')
-    add('--scenes', type=int, default=200, help='to score, of each kind (%(default)s)')
-    add('--steps', type=int, default=50, help='denoising steps of generating (%(default)s)')
-    add('--guidance', type=float, default=5.0, help='guidance scale of generating (%(default)s)')
-    add('--pairs', type=int, default=3, help='to time (%(default)s)')
-    add('--segmenter-scenes', type=int, default=4000, help='it learns from (%(default)s)')
-    add('--segmenter-epochs', type=int, default=3, help='of its training (%(default)s)')
+    add('--scenes', type=whole(1, 10**7), default=200, help='to score, of each kind (%(default)s)')
+    add(
+        '--steps',
+        type=whole(1, 10_000),
+        default=50,
+        help='denoising steps of generating (%(default)s)',
+    )
+    add(
+        '--guidance',
+        type=number(-1000, 1000),
+        default=5.0,
+        help='guidance scale of generating (%(default)s)',
+    )
+    add('--pairs', type=whole(1, 10_000), default=3, help='to time (%(default)s)')
+    add(
+        '--segmenter-scenes',
+        type=whole(1, 10**7),
+        default=4000,
+        help='it learns from (%(default)s)',
+    )
+    add('--segmenter-epochs', type=whole(0, 10**6), default=3, help='of its training (%(default)s)')
     add(
         '--work',
         type=Path,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
     add_row,
@@ -33,8 +34,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='yaml of a pretraining with position prompts')
     parser.add_argument('store', help='store of images with masks')
     parser.add_argument('out', type=Path, help='result file to write')
-    parser.add_argument('--batch-size', type=int, default=32, help='images of a step (%(default)s)')
-    parser.add_argument('--repeats', type=int, default=7, help='pairs of a case (%(default)s)')
+    parser.add_argument(
+        '--batch-size', type=whole(1, 4096), default=32, help='images of a step (%(default)s)'
+    )
+    parser.add_argument(
+        '--repeats', type=whole(1, 10_000), default=7, help='pairs of a case (%(default)s)'
+    )
     parser.add_argument('--device', default='cpu', help='cpu or cuda (%(default)s)')
     parser.add_argument(
         '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'

@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.errors import FOUND, InputError, tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,18 +35,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('targets', nargs='*', metavar='TARGET', help='what to test (default: everything)')
-    add('--count', type=int, default=500, help='mutations of each file (500)')
+    add('--count', type=whole(0, 10**9), default=500, help='mutations of each file (500)')
     add(
         '--bits',
-        type=int,
+        type=whole(0, 10**9),
         default=500,
         metavar='N',
         help='single bits of each file to turn, besides (500; 0: every bit)',
     )
-    add('--seed', type=int, default=0, help='other mutations (0)')
+    add('--seed', type=SEED, default=0, help='other mutations (0)')
     add(
         '--seconds',
-        type=float,
+        type=number(0, 1e6),
         default=10.0,
         metavar='S',
         help='a reading longer than this is a hang (10)',

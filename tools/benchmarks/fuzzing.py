@@ -734,3 +734,189 @@ def _pipeline(folder: Path) -> Reader:
         check_folder(diffusers, folder)
 
     return _in_a_sentence(read)
+
+
+@target('pictures', files=('a.*',))
+def _pictures(folder: Path) -> Reader:
+    """Pictures of others in every format that is decoded; pixels have no checksum."""
+    from freeatm_mm.files import read_bytes
+    from freeatm_mm.store.pictures import decode_picture
+
+    picture = Image.fromarray(np.arange(24 * 16 * 3, dtype=np.uint8).reshape(16, 24, 3))
+    for ending in ('bmp', 'gif', 'jpg', 'png', 'ppm', 'tif', 'webp'):
+        picture.save(folder / f'a.{ending}')
+    names = sorted(path.name for path in folder.iterdir())
+
+    def read(folder: Path) -> None:
+        for name in names:
+            decode_picture(read_bytes(folder / name, 1 << 22))
+
+    return read
+
+
+@target('import', files=('instances.json', 'sam.json', 'classes.txt', 'a.*'))
+def _import(folder: Path) -> Reader:
+    """Own images with own masks in four formats; masks have no checksum."""
+    from freeatm_mm.store.importing import READERS, ImportReport, import_samples
+
+    mask = np.zeros((16, 24), np.uint8)
+    mask[3:9, 4:20] = 1
+    Image.fromarray(np.repeat(mask[..., None] * 99, 3, 2)).save(folder / 'a.jpg')
+    Image.fromarray(mask).save(folder / 'a.png')
+    (folder / 'a').mkdir()
+    Image.fromarray(mask * 255).save(folder / 'a' / 'dog.png')
+    (folder / 'classes.txt').write_text('background\ndog\n')
+    runs = {'size': [16, 24], 'counts': [50, 20, 314]}
+    entries = [
+        {'image_id': 1, 'category_id': 1, 'segmentation': segmentation}
+        for segmentation in ([[4.0, 3, 20, 3, 20, 9]], runs)
+    ]
+    image = {'file_name': 'a.jpg', 'width': 24, 'height': 16}
+    names = [{'id': 1, 'name': 'dog'}]
+    (folder / 'instances.json').write_text(
+        json.dumps({'images': [{'id': 1, **image}], 'annotations': entries, 'categories': names})
+    )
+    (folder / 'sam.json').write_text(
+        json.dumps({'image': image, 'annotations': [{'segmentation': runs}]})
+    )
+
+    def read(folder: Path) -> None:
+        refused = None
+        for name, reader in READERS.items():
+            report = ImportReport()
+            masks = folder / 'instances.json' if name == 'coco' else folder
+            try:
+                pictures = reader(folder, masks, report, 'thing')
+                for sample in itertools.islice(import_samples(pictures, report, max_bad=99), 99):
+                    assert sample.image.size[0] > 0
+            except InputError as error:
+                refused = error
+        if refused:
+            raise refused
+
+    return read
+
+
+@target('images', files=('metadata.jsonl', 'captions.json', 'images.tar', 'a.txt', 'a.json'))
+def _images(folder: Path) -> Reader:
+    """Images with captions to add masks to: tables, COCO's captions, tars, texts beside them."""
+    import io
+
+    from freeatm_mm.generation import images
+    from freeatm_mm.store.pictures import decode_picture
+
+    picture = io.BytesIO()
+    Image.new('RGB', (24, 16), 'red').save(picture, 'PNG')
+    (folder / 'a.png').write_bytes(picture.getvalue())
+    row = {'file_name': 'a.png', 'text': 'a dog', 'nouns': ['dog']}
+    (folder / 'metadata.jsonl').write_text(json.dumps(row) + '\n')
+    (folder / 'captions.json').write_text(
+        json.dumps(
+            {
+                'images': [{'id': 9, 'file_name': 'a.png'}],
+                'annotations': [{'id': 1, 'image_id': 9, 'caption': 'a dog'}],
+            }
+        )
+    )
+    (folder / 'a.txt').write_text('a dog')
+    (folder / 'a.json').write_text(json.dumps({'caption': 'a dog', 'nouns': ['dog']}))
+    with tarfile.open(folder / 'images.tar', 'w') as archive:
+        for name in ('a.png', 'a.txt', 'a.json'):
+            archive.add(folder / name, name)
+
+    def read(folder: Path) -> None:
+        refused = None
+        for source, captions, listing in (
+            (folder / 'metadata.jsonl', None, None),
+            (folder, folder / 'captions.json', None),
+            (folder / 'images.tar', None, None),
+            (folder, None, images._beside_texts),
+        ):
+            reader = images.ImageReader(source, captions)
+            try:
+                found = listing(source) if listing else images.find_images(source, captions)
+                for entry in itertools.islice(found, 1000):
+                    if not entry.problem and entry.place:
+                        try:
+                            decode_picture(reader.read(entry.place))
+                        except OSError:
+                            pass  # as of adding masks: this image's failure
+            except InputError as error:
+                refused = error
+            finally:
+                reader.close()
+        if refused:
+            raise refused
+
+    return _in_a_sentence(read)
+
+
+@target('run-file', files=('run.yaml',))
+def _run_file(folder: Path) -> Reader:
+    """The file of a run of `freeatm generate`; other settings that it could have are no fault."""
+    import contextlib
+    import io
+
+    from freeatm_mm.cli import generate
+    from freeatm_mm.generation import GenerationJob
+    from freeatm_mm.generation.limits import check_settings
+
+    (folder / 'run.yaml').write_text(
+        'pipeline: owner/name\nprompts: p.jsonl\nout: store\nsteps: 30\nsize: 512x768\n'
+        'negative-prompt: "blurry, é"\nlora: [a.safetensors, b.safetensors:0.5]\nquiet: true\n'
+        'mask-resolutions: [16, 32]\nmask_steps: 0:25:3\ndtype: float16\nguidance: 7.5\n'
+    )
+
+    def read(folder: Path) -> None:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                args = generate.parse_args(['--config', str(folder / 'run.yaml')])
+        except SystemExit:  # of argparse, which has said why
+            raise InputError(said.getvalue().splitlines()[-1]) from None
+        check_settings(generate.job_of(args, GenerationJob).options)
+
+    return _in_a_sentence(read)
+
+
+@target('requests', files=('*.http',))
+def _requests(folder: Path) -> Reader:
+    """What is sent to the server of `freeatm view`; another answer is no fault."""
+    import io
+    from types import SimpleNamespace
+
+    from freeatm_mm.browse import StoreIndex
+    from freeatm_mm.browse.server import _Handler
+    from freeatm_mm.store import Store
+
+    (folder / 'store').mkdir()
+    _write_store(folder / 'store')
+    for name, path in {
+        'cards': '/cards?noun=bird&trust=0.5&order=most+trusted&offset=0',
+        'image': '/image/1',
+        'mask': '/mask/1/0',
+    }.items():
+        (folder / f'{name}.http').write_bytes(
+            f'GET {path} HTTP/1.1\r\nHost: 127.0.0.1:80\r\nConnection: close\r\n\r\n'.encode()
+        )
+
+    def read(folder: Path) -> list[bytes]:
+        store, index = Store(folder / 'store'), StoreIndex()
+        for number in range(len(store)):
+            index.add(number, store.read(number))
+        server = SimpleNamespace(
+            server_address=('127.0.0.1', 80), store=store, index=index, damaged=0
+        )
+        for path in sorted(folder.glob('*.http')):
+            if not path.is_file() or path.stat().st_size > 1 << 20:
+                continue
+            request, answer = io.BytesIO(path.read_bytes()), io.BytesIO()
+            connection = SimpleNamespace(
+                makefile=lambda *_, request=request: request,
+                sendall=answer.write,
+                settimeout=lambda _: None,
+            )
+            _Handler(connection, ('127.0.0.1', 1), server)
+        return []
+
+    return read

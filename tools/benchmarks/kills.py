@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import SEED, whole
 from freeatm_mm.errors import FOUND, tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,12 +36,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=str(ROOT / 'weights' / 'miniature-generator'),
         help="a pipeline's folder (default: the miniature generator)",
     )
-    add('--kills', type=int, default=100, help='how many (default: 100)')
-    add('--workers', type=int, default=1, help='workers at a time (default: 1)')
-    add('--samples', type=int, default=300, help='samples of a run (default: 300)')
-    add('--samples-per-shard', type=int, default=3, help='the unit of work (default: 3)')
-    add('--steps', type=int, default=2, help='denoising steps (default: 2)')
-    add('--seed', type=int, default=0, help='of the moments (default: 0)')
+    add('--kills', type=whole(0, 10**6), default=100, help='how many (default: 100)')
+    add('--workers', type=whole(1, 1024), default=1, help='workers at a time (default: 1)')
+    add('--samples', type=whole(1, 10**10), default=300, help='samples of a run (default: 300)')
+    add(
+        '--samples-per-shard', type=whole(1, 10**6), default=3, help='the unit of work (default: 3)'
+    )
+    add('--steps', type=whole(1, 10_000), default=2, help='denoising steps (default: 2)')
+    add('--seed', type=SEED, default=0, help='of the moments (default: 0)')
     add(
         '--out',
         type=Path,

@@ -19,12 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.miniature.layout import miniature_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ('mask-generator', 'loading', 'step', 'memory')
-METHODS = miniature_methods()
+METHODS = ['simclr', 'mocov2', 'mae']
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,10 +36,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--device', choices=['cpu', 'cuda'], default='cpu', help='where to measure (%(default)s)'
     )
-    parser.add_argument('--batch', type=int, help='images of a training step (8)')
-    parser.add_argument('--repeats', type=int, help='pairs of a case (5)')
+    parser.add_argument('--batch', type=whole(1, 4096), help='images of a training step (8)')
+    parser.add_argument('--repeats', type=whole(1, 10_000), help='pairs of a case (5)')
     parser.add_argument(
-        '--methods', nargs='+', choices=METHODS, default=METHODS, help='to measure (all)'
+        '--methods',
+        nargs='+',
+        choices=miniature_methods(),
+        default=METHODS,
+        help='to measure (%(default)s)',
     )
     parser.add_argument(
         '--cases', nargs='+', choices=CASES, default=CASES, help='what to measure (all)'

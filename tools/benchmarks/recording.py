@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from recording_runs import OTHERS, benchmark_recording, rows_of
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import (
@@ -48,11 +49,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     for other in OTHERS:
         parser.add_argument(f'--{other}', metavar='PYTHON', help=f'interpreter with {other}')
-    parser.add_argument('--steps', type=int, default=1, help='denoising steps (%(default)s)')
-    parser.add_argument('--repeats', type=int, default=9, help='pairs of runs (%(default)s)')
+    parser.add_argument(
+        '--steps', type=whole(1, 10_000), default=1, help='denoising steps (%(default)s)'
+    )
+    parser.add_argument(
+        '--repeats', type=whole(1, 10_000), default=9, help='pairs of runs (%(default)s)'
+    )
     parser.add_argument(
         '--side',
-        type=int,
+        type=whole(1, 1024),
         default=64,
         help="side of the latents, an eighth of the images' (%(default)s)",
     )

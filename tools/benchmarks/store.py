@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 
 CASES = ('large', 'masks', 'write')
@@ -31,10 +32,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--cases', nargs='+', choices=CASES, default=CASES, help='what to measure (all)')
-    add('--samples', type=int, default=14_000_000, help='of the large store (14,000,000)')
+    add(
+        '--samples',
+        type=whole(1, 10**10),
+        default=14_000_000,
+        help='of the large store (14,000,000)',
+    )
     add(
         '--generation-seconds',
-        type=float,
+        type=number(0, 1e6),
         metavar='S',
         help='seconds an image takes to generate (default: 50 times one denoising step at the '
         'shapes of Stable Diffusion 1.5, measured on this CPU: needs 4 GB and some minutes)',

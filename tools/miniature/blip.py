@@ -28,6 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.miniature.export import export_positions
 from freeatm_mm.miniature.job import Job
@@ -90,18 +91,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=DEFAULT,
         help=f'which ({" ".join(DEFAULT)})',
     )
-    parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
-    parser.add_argument('--jobs', type=int, default=1, help='arms side by side (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=20, help='of pretraining (%(default)s)')
+    parser.add_argument('--seeds', type=whole(1, 1000), default=1, help='how many (%(default)s)')
     parser.add_argument(
-        '--finetune-epochs', type=int, default=10, help='of fine-tuning (%(default)s)'
+        '--jobs', type=whole(1, 1024), default=1, help='arms side by side (%(default)s)'
     )
     parser.add_argument(
-        '--detector-epochs', type=int, default=12, help='of the detector (%(default)s)'
+        '--epochs', type=whole(0, 10**6), default=20, help='of pretraining (%(default)s)'
+    )
+    parser.add_argument(
+        '--finetune-epochs', type=whole(0, 10**6), default=10, help='of fine-tuning (%(default)s)'
+    )
+    parser.add_argument(
+        '--detector-epochs', type=whole(0, 10**6), default=12, help='of the detector (%(default)s)'
     )
     parser.add_argument(
         '--scenes',
-        type=int,
+        type=whole(1, 10**7),
         nargs=3,
         default=[1500, 150, 500],
         metavar=('TRAIN', 'VAL', 'TEST'),

@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 
@@ -51,12 +52,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('generator', help='folder of the pipeline')
-    parser.add_argument('--scenes', type=int, default=200, help='to score (%(default)s)')
+    parser.add_argument(
+        '--scenes', type=whole(1, 10**7), default=200, help='to score (%(default)s)'
+    )
     parser.add_argument(
         '--split', default='test', choices=('val', 'test'), help='of the world (%(default)s)'
     )
     parser.add_argument(
-        '--crf-size', type=int, default=32, help='side of masks for the CRF (%(default)s)'
+        '--crf-size', type=whole(1, 96), default=32, help='side of masks for the CRF (%(default)s)'
     )
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/results'), help='folder (%(default)s)'

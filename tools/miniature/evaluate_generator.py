@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 
@@ -39,26 +40,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/evaluation'),
         help='folder of what is trained and generated for it (%(default)s)',
     )
-    parser.add_argument('--images', type=int, default=1000, help='to generate (%(default)s)')
+    parser.add_argument(
+        '--images', type=whole(1, 10**7), default=1000, help='to generate (%(default)s)'
+    )
     parser.add_argument(
         '--classifier-scenes',
         '--judge-scenes',
-        type=int,
+        type=whole(1, 10**7),
         default=30000,
         help='real scenes that the classifier learns from (%(default)s)',
     )
     parser.add_argument(
         '--classifier-epochs',
         '--judge-epochs',
-        type=int,
+        type=whole(0, 10**6),
         default=7,
         help='of the classifier (%(default)s)',
     )
     parser.add_argument(
-        '--mask-scenes', type=int, default=500, help='scenes to score masks on (%(default)s)'
+        '--mask-scenes',
+        type=whole(1, 10**7),
+        default=500,
+        help='scenes to score masks on (%(default)s)',
     )
-    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
+    parser.add_argument(
+        '--steps', type=whole(1, 10_000), default=12, help='denoising steps (%(default)s)'
+    )
+    parser.add_argument(
+        '--guidance', type=number(-1000, 1000), default=5.0, help='guidance scale (%(default)s)'
+    )
     parser.add_argument('--sources', help='folder with the unpacked Debian packages')
     parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
     return parser.parse_args(argv)

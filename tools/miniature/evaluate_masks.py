@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 
@@ -36,36 +37,40 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('generator', help='folder of the pipeline')
     parser.add_argument(
         '--scenes',
-        type=int,
+        type=whole(1, 10**7),
         default=200,
         help='to score, of either kind, and as many to choose heads on (%(default)s)',
     )
     parser.add_argument(
         '--first-step',
-        type=int,
+        type=whole(0, 10_000),
         default=4,
         help='of the variant with the noisier '
         'steps; they go from little noise to much (%(default)s)',
     )
     parser.add_argument(
         '--self-attention',
-        type=int,
+        type=whole(1, 10**7),
         default=32,
         help='largest side at which it is recorded (%(default)s)',
     )
     parser.add_argument(
-        '--crf-size', type=int, default=32, help='side of masks for the CRF (%(default)s)'
+        '--crf-size', type=whole(1, 96), default=32, help='side of masks for the CRF (%(default)s)'
     )
-    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
+    parser.add_argument(
+        '--steps', type=whole(1, 10_000), default=12, help='denoising steps (%(default)s)'
+    )
+    parser.add_argument(
+        '--guidance', type=number(-1000, 1000), default=5.0, help='guidance scale (%(default)s)'
+    )
     parser.add_argument(
         '--segmenter-scenes',
-        type=int,
+        type=whole(1, 10**7),
         default=15000,
         help='real scenes that the segmenter learns from (%(default)s)',
     )
     parser.add_argument(
-        '--segmenter-epochs', type=int, default=3, help='of the segmenter (%(default)s)'
+        '--segmenter-epochs', type=whole(0, 10**6), default=3, help='of the segmenter (%(default)s)'
     )
     parser.add_argument(
         '--work',

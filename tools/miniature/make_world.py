@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import SEED, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.miniature.export import export_exact_store, export_world, same_object_share
 from freeatm_mm.miniature.scenes import sample_prompt
@@ -29,13 +30,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('out', type=Path, help='folder of the world')
-    parser.add_argument('--train', type=int, default=3000, help='scenes (%(default)s)')
-    parser.add_argument('--val', type=int, default=750, help='scenes (%(default)s)')
-    parser.add_argument('--test', type=int, default=1500, help='scenes (%(default)s)')
-    parser.add_argument('--prompts', type=int, default=4000, help='how many (%(default)s)')
+    parser.add_argument('--train', type=whole(1, 10**7), default=3000, help='scenes (%(default)s)')
+    parser.add_argument('--val', type=whole(1, 10**7), default=750, help='scenes (%(default)s)')
+    parser.add_argument('--test', type=whole(1, 10**7), default=1500, help='scenes (%(default)s)')
+    parser.add_argument(
+        '--prompts', type=whole(1, 10**7), default=4000, help='how many (%(default)s)'
+    )
     parser.add_argument(
         '--exact',
-        type=int,
+        type=whole(0, 10**7),
         default=0,
         metavar='SCENES',
         help='also a store of so many composed scenes with exact masks',
@@ -46,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='also `garments`, a test set of 8,000 different objects: each test photo of a '
         'garment in a scene of its own, with 5,000 other ones to train and choose classifiers',
     )
-    parser.add_argument('--seed', type=int, default=0, help='number of the world (%(default)s)')
+    parser.add_argument('--seed', type=SEED, default=0, help='number of the world (%(default)s)')
     parser.add_argument(
         '--sources',
         type=Path,
@@ -56,7 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cache', type=Path, default='.cache', help='where to unpack them (%(default)s)'
     )
-    parser.add_argument('--workers', type=int, help='processes; one per core by default')
+    parser.add_argument('--workers', type=whole(1, 1024), help='processes; one per core by default')
     return parser.parse_args(argv)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 # The standard library serves --help and --dry-run, before anything is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.methods import METHODS, UNTRAINED
 from freeatm_mm.miniature.arms import ARMS
@@ -47,7 +48,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/miniature'), help='output folder (%(default)s)'
     )
-    parser.add_argument('--images', type=int, default=4000, help='to generate (%(default)s)')
+    parser.add_argument(
+        '--images', type=whole(1, 10**7), default=4000, help='to generate (%(default)s)'
+    )
     parser.add_argument(
         '--pool',
         help='store to take --images samples from for each seed, instead of generating: seeds '
@@ -55,12 +58,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--epochs',
-        type=int,
+        type=whole(0, 10**6),
         default=24,
         help='of each pretraining; of MAE twice '
         'as many, which sees one view each, not two (%(default)s)',
     )
-    parser.add_argument('--seeds', type=int, default=1, help='how many (%(default)s)')
+    parser.add_argument('--seeds', type=whole(1, 1000), default=1, help='how many (%(default)s)')
     parser.add_argument(
         '--methods',
         nargs='+',
@@ -91,7 +94,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--evaluate-every',
         '--judge-every',
-        type=int,
+        type=whole(1, 10**7),
         metavar='EPOCHS',
         help='evaluate the checkpoints '
         'of baseline and freeatm on the way too, for a curve over epochs',
@@ -106,8 +109,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
-    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
+    parser.add_argument(
+        '--steps', type=whole(1, 10_000), default=12, help='denoising steps (%(default)s)'
+    )
+    parser.add_argument(
+        '--guidance', type=number(-1000, 1000), default=5.0, help='guidance scale (%(default)s)'
+    )
     parser.add_argument(
         '--fast',
         action='store_true',
@@ -122,7 +129,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--jobs',
-        type=int,
+        type=whole(1, 1024),
         default=min(os.cpu_count() or 1, 2),
         help='pretrainings side by side (%(default)s)',
     )

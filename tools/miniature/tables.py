@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.methods import METHODS
@@ -65,26 +66,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='output folder (%(default)s)',
     )
     parser.add_argument(
-        '--images', type=int, default=4000, help='to pretrain on, of each kind (%(default)s)'
+        '--images',
+        type=whole(1, 10**7),
+        default=4000,
+        help='to pretrain on, of each kind (%(default)s)',
     )
     parser.add_argument(
         '--epochs',
-        type=int,
+        type=whole(0, 10**6),
         default=24,
         help='of each pretraining; of MAE twice '
         'as many, which see one view each, not two (%(default)s)',
     )
-    parser.add_argument('--seeds', type=int, default=3, help='how many (%(default)s)')
+    parser.add_argument('--seeds', type=whole(1, 1000), default=3, help='how many (%(default)s)')
     parser.add_argument(
         '--methods',
         nargs='+',
         choices=miniature_methods(),
-        default=list(miniature_methods()),
-        help='to pretrain by (all)',
+        default=['simclr', 'mocov2', 'mae'],
+        help="to pretrain by (%(default)s: the paper's)",
     )
     parser.add_argument(
         '--jobs',
-        type=int,
+        type=whole(1, 1024),
         default=1,
         help='lines of work side by side, one core each (%(default)s)',
     )
@@ -101,8 +105,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='folder made by tools/miniature/make_world.py with --exact to '
         'use, instead of making one',
     )
-    parser.add_argument('--steps', type=int, default=12, help='denoising steps (%(default)s)')
-    parser.add_argument('--guidance', type=float, default=5.0, help='guidance scale (%(default)s)')
+    parser.add_argument(
+        '--steps', type=whole(1, 10_000), default=12, help='denoising steps (%(default)s)'
+    )
+    parser.add_argument(
+        '--guidance', type=number(-1000, 1000), default=5.0, help='guidance scale (%(default)s)'
+    )
     parser.add_argument(
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.plan import GeneratorPlan
@@ -31,13 +32,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda (%(default)s)')
-    parser.add_argument('--workers', type=int, help='processes that compose scenes')
-    parser.add_argument('--minutes', type=float, help='stop at a checkpoint after so long')
+    parser.add_argument('--workers', type=whole(1, 1024), help='processes that compose scenes')
+    parser.add_argument('--minutes', type=number(0, 1e6), help='stop at a checkpoint after so long')
     parser.add_argument('--compile', action='store_true', help='use torch.compile (on a GPU)')
+    kinds = {int: whole(0, 10**10), float: number(0, 1e9)}
     for field in dataclasses.fields(GeneratorPlan):
         parser.add_argument(
             f'--{field.name.replace("_", "-")}',
-            type=type(field.default),
+            type=kinds.get(type(field.default), str),
             default=field.default,
             help=f'{field.metadata["help"]}{" (%(default)s)" if field.default else ""}',
         )

@@ -1,0 +1,658 @@
+"""Folders at addresses (`s3://`, `gs://`, `hf://`, `https://`): files read by range, written whole.
+
+Credentials are what the libraries find themselves (environment, profiles, tokens); an address that
+holds some is refused, and messages are this module's own words, never a library's. Only names of
+plain files below the address are asked for, and redirections elsewhere are not followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote
+
+from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular
+
+__all__ = [
+    'RemoteFolder',
+    'cache_folder',
+    'check_address',
+    'is_address',
+    'local_folder',
+    'parse_bytes',
+]
+
+#: Seconds without a byte after which a request is given up, and seconds that one may take in all.
+TIMEOUT, DEADLINE = 60.0, 600.0
+#: Seconds before a request that failed is made again; after the last one it is an error.
+DELAYS = (0.5, 1.0, 2.0, 4.0)
+#: Bytes of one request where a file is read from its start to its end.
+PIECE = 1 << 24
+#: Bytes of a part, where a file is uploaded in several: S3's checksum follows from it.
+PART = 1 << 24
+
+#: Scheme -> the package that it needs.
+_SCHEMES = {
+    's3': 's3fs',
+    'gs': 'gcsfs',
+    'hf': 'huggingface_hub',
+    'https': 'requests',
+    'http': 'requests',
+    'memory': 'fsspec',
+}
+_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.:-]*)://(.*)', re.DOTALL)
+_NAME = re.compile(r'(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*')
+_UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
+# Errors of a program, not of a server.
+_MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeError)
+
+_T = TypeVar('_T')
+
+
+def is_address(path: object) -> bool:
+    """Whether a path is an address (`scheme://...`), not a file or folder of this machine."""
+    return isinstance(path, str) and _ADDRESS.fullmatch(path) is not None
+
+
+def check_address(address: str) -> str:
+    """Return an address in its plain form, without a slash at the end.
+
+    Raises:
+        InputError: If its scheme is none that is read, it holds a password or a query, which may be
+            one, or it isn't the name of a folder.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise InputError(f'{address!r} is no address: it begins with {_schemes()}')
+    scheme, rest = match[1].lower(), match[2].rstrip('/')
+    parts = rest.split('/')
+    # What may be secret is not repeated.
+    shown = f'{scheme}://{re.split("[?#]", rest)[0].rpartition("@")[2]}'
+    if scheme not in _SCHEMES:
+        raise InputError(f'{shown}: addresses begin with {_schemes()}')
+    if '?' in rest or '#' in rest or scheme != 'hf' and '@' in parts[0]:
+        raise InputError(
+            f'{shown}: an address holds no user name, password or query; give credentials as the '
+            'library for it takes them (environment variables, a profile, a token)'
+        )
+    for part in parts:
+        plain = unquote(part)
+        if plain in ('', '.', '..') or re.search(r'[\x00-\x1f\\/]', plain):
+            raise InputError(f'{shown} is not the address of a folder: {plain!r} is no name in it')
+    if scheme == 'hf' and len(parts) < (3 if parts[0] in ('datasets', 'spaces') else 2):
+        raise InputError(f'{shown}: use hf://datasets/USER/NAME, or hf://USER/NAME for a model')
+    return f'{scheme}://{"/".join(parts)}'
+
+
+def local_folder(path: str | Path) -> Path:
+    """Return the path of a folder that is to be written.
+
+    Raises:
+        InputError: If it is an address.
+    """
+    if is_address(path):
+        raise InputError(
+            f"{check_address(str(path))} can't be written to directly: write to a folder here, "
+            'then: freeatm push FOLDER ADDRESS'
+        )
+    return Path(path)
+
+
+def _schemes() -> str:
+    return ', '.join(f'{scheme}://' for scheme in ('s3', 'gs', 'hf')) + ' or https://'
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a number of bytes such as `'50GB'`, `'500 M'` or `1000000`.
+
+    Raises:
+        InputError: If it is none.
+    """
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?', str(text).strip().lower())
+    if match is None:
+        raise InputError(f'{text!r} is no number of bytes, such as 50GB')
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def cache_folder() -> Path:
+    """Where what was read from addresses is kept: `FREEATM_CACHE`, or a folder of `~/.cache`.
+
+    Raises:
+        InputError: If it can't be made.
+    """
+    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    folder = Path(os.environ.get('FREEATM_CACHE') or Path(base, 'freeatm_mm', 'stores'))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the cache {folder} can't be made ({error.strerror}): name another in FREEATM_CACHE"
+        ) from None
+    return folder
+
+
+class FileState(NamedTuple):
+    """What a server says of a file.
+
+    Attributes:
+        size: Its bytes.
+        tag: Changes when the file does; `None` where the server has no such thing.
+    """
+
+    size: int
+    tag: str | None
+
+
+class RemoteFolder:
+    """The files of a folder at an address.
+
+    Requests that fail are made again, a few times; what has no hope (not there, not allowed) is
+    not. It can be pickled, forked and shared by threads: every process has its own connection.
+
+    Args:
+        address: Such as `s3://bucket/folder`.
+
+    Raises:
+        InputError: If the address can't be used.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = check_address(address)
+        self._begin()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFolder, (self.address,)
+
+    def _begin(self) -> None:
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._server: _Server | None = None
+
+    def state(self, name: str) -> FileState:
+        """Size and tag of a file; raises as :meth:`read`."""
+        return self._try(name, lambda server, place: server.state(place))
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Read bytes `start` to `stop` of a file, all of them.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            InputError: If it can't be read, the server gives no ranges, or fewer bytes than asked.
+        """
+
+        def action(server: _Server, place: str) -> bytes:
+            data = server.read(place, start, stop)
+            if len(data) > stop - start:
+                raise _NoRangesError
+            if len(data) < stop - start:
+                raise _ShortError(f'ends at byte {start + len(data)}, before {stop}')
+            return data
+
+        return self._try(name, action) if stop > start else b''
+
+    def pieces(self, name: str, size: int) -> Iterator[bytes]:
+        """Read the first `size` bytes of a file, piece by piece; raises as :meth:`read`."""
+        for start in range(0, size, PIECE):
+            yield self.read(name, start, min(size, start + PIECE))
+
+    def fetch(
+        self,
+        name: str,
+        path: Path,
+        size: int,
+        sha256: str | None = None,
+        progress: Callable[[int], Any] = lambda count: None,
+        write: Callable[[Path], AbstractContextManager[BinaryIO]] = atomic_write,
+    ) -> None:
+        """Copy a file to this machine, where it appears once it is whole and proved.
+
+        Args:
+            name: The file.
+            path: Where to.
+            size: Its bytes.
+            sha256: What it must have, in hex.
+            progress: Called with the number of bytes of each piece.
+            write: Opens the file to be written.
+
+        Raises:
+            InputError: As :meth:`read`, or if the sha256 is another.
+        """
+        digest = hashlib.sha256()
+        with write(path) as file:
+            for piece in self.pieces(name, size):
+                digest.update(piece)
+                file.write(piece)
+                progress(len(piece))
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise InputError(
+                    f"{self.address}/{name} is not the file that was written: its sha256 isn't the "
+                    'recorded one'
+                )
+
+    def read_cached(self, name: str, limit: int = MAX_BYTES) -> bytes:
+        """Read a file whole, from the cache if it hasn't changed at its address.
+
+        Args:
+            name: The file.
+            limit: Most bytes that it may have.
+
+        Raises:
+            InputError: As :meth:`read`, or if it is larger.
+        """
+        size, tag = self.state(name)
+        if size > limit:
+            raise InputError(
+                f'{self.address}/{name} has {size} bytes, more than the {limit} that such a file '
+                'may have'
+            )
+        if tag is None:
+            return b''.join(self.pieces(name, size))
+        key = hashlib.sha256(f'{self.address}/{name}\n{size}\n{tag}'.encode()).hexdigest()
+        path = cache_folder() / f'{key}.copy'
+        if not path.is_file() or path.stat().st_size != size:
+            self.fetch(name, path, size)
+        return path.read_bytes()
+
+    def names(self) -> dict[str, int] | None:
+        """Names and sizes of the files in the folder; `None` where the server lists nothing."""
+        try:
+            return self._try('', lambda server, place: server.names(place))
+        except MissingFileError:
+            return {}
+
+    def holds(self, path: Path, name: str, sha256: str) -> bool:
+        """Whether the folder holds a copy of a file of this machine, by checksum.
+
+        Where the server has a checksum that can be compared (an ETag of S3 that is no encryption's,
+        Google's MD5, the Hub's sha256), it is; elsewhere the copy is read.
+
+        Args:
+            path: The file here.
+            name: Its name there.
+            sha256: Its sha256, in hex.
+        """
+        try:
+            size = self.state(name).size
+        except MissingFileError:
+            return False
+        if size != path.stat().st_size:
+            return False
+        proved = self._try(name, lambda server, place: server.same(place, path, sha256))
+        if proved is not None:
+            return proved
+        digest = hashlib.sha256()
+        for piece in self.pieces(name, size):
+            digest.update(piece)
+        return digest.hexdigest() == sha256
+
+    @property
+    def commits(self) -> bool:
+        """Whether files are better written many at once, as each writing is a commit."""
+        return self.address.startswith('hf://')
+
+    def upload_many(self, files: Sequence[tuple[Path, str, str]]) -> None:
+        """Write files of this machine into the folder, in order, and prove that they arrived.
+
+        Args:
+            files: Path, name there and sha256 of each.
+
+        Raises:
+            InputError: If one can't be written, or other bytes arrived.
+        """
+        for path, name, _ in files:
+            os.close(open_regular(path))
+            self._check(name)
+        if self.commits and files:
+            places = [(path, f'{self.address}/{name}') for path, name, _ in files]
+            self._try('', lambda server, _: server.write_all(places))
+        for path, name, sha256 in files:
+            if not self.commits:
+                self._try(name, partial(_write, path))
+            if not self.holds(path, name, sha256):
+                raise InputError(
+                    f'{self.address}/{name} is not what was uploaded: its checksum is another; '
+                    'start the same command once more'
+                )
+
+    def upload(self, path: Path, name: str, sha256: str) -> None:
+        """Write one file; see :meth:`upload_many`."""
+        self.upload_many([(path, name, sha256)])
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            self._try(name, lambda server, place: server.remove(place))
+        except MissingFileError:
+            return
+
+    def _check(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise InputError(f'{name!r} is no name of a file in {self.address}')
+
+    def _try(self, name: str, action: Callable[[_Server, str], _T]) -> _T:
+        if name:
+            self._check(name)
+        place = f'{self.address}/{name}' if name else self.address
+        for delay in (*DELAYS, None):
+            try:
+                return action(self._connected(), place)
+            except (*_MISTAKES, InputError):
+                raise
+            except Exception as error:  # whatever a library raises where a server fails
+                problem = _explain(error)
+                if problem.missing:
+                    raise MissingFileError(f'{place} is not there') from None
+                if delay is None or not problem.again:
+                    tries = f' ({len(DELAYS) + 1} tries)' if problem.again else ''
+                    raise InputError(f'{place} {problem.what}{tries}') from None
+            time.sleep(delay)
+        raise AssertionError
+
+    def _connected(self) -> _Server:
+        if self._pid != os.getpid():  # after a fork: the parent's lock may be held for ever
+            self._begin()
+        with self._lock:
+            if self._server is None:
+                self._server = _connect(self.address.partition(':')[0])
+            return self._server
+
+
+def _write(path: Path, server: _Server, place: str) -> None:
+    server.write(path, place)
+
+
+class _Server(Protocol):
+    """What one kind of server can do; `place` is a whole address."""
+
+    def state(self, place: str) -> FileState: ...
+
+    def read(self, place: str, start: int, stop: int) -> bytes: ...
+
+    def names(self, place: str) -> dict[str, int] | None: ...
+
+    def same(self, place: str, path: Path, sha256: str) -> bool | None: ...
+
+    def write(self, path: Path, place: str) -> None: ...
+
+    def write_all(self, files: Sequence[tuple[Path, str]]) -> None: ...
+
+    def remove(self, place: str) -> None: ...
+
+
+def _connect(scheme: str) -> _Server:
+    try:
+        return _Web() if scheme in ('http', 'https') else _FileSystem(scheme)
+    except ImportError:
+        package = _SCHEMES[scheme]
+        extra = package if scheme == 'gs' else "'freeatm_mm[remote]'"
+        raise InputError(f'{scheme}:// needs {package}: pip install {extra}') from None
+
+
+class _Web:
+    """Servers of files over HTTP: plain GETs of ranges."""
+
+    def __init__(self) -> None:
+        import requests
+
+        self._requests, self._sessions = requests, threading.local()
+
+    def _ask(self, method: str, place: str, **headers: str) -> Any:
+        if not hasattr(self._sessions, 'session'):
+            self._sessions.session = self._requests.Session()
+        response = self._sessions.session.request(
+            method,
+            place,
+            headers={'Accept-Encoding': 'identity', **headers},
+            stream=True,
+            allow_redirects=False,
+            timeout=TIMEOUT,
+        )
+        if 300 <= response.status_code < 400:
+            response.close()
+            raise InputError(
+                f'{place} leads to another address, which is not followed: give that one '
+                '(hf:// for the Hub)'
+            )
+        response.raise_for_status()
+        return response
+
+    def state(self, place: str) -> FileState:
+        with self._ask('HEAD', place) as response:
+            size = response.headers.get('Content-Length', '')
+            tag = response.headers.get('ETag') or response.headers.get('Last-Modified')
+        if not size.isdecimal():
+            raise InputError(f"{place} can't be read by range: its server tells no size")
+        return FileState(int(size), tag)
+
+    def read(self, place: str, start: int, stop: int) -> bytes:
+        with self._ask('GET', place, Range=f'bytes={start}-{stop - 1}') as response:
+            if response.status_code != 206:
+                # The whole file: no matter if that is what was asked for.
+                if start or response.headers.get('Content-Length') != str(stop):
+                    raise _NoRangesError
+            elif not response.headers.get('Content-Range', '').startswith(f'bytes {start}-'):
+                raise _ShortError('comes with other bytes than were asked for')
+            data, due = bytearray(), time.monotonic() + DEADLINE
+            # What has come, without waiting for more: iter_content would, byte by byte for ever.
+            while len(data) <= stop - start and (piece := response.raw.read1(1 << 16)):
+                data += piece
+                if time.monotonic() > due:
+                    raise _ShortError(f'took more than {DEADLINE:g} s')
+        return bytes(data)
+
+    def names(self, place: str) -> None:
+        return None
+
+    def same(self, place: str, path: Path, sha256: str) -> None:
+        return None
+
+    def write(self, path: Path, place: str) -> None:
+        raise InputError(f"{place} can't be written to: use s3://, gs:// or hf://")
+
+    def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
+        raise NotImplementedError
+
+    def remove(self, place: str) -> None:
+        raise InputError(f"{place} can't be removed: use s3://, gs:// or hf://")
+
+
+class _FileSystem:
+    """Object stores, through fsspec."""
+
+    def __init__(self, scheme: str) -> None:
+        import fsspec
+
+        options: dict[str, Any] = {'skip_instance_cache': True, 'use_listings_cache': False}
+        if scheme == 's3':
+            # Time-outs of ours, and tries counted once.
+            options['config_kwargs'] = {
+                'connect_timeout': TIMEOUT,
+                'read_timeout': TIMEOUT,
+                'retries': {'total_max_attempts': 1},
+            }
+        elif scheme == 'gs':
+            options['requests_timeout'] = TIMEOUT
+        self._scheme, self._fs = scheme, fsspec.filesystem(scheme, **options)
+        if scheme == 's3':
+            self._fs.retries = 1
+        self._limit = {'timeout': DEADLINE} if self._fs.async_impl else {}
+        self._files: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def state(self, place: str) -> FileState:
+        info = self._info(place)
+        names = ('ETag', 'etag', 'blob_id', 'generation', 'created')
+        tag = next((str(info[name]) for name in names if info.get(name)), None)
+        return FileState(int(info['size']), tag)
+
+    def _info(self, place: str) -> dict[str, Any]:
+        info = self._fs.info(place, **self._limit)
+        if info['type'] != 'file':
+            raise FileNotFoundError
+        return info
+
+    def read(self, place: str, start: int, stop: int) -> bytes:
+        if self._scheme != 'hf':
+            return self._fs.cat_file(place, start=start, end=stop, **self._limit)
+        # One file stays open, so that the Hub is asked once for its place; it has one position.
+        with self._lock:
+            file = self._files.pop(place, None) or self._fs.open(place, 'rb', cache_type='none')
+            file.seek(start)
+            data = file.read(stop - start)
+            self._files[place] = file
+            while len(self._files) > 32:
+                del self._files[next(iter(self._files))]
+        return data
+
+    def names(self, place: str) -> dict[str, int]:
+        found = self._fs.ls(place, detail=True, **self._limit)
+        return {
+            item['name'].rstrip('/').rpartition('/')[2]: int(item['size'] or 0)
+            for item in found
+            if item['type'] == 'file'
+        }
+
+    def same(self, place: str, path: Path, sha256: str) -> bool | None:
+        info = self._info(place)
+        if self._scheme == 's3':
+            # Of an encrypted object it is something else: that proves nothing.
+            return str(info.get('ETag', '')).strip('"') == _etag(path) or None
+        if self._scheme == 'gs' and info.get('md5Hash'):
+            return info['md5Hash'] == base64.b64encode(_digest(path, 'md5')).decode()
+        if self._scheme == 'hf':
+            if info.get('lfs'):
+                return info['lfs']['sha256'] == sha256
+            return info.get('blob_id') == _blob_id(path)
+        return None
+
+    def write(self, path: Path, place: str) -> None:
+        options = {'chunksize': PART, 'max_concurrency': 4} if self._scheme == 's3' else {}
+        self._fs.put_file(str(path), place, **options)
+
+    def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        places = [self._fs.resolve_path(place) for _, place in files]
+        self._fs._api.create_commit(
+            places[0].repo_id,
+            [
+                CommitOperationAdd(place.path_in_repo, path)
+                for place, (path, _) in zip(places, files)
+            ],
+            commit_message=f'Add {files[-1][0].name} and {len(files) - 1} more files',
+            repo_type=places[0].repo_type,
+            revision=places[0].revision,
+        )
+        self._fs.invalidate_cache()
+        self._files.clear()
+
+    def remove(self, place: str) -> None:
+        self._fs.rm_file(place)
+
+
+class _NoRangesError(Exception):
+    """The server gives whole files only."""
+
+
+class _ShortError(Exception):
+    """The server gives other bytes than asked for; the message says which."""
+
+
+class _Explained(NamedTuple):
+    """An error in this module's words.
+
+    Attributes:
+        what: What is wrong, to follow the address.
+        again: Whether another try may help.
+        missing: Whether the file isn't there.
+    """
+
+    what: str
+    again: bool = False
+    missing: bool = False
+
+
+def _explain(error: BaseException) -> _Explained:
+    """Say what a library's error means, without its words: they may hold signed addresses."""
+    if isinstance(error, _NoRangesError):
+        return _Explained("can't be read by range: its server sends whole files only")
+    if isinstance(error, _ShortError):
+        return _Explained(str(error), again=True)
+    causes: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in causes and len(causes) < 8:
+        causes.append(link)
+        link = link.__cause__ or link.__context__
+    status = next((code for cause in causes if (code := _status(cause))), 0)
+    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    text = ' '.join(sorted(names))
+    if status in (401, 403) or PermissionError in map(type, causes) or 'Credentials' in text:
+        return _Explained(
+            'may not be read or written, or is not there: check credentials and address'
+        )
+    if status in (404, 410) or ('FileNotFoundError' in names and status < 400):
+        return _Explained('is not there', missing=True)
+    if status in (408, 429) or status >= 500:
+        return _Explained(f"can't be reached: its server answers {status}", again=True)
+    if status == 416:
+        return _Explained('ends before the bytes that were asked for')
+    if status >= 400:
+        return _Explained(f"can't be used: its server answers {status}")
+    refused = {'ConnectionRefusedError', 'gaierror'} & names
+    if not refused and ('TimeoutError' in names or 'Timeout' in text):
+        return _Explained(f'gave no answer within {TIMEOUT:g} s', again=True)
+    if refused or re.search('Connect|Protocol|IncompleteRead', text):
+        return _Explained("can't be reached: the connection failed", again=True)
+    return _Explained(f'failed ({type(error).__name__})', again=True)
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that a library's error stands for; 0 if it tells none."""
+    response = getattr(error, 'response', None)
+    if isinstance(response, dict):  # botocore
+        found = response.get('ResponseMetadata', {}).get('HTTPStatusCode')
+    elif response is not None:  # requests, httpx
+        found = getattr(response, 'status_code', None)
+    else:  # aiohttp, gcsfs
+        found = getattr(error, 'status', None) or getattr(error, 'code', None)
+    return found if isinstance(found, int) and 100 <= found < 600 else 0
+
+
+def _file_pieces(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with os.fdopen(open_regular(path), 'rb') as file:
+        while piece := file.read(size):
+            yield piece
+
+
+def _digest(path: Path, kind: str) -> bytes:
+    digest = hashlib.new(kind, usedforsecurity=False)
+    for piece in _file_pieces(path):
+        digest.update(piece)
+    return digest.digest()
+
+
+def _etag(path: Path) -> str:
+    """The ETag that S3 gives a file which is uploaded as `_FileSystem.write` does it."""
+    if path.stat().st_size < 2 * PART:
+        return _digest(path, 'md5').hex()
+    parts = [
+        hashlib.md5(piece, usedforsecurity=False).digest() for piece in _file_pieces(path, PART)
+    ]
+    return f'{hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}'
+
+
+def _blob_id(path: Path) -> str:
+    """The name that git gives a file's content."""
+    digest = hashlib.sha1(b'blob %d\0' % path.stat().st_size, usedforsecurity=False)
+    for piece in _file_pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,228 @@
+"""Stores at addresses: read by range, proved, kept in a cache, and what fails."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import pytest
+from helpers.servers import serve_files, serve_s3
+from helpers.store_samples import assert_same, varied_sample
+from helpers.tools import exit_code
+
+from freeatm_mm import addresses, cli, origins
+from freeatm_mm.addresses import RemoteFolder
+from freeatm_mm.files import file_sha256
+from freeatm_mm.store import (
+    Store,
+    StoreError,
+    StoreWriter,
+    read_manifest,
+    verify_store,
+    write_store,
+)
+from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition
+from freeatm_mm.store.export import export_class_folders
+from freeatm_mm.store.layout import dump_manifest
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(addresses, 'DELAYS', (0.0, 0.0))
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store of 7 samples in shards of 3; number 4 has no nouns."""
+    write_store(tmp_path / 'served' / 'store', map(varied_sample, range(7)), 3, {'steps': 5})
+    return tmp_path / 'served' / 'store'
+
+
+@pytest.fixture
+def server(path):
+    with serve_files(path.parent) as server:
+        yield server
+
+
+def asked(server, method='GET'):
+    return [place.rpartition('/')[2] for found, place, _ in server.asked if found == method]
+
+
+def test_samples_come_by_range_and_indexes_once(server):
+    address = f'{server.address}/store/'
+    server.etag = '"1"'
+    store = Store(address)
+    assert (len(store), store.config) == (7, {'steps': 5})
+    assert store.path == address.rstrip('/') and repr(store) == f'Store({store.path!r}, 7 samples)'
+    assert asked(server) == ['store.json']
+    for number in (6, 0, 3, 5, 1, 4, 2, -1):
+        assert_same(store[number], varied_sample(number % 7))
+    assert sum(name.endswith('.npy') for name in asked(server)) == 3
+    assert asked(server).count('shard-000000.tar') == 3
+    assert list(store.sample_keys()) == [f'{number:06d}' for number in range(7)]
+    before = len(server.asked)
+    again = Store(address)
+    assert_same(again[5], varied_sample(5))
+    # Whether store.json has changed, and the sample: the rest is in the cache.
+    assert asked(server, 'HEAD')[-1:] == ['store.json']
+    assert asked(server)[-1:] == ['shard-000001.tar'] and len(server.asked) == before + 2
+
+
+def test_samples_in_order_are_read_ahead(server):
+    store = Store(f'{server.address}/store')
+    assert [sample.key for sample in store] == [f'{number:06d}' for number in range(7)]
+    assert asked(server).count('shard-000000.tar') == 2  # one alone, then all that follow
+
+
+def test_a_batch_is_few_requests(server, monkeypatch):
+    monkeypatch.setattr('freeatm_mm.store.reader._GAP', 0)
+    store = Store(f'{server.address}/store')
+    numbers = [6, 0, 2, 0, 1, 5, 3, -4]
+    for raw, number in zip(store.read_many(numbers), numbers):
+        assert raw == store.read(number) and raw.key == f'{number % 7:06d}'
+    assert [name for name in asked(server) if name.endswith('.tar')][:4].count(
+        'shard-000001.tar'
+    ) <= 2
+    with pytest.raises(IndexError):
+        store.read_many([0, 7])
+
+
+def test_a_pickled_store_and_one_in_other_processes(server):
+    store = Store(f'{server.address}/store')
+    assert_same(store[1], varied_sample(1))
+    assert_same(pickle.loads(pickle.dumps(store))[2], varied_sample(2))
+    store._lock.acquire()  # as a thread of the parent may hold it
+    store._remote._lock.acquire()
+    with multiprocessing.get_context('fork').Pool(2) as pool:
+        keys = pool.map(store.read, range(7))
+    assert [raw.key for raw in keys] == [f'{number:06d}' for number in range(7)]
+
+
+def test_whole_shards_are_kept_within_a_limit(server, path, tmp_path, monkeypatch):
+    sizes = [file.stat().st_size for file in sorted(path.glob('*.tar'))]
+    monkeypatch.setenv('FREEATM_SHARD_CACHE', str(sizes[0] + sizes[1]))
+    store = Store(f'{server.address}/store', max_open_shards=1)
+    for number in (0, 1, 2, 3, 0, 1):
+        assert_same(store[number], varied_sample(number))
+    tars = [name for name in asked(server) if name.endswith('.tar')]
+    assert tars == ['shard-000000.tar', 'shard-000001.tar']
+    kept = tmp_path / 'cache' / 'shards'
+    assert {file.stat().st_size for file in kept.glob('*.tar')} == set(sizes[:2])
+    assert_same(store[6], varied_sample(6))  # the second one was opened longest ago
+    assert file_sha256(path / 'shard-000000.tar') in {file.stem for file in kept.glob('*.tar')}
+    assert sum(file.stat().st_size for file in kept.glob('*.tar')) <= sizes[0] + sizes[1]
+    # What was damaged in the cache is not believed.
+    (damaged,) = (f for f in kept.glob('*.tar') if f.stat().st_size == sizes[0])
+    damaged.write_bytes(bytes(sizes[0]))
+    assert_same(Store(f'{server.address}/store')[0], varied_sample(0))
+    for index in (tmp_path / 'cache').glob('*.npy'):
+        index.write_bytes(bytes(index.stat().st_size))
+    assert_same(Store(f'{server.address}/store')[0], varied_sample(0))
+
+
+def test_what_was_changed_or_cut_is_found(server, path):
+    tar, index = path / 'shard-000000.tar', path / 'shard-000001.index.npy'
+    data = tar.read_bytes()
+    tar.write_bytes(data[:700] + b'x' + data[701:])
+    store = Store(f'{server.address}/store')
+    with pytest.raises(StoreError, match=r"store/shard-000000.tar: sample '000000' is corrupt"):
+        store[0]
+    assert_same(store[1], varied_sample(1))
+    tar.write_bytes(data[:2000])
+    with pytest.raises(StoreError, match='shard-000000.tar ends at byte') as caught:
+        Store(f'{server.address}/store')[2]
+    assert str(caught.value).count('shard-000000.tar') == 1
+    tar.unlink()
+    with pytest.raises(StoreError, match=r'/shard-000000.tar is not there$'):
+        Store(f'{server.address}/store')[2]
+    index.write_bytes(index.read_bytes().replace(b'000004', b'000009'))
+    with pytest.raises(StoreError, match='index.npy is not the file that was written'):
+        store[3]
+    server.mode = 500
+    with pytest.raises(StoreError, match=r'store.json can.t be reached: its server answers 500'):
+        Store(f'{server.address}/store')
+
+
+def test_no_store_or_half_a_store(server, path):
+    with pytest.raises(StoreError, match='is not a store: it has no store.json'):
+        Store(f'{server.address}/nothing')
+    text = json.loads((path / 'store.json').read_text())
+    text['shards'][0]['name'] = '../other/shard-000000'
+    (path / 'store.json').write_text(json.dumps(text))
+    with pytest.raises(StoreError, match=f'{server.address}/store/store.json is corrupt'):
+        Store(f'{server.address}/store')
+    assert {place for _, place, _ in server.asked} == {'/nothing/store.json', '/store/store.json'}
+    (path / 'store.json').unlink()
+    StoreWriter(path, 3, {'steps': 5})
+    with pytest.raises(StoreError, match='is not finished'):
+        Store(f'{server.address}/store')
+    with pytest.raises(StoreError, match='no user name, password'):
+        Store('https://me:SECRET@host/store')
+    with pytest.raises(StoreError, match='give an address as text'):
+        Store(Path('s3://bucket/store'))
+
+
+def test_a_checksum_is_no_way_out_of_the_cache(server, path):
+    manifest = read_manifest(path)
+    manifest['shards'][0]['index_sha256'] = '../../../etc/passwd'
+    (path / 'store.json').write_bytes(dump_manifest(manifest))
+    with pytest.raises(StoreError, match='has no sha256 of shard-000000.index.npy'):
+        Store(f'{server.address}/store')[0]
+
+
+def test_all_that_reads_a_store_reads_an_address(server, path, tmp_path):
+    address = f'{server.address}/store'
+    assert read_manifest(address) == read_manifest(path)
+    assert origins._config(address) == {'steps': 5}
+    assert filter_store(address, tmp_path / 'some', [parse_condition('nouns.#>=2')]) == 3
+    assert merge_stores([address, tmp_path / 'some'], tmp_path / 'both', prefixes=['a', 'b']) == 10
+    assert export_class_folders(address, tmp_path / 'folders').images == 7
+    assert exit_code(cli, ['view', address, '--out', tmp_path / 'page.html']) == 0
+    assert 'store: 7 of 7 samples' in (tmp_path / 'page.html').read_text()
+
+
+def test_nothing_is_written_to_an_address_directly(path):
+    address = 's3://bucket/store'
+    for write in (
+        lambda: write_store(address, [varied_sample(0)]),
+        lambda: export_class_folders(path, address),
+        lambda: merge_stores([path], address),
+    ):
+        with pytest.raises(ValueError, match='then: freeatm push FOLDER ADDRESS'):
+            write()
+
+
+def test_a_store_is_verified_where_it_lies(server, path, capsys):
+    address = f'{server.address}/store'
+    assert list(verify_store(address)) == []
+    tar = path / 'shard-000000.tar'
+    data = tar.read_bytes()
+    tar.write_bytes(data[:700] + b'x' + data[701:])
+    (path / 'shard-000001.tar').unlink()
+    (path / 'shard-000002.tar').write_bytes((path / 'shard-000002.tar').read_bytes()[:1000])
+    found, here = list(verify_store(address)), list(verify_store(path))
+    assert [str(problem).replace(address, str(path)) for problem in found] == list(map(str, here))
+    assert {problem.kind for problem in found} == {'changed', 'missing', 'cut'}
+    assert exit_code(cli, ['verify', address]) == 1
+    assert f'changed: {address}/shard-000000.tar' in capsys.readouterr().out
+    assert exit_code(cli, ['verify', address, '--repair']) == 2
+
+
+def test_foreign_files_are_seen_where_a_server_lists(monkeypatch, path, tmp_path):
+    with serve_s3(monkeypatch):
+        folder = RemoteFolder('s3://bucket/a/store')
+        for file in sorted(path.iterdir()):
+            folder.upload(file, file.name, file_sha256(file))
+        assert list(verify_store('s3://bucket/a/store')) == []
+        assert_same(Store('s3://bucket/a/store')[4], varied_sample(4))
+        folder.upload(path / 'store.json', 'shard-000007.tar', file_sha256(path / 'store.json'))
+        folder.upload(path / 'store.json', 'notes.txt', file_sha256(path / 'store.json'))
+        folder.remove('shard-000001.index.npy')
+        assert sorted(map(str, verify_store('s3://bucket/a/store', decode=False))) == [
+            "foreign: s3://bucket/a/store/notes.txt: doesn't belong to the store",
+            'foreign: s3://bucket/a/store/shard-000007.tar: belongs to no shard that is whole',
+            'missing: s3://bucket/a/store/shard-000001.index.npy: is missing',
+        ]
