@@ -75,8 +75,8 @@ class LogViewsHook(Hook):
     """Logs a picture of the first images of a batch: their views, and each instance's mask on them.
 
     It goes to the visualizer as ``views``, and so to whatever that writes to: files in the work
-    directory, TensorBoard, Weights & Biases. Masks are shown on the grid that the model gets
-    them on, each from its lowest to its highest value in all views. The first iteration is logged, and
+    directory, TensorBoard, Weights & Biases. Masks are shown on the grid that the model gets them
+    on, each from its lowest to its highest value in all views. The first iteration is logged, and
     then each that completes an interval. It changes nothing of the training.
 
     Args:
