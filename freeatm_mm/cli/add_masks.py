@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> str:
         device=args.device,
         variant=args.variant,
         loras=tuple(args.lora),
+        model_config=args.model_config,
+        offload=args.offload,
         images=args.source,
         captions=args.captions,
         options=dict(
