@@ -215,6 +215,6 @@ def compare_with_reference(
 
 
 def _overlap(masks: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """(K,) intersection over union of (K or 1, H, W) and (K, H, W) booleans, the latter not empty."""
+    """Return the (K,) intersection over union of (K or 1, H, W) with (K, H, W) booleans."""
     both = (masks & exact).sum((1, 2))
     return both / (masks | exact).sum((1, 2))
