@@ -17,6 +17,7 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def _reader_of(source: Path) -> Callable[[Path], Iterator[Found]]:
             f'{source} is no source of images: give a folder, a tar, a Parquet file, or a table '
             '(.jsonl, .json, .csv, .tsv) that names images beside it'
         )
+    if not source.is_dir():
+        raise InputError(f'{source} is no source of images: neither a file nor a folder')
     names = {entry.name for entry in os.scandir(source)}
     if MANIFEST in names:
         return _in_store
@@ -180,9 +183,12 @@ def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
         entry = order.setdefault(name, {'captions': [], 'nouns': nouns})
         entry['captions'] += captions
     for name, entry in order.items():
-        path = os.path.realpath(os.path.join(root, name))
-        problem = ''
-        if not path.startswith(root + os.sep):
+        problem, path = '', ''
+        with suppress(ValueError):  # a zero byte
+            path = os.path.realpath(os.path.join(root, name))
+        if not path:
+            problem = 'no file can have that name'
+        elif not path.startswith(root + os.sep):
             problem = 'it lies outside the folder'
         elif not os.path.isfile(path):
             problem = 'there is no such file'
@@ -205,7 +211,7 @@ def _rows(file: Path) -> Iterator[tuple[str, str, list[str], Any, str]]:
         fields = _lower(row.value)
         name = next(
             (fields[key] for key in _PATH_FIELDS if isinstance(fields.get(key), str)),
-            names.get(fields.get('image_id')),
+            names.get(number) if isinstance(number := fields.get('image_id'), (int, str)) else None,
         )
         if not name:
             yield row.place, '', [], None, "the row doesn't name its image"
