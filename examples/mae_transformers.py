@@ -66,6 +66,8 @@ def train(args: argparse.Namespace) -> list[float]:
         num_workers=args.workers,
         collate_fn=collate_views,
     )
+    if not len(loader):
+        raise SystemExit(f'{args.store} holds fewer images than a batch of {args.batch_size}')
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.05
     )
@@ -76,6 +78,8 @@ def train(args: argparse.Namespace) -> list[float]:
             batch = batch.to(device)
             noise = guided.noise(batch.masks[0], progress=len(losses) / max(total - 1, 1))
             loss = model(pixel_values=batch.views[0], noise=noise).loss
+            if not loss.isfinite():
+                raise SystemExit(f'step {len(losses) + 1}: the loss is {loss.item()}: lower --lr')
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -71,14 +71,10 @@ def train(args: argparse.Namespace) -> list[float]:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = MoCo(args.backbone).to(device)
     dataset = StoreDataset(args.store, make_transform(args.size), grid=-(-args.size // 32))
-    loader = DataLoader(
-        dataset,
-        batch_size=args.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=args.workers,
-        collate_fn=collate_views,
-    )
+    options = dict(drop_last=True, num_workers=args.workers, collate_fn=collate_views)
+    loader = DataLoader(dataset, args.batch_size, shuffle=True, **options)
+    if not len(loader):
+        raise SystemExit(f'{args.store} holds fewer images than a batch of {args.batch_size}')
     loss_of = NTXentLoss(temperature=0.2, memory_bank_size=(args.bank, 128)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4)
     losses: list[float] = []
@@ -91,14 +87,18 @@ def train(args: argparse.Namespace) -> list[float]:
             queries = model.queries(batch.views[0], batch.masks[0], batch.places)
             keys = model.keys(batch.views[1], batch.masks[1], batch.places)
             loss = loss_of(queries, keys)
+            if not loss.isfinite():
+                raise SystemExit(f'step {len(losses) + 1}: the loss is {loss.item()}: lower --lr')
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
             if args.steps and len(losses) >= args.steps:
-                return losses
+                break
         print(f'epoch {epoch + 1}: loss {losses[-1]:.3f}')
         torch.save(model.backbone.state_dict(), args.out)
+        if args.steps and len(losses) >= args.steps:
+            break
     return losses
 
 

@@ -70,14 +70,10 @@ def train(args: argparse.Namespace) -> list[float]:
     dataset = StoreDataset(
         args.store, make_transform(args.size), views=2, grid=model.grid(args.size)
     )
-    loader = DataLoader(
-        dataset,
-        batch_size=args.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=args.workers,
-        collate_fn=collate_views,
-    )
+    options = dict(drop_last=True, num_workers=args.workers, collate_fn=collate_views)
+    loader = DataLoader(dataset, args.batch_size, shuffle=True, **options)
+    if not len(loader):
+        raise SystemExit(f'{args.store} holds fewer images than a batch of {args.batch_size}')
     model.to(device).train()
     loss_of = InstanceNTXent(temperature=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4)
@@ -89,6 +85,8 @@ def train(args: argparse.Namespace) -> list[float]:
                 model(view, masks, batch.places) for view, masks in zip(batch.views, batch.masks)
             )
             loss = loss_of(first, second, batch.nouns)
+            if not loss.isfinite():
+                raise SystemExit(f'step {len(losses) + 1}: the loss is {loss.item()}: lower --lr')
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -61,11 +61,16 @@ def timm_features(
         raise InputError(f'--timm needs {error.name}: pip install timm') from None
     if weights is not None and not Path(weights).is_file():
         raise InputError(f'there are no weights {weights}')
+    from freeatm_mm.checkpoints import fit, load_weights
+
     options: dict[str, Any] = {'pretrained': weights is None, 'num_classes': 0}
     try:
         net = timm.create_model(model, **options)
         if weights is not None:
-            timm.models.load_checkpoint(net, weights, strict=False)  # tensors only
+            match = fit(net, load_weights(weights))
+            if match.missing or match.misshapen:
+                raise InputError(f'{weights} is not of it: {match.describe()}')
+            match.load(net)
         net = net.to(device).eval()
     except Exception as error:  # of the hub, of a file that anybody wrote
         text = ' '.join(str(error).split())

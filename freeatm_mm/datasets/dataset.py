@@ -329,7 +329,8 @@ class FreeATMDataset(BaseDataset):
         source, number = self._locate(int(self.data_list[idx]))
         if isinstance(source, ImageFolder):
             return []
-        numbers = [noun_id(name) for name in source.read(number).names()]
+        # Of every sample before the first step; what is read of them then is proved by all of it.
+        numbers = [noun_id(name) for name in source.names(number)]
         return [number for number in numbers if number != UNKNOWN_NOUN]
 
     def prepare_data(self, idx: int) -> dict | None:

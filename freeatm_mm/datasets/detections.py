@@ -22,9 +22,10 @@ import mmcv
 import numpy as np
 import torch
 
+from freeatm_mm.checkpoints import check_finite, load_weights
 from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.datasets.dataset import open_source
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, listed
 from freeatm_mm.files import atomic_write, check_json, parse_json, read_lines
 from freeatm_mm.store import StoreError
 
@@ -41,7 +42,8 @@ class Detector:
 
     Raises:
         FileNotFoundError: If config or checkpoint don't exist.
-        ValueError: If the names of the classes are nowhere to be found.
+        ValueError: If the checkpoint isn't of the config or holds NaN, or the names of the classes
+            are nowhere to be found.
     """
 
     def __init__(self, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> None:
@@ -55,6 +57,13 @@ class Detector:
         read_checkpoints_safely()
 
         self.model = init_detector(str(config), str(checkpoint), device=device)
+        # mmdet would warn, and go on with random weights in the place of what doesn't fit.
+        weights = load_weights(checkpoint)
+        check_finite(weights, checkpoint)
+        missing = self.model.load_state_dict(weights, strict=False).missing_keys
+        missing = [name for name in missing if not name.endswith('num_batches_tracked')]
+        if missing:
+            raise InputError(f'{checkpoint} is not of {config}: it lacks {listed(missing)}')
         self.classes: Any = (self.model.dataset_meta or {}).get('classes')
         if not self.classes:
             raise ValueError(f'{checkpoint} does not say what its classes are called')

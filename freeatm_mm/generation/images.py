@@ -17,7 +17,6 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +165,8 @@ def _beside_texts(folder: Path) -> Iterator[Found]:
             text = path.stem + ending
             if text in neighbours and not problem:
                 try:
+                    if (where / text).is_symlink():
+                        raise InputError(f'{where / text} is a link')
                     texts[ending] = read_bytes(where / text, _LONGEST_TEXT)
                 except InputError as error:
                     problem = str(error)
@@ -183,11 +184,13 @@ def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
         entry = order.setdefault(name, {'captions': [], 'nouns': nouns})
         entry['captions'] += captions
     for name, entry in order.items():
-        problem, path = '', ''
-        with suppress(ValueError):  # a zero byte
+        problem = ''
+        try:
             path = os.path.realpath(os.path.join(root, name))
-        if not path:
-            problem = 'no file can have that name'
+        except ValueError as error:  # a zero byte
+            path, problem = root, f"it can't be the name of a file ({error})"
+        if problem:
+            pass
         elif not path.startswith(root + os.sep):
             problem = 'it lies outside the folder'
         elif not os.path.isfile(path):
@@ -209,9 +212,10 @@ def _rows(file: Path) -> Iterator[tuple[str, str, list[str], Any, str]]:
             yield row.place, '', [], None, row.problem
             continue
         fields = _lower(row.value)
+        number = fields.get('image_id')
         name = next(
             (fields[key] for key in _PATH_FIELDS if isinstance(fields.get(key), str)),
-            names.get(number) if isinstance(number := fields.get('image_id'), (int, str)) else None,
+            names.get(number) if isinstance(number, (int, str)) else None,
         )
         if not name:
             yield row.place, '', [], None, "the row doesn't name its image"
@@ -225,13 +229,16 @@ def _coco_names(file: Path) -> dict[Any, str]:
         return {}
     content = read_json(file)
     images = content.get('images') if isinstance(content, dict) else None
-    return {
-        image['id']: image['file_name']
-        for image in (images if isinstance(images, list) else [])
-        if isinstance(image, dict)
-        and isinstance(image.get('id'), (int, str))
-        and isinstance(image.get('file_name'), str)
-    }
+    names: dict[Any, str] = {}
+    for image in images if isinstance(images, list) else []:
+        if (
+            isinstance(image, dict)
+            and isinstance(image.get('id'), (int, str))
+            and isinstance(image.get('file_name'), str)
+            and names.setdefault(image['id'], image['file_name']) != image['file_name']
+        ):
+            raise InputError(f'{file}: two of the images have the id {image["id"]}')
+    return names
 
 
 # Tars
@@ -342,6 +349,7 @@ def _schema(file: Path) -> Any:
     if file.suffix == '.parquet':
         import pyarrow.parquet as parquet
 
+        os.close(open_regular(file))  # a pipe would be waited for
         return parquet.read_schema(file)
     return _stream(file).schema
 
@@ -402,9 +410,12 @@ def _found(name: str, place: dict[str, Any], texts: dict[str, bytes], problem: s
             fields = _lower(parse_json(texts['.json']))
         except ValueError as error:
             problem = problem or f'its JSON is damaged: {error}'
-    captions = [
-        texts[ending].decode('utf-8', 'replace') for ending in _TEXT_ENDINGS[:2] if ending in texts
-    ]
+    captions = []
+    for ending in _TEXT_ENDINGS[:2]:
+        try:
+            captions += [texts[ending].decode()] if ending in texts else []
+        except UnicodeDecodeError:
+            problem = problem or f'its {ending} is not UTF-8 text'
     return _found_fields(name, place, fields, captions, problem)
 
 

@@ -218,6 +218,8 @@ def _records(
                 if len(texts) > 1 and not settings['every_caption']:
                     counts['further captions of the same images are left out'] += len(texts) - 1
                     texts = texts[:1]
+                if cut := sum(len(text) > LONGEST_PROMPT for text in texts):
+                    counts['captions are too long, and cut'] += cut
                 kept += [(image, text[:LONGEST_PROMPT]) for text in texts]
             asked = [text for image, text in kept if image.nouns is None]
             if asked and finder is None:

@@ -358,6 +358,7 @@ def drawing_options(
     Returns:
         Arguments of the pipeline's call. Captions aren't cleaned as if from the web, and images
         are drawn at their size rather than at one like it and cut, which would shift the masks.
+        Where a component of the pipeline holds the guidance scale, it is set there.
 
     Raises:
         ValueError: If the pipeline's call has no name for something asked.
@@ -377,6 +378,10 @@ def drawing_options(
 
     add(steps, 'number of steps', *names.steps)
     add(guidance, 'guidance scale', *names.guidance)
+    for attribute in names.guiders:
+        guider = getattr(pipe, attribute, None)
+        if guider is not None:
+            setattr(pipe, attribute, guider.new(guidance_scale=guidance))
     if height is not None or width is not None:
         add(height, 'height', 'height')
         add(width, 'width', 'width')

@@ -244,6 +244,8 @@ def _fit(
                 optimizer.step()
                 schedule.step()
                 bar.update()
+    if not all(bool(part.isfinite().all()) for part in net.parameters()):
+        raise ValueError(f'after {steps} steps the network is NaN: nothing can be judged by it')
     net.eval()
 
 

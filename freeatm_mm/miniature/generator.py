@@ -39,6 +39,7 @@ from transformers import (
 )
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation.pipelines import load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
@@ -47,6 +48,7 @@ from freeatm_mm.miniature.scenes import SIDE
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
 from freeatm_mm.progress import progress_bar
+from freeatm_mm.torch_files import read_torch_file
 
 __all__ = ['train_generator']
 
@@ -491,6 +493,11 @@ class _Training:
         return self.step == self.steps
 
     def _save(self) -> None:
+        if not all(bool(part.isfinite().all()) for part in self.parameters):
+            raise InputError(
+                f'step {self.step} of {self.name}: its weights are NaN or infinite; {self.path} is '
+                'left as it was: choose a lower rate'
+            )
         state = {
             'step': self.step,
             'curve': self.curve,
@@ -505,7 +512,7 @@ class _Training:
             file.write(json.dumps(self.curve).encode())
 
     def _load(self) -> None:
-        state = torch.load(self.path, map_location='cpu', weights_only=True)
+        state: Any = read_torch_file(self.path)
         self.step, self.curve = state['step'], [tuple(point) for point in state['curve']]
         for optimizer, old in zip(self.optimizers, state['optimizers']):
             optimizer.load_state_dict(old)

@@ -224,6 +224,8 @@ class FeatureModel:
                 f'{type(self.backbone).__name__} gave features of shape '
                 f'{tuple(features.shape)}; feature maps (B, D, h, w) are needed.'
             )
+        if not features.isfinite().all():
+            raise ValueError(f'{type(self.backbone).__name__} gave features that are NaN')
         return features.float()
 
     def pad(self, maps: torch.Tensor) -> torch.Tensor:

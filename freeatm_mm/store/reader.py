@@ -28,7 +28,7 @@ from freeatm_mm.store.layout import (
 )
 from freeatm_mm.store.remote import MOST_AHEAD, RemoteFiles, RemoteTar
 from freeatm_mm.store.sample import RawSample, Sample, decode_sample
-from freeatm_mm.store.tar import parse_sample, sample_span
+from freeatm_mm.store.tar import parse_names, parse_sample, sample_span
 
 __all__ = ['Store']
 
@@ -157,6 +157,22 @@ class Store(Sequence):
             for _ in pool.map(read, by_shard):
                 pass
         return [found[place] for place in places]
+
+    def names(self, index: int) -> list[str]:
+        """What the nouns of sample number ``index`` are called, from its JSON alone.
+
+        Many times less is read than by :meth:`read`, and so less is proved: not that nobody changed
+        a letter of a name.
+
+        Raises:
+            IndexError: If there is no such sample.
+            StoreError: If the shard is missing or corrupt; names shard and sample.
+        """
+        shard_number, row_number = self._locate(index)
+        try:
+            return self._shard(shard_number).names(row_number)
+        except StoreError as error:
+            raise self._in_shard(shard_number, error) from None
 
     def sample_keys(self) -> Iterator[str]:
         """Yield the key of each sample, in order, from the indexes alone: no sample is read.
@@ -375,6 +391,19 @@ class _OpenShard:
             self.path = ''
         assert self.remote is not None
         return parse_sample(row, self.remote.read(start, stop))
+
+    def names(self, row_number: int) -> list[str]:
+        """Read what a sample's nouns are called."""
+        row = self.row(row_number)
+        start, stop = sample_span(self.size, row)[0], row[1] + row[2]
+        if not self.path:
+            assert self.remote is not None
+            return parse_names(row, self.remote.read(start, stop))
+        try:
+            return parse_names(row, read_exactly(self.handle, stop - start, start))
+        except (OSError, StoreError):
+            # Says what is wrong, or fetches it again.
+            return self.read(row_number).names()
 
     def read_many(self, row_numbers: Sequence[int]) -> list[RawSample]:
         """Read samples, numbered in rising order, those that stand close together in one piece."""

@@ -223,17 +223,41 @@ def parse_sample(row: tuple, data: bytes) -> RawSample:
                 f'{name!r} of {found} bytes stands; one is corrupt'
             )
         position += BLOCK + member_size + -member_size % BLOCK
-    info = parse_info(key, data[BLOCK : BLOCK + json_size])
+    info = _checked_info(key, data[BLOCK : BLOCK + json_size], nouns)
+    # Without nouns, the masks are there only so that all samples have the same members.
+    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
+    image = data[image_at - start : image_at - start + image_size]
+    return RawSample(key, image, image_format, info, masks)
+
+
+def parse_names(row: tuple, data: bytes) -> list[str]:
+    """What a sample's nouns are called, from its JSON alone.
+
+    The checksum is of the whole sample and can't prove it: not that a letter is as it was written.
+
+    Args:
+        row: Of the index, as plain values.
+        data: The JSON and the header before it, with which the sample begins.
+
+    Raises:
+        StoreError: If that isn't the JSON of the row's sample.
+    """
+    key, size, nouns = row[0].decode('ascii', 'replace'), row[2], row[8]
+    if len(data) != BLOCK + size or _name_and_size(data[:BLOCK]) != (f'{key}.json', size):
+        raise StoreError(f'sample {key!r}: the index says otherwise than the shard; one is corrupt')
+    return RawSample(key, b'', '', _checked_info(key, data[BLOCK:], nouns), b'').names()
+
+
+def _checked_info(key: str, text: bytes, nouns: int) -> dict[str, Any]:
+    """A sample's JSON, of which the index says that it has so many nouns."""
+    info = parse_info(key, text)
     check_info(key, info)
     if len(info['nouns']) != nouns:
         raise StoreError(
             f'sample {key!r}: the index says it has {nouns} nouns, and it has '
             f'{len(info["nouns"])}; one is corrupt'
         )
-    # Without nouns, the masks are there only so that all samples have the same members.
-    masks = data[masks_at - start : masks_at - start + masks_size] if nouns and masks_size else b''
-    image = data[image_at - start : image_at - start + image_size]
-    return RawSample(key, image, image_format, info, masks)
+    return info
 
 
 def _name_and_size(header: bytes) -> tuple[str, int]:

@@ -235,3 +235,19 @@ def test_wrong_paths_are_told(parts, tmp_path, capsys, config, checkpoint, store
             ]
         )
     assert message in capsys.readouterr().err
+
+
+def test_weights_of_another_detector_are_refused(parts, tmp_path):
+    content = torch.load(parts[1], weights_only=True)
+    weights = {key: value for key, value in content['state_dict'].items() if 'bbox_head' not in key}
+    assert len(weights) < len(content['state_dict'])
+    torch.save({**content, 'state_dict': weights}, tmp_path / 'other.pth')
+    from freeatm_mm.datasets.detections import Detector
+
+    with pytest.raises(InputError, match='other.pth is not of .* it lacks roi_head.bbox_head'):
+        Detector(CONFIG, tmp_path / 'other.pth')
+    name = next(name for name, value in weights.items() if value.is_floating_point())
+    content['state_dict'][name] = content['state_dict'][name] * float('nan')
+    torch.save(content, tmp_path / 'nan.pth')
+    with pytest.raises(InputError, match='NaN'):
+        Detector(CONFIG, tmp_path / 'nan.pth')

@@ -47,6 +47,7 @@ def test_moco_in_lightly(store, tmp_path):
     losses = load('moco_lightly').train(
         SimpleNamespace(**OPTIONS, store=store, backbone='resnet18', bank=64, out=tmp_path / 'x')
     )
+    assert torch.load(tmp_path / 'x', weights_only=True)
     assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
@@ -67,3 +68,22 @@ def test_mae_in_transformers(store, tmp_path):
     )
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     assert transformers.ViTMAEModel.from_pretrained(tmp_path / 'mae').config.hidden_size == 64
+
+
+PROGRAMS = {
+    'simclr_timm': ('timm', dict(backbone='resnet10t')),
+    'moco_lightly': ('lightly', dict(backbone='resnet18', bank=64)),
+    'mae_transformers': ('transformers', dict(patch=16, width=64, depth=1)),
+}
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_what_would_train_nothing_or_nan_ends_with_a_sentence(store, tmp_path, name):
+    package, own = PROGRAMS[name]
+    pytest.importorskip(package)
+    options = {**OPTIONS, **own, 'store': store, 'out': tmp_path / 'out'}
+    with pytest.raises(SystemExit, match='fewer images than a batch of 9'):
+        load(name).train(SimpleNamespace(**{**options, 'batch_size': 9}))
+    with pytest.raises(SystemExit, match='step [23]: the loss is nan'):
+        load(name).train(SimpleNamespace(**{**options, 'lr': 1e30, 'steps': 9, 'epochs': 9}))
+    assert not (tmp_path / 'out').exists()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from helpers.hostile_checkpoints import reduced
 from safetensors.torch import load_file
 
 from freeatm_mm.attention import AttentionRecorder
+from freeatm_mm.errors import InputError
 from freeatm_mm.generation import generate, load_pipeline
 from freeatm_mm.miniature import generator
 from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.evaluation import record_noised_scenes
-from freeatm_mm.miniature.generator import make_tokenizer, train_generator
+from freeatm_mm.miniature.generator import _Training, make_tokenizer, train_generator
 from freeatm_mm.miniature.plan import GeneratorPlan
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS
@@ -213,6 +216,23 @@ def test_a_stopped_training_of_the_transformer_ends_with_the_same_weights(
         once = load_file(folder / 'out' / f'{name}.safetensors')
         again = load_file(tmp_path / 'out' / f'{name}.safetensors')
         assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+def test_a_training_that_diverges_stops_and_keeps_what_it_saved(tmp_path):
+    net = torch.nn.Linear(2, 1)
+    training = _Training('unet', {'net': net}, 8, 2, 1.0, tmp_path, 'cpu', 0)
+    training._save()
+    before = training.path.read_bytes()
+    with pytest.raises(InputError, match='weights are NaN or infinite'):
+        training.run(lambda step: net(torch.full((1, 2), math.nan)).sum(), math.inf)
+    assert training.path.read_bytes() == before
+
+
+def test_no_code_of_a_saved_training_is_run(tmp_path):
+    (tmp_path / 'unet.pt').write_bytes(reduced(tmp_path / 'marker'))
+    with pytest.raises(InputError, match='it holds more than tensors'):
+        _Training('unet', {'net': torch.nn.Linear(2, 1)}, 8, 2, 1.0, tmp_path, 'cpu', 0)
+    assert not (tmp_path / 'marker').exists()
 
 
 def test_an_unknown_architecture_is_refused():

@@ -18,6 +18,7 @@ pytest.importorskip('mmpretrain')
 
 from freeatm_mm.probing.features import (  # noqa: E402
     SPLITS,
+    FeatureModel,
     Features,
     Scenes,
     _segmentation_metrics,
@@ -237,6 +238,19 @@ def test_pooling_under_masks_and_crops_against_loops(world):
     for category in range(5):
         share = (maps[:4] == category).reshape(4, 8, 4, 8, 4).mean((2, 4))
         np.testing.assert_allclose(features.cells[..., category], share, atol=1e-6)
+
+
+def test_features_that_are_nan_are_judged_by_nobody():
+    backbone = torch.nn.Conv2d(3, 2, 1)
+    backbone.bias.data.fill_(np.nan)
+
+    class AsItIs(torch.nn.Module):
+        def forward(self, data, training):
+            return {'inputs': data['inputs'].float()}
+
+    model = FeatureModel(backbone, AsItIs(), 0, 2)
+    with pytest.raises(ValueError, match='Conv2d gave features that are NaN'):
+        model.feature_map(np.zeros((1, 4, 4, 3), np.uint8))
 
 
 def test_cells_of_a_padded_picture_lie_where_its_patches_do():

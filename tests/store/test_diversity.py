@@ -7,9 +7,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers.tools import run_tool
 from PIL import Image
 
+from freeatm_mm.cli.diversity import timm_features
+from freeatm_mm.errors import InputError
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Sample, Store, write_store
 from freeatm_mm.store.diversity import (
@@ -103,3 +106,19 @@ def test_the_tool_prints_and_writes_the_figures(tmp_path, capsys):
     assert figures['images'] == 6 and figures['nouns']['distinct_nouns'] == 2
     assert run_tool('store/diversity', tmp_path / 'none') == 2
     assert run_tool('store/diversity', tmp_path / 'a', '--weights', 'x') == 2
+
+
+def test_weights_of_another_model_are_refused_and_their_code_is_not_run(tmp_path):
+    timm = pytest.importorskip('timm')
+    from helpers.hostile_checkpoints import reduced
+
+    net = timm.create_model('resnet10t', num_classes=0)
+    torch.save({'model': net.state_dict()}, tmp_path / 'own.pth')
+    features = timm_features('resnet10t', str(tmp_path / 'own.pth'), 'cpu')
+    assert features([picture(0)]).shape == (1, net.num_features)
+    torch.save({'layers.0.weight': torch.zeros(2)}, tmp_path / 'other.pth')
+    (tmp_path / 'code.pth').write_bytes(reduced(tmp_path / 'marker'))
+    for name, said in (('other', 'other.pth is not of it'), ('code', 'holds more than tensors')):
+        with pytest.raises(InputError, match=said):
+            timm_features('resnet10t', str(tmp_path / f'{name}.pth'), 'cpu')
+    assert not (tmp_path / 'marker').exists()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from helpers.examples import examples
 from helpers.store_samples import assert_same, folder_bytes, make_sample, varied_sample
+from helpers.tiny_stores import make_store
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -500,3 +501,20 @@ def test_a_shard_swapped_for_another_is_found(store_path):
     (store_path / 'shard-000000.tar').write_bytes((store_path / 'shard-000001.tar').read_bytes())
     found = problems(store_path)
     assert any('shard-000000.tar' in problem for problem in found)
+
+
+def test_names_are_those_of_the_sample_and_nothing_else_is_read(tmp_path):
+    path = make_store(tmp_path / 'store', count=7)
+    store = Store(path)
+    assert [store.names(number) for number in range(7)] == [
+        store.read(number).names() for number in range(7)
+    ]
+    shard = path / 'shard-000000.tar'
+    data = bytearray(shard.read_bytes())
+    place = data.index(b'000003.json')
+    data[place] = ord('9')
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match="sample '000003' is corrupt"):
+        Store(path).names(3)
+    with pytest.raises(IndexError):
+        store.names(7)
