@@ -21,8 +21,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -91,8 +90,10 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's.
         """
-        with _reading_json(self.key):
+        try:
             return [Noun.from_json(noun).name for noun in self.info['nouns']]
+        except _NO_SAMPLE as error:
+            raise _not_a_sample(self.key, error) from None
 
     def scales(self) -> np.ndarray:
         """Return the lowest and the highest attention of each noun, float32 array (K, 2).
@@ -100,12 +101,14 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's, or a number is not finite.
         """
-        with _reading_json(self.key):
+        try:
             nouns = self.info['nouns']
             scales = np.array([(noun['lo'], noun['hi']) for noun in nouns], np.float32)
             if not np.isfinite(scales).all():
                 raise ValueError('an attention is no finite number')
             return scales.reshape(-1, 2)
+        except _NO_SAMPLE as error:
+            raise _not_a_sample(self.key, error) from None
 
     def masks(self) -> np.ndarray:
         """Decode the masks, uint8 array (K, h, w).
@@ -113,9 +116,11 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's, or the picture is broken or of another size.
         """
-        with _reading_json(self.key):
+        try:
             count, size = len(self.info['nouns']), self.info['masks']
             height, width = size['height'], size['width']
+        except _NO_SAMPLE as error:
+            raise _not_a_sample(self.key, error) from None
         try:
             return decode_masks(self.masks_bytes, count, height, width)
         except StoreError as error:
@@ -330,8 +335,10 @@ def decode_sample(raw: RawSample) -> Sample:
     """
     info = raw.info
     check_info(raw.key, info)
-    with _reading_json(raw.key):
+    try:
         nouns = tuple(Noun.from_json(noun) for noun in info['nouns'])
+    except _NO_SAMPLE as error:
+        raise _not_a_sample(raw.key, error) from None
     return Sample(
         raw.key,
         raw.image_bytes,
@@ -344,13 +351,12 @@ def decode_sample(raw: RawSample) -> Sample:
     )
 
 
-@contextmanager
-def _reading_json(key: str) -> Iterator[None]:
-    """Turn what a JSON of another form leads to into one error that names the sample."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise StoreError(f'sample {key!r}: its JSON is not a sample ({error!r})') from None
+#: What reading a JSON of another form leads to.
+_NO_SAMPLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def _not_a_sample(key: str, error: Exception) -> StoreError:
+    return StoreError(f'sample {key!r}: its JSON is not a sample ({error!r})')
 
 
 def check_info(key: str, info: Any) -> None:
