@@ -85,18 +85,12 @@ class GuidedMasking(nn.Module):
         length = masks.shape[-2] * masks.shape[-1]
         scores = patch_scores(list(masks), length, self.combine)
         hidden = length - num_visible(length, self.mask_ratio)
-<<<<<<< HEAD
         if hidden == length:
             raise InputError(
                 f'of {length} patches a mask_ratio of {self.mask_ratio} leaves none visible'
             )
-        return attention_guided_order(
-            scores, hidden, beta_at(progress, self.ceiling, self.schedule)
-        )
-=======
         beta = beta_at(progress, self.ceiling, self.schedule)
         return attention_guided_order(scores, hidden, beta, self.share_of, self.chance)
->>>>>>> main
 
     def noise(self, masks: Tensor, progress: float) -> Tensor:
         """Return what `ViTMAEForPreTraining(pixel_values, noise=...)` hides by.
