@@ -479,3 +479,26 @@ def test_bad_input_is_one_sentence(folder, pipe, tmp_path, capsys, change, messa
     error = capsys.readouterr().err.strip()
     assert len([line for line in error.splitlines() if 'error' in line or 'add_masks' in line]) == 1
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize('number', [[], {}, None], ids=['list', 'object', 'null'])
+def test_a_row_with_a_number_that_is_none_names_no_image(tmp_path, number):
+    content = {'images': [{'id': 9, 'file_name': 'a.png'}]}
+    rows = [{'id': 1, 'image_id': number, 'caption': 'a dog'}]
+    (tmp_path / 'captions.json').write_text(json.dumps({**content, 'annotations': rows}))
+    (found,) = find_images(tmp_path, tmp_path / 'captions.json')
+    assert found.problem == "the row doesn't name its image"
+
+
+def test_what_is_neither_file_nor_folder_is_told(tmp_path):
+    os.mkfifo(tmp_path / 'images.tar')
+    with pytest.raises(InputError, match='neither a file nor a folder'):
+        list(find_images(tmp_path / 'images.tar'))
+
+
+def test_a_name_that_no_file_has_is_that_image_s_problem(tmp_path):
+    rows = [{'file_name': name, 'text': 'a dog'} for name in ('a\0.png', 'b.png')]
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    first, second = find_images(tmp_path)
+    assert "can't be the name of a file" in first.problem
+    assert second.problem == 'there is no such file'
