@@ -54,10 +54,12 @@ class ShownTap(WatchedTap):
         active = self.active
         self._forget()
         if active:
+            around = self.layer.rpartition('.')[0] or 'its parts'
             raise RuntimeError(
                 f'{self.layer} ran in compiled code without a scaled_dot_product_attention that '
-                'can be recorded; record with the network as it was before torch.compile, or with '
-                "diffusers' own attention processors"
+                'can be recorded; record with the network as it was before torch.compile, with '
+                f"diffusers' own attention processors, or, if its graphs break, with {around} and "
+                'its like compiled each by itself'
             )
 
     def _fits(self, call: AttentionCall) -> bool:

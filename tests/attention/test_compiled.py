@@ -95,6 +95,57 @@ def test_masks_graphs_and_images(build, name, compile):
     check(build(), name, compile, size={} if name == 'unet' else SQUARE)
 
 
+CASCADE = dict(height=128, width=160)
+
+
+@pytest.mark.parametrize(
+    'build, name, size',
+    [
+        (tiny.tiny_lumina, 'transformer', SQUARE),
+        (lambda: tiny.tiny_cascade('StableCascade').prior_pipe, 'prior', CASCADE),
+    ],
+    ids=['rotated queries', 'text behind the pixels'],
+)
+def test_other_places_of_queries_and_text(build, name, size):
+    check(build(), name, in_place, size=size, backend='eager')
+
+
+def test_text_at_a_place_of_each_image():
+    """Lumina-Image 2 reads lengths from its masks, which breaks its graphs by itself."""
+    pipe = tiny.tiny_lumina2()
+
+    def draw():
+        return images_of(pipe, **SQUARE)
+
+    expected, _ = recorded(pipe, draw)
+    in_place(pipe, 'transformer', backend='eager')
+    plain = draw()
+    breaks = counters['graph_break'].total()
+    recorder, images = recorded(pipe, draw)
+    assert torch.equal(images, plain)
+    assert counters['graph_break'].total() == 2 * breaks
+    assert recorder.layer_steps == expected.layer_steps
+    for mask, other in zip(recorder.masks(), expected.masks()):
+        torch.testing.assert_close(mask, other, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_that_break_the_graph_are_recorded_if_compiled_by_themselves():
+    """The experts of HiDream are chosen by data."""
+    pipe = tiny.tiny_hidream()
+
+    def draw():
+        return images_of(pipe, **SQUARE)
+
+    expected, _ = recorded(pipe, draw)
+    for blocks in (pipe.transformer.double_stream_blocks, pipe.transformer.single_stream_blocks):
+        for block in blocks:
+            block.block.compile(backend='eager')
+    recorder, images = recorded(pipe, draw)
+    assert torch.equal(images, draw())
+    for mask, other in zip(recorder.masks(), expected.masks()):
+        torch.testing.assert_close(mask, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('build', [tiny_if, tiny.tiny_pixart])
 def test_text_beside_pixels_and_masked_padding(build):
     """Keys of text and pixels in one softmax; padding that an attention mask leaves out."""

@@ -462,6 +462,35 @@ def test_bria(guidance, images, probability):
     )
 
 
+@needs('BriaFiboPipeline')
+@pytest.mark.parametrize(
+    ('guidance', 'images', 'probability', 'side'),
+    [(5.0, 1, 'joint', 'right'), (1.0, 2, 'joint', 'left'), (5.0, 1, 'text', 'right')],
+)
+def test_bria_fibo(guidance, images, probability, side):
+    pipe = tiny_transformers.tiny_bria_fibo(side)
+    text = 1 + len(PROMPTS[1].split())
+
+    def columns(word, prompt):
+        behind = len(PROMPTS[1].split()) - len(PROMPTS[prompt].split()) if side == 'left' else 0
+        return (1 + word + behind,)
+
+    options = dict(SQUARE, width=96, guidance_scale=guidance)
+    if guidance > 1:  # an empty one is a token of Llama's
+        options['negative_prompt'] = ['a tree'] * len(PROMPTS)
+    run(
+        pipe,
+        functools.partial(sequence, text=text),
+        columns,
+        (4, 6),
+        images=images,
+        probability=probability,
+        text_keys=text,
+        options=options,
+        first_row=2 * images if guidance > 1 else 0,
+    )
+
+
 @needs('OvisImagePipeline')
 @pytest.mark.parametrize(
     ('guidance', 'images', 'probability', 'side'),

@@ -153,6 +153,12 @@ LAYERS = dict(text_encoder_out_layers=(1, 2), max_sequence_length=128)
 LOOKS = {
     'AuraFlow': flow(transformers.tiny_aura_flow, time=thousandth),
     'Bria 3.2': flow(transformers.tiny_bria, scaled=shift_and_factor, packed=channels_first),
+    'Bria FIBO': flow(
+        transformers.tiny_bria_fibo,
+        mean_and_deviation,
+        lambda x: x.flatten(2).transpose(1, 2),
+        size=128,
+    ),
     'Chroma': packed_flow(tiny.tiny_chroma, options=SHORT),
     'CogView 3 Plus': Look(transformers.tiny_cogview3),
     'CogView 4': flow(transformers.tiny_cogview4),

@@ -235,6 +235,30 @@ def tiny_bria():
 
 
 @_seeded
+def tiny_bria_fibo(padding_side: str = 'right'):
+    """A ``BriaFiboPipeline``: 64x64 images are 4x4 tokens."""
+    import diffusers
+
+    tokenizer = tiny_word_tokenizer('<s>', padding_side=padding_side)
+    return diffusers.BriaFiboPipeline(
+        transformer=_flux_like(diffusers.BriaFiboTransformer2DModel, 32, text_encoder_dim=16),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=3,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+        ),
+        text_encoder=_tiny_qwen3(len(tokenizer)),
+        tokenizer=tokenizer,
+    )
+
+
+@_seeded
 def tiny_ovis_image(padding_side: str = 'right'):
     """An ``OvisImagePipeline`` with an instruction of its own: 64x64 images are 8x8 tokens."""
     import diffusers
