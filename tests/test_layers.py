@@ -32,7 +32,7 @@ LAYERS = (
     ('browse', 'engine', 'generation', 'results'),
     ('openmmlab',),
     ('lavis_ext', 'probing', 'downstream'),
-    ('miniature',),
+    ('hub', 'miniature'),
     ('cli',),
     ('__main__',),
 )
