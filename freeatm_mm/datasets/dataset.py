@@ -16,7 +16,7 @@ from mmpretrain.registry import DATASETS
 from freeatm_mm.addresses import is_address
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.datasets.samplers import seed_draw
-from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
+from freeatm_mm.datasets.transforms import check_tracked
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import read_json
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
@@ -222,11 +222,13 @@ class FreeATMDataset(BaseDataset):
         )
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
-        elif any(
-            isinstance(transform, LoadFromStore) and transform.centred_box
-            for transform in self.pipeline.transforms
-        ):
-            raise ValueError('FreeATMDataset: centred_box of LoadFromStore needs masks=True.')
+        else:
+            for option, owner in (
+                ('centred_box', 'LoadFromStore'),
+                ('object_crops', 'FreeATMMultiView'),
+            ):
+                if any(getattr(step, option, None) for step in self.pipeline.transforms):
+                    raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
         """Opens the sources; the 'list' is the range of their samples' numbers."""
