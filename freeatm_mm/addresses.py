@@ -13,9 +13,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from freeatm_mm.errors import InputError, MissingFileError
@@ -209,6 +211,7 @@ class RemoteFolder:
         size: int,
         sha256: str | None = None,
         progress: Callable[[int], Any] = lambda count: None,
+        write: Callable[[Path], AbstractContextManager[BinaryIO]] = atomic_write,
     ) -> None:
         """Copy a file to this machine, where it appears once it is whole and proved.
 
@@ -218,12 +221,13 @@ class RemoteFolder:
             size: Its bytes.
             sha256: What it must have, in hex.
             progress: Called with the number of bytes of each piece.
+            write: Opens the file to be written.
 
         Raises:
             InputError: As :meth:`read`, or if the sha256 is another.
         """
         digest = hashlib.sha256()
-        with atomic_write(path) as file:
+        with write(path) as file:
             for piece in self.pieces(name, size):
                 digest.update(piece)
                 file.write(piece)
@@ -290,19 +294,38 @@ class RemoteFolder:
             digest.update(piece)
         return digest.hexdigest() == sha256
 
-    def upload(self, path: Path, name: str, sha256: str) -> None:
-        """Write a file of this machine into the folder, and prove that it arrived.
+    @property
+    def commits(self) -> bool:
+        """Whether files are better written many at once, as each writing is a commit."""
+        return self.address.startswith('hf://')
+
+    def upload_many(self, files: Sequence[tuple[Path, str, str]]) -> None:
+        """Write files of this machine into the folder, in order, and prove that they arrived.
+
+        Args:
+            files: Path, name there and sha256 of each.
 
         Raises:
-            InputError: If it can't be written, or other bytes arrived.
+            InputError: If one can't be written, or other bytes arrived.
         """
-        os.close(open_regular(path))
-        self._try(name, lambda server, place: server.write(path, place))
-        if not self.holds(path, name, sha256):
-            raise InputError(
-                f'{self.address}/{name} is not what was uploaded: its checksum is another; '
-                'start the same command once more'
-            )
+        for path, name, _ in files:
+            os.close(open_regular(path))
+            self._check(name)
+        if self.commits and files:
+            places = [(path, f'{self.address}/{name}') for path, name, _ in files]
+            self._try('', lambda server, _: server.write_all(places))
+        for path, name, sha256 in files:
+            if not self.commits:
+                self._try(name, partial(_write, path))
+            if not self.holds(path, name, sha256):
+                raise InputError(
+                    f'{self.address}/{name} is not what was uploaded: its checksum is another; '
+                    'start the same command once more'
+                )
+
+    def upload(self, path: Path, name: str, sha256: str) -> None:
+        """Write one file; see :meth:`upload_many`."""
+        self.upload_many([(path, name, sha256)])
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -311,9 +334,13 @@ class RemoteFolder:
         except MissingFileError:
             return
 
-    def _try(self, name: str, action: Callable[[_Server, str], _T]) -> _T:
-        if name and not _NAME.fullmatch(name):
+    def _check(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
             raise InputError(f'{name!r} is no name of a file in {self.address}')
+
+    def _try(self, name: str, action: Callable[[_Server, str], _T]) -> _T:
+        if name:
+            self._check(name)
         place = f'{self.address}/{name}' if name else self.address
         for delay in (*DELAYS, None):
             try:
@@ -339,6 +366,10 @@ class RemoteFolder:
             return self._server
 
 
+def _write(path: Path, server: _Server, place: str) -> None:
+    server.write(path, place)
+
+
 class _Server(Protocol):
     """What one kind of server can do; `place` is a whole address."""
 
@@ -351,6 +382,8 @@ class _Server(Protocol):
     def same(self, place: str, path: Path, sha256: str) -> bool | None: ...
 
     def write(self, path: Path, place: str) -> None: ...
+
+    def write_all(self, files: Sequence[tuple[Path, str]]) -> None: ...
 
     def remove(self, place: str) -> None: ...
 
@@ -424,6 +457,9 @@ class _Web:
 
     def write(self, path: Path, place: str) -> None:
         raise InputError(f"{place} can't be written to: use s3://, gs:// or hf://")
+
+    def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
+        raise NotImplementedError
 
     def remove(self, place: str) -> None:
         raise InputError(f"{place} can't be removed: use s3://, gs:// or hf://")
@@ -501,6 +537,23 @@ class _FileSystem:
     def write(self, path: Path, place: str) -> None:
         options = {'chunksize': PART, 'max_concurrency': 4} if self._scheme == 's3' else {}
         self._fs.put_file(str(path), place, **options)
+
+    def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        places = [self._fs.resolve_path(place) for _, place in files]
+        self._fs._api.create_commit(
+            places[0].repo_id,
+            [
+                CommitOperationAdd(place.path_in_repo, path)
+                for place, (path, _) in zip(places, files)
+            ],
+            commit_message=f'Add {files[-1][0].name} and {len(files) - 1} more files',
+            repo_type=places[0].repo_type,
+            revision=places[0].revision,
+        )
+        self._fs.invalidate_cache()
+        self._files.clear()
 
     def remove(self, place: str) -> None:
         self._fs.rm_file(place)

@@ -16,7 +16,7 @@ from PIL import Image
 from freeatm_mm.attention.overlay import NOUN_COLOURS
 from freeatm_mm.browse.index import ORDERS, StoreIndex, measures_of
 from freeatm_mm.files import atomic_write
-from freeatm_mm.store import RawSample, Store
+from freeatm_mm.store import RawSample, Store, decode_sample
 
 __all__ = ['card', 'mask_picture', 'render', 'write_page']
 
@@ -89,7 +89,8 @@ def write_page(
     """
     index, cards = StoreIndex(), []
     for number in indices:
-        raw, sample = store.read(number), store[number]
+        raw = store.read(number)
+        sample = decode_sample(raw)
         index.add(number, raw)
         entry = card(number, raw)
         image = sample.image.convert('RGB')

@@ -24,6 +24,7 @@ from freeatm_mm.store.sample import (
     encode_masks,
     encode_sample,
 )
+from freeatm_mm.store.transfer import pull_store, push_store
 from freeatm_mm.store.verify import Problem, SampleSource, verify_store
 from freeatm_mm.store.writer import StoreWriter, write_store
 
@@ -41,6 +42,8 @@ __all__ = [
     'encode_image',
     'encode_masks',
     'encode_sample',
+    'pull_store',
+    'push_store',
     'read_manifest',
     'repair_store',
     'verify_store',

@@ -13,6 +13,7 @@ from freeatm_mm.addresses import RemoteFolder, cache_folder, parse_bytes
 from freeatm_mm.errors import InputError
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import file_sha256
+from freeatm_mm.store.locking import locked_write
 
 __all__ = ['MOST_AHEAD', 'RemoteFiles', 'RemoteTar']
 
@@ -94,7 +95,7 @@ class RemoteFiles:
                 if not (path.is_file() and file_sha256(path) == digest):
                     if path.suffix == '.tar':
                         self._make_room(folder, size)
-                    self.folder.fetch(name, path, size, digest)
+                    self.folder.fetch(name, path, size, digest, write=locked_write)
                 Path(lock.name).unlink(missing_ok=True)
         except OSError as error:
             if isinstance(error, InputError):

@@ -38,6 +38,7 @@ from freeatm_mm.store.tar import read_members, read_sample, scan_shard
 
 __all__ = [
     'KINDS',
+    'SHARD_FILE',
     'Problem',
     'SampleSource',
     'ShardState',
@@ -45,6 +46,7 @@ __all__ = [
     'has_files',
     'shard_entries',
     'shard_entry',
+    'shard_numbers',
     'verify_store',
 ]
 
@@ -54,7 +56,8 @@ KINDS = ('missing', 'cut', 'changed', 'doubled', 'foreign')
 #: What stands beside a store at an address and isn't looked at.
 _BESIDE = ('README.md', '.gitattributes')
 
-_SHARD_FILE = re.compile(r'shard-(\d{6,})(\.tar|\.index\.npy|\.json)(\.tmp)?')
+#: Names of a store's files: number, kind, and whether it is being written.
+SHARD_FILE = re.compile(r'shard-(\d{6,})(\.tar|\.index\.npy|\.json)(\.tmp)?')
 
 
 class Problem(NamedTuple):
@@ -225,7 +228,7 @@ class _Mirror:
         if '/' in name or name in ('', '.', '..'):
             return
         (self.path / name).touch()
-        ours = name == MANIFEST or (match := _SHARD_FILE.fullmatch(name)) and match[2] == '.json'
+        ours = name == MANIFEST or (match := SHARD_FILE.fullmatch(name)) and match[2] == '.json'
         if ours and size <= MAX_BYTES:
             self._remote.fetch(name, self.path / name, size)
 
@@ -283,7 +286,7 @@ def shard_entries(path: Path) -> tuple[dict[int, dict[str, Any]], list[Problem]]
     except (StoreError, OSError) as error:
         problems.append(Problem(str(file), str(error)))
     found = {}
-    for number in _shard_numbers(path):
+    for number in shard_numbers(path):
         entry = shard_entry(path, number)
         if entry is not None:
             found[number] = entry
@@ -479,7 +482,7 @@ def _doubled(path: Path, keys: list[np.ndarray], owners: list[np.ndarray]) -> It
 
 def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[Problem]:
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-        match = _SHARD_FILE.fullmatch(entry.name)
+        match = SHARD_FILE.fullmatch(entry.name)
         if entry.name == MANIFEST:
             continue
         if entry.name in (PROGRESS, f'{MANIFEST}.tmp') or match and match[3]:
@@ -492,12 +495,13 @@ def _foreign_files(path: Path, entries: dict[int, dict[str, Any]]) -> Iterator[P
             yield Problem(entry.path, 'belongs to no shard that is whole', 'foreign', int(match[1]))
 
 
-def _shard_numbers(path: Path) -> list[int]:
+def shard_numbers(path: Path) -> list[int]:
+    """Numbers of the shards of which there is a JSON, in order."""
     return sorted(
         {
             int(match[1])
             for entry in os.scandir(path)
-            if (match := _SHARD_FILE.fullmatch(entry.name)) and match[2] == '.json' and not match[3]
+            if (match := SHARD_FILE.fullmatch(entry.name)) and match[2] == '.json' and not match[3]
         }
     )
 

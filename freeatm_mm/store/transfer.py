@@ -1,0 +1,298 @@
+"""Stores copied to addresses and back: resumable, proved, and never readable before they are whole.
+
+A shard's JSON comes after its tar and index, and `store.json` after all shards: a copy that was
+stopped, whenever it was, is no store yet, and the same call goes on where it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from freeatm_mm.addresses import RemoteFolder, local_folder
+from freeatm_mm.errors import MissingFileError
+from freeatm_mm.files import atomic_write, parse_json
+from freeatm_mm.progress import progress_bar
+from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.layout import (
+    ENTRY_FIELDS,
+    MANIFEST,
+    SHARD_FORMAT,
+    file_sha256,
+    load_manifest,
+    read_manifest,
+    shard_name,
+)
+from freeatm_mm.store.locking import locked_write
+from freeatm_mm.store.verify import SHARD_FILE, has_files, shard_entry, shard_numbers
+
+__all__ = ['TransferReport', 'pull_store', 'push_store']
+
+#: Shards that go to the Hub in one commit: of commits it takes a few in a minute.
+_SHARDS_A_COMMIT = 8
+_SHARD_JSON = 1 << 24  # the most bytes that one may have
+
+
+@dataclass
+class TransferReport:
+    """What was copied.
+
+    Attributes:
+        copied: Files that were copied.
+        there: Files that were there already, by checksum.
+        bytes: Bytes of what was copied.
+        complete: Whether the copy is a whole store now.
+    """
+
+    copied: int = 0
+    there: int = 0
+    bytes: int = 0
+    complete: bool = False
+
+    def __str__(self) -> str:
+        ending = '' if self.complete else '; the store is not finished, so its copy is none yet'
+        return (
+            f'{self.copied} files copied ({self.bytes:,} bytes), {self.there} there already{ending}'
+        )
+
+
+class _File(NamedTuple):
+    path: Path
+    name: str
+    sha256: str
+    size: int
+
+
+def push_store(
+    path: str | Path,
+    address: str,
+    *,
+    jobs: int = 4,
+    replace: bool = False,
+    beside: Sequence[tuple[Path, str]] = (),
+) -> TransferReport:
+    """Copy a store to an address, shard by shard, and prove what arrived.
+
+    Of a store that isn't finished, the shards that are whole: the same call goes on once there are
+    more. What is there already is not copied again.
+
+    Args:
+        path: The store's folder.
+        address: Of the copy: `s3://`, `gs://` or `hf://`.
+        jobs: Shards copied at a time.
+        replace: Take the place of another store there, which is none from then on.
+        beside: Further files, with their names there; they come before `store.json`.
+
+    Returns:
+        What was copied.
+
+    Raises:
+        StoreError: If there is no store, one of its files is damaged, or another store is there.
+        InputError: If the address can't be written to.
+    """
+    folder, remote, report = Path(path), RemoteFolder(address), TransferReport()
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        raise StoreError(f'{folder} is not a store: it has no {MANIFEST}') from None
+    entries = _entries(folder, manifest)
+    there = _manifest_there(remote)
+    whole = (folder / MANIFEST).read_bytes() if manifest['complete'] else None
+    if there is not None and there != whole:
+        if not replace:
+            raise StoreError(
+                f'{remote.address} holds another store: choose another address, or --replace it'
+            )
+        remote.remove(MANIFEST)
+        for name in remote.names() or ():
+            match = SHARD_FILE.fullmatch(name)
+            if match and shard_name(int(match[1])) not in {entry['name'] for entry in entries}:
+                remote.remove(name)
+    at_once = _SHARDS_A_COMMIT if remote.commits else 1
+    groups = [entries[start : start + at_once] for start in range(0, len(entries), at_once)]
+    lock = threading.Lock()
+    total = sum(entry['bytes'] + entry['index_bytes'] for entry in entries)
+    with progress_bar(total=total, desc='uploading', unit='B', unit_scale=True) as bar:
+
+        def copy(group: list[dict[str, Any]]) -> None:
+            files = [file for entry in group for file in _shard_files(folder, entry)]
+            _send(remote, files, report, lock)
+            bar.update(sum(entry['bytes'] + entry['index_bytes'] for entry in group))
+
+        _in_parallel(copy, groups, 1 if remote.commits else jobs)
+    last = [_File(file, name, file_sha256(file), file.stat().st_size) for file, name in beside]
+    _send(remote, last, report, lock)
+    if whole is not None:
+        file = folder / MANIFEST
+        _send(remote, [_File(file, MANIFEST, file_sha256(file), len(whole))], report, lock)
+        report.complete = True
+    return report
+
+
+def _entries(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shards of a store that are whole; raises if a finished store lacks one."""
+    if not manifest['complete']:
+        found = (shard_entry(folder, number) for number in shard_numbers(folder))
+        return [entry for entry in found if entry is not None and has_files(folder, entry)]
+    for number, entry in enumerate(manifest['shards']):
+        if not has_files(folder, entry) or shard_entry(folder, number) is None:
+            raise StoreError(
+                f'{folder} lacks files of {entry["name"]}: freeatm verify {folder} says which'
+            )
+    return manifest['shards']
+
+
+def _manifest_there(remote: RemoteFolder) -> bytes | None:
+    try:
+        return b''.join(remote.pieces(MANIFEST, remote.state(MANIFEST).size))
+    except MissingFileError:
+        return None
+
+
+def _shard_files(folder: Path, entry: dict[str, Any]) -> list[_File]:
+    """A shard's files in the order in which they are copied, compared with what was written."""
+    base, files = folder / entry['name'], []
+    for ending, size, digest in (
+        ('.tar', entry['bytes'], entry['sha256']),
+        ('.index.npy', entry['index_bytes'], entry['index_sha256']),
+    ):
+        path = base.with_suffix(ending)
+        if file_sha256(path) != digest:
+            raise StoreError(f'{path} is not what was written: freeatm verify {folder} says more')
+        files.append(_File(path, path.name, digest, size))
+    note = base.with_suffix('.json')
+    files.append(_File(note, note.name, file_sha256(note), note.stat().st_size))
+    return files
+
+
+def _send(
+    remote: RemoteFolder, files: list[_File], report: TransferReport, lock: threading.Lock
+) -> None:
+    """Upload those of some files that aren't there."""
+    due = [file for file in files if not remote.holds(file.path, file.name, file.sha256)]
+    remote.upload_many([(file.path, file.name, file.sha256) for file in due])
+    with lock:
+        report.copied += len(due)
+        report.there += len(files) - len(due)
+        report.bytes += sum(file.size for file in due)
+
+
+def _in_parallel(work: Callable[[Any], None], items: Iterable[Any], jobs: int) -> None:
+    """Do something with each item; the first error ends it once what is under way is done."""
+    ended = threading.Event()
+
+    def one(item: Any) -> None:
+        if ended.is_set():
+            return
+        try:
+            work(item)
+        except BaseException:
+            ended.set()
+            raise
+
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        futures = [pool.submit(one, item) for item in items]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            ended.set()
+
+
+def pull_store(address: str, path: str | Path, *, jobs: int = 4) -> TransferReport:
+    """Copy a store from an address into a folder, proving every file.
+
+    Args:
+        address: Of the store.
+        path: The folder; made if missing.
+        jobs: Shards copied at a time.
+
+    Returns:
+        What was copied.
+
+    Raises:
+        StoreError: If there is no whole store at the address, or another one in the folder.
+        InputError: If the address can't be read, or what comes is not what was written.
+    """
+    folder, remote, report = local_folder(path), RemoteFolder(address), TransferReport()
+    try:
+        manifest = read_manifest(remote.address)
+    except FileNotFoundError:
+        raise StoreError(f'{remote.address} is not a store: it has no {MANIFEST}') from None
+    if not manifest['complete']:
+        raise StoreError(f'the store {remote.address} is not finished')
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} can't be a store: it is a file")
+    text = _manifest_there(remote)
+    if text is None or parse_json(text) != manifest:
+        raise StoreError(f'{remote.address} is being changed: start the same command once more')
+    if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() != text:
+        raise StoreError(f'{folder} holds another store: choose another folder')
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, lock = manifest['shards'], threading.Lock()
+    total = sum(entry['bytes'] + entry['index_bytes'] for entry in entries)
+    with progress_bar(total=total, desc='downloading', unit='B', unit_scale=True) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        def copy(number: int) -> None:
+            entry = entries[number]
+            if _is_here(folder, number, entry, manifest['config_sha256']):
+                advance(entry['bytes'] + entry['index_bytes'])
+                with lock:
+                    report.there += 3
+                return
+            base = folder / entry['name']
+            for ending, size, digest in (
+                ('.tar', entry['bytes'], entry['sha256']),
+                ('.index.npy', entry['index_bytes'], entry['index_sha256']),
+            ):
+                file = base.with_suffix(ending)
+                remote.fetch(file.name, file, size, digest, advance, write=locked_write)
+            note = base.with_suffix('.json')
+            size = min(remote.state(note.name).size, _SHARD_JSON)
+            with locked_write(note) as opened:
+                opened.write(b''.join(remote.pieces(note.name, size)))
+            if not _is_here(folder, number, entry, manifest['config_sha256']):
+                note.unlink()
+                raise StoreError(
+                    f'{remote.address}/{note.name} says otherwise than {MANIFEST}: freeatm verify '
+                    f'{remote.address} says more'
+                )
+            with lock:
+                report.copied += 3
+                report.bytes += entry['bytes'] + entry['index_bytes'] + size
+
+        _in_parallel(copy, range(len(entries)), jobs)
+    if not (folder / MANIFEST).exists():
+        with atomic_write(folder / MANIFEST) as file:
+            file.write(text)
+        report.copied += 1
+        report.bytes += len(text)
+    else:
+        report.there += 1
+    report.complete = True
+    return report
+
+
+def _is_here(folder: Path, number: int, entry: dict[str, Any], config_sha256: str) -> bool:
+    """Whether a shard has been copied.
+
+    Raises:
+        StoreError: If the folder has one of another store under its name.
+    """
+    try:
+        own = load_manifest(folder / f'{shard_name(number)}.json', SHARD_FORMAT)
+    except FileNotFoundError:
+        return False
+    except StoreError:
+        return False  # cut off
+    if own['config_sha256'] != config_sha256:
+        raise StoreError(f'{folder} holds {own["name"]} of another store: choose another folder')
+    same = all(own.get(name) == entry.get(name) for name in ENTRY_FIELDS)
+    return same and has_files(folder, entry)
