@@ -481,9 +481,12 @@ def describe_blip(
     if model.get('pretrained'):
         before = _mapping(earlier)
         images = _after(images, before.get('regime'), before.get('generator'))
+    masks = _blip_masks(data)
+    if masks is True and made and all(store and 'scenes' in store for store in made):
+        masks = 'Free-ATM, exact masks'  # of composed scenes, as the miniature's world has them
     return {
         'regime': images.get('regime'),
-        'masks': _blip_masks(data),
+        'masks': masks,
         'generator': images.get('generator'),
         'seed': _mapping(config.get('run')).get('seed', 0),
         'scale': blip_scale(model),

@@ -68,6 +68,24 @@ def numbers(separator: str) -> Callable[[str], list[int]]:
     return read
 
 
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a pipeline is loaded, which changes none of its images."""
+    parser.add_argument(
+        '--model-config',
+        metavar='PIPELINE',
+        help='where the pipeline is a single file (.safetensors): folder or hub id of the one that '
+        'it is a checkpoint of, for configs and tokenizers (default: the one that diffusers knows, '
+        'from the hub or its cache)',
+    )
+    parser.add_argument(
+        '--offload',
+        choices=('none', 'model', 'sequential', 'group'),
+        default='none',
+        help='keep weights on the CPU until the GPU needs them: whole parts, single layers (slow, '
+        'least memory), or groups of layers ahead of time (default: none)',
+    )
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add what concerns the pipeline's weights, the samples and the shards."""
     add = parser.add_argument
@@ -78,6 +96,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='number format of the weights (default: float32)',
     )
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
+    add_loading_options(parser)
     add('--revision', help='branch, tag or commit on the hub')
     add('--variant', help='variant of the weights, such as fp16')
     add(

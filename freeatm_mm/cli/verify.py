@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freeatm_mm.addresses import is_address
+from freeatm_mm.cli._generation import add_loading_options
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import FOUND, InputError, tool
 from freeatm_mm.store import repair_store, verify_store
@@ -44,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='print at most N problems (100)',
     )
     add('--repair', action='store_true', help='make whole again what can be')
-    add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
+    add('--pipeline', help='folder, file or hub id of the pipeline, to generate lost samples again')
     add(
         '--stage',
         action='append',
@@ -58,11 +59,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar='FILE[:WEIGHT]',
-        help='the LoRAs of the run, if it had any, in the same order',
+        help='the LoRAs of the run, if it had any, in the same order (those of the hub are known)',
     )
     add('--prompts', help='the prompt file of the run')
     add('--batch-size', type=whole(1, 4096), help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
+    add_loading_options(parser)
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     return parser.parse_args(argv)
 
@@ -93,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.prompts,
                 device=args.device,
                 variant=args.variant,
+                model_config=args.model_config,
+                offload=args.offload,
                 **changes,
             ).source()
         else:

@@ -89,8 +89,46 @@ class LoadFromStore(BaseTransform):
         Raises:
             StoreError: If the sample can't be read, or its image or masks can't be decoded.
         """
+        return self.decode_image(self.decode_masks(self.read(results)))
+
+    def read(self, results: dict) -> dict:
+        """Read one sample, decoding neither image nor masks.
+
+        Added keys: `encoded` and, with masks, `encoded_masks`.
+
+        Raises:
+            StoreError: If the sample can't be read.
+        """
         source, number = results.pop('source'), results.pop('source_idx')
-        raw = source.read(number)
+        encoded = results['encoded'] = source, source.read(number)
+        if 'mask_source' in results:
+            source = results.pop('mask_source')
+            encoded = source, source.read(results.pop('mask_source_idx'))
+        if results.pop('with_masks'):
+            results['encoded_masks'] = encoded
+        return results
+
+    def decode_masks(self, results: dict) -> dict:
+        """Decode the masks of a sample that was read, where it is to have any.
+
+        Raises:
+            StoreError: If they can't be decoded.
+        """
+        if 'encoded_masks' in results:
+            source, raw = results.pop('encoded_masks')
+            try:
+                self._add_masks(raw, results)
+            except StoreError as error:
+                raise StoreError(f'{source.path}: {error}') from None
+        return results
+
+    def decode_image(self, results: dict) -> dict:
+        """Decode the image of a sample that was read.
+
+        Raises:
+            StoreError: If it can't be decoded.
+        """
+        source, raw = results.pop('encoded')
         flag = self.color_type
         if (
             isinstance(source, Store)
@@ -114,14 +152,6 @@ class LoadFromStore(BaseTransform):
             img_path=raw.key,
             window=WHOLE,
         )
-        if 'mask_source' in results:
-            source = results.pop('mask_source')
-            raw = source.read(results.pop('mask_source_idx'))
-        if results.pop('with_masks'):
-            try:
-                self._add_masks(raw, results)
-            except StoreError as error:
-                raise StoreError(f'{source.path}: {error}') from None
         return results
 
     def _add_masks(self, raw: RawSample, results: dict) -> None:
@@ -163,8 +193,10 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
         # second time with mmcv's `cache_randomness`, which then refuses to share draws.
         box = self.rand_crop_params(image)
         y, x, height, width = box
+        crop = image[y : y + height, x : x + width]
         view = mmcv.imresize(
-            image[y : y + height, x : x + width],
+            # Pillow copies what isn't contiguous, too, but byte by byte.
+            np.ascontiguousarray(crop) if self.backend == 'pillow' else crop,
             tuple(self.scale[::-1]),
             interpolation=self.interpolation,
             backend=self.backend,
@@ -284,7 +316,9 @@ class FreeATMMultiView(MultiView):
         for transform in self.transforms:
             # As in MultiView each view starts from its own copy, here without copying the masks.
             view = {key: copy.deepcopy(value) if mutable else value for key, value, mutable in rest}
-            view['img'] = image.copy()
+            # A crop makes a new picture, and leaves the one that it cuts from alone.
+            first = transform.transforms[0] if transform.transforms else None
+            view['img'] = image if type(first) is FreeATMRandomResizedCrop else image.copy()
             view = transform(view)
             images.append(view['img'])
             windows.append(view['window'])
@@ -353,12 +387,17 @@ class PackFreeATMInputs(PackInputs):
 
     def transform(self, results: dict) -> dict:
         """Packs image or views, and the masks where there are any."""
-        packed = super().transform(results)
+        packed = self.pack_image(results)
         if 'stored_masks' in results:
-            self._pack_masks(results, packed['data_samples'])
+            self.pack_masks(results, packed['data_samples'])
         return packed
 
-    def _pack_masks(self, results: dict, data_sample) -> None:
+    def pack_image(self, results: dict) -> dict:
+        """Pack image or views without the masks, as `PackInputs` does."""
+        return super().transform(results)
+
+    def pack_masks(self, results: dict, data_sample: DataSample) -> None:
+        """Add the masks of a sample to its data sample, which is changed in place."""
         windows = np.array(results.get('windows') or [results['window']])
         views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
         self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from freeatm_mm.attention.families import call_names
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
@@ -233,12 +234,15 @@ def _no_guidance(pipeline: Any) -> float:
     Where guidance was distilled into the network it is no second call but an input of its own: the
     one that the pipeline's call gives by default.
     """
+    names = call_names(pipeline)
     transformer = getattr(pipeline, 'transformer', None)
     if transformer is not None and transformer.config.get('guidance_embeds'):
-        parameter = inspect.signature(type(pipeline).__call__).parameters.get('guidance_scale')
-        if parameter is not None and isinstance(parameter.default, (int, float)):
-            return float(parameter.default)
-    return 1.0
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        for name in names.guidance:
+            default = parameters[name].default if name in parameters else None
+            if isinstance(default, (int, float)):
+                return float(default)
+    return names.unguided
 
 
 @dataclass(frozen=True)

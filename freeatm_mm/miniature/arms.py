@@ -114,6 +114,21 @@ ARMS: dict[str, Arm] = {
         ),
         'beta is a share of the foreground and grows to 1: objects from the inside to the whole',
     ),
+    'hpm': Arm(
+        'hpm',
+        ('model.guide.type=LossGuide', 'model.mask_generator.ceiling=0.5'),
+        'patches by a learned predictor of their difficulty, as in HPM, without masks',
+    ),
+    'own_attention': Arm(
+        'own_attention',
+        ('model.guide.type=OwnAttentionGuide',),
+        "patches by the encoder's own attention, as in AttMask, without masks",
+    ),
+    'green_noise': Arm(
+        'green_noise',
+        ('model.mask_generator.noise=green', 'model.mask_generator.ceiling=0'),
+        'patches by green noise, as in ColorMAE, without masks',
+    ),
     **{
         f'ceiling_{share}': Arm(
             f'ceiling_{share}',

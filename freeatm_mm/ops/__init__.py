@@ -69,15 +69,19 @@ from freeatm_mm.ops.nouns import (
     same_noun_counts,
 )
 from freeatm_mm.ops.patch_masking import (
+    BAND,
     COMBINE,
+    NOISES,
     SCHEDULES,
     SHARES,
     attention_guided_order,
     beta_at,
     foreground_masked,
+    green_noise,
     mask_patches,
     num_visible,
     patch_scores,
+    relative_order_loss,
 )
 from freeatm_mm.ops.pooling import (
     PaddedInstances,
@@ -101,9 +105,11 @@ from freeatm_mm.ops.position import (
 )
 
 __all__ = [
+    'BAND',
     'COMBINE',
     'MASK_VALUES',
     'NEGATIVES',
+    'NOISES',
     'ORDERS',
     'POSITIONS',
     'POSITIVES',
@@ -137,6 +143,7 @@ __all__ = [
     'flip_matrix',
     'flip_window',
     'foreground_masked',
+    'green_noise',
     'info_nce_logits',
     'instance_equation3',
     'instance_info_nce',
@@ -160,6 +167,7 @@ __all__ = [
     'preset_prompts',
     'quantize',
     'region_name',
+    'relative_order_loss',
     'resize',
     'same_noun',
     'same_noun_counts',

@@ -12,20 +12,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_generators
 from helpers.store_samples import folder_bytes
-from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tiny_pipelines import tiny_stable_diffusion
 from helpers.tools import run_tool
 from PIL import Image
 
-from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import DrawingError, run_workers
 from freeatm_mm.generation.existing import MaskJob, add_masks, read_picture
 from freeatm_mm.generation.images import ImageReader, find_images
-from freeatm_mm.generation.levels import NoiseLevels, ShownImages
 from freeatm_mm.generation.listing import ImageFile, list_images
-from freeatm_mm.generation.pipelines import drawing_options
 from freeatm_mm.store import Sample, Store, verify_store, write_store
 
 PROMPTS = ['a dog and a ball', 'a cat']
@@ -77,159 +73,6 @@ def listed(source, tmp_path, **options):
     images = list_images(source, tmp_path / 'out', **options)
     reader = ImageReader(source, options.get('captions'))
     return images, ImageFile(images.path), reader
-
-
-# What is recorded
-
-
-def look(pipe, images, seeds=(0, 1), levels=LEVELS):
-    """The masks that the pipeline records of images that it is shown."""
-    shown = ShownImages(pipe, levels)
-    options = drawing_options(pipe, steps=len(levels), guidance=1.0)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=options) as recorder:
-        shown.show(images, PROMPTS, generators, options)
-    assert recorder.num_steps == len(levels)
-    return recorder.masks()
-
-
-def by_hand(pipe, clean, noised, call, encode):
-    """The same masks by calls of the network with what `noised` makes of latents and noise."""
-    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, torch.no_grad():
-        text = encode()
-        for level in LEVELS:
-            noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators])
-            call(noised(clean, noise, level), torch.full((2,), level), text)
-    return recorder.masks()
-
-
-@torch.no_grad()
-def test_masks_are_those_of_calls_of_the_unet_on_noised_latents(pipe):
-    from diffusers import DDPMScheduler
-
-    images = torch.rand(2, 3, 48, 64) * 2 - 1
-    vae, scheduler = pipe.vae, DDPMScheduler.from_config(pipe.scheduler.config)
-    own = pipe.scheduler
-    masks = look(pipe, images)
-    assert pipe.scheduler is own and pipe.config.scheduler[0] == 'diffusers'
-    expected = by_hand(
-        pipe,
-        vae.encode(images).latent_dist.mode() * vae.config.scaling_factor,
-        lambda clean, noise, level: scheduler.add_noise(clean, noise, torch.tensor([level] * 2)),
-        lambda sample, time, text: pipe.unet(sample, time, encoder_hidden_states=text),
-        lambda: pipe.encode_prompt(PROMPTS, 'cpu', 1, False)[0],
-    )
-    for found, wanted in zip(masks, expected):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_masks_are_those_of_calls_of_the_transformer_on_scaled_noise():
-    pipe = tiny_generators.tiny_stable_diffusion_3()
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    vae = pipe.vae
-
-    def scaled(clean, noise, level):
-        share = level / pipe.scheduler.config.num_train_timesteps
-        return share * noise + (1 - share) * clean
-
-    def call(sample, time, text):
-        pipe.transformer(
-            hidden_states=sample,
-            timestep=time.float(),
-            encoder_hidden_states=text[0],
-            pooled_projections=text[2],
-        )
-
-    latents = vae.encode(images).latent_dist.mode()
-    expected = by_hand(
-        pipe,
-        (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor,
-        scaled,
-        call,
-        lambda: pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False),
-    )
-    for found, wanted in zip(look(pipe, images), expected):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-def test_noise_is_that_of_training_whatever_the_sampler(pipe):
-    from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-
-    clean, noise = torch.randn(2, 1, 4, 8, 8)
-    config = pipe.scheduler.config
-    sampler = EulerDiscreteScheduler.from_config(config)
-    sampler.set_timesteps(3)  # what it last sampled with changes nothing
-    ours = NoiseLevels(sampler, [300]).noised(clean, noise, 0)
-    kept = pipe.scheduler.alphas_cumprod[300]
-    torch.testing.assert_close(ours, kept.sqrt() * clean + (1 - kept).sqrt() * noise)
-    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    ours = NoiseLevels(flow, [300]).noised(clean, noise, 0)
-    torch.testing.assert_close(ours, 0.7 * clean + 0.3 * noise)
-
-
-@pytest.mark.parametrize(
-    'make',
-    [
-        tiny_stable_diffusion_xl,
-        tiny_if,
-        tiny_generators.tiny_pixart,
-        tiny_generators.tiny_stable_diffusion_3,
-        tiny_generators.tiny_flux,
-        tiny_generators.tiny_qwen_image,
-        tiny_generators.tiny_latent_consistency,
-    ],
-    ids=['sdxl', 'if', 'pixart', 'sd3', 'flux', 'qwen', 'lcm'],
-)
-def test_other_families_look_at_images_and_depend_on_them(make):
-    pipe = make()
-    torch.manual_seed(0)
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    first = look(pipe, images, levels=(200,))
-    assert [len(masks) for masks in first] == [2, 1]
-    other = look(pipe, images.flip(0), levels=(200,))
-    assert not torch.allclose(first[0], other[0])
-
-
-@pytest.mark.parametrize(
-    ('make', 'message'),
-    [
-        (tiny_generators.tiny_kandinsky, 'no VAE that encodes images'),
-        (tiny_generators.tiny_controlnet, 'wants an image of its own'),
-        (tiny_generators.tiny_vq_diffusion, 'no VAE'),
-    ],
-)
-def test_pipelines_that_cannot_look_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        ShownImages(make(), [200])
-
-
-@pytest.mark.parametrize(
-    ('levels', 'message'),
-    [
-        ([1000], 'noise level 1000 lies outside the schedule of .*: levels are whole .* 0 to 999'),
-        ([-1], 'outside the schedule'),
-        ([2.5], 'outside the schedule'),
-        ([], 'at least one noise level'),
-        ([5, 5], 'more than once'),
-    ],
-)
-def test_levels_outside_the_schedule_are_refused(pipe, levels, message):
-    with pytest.raises(ValueError, match=message):
-        ShownImages(pipe, levels)
-
-
-def test_the_whole_image_is_seen_in_its_proportions(pipe):
-    shown = ShownImages(pipe, [200], size=512)
-    assert shown.seen(640, 640) == (512, 512)
-    assert shown.seen(640, 480) == (448, 576)
-    assert shown.seen(480, 640) == (576, 448)
-    assert shown.seen(10_000, 100) == shown.seen(400, 100) == (256, 1024)
-    for width, height in ((640, 427), (333, 500), (1920, 1080)):
-        sides = shown.seen(width, height)
-        assert abs(np.log(sides[1] / sides[0] / (width / height))) < 0.13
-        assert 0.8 < sides[0] * sides[1] / 512**2 < 1.25
 
 
 # What is stored

@@ -190,3 +190,16 @@ def test_guided_masking_says_what_is_wrong():
             GuidedMasking(**options)
     with pytest.raises(InputError, match='leave out the class token'):
         GuidedMasking()(torch.randn(1, 17, 4), torch.rand(1, 1, 4, 4), 0.5)
+
+
+def test_guided_masking_takes_the_options_of_the_order():
+    masks = torch.rand(3, 2, 4, 4)
+    module = GuidedMasking(ceiling=1.0, share_of='foreground', noise='green')
+    torch.manual_seed(0)
+    found = module.order(masks, 0.7)
+    torch.manual_seed(0)
+    scores = ops.patch_scores(list(masks), 16)
+    assert torch.equal(found, ops.attention_guided_order(scores, 12, 0.7, 'foreground', 'green'))
+    for wrong in ({'share_of': 'image'}, {'noise': 'red'}):
+        with pytest.raises(InputError, match='is none of'):
+            GuidedMasking(**wrong)
