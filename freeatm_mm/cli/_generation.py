@@ -100,6 +100,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add('--revision', help='branch, tag or commit on the hub')
     add('--variant', help='variant of the weights, such as fp16')
     add(
+        '--lora',
+        action='append',
+        default=[],
+        metavar='FILE[:WEIGHT]',
+        help='add a LoRA (.safetensors) to the weights, a file here or on the hub '
+        '(owner/name/FILE.safetensors); may be given several times (weight: 1)',
+    )
+    add(
         '--samples-per-shard',
         type=int,
         default=5000,
