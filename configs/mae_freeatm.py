@@ -34,8 +34,13 @@ train_dataloader['dataset']['pipeline'] = train_pipeline
 model = dict(
     type='FreeATMMAE',
     combine='sum',
+    guide=dict(type='NounGuide'),
     mask_generator=dict(
-        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear', share_of='hidden'
+        type='AttentionGuidedMaskGenerator',
+        ceiling=0.8,
+        schedule='linear',
+        share_of='hidden',
+        noise='white',
     ),
     backbone=dict(type='FreeATMMAEViT'),
 )

@@ -188,6 +188,13 @@ def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
     ]
     if not ours:
         return False if datasets else None
+    model = _mapping(cfg.get('model'))
+    kinds = [
+        str(part.get('type', '')).split('.')[-1] for part in (model, _mapping(model.get('neck')))
+    ]
+    if not any(kind.startswith('FreeATM') for kind in kinds):
+        plain = {_CLASSIFIER, *(method.model for method in METHODS.values())}
+        return False if kinds[0] in plain else None  # mmpretrain's own models pass masks over
     variants = {variant for dataset in ours for variant in _variants(dataset)}
     return ', '.join(sorted(variants)) or True
 
@@ -474,9 +481,12 @@ def describe_blip(
     if model.get('pretrained'):
         before = _mapping(earlier)
         images = _after(images, before.get('regime'), before.get('generator'))
+    masks = _blip_masks(data)
+    if masks is True and made and all(store and 'scenes' in store for store in made):
+        masks = 'Free-ATM, exact masks'  # of composed scenes, as the miniature's world has them
     return {
         'regime': images.get('regime'),
-        'masks': _blip_masks(data),
+        'masks': masks,
         'generator': images.get('generator'),
         'seed': _mapping(config.get('run')).get('seed', 0),
         'scale': blip_scale(model),

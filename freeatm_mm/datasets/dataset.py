@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from mmpretrain.registry import DATASETS
 from freeatm_mm.addresses import is_address
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.datasets.samplers import seed_draw
-from freeatm_mm.datasets.transforms import LoadFromStore, check_tracked
+from freeatm_mm.datasets.transforms import LoadFromStore, PackFreeATMInputs, check_tracked
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import read_json
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
@@ -25,6 +25,9 @@ from freeatm_mm.store import RawSample, Store, StoreError
 MASK_SOURCES = ('own', 'other')
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+#: Samples whose files are read before the first of their images is decoded.
+DRAWN_TOGETHER = 32
 
 #: The warning for configs with the old name.
 STORE_RENAMED = 'store of FreeATMDataset is now called data_root; the next release will refuse it'
@@ -222,11 +225,13 @@ class FreeATMDataset(BaseDataset):
         )
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
-        elif any(
-            isinstance(transform, LoadFromStore) and transform.centred_box
-            for transform in self.pipeline.transforms
-        ):
-            raise ValueError('FreeATMDataset: centred_box of LoadFromStore needs masks=True.')
+        else:
+            for option, owner in (
+                ('centred_box', 'LoadFromStore'),
+                ('object_crops', 'FreeATMMultiView'),
+            ):
+                if any(getattr(step, option, None) for step in self.pipeline.transforms):
+                    raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
         """Opens the sources; the 'list' is the range of their samples' numbers."""
@@ -379,19 +384,66 @@ class FreeATMDataset(BaseDataset):
         return super().__getitem__(idx)
 
     def draw_batch(self, draws: Sequence[tuple[int, int]]) -> list[dict]:
-        """The samples of some draws (number, seed) after the pipeline; for `in_memory` alone.
+        """Return the samples of some draws (number, seed) after the pipeline.
+
+        The same as one after the other, and faster: all files are read first, then all masks
+        decoded, then all images made to views, and at last the masks brought to these. Work on
+        small arrays takes a third of the time if nothing else fills the processor's caches between.
 
         Raises:
-            StoreError: If a sample can't be read, the first time.
-            ValueError: If the pipeline can't be done for whole batches.
+            StoreError: If a sample can't be read, and so are more than may be; with `in_memory`,
+                the first time.
+            ValueError: If the pipeline can't be done for whole batches, with `in_memory`.
         """
         self.full_init()
-        if not hasattr(self, '_batches'):
-            transforms, count = self.pipeline.transforms, len(self)
-            samples = (transforms[0](self.get_data_info(number)) for number in range(count))
-            self._batches = BatchPipeline(transforms, samples, count, self.device)
-        numbers, seeds = zip(*draws)
-        return self._batches(numbers, seeds)
+        transforms = self.pipeline.transforms
+        if self.in_memory:
+            if not hasattr(self, '_batches'):
+                samples = (transforms[0](self.get_data_info(idx)) for idx in range(len(self)))
+                self._batches = BatchPipeline(transforms, samples, len(self), self.device)
+            numbers, seeds = zip(*draws)
+            return self._batches(numbers, seeds)
+        ends = [type(transform) for transform in (*transforms[:1], *transforms[1:][-1:])]
+        if type(self) is not FreeATMDataset or ends != [LoadFromStore, PackFreeATMInputs]:
+            return [self[draw] for draw in draws]
+        items = []
+        for start in range(0, len(draws), DRAWN_TOGETHER):
+            items += self._draw_together(draws[start : start + DRAWN_TOGETHER])
+        return items
+
+    def _draw_together(self, draws: Sequence[tuple[int, int]]) -> list[dict]:
+        """Run the pipeline in stages, each for all draws."""
+        load, *middle, pack = self.pipeline.transforms
+
+        def stage(function: Callable[[dict], dict | None], results: dict | None) -> dict | None:
+            try:
+                return None if results is None else function(results)
+            except StoreError:
+                return None
+
+        def views(results: dict) -> dict | None:
+            for transform in (load.decode_image, *middle):
+                results = transform(results)
+                if results is None:
+                    return None
+            results['packed'] = pack.pack_image(results)
+            results.pop(pack.input_key, None)  # it was copied
+            return results
+
+        read = [stage(load.read, self.get_data_info(number)) for number, _ in draws]
+        ready = [stage(load.decode_masks, results) for results in read]
+        drawn = []
+        for results, (_, seed) in zip(ready, draws):
+            seed_draw(seed)
+            drawn.append(stage(views, results))
+        for results in drawn:
+            if results is not None and 'stored_masks' in results:
+                pack.pack_masks(results, results['packed']['data_samples'])
+        # Once more, alone: what is told of a sample that can't be read, and which takes its place.
+        return [
+            self[draw] if results is None else results['packed']
+            for results, draw in zip(drawn, draws)
+        ]
 
     def extra_repr(self) -> list[str]:
         """Lines of `repr`."""

@@ -74,7 +74,7 @@ def seed_draw(seed: int) -> None:
 
 def _seeded_items(dataset: Any, draws: Sequence) -> list:
     """The items of some draws, each a number or a (number, seed)."""
-    if getattr(dataset, 'in_memory', False) and all(isinstance(draw, tuple) for draw in draws):
+    if hasattr(dataset, 'draw_batch') and all(isinstance(draw, tuple) for draw in draws):
         return dataset.draw_batch(draws)
     items = []
     for draw in draws:

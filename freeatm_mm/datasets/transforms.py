@@ -20,14 +20,17 @@ from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedC
 from mmpretrain.registry import TRANSFORMS
 from mmpretrain.structures import DataSample
 
+from freeatm_mm.datasets.samplers import mix_seed
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
     ViewMasks,
     centred_boxes,
+    choose_object,
     crop_window,
     flip_window,
     masks_on_views,
+    object_boxes,
 )
 from freeatm_mm.ops.masks import dequantize, peakedness
 from freeatm_mm.ops.nouns import noun_id
@@ -89,8 +92,46 @@ class LoadFromStore(BaseTransform):
         Raises:
             StoreError: If the sample can't be read, or its image or masks can't be decoded.
         """
+        return self.decode_image(self.decode_masks(self.read(results)))
+
+    def read(self, results: dict) -> dict:
+        """Read one sample, decoding neither image nor masks.
+
+        Added keys: `encoded` and, with masks, `encoded_masks`.
+
+        Raises:
+            StoreError: If the sample can't be read.
+        """
         source, number = results.pop('source'), results.pop('source_idx')
-        raw = source.read(number)
+        encoded = results['encoded'] = source, source.read(number)
+        if 'mask_source' in results:
+            source = results.pop('mask_source')
+            encoded = source, source.read(results.pop('mask_source_idx'))
+        if results.pop('with_masks'):
+            results['encoded_masks'] = encoded
+        return results
+
+    def decode_masks(self, results: dict) -> dict:
+        """Decode the masks of a sample that was read, where it is to have any.
+
+        Raises:
+            StoreError: If they can't be decoded.
+        """
+        if 'encoded_masks' in results:
+            source, raw = results.pop('encoded_masks')
+            try:
+                self._add_masks(raw, results)
+            except StoreError as error:
+                raise StoreError(f'{source.path}: {error}') from None
+        return results
+
+    def decode_image(self, results: dict) -> dict:
+        """Decode the image of a sample that was read.
+
+        Raises:
+            StoreError: If it can't be decoded.
+        """
+        source, raw = results.pop('encoded')
         flag = self.color_type
         if (
             isinstance(source, Store)
@@ -114,14 +155,6 @@ class LoadFromStore(BaseTransform):
             img_path=raw.key,
             window=WHOLE,
         )
-        if 'mask_source' in results:
-            source = results.pop('mask_source')
-            raw = source.read(results.pop('mask_source_idx'))
-        if results.pop('with_masks'):
-            try:
-                self._add_masks(raw, results)
-            except StoreError as error:
-                raise StoreError(f'{source.path}: {error}') from None
         return results
 
     def _add_masks(self, raw: RawSample, results: dict) -> None:
@@ -153,7 +186,8 @@ class LoadFromStore(BaseTransform):
 class FreeATMRandomResizedCrop(RandomResizedCrop):
     """mmpretrain's `RandomResizedCrop`, bit for bit, that also notes where the crop lies.
 
-    Changed keys: `img`, `img_shape` as there, and `window`.
+    Changed keys: `img`, `img_shape` as there, and `window`. Where `FreeATMMultiView` has chosen an
+    object to crop around (`object_weights`), the crop is moved there; its size stays.
     """
 
     def transform(self, results: dict) -> dict:
@@ -162,9 +196,14 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
         # Drawn here, not by overriding `rand_crop_params`: an overriding method is registered a
         # second time with mmcv's `cache_randomness`, which then refuses to share draws.
         box = self.rand_crop_params(image)
+        if 'object_weights' in results:
+            weights = results['object_weights'][None]
+            box = tuple(object_boxes(np.array([box]), image.shape[:2], weights)[0].tolist())
         y, x, height, width = box
+        crop = image[y : y + height, x : x + width]
         view = mmcv.imresize(
-            image[y : y + height, x : x + width],
+            # Pillow copies what isn't contiguous, too, but byte by byte.
+            np.ascontiguousarray(crop) if self.backend == 'pillow' else crop,
             tuple(self.scale[::-1]),
             interpolation=self.interpolation,
             backend=self.backend,
@@ -259,17 +298,38 @@ class FreeATMMultiView(MultiView):
         transforms: As in `MultiView`: for each kind of view its transforms.
         num_views: As in `MultiView`: how many views of each kind.
         photometric: Names of further transforms that leave every pixel where it is.
+        object_crops: Share of the images, in [0, 1], all of whose views are cropped around one of
+            their nouns, drawn anew each time: `FreeATMRandomResizedCrop` has its centres where that
+            noun's mask is. Sizes of crops and all other random numbers stay as without.
 
     Raises:
-        ValueError: If a transform would move the image and not its masks.
+        ValueError: If a transform would move the image and not its masks, or `object_crops` is out
+            of range, or asked for where a view doesn't begin with `FreeATMRandomResizedCrop`.
     """
 
     def __init__(
-        self, transforms: list[list], num_views: int | list[int], photometric: Sequence[str] = ()
+        self,
+        transforms: list[list],
+        num_views: int | list[int],
+        photometric: Sequence[str] = (),
+        object_crops: float = 0.0,
     ) -> None:
         super().__init__(transforms, num_views)
         for pipeline in self.pipelines:
             check_tracked(pipeline.transforms, photometric)
+        if not 0 <= object_crops <= 1:
+            raise ValueError(
+                f'FreeATMMultiView: object_crops {object_crops!r} must be a share from 0 to 1.'
+            )
+        if object_crops and not all(
+            isinstance(first, FreeATMRandomResizedCrop)
+            for first in (next(iter(pipeline.transforms), None) for pipeline in self.pipelines)
+        ):
+            raise ValueError(
+                'FreeATMMultiView: object_crops needs views that begin with '
+                'FreeATMRandomResizedCrop.'
+            )
+        self.object_crops = object_crops
 
     def transform(self, results: dict) -> dict:
         """Makes the views."""
@@ -280,16 +340,31 @@ class FreeATMMultiView(MultiView):
             for key, value in results.items()
             if key not in shared
         ]
+        weights = None
+        if self.object_crops and 'stored_masks' in results:
+            draw = _draw_apart()
+            weights = choose_object(results['stored_masks'], draw, self.object_crops)
         images, windows = [], []
         for transform in self.transforms:
             # As in MultiView each view starts from its own copy, here without copying the masks.
             view = {key: copy.deepcopy(value) if mutable else value for key, value, mutable in rest}
-            view['img'] = image.copy()
+            # A crop makes a new picture, and leaves the one that it cuts from alone.
+            first = transform.transforms[0] if transform.transforms else None
+            view['img'] = image if type(first) is FreeATMRandomResizedCrop else image.copy()
+            if weights is not None:
+                view['object_weights'] = weights
             view = transform(view)
             images.append(view['img'])
             windows.append(view['window'])
         results.update(img=images, windows=windows)
         return results
+
+
+def _draw_apart() -> float:
+    """A number in [0, 1) that follows from NumPy's random state, which stays as it is."""
+    state = np.random.RandomState()
+    state.set_state(np.random.get_state())
+    return mix_seed(int(state.randint(2**32, dtype=np.uint64))) / 2**32
 
 
 @TRANSFORMS.register_module()
@@ -353,12 +428,17 @@ class PackFreeATMInputs(PackInputs):
 
     def transform(self, results: dict) -> dict:
         """Packs image or views, and the masks where there are any."""
-        packed = super().transform(results)
+        packed = self.pack_image(results)
         if 'stored_masks' in results:
-            self._pack_masks(results, packed['data_samples'])
+            self.pack_masks(results, packed['data_samples'])
         return packed
 
-    def _pack_masks(self, results: dict, data_sample) -> None:
+    def pack_image(self, results: dict) -> dict:
+        """Pack image or views without the masks, as `PackInputs` does."""
+        return super().transform(results)
+
+    def pack_masks(self, results: dict, data_sample: DataSample) -> None:
+        """Add the masks of a sample to its data sample, which is changed in place."""
         windows = np.array(results.get('windows') or [results['window']])
         views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
         self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'))

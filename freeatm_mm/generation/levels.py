@@ -10,14 +10,16 @@ conditions and sizes are those of generating, for every family alike.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import Latents, call_names, find_family
+from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE
 from freeatm_mm.generation.pipelines import scheduler_of
 
 __all__ = ['NoiseLevels', 'ShownImages', 'check_can_show']
@@ -85,6 +87,13 @@ class NoiseLevels:
         return kept * clean + added * noise
 
 
+class _Step(NamedTuple):
+    """What a sampler returns; some say what they take for the image besides."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
 class _HandingOut:
     """Stands in for a pipeline's scheduler: the next noised image, whatever the network said."""
 
@@ -120,38 +129,50 @@ class _HandingOut:
 
     def step(
         self, model_output: Any, timestep: Any, sample: Tensor, return_dict: bool = True, **_: Any
-    ) -> tuple[Tensor, Tensor]:
+    ) -> _Step:
         self._place = min(self._place + 1, len(self._noised) - 1)
         shown = self._noised[self._place].to(sample)
-        return shown, shown  # some samplers say what they take for the image besides
+        return _Step(shown, shown)
 
 
-def check_can_show(pipe: Any) -> None:
+def check_can_show(pipe: Any) -> Latents:
     """Refuse a pipeline that can't be shown an image in this way.
 
+    Returns:
+        How it takes one.
+
     Raises:
-        ValueError: If it needs an image of its own, or there is no way into its latents.
+        ValueError: If its family is unknown or can't be shown images, if it needs an image of its
+            own, or if there is no way into its latents.
     """
     name = type(pipe).__name__
+    family = find_family(pipe)
+    if isinstance(family.latents, str):
+        raise ValueError(
+            f"{name} can't look at images that exist: {family.latents}; use the text-to-image "
+            'pipeline of another family'
+        )
     parameters = inspect.signature(type(pipe).__call__).parameters
     own = [argument for argument in _IMAGE_ARGUMENTS if argument in parameters]
-    if own:
+    if own and not (own == ['image'] and family.latents.image_is_optional):
         raise ValueError(
-            f'{name} wants an image of its own ({own[0]}): give the text-to-image pipeline of the '
-            'same weights'
+            f"{name} can't look at images that exist: {WANTS_AN_IMAGE} ({own[0]}); give the "
+            'text-to-image pipeline of the same weights'
+        )
+    if getattr(pipe, 'prior', None) is not None:
+        raise ValueError(
+            f"{name} can't look at images that exist: its prior draws anew what it goes by beside "
+            'the text; use a pipeline without a prior'
         )
     if not hasattr(pipe, call_names(pipe).scheduler):
         raise ValueError(f'{name} has no scheduler that can be stood in for')
-    if _is_in_pixels(pipe):
-        return
-    vae = getattr(pipe, 'vae', None)
-    if vae is None or not hasattr(vae, 'encode') or 'latents' not in parameters:
+    vae = getattr(pipe, family.latents.vae, None) if family.latents.vae else None
+    if family.latents.vae and ('latents' not in parameters or not hasattr(vae, 'encode')):
         raise ValueError(
             f'{name} has no VAE that encodes images into the latents that its call takes, so it '
             "can't look at images that exist"
         )
-    if hasattr(pipe, '_patchify_latents'):
-        raise ValueError(f"{name} packs its latents in a way that isn't known here")
+    return family.latents
 
 
 class ShownImages:
@@ -172,29 +193,28 @@ class ShownImages:
     """
 
     def __init__(self, pipe: Any, levels: Sequence[int], size: int | None = None) -> None:
-        check_can_show(pipe)
+        self._latents = check_can_show(pipe)
         self.pipe = pipe
         self.levels = NoiseLevels(scheduler_of(pipe), levels)
-        self._in_pixels = _is_in_pixels(pipe)
-        self._latent_side = 1 if self._in_pixels else int(getattr(pipe, 'vae_scale_factor', 8))
-        denoiser = getattr(pipe, 'unet', None) or getattr(pipe, 'transformer', None)
-        config = {} if denoiser is None else denoiser.config
+        factor = int(getattr(pipe, 'vae_scale_factor', 8)) if self._latents.vae else 1
+        config = getattr(pipe, find_family(pipe).denoiser).config
         blocks = config.get('down_block_types')
         #: What sides have to be divisible by.
-        self.multiple = self._latent_side * (
+        self.multiple = factor * (
             2 ** (len(blocks) - 1) if blocks else 2 * max(1, int(_first(config.get('patch_size'))))
         )
+        name = type(pipe).__name__
+        if self._latents.chosen_sizes:
+            if size is not None:
+                raise ValueError(f'{name} draws at sizes of its own choice: leave the size out')
+            height, width = self._latents.drawn_size(pipe, 1024, 1024)
+            size = math.isqrt(height * width)
         if size is None:
-            side = getattr(pipe, 'default_sample_size', None) or config.get('sample_size')
-            if side is None:
-                raise ValueError(
-                    f"{type(pipe).__name__} doesn't say at which size it generates: give the size"
-                )
-            size = int(_first(side)) * self._latent_side
+            size = _own_size(pipe, config, factor)
         if size < self.multiple:
             raise ValueError(
-                f'images of {size} pixels a side are too small for {type(pipe).__name__}, which '
-                f'needs {self.multiple} at least'
+                f'images of {size} pixels a side are too small for {name}, which needs '
+                f'{self.multiple} at least'
             )
         self.size = size - size % self.multiple
 
@@ -204,6 +224,7 @@ class ShownImages:
         The whole image is seen, and as many pixels as a square of side :attr:`size` has: in the
         image's own proportions, except that each side is rounded to a multiple (an eighth of the
         square's, or what the network needs), and that one side is at most four times the other.
+        A pipeline that draws at sizes of its own choice sees the one that it makes of that.
         """
         ratio = min(max(width / height, 1 / MOST_ELONGATED), MOST_ELONGATED)
         unit = self.multiple * max(1, round(self.size / 8 / self.multiple))
@@ -211,9 +232,13 @@ class ShownImages:
         def rounded(side: float) -> int:
             return max(unit, unit * round(side / unit))
 
-        if ratio == 1:
-            return self.size, self.size
-        return rounded(self.size / ratio**0.5), rounded(self.size * ratio**0.5)
+        found = self.size, self.size
+        if ratio != 1:
+            found = rounded(self.size / ratio**0.5), rounded(self.size * ratio**0.5)
+        # Until the pipeline leaves the size as it is; it only ever rounds sides down once.
+        while (drawn := self._latents.drawn_size(self.pipe, *found)) != found:
+            found = drawn
+        return found
 
     @torch.no_grad()
     def show(
@@ -233,21 +258,27 @@ class ShownImages:
         """
         pipe = self.pipe
         device, dtype = pipe._execution_device, _dtype_of(pipe)
-        clean = images.to(device) if self._in_pixels else _encoded(pipe, images.to(device))
-        clean = clean.float()
+        taken = self._latents
+        clean = _encoded(pipe, taken, images.to(device)).float()
         noised = []
         for number in range(len(self.levels.levels)):
             # From the CPU, the same on every device.
             noise = torch.stack(
                 [torch.randn(clean.shape[1:], generator=generator) for generator in generators]
             )
-            mixed = self.levels.noised(clean, noise.to(device), number).to(dtype)
-            noised.append(mixed if self._in_pixels else _packed(pipe, mixed))
+            noise = noise.to(device) * taken.noise(pipe)
+            mixed = self.levels.noised(clean, noise, number).to(dtype)
+            noised.append(taken.packed(pipe, mixed))
+            if not number:
+                first = noised[0] if taken.given is None else taken.given(pipe, mixed)
         options = dict(options)
         options |= {'height': images.shape[2], 'width': images.shape[3]}
-        options['output_type'] = 'pt' if self._in_pixels else 'latent'
-        if not self._in_pixels:
-            options['latents'] = noised[0]
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        options['output_type'] = 'latent' if taken.vae else 'pt'
+        if 'latents' in parameters:
+            options['latents'] = first
+        if 'generator' in parameters:  # for what else is random, so that it is the same each time
+            options['generator'] = list(generators)
         with _standing_in(pipe, self.levels.timesteps, noised):
             pipe(prompt=list(prompts), **options)
 
@@ -264,29 +295,35 @@ def _standing_in(pipe: Any, timesteps: Tensor, noised: Sequence[Tensor]) -> Iter
         object.__setattr__(pipe, name, own)
 
 
-def _is_in_pixels(pipe: Any) -> bool:
-    """Whether the network draws pixels, and its call takes no latents (DeepFloyd IF, stage I)."""
-    unet = getattr(pipe, 'unet', None)
-    return (
-        getattr(pipe, 'vae', None) is None
-        and unet is not None
-        and unet.config.get('in_channels') == 3
-        and 'latents' not in inspect.signature(type(pipe).__call__).parameters
-    )
+def _own_size(pipe: Any, config: Any, factor: int) -> int:
+    """The side of a square with as many pixels as a pipeline draws by itself.
+
+    Raises:
+        ValueError: If it doesn't say so.
+    """
+    side = getattr(pipe, 'default_sample_size', None) or config.get('sample_size')
+    if side is not None:
+        return int(_first(side)) * factor
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    sides = [parameters[name].default for name in ('height', 'width') if name in parameters]
+    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        return math.isqrt(math.prod(sides))
+    raise ValueError(f"{type(pipe).__name__} doesn't say at which size it generates: give the size")
 
 
-def _encoded(pipe: Any, images: Tensor) -> Tensor:
-    """The latents of images, without the noise of the VAE's own distribution."""
-    vae = pipe.vae
-    config = vae.config
+def _encoded(pipe: Any, taken: Latents, images: Tensor) -> Tensor:
+    """The latents of images, without the noise of the VAE's own distribution; or the images."""
+    if not taken.vae:
+        return images
+    vae = getattr(pipe, taken.vae)
     own_dtype = vae.dtype
-    upcast = own_dtype == torch.float16 and config.get('force_upcast', False)
+    upcast = own_dtype == torch.float16 and vae.config.get('force_upcast', False)
     if upcast:
         vae.to(torch.float32)
     try:
-        # Those made for video have a dimension for frames.
-        frames = 'Wan' in type(vae).__name__ or 'QwenImage' in type(vae).__name__
-        found = vae.encode((images.unsqueeze(2) if frames else images).to(vae.dtype))
+        if taken.alpha:
+            images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+        found = vae.encode((images.unsqueeze(2) if taken.frames else images).to(vae.dtype))
     finally:
         if upcast:
             vae.to(own_dtype)
@@ -295,19 +332,7 @@ def _encoded(pipe: Any, images: Tensor) -> Tensor:
         latents = distribution.mode()
     else:
         latents = found.latent if hasattr(found, 'latent') else found.latents
-    shape = (1, -1) + (1,) * (latents.ndim - 2)
-    mean, std = (config.get(name) for name in ('latents_mean', 'latents_std'))
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(value).to(latents).view(shape) for value in (mean, std))
-        latents = (latents - mean) / std
-    latents = (latents - (config.get('shift_factor') or 0)) * (config.get('scaling_factor') or 1)
-    return latents.squeeze(2) if frames else latents
-
-
-def _packed(pipe: Any, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) as the pipeline's call takes them."""
-    pack = getattr(pipe, '_pack_latents', None)
-    return latents if pack is None else pack(latents, *latents.shape)
+    return taken.scaled(pipe, latents)
 
 
 def _dtype_of(pipe: Any) -> torch.dtype:

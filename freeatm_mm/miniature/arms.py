@@ -42,7 +42,11 @@ class Arm:
     def changes(self, layout: Layout, seed: int) -> list[str]:
         """Its options for a method's config."""
         pipeline = 'train_dataloader.dataset.pipeline.'
-        places = {'loading': layout.loading, 'packing': layout.packing}
+        places = {
+            'loading': layout.loading,
+            'packing': layout.packing,
+            'viewing': layout.viewing,
+        }
         return [
             option.format(seed=seed, **{key: f'{pipeline}{n}' for key, n in places.items()})
             for option in self.options
@@ -89,6 +93,12 @@ ARMS: dict[str, Arm] = {
         ('{loading}.centred_box=own',),
         'a control, in place of each mask a box of its area in the centre',
     ),
+    'object_crops': Arm(
+        'object_crops',
+        ('{viewing}.object_crops=1.0',),
+        'both views are cropped around one of the nouns, drawn anew each time',
+        'model.negatives',
+    ),
     'felzenszwalb': Arm(
         'felzenszwalb',
         (),
@@ -113,6 +123,21 @@ ARMS: dict[str, Arm] = {
             '{packing}.mask_values=normalized',
         ),
         'beta is a share of the foreground and grows to 1: objects from the inside to the whole',
+    ),
+    'hpm': Arm(
+        'hpm',
+        ('model.guide.type=LossGuide', 'model.mask_generator.ceiling=0.5'),
+        'patches by a learned predictor of their difficulty, as in HPM, without masks',
+    ),
+    'own_attention': Arm(
+        'own_attention',
+        ('model.guide.type=OwnAttentionGuide',),
+        "patches by the encoder's own attention, as in AttMask, without masks",
+    ),
+    'green_noise': Arm(
+        'green_noise',
+        ('model.mask_generator.noise=green', 'model.mask_generator.ceiling=0'),
+        'patches by green noise, as in ColorMAE, without masks',
     ),
     **{
         f'ceiling_{share}': Arm(

@@ -18,7 +18,16 @@ from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
 from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
 
-__all__ = ['DryJob', 'Job', 'Step', 'choose_samples', 'generate_store', 'make_world', 'pretrain']
+__all__ = [
+    'DryJob',
+    'Job',
+    'Step',
+    'check_same_pictures',
+    'choose_samples',
+    'generate_store',
+    'make_world',
+    'pretrain',
+]
 
 
 class Step(NamedTuple):
@@ -221,6 +230,36 @@ def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[
         'list_sha256': hashlib.sha256(text).hexdigest(),
         'disjoint': disjoint,
     }
+
+
+def check_same_pictures(one: str | Path, two: str | Path, samples: int = 16) -> None:
+    """Check that two stores hold the same pictures in the same order: their number, and some.
+
+    Args:
+        one: A store.
+        two: Another one.
+        samples: How many pictures to compare, evenly spread.
+
+    Raises:
+        InputError: If they don't.
+    """
+    import numpy as np
+
+    from freeatm_mm.store import Store
+
+    first, second = Store(one), Store(two)
+    if len(first) != len(second):
+        raise InputError(
+            f'{one} has {len(first)} samples and {two} {len(second)}: with the masks of another '
+            'store, both must hold the same pictures'
+        )
+    for place in np.linspace(0, len(first) - 1, samples).round().astype(int).tolist():
+        ours, theirs = (np.asarray(store[place].image.convert('RGB')) for store in (first, second))
+        if not np.array_equal(ours, theirs):
+            raise InputError(
+                f'{two}: sample {place} shows another picture than that of {one}: with the masks '
+                'of another store, both must hold the same pictures'
+            )
 
 
 def pretrain(

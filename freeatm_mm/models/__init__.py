@@ -1,6 +1,7 @@
 """Necks and algorithms: mmpretrain's own, with instances where masks are given."""
 
 from freeatm_mm.models.dino import FreeATMDINO, FreeATMDINONeck
+from freeatm_mm.models.guides import LossGuide, NounGuide, OwnAttentionGuide
 from freeatm_mm.models.mae import FreeATMMAE, FreeATMMAEViT
 from freeatm_mm.models.mask_generators import AttentionGuidedMaskGenerator
 from freeatm_mm.models.moco import FreeATMMoCo
@@ -43,5 +44,8 @@ __all__ = [
     'InstancePoolNeck',
     'InstancePooling',
     'InstanceViews',
+    'LossGuide',
+    'NounGuide',
+    'OwnAttentionGuide',
     'ViTPyramid',
 ]

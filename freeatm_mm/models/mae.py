@@ -62,9 +62,11 @@ class FreeATMMAE(MAE):
     """MAE that hides foregrounds more and more.
 
     Without any mask in the batch it is mmpretrain's `MAE`, bit for bit; images without a mask are
-    masked at random.
+    masked at random. (So with `NounGuide` and white noise; others guide without masks, too.)
 
     Args:
+        guide: Config of what scores the patches: `NounGuide` (the paper), `OwnAttentionGuide` or
+            `LossGuide`.
         mask_generator: Config of what orders the patches; see `AttentionGuidedMaskGenerator`.
         combine: How the attention of several nouns becomes one score: 'sum', their attention
             together (the attention of one pixel to all words sums to 1, so that this is its
@@ -78,7 +80,12 @@ class FreeATMMAE(MAE):
     """
 
     def __init__(
-        self, *, mask_generator: dict | None = None, combine: str = 'sum', **kwargs
+        self,
+        *,
+        guide: dict | None = None,
+        mask_generator: dict | None = None,
+        combine: str = 'sum',
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         if combine not in COMBINE:
@@ -96,6 +103,7 @@ class FreeATMMAE(MAE):
             mask_generator or dict(type='AttentionGuidedMaskGenerator')
         )
         self.combine = combine
+        self.guide = MODELS.build(dict(guide or dict(type='NounGuide'), backbone=self.backbone))
 
     def _check_sizes(self) -> None:
         """Sizes that stand in several places of a config, and that mmpretrain doesn't compare."""
@@ -138,8 +146,8 @@ class FreeATMMAE(MAE):
             **kwargs: As of the class it extends.
 
         Returns:
-            `loss`; where there are masks also `beta` and `foreground_masked`, the share of the
-            foreground's patches that is hidden.
+            `loss`, and the guide's own; where patches are guided also `beta`, and where there are
+            masks `foreground_masked`, the share of the foreground's patches that is hidden.
 
         Raises:
             ValueError: If images haven't the backbone's size, or masks don't lie on the grid of
@@ -154,18 +162,25 @@ class FreeATMMAE(MAE):
                 f'FreeATMRandomResizedCrop to {size[0]}, or img_size to {height}.'
             )
         length = self.backbone.num_patches
-        scores = self._scores(data_samples, length, inputs.device)
+        nouns = self._scores(data_samples, length, inputs.device)
+        scores = self.guide.scores(self.backbone, inputs, nouns)
         if scores is None:
-            return super().loss(inputs, data_samples, **kwargs)
+            if getattr(self.mask_generator, 'noise', 'white') == 'white':
+                return super().loss(inputs, data_samples, **kwargs)
+            scores = torch.zeros(len(inputs), length, device=inputs.device)
         beta = self.mask_generator.beta()
         order = self.mask_generator(
             scores, length - num_visible(length, self.backbone.mask_ratio), beta
         )
         latent, mask, restore = self.backbone(inputs, order=order)
-        loss = self.head.loss(self.neck(latent, restore), inputs, mask)
-        return dict(
-            loss=loss, beta=torch.tensor(beta), foreground_masked=foreground_masked(scores, mask)
-        )
+        predicted = self.neck(latent, restore)
+        losses = dict(loss=self.head.loss(predicted, inputs, mask), beta=torch.tensor(beta))
+        if nouns is not None:
+            losses['foreground_masked'] = foreground_masked(nouns, mask)
+        if self.guide.learns:
+            each = (predicted.detach() - self.head.construct_target(inputs)).square().mean(dim=2)
+            losses |= self.guide.loss(latent, restore, each, mask)
+        return losses
 
     @torch.compiler.disable  # as `collect_instances`
     def _scores(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from mmengine.logging import MessageHub
 from mmpretrain.registry import TASK_UTILS
 from torch import Tensor
 
-from freeatm_mm.ops.patch_masking import SHARES, attention_guided_order, beta_at
+from freeatm_mm.ops.patch_masking import (
+    BAND,
+    NOISES,
+    SHARES,
+    attention_guided_order,
+    beta_at,
+    check_band,
+)
 
 
 def training_progress() -> float:
@@ -35,13 +45,21 @@ class AttentionGuidedMaskGenerator:
             'reverse' (from the ceiling to 0).
         share_of: What beta is a share of: 'hidden' (the paper), or 'foreground', each image's own,
             so that objects are hidden from the inside and whole at beta 1 alone.
+        noise: What the rest is drawn from: 'white', each patch by itself (MAE), or 'green', clumps
+            of a few patches (ColorMAE); with `ceiling=0` all of it.
+        band: Of green noise; see `freeatm_mm.ops.green_noise`.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
     def __init__(
-        self, ceiling: float = 0.8, schedule: str = 'linear', share_of: str = 'hidden'
+        self,
+        ceiling: float = 0.8,
+        schedule: str = 'linear',
+        share_of: str = 'hidden',
+        noise: str = 'white',
+        band: Sequence[float] = BAND,
     ) -> None:
         try:
             beta_at(0.0, ceiling, schedule)
@@ -49,11 +67,16 @@ class AttentionGuidedMaskGenerator:
                 raise ValueError(
                     f'share_of {share_of!r} is unknown: use one of {", ".join(SHARES)}'
                 )
+            if noise not in NOISES:
+                raise ValueError(f'noise {noise!r} is unknown: use one of {", ".join(NOISES)}')
+            check_band(band)
         except ValueError as error:
             raise ValueError(f'AttentionGuidedMaskGenerator: {error}') from None
         self.ceiling = ceiling
         self.schedule = schedule
         self.share_of = share_of
+        self.noise = noise
+        self.band: Any = tuple(band)
 
     @torch.compiler.disable  # the running state is no constant
     def beta(self, progress: float | None = None) -> float:
@@ -81,4 +104,6 @@ class AttentionGuidedMaskGenerator:
             to be hidden.
         """
         beta = self.beta() if beta is None else beta
-        return attention_guided_order(scores, num_masked, beta, self.share_of)
+        return attention_guided_order(
+            scores, num_masked, beta, self.share_of, self.noise, self.band
+        )

@@ -27,9 +27,11 @@ from freeatm_mm.ops.geometry import (
     ViewMasks,
     Window,
     centred_boxes,
+    choose_object,
     crop_window,
     flip_window,
     masks_on_views,
+    object_boxes,
     view_masks,
     visible_share,
 )
@@ -69,15 +71,19 @@ from freeatm_mm.ops.nouns import (
     same_noun_counts,
 )
 from freeatm_mm.ops.patch_masking import (
+    BAND,
     COMBINE,
+    NOISES,
     SCHEDULES,
     SHARES,
     attention_guided_order,
     beta_at,
     foreground_masked,
+    green_noise,
     mask_patches,
     num_visible,
     patch_scores,
+    relative_order_loss,
 )
 from freeatm_mm.ops.pooling import (
     PaddedInstances,
@@ -101,9 +107,11 @@ from freeatm_mm.ops.position import (
 )
 
 __all__ = [
+    'BAND',
     'COMBINE',
     'MASK_VALUES',
     'NEGATIVES',
+    'NOISES',
     'ORDERS',
     'POSITIONS',
     'POSITIVES',
@@ -126,6 +134,7 @@ __all__ = [
     'box_in_view',
     'box_of',
     'centred_boxes',
+    'choose_object',
     'contrastive_accuracy',
     'contrastive_loss',
     'crop_matrix',
@@ -137,6 +146,7 @@ __all__ = [
     'flip_matrix',
     'flip_window',
     'foreground_masked',
+    'green_noise',
     'info_nce_logits',
     'instance_equation3',
     'instance_info_nce',
@@ -149,6 +159,7 @@ __all__ = [
     'noun_id',
     'nt_xent_logits',
     'num_visible',
+    'object_boxes',
     'object_from_box',
     'objects_from_masks',
     'other_positives',
@@ -160,6 +171,7 @@ __all__ = [
     'preset_prompts',
     'quantize',
     'region_name',
+    'relative_order_loss',
     'resize',
     'same_noun',
     'same_noun_counts',

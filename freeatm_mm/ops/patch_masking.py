@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,16 +25,21 @@ from torch import Tensor
 from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
+    'BAND',
     'COMBINE',
+    'NOISES',
     'SCHEDULES',
     'SHARES',
     'attention_guided_order',
     'beta_at',
+    'check_band',
     'foreground_masked',
+    'green_noise',
     'kth_largest',
     'mask_patches',
     'num_visible',
     'patch_scores',
+    'relative_order_loss',
     'score_levels',
 ]
 
@@ -44,6 +50,13 @@ _STEPS = 10_000  # of an image's range of scores
 
 #: What beta is a share of: all hidden patches (the paper), or each image's own foreground.
 SHARES = ('hidden', 'foreground')
+
+#: What chance is like: each patch by itself (MAE), or clumps of a few patches (ColorMAE).
+NOISES = ('white', 'green')
+
+#: Standard deviations of green noise's two blurs, in patches: clumps of two to three patches, whose
+#: distance is six. (ColorMAE's own are not published as numbers.)
+BAND = (1.0, 2.0)
 
 #: Share of the ceiling that beta has reached, for the progress of the training in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -122,7 +135,12 @@ def patch_scores(
 
 @torch.compiler.disable  # NumPy selects
 def attention_guided_order(
-    scores: Tensor, num_masked: int, beta: float, share_of: str = 'hidden'
+    scores: Tensor,
+    num_masked: int,
+    beta: float,
+    share_of: str = 'hidden',
+    noise: str = 'white',
+    band: tuple[float, float] = BAND,
 ) -> Tensor:
     """Order each image's patches such that the last `num_masked` are to be hidden.
 
@@ -147,20 +165,27 @@ def attention_guided_order(
         num_masked: How many patches of each image to hide, in 0 ... L.
         beta: Share by score, in [0, 1].
         share_of: One of `SHARES`.
+        noise: One of `NOISES`, what is left to chance: 'white', the draw as it is, or 'green', the
+            same draw made :func:`green_noise`.
+        band: Of green noise.
 
     Returns:
         (B, L) int64, each row a permutation of the patches: those that stay visible, then those to
         be hidden.
 
     Raises:
-        ValueError: If `share_of` is unknown.
+        ValueError: If `share_of` or `noise` is unknown, or green noise is asked for a grid that
+            is not square.
     """
     if share_of not in SHARES:
         raise ValueError(f'share_of {share_of!r} is unknown: use one of {", ".join(SHARES)}')
-    noise = torch.rand(scores.shape, device=scores.device)
+    if noise not in NOISES:
+        raise ValueError(f'noise {noise!r} is unknown: use one of {", ".join(NOISES)}')
+    drawn = torch.rand(scores.shape, device=scores.device)
+    chance = drawn if noise == 'white' else green_noise(drawn, band)
     chosen = int(beta * num_masked + 1e-9)
     if not (chosen if share_of == 'hidden' else beta):
-        return noise.argsort(dim=1)
+        return chance.argsort(dim=1)
     # Nothing is sorted: a patch is hidden if its key is among the largest. All keys of an image
     # differ, as their lowest bits are the patch's number; so counts are exact.
     length = scores.shape[1]
@@ -169,8 +194,10 @@ def attention_guided_order(
     levels = score_levels(scores)
     # Ties decided by the noise itself would leave its small values to the rest. Its bits times an
     # odd number, modulo 2^24, are as good as independent of it and cost no further draw.
-    draws = (noise * 2**24).long()
+    draws = (drawn * 2**24).long()
     by_score = (levels << 24 | draws * 0x9E3779 & 0xFFFFFF) << bits | patches
+    if noise != 'white':
+        draws = (chance * 2**24).long()
     if share_of == 'hidden':
         by_score = by_score >= kth_largest(by_score, chosen)
     else:
@@ -184,6 +211,72 @@ def attention_guided_order(
     num_hidden = hidden.cumsum(dim=1)
     places = torch.where(hidden, num_hidden + (length - num_masked - 1), patches - num_hidden)
     return torch.empty_like(places).scatter_(1, places, patches.expand_as(places))
+
+
+def green_noise(noise: Tensor, band: tuple[float, float] = BAND) -> Tensor:
+    """Make white noise green: what lies between a fine and a coarse blur of it, as ranks.
+
+    ColorMAE's masks (arXiv 2407.13036, section 3) are cut from large pictures of such noise; here
+    the grid of the patches itself is filtered, as if it went on round its edges, so that every
+    patch is hidden equally often and the draw is MAE's own.
+
+    Args:
+        noise: (B, L) white noise on a square grid of L patches.
+        band: Standard deviations of the two blurs in patches, the finer first.
+
+    Returns:
+        (B, L) float32 in [0, 1): each patch's rank in its image, divided by L.
+
+    Raises:
+        ValueError: If L is no square, or the band is empty.
+    """
+    side = math.isqrt(noise.shape[1])
+    if side * side != noise.shape[1]:
+        raise ValueError(f'green noise needs a square grid, and {noise.shape[1]} patches are none')
+    check_band(band)
+    grid = noise.double().unflatten(1, (side, side))
+    fine, coarse = (_blur(side, width).to(noise.device) for width in band)
+    filtered = (fine @ grid @ fine - coarse @ grid @ coarse).flatten(1)
+    return filtered.argsort(dim=1).argsort(dim=1) / noise.shape[1]
+
+
+def check_band(band: Sequence[float]) -> None:
+    """Refuse a band of green noise that is none.
+
+    Raises:
+        ValueError: If it isn't two widths, the first smaller and not negative.
+    """
+    if len(band) != 2 or not 0 <= band[0] < band[1]:
+        raise ValueError(f'band {tuple(band)} must be two widths, the smaller first')
+
+
+@lru_cache(maxsize=16)
+def _blur(side: int, width: float) -> Tensor:
+    """(side, side) a Gaussian blur of a line that goes on round its ends; symmetric."""
+    places = torch.arange(side, dtype=torch.float64)
+    away = places[:, None] - places
+    away = torch.minimum(away.abs(), side - away.abs())
+    weights = torch.exp(-(away**2) / (2 * width**2)) if width else (away == 0).double()
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def relative_order_loss(predicted: Tensor, losses: Tensor) -> Tensor:
+    """Loss of a predictor that is to tell which of two patches is harder to reconstruct.
+
+    As HPM's (arXiv 2304.05919, equation 4): binary cross-entropy over all pairs of an image's
+    patches, with the difference of the two predictions as logit; how much harder doesn't matter.
+
+    Args:
+        predicted: (B, M) what is predicted for M patches, on any scale.
+        losses: (B, M) their reconstruction losses; no gradient reaches them.
+
+    Returns:
+        The mean over all pairs of the batch whose losses differ; 0 without any.
+    """
+    harder = losses[:, :, None] > losses[:, None]
+    difference = predicted[:, :, None] - predicted[:, None]
+    pairs = torch.nn.functional.softplus(-difference) * harder
+    return pairs.sum() / harder.sum().clamp(min=1)
 
 
 def mask_patches(tokens: Tensor, order: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,9 +65,11 @@ class Noun:
             noun = cls(value['text'], value['start'], value['end'], value.get('category'))
         except KeyError as error:
             raise ValueError(f'noun {excerpt(value)} has no field {error}') from None
-        integers = all(type(number) is int for number in (noun.start, noun.end))
         if not (
-            isinstance(noun.text, str) and integers and isinstance(noun.category, (str, type(None)))
+            isinstance(noun.text, str)
+            and type(noun.start) is int
+            and type(noun.end) is int
+            and (noun.category is None or isinstance(noun.category, str))
         ):
             raise ValueError(
                 f'noun {excerpt(value)}: text and category must be strings, start and end integers'

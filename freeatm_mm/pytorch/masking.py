@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import (
     COMBINE,
+    NOISES,
+    SHARES,
     attention_guided_order,
     beta_at,
     mask_patches,
@@ -29,6 +31,8 @@ class GuidedMasking(nn.Module):
         ceiling: The largest share of these that attention chooses, in [0, 1].
         schedule: How that share grows over the training; see `freeatm_mm.ops.beta_at`.
         combine: How the attention of several nouns becomes one score: 'sum' or 'max'.
+        share_of: What the share is of: 'hidden' patches, or each image's own 'foreground'.
+        noise: What the rest is drawn from: 'white', or 'green', clumps of patches (ColorMAE).
 
     Raises:
         InputError: If a setting is out of range.
@@ -40,18 +44,24 @@ class GuidedMasking(nn.Module):
         ceiling: float = 0.8,
         schedule: str = 'linear',
         combine: str = 'sum',
+        share_of: str = 'hidden',
+        noise: str = 'white',
     ) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise InputError(f'mask_ratio {mask_ratio} is not between 0 and 1')
         if combine not in COMBINE:
             raise InputError(f'combine {combine!r} is none of {", ".join(COMBINE)}')
+        for name, value, known in (('share_of', share_of, SHARES), ('noise', noise, NOISES)):
+            if value not in known:
+                raise InputError(f'{name} {value!r} is none of {", ".join(known)}')
         try:
             beta_at(0.0, ceiling, schedule)
         except ValueError as error:
             raise InputError(str(error)) from None
         self.mask_ratio, self.ceiling = mask_ratio, ceiling
         self.schedule, self.combine = schedule, combine
+        self.share_of, self.chance = share_of, noise
 
     def order(self, masks: Tensor, progress: float) -> Tensor:
         """Order the patches, those to be hidden last.
@@ -63,13 +73,24 @@ class GuidedMasking(nn.Module):
 
         Returns:
             (B, L) int64, each row a permutation of the L = h * w patches.
+
+        Raises:
+            InputError: If `progress` is out of range, the masks have another shape, or no patch
+                would stay visible.
         """
+        if not 0 <= progress <= 1:
+            raise InputError(f'progress {progress} is not in [0, 1]')
+        if masks.ndim != 4:
+            raise InputError(f'masks must be (B, K, h, w), got {tuple(masks.shape)}')
         length = masks.shape[-2] * masks.shape[-1]
         scores = patch_scores(list(masks), length, self.combine)
         hidden = length - num_visible(length, self.mask_ratio)
-        return attention_guided_order(
-            scores, hidden, beta_at(progress, self.ceiling, self.schedule)
-        )
+        if hidden == length:
+            raise InputError(
+                f'of {length} patches a mask_ratio of {self.mask_ratio} leaves none visible'
+            )
+        beta = beta_at(progress, self.ceiling, self.schedule)
+        return attention_guided_order(scores, hidden, beta, self.share_of, self.chance)
 
     def noise(self, masks: Tensor, progress: float) -> Tensor:
         """Return what `ViTMAEForPreTraining(pixel_values, noise=...)` hides by.

@@ -19,6 +19,7 @@ from freeatm_mm.results.comparison import (
 from freeatm_mm.results.file import (
     add_row,
     describe_hardware,
+    join_heads,
     new_results,
     package_versions,
     read_results,
@@ -49,6 +50,7 @@ __all__ = [
     'epochs_to_match',
     'holm',
     'is_untrained',
+    'join_heads',
     'metric_title',
     'new_results',
     'pack_outcomes',

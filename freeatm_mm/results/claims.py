@@ -1,195 +1,202 @@
-"""Claims, the rules that decide them, written down before the runs, and what the rows say so far.
-
-A rule names one primary measure, the arms, how many seeds, and when to look. Verdicts follow from
-the rows alone: seeds count from 0, and only whole ones, which all of its arms have.
-"""
+"""The claims of the paper, each with its rule, and the page that says what its rows decide."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from freeatm_mm.results.comparison import arm_name, holm, is_untrained, runs_of
+from freeatm_mm.results.comparison import arm_name, is_untrained, runs_of
 from freeatm_mm.results.file import validate_results
 from freeatm_mm.results.metrics import metric_title
-from freeatm_mm.results.outcomes import CrossedDifference, crossed_difference, unpack_outcomes
+from freeatm_mm.results.outcomes import CrossedDifference, NestedDifference, Shift
+from freeatm_mm.results.rules import (
+    THREE_LOOKS,
+    TWO_LOOKS,
+    Arm,
+    Claim,
+    Comparison,
+    Condition,
+    Difference,
+    Finding,
+    Heads,
+    Lengths,
+    Objects,
+    decide_claim,
+)
 
-__all__ = ['CLAIMS', 'Claim', 'Finding', 'claim_page', 'decide_claim']
+__all__ = ['CLAIMS', 'Claim', 'Finding', 'claim_page', 'decide_claim', 'verdict_line']
 
-Masks = bool | str
-
-#: O'Brien and Fleming's bounds for three looks, two-sided 5 % in all, by share of the seeds.
-_THREE_LOOKS = (0.00052, 0.01411, 0.04507)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim with its rule.
-
-    Attributes:
-        text: The claim in one sentence.
-        method: Whose rows decide it.
-        comparisons: The primary ones, each an arm and its reference as rows' `masks` have them.
-        metric: The primary measure; rows keep its outcomes object by object.
-        looks: After how many seeds the rows are looked at, and below which corrected p they decide.
-        others: Measures that are reported too and decide nothing.
-        extra: Comparisons that are reported too and decide nothing.
-    """
-
-    text: str
-    method: str
-    comparisons: tuple[tuple[Masks, Masks], ...]
-    metric: str
-    looks: Mapping[int, float]
-    others: tuple[str, ...] = ()
-    extra: tuple[tuple[Masks, Masks], ...] = ()
-
-    @property
-    def arms(self) -> tuple[Masks, ...]:
-        """The arms that the primary comparisons need."""
-        return tuple(dict.fromkeys(arm for pair in self.comparisons for arm in pair))
+_TITLES = {'mocov2': 'MoCo v2', 'simclr': 'SimCLR', 'mae': 'MAE'}
+_TWELVE = dict(zip((4, 8, 12), THREE_LOOKS))
+_SIX = dict(zip((3, 6), TWO_LOOKS))
 
 
-def _contrastive(method: str, title: str) -> Claim:
+def _pairs(*pairs: tuple[bool | str, bool | str], regime: str = 'synthetic') -> Any:
+    """Comparisons of arms by what their rows call their masks."""
+    return tuple(Comparison(Arm(arm, regime), Arm(other, regime)) for arm, other in pairs)
+
+
+def _objects(*metrics: str) -> tuple[Objects, ...]:
+    return tuple(Objects(metric) for metric in metrics)
+
+
+_GARMENTS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
+
+
+def _contrastive(method: str) -> Claim:
     return Claim(
-        f'{title} learns to tell objects apart better with attention masks than without, and it is '
-        "the masks that do it: another image's don't do as well",
+        f'{_TITLES[method]} learns to tell objects apart better with attention masks than without, '
+        "and it is the masks that do it: another image's don't do as well",
         method,
-        ((True, 'other_masks'), (True, False)),
-        'linear_garment',
-        dict(zip((4, 8, 12), _THREE_LOOKS)),
-        ('knn_garment', 'linear_garment_whole', 'knn_garment_whole'),
-        (('other_masks', False), ('box', False), (True, 'box'), ('normalized', True)),
+        _pairs((True, 'other_masks'), (True, False)),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True)),
     )
 
 
+def _acceleration(method: str, metric: str, baseline: bool | str, views: int) -> Claim:
+    """A quarter of the length, as in Fig. 4; methods with one view have twice the epochs."""
+    arms = Arm(True), Arm(baseline)
+    return Claim(
+        f'{_TITLES[method]} with attention masks needs a quarter of the pretraining',
+        method,
+        (Comparison(*arms), Comparison(*arms, against=2.0)),
+        Lengths(metric, tuple(epochs * 2 // views for epochs in (6, 12, 24, 48, 96))),
+        _SIX,
+    )
+
+
+def _benchmark(method: str, metric: str, what: str, baseline: bool | str) -> Claim:
+    return Claim(
+        f'{_TITLES[method]} with attention masks is the better start for {what}',
+        method,
+        _pairs((True, 'other_masks'), (True, baseline)),
+        Heads(metric, largest_spread=0.003),
+        _TWELVE,
+        (),
+        _pairs((True, baseline), ('other_masks', baseline)),
+    )
+
+
+_SCALES = {2_800: 100, 8_400: 33, 28_000: 10}
+"""Epochs of so many images: about a thousand steps of 256 each."""
+
 CLAIMS: dict[str, Claim] = {
-    'contrastive-mocov2': _contrastive('mocov2', 'MoCo v2'),
-    'contrastive-simclr': _contrastive('simclr', 'SimCLR'),
+    'contrastive-mocov2': _contrastive('mocov2'),
+    'contrastive-simclr': _contrastive('simclr'),
+    'acceleration-mocov2': _acceleration('mocov2', 'linear_garment', False, 2),
+    'acceleration-simclr': _acceleration('simclr', 'linear_garment', False, 2),
+    'acceleration-mae': _acceleration('mae', 'knn_garment_whole', 'ceiling_0', 1),
+    'mae': Claim(
+        'MAE learns to tell objects apart better if it hides what attention marks, and it is the '
+        "masks that do it: another image's don't do as well",
+        'mae',
+        _pairs((True, 'other_masks'), (True, 'ceiling_0')),
+        Objects('knn_garment_whole'),
+        _TWELVE,
+        _objects(*_GARMENTS[:3]),
+        _pairs(('other_masks', 'ceiling_0'), ('ceiling_0.4', 'ceiling_0'), (False, 'ceiling_0')),
+    ),
+    'mae-finetuned': Claim(
+        'Fine-tuned, MAE that hides what attention marks tells objects apart better, and it is '
+        'the masks that do it',
+        'mae',
+        _pairs((True, 'other_masks'), (True, 'ceiling_0')),
+        Heads('finetune_top1'),
+        _TWELVE,
+        (),
+        _pairs(('other_masks', 'ceiling_0')),
+    ),
+    'detection-mocov2': _benchmark('mocov2', 'box_ap', 'detection', False),
+    'segmentation-mocov2': _benchmark('mocov2', 'miou', 'segmentation', False),
+    'detection-mae': _benchmark('mae', 'box_ap', 'detection', 'ceiling_0'),
+    'segmentation-mae': _benchmark('mae', 'miou', 'segmentation', 'ceiling_0'),
+    'blip-positions': Claim(
+        'Position prompts made of attention masks teach BLIP where things are, and it is the '
+        'positions that do it',
+        'blip',
+        _pairs((True, 'positions of other images'), (True, False), regime='real'),
+        Heads('zeroshot_blocks_mirror'),
+        _SIX,
+        (Heads('zeroshot_mirror'), Heads('finetuned_mirror')),
+        _pairs(
+            ('exact', 'positions of other images'),
+            (True, 'exact'),
+            (True, 'boxes'),
+            ('boxes', 'positions of other images'),
+            ('positions of other images', False),
+            regime='real',
+        ),
+        Condition(
+            Arm('exact', 'real'),
+            'zeroshot_blocks_mirror',
+            0.6,
+            'the training is too short to learn positions at all',
+        ),
+    ),
+    'attention-blocks': Claim(
+        'Masks of all blocks and steps are better for pretraining than those of fewer (Fig. 5)',
+        'mocov2',
+        _pairs((True, 'one_block_one_step'), (True, 'down_blocks')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs((True, 'other_masks'), ('one_block_one_step', 'other_masks')),
+    ),
+    'plain-prompts': Claim(
+        'Images of rewritten prompts are better to pretrain on than those of plain ones (Table 6)',
+        'mocov2',
+        _pairs((True, 'plain_prompts')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+    ),
+    'scaling-mocov2': Claim(
+        'Ten times as many images are better in as many steps, and masks still gain (Fig. 6)',
+        'mocov2',
+        (
+            Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(True, epochs=_SCALES[2_800])),
+            Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(False, epochs=_SCALES[28_000])),
+        ),
+        Objects('linear_garment'),
+        _SIX,
+        _objects(*_GARMENTS[1:]),
+        tuple(
+            Comparison(Arm(True, epochs=epochs), Arm(False, epochs=epochs))
+            for epochs in (_SCALES[2_800], _SCALES[8_400])
+        ),
+    ),
+    'generators': Claim(
+        "A better generator's images and masks are better to pretrain on (Table 7)",
+        'mocov2',
+        _pairs((True, 'generator_quarter')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs((True, 'generator_half'), ('generator_half', 'generator_quarter')),
+    ),
+    'regimes': Claim(
+        'Half generated images with masks and half real ones are better to pretrain on than the '
+        'same without masks, and than real ones alone (Table 1)',
+        'mocov2',
+        (
+            Comparison(Arm(True, 'mixed'), Arm(False, 'mixed')),
+            Comparison(Arm(True, 'mixed'), Arm(False, 'real')),
+        ),
+        Objects('linear_garment'),
+        _SIX,
+        _objects(*_GARMENTS[1:]),
+        (
+            Comparison(Arm(False, 'mixed'), Arm(False, 'real')),
+            Comparison(Arm(True), Arm(False, 'real')),
+        ),
+    ),
 }
 """The claims with a rule, by the names of their result files."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the rows say of one comparison on one measure.
-
-    Attributes:
-        arm: What is asked about.
-        reference: What it is compared with.
-        metric: On which measure.
-        difference: Over all whole seeds; None for fewer than two.
-        corrected: Its p by Holm's method, over the comparisons that it was looked at with.
-        verdict: Of a primary comparison 'shown', 'opposite', 'not shown' or 'undecided'; else
-            empty.
-        seeds: How many seeds the verdict rests on.
-    """
-
-    arm: Masks
-    reference: Masks
-    metric: str
-    difference: CrossedDifference | None
-    corrected: float
-    verdict: str
-    seeds: int
-
-
-def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
-    """Apply a claim's rule to the rows there are.
-
-    Args:
-        results: A result file's content.
-        claim: The claim.
-
-    Returns:
-        The primary comparisons on the primary measure; then what is reported besides.
-
-    Raises:
-        ValueError: If a row of the claim's lacks outcomes, or those of two rows are of different
-            objects.
-    """
-    rows = {
-        (row['masks'], row['seed']): row
-        for row in runs_of(results)
-        if row['method'] == claim.method
-    }
-    whole = _whole_seeds(rows, claim.arms)
-    decided: dict[tuple[Masks, Masks], tuple[str, int]] = {}
-    for look, bound in claim.looks.items():
-        open_ones = [pair for pair in claim.comparisons if pair not in decided]
-        if look > whole or not open_ones:
-            break
-        # Holm's steps go over all primary comparisons, those decided before among them.
-        found = _compare(rows, claim.comparisons, claim.metric, look)
-        for pair in open_ones:
-            difference, corrected = found[pair]
-            if corrected < bound:
-                decided[pair] = 'shown' if difference.mean > 0 else 'opposite', look
-    last = max(claim.looks)
-    findings = []
-    for pair, (difference, corrected) in _compare(
-        rows, claim.comparisons, claim.metric, whole
-    ).items():
-        rest = ('not shown', last) if whole >= last else ('undecided', whole)
-        findings.append(
-            Finding(*pair, claim.metric, difference, corrected, *decided.get(pair, rest))
-        )
-    for metric in claim.others:
-        for pair, found_ in _compare(rows, claim.comparisons, metric, whole).items():
-            findings.append(Finding(*pair, metric, *found_, '', whole))
-    for pair in claim.extra:
-        count = _whole_seeds(rows, pair)
-        if count > 1:
-            (found_,) = _compare(rows, (pair,), claim.metric, count).values()
-            findings.append(Finding(*pair, claim.metric, *found_, '', count))
-    return findings
-
-
-def _whole_seeds(rows: Mapping[tuple[Masks, int], Any], arms: tuple[Masks, ...]) -> int:
-    """How many seeds, from 0, all of the arms have."""
-    seed = 0
-    while all((arm, seed) in rows for arm in arms):
-        seed += 1
-    return seed
-
-
-def _compare(
-    rows: Mapping[tuple[Masks, int], Mapping[str, Any]],
-    pairs: tuple[tuple[Masks, Masks], ...],
-    metric: str,
-    seeds: int,
-) -> dict[tuple[Masks, Masks], tuple[Any, float]]:
-    """The differences of the first seeds, and their p by Holm's method."""
-    if seeds < 2:
-        return {pair: (None, float('nan')) for pair in pairs}
-    right = {
-        (arm, seed): _outcomes(rows[arm, seed], metric)
-        for arm in {arm for pair in pairs for arm in pair}
-        for seed in range(seeds)
-    }
-    if len({len(each) for each in right.values()}) > 1:
-        raise ValueError(f'The rows have outcomes of {metric} on different numbers of objects.')
-    found = [
-        crossed_difference(
-            np.stack([right[arm, s].astype(int) - right[reference, s] for s in range(seeds)])
-        )
-        for arm, reference in pairs
-    ]
-    corrected = holm([difference.p for difference in found])
-    return {pair: each for pair, *each in zip(pairs, found, corrected)}  # type: ignore[misc]
-
-
-def _outcomes(row: Mapping[str, Any], metric: str) -> np.ndarray:
-    details = row.get('details', {})
-    if metric not in details.get('outcomes', {}):
-        raise ValueError(
-            f'The row of masks {row["masks"]}, seed {row["seed"]} keeps no outcomes of {metric}: '
-            'evaluate it with --on garments.'
-        )
-    return unpack_outcomes(details['outcomes'][metric], details['garments'])
 
 
 def claim_page(results: Mapping[str, Any], name: str) -> str:
@@ -210,7 +217,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     looks = ', '.join(f'{look} (p below {bound:.4f})' for look, bound in claim.looks.items())
     lines += [
         f'Rule: {metric_title(claim.metric)}; '
-        + '; '.join(_pair_name(claim, pair) for pair in claim.comparisons)
+        + '; '.join(each.title(claim.method) for each in claim.comparisons)
         + f"; looks at {looks} whole seeds, p by Holm's method; see "
         '[decision-rules.md](../decision-rules.md).',
         '',
@@ -224,11 +231,13 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     for finding in findings:
         difference = finding.difference
         lines.append(
-            f'| {_pair_name(claim, (finding.arm, finding.reference))} | '
+            f'| {finding.name} | '
             f'{metric_title(finding.metric)} | {_interval(difference)} | '
             f'{_p(finding.corrected)} | {difference.seeds if difference else finding.seeds} | '
             f'{finding.verdict} |'
         )
+    for reason in dict.fromkeys(finding.obstacle for finding in primary if finding.obstacle):
+        lines += ['', f'Nothing is decided as long as {reason}.']
     means: dict[str, list[float]] = {}
     for row in runs_of(results):
         mine = row['method'] == claim.method or is_untrained(row['method'])
@@ -240,9 +249,9 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         f'- {arm}: {np.mean(values):.4f} ({len(values)} seed{"s" * (len(values) > 1)})'
         for arm, values in means.items()
     ]
-    errors = [each.difference for each in primary if each.difference]
-    if errors:
-        lines += ['', *_power(errors[0], claim)]
+    for each in primary[:1]:
+        if each.difference:
+            lines += ['', *_power(each.difference, claim)]
     return '\n'.join(lines) + '\n'
 
 
@@ -250,7 +259,7 @@ def verdict_line(primary: list[Finding], claim: Claim) -> str:
     """The verdicts of the primary comparisons in one line."""
     parts = []
     for finding in primary:
-        name = _pair_name(claim, (finding.arm, finding.reference))
+        name = finding.name
         verdict = finding.verdict
         if verdict == 'undecided':
             verdict += f': {finding.seeds} of {max(claim.looks)} seeds'
@@ -260,29 +269,54 @@ def verdict_line(primary: list[Finding], claim: Claim) -> str:
     return '; '.join(parts)
 
 
-def _power(difference: CrossedDifference, claim: Claim) -> list[str]:
+def _power(difference: Difference, claim: Claim) -> list[str]:
     """What the spread that was found lets the last look see."""
     last = max(claim.looks)
-    spread_of_seeds = difference.error_seeds * difference.seeds**0.5
-    error = (spread_of_seeds**2 / last + difference.error_objects**2) ** 0.5
-    return [
-        f'Standard error {difference.error:.4f}: {difference.error_seeds:.4f} by seeds, '
-        f'{difference.error_objects:.4f} by objects. At {last} seeds a difference of about '
-        f'{2.8 * error:.3f} is found four times out of five.'
-    ]
+    if isinstance(difference, CrossedDifference):
+        spread = difference.error_seeds * difference.seeds**0.5
+        error = (spread**2 / last + difference.error_objects**2) ** 0.5
+        return [
+            f'Standard error {difference.error:.4f}: {difference.error_seeds:.4f} by seeds, '
+            f'{difference.error_objects:.4f} by objects. At {last} seeds a difference of about '
+            f'{2.8 * error:.3f} is found four times out of five.'
+        ]
+    if isinstance(difference, NestedDifference):
+        lines = [
+            f'Paired differences of {difference.seeds} seeds, {difference.heads} '
+            f'head{"s" * (difference.heads > 1)} each, spread by {difference.spread:.4f}.'
+        ]
+        if difference.heads > 1:
+            lines[0] += (
+                f' Of that, {difference.spread_pretraining:.4f} are of pretrainings, and a single '
+                f'head adds {difference.spread_head:.4f}.'
+            )
+            for heads in (1, difference.heads, 4 * difference.heads):
+                lines += [
+                    '',
+                    f'With {heads} heads they spread by {difference.spread_with(heads):.4f}; '
+                    f'differences of 0.005 and 0.003 then take '
+                    f'{difference.seeds_for(0.005, heads)} and '
+                    f'{difference.seeds_for(0.003, heads)} seeds, four times out of five.',
+                ]
+        return lines
+    if isinstance(difference, Shift):
+        return [
+            f'At the same length {difference.level:+.4f}; a doubling of the length gains '
+            f'{difference.slope:+.4f} (p {difference.slope_p:.4f}).'
+        ]
+    return []
 
 
-def _arm(claim: Claim, masks: Masks) -> str:
-    return arm_name(claim.method, '', masks)
-
-
-def _pair_name(claim: Claim, pair: tuple[Masks, Masks]) -> str:
-    return ' against '.join(_arm(claim, arm) for arm in pair)
-
-
-def _interval(difference: CrossedDifference | None) -> str:
+def _interval(difference: Difference | None) -> str:
     if difference is None:
         return 'no figure yet'
+    if isinstance(difference, Shift):
+        if np.isinf([difference.low, difference.high]).all():
+            return 'no shift, no bounds'
+        return (
+            f'ahead by {difference.mean:+.2f} doublings '
+            f'({difference.low:+.2f} to {difference.high:+.2f})'
+        )
     return f'{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})'
 
 

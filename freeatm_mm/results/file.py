@@ -22,7 +22,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from freeatm_mm.files import atomic_write, read_json
 __all__ = [
     'add_row',
     'describe_hardware',
+    'join_heads',
     'new_results',
     'package_versions',
     'read_results',
@@ -213,3 +214,19 @@ def add_row(results: dict[str, Any], row: Mapping[str, Any]) -> None:
     rows = [old for old in results['rows'] if _identity(old) != identity] + [dict(row)]
     validate_results({**results, 'rows': rows})
     results['rows'] = rows
+
+
+def join_heads(row: dict[str, Any], heads: Sequence[Mapping[str, float]]) -> None:
+    """Add to a row, in place, the figures of heads that were trained on its pretraining.
+
+    Its metrics get their mean; of several, `details` keeps each, too, in their order.
+
+    Args:
+        row: The row.
+        heads: The metrics of each head; heads may lack some.
+    """
+    for name in dict.fromkeys(name for head in heads for name in head):
+        values = [head[name] for head in heads if name in head]
+        row['metrics'][name] = sum(values) / len(values)
+        if len(values) > 1:
+            row.setdefault('details', {}).setdefault('heads', {})[name] = values

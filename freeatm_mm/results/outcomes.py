@@ -1,14 +1,24 @@
-"""Right or wrong, object by object, and what it says of two arms over seeds *and* objects."""
+"""Differences of two arms over seeds *and* objects, over seeds and heads, and in length."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ['CrossedDifference', 'crossed_difference', 'pack_outcomes', 'unpack_outcomes']
+__all__ = [
+    'CrossedDifference',
+    'NestedDifference',
+    'Shift',
+    'crossed_difference',
+    'length_shift',
+    'nested_difference',
+    'pack_outcomes',
+    'unpack_outcomes',
+]
 
 
 def pack_outcomes(right: np.ndarray) -> str:
@@ -105,4 +115,166 @@ def crossed_difference(differences: np.ndarray) -> CrossedDifference:
         low,
         high,
         *(float(np.sqrt(part)) for part in parts[:2]),
+    )
+
+
+@dataclass(frozen=True)
+class NestedDifference:
+    """How much better one arm is than another, where pretrainings have several heads each.
+
+    Attributes:
+        seeds: How many pretrainings of each arm.
+        heads: How many heads each of them has.
+        mean: Mean difference.
+        error: Its standard error.
+        p: Two-sided p-value; NaN where all differences are equal.
+        low: Lower end of the 95 % confidence interval; NaN likewise.
+        high: Upper end.
+        spread: Standard deviation over seeds of the paired differences, heads averaged.
+        spread_pretraining: Its part that more heads would leave, 0 at least.
+        spread_head: Standard deviation of a single head's difference within a seed; NaN for one.
+    """
+
+    seeds: int
+    heads: int
+    mean: float
+    error: float
+    p: float
+    low: float
+    high: float
+    spread: float
+    spread_pretraining: float
+    spread_head: float
+
+    def spread_with(self, heads: int) -> float:
+        """The spread that so many heads a pretraining would have."""
+        return float(np.hypot(self.spread_pretraining, self.spread_head / heads**0.5))
+
+    def seeds_for(self, difference: float, heads: int) -> int:
+        """How many seeds find a difference four times out of five, with so many heads each."""
+        from scipy import stats
+
+        ratio = self.spread_with(heads) / difference
+        for seeds in range(2, 10_000):
+            if seeds >= ((stats.t.ppf(0.975, seeds - 1) + 0.8416) * ratio) ** 2:
+                return seeds
+        return 10_000
+
+
+def nested_difference(differences: np.ndarray) -> NestedDifference:
+    """Test and estimate a mean difference over pretrainings, and split what spreads it.
+
+    Heads are averaged and seeds compared by a paired t-test: more heads make a seed's difference
+    surer, never more seeds of it.
+
+    Args:
+        differences: (S, K) arm minus reference of each seed's K heads.
+
+    Raises:
+        ValueError: If there are fewer than two seeds, or no head.
+    """
+    from scipy import stats
+
+    differences = np.asarray(differences, float)
+    if differences.ndim != 2 or differences.shape[0] < 2 or differences.shape[1] < 1:
+        raise ValueError(
+            f'nested_difference needs two seeds and a head or more, got {differences.shape}.'
+        )
+    seeds, heads = differences.shape
+    of_seeds = differences.mean(1)
+    mean, spread = float(of_seeds.mean()), float(of_seeds.std(ddof=1))
+    head = float(np.sqrt(differences.var(1, ddof=1).mean())) if heads > 1 else float('nan')
+    rest = spread if heads == 1 else float(np.sqrt(max(spread**2 - head**2 / heads, 0.0)))
+    error = spread / seeds**0.5
+    p = low = high = float('nan')
+    if error > 1e-12:
+        p = float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
+        reach = error * float(stats.t.ppf(0.975, seeds - 1))
+        low, high = mean - reach, mean + reach
+    return NestedDifference(seeds, heads, mean, error, p, low, high, spread, rest, head)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How many doublings of its length one arm is ahead of another.
+
+    Attributes:
+        seeds: How many seeds.
+        objects: How many objects, the same ones for every seed.
+        mean: The shift in doublings: 2 means that a quarter of the length is enough.
+        p: Two-sided p-value of the hypothesis that was asked about.
+        low: Lower end of the 95 % confidence interval; minus infinity where it has none.
+        high: Upper end, likewise.
+        level: How much better the arm is at the same length, on average.
+        slope: What a doubling of the length gains, both arms together.
+        slope_p: Two-sided p-value of no gain.
+    """
+
+    seeds: int
+    objects: int
+    mean: float
+    p: float
+    low: float
+    high: float
+    level: float
+    slope: float
+    slope_p: float
+
+
+def length_shift(
+    arm: np.ndarray, reference: np.ndarray, epochs: Sequence[float], against: float = 0.0
+) -> Shift:
+    """Estimate how much shorter an arm may be trained for what its reference reaches.
+
+    Both are taken to rise by straight lines of one slope over the logarithm of the length; the
+    shift is the level between them by the slope. A shift is tested by the difference that it leaves
+    no room for, `level - shift * slope`, in the model of `crossed_difference`, and the interval
+    holds the shifts that are not rejected (Fieller): it covers what it says with few seeds, too,
+    where a bootstrap over seeds is too short, and has no end where the slope may be none.
+
+    Args:
+        arm: (S, L, N) right or wrong of each seed, length and object.
+        reference: The same of the reference.
+        epochs: The L lengths, two or more.
+        against: The shift that p is of.
+    """
+    arm, reference = np.asarray(arm, float), np.asarray(reference, float)
+    place = np.log2(np.asarray(epochs, float))
+    place = place - place.mean()
+    if arm.shape != reference.shape or arm.shape[1] != len(place) or len(place) < 2:
+        raise ValueError(
+            f'length_shift needs two lengths or more of both arms, got {arm.shape} and '
+            f'{reference.shape} for {len(place)}.'
+        )
+    level = (arm - reference).mean(1)
+    slope = np.einsum('sln,l->sn', (arm + reference) / 2, place) / (place**2).sum()
+    gain = crossed_difference(slope)
+    shift = level.mean() / gain.mean if gain.mean else float('nan')
+
+    def p_of(value: float) -> float:
+        return crossed_difference(level - value * slope).p
+
+    def end(sign: int) -> float:
+        inside, outside = shift, shift + sign
+        while p_of(outside) >= 0.05:
+            inside, outside = outside, outside + 2 * (outside - shift)
+            if abs(outside - shift) > 1e3:
+                return sign * float('inf')
+        while abs(outside - inside) > 1e-3:
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if p_of(middle) >= 0.05 else (inside, middle)
+        return (inside + outside) / 2
+
+    bounded = gain.mean > 0 and gain.p < 0.05
+    low, high = (end(-1), end(1)) if bounded else (-float('inf'), float('inf'))
+    return Shift(
+        level.shape[0],
+        level.shape[1],
+        float(shift),
+        p_of(against),
+        low,
+        high,
+        float(level.mean()),
+        gain.mean,
+        gain.p,
     )

@@ -18,7 +18,6 @@ from matplotlib.typing import LineStyleType
 from freeatm_mm.results import (
     METRICS,
     Group,
-    arm_name,
     arm_names,
     is_untrained,
     metric_title,
@@ -247,14 +246,13 @@ def _over_epochs(
     return figure
 
 
-def claim_plot(findings: list[Finding], method: str) -> Figure:
+def claim_plot(findings: list[Finding]) -> Figure:
     """Differences with their intervals, one a line; those that decide in colour.
 
     Args:
-        findings: Of a claim, with differences.
-        method: Whose arms are compared.
+        findings: Of a claim.
     """
-    shown = [finding for finding in findings if finding.difference]
+    shown = [each for each in findings if each.difference and np.isfinite(each.difference.low)]
     with matplotlib.rc_context(_STYLE):
         figure, (axes,) = _grid(1, 7.5, 0.8 + 0.34 * len(shown))
         names = []
@@ -267,12 +265,11 @@ def claim_plot(findings: list[Finding], method: str) -> Figure:
                 color=_COLOURS[0] if finding.verdict else _GREY,
             )
             axes.plot(difference.mean, line, 'o', color=_COLOURS[0] if finding.verdict else _GREY)
-            arms = (arm_name(method, '', arm) for arm in (finding.arm, finding.reference))
-            names.append(f'{" - ".join(arms)}\n{metric_title(finding.metric)}')
+            names.append(f'{finding.name}\n{metric_title(finding.metric)}')
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=7.5)
         axes.invert_yaxis()
-        axes.set_xlabel('difference, 95 % interval over seeds and objects')
+        axes.set_xlabel('difference, 95 % interval')
         axes.grid(axis='x')
     return figure
 

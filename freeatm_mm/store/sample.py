@@ -18,11 +18,12 @@ for zlib on the raw bytes and 12.3 kB uncompressed; WebP was smaller by 7 % but 
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -67,6 +68,10 @@ _INFO = {'caption': str, 'nouns': [_NOUN], 'image?': _SIZE, 'masks': _SIZE, 'met
 _NO_NOUN = {'text': '', 'start': 0, 'end': 0, 'category': '', 'lo': 0.0, 'hi': 0.0}
 
 
+#: Longer side in pixels, and most nouns, of a sample that a notebook shows.
+_SHOWN_SIDE, _SHOWN_NOUNS = 192, 8
+
+
 class RawSample(NamedTuple):
     """A sample as it stands in the shard: nothing decoded but the JSON.
 
@@ -91,8 +96,10 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's.
         """
-        with _reading_json(self.key):
+        try:
             return [Noun.from_json(noun).name for noun in self.info['nouns']]
+        except _NO_SAMPLE as error:
+            raise _not_a_sample(self.key, error) from None
 
     def scales(self) -> np.ndarray:
         """Return the lowest and the highest attention of each noun, float32 array (K, 2).
@@ -100,12 +107,14 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's, or a number is not finite.
         """
-        with _reading_json(self.key):
+        try:
             nouns = self.info['nouns']
             scales = np.array([(noun['lo'], noun['hi']) for noun in nouns], np.float32)
             if not np.isfinite(scales).all():
                 raise ValueError('an attention is no finite number')
             return scales.reshape(-1, 2)
+        except _NO_SAMPLE as error:
+            raise _not_a_sample(self.key, error) from None
 
     def masks(self) -> np.ndarray:
         """Decode the masks, uint8 array (K, h, w).
@@ -113,9 +122,11 @@ class RawSample(NamedTuple):
         Raises:
             StoreError: If the JSON is not a sample's, or the picture is broken or of another size.
         """
-        with _reading_json(self.key):
+        try:
             count, size = len(self.info['nouns']), self.info['masks']
             height, width = size['height'], size['width']
+        except _NO_SAMPLE as error:
+            raise _not_a_sample(self.key, error) from None
         try:
             return decode_masks(self.masks_bytes, count, height, width)
         except StoreError as error:
@@ -197,6 +208,29 @@ class Sample:
             f'{"x".join(map(str, self.masks.shape))})'
         )
 
+    def _repr_html_(self) -> str:
+        """The image and the masks over it, small, as a notebook shows them."""
+        try:
+            image = self.image.convert('RGB')
+        except StoreError as error:
+            return f'<p>{html.escape(str(error))}</p>'
+        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+        grey = image.convert('L').convert('RGB')
+        panels = [(self.key, image)]
+        for noun, mask in zip(self.nouns[:_SHOWN_NOUNS], self.masks):
+            weight = Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR)
+            colour = Image.new('RGB', image.size, (230, 159, 0))
+            panels.append((noun.text, Image.composite(colour, grey, weight.point(_faded))))
+        figures = ''.join(
+            '<figure style="display:inline-block;margin:4px;text-align:center">'
+            f'<img src="{_data_url(picture)}" alt="{_escaped(name)}">'
+            f'<figcaption>{_escaped(name)}</figcaption></figure>'
+            for name, picture in panels
+        )
+        more = len(self.nouns) - _SHOWN_NOUNS
+        rest = f'<p>and {more} more nouns</p>' if more > 0 else ''
+        return f'<div><p>{_escaped(self.caption, 300)}</p>{figures}{rest}</div>'
+
     @classmethod
     def from_image(
         cls,
@@ -221,6 +255,22 @@ class Sample:
             return _open_picture(self.image_bytes, self.image_format)
         except StoreError as error:
             raise StoreError(f'sample {self.key!r}: the image {error}') from None
+
+
+def _faded(level: int) -> int:
+    """A mask's level as opacity: the image stays visible."""
+    return level * 7 // 10
+
+
+def _escaped(text: str, length: int = 60) -> str:
+    """A text as HTML, at most so long."""
+    return html.escape(text if len(text) <= length else f'{text[: length - 3]}...')
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, 'JPEG', quality=85)
+    return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
 def _shortened(text: Any) -> str:
@@ -330,8 +380,10 @@ def decode_sample(raw: RawSample) -> Sample:
     """
     info = raw.info
     check_info(raw.key, info)
-    with _reading_json(raw.key):
+    try:
         nouns = tuple(Noun.from_json(noun) for noun in info['nouns'])
+    except _NO_SAMPLE as error:
+        raise _not_a_sample(raw.key, error) from None
     return Sample(
         raw.key,
         raw.image_bytes,
@@ -344,13 +396,12 @@ def decode_sample(raw: RawSample) -> Sample:
     )
 
 
-@contextmanager
-def _reading_json(key: str) -> Iterator[None]:
-    """Turn what a JSON of another form leads to into one error that names the sample."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise StoreError(f'sample {key!r}: its JSON is not a sample ({error!r})') from None
+#: What reading a JSON of another form leads to.
+_NO_SAMPLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def _not_a_sample(key: str, error: Exception) -> StoreError:
+    return StoreError(f'sample {key!r}: its JSON is not a sample ({error!r})')
 
 
 def check_info(key: str, info: Any) -> None:

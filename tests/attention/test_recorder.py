@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.attention_reference import explicit_attention, mean_map
+from helpers.tiny_generators import tiny_latent_diffusion
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.two_prompts import NOUNS, PROMPTS, hook_count, word_place
 
@@ -127,58 +128,6 @@ def test_deepfloyd_equals_explicit_attention(deepfloyd, guidance, images, probab
         probability=probability,
         text_keys=text_keys,
     )
-
-
-def tiny_latent_diffusion(seed=0):
-    """An ``LDMTextToImagePipeline``, whose text encoder is a small BERT."""
-    import tempfile
-    from pathlib import Path
-
-    from diffusers import DDIMScheduler, LDMTextToImagePipeline, UNet2DConditionModel
-    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
-        LDMBertConfig,
-        LDMBertModel,
-    )
-    from helpers.tiny_pipelines import WORDS, _tiny_vae
-    from transformers import BertTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'vocab.txt'
-        path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS]))
-        tokenizer = BertTokenizer(str(path), model_max_length=77)
-    torch.manual_seed(seed)
-    bert = LDMBertModel(
-        LDMBertConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=77,
-            encoder_layers=1,
-            encoder_ffn_dim=32,
-            encoder_attention_heads=2,
-            head_dim=16,
-            d_model=32,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        block_out_channels=(32, 32),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
-        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-    )
-    pipe = LDMTextToImagePipeline(
-        vqvae=_tiny_vae(),
-        bert=bert.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=DDIMScheduler(clip_sample=False),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.mark.parametrize('guidance', [1.0, 3.0])

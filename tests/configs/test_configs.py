@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from mmpretrain.registry import DATASETS, MODELS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-REGIMES = ('.', 'baselines', 'real', 'mixed', 'mixed/baselines', 'mixed/real_masks')
+REGIMES = ('.', 'peers', 'baselines', 'real', 'mixed', 'mixed/baselines', 'mixed/real_masks')
 PRETRAINING = sorted(
     (folder / path.name).as_posix()
     for scale in ('.', 'miniature')
@@ -109,6 +109,19 @@ def test_baselines_differ_by_the_masks_alone(name):
     assert ours['train_dataloader']['dataset'].pop('masks') is True
     assert baseline['train_dataloader']['dataset'].pop('masks') is False
     assert ours == baseline
+
+
+@pytest.mark.parametrize('name', [name for name in PRETRAINING if 'peers' in name])
+def test_peers_differ_by_their_masks_alone(name):
+    """Same images, schedule and networks: what hides the patches is another, and needs no masks."""
+    base = str(Path(name).parent.parent / 'mae_freeatm.py')
+    ours, peer = (strip(load(path).to_dict()) for path in (base, name))
+    assert ours['train_dataloader']['dataset'].pop('masks') is True
+    assert peer['train_dataloader']['dataset'].pop('masks') is False
+    assert ours['model'] != peer['model']
+    for cfg in (ours, peer):
+        del cfg['model']['guide'], cfg['model']['mask_generator']
+    assert ours == peer
 
 
 @pytest.mark.parametrize('scale', ['', 'miniature/'])
@@ -282,8 +295,13 @@ def test_mae_is_mmpretrains_but_for_the_masks(tmp_path):
     ):
         assert ours[key] == stock[key]
     assert ours['model'].pop('mask_generator') == dict(
-        type='AttentionGuidedMaskGenerator', ceiling=0.8, schedule='linear', share_of='hidden'
+        type='AttentionGuidedMaskGenerator',
+        ceiling=0.8,
+        schedule='linear',
+        share_of='hidden',
+        noise='white',
     )
+    assert ours['model'].pop('guide') == dict(type='NounGuide')
     assert ours['model'].pop('combine') == 'sum'
     for part in (ours['model'], ours['model']['backbone']):
         part['type'] = part['type'].replace('FreeATM', '')

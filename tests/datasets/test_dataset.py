@@ -328,6 +328,68 @@ def test_too_many_unreadable_samples_stop_the_training(kind, workers, tmp_path):
         FreeATMDataset(path, max_unreadable=1)
 
 
+VIEW = [
+    dict(type='FreeATMRandomResizedCrop', scale=20, backend='pillow'),
+    dict(type='RandomApply', prob=0.5, transforms=[dict(type='ColorJitter', brightness=0.4)]),
+    dict(type='FreeATMRandomFlip', prob=0.5),
+]
+
+
+def contents(item):
+    """All of a packed sample, to compare."""
+    views, sample = item['inputs'], item['data_samples']
+    views = views if isinstance(views, list) else [views]
+    fields = {key: np.asarray(sample.get(key)).tolist() for key in sorted(sample.all_keys())}
+    return [view.tolist() for view in views], fields
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('options', [{}, {'masks': False}, {'mask_source': 'other'}])
+@pytest.mark.parametrize('views', [VIEW, [dict(type='FreeATMMultiView', transforms=[VIEW])]])
+def test_a_batch_is_its_samples(views, options, tmp_path, told, monkeypatch):
+    """Bit for bit: those that can't be read, and those that a transform refuses, included."""
+    path, _ = make_damaged('store', tmp_path / 'store')
+    views = [dict(view) for view in views]
+    if views[0]['type'] == 'FreeATMMultiView':
+        views[0]['num_views'] = 2
+
+    def refuse(results):
+        return None if np.random.uniform() < 0.2 else results
+
+    pipeline = [
+        dict(type='LoadFromStore', trust=True, **({} if options else {'centred_box': 'own'})),
+        *views,
+        refuse,
+        dict(type='PackFreeATMInputs', grid_size=5),
+    ]
+    monkeypatch.setattr(module, 'DRAWN_TOGETHER', 5)
+    made = [
+        FreeATMDataset(
+            path, pipeline=pipeline, photometric=['function'], max_unreadable=0.4, **options
+        )
+        for _ in range(2)
+    ]
+    draws = [(number % 12, 100 + number) for number in range(30)]
+    together = made[0].draw_batch(draws)
+    alone = [made[1][draw] for draw in draws]
+    assert list(map(contents, together)) == list(map(contents, alone))
+    half = len(told) // 2
+    assert half >= 2 and told[:half] == told[half:]
+    assert any('noun_ids' in item['data_samples'] for item in alone) == (
+        options != {'masks': False}
+    )
+
+
+def test_a_dataset_derived_from_ours_is_asked_as_it_says(tmp_path):
+    class Derived(FreeATMDataset):
+        def prepare_data(self, idx):
+            return 'prepared'
+
+    pipeline = [dict(type='LoadFromStore'), dict(type='PackFreeATMInputs', grid_size=5)]
+    dataset = Derived(make_store(tmp_path / 'store'), pipeline=pipeline)
+    assert dataset.draw_batch([(0, 1)]) == ['prepared']
+
+
 def test_other_errors_are_no_unreadable_samples(tmp_path):
     def broken(results):
         raise ValueError('a transform')

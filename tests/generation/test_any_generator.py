@@ -165,3 +165,14 @@ def test_newest_families_draw_with_masks(make, pipeline, expected, tmp_path):
     )
     store = Store(tmp_path / 'store')
     assert store[1].masks.shape == (2, 8, 8) and store[1].masks.max() == 255
+
+
+@pytest.mark.skipif(
+    not hasattr(diffusers, 'HunyuanImagePipeline'),
+    reason=f'diffusers {diffusers.__version__} has no HunyuanImagePipeline',
+)
+def test_guidance_is_told_to_the_component_that_holds_it():
+    pipe = tiny.tiny_hunyuan_image(guidance=3.5)
+    options = drawing_options(pipe, steps=2, guidance=6.0)
+    assert options == dict(num_inference_steps=2, distilled_guidance_scale=6.0)
+    assert pipe.guider.guidance_scale == pipe.ocr_guider.guidance_scale == 6.0

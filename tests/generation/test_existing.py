@@ -12,21 +12,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_generators
 from helpers.store_samples import folder_bytes
-from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion
 from helpers.tools import run_tool
 from PIL import Image
 
-from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import DrawingError, run_workers
-from freeatm_mm.generation.existing import MaskJob, add_masks, read_picture
+from freeatm_mm.generation.existing import MaskJob, add_masks, job_of_store, read_picture
 from freeatm_mm.generation.images import ImageReader, find_images
-from freeatm_mm.generation.levels import NoiseLevels, ShownImages
 from freeatm_mm.generation.listing import ImageFile, list_images
-from freeatm_mm.generation.pipelines import drawing_options
-from freeatm_mm.store import Sample, Store, verify_store, write_store
+from freeatm_mm.store import Sample, Store, StoreError, verify_store, write_store
 
 PROMPTS = ['a dog and a ball', 'a cat']
 NOUNS = [['dog', 'ball'], ['cat']]
@@ -77,159 +73,6 @@ def listed(source, tmp_path, **options):
     images = list_images(source, tmp_path / 'out', **options)
     reader = ImageReader(source, options.get('captions'))
     return images, ImageFile(images.path), reader
-
-
-# What is recorded
-
-
-def look(pipe, images, seeds=(0, 1), levels=LEVELS):
-    """The masks that the pipeline records of images that it is shown."""
-    shown = ShownImages(pipe, levels)
-    options = drawing_options(pipe, steps=len(levels), guidance=1.0)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=options) as recorder:
-        shown.show(images, PROMPTS, generators, options)
-    assert recorder.num_steps == len(levels)
-    return recorder.masks()
-
-
-def by_hand(pipe, clean, noised, call, encode):
-    """The same masks by calls of the network with what `noised` makes of latents and noise."""
-    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, torch.no_grad():
-        text = encode()
-        for level in LEVELS:
-            noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators])
-            call(noised(clean, noise, level), torch.full((2,), level), text)
-    return recorder.masks()
-
-
-@torch.no_grad()
-def test_masks_are_those_of_calls_of_the_unet_on_noised_latents(pipe):
-    from diffusers import DDPMScheduler
-
-    images = torch.rand(2, 3, 48, 64) * 2 - 1
-    vae, scheduler = pipe.vae, DDPMScheduler.from_config(pipe.scheduler.config)
-    own = pipe.scheduler
-    masks = look(pipe, images)
-    assert pipe.scheduler is own and pipe.config.scheduler[0] == 'diffusers'
-    expected = by_hand(
-        pipe,
-        vae.encode(images).latent_dist.mode() * vae.config.scaling_factor,
-        lambda clean, noise, level: scheduler.add_noise(clean, noise, torch.tensor([level] * 2)),
-        lambda sample, time, text: pipe.unet(sample, time, encoder_hidden_states=text),
-        lambda: pipe.encode_prompt(PROMPTS, 'cpu', 1, False)[0],
-    )
-    for found, wanted in zip(masks, expected):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_masks_are_those_of_calls_of_the_transformer_on_scaled_noise():
-    pipe = tiny_generators.tiny_stable_diffusion_3()
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    vae = pipe.vae
-
-    def scaled(clean, noise, level):
-        share = level / pipe.scheduler.config.num_train_timesteps
-        return share * noise + (1 - share) * clean
-
-    def call(sample, time, text):
-        pipe.transformer(
-            hidden_states=sample,
-            timestep=time.float(),
-            encoder_hidden_states=text[0],
-            pooled_projections=text[2],
-        )
-
-    latents = vae.encode(images).latent_dist.mode()
-    expected = by_hand(
-        pipe,
-        (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor,
-        scaled,
-        call,
-        lambda: pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False),
-    )
-    for found, wanted in zip(look(pipe, images), expected):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-def test_noise_is_that_of_training_whatever_the_sampler(pipe):
-    from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-
-    clean, noise = torch.randn(2, 1, 4, 8, 8)
-    config = pipe.scheduler.config
-    sampler = EulerDiscreteScheduler.from_config(config)
-    sampler.set_timesteps(3)  # what it last sampled with changes nothing
-    ours = NoiseLevels(sampler, [300]).noised(clean, noise, 0)
-    kept = pipe.scheduler.alphas_cumprod[300]
-    torch.testing.assert_close(ours, kept.sqrt() * clean + (1 - kept).sqrt() * noise)
-    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    ours = NoiseLevels(flow, [300]).noised(clean, noise, 0)
-    torch.testing.assert_close(ours, 0.7 * clean + 0.3 * noise)
-
-
-@pytest.mark.parametrize(
-    'make',
-    [
-        tiny_stable_diffusion_xl,
-        tiny_if,
-        tiny_generators.tiny_pixart,
-        tiny_generators.tiny_stable_diffusion_3,
-        tiny_generators.tiny_flux,
-        tiny_generators.tiny_qwen_image,
-        tiny_generators.tiny_latent_consistency,
-    ],
-    ids=['sdxl', 'if', 'pixart', 'sd3', 'flux', 'qwen', 'lcm'],
-)
-def test_other_families_look_at_images_and_depend_on_them(make):
-    pipe = make()
-    torch.manual_seed(0)
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    first = look(pipe, images, levels=(200,))
-    assert [len(masks) for masks in first] == [2, 1]
-    other = look(pipe, images.flip(0), levels=(200,))
-    assert not torch.allclose(first[0], other[0])
-
-
-@pytest.mark.parametrize(
-    ('make', 'message'),
-    [
-        (tiny_generators.tiny_kandinsky, 'no VAE that encodes images'),
-        (tiny_generators.tiny_controlnet, 'wants an image of its own'),
-        (tiny_generators.tiny_vq_diffusion, 'no VAE'),
-    ],
-)
-def test_pipelines_that_cannot_look_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        ShownImages(make(), [200])
-
-
-@pytest.mark.parametrize(
-    ('levels', 'message'),
-    [
-        ([1000], 'noise level 1000 lies outside the schedule of .*: levels are whole .* 0 to 999'),
-        ([-1], 'outside the schedule'),
-        ([2.5], 'outside the schedule'),
-        ([], 'at least one noise level'),
-        ([5, 5], 'more than once'),
-    ],
-)
-def test_levels_outside_the_schedule_are_refused(pipe, levels, message):
-    with pytest.raises(ValueError, match=message):
-        ShownImages(pipe, levels)
-
-
-def test_the_whole_image_is_seen_in_its_proportions(pipe):
-    shown = ShownImages(pipe, [200], size=512)
-    assert shown.seen(640, 640) == (512, 512)
-    assert shown.seen(640, 480) == (448, 576)
-    assert shown.seen(480, 640) == (576, 448)
-    assert shown.seen(10_000, 100) == shown.seen(400, 100) == (256, 1024)
-    for width, height in ((640, 427), (333, 500), (1920, 1080)):
-        sides = shown.seen(width, height)
-        assert abs(np.log(sides[1] / sides[0] / (width / height))) < 0.13
-        assert 0.8 < sides[0] * sides[1] / 512**2 < 1.25
 
 
 # What is stored
@@ -582,6 +425,45 @@ def test_the_tool_adds_masks_and_reports(folder, pipe, tmp_path, capsys):
     assert '9 there already' in capsys.readouterr().out
 
 
+def test_a_store_with_a_lora_is_mended_from_its_images(folder, pipe, tmp_path, capsys):
+    pytest.importorskip('peft')
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    save_tiny_lora(tiny_stable_diffusion().unet, tmp_path / 'style.safetensors')
+    given = ['--lora', f'{tmp_path / "style.safetensors"}:0.5']
+    words = ['--levels', '200', '--samples-per-shard', '4', '--batch-size', '2', '--quiet']
+    words = [folder, tmp_path / 'tiny-sd', tmp_path / 'out', *words, '--device', 'cpu']
+    assert run_tool('add_masks', *words, *given) == 0
+    assert run_tool('add_masks', *words) == 2  # not gone on with without it
+    store = Store(tmp_path / 'out')
+    (record,) = store.config['loras']
+    assert (record['name'], record['weight']) == ('style.safetensors', 0.5)
+    whole = folder_bytes(tmp_path / 'out')
+    images, records, reader = listed(folder, tmp_path)
+    add_masks(pipe, records, reader, tmp_path / 'plain', levels=[200], progress=False)
+    assert not np.array_equal(store[0].masks, Store(tmp_path / 'plain')[0].masks)
+
+    shard = tmp_path / 'out' / 'shard-000001.tar'
+    shard.write_bytes(shard.read_bytes()[:-4000])
+    repair = [tmp_path / 'out', '--repair', '--pipeline', tmp_path / 'tiny-sd', '--device', 'cpu']
+    capsys.readouterr()
+    for missing, message in (
+        (given, 'give the source of these images .--images.'),
+        (['--images', folder], r'was made with LoRAs: give them .style.safetensors:0.5.'),
+    ):
+        assert run_tool('store/verify', *repair, *missing) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert run_tool('store/verify', *repair, '--images', folder, *given) == 0
+    assert folder_bytes(tmp_path / 'out') == whole
+
+
+def test_images_are_asked_for_only_where_masks_were_added(tmp_path):
+    write_store(tmp_path, [Sample('a', encoded(), 'png', 'a dog')], 1, {'steps': 3})
+    with pytest.raises(StoreError, match='were generated: give prompts, and no images'):
+        job_of_store(tmp_path, 'pipeline', images='folder')
+    with pytest.raises(StoreError, match='were generated: give the prompts'):
+        job_of_store(tmp_path, 'pipeline')
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -597,3 +479,26 @@ def test_bad_input_is_one_sentence(folder, pipe, tmp_path, capsys, change, messa
     error = capsys.readouterr().err.strip()
     assert len([line for line in error.splitlines() if 'error' in line or 'add_masks' in line]) == 1
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize('number', [[], {}, None], ids=['list', 'object', 'null'])
+def test_a_row_with_a_number_that_is_none_names_no_image(tmp_path, number):
+    content = {'images': [{'id': 9, 'file_name': 'a.png'}]}
+    rows = [{'id': 1, 'image_id': number, 'caption': 'a dog'}]
+    (tmp_path / 'captions.json').write_text(json.dumps({**content, 'annotations': rows}))
+    (found,) = find_images(tmp_path, tmp_path / 'captions.json')
+    assert found.problem == "the row doesn't name its image"
+
+
+def test_what_is_neither_file_nor_folder_is_told(tmp_path):
+    os.mkfifo(tmp_path / 'images.tar')
+    with pytest.raises(InputError, match='neither a file nor a folder'):
+        list(find_images(tmp_path / 'images.tar'))
+
+
+def test_a_name_that_no_file_has_is_that_image_s_problem(tmp_path):
+    rows = [{'file_name': name, 'text': 'a dog'} for name in ('a\0.png', 'b.png')]
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    first, second = find_images(tmp_path)
+    assert "can't be the name of a file" in first.problem
+    assert second.problem == 'there is no such file'

@@ -117,7 +117,7 @@ def _tiny_t5(tokenizer, width: int = 32):
     )
 
 
-def _tiny_movq():
+def _tiny_movq(levels: int = 2):
     from diffusers import VQModel
 
     return VQModel(
@@ -126,12 +126,12 @@ def _tiny_movq():
         latent_channels=4,
         vq_embed_dim=4,
         num_vq_embeddings=12,
-        block_out_channels=(32, 32),
+        block_out_channels=(32,) * levels,
         layers_per_block=1,
         norm_num_groups=8,
         norm_type='spatial',
-        down_block_types=('DownEncoderBlock2D',) * 2,
-        up_block_types=('UpDecoderBlock2D',) * 2,
+        down_block_types=('DownEncoderBlock2D',) * levels,
+        up_block_types=('UpDecoderBlock2D',) * levels,
     )
 
 
@@ -359,7 +359,7 @@ def tiny_kandinsky3():
         text_encoder=_tiny_t5(tokenizer),
         unet=unet,
         scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'),
-        movq=_tiny_movq(),
+        movq=_tiny_movq(4),
     )
 
 
@@ -1012,7 +1012,7 @@ def _tiny_qwen3(vocabulary: int):
     )
 
 
-def _tiny_flux2_parts(width: int):
+def _tiny_flux2_parts(width: int, guidance_embeds: bool):
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
@@ -1030,6 +1030,7 @@ def _tiny_flux2_parts(width: int):
         timestep_guidance_channels=32,
         axes_dims_rope=(4, 4, 4, 4),
         mlp_ratio=2.0,
+        guidance_embeds=guidance_embeds,
     )
     vae = AutoencoderKLFlux2(
         in_channels=3,
@@ -1057,7 +1058,9 @@ def tiny_flux2_klein(padding_side: str = 'right'):
     )
     tokenizer.chat_template = _QWEN_CHAT
     return Flux2KleinPipeline(
-        text_encoder=_tiny_qwen3(len(tokenizer)), tokenizer=tokenizer, **_tiny_flux2_parts(32)
+        text_encoder=_tiny_qwen3(len(tokenizer)),
+        tokenizer=tokenizer,
+        **_tiny_flux2_parts(32, False),
     )
 
 
@@ -1097,7 +1100,7 @@ def tiny_flux2():
     return Flux2Pipeline(
         text_encoder=Mistral3ForConditionalGeneration(config),
         tokenizer=tokenizer,
-        **_tiny_flux2_parts(32),
+        **_tiny_flux2_parts(32, True),
     )
 
 
@@ -1411,6 +1414,52 @@ def tiny_prx_pixel():
 
 
 # Unknown to the recorder -------------------------------------------------------------------------
+
+
+@_seeded
+def tiny_latent_diffusion():
+    """An ``LDMTextToImagePipeline``, whose text encoder is a small BERT: latents 4x8x8 of 64x64."""
+    from diffusers import DDIMScheduler, LDMTextToImagePipeline, UNet2DConditionModel
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+        LDMBertConfig,
+        LDMBertModel,
+    )
+    from transformers import BertTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'vocab.txt'
+        path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS]))
+        tokenizer = BertTokenizer(str(path), model_max_length=77)
+    bert = LDMBertModel(
+        LDMBertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=77,
+            encoder_layers=1,
+            encoder_ffn_dim=32,
+            encoder_attention_heads=2,
+            head_dim=16,
+            d_model=32,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(32, 32),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+    )
+    return LDMTextToImagePipeline(
+        vqvae=_tiny_vae(4),
+        bert=bert,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(clip_sample=False),
+    )
 
 
 @_seeded

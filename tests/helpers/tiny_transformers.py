@@ -375,7 +375,7 @@ def tiny_ideogram4():
             mrope_section=(4, 2, 2),
         )
 
-    parts = _tiny_flux2_parts(16)
+    parts = _tiny_flux2_parts(16, False)
     return diffusers.Ideogram4Pipeline(
         scheduler=parts['scheduler'],
         vae=parts['vae'],
@@ -407,7 +407,7 @@ def tiny_ernie_image():
     for parameter in transformer.parameters():
         if not parameter.any():  # gates and output begin at zero
             torch.nn.init.normal_(parameter, std=0.3)
-    parts = _tiny_flux2_parts(16)
+    parts = _tiny_flux2_parts(16, False)
     return diffusers.ErnieImagePipeline(
         transformer=transformer,
         vae=parts['vae'],

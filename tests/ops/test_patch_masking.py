@@ -12,9 +12,11 @@ from freeatm_mm.ops import (
     attention_guided_order,
     beta_at,
     foreground_masked,
+    green_noise,
     mask_patches,
     num_visible,
     patch_scores,
+    relative_order_loss,
 )
 from freeatm_mm.ops.patch_masking import kth_largest
 
@@ -214,3 +216,87 @@ def test_a_share_of_each_images_own_foreground(beta):
 def test_an_unknown_share_is_told():
     with pytest.raises(ValueError, match='share_of'):
         attention_guided_order(torch.rand(1, 4), 2, 0.5, share_of='image')
+
+
+def band_passed(noise, side, fine, coarse):
+    """The same in Fourier space: blurs that go on round the edges, one after the other."""
+    away = np.minimum(np.arange(side), side - np.arange(side))
+    spectra = []
+    for width in (fine, coarse):
+        line = np.exp(-(away**2) / (2 * width**2)) if width else (away == 0).astype(float)
+        spectra.append(np.fft.fft2(np.outer(line, line) / line.sum() ** 2))
+    grids = noise.reshape(-1, side, side)
+    return np.fft.ifft2(np.fft.fft2(grids) * (spectra[0] - spectra[1])).real.reshape(noise.shape)
+
+
+@pytest.mark.parametrize('side, band', [(14, (1.0, 2.0)), (8, (0.5, 1.5)), (5, (0.0, 1.0))])
+def test_green_noise_is_a_band_of_the_white(side, band):
+    noise = torch.rand(6, side * side)
+    ranks = band_passed(noise.double().numpy(), side, *band).argsort(1).argsort(1)
+    found = green_noise(noise, band)
+    np.testing.assert_allclose(found, ranks / side**2, atol=1e-6)
+
+
+def test_green_noise_hides_clumps_all_over_the_image_from_maes_own_draw():
+    hidden = {}
+    for noise in ('white', 'green'):
+        torch.manual_seed(3)
+        order = attention_guided_order(torch.zeros(1000, 196), 147, 0.0, noise=noise)
+        after = torch.rand(3)
+        hidden[noise] = torch.zeros(1000, 196).scatter_(1, order[:, 49:], 1.0)
+        assert hidden[noise].sum(1).eq(147).all()
+        torch.manual_seed(3)
+        white = torch.rand(1000, 196)
+        assert torch.equal(torch.rand(3), after)
+    assert torch.equal(hidden['white'].bool(), white.argsort(1).argsort(1) >= 49)
+    assert (hidden['green'].mean(0) - 0.75).abs().max() < 0.07  # 5 standard errors
+    neighbours = {}
+    for noise, mask in hidden.items():
+        grid = mask.unflatten(1, (14, 14)) - 0.75
+        neighbours[noise] = [
+            float((grid[:, :, step:] * grid[:, :, :-step]).mean() / 0.1875) for step in (1, 2, 4)
+        ]
+    assert abs(neighbours['white'][0]) < 0.03
+    near, _, far = neighbours['green']
+    assert near > 0.35 and far < -0.03  # clumps, and gaps between them
+
+
+def test_what_is_guided_is_guided_with_green_noise_too():
+    scores = torch.rand(32, 64).argsort(1).float()
+    for beta, share_of in ((0.5, 'hidden'), (1.0, 'foreground')):
+        orders = []
+        for noise in ('white', 'green'):
+            torch.manual_seed(0)
+            orders.append(attention_guided_order(scores, 48, beta, share_of, noise))
+            assert orders[-1].sort(1).values.eq(torch.arange(64)).all()
+            highest = scores.argsort(1)[:, -24:]
+            assert all(
+                set(best.tolist()) <= set(order[16:].tolist())
+                for best, order in zip(highest, orders[-1])
+            )
+        assert not torch.equal(*orders)
+
+
+def test_wrong_noise_is_told():
+    with pytest.raises(ValueError, match="noise 'blue' is unknown: use one of white, green"):
+        attention_guided_order(torch.zeros(1, 16), 12, 0.0, noise='blue')
+    with pytest.raises(ValueError, match='square grid, and 12 patches are none'):
+        green_noise(torch.rand(1, 12))
+    for band in ((2, 1), (1,), (-1, 2)):
+        with pytest.raises(ValueError, match='the smaller first'):
+            green_noise(torch.rand(1, 16), band)
+
+
+def test_relative_order_is_cross_entropy_over_all_pairs():
+    rng = np.random.default_rng(0)
+    predicted, losses = rng.normal(size=(3, 7)), rng.integers(0, 4, (3, 7)).astype(float)
+    terms = []
+    for row, true in zip(predicted, losses):
+        for i in range(7):
+            for j in range(i):
+                if true[i] != true[j]:
+                    chance = 1 / (1 + np.exp(row[j] - row[i]))
+                    terms.append(-np.log(chance if true[i] > true[j] else 1 - chance))
+    found = relative_order_loss(torch.from_numpy(predicted), torch.from_numpy(losses))
+    assert found.item() == pytest.approx(np.mean(terms))
+    assert relative_order_loss(torch.rand(2, 3), torch.ones(2, 3)) == 0

@@ -124,7 +124,8 @@ def test_every_arm_is_trained_and_judged_alike(tool, monkeypatch, tmp_path):
 
 def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
     """Against `freeatm`, and the two without flips against each other's."""
-    commands = run(tool, monkeypatch, tmp_path, '--arms', *tool.ARMS)
+    monkeypatch.setattr(tool, 'check_same_pictures', lambda one, two: None)
+    commands = run(tool, monkeypatch, tmp_path, '--exact', 'E', '--arms', *tool.ARMS)
     content, origins = {}, {}
     for what, command in commands:
         if what.startswith('Pretrain'):
@@ -132,7 +133,8 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
             config = load_config(
                 ROOT / command[1], command[command.index('--options') + 1 :]
             ).to_dict()
-            content[arm], origins[arm] = flat(config), describe_blip(config)['masks']
+            stores = [{'scenes': 5, 'mask_side': 8}] if arm == 'exact' else None
+            content[arm], origins[arm] = flat(config), describe_blip(config, stores)['masks']
     data = 'datasets.freeatm_pretrain'
     text = f'{data}.text_processor.train'
     assert {
@@ -146,6 +148,7 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
         'baseline': {f'{text}.preset'},
         'freeatm': set(),
         'shuffled': {f'{text}.positions'},
+        'exact': {f'{data}.build_info.store'},
         'boxes': {f'{data}.build_info.detections'},
         'template': {f'{text}.template'},
         'one': {f'{text}.max_objects'},
@@ -191,3 +194,14 @@ def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):
     # The same from any folder.
     boxes = Path('boxes.json').resolve()
     assert f'datasets.freeatm_pretrain.build_info.detections={boxes}' in commands[0][1]
+
+
+def test_exact_masks_are_asked_for_and_of_the_same_pictures(tool, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        run(tool, monkeypatch, tmp_path, '--arms', 'exact')
+    checked = []
+    monkeypatch.setattr(tool, 'check_same_pictures', lambda *stores: checked.append(stores))
+    (what, command), *_ = run(tool, monkeypatch, tmp_path, '--arms', 'exact', '--exact', 'E')
+    assert what == 'Pretrain exact-0'
+    assert f'datasets.freeatm_pretrain.build_info.store={Path("E").resolve()}' in command
+    assert checked == [(Path('S').resolve(), Path('E').resolve())]

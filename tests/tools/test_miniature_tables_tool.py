@@ -175,3 +175,17 @@ def test_what_the_main_job_has_made_is_used(capsys):
             f'synthetic-{method}-freeatm',
         )
     }
+
+
+def test_on_garments_the_pretrainings_alone_are_evaluated(capsys, tmp_path):
+    commands = plan(capsys, '--out', str(tmp_path), '--methods', 'mocov2', '--garments')
+    assert '--garments' in commands[0] and len(commands) == 2 + 3 * (6 + 5)
+    evaluated = [command for command in commands if command[0] == 'tools/evaluate.py']
+    parse_args = load_tool('evaluate').parse_args
+    rows = [parse_args(command[1:]) for command in evaluated]
+    assert {(row.regime, row.masks) for row in rows} == {
+        ('real', False),
+        *((regime, masks) for regime in ('synthetic', 'mixed') for masks in (True, False)),
+    }
+    assert len({row.out for row in rows}) == len(rows) == 15
+    assert all(row.on == ['garments'] for row in rows)

@@ -13,6 +13,8 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 
 from freeatm_mm.datasets.batches import BatchPipeline
+from freeatm_mm.errors import InputError
+from freeatm_mm.miniature.job import check_same_pictures
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
 tool = load_tool('miniature/run')
@@ -56,8 +58,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: eleven arms of the contrastive methods, and nine of MAE; composed: two of each
-    assert len(trained) == 2 * (11 + 11 + 9 + 3 * 2)
+    # generated: twelve arms of the contrastive methods, and of MAE; composed: two of each
+    assert len(trained) == 2 * (12 + 12 + 12 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -75,7 +77,7 @@ def test_all_arms(capsys, tmp_path):
     files = [command[command.index('--out') + 1] for command in judged]
     assert len(set(files)) == len(files)
     fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
-    assert len(fine_tuned) == 2 * (1 + 9 + 2)
+    assert len(fine_tuned) == 2 * (1 + 12 + 2)
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
@@ -138,6 +140,8 @@ def test_options_change_what_they_name(capsys, tmp_path):
                 assert value.type == 'PackFreeATMInputs'
             elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
+            elif last == 'object_crops':
+                assert value.type == 'FreeATMMultiView'
             elif last in ('mask_source', 'mask_source_seed'):
                 assert value.type == 'FreeATMDataset'
             else:
@@ -275,3 +279,46 @@ def test_masks_are_added_to_the_composed_scenes_if_asked(capsys, tmp_path):
     lines = [' '.join(command) for command in both if command[0] == 'tools/evaluate.py']
     for masks in ('added', 'exact', 'False'):
         assert sum(f'--regime real --masks {masks}' in line for line in lines) == 1
+
+
+def test_heads_are_trained_with_seeds_of_their_own_and_joined(capsys, tmp_path):
+    options = ['--benchmarks', 'mini-coco', 'mini-finetune', '--heads', '2', '--out', str(tmp_path)]
+    commands = plan(capsys, *options)
+    heads = [command for command in commands if command[0] == 'tools/downstream.py']
+    assert [command[command.index('--seed') + 1] for command in heads] == ['0', '1000'] * 2
+    assert all(command[2:5] == ['--benchmarks', 'mini-coco', '--data'] for command in heads)
+    assert len({command[command.index('--out') + 1] for command in heads}) == 4
+    for name, figure in (('', None), ('-finetune', 0.2), ('-finetune1', 0.4)):
+        path = tmp_path / f'rows/a-0{name}{"/row" if name else ""}.json'
+        row = {'method': 'mocov2', 'regime': 'synthetic', 'masks': True, 'seed': 0, 'epochs': 24}
+        results = new_results('x', 'python x')
+        add_row(results, {**row, 'metrics': {'box_ap': figure} if figure else {'linear': 0.1}})
+        write_results(path, results)
+    (row,) = tool.gather(tool.parse_args(options))['rows']
+    assert row['metrics'] == {'linear': 0.1, 'box_ap': pytest.approx(0.3)}
+    assert row['details']['heads'] == {'box_ap': [0.2, 0.4]}
+
+
+def test_arms_of_other_stores(capsys, tmp_path):
+    pool = make_store(tmp_path / 'pool', count=20)
+    same, other = make_store(tmp_path / 'same', 20), make_store(tmp_path / 'other', 20, seed=1)
+    options = ['--pool', str(pool), '--images', '6', '--arms', 'freeatm', '--out', str(tmp_path)]
+    stores = ['--masks-of', f'down={same}', '--pools', f'plain={other}']
+    trained = [c for c in plan(capsys, *options, *stores) if c[0] == 'tools/train.py']
+    assert [command[command.index('--data-root') + 1] for command in trained] == [
+        str(path) for path in (pool, same, other)
+    ]
+    lists = [part.split('=')[1] for command in trained for part in command if '.indices=' in part]
+    assert lists == [f'{tmp_path}/samples{name}/6-seed0.json' for name in ('', '/down', '/plain')]
+    assert not any('masks=False' in part for command in trained for part in command)
+    check_same_pictures(pool, same)
+    for store in (other, make_store(tmp_path / 'short', 19)):
+        with pytest.raises(InputError, match='must hold the same pictures'):
+            check_same_pictures(pool, store)
+    for wrong, message in (
+        (['--masks-of', f'down={same}'], 'need --pool'),
+        ([*options, '--pools', f'box={other}'], 'none of the arms'),
+        ([*options, *stores, '--pools', f'down={other}'], 'two arms have one name'),
+    ):
+        assert exit_code(tool, ['--dry-run', *wrong]) == 2
+        assert message in capsys.readouterr().err

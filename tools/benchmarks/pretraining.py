@@ -84,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     shapes = replace(shapes, **changes)
     out = args.out or (None if args.quick else Path('work_dirs/results/benchmark-pretraining.json'))
     command = shlex.join(['python', 'tools/benchmarks/pretraining.py', *(argv or sys.argv[1:])])
-    results = new_results('benchmark-pretraining', command)
+    results = new_results(out.stem if out else 'benchmark-pretraining', command)
     results['description'] = ' '.join(
         filter(
             None,
             (
-                f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to '
-                f'three nouns an image, images of {shapes.image} and masks of {shapes.mask} pixels',
+                f'Batch {shapes.batch}, {shapes.repeats} alternating pairs, medians; one to three '
+                f'nouns an image, images of {shapes.image} and masks of {shapes.mask} pixels.',
                 args.note,
             ),
         )

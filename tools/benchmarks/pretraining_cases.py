@@ -188,9 +188,8 @@ class Training:
         self.optimizer.update_params(loss)
 
     def load(self, masks: bool, count: int) -> None:
-        """Loads so many images: read, decoded, two views or one, packed."""
-        for number in range(count):
-            self.datasets[masks][number, number]
+        """Load so many images as one batch of a worker: read, decoded, two views or one, packed."""
+        self.datasets[masks].draw_batch([(number, number) for number in range(count)])
 
 
 def _memory(name: str) -> int:

@@ -5,7 +5,8 @@ seen.
 
 Arms: without prompts (baseline), Free-ATM (freeatm), PTP's prompts, and between the two one change
 at a time: a detector's boxes (boxes), PTP's template (template), one object a text (one), no flips
-(noflip); and a control, Free-ATM with the positions of other images (shuffled).
+(noflip); controls: Free-ATM with the positions of other images (shuffled), and with exact masks
+(exact), without which nothing is to be learnt.
 
     python tools/miniature/blip.py --store work_dirs/miniature/synthetic \
         --world work_dirs/miniature/world --seeds 3 --jobs 2
@@ -29,9 +30,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import whole
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import InputError, tool
 from freeatm_mm.miniature.export import export_positions
-from freeatm_mm.miniature.job import Job
+from freeatm_mm.miniature.job import Job, check_same_pictures
 from freeatm_mm.miniature.sources import fetch_sources
 from freeatm_mm.results import (
     add_row,
@@ -52,6 +53,7 @@ ARMS = {
     'freeatm': ('true', []),
     # Each differs from `freeatm` in one thing:
     'shuffled': ('positions of other images', [f'{TEXT}.positions=others']),
+    'exact': ('exact', [f'{DATA}.build_info.store=EXACT']),
     'boxes': ('boxes', [f'{DATA}.build_info.detections=DETECTIONS']),
     'template': ("PTP's template", [f'{TEXT}.template=". The block [P] has a [O] ."']),
     'one': ('one object', [f'{TEXT}.max_objects=1']),
@@ -72,6 +74,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--store', type=Path, required=True, help='store of generated images')
+    parser.add_argument(
+        '--exact',
+        type=Path,
+        help='store of the same images with exact masks, for the arm exact: that of a world made '
+        "with --exact, where --store has the masks that tools/add_masks.py adds to the world's",
+    )
     parser.add_argument(
         '--world',
         type=Path,
@@ -138,9 +146,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @tool(resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    for name in ('out', 'store', 'world', 'detections', 'sources'):
+    for name in ('out', 'store', 'exact', 'world', 'detections', 'sources'):
         if getattr(args, name):  # the same from any folder
             setattr(args, name, Path(getattr(args, name)).resolve())
+    if 'exact' in args.arms:
+        if not args.exact:
+            raise InputError('the arm exact needs --exact, the store that has exact masks')
+        check_same_pictures(args.store, args.exact)
     os.chdir(ROOT)
     # Arms side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
@@ -219,7 +231,10 @@ def run_arm(
         f'run.max_epoch={args.epochs}',
         'run.keep_checkpoints=1',
     ]
-    options += [option.replace('DETECTIONS', str(detections)) for option in ARMS[arm][1]]
+    options += [
+        option.replace('DETECTIONS', str(detections)).replace('EXACT', str(args.exact))
+        for option in ARMS[arm][1]
+    ]
     job.run(
         f'Pretrain {name}',
         'tools/lavis_train.py',

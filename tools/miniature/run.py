@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import number, whole
+from freeatm_mm.downstream.runs import BENCHMARKS
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.methods import METHODS, UNTRAINED
 from freeatm_mm.miniature.arms import ARMS
 from freeatm_mm.miniature.job import (
     DryJob,
     Job,
+    check_same_pictures,
     choose_samples,
     generate_store,
     make_world,
@@ -40,6 +43,18 @@ from freeatm_mm.miniature.layout import (
 ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = 'weights/miniature-generator'
 FIGURES = Path('docs/results/miniature-generator.json')
+SUITES = ('mini-resnet', 'mini-vit')
+
+
+def named_store(text: str) -> tuple[str, str]:
+    """Read 'NAME=STORE' of the command line."""
+    name, _, store = text.partition('=')
+    if not re.fullmatch(r'[a-z]\w*', name) or not store or name in ARMS:
+        raise argparse.ArgumentTypeError(
+            f'{text} must be NAME=STORE, the name of small letters, digits and _, and none of '
+            'the arms'
+        )
+    return name, store
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -107,6 +122,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='what to evaluate on: the scenes of the world, or 8,000 single garments (%(default)s)',
     )
     parser.add_argument(
+        '--benchmarks',
+        nargs='+',
+        choices=tuple(name for name, each in BENCHMARKS.items() if each.suite in SUITES),
+        help='also train these heads on each pretraining, those that its backbone fits; by '
+        'default mini-finetune on a ViT',
+    )
+    parser.add_argument(
+        '--heads',
+        type=whole(1, 1000),
+        default=1,
+        help='how many heads of each kind, with seeds of their own: rows have their mean, and all '
+        'of them in their details (%(default)s)',
+    )
+    parser.add_argument(
+        '--masks-of',
+        nargs='+',
+        type=named_store,
+        default=[],
+        metavar='NAME=STORE',
+        help='further arms: the same images with the masks of another store, which must hold the '
+        'same pictures in the same order',
+    )
+    parser.add_argument(
+        '--pools',
+        nargs='+',
+        type=named_store,
+        default=[],
+        metavar='NAME=STORE',
+        help='further arms: images and masks of another store, as many of them',
+    )
+    parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
     parser.add_argument(
@@ -146,6 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.epochs < 3:
         raise InputError('--epochs must be 3 or more, as schedules warm up for two')
+    if (args.masks_of or args.pools) and not args.pool:
+        raise InputError('--masks-of and --pools need --pool, to take as many samples of')
+    names = [name for name, _ in args.masks_of + args.pools]
+    if len(set(names)) < len(names):
+        raise InputError(f'--masks-of and --pools: two arms have one name: {", ".join(names)}')
     following = [arm for arm in args.arms if ARMS[arm].follows_baseline]
     if following and 'baseline' not in args.arms:
         raise InputError(f'--arms {following[0]} takes the checkpoint of baseline: name both')
@@ -172,8 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         world, out = f'{args.out}/world', f'{args.out}/synthetic'
         generate_store(job, args.generator, world, out, args.steps, args.guidance)
     elif not args.dry_run:
-        for seed in range(args.seeds):
-            choose_samples(args.pool, args.images, seed, sample_list(args, seed))
+        for _, store in args.masks_of:
+            check_same_pictures(args.pool, store)
+        for name, store in [('', args.pool), *args.masks_of, *args.pools]:
+            for seed in range(args.seeds):
+                choose_samples(store, args.images, seed, sample_list(args, seed, name))
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     for following in (False, True):
@@ -224,9 +278,9 @@ def report(job: Job, args: argparse.Namespace) -> None:
     )
 
 
-def sample_list(args: argparse.Namespace, seed: int) -> Path:
-    """Where the list of a seed's samples of the pool is."""
-    return args.out / f'samples/{args.images}-seed{seed}.json'
+def sample_list(args: argparse.Namespace, seed: int, name: str = '') -> Path:
+    """Where the list of a seed's samples is: of the pool, or of another store by its name."""
+    return args.out / 'samples' / name / f'{args.images}-seed{seed}.json'
 
 
 def regimes(args: argparse.Namespace) -> dict[str, str]:
@@ -281,6 +335,21 @@ def lines_of_work(
                                 pretrain_and_evaluate, job, args, regime, store, method, arm, seed
                             )
                         )
+        for name, store in [] if following else args.masks_of + args.pools:
+            for method in args.methods:
+                lines.append(
+                    partial(
+                        pretrain_and_evaluate,
+                        job,
+                        args,
+                        'synthetic',
+                        store,
+                        method,
+                        'freeatm',
+                        seed,
+                        name,
+                    )
+                )
     return lines
 
 
@@ -292,15 +361,16 @@ def pretrain_and_evaluate(
     method: str,
     arm: str,
     seed: int,
+    source: str = '',
 ) -> None:
-    """One pretraining and its evaluations."""
-    name, every = f'{regime}-{method}-{arm}-{seed}', args.epochs
+    """One pretraining and its evaluations; `source` names a store that isn't the regime's own."""
+    name, every = f'{regime}-{method}-{source or arm}-{seed}', args.epochs
     layout = read_layout(method)
     options = ARMS[arm].changes(layout, seed)
     if ARMS[arm].regions:
         store = make_regions(job, args, store, method, arm, seed)
     elif args.pool and regime == 'synthetic':
-        options.append(f'train_dataloader.dataset.indices={sample_list(args, seed)}')
+        options.append(f'train_dataloader.dataset.indices={sample_list(args, seed, source)}')
     if args.fast:
         options += [
             'train_dataloader.dataset.in_memory=True',
@@ -308,10 +378,10 @@ def pretrain_and_evaluate(
             'train_dataloader.num_workers=0',
             'train_dataloader.pin_memory=False',
         ]
-    if args.evaluate_every and arm in ('baseline', 'freeatm'):
+    if args.evaluate_every and not source and arm in ('baseline', 'freeatm'):
         every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
-    masks = ARMS[arm].masks
+    masks = source or ARMS[arm].masks
     pretrain(job, args.out / name, method, store, args.epochs, seed, bool(masks), options)
     every, epochs = (layout.epochs(number) for number in (every, args.epochs))
     if regime != 'synthetic':
@@ -369,7 +439,7 @@ def evaluate(
     seed: int,
     *options: str,
 ) -> None:
-    """One backbone, frozen, on real scenes; a ViT also fine-tuned, at its end."""
+    """One backbone, frozen, on real scenes; at its end, heads are trained on it, too."""
     architecture = METHODS[method].architecture
     config, weights = config_of(method), checkpoint or '--random'
     if checkpoint is None and UNTRAINED[architecture] != 'random':
@@ -391,37 +461,59 @@ def evaluate(
         label=name,
     )
     last = f'epoch_{read_layout(method).epochs(args.epochs)}.pth'
-    if architecture == 'vit' and (checkpoint is None or checkpoint.name == last):
+    if checkpoint is not None and checkpoint.name != last:
+        return
+    benchmarks = [
+        benchmark
+        for benchmark in args.benchmarks or ['mini-finetune']
+        if BENCHMARKS[benchmark].suite == f'mini-{architecture}'
+    ]
+    if not benchmarks or (checkpoint is None and args.benchmarks):
+        return
+    for head in range(args.heads if checkpoint else 1):
         job.run(
-            f'Fine-tune {name}, seed {seed}',
+            f'Fine-tune {name}, seed {seed}{f", head {head}" if head else ""}',
             'tools/downstream.py',
             checkpoint or 'random',
             '--benchmarks',
-            'mini-finetune',
+            *benchmarks,
             '--data',
             f'{args.out}/world',
             '--out',
-            args.out / f'rows/{name}-{seed}-finetune',
+            args.out / f'rows/{name}-{seed}-finetune{head or ""}',
             '--seed',
-            seed,
+            seed + 1000 * head,
             *options,
             label=name,
         )
 
 
 def gather(args: argparse.Namespace) -> dict:
-    """One result file from the rows of all evaluations; fine-tuning's joins that of frozen ones."""
-    from freeatm_mm.results import add_row, is_untrained, new_results, read_results
+    """One result file from the rows of all evaluations; those of heads join that of frozen ones."""
+    from freeatm_mm.results import add_row, is_untrained, join_heads, new_results, read_results
 
     results = new_results(args.out.name, shlex.join(['./run', 'miniature', *sys.argv[1:]]))
     for path in sorted((args.out / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:
-            fine_tuned = path.with_name(f'{path.stem}-finetune') / 'row.json'
-            if fine_tuned.exists():
-                row['metrics'] |= read_results(fine_tuned)['rows'][0]['metrics']
+            join_heads(
+                row,
+                [
+                    read_results(file)['rows'][0]['metrics']
+                    for head in range(args.heads)
+                    if (
+                        file := path.with_name(f'{path.stem}-finetune{head or ""}') / 'row.json'
+                    ).exists()
+                ],
+            )
             if args.pool and row['regime'] == 'synthetic' and not is_untrained(row['method']):
-                seed = row['seed']
-                row['pool'] = choose_samples(args.pool, args.images, seed, sample_list(args, seed))
+                seed, name = row['seed'], row['masks']
+                store = dict(args.masks_of + args.pools).get(name, '')
+                row['pool'] = choose_samples(
+                    store or args.pool,
+                    args.images,
+                    seed,
+                    sample_list(args, seed, name if store else ''),
+                )
             add_row(results, row)
     results['rows'].sort(
         key=lambda row: (

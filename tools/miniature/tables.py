@@ -34,7 +34,7 @@ from freeatm_mm.miniature.job import (
     make_world,
     pretrain,
 )
-from freeatm_mm.miniature.layout import miniature_methods, read_layout, read_settings
+from freeatm_mm.miniature.layout import config_of, miniature_methods, read_layout, read_settings
 from freeatm_mm.results import (
     add_row,
     new_results,
@@ -93,6 +93,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='lines of work side by side, one core each (%(default)s)',
     )
     parser.add_argument(
+        '--garments',
+        action='store_true',
+        help='instead of the benchmarks, evaluate the pretrainings frozen on 8,000 garments, '
+        'and write no tables but results.json',
+    )
+    parser.add_argument(
         '--generator',
         default='weights/miniature-generator',
         help='folder of the pipeline (%(default)s)',
@@ -132,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines: list[Callable[[], None]] = []
     for seed in range(args.seeds):
         for architecture in dict.fromkeys(METHODS[name].architecture for name in args.methods):
+            if args.garments:
+                break
             lines.append(partial(references, job, args, world, architecture, seed))
         for method in args.methods:
             lines.append(partial(pretrainings, job, args, world, synthetic, method, seed))
@@ -139,7 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(job, DryJob):
         print(f'{job.count} commands')
         return 0
-    write_tables(args, job)
+    if args.garments:
+        results = new_results(args.out.name, shlex.join(['python', *sys.argv]))
+        for path in sorted((args.out / 'garments').glob('*.json')):
+            for row in read_results(path)['rows']:
+                add_row(results, row)
+        write_results(args.out / 'results.json', results)
+    else:
+        write_tables(args, job)
     return 0
 
 
@@ -147,7 +162,7 @@ def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
     """The world with its real images, and the store of generated ones."""
     world, synthetic = args.world or f'{args.out}/world', args.synthetic
     if not args.world:
-        make_world(job, world, args.images, args.images, args.sources)
+        make_world(job, world, args.images, args.images, args.sources, args.garments)
     if not synthetic:
         synthetic = f'{args.out}/synthetic'
         generate_store(job, args.generator, world, synthetic, args.steps, args.guidance)
@@ -213,6 +228,20 @@ def pretrainings(
             yield 'mixed', masks, second
 
     for regime, masks, checkpoint in arms():
+        epochs = read_layout(method).epochs(args.epochs)
+        name = f'{method}-{regime}{"-masks" if masks else ""}'
+        if args.garments:
+            job.run(
+                f'Evaluate {name}, seed {seed}',
+                'tools/evaluate.py',
+                config_of(method),
+                checkpoint,
+                *('--world', world, '--on', 'garments', '--seed', seed),
+                *('--method', method, '--regime', regime, '--masks', str(masks).lower()),
+                *('--epochs', epochs, '--out', args.out / f'garments/{name}-{seed}.json'),
+                label=f'{name}-{seed}',
+            )
+            continue
         evaluate(
             job,
             args,
@@ -222,9 +251,9 @@ def pretrainings(
             method,
             regime,
             str(masks).lower(),
-            read_layout(method).epochs(args.epochs),
+            epochs,
             seed,
-            f'{method}-{regime}{"-masks" if masks else ""}',
+            name,
         )
 
 

@@ -8,6 +8,7 @@ Writes NAME.md and NAME.svg beside NAME.json, whose name is that of a claim.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with atomic_write(path.with_suffix('.md')) as file:
             file.write(claim_page(results, path.stem).encode())
         findings = decide_claim(results, claim)
-        if findings[0].difference:
+        if any(each.difference and math.isfinite(each.difference.low) for each in findings):
             with atomic_write(path.with_suffix('.svg')) as file:
-                file.write(to_svg(claim_plot(findings, claim.method)).encode())
+                file.write(to_svg(claim_plot(findings)).encode())
         print(f'{path.stem}: {verdict_line(findings[: len(claim.comparisons)], claim)}')
     return 0
 

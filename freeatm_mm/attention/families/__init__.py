@@ -22,6 +22,7 @@ from freeatm_mm.attention.families.base import (
     argument,
     head_count,
 )
+from freeatm_mm.attention.families.latents import Latents
 
 __all__ = [
     'FAMILIES',
@@ -32,6 +33,7 @@ __all__ = [
     'DenoiserInput',
     'Encoder',
     'Family',
+    'Latents',
     'TextKeys',
     'argument',
     'call_names',

@@ -15,6 +15,7 @@ from freeatm_mm.attention.families.base import (
     length_of_call,
     planes_and_text,
 )
+from freeatm_mm.attention.families.latents import Latents, scaled_alone
 
 __all__ = ['AURA_FLOW']
 
@@ -39,4 +40,5 @@ AURA_FLOW = Family(
     encoders=(Encoder(max_length=length_of_call),),
     denoiser_input=_planes_behind_registers,
     block_groups={'joint_transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
+    latents=Latents(scaled=scaled_alone),
 )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from freeatm_mm.attention.families.latents import Latents
+
 __all__ = [
     'TRANSFORMER_GROUPS',
     'UNET_GROUPS',
@@ -350,6 +352,9 @@ class CallNames:
         scheduler: The attribute with the scheduler of the network that draws.
         inner: The attribute with an inner pipeline that has a scheduler of its own, where there is
             one.
+        guiders: The attributes with components that hold the guidance scale in place of the call,
+            where there are any.
+        unguided: The guidance scale at which the network is called for the prompt alone.
         always: Arguments that every call of theirs is given.
     """
 
@@ -358,6 +363,8 @@ class CallNames:
     negative_prompt: str | None = None
     scheduler: str = 'scheduler'
     inner: str = 'decoder_pipe'
+    guiders: tuple[str, ...] = ()
+    unguided: float = 1.0
     always: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -391,6 +398,7 @@ class Family:
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
         block_groups: First part of a module's name, and the group its maps are summed in.
         call_names: What its pipelines call the number of steps, the guidance scale and so on.
+        latents: How its pipelines take an image that exists, or why they can't be shown one.
     """
 
     name: str
@@ -408,3 +416,4 @@ class Family:
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts
     block_groups: dict[str, str] = field(default_factory=lambda: dict(UNET_GROUPS))
     call_names: CallNames = CallNames()
+    latents: Latents | str = Latents()

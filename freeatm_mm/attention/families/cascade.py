@@ -19,6 +19,8 @@ def is_prior_attention(name: str, module: nn.Module) -> bool:
 _GROUPS = {'down_blocks': 'down', 'up_blocks': 'up', 'blocks': 'prior'}
 _WHERE = 'the pixels, then 77 CLIP tokens, and for Stable Cascade what CLIP makes of all the text'
 
+_UNKNOWN_LATENTS = 'its prior draws in latents of an image encoder that the pipeline does not hold'
+
 CASCADE = Family(
     name='Stable Cascade and Wuerstchen',
     pipelines=('StableCascadeCombinedPipeline', 'WuerstchenCombinedPipeline'),
@@ -35,6 +37,7 @@ CASCADE = Family(
         scheduler='prior_scheduler',
         inner='prior_pipe',
     ),
+    latents=_UNKNOWN_LATENTS,
 )
 
 CASCADE_PRIOR = Family(
@@ -46,4 +49,5 @@ CASCADE_PRIOR = Family(
     denoiser='prior',
     conditional_first=True,
     block_groups=_GROUPS,
+    latents=_UNKNOWN_LATENTS,
 )

@@ -14,6 +14,7 @@ from freeatm_mm.attention.families.base import (
     length_of_call,
     planes_behind_text,
 )
+from freeatm_mm.attention.families.latents import Latents, scaled_alone
 
 __all__ = ['COGVIEW_3_PLUS', 'COGVIEW_4']
 
@@ -33,6 +34,7 @@ COGVIEW_3_PLUS = Family(
     encoders=(Encoder(max_length=length_of_call),),
     denoiser_input=planes_behind_text,
     block_groups=TRANSFORMER_GROUPS,
+    latents=Latents(scaled=scaled_alone),
 )
 
 COGVIEW_4 = Family(
@@ -47,4 +49,5 @@ COGVIEW_4 = Family(
     two_passes=True,
     denoiser_input=planes_behind_text,
     block_groups=TRANSFORMER_GROUPS,
+    latents=Latents(scaled=scaled_alone),
 )

@@ -9,6 +9,7 @@ from freeatm_mm.attention.families.base import (
     clean_like_deepfloyd,
     is_added_key_attention,
 )
+from freeatm_mm.attention.families.latents import Latents
 
 __all__ = ['DEEPFLOYD']
 
@@ -27,4 +28,5 @@ DEEPFLOYD = Family(
     text_keys=TextKeys.ADDED,
     encoders=(Encoder(max_length=77),),
     prepare_prompts=clean_like_deepfloyd,
+    latents=Latents(vae=''),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from freeatm_mm.attention.families.base import (
     CallNames,
@@ -16,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     argument,
     sequence,
 )
+from freeatm_mm.attention.families.latents import Latents, batch_normed
 
 __all__ = ['ERNIE_IMAGE']
 
@@ -34,6 +35,10 @@ def is_ernie_attention(name: str, module: nn.Module) -> bool:
     return re.search(r'^layers\.\d+\.self_attention$', name) is not None
 
 
+def _normed(pipe: Any, latents: Tensor) -> Tensor:
+    return batch_normed(pipe, latents, 1e-5)  # whatever the config says: so the pipeline decodes
+
+
 ERNIE_IMAGE = Family(
     name='ERNIE-Image',
     pipelines=('ErnieImagePipeline',),
@@ -46,4 +51,5 @@ ERNIE_IMAGE = Family(
     block_groups={'layers': 'transformer'},
     # Nouns can't be followed into a prompt that a language model rewrites.
     call_names=CallNames(always={'use_pe': False}),
+    latents=Latents(scaled=_normed),
 )

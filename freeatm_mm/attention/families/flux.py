@@ -16,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     length_of_call,
     packed_with_ids,
 )
+from freeatm_mm.attention.families.latents import Latents, as_given, batch_normed, flat
 
 __all__ = ['FLUX', 'FLUX_2', 'FLUX_2_KLEIN']
 
@@ -80,6 +81,7 @@ FLUX_2 = Family(
     ),
     denoiser_input=packed_with_ids,
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
+    latents=Latents(scaled=batch_normed, packed=flat, given=as_given, image_is_optional=True),
 )
 
 FLUX_2_KLEIN = Family(
@@ -93,4 +95,5 @@ FLUX_2_KLEIN = Family(
     two_passes=True,
     denoiser_input=packed_with_ids,
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
+    latents=Latents(scaled=batch_normed, packed=flat, given=as_given, image_is_optional=True),
 )

@@ -20,6 +20,7 @@ from freeatm_mm.attention.families.base import (
     is_cross_attention,
     length_of_call,
 )
+from freeatm_mm.attention.families.latents import Latents, as_given
 
 __all__ = ['COSMOS_2', 'WAN']
 
@@ -59,6 +60,7 @@ COSMOS_2 = Family(
     two_passes=True,
     denoiser_input=_one_frame,
     block_groups=TRANSFORMER_GROUPS,
+    latents='its call multiplies the latents that it is given: it draws from noise alone',
 )
 
 WAN = Family(
@@ -74,4 +76,5 @@ WAN = Family(
     prepare_prompts=_clean_like_wan,
     block_groups={'blocks': 'transformer'},
     call_names=CallNames(always={'num_frames': 1}),
+    latents=Latents(frames=True, packed=as_given),
 )

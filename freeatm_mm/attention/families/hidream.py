@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     TextKeys,
     argument,
 )
+from freeatm_mm.attention.families.latents import Latents
 
 __all__ = ['HIDREAM']
 
@@ -62,6 +64,17 @@ def _llama(start: Any) -> Encoder:
     )
 
 
+def _drawn_size(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    """The size of the same proportions with as many pixels as the square that it was made for."""
+    factor = pipe.vae_scale_factor
+    multiple, square = 2 * factor, pipe.default_sample_size * factor
+    scale = math.sqrt(square**2 / (width * height))
+    return (
+        int(height * scale // multiple * multiple),
+        int(width * scale // multiple * multiple),
+    )
+
+
 HIDREAM = Family(
     name='HiDream-I1',
     pipelines=('HiDreamImagePipeline',),
@@ -77,4 +90,5 @@ HIDREAM = Family(
     ),
     denoiser_input=_filled_up_and_texts,
     block_groups={'double_stream_blocks': 'double', 'single_stream_blocks': 'single'},
+    latents=Latents(drawn_size=_drawn_size, chosen_sizes=True),
 )

@@ -9,6 +9,7 @@ from torch import nn
 
 from freeatm_mm.attention.families.base import (
     Call,
+    CallNames,
     DenoiserInput,
     Encoder,
     Family,
@@ -16,6 +17,7 @@ from freeatm_mm.attention.families.base import (
     TextKeys,
     argument,
 )
+from freeatm_mm.attention.families.latents import Latents, scaled_alone
 
 __all__ = ['HUNYUAN_IMAGE']
 
@@ -71,4 +73,6 @@ HUNYUAN_IMAGE = Family(
     two_passes=True,
     denoiser_input=_text_after_glyphs,
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
+    call_names=CallNames(guidance=('distilled_guidance_scale',), guiders=('guider', 'ocr_guider')),
+    latents=Latents(scaled=scaled_alone),
 )

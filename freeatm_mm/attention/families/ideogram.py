@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from freeatm_mm.attention.families.base import (
     Call,
@@ -20,6 +20,7 @@ from freeatm_mm.attention.families.base import (
     length_of_call,
     sequence,
 )
+from freeatm_mm.attention.families.latents import Latents, as_given
 
 __all__ = ['IDEOGRAM_4']
 
@@ -49,6 +50,15 @@ def _message_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
     )
 
 
+def _in_patches(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) as the sequence that they are drawn in, normalised by the VAE's own."""
+    patch, vae = pipe.patch_size, pipe.vae
+    rows = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    packed = rows.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    return (packed - vae.bn.running_mean.to(packed)) / std.to(packed)
+
+
 IDEOGRAM_4 = Family(
     name='Ideogram 4',
     pipelines=('Ideogram4Pipeline',),
@@ -71,4 +81,5 @@ IDEOGRAM_4 = Family(
     block_groups={'layers': 'transformer'},
     # Guidance is a network of its own, and a schedule unless a scale is given in its place.
     call_names=CallNames(always={'guidance_schedule': None}),
+    latents=Latents(scaled=_in_patches, packed=as_given),
 )

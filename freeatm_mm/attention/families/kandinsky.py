@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from freeatm_mm.attention.families.base import (
     Call,
@@ -19,6 +19,7 @@ from freeatm_mm.attention.families.base import (
     is_added_key_attention,
     length_of_call,
 )
+from freeatm_mm.attention.families.latents import Latents, as_given, scaled_alone
 
 __all__ = ['KANDINSKY_2_1', 'KANDINSKY_3', 'KANDINSKY_5', 'TEXTLESS']
 
@@ -62,6 +63,8 @@ def _clean_like_kandinsky5(call: Call, tokenizer: Any, prompts: Sequence[str]) -
     return [module.prompt_clean(prompt) for prompt in prompts]
 
 
+_OTHER_IMAGE = 'beside the text it goes by an image embedding, which its prior draws anew'
+
 KANDINSKY_2_1 = Family(
     name='Kandinsky 2.1',
     pipelines=(
@@ -76,7 +79,14 @@ KANDINSKY_2_1 = Family(
     where='10 tokens of the image embedding, 77 XLM-R tokens (padding not masked), then the pixels',
     text_keys=TextKeys.ADDED,
     encoders=(Encoder(max_length=77, start=_after_kandinsky_image),),
+    latents=_OTHER_IMAGE,
 )
+
+
+def _whole_64(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    """The size rounded up to multiples of 64."""
+    return -(-height // 64) * 64, -(-width // 64) * 64
+
 
 KANDINSKY_3 = Family(
     name='Kandinsky 3',
@@ -84,7 +94,20 @@ KANDINSKY_3 = Family(
     is_text_attention=is_kandinsky3_cross_attention,
     where='up to 128 T5 tokens, cut to the longest prompt (padding masked)',
     encoders=(Encoder(max_length=128),),
+    latents=Latents(vae='movq', scaled=as_given, drawn_size=_whole_64),
 )
+
+
+def _frame_of_pixels(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) as one frame, channels last."""
+    return latents.permute(0, 2, 3, 1).unsqueeze(1)
+
+
+def _listed_size(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    """The listed size of the nearest proportions."""
+    nearest = min(pipe.resolutions, key=lambda size: abs(size[0] / size[1] - width / height))
+    return nearest[1], nearest[0]
+
 
 KANDINSKY_5 = Family(
     name='Kandinsky 5',
@@ -107,6 +130,9 @@ KANDINSKY_5 = Family(
     denoiser_input=_channels_last,
     prepare_prompts=_clean_like_kandinsky5,
     block_groups={'visual_transformer_blocks': 'transformer'},
+    latents=Latents(
+        scaled=scaled_alone, packed=_frame_of_pixels, drawn_size=_listed_size, chosen_sizes=True
+    ),
 )
 
 #: Pipelines that draw from text although the network that draws has no text keys, and why.

@@ -10,6 +10,7 @@ from torch import nn
 from freeatm_mm.attention.families.base import (
     TRANSFORMER_GROUPS,
     Call,
+    CallNames,
     DenoiserInput,
     Encoder,
     Family,
@@ -17,6 +18,7 @@ from freeatm_mm.attention.families.base import (
     argument,
     sequence,
 )
+from freeatm_mm.attention.families.latents import Latents
 
 __all__ = ['KREA_2']
 
@@ -71,4 +73,6 @@ KREA_2 = Family(
     two_passes=True,
     denoiser_input=_packed_with_positions,
     block_groups=TRANSFORMER_GROUPS,
+    call_names=CallNames(unguided=0.0),
+    latents=Latents(frames=True),
 )

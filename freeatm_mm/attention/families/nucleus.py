@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from freeatm_mm.attention.families.base import (
     TRANSFORMER_GROUPS,
@@ -18,6 +18,7 @@ from freeatm_mm.attention.families.base import (
     is_block_attention,
     sequence,
 )
+from freeatm_mm.attention.families.latents import Latents, without_frames
 
 __all__ = ['NUCLEUS']
 
@@ -39,6 +40,11 @@ def _length(call: Call, tokenizer: Any) -> int:
     return call.option('max_sequence_length') or call.pipe.default_max_sequence_length
 
 
+def _in_patches(pipe: Any, latents: Tensor) -> Tensor:
+    latents = without_frames(latents)
+    return pipe._pack_latents(latents, *latents.shape, pipe.transformer.config.patch_size)
+
+
 NUCLEUS = Family(
     name='NucleusMoE-Image',
     pipelines=('NucleusMoEImagePipeline',),
@@ -53,4 +59,5 @@ NUCLEUS = Family(
     two_passes=True,
     denoiser_input=_packed_before_text,
     block_groups=TRANSFORMER_GROUPS,
+    latents=Latents(frames=True, packed=_in_patches),
 )

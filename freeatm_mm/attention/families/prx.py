@@ -14,6 +14,7 @@ from freeatm_mm.attention.families.base import (
     is_block_attention,
     planes_behind_text,
 )
+from freeatm_mm.attention.families.latents import Latents
 
 __all__ = ['PRX', 'PRX_PIXEL']
 
@@ -61,4 +62,5 @@ PRX_PIXEL = Family(
     denoiser_input=planes_behind_text,
     prepare_prompts=_clean_lightly,
     block_groups={'blocks': 'transformer'},
+    latents=Latents(vae='', noise=lambda pipe: pipe.config.noise_scale),
 )

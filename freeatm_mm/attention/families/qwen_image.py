@@ -19,6 +19,7 @@ from freeatm_mm.attention.families.base import (
     length_of_call,
     sequence,
 )
+from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE, Latents
 
 __all__ = ['QWEN_IMAGE', 'QWEN_IMAGE_21', 'QWEN_IMAGE_EDIT']
 
@@ -112,6 +113,7 @@ QWEN_IMAGE = Family(
     block_groups=TRANSFORMER_GROUPS,
     # It takes a guidance_scale as well and does nothing with it.
     call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
+    latents=Latents(frames=True),
 )
 
 QWEN_IMAGE_EDIT = Family(
@@ -140,6 +142,7 @@ QWEN_IMAGE_EDIT = Family(
     denoiser_input=_packed_with_references,
     block_groups=TRANSFORMER_GROUPS,
     call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
+    latents=WANTS_AN_IMAGE,
 )
 
 QWEN_IMAGE_21 = Family(
@@ -162,4 +165,5 @@ QWEN_IMAGE_21 = Family(
     denoiser_input=_text_and_target,
     block_groups=TRANSFORMER_GROUPS,
     call_names=CallNames(guidance=('true_cfg_scale',), negative_prompt=' '),
+    latents=Latents(frames=True, alpha=True, image_is_optional=True),
 )

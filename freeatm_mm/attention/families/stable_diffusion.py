@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from freeatm_mm.attention.families.base import (
     DenoiserInput,
@@ -14,6 +14,7 @@ from freeatm_mm.attention.families.base import (
     is_cross_attention,
     planes,
 )
+from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE, Latents
 
 __all__ = ['INSTRUCT_PIX2PIX', 'LATENT_DIFFUSION', 'STABLE_DIFFUSION', 'STABLE_DIFFUSION_XL']
 
@@ -96,7 +97,13 @@ INSTRUCT_PIX2PIX = Family(
     conditional_first=True,
     denoiser_input=_drawn_channels,
     prepare_prompts=convert_textual_inversion,
+    latents=WANTS_AN_IMAGE,
 )
+
+
+def _scaled_vqvae(pipe: Any, latents: Tensor) -> Tensor:
+    return latents * pipe.vqvae.config.scaling_factor
+
 
 LATENT_DIFFUSION = Family(
     name='latent diffusion (LDM) with BERT',
@@ -104,4 +111,5 @@ LATENT_DIFFUSION = Family(
     is_text_attention=is_cross_attention,
     where='77 BERT tokens',
     encoders=(Encoder(text_encoders=('bert',), max_length=77),),
+    latents=Latents(vae='vqvae', scaled=_scaled_vqvae),
 )

@@ -12,6 +12,7 @@ from torch import nn
 
 from freeatm_mm.attention.families.base import (
     Call,
+    CallNames,
     DenoiserInput,
     Encoder,
     Family,
@@ -21,6 +22,7 @@ from freeatm_mm.attention.families.base import (
     chat,
     length_of_call,
 )
+from freeatm_mm.attention.families.latents import Latents
 
 __all__ = ['Z_IMAGE', 'Z_IMAGE_OMNI']
 
@@ -111,6 +113,7 @@ Z_IMAGE = Family(
     conditional_first=True,
     denoiser_input=_lists,
     block_groups={'layers': 'transformer'},
+    call_names=CallNames(unguided=0.0),
 )
 
 Z_IMAGE_OMNI = Family(
@@ -125,4 +128,6 @@ Z_IMAGE_OMNI = Family(
     conditional_first=True,
     denoiser_input=_captions_and_images,
     block_groups={'layers': 'transformer'},
+    call_names=CallNames(unguided=0.0),
+    latents=Latents(image_is_optional=True),
 )
