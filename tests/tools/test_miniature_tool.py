@@ -58,8 +58,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: eleven arms of the contrastive methods, and twelve of MAE; composed: two of each
-    assert len(trained) == 2 * (11 + 11 + 12 + 3 * 2)
+    # generated: twelve arms of the contrastive methods, and of MAE; composed: two of each
+    assert len(trained) == 2 * (12 + 12 + 12 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -140,6 +140,8 @@ def test_options_change_what_they_name(capsys, tmp_path):
                 assert value.type == 'PackFreeATMInputs'
             elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
+            elif last == 'object_crops':
+                assert value.type == 'FreeATMMultiView'
             elif last in ('mask_source', 'mask_source_seed'):
                 assert value.type == 'FreeATMDataset'
             else:
