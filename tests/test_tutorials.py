@@ -1,7 +1,7 @@
 """The tutorials' code runs as it stands, in order, on tiny stand-ins for what takes hours.
 
 Blocks of `python` and `sh` are run, and those whose first line names a file are written; blocks of
-`bash` are not: they install, or need several machines or GPUs.
+`bash` are not: they install, need several machines or GPUs, or take minutes.
 """
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ STAND_INS = {
         detector,
         {
             '--layouts coco': '--layouts coco --images 4 --side 64',
-            'init=random\n': f'init=random {ONE_PROCESS} '
-            'train_dataloader.dataset.pipeline.2.scale=80,64\n',
         },
     ),
     'lavis': (
