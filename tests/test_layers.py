@@ -33,7 +33,7 @@ LAYERS = (
     ('browse', 'engine', 'generation', 'results'),
     ('openmmlab',),
     ('lavis_ext', 'probing', 'downstream'),
-    ('miniature',),
+    ('hub', 'miniature'),
     ('cli',),
     ('__main__',),
 )
