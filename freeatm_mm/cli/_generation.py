@@ -100,6 +100,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add('--revision', help='branch, tag or commit on the hub')
     add('--variant', help='variant of the weights, such as fp16')
     add(
+        '--lora',
+        action='append',
+        default=[],
+        metavar='FILE[:WEIGHT]',
+        help='add a LoRA (.safetensors) to the weights, a file here or on the hub '
+        '(owner/name/FILE.safetensors); may be given several times (weight: 1)',
+    )
+    add(
         '--samples-per-shard',
         type=int,
         default=5000,
@@ -253,6 +261,11 @@ def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
     engine = args.engine or ('process' if args.workers is None else 'workers')
     if engine == 'process' and args.workers is not None:
         raise ValueError('--workers needs --engine workers or ray')
+    if engine != 'ray' and args.ray_address is not None:
+        raise ValueError('--ray-address needs --engine ray')
+    if engine != 'process' and (args.wait is not None or args.no_take_over):
+        name = '--wait' if args.wait is not None else '--no-take-over'
+        raise ValueError(f'{name} is for workers that start by themselves, not --engine {engine}')
     if engine != 'process' and world > 1:
         raise ValueError(
             f'--engine {engine} starts its own workers: not under torchrun, in a '

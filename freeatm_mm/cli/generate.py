@@ -113,14 +113,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='TEXT',
         help='what the images should not show, the same for all (needs guidance above 1)',
     )
-    add(
-        '--lora',
-        action='append',
-        default=[],
-        metavar='FILE[:WEIGHT]',
-        help='add a LoRA (.safetensors) to the weights, a file here or on the hub '
-        '(owner/name/FILE.safetensors); may be given several times (weight: 1)',
-    )
     add('--batch-size', type=int, default=8, help='images generated at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
     add('--size', type=parse_size, metavar='HxW', help="pixels (default: the pipeline's)")

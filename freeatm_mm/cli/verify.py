@@ -3,9 +3,11 @@
     freeatm verify STORE                      exit code 0: sound, 1: problems
     freeatm verify STORE --repair
     freeatm verify STORE --repair --pipeline PIPELINE --prompts PROMPTS.jsonl
+    freeatm verify STORE --repair --pipeline PIPELINE --images SOURCE     of freeatm add-masks
 
 With --repair, indexes and records are made again from whole shards; with the pipeline and the
-prompts of the run, lost samples are generated again, with the settings that the store recorded.
+prompts of the run, lost samples are generated again, with the settings that the store recorded;
+with the images that masks were added to, their masks are.
 What is good is kept, files that don't belong to the store are left alone, and each shard is
 replaced at once, when the new one is complete. With --prompts alone, the keys of all samples are
 checked.
@@ -62,6 +64,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the LoRAs of the run, if it had any, in the same order (those of the hub are known)',
     )
     add('--prompts', help='the prompt file of the run')
+    add(
+        '--images',
+        metavar='SOURCE',
+        help='where masks were added to images: the source of these, as the run had it',
+    )
+    add('--captions', metavar='FILE', help='the caption file that the run had beside the images')
     add('--batch-size', type=whole(1, 4096), help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
     add_loading_options(parser)
@@ -75,13 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.stage and not args.pipeline:
         raise InputError('--stage goes with --pipeline')
-    if args.pipeline and not (args.prompts and args.repair):
-        raise InputError('--pipeline goes with --prompts and --repair')
+    if args.pipeline and not args.repair:
+        raise InputError('--pipeline goes with --repair, and with --prompts or --images')
+    if args.images and not args.pipeline:
+        raise InputError('--images goes with --pipeline and --repair')
+    if args.captions and not args.images:
+        raise InputError('--captions goes with --images')
     if args.repair and is_address(args.store):
         raise InputError('--repair needs a folder: freeatm pull the store, repair it, push it')
     source: Any = None
     if args.pipeline or args.prompts:
-        from freeatm_mm.generation import GenerationJob, StorePlan
+        from freeatm_mm.generation import StorePlan
+        from freeatm_mm.generation.existing import job_of_store
 
         if args.pipeline:
             changes: dict[str, Any] = {'stages': tuple(args.stage)} if args.stage else {}
@@ -89,10 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 changes['loras'] = tuple(args.lora)
             if args.batch_size:
                 changes['batch_size'] = args.batch_size
-            source = GenerationJob.of_store(
+            if args.captions:
+                changes['captions'] = args.captions
+            source = job_of_store(
                 args.store,
                 args.pipeline,
                 args.prompts,
+                images=args.images,
                 device=args.device,
                 variant=args.variant,
                 model_config=args.model_config,

@@ -82,6 +82,7 @@ __all__ = [
     'ShardSource',
     'StorePlan',
     'TooManyFailed',
+    'read_manifest_of_run',
 ]
 
 #: Longer negative prompts are refused.
@@ -881,7 +882,7 @@ class StorePlan:
     """
 
     def __init__(self, path: str | Path, prompts: str | Path) -> None:
-        manifest = _read_manifest(path)
+        manifest = read_manifest_of_run(path)
         try:
             self.config: dict[str, Any] = dict(manifest['config'])
             self.samples_per_shard: int = manifest['samples_per_shard']
@@ -914,14 +915,18 @@ def _keys(plan: Plan, shard: int) -> list[str]:
     ]
 
 
-def _read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest_of_run(path: str | Path) -> dict[str, Any]:
+    """Read the records of a store that a run made.
+
+    Raises:
+        StoreError: If there are none, or they can't be read.
+    """
     try:
         return read_manifest(path)
     except FileNotFoundError:
         raise StoreError(
             f'{path}/{MANIFEST} is missing, and with it the settings of the '
-            'run: start tools/generate.py once more with the same '
-            'arguments'
+            'run: start the command that made the store once more with the same arguments'
         ) from None
 
 
@@ -974,6 +979,12 @@ class GenerationJob:
         'height',
         'width',
     )
+    #: Those that it holds only where they aren't these.
+    optional_options: ClassVar[Mapping[str, Any]] = {
+        'masks': True,
+        'keep_hidden': False,
+        'negative_prompt': None,
+    }
 
     def records(self) -> PromptFile:
         """Open the prompt file.
@@ -1136,35 +1147,17 @@ class GenerationJob:
         Raises:
             StoreError: If there is no readable ``store.json``, or it says nothing of a pipeline.
         """
-        file, manifest = Path(path) / MANIFEST, _read_manifest(path)
+        file, manifest = Path(path) / MANIFEST, read_manifest_of_run(path)
         try:
             config = dict(manifest['config'])
-            options = {
-                name: config[name]
-                for name in (
-                    'steps',
-                    'guidance',
-                    'seed',
-                    'images_per_prompt',
-                    'height',
-                    'width',
-                    'image_format',
-                )
-            }
-            options |= {
-                'name': config['pipeline'],
-                'quality': config['quality'] or 95,
-                'samples_per_shard': manifest['samples_per_shard'],
-                'masks': config.get('masks', True),
-                'keep_hidden': config.get('keep_hidden', False),
-                'negative_prompt': config.get('negative_prompt'),
-            }
+            whole = config | {'samples_per_shard': manifest['samples_per_shard']}
+            options = {name: whole[name] for name in cls.kept_options}
+            options |= {name: config.get(name, own) for name, own in cls.optional_options.items()}
+            options |= {'name': config['pipeline'], 'quality': config['quality'] or 95}
             if config.get('loras') and 'loras' not in changes:
                 names = [f'{lora["name"]}:{lora["weight"]}' for lora in config['loras']]
                 if not all(on_hub(lora['name']) for lora in config['loras']):
-                    raise StoreError(
-                        f'{file} was generated with LoRAs: give them ({", ".join(names)})'
-                    )
+                    raise StoreError(f'{file} was made with LoRAs: give them ({", ".join(names)})')
                 changes['loras'] = tuple(names)
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
@@ -1194,7 +1187,7 @@ class GenerationJob:
                 prompts,
                 limit=config['num_samples'] // config['images_per_prompt'],
                 revision=None if str(revision).startswith('sha256:') else revision,
-                scheduler=config['scheduler'],
+                scheduler=config.get('scheduler'),
                 dtype=config['dtype'],
             )
         except (KeyError, TypeError, IndexError, AttributeError):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny_generators import tiny_flux
-from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.tiny_variants import tiny_sana_sprint
 from helpers.tools import exit_code, load_tool
 
@@ -46,18 +46,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def lora(folder):
     """A LoRA of the UNet's attention, whose second matrices aren't zero."""
-    peft = pytest.importorskip('peft')
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
+    pytest.importorskip('peft')
     unet = load_pipeline(folder / 'pipeline', device='cpu').pipe.unet
-    unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=['to_q', 'to_v']))
-    torch.manual_seed(0)
-    state = {
-        f'unet.{name}': torch.randn_like(value) * 0.3
-        for name, value in get_peft_model_state_dict(unet).items()
-    }
-    save_file(state, folder / 'style.safetensors')
+    save_tiny_lora(unet, folder / 'style.safetensors')
     return folder / 'style.safetensors'
 
 
