@@ -99,6 +99,16 @@ ARMS: dict[str, Arm] = {
         'both views are cropped around one of the nouns, drawn anew each time',
         'model.negatives',
     ),
+    'plus': Arm(
+        'plus',
+        (
+            'model.positives=same_noun',
+            '{loading}.trust=True',
+            '{viewing}.object_crops=1.0',
+            '{packing}.mask_values=normalized',
+        ),
+        'same_noun, trust, normalized and object_crops together',
+    ),
     'felzenszwalb': Arm(
         'felzenszwalb',
         (),
