@@ -12,6 +12,7 @@ Steps whose package is not installed are left out, and named.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import subprocess
@@ -141,6 +142,7 @@ def start_s3() -> dict[str, str]:
     """Run an S3 in this process; the variables by which it is found."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)  # no line for every request
     server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
