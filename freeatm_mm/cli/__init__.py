@@ -64,6 +64,7 @@ COMMANDS: dict[str, Command] = {
     'evaluate': Command(
         'Evaluation', 'evaluate', 'core', 'a frozen backbone on scenes of the miniature world'
     ),
+    'judge': Command('Evaluation', 'judge', 'generation', "a store's masks against those of SAM"),
     'detect-objects': Command(
         'Evaluation', 'detect_objects', 'downstream', "a detector's boxes of a store's images"
     ),

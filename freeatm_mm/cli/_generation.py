@@ -68,6 +68,24 @@ def numbers(separator: str) -> Callable[[str], list[int]]:
     return read
 
 
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a pipeline is loaded, which changes none of its images."""
+    parser.add_argument(
+        '--model-config',
+        metavar='PIPELINE',
+        help='where the pipeline is a single file (.safetensors): folder or hub id of the one that '
+        'it is a checkpoint of, for configs and tokenizers (default: the one that diffusers knows, '
+        'from the hub or its cache)',
+    )
+    parser.add_argument(
+        '--offload',
+        choices=('none', 'model', 'sequential', 'group'),
+        default='none',
+        help='keep weights on the CPU until the GPU needs them: whole parts, single layers (slow, '
+        'least memory), or groups of layers ahead of time (default: none)',
+    )
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add what concerns the pipeline's weights, the samples and the shards."""
     add = parser.add_argument
@@ -78,8 +96,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='number format of the weights (default: float32)',
     )
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
+    add_loading_options(parser)
     add('--revision', help='branch, tag or commit on the hub')
     add('--variant', help='variant of the weights, such as fp16')
+    add(
+        '--lora',
+        action='append',
+        default=[],
+        metavar='FILE[:WEIGHT]',
+        help='add a LoRA (.safetensors) to the weights, a file here or on the hub '
+        '(owner/name/FILE.safetensors); may be given several times (weight: 1)',
+    )
     add(
         '--samples-per-shard',
         type=int,
@@ -234,6 +261,11 @@ def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
     engine = args.engine or ('process' if args.workers is None else 'workers')
     if engine == 'process' and args.workers is not None:
         raise ValueError('--workers needs --engine workers or ray')
+    if engine != 'ray' and args.ray_address is not None:
+        raise ValueError('--ray-address needs --engine ray')
+    if engine != 'process' and (args.wait is not None or args.no_take_over):
+        name = '--wait' if args.wait is not None else '--no-take-over'
+        raise ValueError(f'{name} is for workers that start by themselves, not --engine {engine}')
     if engine != 'process' and world > 1:
         raise ValueError(
             f'--engine {engine} starts its own workers: not under torchrun, in a '

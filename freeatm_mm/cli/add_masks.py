@@ -115,6 +115,9 @@ def run(args: argparse.Namespace) -> str:
         dtype=args.dtype,
         device=args.device,
         variant=args.variant,
+        loras=tuple(args.lora),
+        model_config=args.model_config,
+        offload=args.offload,
         images=args.source,
         captions=args.captions,
         options=dict(

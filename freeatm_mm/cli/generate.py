@@ -68,7 +68,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('pipeline', nargs='?', help='folder of a diffusers pipeline, or a hub id (owner/name)')
+    add(
+        'pipeline',
+        nargs='?',
+        help='folder of a diffusers pipeline, a hub id (owner/name), or a '
+        'single file of a checkpoint (.safetensors)',
+    )
     add('prompts', nargs='?', help='JSON Lines file of prompt records: id, prompt, nouns, source')
     add('out', nargs='?', help='folder of the store; made if missing')
     add(
@@ -107,13 +112,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--negative-prompt',
         metavar='TEXT',
         help='what the images should not show, the same for all (needs guidance above 1)',
-    )
-    add(
-        '--lora',
-        action='append',
-        default=[],
-        metavar='FILE[:WEIGHT]',
-        help='add a LoRA (.safetensors) to the weights; may be given several times (weight: 1)',
     )
     add('--batch-size', type=int, default=8, help='images generated at once (default: 8)')
     add('--seed', type=int, default=0, help='seed of the run (default: 0)')
@@ -265,6 +263,8 @@ def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> Generati
         dtype=args.dtype,
         device=args.device,
         variant=args.variant,
+        model_config=args.model_config,
+        offload=args.offload,
         stages=tuple(args.stage),
         loras=tuple(args.lora),
         options=dict(

@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@tool(resumes=True)
+@tool(resumes=True, told_to_end=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the store."""
     args = parse_args(argv)

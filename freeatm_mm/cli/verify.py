@@ -3,9 +3,11 @@
     freeatm verify STORE                      exit code 0: sound, 1: problems
     freeatm verify STORE --repair
     freeatm verify STORE --repair --pipeline PIPELINE --prompts PROMPTS.jsonl
+    freeatm verify STORE --repair --pipeline PIPELINE --images SOURCE     of freeatm add-masks
 
 With --repair, indexes and records are made again from whole shards; with the pipeline and the
-prompts of the run, lost samples are generated again, with the settings that the store recorded.
+prompts of the run, lost samples are generated again, with the settings that the store recorded;
+with the images that masks were added to, their masks are.
 What is good is kept, files that don't belong to the store are left alone, and each shard is
 replaced at once, when the new one is complete. With --prompts alone, the keys of all samples are
 checked.
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freeatm_mm.addresses import is_address
+from freeatm_mm.cli._generation import add_loading_options
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import FOUND, InputError, tool
 from freeatm_mm.store import repair_store, verify_store
@@ -44,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='print at most N problems (100)',
     )
     add('--repair', action='store_true', help='make whole again what can be')
-    add('--pipeline', help='folder or hub id of the pipeline, to generate lost samples again')
+    add('--pipeline', help='folder, file or hub id of the pipeline, to generate lost samples again')
     add(
         '--stage',
         action='append',
@@ -58,11 +61,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar='FILE[:WEIGHT]',
-        help='the LoRAs of the run, if it had any, in the same order',
+        help='the LoRAs of the run, if it had any, in the same order (those of the hub are known)',
     )
     add('--prompts', help='the prompt file of the run')
+    add(
+        '--images',
+        metavar='SOURCE',
+        help='where masks were added to images: the source of these, as the run had it',
+    )
+    add('--captions', metavar='FILE', help='the caption file that the run had beside the images')
     add('--batch-size', type=whole(1, 4096), help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
+    add_loading_options(parser)
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     return parser.parse_args(argv)
 
@@ -73,13 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.stage and not args.pipeline:
         raise InputError('--stage goes with --pipeline')
-    if args.pipeline and not (args.prompts and args.repair):
-        raise InputError('--pipeline goes with --prompts and --repair')
+    if args.pipeline and not args.repair:
+        raise InputError('--pipeline goes with --repair, and with --prompts or --images')
+    if args.images and not args.pipeline:
+        raise InputError('--images goes with --pipeline and --repair')
+    if args.captions and not args.images:
+        raise InputError('--captions goes with --images')
     if args.repair and is_address(args.store):
         raise InputError('--repair needs a folder: freeatm pull the store, repair it, push it')
     source: Any = None
     if args.pipeline or args.prompts:
-        from freeatm_mm.generation import GenerationJob, StorePlan
+        from freeatm_mm.generation import StorePlan
+        from freeatm_mm.generation.existing import job_of_store
 
         if args.pipeline:
             changes: dict[str, Any] = {'stages': tuple(args.stage)} if args.stage else {}
@@ -87,12 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 changes['loras'] = tuple(args.lora)
             if args.batch_size:
                 changes['batch_size'] = args.batch_size
-            source = GenerationJob.of_store(
+            if args.captions:
+                changes['captions'] = args.captions
+            source = job_of_store(
                 args.store,
                 args.pipeline,
                 args.prompts,
+                images=args.images,
                 device=args.device,
                 variant=args.variant,
+                model_config=args.model_config,
+                offload=args.offload,
                 **changes,
             ).source()
         else:

@@ -21,14 +21,17 @@ from mmpretrain.datasets.transforms import ColorJitter, MultiView, PackInputs, R
 from mmpretrain.registry import TRANSFORMS
 from mmpretrain.structures import DataSample
 
+from freeatm_mm.datasets.samplers import mix_seed
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
     ViewMasks,
     centred_boxes,
+    choose_object,
     crop_window,
     flip_window,
     masks_on_views,
+    object_boxes,
 )
 from freeatm_mm.ops.masks import dequantize, peakedness
 from freeatm_mm.ops.nouns import noun_id
@@ -184,7 +187,8 @@ class LoadFromStore(BaseTransform):
 class FreeATMRandomResizedCrop(RandomResizedCrop):
     """mmpretrain's `RandomResizedCrop`, bit for bit, that also notes where the crop lies.
 
-    Changed keys: `img`, `img_shape` as there, and `window`.
+    Changed keys: `img`, `img_shape` as there, and `window`. Where `FreeATMMultiView` has chosen an
+    object to crop around (`object_weights`), the crop is moved there; its size stays.
     """
 
     def transform(self, results: dict) -> dict:
@@ -193,6 +197,9 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
         # Drawn here, not by overriding `rand_crop_params`: an overriding method is registered a
         # second time with mmcv's `cache_randomness`, which then refuses to share draws.
         box = self.rand_crop_params(image)
+        if 'object_weights' in results:
+            weights = results['object_weights'][None]
+            box = tuple(object_boxes(np.array([box]), image.shape[:2], weights)[0].tolist())
         y, x, height, width = box
         crop = image[y : y + height, x : x + width]
         view = mmcv.imresize(
@@ -224,7 +231,7 @@ class FreeATMRandomFlip(RandomFlip):
 
 @TRANSFORMS.register_module()
 class FreeATMColorJitter(ColorJitter):
-    """mmpretrain's `ColorJitter`, bit for bit, in two thirds of the time with Pillow.
+    """mmpretrain's `ColorJitter`, bit for bit, and faster with Pillow.
 
     mmcv hands Pillow the colours in reversed order, and Pillow copies an array byte by byte unless
     its bytes lie in a row. Here they do, and so do those of what is returned.
@@ -246,7 +253,7 @@ class FreeATMColorJitter(ColorJitter):
 
 @TRANSFORMS.register_module()
 class FreeATMRandomGrayscale(RandomGrayscale):
-    """mmcv's `RandomGrayscale`, bit for bit, in a fifth of the time.
+    """mmcv's `RandomGrayscale`, bit for bit, and faster.
 
     Changed keys: `img`.
     """
@@ -359,18 +366,39 @@ class FreeATMMultiView(MultiView):
         transforms: As in `MultiView`: for each kind of view its transforms.
         num_views: As in `MultiView`: how many views of each kind.
         photometric: Names of further transforms that leave every pixel where it is.
+        object_crops: Share of the images, in [0, 1], all of whose views are cropped around one of
+            their nouns, drawn anew each time: `FreeATMRandomResizedCrop` has its centres where that
+            noun's mask is. Sizes of crops and all other random numbers stay as without.
 
     Raises:
-        ValueError: If a transform would move the image and not its masks.
+        ValueError: If a transform would move the image and not its masks, or `object_crops` is out
+            of range, or asked for where a view doesn't begin with `FreeATMRandomResizedCrop`.
     """
 
     def __init__(
-        self, transforms: list[list], num_views: int | list[int], photometric: Sequence[str] = ()
+        self,
+        transforms: list[list],
+        num_views: int | list[int],
+        photometric: Sequence[str] = (),
+        object_crops: float = 0.0,
     ) -> None:
         super().__init__(transforms, num_views)
         for pipeline in self.pipelines:
             check_tracked(pipeline.transforms, photometric)
             _hasten(pipeline.transforms)
+        if not 0 <= object_crops <= 1:
+            raise ValueError(
+                f'FreeATMMultiView: object_crops {object_crops!r} must be a share from 0 to 1.'
+            )
+        if object_crops and not all(
+            isinstance(first, FreeATMRandomResizedCrop)
+            for first in (next(iter(pipeline.transforms), None) for pipeline in self.pipelines)
+        ):
+            raise ValueError(
+                'FreeATMMultiView: object_crops needs views that begin with '
+                'FreeATMRandomResizedCrop.'
+            )
+        self.object_crops = object_crops
 
     def transform(self, results: dict) -> dict:
         """Makes the views."""
@@ -381,6 +409,10 @@ class FreeATMMultiView(MultiView):
             for key, value in results.items()
             if key not in shared
         ]
+        weights = None
+        if self.object_crops and 'stored_masks' in results:
+            draw = _draw_apart()
+            weights = choose_object(results['stored_masks'], draw, self.object_crops)
         images, windows = [], []
         for transform in self.transforms:
             # As in MultiView each view starts from its own copy, here without copying the masks.
@@ -388,11 +420,20 @@ class FreeATMMultiView(MultiView):
             # A crop makes a new picture, and leaves the one that it cuts from alone.
             first = transform.transforms[0] if transform.transforms else None
             view['img'] = image if type(first) is FreeATMRandomResizedCrop else image.copy()
+            if weights is not None:
+                view['object_weights'] = weights
             view = transform(view)
             images.append(view['img'])
             windows.append(view['window'])
         results.update(img=images, windows=windows)
         return results
+
+
+def _draw_apart() -> float:
+    """A number in [0, 1) that follows from NumPy's random state, which stays as it is."""
+    state = np.random.RandomState()
+    state.set_state(np.random.get_state())
+    return mix_seed(int(state.randint(2**32, dtype=np.uint64))) / 2**32
 
 
 @TRANSFORMS.register_module()

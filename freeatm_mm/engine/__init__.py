@@ -8,7 +8,7 @@ which every scope falls back to.
 from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.engine.check_training import CheckTrainingHook
 from freeatm_mm.engine.data_files import CheckFilesHook
-from freeatm_mm.engine.hooks import ChannelsLastHook, SeedEachIterationHook
+from freeatm_mm.engine.hooks import ChannelsLastHook, LogViewsHook, SeedEachIterationHook
 from freeatm_mm.engine.initial_weights import InitialWeightsHook
 from freeatm_mm.engine.layer_decay import BackboneLayerDecayConstructor
 
@@ -18,6 +18,7 @@ __all__ = [
     'CheckFilesHook',
     'CheckTrainingHook',
     'InitialWeightsHook',
+    'LogViewsHook',
     'SeedEachIterationHook',
 ]
 

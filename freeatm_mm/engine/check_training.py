@@ -18,7 +18,7 @@ from freeatm_mm.errors import InputError, listed
 
 __all__ = ['CheckTrainingHook', 'describe_schedule']
 
-#: Losses in a row that may be no numbers under loss scaling, which leaves out such steps.
+#: Losses in a row that may be no numbers under loss scaling, which leaves out such steps, or 0.
 _PATIENCE = 20
 
 
@@ -48,9 +48,10 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
         if loop.get(length):
             scheduler.setdefault('end', loop[length])
     scale = plain(cfg.get('auto_scale_lr')) or {}
+    batch = (cfg.get('train_dataloader') or {}).get('batch_size')
+    images = batch * world_size if isinstance(batch, int) else None
     if scale.get('enable'):
-        batch = (cfg.get('train_dataloader') or {}).get('batch_size', 1)
-        scale['images_per_iteration'] = batch * world_size
+        scale['images_per_iteration'] = images
     # The rest of the wrapper (precision, clipping) is the resumed run's own.
     return dict(
         optim_wrapper={
@@ -60,6 +61,7 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
         },
         param_scheduler=schedulers,
         auto_scale_lr=scale if scale.get('enable') else {},
+        images_per_iteration=images,
     )
 
 
@@ -87,7 +89,7 @@ class CheckTrainingHook(Hook):
     priority = 'ABOVE_NORMAL'  # before checkpoints are written, and older ones deleted
 
     def __init__(self) -> None:
-        self._bad = 0
+        self._bad = self._idle = 0
 
     def before_train(self, runner: Runner) -> None:
         """Counts samples, batches and steps.
@@ -151,7 +153,8 @@ class CheckTrainingHook(Hook):
 
         Raises:
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
-                steps out, only after 20 in a row.
+                steps out, only after 20 in a row. If the loss is exactly 0 in 20 in a row, or in
+                all of a shorter run.
         """
         values = {
             name: float(torch.as_tensor(value).detach())
@@ -168,6 +171,14 @@ class CheckTrainingHook(Hook):
                 f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): '
                 f'{", ".join(bad)}{row}. {_ADVICE}'
             )
+        self._idle = self._idle + 1 if values.get('loss') == 0 else 0
+        if self._idle and self._idle >= min(_PATIENCE, runner.train_loop.max_iters):
+            raise InputError(
+                f'nothing is trained: the loss was exactly 0 in {self._idle} iterations in a row. '
+                'A contrastive loss has nothing to tell apart in a batch of one image, or where '
+                "all instances are of one noun (model.negatives='other_nouns'): take a larger "
+                'train_dataloader.batch_size'
+            )
         if any(
             not hook.by_epoch
             and (hook.every_n_train_iters(runner, hook.interval) or hook.is_last_train_iter(runner))
@@ -183,17 +194,40 @@ class CheckTrainingHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Notes in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
         checkpoint['meta']['schedule'] = describe_schedule(runner.cfg, get_world_size())
+        checkpoint['meta']['processes'] = get_world_size()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compares a resumed run with the one it goes on from.
 
+        On another number of processes with as many images an iteration, epochs, rates and order of
+        the images stay as they were; only what each process draws and normalises by is another.
+
         Raises:
-            InputError: If optimizer, rates or their schedule differ, naming what does.
+            InputError: If optimizer, rates or their schedule differ, naming what does, or if
+                iterations have another number of images.
         """
-        noted = checkpoint.get('meta', {}).get('schedule')
+        meta, processes = checkpoint.get('meta', {}), get_world_size()
+        noted = meta.get('schedule')
         if not runner._resume or noted is None:
             return
-        differ = list(_differences(noted, describe_schedule(runner.cfg, get_world_size())))
+        now = describe_schedule(runner.cfg, processes)
+        images = now['images_per_iteration']
+        before = noted.get('images_per_iteration', images)  # not in older checkpoints
+        if before != images:
+            raise InputError(
+                f'{runner._load_from} is of a run with {before} images an iteration '
+                f'({meta.get("processes", "?")} processes), and this one has {images} '
+                f'({processes} processes): its iterations, epochs and rates would be counted '
+                'wrongly. Resume with processes and train_dataloader.batch_size whose product is '
+                f'{before}, or without --resume begin a new run with its weights '
+                '(load_from=CHECKPOINT)'
+            )
+        if meta.get('processes', processes) != processes:
+            runner.logger.warning(
+                f'{runner._load_from} was written by {meta["processes"]} processes, and is resumed '
+                f'by {processes}: as many images an iteration, but not bit-equal.'
+            )
+        differ = list(_differences({**noted, 'images_per_iteration': images}, now))
         if differ:
             raise InputError(
                 f'{runner._load_from} is of a run that trains otherwise: {"; ".join(differ)}. A '

@@ -1,16 +1,18 @@
-"""Hooks: exact resuming, memory layout."""
+"""Hooks: exact resuming, memory layout, pictures of what is trained on."""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
+from PIL import Image
 
 from freeatm_mm import compat
 from freeatm_mm.datasets.samplers import mix_seed
@@ -66,3 +68,86 @@ class ChannelsLastHook(Hook):
         """Reorders the weights in place, after they were loaded."""
         runner.model.to(memory_format=torch.channels_last)
         compat.avoid_strided_pointwise_fault(runner.model)
+
+
+@HOOKS.register_module()
+class LogViewsHook(Hook):
+    """Logs a picture of the first images of a batch: their views, and each instance's mask on them.
+
+    It goes to the visualizer as ``views``, and so to whatever that writes to: files in the work
+    directory, TensorBoard, Weights & Biases. Masks are shown on the grid that the model gets them
+    on, each from its lowest to its highest value in all views. The first iteration is logged, and
+    then each that completes an interval. It changes nothing of the training.
+
+    Args:
+        interval: Iterations between two pictures.
+        images: Images in a picture.
+        nouns: Most masks shown of an image.
+        size: Longer side of a view in the picture, in pixels.
+
+    Raises:
+        ValueError: If a number is not above 0.
+    """
+
+    def __init__(
+        self, interval: int = 500, images: int = 4, nouns: int = 3, size: int = 160
+    ) -> None:
+        for name, value in dict(interval=interval, images=images, nouns=nouns, size=size).items():
+            if not value > 0:
+                raise ValueError(f'LogViewsHook: {name} must be above 0, got {value}.')
+        self.interval, self.images, self.nouns, self.size = interval, images, nouns, size
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Logs a picture of this batch, if it is time for one."""
+        # The first of a run, resumed or not; runner.iter counts those that are done.
+        due = batch_idx == 0 and runner.iter == 0 or (runner.iter + 1) % self.interval == 0
+        if not due or not is_main_process():
+            return
+        from freeatm_mm.attention.overlay import contact_sheet
+
+        model = getattr(runner.model, 'module', runner.model)
+        swapped = getattr(model.data_preprocessor, '_channel_conversion', False)
+        views = [*self._views(data_batch, swapped)]
+        number = len(views) // min(self.images, len(data_batch['data_samples']))
+        sheet = contact_sheet(views, columns=number, size=self.size)
+        runner.visualizer.add_image('views', np.asarray(sheet), step=runner.iter + 1)
+
+    def _views(self, batch: Mapping[str, Any], swapped: bool) -> Iterator[_View]:
+        """Image by image its views, with the masks on them."""
+        inputs = batch['inputs']
+        views = [inputs] if torch.is_tensor(inputs) else list(inputs)
+        for image, sample in enumerate(batch['data_samples'][: self.images]):
+            masks = sample.get('instance_masks')
+            for number, view in enumerate(views):
+                pixels = view[image].detach().cpu().clamp(0, 255).byte().numpy()
+                pixels = pixels[::-1] if swapped else pixels
+                shown = np.zeros((0, 1, 1), np.float32)
+                if masks is not None:
+                    part = masks[:, : self.nouns].detach().cpu().float().numpy()
+                    lowest = part.min((0, 2, 3), keepdims=True)
+                    highest = part.max((0, 2, 3), keepdims=True)
+                    shown = ((part - lowest) / (highest - lowest).clip(1e-12))[number].clip(0, 1)
+                yield _View(
+                    f'image {image + 1}, view {number + 1}',
+                    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))),
+                    [_Label(f'noun {place + 1}') for place in range(len(shown))],
+                    shown,
+                )
+
+
+class _Label(NamedTuple):
+    text: str
+
+
+class _View(NamedTuple):
+    """A view as :func:`freeatm_mm.attention.overlay.contact_sheet` takes it."""
+
+    caption: str
+    image: Image.Image
+    nouns: Sequence[_Label]
+    masks: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.caption

@@ -24,7 +24,7 @@ from freeatm_mm.generation.generate import GenerationSummary, generate_store
 from freeatm_mm.generation.images import ImageReader
 from freeatm_mm.generation.levels import ShownImages
 from freeatm_mm.generation.limits import check_settings
-from freeatm_mm.generation.listing import ImageFile, ImageRecord
+from freeatm_mm.generation.listing import ImageFile, ImageRecord, list_path
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_seed
 from freeatm_mm.generation.source import (
     Counts,
@@ -33,15 +33,16 @@ from freeatm_mm.generation.source import (
     Picture,
     Recorded,
     ShardSource,
+    read_manifest_of_run,
 )
 from freeatm_mm.prompts import PromptRecord
-from freeatm_mm.store import Sample
+from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.pictures import decode_picture
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ['LEVELS', 'MaskJob', 'MaskSource', 'add_masks']
+__all__ = ['LEVELS', 'MaskJob', 'MaskSource', 'add_masks', 'job_of_store']
 
 #: The noise levels to look at, of 1,000: docs/masks.md says what they were chosen by.
 LEVELS = (50, 100)
@@ -81,6 +82,7 @@ class MaskSource(ShardSource):
         quality: Of these, if JPEG.
         lost_nouns: As there.
         masks: As there; ``steps`` are the levels by their number, from 0.
+        loras: As there.
         max_failed: As there; an image that can't be read has failed.
         name: As there.
         revision: As there.
@@ -107,6 +109,7 @@ class MaskSource(ShardSource):
         quality: int = 95,
         lost_nouns: str = 'skip',
         masks: bool | Mapping[str, Any] = True,
+        loras: Sequence[Mapping[str, Any]] = (),
         max_failed: float | None = None,
         name: str | None = None,
         revision: str | None = None,
@@ -127,6 +130,7 @@ class MaskSource(ShardSource):
             quality=quality,
             lost_nouns=lost_nouns,
             masks=masks,
+            loras=loras,
             max_failed=max_failed,
             name=name,
             revision=revision,
@@ -265,6 +269,7 @@ class MaskJob(GenerationJob):
         'image_format',
         'samples_per_shard',
     )
+    optional_options: ClassVar[Mapping[str, Any]] = {'masks': True}
 
     def records(self) -> PromptFile:
         """Open the list of images."""
@@ -332,3 +337,43 @@ def add_masks(
         wait=wait,
         progress=progress,
     )
+
+
+def job_of_store(
+    path: str | Path,
+    pipeline: str,
+    prompts: str | None = None,
+    *,
+    images: str | None = None,
+    **changes: Any,
+) -> GenerationJob:
+    """Return the job that made a store, whether its images were generated or existed already.
+
+    Args:
+        path: The store's folder.
+        pipeline: Where the pipeline lies now.
+        prompts: Where the prompt file lies now. Where masks were added to images, the list of these
+            images, by default the one beside the store.
+        images: The source of these images.
+        **changes: Fields of the job, and options, to set otherwise.
+
+    Raises:
+        StoreError: If there is no readable ``store.json``, if it says nothing of a pipeline, or if
+            what the store was made of is not given, or something else.
+    """
+    path = Path(path)
+    config = read_manifest_of_run(path)['config']
+    if not isinstance(config, dict) or 'levels' not in config:
+        if images is not None:
+            raise StoreError(f'the images in {path} were generated: give prompts, and no images')
+        if prompts is None:
+            raise StoreError(f'the images in {path} were generated: give the prompts of the run')
+        return GenerationJob.of_store(path, pipeline, prompts, **changes)
+    if images is None:
+        raise StoreError(
+            f'{path} holds masks that were added to images: give the source of these images '
+            '(--images), and their caption file if it had one (--captions)'
+        )
+    if prompts is None:
+        prompts = str(list_path(path))
+    return MaskJob.of_store(path, pipeline, prompts, images=images, **changes)

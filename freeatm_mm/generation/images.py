@@ -108,6 +108,8 @@ def _reader_of(source: Path) -> Callable[[Path], Iterator[Found]]:
             f'{source} is no source of images: give a folder, a tar, a Parquet file, or a table '
             '(.jsonl, .json, .csv, .tsv) that names images beside it'
         )
+    if not source.is_dir():
+        raise InputError(f'{source} is no source of images: neither a file nor a folder')
     names = {entry.name for entry in os.scandir(source)}
     if MANIFEST in names:
         return _in_store

@@ -29,7 +29,7 @@ from freeatm_mm.prompts.seen import SeenTexts
 from freeatm_mm.prompts.text import clean_text
 from freeatm_mm.store.locking import locked_write
 
-__all__ = ['ImageFile', 'ImageList', 'ImageRecord', 'list_images']
+__all__ = ['ImageFile', 'ImageList', 'ImageRecord', 'list_images', 'list_path']
 
 _FORMAT = 'freeatm-images'
 _SHAPE = {'format': str, 'settings': dict, 'sha256': str, 'images': int, 'counts': dict}
@@ -130,7 +130,7 @@ def list_images(
     if limit is not None and limit < 1:
         raise InputError(f'limit must be at least 1, got {limit}')
     out = Path(out)
-    path = out.with_name(out.name + '.images.jsonl')
+    path = list_path(out)
     note = path.with_suffix('.json')
     settings = {
         'source': Path(source).resolve().name,
@@ -171,6 +171,11 @@ def list_images(
         }
         file.write((json.dumps(text, ensure_ascii=False, indent=2) + '\n').encode())
     return found
+
+
+def list_path(out: Path) -> Path:
+    """Return where the list of a store's images lies."""
+    return out.with_name(out.name + '.images.jsonl')
 
 
 def _read_note(path: Path, note: Path, settings: dict[str, Any]) -> ImageList | None:

@@ -1,4 +1,4 @@
-"""Loading a diffusion pipeline from a folder or from the Hugging Face hub."""
+"""Loading a diffusion pipeline from a folder, a single file or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,17 +27,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     'DTYPES',
+    'OFFLOADS',
     'DrawingDefaults',
     'LoadedPipeline',
     'drawing_defaults',
     'drawing_options',
+    'find_lora',
     'load_pipeline',
+    'on_hub',
     'parse_lora',
     'scheduler_of',
 ]
 
 #: Name of a number format -> torch's.
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+#: Where weights wait while others compute: on the GPU too, or on the CPU, from where whole parts
+#: (model), every layer (sequential), or groups of layers ahead of time (group) are fetched.
+OFFLOADS = ('none', 'model', 'sequential', 'group')
+
+#: A file in a repository of the hub, as it is typed.
+_HUB_FILE = re.compile(
+    r'(?P<repo>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[^/@]+))?/(?P<file>[^@]+\.safetensors)'
+)
 
 # What a LoRA's file calls the two matrices of each layer, in the usual forms.
 _LORA_ENDINGS = (
@@ -90,8 +102,8 @@ class LoadedPipeline(NamedTuple):
 
     Args:
         pipe: The pipeline.
-        name: Name of its folder, or its id on the hub.
-        revision: Commit on the hub, or for a folder ``sha256:`` and a hash of its files.
+        name: Name of its folder or file, or its id on the hub.
+        revision: Commit on the hub, or for a folder or file ``sha256:`` and a hash of its files.
         loras: Of each LoRA in it ``name``, ``sha256`` of its file, and ``weight``.
     """
 
@@ -111,6 +123,8 @@ def load_pipeline(
     variant: str | None = None,
     without: Collection[str] = (),
     loras: Sequence[str] = (),
+    model_config: str | Path | None = None,
+    offload: str = 'none',
 ) -> LoadedPipeline:
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
@@ -118,7 +132,8 @@ def load_pipeline(
     folder is followed (see :mod:`freeatm_mm.generation.folders`).
 
     Args:
-        source: A pipeline's folder, or a hub id such as ``owner/name``.
+        source: A pipeline's folder, a hub id such as ``owner/name``, or a single file of a
+            checkpoint (safetensors).
         revision: Branch, tag or commit on the hub.
         scheduler: Name of a diffusers scheduler class to use in place of the pipeline's own, with
             the own one's settings (``'DDIMScheduler'``).
@@ -126,52 +141,79 @@ def load_pipeline(
         device: Where to run; the default is the GPU if there is one.
         variant: Weights' variant, such as ``'fp16'``.
         without: Parts to go without, such as ``'text_encoder'``; they need not be there.
-        loras: safetensors files of LoRAs, each with ``:WEIGHT`` after it or 1 without. They are
-            added to the weights, so that what draws and is recorded is a plain pipeline.
+        loras: safetensors files of LoRAs, here or on the hub (``owner/name/FILE.safetensors``, or
+            ``owner/name@REVISION/FILE.safetensors``), each with ``:WEIGHT`` after it or 1 without.
+            They are added to the weights, so that what draws and is recorded is a plain pipeline.
+        model_config: Of a single file, the pipeline it is a checkpoint of, for the configs and
+            tokenizers that are not in it: a folder or a hub id. By default the one that diffusers
+            knows for such a checkpoint, on the hub or in its cache.
+        offload: One of :data:`OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
 
     Raises:
-        FileNotFoundError: If the folder is missing or holds no pipeline.
-        ValueError: If the pipeline's or scheduler's class is unknown, the dtype is, the folder
-            holds something that is not loaded, or the pipeline can't be loaded, or a LoRA doesn't
-            fit it.
+        FileNotFoundError: If the folder or file is missing or holds no pipeline.
+        ValueError: If the pipeline's or scheduler's class is unknown, the dtype or offload is, the
+            folder holds something that is not loaded, or the pipeline can't be loaded, or a LoRA
+            doesn't fit it.
     """
     added = [parse_lora(text) for text in loras]
     if dtype not in DTYPES:
         raise ValueError(f'unknown dtype {dtype!r}; use one of {", ".join(DTYPES)}')
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    _check_offload(offload, device)
+    single = _single_file(source, revision, variant, model_config)
     diffusers = _import_diffusers()
     scheduler_class = _scheduler_class(diffusers, scheduler) if scheduler else None
     with no_code_from_data(), _quiet_off_terminals(diffusers):
-        folder, name, revision = _locate(diffusers, source, revision, variant, without)
+        files = [(find_lora(name), weight) for name, weight in added]
+        if single is None:
+            folder, name, revision = _locate(diffusers, source, revision, variant, without)
+        else:
+            folder, name = _config_folder(diffusers, single, model_config), single.stem
+            revision = _file_revision(single, folder)
         check_folder(diffusers, folder, without)
         try:
             with hub_out_of_reach():
-                pipe = diffusers.DiffusionPipeline.from_pretrained(
-                    folder,
-                    torch_dtype=DTYPES[dtype],
-                    variant=variant,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    **dict.fromkeys([*without, *_saved_without(folder)]),
-                )
+                left_out = dict.fromkeys([*without, *_saved_without(folder)])
+                if single is None:
+                    pipe = diffusers.DiffusionPipeline.from_pretrained(
+                        folder,
+                        torch_dtype=DTYPES[dtype],
+                        variant=variant,
+                        local_files_only=True,
+                        use_safetensors=True,
+                        **left_out,
+                    )
+                else:
+                    pipe = _class_of(diffusers, folder).from_single_file(
+                        str(single),
+                        config=str(folder),
+                        torch_dtype=DTYPES[dtype],
+                        local_files_only=True,
+                        **left_out,
+                    )
             if scheduler_class is not None:
                 scheduler_of(pipe, scheduler_class)
-            _add_loras(pipe, added)
+            _add_loras(pipe, files)
         except _LoraError:
             raise
         except Exception as error:  # whatever two libraries make of files that anybody wrote
             raise ValueError(
                 f"the pipeline {source} can't be loaded: {_one_line(error)}"
             ) from error
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        pipe.to(device)
+        _place(pipe, device, offload)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"the pipeline {source} can't be moved to the device {device}: {_one_line(error)}"
         ) from error
     records = tuple(
-        {'name': path.name, 'sha256': file_sha256(path), 'weight': weight} for path, weight in added
+        {
+            'name': name if path != Path(name) else path.name,
+            'sha256': file_sha256(path),
+            'weight': weight,
+        }
+        for (name, weight), (path, _) in zip(added, files)
     )
     return LoadedPipeline(pipe, name, revision, records)
 
@@ -180,11 +222,14 @@ class _LoraError(ValueError):
     """A LoRA can't be used; the message says which and why."""
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """Read ``FILE.safetensors`` or ``FILE.safetensors:WEIGHT``.
+def parse_lora(text: str) -> tuple[str, float]:
+    """Read ``FILE.safetensors`` or ``FILE.safetensors:WEIGHT``; the file may be one of the hub.
+
+    Returns:
+        The file as it was named, and the weight.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is no such file, and it doesn't have the form of one of the hub.
         ValueError: If the weight is no number, or the file isn't called .safetensors.
     """
     name, _, weight = text.rpartition(':') if not text.endswith('.safetensors') else (text, '', '1')
@@ -194,9 +239,166 @@ def parse_lora(text: str) -> tuple[Path, float]:
         number = math.nan
     if not name.endswith('.safetensors') or not math.isfinite(number):
         raise ValueError(f'{text!r} is not FILE.safetensors or FILE.safetensors:WEIGHT')
-    if not Path(name).is_file():
-        raise FileNotFoundError(f'there is no LoRA {name}')
-    return Path(name), number
+    if not Path(name).is_file() and not on_hub(name):
+        raise FileNotFoundError(
+            f'there is no LoRA {name} (one of the hub has the form owner/name/FILE.safetensors)'
+        )
+    return name, number
+
+
+def on_hub(name: str) -> bool:
+    """Tell whether a name has the form of a file on the hub: ``owner/name/FILE.safetensors``."""
+    return bool(_HUB_FILE.fullmatch(name)) and '..' not in name.split('/')
+
+
+def find_lora(name: str) -> Path:
+    """Return where a LoRA lies here, fetching it if it is one of the hub.
+
+    Args:
+        name: As :func:`parse_lora` returns it.
+
+    Raises:
+        ValueError: If it can't be had.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    from huggingface_hub import hf_hub_download
+
+    found = _HUB_FILE.fullmatch(name)
+    assert found is not None  # by `parse_lora`
+    try:
+        return Path(
+            hf_hub_download(found['repo'], found['file'], revision=found['revision'] or None)
+        )
+    except Exception as error:  # the hub's and the network's
+        raise _LoraError(
+            f"the LoRA {name} is no file here and can't be had from the hub: {_one_line(error)}"
+        ) from error
+
+
+def _check_offload(offload: str, device: str | torch.device) -> None:
+    """Refuse an offload that is unknown, or has no GPU to keep free.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if offload not in OFFLOADS:
+        raise ValueError(f'unknown offload {offload!r}; use one of {", ".join(OFFLOADS)}')
+    if offload != 'none' and torch.device(device).type == 'cpu':
+        raise ValueError(
+            f'offload {offload!r} keeps weights off a GPU until they are needed, and this runs on '
+            "the CPU, where they are anyway: leave it out ('none')"
+        )
+
+
+def _place(pipe: Any, device: str | torch.device, offload: str) -> None:
+    """Put a pipeline where it runs."""
+    if offload == 'none':
+        pipe.to(device)
+    elif offload == 'model':
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == 'sequential':
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        from diffusers.hooks import apply_group_offloading
+
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                apply_group_offloading(
+                    part,
+                    onload_device=torch.device(device),
+                    offload_device=torch.device('cpu'),
+                    offload_type='leaf_level',
+                    use_stream=torch.device(device).type == 'cuda',
+                )
+
+
+def _single_file(
+    source: str | Path, revision: str | None, variant: str | None, model_config: Any
+) -> Path | None:
+    """The source, if it is a file.
+
+    Raises:
+        ValueError: If it is no safetensors file, or something is given that is not one of a file's.
+    """
+    file = Path(source)
+    if not file.is_file():
+        if model_config is not None:
+            raise ValueError(
+                f'model_config goes with a single file of a checkpoint, and {source} is none'
+            )
+        return None
+    if file.suffix != '.safetensors':
+        raise ValueError(
+            f'{file} is no safetensors file: a checkpoint in another form may be a pickle, which '
+            'is not loaded; if you trust it, convert it first'
+        )
+    for name, value in (('revision', revision), ('variant', variant)):
+        if value is not None:
+            raise ValueError(f'{name} goes with a folder or hub id, not with the file {file}')
+    return file
+
+
+def _config_folder(diffusers: Any, file: Path, model_config: str | Path | None) -> Path:
+    """The folder with the configs and tokenizers of the pipeline that a file is a checkpoint of.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it can't be had.
+    """
+    if model_config is not None and Path(model_config).is_dir():
+        folder = Path(model_config)
+        if not (folder / INDEX).exists():
+            raise FileNotFoundError(f'the folder {folder} holds no pipeline: it has no {INDEX}')
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        if model_config is None:
+            from diffusers.loaders.single_file_utils import fetch_diffusers_config
+            from safetensors import safe_open
+
+            with safe_open(file, 'pt') as content:  # shapes alone tell the kinds apart
+                shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}
+            known = fetch_diffusers_config(
+                {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
+            )
+            model_config = known['pretrained_model_name_or_path']
+        return Path(
+            snapshot_download(
+                str(model_config),
+                allow_patterns=['*.json', '*.txt', '*.model'],
+                ignore_patterns=['*.index.json'],
+            )
+        )
+    except Exception as error:  # the hub's, the network's, and what is made of others' files
+        raise ValueError(
+            f'the configs that {file} needs beside its weights are not here: give model_config '
+            f'(--model-config), a folder or hub id of the pipeline it is a checkpoint of '
+            f'({model_config or "its kind is not known"}: {_one_line(error)})'
+        ) from error
+
+
+def _class_of(diffusers: Any, folder: Path) -> Any:
+    """The class that a checked folder names.
+
+    Raises:
+        ValueError: If it loads no single files.
+    """
+    name = json.loads((folder / INDEX).read_text(encoding='utf-8'))['_class_name']
+    found = getattr(diffusers, name)
+    if not hasattr(found, 'from_single_file'):
+        raise ValueError(f'diffusers loads no single file as {name}')
+    return found
+
+
+def _file_revision(file: Path, folder: Path) -> str:
+    """A hash of a checkpoint and of the configs and tokenizers that it is used with."""
+    digest = hashlib.sha256(file_sha256(file).encode())
+    for each in files_of(folder):
+        if each.suffix in ('.json', '.txt', '.model') and not each.name.endswith('.index.json'):
+            digest.update(f'{each.as_posix()} {file_sha256(folder / each)}\n'.encode())
+    return f'sha256:{digest.hexdigest()[:16]}'
 
 
 def _add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
@@ -477,7 +679,8 @@ def _locate(
     text = str(source)
     if text.count('/') != 1 or text.startswith(('.', '/', '~')) or text.endswith('/'):
         raise FileNotFoundError(
-            f'there is no pipeline folder {source} (a hub id would have the form owner/name)'
+            f'there is no pipeline folder or file {source} (a hub id would have the form '
+            'owner/name)'
         )
     try:
         folder = Path(

@@ -50,6 +50,7 @@ from freeatm_mm.generation.pipelines import (
     drawing_defaults,
     drawing_options,
     load_pipeline,
+    on_hub,
     scheduler_of,
 )
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
@@ -81,6 +82,7 @@ __all__ = [
     'ShardSource',
     'StorePlan',
     'TooManyFailed',
+    'read_manifest_of_run',
 ]
 
 #: Longer negative prompts are refused.
@@ -880,7 +882,7 @@ class StorePlan:
     """
 
     def __init__(self, path: str | Path, prompts: str | Path) -> None:
-        manifest = _read_manifest(path)
+        manifest = read_manifest_of_run(path)
         try:
             self.config: dict[str, Any] = dict(manifest['config'])
             self.samples_per_shard: int = manifest['samples_per_shard']
@@ -913,14 +915,18 @@ def _keys(plan: Plan, shard: int) -> list[str]:
     ]
 
 
-def _read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest_of_run(path: str | Path) -> dict[str, Any]:
+    """Read the records of a store that a run made.
+
+    Raises:
+        StoreError: If there are none, or they can't be read.
+    """
     try:
         return read_manifest(path)
     except FileNotFoundError:
         raise StoreError(
             f'{path}/{MANIFEST} is missing, and with it the settings of the '
-            'run: start tools/generate.py once more with the same '
-            'arguments'
+            'run: start the command that made the store once more with the same arguments'
         ) from None
 
 
@@ -929,7 +935,7 @@ class GenerationJob:
     """All that a worker needs to take part in a run, small enough to be sent to it.
 
     Args:
-        pipeline: Folder of a pipeline, or its id on the hub.
+        pipeline: Folder of a pipeline, its id on the hub, or a single file of a checkpoint.
         prompts: The prompt file.
         limit: Use its first ``limit`` records only.
         revision: Branch, tag or commit on the hub.
@@ -941,6 +947,8 @@ class GenerationJob:
         stages: The further stages of a cascade: folders, or ids on the hub, which may end in
             ``@`` and a branch, tag or commit.
         loras: Files of LoRAs, as :func:`~freeatm_mm.generation.load_pipeline` takes them.
+        model_config: Of a pipeline that is a single file, where its configs are.
+        offload: One of `freeatm_mm.generation.pipelines.OFFLOADS`.
         options: The further arguments of :class:`ShardSource`.
     """
 
@@ -954,6 +962,8 @@ class GenerationJob:
     variant: str | None = None
     stages: tuple[str, ...] = ()
     loras: tuple[str, ...] = ()
+    model_config: str | None = None
+    offload: str = 'none'
     options: dict[str, Any] = field(default_factory=dict)
 
     #: What makes the samples.
@@ -969,6 +979,12 @@ class GenerationJob:
         'height',
         'width',
     )
+    #: Those that it holds only where they aren't these.
+    optional_options: ClassVar[Mapping[str, Any]] = {
+        'masks': True,
+        'keep_hidden': False,
+        'negative_prompt': None,
+    }
 
     def records(self) -> PromptFile:
         """Open the prompt file.
@@ -1063,6 +1079,8 @@ class GenerationJob:
             device=device,
             variant=self.variant,
             loras=self.loras,
+            model_config=self.model_config,
+            offload=self.offload,
         )
         stages = []
         for number, stage in enumerate(self.stages):
@@ -1076,6 +1094,7 @@ class GenerationJob:
                     variant=self.variant,
                     # Stage II gets the embeddings of stage I, whose encoder has 5 billion weights.
                     without=('text_encoder',) if number == 0 else (),
+                    offload=self.offload,
                 )
             )
         options: dict[str, Any] = {'name': loaded.name, 'revision': loaded.revision}
@@ -1093,14 +1112,20 @@ class GenerationJob:
         """Return the same job with paths that hold from anywhere; ids on the hub as they are."""
 
         def whole(place: str) -> str:
-            return str(Path(place).absolute()) if Path(place).is_dir() else place
+            return str(Path(place).absolute()) if Path(place).exists() else place
+
+        def whole_lora(lora: str) -> str:  # or FILE:WEIGHT
+            name = lora if lora.endswith('.safetensors') else lora.rpartition(':')[0]
+            of_hub = not Path(name).is_file() and on_hub(name)
+            return lora if of_hub else str(Path(lora).absolute())
 
         return replace(
             self,
             prompts=str(Path(self.prompts).absolute()),
             pipeline=whole(self.pipeline),
             stages=tuple(whole(stage) for stage in self.stages),
-            loras=tuple(str(Path(lora).absolute()) for lora in self.loras),  # or FILE:WEIGHT
+            loras=tuple(whole_lora(lora) for lora in self.loras),
+            model_config=None if self.model_config is None else whole(self.model_config),
         )
 
     def further_options(self) -> dict[str, Any]:
@@ -1122,32 +1147,18 @@ class GenerationJob:
         Raises:
             StoreError: If there is no readable ``store.json``, or it says nothing of a pipeline.
         """
-        file, manifest = Path(path) / MANIFEST, _read_manifest(path)
+        file, manifest = Path(path) / MANIFEST, read_manifest_of_run(path)
         try:
             config = dict(manifest['config'])
-            options = {
-                name: config[name]
-                for name in (
-                    'steps',
-                    'guidance',
-                    'seed',
-                    'images_per_prompt',
-                    'height',
-                    'width',
-                    'image_format',
-                )
-            }
-            options |= {
-                'name': config['pipeline'],
-                'quality': config['quality'] or 95,
-                'samples_per_shard': manifest['samples_per_shard'],
-                'masks': config.get('masks', True),
-                'keep_hidden': config.get('keep_hidden', False),
-                'negative_prompt': config.get('negative_prompt'),
-            }
+            whole = config | {'samples_per_shard': manifest['samples_per_shard']}
+            options = {name: whole[name] for name in cls.kept_options}
+            options |= {name: config.get(name, own) for name, own in cls.optional_options.items()}
+            options |= {'name': config['pipeline'], 'quality': config['quality'] or 95}
             if config.get('loras') and 'loras' not in changes:
-                names = ', '.join(f'{lora["name"]}:{lora["weight"]}' for lora in config['loras'])
-                raise StoreError(f'{file} was generated with LoRAs: give them ({names})')
+                names = [f'{lora["name"]}:{lora["weight"]}' for lora in config['loras']]
+                if not all(on_hub(lora['name']) for lora in config['loras']):
+                    raise StoreError(f'{file} was made with LoRAs: give them ({", ".join(names)})')
+                changes['loras'] = tuple(names)
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
                 entry for _, entry in sorted(shard_entries(Path(path))[0].items())
@@ -1176,7 +1187,7 @@ class GenerationJob:
                 prompts,
                 limit=config['num_samples'] // config['images_per_prompt'],
                 revision=None if str(revision).startswith('sha256:') else revision,
-                scheduler=config['scheduler'],
+                scheduler=config.get('scheduler'),
                 dtype=config['dtype'],
             )
         except (KeyError, TypeError, IndexError, AttributeError):

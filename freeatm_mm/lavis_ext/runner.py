@@ -670,6 +670,7 @@ class FreeATMRunner(RunnerBase):
                 'freeatm_runner at the end of an epoch'
             )
         changes = _differences(checkpoint['config'], self.config.to_dict())
+        changes = self._check_steps(path, checkpoint, changes)
         if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
             raise InputError(
                 f'{path} is of a run with other settings ({"; ".join(changes)}): '
@@ -699,6 +700,38 @@ class FreeATMRunner(RunnerBase):
                 get_world_size(),
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
+
+    def _check_steps(
+        self, path: Path, checkpoint: Mapping[str, Any], changes: list[str]
+    ) -> list[str]:
+        """Tell whether a step has as many images as before, whatever the number of processes.
+
+        Args:
+            path: Of the checkpoint.
+            checkpoint: Its content.
+            changes: What differs between the runs' settings.
+
+        Returns:
+            The changes, without the batch of each process where that of all is the same.
+
+        Raises:
+            InputError: If the run has to be the same, and its steps have other numbers of images.
+        """
+        key, processes = 'batch_size_train', len(checkpoint['random'])
+        there = checkpoint['config'].get('run', {}).get(key)
+        here = int(self.config.run_cfg.batch_size_train)
+        if processes == get_world_size() or not isinstance(there, int):
+            return changes
+        if there * processes == here * get_world_size():
+            return [change for change in changes if not change.startswith(f'run.{key} ')]
+        if self.same_run:
+            raise InputError(
+                f'{path} was written by {processes} processes with {there * processes} images a '
+                f'step, and this run has {get_world_size()} with {here * get_world_size()}: resume '
+                f'with processes and run.{key} whose product is {there * processes}, or name the '
+                'checkpoint in run.resume_ckpt_path, which goes on all the same'
+            )
+        return changes
 
     def _recall_evaluation(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """The best epoch up to a checkpoint, and whether the checkpoint itself was evaluated."""

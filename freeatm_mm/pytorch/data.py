@@ -29,6 +29,8 @@ __all__ = ['StoreDataset', 'ViewBatch', 'ViewItem', 'collate_views', 'masks_in_v
 
 #: Samples of a mask along a side of each cell of the grid.
 _SAMPLES = 16
+#: Along a side of a grid.
+_MOST_CELLS = 1024
 #: Points along a side of a view by which its scale is measured.
 _POINTS = 32
 
@@ -106,6 +108,10 @@ class StoreDataset(Dataset):
         masks: bool = True,
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(store)
+        if not callable(transform) and not isinstance(transform, Sequence):
+            raise InputError(f'transform must be callable, or a list of such, got {transform!r}')
+        if type(views) is not int:
+            raise InputError(f'views must be a whole number, got {views!r}')
         self.transforms = [transform] * views if callable(transform) else list(transform)
         grids = list(grid) if isinstance(grid, list) else [grid] * len(self.transforms)
         if not self.transforms or len(grids) != len(self.transforms):
@@ -113,7 +119,7 @@ class StoreDataset(Dataset):
                 f'there must be at least one view, and one grid for each: got {len(grids)} grids '
                 f'for {len(self.transforms)} views'
             )
-        self.grids = [(side, side) if isinstance(side, int) else tuple(side) for side in grids]
+        self.grids = [_two_sides(side) for side in grids]
         if mask_values not in MASK_VALUES:
             raise InputError(f'mask_values {mask_values!r} is none of {", ".join(MASK_VALUES)}')
         if not 0 < min_visible <= 1:
@@ -163,12 +169,32 @@ class StoreDataset(Dataset):
         )
 
 
+def _two_sides(grid: Any) -> tuple[int, int]:
+    """Height and width of a grid that is given by its side or by both.
+
+    Raises:
+        InputError: If it is no grid that a feature map could have.
+    """
+    sides = (grid, grid) if isinstance(grid, int) else grid
+    if (
+        not isinstance(sides, tuple)
+        or len(sides) != 2
+        or not all(type(side) is int and 1 <= side <= _MOST_CELLS for side in sides)
+    ):
+        raise InputError(
+            f'grid must be a side or (height, width) from 1 to {_MOST_CELLS}, got {grid!r}'
+        )
+    return sides
+
+
 def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
     """Make a batch of images with any numbers of instances.
 
     Raises:
-        InputError: If views of one batch differ in size.
+        InputError: If views of one batch differ in size, or there is no image.
     """
+    if not items:
+        raise InputError('a batch of no images')
     views = []
     for parts in zip(*(item.views for item in items)):
         if len({part.shape for part in parts}) > 1:
@@ -219,6 +245,11 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
         raise InputError(
             'the transform must give a float tensor: end it with v2.ToImage() and '
             'v2.ToDtype(torch.float32, scale=True)'
+        )
+    if view.ndim != 3 or not view.numel() or not isinstance(positions, Tensor):
+        raise InputError(
+            f'the transform must give a view (C, H, W) and a mask, both tensors, got '
+            f'{tuple(view.shape)} and {type(positions).__name__}'
         )
     if positions.shape != (2, *view.shape[-2:]):
         raise InputError(

@@ -34,6 +34,21 @@ def _check(temperature: float, negatives: str) -> None:
         raise InputError(f'negatives {negatives!r} is none of {", ".join(NEGATIVES)}')
 
 
+def _check_shapes(first: Tensor, second: Tensor, nouns: Tensor | None, dim: int = 0) -> None:
+    """Refuse embeddings and nouns that don't belong together.
+
+    Raises:
+        InputError: Naming their shapes.
+    """
+    fits = first.ndim == 2 and first.shape == second.shape and dim in (0, first.shape[-1])
+    if not fits or nouns is not None and nouns.shape != first.shape[:1]:
+        told = '' if nouns is None else f' and nouns {tuple(nouns.shape)}'
+        raise InputError(
+            f'embeddings must be (M, {dim or "D"}) in both views, and nouns (M,), got '
+            f'{tuple(first.shape)}, {tuple(second.shape)}{told}'
+        )
+
+
 class InstanceNTXent(nn.Module):
     """SimCLR's loss over instances, or the paper's equation 3 as printed.
 
@@ -55,13 +70,19 @@ class InstanceNTXent(nn.Module):
         self.temperature, self.negatives, self.equation3 = temperature, negatives, equation3
 
     def forward(self, first: Tensor, second: Tensor, nouns: Tensor | None = None) -> Tensor:
-        """Compute the mean over all anchors.
+        """Compute the mean over all anchors; 0 without instances, where there is no mean.
 
         Args:
             first: (M, D) embeddings of the instances in one view.
             second: (M, D) embeddings of the same instances in the other.
             nouns: (M,) their nouns, for 'other_nouns'.
+
+        Raises:
+            InputError: If their shapes differ.
         """
+        _check_shapes(first, second, nouns)
+        if not len(first):
+            return first.sum() + second.sum()
         loss = instance_equation3 if self.equation3 else instance_nt_xent
         return loss(first, second, nouns, temperature=self.temperature, negatives=self.negatives)
 
@@ -98,11 +119,19 @@ class InstanceInfoNCE(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, nouns: Tensor | None = None) -> Tensor:
         """Compute the mean over the queries; in training the keys then join the queue.
 
+        Without instances it is 0.
+
         Args:
             queries: (M, D) embeddings by the trained encoder.
             keys: (M, D) those of the same instances by the momentum encoder.
             nouns: (M,) their nouns, for 'other_nouns'.
+
+        Raises:
+            InputError: If their shapes differ, or aren't those of the queue.
         """
+        _check_shapes(queries, keys, nouns, len(self.queue))
+        if not len(queries):
+            return queries.sum()
         loss = instance_info_nce(
             queries,
             keys,
@@ -163,11 +192,15 @@ class InstanceDistillation(nn.Module):
     ) -> Tensor:
         """Compute the mean over instances and pairs of views; in training the centre moves on.
 
+        Without instances it is 0, and the centre stays.
+
         Args:
             student: For each view the (M, D) outputs of the student's head.
             teacher: The same of the teacher, for the first of these views (the global ones).
             teacher_temperature: Where it follows a schedule, what it is now; above 0.
         """
+        if student and all(not len(output) for output in (*student, *teacher)):
+            return torch.stack([output.sum() for output in student]).sum()
         if teacher_temperature is None:
             teacher_temperature = self.teacher_temperature
         loss = distillation_loss(

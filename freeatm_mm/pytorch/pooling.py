@@ -75,7 +75,7 @@ class InstancePool(nn.Module):
         """
         for name in ('last_hidden_state', 'feature_maps'):
             features = getattr(features, name, features)
-        if isinstance(features, Sequence):
+        if isinstance(features, Sequence) and features:
             features = features[-1]
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             raise InputError(

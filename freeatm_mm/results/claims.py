@@ -221,8 +221,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         + f"; looks at {looks} whole seeds, p by Holm's method; see "
         '[decision-rules.md](../decision-rules.md).',
         '',
-        f'`{results["command"]}`',
-        '',
+        *(part for line in results['command'].splitlines() for part in (f'`{line}`', '')),
         f'{results["date"]}; {results["hardware"]}.',
         '',
         '| comparison | measure | difference, 95 % interval | p (Holm) | seeds | verdict |',

@@ -120,6 +120,10 @@ def index_dtype(key_length: int) -> np.dtype:
     return np.dtype([('key', f'S{max(1, key_length)}'), *INDEX_FIELDS])
 
 
+#: Bytes of a row for the longest key that a sample may have.
+_MOST_ROW = index_dtype(80).itemsize
+
+
 def mask_bytes(index: np.ndarray) -> int:
     """Bytes of the masks of nouns that an index lists."""
     return int(index['masks_size'][index['nouns'] > 0].sum())
@@ -363,6 +367,12 @@ def _check_contents(manifest: dict[str, Any], expected_format: str, version: int
             least = 0 if name == 'samples' and left_out_keys(shard.get('notes')) else 1
             if not least <= shard[name] < _MOST:
                 raise StoreError(f"{shard['name']} can't have {shard[name]} {name}")
+        # At an address it is fetched whole before it can be compared with anything.
+        if shard['index_bytes'] > _HEADER_BYTES + shard['samples'] * _MOST_ROW:
+            raise StoreError(
+                f"{shard['name']} can't have an index of {shard['index_bytes']} bytes for "
+                f'{shard["samples"]} samples'
+            )
     if is_store:
         if config_digest(manifest['config']) != manifest['config_sha256']:
             raise StoreError('the settings are not those that were written (config_sha256)')

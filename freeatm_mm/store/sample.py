@@ -18,6 +18,8 @@ for zlib on the raw bytes and 12.3 kB uncompressed; WebP was smaller by 7 % but 
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import json
 import re
@@ -64,6 +66,10 @@ _NOUN = {'text': str, 'start': int, 'end': int, 'category?': (str, None), 'lo': 
 _INFO = {'caption': str, 'nouns': [_NOUN], 'image?': _SIZE, 'masks': _SIZE, 'meta': dict}
 #: What stands in the JSON of a sample without nouns; no noun has an empty span.
 _NO_NOUN = {'text': '', 'start': 0, 'end': 0, 'category': '', 'lo': 0.0, 'hi': 0.0}
+
+
+#: Longer side in pixels, and most nouns, of a sample that a notebook shows.
+_SHOWN_SIDE, _SHOWN_NOUNS = 192, 8
 
 
 class RawSample(NamedTuple):
@@ -202,6 +208,29 @@ class Sample:
             f'{"x".join(map(str, self.masks.shape))})'
         )
 
+    def _repr_html_(self) -> str:
+        """The image and the masks over it, small, as a notebook shows them."""
+        try:
+            image = self.image.convert('RGB')
+        except StoreError as error:
+            return f'<p>{html.escape(str(error))}</p>'
+        image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+        grey = image.convert('L').convert('RGB')
+        panels = [(self.key, image)]
+        for noun, mask in zip(self.nouns[:_SHOWN_NOUNS], self.masks):
+            weight = Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR)
+            colour = Image.new('RGB', image.size, (230, 159, 0))
+            panels.append((noun.text, Image.composite(colour, grey, weight.point(_faded))))
+        figures = ''.join(
+            '<figure style="display:inline-block;margin:4px;text-align:center">'
+            f'<img src="{_data_url(picture)}" alt="{_escaped(name)}">'
+            f'<figcaption>{_escaped(name)}</figcaption></figure>'
+            for name, picture in panels
+        )
+        more = len(self.nouns) - _SHOWN_NOUNS
+        rest = f'<p>and {more} more nouns</p>' if more > 0 else ''
+        return f'<div><p>{_escaped(self.caption, 300)}</p>{figures}{rest}</div>'
+
     @classmethod
     def from_image(
         cls,
@@ -226,6 +255,22 @@ class Sample:
             return _open_picture(self.image_bytes, self.image_format)
         except StoreError as error:
             raise StoreError(f'sample {self.key!r}: the image {error}') from None
+
+
+def _faded(level: int) -> int:
+    """A mask's level as opacity: the image stays visible."""
+    return level * 7 // 10
+
+
+def _escaped(text: str, length: int = 60) -> str:
+    """A text as HTML, at most so long."""
+    return html.escape(text if len(text) <= length else f'{text[: length - 3]}...')
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, 'JPEG', quality=85)
+    return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
 def _shortened(text: Any) -> str:

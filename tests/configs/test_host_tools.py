@@ -91,6 +91,36 @@ def test_the_frameworks_own_tools_train_and_evaluate(framework, tmp_path):
     run('test.py', checkpoint, '--work-dir', tmp_path / 'test')
 
 
+def test_mmpretrains_own_tool_pretrains_and_refuses_what_would_train_nothing(tmp_path):
+    """What this project's tool looks at is looked at in the config's hooks."""
+    pytest.importorskip('mmpretrain')
+    from helpers.tiny_stores import make_store
+
+    tool = Path(importlib.util.find_spec('mmpretrain').origin).parent / '.mim/tools/train.py'
+    config = str(ROOT / 'configs/miniature/mocov2_freeatm.py')
+    options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=4']
+    options += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+
+    def train(count):
+        store = make_store(tmp_path / f'store{count}', count=count)
+        return subprocess.run(
+            [sys.executable, str(tool), config, '--work-dir', str(tmp_path / 'run')]
+            + ['--cfg-options', *options, f'train_dataloader.dataset.data_root={store}'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
+
+    done = train(8)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'run/epoch_1.pth').is_file()
+    done = train(3)
+    assert done.returncode != 0
+    assert 'the data set holds 3 samples, and a batch is 4' in done.stderr.splitlines()[-1]
+
+
 def test_a_missing_framework_is_told_in_one_sentence(tmp_path, monkeypatch):
     from freeatm_mm.configs import open_config
 

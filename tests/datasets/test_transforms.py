@@ -318,3 +318,81 @@ def test_the_fields_of_a_data_sample_do_not_shadow_mmpretrains():
     sample = packed(corner_masks(), [WHOLE, WHOLE])
     assert not {*sample.keys(), 'visible', 'num_nouns'} & taken
     assert not {'mask', 'masks'} & {*sample.keys(), *sample.metainfo_keys()}
+
+
+def object_views(seed, object_crops, masks, **crop):
+    """Two views of an image whose pixels are their row and column; and what is drawn later."""
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(96)[:, None], np.arange(128)
+    steps = [
+        dict(type='FreeATMRandomResizedCrop', scale=32, interpolation='nearest', **crop),
+        dict(type='FreeATMRandomFlip', prob=0.5),
+    ]
+    view = FreeATMMultiView(transforms=[steps], num_views=2, object_crops=object_crops)
+    np.random.seed(seed)
+    results = view(dict(img=image, window=WHOLE, stored_masks=masks))
+    assert 'object_weights' not in results
+    return results['img'], np.array(results['windows']), np.random.randint(1 << 30)
+
+
+def test_both_views_show_the_object_that_they_are_cropped_around():
+    """Where, by the pixels themselves; sizes, flips and later draws are those of other crops."""
+    masks = np.random.default_rng(0).integers(0, 80, (2, 12, 16), dtype=np.uint8)
+    masks[0, 1, 2] = masks[1, 9:11, 13] = 255  # the nouns, at (8, 16) and (72, 104) and below
+    places = (8, 16, 16, 24), (72, 88, 104, 112)
+    counts = [0, 0]
+    for seed in range(60):
+        crop = dict(crop_ratio_range=(0.05, 0.4))
+        images, windows, later = object_views(seed, 1.0, masks, **crop)
+        _, others, later_without = object_views(seed, 0.0, masks, **crop)
+        assert later == later_without
+        np.testing.assert_allclose(
+            windows[:, 1::2] - windows[:, ::2], others[:, 1::2] - others[:, ::2], atol=1e-12
+        )
+        shown = []
+        for picture, (top, bottom, left, right) in zip(images, windows):
+            left, right = sorted((left, right))
+            assert abs(picture[..., 0].min() - top * 96) <= 2
+            assert abs(picture[..., 0].max() + 1 - bottom * 96) <= 2
+            assert abs(picture[..., 1].min() - left * 128) <= 2
+            assert abs(picture[..., 1].max() + 1 - right * 128) <= 2
+            shown.append(
+                [
+                    y0 < bottom * 96 and y1 > top * 96 and x0 < right * 128 and x1 > left * 128
+                    for y0, y1, x0, x1 in places
+                ]
+            )
+        both = np.all(shown, axis=0)
+        assert both.any()
+        counts = [count + bool(one and not both.all()) for count, one in zip(counts, both)]
+    assert min(counts) > 15  # now the one noun, now the other
+
+
+def test_object_crops_may_be_a_share_and_need_something_to_crop_around():
+    masks = np.zeros((1, 8, 8), np.uint8)
+    masks[0, 1, 1] = 255
+    moved = [
+        not np.array_equal(object_views(seed, 0.3, masks)[1], object_views(seed, 0.0, masks)[1])
+        for seed in range(100)
+    ]
+    assert 0.15 < np.mean(moved) < 0.45
+    for nothing in (masks[:0], np.zeros_like(masks)):
+        windows = [object_views(3, share, nothing)[1] for share in (0.0, 1.0)]
+        np.testing.assert_array_equal(*windows)
+    with pytest.raises(ValueError, match='object_crops 1.5 must be a share'):
+        object_views(0, 1.5, masks)
+    with pytest.raises(ValueError, match='begin with FreeATMRandomResizedCrop'):
+        FreeATMMultiView([[dict(type='FreeATMRandomFlip', prob=0.5)]], 2, object_crops=0.5)
+
+
+def test_object_crops_need_masks(tmp_path):
+    view = [dict(type='FreeATMRandomResizedCrop', scale=16)]
+    steps = [
+        dict(type='LoadFromStore'),
+        dict(type='FreeATMMultiView', num_views=2, transforms=[view], object_crops=1.0),
+        dict(type='PackFreeATMInputs', grid_size=4),
+    ]
+    store = make_store(tmp_path / 'store', 4)
+    assert FreeATMDataset(store, pipeline=steps)[1]['inputs'][0].shape == (3, 16, 16)
+    with pytest.raises(ValueError, match='object_crops of FreeATMMultiView needs masks=True'):
+        FreeATMDataset(store, pipeline=steps, masks=False)

@@ -7,6 +7,8 @@ import torch
 from helpers.tiny_runs import config, run, train
 from helpers.tiny_stores import make_store
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
 
 from freeatm_mm.configs import check_honoured, check_precision, scale_rate
 from freeatm_mm.engine.check_training import describe_schedule
@@ -61,6 +63,22 @@ def test_nothing_would_be_trained(tmp_path, store, method, number, changes):
     cfg = checked(store, tmp_path / 'run', method, **changes)
     with pytest.raises(InputError, match='nothing would be trained|no step would be made'):
         run(cfg, f'nothing_{method}_{number}')
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+@pytest.mark.parametrize('iterations', [4, 30])
+def test_a_loss_of_nothing_trains_nothing(tmp_path, store, iterations):
+    """Of one image a batch there is no other to tell it from."""
+    changes = {
+        'train_dataloader.batch_size': 1,
+        'train_dataloader.dataset.masks': False,
+        'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+        'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations),
+        'param_scheduler': None,
+    }
+    cfg = checked(store, tmp_path / 'run', 'simclr', **changes)
+    with pytest.raises(InputError, match=f'exactly 0 in {min(iterations, 20)} iterations'):
+        run(cfg, f'idle_{iterations}')
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
@@ -170,6 +188,31 @@ def test_resuming_otherwise_is_refused(tmp_path, store, number, changes, message
         run(again, f'otherwise_{number}_again')
     runner, _ = run(cfg, f'otherwise_{number}_same')
     assert runner.iter == 6
+
+
+def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch):
+    """Whatever the number of processes, an iteration must have as many images as before."""
+    from freeatm_mm.engine import check_training
+
+    cfg = checked(store, tmp_path / 'run')
+    train(cfg, 'iterations', killed_at=3)
+    cfg.resume = True
+    half = copy.deepcopy(cfg)
+    half.train_dataloader.batch_size = 5
+    with pytest.raises(InputError, match=r'10 images an iteration .1 processes., and this one has'):
+        run(half, 'iterations_half')
+    monkeypatch.setattr(check_training, 'get_world_size', lambda: 2)
+    with pytest.raises(InputError, match=r'has 20 .2 processes.*whose product is 10'):
+        run(cfg, 'iterations_two')
+    path = tmp_path / 'run/epoch_1.pth'
+    content = CheckpointLoader.load_checkpoint(str(path))
+    content['meta']['processes'] = 2  # of 5 images each
+    torch.save(content, path)
+    monkeypatch.undo()
+    log = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *rest: log.append(text))
+    assert run(cfg, 'iterations_one')[0].iter == 6
+    assert any('written by 2 processes, and is resumed by 1: as many' in text for text in log)
 
 
 def test_what_a_resumed_run_may_change():

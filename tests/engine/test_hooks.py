@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 
+pytestmark = pytest.mark.filterwarnings('ignore')
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = {
     'avx2': dict(ONEDNN_MAX_CPU_ISA='AVX2', ATEN_CPU_CAPABILITY='avx2'),
@@ -123,3 +125,68 @@ def test_only_the_layers_concerned_keep_the_usual_order():
     layer(torch.zeros(2, 1, 8, 8))
     assert seen[0].stride() == (64, 64, 8, 1)
     assert layer.strided[0].weight.stride() == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize('method', ['mocov2', 'mae'])
+def test_views_and_losses_are_logged_to_tensorboard(tmp_path, method):
+    """mmengine's backend: curves of all that is logged, and pictures of the views when asked to."""
+    from helpers.tiny_runs import config, different, run, state
+    from helpers.tiny_stores import make_store
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    store = make_store(tmp_path / 'store', count=20)
+    backends = [dict(type='TensorboardVisBackend')]
+
+    def train(name, **changes):
+        cfg = config(store, tmp_path / name, method, **changes)
+        cfg.visualizer = dict(type='UniversalVisualizer', vis_backends=backends)
+        return run(cfg, f'logged_{method}_{name}')
+
+    runner, watch = train('plain')
+    hook = {'default_hooks.views.type': 'LogViewsHook', 'default_hooks.views.interval': 4}
+    shown, _ = train('shown', **hook)
+    assert not different(state(runner), state(shown))
+    (file,) = (tmp_path / 'shown').rglob('events.*')
+    events = EventAccumulator(str(file), size_guidance=dict(images=0)).Reload()
+    losses = [event.value for event in events.Scalars('loss')]
+    expected = np.cumsum([output['loss'] for output in watch.outputs]) / np.arange(1, 7)
+    assert losses == pytest.approx(expected, rel=1e-5)  # means of up to ten
+    assert [event.step for event in events.Images('views')] == [1, 4]
+    (file,) = (tmp_path / 'plain').rglob('events.*')
+    assert EventAccumulator(str(file)).Reload().Tags()['images'] == []
+
+
+def test_a_picture_of_views_shows_their_masks(tmp_path):
+    """The mask's colour where it is high, the view in its own colours, image by image."""
+    from types import SimpleNamespace
+
+    from helpers.tiny_models import samples
+
+    from freeatm_mm.engine import LogViewsHook
+
+    pictures = []
+    model = SimpleNamespace(data_preprocessor=SimpleNamespace(_channel_conversion=True))
+    runner = SimpleNamespace(
+        iter=0,
+        model=model,
+        visualizer=SimpleNamespace(
+            add_image=lambda name, picture, step: pictures.append((name, picture, step))
+        ),
+    )
+    views = [torch.zeros(3, 3, 32, 32, dtype=torch.uint8) for _ in range(2)]
+    views[0][:, 0] = 200  # blue, as OpenCV has it
+    data = samples([1, 2, None], number=2)
+    data[0].instance_masks = torch.zeros(2, 1, 4, 4)
+    data[0].instance_masks[0, 0, :2, :2] = 0.01  # however low, it is shown by its highest value
+    hook = LogViewsHook(interval=3, images=2, size=64)
+    hook.before_train_iter(runner, 0, dict(inputs=views, data_samples=data))
+    ((name, picture, step),) = pictures
+    assert (name, step) == ('views', 1)
+    blue = (picture[..., 2].astype(int) - picture[..., 0] > 150).sum()
+    orange = (picture[..., 0].astype(int) - picture[..., 2] > 60).sum()
+    assert 2 * 60 * 60 < blue < 2 * 66 * 66 and orange > 500
+    for runner.iter in (1, 2, 3):
+        hook.before_train_iter(runner, 1, dict(inputs=views, data_samples=data))
+    assert [step for *_, step in pictures] == [1, 3]
+    with pytest.raises(ValueError, match='LogViewsHook: interval must be above 0, got 0'):
+        LogViewsHook(interval=0)

@@ -205,7 +205,7 @@ def test_a_job_is_read_back_from_its_store(job, source, tmp_path):
     assert again.options['batch_size'] == 2
     assert list(verify_store(tmp_path, source=again.source())) == []
     (tmp_path / 'store.json').unlink()
-    with pytest.raises(StoreError, match='start tools/generate.py once more'):
+    with pytest.raises(StoreError, match='start the command that made the store once more'):
         GenerationJob.of_store(tmp_path, job.pipeline, job.prompts)
 
 

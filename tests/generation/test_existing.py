@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.store_samples import folder_bytes
-from helpers.tiny_pipelines import tiny_stable_diffusion
+from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion
 from helpers.tools import run_tool
 from PIL import Image
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import DrawingError, run_workers
-from freeatm_mm.generation.existing import MaskJob, add_masks, read_picture
+from freeatm_mm.generation.existing import MaskJob, add_masks, job_of_store, read_picture
 from freeatm_mm.generation.images import ImageReader, find_images
 from freeatm_mm.generation.listing import ImageFile, list_images
-from freeatm_mm.store import Sample, Store, verify_store, write_store
+from freeatm_mm.store import Sample, Store, StoreError, verify_store, write_store
 
 PROMPTS = ['a dog and a ball', 'a cat']
 NOUNS = [['dog', 'ball'], ['cat']]
@@ -425,6 +425,45 @@ def test_the_tool_adds_masks_and_reports(folder, pipe, tmp_path, capsys):
     assert '9 there already' in capsys.readouterr().out
 
 
+def test_a_store_with_a_lora_is_mended_from_its_images(folder, pipe, tmp_path, capsys):
+    pytest.importorskip('peft')
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    save_tiny_lora(tiny_stable_diffusion().unet, tmp_path / 'style.safetensors')
+    given = ['--lora', f'{tmp_path / "style.safetensors"}:0.5']
+    words = ['--levels', '200', '--samples-per-shard', '4', '--batch-size', '2', '--quiet']
+    words = [folder, tmp_path / 'tiny-sd', tmp_path / 'out', *words, '--device', 'cpu']
+    assert run_tool('add_masks', *words, *given) == 0
+    assert run_tool('add_masks', *words) == 2  # not gone on with without it
+    store = Store(tmp_path / 'out')
+    (record,) = store.config['loras']
+    assert (record['name'], record['weight']) == ('style.safetensors', 0.5)
+    whole = folder_bytes(tmp_path / 'out')
+    images, records, reader = listed(folder, tmp_path)
+    add_masks(pipe, records, reader, tmp_path / 'plain', levels=[200], progress=False)
+    assert not np.array_equal(store[0].masks, Store(tmp_path / 'plain')[0].masks)
+
+    shard = tmp_path / 'out' / 'shard-000001.tar'
+    shard.write_bytes(shard.read_bytes()[:-4000])
+    repair = [tmp_path / 'out', '--repair', '--pipeline', tmp_path / 'tiny-sd', '--device', 'cpu']
+    capsys.readouterr()
+    for missing, message in (
+        (given, 'give the source of these images .--images.'),
+        (['--images', folder], r'was made with LoRAs: give them .style.safetensors:0.5.'),
+    ):
+        assert run_tool('store/verify', *repair, *missing) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert run_tool('store/verify', *repair, '--images', folder, *given) == 0
+    assert folder_bytes(tmp_path / 'out') == whole
+
+
+def test_images_are_asked_for_only_where_masks_were_added(tmp_path):
+    write_store(tmp_path, [Sample('a', encoded(), 'png', 'a dog')], 1, {'steps': 3})
+    with pytest.raises(StoreError, match='were generated: give prompts, and no images'):
+        job_of_store(tmp_path, 'pipeline', images='folder')
+    with pytest.raises(StoreError, match='were generated: give the prompts'):
+        job_of_store(tmp_path, 'pipeline')
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -440,3 +479,26 @@ def test_bad_input_is_one_sentence(folder, pipe, tmp_path, capsys, change, messa
     error = capsys.readouterr().err.strip()
     assert len([line for line in error.splitlines() if 'error' in line or 'add_masks' in line]) == 1
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize('number', [[], {}, None], ids=['list', 'object', 'null'])
+def test_a_row_with_a_number_that_is_none_names_no_image(tmp_path, number):
+    content = {'images': [{'id': 9, 'file_name': 'a.png'}]}
+    rows = [{'id': 1, 'image_id': number, 'caption': 'a dog'}]
+    (tmp_path / 'captions.json').write_text(json.dumps({**content, 'annotations': rows}))
+    (found,) = find_images(tmp_path, tmp_path / 'captions.json')
+    assert found.problem == "the row doesn't name its image"
+
+
+def test_what_is_neither_file_nor_folder_is_told(tmp_path):
+    os.mkfifo(tmp_path / 'images.tar')
+    with pytest.raises(InputError, match='neither a file nor a folder'):
+        list(find_images(tmp_path / 'images.tar'))
+
+
+def test_a_name_that_no_file_has_is_that_image_s_problem(tmp_path):
+    rows = [{'file_name': name, 'text': 'a dog'} for name in ('a\0.png', 'b.png')]
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    first, second = find_images(tmp_path)
+    assert "can't be the name of a file" in first.problem
+    assert second.problem == 'there is no such file'

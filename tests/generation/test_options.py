@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from helpers.tiny_generators import tiny_flux
-from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.tiny_variants import tiny_sana_sprint
 from helpers.tools import exit_code, load_tool
 
@@ -19,6 +21,7 @@ from freeatm_mm.generation import (
     ShardSource,
     generate_store,
     load_pipeline,
+    pipelines,
     sample_seed,
 )
 from freeatm_mm.generation.pipelines import drawing_defaults, parse_lora
@@ -43,18 +46,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def lora(folder):
     """A LoRA of the UNet's attention, whose second matrices aren't zero."""
-    peft = pytest.importorskip('peft')
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
+    pytest.importorskip('peft')
     unet = load_pipeline(folder / 'pipeline', device='cpu').pipe.unet
-    unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=['to_q', 'to_v']))
-    torch.manual_seed(0)
-    state = {
-        f'unet.{name}': torch.randn_like(value) * 0.3
-        for name, value in get_peft_model_state_dict(unet).items()
-    }
-    save_file(state, folder / 'style.safetensors')
+    save_tiny_lora(unet, folder / 'style.safetensors')
     return folder / 'style.safetensors'
 
 
@@ -127,6 +121,141 @@ def test_loras_are_in_the_weights_and_in_the_records(folder, lora, tmp_path):
     again = GenerationJob.of_store(*paths, device='cpu', loras=(f'{lora}:0.5',)).source()
     assert again.config == store.config
     assert list(verify_store(tmp_path / 'store', source=again)) == []
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache, without a net; call it to have files in a repository."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+
+    def put(repo, path, name=None, commit='c' * 40):
+        place = tmp_path / 'hub' / f'models--{repo.replace("/", "--")}'
+        target = place / 'snapshots' / commit / (name or path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
+        (place / 'refs').mkdir(exist_ok=True)
+        (place / 'refs/main').write_text(commit)
+
+    return put
+
+
+def test_loras_of_the_hub_are_known_by_their_names(folder, lora, hub, tmp_path):
+    hub('owner/style', lora, 'sub/style.safetensors')
+    name = 'owner/style/sub/style.safetensors'
+    job = GenerationJob(
+        str(folder / 'pipeline'),
+        str(folder / 'prompts.jsonl'),
+        device='cpu',
+        loras=(f'{name}:0.5',),
+        options=SETTINGS,
+    )
+    store = first(job.source(), tmp_path / 'store')
+    local = load_pipeline(folder / 'pipeline', device='cpu', loras=[f'{lora}:0.5'])
+    (record,) = store.config['loras']
+    assert record == {**local.loras[0], 'name': name}
+    again = GenerationJob.of_store(
+        tmp_path / 'store', str(folder / 'pipeline'), str(folder / 'prompts.jsonl'), device='cpu'
+    )
+    assert again.loras == (f'{name}:0.5',)
+    assert list(verify_store(tmp_path / 'store', source=again.source())) == []
+    with pytest.raises(ValueError, match="no file here and can't be had from the hub"):
+        load_pipeline(folder / 'pipeline', device='cpu', loras=['owner/none/x.safetensors'])
+    for text in ('owner/../x/y.safetensors', '/owner/style/x.safetensors', './a/b/c.safetensors'):
+        with pytest.raises(FileNotFoundError, match='there is no LoRA'):
+            load_pipeline(folder / 'pipeline', device='cpu', loras=[text])
+
+
+@pytest.fixture(scope='module')
+def checkpoint(folder):
+    """One file with all weights, and the folder of the configs alone."""
+    from safetensors.torch import save_file
+
+    pipe = tiny_stable_diffusion()
+    weights = {
+        f'cond_stage_model.transformer.{name}': value
+        for name, value in pipe.text_encoder.state_dict().items()
+    }
+    save_file(
+        {
+            name: value.contiguous()
+            for part in (pipe.unet.state_dict(), pipe.vae.state_dict(), weights)
+            for name, value in part.items()
+        },
+        folder / 'model.safetensors',
+    )
+    shutil.copytree(
+        folder / 'pipeline',
+        folder / 'configs',
+        ignore=shutil.ignore_patterns('*.safetensors'),
+    )
+    return folder / 'model.safetensors'
+
+
+def test_a_single_file_draws_as_its_folder_does(folder, checkpoint, hub, tmp_path):
+    job = GenerationJob(
+        str(checkpoint),
+        str(folder / 'prompts.jsonl'),
+        device='cpu',
+        model_config=str(folder / 'configs'),
+        options=SETTINGS,
+    )
+    store = first(job.source(), tmp_path / 'store')
+    parts = GenerationJob(str(folder / 'pipeline'), str(folder / 'prompts.jsonl'), device='cpu')
+    expected = first(replace(parts, options=SETTINGS).source(), tmp_path / 'expected')
+    for one, other in zip(store, expected):
+        assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
+        assert np.array_equal(one.masks, other.masks)
+    assert store.config['pipeline'] == 'model' and store.config['revision'].startswith('sha256:')
+    # Found again in the hub's cache; another config is another revision.
+    hub('owner/configs', folder / 'configs', '.')
+    paths = (tmp_path / 'store', str(checkpoint), str(folder / 'prompts.jsonl'))
+    again = GenerationJob.of_store(*paths, device='cpu', model_config='owner/configs').source()
+    assert again.config == store.config
+    assert list(verify_store(tmp_path / 'store', source=again)) == []
+
+
+def test_single_files_that_cannot_be_loaded_are_refused(folder, checkpoint, hub, tmp_path):
+    def load(file=checkpoint, **options):
+        load_pipeline(file, device='cpu', **options)
+
+    with pytest.raises(ValueError, match='give model_config'):
+        load()  # nothing in the hub's cache
+    pickle = tmp_path / 'model.ckpt'
+    torch.save({}, pickle)
+    with pytest.raises(ValueError, match='may be a pickle, which is not loaded'):
+        load(pickle)
+    with pytest.raises(ValueError, match='variant goes with a folder or hub id'):
+        load(variant='fp16')
+    with pytest.raises(ValueError, match='model_config goes with a single file'):
+        load(folder / 'pipeline', model_config='owner/name')
+    with pytest.raises(FileNotFoundError, match='holds no pipeline'):
+        load(model_config=tmp_path)
+    broken = tmp_path / 'broken.safetensors'
+    broken.write_bytes(b'x' * 100)
+    with pytest.raises(ValueError, match="can't be loaded"):
+        load(broken, model_config=folder / 'configs')
+
+
+@pytest.mark.parametrize('offload', ['model', 'sequential', 'group'])
+def test_offload_is_refused_on_the_cpu(folder, offload):
+    with pytest.raises(ValueError, match=f"'{offload}' keeps weights off a GPU .* leave it out"):
+        load_pipeline(folder / 'pipeline', device='cpu', offload=offload)
+
+
+def test_offload_is_diffusers_own(folder, monkeypatch):
+    """What is called, as there is no GPU to see it work."""
+    pipe, called = tiny_stable_diffusion(), []
+    for name in ('model', 'sequential'):
+        monkeypatch.setattr(
+            type(pipe), f'enable_{name}_cpu_offload', lambda pipe, device: called.append(device)
+        )
+        pipelines._place(pipe, 'cuda:1', name)
+    assert called == ['cuda:1'] * 2
+    pipelines._place(pipe, 'cpu', 'group')  # its hooks run anywhere
+    assert pipe('a dog', num_inference_steps=1, output_type='np').images.shape[0] == 1
+    with pytest.raises(ValueError, match='unknown offload'):
+        load_pipeline(folder / 'pipeline', offload='disk')
 
 
 def test_a_lora_that_does_not_fit_is_refused(folder, lora, tmp_path):
@@ -291,11 +420,16 @@ def test_settings_in_a_lora_that_do_more_than_add_it_are_refused(folder, lora, t
 
 def test_another_place_s_worker_finds_the_loras(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    job = GenerationJob('owner/name', 'p.jsonl', loras=('a.safetensors:0.5', 'b.safetensors'))
+    loras = ('a.safetensors:0.5', 'b.safetensors', 'owner/name/c.safetensors:2')
+    (tmp_path / 'm.safetensors').touch()
+    job = GenerationJob('m.safetensors', 'p.jsonl', loras=loras, model_config='owner/name')
     assert job.absolute().loras == (
         f'{tmp_path}/a.safetensors:0.5',
         f'{tmp_path}/b.safetensors',
+        'owner/name/c.safetensors:2',
     )
+    assert job.absolute().pipeline == f'{tmp_path}/m.safetensors'
+    assert job.absolute().model_config == 'owner/name'
 
 
 # --- a run in a file ------------------------------------------------------------------------------

@@ -288,3 +288,18 @@ def tiny_if(seed: int = 0):
             requires_safety_checker=False,
         )
     )
+
+
+def save_tiny_lora(unet, path: Path) -> None:
+    """Write a LoRA of a UNet's attention, whose second matrices aren't zero; the UNet gets one."""
+    import peft
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=['to_q', 'to_v']))
+    torch.manual_seed(0)
+    state = {
+        f'unet.{name}': torch.randn_like(value) * 0.3
+        for name, value in get_peft_model_state_dict(unet).items()
+    }
+    save_file(state, path)

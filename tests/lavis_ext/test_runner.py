@@ -167,7 +167,10 @@ def test_another_number_of_processes_is_told(parts, tmp_path, caplog):
     checkpoint = read(tmp_path / 'checkpoint_0.pth')
     checkpoint['random'] *= 2
     torch.save(checkpoint, tmp_path / 'checkpoint_0.pth')
-    launch.train(PRETRAIN, options, resume=True)
+    batch = checkpoint['config']['run']['batch_size_train']
+    with pytest.raises(ValueError, match=f'2 processes with {2 * batch} images a step, and this'):
+        launch.train(PRETRAIN, options, resume=True)
+    launch.train(PRETRAIN, [*options, f'run.batch_size_train={2 * batch}'], resume=True)
     assert 'was written by 2 processes and is gone on from by 1' in caplog.text
 
 

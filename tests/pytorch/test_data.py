@@ -122,6 +122,9 @@ def test_views_of_different_sizes_and_grids(tmp_path):
             lambda: lambda image, mask: (torch.zeros(3, 8, 8), mask),
             r'moved the image \(\(8, 8\)\) and its mask \(\(24, 32\)\) differently',
         ),
+        (lambda: lambda image, mask: (torch.zeros(3, 8, 8), image), 'both tensors, got'),
+        (lambda: lambda image, mask: (torch.zeros(8, 8), mask[:, :8, :8]), r'a view \(C, H, W\)'),
+        (lambda: lambda image, mask: (torch.zeros(3, 0, 8), mask[:, :0, :8]), r'a view \(C, H, W'),
     ],
 )
 def test_transforms_that_give_no_view_are_told(tmp_path, make, said):
@@ -137,12 +140,23 @@ def test_transforms_that_give_no_view_are_told(tmp_path, make, said):
         ({'min_visible': 0}, 'above 0'),
         ({'views': 0}, 'at least one view'),
         ({'grid': [7]}, '1 grids for 2 views'),
+        *(
+            ({'grid': grid}, 'grid must be a side')
+            for grid in (0, -1, 7.5, (7,), (7, 0), 'a', None, True, 10**6)
+        ),
+        ({'views': 1.5}, 'views must be a whole number'),
+        ({'transform': None}, 'transform must be callable'),
     ],
 )
 def test_settings_out_of_range(tmp_path, options, said):
     path = make_store(tmp_path / 'store', count=2)
     with pytest.raises(InputError, match=said):
-        StoreDataset(path, transform(), **options)
+        StoreDataset(path, **{'transform': transform(), **options})
+
+
+def test_a_batch_of_nothing_is_told():
+    with pytest.raises(InputError, match='no images'):
+        collate_views([])
 
 
 def test_views_of_other_sizes_do_not_stack(tmp_path):

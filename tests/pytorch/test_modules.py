@@ -190,6 +190,43 @@ def test_guided_masking_says_what_is_wrong():
             GuidedMasking(**options)
     with pytest.raises(InputError, match='leave out the class token'):
         GuidedMasking()(torch.randn(1, 17, 4), torch.rand(1, 1, 4, 4), 0.5)
+    for progress in (-0.1, 1.1, float('nan')):
+        with pytest.raises(InputError, match='progress'):
+            GuidedMasking().noise(torch.rand(1, 1, 4, 4), progress)
+    with pytest.raises(InputError, match='masks are NaN'):
+        GuidedMasking().noise(torch.full((1, 1, 4, 4), torch.nan), 0.5)
+    with pytest.raises(InputError, match='none visible'):
+        GuidedMasking()(torch.randn(1, 1, 4), torch.rand(1, 1, 1, 1), 0.5)
+    with pytest.raises(InputError, match=r'must be \(B, K, h, w\)'):
+        GuidedMasking().noise(torch.rand(1, 4, 4), 0.5)
+
+
+def test_a_batch_without_instances_has_no_loss_and_spoils_nothing():
+    """The mean of nothing is no number: weights, queue and centre would be lost for good."""
+    none = torch.zeros(0, 6, requires_grad=True)
+    queue, distillation = InstanceInfoNCE(6, 8), InstanceDistillation(6)
+    before = queue.queue.clone()
+    for loss in (
+        InstanceNTXent()(none, none),
+        InstanceNTXent(1, equation3=True)(none, none),
+        queue(none, none.detach()),
+        distillation([none, none], [none, none]),
+    ):
+        assert loss.item() == 0
+        loss.backward()
+    assert torch.equal(queue.queue, before) and not distillation.center.any()
+
+
+def test_embeddings_that_do_not_belong_together_are_told():
+    five = torch.randn(5, 6)
+    for loss, arguments in (
+        (InstanceNTXent(), (five, five[:3])),
+        (InstanceNTXent(), (five, torch.randn(5, 4))),
+        (InstanceNTXent(negatives='other_nouns'), (five, five, torch.zeros(3, dtype=torch.long))),
+        (InstanceInfoNCE(8, 16), (five, five)),
+    ):
+        with pytest.raises(InputError, match='embeddings must be'):
+            loss(*arguments)
 
 
 def test_guided_masking_takes_the_options_of_the_order():

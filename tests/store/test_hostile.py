@@ -366,6 +366,17 @@ def test_a_hostile_manifest_is_refused(path, manifest):
     assert any('store.json' in problem.where for problem in verify_store(path))
 
 
+def test_an_index_that_its_samples_cannot_fill_is_refused(path):
+    """At an address it would be fetched, to any size, before it could be found wrong."""
+    from freeatm_mm.store.layout import dump_manifest
+
+    manifest = json.loads((path / 'store.json').read_bytes())
+    manifest['shards'][0]['index_bytes'] = 1 << 40
+    (path / 'store.json').write_bytes(dump_manifest(manifest))
+    with pytest.raises(StoreError, match="can't have an index of 1099511627776 bytes"):
+        Store(path)
+
+
 @pytest.mark.parametrize('name', ['shard-000000.tar', 'shard-000000.index.npy'])
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(path, name):
     (path / name).unlink()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -318,6 +320,10 @@ def test_links_out_of_the_folder_and_names_in_bytes_are_refused(tmp_path, images
     (folder / 'a b' / 'd\udcffg.png').write_bytes((folder / 'a b' / 'dog_1.png').read_bytes())
     assert exit_code(cli, words) == 2
     assert 'is not UTF-8: rename the file' in capsys.readouterr().err
+    (folder / 'a b' / 'd\udcffg.png').rename(folder / 'a b' / 'd\udcc3\udcb6g.png')
+    assert exit_code(cli, words) == 0
+    names = {noun.text for noun in Store(tmp_path / 'store')[0].nouns}
+    assert names == {'dög', 'dog', 'tennis ball'}
 
 
 def test_other_files_do_not_pass_for_what_is_there(tmp_path, images, capsys):
@@ -335,6 +341,26 @@ def test_many_files_of_one_name_get_their_numbers_quickly(monkeypatch):
     taken = {}
     keys = [importing._key(stem, taken) for stem in ['a', 'a-2', 'a', *['b'] * 20_000]]
     assert keys[:5] == ['a', 'a-2', 'a-3', 'b', 'b-2'] and len(set(keys)) == len(keys)
+
+
+def test_told_to_end_it_says_how_to_go_on_and_leaves_no_scraps(
+    tmp_path, images, monkeypatch, capsys
+):
+    from freeatm_mm.store import importing
+
+    def end(data):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(data)
+
+    real = importing.decode_picture
+    monkeypatch.setattr(importing, 'decode_picture', end)
+    path = make_coco(tmp_path, images)
+    words = ['import', 'coco', images, path, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 128 + signal.SIGTERM
+    assert 'ended by SIGTERM; the same command goes on' in capsys.readouterr().err
+    assert not list((tmp_path / 'store').glob('*.tmp'))
+    monkeypatch.undo()
+    assert exit_code(cli, words) == 0 and len(Store(tmp_path / 'store')) == 2
 
 
 def test_a_broken_json_of_sam_is_one_image(tmp_path, images, capsys):

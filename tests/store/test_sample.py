@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 
@@ -186,6 +187,31 @@ def test_a_raw_sample_names_itself_where_its_masks_are_broken():
     raw.info['nouns'][0]['lo'] = float('nan')
     with pytest.raises(StoreError, match="sample '000000': its JSON .*no finite number"):
         raw.scales()
+
+
+def test_a_notebook_shows_a_sample_small_and_escaped():
+    words = [f'<b{number}>' for number in range(10)]
+    caption = ' '.join(words)
+    nouns = tuple(Noun(word, caption.index(word), caption.index(word) + 4) for word in words)
+    sample = Sample.from_image(
+        'a',
+        Image.new('RGB', (800, 400)),
+        caption=caption,
+        nouns=nouns,
+        masks=np.full((10, 8, 8), 255, np.uint8),
+        scales=np.ones((10, 2), np.float32),
+    )
+    text = sample._repr_html_()
+    assert '<b0>' not in text and '&lt;b0&gt;' in text
+    assert text.count('<img') == 1 + 8 and 'and 2 more nouns' in text and len(text) < 50_000
+    first, second = (
+        Image.open(io.BytesIO(base64.b64decode(part.split('"')[0])))
+        for part in text.split('base64,')[1:3]
+    )
+    assert first.size == (192, 96) and first.getpixel((9, 9)) == (0, 0, 0)
+    assert second.getpixel((9, 9))[0] > 120 > second.getpixel((9, 9))[2]
+    broken = Sample('a', b'<x>', 'png')
+    assert '<img' not in broken._repr_html_() and 'the image' in broken._repr_html_()
 
 
 def test_masks_that_could_not_be_read_again_are_not_written():

@@ -202,6 +202,9 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
         ({'more': ['--limit', '0']}, 'limit must be at least 1'),
         ({'more': ['--engine', 'process', '--workers', '2']}, '--workers needs --engine'),
         ({'more': ['--workers', '2', '--world', '2', '--rank', '0']}, 'starts its own workers'),
+        ({'more': ['--ray-address', 'auto']}, '--ray-address needs --engine ray'),
+        ({'more': ['--workers', '2', '--no-wait']}, '--wait is for workers that start by'),
+        ({'more': ['--engine', 'ray', '--no-take-over']}, '--no-take-over is for workers'),
         ({'more': ['--workers', '0']}, 'workers must be at least 1'),
         (
             {'more': ['--no-masks', '--mask-crf', '64']},
