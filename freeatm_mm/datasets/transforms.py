@@ -9,6 +9,7 @@ the encoder's feature grid, for all views at once: no mask of image size is ever
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmcv.transforms import BaseTransform, Compose, RandomApply, RandomFlip, Ran
 from mmpretrain.datasets.transforms import ColorJitter, MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.registry import TRANSFORMS
 from mmpretrain.structures import DataSample
+from PIL import Image
 
 from freeatm_mm.datasets.samplers import mix_seed
 from freeatm_mm.ops.geometry import (
@@ -36,6 +38,7 @@ from freeatm_mm.ops.geometry import (
 from freeatm_mm.ops.masks import dequantize, peakedness
 from freeatm_mm.ops.nouns import noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
+from freeatm_mm.store.pictures import PICTURE_FORMATS
 
 MUTABLE = (list, dict, set, np.ndarray)
 
@@ -141,6 +144,8 @@ class LoadFromStore(BaseTransform):
         ):
             flag += '_ignore_orientation'
         try:
+            if self.imdecode_backend == 'pillow':  # mmcv would let Pillow try every format
+                Image.open(io.BytesIO(raw.image_bytes), formats=PICTURE_FORMATS)
             image = mmcv.imfrombytes(raw.image_bytes, flag=flag, backend=self.imdecode_backend)
         except Exception as error:
             reason = ' '.join(str(error).split()) if raw.image_bytes else 'it is empty'

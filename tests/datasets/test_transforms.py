@@ -25,6 +25,7 @@ from freeatm_mm.datasets import (
 )
 from freeatm_mm.datasets.transforms import FASTER
 from freeatm_mm.ops import WHOLE, noun_id
+from freeatm_mm.store import StoreError
 
 JITTER = dict(
     type='RandomApply',
@@ -396,3 +397,16 @@ def test_object_crops_need_masks(tmp_path):
     assert FreeATMDataset(store, pipeline=steps)[1]['inputs'][0].shape == (3, 16, 16)
     with pytest.raises(ValueError, match='object_crops of FreeATMMultiView needs masks=True'):
         FreeATMDataset(store, pipeline=steps, masks=False)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_postscript_named_as_a_picture_is_not_run(tmp_path, monkeypatch, backend):
+    """Pillow hands it to Ghostscript."""
+    text = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n'
+    (tmp_path / 'a.png').write_bytes(text)
+    called = []
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args, **_: called.append(args))
+    pipeline = [dict(type='LoadFromStore', imdecode_backend=backend)]
+    with pytest.raises(StoreError, match="'a.png' can't be decoded"):
+        FreeATMDataset(tmp_path, masks=False, pipeline=pipeline)[0]
+    assert not called
