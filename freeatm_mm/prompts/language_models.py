@@ -31,6 +31,7 @@ __all__ = [
     'LocalModel',
     'Request',
     'ServerModel',
+    'model_folder',
     'read_completion',
 ]
 
@@ -509,8 +510,8 @@ def _status_reason(error: Any) -> str:
     return reason
 
 
-def _place_of(name: str) -> Path:
-    """The folder of a model, fetched where it is a name, which holds data alone.
+def model_folder(name: str) -> Path:
+    """Return the folder of a model of transformers, fetched where it is a name: data alone.
 
     Raises:
         OSError: If it can't be had.
@@ -529,6 +530,10 @@ def _place_of(name: str) -> Path:
         )
     if (folder / 'config.json').exists():
         check_kernels('its config.json', read_json(folder / 'config.json', finite=False))
+    for path in folder.glob('*.index.json'):
+        files = read_json(path, shape={'weight_map': dict})['weight_map'].values()
+        if any(not isinstance(file, str) or file != os.path.basename(file) for file in files):
+            raise ValueError(f'its {path.name} names weights outside of its folder')
     return folder
 
 
@@ -571,7 +576,7 @@ class LocalModel:
             )
         try:
             with no_code_from_data():
-                place = _place_of(folder)
+                place = model_folder(folder)
                 with hub_out_of_reach():
                     self._tokenizer = AutoTokenizer.from_pretrained(
                         place, padding_side='left', trust_remote_code=False
