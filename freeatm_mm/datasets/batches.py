@@ -19,6 +19,7 @@ from torch import Tensor
 
 from freeatm_mm.datasets.samplers import seeded_uniforms
 from freeatm_mm.datasets.transforms import (
+    FreeATMColorJitter,
     FreeATMMultiView,
     FreeATMRandomFlip,
     FreeATMRandomResizedCrop,
@@ -255,7 +256,7 @@ def _read_view(transforms: list[Any]) -> tuple[FreeATMRandomResizedCrop, list]:
             probability, step = step.prob, step.transforms.transforms[0]
         if type(step) is FreeATMRandomFlip and step is transform and _is_plain_flip(step):
             steps.append((step.prob, None))
-        elif type(step) is ColorJitter and _is_plain_jitter(step):
+        elif type(step) in (ColorJitter, FreeATMColorJitter) and _is_plain_jitter(step):
             steps.append((probability, step))
         else:
             raise ValueError(f'in_memory cannot do {transform!r} for whole batches: leave it out.')

@@ -2,15 +2,16 @@
 
 import copy
 import pickle
+import random
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from helpers.tiny_stores import make_store, make_store_of_spellings
-from mmcv.transforms import RandomFlip
+from mmcv.transforms import RandomFlip, RandomGrayscale
 from mmengine.dataset import default_collate
-from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
+from mmpretrain.datasets.transforms import ColorJitter, MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from mmpretrain.structures import DataSample
 
@@ -22,6 +23,7 @@ from freeatm_mm.datasets import (
     LoadFromStore,
     PackFreeATMInputs,
 )
+from freeatm_mm.datasets.transforms import FASTER
 from freeatm_mm.ops import WHOLE, noun_id
 from freeatm_mm.store import StoreError
 
@@ -30,6 +32,7 @@ JITTER = dict(
     prob=0.8,
     transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
 )
+GREY = dict(type='RandomGrayscale', keep_channels=True, channel_weights=(0.114, 0.587, 0.2989))
 BLUR = dict(type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.5)
 
 
@@ -83,15 +86,56 @@ def test_views_equal_mmpretrains(seed):
         first = [
             dict(type=f'{prefix}RandomResizedCrop', scale=24, backend='pillow'),
             JITTER,
+            dict(GREY, prob=0.5),
             BLUR,
             dict(type=f'{prefix}RandomFlip', prob=0.5),
         ]
         second = [dict(type=f'{prefix}RandomResizedCrop', scale=16)]
+        random.seed(seed)
         np.random.seed(seed)
         results = dict(img=image(seed), window=WHOLE, meta=[1])
         outputs.append(view(transforms=[first, second], num_views=[2, 1])(results)['img'])
     for stock, ours in zip(*outputs):
         np.testing.assert_array_equal(stock, ours)
+
+
+PICTURES = {
+    'contiguous': image(3),
+    'flipped': image(3)[:, ::-1],
+    'grey': image(3)[..., 0],
+    'float': image(3).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    'step, kind',
+    [
+        *((JITTER['transforms'][0], kind) for kind in ('contiguous', 'flipped')),
+        *((dict(JITTER['transforms'][0], backend='cv2'), kind) for kind in ('flipped', 'float')),
+        *((dict(GREY, prob=1), kind) for kind in PICTURES),
+        (dict(GREY, prob=1, keep_channels=False), 'contiguous'),
+        (dict(GREY, prob=0.0), 'flipped'),
+        (dict(GREY, prob=1, color_format='hsv'), 'contiguous'),
+    ],
+)
+def test_faster_transforms_give_the_same(step, kind):
+    arguments = {key: value for key, value in step.items() if key != 'type'}
+    (pair,) = [pair for pair in FASTER.items() if pair[0].__name__ == step['type']]
+    images = []
+    for cls in pair:
+        np.random.seed(5)
+        random.seed(5)
+        found = cls(**arguments)(dict(img=PICTURES[kind].copy()))['img']
+        images.append((found, np.random.randint(1 << 30), random.random()))
+    np.testing.assert_array_equal(images[0][0], images[1][0])
+    assert images[0][0].dtype == images[1][0].dtype and images[0][1:] == images[1][1:]
+
+
+def test_views_take_the_faster_transforms():
+    view = FreeATMMultiView(transforms=[[JITTER, dict(GREY, prob=0.2)]], num_views=2)
+    apply, grey = view.pipelines[0].transforms
+    assert type(grey) is FASTER[RandomGrayscale]
+    assert type(apply.transforms.transforms[0]) is FASTER[ColorJitter]
 
 
 def test_views_leave_the_original_alone():
