@@ -11,6 +11,7 @@ import base64
 import hashlib
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -299,6 +300,17 @@ class RemoteFolder:
         """Whether files are better written many at once, as each writing is a commit."""
         return self.address.startswith('hf://')
 
+    def create(self, private: bool) -> None:
+        """Make the repository of a folder on the Hub, unless it is there.
+
+        Args:
+            private: Whether one that is made can be seen by its owner alone.
+
+        Raises:
+            InputError: If the Hub refuses.
+        """
+        self._try('', lambda server, place: server.create(place, private))
+
     def upload_many(self, files: Sequence[tuple[Path, str, str]]) -> None:
         """Write files of this machine into the folder, in order, and prove that they arrived.
 
@@ -387,6 +399,8 @@ class _Server(Protocol):
 
     def remove(self, place: str) -> None: ...
 
+    def create(self, place: str, private: bool) -> None: ...
+
 
 def _connect(scheme: str) -> _Server:
     try:
@@ -459,6 +473,9 @@ class _Web:
         raise InputError(f"{place} can't be written to: use s3://, gs:// or hf://")
 
     def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
+        raise NotImplementedError
+
+    def create(self, place: str, private: bool) -> None:
         raise NotImplementedError
 
     def remove(self, place: str) -> None:
@@ -538,10 +555,20 @@ class _FileSystem:
         options = {'chunksize': PART, 'max_concurrency': 4} if self._scheme == 's3' else {}
         self._fs.put_file(str(path), place, **options)
 
+    def create(self, place: str, private: bool) -> None:
+        kind, _, name = place.removeprefix('hf://').partition('/')
+        if kind != 'datasets':
+            kind, name = 'models', f'{kind}/{name}'
+        self._fs._api.create_repo(name, repo_type=kind[:-1], private=private, exist_ok=True)
+        self._fs.invalidate_cache()
+
     def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
         from huggingface_hub import CommitOperationAdd
+        from huggingface_hub.utils import disable_progress_bars
 
         places = [self._fs.resolve_path(place) for _, place in files]
+        if not (sys.stderr and sys.stderr.isatty()):
+            disable_progress_bars()  # in a log they are a line for every per cent
         self._fs._api.create_commit(
             places[0].repo_id,
             [
@@ -595,6 +622,8 @@ def _explain(error: BaseException) -> _Explained:
     status = next((code for cause in causes if (code := _status(cause))), 0)
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = ' '.join(sorted(names))
+    if 'OfflineModeIsEnabled' in names:
+        return _Explained("can't be reached: HF_HUB_OFFLINE is set")
     if status in (401, 403) or PermissionError in map(type, causes) or 'Credentials' in text:
         return _Explained(
             'may not be read or written, or is not there: check credentials and address'

@@ -390,6 +390,37 @@ def no_code_from_data() -> Iterator[None]:
             setattr(module, field, value)
 
 
+def check_kernels(file: Any, config: Any) -> None:
+    """Makes sure that no config, or one inside it, has attention computed by code of the hub.
+
+    Reason: a name with a slash as its `attn_implementation` is a repository whose compiled code
+    transformers fetches and runs, where the package `kernels` is installed; it asks nobody.
+
+    Source: `transformers/modeling_utils.py`, `_check_and_adjust_attn_implementation`;
+    `transformers/integrations/hub_kernels.py`.
+
+    Args:
+        file: Where the config stands, for the message.
+        config: Its content.
+
+    Raises:
+        ValueError: If it names one.
+    """
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            for name, item in value.items():
+                if 'attn_implementation' in name and '/' in str(item):
+                    raise ValueError(
+                        f'{file} wants the attention kernel {item!r} of the hub: code '
+                        'that comes with weights is not run'
+                    )
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
 @contextmanager
 def hub_out_of_reach() -> Iterator[None]:
     """Keeps huggingface_hub from fetching anything.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, overload
 
-from freeatm_mm.signals import Terminated
+from freeatm_mm.signals import Terminated, end_on_signals
 
 __all__ = [
     'BAD_INPUT',
@@ -62,14 +62,26 @@ _REPORTED = (FreeATMError, ValueError, OSError, ImportError, FloatingPointError)
 
 @overload
 def tool(
-    main: Callable[..., int | None], *, name: str | None = None, resumes: bool = False
+    main: Callable[..., int | None],
+    *,
+    name: str | None = None,
+    resumes: bool = False,
+    told_to_end: bool = False,
 ) -> Callable[..., int]: ...
 @overload
 def tool(
-    main: None = None, *, name: str | None = None, resumes: bool = False
+    main: None = None,
+    *,
+    name: str | None = None,
+    resumes: bool = False,
+    told_to_end: bool = False,
 ) -> Callable[[Callable[..., int | None]], Callable[..., int]]: ...
 def tool(
-    main: Callable[..., int | None] | None = None, *, name: str | None = None, resumes: bool = False
+    main: Callable[..., int | None] | None = None,
+    *,
+    name: str | None = None,
+    resumes: bool = False,
+    told_to_end: bool = False,
 ) -> Callable[..., Any]:
     """Let a tool's `main(argv=None)` end as all tools do.
 
@@ -83,9 +95,11 @@ def tool(
         name: Of the program, for messages; by default `freeatm SUBCOMMAND` where that
             runs it, and otherwise the name of the file that defines `main`.
         resumes: Whether the same command goes on where an interrupted one was.
+        told_to_end: Whether SIGTERM and SIGHUP end it as Ctrl-C does: what it has begun to write is
+            removed, and what it started ends too. Not for what several processes do together.
     """
     if main is None:
-        return functools.partial(tool, name=name, resumes=resumes)
+        return functools.partial(tool, name=name, resumes=resumes, told_to_end=told_to_end)
     file_name = Path(main.__code__.co_filename).name
     advice = '; the same command goes on where it was' if resumes else ''
 
@@ -93,7 +107,8 @@ def tool(
     def run(argv: Sequence[str] | None = None) -> int:
         print_any_text()
         try:
-            return main(argv) or 0
+            with end_on_signals() if told_to_end else nullcontext():
+                return main(argv) or 0
         except _REPORTED as error:
             if getattr(error, 'keeps_traceback', False):
                 raise

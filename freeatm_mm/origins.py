@@ -188,6 +188,13 @@ def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
     ]
     if not ours:
         return False if datasets else None
+    model = _mapping(cfg.get('model'))
+    kinds = [
+        str(part.get('type', '')).split('.')[-1] for part in (model, _mapping(model.get('neck')))
+    ]
+    if not any(kind.startswith('FreeATM') for kind in kinds):
+        plain = {_CLASSIFIER, *(method.model for method in METHODS.values())}
+        return False if kinds[0] in plain else None  # mmpretrain's own models pass masks over
     variants = {variant for dataset in ours for variant in _variants(dataset)}
     return ', '.join(sorted(variants)) or True
 

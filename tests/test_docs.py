@@ -22,6 +22,7 @@ DOCS = sorted(
         '.',
         'docs',
         'docs/reference',
+        'docs/tutorials',
         'docs/results',
         'docs/results/claims',
         'weights/miniature-generator',

@@ -1,6 +1,8 @@
 """Errors and the ending of tools: one sentence and one exit code, whatever the tool."""
 
 import ast
+import os
+import signal
 
 import pytest
 from helpers.tools import ROOT, command_behind
@@ -46,6 +48,40 @@ def test_a_tool_ends_with_one_sentence(capsys, error, code, message):
         main([])
     assert ended.value.code == code
     assert capsys.readouterr().err == f'test_errors.py: {message}\n'
+
+
+def test_a_tool_that_is_told_to_end_clears_up(capsys):
+    cleared = []
+
+    @tool(resumes=True, told_to_end=True)
+    def main(argv=None):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 5)
+        finally:
+            cleared.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 143 and cleared and signal.getsignal(signal.SIGTERM) is before
+    assert 'ended by SIGTERM; the same command goes on' in capsys.readouterr().err
+
+
+#: Those that see to it themselves, those of several processes, which their launcher ends, and those
+#: with threads at work, which would be waited for: they die at once, and write whole files only.
+ENDED_OTHERWISE = {
+    *('add_masks.py', 'generate.py', 'lavis_train.py', 'train.py'),
+    *('pull.py', 'push.py'),
+}
+
+
+@pytest.mark.parametrize('path', COMMANDS, ids=lambda path: path.name)
+def test_commands_that_go_on_can_be_told_to_end(path):
+    """A scheduler's SIGTERM leaves no half of a file, and nobody at work."""
+    text = path.read_text()
+    if '@tool(resumes=True' in text and path.name not in ENDED_OTHERWISE:
+        assert '@tool(resumes=True, told_to_end=True)' in text
 
 
 def test_mistakes_of_the_program_keep_their_traceback():

@@ -193,6 +193,25 @@ def test_masks_are_told_through_wrappers_and_controls_by_their_names(dataset, ma
     assert settle_label(found, said, 'x.pth')['masks'] == said['masks']
 
 
+@pytest.mark.parametrize(
+    'model, neck, masks',
+    [
+        ('MoCo', 'MoCoV2Neck', False),
+        ('mmpretrain.SimCLR', 'NonLinearNeck', False),
+        ('ImageClassifier', 'GlobalAveragePooling', False),
+        ('MyMoCo', 'FreeATMMoCoV2Neck', True),
+        ('FreeATMMAE', '', True),
+        ('MyMAE', 'MAEPretrainDecoder', None),
+    ],
+)
+def test_masks_that_the_model_passes_over_are_none(model, neck, masks):
+    text = (
+        f"model = dict(type='{model}', neck=dict(type='{neck}'))\n"
+        f'train_dataloader = dict(dataset={OURS.format("s", "")})\n'
+    )
+    assert origin_of(content(text)).masks is masks
+
+
 GENERATED = {'pipeline': 'owner/stable-diffusion-v1-5'}
 
 

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,3 +119,13 @@ def test_a_packaged_config_trains_by_mims_tool(environment, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob('work_dirs/miniature/mocov2_freeatm/epoch_1.pth'))
+
+
+@pytest.mark.journey
+def test_a_new_users_whole_way(environment, tmp_path, capsys):
+    """Record, generate, view, push, pretrain in each framework from there, stream, pull."""
+    journey = load_tool('setup/journey')
+    assert journey.main([str(tmp_path / 'empty'), '--python', str(environment)]) == 0
+    said = capsys.readouterr().out
+    assert f'{len(journey.STEPS) - said.count("left out")} steps in ' in said
+    assert 'first mask after ' in said

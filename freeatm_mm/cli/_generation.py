@@ -261,6 +261,11 @@ def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
     engine = args.engine or ('process' if args.workers is None else 'workers')
     if engine == 'process' and args.workers is not None:
         raise ValueError('--workers needs --engine workers or ray')
+    if engine != 'ray' and args.ray_address is not None:
+        raise ValueError('--ray-address needs --engine ray')
+    if engine != 'process' and (args.wait is not None or args.no_take_over):
+        name = '--wait' if args.wait is not None else '--no-take-over'
+        raise ValueError(f'{name} is for workers that start by themselves, not --engine {engine}')
     if engine != 'process' and world > 1:
         raise ValueError(
             f'--engine {engine} starts its own workers: not under torchrun, in a '

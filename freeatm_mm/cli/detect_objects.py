@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@tool(resumes=True)
+@tool(resumes=True, told_to_end=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Detect them, and show how many images are done."""
     args = parse_args(argv)

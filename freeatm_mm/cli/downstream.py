@@ -203,7 +203,7 @@ def check_label(row: Path, label: dict[str, Any]) -> None:
             )
 
 
-@tool(resumes=True)
+@tool(resumes=True, told_to_end=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or submit what isn't done, and write the row once everything is."""
     args = parse_args(argv)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
-from freeatm_mm.signals import end_on_signals
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@tool(resumes=True)
+@tool(resumes=True, told_to_end=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the store."""
     args = parse_args(argv)
@@ -94,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The same command over other files would take what is there for done.
         'source_sha256': fingerprint(args.images, args.masks),
     }
-    with end_on_signals():
-        write_store(args.out, samples, args.samples_per_shard, config)
+    write_store(args.out, samples, args.samples_per_shard, config)
     for line in report.unusable:
         print(f'left out: {line}')
     print(report)

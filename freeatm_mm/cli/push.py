@@ -1,19 +1,39 @@
-"""Copy a store to an address, shard by shard, and prove what arrived by checksums.
+"""Copy a store to an address, or a store or checkpoint to the Hub with a card.
 
     freeatm push cats s3://my-bucket/stores/cats
+    freeatm push cats hf://datasets/me/cats --license cc-by-4.0
+    freeatm push epoch_200.pth hf://me/mocov2-cats --license apache-2.0 --figure linear=61.2
 
-The same command goes on where a stopped one was. store.json goes last: a copy that was stopped is
-no store yet. While a store is still being generated, the shards that are whole are copied (exit
-code 1 says that there will be more); start the command again later.
+A store is copied shard by shard, and what arrived is proved by checksums. The same command goes on
+where a stopped one was. store.json goes last: a copy that was stopped is no store yet. While a
+store is still being generated, the shards that are whole are copied (exit code 1 says that there
+will be more); start the command again later.
+
+On the Hub a store gets a card with its counts, nouns, settings and a picture of samples with their
+masks, and can be read by datasets.load_dataset; of a checkpoint, the backbone is written for
+transformers, timm and mmpretrain. --draft FOLDER writes that here, to look at, and copies nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from freeatm_mm.cli._numbers import whole
-from freeatm_mm.errors import FOUND, tool
+from freeatm_mm.errors import FOUND, InputError, tool
+
+
+def parse_figure(text: str) -> tuple[str, float]:
+    """'linear=61.2' as (name, value)."""
+    name, _, value = text.partition('=')
+    try:
+        if not name:
+            raise ValueError
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not NAME=NUMBER, like linear=61.2') from None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -21,20 +41,51 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('store', help="the store's folder")
-    parser.add_argument('address', help='where to: s3://, gs:// or hf://')
-    parser.add_argument(
+    add = parser.add_argument
+    add('source', help="the store's folder, or a checkpoint")
+    add('address', help='where to: s3://, gs://, hf://datasets/USER/NAME; hf://USER/NAME')
+    add(
         '--jobs',
         type=whole(1, 64),
         default=4,
         metavar='N',
         help='shards copied at a time (default: 4)',
     )
-    parser.add_argument(
-        '--replace',
-        action='store_true',
-        help='take the place of another store at the address',
+    add('--replace', action='store_true', help='take the place of another store at the address')
+    hub = parser.add_argument_group('for the Hub (hf://)')
+    add = hub.add_argument
+    add('--license', metavar='ID', help="required: the Hub's name of it, such as cc-by-4.0")
+    add('--license-name', metavar='NAME', help='of the licence, where ID is other')
+    add('--license-link', metavar='LINK', help="to the licence's text, where ID is other")
+    add('--title', help='of the card (default: the last part of the address)')
+    add('--text', metavar='FILE', help='a file with what the card says first, in Markdown')
+    add(
+        '--previews',
+        type=whole(1, 64),
+        metavar='N',
+        help='samples in the picture of a store (default: 8)',
     )
+    add(
+        '--figure',
+        action='append',
+        type=parse_figure,
+        metavar='NAME=NUMBER',
+        help='what was measured with a checkpoint; may be given several times',
+    )
+    add(
+        '--data',
+        action='append',
+        metavar='USER/NAME',
+        help='a data set on the Hub that a checkpoint was trained on; may be given several times',
+    )
+    add(
+        '--heads',
+        type=whole(1, 1024),
+        metavar='N',
+        help="a ViT's attention heads, for transformers (default: one for each 64 channels)",
+    )
+    add('--private', action='store_true', help='what is made there is seen by its owner alone')
+    add('--draft', metavar='FOLDER', help='write card and pictures here, and copy nothing')
     return parser.parse_args(argv)
 
 
@@ -42,8 +93,51 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Copy it."""
     args = parse_args(argv)
+    if args.address.lower().startswith('hf://'):
+        return _to_hub(args)
+    names = 'license title text previews figure data heads private draft'.split()
+    given = [name for name in names if getattr(args, name)]
+    if given:
+        raise InputError(f'--{given[0]} goes with an address of the Hub, hf://')
     from freeatm_mm.store import push_store
 
-    report = push_store(args.store, args.address, jobs=args.jobs, replace=args.replace)
+    report = push_store(args.source, args.address, jobs=args.jobs, replace=args.replace)
+    print(f'{args.address}: {report}')
+    return 0 if report.complete else FOUND
+
+
+def _to_hub(args: argparse.Namespace) -> int:
+    from freeatm_mm import hub
+    from freeatm_mm.files import read_text
+
+    if not args.license:
+        raise InputError(
+            'what goes to the Hub needs a licence: --license cc-by-4.0, for example, or --license '
+            'other with --license-name and --license-link'
+        )
+    terms = hub.Terms(args.license, args.license_name, args.license_link)
+    options: dict[str, Any] = {'title': args.title}
+    options['text'] = read_text(args.text).strip() if args.text else None
+    is_store = Path(args.source).is_dir()
+    wrong = ('figure', 'data', 'heads') if is_store else ('previews', 'replace')
+    for name in wrong:
+        if getattr(args, name):
+            raise InputError(f'--{name} goes with a {"checkpoint" if is_store else "store"}')
+    if is_store:
+        options |= {'previews': args.previews} if args.previews else {}
+    else:
+        options |= {
+            'figures': dict(args.figure or ()),
+            'data': args.data or (),
+            'heads': args.heads,
+        }
+    draft: Callable[..., list[Path]] = hub.draft_store if is_store else hub.draft_checkpoint
+    push: Callable[..., Any] = hub.push_store_to_hub if is_store else hub.push_checkpoint_to_hub
+    if args.draft:
+        for file in draft(args.source, args.address, args.draft, terms, **options):
+            print(file)
+        return 0
+    more = {'replace': args.replace} if is_store else {}
+    report = push(args.source, args.address, terms, private=args.private, **more, **options)
     print(f'{args.address}: {report}')
     return 0 if report.complete else FOUND

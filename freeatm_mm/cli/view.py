@@ -29,7 +29,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--count',
         type=whole(1, 100_000),
-        default=200,
         metavar='N',
         help='samples on it (default: 200)',
     )
@@ -44,12 +43,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--seed', type=SEED, help='draw the samples at random (default: the first ones)'
     )
     parser.add_argument(
-        '--port', type=whole(0, 65_535), default=0, help='of the server (default: one that is free)'
+        '--port', type=whole(0, 65_535), help='of the server (default: one that is free)'
     )
     parser.add_argument('--no-browser', action='store_true', help='only print the address')
     args = parser.parse_args(argv)
-    if not args.out and (args.where or args.seed is not None):
-        parser.error('--where and --seed go with --out: the server has its own search')
+    if not args.out and (args.where or args.seed is not None or args.count is not None):
+        parser.error('--where, --seed and --count go with --out: the server has its own search')
+    if args.out and (args.port is not None or args.no_browser):
+        parser.error('--port and --no-browser are of the server: leave --out out, or them')
     return args
 
 
@@ -72,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in numbers
             if not conditions or all(holds(store.read(number).info) for holds in conditions)
         )
-        count = write_page(store, args.out, islice(fitting, args.count))
-        if not count:
+        chosen = list(islice(fitting, 200 if args.count is None else args.count))
+        if not chosen:
             raise InputError(f'no sample of {args.store} fits {" and ".join(args.where)}')
-        print(f'{args.out}: {count} samples')
+        print(f'{args.out}: {write_page(store, args.out, chosen)} samples')
         return 0
     try:
-        server = make_server(store, args.port)
+        server = make_server(store, args.port or 0)
     except OSError as error:
         raise InputError(f'port {args.port} is taken ({error.strerror}): choose another') from None
     address = f'http://127.0.0.1:{server.server_address[1]}/'

@@ -19,19 +19,21 @@ from torch import Tensor
 
 from freeatm_mm.datasets.samplers import seeded_uniforms
 from freeatm_mm.datasets.transforms import (
+    FreeATMColorJitter,
     FreeATMMultiView,
     FreeATMRandomFlip,
     FreeATMRandomResizedCrop,
     LoadFromStore,
     PackFreeATMInputs,
 )
-from freeatm_mm.ops.geometry import WHOLE, ViewMasks, crop_window
+from freeatm_mm.ops.geometry import WHOLE, ViewMasks, choose_object, crop_window, object_boxes
 
 __all__ = ['BatchPipeline']
 
 #: The most that decoded pictures may take.
 MOST_BYTES = 8 * 2**30
 
+_APART = 1 << 20  # the number of a seed that no view draws
 _GREY = (0.114, 0.587, 0.299)  # of blue, green and red, as OpenCV weighs them
 
 
@@ -85,6 +87,7 @@ class BatchPipeline:
         self.several = len(middle) == 1 and isinstance(middle[0], FreeATMMultiView)
         views = [view.transforms for view in middle[0].transforms] if self.several else [middle]
         self.views = [_read_view(list(view)) for view in views]
+        self.object_crops = middle[0].object_crops if self.several else 0.0
         self.device = device
         self._keep(samples, count)
 
@@ -132,8 +135,9 @@ class BatchPipeline:
         draws = _Draws(np.asarray(seeds, np.uint64))
         images = self.images[torch.as_tensor(numbers, device=self.device)].float()
         pictures, windows = [], []
+        weights = self._objects(numbers, draws.seeds) if self.object_crops else None
         for crop, steps in self.views:
-            view, window = self._view(images, crop, steps, draws)
+            view, window = self._view(images, crop, steps, draws, weights)
             pictures.append(view)
             windows.append(window)
         masks = self._masks(numbers, np.stack(windows))
@@ -160,10 +164,13 @@ class BatchPipeline:
         crop: FreeATMRandomResizedCrop,
         steps: list[tuple[float, ColorJitter | None]],
         draws: _Draws,
+        weights: np.ndarray | None,
     ) -> tuple[Tensor, np.ndarray]:
         """One view of each picture, (B, 3, h, w) uint8, and its window, (B, 4)."""
         size = images.shape[2], images.shape[3]
         boxes = crop_boxes(crop, size, draws(4 * crop.max_attempts))
+        if weights is not None:
+            boxes = object_boxes(boxes, size, weights)
         flipped = np.zeros(len(images), bool)
         colours = []
         for probability, jitter in steps:
@@ -198,6 +205,17 @@ class BatchPipeline:
             view = torch.lerp(grey, view, colour).round_().clamp_(0, 255)
             view = view.mul_(bright).floor_().clamp_(0, 255)
         return view
+
+    def _objects(self, numbers: Sequence[int], seeds: np.ndarray) -> np.ndarray:
+        """(B, h, w) where the object is that each picture's views are cropped around, or 0."""
+        weights = np.zeros((len(numbers), *self.masks.shape[1:]), np.uint8)
+        draws = seeded_uniforms(seeds, 1, _APART)[:, 0]
+        for place, (number, draw) in enumerate(zip(numbers, draws)):
+            part = self.rest[number]['instances']
+            chosen = choose_object(self.masks[part.start : part.stop], draw, self.object_crops)
+            if chosen is not None:
+                weights[place] = chosen
+        return weights
 
     def _masks(self, numbers: Sequence[int], windows: np.ndarray) -> list[ViewMasks]:
         """The masks of each sample of the batch on all of its views; windows (V, B, 4)."""
@@ -238,7 +256,7 @@ def _read_view(transforms: list[Any]) -> tuple[FreeATMRandomResizedCrop, list]:
             probability, step = step.prob, step.transforms.transforms[0]
         if type(step) is FreeATMRandomFlip and step is transform and _is_plain_flip(step):
             steps.append((step.prob, None))
-        elif type(step) is ColorJitter and _is_plain_jitter(step):
+        elif type(step) in (ColorJitter, FreeATMColorJitter) and _is_plain_jitter(step):
             steps.append((probability, step))
         else:
             raise ValueError(f'in_memory cannot do {transform!r} for whole batches: leave it out.')

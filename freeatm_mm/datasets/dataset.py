@@ -225,11 +225,13 @@ class FreeATMDataset(BaseDataset):
         )
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
-        elif any(
-            isinstance(transform, LoadFromStore) and transform.centred_box
-            for transform in self.pipeline.transforms
-        ):
-            raise ValueError('FreeATMDataset: centred_box of LoadFromStore needs masks=True.')
+        else:
+            for option, owner in (
+                ('centred_box', 'LoadFromStore'),
+                ('object_crops', 'FreeATMMultiView'),
+            ):
+                if any(getattr(step, option, None) for step in self.pipeline.transforms):
+                    raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
         """Opens the sources; the 'list' is the range of their samples' numbers."""

@@ -18,7 +18,7 @@ from freeatm_mm.errors import InputError, listed
 
 __all__ = ['CheckTrainingHook', 'describe_schedule']
 
-#: Losses in a row that may be no numbers under loss scaling, which leaves out such steps.
+#: Losses in a row that may be no numbers under loss scaling, which leaves out such steps, or 0.
 _PATIENCE = 20
 
 
@@ -89,7 +89,7 @@ class CheckTrainingHook(Hook):
     priority = 'ABOVE_NORMAL'  # before checkpoints are written, and older ones deleted
 
     def __init__(self) -> None:
-        self._bad = 0
+        self._bad = self._idle = 0
 
     def before_train(self, runner: Runner) -> None:
         """Counts samples, batches and steps.
@@ -153,7 +153,8 @@ class CheckTrainingHook(Hook):
 
         Raises:
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
-                steps out, only after 20 in a row.
+                steps out, only after 20 in a row. If the loss is exactly 0 in 20 in a row, or in
+                all of a shorter run.
         """
         values = {
             name: float(torch.as_tensor(value).detach())
@@ -169,6 +170,14 @@ class CheckTrainingHook(Hook):
             raise InputError(
                 f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): '
                 f'{", ".join(bad)}{row}. {_ADVICE}'
+            )
+        self._idle = self._idle + 1 if values.get('loss') == 0 else 0
+        if self._idle and self._idle >= min(_PATIENCE, runner.train_loop.max_iters):
+            raise InputError(
+                f'nothing is trained: the loss was exactly 0 in {self._idle} iterations in a row. '
+                'A contrastive loss has nothing to tell apart in a batch of one image, or where '
+                "all instances are of one noun (model.negatives='other_nouns'): take a larger "
+                'train_dataloader.batch_size'
             )
         if any(
             not hook.by_epoch

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.compat import check_kernels
 from freeatm_mm.files import read_json
 
 __all__ = ['INDEX', 'check_folder', 'files_of']
@@ -229,7 +230,7 @@ def _check_files(folder: Path, part: str, files: list[Path], is_model: bool) -> 
         elif file.name == 'config.json':
             # Settings may be infinite, and diffusers writes them so.
             config = read_json(folder / file, MAX_CONFIG, finite=False)
-            _check_kernels(folder / file, config)
+            check_kernels(folder / file, config)
     pickles = [file.name for file in files if file.suffix in _PICKLES]
     if is_model and not weights and pickles:
         raise ValueError(
@@ -250,20 +251,3 @@ def _check_weight_list(folder: Path, file: Path, weights: set[str]) -> None:
                 f'{folder / file} names {name!r} as a file of weights; only '
                 'safetensors files beside it are loaded'
             )
-
-
-def _check_kernels(file: Path, config: Any) -> None:
-    """Refuse a config, or one inside it, that has its attention computed by code of the hub."""
-    pending = [config]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            for name, item in value.items():
-                if 'attn_implementation' in name and '/' in str(item):
-                    raise ValueError(
-                        f'{file} wants the attention kernel {item!r} of the hub: code '
-                        'that comes with weights is not run'
-                    )
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
@@ -420,17 +421,22 @@ def _pretrained_text(
             "model.text_weights to a folder with BERT's weights (names are not "
             'looked up)'
         )
+    files = [Path(folder, name) for name in ('model.safetensors', 'pytorch_model.bin')]
+    path = next((file for file in files if os.path.lexists(file)), None)
+    if path is None:
+        raise MissingFileError(
+            f'the folder {folder} holds no text weights: '
+            'model.safetensors or pytorch_model.bin is missing'
+        )
+    # Read here: transformers would also follow a list of files to wherever it leads.
+    state = load_weights(path)
+    check_finite(state, path)
     models = []
     for kind, options in ((XBertEncoder, {'add_pooling_layer': False}), (XBertLMHeadDecoder, {})):
         try:
             model, report = kind.from_pretrained(
-                folder, config=config, output_loading_info=True, local_files_only=True, **options
+                None, config=config, state_dict=dict(state), output_loading_info=True, **options
             )
-        except OSError:
-            raise MissingFileError(
-                f'the folder {folder} holds no text weights: '
-                'model.safetensors or pytorch_model.bin is missing'
-            ) from None
         except Exception as error:  # of another size, or damaged, which raises in many ways
             raise InputError(
                 f'the text weights in {folder} do not fit the model: '

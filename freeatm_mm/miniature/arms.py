@@ -42,7 +42,11 @@ class Arm:
     def changes(self, layout: Layout, seed: int) -> list[str]:
         """Its options for a method's config."""
         pipeline = 'train_dataloader.dataset.pipeline.'
-        places = {'loading': layout.loading, 'packing': layout.packing}
+        places = {
+            'loading': layout.loading,
+            'packing': layout.packing,
+            'viewing': layout.viewing,
+        }
         return [
             option.format(seed=seed, **{key: f'{pipeline}{n}' for key, n in places.items()})
             for option in self.options
@@ -88,6 +92,22 @@ ARMS: dict[str, Arm] = {
         'box',
         ('{loading}.centred_box=own',),
         'a control, in place of each mask a box of its area in the centre',
+    ),
+    'object_crops': Arm(
+        'object_crops',
+        ('{viewing}.object_crops=1.0',),
+        'both views are cropped around one of the nouns, drawn anew each time',
+        'model.negatives',
+    ),
+    'plus': Arm(
+        'plus',
+        (
+            'model.positives=same_noun',
+            '{loading}.trust=True',
+            '{viewing}.object_crops=1.0',
+            '{packing}.mask_values=normalized',
+        ),
+        'same_noun, trust, normalized and object_crops together',
     ),
     'felzenszwalb': Arm(
         'felzenszwalb',

@@ -32,6 +32,7 @@ class Layout:
         begin: Epoch that the cosine begins at.
         loading: Place of the transform that loads samples in the pipeline.
         packing: Place of the transform that packs masks in the pipeline.
+        viewing: Place of the transform that makes several views; None of methods that see one.
         settings: All that the config says, and the project's configs that it extends.
     """
 
@@ -40,6 +41,7 @@ class Layout:
     begin: int
     loading: int
     packing: int
+    viewing: int | None
     settings: Mapping[str, Any]
 
     def epochs(self, epochs: int) -> int:
@@ -85,6 +87,7 @@ def read_layout(method: str) -> Layout:
             _whole(schedule[cosine].get('begin', 0)),
             _place(pipeline, 'LoadFromStore', path),
             _place(pipeline, 'PackFreeATMInputs', path),
+            next((place for place, part in enumerate(pipeline) if 'num_views' in part), None),
             settings,
         )
     except TypeError:

@@ -33,9 +33,11 @@ __all__ = [
     'ViewMasks',
     'Window',
     'centred_boxes',
+    'choose_object',
     'crop_window',
     'flip_window',
     'masks_on_views',
+    'object_boxes',
     'view_masks',
     'visible_share',
 ]
@@ -296,3 +298,64 @@ def centred_boxes(masks: np.ndarray, area: float | None) -> np.ndarray:
         for length in (height, width)
     )
     return np.rint(255 * rows[:, :, None] * columns[:, None]).astype(np.uint8)
+
+
+def choose_object(masks: np.ndarray, draw: float, share: float = 1.0) -> np.ndarray | None:
+    """Choose the object that an image's crops are to lie around, all nouns alike.
+
+    Args:
+        masks: (K, h, w) uint8 masks.
+        draw: A random number in [0, 1).
+        share: Probability that the crops lie around an object at all.
+
+    Returns:
+        (h, w) uint8, the noun's mask where its foreground is and 0 elsewhere; None if no noun is
+        chosen, or none has a foreground.
+    """
+    if draw >= share:
+        return None
+    foregrounds = np.where(masks >= THRESHOLD * 255, masks, np.uint8(0))
+    found = np.flatnonzero(foregrounds.any((1, 2)))
+    if not len(found):
+        return None
+    return foregrounds[found[int(draw / share * len(found))]]
+
+
+def object_boxes(boxes: np.ndarray, size: tuple[int, int], weights: np.ndarray) -> np.ndarray:
+    """Move crops so that their centres are distributed as an object is.
+
+    No further random number is needed: the place of a random crop among all that are possible, from
+    the top and from the left, becomes the same quantile of the object's rows, and of its columns
+    within that row. So sizes stay, and whatever is drawn later stays as well. A crop that would
+    reach over the edge is moved inside; its centre's point of the object is in it all the same.
+
+    Args:
+        boxes: (B, 4) int, random crops: top, left, height and width in pixels.
+        size: (height, width) of the pictures.
+        weights: (B, h, w) how likely each cell of the picture is to hold a centre, not negative;
+            where all are 0 the crop stays.
+
+    Returns:
+        (B, 4) int64 boxes.
+    """
+    boxes = np.asarray(boxes, np.int64)
+    free = np.array(size) - boxes[:, 2:]  # by how much each can be moved
+    quantiles = (boxes[:, :2] + 0.5) / (free + 1)
+    weights = weights.astype(np.float64)
+    rows, down = _quantile(weights.sum(2), quantiles[:, 0])
+    _, across = _quantile(weights[np.arange(len(boxes)), rows], quantiles[:, 1])
+    centres = np.stack([down, across], 1) * size
+    corners = np.clip(np.rint(centres - boxes[:, 2:] / 2).astype(np.int64), 0, free)
+    chosen = np.asarray(weights.any((1, 2)))
+    return np.concatenate([np.where(chosen[:, None], corners, boxes[:, :2]), boxes[:, 2:]], 1)
+
+
+def _quantile(weights: np.ndarray, quantiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where quantiles (B,) of weights (B, n) over a line lie: the cell, and the place in [0, 1]."""
+    ends = weights.cumsum(1)
+    wanted = quantiles * ends[:, -1]
+    cells = np.minimum((ends <= wanted[:, None]).sum(1), weights.shape[1] - 1)
+    each = np.arange(len(weights))
+    inside = weights[each, cells]
+    before = ends[each, cells] - inside
+    return cells, (cells + (wanted - before) / np.maximum(inside, 1e-12)) / weights.shape[1]

@@ -1,4 +1,8 @@
-"""Scores as plain functions of numpy arrays: average precision, k-nearest neighbours, mean IoU."""
+"""Scores as plain functions of numpy arrays: average precision, k-nearest neighbours, mean IoU.
+
+Own code rather than scikit-learn: classes without a positive and sums over batches are treated as
+the benchmarks have it; tests compare with scikit-learn where it has the same score.
+"""
 
 from __future__ import annotations
 

@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 
 from freeatm_mm.attention import dense_crf, minmax, resize
+from freeatm_mm.compat import no_code_from_data
 from freeatm_mm.errors import InputError
 from freeatm_mm.probing.mask_quality import THRESHOLD, centred_box, mean_box_size
 from freeatm_mm.prompts import Noun
 from freeatm_mm.prompts.imagenet import select_classes
+from freeatm_mm.prompts.language_models import model_folder
 from freeatm_mm.store import Sample
 
 __all__ = ['Reference', 'Sam', 'choose_nouns', 'compare_with_reference', 'judged_samples']
@@ -50,9 +52,14 @@ class Sam:
         try:
             from transformers import SamImageProcessor, SamModel, SamProcessor
 
-            self.images = SamImageProcessor.from_pretrained(name)
+            with no_code_from_data():
+                folder = model_folder(name)
+                self.images = SamImageProcessor.from_pretrained(folder, trust_remote_code=False)
+                model = SamModel.from_pretrained(
+                    folder, use_safetensors=True, trust_remote_code=False
+                )
             self.processor = SamProcessor(self.images)
-            self.model = SamModel.from_pretrained(name, use_safetensors=True).to(device).eval()
+            self.model = model.to(device).eval()
         except Exception as error:  # of the hub, of a file that anybody wrote
             text = ' '.join(str(error).split())
             raise InputError(f"the SAM {name} can't be had: {text}") from None

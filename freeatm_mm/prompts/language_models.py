@@ -15,10 +15,13 @@ from concurrent.futures import TimeoutError as FutureTimeoutError  # another one
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from freeatm_mm.compat import check_kernels, hub_out_of_reach, no_code_from_data
 from freeatm_mm.errors import RunError
+from freeatm_mm.files import read_json
 from freeatm_mm.prompts.reading import excerpt, load_json
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     'LocalModel',
     'Request',
     'ServerModel',
+    'model_folder',
     'read_completion',
 ]
 
@@ -506,6 +510,33 @@ def _status_reason(error: Any) -> str:
     return reason
 
 
+def model_folder(name: str) -> Path:
+    """Return the folder of a model of transformers, fetched where it is a name: data alone.
+
+    Raises:
+        OSError: If it can't be had.
+        ValueError: If it holds something that leads to other weights, or to code.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        kinds = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
+        folder = Path(snapshot_download(name, allow_patterns=kinds))
+    if (folder / 'adapter_config.json').exists():
+        raise ValueError(
+            'its adapter_config.json leads to the weights of another model, which are not loaded: '
+            'merge the adapter into the weights'
+        )
+    if (folder / 'config.json').exists():
+        check_kernels('its config.json', read_json(folder / 'config.json', finite=False))
+    for path in folder.glob('*.index.json'):
+        files = read_json(path, shape={'weight_map': dict})['weight_map'].values()
+        if any(not isinstance(file, str) or file != os.path.basename(file) for file in files):
+            raise ValueError(f'its {path.name} names weights outside of its folder')
+    return folder
+
+
 class LocalModel:
     """A causal language model of transformers, from a folder.
 
@@ -544,16 +575,19 @@ class LocalModel:
                 f'there is no number format {dtype!r}; use auto, float32, float16 or bfloat16'
             )
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                folder, padding_side='left', trust_remote_code=False
-            )
-            self._model = (
-                AutoModelForCausalLM.from_pretrained(
-                    folder, torch_dtype=number_format, use_safetensors=True, trust_remote_code=False
-                )
-                .to(device)
-                .eval()
-            )
+            with no_code_from_data():
+                place = model_folder(folder)
+                with hub_out_of_reach():
+                    self._tokenizer = AutoTokenizer.from_pretrained(
+                        place, padding_side='left', trust_remote_code=False
+                    )
+                    model = AutoModelForCausalLM.from_pretrained(
+                        place,
+                        torch_dtype=number_format,
+                        use_safetensors=True,
+                        trust_remote_code=False,
+                    )
+            self._model = model.to(device).eval()
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LanguageModelError(

@@ -75,6 +75,9 @@ class GuidedMasking(nn.Module):
             (B, L) int64, each row a permutation of the L = h * w patches.
 
         Raises:
+            InputError: If the masks are no numbers.
+
+        Raises:
             InputError: If `progress` is out of range, the masks have another shape, or no patch
                 would stay visible.
         """
@@ -82,6 +85,8 @@ class GuidedMasking(nn.Module):
             raise InputError(f'progress {progress} is not in [0, 1]')
         if masks.ndim != 4:
             raise InputError(f'masks must be (B, K, h, w), got {tuple(masks.shape)}')
+        if not masks.isfinite().all():
+            raise InputError('masks are NaN or infinite')
         length = masks.shape[-2] * masks.shape[-1]
         scores = patch_scores(list(masks), length, self.combine)
         hidden = length - num_visible(length, self.mask_ratio)

@@ -221,8 +221,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         + f"; looks at {looks} whole seeds, p by Holm's method; see "
         '[decision-rules.md](../decision-rules.md).',
         '',
-        f'`{results["command"]}`',
-        '',
+        *(part for line in results['command'].splitlines() for part in (f'`{line}`', '')),
         f'{results["date"]}; {results["hardware"]}.',
         '',
         '| comparison | measure | difference, 95 % interval | p (Holm) | seeds | verdict |',
@@ -249,9 +248,10 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         f'- {arm}: {np.mean(values):.4f} ({len(values)} seed{"s" * (len(values) > 1)})'
         for arm, values in means.items()
     ]
-    for each in primary[:1]:
+    for each in findings:  # the first primary comparison, or another one where no seed is whole
         if each.difference:
-            lines += ['', *_power(each.difference, claim)]
+            lines += ['', f'{each.name}:', '', *_power(each.difference, claim)]
+            break
     return '\n'.join(lines) + '\n'
 
 

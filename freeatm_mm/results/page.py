@@ -2,6 +2,8 @@
 
 The page is a single file that loads nothing: pictures are inline PNG, plots inline SVG, and a
 content security policy forbids anything else. It follows the reader's light or dark setting.
+Written without a template: it is tables and figures of any number, each made by a function that
+escapes its text.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from freeatm_mm.store.sample import (
 )
 from freeatm_mm.store.transfer import pull_store, push_store
 from freeatm_mm.store.verify import Problem, SampleSource, verify_store
+from freeatm_mm.store.webdataset import masks_per_noun
 from freeatm_mm.store.writer import StoreWriter, write_store
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     'encode_image',
     'encode_masks',
     'encode_sample',
+    'masks_per_noun',
     'pull_store',
     'push_store',
     'read_manifest',

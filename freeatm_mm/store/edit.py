@@ -115,7 +115,7 @@ def parse_condition(text: str) -> Condition:
     without either, one is enough. The value is JSON, or else text.
 
     Raises:
-        ValueError: If it is no condition.
+        ValueError: If it is no condition, or of what no sample has.
     """
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
@@ -130,6 +130,7 @@ def parse_condition(text: str) -> Condition:
             f'{path!r} in {text!r} is no path: names with single dots between, and # '
             'at the end only'
         )
+    _check_path(names)
     try:
         parsed = parse_json(value.encode())
         if isinstance(parsed, (list, dict)):
@@ -186,11 +187,8 @@ def filter_store(
     otherwise be left out without a word.
 
     Raises:
-        ValueError: If a condition names what no sample has.
         StoreError: If nothing is kept, or the store can't be read.
     """
-    for condition in conditions:
-        _check_path(condition.path)
     store = Store(path)
     kept, absent = [], {condition.path for condition in conditions}
     for index in range(len(store)):

@@ -265,10 +265,10 @@ def _text(name: str) -> str:
         InputError: If it isn't UTF-8.
     """
     try:
-        name.encode()
-    except UnicodeEncodeError:
+        # Where the locale's encoding is another, Python has the bytes as halves of characters.
+        return name.encode('utf-8', 'surrogateescape').decode()
+    except UnicodeError:
         raise InputError(f'the name {name!r} is not UTF-8: rename the file') from None
-    return name
 
 
 def _noun(name: str, otherwise: str) -> str:

@@ -1,4 +1,8 @@
-"""Writing a store's files: whole or not at all, and never by two workers at once."""
+"""Writing a store's files: whole or not at all, and never by two workers at once.
+
+Own code rather than filelock: the lock is on the file that is written, so that what a killed worker
+left is told from what another still writes, and no file of locks lies beside it.
+"""
 
 from __future__ import annotations
 

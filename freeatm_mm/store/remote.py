@@ -11,6 +11,7 @@ from typing import Any
 
 from freeatm_mm.addresses import RemoteFolder, cache_folder, parse_bytes
 from freeatm_mm.errors import InputError
+from freeatm_mm.files import open_in_place
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import file_sha256
 from freeatm_mm.store.locking import locked_write
@@ -90,13 +91,14 @@ class RemoteFiles:
                 return path
         try:
             # One process fetches, others that want the same wait.
-            with (folder / f'{digest}.lock').open('w') as lock:
+            held = folder / f'{digest}.lock'
+            with open_in_place(held) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not (path.is_file() and file_sha256(path) == digest):
                     if path.suffix == '.tar':
                         self._make_room(folder, size)
                     self.folder.fetch(name, path, size, digest, write=locked_write)
-                Path(lock.name).unlink(missing_ok=True)
+                held.unlink(missing_ok=True)
         except OSError as error:
             if isinstance(error, InputError):
                 raise

@@ -54,7 +54,7 @@ __all__ = [
 KINDS = ('missing', 'cut', 'changed', 'doubled', 'foreign')
 
 #: What stands beside a store at an address and isn't looked at.
-_BESIDE = ('README.md', '.gitattributes')
+_BESIDE = ('README.md', 'preview.jpg', '.gitattributes')
 
 #: Names of a store's files: number, kind, and whether it is being written.
 SHARD_FILE = re.compile(r'shard-(\d{6,})(\.tar|\.index\.npy|\.json)(\.tmp)?')

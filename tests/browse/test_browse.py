@@ -206,6 +206,14 @@ def test_a_taken_port_is_told(server, store, capsys):
     assert f'port {port} is taken' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'words', [['--count', 3], ['--seed', 0], ['--where', 'nouns.#>=2'], ['--out', 'x', '--port', 0]]
+)
+def test_options_without_effect_are_refused(store, capsys, words):
+    assert exit_code(cli, ['view', store.path, *words]) == 2
+    assert '--out' in capsys.readouterr().err
+
+
 CHROMIUM = next(
     filter(
         None,

@@ -8,7 +8,7 @@ from helpers.tiny_runs import config, different, train
 from helpers.tiny_stores import make_store
 from scipy import stats
 
-from freeatm_mm.datasets import FreeATMDataset, FreeATMRandomResizedCrop, batches
+from freeatm_mm.datasets import FreeATMDataset, FreeATMRandomResizedCrop, batches, transforms
 from freeatm_mm.datasets.samplers import seeded_uniforms
 
 JITTER = dict(
@@ -21,10 +21,10 @@ FLIP = dict(type='FreeATMRandomFlip', prob=0.5)
 PACK = dict(type='PackFreeATMInputs', grid_size=5)
 
 
-def pipeline(*steps, views=2):
+def pipeline(*steps, views=2, **options):
     middle = list(steps)
     if views:
-        middle = [dict(type='FreeATMMultiView', num_views=views, transforms=[middle])]
+        middle = [dict(type='FreeATMMultiView', num_views=views, transforms=[middle], **options)]
     return [dict(type='LoadFromStore', trust=True), *middle, PACK]
 
 
@@ -63,9 +63,10 @@ def repeat_choices(monkeypatch, dataset, batched, place):
         pipeline(CROP, JITTER, FLIP),
         pipeline(CROP, FLIP, JITTER),
         pipeline(CROP, FLIP, views=0),
+        pipeline(CROP, FLIP, object_crops=0.7),
         pipeline(dict(CROP, crop_ratio_range=(0.9, 3.0), scale=30), JITTER['transforms'][0]),
     ],
-    ids=['mocov2', 'simclr', 'mae', 'often whole'],
+    ids=['mocov2', 'simclr', 'mae', 'object crops', 'often whole'],
 )
 @pytest.mark.parametrize('values', ['attention', 'binary'])
 def test_a_batch_is_what_single_pictures_give(steps, values, tmp_path, monkeypatch):
@@ -93,9 +94,11 @@ def test_a_batch_is_what_single_pictures_give(steps, values, tmp_path, monkeypat
     found = FreeATMDataset(store, pipeline=steps, in_memory=True).draw_batch(draws)
     reference = FreeATMDataset(store, pipeline=steps)
     kept = 0
-    for place, (number, _) in enumerate(draws):
+    for place, (number, seed) in enumerate(draws):
+        apart = seeded_uniforms(np.array([seed], np.uint64), 1, batches._APART)[0, 0]
         with monkeypatch.context() as context:
             repeat_choices(context, reference, chosen, place)
+            context.setattr(transforms, '_draw_apart', lambda apart=apart: apart)
             wanted = reference[number]
         ours, theirs = (
             item['inputs'] if isinstance(item['inputs'], list) else [item['inputs']]

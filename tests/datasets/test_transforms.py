@@ -2,15 +2,16 @@
 
 import copy
 import pickle
+import random
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from helpers.tiny_stores import make_store, make_store_of_spellings
-from mmcv.transforms import RandomFlip
+from mmcv.transforms import RandomFlip, RandomGrayscale
 from mmengine.dataset import default_collate
-from mmpretrain.datasets.transforms import MultiView, PackInputs, RandomResizedCrop
+from mmpretrain.datasets.transforms import ColorJitter, MultiView, PackInputs, RandomResizedCrop
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 from mmpretrain.structures import DataSample
 
@@ -22,13 +23,16 @@ from freeatm_mm.datasets import (
     LoadFromStore,
     PackFreeATMInputs,
 )
+from freeatm_mm.datasets.transforms import FASTER
 from freeatm_mm.ops import WHOLE, noun_id
+from freeatm_mm.store import StoreError
 
 JITTER = dict(
     type='RandomApply',
     prob=0.8,
     transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
 )
+GREY = dict(type='RandomGrayscale', keep_channels=True, channel_weights=(0.114, 0.587, 0.2989))
 BLUR = dict(type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.5)
 
 
@@ -82,15 +86,56 @@ def test_views_equal_mmpretrains(seed):
         first = [
             dict(type=f'{prefix}RandomResizedCrop', scale=24, backend='pillow'),
             JITTER,
+            dict(GREY, prob=0.5),
             BLUR,
             dict(type=f'{prefix}RandomFlip', prob=0.5),
         ]
         second = [dict(type=f'{prefix}RandomResizedCrop', scale=16)]
+        random.seed(seed)
         np.random.seed(seed)
         results = dict(img=image(seed), window=WHOLE, meta=[1])
         outputs.append(view(transforms=[first, second], num_views=[2, 1])(results)['img'])
     for stock, ours in zip(*outputs):
         np.testing.assert_array_equal(stock, ours)
+
+
+PICTURES = {
+    'contiguous': image(3),
+    'flipped': image(3)[:, ::-1],
+    'grey': image(3)[..., 0],
+    'float': image(3).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    'step, kind',
+    [
+        *((JITTER['transforms'][0], kind) for kind in ('contiguous', 'flipped')),
+        *((dict(JITTER['transforms'][0], backend='cv2'), kind) for kind in ('flipped', 'float')),
+        *((dict(GREY, prob=1), kind) for kind in PICTURES),
+        (dict(GREY, prob=1, keep_channels=False), 'contiguous'),
+        (dict(GREY, prob=0.0), 'flipped'),
+        (dict(GREY, prob=1, color_format='hsv'), 'contiguous'),
+    ],
+)
+def test_faster_transforms_give_the_same(step, kind):
+    arguments = {key: value for key, value in step.items() if key != 'type'}
+    (pair,) = [pair for pair in FASTER.items() if pair[0].__name__ == step['type']]
+    images = []
+    for cls in pair:
+        np.random.seed(5)
+        random.seed(5)
+        found = cls(**arguments)(dict(img=PICTURES[kind].copy()))['img']
+        images.append((found, np.random.randint(1 << 30), random.random()))
+    np.testing.assert_array_equal(images[0][0], images[1][0])
+    assert images[0][0].dtype == images[1][0].dtype and images[0][1:] == images[1][1:]
+
+
+def test_views_take_the_faster_transforms():
+    view = FreeATMMultiView(transforms=[[JITTER, dict(GREY, prob=0.2)]], num_views=2)
+    apply, grey = view.pipelines[0].transforms
+    assert type(grey) is FASTER[RandomGrayscale]
+    assert type(apply.transforms.transforms[0]) is FASTER[ColorJitter]
 
 
 def test_views_leave_the_original_alone():
@@ -274,3 +319,94 @@ def test_the_fields_of_a_data_sample_do_not_shadow_mmpretrains():
     sample = packed(corner_masks(), [WHOLE, WHOLE])
     assert not {*sample.keys(), 'visible', 'num_nouns'} & taken
     assert not {'mask', 'masks'} & {*sample.keys(), *sample.metainfo_keys()}
+
+
+def object_views(seed, object_crops, masks, **crop):
+    """Two views of an image whose pixels are their row and column; and what is drawn later."""
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(96)[:, None], np.arange(128)
+    steps = [
+        dict(type='FreeATMRandomResizedCrop', scale=32, interpolation='nearest', **crop),
+        dict(type='FreeATMRandomFlip', prob=0.5),
+    ]
+    view = FreeATMMultiView(transforms=[steps], num_views=2, object_crops=object_crops)
+    np.random.seed(seed)
+    results = view(dict(img=image, window=WHOLE, stored_masks=masks))
+    assert 'object_weights' not in results
+    return results['img'], np.array(results['windows']), np.random.randint(1 << 30)
+
+
+def test_both_views_show_the_object_that_they_are_cropped_around():
+    """Where, by the pixels themselves; sizes, flips and later draws are those of other crops."""
+    masks = np.random.default_rng(0).integers(0, 80, (2, 12, 16), dtype=np.uint8)
+    masks[0, 1, 2] = masks[1, 9:11, 13] = 255  # the nouns, at (8, 16) and (72, 104) and below
+    places = (8, 16, 16, 24), (72, 88, 104, 112)
+    counts = [0, 0]
+    for seed in range(60):
+        crop = dict(crop_ratio_range=(0.05, 0.4))
+        images, windows, later = object_views(seed, 1.0, masks, **crop)
+        _, others, later_without = object_views(seed, 0.0, masks, **crop)
+        assert later == later_without
+        np.testing.assert_allclose(
+            windows[:, 1::2] - windows[:, ::2], others[:, 1::2] - others[:, ::2], atol=1e-12
+        )
+        shown = []
+        for picture, (top, bottom, left, right) in zip(images, windows):
+            left, right = sorted((left, right))
+            assert abs(picture[..., 0].min() - top * 96) <= 2
+            assert abs(picture[..., 0].max() + 1 - bottom * 96) <= 2
+            assert abs(picture[..., 1].min() - left * 128) <= 2
+            assert abs(picture[..., 1].max() + 1 - right * 128) <= 2
+            shown.append(
+                [
+                    y0 < bottom * 96 and y1 > top * 96 and x0 < right * 128 and x1 > left * 128
+                    for y0, y1, x0, x1 in places
+                ]
+            )
+        both = np.all(shown, axis=0)
+        assert both.any()
+        counts = [count + bool(one and not both.all()) for count, one in zip(counts, both)]
+    assert min(counts) > 15  # now the one noun, now the other
+
+
+def test_object_crops_may_be_a_share_and_need_something_to_crop_around():
+    masks = np.zeros((1, 8, 8), np.uint8)
+    masks[0, 1, 1] = 255
+    moved = [
+        not np.array_equal(object_views(seed, 0.3, masks)[1], object_views(seed, 0.0, masks)[1])
+        for seed in range(100)
+    ]
+    assert 0.15 < np.mean(moved) < 0.45
+    for nothing in (masks[:0], np.zeros_like(masks)):
+        windows = [object_views(3, share, nothing)[1] for share in (0.0, 1.0)]
+        np.testing.assert_array_equal(*windows)
+    with pytest.raises(ValueError, match='object_crops 1.5 must be a share'):
+        object_views(0, 1.5, masks)
+    with pytest.raises(ValueError, match='begin with FreeATMRandomResizedCrop'):
+        FreeATMMultiView([[dict(type='FreeATMRandomFlip', prob=0.5)]], 2, object_crops=0.5)
+
+
+def test_object_crops_need_masks(tmp_path):
+    view = [dict(type='FreeATMRandomResizedCrop', scale=16)]
+    steps = [
+        dict(type='LoadFromStore'),
+        dict(type='FreeATMMultiView', num_views=2, transforms=[view], object_crops=1.0),
+        dict(type='PackFreeATMInputs', grid_size=4),
+    ]
+    store = make_store(tmp_path / 'store', 4)
+    assert FreeATMDataset(store, pipeline=steps)[1]['inputs'][0].shape == (3, 16, 16)
+    with pytest.raises(ValueError, match='object_crops of FreeATMMultiView needs masks=True'):
+        FreeATMDataset(store, pipeline=steps, masks=False)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_postscript_named_as_a_picture_is_not_run(tmp_path, monkeypatch, backend):
+    """Pillow hands it to Ghostscript."""
+    text = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n'
+    (tmp_path / 'a.png').write_bytes(text)
+    called = []
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args, **_: called.append(args))
+    pipeline = [dict(type='LoadFromStore', imdecode_backend=backend)]
+    with pytest.raises(StoreError, match="'a.png' can't be decoded"):
+        FreeATMDataset(tmp_path, masks=False, pipeline=pipeline)[0]
+    assert not called

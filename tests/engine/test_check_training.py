@@ -66,6 +66,22 @@ def test_nothing_would_be_trained(tmp_path, store, method, number, changes):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+@pytest.mark.parametrize('iterations', [4, 30])
+def test_a_loss_of_nothing_trains_nothing(tmp_path, store, iterations):
+    """Of one image a batch there is no other to tell it from."""
+    changes = {
+        'train_dataloader.batch_size': 1,
+        'train_dataloader.dataset.masks': False,
+        'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+        'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations),
+        'param_scheduler': None,
+    }
+    cfg = checked(store, tmp_path / 'run', 'simclr', **changes)
+    with pytest.raises(InputError, match=f'exactly 0 in {min(iterations, 20)} iterations'):
+        run(cfg, f'idle_{iterations}')
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
 def test_several_processes_count_together(tmp_path, store, monkeypatch):
     from freeatm_mm.engine import check_training
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -132,3 +136,188 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch, bucket: str = 'bucket') -> Iterato
         yield endpoint
     finally:
         server.stop()
+
+
+#: Files that the Hub wants apart, by their sha256.
+_LARGE = ('.tar', '.safetensors', '.pth')
+
+
+class HubServer(ThreadingHTTPServer):
+    """As much of the Hub as reading and committing takes, in memory.
+
+    Attributes:
+        repos: 'datasets/me/name' or 'models/me/name' -> name of a file -> its bytes.
+        commits: (repository, names) of every commit.
+        tokens: The tokens that came with requests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(('127.0.0.1', 0), _HubHandler)
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.objects: dict[str, bytes] = {}
+        self.commits: list[tuple[str, list[str]]] = []
+        self.tokens: set[str | None] = set()
+        self.fail_commit: str | None = None
+
+    @property
+    def address(self) -> str:
+        return f'http://127.0.0.1:{self.server_address[1]}'
+
+
+class _HubHandler(BaseHTTPRequestHandler):
+    server: HubServer
+    protocol_version = 'HTTP/1.1'
+
+    def _body(self) -> bytes:
+        if self.headers.get('Transfer-Encoding') == 'chunked':
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b''.join(parts)
+        return self.rfile.read(int(self.headers.get('Content-Length') or 0))
+
+    def _answer(self) -> None:
+        self.server.tokens.add(self.headers.get('Authorization'))
+        body, path = self._body(), unquote(urlsplit(self.path).path)
+        if path.startswith('/objects/'):
+            self.server.objects[path.removeprefix('/objects/')] = body
+            return self._send(b'')
+        if path == '/api/validate-yaml':
+            return self._json({'errors': [], 'warnings': []})
+        if path == '/api/repos/create':
+            asked = json.loads(body)
+            name = f'{asked.get("type", "model")}s/{asked["organization"]}/{asked["name"]}'
+            status = 409 if name in self.server.repos else 200
+            self.server.repos.setdefault(name, {})
+            return self._json({'url': f'{self.server.address}/{name}'}, status)
+        if '.git/info/lfs/objects/batch' in path:
+            href = f'{self.server.address}/objects/'
+            objects = [
+                {**each, 'actions': {'upload': {'href': href + each['oid']}}}
+                for each in json.loads(body)['objects']
+            ]
+            return self._json({'transfer': 'basic', 'objects': objects})
+        parts = path.removeprefix('/api').strip('/').split('/')
+        if parts[0] not in ('datasets', 'models'):
+            parts.insert(0, 'models')
+        name, what = '/'.join(parts[:3]), parts[3] if len(parts) > 3 else 'info'
+        files = self.server.repos.get(name)
+        if files is None:
+            return self._json({'error': 'Repository not found'}, 404, 'RepoNotFound')
+        if what == 'preupload':
+            asked = json.loads(body)['files']
+            modes = [
+                {
+                    'path': file['path'],
+                    'uploadMode': 'lfs' if file['path'].endswith(_LARGE) else 'regular',
+                    'shouldIgnore': False,
+                }
+                for file in asked
+            ]
+            return self._json({'files': modes})
+        if what == 'commit':
+            return self._commit(name, files, body)
+        if what == 'paths-info':
+            asked = json.loads(body) if body[:1] == b'{' else parse_qs(body.decode())
+            found = [self._info(files, file) for file in asked['paths'] if file in files]
+            return self._json(found)
+        if what == 'tree':
+            return self._json([self._info(files, file) for file in files])
+        if what == 'resolve':
+            return self._file(files, '/'.join(parts[5:]))
+        self._json({'id': name.partition('/')[2], 'sha': 40 * 'a', 'siblings': []})
+
+    do_GET = do_HEAD = do_POST = do_PUT = _answer
+
+    def _info(self, files: dict[str, bytes], name: str) -> dict[str, object]:
+        data = files[name]
+        info = {
+            'type': 'file',
+            'path': name,
+            'size': len(data),
+            'oid': hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest(),
+        }
+        if name.endswith(_LARGE):
+            info['lfs'] = {
+                'oid': hashlib.sha256(data).hexdigest(),
+                'size': len(data),
+                'pointerSize': 9,
+            }
+        return info
+
+    def _commit(self, name: str, files: dict[str, bytes], body: bytes) -> None:
+        added = {}
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry['value']
+            if entry['key'] == 'file':
+                added[value['path']] = base64.b64decode(value['content'])
+            elif entry['key'] == 'lfsFile':
+                added[value['path']] = self.server.objects[value['oid']]
+            elif entry['key'] == 'deletedFile':
+                files.pop(value['path'], None)
+        if self.server.fail_commit in added:
+            return self._json({'error': 'busy'}, 503)
+        files.update(added)
+        self.server.commits.append((name, list(added)))
+        where = f'{self.server.address}/{name.removeprefix("models/")}/commit/{40 * "b"}'
+        self._json({'commitUrl': where, 'commitOid': 40 * 'b', 'pullRequestUrl': ''})
+
+    def _file(self, files: dict[str, bytes], name: str) -> None:
+        if name not in files:
+            return self._json({'error': 'Entry not found'}, 404, 'EntryNotFound')
+        data, asked = files[name], self.headers.get('Range')
+        headers = {'ETag': '"x"', 'X-Repo-Commit': 40 * 'a'}
+        if asked is None:
+            return self._send(data, 200, **headers)
+        first, _, last = asked.removeprefix('bytes=').partition('-')
+        stop = min(int(last) + 1, len(data))
+        headers['Content-Range'] = f'bytes {first}-{stop - 1}/{len(data)}'
+        self._send(data[int(first) : stop], 206, **headers)
+
+    def _json(self, value: object, status: int = 200, error: str = '') -> None:
+        headers = {'Content-Type': 'application/json', **({'X-Error-Code': error} if error else {})}
+        self._send(json.dumps(value).encode(), status, **headers)
+
+    def _send(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serve_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Run a Hub in this process, and have huggingface_hub find it."""
+    constants = pytest.importorskip('huggingface_hub.constants')
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import reset_sessions
+
+    server = HubServer()
+    monkeypatch.setattr(constants, 'ENDPOINT', server.address)
+    template = server.address + '/{repo_id}/resolve/{revision}/{filename}'
+    for module in (constants, file_download):  # whichever has been asked for it
+        if hasattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE'):
+            monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setenv('HF_TOKEN', 'hf_secretofthetest')
+    reset_sessions()
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        monkeypatch.undo()
+        reset_sessions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -17,6 +18,7 @@ from lavis.models.med import XBertEncoder, XBertLMHeadDecoder  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from freeatm_mm.checkpoints import load_weights  # noqa: E402
+from freeatm_mm.errors import InputError, MissingFileError  # noqa: E402
 from freeatm_mm.lavis_ext import models  # noqa: E402
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain, FreeATMBlipRetrieval  # noqa: E402
@@ -354,7 +356,8 @@ def test_momentum_encoders_keep_their_own_weights_under_checkpointing(tokenizer)
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_weights_from_local_files(tokenizer, tmp_path):
+@pytest.mark.parametrize('old', [False, True])
+def test_weights_from_local_files(tokenizer, tmp_path, old):
     """A ViT as DeiT saves it, a BERT as transformers does: both arrive, nothing is fetched."""
     from transformers import BertConfig, BertForMaskedLM
 
@@ -375,6 +378,15 @@ def test_weights_from_local_files(tokenizer, tmp_path):
         )
     )
     bert.save_pretrained(tmp_path / 'bert')
+    if old:  # as BERT's own files are
+        (tmp_path / 'bert' / 'model.safetensors').unlink()
+        names = {'LayerNorm.weight': 'LayerNorm.gamma', 'LayerNorm.bias': 'LayerNorm.beta'}
+        state = {}
+        for name, value in bert.state_dict().items():
+            for new, former in names.items():
+                name = name.replace(new, former)
+            state[name] = value
+        torch.save(state, tmp_path / 'bert' / 'pytorch_model.bin')
     model = FreeATMBlipPretrain.from_config(
         config(
             tokenizer,
@@ -397,6 +409,24 @@ def test_weights_from_local_files(tokenizer, tmp_path):
         model.text_decoder.cls.predictions.transform.dense.weight,
         bert.cls.predictions.transform.dense.weight,
     )
+
+
+def test_text_weights_run_no_code_and_lead_nowhere(tokenizer, tmp_path):
+    from helpers.hostile_checkpoints import reduced
+
+    folder = tmp_path / 'bert'
+    folder.mkdir()
+    for name in ('elsewhere.bin', 'bert/pytorch_model.bin'):
+        (tmp_path / name).write_bytes(reduced(tmp_path / 'marker'))
+    changes = config(tokenizer, f'model.text_weights={folder}')
+    with pytest.raises(InputError, match='it holds more than tensors'):
+        FreeATMBlipPretrain.from_config(changes)
+    (folder / 'pytorch_model.bin').unlink()
+    index = {'metadata': {}, 'weight_map': {'bert.pooler.dense.bias': '../elsewhere.bin'}}
+    (folder / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
+    with pytest.raises(MissingFileError, match='holds no text weights'):
+        FreeATMBlipPretrain.from_config(changes)
+    assert not (tmp_path / 'marker').exists()
 
 
 def test_safetensors_are_read(model, tokenizer, tmp_path):

@@ -12,9 +12,11 @@ from freeatm_mm.ops import (
     MASK_VALUES,
     WHOLE,
     centred_boxes,
+    choose_object,
     crop_window,
     flip_window,
     masks_on_views,
+    object_boxes,
     view_masks,
     visible_share,
 )
@@ -176,3 +178,44 @@ def test_wrong_values_are_told():
         masks_on_views(masks, [WHOLE], (2, 2), values='soft')
     with pytest.raises(ValueError, match='needs the scales'):
         masks_on_views(masks, [WHOLE], (2, 2), values='attention')
+
+
+def test_all_places_of_a_crop_become_the_places_of_an_object():
+    """Every random crop of one pixel, once each: as many centres in each cell as it weighs."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 9, (8, 8)) * (rng.random((8, 8)) < 0.5)
+    top, left = (part.ravel() for part in np.mgrid[:64, :64])
+    boxes = np.stack([top, left, np.ones_like(top), np.ones_like(top)], 1)
+    moved = object_boxes(boxes, (64, 64), np.broadcast_to(weights, (4096, 8, 8)))
+    counts = np.histogram2d(*moved[:, :2].T, bins=8, range=[(0, 64)] * 2)[0]
+    np.testing.assert_allclose(counts / 4096, weights / weights.sum(), atol=0.02)
+
+
+def test_a_crop_keeps_its_size_stays_inside_and_holds_a_point_of_the_object():
+    rng = np.random.default_rng(1)
+    size = np.array([30, 50])
+    sides = np.stack([rng.integers(1, 31, 400), rng.integers(1, 51, 400)], 1)
+    corners = (rng.random((400, 2)) * (size - sides + 1)).astype(int)
+    weights = (rng.random((400, 6, 5)) < 0.1) * rng.random((400, 6, 5))
+    boxes = np.concatenate([corners, sides], 1)
+    moved = object_boxes(boxes, tuple(size), weights)
+    assert (moved[:, 2:] == sides).all()
+    assert (moved[:, :2] >= 0).all() and (moved[:, :2] + sides <= size).all()
+    for (top, left, height, width), weight, box in zip(moved, weights, boxes):
+        if not weight.any():
+            assert (box == (top, left, height, width)).all()
+            continue
+        rows, columns = np.nonzero(weight)
+        y, x = rows * 5, columns * 10  # cells of 5 x 10 pixels
+        held = (y < top + height) & (y + 5 > top) & (x < left + width) & (x + 10 > left)
+        assert held.any()
+
+
+def test_each_noun_with_a_foreground_is_chosen_as_often():
+    masks = np.zeros((3, 4, 4), np.uint8)
+    masks[0, 0], masks[2, 3, 3] = 200, 255  # the second has none
+    draws = np.arange(100) / 100
+    chosen = [choose_object(masks, draw, 0.5) for draw in draws]
+    rows = [None if part is None else int(part.argmax()) for part in chosen]
+    assert [rows.count(value) for value in (0, 15, None)] == [25, 25, 50]
+    assert choose_object(masks[1:2], 0.0) is None and choose_object(masks[:0], 0.0) is None

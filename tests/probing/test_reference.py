@@ -152,6 +152,20 @@ def test_sam_marks_each_point_at_the_images_size(tiny_sam):
     assert np.array_equal(masks[:1], sam.masks(image, np.array([[5, 5]])))
 
 
+@pytest.mark.parametrize(
+    'name, content, said',
+    [
+        ('config.json', {'_attn_implementation': 'owner/kernel'}, 'attention kernel'),
+        ('adapter_config.json', {'base_model_name_or_path': 'owner/name'}, 'merge the adapter'),
+        ('model.safetensors.index.json', {'weight_map': {'a': '../x.safetensors'}}, 'outside of'),
+    ],
+)
+def test_a_folder_of_sam_leads_to_no_code_and_no_other_weights(tmp_path, name, content, said):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        Sam(str(tmp_path))
+
+
 def test_the_tool_compares_a_store_with_sam(tiny_sam, tmp_path, capsys):
     store = tmp_path / 'store'
     write_store(store, map(square_sample, range(4)))

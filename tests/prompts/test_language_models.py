@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import socket
 import threading
 import time
@@ -600,6 +601,28 @@ def test_a_chat_template_without_a_system_gets_one_message(tiny_model):
 def test_a_device_or_format_that_is_none_is_named(tiny_model, options, message):
     with pytest.raises(LanguageModelError, match=message):
         LocalModel(tiny_model, **options)
+
+
+@pytest.mark.parametrize('case', ['adapter', 'kernel', 'code'])
+def test_a_local_model_that_leads_to_code_or_elsewhere_is_refused(tiny_model, tmp_path, case):
+    folder = tmp_path / 'model'
+    shutil.copytree(tiny_model, folder)
+    marker = tmp_path / 'marker'
+    settings = json.loads((folder / 'config.json').read_text())
+    said = 'of the hub'
+    if case == 'adapter':
+        (folder / 'adapter_config.json').write_text('{"base_model_name_or_path": "other/model"}')
+        said = 'leads to the weights of another model'
+    elif case == 'kernel':
+        settings['text_config'] = {'_attn_implementation': 'other/kernel'}
+    else:
+        (folder / 'code.py').write_text(f'open({str(marker)!r}, "w").close()')
+        settings |= {'auto_map': {'AutoModelForCausalLM': 'code.Model'}, 'model_type': 'own'}
+        said = "can't be loaded"
+    (folder / 'config.json').write_text(json.dumps(settings))
+    with pytest.raises(LanguageModelError, match=said):
+        LocalModel(str(folder))
+    assert not marker.exists()
 
 
 def test_a_missing_local_model_is_named(tmp_path):

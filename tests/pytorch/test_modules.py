@@ -193,6 +193,8 @@ def test_guided_masking_says_what_is_wrong():
     for progress in (-0.1, 1.1, float('nan')):
         with pytest.raises(InputError, match='progress'):
             GuidedMasking().noise(torch.rand(1, 1, 4, 4), progress)
+    with pytest.raises(InputError, match='masks are NaN'):
+        GuidedMasking().noise(torch.full((1, 1, 4, 4), torch.nan), 0.5)
     with pytest.raises(InputError, match='none visible'):
         GuidedMasking()(torch.randn(1, 1, 4), torch.rand(1, 1, 1, 1), 0.5)
     with pytest.raises(InputError, match=r'must be \(B, K, h, w\)'):

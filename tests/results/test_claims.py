@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.tools import exit_code, load_tool
 
-from freeatm_mm.results import new_results, pack_outcomes, write_results
+from freeatm_mm.results import new_results, pack_outcomes, read_results, write_results
 from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim
 
 OBJECTS = 2000
@@ -104,6 +104,11 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     assert 'shown (at 4 seeds)' in capsys.readouterr().out
     assert 'shown (at 4 seeds)' in path.with_suffix('.md').read_text()
     assert path.with_suffix('.svg').read_text().count('<svg') == 1
+    more = tmp_path / 'more.json'
+    write_results(more, rows(8, {True: 0.1, 'other_masks': 0.0, False: 0.0}))
+    assert tool.main([str(path), '--rows', str(more)]) == 0
+    assert 'shown (at 4 seeds)' in capsys.readouterr().out
+    assert len(read_results(path)['rows']) == 24
     other = tmp_path / 'other.json'
     write_results(other, rows(1, {True: 0.0}))
     assert exit_code(tool, [other]) != 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from helpers.store_samples import assert_same, folder_bytes, make_sample, varied_sample
+from helpers.tools import exit_code
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from freeatm_mm import cli
 from freeatm_mm.store import Store, StoreError, verify_store, write_store
 from freeatm_mm.store import sample as sample_module
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
@@ -207,7 +209,10 @@ def test_a_missing_value_is_like_null_at_any_depth(sign, value, without, null, t
 )
 def test_a_path_that_no_sample_can_have_is_refused(stores, tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        filter_store(stores[0], tmp_path / 'out', [parse_condition(text)])
+        parse_condition(text)
+    page = tmp_path / 'page.html'
+    assert exit_code(cli, ['view', stores[0], '--out', page, '--where', text]) == 2
+    assert not page.exists()
 
 
 def test_a_path_that_no_sample_has_is_said(stores, tmp_path, caplog):
@@ -248,7 +253,7 @@ def test_no_text_and_no_json_breaks_a_condition(text, value):
     try:
         condition = parse_condition(text)
     except ValueError:
-        condition = parse_condition(f'a.b>={text.strip() or 0}')
+        condition = parse_condition(f'meta.b>={text.strip() or 0}')
     assert condition({'a': value}) in (True, False)
 
 

@@ -320,6 +320,10 @@ def test_links_out_of_the_folder_and_names_in_bytes_are_refused(tmp_path, images
     (folder / 'a b' / 'd\udcffg.png').write_bytes((folder / 'a b' / 'dog_1.png').read_bytes())
     assert exit_code(cli, words) == 2
     assert 'is not UTF-8: rename the file' in capsys.readouterr().err
+    (folder / 'a b' / 'd\udcffg.png').rename(folder / 'a b' / 'd\udcc3\udcb6g.png')
+    assert exit_code(cli, words) == 0
+    names = {noun.text for noun in Store(tmp_path / 'store')[0].nouns}
+    assert names == {'dög', 'dog', 'tennis ball'}
 
 
 def test_other_files_do_not_pass_for_what_is_there(tmp_path, images, capsys):

@@ -173,6 +173,16 @@ def test_a_checksum_is_no_way_out_of_the_cache(server, path):
         Store(f'{server.address}/store')[0]
 
 
+def test_no_link_in_the_cache_is_written_through(server, path, tmp_path):
+    store = Store(f'{server.address}/store')
+    (tmp_path / 'mine').write_text('mine')
+    digest = read_manifest(path)['shards'][0]['index_sha256']
+    (addresses.cache_folder() / f'{digest}.lock').symlink_to(tmp_path / 'mine')
+    with pytest.raises(StoreError, match='is a symbolic link'):
+        store[0]
+    assert (tmp_path / 'mine').read_text() == 'mine'
+
+
 def test_all_that_reads_a_store_reads_an_address(server, path, tmp_path):
     address = f'{server.address}/store'
     assert read_manifest(address) == read_manifest(path)

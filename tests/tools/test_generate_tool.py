@@ -202,6 +202,9 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
         ({'more': ['--limit', '0']}, 'limit must be at least 1'),
         ({'more': ['--engine', 'process', '--workers', '2']}, '--workers needs --engine'),
         ({'more': ['--workers', '2', '--world', '2', '--rank', '0']}, 'starts its own workers'),
+        ({'more': ['--ray-address', 'auto']}, '--ray-address needs --engine ray'),
+        ({'more': ['--workers', '2', '--no-wait']}, '--wait is for workers that start by'),
+        ({'more': ['--engine', 'ray', '--no-take-over']}, '--no-take-over is for workers'),
         ({'more': ['--workers', '0']}, 'workers must be at least 1'),
         (
             {'more': ['--no-masks', '--mask-crf', '64']},
@@ -497,3 +500,17 @@ def test_a_signal_in_a_finalizer_is_not_lost():
         del dying
         while True:
             time.sleep(0.01)
+
+
+def test_an_import_that_fails_is_told_in_its_own_words(tool, monkeypatch, capsys):
+    """What is missing may be a part of a package that is installed."""
+    import freeatm_mm
+
+    monkeypatch.delattr(freeatm_mm, 'generation', raising=False)
+    monkeypatch.setitem(sys.modules, 'freeatm_mm.generation', None)
+    with pytest.raises(SystemExit) as ended:
+        tool.main(['pipeline', 'prompts.jsonl', 'out'])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and 'not installed' not in err and err.count('\n') == 1
+    assert 'import of freeatm_mm.generation halted' in err
+    assert '(freeatm_mm[generation] installs what generating needs)' in err

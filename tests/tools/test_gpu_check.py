@@ -9,7 +9,10 @@ import torch
 ROWS = {
     'recorder-sd15': 'times that recorded; latents the same bit for bit',
     'recorder-sdxl': 'times that recorded; latents the same bit for bit',
+    'recorder-compiled': 'times that recorded; latents the same bit for bit',
     'step-simclr': 'ms a step, OptimWrapper',
+    'step-mocov2': 'ms a step, OptimWrapper',
+    'step-mae': 'ms a step, OptimWrapper',
     'distributed': 'gloo',
     'mmcv-operators': 'nms and roi_align as on the CPU',
     'lavis-step': 'times LAVIS',

@@ -40,6 +40,7 @@ def print_help(parser, file=None):
             (action.option_strings[:1] or [action.dest], action.help, action.dest)
             for action in actions(parser)
         ],
+        defaults=[str(action.default) for action in actions(parser)],
         unlimited=[
             action.dest
             for action in actions(parser)
@@ -116,6 +117,12 @@ def test_every_number_has_limits(helps, name):
     if name.endswith(('cli/generate.py', 'cli/add_masks.py')):
         later |= LIMITED_LATER
     assert set(helps[name]['unlimited']) <= later
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_committed_results_are_written_over_only_where_they_are_named(helps, name):
+    """What a tool measures goes to work_dirs; docs/results is filled on purpose."""
+    assert not [value for value in helps[name]['defaults'] if value.startswith('docs/results')]
 
 
 @pytest.mark.parametrize('name', TOOLS)

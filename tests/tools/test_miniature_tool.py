@@ -10,13 +10,16 @@ import pytest
 from helpers.tiny_stores import make_store
 from helpers.tools import exit_code, load_tool, planned
 from mmcv.transforms import Compose
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.errors import InputError
+from freeatm_mm.miniature.arms import ARMS
 from freeatm_mm.miniature.job import check_same_pictures
+from freeatm_mm.miniature.layout import read_layout
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
+CHANGED = ('model', 'train_dataloader', 'train_pipeline')
 tool = load_tool('miniature/run')
 plan = partial(planned, tool)
 pytestmark = pytest.mark.usefixtures('single_threaded_at_root')
@@ -58,8 +61,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: eleven arms of the contrastive methods, and twelve of MAE; composed: two of each
-    assert len(trained) == 2 * (11 + 11 + 12 + 3 * 2)
+    # generated: 13 arms of the contrastive methods, 12 of MAE; composed: two of each
+    assert len(trained) == 2 * (13 + 13 + 12 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -108,6 +111,27 @@ def test_masks_from_elsewhere_are_made_of_the_same_samples(capsys, tmp_path):
     assert 'name both' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('scale', ['', 'miniature/'])
+@pytest.mark.parametrize(
+    'method, arm', [('mocov2', 'plus'), ('simclr', 'plus'), ('mae', 'inside_first')]
+)
+def test_the_configs_beyond_the_paper_are_an_arms_options(method, arm, scale):
+    """So that an arm's figures are those of the config."""
+    options = ARMS[arm].changes(read_layout(method), seed=0)
+    cfg = Config.fromfile(f'configs/{scale}{method}_freeatm.py')
+    cfg.merge_from_dict(
+        {
+            key: DictAction._parse_int_float_bool(value)
+            for key, value in (option.split('=', 1) for option in options)
+        }
+    )
+    assert cfg.train_pipeline != cfg.train_dataloader.dataset.pipeline
+    plus = Config.fromfile(f'configs/{scale}{method}_freeatm_plus.py')
+    for part in ('model', 'train_dataloader'):
+        assert cfg[part] == plus[part]
+    assert {**cfg, **dict.fromkeys(CHANGED)} == {**plus, **dict.fromkeys(CHANGED)}
+
+
 def test_options_change_what_they_name(capsys, tmp_path):
     """Each key is there before it is changed, so that none is misspelt."""
     for command in plan(
@@ -140,6 +164,8 @@ def test_options_change_what_they_name(capsys, tmp_path):
                 assert value.type == 'PackFreeATMInputs'
             elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
+            elif last == 'object_crops':
+                assert value.type == 'FreeATMMultiView'
             elif last in ('mask_source', 'mask_source_seed'):
                 assert value.type == 'FreeATMDataset'
             else:

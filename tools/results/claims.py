@@ -1,8 +1,10 @@
 """Say what the rows of a claim decide, by the rule that was written down before them.
 
     python tools/results/claims.py docs/results/claims/contrastive-mocov2.json
+    python tools/results/claims.py claims/acceleration-mocov2.json --rows OUT/*/results.json
 
-Writes NAME.md and NAME.svg beside NAME.json, whose name is that of a claim.
+Writes NAME.md and NAME.svg beside NAME.json, whose name is that of a claim; with --rows NAME.json,
+too, from the rows of other result files.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.results import read_results
+from freeatm_mm.results import add_row, is_untrained, new_results, read_results, write_results
 from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim, verdict_line
 
 
@@ -27,6 +29,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('results', nargs='+', metavar='RESULTS.json', help='result files')
+    parser.add_argument(
+        '--rows',
+        nargs='+',
+        default=[],
+        metavar='FILE.json',
+        help="add the rows of these result files that are of the claim's method, or of random "
+        'weights, to RESULTS.json, which is made if missing; a row of the same run is replaced',
+    )
     return parser.parse_args(argv)
 
 
@@ -40,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(
                 f'{path}: no claim of that name: it must be one of {", ".join(CLAIMS)}'
             )
+        if args.rows:
+            gather(path, args.rows)
         results, claim = read_results(path), CLAIMS[path.stem]
         with atomic_write(path.with_suffix('.md')) as file:
             file.write(claim_page(results, path.stem).encode())
@@ -49,6 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file.write(to_svg(claim_plot(findings)).encode())
         print(f'{path.stem}: {verdict_line(findings[: len(claim.comparisons)], claim)}')
     return 0
+
+
+def gather(path: Path, files: Sequence[str]) -> None:
+    """Add the rows of a claim's method in other files to its result file."""
+    content = [read_results(file) for file in files]
+    results = read_results(path) if path.exists() else new_results(path.stem, '')
+    results['command'] = '\n'.join(
+        dict.fromkeys([*results['command'].splitlines(), *(each['command'] for each in content)])
+    )
+    for each in content:
+        for row in each['rows']:
+            if row.get('method') == CLAIMS[path.stem].method or is_untrained(row.get('method', '')):
+                add_row(results, row)
+    write_results(path, results)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,8 @@
 # Builds the wheel and uses it from an empty folder, in a fresh environment for each Python named:
 #   tools/setup/try_wheel.sh 3.10 3.11 3.12 3.13
 # Needs uv and a package index (its own settings decide which). Records a tiny pipeline's masks,
-# makes prompts, generates, verifies and reads a store, pools and hides in plain PyTorch.
+# makes prompts, generates, verifies and reads a store, pools and hides in plain PyTorch. The whole
+# way, with each framework, an S3 and the Hub's layout, is journey.py.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 folder=$(mktemp -d)

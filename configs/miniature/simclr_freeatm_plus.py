@@ -1,0 +1,19 @@
+"""SimCLR with Free-ATM and four options beyond the paper at this scale: not decided yet.
+
+Keys of the query's own noun in other images are positives too; an instance's loss counts as far as
+its mask can be trusted; masks are stretched to [0, 1]; all views of an image are cropped around one
+of its nouns. No figure says that it is better than `simclr_freeatm.py`, and none is claimed: see
+"Beyond the paper" in docs/pretraining.md.
+
+python tools/train.py configs/miniature/simclr_freeatm_plus.py --data-root STORE
+"""
+
+_base_ = 'simclr_freeatm.py'
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[0]['trust'] = True
+train_pipeline[1]['object_crops'] = 1.0
+train_pipeline[2]['mask_values'] = 'normalized'
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+model = dict(positives='same_noun')
