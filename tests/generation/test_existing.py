@@ -468,7 +468,7 @@ def test_images_are_asked_for_only_where_masks_were_added(tmp_path):
     ('change', 'message'),
     [
         (['--levels', '1000'], 'the noise level 1000 lies outside the schedule'),
-        (['--size', '2'], 'images of 2 pixels a side are too small'),
+        (['--size', '2'], 'must be a whole number from 8'),
         (['--captions', 'nowhere.json'], 'there is no file|nowhere.json'),
         (['--mask-steps', '7:8'], 'masks of the steps'),
     ],

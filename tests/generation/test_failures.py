@@ -215,7 +215,7 @@ def test_damaged_shards_are_repaired_around_what_is_left_out(pipe, tmp_path):
     generate_store(source, tmp_path, progress=False)
     whole = folder_bytes(tmp_path)
     content = bytearray(whole['shard-000000.tar'])
-    content[int(Store(tmp_path)._shard(0)._row(1)[5]) + 50] ^= 1
+    content[int(Store(tmp_path)._shard(0).row(1)[5]) + 50] ^= 1
     (tmp_path / 'shard-000000.tar').write_bytes(content)
     report = repair_store(tmp_path, source)
     assert (report.restored, report.drawn) == (['shard-000000'], 1)

@@ -216,7 +216,7 @@ def test_damaged_samples_are_drawn_again_to_the_same_bytes(pipe, drawn, tmp_path
     draw(pipe, tmp_path)
     whole = folder_bytes(tmp_path)
     content = bytearray(whole['shard-000001.tar'])
-    content[int(drawn.store._shard(1)._row(1)[5]) + 50] ^= 1  # in the image of sample 3
+    content[int(drawn.store._shard(1).row(1)[5]) + 50] ^= 1  # in the image of sample 3
     (tmp_path / 'shard-000001.tar').write_bytes(content)
     (tmp_path / 'shard-000002.tar').unlink()
     source = ShardSource(

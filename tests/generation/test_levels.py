@@ -422,6 +422,11 @@ def test_levels_outside_the_schedule_are_refused(pipe, levels, message):
         ShownImages(pipe, levels)
 
 
+def test_sizes_below_one_cell_are_refused(pipe):
+    with pytest.raises(ValueError, match='images of 2 pixels a side are too small'):
+        ShownImages(pipe, [5], size=2)
+
+
 def test_the_whole_image_is_seen_in_its_proportions(pipe):
     shown = ShownImages(pipe, [200], size=512)
     assert shown.seen(640, 640) == (512, 512)

@@ -186,7 +186,7 @@ def test_the_revision_follows_the_weights_and_not_the_place(pipeline_folder, tmp
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'pipeline': 'nowhere'}, 'there is no pipeline folder nowhere'),
+        ({'pipeline': 'nowhere'}, 'there is no pipeline folder or file nowhere'),
         ({'pipeline': 'empty'}, 'holds no pipeline: it has no model_index.json'),
         ({'pipeline': 'unknown'}, "names the pipeline class 'FooPipeline'"),
         ({'pipeline': 'parts'}, 'parts is not whole: it lacks the folder scheduler, text_encoder'),
