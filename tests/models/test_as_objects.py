@@ -7,7 +7,6 @@ import pickle
 import pytest
 import torch
 from helpers.tiny_models import dino, mae, moco, samples, simclr, simsiam, views
-from mmengine.logging import MessageHub
 from torch import multiprocessing
 
 MODELS = dict(moco=moco, simclr=simclr, simsiam=simsiam, mae=mae, dino=dino)
@@ -60,7 +59,6 @@ def answer(given, results):
 @pytest.mark.filterwarnings('ignore')
 def test_models_reach_a_spawned_process():
     """Nothing of the parent's state goes along but what is pickled."""
-    MessageHub._instance_dict.clear()  # the progress that an earlier test's training has noted
     context = multiprocessing.get_context('spawn')
     given, results = {name: make() for name, make in MODELS.items()}, context.SimpleQueue()
     process = context.Process(target=answer, args=(given, results))

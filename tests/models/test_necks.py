@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.tiny_models import BACKBONE, dino, moco, samples, simclr, simsiam
+from mmengine.logging import MessageHub
 from mmpretrain.registry import MODELS
 
 from freeatm_mm.models import InstancePooling
@@ -173,6 +174,7 @@ def test_other_backbones(name, method):
     neck = dict(NECK_CONFIGS[method], in_channels=channels)
     model = method(backbone=copy.deepcopy(backbone), neck=neck)
     images = [torch.randn(4, 3, 64, 64) for _ in range(2)]
+    MessageHub.get_current_instance().update_info('max_iters', 10)  # DINO's momentum asks
     for data in (samples([2, 1, None, 0], grid=grid), None):
         model.zero_grad()
         loss = model.loss(images, data)['loss']
