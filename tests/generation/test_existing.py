@@ -483,6 +483,7 @@ def test_bad_input_is_one_sentence(folder, pipe, tmp_path, capsys, change, messa
 
 @pytest.mark.parametrize('number', [[], {}, None], ids=['list', 'object', 'null'])
 def test_a_row_with_a_number_that_is_none_names_no_image(tmp_path, number):
+    pytest.importorskip('ijson')
     content = {'images': [{'id': 9, 'file_name': 'a.png'}]}
     rows = [{'id': 1, 'image_id': number, 'caption': 'a dog'}]
     (tmp_path / 'captions.json').write_text(json.dumps({**content, 'annotations': rows}))
