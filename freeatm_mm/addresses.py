@@ -473,10 +473,10 @@ class _Web:
         raise InputError(f"{place} can't be written to: use s3://, gs:// or hf://")
 
     def write_all(self, files: Sequence[tuple[Path, str]]) -> None:
-        raise NotImplementedError
+        self.write(*files[0])
 
     def create(self, place: str, private: bool) -> None:
-        raise NotImplementedError
+        raise InputError(f"{place} can't be made: only the Hub's repositories are, hf://")
 
     def remove(self, place: str) -> None:
         raise InputError(f"{place} can't be removed: use s3://, gs:// or hf://")
@@ -544,7 +544,7 @@ class _FileSystem:
             # Of an encrypted object it is something else: that proves nothing.
             return str(info.get('ETag', '')).strip('"') == _etag(path) or None
         if self._scheme == 'gs' and info.get('md5Hash'):
-            return info['md5Hash'] == base64.b64encode(_digest(path, 'md5')).decode()
+            return info['md5Hash'] == base64.b64encode(_md5(path)).decode()
         if self._scheme == 'hf':
             if info.get('lfs'):
                 return info['lfs']['sha256'] == sha256
@@ -662,8 +662,8 @@ def _file_pieces(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
             yield piece
 
 
-def _digest(path: Path, kind: str) -> bytes:
-    digest = hashlib.new(kind, usedforsecurity=False)
+def _md5(path: Path) -> bytes:
+    digest = hashlib.md5(usedforsecurity=False)
     for piece in _file_pieces(path):
         digest.update(piece)
     return digest.digest()
@@ -672,7 +672,7 @@ def _digest(path: Path, kind: str) -> bytes:
 def _etag(path: Path) -> str:
     """The ETag that S3 gives a file which is uploaded as `_FileSystem.write` does it."""
     if path.stat().st_size < 2 * PART:
-        return _digest(path, 'md5').hex()
+        return _md5(path).hex()
     parts = [
         hashlib.md5(piece, usedforsecurity=False).digest() for piece in _file_pieces(path, PART)
     ]

@@ -24,6 +24,18 @@ BACKBONE = dict(
     zero_init_residual=False,
 )
 GRID = 4  # of the backbone above on 32 x 32 pixels
+DINO = dict(
+    type='FreeATMDINO',
+    backbone=BACKBONE,
+    neck=dict(
+        type='FreeATMDINONeck',
+        in_channels=8,
+        hid_channels=8,
+        bottleneck_channels=6,
+        out_channels=12,
+    ),
+    base_momentum=0.1,
+)
 MAE = dict(
     type='FreeATMMAE',
     backbone=dict(
@@ -133,19 +145,7 @@ def simsiam(stock=False, seed=0, **kwargs):
 def dino(seed=0, **kwargs):
     """A small DINO with weights by seed; mmpretrain has none."""
     torch.manual_seed(seed)
-    config = dict(
-        type='FreeATMDINO',
-        backbone=BACKBONE,
-        neck=dict(
-            type='FreeATMDINONeck',
-            in_channels=8,
-            hid_channels=8,
-            bottleneck_channels=6,
-            out_channels=12,
-        ),
-        base_momentum=0.1,
-    )
-    return _ready(config, kwargs)
+    return _ready(DINO, kwargs)
 
 
 def _ready(config, changes):

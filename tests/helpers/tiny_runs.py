@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from helpers.tiny_models import BACKBONE, GRID, MAE
+from helpers.tiny_models import BACKBONE, DINO, GRID, MAE
 
 NECK = dict(in_channels=8, hid_channels=8, out_channels=6)
 HEAD = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2)
@@ -32,16 +32,7 @@ MODELS = {
         neck=dict(NECK, type='FreeATMNonLinearNeck', norm_cfg=dict(type='BN1d')),
     ),
     'dino': dict(
-        type='FreeATMDINO',
-        backbone=BACKBONE,
-        neck=dict(
-            type='FreeATMDINONeck',
-            in_channels=8,
-            hid_channels=8,
-            bottleneck_channels=6,
-            out_channels=12,
-        ),
-        base_momentum=0.1,
+        DINO,
         warmup_teacher_temperature=0.02,
         teacher_temperature=0.08,
         warmup=0.4,
