@@ -45,14 +45,14 @@ def _objects(*metrics: str) -> tuple[Objects, ...]:
 _GARMENTS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
 
 
-def _contrastive(method: str) -> Claim:
+def _contrastive(method: str, text: str = '', looks: Mapping[int, float] = _TWELVE) -> Claim:
     return Claim(
-        f'{_TITLES[method]} learns to tell objects apart better with attention masks than without, '
-        "and it is the masks that do it: another image's don't do as well",
+        f'{_TITLES[method]}{text} learns to tell objects apart better with attention masks than '
+        "without, and it is the masks that do it: another image's don't do as well",
         method,
         _pairs((True, 'other_masks'), (True, False)),
         Objects('linear_garment'),
-        _TWELVE,
+        looks,
         _objects(*_GARMENTS[1:]),
         _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True)),
     )
@@ -88,6 +88,7 @@ _SCALES = {2_800: 100, 8_400: 33, 28_000: 10}
 CLAIMS: dict[str, Claim] = {
     'contrastive-mocov2': _contrastive('mocov2'),
     'contrastive-simclr': _contrastive('simclr'),
+    'contrastive-mocov2-long': _contrastive('mocov2', ' after a million views', _SIX),
     'acceleration-mocov2': _acceleration('mocov2', 'linear_garment', False, 2),
     'acceleration-simclr': _acceleration('simclr', 'linear_garment', False, 2),
     'acceleration-mae': _acceleration('mae', 'knn_garment_whole', 'ceiling_0', 1),
