@@ -6,6 +6,7 @@ count from 0, and only whole ones, which all arms of the rule have.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(ABC):
     """What is measured, and how two arms are compared by it.
 
     Attributes:
@@ -158,9 +159,9 @@ class Measure:
         """Return the arms that a comparison needs rows of."""
         return [comparison.arm, comparison.reference]
 
+    @abstractmethod
     def difference(self, rows: Rows, comparison: Comparison, seeds: int) -> Any:
         """Compare over the first seeds, two or more."""
-        raise NotImplementedError
 
     def obstacle(self, difference: Any) -> str:
         """Say why such a difference decides nothing; empty if it may."""
