@@ -61,8 +61,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: 13 arms of the contrastive methods, 12 of MAE; composed: two of each
-    assert len(trained) == 2 * (13 + 13 + 12 + 3 * 2)
+    # generated: 15 arms of the contrastive methods, 14 of MAE; composed: two of each
+    assert len(trained) == 2 * (15 + 15 + 14 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -80,7 +80,7 @@ def test_all_arms(capsys, tmp_path):
     files = [command[command.index('--out') + 1] for command in judged]
     assert len(set(files)) == len(files)
     fine_tuned = [command for command in commands if command[0] == 'tools/downstream.py']
-    assert len(fine_tuned) == 2 * (1 + 12 + 2)
+    assert len(fine_tuned) == 2 * (1 + 14 + 2)
     assert {f'{command[command.index("--out") + 1]}.json' for command in fine_tuned} <= {
         f'{Path(file).with_suffix("")}-finetune.json' for file in files
     }
