@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from freeatm_mm.compat import check_kernels, hub_out_of_reach, no_code_from_data
+from freeatm_mm.compat import check_kernels, hub_or_cache, hub_out_of_reach, no_code_from_data
 from freeatm_mm.errors import RunError
 from freeatm_mm.files import read_json
 from freeatm_mm.prompts.reading import excerpt, load_json
@@ -522,7 +522,8 @@ def model_folder(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         kinds = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
-        folder = Path(snapshot_download(name, allow_patterns=kinds))
+        with hub_or_cache():
+            folder = Path(snapshot_download(name, allow_patterns=kinds))
     if (folder / 'adapter_config.json').exists():
         raise ValueError(
             'its adapter_config.json leads to the weights of another model, which are not loaded: '
