@@ -67,7 +67,7 @@ def _networks(model: Any) -> Iterator[nn.Module]:
     kinds: list[type] = [type(model.backbone)]
     if isinstance(getattr(model, 'neck', None), MAEPretrainDecoder):
         kinds.append(MAEPretrainDecoder)
-    pending = [model]
+    pending: list[nn.Module] = [model]
     while pending:
         module = pending.pop()
         if isinstance(module, tuple(kinds)):
@@ -99,6 +99,6 @@ def _as_float32(value: Any) -> Any:
 
 def _is_native() -> bool:
     """Whether this CPU computes bfloat16 itself; True where PyTorch (before 2.11) can't tell."""
-    known = getattr(torch.cpu, 'get_capabilities', dict)()
+    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
     found = [known[name] for name in known if 'bf16' in name]
     return not found or any(found)
