@@ -311,6 +311,8 @@ class AttentionRecorder:
     ) -> None:
         """Find the nouns of some prompts among the text keys of a call."""
         one_prompt = isinstance(prompts, str)
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f'prompts must be a text or a list of texts, got {prompts!r}')
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         _check_prompts(prompts)
         whole_number(images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
@@ -419,7 +421,7 @@ class AttentionRecorder:
         if 'prompt' in call:
             raise TypeError('generate() takes the prompts first, without prompt=')
         asked = Call(self._pipe, call)
-        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        prompts = list(prompts) if isinstance(prompts, Iterator) else prompts
         images_per_prompt = asked.option(
             'num_images_per_prompt', asked.option('num_videos_per_prompt', 1)
         )
@@ -432,7 +434,9 @@ class AttentionRecorder:
                 "columns=... where the nouns' keys are in its embeddings"
             )
         with self:
-            output = self._pipe(prompt=prompts, **call)
+            output = self._pipe(
+                prompt=prompts if isinstance(prompts, str) else list(prompts), **call
+            )
         images = drawn_images(output)
         if len(images) != self._num_images:
             raise ValueError(
@@ -726,6 +730,11 @@ class AttentionRecorder:
             raise ValueError(
                 f'{type(self._pipe).__name__} was loaded without its {name}, which draws and is '
                 'what is recorded: load it whole'
+            )
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f'the {name} of this {type(self._pipe).__name__} is no network of PyTorch but '
+                f'{type(network).__name__}, of which no attention can be recorded'
             )
         return network
 

@@ -80,6 +80,19 @@ def test_lora_of_a_transformer():
         torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
 
 
+def test_a_network_that_peft_wraps():
+    peft = pytest.importorskip('peft')
+    pipe = tiny_stable_diffusion()
+    options = dict(blocks='down', heads={'down_blocks.1': [0]})
+    plain = AttentionRecorder(pipe, PROMPTS, NOUNS, **options)
+    pipe.unet = peft.get_peft_model(pipe.unet, peft.LoraConfig(r=2, target_modules=['to_q']))
+    wrapped = AttentionRecorder(pipe, PROMPTS, NOUNS, **options)
+    with wrapped, plain:
+        images_of(pipe, **STEPS)
+    assert [*wrapped.layers] == ['down_blocks.1.attentions.0.transformer_blocks.0.attn2']
+    assert all(torch.equal(mask, other) for mask, other in zip(plain.masks(), wrapped.masks()))
+
+
 def test_vae_tiling_and_slicing():
     pipe = tiny_stable_diffusion()
     pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 32, 8

@@ -576,6 +576,17 @@ class TestErrors:
         with pytest.raises(ValueError, match=f'was loaded without its {part}'):
             AttentionRecorder(pipe).generate(PROMPTS, NOUNS)
 
+    @pytest.mark.parametrize('prompts', [None, 5])
+    def test_prompts_that_are_none(self, sd, prompts):
+        with pytest.raises(TypeError, match='prompts must be a text or a list of texts'):
+            AttentionRecorder(sd).generate(prompts)
+
+    def test_a_network_that_is_not_of_pytorch(self):
+        pipe = tiny_stable_diffusion()
+        object.__setattr__(pipe, 'unet', object())
+        with pytest.raises(ValueError, match='the unet .* is no network of PyTorch but object'):
+            AttentionRecorder(pipe)
+
     def test_arguments(self, sd):
         for match, prompts, nouns, options in (
             ('prompt 0: a noun must be a word', 'a dog', [[]], {}),
