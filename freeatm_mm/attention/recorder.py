@@ -655,13 +655,12 @@ class AttentionRecorder:
                     f'nothing was recorded: no layer has one of the resolutions asked for, but '
                     f'{sizes_seen}'
                 )
+            advice = (
+                f', for more than the {self._calls} steps it took, or with other steps or blocks'
+            )
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (
-                    f', for more than the {self._calls} steps it took, or with other steps or blocks'
-                    if self._calls
-                    else ''
-                )
+                + (advice if self._calls else '')
             )
         self._check_layer_steps()
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)
