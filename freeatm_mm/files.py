@@ -26,6 +26,7 @@ __all__ = [
     'MAX_LINE',
     'atomic_write',
     'check_json',
+    'check_replaceable',
     'file_sha256',
     'handle_sha256',
     'lines_of',
@@ -448,6 +449,26 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_replaceable(path: str | Path, what: str, mark: str = '') -> None:
+    """Refuse a file to write that is there already, unless it is an earlier one of its kind.
+
+    Args:
+        path: The file to write.
+        what: What files of its kind are, for messages, such as 'a page of freeatm view'.
+        mark: What the first 64 KiB of such files hold; without it, no file is replaced.
+
+    Raises:
+        InputError: If it would take the place of another file, or of what is no plain file.
+    """
+    if not os.path.exists(path):
+        return
+    with os.fdopen(open_regular(path), 'rb') as file:
+        start = file.read(1 << 16)
+    if not mark or start and mark.encode() not in start:
+        other = f' and is not {what}' if mark else f', and {what} replaces nothing'
+        raise InputError(f'{path} is there already{other}: name another file, or remove that one')
 
 
 def open_in_place(path: str | Path, append: bool = False) -> BinaryIO:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, check_replaceable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from freeatm_mm.store import Store
     from freeatm_mm.store.diversity import store_diversity
 
+    if args.out:
+        check_replaceable(args.out, 'a file of freeatm diversity', '"near_duplicates": ')
     options: dict[str, Any] = {'limit': args.limit}
     if args.timm:
         options['features'] = timm_features(args.timm, args.weights, args.device)
