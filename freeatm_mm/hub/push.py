@@ -70,6 +70,7 @@ def push_store_to_hub(
     *,
     private: bool = False,
     replace: bool = False,
+    jobs: int = 4,
     **options: Any,
 ) -> TransferReport:
     """Copy a store to a data set on the Hub, with its card.
@@ -80,6 +81,7 @@ def push_store_to_hub(
         terms: The licence.
         private: Whether a data set that is made can be seen by its owner alone.
         replace: As for :func:`freeatm_mm.store.push_store`.
+        jobs: Likewise.
         options: As for :func:`draft_store`.
 
     Returns:
@@ -94,7 +96,7 @@ def push_store_to_hub(
         files = draft_store(path, address, folder, terms, **options)
         RemoteFolder(address).create(private)
         beside = [(file, file.name) for file in files]
-        return push_store(path, address, replace=replace, beside=beside)
+        return push_store(path, address, replace=replace, jobs=jobs, beside=beside)
 
 
 def _data_set(address: str) -> str:
