@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -442,6 +445,114 @@ def hub_out_of_reach() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = before
         reset()
+
+
+#: What rendering a chat template may take: seconds of the processor, bytes of memory besides, and
+#: characters of text.
+_MOST_SECONDS, _MOST_MEMORY, _MOST_TEXT = 5.0, 1 << 30, 1 << 22
+_MOST_BITS = 1 << 12
+_RENDERING = threading.RLock()  # the memory's limit is the process's
+
+
+def limit_chat_templates() -> None:
+    """Lets transformers stop a chat template that runs on and on or fills the memory.
+
+    Reason: a template is a program that comes with a tokenizer. jinja's sandbox keeps it from
+    Python, but not from loops inside loops, calls that call themselves twice, texts that double or
+    powers of powers; what it does may depend on the message. From then on, in the whole process, a
+    template that takes too much raises jinja2's TemplateError, and so does any other error in it.
+
+    Source: `transformers/utils/chat_template_utils.py`, `_compile_jinja_template`.
+    """
+    try:
+        from jinja2 import Template, TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from transformers.utils import chat_template_utils
+    except ImportError:
+        return  # nothing renders any
+    if hasattr(chat_template_utils.ImmutableSandboxedEnvironment, 'limited'):
+        return
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        try:
+            with _RENDERING, _limited_memory(), _limited_seconds():
+                yield
+        except TemplateError:
+            raise
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            raise TemplateError(f'the chat template fails: {said}') from error
+
+    class LimitedTemplate(Template):
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            with limited():
+                text = super().render(*args, **kwargs)
+            if len(text) > _MOST_TEXT:
+                raise TemplateError(f'the chat template makes {len(text):,} characters')
+            return text
+
+    class LimitedEnvironment(ImmutableSandboxedEnvironment):
+        template_class = LimitedTemplate
+        intercepted_binops = frozenset({'*', '**'})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if isinstance(left, int) and isinstance(right, int):
+                bits, more = left.bit_length(), right.bit_length()
+                if (bits * max(right, 0) if operator == '**' else bits + more) > _MOST_BITS:
+                    raise TemplateError('the chat template makes a number of too many digits')
+            return super().call_binop(context, operator, left, right)
+
+        def from_string(self, *args: Any, **kwargs: Any) -> Template:
+            with limited():  # constants are computed now
+                return super().from_string(*args, **kwargs)
+
+    LimitedEnvironment.limited = True  # type: ignore[attr-defined]
+    chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment
+    cached = getattr(chat_template_utils._compile_jinja_template, 'cache_clear', None)
+    if cached is not None:
+        cached()
+
+
+@contextmanager
+def _limited_seconds() -> Iterator[None]:
+    """Stops Python code at the next line once it has taken too long; TimeoutError."""
+    end = time.thread_time() + _MOST_SECONDS
+
+    def trace(frame: Any, event: str, value: Any) -> Any:
+        if time.thread_time() > end:
+            raise TimeoutError(f'it takes more than {_MOST_SECONDS:g} seconds')
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Lets the process take a limited amount of memory besides what it has, where Linux counts."""
+    try:
+        import resource
+
+        with open('/proc/self/statm', encoding='ascii') as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = [
+        taken + _MOST_MEMORY,
+        *(each for each in (soft, hard) if each != resource.RLIM_INFINITY),
+    ]
+    resource.setrlimit(resource.RLIMIT_AS, (min(most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class CompileSettings(NamedTuple):

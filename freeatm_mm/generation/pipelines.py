@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from freeatm_mm.attention.families import call_names
-from freeatm_mm.compat import hub_out_of_reach, no_code_from_data
+from freeatm_mm.compat import hub_out_of_reach, limit_chat_templates, no_code_from_data
 from freeatm_mm.errors import InputError, listed
 from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
@@ -164,6 +164,7 @@ def load_pipeline(
     single = _single_file(source, revision, variant, model_config)
     diffusers = _import_diffusers()
     scheduler_class = _scheduler_class(diffusers, scheduler) if scheduler else None
+    limit_chat_templates()
     with no_code_from_data(), _quiet_off_terminals(diffusers):
         files = [(find_lora(name), weight) for name, weight in added]
         if single is None:
