@@ -552,7 +552,7 @@ def describe_blip(
         earlier: What the checkpoint that it starts from says, where it starts from one.
 
     Returns:
-        :data:`BLIP_FACTS` but for the epochs, which are a checkpoint's; None for what isn't known.
+        `BLIP_FACTS` but for the epochs, which are a checkpoint's; None for what isn't known.
     """
     data = _mapping(_mapping(config.get('datasets')).get('freeatm_pretrain'))
     model, info = _mapping(config.get('model')), _mapping(data.get('build_info'))
@@ -591,7 +591,7 @@ def blip_origin(path: str | Path) -> dict[str, Any] | None:
     """What a checkpoint of a pretraining, or of a fine-tuning of one, says of the pretraining.
 
     Returns:
-        :data:`BLIP_FACTS`, None where it doesn't say; None for a checkpoint of others.
+        `BLIP_FACTS`, None where it doesn't say; None for a checkpoint of others.
 
     Raises:
         InputError: If it can't be read.

@@ -129,7 +129,7 @@ def load_pipeline(
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
     Weights are read from safetensors files only, never from pickles, and nothing outside the
-    folder is followed (see :mod:`freeatm_mm.generation.folders`).
+    folder is followed (see `freeatm_mm.generation.folders`).
 
     Args:
         source: A pipeline's folder, a hub id such as ``owner/name``, or a single file of a
@@ -147,7 +147,7 @@ def load_pipeline(
         model_config: Of a single file, the pipeline it is a checkpoint of, for the configs and
             tokenizers that are not in it: a folder or a hub id. By default the one that diffusers
             knows for such a checkpoint, on the hub or in its cache.
-        offload: One of :data:`OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
+        offload: One of `OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
 
     Raises:
         FileNotFoundError: If the folder or file is missing or holds no pipeline.
@@ -256,7 +256,7 @@ def find_lora(name: str) -> Path:
     """Return where a LoRA lies here, fetching it if it is one of the hub.
 
     Args:
-        name: As :func:`parse_lora` returns it.
+        name: As `parse_lora` returns it.
 
     Raises:
         ValueError: If it can't be had.
