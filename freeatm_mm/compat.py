@@ -474,7 +474,7 @@ def limit_chat_templates() -> None:
         return
 
     @contextmanager
-    def limited() -> Iterator[None]:
+    def limits() -> Iterator[None]:
         try:
             with _RENDERING, _limited_memory(), _limited_seconds():
                 yield
@@ -486,13 +486,14 @@ def limit_chat_templates() -> None:
 
     class LimitedTemplate(Template):
         def render(self, *args: Any, **kwargs: Any) -> str:
-            with limited():
+            with limits():
                 text = super().render(*args, **kwargs)
             if len(text) > _MOST_TEXT:
                 raise TemplateError(f'the chat template makes {len(text):,} characters')
             return text
 
     class LimitedEnvironment(ImmutableSandboxedEnvironment):
+        limited = True
         template_class = LimitedTemplate
         intercepted_binops = frozenset({'*', '**'})
 
@@ -504,12 +505,12 @@ def limit_chat_templates() -> None:
             return super().call_binop(context, operator, left, right)
 
         def from_string(self, *args: Any, **kwargs: Any) -> Template:
-            with limited():  # constants are computed now
+            with limits():  # constants are computed now
                 return super().from_string(*args, **kwargs)
 
-    LimitedEnvironment.limited = True  # type: ignore[attr-defined]
-    chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment
-    cached = getattr(chat_template_utils._compile_jinja_template, 'cache_clear', None)
+    rendering: Any = chat_template_utils
+    rendering.ImmutableSandboxedEnvironment = LimitedEnvironment
+    cached = getattr(rendering._compile_jinja_template, 'cache_clear', None)
     if cached is not None:
         cached()
 
