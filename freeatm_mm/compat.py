@@ -68,6 +68,37 @@ def skip_multimodal_models() -> None:
     module.WITH_MULTIMODAL = False
 
 
+def leave_out_notices() -> None:
+    """Leaves out notices of OpenMMLab that say nothing to its users, in the whole process.
+
+    Reason: the fork's debugging note that OneDL is not installed is printed, as `print_log` without
+    a logger looks at no level; mmengine's own hooks call `FileClient`, which then warns of its own
+    name and of a backend's; and mmcv warns in each loading process that colours were changed by
+    Pillow, which is what the configs ask for.
+
+    Source: `mmpretrain/datasets/__init__.py`, `mmengine/logging/logger.py`,
+    `mmengine/fileio/file_client.py` and `mmcv/image/photometric.py` of the maintained forks.
+    """
+    import logging
+    import warnings
+
+    from mmengine.fileio import file_client
+
+    module: Any = importlib.import_module('mmengine.logging')
+    warnings.filterwarnings('ignore', "Only use 'alpha' for pillow backend", UserWarning)
+    names: Any = file_client  # which uses `print_log` for these alone
+    names.print_log = lambda *_, **__: None
+    print_log = module.print_log
+    if print_log.__module__ == __name__:
+        return
+
+    def print_at_its_level(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:
+        if logger is not None or level >= logging.INFO:
+            print_log(msg, logger, level)
+
+    module.print_log = print_at_its_level
+
+
 def accept_mmseg_fork() -> None:
     """Lets `_base_ = 'mmseg::...'` find the installed mmseg, whatever its distribution is called.
 

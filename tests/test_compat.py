@@ -29,7 +29,7 @@ def test_importing_the_package_imports_neither_side():
 )
 def test_one_module_registers_everything(first):
     pytest.importorskip('mmpretrain')
-    run(
+    shown = run(
         f'{first}import freeatm_mm.openmmlab, sys\n'
         'from mmpretrain.registry import DATASETS, HOOKS, MODELS, TASK_UTILS, TRANSFORMS\n'
         'assert MODELS.get("FreeATMMoCo") and DATASETS.get("FreeATMDataset")\n'
@@ -37,8 +37,20 @@ def test_one_module_registers_everything(first):
         'assert TASK_UTILS.get("AttentionGuidedMaskGenerator") and MODELS.get("MoCo")\n'
         'from mmengine.registry import HOOKS, MODELS\n'
         'assert HOOKS.get("InitialWeightsHook") and MODELS.get("ViTPyramid")\n'
-        'assert "diffusers" not in sys.modules'
+        'assert "diffusers" not in sys.modules\n'
+        # Notices that say nothing are left out: of OneDL, of mmengine's old names, of Pillow.
+        'import logging, warnings, mmpretrain.datasets\n'
+        'from mmengine.fileio import FileClient\n'
+        'from mmengine.logging import MMLogger, print_log\n'
+        'told, handler = [], logging.Handler()\n'
+        'handler.emit = told.append\n'
+        'MMLogger.get_instance("a").addHandler(handler)\n'
+        'FileClient.infer_client(uri="a")\n'
+        'assert not told\n'
+        'assert any("alpha" in str(each[1]) for each in warnings.filters)\n'
+        'print_log("this stays")'
     )
+    assert shown.strip() == 'this stays'
 
 
 def test_importing_the_package_changes_nothing():

@@ -395,7 +395,14 @@ class AttentionRecorder:
             for row in found.positions
         ]
 
-    def generate(self, prompts: str | Sequence[str], nouns: Any = AUTO, **call: Any) -> Recording:
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        nouns: Any = AUTO,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        **call: Any,
+    ) -> Recording:
         """Call the pipeline and record the nouns of its prompts.
 
         `masks` then gives other choices of what was recorded.
@@ -403,6 +410,7 @@ class AttentionRecorder:
         Args:
             prompts: One prompt, or several.
             nouns: As in the constructor.
+            prompt: The same as `prompts`, as the pipeline's call names it.
             **call: Further arguments of the pipeline's call, passed on as they are.
 
         Returns:
@@ -410,14 +418,17 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use by a ``with`` block.
+            TypeError: If there are no prompts, or `prompts` and `prompt`.
             ValueError: If the pipeline has no such argument, or as the constructor.
             NounTruncatedError: As the constructor.
             NounAlignmentError: As the constructor.
             NothingRecorded: If no step was recorded.
         """
         self._check_free()
-        if 'prompt' in call:
-            raise TypeError('generate() takes the prompts first, without prompt=')
+        if (prompts is None) == (prompt is None):
+            raise TypeError('generate() takes the prompts once: first, or as prompt=')
+        prompts = prompt if prompts is None else prompts
+        assert prompts is not None
         asked = Call(self._pipe, call)
         prompts = prompts if isinstance(prompts, str) else list(prompts)
         images_per_prompt = asked.option(
@@ -448,8 +459,8 @@ class AttentionRecorder:
     def __repr__(self) -> str:
         nouns = sum(map(len, self.names))
         return (
-            f'AttentionRecorder({type(self._pipe).__name__}, {len(self.prompts)} prompts, '
-            f'{nouns} nouns, {self.num_steps} steps recorded)'
+            f'AttentionRecorder({type(self._pipe).__name__}, prompts: {len(self.prompts)}, '
+            f'nouns: {nouns}, steps recorded: {self.num_steps})'
         )
 
     def _reset(self) -> None:
@@ -638,14 +649,18 @@ class AttentionRecorder:
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
         if not self._sums:
+            if self._sink.seen:
+                sizes_seen = ', '.join(f'{h}x{w}' for h, w in sorted(self._sink.seen))
+                raise NothingRecorded(
+                    f'nothing was recorded: no layer has one of the resolutions asked for, but '
+                    f'{sizes_seen}'
+                )
+            advice = (
+                f', for more than the {self._calls} steps it took, or with other steps or blocks'
+            )
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (
-                    f', for more than the {self._calls} steps it took, or with other steps, blocks '
-                    'or resolutions'
-                    if self._calls
-                    else ''
-                )
+                + (advice if self._calls else '')
             )
         self._check_layer_steps()
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)

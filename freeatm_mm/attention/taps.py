@@ -52,6 +52,7 @@ class Sink:
             it attends for the first of them apart.
         outputs: Whether the outputs of attention calls are wanted.
         layer_steps: In how many calls each layer was caught.
+        seen: Sizes of all maps that there were to catch, of layers and calls that are recorded.
     """
 
     text_keys: TextKeys
@@ -64,6 +65,12 @@ class Sink:
     batches: tuple[int, ...] = ()
     outputs: bool = False
     layer_steps: dict[str, int] = field(default_factory=dict)
+    seen: set[Size] = field(default_factory=set)
+
+    def wants(self, size: Size) -> bool:
+        """Say whether maps of this size are caught."""
+        self.seen.add(size)
+        return size_matches(size, self.resolutions)
 
 
 class Attention(NamedTuple):
@@ -153,7 +160,7 @@ class Tap:
             return
         self.size = self._map_size(argument(args, kwargs, 0, 'hidden_states'))
         self.mask = argument(args, kwargs, 2, 'attention_mask')
-        self.active = size_matches(self.size, self.sink.resolutions)
+        self.active = self.sink.wants(self.size)
 
     def _map_size(self, hidden: Tensor) -> Size:
         if hidden.ndim == 4:

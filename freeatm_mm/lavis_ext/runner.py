@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.lavis_ext.datasets import batch_items
 from freeatm_mm.lavis_ext.settings import check_entries, check_run
 from freeatm_mm.origins import blip_origin, describe_blip
 
@@ -394,6 +396,7 @@ class FreeATMRunner(RunnerBase):
                 sampler = DistributedSampler(
                     dataset, get_world_size(), get_rank(), shuffle=train, seed=self.seed
                 )
+            dataset.__getitems__ = partial(batch_items, dataset)  # asked for by loaders
             loader = DataLoader(
                 dataset,
                 batch_size=size,

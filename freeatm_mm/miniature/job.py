@@ -271,6 +271,7 @@ def pretrain(
     seed: int,
     masks: bool = False,
     options: Iterable[str] = (),
+    bfloat16: bool = False,
 ) -> Path:
     """Pretrain, and say which checkpoint that makes.
 
@@ -283,6 +284,7 @@ def pretrain(
         seed: Random seed.
         masks: With or without.
         options: Further ``key=value`` for the config.
+        bfloat16: Compute backbones in bfloat16.
 
     Returns:
         Path of the last epoch's checkpoint.
@@ -311,6 +313,7 @@ def pretrain(
         seed,
         '--data-root',
         store,
+        *(['--bf16'] if bfloat16 else []),
         '--cfg-options',
         *options,
         label=name,

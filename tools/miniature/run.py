@@ -169,6 +169,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'random numbers of the same distributions, in about half of the time',
     )
     parser.add_argument(
+        '--bf16',
+        action='store_true',
+        help='pretrain with backbones in bfloat16: less exact, and faster where the processor has '
+        'instructions for it',
+    )
+    parser.add_argument(
         '--device',
         default='cpu',
         help='of the evaluations, and of the pictures with --fast; a pretraining takes a GPU where '
@@ -393,7 +399,17 @@ def pretrain_and_evaluate(
         every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     masks = source or ARMS[arm].masks
-    pretrain(job, args.out / name, method, store, args.epochs, seed, bool(masks), options)
+    pretrain(
+        job,
+        args.out / name,
+        method,
+        store,
+        args.epochs,
+        seed,
+        bool(masks),
+        options,
+        bfloat16=args.bf16,
+    )
     every, epochs = (layout.epochs(number) for number in (every, args.epochs))
     if regime != 'synthetic':
         masks = masks and {'real': 'exact', 'added': 'added'}[regime]
