@@ -123,7 +123,7 @@ class Tap:
         return handles
 
     def watch_projection(self) -> RemovableHandle:
-        """Register a hook for :meth:`head_weights` and return its handle."""
+        """Register a hook for `head_weights` and return its handle."""
 
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active and self.projected is None:
@@ -389,7 +389,7 @@ class SequenceTap(WatchedTap):
         return self._of_pixels(whole_BLX, rows), text_BKX
 
     def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
-        """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
+        """As `attention`, each row's own text put first, filled up and masked behind it."""
         call = self.call
         assert call is not None
         whole = self._part(rows, slice(None), 0, 0)
@@ -465,7 +465,7 @@ class SelfTap(Tap):
 
 
 class WatchedSelfTap(WatchedTap, SelfTap):
-    """As :class:`SelfTap`, where the projections are fused."""
+    """As `SelfTap`, where the projections are fused."""
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
         return math.prod(self.size)

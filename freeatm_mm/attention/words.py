@@ -52,7 +52,7 @@ def spans_of_prompts(
         prompts: The prompts.
         nouns: For each prompt its nouns: words (`'dog'`), words with the number of their
             occurrence from 1 (`('dog', 2)`), pairs `(start, end)` of characters, objects with
-            `start` and `end`; or :data:`AUTO` for a prompt, or for all of them.
+            `start` and `end`; or `AUTO` for a prompt, or for all of them.
         one_prompt: `nouns` are those of the only prompt, and not a list of them for each prompt.
 
     Returns:
