@@ -113,6 +113,12 @@ ARMS: dict[str, Arm] = {
         'both views are cropped around one of the nouns, drawn anew each time',
         'model.negatives',
     ),
+    'object_crops_whole': Arm(
+        'object_crops_whole',
+        ('{viewing}.object_crops=1.0', '{packing}.with_masks=False'),
+        'a control, the views of object_crops pooled whole, as without masks',
+        'model.negatives',
+    ),
     'plus': Arm(
         'plus',
         (

@@ -78,7 +78,7 @@ def train_generator(
     Started again after an interruption, it goes on from the last checkpoint.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         work: Folder for composed scenes, checkpoints and loss curves.
         out: Folder for the finished pipeline.
         plan: How long and on how much to train; by default that of the shipped generator.

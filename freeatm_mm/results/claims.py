@@ -301,7 +301,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: A result file's content.
-        name: Of the claim in :data:`CLAIMS`.
+        name: Of the claim in `CLAIMS`.
 
     Raises:
         ValueError: If the content is not a result file's, or cannot be compared.

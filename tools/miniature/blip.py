@@ -29,6 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.miniature.export import export_positions
@@ -148,7 +149,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change entries of all yamls, for example run.num_workers=0',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, 'exact' not in args.arms, 'without the arm exact', 'exact')
+    boxes = any('DETECTIONS' in option for arm in args.arms for option in ARMS[arm][1])
+    none = 'without an arm that takes boxes'
+    refuse_idle(named, not boxes, none, 'detections', 'detector_epochs')
+    refuse_idle(named, bool(args.detections), 'with --detections', 'detector_epochs')
+    return args
 
 
 @tool(resumes=True)
