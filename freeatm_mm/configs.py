@@ -24,6 +24,7 @@ __all__ = [
     'open_config',
     'scale_rate',
     'set_data_root',
+    'use_bfloat16',
 ]
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -201,10 +202,40 @@ def check_precision(cfg: Mapping) -> None:
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(
-            'mixed precision (--amp, or AmpOptimWrapper in the config) is for GPUs, and there is '
-            'none here: leave out --amp, or give the config an optim_wrapper of type OptimWrapper '
-            'without loss_scale'
+            "AmpOptimWrapper, the config's optim_wrapper, is for GPUs, and there is none here: "
+            'train with --bf16 (bfloat16), or give the config an optim_wrapper of type '
+            'OptimWrapper without loss_scale (float32)'
         )
+
+
+def use_bfloat16(cfg: Any, options: Mapping | None = None) -> None:
+    """Have a config train its backbone in bfloat16 (`freeatm_mm.engine.BFloat16Hook`).
+
+    Args:
+        cfg: The whole config, changed in place.
+        options: Dotted keys and their values, as given on the command line.
+
+    Raises:
+        InputError: If it asks for float16, or a loss scale was given, which bfloat16 has no use
+            for.
+    """
+    wrapper = cfg.optim_wrapper
+    dtype = wrapper.pop('dtype', None)
+    if str(dtype) not in ('None', 'bfloat16', 'torch.bfloat16'):
+        raise InputError(
+            f'optim_wrapper.dtype={dtype} contradicts bfloat16, which --bf16 (and --amp on a CPU) '
+            'trains in: float16 needs a GPU, on which --amp without --bf16 takes it'
+        )
+    if 'optim_wrapper.loss_scale' in (options or ()):
+        raise InputError(
+            'optim_wrapper.loss_scale is for float16, and --bf16 (and --amp on a CPU) trains in '
+            'bfloat16, which needs none: leave it out'
+        )
+    wrapper.pop('loss_scale', None)
+    if wrapper.get('type') == 'AmpOptimWrapper':
+        wrapper.type = 'OptimWrapper'
+    hooks = list(cfg.get('custom_hooks') or ())
+    cfg.custom_hooks = [*hooks, dict(type='mmengine.BFloat16Hook')]
 
 
 def scale_rate(cfg: Any, wanted: bool) -> None:

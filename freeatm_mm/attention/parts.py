@@ -43,7 +43,7 @@ MAX_STEPS = 10**6
 """Steps that can be named one by one; a range may be of any length."""
 
 SEPARATE = ('layers', 'steps', 'heads')
-"""What a recorder can keep apart, so that :meth:`AttentionRecorder.masks` can choose later."""
+"""What a recorder can keep apart, so that `AttentionRecorder.masks` can choose later."""
 
 
 class Part(NamedTuple):
@@ -134,7 +134,7 @@ def check_heads(heads: Heads | None, layers: Mapping[str, int]) -> None:
     """Refuses heads that no layer has, and names that are no layers.
 
     Args:
-        heads: As :func:`heads_of` takes them.
+        heads: As `heads_of` takes them.
         layers: The layers there are, with their number of heads.
 
     Raises:
@@ -172,7 +172,7 @@ def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
     """What to keep apart. Heads of different layers share a number only, so they bring layers.
 
     Args:
-        separate: Names of :data:`SEPARATE`.
+        separate: Names of `SEPARATE`.
 
     Raises:
         ValueError: If a name is unknown.
@@ -269,10 +269,10 @@ def choose_parts(
     Args:
         counts: The sums there are, and how many maps are in each.
         groups: The block groups there are; other names of ``blocks`` are modules.
-        blocks: From :func:`block_names`.
+        blocks: From `block_names`.
         resolutions: Sizes, or shorter sides.
         steps: Numbers of steps.
-        heads: As :func:`heads_of` takes them.
+        heads: As `heads_of` takes them.
         weights: ``None``: every layer counts the same. ``'resolution'``: every resolution does.
             A mapping from resolution to a number: what a layer of that resolution counts.
 

@@ -111,10 +111,10 @@ class AttentionRecorder:
 
     Args:
         pipe: A diffusers pipeline of a class listed in
-            :data:`freeatm_mm.attention.families.FAMILIES`.
+            `freeatm_mm.attention.families.FAMILIES`.
         prompts: The prompts as given to the pipeline, in the same order, or one prompt; for use as
             a context manager only, as are `nouns`, `columns`, `num_images_per_prompt`,
-            `clean_caption`, `call_options` and `check_prompts`: :meth:`generate` is told the rest
+            `clean_caption`, `call_options` and `check_prompts`: `generate` is told the rest
             with the call.
         nouns: The nouns of the prompt, or of several prompts a list of nouns each. A noun is a
             word or several as the prompt writes them (`'dog'`); where they stand more than once,
@@ -129,9 +129,9 @@ class AttentionRecorder:
             renormalised over the text keys; differs only where text and pixel keys share one
             softmax (DeepFloyd IF).
         merge: How the maps of a noun's tokens become one: ``'mean'``, ``'sum'``, ``'max'`` or
-            ``'last'``; see :func:`freeatm_mm.attention.nouns.merge_tokens`.
+            ``'last'``; see `freeatm_mm.attention.nouns.merge_tokens`.
         truncated: What to do about a noun that the tokenizer cuts off: ``'raise'``, or ``'skip'``
-            to give it a zero map and list it in :attr:`truncated`.
+            to give it a zero map and list it in `truncated`.
         clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF, PixArt, Sana);
             ``None``: the pipeline's default.
         call_options: Other arguments given to the pipeline that decide which tokens become keys:
@@ -151,7 +151,7 @@ class AttentionRecorder:
             ``range(10, 50, 2)``. ``None``: all.
         heads: Which heads to record: numbers, the same for all layers, or a mapping from layers
             or blocks to numbers (``{'up_blocks.1': [0, 3]}``; others are left out). ``None``: all.
-        separate: What to keep apart, so that :meth:`masks` can choose among it afterwards:
+        separate: What to keep apart, so that `masks` can choose among it afterwards:
             ``'layers'``, ``'steps'``, ``'heads'``, or several. Costs a sum for each.
         self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
             the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
@@ -164,7 +164,7 @@ class AttentionRecorder:
             map for each word, and needs two words at least.
         head_weights: ``None``: the heads of a layer count the same. ``'contribution'``: at each
             pixel a head counts what it contributes to the layer's output there, which needs no
-            labels (:func:`freeatm_mm.attention.outputs.head_weights`).
+            labels (`freeatm_mm.attention.outputs.head_weights`).
         rescale: ``None``: as they are. ``'words'``: each pixel's maps divided by their sum over
             the words of the prompt, so that words compete for pixels and special tokens don't.
             Costs a map for each word.
@@ -180,7 +180,7 @@ class AttentionRecorder:
         truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
         left_out: Triples (prompt index, noun index, reason) of nouns whose maps leave out one of
             several text encoders, because it cut the noun off or read a text without it.
-        flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
+        flat: Pairs (image index, noun index) whose map was flat in the last `masks` call
             with ``normalize='minmax'``, and so came back as zeros.
         num_steps: Calls of the denoiser so far whose attention was recorded.
         layer_steps: For each layer, in how many of these it was computed and so recorded; fewer
@@ -397,14 +397,22 @@ class AttentionRecorder:
             for row in found.positions
         ]
 
-    def generate(self, prompts: str | Sequence[str], nouns: Any = AUTO, **call: Any) -> Recording:
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        nouns: Any = AUTO,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        **call: Any,
+    ) -> Recording:
         """Call the pipeline and record the nouns of its prompts.
 
-        :meth:`masks` then gives other choices of what was recorded.
+        `masks` then gives other choices of what was recorded.
 
         Args:
             prompts: One prompt, or several.
             nouns: As in the constructor.
+            prompt: The same as `prompts`, as the pipeline's call names it.
             **call: Further arguments of the pipeline's call, passed on as they are.
 
         Returns:
@@ -412,14 +420,17 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use by a ``with`` block.
+            TypeError: If there are no prompts, or `prompts` and `prompt`.
             ValueError: If the pipeline has no such argument, or as the constructor.
             NounTruncatedError: As the constructor.
             NounAlignmentError: As the constructor.
             NothingRecorded: If no step was recorded.
         """
         self._check_free()
-        if 'prompt' in call:
-            raise TypeError('generate() takes the prompts first, without prompt=')
+        if (prompts is None) == (prompt is None):
+            raise TypeError('generate() takes the prompts once: first, or as prompt=')
+        prompts = prompt if prompts is None else prompts
+        assert prompts is not None
         asked = Call(self._pipe, call)
         prompts = list(prompts) if isinstance(prompts, Iterator) else prompts
         images_per_prompt = asked.option(
@@ -459,8 +470,8 @@ class AttentionRecorder:
     def __repr__(self) -> str:
         nouns = sum(map(len, self.names))
         return (
-            f'AttentionRecorder({type(self._pipe).__name__}, {len(self.prompts)} prompts, '
-            f'{nouns} nouns, {self.num_steps} steps recorded)'
+            f'AttentionRecorder({type(self._pipe).__name__}, prompts: {len(self.prompts)}, '
+            f'nouns: {nouns}, steps recorded: {self.num_steps})'
         )
 
     def _reset(self) -> None:
@@ -624,11 +635,11 @@ class AttentionRecorder:
         The default is the paper's: the mean over all steps and all blocks, each layer counting
         the same, of maps resized to the largest resolution (section 3.1 and figure 5). Where a
         step cache left layers out of some steps, a layer's mean is over those in which it was
-        computed (:attr:`layer_steps`), and each layer counts the same.
+        computed (`layer_steps`), and each layer counts the same.
 
         Args:
             normalize: ``None``: raw attention probabilities. ``'minmax'``: each map stretched to
-                [0, 1]; flat maps become zeros and are listed in :attr:`flat`.
+                [0, 1]; flat maps become zeros and are listed in `flat`.
             blocks: As in the constructor, to use part of what was recorded.
             resolutions: As in the constructor, to use part of what was recorded.
             weights: ``None``: each layer counts the same. ``'resolution'``: each resolution counts
@@ -637,7 +648,7 @@ class AttentionRecorder:
             steps: As in the constructor, where steps were kept apart.
             heads: As in the constructor, where heads were kept apart.
             propagate: How often to pass the maps on along the self-attention, where that was
-                recorded; see :func:`freeatm_mm.attention.refine.propagate`.
+                recorded; see `freeatm_mm.attention.refine.propagate`.
             size: ``(h, w)`` of the maps. The default is the largest resolution used, that of the
                 self-attention included where maps are propagated.
 
@@ -652,14 +663,18 @@ class AttentionRecorder:
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
         if not self._sums:
+            if self._sink.seen:
+                sizes_seen = ', '.join(f'{h}x{w}' for h, w in sorted(self._sink.seen))
+                raise NothingRecorded(
+                    f'nothing was recorded: no layer has one of the resolutions asked for, but '
+                    f'{sizes_seen}'
+                )
+            advice = (
+                f', for more than the {self._calls} steps it took, or with other steps or blocks'
+            )
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (
-                    f', for more than the {self._calls} steps it took, or with other steps, blocks '
-                    'or resolutions'
-                    if self._calls
-                    else ''
-                )
+                + (advice if self._calls else '')
             )
         self._check_layer_steps()
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)

@@ -53,6 +53,7 @@ class Sink:
             it attends for the first of them apart.
         outputs: Whether the outputs of attention calls are wanted.
         layer_steps: In how many calls each layer was caught.
+        seen: Sizes of all maps that there were to catch, of layers and calls that are recorded.
     """
 
     text_keys: TextKeys
@@ -65,6 +66,12 @@ class Sink:
     batches: tuple[int, ...] = ()
     outputs: bool = False
     layer_steps: dict[str, int] = field(default_factory=dict)
+    seen: set[Size] = field(default_factory=set)
+
+    def wants(self, size: Size) -> bool:
+        """Say whether maps of this size are caught."""
+        self.seen.add(size)
+        return size_matches(size, self.resolutions)
 
 
 class Attention(NamedTuple):
@@ -127,7 +134,7 @@ class Tap:
         self._forget()
 
     def watch_projection(self) -> RemovableHandle:
-        """Register a hook for :meth:`head_weights` and return its handle."""
+        """Register a hook for `head_weights` and return its handle."""
 
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active and self.projected is None:
@@ -165,7 +172,7 @@ class Tap:
             return
         self.size = self._map_size(argument(args, kwargs, 0, 'hidden_states'))
         self.mask = argument(args, kwargs, 2, 'attention_mask')
-        self.active = size_matches(self.size, self.sink.resolutions)
+        self.active = self.sink.wants(self.size)
 
     def _map_size(self, hidden: Tensor) -> Size:
         if hidden.ndim == 4:
@@ -469,7 +476,7 @@ class SequenceTap(WatchedTap):
         return self._of_pixels(whole_BLX, rows), text_BKX
 
     def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
-        """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
+        """As `attention`, each row's own text put first, filled up and masked behind it."""
         call = self.call
         assert call is not None
         whole = self._part(rows, slice(None), 0, 0)
@@ -545,7 +552,7 @@ class SelfTap(Tap):
 
 
 class WatchedSelfTap(WatchedTap, SelfTap):
-    """As :class:`SelfTap`, where the projections are fused."""
+    """As `SelfTap`, where the projections are fused."""
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
         return math.prod(self.size)

@@ -53,7 +53,7 @@ def find_columns(
 
     Each text encoder is taken to read what the pipeline's call gives it: ``prompt_2`` or
     ``prompt_3`` of ``call``'s options where it reads those and they are given, ``prompts``
-    otherwise. In another text than its prompt a noun is found by :func:`~.nouns.find_again`.
+    otherwise. In another text than its prompt a noun is found by `nouns.find_again`.
 
     Args:
         call: The pipeline and how it is called.
@@ -62,7 +62,7 @@ def find_columns(
         nouns: For each prompt, its nouns' character spans.
         text_encoders: Which text encoders' keys to use, by their attributes of the pipeline;
             ``None``: all. Of two that share their keys, the one chosen alone says where a noun is.
-        truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
+        truncated: ``'raise'`` or ``'skip'``, as for `nouns.locate_nouns`; a noun that one
             of several tokenizers cuts off is taken from the others.
         missing: ``'raise'``, or ``'skip'`` to give a noun that has no key of its own no columns.
 

@@ -78,7 +78,7 @@ def spans_of_prompts(
         prompts: The prompts.
         nouns: For each prompt its nouns: words (`'dog'`), words with the number of their
             occurrence from 1 (`('dog', 2)`), pairs `(start, end)` of characters, objects with
-            `start` and `end`; or :data:`AUTO` for a prompt, or for all of them.
+            `start` and `end`; or `AUTO` for a prompt, or for all of them.
         one_prompt: `nouns` are those of the only prompt, and not a list of them for each prompt.
 
     Returns:
@@ -93,17 +93,20 @@ def spans_of_prompts(
     if isinstance(nouns, str) and nouns == AUTO:
         return _found(prompts, range(len(prompts)))
     if one_prompt:
+        if isinstance(nouns, Sequence) and any(_is_words(noun) for noun in nouns):
+            raise TypeError(
+                f'one prompt has one list of nouns, such as {nouns[0]}, and no list of lists; '
+                f'got {nouns!r}'
+            )
         nouns = [nouns]
     elif isinstance(nouns, str) or not isinstance(nouns, Sequence):
         raise TypeError(
             f'nouns must be a list with the nouns of each prompt, or {AUTO!r}; got {nouns!r}'
         )
     if len(nouns) != len(prompts):
-        advice = (
-            f': prompts are a list, so give each its own list of nouns, nouns=[{list(nouns)!r}]'
-            if len(prompts) == 1 and nouns and all(isinstance(noun, str) for noun in nouns)
-            else ''
-        )
+        words = [noun for noun in nouns if isinstance(noun, str) and noun != AUTO]
+        each = ', '.join([f'{words}'] * len(prompts)) if len(prompts) < 3 else f'{words}, ...'
+        advice = f': give each its own list, nouns=[{each}]' if words else ''
         raise ValueError(
             f'{len(prompts)} prompt{"s"[: len(prompts) != 1]} but '
             f'{len(nouns)} list{"s"[: len(nouns) != 1]} of nouns{advice}'
@@ -120,6 +123,11 @@ def spans_of_prompts(
             )
         found.append([_span(prompt, noun, number) for noun in row])
     return found
+
+
+def _is_words(noun: Any) -> bool:
+    """Whether what stands in a noun's place is a list of words, as several prompts have them."""
+    return isinstance(noun, list) and bool(noun) and all(isinstance(word, str) for word in noun)
 
 
 def word_spans(prompt: str) -> list[tuple[int, int]]:

@@ -140,7 +140,7 @@ class BatchPipeline:
             view, window = self._view(images, crop, steps, draws, weights)
             pictures.append(view)
             windows.append(window)
-        masks = self._masks(numbers, np.stack(windows))
+        masks = self._masks(numbers, np.stack(windows)) if self.pack.with_masks else None
         items = []
         for place, number in enumerate(numbers):
             sample = self.rest[number]
@@ -148,7 +148,7 @@ class BatchPipeline:
             views = [picture[place] for picture in pictures]
             # In this order, as mmpretrain's preprocessor goes by it.
             packed = {'inputs': views if self.several else views[0], **packed}
-            if 'noun_ids' in sample:
+            if masks is not None and 'noun_ids' in sample:
                 self.pack.add_instances(
                     packed['data_samples'],
                     masks[place],

@@ -11,8 +11,10 @@ from freeatm_mm.engine.data_files import CheckFilesHook
 from freeatm_mm.engine.hooks import ChannelsLastHook, LogViewsHook, SeedEachIterationHook
 from freeatm_mm.engine.initial_weights import InitialWeightsHook
 from freeatm_mm.engine.layer_decay import BackboneLayerDecayConstructor
+from freeatm_mm.engine.precision import BFloat16Hook
 
 __all__ = [
+    'BFloat16Hook',
     'BackboneLayerDecayConstructor',
     'ChannelsLastHook',
     'CheckFilesHook',

@@ -220,7 +220,7 @@ class ShownImages:
     def seen(self, width: int, height: int) -> tuple[int, int]:
         """Height and width at which the network sees an image of this width and height.
 
-        The whole image is seen, and as many pixels as a square of side :attr:`size` has: in the
+        The whole image is seen, and as many pixels as a square of side `size` has: in the
         image's own proportions, except that each side is rounded to a multiple (an eighth of the
         square's, or what the network needs), and that one side is at most four times the other.
         A pipeline that draws at sizes of its own choice sees the one that it makes of that.
@@ -250,7 +250,7 @@ class ShownImages:
         """Call the network once for each level.
 
         Args:
-            images: float32 (B, 3, h, w), from -1 to 1; h and w as :meth:`seen` returns them.
+            images: float32 (B, 3, h, w), from -1 to 1; h and w as `seen` returns them.
             prompts: What the images show, B.
             generators: The noise of each image comes from its own.
             options: Further arguments of the pipeline's call.

@@ -612,6 +612,11 @@ class TestErrors:
             draw(sd)
         with pytest.raises(RuntimeError, match='nothing was recorded.*2 steps'):
             recorder.masks()
+        with AttentionRecorder(sd, PROMPTS, NOUNS, resolutions=[99]) as recorder:
+            draw(sd, steps=1)
+        height, width = max(recorder._sink.seen)
+        with pytest.raises(RuntimeError, match=f'no layer has .* asked for, .*{height}x{width}'):
+            recorder.masks()
 
     def test_options_of_masks(self, sd):
         with AttentionRecorder(sd, PROMPTS, NOUNS, blocks='mid') as recorder:

@@ -173,8 +173,13 @@ def tiny_stable_diffusion(seed: int = 0, fast_tokenizer: bool = False):
     )
 
 
-def tiny_stable_diffusion_xl(seed: int = 0):
-    """A ``StableDiffusionXLPipeline``: 64x64 images, latents 4x16x16, attention at 8 only."""
+def tiny_stable_diffusion_xl(seed: int = 0, width_2: int = 32):
+    """A ``StableDiffusionXLPipeline``: 64x64 images, latents 4x16x16, attention at 8 only.
+
+    Args:
+        seed: Of the random weights.
+        width_2: Channels of the second text encoder; the first has 32.
+    """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -188,7 +193,7 @@ def tiny_stable_diffusion_xl(seed: int = 0):
             layers_per_block=1,
             block_out_channels=(32, 64),
             norm_num_groups=8,
-            cross_attention_dim=64,
+            cross_attention_dim=32 + width_2,
             down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
             up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
             attention_head_dim=(2, 4),
@@ -201,7 +206,7 @@ def tiny_stable_diffusion_xl(seed: int = 0):
         vae = _tiny_vae()
         text_encoder = CLIPTextModel(_tiny_clip_text_config(tokenizer))
         text_encoder_2 = CLIPTextModelWithProjection(
-            _tiny_clip_text_config(tokenizer, projection_dim=32)
+            _tiny_clip_text_config(tokenizer, hidden_size=width_2, projection_dim=32)
         )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', steps_offset=1
