@@ -11,7 +11,6 @@ from freeatm_mm.models.necks import (
     InstancePooling,
     InstancePoolNeck,
 )
-from freeatm_mm.models.norms import SplitBatchNorm2d
 from freeatm_mm.models.simclr import FreeATMSimCLR
 from freeatm_mm.models.simsiam import FreeATMSimSiam
 from freeatm_mm.models.two_view import (
@@ -48,6 +47,5 @@ __all__ = [
     'LossGuide',
     'NounGuide',
     'OwnAttentionGuide',
-    'SplitBatchNorm2d',
     'ViTPyramid',
 ]
