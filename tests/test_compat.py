@@ -29,7 +29,7 @@ def test_importing_the_package_imports_neither_side():
 )
 def test_one_module_registers_everything(first):
     pytest.importorskip('mmpretrain')
-    run(
+    shown = run(
         f'{first}import freeatm_mm.openmmlab, sys\n'
         'from mmpretrain.registry import DATASETS, HOOKS, MODELS, TASK_UTILS, TRANSFORMS\n'
         'assert MODELS.get("FreeATMMoCo") and DATASETS.get("FreeATMDataset")\n'
@@ -37,8 +37,20 @@ def test_one_module_registers_everything(first):
         'assert TASK_UTILS.get("AttentionGuidedMaskGenerator") and MODELS.get("MoCo")\n'
         'from mmengine.registry import HOOKS, MODELS\n'
         'assert HOOKS.get("InitialWeightsHook") and MODELS.get("ViTPyramid")\n'
-        'assert "diffusers" not in sys.modules'
+        'assert "diffusers" not in sys.modules\n'
+        # Notices that say nothing are left out: of OneDL, of mmengine's old names, of Pillow.
+        'import logging, warnings, mmpretrain.datasets\n'
+        'from mmengine.fileio import FileClient\n'
+        'from mmengine.logging import MMLogger, print_log\n'
+        'told, handler = [], logging.Handler()\n'
+        'handler.emit = told.append\n'
+        'MMLogger.get_instance("a").addHandler(handler)\n'
+        'FileClient.infer_client(uri="a")\n'
+        'assert not told\n'
+        'assert any("alpha" in str(each[1]) for each in warnings.filters)\n'
+        'print_log("this stays")'
     )
+    assert shown.strip() == 'this stays'
 
 
 def test_importing_the_package_changes_nothing():
@@ -155,3 +167,64 @@ def test_every_way_to_a_checkpoint_reads_safely(tmp_path, reader):
         + 'except (ValueError, SystemExit) as error:\n    print(error)\n'
     )
     assert 'it holds more than tensors' in told and not marker.exists()
+
+
+@pytest.fixture
+def render(monkeypatch):
+    """What transformers make of a chat template, under limits that no honest one comes near."""
+    from freeatm_mm import compat
+
+    templates = pytest.importorskip('transformers.utils.chat_template_utils')
+    before = templates.ImmutableSandboxedEnvironment
+    monkeypatch.setattr(templates, 'ImmutableSandboxedEnvironment', before)
+    compat.limit_chat_templates()
+    monkeypatch.setattr(compat, '_MOST_SECONDS', 0.1)
+    monkeypatch.setattr(compat, '_MOST_MEMORY', 1 << 28)
+
+    def rendered(template):
+        messages = [{'role': 'user', 'content': 'a dog'}]
+        return templates.render_jinja_template([messages], chat_template=template)[0][0]
+
+    return rendered
+
+
+def test_an_honest_chat_template_is_rendered(render):
+    template = (
+        '{% for m in messages %}<{{ m.role }}>{{ m.content * 2 }}{{ 2 ** 3 }}{% endfor %}'
+        '{% if not messages %}{{ raise_exception("none") }}{% endif %}'
+    )
+    assert render(template) == '<user>a doga dog8'
+
+
+LOOP = '{% for _ in range(99999) %}'
+FILL = '{% set n = namespace(x="a") %}' + LOOP + '{% set n.x = n.x ~ n.x %}{% endfor %}'
+
+
+@pytest.mark.parametrize(
+    'template, said',
+    [
+        (LOOP * 3 + '{% endfor %}' * 3, 'more than 0.1 seconds'),
+        ('{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}', 'fails'),
+        ('{% for x in []|slice(10**10) %}{% endfor %}', 'more than 0.1 seconds'),
+        (LOOP + "{% set x = 'a'.zfill(50000000) %}{% endfor %}", 'more than 0.1 seconds'),
+        (FILL, 'fails'),
+        ("{{ 'a' * 10**11 }}", 'fails'),
+        ("{{ 'a'|center(10**11) }}", 'fails'),
+        ('{{ (10 ** 1000) ** 1000 }}', 'too many digits'),
+        ("{{ 'a' * 5000000 }}", 'makes 5,000,000 characters'),
+        ('{{ 1/0 }}', 'fails: division by zero'),
+        ('{' + '{(' * 2000, ''),
+    ],
+    ids=['loops', 'calls', 'filter', 'work', 'doubling', 'text', 'width', 'power', 'long', 'error']
+    + ['depth'],
+)
+def test_a_hostile_chat_template_ends_in_an_error_of_its_own(render, template, said):
+    import resource
+    import sys
+
+    from jinja2 import TemplateError
+
+    before = resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()
+    with pytest.raises(TemplateError, match=said):
+        render(template)
+    assert (resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()) == before
