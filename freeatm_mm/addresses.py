@@ -182,7 +182,7 @@ class RemoteFolder:
         self._server: _Server | None = None
 
     def state(self, name: str) -> FileState:
-        """Size and tag of a file; raises as :meth:`read`."""
+        """Size and tag of a file; raises as `read`."""
         return self._try(name, lambda server, place: server.state(place))
 
     def read(self, name: str, start: int, stop: int) -> bytes:
@@ -204,7 +204,7 @@ class RemoteFolder:
         return self._try(name, action) if stop > start else b''
 
     def pieces(self, name: str, size: int) -> Iterator[bytes]:
-        """Read the first `size` bytes of a file, piece by piece; raises as :meth:`read`."""
+        """Read the first `size` bytes of a file, piece by piece; raises as `read`."""
         for start in range(0, size, PIECE):
             yield self.read(name, start, min(size, start + PIECE))
 
@@ -228,7 +228,7 @@ class RemoteFolder:
             write: Opens the file to be written.
 
         Raises:
-            InputError: As :meth:`read`, or if the sha256 is another.
+            InputError: As `read`, or if the sha256 is another.
         """
         digest = hashlib.sha256()
         with write(path) as file:
@@ -250,7 +250,7 @@ class RemoteFolder:
             limit: Most bytes that it may have.
 
         Raises:
-            InputError: As :meth:`read`, or if it is larger.
+            InputError: As `read`, or if it is larger.
         """
         size, tag = self.state(name)
         if size > limit:
@@ -339,7 +339,7 @@ class RemoteFolder:
                 )
 
     def upload(self, path: Path, name: str, sha256: str) -> None:
-        """Write one file; see :meth:`upload_many`."""
+        """Write one file; see `upload_many`."""
         self.upload_many([(path, name, sha256)])
 
     def remove(self, name: str) -> None:

@@ -138,7 +138,7 @@ class Recording:
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Write images and masks as PNG files, and :data:`RECORD`, which says what they are.
+        """Write images and masks as PNG files, and `RECORD`, which says what they are.
 
         Masks have the size of their image, 0 to 255. The folder appears whole or not at all.
 
@@ -251,7 +251,7 @@ class _Named(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """An image as :func:`freeatm_mm.attention.overlay.contact_sheet` takes it."""
+    """An image as `freeatm_mm.attention.overlay.contact_sheet` takes it."""
 
     key: str
     caption: str

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.downstream.runs import (
     BENCHMARKS,
@@ -127,6 +128,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'coco:train_dataloader.num_workers=8',
     )
     args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, not args.slurm, 'without --slurm', 'slurm_options')
+    untrained = args.init in ('random', 'supervised')
+    refuse_idle(named, untrained, f'on {args.init} weights', 'generator')
+    refuse_idle(named, untrained and args.regime != 'real', f'on {args.init} weights', 'regime')
+    refuse_idle(named, untrained and bool(args.masks), f'on {args.init} weights', 'masks')
     name = Path(args.init).with_suffix('').parts[-2:]
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
         name = (args.init, args.suite or '-'.join(args.benchmarks))

@@ -1,7 +1,7 @@
 """Several workers on one machine, or on a Ray cluster: the same plan and the same bytes.
 
 - ``process``: this process, alone or as one of many that torchrun or a SLURM array started
-  (:func:`~freeatm_mm.generation.generate_store`).
+  (`freeatm_mm.generation.generate_store`).
 - ``workers``: processes on this machine, started and watched here; one that dies is replaced.
 - ``ray``: actors of Ray Data on machines that share the store's folder; Ray starts an actor that
   died again and hands its shard out once more.
@@ -134,7 +134,7 @@ def run_workers(
 def _worker_main(
     job: GenerationJob, out: str | Path, rank: int, world: int, sender: Connection
 ) -> None:
-    """What a process of :func:`run_workers` does."""
+    """What a process of `run_workers` does."""
 
     def follow_parent() -> None:
         parent = multiprocessing.parent_process()

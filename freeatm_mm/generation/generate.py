@@ -1,7 +1,7 @@
 """Drawing prompts into a store, so that a run can be stopped anywhere and goes on where it was.
 
 Every worker of every engine does the same: take a shard, draw it, write it. Which worker takes
-which shard changes nothing in the store (see :mod:`freeatm_mm.generation.source` for what is exact
+which shard changes nothing in the store (see `freeatm_mm.generation.source` for what is exact
 down to the byte).
 """
 
@@ -52,7 +52,7 @@ class GenerationSummary(Counts):
     Args:
         samples: Samples drawn in this run.
         skipped: Samples of this worker that were in the store already.
-        left_out: The samples that the store goes without (see :class:`Counts`), also those left out
+        left_out: The samples that the store goes without (see `Counts`), also those left out
             in earlier runs.
         nouns: Nouns with a mask, in the samples drawn.
         image_bytes: Bytes of the samples' images.
@@ -166,7 +166,7 @@ def generate(
 
     Args:
         pipeline: A text-to-image pipeline of a family that the recorder knows.
-        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`.
+        prompts: The prompts, a list or a `freeatm_mm.generation.PromptFile`.
         out: The store's folder.
         rank: Number of this worker, from 0; it draws shards ``rank``, ``rank + world``, ...
         world: Number of workers.
@@ -176,7 +176,7 @@ def generate(
             that dies leaves.
         progress: Show a progress bar for all workers together, with images a second and the time
             left.
-        **options: Steps, guidance, sizes, ...: see :class:`~freeatm_mm.generation.ShardSource`.
+        **options: Steps, guidance, sizes, ...: see `freeatm_mm.generation.ShardSource`.
 
     Returns:
         Counts, sizes and time.
@@ -212,7 +212,7 @@ def generate_store(
     wait: bool = False,
     progress: bool = True,
 ) -> GenerationSummary:
-    """Do one worker's part of a run; the arguments are those of :func:`generate`."""
+    """Do one worker's part of a run; the arguments are those of `generate`."""
     if world < 1:
         raise ValueError(f'world must be at least 1, got {world}')
     if not 0 <= rank < world:

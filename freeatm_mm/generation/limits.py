@@ -32,7 +32,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse numbers that no run could have.
 
     Args:
-        settings: Arguments of :class:`~freeatm_mm.generation.ShardSource`, some or all.
+        settings: Arguments of `freeatm_mm.generation.ShardSource`, some or all.
 
     Raises:
         ValueError: If one is no number of its kind, or out of range; says which.

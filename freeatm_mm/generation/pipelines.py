@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import re
@@ -15,8 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from freeatm_mm.attention.families import call_names
-from freeatm_mm.compat import hub_or_cache, hub_out_of_reach, no_code_from_data
+from freeatm_mm.attention.families import call_names, call_parameters
+from freeatm_mm.compat import (
+    hub_or_cache,
+    hub_out_of_reach,
+    limit_chat_templates,
+    no_code_from_data,
+)
 from freeatm_mm.errors import InputError, listed
 from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
@@ -129,7 +133,7 @@ def load_pipeline(
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
     Weights are read from safetensors files only, never from pickles, and nothing outside the
-    folder is followed (see :mod:`freeatm_mm.generation.folders`).
+    folder is followed (see `freeatm_mm.generation.folders`).
 
     Args:
         source: A pipeline's folder, a hub id such as ``owner/name``, or a single file of a
@@ -147,7 +151,7 @@ def load_pipeline(
         model_config: Of a single file, the pipeline it is a checkpoint of, for the configs and
             tokenizers that are not in it: a folder or a hub id. By default the one that diffusers
             knows for such a checkpoint, on the hub or in its cache.
-        offload: One of :data:`OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
+        offload: One of `OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
 
     Raises:
         FileNotFoundError: If the folder or file is missing or holds no pipeline.
@@ -164,6 +168,7 @@ def load_pipeline(
     single = _single_file(source, revision, variant, model_config)
     diffusers = _import_diffusers()
     scheduler_class = _scheduler_class(diffusers, scheduler) if scheduler else None
+    limit_chat_templates()
     with no_code_from_data(), _quiet_off_terminals(diffusers):
         files = [(find_lora(name), weight) for name, weight in added]
         if single is None:
@@ -255,7 +260,7 @@ def find_lora(name: str) -> Path:
     """Return where a LoRA lies here, fetching it if it is one of the hub.
 
     Args:
-        name: As :func:`parse_lora` returns it.
+        name: As `parse_lora` returns it.
 
     Raises:
         ValueError: If it can't be had.
@@ -567,7 +572,7 @@ def drawing_options(
     Raises:
         ValueError: If the pipeline's call has no name for something asked.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     names = call_names(pipe)
     options: dict[str, Any] = {}
 

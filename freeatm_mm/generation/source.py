@@ -40,7 +40,7 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.attention.recording import drawn_images
 from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
@@ -196,11 +196,11 @@ class ShardSource:
 
     Args:
         pipeline: A text-to-image pipeline; for masks, of a family that the recorder knows.
-        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`; or a
-            :class:`~freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
+        prompts: The prompts, a list or a `freeatm_mm.generation.PromptFile`; or a
+            `freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
             and ``samples_per_shard``.
         steps: Denoising steps; the default is 50, and a few-step model's own
-            (:func:`~freeatm_mm.generation.pipelines.drawing_defaults`).
+            (`freeatm_mm.generation.pipelines.drawing_defaults`).
         guidance: Classifier-free guidance scale; 1 or less switches guidance off. The default is
             7.5, and a few-step model's own.
         batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
@@ -218,22 +218,22 @@ class ShardSource:
             the sample's ``meta`` and counts it; ``'raise'`` stops.
         masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline draws, and
             samples have a caption but no nouns. Other masks by a mapping of some of
-            :data:`MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
+            `MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
             ``probability``, ``merge``, ``maps``, ``head_weights`` and ``rescale`` as
-            :class:`~freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
+            `freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
             and maybe stride; ``propagate``, how often to pass them on along the self-attention at
             32x32 or below; ``crf``, the shorter side in pixels at which
-            :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``, the
+            `freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``, the
             stage of a cascade that is recorded, from 1.
         stages: The further stages of a cascade, of which ``pipeline`` is the first (see
-            :class:`~freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
+            `freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
             those of the last one's images.
         stage_steps: Denoising steps of each further stage; the default is the pipelines' own.
         stage_guidance: Guidance scale of each further stage; the default is the pipelines' own.
         negative_prompt: What the images should not show, the same for all; guidance leads away from
             it.
         loras: What the pipeline's weights hold beside its own, for the records
-            (:attr:`~freeatm_mm.generation.LoadedPipeline.loras`).
+            (`freeatm_mm.generation.LoadedPipeline.loras`).
         keep_hidden: Store images that the safety checker blacked out, with
             ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
         max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
@@ -530,7 +530,7 @@ class ShardSource:
             Number in the shard -> sample.
 
         Raises:
-            ValueError: If a sample can't be drawn and ``strict`` is true; and what :meth:`samples`
+            ValueError: If a sample can't be drawn and ``strict`` is true; and what `samples`
                 raises.
         """
         gone = left_out_keys(notes)
@@ -904,7 +904,7 @@ class StorePlan:
         return _keys(self.plan, shard)
 
     def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
-        """Refused: drawing takes a :class:`ShardSource`."""
+        """Refused: drawing takes a `ShardSource`."""
         raise StoreError('samples can only be generated again with their pipeline')
 
 
@@ -946,10 +946,10 @@ class GenerationJob:
         variant: The weights' variant, such as ``'fp16'``.
         stages: The further stages of a cascade: folders, or ids on the hub, which may end in
             ``@`` and a branch, tag or commit.
-        loras: Files of LoRAs, as :func:`~freeatm_mm.generation.load_pipeline` takes them.
+        loras: Files of LoRAs, as `freeatm_mm.generation.load_pipeline` takes them.
         model_config: Of a pipeline that is a single file, where its configs are.
         offload: One of `freeatm_mm.generation.pipelines.OFFLOADS`.
-        options: The further arguments of :class:`ShardSource`.
+        options: The further arguments of `ShardSource`.
     """
 
     pipeline: str
@@ -1009,7 +1009,7 @@ class GenerationJob:
             out: The folder of the store that will be drawn.
 
         Returns:
-            The plan, for :meth:`source`.
+            The plan, for `source`.
 
         Raises:
             FileNotFoundError: If the prompts are missing.
@@ -1061,7 +1061,7 @@ class GenerationJob:
 
         Args:
             local_rank: Number of this worker on its machine, where there are several.
-            plan: What :meth:`check` returned.
+            plan: What `check` returned.
 
         Raises:
             FileNotFoundError: If prompts or pipeline are missing.
@@ -1129,7 +1129,7 @@ class GenerationJob:
         )
 
     def further_options(self) -> dict[str, Any]:
-        """What :attr:`source_class` is told besides."""
+        """What `source_class` is told besides."""
         return {}
 
     @classmethod
@@ -1208,7 +1208,7 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
         ValueError: Saying why it would have none.
     """
     kind = type(pipeline).__name__
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = call_parameters(type(pipeline))
     if not isinstance(text, str) or len(text) > _MOST_NEGATIVE:
         raise ValueError(f'negative_prompt must be a text of at most {_MOST_NEGATIVE} characters')
     if cascade or 'negative_prompt' not in parameters:

@@ -128,7 +128,7 @@ class Store(Sequence):
             raise self._in_shard(shard_number, error) from None
 
     def read_many(self, indices: Sequence[int]) -> list[RawSample]:
-        """Samples by number, as :meth:`read` gives each.
+        """Samples by number, as `read` gives each.
 
         At an address several requests are made at once, and samples that stand close together in a
         shard come with one.
@@ -184,7 +184,7 @@ class Store(Sequence):
     def names(self, index: int) -> list[str]:
         """What the nouns of sample number ``index`` are called, from its JSON alone.
 
-        Many times less is read than by :meth:`read`, and so less is proved: not that nobody changed
+        Many times less is read than by `read`, and so less is proved: not that nobody changed
         a letter of a name.
 
         Raises:

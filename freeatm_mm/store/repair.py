@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class RepairReport:
-    """What :func:`repair_store` did.
+    """What `repair_store` did.
 
     Args:
         restored: Files and shards that are again, byte for byte, what was recorded of them.

@@ -1,6 +1,6 @@
 """Tiny random pipelines of the families beyond Stable Diffusion and DeepFloyd IF's stage I.
 
-Like :mod:`tiny_pipelines`: the real diffusers classes, built from configs in the process. Every
+Like `tiny_pipelines`: the real diffusers classes, built from configs in the process. Every
 word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's column by counting.
 """
 
@@ -1145,7 +1145,7 @@ def tiny_z_image():
 
 @_seeded
 def tiny_z_image_omni():
-    """A ``ZImageOmniPipeline``: as :func:`tiny_z_image`; images to go by are 4x4 for SigLIP."""
+    """A ``ZImageOmniPipeline``: as `tiny_z_image`; images to go by are 4x4 for SigLIP."""
     from diffusers import ZImageOmniPipeline
     from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
 

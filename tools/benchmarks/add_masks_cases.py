@@ -79,7 +79,7 @@ def choices_of_levels(pipe: Any, scenes: Sequence[Scene]) -> dict[tuple[int, ...
 
 
 def scores(qualities: Sequence[MaskQuality]) -> dict[str, Any]:
-    """What the tables show of :func:`~freeatm_mm.probing.mask_quality.summarise`."""
+    """What the tables show of `freeatm_mm.probing.mask_quality.summarise`."""
     summary = summarise(qualities)
     kept = ('iou', 'best_iou', 'best_threshold', 'found_box_iou', 'pointing', 'nouns')
     return {name: summary[name] for name in kept}
