@@ -117,7 +117,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         for target in node.targets
         if isinstance(target, ast.Name)
     ]
-    bases = next((_value(value, {}) for name, value in assigned if name == '_base_'), [])
+    bases: Any = next((_value(value, {}) for name, value in assigned if name == '_base_'), [])
     settings: dict[str, Any] = {}
     for base in _list(bases):
         if isinstance(base, str) and '::' not in base:

@@ -383,9 +383,7 @@ def test_pipelines_of_a_family_that_cannot_look_are_refused(make, message):
 
 
 def test_sizes_that_a_pipeline_chooses_are_not_asked_for():
-    with pytest.raises(
-        ValueError, match='HiDreamImagePipeline generates at sizes of its own'
-    ):
+    with pytest.raises(ValueError, match='HiDreamImagePipeline generates at sizes of its own'):
         ShownImages(tiny.tiny_hidream(), LEVELS, 64)
 
 
