@@ -7,13 +7,13 @@ and stage II gets the embeddings; stage III has a text encoder of its own.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
+from freeatm_mm.attention.families import call_parameters
 from freeatm_mm.generation.pipelines import LoadedPipeline, sampling_options, scheduler_of
 
 __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
@@ -111,7 +111,7 @@ class Cascade:
         self.call_options: list[dict[str, Any]] = []
         self.settings: list[dict[str, Any]] = []
         for number, stage in enumerate(further):
-            call = inspect.signature(type(stage.pipe).__call__).parameters
+            call = call_parameters(type(stage.pipe))
             own: dict[str, Any] = {
                 'steps': call['num_inference_steps'].default if steps is None else steps[number],
                 'guidance': call['guidance_scale'].default

@@ -7,7 +7,6 @@ network looks: once at each of a few noise levels.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
@@ -241,7 +240,7 @@ def _no_guidance(pipeline: Any) -> float:
     names = call_names(pipeline)
     transformer = getattr(pipeline, 'transformer', None)
     if transformer is not None and transformer.config.get('guidance_embeds'):
-        parameters = inspect.signature(type(pipeline).__call__).parameters
+        parameters = call_parameters(type(pipeline))
         for name in names.guidance:
             default = parameters[name].default if name in parameters else None
             if isinstance(default, (int, float)):

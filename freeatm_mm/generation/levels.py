@@ -9,7 +9,6 @@ conditions and sizes are those of generating, for every family alike.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from freeatm_mm.attention.families import Latents, call_names, find_family
+from freeatm_mm.attention.families import Latents, call_names, call_parameters, find_family
 from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE
 from freeatm_mm.generation.pipelines import scheduler_of
 
@@ -152,7 +151,7 @@ def check_can_show(pipe: Any) -> Latents:
             f"{name} can't look at images that exist: {family.latents}; use the text-to-image "
             'pipeline of another family'
         )
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     own = [argument for argument in _IMAGE_ARGUMENTS if argument in parameters]
     if own and not (own == ['image'] and family.latents.image_is_optional):
         raise ValueError(
@@ -273,7 +272,7 @@ class ShownImages:
                 first = noised[0] if taken.given is None else taken.given(pipe, mixed)
         options = dict(options)
         options |= {'height': images.shape[2], 'width': images.shape[3]}
-        parameters = inspect.signature(type(pipe).__call__).parameters
+        parameters = call_parameters(type(pipe))
         options['output_type'] = 'latent' if taken.vae else 'pt'
         if 'latents' in parameters:
             options['latents'] = first
@@ -304,7 +303,7 @@ def _own_size(pipe: Any, config: Any, factor: int) -> int:
     side = getattr(pipe, 'default_sample_size', None) or config.get('sample_size')
     if side is not None:
         return int(_first(side)) * factor
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     sides = [parameters[name].default for name in ('height', 'width') if name in parameters]
     if len(sides) == 2 and all(isinstance(side, int) for side in sides):
         return math.isqrt(math.prod(sides))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.compat import hub_out_of_reach, limit_chat_templates, no_code_from_data
 from freeatm_mm.errors import InputError, listed
 from freeatm_mm.files import check_json, parse_json
@@ -567,7 +566,7 @@ def sampling_options(
     Raises:
         ValueError: If the pipeline's call has no name for something asked.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     names = call_names(pipe)
     options: dict[str, Any] = {}
 

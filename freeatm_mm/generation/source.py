@@ -40,7 +40,7 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.attention.recording import generated_images
 from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
@@ -1208,7 +1208,7 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
         ValueError: Saying why it would have none.
     """
     kind = type(pipeline).__name__
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = call_parameters(type(pipeline))
     if not isinstance(text, str) or len(text) > _MOST_NEGATIVE:
         raise ValueError(f'negative_prompt must be a text of at most {_MOST_NEGATIVE} characters')
     if cascade or 'negative_prompt' not in parameters:

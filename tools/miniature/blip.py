@@ -46,6 +46,7 @@ from freeatm_mm.results import (
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path('configs/lavis/miniature')
 DETECTOR = 'configs/miniature/downstream/mask-rcnn_resnet.py'
+VIT, VIT_EPOCHS = 'configs/miniature/supervised/vit_blip.py', 10
 DATA, READ = 'datasets.freeatm_pretrain', 'datasets.freeatm_retrieval.build_info'
 TEXT, VIEW = f'{DATA}.text_processor.train', f'{DATA}.vis_processor.train'
 #: Arm -> what the results call its masks, and the options that make it.
@@ -128,6 +129,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='what the store holds (%(default)s)',
     )
     parser.add_argument(
+        '--start-trained',
+        action='store_true',
+        help='start all arms from a ViT and a BERT that are trained on the world first (its '
+        'objects by their nouns, its prompts by masked words), as the paper starts from DeiT and '
+        'BERT, and not from random weights; runs and results are kept in OUT/start-trained',
+    )
+    parser.add_argument(
         '--detections', help="boxes of the store's images, instead of a detector trained here"
     )
     parser.add_argument(
@@ -175,9 +183,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         detections = args.out / 'detections.json'
         detect(job, args, detections)
+    start = train_start(job, args) if args.start_trained else []
+    runs = args.out / 'start-trained' if args.start_trained else args.out
     job.run_side_by_side(
         [
-            partial(run_arm, job, args, arm, seed, positions, detections)
+            partial(run_arm, job, args, arm, seed, positions, detections, runs, start)
             for seed in range(args.seeds)
             for arm in args.arms
         ],
@@ -186,10 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = new_results(
         'miniature-lavis', shlex.join(['python', 'tools/miniature/blip.py', *sys.argv[1:]])
     )
-    for path in sorted((args.out / 'rows').glob('*.json')):
+    for path in sorted((runs / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:
             add_row(results, row)
-    write_results(args.out / 'results.json', results)
+    write_results(runs / 'results.json', results)
     print('\n' + to_markdown(results))
     return 0
 
@@ -224,6 +234,36 @@ def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
     )
 
 
+def train_start(job: Job, args: argparse.Namespace) -> list[str]:
+    """Train what all arms and seeds start from; return BLIP's options that name it."""
+    work = args.out / 'start'
+    job.run(
+        'Train the ViT',
+        'tools/train.py',
+        VIT,
+        '--data-root',
+        args.world,
+        '--work-dir',
+        work / 'vit',
+        '--resume',
+    )
+    job.run(
+        'Convert the ViT',
+        'tools/convert/checkpoint.py',
+        work / 'vit' / f'epoch_{VIT_EPOCHS}.pth',
+        work / 'vit.safetensors',
+        '--to',
+        'timm',
+    )
+    job.run(
+        'Train the BERT',
+        'tools/miniature/train_bert.py',
+        args.world / 'prompts.jsonl',
+        work / 'bert',
+    )
+    return [f'model.image_weights={work}/vit.safetensors', f'model.text_weights={work}/bert']
+
+
 def run_arm(
     job: Job,
     args: argparse.Namespace,
@@ -231,10 +271,13 @@ def run_arm(
     seed: int,
     positions: Path,
     detections: Path | None,
+    runs: Path,
+    start: list[str],
 ) -> None:
-    """Pretrain, evaluate zero-shot, fine-tune and evaluate again."""
-    name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
+    """Pretrain, evaluate zero-shot, fine-tune and evaluate again; `start` names first weights."""
+    name, work = f'{arm}-{seed}', runs / f'{arm}-{seed}'
     options = [
+        *start,
         f'{DATA}.build_info.store={args.store}',
         f'run.max_epoch={args.epochs}',
         'run.keep_checkpoints=1',
@@ -260,7 +303,7 @@ def run_arm(
     checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
     row = [
         '--out',
-        args.out / f'rows/{name}.json',
+        runs / f'rows/{name}.json',
         '--masks',
         ARMS[arm][0],
         '--seed',

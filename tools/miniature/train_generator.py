@@ -36,6 +36,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--workers', type=whole(1, 1024), help='processes that compose scenes')
     parser.add_argument('--minutes', type=number(0, 1e6), help='stop at a checkpoint after so long')
     parser.add_argument('--compile', action='store_true', help='use torch.compile (on a GPU)')
+    parser.add_argument(
+        '--keep',
+        nargs='+',
+        type=number(0, 1),
+        default=[],
+        metavar='SHARE',
+        help='also save the pipeline as it is after these shares of the latents, such as 0.25 0.5, '
+        'in WORK/at-SHARE: generators of several qualities from one training',
+    )
     kinds = {int: whole(0, 10**10), float: number(0, 1e9)}
     for field in dataclasses.fields(GeneratorPlan):
         parser.add_argument(
@@ -77,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.workers,
         args.minutes,
         args.compile,
+        args.keep,
     )
     if not finished:
         print('stopped; run the same command to go on')
