@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from freeatm_mm.attention.families import call_names, call_parameters
-from freeatm_mm.compat import hub_out_of_reach, limit_chat_templates, no_code_from_data
+from freeatm_mm.compat import (
+    hub_or_cache,
+    hub_out_of_reach,
+    limit_chat_templates,
+    no_code_from_data,
+)
 from freeatm_mm.errors import InputError, listed
 from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
@@ -268,9 +273,10 @@ def find_lora(name: str) -> Path:
     found = _HUB_FILE.fullmatch(name)
     assert found is not None  # by `parse_lora`
     try:
-        return Path(
-            hf_hub_download(found['repo'], found['file'], revision=found['revision'] or None)
-        )
+        with hub_or_cache():
+            return Path(
+                hf_hub_download(found['repo'], found['file'], revision=found['revision'] or None)
+            )
     except Exception as error:  # the hub's and the network's
         raise _LoraError(
             f"the LoRA {name} is no file here and can't be had from the hub: {_one_line(error)}"
@@ -365,13 +371,14 @@ def _config_folder(diffusers: Any, file: Path, model_config: str | Path | None) 
                 {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
             )
             model_config = known['pretrained_model_name_or_path']
-        return Path(
-            snapshot_download(
-                str(model_config),
-                allow_patterns=['*.json', '*.txt', '*.model'],
-                ignore_patterns=['*.index.json'],
+        with hub_or_cache():
+            return Path(
+                snapshot_download(
+                    str(model_config),
+                    allow_patterns=['*.json', '*.txt', '*.model'],
+                    ignore_patterns=['*.index.json'],
+                )
             )
-        )
     except Exception as error:  # the hub's, the network's, and what is made of others' files
         raise ValueError(
             f'the configs that {file} needs beside its weights are not here: give model_config '
@@ -684,16 +691,17 @@ def _locate(
             'owner/name)'
         )
     try:
-        folder = Path(
-            diffusers.DiffusionPipeline.download(
-                text,
-                revision=revision,
-                variant=variant,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **dict.fromkeys(without),
+        with hub_or_cache():
+            folder = Path(
+                diffusers.DiffusionPipeline.download(
+                    text,
+                    revision=revision,
+                    variant=variant,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **dict.fromkeys(without),
+                )
             )
-        )
     except Exception as error:  # the hub's, the network's, and what files of others bring about
         raise ValueError(
             f"{source} is no folder here and can't be had from the hub: {_one_line(error)}"
