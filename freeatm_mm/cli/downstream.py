@@ -130,7 +130,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
     refuse_idle(named, not args.slurm, 'without --slurm', 'slurm_options')
-    untrained = args.init in ('random', 'supervised')
+    # A wrong method is refused in its place.
+    untrained = (args.method or args.init).split('-')[0] == args.init in ('random', 'supervised')
     refuse_idle(named, untrained, f'on {args.init} weights', 'generator')
     refuse_idle(named, untrained and args.regime != 'real', f'on {args.init} weights', 'regime')
     refuse_idle(named, untrained and bool(args.masks), f'on {args.init} weights', 'masks')
