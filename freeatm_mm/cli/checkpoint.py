@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint
 from freeatm_mm.errors import tool
@@ -34,7 +35,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=whole(1, 4096),
         help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, args.to != 'huggingface', f'with --to {args.to}', 'heads')
+    return args
 
 
 @tool

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write, check_replaceable
@@ -42,7 +43,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--weights', metavar='FILE', help="its weights (default: timm's own, from the hub)")
     add('--device', default='cpu', help='for the model (%(default)s)')
     add('--out', type=Path, metavar='FILE', help='also write the figures as JSON')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_idle(named_options(args, parser, argv), not args.timm, 'without --timm', 'device')
+    return args
 
 
 def timm_features(

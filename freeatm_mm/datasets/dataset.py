@@ -87,7 +87,7 @@ class ImageFolder:
         return len(self._ends)
 
     def read(self, index: int) -> RawSample:
-        """Image number `index`, not decoded; a :class:`RawSample` without caption and nouns.
+        """Image number `index`, not decoded; a `RawSample` without caption and nouns.
 
         Raises:
             StoreError: If the file can't be read.

@@ -2,7 +2,7 @@
 
 The geometric transforms are mmpretrain's and mmcv's own classes; they draw the same random numbers
 and give the same pixels, and note in `results['window']` which part of the image is left
-(`freeatm_mm.ops.geometry`). :class:`PackFreeATMInputs` brings the stored masks straight to
+(`freeatm_mm.ops.geometry`). `PackFreeATMInputs` brings the stored masks straight to
 the encoder's feature grid, for all views at once: no mask of image size is ever made.
 """
 
@@ -45,7 +45,7 @@ MUTABLE = (list, dict, set, np.ndarray)
 
 @TRANSFORMS.register_module()
 class LoadFromStore(BaseTransform):
-    """Reads a sample of :class:`freeatm_mm.datasets.FreeATMDataset` and decodes it.
+    """Reads a sample of `freeatm_mm.datasets.FreeATMDataset` and decodes it.
 
     Required keys: `source`, `source_idx`, `with_masks` (removed), and `mask_source`,
     `mask_source_idx` (removed) where the masks are another sample's. Added keys: `img` (H, W, 3)

@@ -1,6 +1,6 @@
 """Image-text pairs with objects, from stores and from LAVIS's caption files; retrieval sets.
 
-All files are read and checked when a dataset is made (:mod:`~freeatm_mm.lavis_ext.annotations`).
+All files are read and checked when a dataset is made (`freeatm_mm.lavis_ext.annotations`).
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class FreeATMPretrainDataset(BaseDataset):
     Args:
         vis_processor: `freeatm_image_train`, or any of LAVIS's where no position is needed.
         text_processor: `freeatm_caption`, or any of LAVIS's.
-        sources: :class:`StorePairs` and :class:`CaptionFile`, one after the other.
+        sources: `StorePairs` and `CaptionFile`, one after the other.
         share: Use this share of the pairs, in (0, 1], drawn at random and the same in every run.
         pass_over: Take the next pair for one whose picture can't be read, and count it.
 

@@ -491,7 +491,7 @@ class FreeATMRunner(RunnerBase):
         """Trains, resuming if `run.resume_ckpt_path` is set; evaluates the test splits at the end.
 
         Returns:
-            What :meth:`evaluate` does.
+            What `evaluate` does.
 
         Raises:
             InputError: If the folder holds another run's checkpoints, what is to be gone on from

@@ -105,7 +105,7 @@ class Job:
         """Run lines of work that don't depend on each other.
 
         Args:
-            lines: Each calls :meth:`run` for the commands that have to follow each other.
+            lines: Each calls `run` for the commands that have to follow each other.
             jobs: How many lines at a time, in the order given.
 
         Raises:
@@ -122,7 +122,7 @@ class Job:
 
 
 class DryJob:
-    """Says what a :class:`Job` would run; ``count`` is how many commands that is."""
+    """Says what a `Job` would run; ``count`` is how many commands that is."""
 
     def __init__(self) -> None:
         self.count = 0

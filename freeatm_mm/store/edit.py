@@ -177,7 +177,7 @@ def filter_store(
     Args:
         path: The store.
         out: The new store's folder.
-        conditions: What to keep; see :func:`parse_condition`.
+        conditions: What to keep; see `parse_condition`.
         samples_per_shard: Of the new store; the default is the old one's.
 
     Returns:

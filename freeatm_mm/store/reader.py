@@ -128,7 +128,7 @@ class Store(Sequence):
             raise self._in_shard(shard_number, error) from None
 
     def read_many(self, indices: Sequence[int]) -> list[RawSample]:
-        """Samples by number, as :meth:`read` gives each.
+        """Samples by number, as `read` gives each.
 
         At an address several requests are made at once, and samples that stand close together in a
         shard come with one.
@@ -163,7 +163,7 @@ class Store(Sequence):
 
     @contextmanager
     def at_hand(self, indices: Sequence[int]) -> Iterator[None]:
-        """Keep samples for :meth:`read` as long as the `with` lasts, read as by :meth:`read_many`.
+        """Keep samples for `read` as long as the `with` lasts, read as by `read_many`.
 
         For code that asks for one sample at a time and knows which a batch will need. Nothing is
         read here of a store in a folder; where the samples can't be read, `read` says why.
@@ -184,7 +184,7 @@ class Store(Sequence):
     def names(self, index: int) -> list[str]:
         """What the nouns of sample number ``index`` are called, from its JSON alone.
 
-        Many times less is read than by :meth:`read`, and so less is proved: not that nobody changed
+        Many times less is read than by `read`, and so less is proved: not that nobody changed
         a letter of a name.
 
         Raises:

@@ -20,6 +20,7 @@ from pathlib import Path
 # The standard library serves --help and --dry-run, before anything is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.downstream.runs import BENCHMARKS
 from freeatm_mm.errors import InputError, tool
@@ -189,7 +190,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'steps')
+    refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'guidance')
+    followed = {'baseline', 'freeatm'} & set(args.arms)
+    refuse_idle(named, not followed, 'without an arm baseline or freeatm', 'evaluate_every')
+    heads = {BENCHMARKS[name].suite for name in args.benchmarks or ['mini-finetune']}
+    fitting = heads & {f'mini-{METHODS[name].architecture}' for name in args.methods}
+    unfit = f'on the backbones of {", ".join(args.methods)}, which no such head fits'
+    refuse_idle(named, not fitting, unfit, 'benchmarks', 'heads')
+    return args
 
 
 @tool(name='./run miniature', resumes=True)
