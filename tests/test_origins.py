@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,6 +240,44 @@ def test_a_variant_is_never_called_free_atm(model, transforms, masks):
         with pytest.raises(InputError, match=f'its masks is {masks!r}, not True'):
             settle_label(found, {**said, 'masks': True}, 'x.pth')
         assert settle_label(found, {**said, 'masks': 'mine'}, 'x.pth')['masks'] == 'mine'
+
+
+@pytest.mark.parametrize(
+    'before, masks, expected',
+    [
+        ("negatives='all'", '', True),
+        ("positives='same_noun'", '', 'same_noun'),
+        ("positives='same_noun'", ", mask_source='other'", 'other_masks, same_noun'),
+        ("positives='same_noun'", ', masks=False', 'same_noun'),
+    ],
+)
+def test_a_run_that_starts_from_a_variant_is_one(tmp_path, before, masks, expected):
+    ConfigDict = pytest.importorskip('mmengine.config').ConfigDict
+    from helpers.tiny_stores import make_store
+
+    from freeatm_mm.origins import note_pretraining
+    from freeatm_mm.store import Store
+
+    earlier = tmp_path / 'earlier.pth'
+    text = (
+        f"model = dict(type='FreeATMMoCo', {before}, backbone=dict(type='ResNet', depth=50))\n"
+        f'train_dataloader = dict(dataset={OURS.format("s", "")})\n'
+    )
+    torch.save({**content(text), 'state_dict': {}}, earlier)
+    dataset = eval(OURS.format('s', masks))  # noqa: S307 - of this file
+    noted = {}
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(
+            dataset=SimpleNamespace(sources=[Store(make_store(tmp_path / 'store', count=2))])
+        ),
+        cfg=ConfigDict(
+            model=dict(type='FreeATMMoCo', pretrained=str(earlier), backbone=dict(type='ResNet')),
+            train_dataloader=dict(dataset=dataset),
+        ),
+        message_hub=SimpleNamespace(update_info=lambda name, value: noted.update(value)),
+    )
+    note_pretraining(runner)
+    assert noted['masks'] == expected
 
 
 def test_what_takes_no_masks_but_guides_is_no_baseline():

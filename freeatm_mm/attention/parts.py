@@ -208,15 +208,19 @@ def block_names(
 
 
 def named_parts(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a network by their names in it, without what `torch.compile` adds."""
+    """Yield the modules of a network by their names in it, without what wraps it."""
     for name, module in denoiser.named_modules():
         if not hasattr(module, '_orig_mod'):
             yield plain_name(name), module
 
 
 def plain_name(name: str) -> str:
-    """Return a module's name without the wrappers that `torch.compile` put round it or above it."""
-    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
+    """Return a module's name without the wrappers that `torch.compile` and PEFT put round it."""
+    plain = '.'.join(part for part in name.split('.') if part != '_orig_mod')
+    for wrapped in ('base_model.model', 'base_model'):  # PEFT's `get_peft_model`
+        if plain == wrapped or plain.startswith(f'{wrapped}.'):
+            return plain[len(wrapped) + 1 :]
+    return plain
 
 
 def in_blocks(blocks: frozenset[str] | None, group: str, layer: str) -> bool:

@@ -42,7 +42,7 @@ from freeatm_mm.attention.parts import (
     sizes,
     whole_number,
 )
-from freeatm_mm.attention.recording import Recording, drawn_images
+from freeatm_mm.attention.recording import Recording, generated_images
 from freeatm_mm.attention.sequence import AttentionCall, watched_backends
 from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
@@ -249,7 +249,7 @@ class AttentionRecorder:
             )
         self._probability = probability
         self._merge = merge
-        self._denoiser = getattr(pipe, self._family.denoiser)
+        self._denoiser = self._drawing_network()
         self._blocks = self._block_names(blocks)
         self._resolutions = sizes(resolutions)
         check_steps(steps)
@@ -311,6 +311,8 @@ class AttentionRecorder:
     ) -> None:
         """Find the nouns of some prompts among the text keys of a call."""
         one_prompt = isinstance(prompts, str)
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f'prompts must be a text or a list of texts, got {prompts!r}')
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         _check_prompts(prompts)
         whole_number(images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
@@ -430,14 +432,23 @@ class AttentionRecorder:
         prompts = prompt if prompts is None else prompts
         assert prompts is not None
         asked = Call(self._pipe, call)
-        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        prompts = list(prompts) if isinstance(prompts, Iterator) else prompts
         images_per_prompt = asked.option(
             'num_images_per_prompt', asked.option('num_videos_per_prompt', 1)
         )
         self._tell(prompts, nouns, asked, 1 if images_per_prompt is None else images_per_prompt)
+        missing = [watch.name for watch in self._watches if watch.encoder is None]
+        if missing:
+            raise ValueError(
+                f'{type(self._pipe).__name__} was loaded without its {missing[0]}, so it reads no '
+                'prompts: load it whole, or use the recorder as a context manager and say with '
+                "columns=... where the nouns' keys are in its embeddings"
+            )
         with self:
-            output = self._pipe(prompt=prompts, **call)
-        images = drawn_images(output)
+            output = self._pipe(
+                prompt=prompts if isinstance(prompts, str) else list(prompts), **call
+            )
+        images = generated_images(output)
         if len(images) != self._num_images:
             raise ValueError(
                 f'{type(self._pipe).__name__} returned {len(images)} images, where '
@@ -482,6 +493,7 @@ class AttentionRecorder:
         self._first_row, self._last_row = 0, 0
         self._image_tokens = 0
         self._last_sample: Tensor | None = None
+        self._last_timestep: Any = None
         self._pair_checked = False
 
     def __enter__(self) -> AttentionRecorder:
@@ -499,7 +511,7 @@ class AttentionRecorder:
                 'this AttentionRecorder was made without prompts: make it with prompts and nouns, '
                 'or call generate()'
             )
-        denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
+        denoiser = self._denoiser = self._drawing_network()
         self._regions = compiled_regions(denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
@@ -534,6 +546,7 @@ class AttentionRecorder:
                 handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
                 hooks.callback(handle.remove)
             for tap in taps:
+                hooks.callback(tap.stop)
                 for handle in tap.install():
                     hooks.callback(handle.remove)
                 if self._head_weights and not isinstance(tap, SelfTap):
@@ -595,7 +608,7 @@ class AttentionRecorder:
         traceback: TracebackType | None,
     ) -> None:
         """Removes every hook, also after an exception."""
-        self._last_sample = self._sink.input = None
+        self._last_sample = self._last_timestep = self._sink.input = None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -604,6 +617,7 @@ class AttentionRecorder:
         if self._hooks is not None:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
 
+    @torch.inference_mode(False)
     def masks(
         self,
         normalize: str | None = None,
@@ -724,6 +738,21 @@ class AttentionRecorder:
                 "separate='layers', so that each layer counts the same"
             )
 
+    def _drawing_network(self) -> nn.Module:
+        name = self._family.denoiser
+        network = getattr(self._pipe, name, None)
+        if network is None:
+            raise ValueError(
+                f'{type(self._pipe).__name__} was loaded without its {name}, which draws and is '
+                'what is recorded: load it whole'
+            )
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f'the {name} of this {type(self._pipe).__name__} is no network of PyTorch but '
+                f'{type(network).__name__}, of which no attention can be recorded'
+            )
+        return network
+
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
 
@@ -782,9 +811,18 @@ class AttentionRecorder:
             )
 
     def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
-        """Whether this call isn't the one that draws the prompt, but one to compare it with."""
-        again = self._family.two_passes and sample is self._last_sample
-        self._last_sample = None if again else sample
+        """Whether this call isn't the one that draws the prompt, but one to compare it with.
+
+        Guidance that takes several passes gives them one tensor at one noise level. Pipelines that
+        take another tensor for each step, or a caller who takes the same, change the level.
+        """
+        timestep = kwargs.get('timestep')
+        again = (
+            self._family.two_passes
+            and sample is self._last_sample
+            and _is_same_level(timestep, self._last_timestep)
+        )
+        self._last_sample, self._last_timestep = sample, timestep
         # Skip-layer guidance (SD3) draws the prompt again with some layers left out.
         return again or kwargs.get('skip_layers') is not None
 
@@ -855,7 +893,7 @@ class AttentionRecorder:
             total = self._sums.get(part)
             if total is None:
                 total = self._sums[part] = _Sum(
-                    torch.zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
+                    _zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
                 )
             if self._maps == 'output':
                 assert isinstance(tap, SequenceTap)
@@ -893,7 +931,7 @@ class AttentionRecorder:
         if total is None:
             images, pixels = query_BNHC.shape[:2]
             self._affinities = {
-                size: _Sum(torch.zeros(images, pixels, pixels, device=query_BNHC.device))
+                size: _Sum(_zeros(images, pixels, pixels, device=query_BNHC.device))
             }
             self._affinity_steps = {}
             total = self._affinities[size]
@@ -910,6 +948,12 @@ class _Sum:
     count: int = 0
 
 
+def _zeros(*shape: int, device: torch.device) -> Tensor:
+    """Zeros to add to, inside `torch.inference_mode` and after it."""
+    with torch.inference_mode(False):
+        return torch.zeros(*shape, device=device)
+
+
 def _weights_of(
     weights_BNH: Tensor | None, some: Sequence[int], heads: Sequence[int]
 ) -> Tensor | None:
@@ -918,6 +962,15 @@ def _weights_of(
         return weights_BNH
     places = [heads.index(head) for head in some]
     return weights_BNH[..., places] * (len(heads) / len(some))
+
+
+def _is_same_level(timestep: Any, other: Any) -> bool:
+    """Tell whether two calls of a denoiser are given the same timestep, or none."""
+    if isinstance(timestep, Tensor) and isinstance(other, Tensor):
+        return timestep is other or (
+            timestep.shape == other.shape and bool((timestep == other).all())
+        )
+    return timestep is other or bool(timestep == other)
 
 
 def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:

@@ -383,14 +383,14 @@ class EncoderWatch:
         *,
         outside: Sequence[Sequence[int]] = ((), ()),
     ) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._image_token = image_token
         self.image_tokens = 0
         self._padding = padding
         self._before, self._after = (tuple(tokens) for tokens in outside)
         self._empty = {self._without_padding(row) for row in empty}
         self._expected = [self._without_padding(row) for row in expected]
-        self._texts, self._name, self._argument = list(texts), name, argument
+        self._texts, self.name, self._argument = list(texts), name, argument
         self._seen: list[tuple[int, ...]] = []
         self._met = False
 
@@ -405,9 +405,9 @@ class EncoderWatch:
     def install(self) -> Callable[[], None]:
         """Starts watching; returns what ends it."""
         self._seen, self._met = [], False
-        if self._encoder is None:
+        if self.encoder is None:
             return lambda: None
-        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
+        return self.encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
@@ -435,7 +435,7 @@ class EncoderWatch:
             left_out, known = len(row) - len(kept), self._expected[0] in self._seen
             if known and left_out != self.image_tokens:
                 raise ValueError(
-                    f'{self._name} encoded images of {left_out} and of {self.image_tokens} tokens '
+                    f'{self.name} encoded images of {left_out} and of {self.image_tokens} tokens '
                     'with the prompts of one batch: give them images of one size, or draw one by '
                     'one'
                 )
@@ -461,7 +461,7 @@ class EncoderWatch:
             got = [row for row in got if row in self._expected]
             if got[: len(due)] != due or not {*self._expected} <= {*seen}:
                 raise ValueError(
-                    f'{self._name} encoded other prompts than the recorder was given '
+                    f'{self.name} encoded other prompts than the recorder was given '
                     f'({self._texts}), or in another order: give both the same prompts'
                     + (
                         ''
@@ -473,7 +473,7 @@ class EncoderWatch:
                 )
         elif seen or not self._met:
             raise ValueError(
-                f'{self._name} encoded no prompt inside the with block, so where the nouns stand '
+                f'{self.name} encoded no prompt inside the with block, so where the nouns stand '
                 'in the embeddings is not known: draw from prompts; or say where by columns=...; '
                 'or pass check_prompts=False if the embeddings are those that the pipeline itself '
                 'makes of the prompts'

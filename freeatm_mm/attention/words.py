@@ -14,9 +14,11 @@ AUTO = 'auto'
 """In place of a prompt's nouns: they are found by a part-of-speech tagger."""
 
 # Scripts that write no spaces, so that a word may begin or end anywhere.
-_NO_SPACES = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff'
-_IN_WORD = rf'[^\W{_NO_SPACES}]'
-_MARKS = '\u0300-\u036f'
+_NO_SPACES = re.compile(
+    '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff]'
+)
+_JOINER = '\u200d'
+"""Makes one character of two, as in emoji of families and in Indic scripts."""
 
 
 def places_of(words: str, text: str) -> list[tuple[int, int]]:
@@ -36,11 +38,35 @@ def places_of(words: str, text: str) -> list[tuple[int, int]]:
     patterns = sorted(r'\s+'.join(map(re.escape, form.split())) for form in forms if form.split())
     found: set[tuple[int, int]] = set()
     for pattern in patterns:
-        before = rf'(?<!{_IN_WORD})(?={_IN_WORD})|(?!{_IN_WORD})'
-        after = rf'(?<={_IN_WORD})(?!{_IN_WORD})|(?<!{_IN_WORD})'
-        whole = rf'(?:{before})(?:{pattern})(?:{after})(?![{_MARKS}])'
-        found.update(match.span() for match in re.finditer(whole, text, re.IGNORECASE))
+        start, wanted = 0, re.compile(pattern, re.IGNORECASE)
+        while (match := wanted.search(text, start)) is not None:
+            whole = _is_edge(text, match.start()) and _is_edge(text, match.end())
+            if whole:
+                found.add(match.span())
+            start = match.end() if whole else match.start() + 1
     return sorted(found)
+
+
+def _is_edge(text: str, place: int) -> bool:
+    """Tell whether a word may begin or end before a character of a text."""
+    if not 0 < place < len(text):
+        return True
+    left, right = text[place - 1], text[place]
+    if _is_mark(right) or _JOINER in (left, right):
+        return False  # in the middle of what is read as one character
+    return not (_is_of_word(left) and _is_of_word(right))
+
+
+def _is_of_word(character: str) -> bool:
+    if _NO_SPACES.match(character):
+        return False
+    return character.isalnum() or character == '_' or _is_mark(character)
+
+
+def _is_mark(character: str) -> bool:
+    """Tell whether a character is an accent or a vowel sign of the one before it."""
+    # Variation selectors only choose how it looks.
+    return unicodedata.category(character)[0] == 'M' and not '\ufe00' <= character <= '\ufe0f'
 
 
 def spans_of_prompts(
@@ -106,7 +132,9 @@ def _is_words(noun: Any) -> bool:
 
 def word_spans(prompt: str) -> list[tuple[int, int]]:
     """Find the characters of each word of a prompt, punctuation left out."""
-    return [found.span() for found in re.finditer(r"\w+(?:['\u2019-]\w+)*", prompt)]
+    # Python's \w takes letters alone.
+    letters = ''.join('_' if _is_mark(character) else character for character in prompt)
+    return [found.span() for found in re.finditer(r"\w+(?:['\u2019-]\w+)*", letters)]
 
 
 def span_of(noun: Any) -> tuple[int, int]:

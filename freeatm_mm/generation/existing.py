@@ -1,4 +1,4 @@
-"""Masks for images that exist already: the generator looks at them, noised, in place of drawing.
+"""Masks for images that exist already: the generator looks at them, noised, in place of generating.
 
 The shards, their order, workers, interruptions and failures are those of generating
 (`freeatm_mm.generation.source`); what differs is where an image comes from and how long the
@@ -7,7 +7,6 @@ network looks: once at each of a few noise levels.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
@@ -155,7 +154,7 @@ class MaskSource(ShardSource):
                 counts.reencoded_images += 'encoded_anew' in sample.meta
             yield sample
 
-    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
+    def _generate_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
         """Look at a batch; an image that can't be read is its own failure alone."""
         outcomes: dict[int, Outcome] = {}
         pictures: dict[int, Picture] = {}
@@ -241,7 +240,7 @@ def _no_guidance(pipeline: Any) -> float:
     names = call_names(pipeline)
     transformer = getattr(pipeline, 'transformer', None)
     if transformer is not None and transformer.config.get('guidance_embeds'):
-        parameters = inspect.signature(type(pipeline).__call__).parameters
+        parameters = call_parameters(type(pipeline))
         for name in names.guidance:
             default = parameters[name].default if name in parameters else None
             if isinstance(default, (int, float)):
@@ -325,7 +324,7 @@ def add_masks(
     Raises:
         ValueError: If an argument is out of range, or the pipeline can't be shown images.
         StoreError: If ``out`` holds a store made with other settings; says which differ.
-        DrawingError: If looking fails whatever the image, or more images fail than may.
+        GenerationError: If looking fails whatever the image, or more images fail than may.
     """
     check_settings(options)
     return generate_store(

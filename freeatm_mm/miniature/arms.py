@@ -71,6 +71,11 @@ ARMS: dict[str, Arm] = {
         ('model.positives=same_noun',),
         "keys of the query's own noun are positives too",
     ),
+    'same_noun_box': Arm(
+        'same_noun_box',
+        ('model.positives=same_noun', '{loading}.centred_box=own'),
+        'a control, same_noun with the masks of box: nouns without places',
+    ),
     'binary': Arm(
         'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
     ),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from freeatm_mm.attention import words
-from freeatm_mm.attention.words import noun_name, places_of, span_of, spans_of_prompts
+from freeatm_mm.attention.words import noun_name, places_of, span_of, spans_of_prompts, word_spans
 from freeatm_mm.prompts import Noun
 
 
@@ -25,12 +25,27 @@ from freeatm_mm.prompts import Noun
         ('cafe\u0301', 'un café noir', [(3, 7)]),
         ('cafe', 'un cafe\u0301 noir', []),
         ('C++', 'a C++ book', [(2, 5)]),
+        ('कल', 'यह कला है', []),
+        ('कला', 'यह कला है', [(3, 6)]),
+        ('ता', 'एक कुत्ता', []),
+        ('कु', 'एक कुत्ता', []),
+        ('สุนัข', 'ภาพสุนัขและแมว', [(3, 8)]),
+        ('ส', 'ภาพสุนัข', []),
+        ('👨', 'a 👨\u200d👩\u200d👧', []),
+        ('👨\u200d👩\u200d👧', 'a 👨\u200d👩\u200d👧', [(2, 7)]),
+        ('❤', 'a ❤\ufe0f', [(2, 3)]),
         ('d.g', 'a dog', []),
         (' ', 'a dog', []),
     ],
 )
 def test_places(noun, text, places):
     assert places_of(noun, text) == places
+
+
+def test_words_hold_their_vowel_signs():
+    prompt = "कुत्ता और fire-engine's 猫"
+    words = [prompt[start:end] for start, end in word_spans(prompt)]
+    assert words == ['कुत्ता', 'और', "fire-engine's", '猫']
 
 
 @pytest.mark.parametrize(

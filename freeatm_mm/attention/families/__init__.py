@@ -20,6 +20,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    call_parameters,
     head_count,
 )
 from freeatm_mm.attention.families.latents import Latents
@@ -37,6 +38,7 @@ __all__ = [
     'TextKeys',
     'argument',
     'call_names',
+    'call_parameters',
     'family_of',
     'find_family',
     'head_count',
