@@ -148,6 +148,34 @@ def find_packaged_configs() -> None:
     setattr(Config, '_get_cfg_path', staticmethod(get_cfg_path))  # noqa: B010
 
 
+def format_configs_once() -> None:
+    """Let a config that hasn't changed be laid out once, not again for each checkpoint.
+
+    Reason: its text goes into every checkpoint, and yapf takes 60 ms of a core to lay it out, as
+    much as a fifth of a small network's training step.
+
+    Source: `mmengine/runner/runner.py`, `save_checkpoint`; `mmengine/config/config.py`,
+    `Config.pretty_text`.
+    """
+    from mmengine.config import Config
+
+    lay_out = Config.pretty_text.fget
+    if lay_out is None or hasattr(lay_out, 'is_kept'):
+        return
+    known: dict[str, str] = {}
+
+    def pretty_text(self: Any) -> str:
+        key = repr((self.to_dict(), getattr(self, '_format_python_code', True)))
+        if key not in known:
+            known.clear()  # one training has one config
+            known[key] = lay_out(self)
+        return known[key]
+
+    marked: Any = pretty_text
+    marked.is_kept = True
+    setattr(Config, 'pretty_text', property(marked))  # noqa: B010 - mypy knows it otherwise
+
+
 def keep_digits_of_ap() -> None:
     """Let mmdet's metrics give AP as it is computed.
 
@@ -464,10 +492,9 @@ def hub_out_of_reach() -> Iterator[None]:
 
     Source: `huggingface_hub/constants.py`, `HF_HUB_OFFLINE`, which is read at each request.
     """
-    import huggingface_hub
+    from huggingface_hub import constants, utils
 
-    constants = huggingface_hub.constants
-    reset = getattr(huggingface_hub.utils, 'reset_sessions', None) or (lambda: None)
+    reset = getattr(utils, 'reset_sessions', None) or (lambda: None)
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     reset()
@@ -476,6 +503,65 @@ def hub_out_of_reach() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = before
         reset()
+
+
+#: Seconds in which the Hub must have answered once.
+HUB_PATIENCE = 10.0
+_answered: set[str] = set()  # Hubs that did
+
+
+def hub_answers() -> bool:
+    """Tell within ten seconds whether the Hub answers; asked once in a process if it does.
+
+    Reason: huggingface_hub asks what is in a repository without any time limit. Where packets are
+    dropped, behind many firewalls, each such request fails when Linux gives up to connect, after
+    two minutes; and a file is asked for six times.
+
+    Source: `huggingface_hub/hf_api.py`, `timeout=None` of `model_info` and others;
+    `huggingface_hub/utils/_http.py`, `http_backoff`.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE or constants.ENDPOINT in _answered:
+        return True
+    due = time.monotonic() + HUB_PATIENCE
+    while (left := due - time.monotonic()) > 0:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=left)
+        except Exception:  # of requests, or of httpx: whatever a network brings about
+            time.sleep(min(1.0, left))
+        else:
+            _answered.add(constants.ENDPOINT)  # whatever it answered
+            return True
+    return False
+
+
+def hub_silence() -> str:
+    """Say that :func:`hub_answers` is false, and what to do."""
+    from huggingface_hub import constants
+
+    return (
+        f'{constants.ENDPOINT} gave no answer within {HUB_PATIENCE:g} s: check the '
+        'network, and HTTPS_PROXY or HF_ENDPOINT if it is reached by one'
+    )
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Let huggingface_hub fetch, or where the Hub doesn't answer only look into its cache.
+
+    Raises:
+        ConnectionError: If the Hub doesn't answer and something is not in the cache.
+    """
+    if hub_answers():
+        yield
+        return
+    try:
+        with hub_out_of_reach():
+            yield
+    except Exception as error:
+        raise ConnectionError(f'it is not in the cache, and {hub_silence()}') from error
 
 
 #: What rendering a chat template may take: seconds of the processor, bytes of memory besides, and

@@ -401,10 +401,13 @@ def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
     Raises:
         FileNotFoundError: Naming the first that is not, the key that names it, and what to do.
         StoreError: If a store or image folder doesn't exist, is empty or damaged; likewise.
+        InputError: If pictures are to be kept on a GPU that isn't there, or that the loader could
+            not hand them over from.
     """
     for key, dataset in find_datasets(cfg, loaders):
         if _is_ours(dataset):
             _check_sources(key, dataset)
+            _check_device(key, dataset, cfg[key.split('.')[0]])
             continue
         prefix = dataset.get('data_prefix') or dataset.get('split') or ''
         parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
@@ -428,6 +431,23 @@ def _check_sources(key: str, dataset: Mapping) -> None:
         raise StoreError(
             f'{key}: {error} (say with --data-root where the store, or the folder of images, lies)'
         ) from None
+
+
+def _check_device(key: str, dataset: Mapping, loader: Mapping) -> None:
+    """Refuse pictures that a `FreeATMDataset` could not keep on a GPU, or not give from there."""
+    device = str(dataset.get('device', 'cpu'))
+    if device == 'cpu':
+        return
+    import torch
+
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise InputError(f'{key}.device={device}: there is no GPU here: leave it out')
+    if loader.get('num_workers') or loader.get('pin_memory'):
+        name = key.split('.')[0]
+        raise InputError(
+            f'{key}.device={device}: worker processes and pinned memory have no part in pictures '
+            f'that are on a GPU already: set {name}.num_workers=0 and {name}.pin_memory=False'
+        )
 
 
 def check_init(cfg: Mapping) -> None:

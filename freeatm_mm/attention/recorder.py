@@ -43,7 +43,7 @@ from freeatm_mm.attention.parts import (
     sizes,
     whole_number,
 )
-from freeatm_mm.attention.recording import Recording, drawn_images
+from freeatm_mm.attention.recording import Recording, generated_images
 from freeatm_mm.attention.sequence import AttentionCall, watched_backends
 from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
@@ -449,7 +449,7 @@ class AttentionRecorder:
             output = self._pipe(
                 prompt=prompts if isinstance(prompts, str) else list(prompts), **call
             )
-        images = drawn_images(output)
+        images = generated_images(output)
         if len(images) != self._num_images:
             raise ValueError(
                 f'{type(self._pipe).__name__} returned {len(images)} images, where '
