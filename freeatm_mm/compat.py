@@ -323,11 +323,15 @@ def require_lavis() -> None:
     """Makes sure that LAVIS can be imported.
 
     Reason: it is not on everybody's machine, and its own pins (transformers below 4.27, opencv of
-    2021) make an ordinary `pip install` of it fail or spoil the environment.
+    2021) make an ordinary `pip install` of it fail or spoil the environment. As it is of 2023, it
+    imports timm by its old names, of which timm warns users who can't change them.
 
     Raises:
         ImportError: If it isn't there, or something that it needs isn't.
     """
+    import warnings
+
+    warnings.filterwarnings('ignore', r'Importing from timm\.', FutureWarning)
     try:
         importlib.import_module('lavis')
     except ImportError as error:
@@ -492,10 +496,9 @@ def hub_out_of_reach() -> Iterator[None]:
 
     Source: `huggingface_hub/constants.py`, `HF_HUB_OFFLINE`, which is read at each request.
     """
-    import huggingface_hub
+    from huggingface_hub import constants, utils
 
-    constants = huggingface_hub.constants
-    reset = getattr(huggingface_hub.utils, 'reset_sessions', None) or (lambda: None)
+    reset = getattr(utils, 'reset_sessions', None) or (lambda: None)
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     reset()
@@ -504,6 +507,65 @@ def hub_out_of_reach() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = before
         reset()
+
+
+#: Seconds in which the Hub must have answered once.
+HUB_PATIENCE = 10.0
+_answered: set[str] = set()  # Hubs that did
+
+
+def hub_answers() -> bool:
+    """Tell within ten seconds whether the Hub answers; asked once in a process if it does.
+
+    Reason: huggingface_hub asks what is in a repository without any time limit. Where packets are
+    dropped, behind many firewalls, each such request fails when Linux gives up to connect, after
+    two minutes; and a file is asked for six times.
+
+    Source: `huggingface_hub/hf_api.py`, `timeout=None` of `model_info` and others;
+    `huggingface_hub/utils/_http.py`, `http_backoff`.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE or constants.ENDPOINT in _answered:
+        return True
+    due = time.monotonic() + HUB_PATIENCE
+    while (left := due - time.monotonic()) > 0:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=left)
+        except Exception:  # of requests, or of httpx: whatever a network brings about
+            time.sleep(min(1.0, left))
+        else:
+            _answered.add(constants.ENDPOINT)  # whatever it answered
+            return True
+    return False
+
+
+def hub_silence() -> str:
+    """Say that `hub_answers` is false, and what to do."""
+    from huggingface_hub import constants
+
+    return (
+        f'{constants.ENDPOINT} gave no answer within {HUB_PATIENCE:g} s: check the '
+        'network, and HTTPS_PROXY or HF_ENDPOINT if it is reached by one'
+    )
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Let huggingface_hub fetch, or where the Hub doesn't answer only look into its cache.
+
+    Raises:
+        ConnectionError: If the Hub doesn't answer and something is not in the cache.
+    """
+    if hub_answers():
+        yield
+        return
+    try:
+        with hub_out_of_reach():
+            yield
+    except Exception as error:
+        raise ConnectionError(f'it is not in the cache, and {hub_silence()}') from error
 
 
 #: What rendering a chat template may take: seconds of the processor, bytes of memory besides, and

@@ -5,8 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.servers import serve_files
 
 import freeatm_mm
+from freeatm_mm import compat
+from freeatm_mm.addresses import RemoteFolder
+from freeatm_mm.errors import InputError
+
+SMALL = str(Path(__file__).parents[1] / 'weights/miniature-generator')
 
 
 def run(code):
@@ -167,6 +173,56 @@ def test_every_way_to_a_checkpoint_reads_safely(tmp_path, reader):
         + 'except (ValueError, SystemExit) as error:\n    print(error)\n'
     )
     assert 'it holds more than tensors' in told and not marker.exists()
+
+
+@pytest.fixture
+def silent_hub(tmp_path, monkeypatch):
+    """A Hub that takes connections and never answers, and an empty cache."""
+    constants = pytest.importorskip('huggingface_hub.constants')
+    from huggingface_hub.utils import reset_sessions
+
+    monkeypatch.setattr(compat, 'HUB_PATIENCE', 0.3)
+    with serve_files(tmp_path) as server:
+        server.mode = 'slow'
+        for name, value in dict(
+            ENDPOINT=server.address, HF_HUB_OFFLINE=False, HF_HUB_CACHE=str(tmp_path / 'cache')
+        ).items():
+            monkeypatch.setattr(constants, name, value)
+        reset_sessions()
+        yield server
+    reset_sessions()
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(silent_hub, monkeypatch):
+    pytest.importorskip('diffusers')
+    from freeatm_mm.generation import load_pipeline
+
+    silent = f'{silent_hub.address} gave no answer within 0.3 s: check the network'
+    with pytest.raises(InputError, match=f"^hf:// can't be reached: {silent}"):
+        RemoteFolder('hf://datasets/me/dogs').state('store.json')
+    for name, options in {'me/dogs': {}, SMALL: dict(loras=['me/dogs/style.safetensors'])}.items():
+        with pytest.raises(ValueError, match=f'it is not in the cache, and {silent}'):
+            load_pipeline(name, device='cpu', **options)
+    # Nothing else was asked, each of which would have had to wait for minutes.
+    assert {(method, path) for method, path, _ in silent_hub.asked} == {('HEAD', '/')}
+    silent_hub.mode = 404
+    monkeypatch.setattr(compat, 'HUB_PATIENCE', 60.0)
+    assert compat.hub_answers() and compat.hub_answers()
+    assert len([method for method, *_ in silent_hub.asked]) == 4  # asked no more
+
+
+def test_what_is_in_the_cache_needs_no_hub(silent_hub, tmp_path):
+    from huggingface_hub import hf_hub_download
+
+    snapshot = tmp_path / 'cache/models--me--dogs/snapshots/0123'
+    snapshot.mkdir(parents=True)
+    (snapshot / 'x.json').write_text('{}')
+    (snapshot.parents[1] / 'refs').mkdir()
+    (snapshot.parents[1] / 'refs/main').write_text('0123')
+    with compat.hub_or_cache():
+        assert hf_hub_download('me/dogs', 'x.json') == str(snapshot / 'x.json')
+    with pytest.raises(ConnectionError, match='it is not in the cache'), compat.hub_or_cache():
+        hf_hub_download('me/dogs', 'y.json')
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from freeatm_mm.compat import (
     check_kernels,
+    hub_or_cache,
     hub_out_of_reach,
     limit_chat_templates,
     no_code_from_data,
@@ -527,7 +528,8 @@ def model_folder(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         kinds = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
-        folder = Path(snapshot_download(name, allow_patterns=kinds))
+        with hub_or_cache():
+            folder = Path(snapshot_download(name, allow_patterns=kinds))
     if (folder / 'adapter_config.json').exists():
         raise ValueError(
             'its adapter_config.json leads to the weights of another model, which are not loaded: '
