@@ -542,7 +542,7 @@ def hub_answers() -> bool:
 
 
 def hub_silence() -> str:
-    """Say that :func:`hub_answers` is false, and what to do."""
+    """Say that `hub_answers` is false, and what to do."""
     from huggingface_hub import constants
 
     return (
