@@ -387,14 +387,16 @@ def note_pretraining(runner: Any) -> None:
     if not any(sources):
         return
     cfg, made = runner.cfg, [_made(source) for source in sources]
-    images = _regime(made)
+    images, masks = _regime(made), _with_stores(_masks(cfg), made)
     earlier = _mapping(cfg.get('model')).get('pretrained')
-    if images and earlier and '://' not in str(earlier) and Path(earlier).is_file():
+    if earlier and '://' not in str(earlier) and Path(earlier).is_file():
         from freeatm_mm.checkpoints import read_state
 
         before = origin_of(read_state(earlier))
         images = _after(images, before.regime, before.generator)
-    masks = _with_stores(_masks(cfg), made)
+        if isinstance(before.masks, str):  # a variant's weights make no plain Free-ATM
+            own = masks.split(', ') if isinstance(masks, str) else []
+            masks = ', '.join(sorted({*before.masks.split(', '), *own}))
     origin = Origin(_method(cfg), masks=masks, scale=_scale(cfg.model), **images)
     runner.message_hub.update_info(
         'pretraining', {key: value for key, value in asdict(origin).items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,6 +242,44 @@ def test_a_variant_is_never_called_free_atm(model, transforms, masks):
         assert settle_label(found, {**said, 'masks': 'mine'}, 'x.pth')['masks'] == 'mine'
 
 
+@pytest.mark.parametrize(
+    'before, masks, expected',
+    [
+        ("negatives='all'", '', True),
+        ("positives='same_noun'", '', 'same_noun'),
+        ("positives='same_noun'", ", mask_source='other'", 'other_masks, same_noun'),
+        ("positives='same_noun'", ', masks=False', 'same_noun'),
+    ],
+)
+def test_a_run_that_starts_from_a_variant_is_one(tmp_path, before, masks, expected):
+    ConfigDict = pytest.importorskip('mmengine.config').ConfigDict
+    from helpers.tiny_stores import make_store
+
+    from freeatm_mm.origins import note_pretraining
+    from freeatm_mm.store import Store
+
+    earlier = tmp_path / 'earlier.pth'
+    text = (
+        f"model = dict(type='FreeATMMoCo', {before}, backbone=dict(type='ResNet', depth=50))\n"
+        f'train_dataloader = dict(dataset={OURS.format("s", "")})\n'
+    )
+    torch.save({**content(text), 'state_dict': {}}, earlier)
+    dataset = eval(OURS.format('s', masks))  # noqa: S307 - of this file
+    noted = {}
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(
+            dataset=SimpleNamespace(sources=[Store(make_store(tmp_path / 'store', count=2))])
+        ),
+        cfg=ConfigDict(
+            model=dict(type='FreeATMMoCo', pretrained=str(earlier), backbone=dict(type='ResNet')),
+            train_dataloader=dict(dataset=dataset),
+        ),
+        message_hub=SimpleNamespace(update_info=lambda name, value: noted.update(value)),
+    )
+    note_pretraining(runner)
+    assert noted['masks'] == expected
+
+
 def test_what_takes_no_masks_but_guides_is_no_baseline():
     dataset = OURS.format('s', ', masks=False')
     text = (
@@ -407,3 +446,29 @@ def test_real_runs_note_what_they_train_on(tmp_path):
     found = read_state(tmp_path / 'wrapped' / 'epoch_1.pth')
     assert found['message_hub']['runtime_info']['pretraining']['masks'] == 'other_masks'
     assert origin_of(found).regime is None
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('method', ['mocov2', 'mae'])
+def test_every_arm_with_options_has_a_name_of_its_own(method):
+    """A new option of a pretraining belongs into the tables of `origins`."""
+    pytest.importorskip('mmpretrain')
+    from helpers.tools import ROOT
+    from mmengine.config import Config, DictAction
+
+    from freeatm_mm import compat
+    from freeatm_mm.miniature.arms import ARMS
+    from freeatm_mm.miniature.layout import config_of, read_layout
+
+    compat.skip_multimodal_models()
+    cfg, layout = Config.fromfile(ROOT / config_of(method)), read_layout(method)
+    for name, arm in ARMS.items():
+        if not arm.suits(layout):
+            continue
+        changed = cfg.copy()
+        for option in arm.changes(layout, 3):
+            key, value = option.split('=')
+            changed.merge_from_dict({key: DictAction._parse_int_float_bool(value)})
+        text = ''.join(f'{key} = {changed[key]!r}\n' for key in ('model', 'train_dataloader'))
+        masks = origin_of(content(text)).masks
+        assert isinstance(masks, str) if arm.options else masks is True, f'{name}: {masks}'

@@ -21,7 +21,7 @@ from freeatm_mm.files import atomic_write, sync_folder
 from freeatm_mm.ops.masks import binarize, box_of, resize
 from freeatm_mm.paper import THRESHOLD
 
-__all__ = ['RECORD', 'Recording', 'drawn_images']
+__all__ = ['RECORD', 'Recording', 'generated_images']
 
 RECORD = 'recording.json'
 """Beside the images and masks of a saved recording: which belongs to what."""
@@ -31,7 +31,7 @@ SHOWN = 8
 Box = tuple[float, float, float, float]
 
 
-def drawn_images(output: Any) -> Any:
+def generated_images(output: Any) -> Any:
     """Return the images of a pipeline's output, whatever it calls them.
 
     Args:

@@ -130,10 +130,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
     refuse_idle(named, not args.slurm, 'without --slurm', 'slurm_options')
-    untrained = args.init in ('random', 'supervised')
+    # A wrong method is refused in its place.
+    untrained = (args.method or args.init).split('-')[0] == args.init in ('random', 'supervised')
     refuse_idle(named, untrained, f'on {args.init} weights', 'generator')
     refuse_idle(named, untrained and args.regime != 'real', f'on {args.init} weights', 'regime')
     refuse_idle(named, untrained and bool(args.masks), f'on {args.init} weights', 'masks')
+    others = BENCHMARKS.keys() - set(args.benchmarks or suites()[args.suite])
+    for option in args.cfg_options:
+        meant = option.partition('=')[0].rpartition(':')[0]
+        refuse_idle(named, meant in others, f'on {meant}, which is not run', 'cfg_options')
     name = Path(args.init).with_suffix('').parts[-2:]
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
         name = (args.init, args.suite or '-'.join(args.benchmarks))

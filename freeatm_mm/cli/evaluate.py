@@ -93,9 +93,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
-    refuse_idle(named, args.random, 'with --random', 'generator')
-    refuse_idle(named, args.random and bool(args.masks), 'with --random', 'masks')
-    refuse_idle(named, args.random and bool(args.epochs), 'with --random', 'epochs')
+    # A wrong method is refused in its place.
+    random = args.random and (args.method or 'random').split('-')[0] == 'random'
+    refuse_idle(named, random, 'with --random', 'generator')
+    refuse_idle(named, random and bool(args.masks), 'with --random', 'masks')
+    refuse_idle(named, random and bool(args.epochs), 'with --random', 'epochs')
     elsewhere = 'scenes' not in args.on
     refuse_idle(named, elsewhere, 'without --on scenes', 'train_scenes', 'test_scenes')
     return args

@@ -1,4 +1,4 @@
-"""Masks for images that exist already: the generator looks at them, noised, in place of drawing.
+"""Masks for images that exist already: the generator looks at them, noised, in place of generating.
 
 The shards, their order, workers, interruptions and failures are those of generating
 (`freeatm_mm.generation.source`); what differs is where an image comes from and how long the
@@ -154,7 +154,7 @@ class MaskSource(ShardSource):
                 counts.reencoded_images += 'encoded_anew' in sample.meta
             yield sample
 
-    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
+    def _generate_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
         """Look at a batch; an image that can't be read is its own failure alone."""
         outcomes: dict[int, Outcome] = {}
         pictures: dict[int, Picture] = {}
@@ -324,7 +324,7 @@ def add_masks(
     Raises:
         ValueError: If an argument is out of range, or the pipeline can't be shown images.
         StoreError: If ``out`` holds a store made with other settings; says which differ.
-        DrawingError: If looking fails whatever the image, or more images fail than may.
+        GenerationError: If looking fails whatever the image, or more images fail than may.
     """
     check_settings(options)
     return generate_store(

@@ -205,8 +205,8 @@ class ShownImages:
         name = type(pipe).__name__
         if self._latents.chosen_sizes:
             if size is not None:
-                raise ValueError(f'{name} draws at sizes of its own choice: leave the size out')
-            height, width = self._latents.drawn_size(pipe, 1024, 1024)
+                raise ValueError(f'{name} generates at sizes of its own choice: leave the size out')
+            height, width = self._latents.generated_size(pipe, 1024, 1024)
             size = math.isqrt(height * width)
         if size is None:
             size = _own_size(pipe, config, factor)
@@ -223,7 +223,7 @@ class ShownImages:
         The whole image is seen, and as many pixels as a square of side `size` has: in the
         image's own proportions, except that each side is rounded to a multiple (an eighth of the
         square's, or what the network needs), and that one side is at most four times the other.
-        A pipeline that draws at sizes of its own choice sees the one that it makes of that.
+        A pipeline that generates at sizes of its own choice sees the one that it makes of that.
         """
         ratio = min(max(width / height, 1 / MOST_ELONGATED), MOST_ELONGATED)
         unit = self.multiple * max(1, round(self.size / 8 / self.multiple))
@@ -235,8 +235,8 @@ class ShownImages:
         if ratio != 1:
             found = rounded(self.size / ratio**0.5), rounded(self.size * ratio**0.5)
         # Until the pipeline leaves the size as it is; it only ever rounds sides down once.
-        while (drawn := self._latents.drawn_size(self.pipe, *found)) != found:
-            found = drawn
+        while (generated := self._latents.generated_size(self.pipe, *found)) != found:
+            found = generated
         return found
 
     @torch.no_grad()
@@ -295,7 +295,7 @@ def _standing_in(pipe: Any, timesteps: Tensor, noised: Sequence[Tensor]) -> Iter
 
 
 def _own_size(pipe: Any, config: Any, factor: int) -> int:
-    """The side of a square with as many pixels as a pipeline draws by itself.
+    """The side of a square with as many pixels as a pipeline generates by itself.
 
     Raises:
         ValueError: If it doesn't say so.

@@ -49,7 +49,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for value in settings.get('stage_steps') or ():
         _whole('stage_steps', value, LIMITS['steps'])
     if (settings.get('height') is None) != (settings.get('width') is None):
-        # Pipelines would silently draw their own size.
+        # Pipelines would silently generate their own size.
         raise ValueError(
             'give height and width together, got '
             f'{settings.get("height")} and {settings.get("width")}'

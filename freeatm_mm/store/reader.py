@@ -163,7 +163,7 @@ class Store(Sequence):
 
     @contextmanager
     def at_hand(self, indices: Sequence[int]) -> Iterator[None]:
-        """Keep samples for :meth:`read` as long as the `with` lasts, read as by :meth:`read_many`.
+        """Keep samples for `read` as long as the `with` lasts, read as by `read_many`.
 
         For code that asks for one sample at a time and knows which a batch will need. Nothing is
         read here of a store in a folder; where the samples can't be read, `read` says why.
@@ -265,7 +265,10 @@ class Store(Sequence):
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Number of the shard, and of the row in it."""
-        number = operator.index(index)
+        try:
+            number = operator.index(index)
+        except TypeError:
+            raise TypeError(f'samples are chosen by their number, got {index!r}') from None
         if number < 0:
             number += len(self)
         if not 0 <= number < len(self):

@@ -233,7 +233,7 @@ def _samples(
     report.drawn += len(bad)
 
     def samples() -> Iterator[Sample | RawSample]:
-        drawn = source.draw(number, bad, notes) if source is not None and bad else {}
+        drawn = source.generate(number, bad, notes) if source is not None and bad else {}
         handle = None
         try:
             for row in range(count):

@@ -97,7 +97,7 @@ class SampleSource(Protocol):
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard should hold, in order."""
 
-    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Any]:
+    def generate(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Any]:
         """Make some samples of a shard again, given its notes: number in the shard -> sample."""
 
 

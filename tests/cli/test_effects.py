@@ -51,6 +51,7 @@ CASES = [
     (['push', 'CHECKPOINT', 'hf://me/x', '--license', 'mit', '--jobs', '2'], 'on a checkpoint'),
     ([*RANDOM, '--slurm-options', 'mem=1G'], 'without --slurm'),
     ([*RANDOM, '--masks', 'true'], 'on random weights'),
+    ([*RANDOM, '--cfg-options', 'mini-finetune:a.b=1'], 'on mini-finetune, which is not run'),
     ([*RANDOM, '--regime', 'mixed'], 'on random weights'),
     ([*RANDOM, '--generator', 'sd15'], 'on random weights'),
     ([*EVALUATE, '--random', '--masks', 'true'], 'with --random'),
