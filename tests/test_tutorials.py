@@ -108,6 +108,10 @@ STAND_INS = {
         {
             '--layouts coco': '--layouts coco --images 4 --side 64',
             'parts/train=0.9 parts/val=0.1': 'parts/train=0.5 parts/val=0.5',
+            '--cfg-options init=random': '--cfg-options init=random '
+            'train_dataloader.dataset.pipeline.2.scales=[(80,64)]',
+            '--smoke --out metrics.json': '--smoke --out metrics.json --cfg-options init=random '
+            'test_dataloader.dataset.pipeline.1.scale=(80,64) model.test_cfg.rpn.max_per_img=10',
         },
     ),
     'lavis': (
@@ -176,6 +180,9 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
                 words = shlex.split(line)
                 assert words[0] == 'freeatm'
                 assert not main(words[1:]), f'{line}\n{capsys.readouterr()}'
+    if name == 'detection':
+        assert Path('work/smoke/epoch_1.pth').is_file()
+        assert Path('metrics.json').is_file()
     if name == 'own-data':
         assert 'All keys matched' in capsys.readouterr().out
         assert list(Path('work/mocov2').rglob('views_*.png'))
