@@ -162,7 +162,7 @@ def merge_tokens(maps_THW: Tensor, rule: str = 'mean') -> Tensor:
         The noun's map, shape (H, W).
 
     Raises:
-        ValueError: If ``rule`` isn't one of :data:`MERGE_RULES`.
+        ValueError: If ``rule`` isn't one of `MERGE_RULES`.
     """
     if rule not in MERGE_RULES:
         raise ValueError(f'unknown rule {rule!r} to merge tokens; known are {MERGE_RULES}')

@@ -6,9 +6,11 @@ import argparse
 import difflib
 import os
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.errors import InputError
 from freeatm_mm.signals import end_on_signals
 
@@ -266,7 +268,7 @@ def add_redo_option(parser: argparse.ArgumentParser, do: str) -> None:
 
 def parse_with_config(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, required: Sequence[str]
-) -> argparse.Namespace:
+) -> tuple[argparse.Namespace, set[str]]:
     """Parse the command line, and the file that it names with --config.
 
     Args:
@@ -274,10 +276,13 @@ def parse_with_config(
         argv: The command line.
         required: What one of both must say.
 
+    Returns:
+        The arguments, and the options that one of both names.
+
     Raises:
         InputError: What is wrong with the file.
     """
-    args = parser.parse_args(argv)
+    args, held = parser.parse_args(argv), {}
     if args.config:
         held = read_config(parser, args.config)
         # argparse would add to a list of the file what the command line names in its place.
@@ -289,7 +294,7 @@ def parse_with_config(
     missing = [name for name in required if getattr(args, name) is None]
     if missing:
         parser.error(f'the following arguments are required: {", ".join(missing)}')
-    return args
+    return args, named_options(args, parser, argv) | set(held)
 
 
 def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
@@ -387,6 +392,25 @@ def given_masks(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def refuse_idle_common(args: argparse.Namespace, named: Collection[str]) -> None:
+    """Refuse options of the pipeline, the images and the workers that have no effect.
+
+    Raises:
+        InputError: If one is among the named ones.
+    """
+    refuse_idle(named, args.image_format == 'png', 'with --image-format png', 'quality')
+    refuse_idle(named, Path(args.pipeline).is_dir(), 'on a folder, which has one', 'revision')
+    started = args.engine in ('workers', 'ray') or args.engine is None and args.workers is not None
+    refuse_idle(
+        named,
+        started and args.world in (None, 1),
+        'where the command starts the workers itself',
+        'rank',
+    )
+    refuse_idle(named, args.plan, 'with --plan, which estimates the whole run', 'redo_failed')
+    refuse_idle(named, args.redo_failed, 'with --redo-failed', 'wait', 'no_take_over', 'max_failed')
+
+
 def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
     """Engine, number of this worker and number of workers that started together.
 
@@ -412,7 +436,7 @@ def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
             f'--engine {engine} starts its own workers: not under torchrun, in a '
             'SLURM array or with --world'
         )
-    if args.redo_failed and not args.plan and (engine != 'process' or world > 1):
+    if args.redo_failed and (engine != 'process' or world > 1):
         raise ValueError('--redo-failed runs in one process')
     if args.workers is not None and not 1 <= args.workers <= MAX_WORKERS:
         raise ValueError(

@@ -35,6 +35,7 @@ from freeatm_mm.cli._generation import (
     numbers,
     parse_with_config,
     print_run,
+    refuse_idle_common,
     run_job,
 )
 from freeatm_mm.cli._numbers import whole
@@ -106,7 +107,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='look at two batches, print shards, bytes and hours of the run, and write no store',
     )
     add_engine_options(parser)
-    return parse_with_config(parser, argv, ('source', 'pipeline', 'out'))
+    args, named = parse_with_config(parser, argv, ('source', 'pipeline', 'out'))
+    refuse_idle_common(args, named)
+    return args
 
 
 def run(args: argparse.Namespace) -> str:

@@ -21,6 +21,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._effects import refuse_idle
 from freeatm_mm.cli._generation import (
     add_common_options,
     add_config_option,
@@ -32,6 +33,7 @@ from freeatm_mm.cli._generation import (
     parse_size,
     parse_with_config,
     print_run,
+    refuse_idle_common,
     run_job,
     worker_of,
 )
@@ -140,7 +142,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='generate two batches, print shards, bytes and hours of the run, and write nothing',
     )
     add_engine_options(parser)
-    return parse_with_config(parser, argv, ('pipeline', 'prompts', 'out'))
+    args, named = parse_with_config(parser, argv, ('pipeline', 'prompts', 'out'))
+    refuse_idle_common(args, named)
+    refuse_idle(named, args.no_masks, 'with --no-masks', 'lost_nouns')
+    return args
 
 
 def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> GenerationJob:

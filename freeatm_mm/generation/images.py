@@ -5,7 +5,7 @@ worker can read any image later. Read are
 
 - a folder of images: captions in ``metadata.jsonl`` (or ``.csv``, ``.parquet``), or in a
   ``.txt``, ``.caption`` or ``.json`` beside the image, or in a caption file given apart: that of
-  COCO, or any that :func:`~freeatm_mm.prompts.tables.read_rows` reads and that names the image;
+  COCO, or any that `freeatm_mm.prompts.tables.read_rows` reads and that names the image;
 - a WebDataset: tar files, or a folder of them;
 - a data set of Hugging Face on disk: what ``save_to_disk`` wrote, or Parquet files;
 - a store, such as ``tools/generate.py --no-masks`` or another engine's program wrote.
@@ -59,7 +59,7 @@ class Found:
 
     Args:
         name: Where the image is, in words; unique in its source.
-        place: Where :class:`ImageReader` finds it, JSON values only.
+        place: Where `ImageReader` finds it, JSON values only.
         captions: Its captions.
         nouns: Its nouns as the source gives them, or ``None``.
         problem: Why it can't be used, or ``''``.
@@ -453,7 +453,7 @@ def _size(path: Path) -> int:
 
 
 class ImageReader:
-    """Reads the encoded images of a source, where :func:`find_images` found them.
+    """Reads the encoded images of a source, where `find_images` found them.
 
     Args:
         source: The same source.
@@ -470,7 +470,7 @@ class ImageReader:
         """Read an image file's bytes.
 
         Args:
-            place: Of :class:`Found`.
+            place: Of `Found`.
 
         Raises:
             ValueError: If it can't be read, has more than 128 MiB, or changed since it was found.

@@ -71,6 +71,11 @@ ARMS: dict[str, Arm] = {
         ('model.positives=same_noun',),
         "keys of the query's own noun are positives too",
     ),
+    'same_noun_box': Arm(
+        'same_noun_box',
+        ('model.positives=same_noun', '{loading}.centred_box=own'),
+        'a control, same_noun with the masks of box: nouns without places',
+    ),
     'binary': Arm(
         'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
     ),
@@ -93,10 +98,30 @@ ARMS: dict[str, Arm] = {
         ('{loading}.centred_box=own',),
         'a control, in place of each mask a box of its area in the centre',
     ),
+    'other_binary': Arm(
+        'other_binary',
+        (
+            'train_dataloader.dataset.mask_source=other',
+            'train_dataloader.dataset.mask_source_seed={seed}',
+            '{packing}.mask_values=binary',
+        ),
+        'other_masks, of 0 and 1',
+    ),
+    'box_binary': Arm(
+        'box_binary',
+        ('{loading}.centred_box=own', '{packing}.mask_values=binary'),
+        'box, of 0 and 1',
+    ),
     'object_crops': Arm(
         'object_crops',
         ('{viewing}.object_crops=1.0',),
         'both views are cropped around one of the nouns, drawn anew each time',
+        'model.negatives',
+    ),
+    'object_crops_whole': Arm(
+        'object_crops_whole',
+        ('{viewing}.object_crops=1.0', '{packing}.with_masks=False'),
+        'a control, the views of object_crops pooled whole, as without masks',
         'model.negatives',
     ),
     'plus': Arm(

@@ -128,7 +128,7 @@ def mask_quality(
         masks: (K, h, w) soft masks of the K nouns, any scale.
         exact: (K, H, W) booleans, the same nouns in the same order.
         thresholds: Where to binarise, each in (0, 1].
-        box_size: Of the control box (from :func:`mean_box_size` over the whole data set); without
+        box_size: Of the control box (from `mean_box_size` over the whole data set); without
             it that control is NaN.
 
     Returns:

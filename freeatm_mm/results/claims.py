@@ -64,7 +64,7 @@ def _acceleration(method: str, metric: str, baseline: bool | str, views: int) ->
     return Claim(
         f'{_TITLES[method]} with attention masks needs a quarter of the pretraining',
         method,
-        (Comparison(*arms), Comparison(*arms, against=2.0)),
+        (Comparison(*arms), Comparison(*arms, against=2.0, unit=' doublings')),
         Lengths(metric, tuple(epochs * 2 // views for epochs in (6, 12, 24, 48, 96))),
         _SIX,
     )
@@ -81,6 +81,45 @@ def _benchmark(method: str, metric: str, what: str, baseline: bool | str) -> Cla
         _pairs((True, baseline), ('other_masks', baseline)),
     )
 
+
+def _options(method: str, options: tuple[str, ...], looks: Mapping[int, float]) -> Claim:
+    return Claim(
+        f'{_TITLES[method]} with attention masks gains by each option beyond the paper',
+        method,
+        _pairs(*((option, True) for option in options)),
+        Objects('linear_garment'),
+        looks,
+        _objects(*_GARMENTS[1:]),
+        _pairs(*((option, 'other_masks') for option in options)),
+    )
+
+
+def _plus(
+    method: str,
+    arm: str,
+    what: str,
+    looks: Mapping[int, float],
+    metric: str = 'linear_garment',
+    baseline: bool | str = False,
+) -> Claim:
+    """Beyond the paper: ahead of its method, and by as much again as that gains."""
+    return Claim(
+        f"{_TITLES[method]} gains more by {what} than by the paper's method, and more than twice "
+        'as much',
+        method,
+        (
+            Comparison(Arm(arm), Arm(True)),
+            Comparison(Arm(arm), Arm(True), gain_over=Arm(baseline)),
+        ),
+        Objects(metric),
+        looks,
+        _objects(*(each for each in _GARMENTS if each != metric)),
+        _pairs((arm, baseline), (arm, 'other_masks'), (True, baseline)),
+    )
+
+
+_PEERS = ('hpm', 'own_attention', 'green_noise')
+_SINGLY = ('same_noun', 'trust', 'normalized', 'object_crops')
 
 _SCALES = {2_800: 100, 8_400: 33, 28_000: 10}
 """Epochs of so many images: about a thousand steps of 256 each."""
@@ -138,6 +177,73 @@ CLAIMS: dict[str, Claim] = {
             0.6,
             'the training is too short to learn positions at all',
         ),
+    ),
+    'why-box': Claim(
+        "Masks of 0 and 1 do better than raw attention, and then the image's own do better than "
+        "another's and than a centred box",
+        'mocov2',
+        (
+            Comparison(Arm('binary'), Arm(True), against=0.004),
+            *_pairs(('binary', 'other_binary'), ('binary', 'box_binary')),
+        ),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(
+            ('box', True),
+            ('box_binary', 'box'),
+            ('other_binary', 'other_masks'),
+            ('other_binary', 'box_binary'),
+            ('normalized', True),
+            ('binary', False),
+        ),
+    ),
+    'peers-mocov2': Claim(
+        "MoCo v2 learns to tell objects apart better with the generator's attention as masks than "
+        'with those of colour segmentation, or of k-means of its own features',
+        'mocov2',
+        _pairs((True, 'felzenszwalb'), (True, 'kmeans')),
+        Objects('linear_garment'),
+        _SIX,
+        _objects(*_GARMENTS[1:]),
+        _pairs(
+            ('felzenszwalb', False),
+            ('kmeans', False),
+            ('felzenszwalb', 'other_masks'),
+            ('kmeans', 'other_masks'),
+        ),
+    ),
+    'peers-mae': Claim(
+        'MAE learns to tell objects apart better if it hides what attention marks than by any of '
+        'three guidances that need no masks',
+        'mae',
+        _pairs(*((True, peer) for peer in _PEERS)),
+        Objects('knn_garment_whole'),
+        _TWELVE,
+        _objects(*_GARMENTS[:3]),
+        _pairs(*((peer, 'ceiling_0') for peer in _PEERS)),
+    ),
+    'options-mocov2': _options('mocov2', _SINGLY, _SIX),
+    'options-simclr': _options('simclr', (*_SINGLY, 'other_nouns'), _TWELVE),
+    'places-of-nouns-simclr': Claim(
+        "SimCLR whose positives are a noun's objects in all images learns better from where they "
+        'are than from a centred box for each noun',
+        'simclr',
+        _pairs(('same_noun', 'same_noun_box')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(('same_noun_box', True), ('same_noun_box', False), ('same_noun', True)),
+    ),
+    'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
+    'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),
+    'plus-mae': _plus(
+        'mae',
+        'inside_first',
+        'hiding objects from the inside first',
+        _TWELVE,
+        'knn_garment_whole',
+        'ceiling_0',
     ),
     'attention-blocks': Claim(
         'Masks of all blocks and steps are better for pretraining than those of fewer (Fig. 5)',
@@ -205,7 +311,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: A result file's content.
-        name: Of the claim in :data:`CLAIMS`.
+        name: Of the claim in `CLAIMS`.
 
     Raises:
         ValueError: If the content is not a result file's, or cannot be compared.

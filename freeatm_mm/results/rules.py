@@ -6,8 +6,9 @@ count from 0, and only whole ones, which all arms of the rule have.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,18 +87,27 @@ class Comparison:
     Attributes:
         arm: What is asked about.
         reference: What it is compared with.
-        against: The difference that is tested against, of `Lengths` alone; the claim says that
-            it is more.
+        against: The difference that is tested against, of `Lengths` and `Objects`; the claim says
+            that it is more.
+        unit: Of that difference, for the title.
+        gain_over: With it, of `Objects` alone, it is asked by how much the arm's gain over this one
+            is above twice the reference's.
     """
 
     arm: Arm
     reference: Arm
     against: float = 0.0
+    unit: str = ''
+    gain_over: Arm | None = None
 
     def title(self, method: str) -> str:
         """What it is called."""
-        name = f'{self.arm.title(method)} against {self.reference.title(method)}'
-        return f'{name}, ahead by more than {self.against:g} doublings' if self.against else name
+        arm, reference = self.arm.title(method), self.reference.title(method)
+        if self.gain_over:
+            over = self.gain_over.title(method)
+            return f'gain of {arm} over {over}, above twice that of {reference}'
+        name = f'{arm} against {reference}'
+        return f'{name}, ahead by more than {self.against:g}{self.unit}' if self.against else name
 
 
 Difference = CrossedDifference | NestedDifference | Shift
@@ -145,7 +155,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(ABC):
     """What is measured, and how two arms are compared by it.
 
     Attributes:
@@ -156,11 +166,12 @@ class Measure:
 
     def arms(self, comparison: Comparison) -> list[Arm]:
         """Return the arms that a comparison needs rows of."""
-        return [comparison.arm, comparison.reference]
+        arms = [comparison.arm, comparison.reference]
+        return arms + ([comparison.gain_over] if comparison.gain_over else [])
 
+    @abstractmethod
     def difference(self, rows: Rows, comparison: Comparison, seeds: int) -> Any:
         """Compare over the first seeds, two or more."""
-        raise NotImplementedError
 
     def obstacle(self, difference: Any) -> str:
         """Say why such a difference decides nothing; empty if it may."""
@@ -172,12 +183,17 @@ class Objects(Measure):
 
     def difference(self, rows: Rows, comparison: Comparison, seeds: int) -> CrossedDifference:
         """Compare over the first seeds, two or more."""
-        arm, reference = (
-            outcomes(rows, each, self.metric, seeds)
-            for each in (comparison.arm, comparison.reference)
-        )
-        _check_same(arm, reference, self.metric)
-        return crossed_difference(arm - reference)
+        found = [outcomes(rows, each, self.metric, seeds) for each in self.arms(comparison)]
+        for each in found:
+            _check_same(each, found[0], self.metric)
+        arm, reference, *over = found
+        # (arm - over) - 2 (reference - over)
+        differences = arm - 2 * reference + over[0] if over else arm - reference
+        tested = crossed_difference(differences - comparison.against)
+        shifted = {
+            name: getattr(tested, name) + comparison.against for name in ('mean', 'low', 'high')
+        }
+        return replace(tested, **shifted)
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ def dump_manifest(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(store: str | Path) -> dict[str, Any]:
-    """Read and check the `store.json` of a store's folder or address, as :func:`load_manifest`.
+    """Read and check the `store.json` of a store's folder or address, as `load_manifest`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -328,7 +328,7 @@ def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
 
 
 def _check_manifest(manifest: Any, path: Path | str, expected_format: str) -> dict[str, Any]:
-    """Check what a manifest's file holds, as :func:`load_manifest` does."""
+    """Check what a manifest's file holds, as `load_manifest` does."""
     if not isinstance(manifest, dict) or manifest.get('format') != expected_format:
         raise StoreError(f'{path} is not a {expected_format} manifest')
     version = manifest.get('version')

@@ -59,7 +59,7 @@ class StoreWriter:
 
     A shard appears under its name only when it is whole: tar, then index, then the shard's JSON,
     which says that it is there. The same samples give the same bytes. When all shards are there,
-    :meth:`finish` writes ``store.json``, and :class:`~freeatm_mm.store.Store` can open the folder.
+    `finish` writes ``store.json``, and `freeatm_mm.store.Store` can open the folder.
 
     Args:
         path: The store's folder; made if missing.
@@ -128,7 +128,7 @@ class StoreWriter:
         return manifest
 
     def is_complete(self, shard_index: int) -> bool:
-        """Whether a shard is whole and belongs to this store (see :meth:`shard_manifest`)."""
+        """Whether a shard is whole and belongs to this store (see `shard_manifest`)."""
         return self.shard_manifest(shard_index) is not None
 
     def write_shard(
@@ -183,8 +183,8 @@ class StoreWriter:
 
         Args:
             shard_index: Number of the shard.
-            rows: Its index, from :func:`~freeatm_mm.store.tar.scan_shard`.
-            notes: As for :meth:`write_shard`.
+            rows: Its index, from `freeatm_mm.store.tar.scan_shard`.
+            notes: As for `write_shard`.
 
         Returns:
             The shard's JSON.
@@ -391,10 +391,10 @@ def write_store(
     """Write a whole store from samples in order, and return how many there were.
 
     Shards that are there already are not written again, but their samples are asked for; a loop
-    whose samples are dear should use :class:`StoreWriter` and skip them.
+    whose samples are dear should use `StoreWriter` and skip them.
 
     Raises:
-        StoreError: As :class:`StoreWriter` does, or if there are no samples.
+        StoreError: As `StoreWriter` does, or if there are no samples.
     """
     writer = StoreWriter(path, samples_per_shard, config)
     remaining = iter(samples)

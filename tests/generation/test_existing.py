@@ -19,7 +19,7 @@ from helpers.tools import run_tool
 from PIL import Image
 
 from freeatm_mm.errors import InputError
-from freeatm_mm.generation import DrawingError, run_workers
+from freeatm_mm.generation import GenerationError, run_workers
 from freeatm_mm.generation.existing import MaskJob, add_masks, job_of_store, read_picture
 from freeatm_mm.generation.images import ImageReader, find_images
 from freeatm_mm.generation.listing import ImageFile, list_images
@@ -136,7 +136,7 @@ def test_bytes_are_the_same_however_the_work_is_split_or_interrupted(folder, pip
             return super().read(place)
 
     # A batch that fails is tried image by image, so this one raises again.
-    with pytest.raises((Stopped, DrawingError)):
+    with pytest.raises((Stopped, GenerationError)):
         add_masks(
             source.pipeline,
             ImageFile(images.path),

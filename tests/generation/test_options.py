@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers.original_checkpoints import save_original_checkpoint
 from helpers.tiny_generators import tiny_flux
 from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.tiny_variants import tiny_sana_sprint
@@ -24,7 +25,7 @@ from freeatm_mm.generation import (
     pipelines,
     sample_seed,
 )
-from freeatm_mm.generation.pipelines import drawing_defaults, parse_lora
+from freeatm_mm.generation.pipelines import parse_lora, sampling_defaults
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, verify_store
 
@@ -166,36 +167,23 @@ def test_loras_of_the_hub_are_known_by_their_names(folder, lora, hub, tmp_path):
             load_pipeline(folder / 'pipeline', device='cpu', loras=[text])
 
 
+def save_configs(folder, pipe):
+    """A pipeline's configs and tokenizers, without its weights."""
+    pipe.save_pretrained(folder)
+    for weights in folder.rglob('*.safetensors'):
+        weights.unlink()
+    return folder
+
+
 @pytest.fixture(scope='module')
 def checkpoint(folder):
-    """One file with all weights, and the folder of the configs alone."""
-    from safetensors.torch import save_file
-
-    pipe = tiny_stable_diffusion()
-    weights = {  # transformers 5 has left the second prefix out; the files have it
-        f'cond_stage_model.transformer.text_model.{name.removeprefix("text_model.")}': value
-        for name, value in pipe.text_encoder.state_dict().items()
-    }
-    save_file(
-        {
-            name: value.contiguous()
-            for part in (pipe.unet.state_dict(), pipe.vae.state_dict(), weights)
-            for name, value in part.items()
-        },
-        folder / 'model.safetensors',
-    )
-    shutil.copytree(
-        folder / 'pipeline',
-        folder / 'configs',
-        ignore=shutil.ignore_patterns('*.safetensors'),
-    )
+    """One file with all weights, and beside it the folder of the configs alone."""
+    pipe = load_pipeline(folder / 'pipeline', device='cpu').pipe
+    save_original_checkpoint(pipe, folder / 'model.safetensors')
+    save_configs(folder / 'configs', pipe)
     return folder / 'model.safetensors'
 
 
-@pytest.mark.skipif(
-    not diffusers.__version__.startswith('0.35'),
-    reason="the fixture's file has the UNet's weights under names that only diffusers 0.35 takes",
-)
 def test_a_single_file_draws_as_its_folder_does(folder, checkpoint, hub, tmp_path):
     job = GenerationJob(
         str(checkpoint),
@@ -207,9 +195,10 @@ def test_a_single_file_draws_as_its_folder_does(folder, checkpoint, hub, tmp_pat
     store = first(job.source(), tmp_path / 'store')
     parts = GenerationJob(str(folder / 'pipeline'), str(folder / 'prompts.jsonl'), device='cpu')
     expected = first(replace(parts, options=SETTINGS).source(), tmp_path / 'expected')
-    for one, other in zip(store, expected):
-        assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
-        assert np.array_equal(one.masks, other.masks)
+    for one, other in zip(store, expected):  # weights at other addresses are summed in other orders
+        difference = np.asarray(one.image, int) - np.asarray(other.image, int)
+        assert np.abs(difference).max() <= 1
+        np.testing.assert_allclose(one.masks, other.masks, rtol=1e-2, atol=1e-6)
     assert store.config['pipeline'] == 'model' and store.config['revision'].startswith('sha256:')
     # Found again in the hub's cache; another config is another revision.
     hub('owner/configs', folder / 'configs', '.')
@@ -217,6 +206,18 @@ def test_a_single_file_draws_as_its_folder_does(folder, checkpoint, hub, tmp_pat
     again = GenerationJob.of_store(*paths, device='cpu', model_config='owner/configs').source()
     assert again.config == store.config
     assert list(verify_store(tmp_path / 'store', source=again)) == []
+
+
+def test_a_single_file_with_two_text_encoders_holds_all_their_weights(tmp_path):
+    pipe = tiny_stable_diffusion_xl(width_2=40)
+    save_original_checkpoint(pipe, tmp_path / 'xl.safetensors')
+    configs = save_configs(tmp_path / 'configs', pipe)
+    loaded = load_pipeline(tmp_path / 'xl.safetensors', device='cpu', model_config=configs).pipe
+    for part in ('unet', 'vae', 'text_encoder', 'text_encoder_2'):
+        expected, found = (getattr(each, part).state_dict() for each in (pipe, loaded))
+        assert expected.keys() == found.keys()
+        for name, weight in expected.items():
+            assert torch.equal(weight, found[name]), (part, name)
 
 
 def test_single_files_that_cannot_be_loaded_are_refused(folder, checkpoint, hub, tmp_path):
@@ -349,7 +350,7 @@ def flux(dynamic, **config):
     ],
 )
 def test_few_step_models_have_their_own_steps_and_guidance(make, expected, said):
-    found = drawing_defaults(make())
+    found = sampling_defaults(make())
     assert (found.steps, found.guidance) == expected
     assert said in found.reason if said else found.reason is None
 

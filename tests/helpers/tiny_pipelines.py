@@ -173,8 +173,13 @@ def tiny_stable_diffusion(seed: int = 0, fast_tokenizer: bool = False):
     )
 
 
-def tiny_stable_diffusion_xl(seed: int = 0):
-    """A ``StableDiffusionXLPipeline``: 64x64 images, latents 4x16x16, attention at 8 only."""
+def tiny_stable_diffusion_xl(seed: int = 0, width_2: int = 32):
+    """A ``StableDiffusionXLPipeline``: 64x64 images, latents 4x16x16, attention at 8 only.
+
+    Args:
+        seed: Of the random weights.
+        width_2: Channels of the second text encoder; the first has 32.
+    """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -188,7 +193,7 @@ def tiny_stable_diffusion_xl(seed: int = 0):
             layers_per_block=1,
             block_out_channels=(32, 64),
             norm_num_groups=8,
-            cross_attention_dim=64,
+            cross_attention_dim=32 + width_2,
             down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
             up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
             attention_head_dim=(2, 4),
@@ -201,7 +206,7 @@ def tiny_stable_diffusion_xl(seed: int = 0):
         vae = _tiny_vae()
         text_encoder = CLIPTextModel(_tiny_clip_text_config(tokenizer))
         text_encoder_2 = CLIPTextModelWithProjection(
-            _tiny_clip_text_config(tokenizer, projection_dim=32)
+            _tiny_clip_text_config(tokenizer, hidden_size=width_2, projection_dim=32)
         )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', steps_offset=1
@@ -220,6 +225,25 @@ def tiny_stable_diffusion_xl(seed: int = 0):
     )
 
 
+def tiny_t5(tokenizer, width: int = 32):
+    """A ``T5EncoderModel`` of two layers, for the tokens of a tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=8,
+            d_ff=37,
+            num_layers=2,
+            num_heads=4,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
 def tiny_if(seed: int = 0):
     """A DeepFloyd ``IFPipeline`` (stage I): 32x32 pixels, joint text and spatial keys at 16x16.
 
@@ -230,24 +254,11 @@ def tiny_if(seed: int = 0):
         The pipeline, float32 on the CPU, progress bar off; the UNet predicts variances too.
     """
     from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
-    from transformers import T5Config, T5EncoderModel
 
     tokenizer = tiny_t5_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer),
-                d_model=32,
-                d_kv=8,
-                d_ff=37,
-                num_layers=2,
-                num_heads=4,
-                pad_token_id=0,
-                eos_token_id=1,
-                decoder_start_token_id=0,
-            )
-        )
+        text_encoder = tiny_t5(tokenizer)
         unet = UNet2DConditionModel(
             sample_size=32,
             in_channels=3,

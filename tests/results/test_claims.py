@@ -113,3 +113,33 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     write_results(other, rows(1, {True: 0.0}))
     assert exit_code(tool, [other]) != 0
     assert 'no claim of that name' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('gain', 'expected'),
+    [(0.16, ['shown', 'shown']), (0.1, ['shown', 'not shown']), (0.06, ['shown', 'opposite'])],
+    ids=['more than twice', 'twice', 'less than twice'],
+)
+def test_a_doubled_gain_is_more_than_being_ahead(gain, expected):
+    claim = CLAIMS['plus-simclr']
+    results = rows(12, {'plus': gain, True: 0.05, False: 0.0}, 'simclr')
+    found = decide_claim(results, claim)
+    assert [each.verdict for each in found[:2]] == expected
+    assert found[1].difference.mean == pytest.approx(gain - 0.1, abs=0.02)
+    assert 'above twice that of SimCLR + Free-ATM' in claim_page(results, 'plus-simclr')
+    results['rows'] = [row for row in results['rows'] if row['masks'] is not False]
+    assert decide_claim(results, claim)[1].verdict == 'undecided'  # it needs all three
+
+
+def test_a_margin_is_part_of_what_is_tested():
+    """An arm that is ahead by less than it is not shown to be, and the figure stays as it is."""
+    claim = CLAIMS['why-box']
+    gains = {True: 0.0, 'other_binary': 0.0, 'box_binary': 0.0}
+    small, large = (
+        decide_claim(rows(12, {'binary': gain, **gains}), claim) for gain in (0.008, 0.05)
+    )
+    assert [each.verdict for each in large[:3]] == ['shown'] * 3
+    assert small[0].verdict == 'not shown'
+    assert large[0].difference.mean == pytest.approx(0.05, abs=0.01)
+    assert large[0].difference.low > 0.004
+    assert 'ahead by more than 0.004' in large[0].name
