@@ -446,3 +446,29 @@ def test_real_runs_note_what_they_train_on(tmp_path):
     found = read_state(tmp_path / 'wrapped' / 'epoch_1.pth')
     assert found['message_hub']['runtime_info']['pretraining']['masks'] == 'other_masks'
     assert origin_of(found).regime is None
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('method', ['mocov2', 'mae'])
+def test_every_arm_with_options_has_a_name_of_its_own(method):
+    """A new option of a pretraining belongs into the tables of `origins`."""
+    pytest.importorskip('mmpretrain')
+    from helpers.tools import ROOT
+    from mmengine.config import Config, DictAction
+
+    from freeatm_mm import compat
+    from freeatm_mm.miniature.arms import ARMS
+    from freeatm_mm.miniature.layout import config_of, read_layout
+
+    compat.skip_multimodal_models()
+    cfg, layout = Config.fromfile(ROOT / config_of(method)), read_layout(method)
+    for name, arm in ARMS.items():
+        if not arm.suits(layout):
+            continue
+        changed = cfg.copy()
+        for option in arm.changes(layout, 3):
+            key, value = option.split('=')
+            changed.merge_from_dict({key: DictAction._parse_int_float_bool(value)})
+        text = ''.join(f'{key} = {changed[key]!r}\n' for key in ('model', 'train_dataloader'))
+        masks = origin_of(content(text)).masks
+        assert isinstance(masks, str) if arm.options else masks is True, f'{name}: {masks}'

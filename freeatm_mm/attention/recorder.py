@@ -11,6 +11,7 @@ head, T noun tokens; h and w are the sides of a feature map.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
-from freeatm_mm.attention.families import Call, TextKeys, find_family, head_count
+from freeatm_mm.attention.families import Call, TextKeys, argument, find_family, head_count
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.outputs import add_output_products, output_projection
@@ -249,7 +250,7 @@ class AttentionRecorder:
             )
         self._probability = probability
         self._merge = merge
-        self._denoiser = self._drawing_network()
+        self._denoiser = self._denoising_network()
         self._blocks = self._block_names(blocks)
         self._resolutions = sizes(resolutions)
         check_steps(steps)
@@ -494,6 +495,7 @@ class AttentionRecorder:
         self._image_tokens = 0
         self._last_sample: Tensor | None = None
         self._last_timestep: Any = None
+        self._last_text: Any = None
         self._pair_checked = False
 
     def __enter__(self) -> AttentionRecorder:
@@ -511,7 +513,7 @@ class AttentionRecorder:
                 'this AttentionRecorder was made without prompts: make it with prompts and nouns, '
                 'or call generate()'
             )
-        denoiser = self._denoiser = self._drawing_network()
+        denoiser = self._denoiser = self._denoising_network()
         self._regions = compiled_regions(denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
@@ -610,7 +612,7 @@ class AttentionRecorder:
         traceback: TracebackType | None,
     ) -> None:
         """Removes every hook, also after an exception."""
-        self._last_sample = self._last_timestep = self._sink.input = None
+        self._last_sample = self._last_timestep = self._last_text = self._sink.input = None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -740,7 +742,7 @@ class AttentionRecorder:
                 "separate='layers', so that each layer counts the same"
             )
 
-    def _drawing_network(self) -> nn.Module:
+    def _denoising_network(self) -> nn.Module:
         name = self._family.denoiser
         network = getattr(self._pipe, name, None)
         if network is None:
@@ -792,7 +794,7 @@ class AttentionRecorder:
         for watch in self._watches:
             watch.check()
         self._image_tokens = max((watch.image_tokens for watch in self._watches), default=0)
-        if self._is_extra_pass(called_with.sample, kwargs):
+        if self._is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
             return
         if not self._calls and uses_step_cache(module):
@@ -812,21 +814,32 @@ class AttentionRecorder:
                 'torch.compile before the with block'
             )
 
-    def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
+    def _is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
         """Whether this call isn't the one that draws the prompt, but one to compare it with.
 
         Guidance that takes several passes gives them one tensor at one noise level. Pipelines that
         take another tensor for each step, or a caller who takes the same, change the level.
+
+        Raises:
+            ValueError: If another pass isn't known of the family.
         """
-        timestep = kwargs.get('timestep')
-        again = (
-            self._family.two_passes
-            and sample is self._last_sample
-            and _is_same_level(timestep, self._last_timestep)
-        )
-        self._last_sample, self._last_timestep = sample, timestep
+        timestep = _call_argument(module, args, kwargs, 'timestep')
+        text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
+        last_text = self._last_text
+        again = sample is self._last_sample and _is_same_level(timestep, self._last_timestep)
+        self._last_sample, self._last_timestep, self._last_text = sample, timestep, text
         # Skip-layer guidance (SD3) draws the prompt again with some layers left out.
-        return again or kwargs.get('skip_layers') is not None
+        if kwargs.get('skip_layers') is not None:
+            return True
+        if self._family.two_passes:
+            return again
+        if again and timestep is not None and _differ(text, last_text):
+            raise ValueError(
+                f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
+                'step, with different embeddings, and which of them draw the prompts is not known: '
+                'guide by one batch of both, as the pipelines of diffusers do'
+            )
+        return False
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
@@ -964,6 +977,21 @@ def _weights_of(
         return weights_BNH
     places = [heads.index(head) for head in some]
     return weights_BNH[..., places] * (len(heads) / len(some))
+
+
+def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
+    """An argument of a network's call, however it was passed; `None` if it isn't known."""
+    if name in kwargs or not args:
+        return kwargs.get(name)
+    names = list(inspect.signature(module.forward).parameters)
+    return argument(args, kwargs, names.index(name), name) if name in names else None
+
+
+def _differ(text: Any, other: Any) -> bool:
+    """Tell whether two calls of a denoiser are given different embeddings."""
+    if text is other or not (isinstance(text, Tensor) and isinstance(other, Tensor)):
+        return False
+    return text.shape != other.shape or not bool((text == other).all())
 
 
 def _is_same_level(timestep: Any, other: Any) -> bool:

@@ -97,6 +97,7 @@ class Tap:
         self.group = group
         self.layer = layer
         self.heads = heads
+        self.processor: Any = getattr(module, 'processor', None)
         self.active = False
         self._forget()
 
@@ -168,11 +169,23 @@ class Tap:
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         # Also drops what a call that failed half-way left here.
         self._forget()
+        processor = getattr(module, 'processor', None)
+        if processor is not self.processor:
+            self._check_processor(module)
+            self.processor = processor
         if not self.sink.recording:
             return
         self.size = self._map_size(argument(args, kwargs, 0, 'hidden_states'))
         self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = self.sink.wants(self.size)
+
+    def _check_processor(self, module: nn.Module) -> None:
+        """Refuse a processor of somebody's own that was put in place after the tap was."""
+        if type(self) is Tap and _is_foreign(module):
+            raise ValueError(
+                f'{self.layer} was given another attention processor while it was being recorded: '
+                'set it before the with block, or before generate()'
+            )
 
     def _map_size(self, hidden: Tensor) -> Size:
         if hidden.ndim == 4:

@@ -15,7 +15,8 @@ from freeatm_mm.attention.nouns import (
     find_again,
     locate_nouns,
 )
-from freeatm_mm.attention.words import span_of
+from freeatm_mm.attention.words import quoted, span_of
+from freeatm_mm.errors import listed
 
 __all__ = ['EncoderWatch', 'TextColumns', 'find_columns']
 
@@ -462,7 +463,8 @@ class EncoderWatch:
             if got[: len(due)] != due or not {*self._expected} <= {*seen}:
                 raise ValueError(
                     f'{self.name} encoded other prompts than the recorder was given '
-                    f'({self._texts}), or in another order: give both the same prompts'
+                    f'({listed(map(quoted, self._texts))}), or in another order: give both the '
+                    'same prompts'
                     + (
                         ''
                         if self._argument == 'prompt'

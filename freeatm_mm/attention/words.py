@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-__all__ = ['AUTO', 'noun_name', 'places_of', 'span_of', 'spans_of_prompts', 'word_spans']
+from freeatm_mm.errors import listed
+
+__all__ = ['AUTO', 'noun_name', 'places_of', 'quoted', 'span_of', 'spans_of_prompts', 'word_spans']
 
 AUTO = 'auto'
 """In place of a prompt's nouns: they are found by a part-of-speech tagger."""
@@ -130,6 +132,13 @@ def _is_words(noun: Any) -> bool:
     return isinstance(noun, list) and bool(noun) and all(isinstance(word, str) for word in noun)
 
 
+def quoted(text: str, length: int = 200) -> str:
+    """Return a text in quotes for a message, a long one cut."""
+    if len(text) <= length:
+        return repr(text)
+    return f'{text[:length]!r}... ({len(text):,} characters)'
+
+
 def word_spans(prompt: str) -> list[tuple[int, int]]:
     """Find the characters of each word of a prompt, punctuation left out."""
     # Python's \w takes letters alone.
@@ -192,18 +201,20 @@ def _span(prompt: str, noun: Any, number: int) -> Any:
     times = 'once' if len(places) == 1 else f'{len(places)} times'
     if not places:
         advice = _advice(word, prompt)
-        raise ValueError(f'prompt {number}: the noun {word!r} does not stand in {prompt!r}{advice}')
-    if occurrence is None and len(places) > 1:
-        where = ', '.join(f'{start}:{end}' for start, end in places)
         raise ValueError(
-            f'prompt {number}: the noun {word!r} stands {times} in {prompt!r} (characters '
+            f'prompt {number}: the noun {word!r} does not stand in {quoted(prompt)}{advice}'
+        )
+    if occurrence is None and len(places) > 1:
+        where = listed([f'{start}:{end}' for start, end in places], 10)
+        raise ValueError(
+            f'prompt {number}: the noun {word!r} stands {times} in {quoted(prompt)} (characters '
             f'{where}): choose one by ({word!r}, 1) to ({word!r}, {len(places)}), or by its span '
             '(start, end)'
         )
     if occurrence is not None and occurrence > len(places):
         raise ValueError(
-            f'prompt {number}: the noun {word!r} stands {times} in {prompt!r}, so there is no '
-            f'({word!r}, {occurrence})'
+            f'prompt {number}: the noun {word!r} stands {times} in {quoted(prompt)}, so there is '
+            f'no ({word!r}, {occurrence})'
         )
     return places[(occurrence or 1) - 1]
 
@@ -225,7 +236,7 @@ def _found(prompts: Sequence[str], numbers: Sequence[int]) -> list[list[Any]]:
         if not finder.can_read(prompts[number]):
             raise ValueError(
                 f'prompt {number}: nouns={AUTO!r} finds the nouns of English prompts only, and '
-                f'{prompts[number]!r} seems to be none: name its nouns'
+                f'{quoted(prompts[number])} seems to be none: name its nouns'
             )
     return [list(nouns) for nouns in finder([prompts[number] for number in numbers])]
 

@@ -235,6 +235,15 @@ def test_a_processor_whose_attention_is_not_one_softmax_is_refused(processor, me
     assert torch._C._len_torch_function_stack() == 0
 
 
+def test_a_processor_of_ones_own_is_set_before_recording():
+    def change(pipe, index, timestep, values):
+        pipe.unet.set_attn_processor(OwnProcessor(lambda q, k, v: [(2 * q, k, v)]))
+        return values
+
+    with pytest.raises(ValueError, match='attn2 was given another attention processor while'):
+        recorded(tiny_stable_diffusion(), callback_on_step_end=change)
+
+
 def test_a_sequence_that_is_interrupted_leaves_nothing_behind():
     class Interrupted:
         def __call__(self, attn, hidden_states, **others):

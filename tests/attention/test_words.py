@@ -42,6 +42,15 @@ def test_places(noun, text, places):
     assert places_of(noun, text) == places
 
 
+def test_messages_cut_long_prompts():
+    prompt = 'a dog ' * 600
+    with pytest.raises(
+        ValueError, match=r"'dog' stands 600 times in 'a dog .*3,600 char"
+    ) as refusal:
+        spans_of_prompts([prompt], [['dog']])
+    assert len(str(refusal.value)) < 600
+
+
 def test_words_hold_their_vowel_signs():
     prompt = "कुत्ता और fire-engine's 猫"
     words = [prompt[start:end] for start, end in word_spans(prompt)]
