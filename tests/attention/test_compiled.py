@@ -239,9 +239,6 @@ NETWORKS = {
     'Z-Image': newer(tiny.tiny_z_image, dict(height=48)),
     'Z-Image-Omni': newer(tiny.tiny_z_image_omni, dict(height=48)),
     'latent diffusion (LDM) with BERT': Network(tiny.tiny_latent_diffusion, dict(output_type='np')),
-    'priors of Stable Cascade and Wuerstchen': Network(
-        lambda: tiny.tiny_cascade('Wuerstchen').prior_pipe, CASCADE
-    ),
 }
 # By the other tests of this file.
 TESTED_APART = {
@@ -254,6 +251,7 @@ TESTED_APART = {
     'Stable Cascade and Wuerstchen',
     'Stable Diffusion 1.x, 2.x and LCM',
     'Stable Diffusion 3 and 3.5',
+    'priors of Stable Cascade and Wuerstchen',
 }
 
 
