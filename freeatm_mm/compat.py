@@ -323,11 +323,15 @@ def require_lavis() -> None:
     """Makes sure that LAVIS can be imported.
 
     Reason: it is not on everybody's machine, and its own pins (transformers below 4.27, opencv of
-    2021) make an ordinary `pip install` of it fail or spoil the environment.
+    2021) make an ordinary `pip install` of it fail or spoil the environment. As it is of 2023, it
+    imports timm by its old names, of which timm warns users who can't change them.
 
     Raises:
         ImportError: If it isn't there, or something that it needs isn't.
     """
+    import warnings
+
+    warnings.filterwarnings('ignore', r'Importing from timm\.', FutureWarning)
     try:
         importlib.import_module('lavis')
     except ImportError as error:
@@ -538,7 +542,7 @@ def hub_answers() -> bool:
 
 
 def hub_silence() -> str:
-    """Say that :func:`hub_answers` is false, and what to do."""
+    """Say that `hub_answers` is false, and what to do."""
     from huggingface_hub import constants
 
     return (

@@ -250,7 +250,7 @@ class AttentionRecorder:
             )
         self._probability = probability
         self._merge = merge
-        self._denoiser = self._drawing_network()
+        self._denoiser = self._denoising_network()
         self._blocks = self._block_names(blocks)
         self._resolutions = sizes(resolutions)
         check_steps(steps)
@@ -513,7 +513,7 @@ class AttentionRecorder:
                 'this AttentionRecorder was made without prompts: make it with prompts and nouns, '
                 'or call generate()'
             )
-        denoiser = self._denoiser = self._drawing_network()
+        denoiser = self._denoiser = self._denoising_network()
         self._regions = compiled_regions(denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
@@ -740,7 +740,7 @@ class AttentionRecorder:
                 "separate='layers', so that each layer counts the same"
             )
 
-    def _drawing_network(self) -> nn.Module:
+    def _denoising_network(self) -> nn.Module:
         name = self._family.denoiser
         network = getattr(self._pipe, name, None)
         if network is None:

@@ -61,6 +61,7 @@ from freeatm_mm.store.layout import (
     STORE_FORMAT,
     left_out_keys,
     load_manifest,
+    name_differences,
     read_manifest,
 )
 from freeatm_mm.store.sample import IMAGE_FORMATS, encode_image
@@ -1045,11 +1046,7 @@ class GenerationJob:
         found = (config if isinstance(config, dict) else {}) | {
             'samples_per_shard': manifest.get('samples_per_shard')
         }
-        differences = [
-            f'{name} is {found.get(name)!r} there and {value!r} here'
-            for name, value in sorted(known.items())
-            if found.get(name) != value
-        ]
+        differences = name_differences({name: found.get(name) for name in known}, known)
         if differences:
             raise StoreError(
                 f'{out} holds a store made otherwise: {"; ".join(differences)}. Use '

@@ -79,7 +79,8 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
         raise InputError(f'{path} must have the parts {", ".join(_PARTS)}')
     if '_base_' in yaml:
         raise InputError(
-            f"{path} inherits by _base_, which LAVIS's Config doesn't read: write it out"
+            f"{path} inherits by _base_, which LAVIS's Config doesn't read: copy that file "
+            '(freeatm configs NAME says where ours lie) and change the copy, or give --options'
         )
     for option in options:
         if '=' not in option:

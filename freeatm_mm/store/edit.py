@@ -317,7 +317,7 @@ def merge_stores(
                 if name in seen:
                     raise StoreError(
                         f'{paths[seen[name]]} and {paths[number]} both have a sample '
-                        f'{name.decode()!r}; give prefixes to keep both'
+                        f'{name.decode()!r}; give prefixes to keep both (--prefixes A B)'
                     )
                 seen[name] = number
     sources = [(store, np.arange(len(store)), prefix) for prefix, store in zip(prefixes, stores)]

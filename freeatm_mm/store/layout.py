@@ -114,6 +114,9 @@ INDEX_FIELDS = (
     ('crc32', '<u4'),
 )
 
+#: Characters of a setting that a message shows.
+_LONGEST_VALUE = 80
+
 
 def index_dtype(key_length: int) -> np.dtype:
     """Row of the index for keys of at most ``key_length`` bytes."""
@@ -138,6 +141,20 @@ def config_digest(config: dict[str, Any]) -> str:
     """Hex sha256 of a configuration, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def name_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Say which settings differ and how: values that fill more than a line are only named."""
+    told = []
+    for name in sorted(there.keys() | here.keys()):
+        values = [repr(settings.get(name)) for settings in (there, here)]
+        if there.get(name) != here.get(name):
+            told.append(
+                f'{name} is {values[0]} there and {values[1]} here'
+                if max(map(len, values)) <= _LONGEST_VALUE
+                else f'another {name}'
+            )
+    return told
 
 
 def left_out_keys(notes: Any) -> set[str]:

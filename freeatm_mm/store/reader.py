@@ -265,7 +265,10 @@ class Store(Sequence):
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Number of the shard, and of the row in it."""
-        number = operator.index(index)
+        try:
+            number = operator.index(index)
+        except TypeError:
+            raise TypeError(f'samples are chosen by their number, got {index!r}') from None
         if number < 0:
             number += len(self)
         if not 0 <= number < len(self):

@@ -33,6 +33,7 @@ from freeatm_mm.store.layout import (
     left_out_keys,
     load_manifest,
     mask_bytes,
+    name_differences,
     planned_samples,
     read_manifest,
     shard_name,
@@ -274,11 +275,7 @@ class StoreWriter:
             return False
         found = manifest['config'] | {'samples_per_shard': manifest['samples_per_shard']}
         wanted = self.config | {'samples_per_shard': self.samples_per_shard}
-        differences = [
-            f'{field} is {found.get(field)!r} there and {wanted.get(field)!r} here'
-            for field in sorted(found.keys() | wanted.keys())
-            if found.get(field) != wanted.get(field)
-        ]
+        differences = name_differences(found, wanted)
         if differences and not manifest.get('complete') and not any(self.path.glob('shard-*')):
             return False  # begun with settings that drew nothing
         if differences:
