@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
+from freeatm_mm.compat import hub_answers, hub_silence
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular
 
@@ -35,6 +36,8 @@ __all__ = [
 
 #: Seconds without a byte after which a request is given up, and seconds that one may take in all.
 TIMEOUT, DEADLINE = 60.0, 600.0
+#: Seconds in which a connection must stand.
+CONNECT = 10.0
 #: Seconds before a request that failed is made again; after the last one it is an error.
 DELAYS = (0.5, 1.0, 2.0, 4.0)
 #: Bytes of one request where a file is read from its start to its end.
@@ -179,7 +182,7 @@ class RemoteFolder:
         self._server: _Server | None = None
 
     def state(self, name: str) -> FileState:
-        """Size and tag of a file; raises as :meth:`read`."""
+        """Size and tag of a file; raises as `read`."""
         return self._try(name, lambda server, place: server.state(place))
 
     def read(self, name: str, start: int, stop: int) -> bytes:
@@ -201,7 +204,7 @@ class RemoteFolder:
         return self._try(name, action) if stop > start else b''
 
     def pieces(self, name: str, size: int) -> Iterator[bytes]:
-        """Read the first `size` bytes of a file, piece by piece; raises as :meth:`read`."""
+        """Read the first `size` bytes of a file, piece by piece; raises as `read`."""
         for start in range(0, size, PIECE):
             yield self.read(name, start, min(size, start + PIECE))
 
@@ -225,7 +228,7 @@ class RemoteFolder:
             write: Opens the file to be written.
 
         Raises:
-            InputError: As :meth:`read`, or if the sha256 is another.
+            InputError: As `read`, or if the sha256 is another.
         """
         digest = hashlib.sha256()
         with write(path) as file:
@@ -247,7 +250,7 @@ class RemoteFolder:
             limit: Most bytes that it may have.
 
         Raises:
-            InputError: As :meth:`read`, or if it is larger.
+            InputError: As `read`, or if it is larger.
         """
         size, tag = self.state(name)
         if size > limit:
@@ -336,7 +339,7 @@ class RemoteFolder:
                 )
 
     def upload(self, path: Path, name: str, sha256: str) -> None:
-        """Write one file; see :meth:`upload_many`."""
+        """Write one file; see `upload_many`."""
         self.upload_many([(path, name, sha256)])
 
     def remove(self, name: str) -> None:
@@ -428,7 +431,7 @@ class _Web:
             headers={'Accept-Encoding': 'identity', **headers},
             stream=True,
             allow_redirects=False,
-            timeout=TIMEOUT,
+            timeout=(CONNECT, TIMEOUT),
         )
         if 300 <= response.status_code < 400:
             response.close()
@@ -492,12 +495,14 @@ class _FileSystem:
         if scheme == 's3':
             # Time-outs of ours, and tries counted once.
             options['config_kwargs'] = {
-                'connect_timeout': TIMEOUT,
+                'connect_timeout': CONNECT,
                 'read_timeout': TIMEOUT,
                 'retries': {'total_max_attempts': 1},
             }
         elif scheme == 'gs':
             options['requests_timeout'] = TIMEOUT
+        elif scheme == 'hf' and not hub_answers():
+            raise InputError(f"hf:// can't be reached: {hub_silence()}")
         self._scheme, self._fs = scheme, fsspec.filesystem(scheme, **options)
         if scheme == 's3':
             self._fs.retries = 1
@@ -637,6 +642,9 @@ def _explain(error: BaseException) -> _Explained:
     if status >= 400:
         return _Explained(f"can't be used: its server answers {status}")
     refused = {'ConnectionRefusedError', 'gaierror'} & names
+    # urllib3 counts a refused connection among those that took too long.
+    if 'NewConnectionError' not in names and re.search('ConnectTimeout|ConnectionTimeout', text):
+        return _Explained(f"can't be reached: no connection within {CONNECT:g} s", again=True)
     if not refused and ('TimeoutError' in names or 'Timeout' in text):
         return _Explained(f'gave no answer within {TIMEOUT:g} s', again=True)
     if refused or re.search('Connect|Protocol|IncompleteRead', text):

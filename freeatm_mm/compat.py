@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +68,37 @@ def skip_multimodal_models() -> None:
     module.WITH_MULTIMODAL = False
 
 
+def leave_out_notices() -> None:
+    """Leaves out notices of OpenMMLab that say nothing to its users, in the whole process.
+
+    Reason: the fork's debugging note that OneDL is not installed is printed, as `print_log` without
+    a logger looks at no level; mmengine's own hooks call `FileClient`, which then warns of its own
+    name and of a backend's; and mmcv warns in each loading process that colours were changed by
+    Pillow, which is what the configs ask for.
+
+    Source: `mmpretrain/datasets/__init__.py`, `mmengine/logging/logger.py`,
+    `mmengine/fileio/file_client.py` and `mmcv/image/photometric.py` of the maintained forks.
+    """
+    import logging
+    import warnings
+
+    from mmengine.fileio import file_client
+
+    module: Any = importlib.import_module('mmengine.logging')
+    warnings.filterwarnings('ignore', "Only use 'alpha' for pillow backend", UserWarning)
+    names: Any = file_client  # which uses `print_log` for these alone
+    names.print_log = lambda *_, **__: None
+    print_log = module.print_log
+    if print_log.__module__ == __name__:
+        return
+
+    def print_at_its_level(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:
+        if logger is not None or level >= logging.INFO:
+            print_log(msg, logger, level)
+
+    module.print_log = print_at_its_level
+
+
 def accept_mmseg_fork() -> None:
     """Lets `_base_ = 'mmseg::...'` find the installed mmseg, whatever its distribution is called.
 
@@ -112,6 +146,34 @@ def find_packaged_configs() -> None:
     marked.finds_packaged = True
     setattr(Config, 'fromfile', staticmethod(fromfile))  # noqa: B010 - mypy knows it otherwise
     setattr(Config, '_get_cfg_path', staticmethod(get_cfg_path))  # noqa: B010
+
+
+def format_configs_once() -> None:
+    """Let a config that hasn't changed be laid out once, not again for each checkpoint.
+
+    Reason: its text goes into every checkpoint, and yapf takes 60 ms of a core to lay it out, as
+    much as a fifth of a small network's training step.
+
+    Source: `mmengine/runner/runner.py`, `save_checkpoint`; `mmengine/config/config.py`,
+    `Config.pretty_text`.
+    """
+    from mmengine.config import Config
+
+    lay_out = Config.pretty_text.fget
+    if lay_out is None or hasattr(lay_out, 'is_kept'):
+        return
+    known: dict[str, str] = {}
+
+    def pretty_text(self: Any) -> str:
+        key = repr((self.to_dict(), getattr(self, '_format_python_code', True)))
+        if key not in known:
+            known.clear()  # one training has one config
+            known[key] = lay_out(self)
+        return known[key]
+
+    marked: Any = pretty_text
+    marked.is_kept = True
+    setattr(Config, 'pretty_text', property(marked))  # noqa: B010 - mypy knows it otherwise
 
 
 def keep_digits_of_ap() -> None:
@@ -261,11 +323,15 @@ def require_lavis() -> None:
     """Makes sure that LAVIS can be imported.
 
     Reason: it is not on everybody's machine, and its own pins (transformers below 4.27, opencv of
-    2021) make an ordinary `pip install` of it fail or spoil the environment.
+    2021) make an ordinary `pip install` of it fail or spoil the environment. As it is of 2023, it
+    imports timm by its old names, of which timm warns users who can't change them.
 
     Raises:
         ImportError: If it isn't there, or something that it needs isn't.
     """
+    import warnings
+
+    warnings.filterwarnings('ignore', r'Importing from timm\.', FutureWarning)
     try:
         importlib.import_module('lavis')
     except ImportError as error:
@@ -430,10 +496,9 @@ def hub_out_of_reach() -> Iterator[None]:
 
     Source: `huggingface_hub/constants.py`, `HF_HUB_OFFLINE`, which is read at each request.
     """
-    import huggingface_hub
+    from huggingface_hub import constants, utils
 
-    constants = huggingface_hub.constants
-    reset = getattr(huggingface_hub.utils, 'reset_sessions', None) or (lambda: None)
+    reset = getattr(utils, 'reset_sessions', None) or (lambda: None)
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     reset()
@@ -442,6 +507,174 @@ def hub_out_of_reach() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = before
         reset()
+
+
+#: Seconds in which the Hub must have answered once.
+HUB_PATIENCE = 10.0
+_answered: set[str] = set()  # Hubs that did
+
+
+def hub_answers() -> bool:
+    """Tell within ten seconds whether the Hub answers; asked once in a process if it does.
+
+    Reason: huggingface_hub asks what is in a repository without any time limit. Where packets are
+    dropped, behind many firewalls, each such request fails when Linux gives up to connect, after
+    two minutes; and a file is asked for six times.
+
+    Source: `huggingface_hub/hf_api.py`, `timeout=None` of `model_info` and others;
+    `huggingface_hub/utils/_http.py`, `http_backoff`.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE or constants.ENDPOINT in _answered:
+        return True
+    due = time.monotonic() + HUB_PATIENCE
+    while (left := due - time.monotonic()) > 0:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=left)
+        except Exception:  # of requests, or of httpx: whatever a network brings about
+            time.sleep(min(1.0, left))
+        else:
+            _answered.add(constants.ENDPOINT)  # whatever it answered
+            return True
+    return False
+
+
+def hub_silence() -> str:
+    """Say that `hub_answers` is false, and what to do."""
+    from huggingface_hub import constants
+
+    return (
+        f'{constants.ENDPOINT} gave no answer within {HUB_PATIENCE:g} s: check the '
+        'network, and HTTPS_PROXY or HF_ENDPOINT if it is reached by one'
+    )
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Let huggingface_hub fetch, or where the Hub doesn't answer only look into its cache.
+
+    Raises:
+        ConnectionError: If the Hub doesn't answer and something is not in the cache.
+    """
+    if hub_answers():
+        yield
+        return
+    try:
+        with hub_out_of_reach():
+            yield
+    except Exception as error:
+        raise ConnectionError(f'it is not in the cache, and {hub_silence()}') from error
+
+
+#: What rendering a chat template may take: seconds of the processor, bytes of memory besides, and
+#: characters of text.
+_MOST_SECONDS, _MOST_MEMORY, _MOST_TEXT = 5.0, 1 << 30, 1 << 22
+_MOST_BITS = 1 << 12
+_RENDERING = threading.RLock()  # the memory's limit is the process's
+
+
+def limit_chat_templates() -> None:
+    """Lets transformers stop a chat template that runs on and on or fills the memory.
+
+    Reason: a template is a program that comes with a tokenizer. jinja's sandbox keeps it from
+    Python, but not from loops inside loops, calls that call themselves twice, texts that double or
+    powers of powers; what it does may depend on the message. From then on, in the whole process, a
+    template that takes too much raises jinja2's TemplateError, and so does any other error in it.
+
+    Source: `transformers/utils/chat_template_utils.py`, `_compile_jinja_template`.
+    """
+    try:
+        from jinja2 import Template, TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from transformers.utils import chat_template_utils
+    except ImportError:
+        return  # nothing renders any
+    if hasattr(chat_template_utils.ImmutableSandboxedEnvironment, 'limited'):
+        return
+
+    @contextmanager
+    def limits() -> Iterator[None]:
+        try:
+            with _RENDERING, _limited_memory(), _limited_seconds():
+                yield
+        except TemplateError:
+            raise
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            raise TemplateError(f'the chat template fails: {said}') from error
+
+    class LimitedTemplate(Template):
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            with limits():
+                text = super().render(*args, **kwargs)
+            if len(text) > _MOST_TEXT:
+                raise TemplateError(f'the chat template makes {len(text):,} characters')
+            return text
+
+    class LimitedEnvironment(ImmutableSandboxedEnvironment):
+        limited = True
+        template_class = LimitedTemplate
+        intercepted_binops = frozenset({'*', '**'})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if isinstance(left, int) and isinstance(right, int):
+                bits, more = left.bit_length(), right.bit_length()
+                if (bits * max(right, 0) if operator == '**' else bits + more) > _MOST_BITS:
+                    raise TemplateError('the chat template makes a number of too many digits')
+            return super().call_binop(context, operator, left, right)
+
+        def from_string(self, *args: Any, **kwargs: Any) -> Template:
+            with limits():  # constants are computed now
+                return super().from_string(*args, **kwargs)
+
+    rendering: Any = chat_template_utils
+    rendering.ImmutableSandboxedEnvironment = LimitedEnvironment
+    cached = getattr(rendering._compile_jinja_template, 'cache_clear', None)
+    if cached is not None:
+        cached()
+
+
+@contextmanager
+def _limited_seconds() -> Iterator[None]:
+    """Stops Python code at the next line once it has taken too long; TimeoutError."""
+    end = time.thread_time() + _MOST_SECONDS
+
+    def trace(frame: Any, event: str, value: Any) -> Any:
+        if time.thread_time() > end:
+            raise TimeoutError(f'it takes more than {_MOST_SECONDS:g} seconds')
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Lets the process take a limited amount of memory besides what it has, where Linux counts."""
+    try:
+        import resource
+
+        with open('/proc/self/statm', encoding='ascii') as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = [
+        taken + _MOST_MEMORY,
+        *(each for each in (soft, hard) if each != resource.RLIM_INFINITY),
+    ]
+    resource.setrlimit(resource.RLIMIT_AS, (min(most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class CompileSettings(NamedTuple):

@@ -24,6 +24,7 @@ __all__ = [
     'open_config',
     'scale_rate',
     'set_data_root',
+    'use_bfloat16',
 ]
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -201,10 +202,40 @@ def check_precision(cfg: Mapping) -> None:
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(
-            'mixed precision (--amp, or AmpOptimWrapper in the config) is for GPUs, and there is '
-            'none here: leave out --amp, or give the config an optim_wrapper of type OptimWrapper '
-            'without loss_scale'
+            "AmpOptimWrapper, the config's optim_wrapper, is for GPUs, and there is none here: "
+            'train with --bf16 (bfloat16), or give the config an optim_wrapper of type '
+            'OptimWrapper without loss_scale (float32)'
         )
+
+
+def use_bfloat16(cfg: Any, options: Mapping | None = None) -> None:
+    """Have a config train its backbone in bfloat16 (`freeatm_mm.engine.BFloat16Hook`).
+
+    Args:
+        cfg: The whole config, changed in place.
+        options: Dotted keys and their values, as given on the command line.
+
+    Raises:
+        InputError: If it asks for float16, or a loss scale was given, which bfloat16 has no use
+            for.
+    """
+    wrapper = cfg.optim_wrapper
+    dtype = wrapper.pop('dtype', None)
+    if str(dtype) not in ('None', 'bfloat16', 'torch.bfloat16'):
+        raise InputError(
+            f'optim_wrapper.dtype={dtype} contradicts bfloat16, which --bf16 (and --amp on a CPU) '
+            'trains in: float16 needs a GPU, on which --amp without --bf16 takes it'
+        )
+    if 'optim_wrapper.loss_scale' in (options or ()):
+        raise InputError(
+            'optim_wrapper.loss_scale is for float16, and --bf16 (and --amp on a CPU) trains in '
+            'bfloat16, which needs none: leave it out'
+        )
+    wrapper.pop('loss_scale', None)
+    if wrapper.get('type') == 'AmpOptimWrapper':
+        wrapper.type = 'OptimWrapper'
+    hooks = list(cfg.get('custom_hooks') or ())
+    cfg.custom_hooks = [*hooks, dict(type='mmengine.BFloat16Hook')]
 
 
 def scale_rate(cfg: Any, wanted: bool) -> None:
@@ -370,10 +401,13 @@ def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
     Raises:
         FileNotFoundError: Naming the first that is not, the key that names it, and what to do.
         StoreError: If a store or image folder doesn't exist, is empty or damaged; likewise.
+        InputError: If pictures are to be kept on a GPU that isn't there, or that the loader could
+            not hand them over from.
     """
     for key, dataset in find_datasets(cfg, loaders):
         if _is_ours(dataset):
             _check_sources(key, dataset)
+            _check_device(key, dataset, cfg[key.split('.')[0]])
             continue
         prefix = dataset.get('data_prefix') or dataset.get('split') or ''
         parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
@@ -397,6 +431,23 @@ def _check_sources(key: str, dataset: Mapping) -> None:
         raise StoreError(
             f'{key}: {error} (say with --data-root where the store, or the folder of images, lies)'
         ) from None
+
+
+def _check_device(key: str, dataset: Mapping, loader: Mapping) -> None:
+    """Refuse pictures that a `FreeATMDataset` could not keep on a GPU, or not give from there."""
+    device = str(dataset.get('device', 'cpu'))
+    if device == 'cpu':
+        return
+    import torch
+
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise InputError(f'{key}.device={device}: there is no GPU here: leave it out')
+    if loader.get('num_workers') or loader.get('pin_memory'):
+        name = key.split('.')[0]
+        raise InputError(
+            f'{key}.device={device}: worker processes and pinned memory have no part in pictures '
+            f'that are on a GPU already: set {name}.num_workers=0 and {name}.pin_memory=False'
+        )
 
 
 def check_init(cfg: Mapping) -> None:

@@ -86,8 +86,8 @@ def tool(
     """Let a tool's `main(argv=None)` end as all tools do.
 
     Bad input prints `PROGRAM: sentence` to stderr, without a traceback, and raises `SystemExit`
-    with :data:`BAD_INPUT`, as `argparse` does for the command line. Ctrl-C ends it with
-    :data:`INTERRUPTED`, a `Terminated` with 128 and the signal's number. Otherwise `main`'s
+    with `BAD_INPUT`, as `argparse` does for the command line. Ctrl-C ends it with
+    `INTERRUPTED`, a `Terminated` with 128 and the signal's number. Otherwise `main`'s
     exit code is returned; 0 if it returns None.
 
     Args:

@@ -26,6 +26,7 @@ __all__ = [
     'MAX_LINE',
     'atomic_write',
     'check_json',
+    'check_replaceable',
     'file_sha256',
     'handle_sha256',
     'lines_of',
@@ -161,7 +162,7 @@ def read_lines(path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[int, s
 
 
 def lines_of(file: BinaryIO, path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
-    """Yield number (from 1) and text of each line, as :func:`read_lines`, of a file that is open.
+    """Yield number (from 1) and text of each line, as `read_lines`, of a file that is open.
 
     Before each line, `file.tell()` is where it begins.
 
@@ -201,12 +202,12 @@ def read_json(
     Args:
         path: The file.
         limit: Most bytes that it may have.
-        shape: What it must look like (see :func:`check_json`); anything by default.
-        finite: As for :func:`parse_json`.
+        shape: What it must look like (see `check_json`); anything by default.
+        finite: As for `parse_json`.
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it is no plain file, too large, no JSON as :func:`parse_json` reads it, or
+        InputError: If it is no plain file, too large, no JSON as `parse_json` reads it, or
             of another shape; names the file and the entry.
     """
     data = read_bytes(path, limit)
@@ -227,7 +228,7 @@ def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
         finite: Whether to refuse numbers that are none or infinite, which some programs write.
 
     Raises:
-        InputError: If it is no JSON, isn't UTF-8, is nested more than :data:`MAX_DEPTH` deep, has a
+        InputError: If it is no JSON, isn't UTF-8, is nested more than `MAX_DEPTH` deep, has a
             key twice, a number that is none (NaN) or larger than any float (1e999), or half of a
             surrogate pair, which no file can hold.
     """
@@ -448,6 +449,26 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_replaceable(path: str | Path, what: str, mark: str = '') -> None:
+    """Refuse a file to write that is there already, unless it is an earlier one of its kind.
+
+    Args:
+        path: The file to write.
+        what: What files of its kind are, for messages, such as 'a page of freeatm view'.
+        mark: What the first 64 KiB of such files hold; without it, no file is replaced.
+
+    Raises:
+        InputError: If it would take the place of another file, or of what is no plain file.
+    """
+    if not os.path.exists(path):
+        return
+    with os.fdopen(open_regular(path), 'rb') as file:
+        start = file.read(1 << 16)
+    if not mark or start and mark.encode() not in start:
+        other = f' and is not {what}' if mark else f', and {what} replaces nothing'
+        raise InputError(f'{path} is there already{other}: name another file, or remove that one')
 
 
 def open_in_place(path: str | Path, append: bool = False) -> BinaryIO:

@@ -8,9 +8,14 @@ own configs: `Config.fromfile('freeatm_mm::mocov2_freeatm.py')`, `_base_ = 'free
 """
 
 # ruff: noqa: E402, F401
-from freeatm_mm.compat import find_packaged_configs, skip_multimodal_models
+from freeatm_mm.compat import (
+    find_packaged_configs,
+    leave_out_notices,
+    skip_multimodal_models,
+)
 
 find_packaged_configs()
+leave_out_notices()
 skip_multimodal_models()  # before mmpretrain's models are imported, here or by others
 
 import freeatm_mm.datasets

@@ -37,9 +37,28 @@ _GENERATORS = {
     'sd15': r'stable[-_]?diffusion[-_]v?1[-_.]?5',
     'miniature': r'\bminiature',
 }
-#: What masks can be replaced by, as `./run miniature` calls it.
-_CONTROLS = {'other_masks', 'box'}
-_LONGEST = 2**20
+#: What chooses patches in the place of masks, by the type of MAE's guide.
+_PEERS = {'LossGuide': 'hpm', 'OwnAttentionGuide': 'own_attention'}
+#: Options of the model in which a variant differs from Free-ATM, with Free-ATM's own values.
+_MODEL = {'negatives': 'all', 'positives': 'own', 'loss': 'nt_xent', 'combine': 'sum'}
+#: The same of MAE's choice of patches.
+_PATCHES = {'ceiling': 0.8, 'schedule': 'linear', 'share_of': 'hidden', 'noise': 'white'}
+#: The same of transforms.
+_TRANSFORMS = {
+    'centred_box': None,
+    'trust': False,
+    'object_crops': 0,
+    'mask_values': 'attention',
+    'min_visible': 0.05,
+}
+#: What a store's settings hold where its masks are no generator's, and how they are called then.
+_OTHER_MASKS = {'regions': 'regions', 'imported': 'imported', 'scenes': 'exact'}
+_VARIANT = re.compile(
+    'other_masks|box|trust|object_crops|normalized|binary|other_nouns|same_noun|equation3'
+    r'|hpm|own_attention|green_noise|felzenszwalb|kmeans|regions|imported|exact|ceiling_\d+(\.\d+)?'
+    r'|mask_[a-z_]{1,40}|(loss|combine|schedule|share_of|min_visible)=[\w.]{1,40}'
+)
+_LONGEST, _LONGEST_NAME = 2**20, 500
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,9 @@ class Origin:
     Attributes:
         method: Such as ``mocov2``.
         regime: ``real``, ``synthetic`` or ``mixed``.
-        masks: Whether masks were used, or the name of a variant: ``other_masks`` and ``box`` of the
-            controls, or of BLIP such as ``PTP``.
+        masks: Whether masks were used, as Free-ATM does; or what a variant does otherwise, by the
+            names of `./run miniature` where it has one, such as ``other_masks``, ``trust`` or
+            ``ceiling_0.4``; or of BLIP such as ``PTP``.
         epochs: How many were trained.
         generator: Of the images: ``sd15``, ``deepif``, ``miniature``, or the last part of its
             pipeline's name; empty for real ones.
@@ -102,8 +122,11 @@ def origin_of(content: Any) -> Origin:
     kinds = {'method': str, 'regime': str, 'generator': str, 'scale': str}
     told = {key: note[key] for key, kind in kinds.items() if isinstance(note.get(key), kind)}
     masks = note.get('masks')
-    if isinstance(masks, bool) or isinstance(masks, str) and {*masks.split(', ')} <= _CONTROLS:
-        told['masks'] = masks
+    if isinstance(masks, str):
+        if all(map(_VARIANT.fullmatch, masks[:_LONGEST_NAME].split(', '))):
+            told['masks'] = masks
+    elif isinstance(masks, bool) and not isinstance(found.masks, str):
+        told['masks'] = masks  # what was noted before variants had their names says less
     found = replace(found, **told)
     epoch = meta.get('epoch')
     if (
@@ -115,7 +138,8 @@ def origin_of(content: Any) -> Origin:
     if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
         # `store` in checkpoints from before it was called `data_root`.
         roots = [each.get('store') or each.get('data_root') for each in _datasets(cfg)]
-        found = replace(found, **_regime([made for root in roots for made in _configs(root)]))
+        made = [each for root in roots for each in _configs(root)]
+        found = replace(found, masks=_with_stores(found.masks, made), **_regime(made))
     return found
 
 
@@ -178,7 +202,11 @@ def _datasets(cfg: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
-    """Whether a config trains with masks: None if it says no data set, a name if with others."""
+    """Whether a config trains with masks: None if it says no data set, a name if otherwise."""
+    model = _mapping(cfg.get('model'))
+    peer = _peer(model)
+    if peer:  # takes no masks, but is no baseline either
+        return peer
     datasets = list(_datasets(cfg))
     ours = [
         dataset
@@ -188,7 +216,6 @@ def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
     ]
     if not ours:
         return False if datasets else None
-    model = _mapping(cfg.get('model'))
     kinds = [
         str(part.get('type', '')).split('.')[-1] for part in (model, _mapping(model.get('neck')))
     ]
@@ -196,17 +223,71 @@ def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
         plain = {_CLASSIFIER, *(method.model for method in METHODS.values())}
         return False if kinds[0] in plain else None  # mmpretrain's own models pass masks over
     variants = {variant for dataset in ours for variant in _variants(dataset)}
+    variants |= {
+        *_changes(model, _MODEL),
+        *_changes(_mapping(model.get('mask_generator')), _PATCHES),
+    }
     return ', '.join(sorted(variants)) or True
 
 
+def _peer(model: Mapping[str, Any]) -> str:
+    """What hides patches in the place of masks; empty if masks do, or chance as in MAE."""
+    guide = str(_mapping(model.get('guide')).get('type', '')).split('.')[-1]
+    noise = _mapping(model.get('mask_generator')).get('noise', 'white')
+    return _PEERS.get(guide, '' if noise == 'white' else f'{noise}_noise')
+
+
 def _variants(dataset: Mapping[str, Any]) -> Iterator[str]:
-    """Which of the controls a data set is of."""
+    """What a data set of ours does otherwise than Free-ATM."""
     if dataset.get('mask_source', 'own') != 'own':
         yield 'other_masks'
     pipeline = dataset.get('pipeline')
     for transform in pipeline if isinstance(pipeline, (list, tuple)) else ():
-        if _mapping(transform).get('centred_box'):
+        yield from _changes(_mapping(transform), _TRANSFORMS)
+
+
+def _changes(settings: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """The options that are not Free-ATM's own, by their names."""
+    for name, value in own.items():
+        given = settings.get(name, value)
+        if given is None or given == value:
+            continue
+        if name == 'centred_box':
             yield 'box'
+        elif name == 'ceiling':
+            yield f'ceiling_{given:g}' if isinstance(given, (int, float)) else 'ceiling'
+        elif name in ('trust', 'object_crops'):
+            yield name
+        elif name in ('negatives', 'positives', 'mask_values') or given == 'equation3':
+            yield str(given)
+        else:
+            yield f'{name}={given}'
+
+
+def _with_stores(
+    masks: bool | str | None, configs: Iterable[Mapping[str, Any] | None]
+) -> bool | str | None:
+    """Add to a variant's name what the stores say of their masks.
+
+    Args:
+        masks: From the config of the run.
+        configs: The stores' settings.
+    """
+    if not masks:
+        return masks
+    variants = set() if masks is True else {*masks.split(', ')}
+    pending = list(configs)
+    while pending:
+        config = _mapping(pending.pop())
+        if isinstance(config.get('sources'), list):  # a selection of other stores
+            pending += [_mapping(source).get('config') for source in config['sources']]
+        for entry, name in _OTHER_MASKS.items():
+            if entry in config:
+                variants.add(str(_mapping(config[entry]).get('masks_from', name)))
+                break
+        else:
+            variants |= {f'mask_{option}' for option in _mapping(config.get('masks'))}
+    return ', '.join(sorted(variants)) or True
 
 
 def _scale(model: Mapping[str, Any]) -> str | None:
@@ -305,15 +386,18 @@ def note_pretraining(runner: Any) -> None:
     sources = list(_sources_of(getattr(runner.train_dataloader, 'dataset', None)))
     if not any(sources):
         return
-    cfg = runner.cfg
-    images = _regime([_made(source) for source in sources])
+    cfg, made = runner.cfg, [_made(source) for source in sources]
+    images, masks = _regime(made), _with_stores(_masks(cfg), made)
     earlier = _mapping(cfg.get('model')).get('pretrained')
-    if images and earlier and '://' not in str(earlier) and Path(earlier).is_file():
+    if earlier and '://' not in str(earlier) and Path(earlier).is_file():
         from freeatm_mm.checkpoints import read_state
 
         before = origin_of(read_state(earlier))
         images = _after(images, before.regime, before.generator)
-    origin = Origin(_method(cfg), masks=_masks(cfg), scale=_scale(cfg.model), **images)
+        if isinstance(before.masks, str):  # a variant's weights make no plain Free-ATM
+            own = masks.split(', ') if isinstance(masks, str) else []
+            masks = ', '.join(sorted({*before.masks.split(', '), *own}))
+    origin = Origin(_method(cfg), masks=masks, scale=_scale(cfg.model), **images)
     runner.message_hub.update_info(
         'pretraining', {key: value for key, value in asdict(origin).items() if value is not None}
     )
@@ -470,7 +554,7 @@ def describe_blip(
         earlier: What the checkpoint that it starts from says, where it starts from one.
 
     Returns:
-        :data:`BLIP_FACTS` but for the epochs, which are a checkpoint's; None for what isn't known.
+        `BLIP_FACTS` but for the epochs, which are a checkpoint's; None for what isn't known.
     """
     data = _mapping(_mapping(config.get('datasets')).get('freeatm_pretrain'))
     model, info = _mapping(config.get('model')), _mapping(data.get('build_info'))
@@ -484,6 +568,8 @@ def describe_blip(
     masks = _blip_masks(data)
     if masks is True and made and all(store and 'scenes' in store for store in made):
         masks = 'Free-ATM, exact masks'  # of composed scenes, as the miniature's world has them
+    elif masks is True and isinstance(other := _with_stores(True, made), str):
+        masks = f'Free-ATM, {other}'
     return {
         'regime': images.get('regime'),
         'masks': masks,
@@ -507,7 +593,7 @@ def blip_origin(path: str | Path) -> dict[str, Any] | None:
     """What a checkpoint of a pretraining, or of a fine-tuning of one, says of the pretraining.
 
     Returns:
-        :data:`BLIP_FACTS`, None where it doesn't say; None for a checkpoint of others.
+        `BLIP_FACTS`, None where it doesn't say; None for a checkpoint of others.
 
     Raises:
         InputError: If it can't be read.

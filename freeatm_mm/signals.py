@@ -33,7 +33,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def end_on_signals() -> Iterator[None]:
-    """Raise :class:`Terminated` in the main thread when told to end.
+    """Raise `Terminated` in the main thread when told to end.
 
     A signal that is ignored (SIGHUP under ``nohup``) stays so. A second one ends the process.
     """

@@ -5,8 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.servers import serve_files
 
 import freeatm_mm
+from freeatm_mm import compat
+from freeatm_mm.addresses import RemoteFolder
+from freeatm_mm.errors import InputError
+
+SMALL = str(Path(__file__).parents[1] / 'weights/miniature-generator')
 
 
 def run(code):
@@ -29,7 +35,7 @@ def test_importing_the_package_imports_neither_side():
 )
 def test_one_module_registers_everything(first):
     pytest.importorskip('mmpretrain')
-    run(
+    shown = run(
         f'{first}import freeatm_mm.openmmlab, sys\n'
         'from mmpretrain.registry import DATASETS, HOOKS, MODELS, TASK_UTILS, TRANSFORMS\n'
         'assert MODELS.get("FreeATMMoCo") and DATASETS.get("FreeATMDataset")\n'
@@ -37,8 +43,20 @@ def test_one_module_registers_everything(first):
         'assert TASK_UTILS.get("AttentionGuidedMaskGenerator") and MODELS.get("MoCo")\n'
         'from mmengine.registry import HOOKS, MODELS\n'
         'assert HOOKS.get("InitialWeightsHook") and MODELS.get("ViTPyramid")\n'
-        'assert "diffusers" not in sys.modules'
+        'assert "diffusers" not in sys.modules\n'
+        # Notices that say nothing are left out: of OneDL, of mmengine's old names, of Pillow.
+        'import logging, warnings, mmpretrain.datasets\n'
+        'from mmengine.fileio import FileClient\n'
+        'from mmengine.logging import MMLogger, print_log\n'
+        'told, handler = [], logging.Handler()\n'
+        'handler.emit = told.append\n'
+        'MMLogger.get_instance("a").addHandler(handler)\n'
+        'FileClient.infer_client(uri="a")\n'
+        'assert not told\n'
+        'assert any("alpha" in str(each[1]) for each in warnings.filters)\n'
+        'print_log("this stays")'
     )
+    assert shown.strip() == 'this stays'
 
 
 def test_importing_the_package_changes_nothing():
@@ -155,3 +173,114 @@ def test_every_way_to_a_checkpoint_reads_safely(tmp_path, reader):
         + 'except (ValueError, SystemExit) as error:\n    print(error)\n'
     )
     assert 'it holds more than tensors' in told and not marker.exists()
+
+
+@pytest.fixture
+def silent_hub(tmp_path, monkeypatch):
+    """A Hub that takes connections and never answers, and an empty cache."""
+    constants = pytest.importorskip('huggingface_hub.constants')
+    from huggingface_hub.utils import reset_sessions
+
+    monkeypatch.setattr(compat, 'HUB_PATIENCE', 0.3)
+    with serve_files(tmp_path) as server:
+        server.mode = 'slow'
+        for name, value in dict(
+            ENDPOINT=server.address, HF_HUB_OFFLINE=False, HF_HUB_CACHE=str(tmp_path / 'cache')
+        ).items():
+            monkeypatch.setattr(constants, name, value)
+        reset_sessions()
+        yield server
+    reset_sessions()
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(silent_hub, monkeypatch):
+    pytest.importorskip('diffusers')
+    from freeatm_mm.generation import load_pipeline
+
+    silent = f'{silent_hub.address} gave no answer within 0.3 s: check the network'
+    with pytest.raises(InputError, match=f"^hf:// can't be reached: {silent}"):
+        RemoteFolder('hf://datasets/me/dogs').state('store.json')
+    for name, options in {'me/dogs': {}, SMALL: dict(loras=['me/dogs/style.safetensors'])}.items():
+        with pytest.raises(ValueError, match=f'it is not in the cache, and {silent}'):
+            load_pipeline(name, device='cpu', **options)
+    # Nothing else was asked, each of which would have had to wait for minutes.
+    assert {(method, path) for method, path, _ in silent_hub.asked} == {('HEAD', '/')}
+    silent_hub.mode = 404
+    monkeypatch.setattr(compat, 'HUB_PATIENCE', 60.0)
+    assert compat.hub_answers() and compat.hub_answers()
+    assert len([method for method, *_ in silent_hub.asked]) == 4  # asked no more
+
+
+def test_what_is_in_the_cache_needs_no_hub(silent_hub, tmp_path):
+    from huggingface_hub import hf_hub_download
+
+    snapshot = tmp_path / 'cache/models--me--dogs/snapshots/0123'
+    snapshot.mkdir(parents=True)
+    (snapshot / 'x.json').write_text('{}')
+    (snapshot.parents[1] / 'refs').mkdir()
+    (snapshot.parents[1] / 'refs/main').write_text('0123')
+    with compat.hub_or_cache():
+        assert hf_hub_download('me/dogs', 'x.json') == str(snapshot / 'x.json')
+    with pytest.raises(ConnectionError, match='it is not in the cache'), compat.hub_or_cache():
+        hf_hub_download('me/dogs', 'y.json')
+
+
+@pytest.fixture
+def render(monkeypatch):
+    """What transformers make of a chat template, under limits that no honest one comes near."""
+    from freeatm_mm import compat
+
+    templates = pytest.importorskip('transformers.utils.chat_template_utils')
+    before = templates.ImmutableSandboxedEnvironment
+    monkeypatch.setattr(templates, 'ImmutableSandboxedEnvironment', before)
+    compat.limit_chat_templates()
+    monkeypatch.setattr(compat, '_MOST_SECONDS', 0.1)
+    monkeypatch.setattr(compat, '_MOST_MEMORY', 1 << 28)
+
+    def rendered(template):
+        messages = [{'role': 'user', 'content': 'a dog'}]
+        return templates.render_jinja_template([messages], chat_template=template)[0][0]
+
+    return rendered
+
+
+def test_an_honest_chat_template_is_rendered(render):
+    template = (
+        '{% for m in messages %}<{{ m.role }}>{{ m.content * 2 }}{{ 2 ** 3 }}{% endfor %}'
+        '{% if not messages %}{{ raise_exception("none") }}{% endif %}'
+    )
+    assert render(template) == '<user>a doga dog8'
+
+
+LOOP = '{% for _ in range(99999) %}'
+FILL = '{% set n = namespace(x="a") %}' + LOOP + '{% set n.x = n.x ~ n.x %}{% endfor %}'
+
+
+@pytest.mark.parametrize(
+    'template, said',
+    [
+        (LOOP * 3 + '{% endfor %}' * 3, 'more than 0.1 seconds'),
+        ('{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}', 'fails'),
+        ('{% for x in []|slice(10**10) %}{% endfor %}', 'more than 0.1 seconds'),
+        (LOOP + "{% set x = 'a'.zfill(50000000) %}{% endfor %}", 'more than 0.1 seconds'),
+        (FILL, 'fails'),
+        ("{{ 'a' * 10**11 }}", 'fails'),
+        ("{{ 'a'|center(10**11) }}", 'fails'),
+        ('{{ (10 ** 1000) ** 1000 }}', 'too many digits'),
+        ("{{ 'a' * 5000000 }}", 'makes 5,000,000 characters'),
+        ('{{ 1/0 }}', 'fails: division by zero'),
+        ('{' + '{(' * 2000, ''),
+    ],
+    ids=['loops', 'calls', 'filter', 'work', 'doubling', 'text', 'width', 'power', 'long', 'error']
+    + ['depth'],
+)
+def test_a_hostile_chat_template_ends_in_an_error_of_its_own(render, template, said):
+    import resource
+    import sys
+
+    from jinja2 import TemplateError
+
+    before = resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()
+    with pytest.raises(TemplateError, match=said):
+        render(template)
+    assert (resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()) == before

@@ -213,10 +213,3 @@ def test_links_of_the_repository_are_turned_to_the_places_of_the_site(page, link
     here = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     markdown = site_pages.on_page_markdown(f'See ![a]({link}).', here, None, None)
     assert markdown == f'See ![a]({turned}).'
-
-
-def test_the_site_shows_names_in_docstrings_without_roles():
-    html = load_tool('setup/site_pages').on_page_content(
-        'As :meth:<code>masks</code>: <code>a</code>:<code>b</code>', None, None, None
-    )
-    assert html == 'As <code>masks</code>: <code>a</code>:<code>b</code>'

@@ -11,6 +11,7 @@ from freeatm_mm.errors import InputError
 from freeatm_mm.files import (
     atomic_write,
     check_json,
+    check_replaceable,
     open_in_place,
     parse_json,
     read_bytes,
@@ -211,6 +212,22 @@ def test_a_folder_or_pipe_in_the_place_of_a_file_to_write(tmp_path):
     with atomic_write(tmp_path / 'pipe') as file:
         file.write(b'new')
     assert (tmp_path / 'pipe').read_bytes() == b'new'
+
+
+@pytest.mark.parametrize('text', ['this is mine: 1', ''])
+def test_a_file_of_its_kind_is_replaced(tmp_path, text):
+    check_replaceable(tmp_path / 'new', 'a file of mine', 'mine')
+    (tmp_path / 'old').write_text(text)
+    check_replaceable(tmp_path / 'old', 'a file of mine', 'mine')
+
+
+@pytest.mark.parametrize(
+    'mark, said', [('mine', 'is not a file of mine'), ('', 'replaces nothing')]
+)
+def test_another_file_is_not_replaced(tmp_path, mark, said):
+    (tmp_path / 'old').write_text('yours')
+    with pytest.raises(InputError, match=f'old is there already.* {said}: name another'):
+        check_replaceable(tmp_path / 'old', 'a file of mine', mark)
 
 
 def test_a_file_is_changed_where_it_is(tmp_path):

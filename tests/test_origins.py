@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,6 +194,156 @@ def test_masks_are_told_through_wrappers_and_controls_by_their_names(dataset, ma
     assert settle_label(found, said, 'x.pth')['masks'] == said['masks']
 
 
+PIPELINE = (
+    "pipeline=[dict(type='LoadFromStore'{}), dict(type='FreeATMMultiView'{}), "
+    "dict(type='PackFreeATMInputs'{})]"
+)
+
+
+@pytest.mark.parametrize(
+    'model, transforms, masks',
+    [
+        ('', ('', '', ''), True),
+        (
+            ", negatives='all', positives='own'",
+            (', trust=False', '', ", mask_values='attention', min_visible=0.05"),
+            True,
+        ),
+        ('', (', trust=True', '', ''), 'trust'),
+        ('', ('', ', object_crops=1.0', ''), 'object_crops'),
+        ('', ('', '', ", mask_values='binary'"), 'binary'),
+        ('', ('', '', ', min_visible=0.2'), 'min_visible=0.2'),
+        (", negatives='other_nouns'", ('', '', ''), 'other_nouns'),
+        (", positives='same_noun'", (', trust=True', '', ''), 'same_noun, trust'),
+        (", loss='equation3'", ('', '', ''), 'equation3'),
+        (", combine='max', mask_generator=dict(ceiling=1.0)", ('',) * 3, 'ceiling_1, combine=max'),
+        (', mask_generator=dict(ceiling=0.4)', ('', '', ''), 'ceiling_0.4'),
+        (", guide=dict(type='NounGuide'), mask_generator=dict(ceiling=0.8)", ('',) * 3, True),
+        (", guide=dict(type='LossGuide'), mask_generator=dict(ceiling=0.5)", ('',) * 3, 'hpm'),
+        (", mask_generator=dict(noise='green', ceiling=0.0)", ('', '', ''), 'green_noise'),
+    ],
+)
+def test_a_variant_is_never_called_free_atm(model, transforms, masks):
+    dataset = OURS.format('s', ', ' + PIPELINE.format(*transforms))
+    text = (
+        f"model = dict(type='FreeATMMAE'{model}, backbone=dict(type='ResNet', depth=50))\n"
+        f'train_dataloader = dict(dataset={dataset})\n'
+    )
+    found = origin_of(content(text))
+    assert found.masks == masks
+    assert origin_of(content(text, note={'masks': masks})).masks == masks
+    # What was noted before variants had names of their own.
+    assert origin_of(content(text, note={'masks': True})).masks == masks
+    said = {'method': 'mae', 'regime': 'synthetic', 'masks': None, 'generator': None}
+    assert settle_label(found, said, 'x.pth')['masks'] == masks
+    if masks is not True:
+        with pytest.raises(InputError, match=f'its masks is {masks!r}, not True'):
+            settle_label(found, {**said, 'masks': True}, 'x.pth')
+        assert settle_label(found, {**said, 'masks': 'mine'}, 'x.pth')['masks'] == 'mine'
+
+
+@pytest.mark.parametrize(
+    'before, masks, expected',
+    [
+        ("negatives='all'", '', True),
+        ("positives='same_noun'", '', 'same_noun'),
+        ("positives='same_noun'", ", mask_source='other'", 'other_masks, same_noun'),
+        ("positives='same_noun'", ', masks=False', 'same_noun'),
+    ],
+)
+def test_a_run_that_starts_from_a_variant_is_one(tmp_path, before, masks, expected):
+    ConfigDict = pytest.importorskip('mmengine.config').ConfigDict
+    from helpers.tiny_stores import make_store
+
+    from freeatm_mm.origins import note_pretraining
+    from freeatm_mm.store import Store
+
+    earlier = tmp_path / 'earlier.pth'
+    text = (
+        f"model = dict(type='FreeATMMoCo', {before}, backbone=dict(type='ResNet', depth=50))\n"
+        f'train_dataloader = dict(dataset={OURS.format("s", "")})\n'
+    )
+    torch.save({**content(text), 'state_dict': {}}, earlier)
+    dataset = eval(OURS.format('s', masks))  # noqa: S307 - of this file
+    noted = {}
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(
+            dataset=SimpleNamespace(sources=[Store(make_store(tmp_path / 'store', count=2))])
+        ),
+        cfg=ConfigDict(
+            model=dict(type='FreeATMMoCo', pretrained=str(earlier), backbone=dict(type='ResNet')),
+            train_dataloader=dict(dataset=dataset),
+        ),
+        message_hub=SimpleNamespace(update_info=lambda name, value: noted.update(value)),
+    )
+    note_pretraining(runner)
+    assert noted['masks'] == expected
+
+
+def test_what_takes_no_masks_but_guides_is_no_baseline():
+    dataset = OURS.format('s', ', masks=False')
+    text = (
+        "model = dict(type='FreeATMMAE', guide=dict(type='OwnAttentionGuide'))\n"
+        f'train_dataloader = dict(dataset={dataset})\n'
+    )
+    assert origin_of(content(text)).masks == 'own_attention'
+
+
+@pytest.mark.parametrize(
+    'config, masks',
+    [
+        ({'regions': {'masks_from': 'kmeans'}, 'source': {}}, 'kmeans'),
+        ({'imported': 'sam'}, 'imported'),
+        ({'scenes': 5}, 'exact'),
+        ({'pipeline': 'a/b', 'masks': {'crf': 64}}, 'mask_crf'),
+        ({'pipeline': 'a/b'}, True),
+        ({'sources': [{'config': {'pipeline': 'a/b'}}], 'filtered_by': []}, True),
+    ],
+)
+def test_masks_that_are_no_generators_plain_ones_have_their_stores_name(tmp_path, config, masks):
+    from helpers.tiny_stores import make_store
+
+    store = make_store(tmp_path / 'store', count=2, config=config)
+    text = (
+        PAPER.format('FreeATMMoCo') + f'train_dataloader = dict(dataset={OURS.format(store, "")})'
+    )
+    assert origin_of(content(text)).masks == masks
+    blip = {'freeatm_pretrain': {'build_info': {'store': str(store)}}}
+    named = 'Free-ATM, exact masks' if masks == 'exact' else f'Free-ATM, {masks}'
+    found = origin_of({'config': {'datasets': blip}, 'epoch': 1})
+    assert found.masks == (True if masks is True else named)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_configs_are_called_what_they_are():
+    pytest.importorskip('mmpretrain')
+    from helpers.tools import ROOT
+    from mmengine.config import Config
+
+    from freeatm_mm import compat
+
+    compat.skip_multimodal_models()
+    plus = 'normalized, object_crops, same_noun, trust'
+    inside = 'ceiling_1, combine=max, normalized, share_of=foreground'
+    for name, masks in {
+        'mocov2_freeatm': True,
+        'simclr_freeatm': True,
+        'mae_freeatm': True,
+        'miniature/mocov2_freeatm': True,
+        'miniature/dino_freeatm': True,
+        'miniature/mae_freeatm': True,
+        'miniature/baselines/mae': False,
+        'miniature/mocov2_freeatm_plus': plus,
+        'simclr_freeatm_plus': plus,
+        'miniature/mae_freeatm_plus': inside,
+        'miniature/peers/mae_hpm': 'hpm',
+        'peers/mae_own_attention': 'own_attention',
+        'miniature/peers/mae_green_noise': 'green_noise',
+    }.items():
+        cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+        assert origin_of(content(cfg.pretty_text)).masks == masks, name
+
+
 @pytest.mark.parametrize(
     'model, neck, masks',
     [
@@ -295,3 +446,29 @@ def test_real_runs_note_what_they_train_on(tmp_path):
     found = read_state(tmp_path / 'wrapped' / 'epoch_1.pth')
     assert found['message_hub']['runtime_info']['pretraining']['masks'] == 'other_masks'
     assert origin_of(found).regime is None
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('method', ['mocov2', 'mae'])
+def test_every_arm_with_options_has_a_name_of_its_own(method):
+    """A new option of a pretraining belongs into the tables of `origins`."""
+    pytest.importorskip('mmpretrain')
+    from helpers.tools import ROOT
+    from mmengine.config import Config, DictAction
+
+    from freeatm_mm import compat
+    from freeatm_mm.miniature.arms import ARMS
+    from freeatm_mm.miniature.layout import config_of, read_layout
+
+    compat.skip_multimodal_models()
+    cfg, layout = Config.fromfile(ROOT / config_of(method)), read_layout(method)
+    for name, arm in ARMS.items():
+        if not arm.suits(layout):
+            continue
+        changed = cfg.copy()
+        for option in arm.changes(layout, 3):
+            key, value = option.split('=')
+            changed.merge_from_dict({key: DictAction._parse_int_float_bool(value)})
+        text = ''.join(f'{key} = {changed[key]!r}\n' for key in ('model', 'train_dataloader'))
+        masks = origin_of(content(text)).masks
+        assert isinstance(masks, str) if arm.options else masks is True, f'{name}: {masks}'

@@ -16,6 +16,13 @@ from helpers.tools import load_tool
 ROOT = Path(__file__).resolve().parents[1]
 
 
+FILES = [
+    path
+    for path in (ROOT / 'freeatm_mm').rglob('*')
+    if '__pycache__' not in path.parts and '.mim' not in path.parts
+]
+
+
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
     """An environment with the built wheel in it, and this one's packages behind; its python."""
@@ -81,6 +88,9 @@ def test_all_files_that_a_user_needs_are_in_it(environment):
     assert not {path for path in missing if '__pycache__' not in path.parts}
     assert (package / '.mim/model-index.yml').is_file() and (package / 'py.typed').is_file()
     assert not (package / '.mim/tools/setup').exists()
+    # What lies beside the modules, whatever it is and in whatever folder.
+    beside = {path.relative_to(ROOT / 'freeatm_mm') for path in FILES if path.is_file()}
+    assert len(beside) > 150 and not {path for path in beside if not (package / path).is_file()}
 
 
 def test_configs_are_inherited_from_another_project(environment, tmp_path):

@@ -49,6 +49,7 @@ def photos():
 
 def detector():
     pytest.importorskip('mmdet')
+    store()
 
 
 def blip():
@@ -106,6 +107,7 @@ STAND_INS = {
         detector,
         {
             '--layouts coco': '--layouts coco --images 4 --side 64',
+            'parts/train=0.9 parts/val=0.1': 'parts/train=0.5 parts/val=0.5',
         },
     ),
     'lavis': (

@@ -3,9 +3,9 @@
 python tools/train.py configs/miniature/mae_freeatm.py --data-root STORE
 """
 
-_base_ = '../mae_freeatm.py'
+_base_ = ['../mae_freeatm.py', '_base_/pretraining.py']
 
-epochs = 40
+epochs = _base_.small_epochs
 
 train_pipeline = [
     dict(type='LoadFromStore'),
@@ -22,9 +22,7 @@ train_dataloader = dict(
 
 model = dict(
     backbone=dict(
-        arch=dict(
-            _delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512
-        ),
+        arch=dict(_delete_=True, **_base_.world_vit),
         img_size=48,
         patch_size=6,
     ),
@@ -45,24 +43,8 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
     paramwise_cfg=_base_.optim_wrapper.paramwise_cfg,
 )
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-4,
-        by_epoch=True,
-        begin=0,
-        end=2,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs - 2,
-        by_epoch=True,
-        begin=2,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = _base_.small_schedule
+param_scheduler[1]['convert_to_iter_based'] = True
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))

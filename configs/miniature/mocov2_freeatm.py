@@ -3,26 +3,13 @@
 python tools/train.py configs/miniature/mocov2_freeatm.py --data-root STORE
 """
 
-_base_ = '../mocov2_freeatm.py'
+_base_ = ['../mocov2_freeatm.py', '_base_/pretraining.py']
 
-epochs = 40
+epochs = _base_.small_epochs
 batch_size = 256
 
-# Colour tells this world's nouns apart, so it is changed only mildly, and never taken away.
-view_pipeline = [
-    dict(type='FreeATMRandomResizedCrop', scale=40, crop_ratio_range=(0.2, 1.0)),
-    dict(
-        type='RandomApply',
-        prob=0.8,
-        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')],
-    ),
-    dict(type='FreeATMRandomFlip', prob=0.5),
-]
-train_pipeline = [
-    dict(type='LoadFromStore'),
-    dict(type='FreeATMMultiView', num_views=2, transforms=[view_pipeline]),
-    dict(type='PackFreeATMInputs', grid_size=5),
-]
+view_pipeline = _base_.small_views
+train_pipeline = _base_.small_pipeline
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=1,
@@ -34,12 +21,7 @@ model = dict(
     feat_dim=64,
     momentum=0.01,
     backbone=dict(
-        depth=18,
-        num_stages=3,
-        stem_channels=16,
-        base_channels=24,
-        strides=(1, 2, 1),
-        dilations=(1, 1, 1),
+        **_base_.world_resnet,
         out_indices=(2,),
     ),
     neck=dict(in_channels=96, hid_channels=128, out_channels=64),

@@ -3,25 +3,13 @@
 python tools/train.py configs/miniature/simclr_freeatm.py --data-root STORE
 """
 
-_base_ = '../simclr_freeatm.py'
+_base_ = ['../simclr_freeatm.py', '_base_/pretraining.py']
 
-epochs = 40
+epochs = _base_.small_epochs
 
-# Colour tells this world's nouns apart, so it is changed only mildly, and never taken away.
-view_pipeline = [
-    dict(type='FreeATMRandomResizedCrop', scale=40, crop_ratio_range=(0.2, 1.0)),
-    dict(type='FreeATMRandomFlip', prob=0.5),
-    dict(
-        type='RandomApply',
-        prob=0.8,
-        transforms=[dict(type='ColorJitter', brightness=0.3, saturation=0.3, backend='cv2')],
-    ),
-]
-train_pipeline = [
-    dict(type='LoadFromStore'),
-    dict(type='FreeATMMultiView', num_views=2, transforms=[view_pipeline]),
-    dict(type='PackFreeATMInputs', grid_size=5),
-]
+view_pipeline = [_base_.small_crop, _base_.small_flip, _base_.small_colour]
+train_pipeline = _base_.small_pipeline
+train_pipeline[1]['transforms'] = [view_pipeline]
 train_dataloader = dict(
     batch_size=256,
     num_workers=1,
@@ -31,12 +19,7 @@ train_dataloader = dict(
 
 model = dict(
     backbone=dict(
-        depth=18,
-        num_stages=3,
-        stem_channels=16,
-        base_channels=24,
-        strides=(1, 2, 1),
-        dilations=(1, 1, 1),
+        **_base_.world_resnet,
         out_indices=(2,),
         norm_cfg=dict(type='BN'),
     ),
@@ -44,17 +27,7 @@ model = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(lr=0.3))
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-4,
-        by_epoch=True,
-        begin=0,
-        end=2,
-        convert_to_iter_based=True,
-    ),
-    dict(type='CosineAnnealingLR', T_max=epochs - 2, by_epoch=True, begin=2, end=epochs),
-]
+param_scheduler = _base_.small_schedule
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=epochs)
 custom_hooks = [*_base_.custom_hooks, dict(type='ChannelsLastHook')]

@@ -38,7 +38,7 @@ def coverage(task: str) -> list[Coverage]:
     """Look up each pipeline of the installed diffusers for a task.
 
     Args:
-        task: One of :data:`TASKS`.
+        task: One of `TASKS`.
 
     Returns:
         The pipelines, in the order of diffusers' table.

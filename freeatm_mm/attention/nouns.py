@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeatm_mm.attention.words import places_of, span_of
+from freeatm_mm.attention.words import places_of, quoted, span_of
 
 __all__ = [
     'MERGE_RULES',
@@ -135,14 +135,14 @@ def locate_nouns(
         if not tokens:
             raise NounAlignmentError(
                 f'{type(tokenizer).__name__} has no token for the noun {prompt[start:end]!r} '
-                f'({start}:{end}) of the prompt {prompt!r}'
+                f'({start}:{end}) of the prompt {quoted(prompt)}'
             )
         if tokens[-1] >= kept:
             if truncated == 'raise':
                 raise NounTruncatedError(
                     f'the noun {prompt[start:end]!r} ({start}:{end}) is cut off: its last token is '
                     f'number {tokens[-1]} and the text encoder keeps {kept} of the prompt '
-                    f"{prompt!r}. Shorten the prompt, or pass truncated='skip'"
+                    f"{quoted(prompt)}. Shorten the prompt, or pass truncated='skip'"
                 )
             lost.append(index)
             tokens = ()
@@ -162,7 +162,7 @@ def merge_tokens(maps_THW: Tensor, rule: str = 'mean') -> Tensor:
         The noun's map, shape (H, W).
 
     Raises:
-        ValueError: If ``rule`` isn't one of :data:`MERGE_RULES`.
+        ValueError: If ``rule`` isn't one of `MERGE_RULES`.
     """
     if rule not in MERGE_RULES:
         raise ValueError(f'unknown rule {rule!r} to merge tokens; known are {MERGE_RULES}')
@@ -179,13 +179,13 @@ def _checked_span(prompt: str, noun: Any) -> tuple[int, int]:
     start, end = span_of(noun)
     if not 0 <= start < end <= len(prompt):
         raise ValueError(
-            f'the noun span {start}:{end} is not inside the prompt {prompt!r} of '
+            f'the noun span {start}:{end} is not inside the prompt {quoted(prompt)} of '
             f'{len(prompt)} characters'
         )
     text = getattr(noun, 'text', None)
     if text is not None and prompt[start:end] != text:
         raise ValueError(
-            f'the span {start}:{end} of the prompt {prompt!r} reads '
+            f'the span {start}:{end} of the prompt {quoted(prompt)} reads '
             f'{prompt[start:end]!r}, not {text!r}'
         )
     return start, end
@@ -239,8 +239,8 @@ def _follow_span(
     first, last = (kept[0][0], kept[-1][1]) if kept else (0, 0)
     if not kept or not (sure or _letters(prepared[first:last]) == _letters(prompt[start:end])):
         raise NounAlignmentError(
-            f'the noun {prompt[start:end]!r} ({start}:{end}) of {prompt!r} is no longer in the '
-            f'prompt as the pipeline cleans it: {prepared!r}'
+            f'the noun {prompt[start:end]!r} ({start}:{end}) of {quoted(prompt)} is no longer '
+            f'in the prompt as the pipeline cleans it: {quoted(prepared)}'
         )
     return first, last
 
@@ -338,7 +338,7 @@ def _token_spans_of_parts(tokenizer: Any, text: str, parts: list[str]) -> list[t
     """Finds the characters of each token of a text whose parts are tokenized one by one."""
     if ''.join(parts) != text:
         raise NounAlignmentError(
-            f'the pipeline changes the prompt {text!r} as it splits it at its quotes, into {parts}'
+            f'the pipeline changes the prompt {quoted(text)} as it splits it at its quotes'
         )
     spans, start = [], 0
     for part in parts:

@@ -103,4 +103,5 @@ def add_output_products(
             part.float().unflatten(-1, (heads, -1))[..., list(some), :].flatten(2)
             for part in (text_BTX, pixels_BNX)
         ]
+        parts = [part.to(out_BTN.device) for part in parts]  # layers may lie on several
         out_BTN.baddbmm_(parts[0], parts[1].transpose(1, 2), alpha=factor)

@@ -25,7 +25,7 @@ NOUN_COLOURS = (
 
 
 class SampleLike(Protocol):
-    """What is shown of a sample, as :class:`freeatm_mm.store.Sample` has it."""
+    """What is shown of a sample, as `freeatm_mm.store.Sample` has it."""
 
     @property
     def key(self) -> str:

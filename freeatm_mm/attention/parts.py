@@ -43,7 +43,7 @@ MAX_STEPS = 10**6
 """Steps that can be named one by one; a range may be of any length."""
 
 SEPARATE = ('layers', 'steps', 'heads')
-"""What a recorder can keep apart, so that :meth:`AttentionRecorder.masks` can choose later."""
+"""What a recorder can keep apart, so that `AttentionRecorder.masks` can choose later."""
 
 
 class Part(NamedTuple):
@@ -134,7 +134,7 @@ def check_heads(heads: Heads | None, layers: Mapping[str, int]) -> None:
     """Refuses heads that no layer has, and names that are no layers.
 
     Args:
-        heads: As :func:`heads_of` takes them.
+        heads: As `heads_of` takes them.
         layers: The layers there are, with their number of heads.
 
     Raises:
@@ -172,7 +172,7 @@ def separate_names(separate: str | Iterable[str]) -> frozenset[str]:
     """What to keep apart. Heads of different layers share a number only, so they bring layers.
 
     Args:
-        separate: Names of :data:`SEPARATE`.
+        separate: Names of `SEPARATE`.
 
     Raises:
         ValueError: If a name is unknown.
@@ -208,15 +208,19 @@ def block_names(
 
 
 def named_parts(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a network by their names in it, without what `torch.compile` adds."""
+    """Yield the modules of a network by their names in it, without what wraps it."""
     for name, module in denoiser.named_modules():
         if not hasattr(module, '_orig_mod'):
             yield plain_name(name), module
 
 
 def plain_name(name: str) -> str:
-    """Return a module's name without the wrappers that `torch.compile` put round it or above it."""
-    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
+    """Return a module's name without the wrappers that `torch.compile` and PEFT put round it."""
+    plain = '.'.join(part for part in name.split('.') if part != '_orig_mod')
+    for wrapped in ('base_model.model', 'base_model'):  # PEFT's `get_peft_model`
+        if plain == wrapped or plain.startswith(f'{wrapped}.'):
+            return plain[len(wrapped) + 1 :]
+    return plain
 
 
 def in_blocks(blocks: frozenset[str] | None, group: str, layer: str) -> bool:
@@ -265,10 +269,10 @@ def choose_parts(
     Args:
         counts: The sums there are, and how many maps are in each.
         groups: The block groups there are; other names of ``blocks`` are modules.
-        blocks: From :func:`block_names`.
+        blocks: From `block_names`.
         resolutions: Sizes, or shorter sides.
         steps: Numbers of steps.
-        heads: As :func:`heads_of` takes them.
+        heads: As `heads_of` takes them.
         weights: ``None``: every layer counts the same. ``'resolution'``: every resolution does.
             A mapping from resolution to a number: what a layer of that resolution counts.
 

@@ -43,7 +43,7 @@ def mask_trust(maps: np.ndarray | Tensor, threshold: float = THRESHOLD) -> list[
     """Measures the masks of one image's nouns.
 
     Args:
-        maps: Shape (K, h, w), *raw* attention (not negative), as :meth:`AttentionRecorder.masks`
+        maps: Shape (K, h, w), *raw* attention (not negative), as `AttentionRecorder.masks`
             gives it: stretched maps have lost how high their background was.
         threshold: Of the foreground, after stretching each map to [0, 1].
 

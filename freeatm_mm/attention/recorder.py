@@ -11,6 +11,7 @@ head, T noun tokens; h and w are the sides of a feature map.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
-from freeatm_mm.attention.families import Call, TextKeys, find_family, head_count
+from freeatm_mm.attention.families import Call, TextKeys, argument, find_family, head_count
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
 from freeatm_mm.attention.outputs import add_output_products, output_projection
@@ -42,7 +43,7 @@ from freeatm_mm.attention.parts import (
     sizes,
     whole_number,
 )
-from freeatm_mm.attention.recording import Recording, drawn_images
+from freeatm_mm.attention.recording import Recording, generated_images
 from freeatm_mm.attention.sequence import AttentionCall, watched_backends
 from freeatm_mm.attention.shown import ShownTap, make_shown_self_tap, make_shown_tap
 from freeatm_mm.attention.softmax import add_affinity, noun_attention
@@ -111,10 +112,10 @@ class AttentionRecorder:
 
     Args:
         pipe: A diffusers pipeline of a class listed in
-            :data:`freeatm_mm.attention.families.FAMILIES`.
+            `freeatm_mm.attention.families.FAMILIES`.
         prompts: The prompts as given to the pipeline, in the same order, or one prompt; for use as
             a context manager only, as are `nouns`, `columns`, `num_images_per_prompt`,
-            `clean_caption`, `call_options` and `check_prompts`: :meth:`generate` is told the rest
+            `clean_caption`, `call_options` and `check_prompts`: `generate` is told the rest
             with the call.
         nouns: The nouns of the prompt, or of several prompts a list of nouns each. A noun is a
             word or several as the prompt writes them (`'dog'`); where they stand more than once,
@@ -129,9 +130,9 @@ class AttentionRecorder:
             renormalised over the text keys; differs only where text and pixel keys share one
             softmax (DeepFloyd IF).
         merge: How the maps of a noun's tokens become one: ``'mean'``, ``'sum'``, ``'max'`` or
-            ``'last'``; see :func:`freeatm_mm.attention.nouns.merge_tokens`.
+            ``'last'``; see `freeatm_mm.attention.nouns.merge_tokens`.
         truncated: What to do about a noun that the tokenizer cuts off: ``'raise'``, or ``'skip'``
-            to give it a zero map and list it in :attr:`truncated`.
+            to give it a zero map and list it in `truncated`.
         clean_caption: As given to the pipeline, where it takes that (DeepFloyd IF, PixArt, Sana);
             ``None``: the pipeline's default.
         call_options: Other arguments given to the pipeline that decide which tokens become keys:
@@ -151,7 +152,7 @@ class AttentionRecorder:
             ``range(10, 50, 2)``. ``None``: all.
         heads: Which heads to record: numbers, the same for all layers, or a mapping from layers
             or blocks to numbers (``{'up_blocks.1': [0, 3]}``; others are left out). ``None``: all.
-        separate: What to keep apart, so that :meth:`masks` can choose among it afterwards:
+        separate: What to keep apart, so that `masks` can choose among it afterwards:
             ``'layers'``, ``'steps'``, ``'heads'``, or several. Costs a sum for each.
         self_attention: Record also how pixels attend to pixels, for ``masks(propagate=...)``, at
             the largest feature map whose shorter side is at most this; 32 is a good choice. Costs
@@ -164,7 +165,7 @@ class AttentionRecorder:
             map for each word, and needs two words at least.
         head_weights: ``None``: the heads of a layer count the same. ``'contribution'``: at each
             pixel a head counts what it contributes to the layer's output there, which needs no
-            labels (:func:`freeatm_mm.attention.outputs.head_weights`).
+            labels (`freeatm_mm.attention.outputs.head_weights`).
         rescale: ``None``: as they are. ``'words'``: each pixel's maps divided by their sum over
             the words of the prompt, so that words compete for pixels and special tokens don't.
             Costs a map for each word.
@@ -180,7 +181,7 @@ class AttentionRecorder:
         truncated: Pairs (prompt index, noun index) of nouns that the tokenizer cut off.
         left_out: Triples (prompt index, noun index, reason) of nouns whose maps leave out one of
             several text encoders, because it cut the noun off or read a text without it.
-        flat: Pairs (image index, noun index) whose map was flat in the last :meth:`masks` call
+        flat: Pairs (image index, noun index) whose map was flat in the last `masks` call
             with ``normalize='minmax'``, and so came back as zeros.
         num_steps: Calls of the denoiser so far whose attention was recorded.
         layer_steps: For each layer, in how many of these it was computed and so recorded; fewer
@@ -249,7 +250,7 @@ class AttentionRecorder:
             )
         self._probability = probability
         self._merge = merge
-        self._denoiser = getattr(pipe, self._family.denoiser)
+        self._denoiser = self._denoising_network()
         self._blocks = self._block_names(blocks)
         self._resolutions = sizes(resolutions)
         check_steps(steps)
@@ -311,6 +312,8 @@ class AttentionRecorder:
     ) -> None:
         """Find the nouns of some prompts among the text keys of a call."""
         one_prompt = isinstance(prompts, str)
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f'prompts must be a text or a list of texts, got {prompts!r}')
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         _check_prompts(prompts)
         whole_number(images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
@@ -395,14 +398,22 @@ class AttentionRecorder:
             for row in found.positions
         ]
 
-    def generate(self, prompts: str | Sequence[str], nouns: Any = AUTO, **call: Any) -> Recording:
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        nouns: Any = AUTO,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        **call: Any,
+    ) -> Recording:
         """Call the pipeline and record the nouns of its prompts.
 
-        :meth:`masks` then gives other choices of what was recorded.
+        `masks` then gives other choices of what was recorded.
 
         Args:
             prompts: One prompt, or several.
             nouns: As in the constructor.
+            prompt: The same as `prompts`, as the pipeline's call names it.
             **call: Further arguments of the pipeline's call, passed on as they are.
 
         Returns:
@@ -410,23 +421,35 @@ class AttentionRecorder:
 
         Raises:
             RuntimeError: If the recorder is in use by a ``with`` block.
+            TypeError: If there are no prompts, or `prompts` and `prompt`.
             ValueError: If the pipeline has no such argument, or as the constructor.
             NounTruncatedError: As the constructor.
             NounAlignmentError: As the constructor.
             NothingRecorded: If no step was recorded.
         """
         self._check_free()
-        if 'prompt' in call:
-            raise TypeError('generate() takes the prompts first, without prompt=')
+        if (prompts is None) == (prompt is None):
+            raise TypeError('generate() takes the prompts once: first, or as prompt=')
+        prompts = prompt if prompts is None else prompts
+        assert prompts is not None
         asked = Call(self._pipe, call)
-        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        prompts = list(prompts) if isinstance(prompts, Iterator) else prompts
         images_per_prompt = asked.option(
             'num_images_per_prompt', asked.option('num_videos_per_prompt', 1)
         )
         self._tell(prompts, nouns, asked, 1 if images_per_prompt is None else images_per_prompt)
+        missing = [watch.name for watch in self._watches if watch.encoder is None]
+        if missing:
+            raise ValueError(
+                f'{type(self._pipe).__name__} was loaded without its {missing[0]}, so it reads no '
+                'prompts: load it whole, or use the recorder as a context manager and say with '
+                "columns=... where the nouns' keys are in its embeddings"
+            )
         with self:
-            output = self._pipe(prompt=prompts, **call)
-        images = drawn_images(output)
+            output = self._pipe(
+                prompt=prompts if isinstance(prompts, str) else list(prompts), **call
+            )
+        images = generated_images(output)
         if len(images) != self._num_images:
             raise ValueError(
                 f'{type(self._pipe).__name__} returned {len(images)} images, where '
@@ -448,8 +471,8 @@ class AttentionRecorder:
     def __repr__(self) -> str:
         nouns = sum(map(len, self.names))
         return (
-            f'AttentionRecorder({type(self._pipe).__name__}, {len(self.prompts)} prompts, '
-            f'{nouns} nouns, {self.num_steps} steps recorded)'
+            f'AttentionRecorder({type(self._pipe).__name__}, prompts: {len(self.prompts)}, '
+            f'nouns: {nouns}, steps recorded: {self.num_steps})'
         )
 
     def _reset(self) -> None:
@@ -471,6 +494,8 @@ class AttentionRecorder:
         self._first_row, self._last_row = 0, 0
         self._image_tokens = 0
         self._last_sample: Tensor | None = None
+        self._last_timestep: Any = None
+        self._last_text: Any = None
         self._pair_checked = False
 
     def __enter__(self) -> AttentionRecorder:
@@ -488,7 +513,7 @@ class AttentionRecorder:
                 'this AttentionRecorder was made without prompts: make it with prompts and nouns, '
                 'or call generate()'
             )
-        denoiser = self._denoiser = getattr(self._pipe, self._family.denoiser)
+        denoiser = self._denoiser = self._denoising_network()
         self._regions = compiled_regions(denoiser)
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
@@ -523,6 +548,7 @@ class AttentionRecorder:
                 handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
                 hooks.callback(handle.remove)
             for tap in taps:
+                hooks.callback(tap.stop)
                 for handle in tap.install():
                     hooks.callback(handle.remove)
                 if self._head_weights and not isinstance(tap, SelfTap):
@@ -584,7 +610,7 @@ class AttentionRecorder:
         traceback: TracebackType | None,
     ) -> None:
         """Removes every hook, also after an exception."""
-        self._last_sample = self._sink.input = None
+        self._last_sample = self._last_timestep = self._last_text = self._sink.input = None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -593,6 +619,7 @@ class AttentionRecorder:
         if self._hooks is not None:
             raise RuntimeError('this AttentionRecorder is in use already; make a second one')
 
+    @torch.inference_mode(False)
     def masks(
         self,
         normalize: str | None = None,
@@ -610,11 +637,11 @@ class AttentionRecorder:
         The default is the paper's: the mean over all steps and all blocks, each layer counting
         the same, of maps resized to the largest resolution (section 3.1 and figure 5). Where a
         step cache left layers out of some steps, a layer's mean is over those in which it was
-        computed (:attr:`layer_steps`), and each layer counts the same.
+        computed (`layer_steps`), and each layer counts the same.
 
         Args:
             normalize: ``None``: raw attention probabilities. ``'minmax'``: each map stretched to
-                [0, 1]; flat maps become zeros and are listed in :attr:`flat`.
+                [0, 1]; flat maps become zeros and are listed in `flat`.
             blocks: As in the constructor, to use part of what was recorded.
             resolutions: As in the constructor, to use part of what was recorded.
             weights: ``None``: each layer counts the same. ``'resolution'``: each resolution counts
@@ -623,7 +650,7 @@ class AttentionRecorder:
             steps: As in the constructor, where steps were kept apart.
             heads: As in the constructor, where heads were kept apart.
             propagate: How often to pass the maps on along the self-attention, where that was
-                recorded; see :func:`freeatm_mm.attention.refine.propagate`.
+                recorded; see `freeatm_mm.attention.refine.propagate`.
             size: ``(h, w)`` of the maps. The default is the largest resolution used, that of the
                 self-attention included where maps are propagated.
 
@@ -638,14 +665,18 @@ class AttentionRecorder:
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
         if not self._sums:
+            if self._sink.seen:
+                sizes_seen = ', '.join(f'{h}x{w}' for h, w in sorted(self._sink.seen))
+                raise NothingRecorded(
+                    f'nothing was recorded: no layer has one of the resolutions asked for, but '
+                    f'{sizes_seen}'
+                )
+            advice = (
+                f', for more than the {self._calls} steps it took, or with other steps or blocks'
+            )
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (
-                    f', for more than the {self._calls} steps it took, or with other steps, blocks '
-                    'or resolutions'
-                    if self._calls
-                    else ''
-                )
+                + (advice if self._calls else '')
             )
         self._check_layer_steps()
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)
@@ -709,6 +740,21 @@ class AttentionRecorder:
                 "separate='layers', so that each layer counts the same"
             )
 
+    def _denoising_network(self) -> nn.Module:
+        name = self._family.denoiser
+        network = getattr(self._pipe, name, None)
+        if network is None:
+            raise ValueError(
+                f'{type(self._pipe).__name__} was loaded without its {name}, which draws and is '
+                'what is recorded: load it whole'
+            )
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f'the {name} of this {type(self._pipe).__name__} is no network of PyTorch but '
+                f'{type(network).__name__}, of which no attention can be recorded'
+            )
+        return network
+
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
 
@@ -746,7 +792,7 @@ class AttentionRecorder:
         for watch in self._watches:
             watch.check()
         self._image_tokens = max((watch.image_tokens for watch in self._watches), default=0)
-        if self._is_extra_pass(called_with.sample, kwargs):
+        if self._is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
             return
         if not self._calls and uses_step_cache(module):
@@ -766,12 +812,32 @@ class AttentionRecorder:
                 'torch.compile before the with block'
             )
 
-    def _is_extra_pass(self, sample: Tensor, kwargs: dict) -> bool:
-        """Whether this call isn't the one that draws the prompt, but one to compare it with."""
-        again = self._family.two_passes and sample is self._last_sample
-        self._last_sample = None if again else sample
+    def _is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
+        """Whether this call isn't the one that draws the prompt, but one to compare it with.
+
+        Guidance that takes several passes gives them one tensor at one noise level. Pipelines that
+        take another tensor for each step, or a caller who takes the same, change the level.
+
+        Raises:
+            ValueError: If another pass isn't known of the family.
+        """
+        timestep = _call_argument(module, args, kwargs, 'timestep')
+        text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
+        last_text = self._last_text
+        again = sample is self._last_sample and _is_same_level(timestep, self._last_timestep)
+        self._last_sample, self._last_timestep, self._last_text = sample, timestep, text
         # Skip-layer guidance (SD3) draws the prompt again with some layers left out.
-        return again or kwargs.get('skip_layers') is not None
+        if kwargs.get('skip_layers') is not None:
+            return True
+        if self._family.two_passes:
+            return again
+        if again and timestep is not None and _differ(text, last_text):
+            raise ValueError(
+                f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
+                'step, with different embeddings, and which of them draw the prompts is not known: '
+                'guide by one batch of both, as the pipelines of diffusers do'
+            )
+        return False
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
@@ -840,7 +906,7 @@ class AttentionRecorder:
             total = self._sums.get(part)
             if total is None:
                 total = self._sums[part] = _Sum(
-                    torch.zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
+                    _zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
                 )
             if self._maps == 'output':
                 assert isinstance(tap, SequenceTap)
@@ -878,7 +944,7 @@ class AttentionRecorder:
         if total is None:
             images, pixels = query_BNHC.shape[:2]
             self._affinities = {
-                size: _Sum(torch.zeros(images, pixels, pixels, device=query_BNHC.device))
+                size: _Sum(_zeros(images, pixels, pixels, device=query_BNHC.device))
             }
             self._affinity_steps = {}
             total = self._affinities[size]
@@ -895,6 +961,12 @@ class _Sum:
     count: int = 0
 
 
+def _zeros(*shape: int, device: torch.device) -> Tensor:
+    """Zeros to add to, inside `torch.inference_mode` and after it."""
+    with torch.inference_mode(False):
+        return torch.zeros(*shape, device=device)
+
+
 def _weights_of(
     weights_BNH: Tensor | None, some: Sequence[int], heads: Sequence[int]
 ) -> Tensor | None:
@@ -903,6 +975,30 @@ def _weights_of(
         return weights_BNH
     places = [heads.index(head) for head in some]
     return weights_BNH[..., places] * (len(heads) / len(some))
+
+
+def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
+    """An argument of a network's call, however it was passed; `None` if it isn't known."""
+    if name in kwargs or not args:
+        return kwargs.get(name)
+    names = list(inspect.signature(module.forward).parameters)
+    return argument(args, kwargs, names.index(name), name) if name in names else None
+
+
+def _differ(text: Any, other: Any) -> bool:
+    """Tell whether two calls of a denoiser are given different embeddings."""
+    if text is other or not (isinstance(text, Tensor) and isinstance(other, Tensor)):
+        return False
+    return text.shape != other.shape or not bool((text == other).all())
+
+
+def _is_same_level(timestep: Any, other: Any) -> bool:
+    """Tell whether two calls of a denoiser are given the same timestep, or none."""
+    if isinstance(timestep, Tensor) and isinstance(other, Tensor):
+        return timestep is other or (
+            timestep.shape == other.shape and bool((timestep == other).all())
+        )
+    return timestep is other or bool(timestep == other)
 
 
 def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:

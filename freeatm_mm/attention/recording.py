@@ -21,7 +21,7 @@ from freeatm_mm.files import atomic_write, sync_folder
 from freeatm_mm.ops.masks import binarize, box_of, resize
 from freeatm_mm.paper import THRESHOLD
 
-__all__ = ['RECORD', 'Recording', 'drawn_images']
+__all__ = ['RECORD', 'Recording', 'generated_images']
 
 RECORD = 'recording.json'
 """Beside the images and masks of a saved recording: which belongs to what."""
@@ -31,7 +31,7 @@ SHOWN = 8
 Box = tuple[float, float, float, float]
 
 
-def drawn_images(output: Any) -> Any:
+def generated_images(output: Any) -> Any:
     """Return the images of a pipeline's output, whatever it calls them.
 
     Args:
@@ -138,7 +138,7 @@ class Recording:
         ]
 
     def save(self, folder: str | Path) -> Path:
-        """Write images and masks as PNG files, and :data:`RECORD`, which says what they are.
+        """Write images and masks as PNG files, and `RECORD`, which says what they are.
 
         Masks have the size of their image, 0 to 255. The folder appears whole or not at all.
 
@@ -251,7 +251,7 @@ class _Named(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """An image as :func:`freeatm_mm.attention.overlay.contact_sheet` takes it."""
+    """An image as `freeatm_mm.attention.overlay.contact_sheet` takes it."""
 
     key: str
     caption: str

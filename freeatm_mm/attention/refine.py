@@ -1,8 +1,8 @@
 """Sharper masks from what is there anyway: the model's self-attention, or the image itself.
 
-Two ways, alone or one after the other. :func:`propagate` passes a mask on from each pixel to those
+Two ways, alone or one after the other. `propagate` passes a mask on from each pixel to those
 that attend to it, as DiffSegmenter (Wang et al., 2023) and Dataset Diffusion (Nguyen et al.,
-NeurIPS 2023) do; the recorder sums the self-attention while the model runs. :func:`dense_crf`
+NeurIPS 2023) do; the recorder sums the self-attention while the model runs. `dense_crf`
 draws a mask's edges where the image has edges (Krähenbühl & Koltun, NeurIPS 2011), with which the
 paper binarises the masks of its table 4.
 """
@@ -24,7 +24,7 @@ __all__ = ['dense_crf', 'propagate']
 MAX_PROPAGATE = 1000
 """Times to propagate; long before, every pixel has the mean of all."""
 MAX_CRF_PIXELS = 96 * 96
-"""Pixels of the largest mask for :func:`dense_crf`, whose matrix then takes 324 MiB."""
+"""Pixels of the largest mask for `dense_crf`, whose matrix then takes 324 MiB."""
 _SURE = 1e-4  # a mask's certainty before the CRF: no pixel is beyond changing its label
 
 
@@ -89,7 +89,7 @@ def dense_crf(
     the masks before and after.
 
     Args:
-        masks: Shape (K, h, w), in [0, 1], for example from :func:`~.masks.minmax`. At most 96x96.
+        masks: Shape (K, h, w), in [0, 1], for example from `masks.minmax`. At most 96x96.
         image: uint8, shape (H, W, 3); resized to the masks' size by area averaging.
         threshold: Where the masks will be binarised, in (0, 1).
         appearance: Weight of "near and of one colour: one label".

@@ -55,7 +55,7 @@ class WatchAttention(TorchFunctionMode):
     """Shows each call of ``scaled_dot_product_attention`` of this thread to a function.
 
     Args:
-        look: Gets each :class:`AttentionCall`. Inside :func:`watched_backends` also those that
+        look: Gets each `AttentionCall`. Inside `watched_backends` also those that
             diffusers hands to other functions, once more where these call this one.
         outputs: Whether to show what the call returned, too, and no other calls than PyTorch's.
     """
@@ -128,7 +128,7 @@ def deciding_arguments(
 def attention_call(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
 ) -> AttentionCall:
-    """Make an :class:`AttentionCall` of them; the scale's default is that of the function."""
+    """Make an `AttentionCall` of them; the scale's default is that of the function."""
     return AttentionCall(
         query.detach(), key.detach(), mask, query.shape[-1] ** -0.5 if scale is None else scale
     )

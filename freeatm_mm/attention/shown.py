@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from freeatm_mm.attention.families import Family, TextKeys, head_count
-from freeatm_mm.attention.parts import size_matches
 from freeatm_mm.attention.sequence import AttentionCall
 from freeatm_mm.attention.taps import (
     Attention,
@@ -84,7 +83,7 @@ class ShownTap(WatchedTap):
         return behind_pixels(seen) if self.sink.text_keys is TextKeys.BEHIND else seen
 
     def _record_if_wanted(self) -> None:
-        if size_matches(self.size, self.sink.resolutions):
+        if self.sink.wants(self.size):
             self._record(True)
 
 

@@ -39,7 +39,8 @@ def noun_attention(
         scale: Factor of the logits, ``1 / sqrt(C)`` as a rule.
         bias_BNK: Added to the logits before the softmax (an attention mask); its N may be 1.
         weights_BNH: What each head counts at each pixel, in place of a mean; float32.
-        out_BTN: float32 sums to add to; zeros when left out.
+        out_BTN: float32 sums to add to; zeros when left out. Its device may be another one, as
+            where the layers of a network lie on several.
 
     Returns:
         ``out_BTN``, shape (B, T, N).
@@ -77,7 +78,7 @@ def noun_attention(
                     columns_BNT = torch.einsum(
                         'bhnt,bnh->bnt', columns_BHNT, weights_BNH[images, queries]
                     )
-                out_BTN[images, :, queries] += columns_BNT.transpose(1, 2)
+                out_BTN[images, :, queries] += columns_BNT.transpose(1, 2).to(out_BTN.device)
     return out_BTN
 
 
@@ -105,7 +106,7 @@ def add_affinity(query_BNHC: Tensor, key_BNHC: Tensor, scale: float, out_BNN: Te
                 attention_HRN = (query_BNHC[image, rows].transpose(0, 1).float() @ key_HCN).softmax(
                     -1
                 )
-                out_BNN[image, rows] += attention_HRN.mean(0)
+                out_BNN[image, rows] += attention_HRN.mean(0).to(out_BNN.device)
 
 
 def _logits_at_once(device: str) -> int:

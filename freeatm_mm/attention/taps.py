@@ -20,6 +20,7 @@ from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
 __all__ = [
     'Attention',
     'BehindTap',
+    'ForeignTap',
     'SelfTap',
     'SequenceTap',
     'Sink',
@@ -52,6 +53,7 @@ class Sink:
             it attends for the first of them apart.
         outputs: Whether the outputs of attention calls are wanted.
         layer_steps: In how many calls each layer was caught.
+        seen: Sizes of all maps that there were to catch, of layers and calls that are recorded.
     """
 
     text_keys: TextKeys
@@ -64,6 +66,12 @@ class Sink:
     batches: tuple[int, ...] = ()
     outputs: bool = False
     layer_steps: dict[str, int] = field(default_factory=dict)
+    seen: set[Size] = field(default_factory=set)
+
+    def wants(self, size: Size) -> bool:
+        """Say whether maps of this size are caught."""
+        self.seen.add(size)
+        return size_matches(size, self.resolutions)
 
 
 class Attention(NamedTuple):
@@ -89,6 +97,7 @@ class Tap:
         self.group = group
         self.layer = layer
         self.heads = heads
+        self.processor: Any = getattr(module, 'processor', None)
         self.active = False
         self._forget()
 
@@ -100,23 +109,33 @@ class Tap:
         self.pixel_key: Tensor | None = None
         self.mask: Tensor | None = None
         self.projected: tuple[Tensor, Tensor] | None = None
+        self.projections: list[str] = []
 
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
-        module, joint = self.module, self.sink.text_keys is TextKeys.ADDED
-        handles = [
-            module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.to_q.register_forward_hook(self._catch('query')),
-            module.register_forward_hook(self._after),
+        return [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            *self._install_projections(),
+            self.module.register_forward_hook(self._after),
         ]
+
+    def _install_projections(self) -> list:
+        module, joint = self.module, self.sink.text_keys is TextKeys.ADDED
         text_key = module.add_k_proj if joint else module.to_k
-        handles.append(text_key.register_forward_hook(self._catch('text_key')))
+        handles = [
+            module.to_q.register_forward_hook(self._catch('query')),
+            text_key.register_forward_hook(self._catch('text_key')),
+        ]
         if joint and module.to_k is not None:
             handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
         return handles
 
+    def stop(self) -> None:
+        """End what a call of the module left open that was broken off."""
+        self._forget()
+
     def watch_projection(self) -> RemovableHandle:
-        """Register a hook for :meth:`head_weights` and return its handle."""
+        """Register a hook for `head_weights` and return its handle."""
 
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active and self.projected is None:
@@ -143,17 +162,30 @@ class Tap:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active:
                 setattr(self, name, output.detach())
+                self.projections.append(name)
 
         return hook
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         # Also drops what a call that failed half-way left here.
         self._forget()
+        processor = getattr(module, 'processor', None)
+        if processor is not self.processor:
+            self._check_processor(module)
+            self.processor = processor
         if not self.sink.recording:
             return
         self.size = self._map_size(argument(args, kwargs, 0, 'hidden_states'))
         self.mask = argument(args, kwargs, 2, 'attention_mask')
-        self.active = size_matches(self.size, self.sink.resolutions)
+        self.active = self.sink.wants(self.size)
+
+    def _check_processor(self, module: nn.Module) -> None:
+        """Refuse a processor of somebody's own that was put in place after the tap was."""
+        if type(self) is Tap and _is_foreign(module):
+            raise ValueError(
+                f'{self.layer} was given another attention processor while it was being recorded: '
+                'set it before the with block, or before generate()'
+            )
 
     def _map_size(self, hidden: Tensor) -> Size:
         if hidden.ndim == 4:
@@ -198,6 +230,19 @@ class Tap:
                 'attention cannot be recorded; give it back a processor of diffusers, and fuse '
                 'projections before recording'
             )
+        caught = [
+            tensor for tensor in (self.query, self.text_key, self.pixel_key) if tensor is not None
+        ]
+        if (
+            len(self.projections) > len(caught)
+            or any(tensor.shape[0] not in self.sink.batches for tensor in caught)
+            or (self.query is not None and self.query.shape[1] != math.prod(self.size))
+        ):
+            raise RuntimeError(
+                f'the attention processor of {self.layer}, {type(self.module.processor).__name__}, '
+                'projects queries or keys more than once, or in parts, so what attends to what is '
+                'not known; give it back a processor of diffusers'
+            )
 
 
 class BehindTap(Tap):
@@ -221,6 +266,8 @@ class WatchedTap(Tap):
     are projected together.
     """
 
+    watch: WatchAttention | None = None
+
     def _forget(self) -> None:
         super()._forget()
         self.call: AttentionCall | None = None
@@ -239,6 +286,16 @@ class WatchedTap(Tap):
             self.keys = self._num_keys(args, kwargs)
             self.watch = WatchAttention(self._look, self.sink.outputs)
             self.watch.__enter__()
+
+    def stop(self) -> None:
+        """End the watch of a call that was broken off by no `Exception`, as by Ctrl-C."""
+        self._end_watch()
+        super().stop()
+
+    def _end_watch(self) -> None:
+        watch, self.watch = self.watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
         text = argument(args, kwargs, 1, 'encoder_hidden_states')
@@ -262,7 +319,7 @@ class WatchedTap(Tap):
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self.active:
             return
-        self.watch.__exit__(None, None, None)
+        self._end_watch()
         self.active = False
         if output is None:
             self._forget()  # the module failed, and says so itself
@@ -300,6 +357,56 @@ class WatchedTap(Tap):
             bias_BNK = bias_BNK if bias_BNK.shape[1] == 1 else bias_BNK[:, pixels]
             bias_BNK = bias_BNK.expand(key_BKHC.shape[0], -1, -1)
         return Attention(query_BNHC, key_BKHC, bias_BNK, call.scale, text_start, text_length)
+
+
+class ForeignTap(WatchedTap):
+    """Catches the attention of a module with a processor that is none of diffusers'.
+
+    Such a one may change queries and keys behind their projections, or mask some of them: they are
+    taken as they reach ``scaled_dot_product_attention``, and only without that as projected.
+    """
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.seen, self.fitting = 0, 0
+
+    def install(self) -> list:
+        """Registers the hooks and returns their handles."""
+        return [*super().install(), *self._install_projections()]
+
+    def _num_keys(self, args: tuple, kwargs: dict) -> int:
+        return 0  # known when they are projected
+
+    def _look(self, call: AttentionCall) -> None:
+        self.seen += 1
+        if self._fits(call):
+            self.call = call
+            self.fitting += 1
+
+    def _fits(self, call: AttentionCall) -> bool:
+        keys = [key.shape[1] for key in (self.text_key, self.pixel_key) if key is not None]
+        self.keys = sum(keys)
+        return super()._fits(call)
+
+    def _caught(self) -> None:
+        self._record(self.query is not None and self.text_key is not None)
+
+    def _check(self, computed: bool) -> None:
+        Tap._check(self, computed)
+        if self.fitting != 1 and self.seen:
+            how = f'{self.fitting} times' if self.fitting else 'in parts'
+            raise RuntimeError(
+                f'the attention processor of {self.layer}, {type(self.module.processor).__name__}, '
+                f'attends to the text {how}, where one softmax of all images, heads and pixels can '
+                'be recorded; give it back a processor of diffusers'
+            )
+
+    def attention(self, rows: slice) -> Attention:
+        """The queries, keys and mask of some rows of the batch."""
+        if self.call is None:
+            return Tap.attention(self, rows)
+        assert self.text_key is not None
+        return self._part(rows, slice(None), 0, self.text_key.shape[1])
 
 
 class SequenceTap(WatchedTap):
@@ -382,7 +489,7 @@ class SequenceTap(WatchedTap):
         return self._of_pixels(whole_BLX, rows), text_BKX
 
     def _gathered(self, rows: slice, layout: DenoiserInput) -> Attention:
-        """As :meth:`attention`, each row's own text put first, filled up and masked behind it."""
+        """As `attention`, each row's own text put first, filled up and masked behind it."""
         call = self.call
         assert call is not None
         whole = self._part(rows, slice(None), 0, 0)
@@ -458,7 +565,7 @@ class SelfTap(Tap):
 
 
 class WatchedSelfTap(WatchedTap, SelfTap):
-    """As :class:`SelfTap`, where the projections are fused."""
+    """As `SelfTap`, where the projections are fused."""
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
         return math.prod(self.size)
@@ -481,8 +588,10 @@ def make_tap(
         kind: type[Tap] = SequenceTap
     elif family.text_keys is TextKeys.BEHIND:
         kind = BehindTap
+    elif family.watched or _is_fused(module):
+        kind = WatchedTap
     else:
-        kind = WatchedTap if family.watched or _is_fused(module) else Tap
+        kind = ForeignTap if _is_foreign(module) else Tap
     return kind(sink, module, group, layer, heads)
 
 
@@ -495,6 +604,12 @@ def make_self_tap(sink: Sink, family: Family, module: Any, layer: str) -> SelfTa
 def _is_fused(module: nn.Module) -> bool:
     # The module's own flag says 'fused' for ever after; the processor tells what is used.
     return type(getattr(module, 'processor', None)).__name__.startswith('Fused')
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    """Tell whether a module's attention processor is somebody's own."""
+    processor = getattr(module, 'processor', None)
+    return processor is not None and type(processor).__module__.partition('.')[0] != 'diffusers'
 
 
 def text_attention_modules(

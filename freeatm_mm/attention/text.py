@@ -15,7 +15,8 @@ from freeatm_mm.attention.nouns import (
     find_again,
     locate_nouns,
 )
-from freeatm_mm.attention.words import span_of
+from freeatm_mm.attention.words import quoted, span_of
+from freeatm_mm.errors import listed
 
 __all__ = ['EncoderWatch', 'TextColumns', 'find_columns']
 
@@ -53,7 +54,7 @@ def find_columns(
 
     Each text encoder is taken to read what the pipeline's call gives it: ``prompt_2`` or
     ``prompt_3`` of ``call``'s options where it reads those and they are given, ``prompts``
-    otherwise. In another text than its prompt a noun is found by :func:`~.nouns.find_again`.
+    otherwise. In another text than its prompt a noun is found by `nouns.find_again`.
 
     Args:
         call: The pipeline and how it is called.
@@ -62,7 +63,7 @@ def find_columns(
         nouns: For each prompt, its nouns' character spans.
         text_encoders: Which text encoders' keys to use, by their attributes of the pipeline;
             ``None``: all. Of two that share their keys, the one chosen alone says where a noun is.
-        truncated: ``'raise'`` or ``'skip'``, as for :func:`~.nouns.locate_nouns`; a noun that one
+        truncated: ``'raise'`` or ``'skip'``, as for `nouns.locate_nouns`; a noun that one
             of several tokenizers cuts off is taken from the others.
         missing: ``'raise'``, or ``'skip'`` to give a noun that has no key of its own no columns.
 
@@ -383,14 +384,14 @@ class EncoderWatch:
         *,
         outside: Sequence[Sequence[int]] = ((), ()),
     ) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._image_token = image_token
         self.image_tokens = 0
         self._padding = padding
         self._before, self._after = (tuple(tokens) for tokens in outside)
         self._empty = {self._without_padding(row) for row in empty}
         self._expected = [self._without_padding(row) for row in expected]
-        self._texts, self._name, self._argument = list(texts), name, argument
+        self._texts, self.name, self._argument = list(texts), name, argument
         self._seen: list[tuple[int, ...]] = []
         self._met = False
 
@@ -405,9 +406,9 @@ class EncoderWatch:
     def install(self) -> Callable[[], None]:
         """Starts watching; returns what ends it."""
         self._seen, self._met = [], False
-        if self._encoder is None:
+        if self.encoder is None:
             return lambda: None
-        return self._encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
+        return self.encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
@@ -435,7 +436,7 @@ class EncoderWatch:
             left_out, known = len(row) - len(kept), self._expected[0] in self._seen
             if known and left_out != self.image_tokens:
                 raise ValueError(
-                    f'{self._name} encoded images of {left_out} and of {self.image_tokens} tokens '
+                    f'{self.name} encoded images of {left_out} and of {self.image_tokens} tokens '
                     'with the prompts of one batch: give them images of one size, or draw one by '
                     'one'
                 )
@@ -461,8 +462,9 @@ class EncoderWatch:
             got = [row for row in got if row in self._expected]
             if got[: len(due)] != due or not {*self._expected} <= {*seen}:
                 raise ValueError(
-                    f'{self._name} encoded other prompts than the recorder was given '
-                    f'({self._texts}), or in another order: give both the same prompts'
+                    f'{self.name} encoded other prompts than the recorder was given '
+                    f'({listed(map(quoted, self._texts))}), or in another order: give both the '
+                    'same prompts'
                     + (
                         ''
                         if self._argument == 'prompt'
@@ -473,7 +475,7 @@ class EncoderWatch:
                 )
         elif seen or not self._met:
             raise ValueError(
-                f'{self._name} encoded no prompt inside the with block, so where the nouns stand '
+                f'{self.name} encoded no prompt inside the with block, so where the nouns stand '
                 'in the embeddings is not known: draw from prompts; or say where by columns=...; '
                 'or pass check_prompts=False if the embeddings are those that the pipeline itself '
                 'makes of the prompts'

@@ -6,17 +6,22 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from numbers import Integral
 from typing import Any
 
-__all__ = ['AUTO', 'noun_name', 'places_of', 'span_of', 'spans_of_prompts', 'word_spans']
+from freeatm_mm.errors import listed
+
+__all__ = ['AUTO', 'noun_name', 'places_of', 'quoted', 'span_of', 'spans_of_prompts', 'word_spans']
 
 AUTO = 'auto'
 """In place of a prompt's nouns: they are found by a part-of-speech tagger."""
 
 # Scripts that write no spaces, so that a word may begin or end anywhere.
-_NO_SPACES = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff'
-_IN_WORD = rf'[^\W{_NO_SPACES}]'
-_MARKS = '\u0300-\u036f'
+_NO_SPACES = re.compile(
+    '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff]'
+)
+_JOINER = '\u200d'
+"""Makes one character of two, as in emoji of families and in Indic scripts."""
 
 
 def places_of(words: str, text: str) -> list[tuple[int, int]]:
@@ -36,11 +41,35 @@ def places_of(words: str, text: str) -> list[tuple[int, int]]:
     patterns = sorted(r'\s+'.join(map(re.escape, form.split())) for form in forms if form.split())
     found: set[tuple[int, int]] = set()
     for pattern in patterns:
-        before = rf'(?<!{_IN_WORD})(?={_IN_WORD})|(?!{_IN_WORD})'
-        after = rf'(?<={_IN_WORD})(?!{_IN_WORD})|(?<!{_IN_WORD})'
-        whole = rf'(?:{before})(?:{pattern})(?:{after})(?![{_MARKS}])'
-        found.update(match.span() for match in re.finditer(whole, text, re.IGNORECASE))
+        start, wanted = 0, re.compile(pattern, re.IGNORECASE)
+        while (match := wanted.search(text, start)) is not None:
+            whole = _is_edge(text, match.start()) and _is_edge(text, match.end())
+            if whole:
+                found.add(match.span())
+            start = match.end() if whole else match.start() + 1
     return sorted(found)
+
+
+def _is_edge(text: str, place: int) -> bool:
+    """Tell whether a word may begin or end before a character of a text."""
+    if not 0 < place < len(text):
+        return True
+    left, right = text[place - 1], text[place]
+    if _is_mark(right) or _JOINER in (left, right):
+        return False  # in the middle of what is read as one character
+    return not (_is_of_word(left) and _is_of_word(right))
+
+
+def _is_of_word(character: str) -> bool:
+    if _NO_SPACES.match(character):
+        return False
+    return character.isalnum() or character == '_' or _is_mark(character)
+
+
+def _is_mark(character: str) -> bool:
+    """Tell whether a character is an accent or a vowel sign of the one before it."""
+    # Variation selectors only choose how it looks.
+    return unicodedata.category(character)[0] == 'M' and not '\ufe00' <= character <= '\ufe0f'
 
 
 def spans_of_prompts(
@@ -52,7 +81,7 @@ def spans_of_prompts(
         prompts: The prompts.
         nouns: For each prompt its nouns: words (`'dog'`), words with the number of their
             occurrence from 1 (`('dog', 2)`), pairs `(start, end)` of characters, objects with
-            `start` and `end`; or :data:`AUTO` for a prompt, or for all of them.
+            `start` and `end`; or `AUTO` for a prompt, or for all of them.
         one_prompt: `nouns` are those of the only prompt, and not a list of them for each prompt.
 
     Returns:
@@ -67,17 +96,20 @@ def spans_of_prompts(
     if isinstance(nouns, str) and nouns == AUTO:
         return _found(prompts, range(len(prompts)))
     if one_prompt:
+        if isinstance(nouns, Sequence) and any(_is_words(noun) for noun in nouns):
+            raise TypeError(
+                f'one prompt has one list of nouns, such as {nouns[0]}, and no list of lists; '
+                f'got {nouns!r}'
+            )
         nouns = [nouns]
     elif isinstance(nouns, str) or not isinstance(nouns, Sequence):
         raise TypeError(
             f'nouns must be a list with the nouns of each prompt, or {AUTO!r}; got {nouns!r}'
         )
     if len(nouns) != len(prompts):
-        advice = (
-            f': prompts are a list, so give each its own list of nouns, nouns=[{list(nouns)!r}]'
-            if len(prompts) == 1 and nouns and all(isinstance(noun, str) for noun in nouns)
-            else ''
-        )
+        words = [noun for noun in nouns if isinstance(noun, str) and noun != AUTO]
+        each = ', '.join([f'{words}'] * len(prompts)) if len(prompts) < 3 else f'{words}, ...'
+        advice = f': give each its own list, nouns=[{each}]' if words else ''
         raise ValueError(
             f'{len(prompts)} prompt{"s"[: len(prompts) != 1]} but '
             f'{len(nouns)} list{"s"[: len(nouns) != 1]} of nouns{advice}'
@@ -96,9 +128,23 @@ def spans_of_prompts(
     return found
 
 
+def _is_words(noun: Any) -> bool:
+    """Whether what stands in a noun's place is a list of words, as several prompts have them."""
+    return isinstance(noun, list) and bool(noun) and all(isinstance(word, str) for word in noun)
+
+
+def quoted(text: str, length: int = 200) -> str:
+    """Return a text in quotes for a message, a long one cut."""
+    if len(text) <= length:
+        return repr(text)
+    return f'{text[:length]!r}... ({len(text):,} characters)'
+
+
 def word_spans(prompt: str) -> list[tuple[int, int]]:
     """Find the characters of each word of a prompt, punctuation left out."""
-    return [found.span() for found in re.finditer(r"\w+(?:['\u2019-]\w+)*", prompt)]
+    # Python's \w takes letters alone.
+    letters = ''.join('_' if _is_mark(character) else character for character in prompt)
+    return [found.span() for found in re.finditer(r"\w+(?:['\u2019-]\w+)*", letters)]
 
 
 def span_of(noun: Any) -> tuple[int, int]:
@@ -119,12 +165,12 @@ def span_of(noun: Any) -> tuple[int, int]:
         start, end = noun
     else:
         start, end = None, None
-    if not (isinstance(start, int) and isinstance(end, int)):
+    if not (isinstance(start, Integral) and isinstance(end, Integral)):
         raise TypeError(
             'a noun must be a word, (word, occurrence), a pair (start, end) of characters as '
             f'integers, or have start and end; got {noun!r}'
         )
-    return start, end
+    return int(start), int(end)
 
 
 def noun_name(prompt: str, noun: Any) -> str:
@@ -156,18 +202,20 @@ def _span(prompt: str, noun: Any, number: int) -> Any:
     times = 'once' if len(places) == 1 else f'{len(places)} times'
     if not places:
         advice = _advice(word, prompt)
-        raise ValueError(f'prompt {number}: the noun {word!r} does not stand in {prompt!r}{advice}')
-    if occurrence is None and len(places) > 1:
-        where = ', '.join(f'{start}:{end}' for start, end in places)
         raise ValueError(
-            f'prompt {number}: the noun {word!r} stands {times} in {prompt!r} (characters '
+            f'prompt {number}: the noun {word!r} does not stand in {quoted(prompt)}{advice}'
+        )
+    if occurrence is None and len(places) > 1:
+        where = listed([f'{start}:{end}' for start, end in places], 10)
+        raise ValueError(
+            f'prompt {number}: the noun {word!r} stands {times} in {quoted(prompt)} (characters '
             f'{where}): choose one by ({word!r}, 1) to ({word!r}, {len(places)}), or by its span '
             '(start, end)'
         )
     if occurrence is not None and occurrence > len(places):
         raise ValueError(
-            f'prompt {number}: the noun {word!r} stands {times} in {prompt!r}, so there is no '
-            f'({word!r}, {occurrence})'
+            f'prompt {number}: the noun {word!r} stands {times} in {quoted(prompt)}, so there is '
+            f'no ({word!r}, {occurrence})'
         )
     return places[(occurrence or 1) - 1]
 
@@ -189,7 +237,7 @@ def _found(prompts: Sequence[str], numbers: Sequence[int]) -> list[list[Any]]:
         if not finder.can_read(prompts[number]):
             raise ValueError(
                 f'prompt {number}: nouns={AUTO!r} finds the nouns of English prompts only, and '
-                f'{prompts[number]!r} seems to be none: name its nouns'
+                f'{quoted(prompts[number])} seems to be none: name its nouns'
             )
     return [list(nouns) for nouns in finder([prompts[number] for number in numbers])]
 

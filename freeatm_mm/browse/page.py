@@ -15,10 +15,13 @@ from PIL import Image
 
 from freeatm_mm.attention.overlay import NOUN_COLOURS
 from freeatm_mm.browse.index import ORDERS, StoreIndex, measures_of
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, check_replaceable
 from freeatm_mm.store import RawSample, Store, decode_sample
 
-__all__ = ['card', 'mask_picture', 'render', 'write_page']
+__all__ = ['PAGE_MARK', 'card', 'mask_picture', 'render', 'write_page']
+
+#: Pages of this module hold it, and no other file of a user's.
+PAGE_MARK = '<meta name="generator" content="freeatm view">'
 
 #: Largest side of a picture in a page of one file, in pixels.
 _THUMBNAIL = 256
@@ -77,7 +80,7 @@ def write_page(
 
     Args:
         store: The store.
-        path: Where the file goes.
+        path: Where the file goes; an earlier page may be there.
         indices: Which samples.
         title: By default the store's folder.
 
@@ -85,8 +88,10 @@ def write_page(
         How many samples are in it.
 
     Raises:
+        InputError: If another file is there.
         StoreError: If one of them is damaged.
     """
+    check_replaceable(path, 'a page of freeatm view', PAGE_MARK)
     index, cards = StoreIndex(), []
     for number in indices:
         raw = store.read(number)

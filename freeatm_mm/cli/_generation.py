@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._effects import refuse_idle
 from freeatm_mm.errors import InputError
 from freeatm_mm.signals import end_on_signals
 
@@ -244,6 +246,23 @@ def given_masks(args: argparse.Namespace) -> dict[str, Any]:
         for name, value in vars(args).items()
         if name.startswith('mask_') and value is not None
     }
+
+
+def refuse_idle_common(args: argparse.Namespace, named: Collection[str]) -> None:
+    """Refuse options of the pipeline, the images and the workers that have no effect.
+
+    Raises:
+        InputError: If one is among the named ones.
+    """
+    refuse_idle(named, args.image_format == 'png', 'with --image-format png', 'quality')
+    refuse_idle(named, Path(args.pipeline).is_dir(), 'on a folder, which has one', 'revision')
+    started = args.engine in ('workers', 'ray') or args.engine is None and args.workers is not None
+    refuse_idle(
+        named,
+        started and args.world in (None, 1),
+        'where the command starts the workers itself',
+        'rank',
+    )
 
 
 def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:

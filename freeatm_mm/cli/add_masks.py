@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from freeatm_mm.cli._effects import named_options
 from freeatm_mm.cli._generation import (
     add_common_options,
     add_engine_options,
@@ -31,6 +32,7 @@ from freeatm_mm.cli._generation import (
     given_masks,
     numbers,
     print_run,
+    refuse_idle_common,
     run_job,
 )
 from freeatm_mm.cli._numbers import whole
@@ -85,7 +87,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='look at two batches, print shards, bytes and hours of the run, and write no store',
     )
     add_engine_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_idle_common(args, named_options(args, parser, argv))
+    return args
 
 
 def run(args: argparse.Namespace) -> str:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint
 from freeatm_mm.errors import tool
+from freeatm_mm.files import check_replaceable
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,13 +35,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=whole(1, 4096),
         help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, args.to != 'huggingface', f'with --to {args.to}', 'heads')
+    return args
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert it."""
     args = parse_args(argv)
+    files = ('config.json', 'model.safetensors') if args.to == 'huggingface' else ('',)
+    for file in files:
+        check_replaceable(Path(args.out, file), 'a conversion')
     count = convert_checkpoint(args.checkpoint, args.out, args.to, args.heads)
     print(f'{count} tensors written to {args.out}')
     return 0

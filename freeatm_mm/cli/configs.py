@@ -5,7 +5,7 @@
     freeatm configs mocov2_freeatm.py --show     what is in it
 
 Any of them can be named as freeatm_mm::NAME: to freeatm train and freeatm lavis-train, and in
-_base_ of a config that these commands read.
+_base_ of a config in Python. A yaml of LAVIS's inherits nothing: copy it to change it.
 """
 
 from __future__ import annotations

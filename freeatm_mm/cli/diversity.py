@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, check_replaceable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--weights', metavar='FILE', help="its weights (default: timm's own, from the hub)")
     add('--device', default='cpu', help='for the model (%(default)s)')
     add('--out', type=Path, metavar='FILE', help='also write the figures as JSON')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_idle(named_options(args, parser, argv), not args.timm, 'without --timm', 'device')
+    return args
 
 
 def timm_features(
@@ -92,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from freeatm_mm.store import Store
     from freeatm_mm.store.diversity import store_diversity
 
+    if args.out:
+        check_replaceable(args.out, 'a file of freeatm diversity', '"near_duplicates": ')
     options: dict[str, Any] = {'limit': args.limit}
     if args.timm:
         options['features'] = timm_features(args.timm, args.weights, args.device)

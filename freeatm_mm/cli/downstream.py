@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.downstream.runs import (
     BENCHMARKS,
@@ -127,6 +128,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'coco:train_dataloader.num_workers=8',
     )
     args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, not args.slurm, 'without --slurm', 'slurm_options')
+    # A wrong method is refused in its place.
+    untrained = (args.method or args.init).split('-')[0] == args.init in ('random', 'supervised')
+    refuse_idle(named, untrained, f'on {args.init} weights', 'generator')
+    refuse_idle(named, untrained and args.regime != 'real', f'on {args.init} weights', 'regime')
+    refuse_idle(named, untrained and bool(args.masks), f'on {args.init} weights', 'masks')
+    others = BENCHMARKS.keys() - set(args.benchmarks or suites()[args.suite])
+    for option in args.cfg_options:
+        meant = option.partition('=')[0].rpartition(':')[0]
+        refuse_idle(named, meant in others, f'on {meant}, which is not run', 'cfg_options')
     name = Path(args.init).with_suffix('').parts[-2:]
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
         name = (args.init, args.suite or '-'.join(args.benchmarks))

@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
@@ -182,7 +183,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             metavar='N',
             help='of the new store (default: as before)',
         )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.command == 'regions':
+        named = named_options(args, parser, argv, of=commands.choices['regions'])
+        even = args.masks_from == 'felzenszwalb'
+        refuse_idle(named, even, 'with --masks-from felzenszwalb', 'clusters', 'seed', 'device')
+        refuse_idle(named, not args.config, 'without --config', 'device')
+    return args
 
 
 @tool(resumes=True, told_to_end=True)

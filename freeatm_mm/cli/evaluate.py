@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
@@ -90,7 +91,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--batch-size', type=whole(1, 10**5), default=128, help='scenes at once (%(default)s)'
     )
     parser.add_argument('--device', default='cpu', help='cpu, cuda ... (%(default)s)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    # A wrong method is refused in its place.
+    random = args.random and (args.method or 'random').split('-')[0] == 'random'
+    refuse_idle(named, random, 'with --random', 'generator')
+    refuse_idle(named, random and bool(args.masks), 'with --random', 'masks')
+    refuse_idle(named, random and bool(args.epochs), 'with --random', 'epochs')
+    elsewhere = 'scenes' not in args.on
+    refuse_idle(named, elsewhere, 'without --on scenes', 'train_scenes', 'test_scenes')
+    return args
 
 
 @tool

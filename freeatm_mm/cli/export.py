@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.paper import THRESHOLD
@@ -49,7 +50,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help="folders: the box round each noun's mask, not the whole image",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    whole = args.format == 'folders' and not args.crop
+    refuse_idle(named_options(args, parser, argv), whole, 'on folders without --crop', 'threshold')
+    return args
 
 
 @tool

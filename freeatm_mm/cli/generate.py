@@ -23,6 +23,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._generation import (
     add_common_options,
     add_engine_options,
@@ -32,6 +33,7 @@ from freeatm_mm.cli._generation import (
     numbers,
     parse_size,
     print_run,
+    refuse_idle_common,
     run_job,
     worker_of,
 )
@@ -150,7 +152,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='generate two batches, print shards, bytes and hours of the run, and write nothing',
     )
     add_engine_options(parser)
-    args = parser.parse_args(argv)
+    args, held = parser.parse_args(argv), {}
     if args.config:
         held = read_config(parser, args.config)
         # argparse would add to a list of the file what the command line names in its place.
@@ -162,6 +164,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     missing = [name for name in ('pipeline', 'prompts', 'out') if getattr(args, name) is None]
     if missing:
         parser.error(f'the following arguments are required: {", ".join(missing)}')
+    named = named_options(args, parser, argv) | set(held)
+    refuse_idle_common(args, named)
+    refuse_idle(named, args.no_masks, 'with --no-masks', 'lost_nouns')
+    refuse_idle(named, args.plan, 'with --plan, which estimates the whole run', 'redo_failed')
+    refuse_idle(named, args.redo_failed, 'with --redo-failed', 'wait', 'no_take_over', 'max_failed')
     return args
 
 
@@ -298,7 +305,7 @@ def run(args: argparse.Namespace) -> str:
     from freeatm_mm import generation
 
     job = job_of(args, generation.GenerationJob)
-    if args.redo_failed and not args.plan:
+    if args.redo_failed:
         engine, _, world = engine_of(args)
         if engine != 'process' or world > 1:
             raise ValueError('--redo-failed runs in one process')

@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
 
@@ -60,7 +61,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='in a file (default: 5000)',
     )
     add('--quiet', action='store_true', help='no progress bar')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_idle(
+        named_options(args, parser, argv),
+        args.format == 'labels',
+        'with labels, whose masks all have names in classes.txt',
+        'noun',
+    )
+    return args
 
 
 @tool(resumes=True, told_to_end=True)

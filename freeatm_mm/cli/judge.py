@@ -19,7 +19,7 @@ from pathlib import Path
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, check_replaceable
 
 TITLES = {
     'refined': 'masks, DenseCRF',
@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from freeatm_mm.progress import progress_bar
     from freeatm_mm.store import Store
 
+    if args.out:
+        check_replaceable(args.out, 'a file of freeatm judge', '"reference": ')
     store, wanted = Store(args.store), choose_nouns(args.under, args.nouns)
     chosen = islice(judged_samples(store, wanted, args.one_instance), args.limit)
     found = compare_with_reference(

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeatm_mm.cli import command_line
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
@@ -69,7 +70,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--epochs', type=number(0, 1e6), help='of the pretraining (what the checkpoint says)'
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_idle(
+        named_options(args, parser, argv),
+        not args.out,
+        'without --out',
+        *('what', 'regime', 'masks', 'generator', 'seed', 'epochs'),
+    )
+    return args
 
 
 @tool

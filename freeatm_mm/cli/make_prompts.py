@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import RunError, tool
 from freeatm_mm.progress import progress_bar
@@ -335,6 +336,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='requests at a time of the local model (default: 8)',
     )
     options = parser.parse_args(argv)
+    named = named_options(options, parser, argv, of=sources.choices[options.source])
+    refuse_idle(
+        named, options.source == 'photo', 'on photo, which has one sentence a class', 'seed'
+    )
+    if options.source == 'rewrite':
+        local = options.local is not None
+        refuse_idle(named, local, 'with --local', 'server', 'workers', 'retries', 'timeout')
+        refuse_idle(named, not local, 'without --local', 'device', 'dtype', 'batch_size')
+        still = local and options.temperature == 0
+        refuse_idle(named, still, 'with --local at --temperature 0', 'seed')
     if vars(options).get('min_words', 0) > vars(options).get('max_words', 0):
         parser.error(
             f'--min-words {options.min_words} is more than --max-words {options.max_words}'

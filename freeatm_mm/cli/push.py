@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import FOUND, InputError, tool
 
@@ -86,7 +87,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--private', action='store_true', help='what is made there is seen by its owner alone')
     add('--draft', metavar='FOLDER', help='write card and pictures here, and copy nothing')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, bool(args.draft), 'with --draft', 'jobs', 'private', 'replace')
+    if args.address.lower().startswith('hf://'):
+        is_store = Path(args.source).is_dir()
+        refuse_idle(named, not is_store, 'on a checkpoint, which is no shards', 'jobs')
+    return args
 
 
 @tool(resumes=True)
@@ -95,10 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.address.lower().startswith('hf://'):
         return _to_hub(args)
-    names = 'license title text previews figure data heads private draft'.split()
+    names = (
+        'license license_name license_link title text previews figure data heads private draft'
+    ).split()
     given = [name for name in names if getattr(args, name)]
     if given:
-        raise InputError(f'--{given[0]} goes with an address of the Hub, hf://')
+        raise InputError(f'--{given[0].replace("_", "-")} goes with an address of the Hub, hf://')
     from freeatm_mm.store import push_store
 
     report = push_store(args.source, args.address, jobs=args.jobs, replace=args.replace)
@@ -137,7 +146,7 @@ def _to_hub(args: argparse.Namespace) -> int:
         for file in draft(args.source, args.address, args.draft, terms, **options):
             print(file)
         return 0
-    more = {'replace': args.replace} if is_store else {}
+    more = {'replace': args.replace, 'jobs': args.jobs} if is_store else {}
     report = push(args.source, args.address, terms, private=args.private, **more, **options)
     print(f'{args.address}: {report}')
     return 0 if report.complete else FOUND

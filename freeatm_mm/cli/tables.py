@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, check_replaceable
 from freeatm_mm.results import read_results
 from freeatm_mm.results.paper_tables import (
     TABLES,
@@ -50,6 +50,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
     args = parse_args(argv)
+    if args.out:
+        check_replaceable(args.out, 'a file of freeatm tables', '**Table ')
     results = [read_results(path) for path in args.results]
     parts = []
     for table in args.tables:

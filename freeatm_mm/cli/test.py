@@ -19,7 +19,7 @@ from freeatm_mm.cli._launched import add_launch_options, parse_launched
 from freeatm_mm.configs import check_datasets, complete_config, open_config
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, keeping_tracebacks, tool
-from freeatm_mm.files import atomic_write
+from freeatm_mm.files import atomic_write, check_replaceable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -60,6 +60,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the metrics."""
     args = parse_args(argv)
+    if args.out:
+        check_replaceable(args.out, 'a file of metrics', '{\n "')
     from freeatm_mm.checkpoints import check_complete, check_finite, load_weights
 
     checkpoint = find_checkpoint(args.checkpoint)

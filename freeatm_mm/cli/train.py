@@ -25,6 +25,7 @@ from freeatm_mm.configs import (
     complete_config,
     open_config,
     scale_rate,
+    use_bfloat16,
 )
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, MissingFileError, keeping_tracebacks, tool
@@ -58,7 +59,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='go on from this checkpoint, or without one from the last in the '
         'work directory, if there is any',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: float16 on a GPU, on a CPU as --bf16',
+    )
+    parser.add_argument(
+        '--bf16',
+        action='store_true',
+        help='compute the backbone in bfloat16, on a GPU or a CPU, and all else in float32',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -96,13 +106,18 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: If a data root is given and the config's data sets don't share one, the learning
             rate can't be scaled, or something was asked for that would not be done.
     """
+    from mmengine.device import get_device
+
     from freeatm_mm.checkpoints import check_starts, last_checkpoint
 
     cfg = open_config(args.config, args.work_dir, args.launcher)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    if args.amp:
+    if args.amp and args.bf16:
+        raise InputError('--amp and --bf16 are two precisions: give one of them')
+    bfloat16 = args.bf16 or args.amp and get_device() == 'cpu'
+    if not bfloat16 and args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.seed is not None:
@@ -115,6 +130,8 @@ def load_config(args: argparse.Namespace) -> Config:
         not args.no_persistent_workers,
     )
     check_honoured(cfg, args.cfg_options)
+    if bfloat16:
+        use_bfloat16(cfg, args.cfg_options)
     scale_rate(cfg, args.auto_scale_lr)
     add_checks(cfg)
     if args.no_validate:  # last: an option for the evaluation may have been among the others

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freeatm_mm.addresses import is_address
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._generation import add_loading_options
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import FOUND, InputError, tool
@@ -74,7 +75,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
     add_loading_options(parser)
     add('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_idle(
+        named_options(args, parser, argv),
+        not args.pipeline,
+        'without --pipeline',
+        *('lora', 'batch_size', 'variant', 'model_config', 'offload', 'device'),
+    )
+    return args
 
 
 @tool

@@ -140,7 +140,7 @@ class BatchPipeline:
             view, window = self._view(images, crop, steps, draws, weights)
             pictures.append(view)
             windows.append(window)
-        masks = self._masks(numbers, np.stack(windows))
+        masks = self._masks(numbers, np.stack(windows)) if self.pack.with_masks else None
         items = []
         for place, number in enumerate(numbers):
             sample = self.rest[number]
@@ -148,7 +148,7 @@ class BatchPipeline:
             views = [picture[place] for picture in pictures]
             # In this order, as mmpretrain's preprocessor goes by it.
             packed = {'inputs': views if self.several else views[0], **packed}
-            if 'noun_ids' in sample:
+            if masks is not None and 'noun_ids' in sample:
                 self.pack.add_instances(
                     packed['data_samples'],
                     masks[place],
@@ -324,8 +324,14 @@ def _resampling(start: np.ndarray, length: np.ndarray, pixels: int, wanted: int)
         wanted: Pixels of the result along this side.
 
     Returns:
-        (B, wanted, pixels) float64; rows sum to 1.
+        (B, wanted, pixels) float32; rows sum to 1.
     """
     places = (np.arange(wanted) + 0.5) * (length[:, None] / wanted) - 0.5
     places = start[:, None] + np.clip(places, 0, length[:, None] - 1)
-    return np.maximum(1 - np.abs(places[..., None] - np.arange(pixels)), 0)
+    before = np.floor(places)
+    matrices = np.zeros((*places.shape, pixels), np.float32)
+    # Of what lies between two pixels, as of the last pixel, where the next one weighs nothing.
+    for pixel in (np.minimum(before + 1, pixels - 1), before):
+        weights = 1 - np.abs(places - pixel)
+        np.put_along_axis(matrices, pixel.astype(np.int64)[..., None], weights[..., None], 2)
+    return matrices

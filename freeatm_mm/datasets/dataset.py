@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ class ImageFolder:
         return len(self._ends)
 
     def read(self, index: int) -> RawSample:
-        """Image number `index`, not decoded; a :class:`RawSample` without caption and nouns.
+        """Image number `index`, not decoded; a `RawSample` without caption and nouns.
 
         Raises:
             StoreError: If the file can't be read.
@@ -430,7 +431,7 @@ class FreeATMDataset(BaseDataset):
             results.pop(pack.input_key, None)  # it was copied
             return results
 
-        read = [stage(load.read, self.get_data_info(number)) for number, _ in draws]
+        read = self._read_together(load, draws)
         ready = [stage(load.decode_masks, results) for results in read]
         drawn = []
         for results, (_, seed) in zip(ready, draws):
@@ -444,6 +445,32 @@ class FreeATMDataset(BaseDataset):
             self[draw] if results is None else results['packed']
             for results, draw in zip(drawn, draws)
         ]
+
+    def _read_together(
+        self, load: LoadFromStore, draws: Sequence[tuple[int, int]]
+    ) -> list[dict | None]:
+        """Read the samples of some draws, from an address several at a time.
+
+        None stands for one that can't be read and may be passed over.
+        """
+        infos = [self.get_data_info(number) for number, _ in draws]
+        wanted: dict[Store, set[int]] = {}
+        for info in infos:
+            for which in ('', 'mask_'):
+                if isinstance(source := info.get(f'{which}source'), Store):
+                    wanted.setdefault(source, set()).add(info[f'{which}source_idx'])
+        read: list[dict | None] = []
+        with ExitStack() as held:
+            for source, numbers in wanted.items():
+                held.enter_context(source.at_hand(sorted(numbers)))
+            for draw, info in zip(draws, infos):
+                try:
+                    read.append(load.read(info))
+                except StoreError:
+                    if not self.max_unreadable:
+                        self[draw]  # says so; a server that doesn't answer isn't asked for the rest
+                    read.append(None)
+        return read
 
     def extra_repr(self) -> list[str]:
         """Lines of `repr`."""

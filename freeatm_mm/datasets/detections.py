@@ -26,7 +26,13 @@ from freeatm_mm.checkpoints import check_finite, load_weights
 from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.datasets.dataset import open_source
 from freeatm_mm.errors import InputError, listed
-from freeatm_mm.files import atomic_write, check_json, parse_json, read_lines
+from freeatm_mm.files import (
+    atomic_write,
+    check_json,
+    check_replaceable,
+    parse_json,
+    read_lines,
+)
 from freeatm_mm.store import StoreError
 
 __all__ = ['Detector', 'detect_objects']
@@ -204,6 +210,7 @@ def detect_objects(
     out = Path(out)
     if out.is_dir():
         raise InputError(f'{out} is a folder, where a file is to be written')
+    check_replaceable(out, 'a file of detections', '"weights_sha256": ')
     images = open_source(source)
     part = out.with_name(out.name + '.part')
     weights = hashlib.sha256()

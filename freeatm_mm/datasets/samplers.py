@@ -104,7 +104,7 @@ def take_seeds(dataset: Any) -> None:
 class SeededSampler(DefaultSampler):
     """mmengine's `DefaultSampler` in the same order, yielding (number, seed of this draw).
 
-    For `EpochBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`, alone or in wrappers
+    For `EpochBasedTrainLoop` and `freeatm_mm.datasets.FreeATMDataset`, alone or in wrappers
     (`take_seeds`). Takes the same arguments as `DefaultSampler`; mmengine's `DistSamplerSeedHook`
     (on by default) tells it the epoch.
     """
@@ -122,7 +122,7 @@ class SeededSampler(DefaultSampler):
 class SeededInfiniteSampler(InfiniteSampler):
     """mmengine's `InfiniteSampler` in the same order, yielding (number, seed of this draw).
 
-    For `IterBasedTrainLoop` and :class:`freeatm_mm.datasets.FreeATMDataset`, alone or in wrappers
+    For `IterBasedTrainLoop` and `freeatm_mm.datasets.FreeATMDataset`, alone or in wrappers
     (`take_seeds`). Takes the same arguments as `InfiniteSampler`.
     """
 

@@ -2,7 +2,7 @@
 
 The geometric transforms are mmpretrain's and mmcv's own classes; they draw the same random numbers
 and give the same pixels, and note in `results['window']` which part of the image is left
-(`freeatm_mm.ops.geometry`). :class:`PackFreeATMInputs` brings the stored masks straight to
+(`freeatm_mm.ops.geometry`). `PackFreeATMInputs` brings the stored masks straight to
 the encoder's feature grid, for all views at once: no mask of image size is ever made.
 """
 
@@ -45,7 +45,7 @@ MUTABLE = (list, dict, set, np.ndarray)
 
 @TRANSFORMS.register_module()
 class LoadFromStore(BaseTransform):
-    """Reads a sample of :class:`freeatm_mm.datasets.FreeATMDataset` and decodes it.
+    """Reads a sample of `freeatm_mm.datasets.FreeATMDataset` and decodes it.
 
     Required keys: `source`, `source_idx`, `with_masks` (removed), and `mask_source`,
     `mask_source_idx` (removed) where the masks are another sample's. Added keys: `img` (H, W, 3)
@@ -467,6 +467,8 @@ class PackFreeATMInputs(PackInputs):
         input_key: As in `PackInputs`.
         algorithm_keys: As in `PackInputs`.
         meta_keys: As in `PackInputs`.
+        with_masks: False hands the model no masks, so that it treats images as a whole: a control
+            for what uses masks before (`object_crops` of `FreeATMMultiView`).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -480,6 +482,7 @@ class PackFreeATMInputs(PackInputs):
         input_key: str = 'img',
         algorithm_keys: Sequence[str] = (),
         meta_keys: Sequence[str] = ('sample_idx', 'img_path'),
+        with_masks: bool = True,
     ) -> None:
         super().__init__(input_key, algorithm_keys, meta_keys)
         self.grid_size: Any = (
@@ -499,6 +502,7 @@ class PackFreeATMInputs(PackInputs):
             raise ValueError(f'min_visible {min_visible!r} must be above 0 and at most 1.')
         self.mask_values = mask_values
         self.min_visible = min_visible
+        self.with_masks = with_masks
 
     def transform(self, results: dict) -> dict:
         """Packs image or views, and the masks where there are any."""
@@ -513,6 +517,8 @@ class PackFreeATMInputs(PackInputs):
 
     def pack_masks(self, results: dict, data_sample: DataSample) -> None:
         """Add the masks of a sample to its data sample, which is changed in place."""
+        if not self.with_masks:
+            return
         windows = np.array(results.get('windows') or [results['window']])
         views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
         self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'))

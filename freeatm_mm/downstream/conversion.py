@@ -203,13 +203,16 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError: If the checkpoint isn't there.
-        ValueError: See `find_backbone` and `convert_backbone`.
+        ValueError: If heads are given of a network that has none; see `find_backbone` and
+            `convert_backbone`.
     """
     import torch
 
     from freeatm_mm.checkpoints import find_backbone
 
     backbone, out = find_backbone(checkpoint), Path(out)
+    if heads is not None and 'cls_token' not in backbone:
+        raise ValueError(f'{checkpoint} is of a network without attention: leave heads out')
     state = {name: value.contiguous() for name, value in convert_backbone(backbone, layout).items()}
     if layout == 'huggingface':
         if out.suffix in ('.pth', '.safetensors'):

@@ -5,14 +5,16 @@ what runs with mmdet and mmseg as well, under their scopes, is in `mmengine.regi
 which every scope falls back to.
 """
 
-from freeatm_mm.compat import read_checkpoints_safely
+from freeatm_mm.compat import format_configs_once, read_checkpoints_safely
 from freeatm_mm.engine.check_training import CheckTrainingHook
 from freeatm_mm.engine.data_files import CheckFilesHook
 from freeatm_mm.engine.hooks import ChannelsLastHook, LogViewsHook, SeedEachIterationHook
 from freeatm_mm.engine.initial_weights import InitialWeightsHook
 from freeatm_mm.engine.layer_decay import BackboneLayerDecayConstructor
+from freeatm_mm.engine.precision import BFloat16Hook
 
 __all__ = [
+    'BFloat16Hook',
     'BackboneLayerDecayConstructor',
     'ChannelsLastHook',
     'CheckFilesHook',
@@ -24,3 +26,4 @@ __all__ = [
 
 # Whoever trains with these hooks, in a tool of any framework, loads and resumes checkpoints.
 read_checkpoints_safely()
+format_configs_once()

@@ -25,7 +25,7 @@ class SeedEachIterationHook(Hook):
 
     mmengine's checkpoints hold weights, optimiser and schedules, but no random state: what a model
     draws (MoCo's shuffle, MAE's masks, stochastic depth) would go differently after a resume. With
-    this hook, and a sampler of :mod:`freeatm_mm.datasets.samplers` for the data, weights and queue
+    this hook, and a sampler of `freeatm_mm.datasets.samplers` for the data, weights and queue
     end bit-equal.
 
     A run without a given seed draws one; resumed, mmengine takes it from the checkpoint, and this
@@ -140,7 +140,7 @@ class _Label(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A view as :func:`freeatm_mm.attention.overlay.contact_sheet` takes it."""
+    """A view as `freeatm_mm.attention.overlay.contact_sheet` takes it."""
 
     caption: str
     image: Image.Image

@@ -1,4 +1,4 @@
-"""From prompts to a store: a diffusion pipeline draws, the recorder keeps each noun's mask."""
+"""From prompts to a store: a diffusion pipeline generates, the recorder keeps each noun's mask."""
 
 from freeatm_mm.generation.engines import ENGINES, WorkerError, run_ray, run_workers
 from freeatm_mm.generation.estimate import RunEstimate, estimate_run
@@ -10,7 +10,7 @@ from freeatm_mm.generation.pipelines import LoadedPipeline, load_pipeline
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.generation.redo import redo_failed
 from freeatm_mm.generation.source import (
-    DrawingError,
+    GenerationError,
     GenerationJob,
     ShardSource,
     StorePlan,
@@ -19,7 +19,7 @@ from freeatm_mm.generation.source import (
 
 __all__ = [
     'ENGINES',
-    'DrawingError',
+    'GenerationError',
     'GenerationJob',
     'GenerationSummary',
     'ImageFile',

@@ -1,20 +1,20 @@
 """DeepFloyd IF: small images first, and further stages that enlarge them.
 
-Stage I (``IFPipeline``) draws 64x64 pixels, stage II (``IFSuperResolutionPipeline``) makes 256x256
-of them, stage III (``StableDiffusionUpscalePipeline``) 1024x1024. Stage I encodes the text, and
-stage II gets the embeddings; stage III has a text encoder of its own.
+Stage I (``IFPipeline``) generates 64x64 pixels, stage II (``IFSuperResolutionPipeline``) makes
+256x256 of them, stage III (``StableDiffusionUpscalePipeline``) 1024x1024. Stage I encodes the text,
+and stage II gets the embeddings; stage III has a text encoder of its own.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from freeatm_mm.generation.pipelines import LoadedPipeline, drawing_options, scheduler_of
+from freeatm_mm.attention.families import call_parameters
+from freeatm_mm.generation.pipelines import LoadedPipeline, sampling_options, scheduler_of
 
 __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
 
@@ -25,7 +25,7 @@ UPSCALER_NOISE = 100
 
 
 def check_first_stage(pipe: Any, height: int | None, width: int | None) -> None:
-    """Refuse to draw small images unless these were asked for.
+    """Refuse to generate small images unless these were asked for.
 
     Raises:
         ValueError: If ``pipe`` is stage I of DeepFloyd IF and the size isn't its own.
@@ -36,14 +36,14 @@ def check_first_stage(pipe: Any, height: int | None, width: int | None) -> None:
     if height is None or width is None or not _fits(side, height, width):
         asked = '' if height is None else f', not {height}x{width}'
         raise ValueError(
-            f'IFPipeline is the first stage of a cascade and draws images of '
+            f'IFPipeline is the first stage of a cascade and generates images of '
             f'{side}x{side} pixels{asked}: give the further stages with --stage, or '
             f'--size {side} to have these'
         )
 
 
 def _fits(side: int, height: int, width: int) -> bool:
-    """Whether a network that was trained at a square can draw this size."""
+    """Whether a network that was trained at a square can generate this size."""
     return min(height, width) == side and max(height, width) <= 2 * side
 
 
@@ -55,7 +55,7 @@ class Cascade:
         further: Stages II and III, or stage II alone.
         steps: Denoising steps of each further stage; ``None``: the pipelines' own.
         guidance: Guidance scale of each further stage; ``None``: the pipelines' own.
-        height: Height in pixels of what the last stage draws; ``None``: what comes of stage I's
+        height: Height in pixels of what the last stage generates; ``None``: what comes of stage I's
             own size.
         width: Width in pixels.
 
@@ -63,10 +63,11 @@ class Cascade:
         pipes: The pipelines, stage I first.
         first_size: Height and width of stage I's images.
         call_options: Arguments of each further stage's call.
-        settings: What each further stage draws with, for the records.
+        settings: What each further stage generates with, for the records.
 
     Raises:
-        ValueError: If these aren't stages of DeepFloyd IF in their order, or can't draw the size.
+        ValueError: If these aren't stages of DeepFloyd IF in their order, or can't generate the
+            size.
     """
 
     def __init__(
@@ -103,21 +104,21 @@ class Cascade:
         exact = all(value * side % last_side == 0 for value in (height, width))
         if not exact or not _fits(side, *self.first_size):
             raise ValueError(
-                f'these stages draw images of {last_side}x{last_side} pixels, or up '
+                f'these stages generate images of {last_side}x{last_side} pixels, or up '
                 f'to twice as long, not {height}x{width}'
             )
         self.size = height, width
         self.call_options: list[dict[str, Any]] = []
         self.settings: list[dict[str, Any]] = []
         for number, stage in enumerate(further):
-            call = inspect.signature(type(stage.pipe).__call__).parameters
+            call = call_parameters(type(stage.pipe))
             own: dict[str, Any] = {
                 'steps': call['num_inference_steps'].default if steps is None else steps[number],
                 'guidance': call['guidance_scale'].default
                 if guidance is None
                 else guidance[number],
             }
-            options = drawing_options(stage.pipe, **own)
+            options = sampling_options(stage.pipe, **own)
             options['noise_level'] = call['noise_level'].default if number == 0 else UPSCALER_NOISE
             if number == 0:
                 options['height'], options['width'] = (
@@ -135,7 +136,7 @@ class Cascade:
                 }
             )
 
-    def draw(
+    def generate(
         self,
         prompts: list[str],
         generators: Sequence[list[torch.Generator]],
@@ -143,7 +144,7 @@ class Cascade:
         recorder: AbstractContextManager,
         stage: int,
     ) -> Any:
-        """Draw images.
+        """Generate images.
 
         Args:
             prompts: The prompts.

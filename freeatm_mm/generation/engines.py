@@ -1,7 +1,7 @@
 """Several workers on one machine, or on a Ray cluster: the same plan and the same bytes.
 
 - ``process``: this process, alone or as one of many that torchrun or a SLURM array started
-  (:func:`~freeatm_mm.generation.generate_store`).
+  (`freeatm_mm.generation.generate_store`).
 - ``workers``: processes on this machine, started and watched here; one that dies is replaced.
 - ``ray``: actors of Ray Data on machines that share the store's folder; Ray starts an actor that
   died again and hands its shard out once more.
@@ -64,14 +64,14 @@ def run_workers(
     progress: bool = True,
     on_start: Callable[[int], None] | None = None,
 ) -> GenerationSummary:
-    """Draw a store with several processes on this machine, replacing those that die.
+    """Generate a store with several processes on this machine, replacing those that die.
 
     A worker that is killed (by the system's out-of-memory killer, say) is replaced. A worker that
     raises would raise again, so the others are stopped and its error is raised here. Finished
     shards stay in each case.
 
     Args:
-        job: What to draw.
+        job: What to generate.
         out: The store's folder.
         workers: Processes; with GPUs, worker i uses number i modulo how many there are.
         max_replacements: Replacements in all, before a worker's death is an error.
@@ -126,7 +126,7 @@ def run_workers(
                 process.terminate()
             for process, _ in running.values():
                 process.join(ENDING_SECONDS)
-                process.kill()  # in a call that takes long; what it was drawing is lost anyhow
+                process.kill()  # in a call that takes long; what it was generating is lost anyhow
                 process.join()
     return summary
 
@@ -134,7 +134,7 @@ def run_workers(
 def _worker_main(
     job: GenerationJob, out: str | Path, rank: int, world: int, sender: Connection
 ) -> None:
-    """What a process of :func:`run_workers` does."""
+    """What a process of `run_workers` does."""
 
     def follow_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -172,13 +172,13 @@ def run_ray(
     rounds: int = 3,
     progress: bool = True,
 ) -> GenerationSummary:
-    """Draw a store with Ray Data: one actor a worker, each with the pipeline loaded once.
+    """Generate a store with Ray Data: one actor a worker, each with the pipeline loaded once.
 
     The machines of the cluster must share the folders of the store, the prompts and the pipeline,
     and have freeatm_mm installed. An actor gets a GPU if the cluster has any.
 
     Args:
-        job: What to draw.
+        job: What to generate.
         out: The store's folder.
         workers: Actors.
         address: The cluster's; the default is what Ray finds, else Ray on this machine.
@@ -278,7 +278,7 @@ def _ray_round(
 
 
 class _RayWorker:
-    """An actor of Ray Data: a pipeline, drawing one shard after the other."""
+    """An actor of Ray Data: a pipeline, generating one shard after the other."""
 
     def __init__(self, job: GenerationJob, out: str) -> None:
         # What is raised here would be tried for ever, so it is handed over with the first shard.

@@ -1,4 +1,4 @@
-"""What a run will take: shards, bytes and hours, from a few batches drawn on the spot."""
+"""What a run will take: shards, bytes and hours, from a few batches generated on the spot."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class RunEstimate:
         samples: Samples in all.
         shards: Shards in all.
         samples_per_shard: Samples in each but the last.
-        timed: Samples that were drawn for the estimate.
-        device: What they were drawn on.
-        batch_size: Images drawn at once.
-        draw_seconds: Seconds to draw an image and record its masks.
+        timed: Samples that were generated for the estimate.
+        device: What they were generated on.
+        batch_size: Images generated at once.
+        generation_seconds: Seconds to generate an image and record its masks.
         write_seconds: Seconds to encode it and to write and hash it into a shard.
         image_bytes: Mean bytes of an image.
         mask_bytes: Mean bytes of an image's masks.
@@ -42,7 +42,7 @@ class RunEstimate:
     timed: int
     device: str
     batch_size: int
-    draw_seconds: float
+    generation_seconds: float
     write_seconds: float
     image_bytes: float
     mask_bytes: float
@@ -57,7 +57,7 @@ class RunEstimate:
     @property
     def device_hours(self) -> float:
         """Hours that one device needs for the whole run."""
-        return self.samples * (self.draw_seconds + self.write_seconds) / 3600
+        return self.samples * (self.generation_seconds + self.write_seconds) / 3600
 
     def text(self, workers: int = 1) -> str:
         """The estimate in words.
@@ -65,7 +65,7 @@ class RunEstimate:
         Args:
             workers: Devices that share the run.
         """
-        seconds = self.draw_seconds + self.write_seconds
+        seconds = self.generation_seconds + self.write_seconds
         hours = self.device_hours
         return '\n'.join(
             [
@@ -87,9 +87,9 @@ class RunEstimate:
 
 
 def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
-    """Draw a few batches, the first one untimed, and project time and size of the whole run.
+    """Generate a few batches, the first one untimed, and project time and size of the whole run.
 
-    The run's folder isn't touched: what is drawn goes to a temporary one and is thrown away.
+    The run's folder isn't touched: what is generated goes to a temporary one and is thrown away.
 
     Args:
         source: The run.
@@ -97,14 +97,14 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
             smaller than that.
 
     Raises:
-        ValueError: If ``batches`` is below 1; and what drawing raises.
+        ValueError: If ``batches`` is below 1; and what generating raises.
     """
     if batches < 1:
         raise ValueError(f'batches must be at least 1, got {batches}')
     size = min(source.batch_size, source.size(0))
     rows, notes = list(range(size)), {'batch_size': size}
-    source.draw(0, rows, notes, strict=False)
-    drawn, draw_seconds = [], 0.0
+    source.generate(0, rows, notes, strict=False)
+    generated, generation_seconds = [], 0.0
     for number in range(batches):
         first = size * (number + 1)
         rows = list(range(first, first + size))
@@ -112,18 +112,20 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
             rows = list(range(size))
         _synchronize()
         start = time.perf_counter()
-        drawn.append(source.draw(0, rows, notes, strict=False))
+        generated.append(source.generate(0, rows, notes, strict=False))
         _synchronize()
-        draw_seconds += time.perf_counter() - start
-    drawn = [part for part in drawn if part]
-    if not drawn:
+        generation_seconds += time.perf_counter() - start
+    generated = [part for part in generated if part]
+    if not generated:
         raise ValueError(
             'none of the samples generated for the estimate can be stored; try more batches'
         )
     with tempfile.TemporaryDirectory() as scratch:
         writer = StoreWriter(Path(scratch) / 'store', size)
         start = time.perf_counter()
-        shards = [writer.write_shard(number, part.values()) for number, part in enumerate(drawn)]
+        shards = [
+            writer.write_shard(number, part.values()) for number, part in enumerate(generated)
+        ]
         write_seconds = time.perf_counter() - start
         content = sum(_content_bytes(writer.path, number) for number in range(len(shards)))
     timed = sum(shard['samples'] for shard in shards)
@@ -139,7 +141,7 @@ def estimate_run(source: ShardSource, batches: int = 2) -> RunEstimate:
         timed=timed,
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
         batch_size=size,
-        draw_seconds=draw_seconds / timed,
+        generation_seconds=generation_seconds / timed,
         write_seconds=write_seconds / timed,
         image_bytes=mean('image_bytes'),
         mask_bytes=mean('mask_bytes'),

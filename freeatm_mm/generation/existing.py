@@ -1,13 +1,12 @@
-"""Masks for images that exist already: the generator looks at them, noised, in place of drawing.
+"""Masks for images that exist already: the generator looks at them, noised, in place of generating.
 
 The shards, their order, workers, interruptions and failures are those of generating
-(:mod:`freeatm_mm.generation.source`); what differs is where an image comes from and how long the
+(`freeatm_mm.generation.source`); what differs is where an image comes from and how long the
 network looks: once at each of a few noise levels.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from freeatm_mm.attention.families import call_names
+from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
@@ -63,20 +62,20 @@ class MaskSource(ShardSource):
     """Adds masks to the images of any shard of a list.
 
     The network sees the whole image, scaled (see
-    :meth:`~freeatm_mm.generation.levels.ShownImages.seen`), and a mask covers the whole image, in
+    `freeatm_mm.generation.levels.ShownImages.seen`), and a mask covers the whole image, in
     the image's own frame. Images are stored byte for byte as they came where they are JPEG or PNG
     in RGB or grey; others are encoded anew.
 
     Args:
         pipeline: A text-to-image pipeline of a family that the recorder knows, and whose call can
             be given latents.
-        images: The images' records, or a :class:`~freeatm_mm.generation.Plan` of them.
+        images: The images' records, or a `freeatm_mm.generation.Plan` of them.
         reader: Reads them.
         levels: Noise levels, as timesteps of training.
         size: Side of a square with as many pixels as the network sees of an image; the default is
             what the pipeline generates.
         batch_size: Images at once; those of one size look at once.
-        seed: As of :class:`~freeatm_mm.generation.ShardSource`, like all that follow.
+        seed: As of `freeatm_mm.generation.ShardSource`, like all that follow.
         samples_per_shard: As there.
         image_format: Of images that are encoded anew.
         quality: Of these, if JPEG.
@@ -149,13 +148,13 @@ class MaskSource(ShardSource):
     def samples(
         self, shard: int, counts: Counts, on_batch: Callable[[int], None] | None = None
     ) -> Iterator[Sample]:
-        """Yield the samples of a shard, as of :class:`~freeatm_mm.generation.ShardSource`."""
+        """Yield the samples of a shard, as of `freeatm_mm.generation.ShardSource`."""
         for sample in super().samples(shard, counts, on_batch):
             if isinstance(counts, LookedCounts):
                 counts.reencoded_images += 'encoded_anew' in sample.meta
             yield sample
 
-    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
+    def _generate_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
         """Look at a batch; an image that can't be read is its own failure alone."""
         outcomes: dict[int, Outcome] = {}
         pictures: dict[int, Picture] = {}
@@ -241,7 +240,7 @@ def _no_guidance(pipeline: Any) -> float:
     names = call_names(pipeline)
     transformer = getattr(pipeline, 'transformer', None)
     if transformer is not None and transformer.config.get('guidance_embeds'):
-        parameters = inspect.signature(type(pipeline).__call__).parameters
+        parameters = call_parameters(type(pipeline))
         for name in names.guidance:
             default = parameters[name].default if name in parameters else None
             if isinstance(default, (int, float)):
@@ -310,22 +309,22 @@ def add_masks(
     """Store images that exist with one attention mask per noun.
 
     Args:
-        pipeline: As of :class:`MaskSource`.
+        pipeline: As of `MaskSource`.
         images: The images' records, such as an
-            :class:`~freeatm_mm.generation.listing.ImageFile`.
+            `freeatm_mm.generation.listing.ImageFile`.
         reader: Reads them.
         out: The store's folder.
-        rank: As of :func:`~freeatm_mm.generation.generate`, like all that follow.
+        rank: As of `freeatm_mm.generation.generate`, like all that follow.
         world: As there.
         take_over: As there.
         wait: As there.
         progress: As there.
-        **options: Levels, size, ...: see :class:`MaskSource`.
+        **options: Levels, size, ...: see `MaskSource`.
 
     Raises:
         ValueError: If an argument is out of range, or the pipeline can't be shown images.
         StoreError: If ``out`` holds a store made with other settings; says which differ.
-        DrawingError: If looking fails whatever the image, or more images fail than may.
+        GenerationError: If looking fails whatever the image, or more images fail than may.
     """
     check_settings(options)
     return generate_store(

@@ -1,7 +1,7 @@
-"""Drawing prompts into a store, so that a run can be stopped anywhere and goes on where it was.
+"""Generating prompts into a store, so that a run can be stopped anywhere and goes on where it was.
 
-Every worker of every engine does the same: take a shard, draw it, write it. Which worker takes
-which shard changes nothing in the store (see :mod:`freeatm_mm.generation.source` for what is exact
+Every worker of every engine does the same: take a shard, generate it, write it. Which worker takes
+which shard changes nothing in the store (see `freeatm_mm.generation.source` for what is exact
 down to the byte).
 """
 
@@ -50,11 +50,11 @@ class GenerationSummary(Counts):
     """What one run did.
 
     Args:
-        samples: Samples drawn in this run.
+        samples: Samples generated in this run.
         skipped: Samples of this worker that were in the store already.
-        left_out: The samples that the store goes without (see :class:`Counts`), also those left out
+        left_out: The samples that the store goes without (see `Counts`), also those left out
             in earlier runs.
-        nouns: Nouns with a mask, in the samples drawn.
+        nouns: Nouns with a mask, in the samples generated.
         image_bytes: Bytes of the samples' images.
         mask_bytes: Bytes of the samples' masks.
         seconds: Duration of the run.
@@ -158,7 +158,7 @@ def generate(
     progress: bool = True,
     **options: Any,
 ) -> GenerationSummary:
-    """Draw every prompt and store the images with one attention mask per noun.
+    """Generate every prompt and store the images with one attention mask per noun.
 
     Shards that are whole are skipped, so the same call goes on after an interruption. Several
     workers with the same arguments and their own ``rank`` share one store; the last to end
@@ -166,17 +166,17 @@ def generate(
 
     Args:
         pipeline: A text-to-image pipeline of a family that the recorder knows.
-        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`.
+        prompts: The prompts, a list or a `freeatm_mm.generation.PromptFile`.
         out: The store's folder.
-        rank: Number of this worker, from 0; it draws shards ``rank``, ``rank + world``, ...
+        rank: Number of this worker, from 0; it generates shards ``rank``, ``rank + world``, ...
         world: Number of workers.
-        take_over: Having drawn its own shards, a worker takes those of others that nobody is
-            drawing: of workers that are slower, died or never started.
-        wait: Having nothing left to draw, stay until the store is finished, and draw what a worker
-            that dies leaves.
+        take_over: Having generated its own shards, a worker takes those of others that nobody is
+            generating: of workers that are slower, died or never started.
+        wait: Having nothing left to generate, stay until the store is finished, and generate what a
+            worker that dies leaves.
         progress: Show a progress bar for all workers together, with images a second and the time
             left.
-        **options: Steps, guidance, sizes, ...: see :class:`~freeatm_mm.generation.ShardSource`.
+        **options: Steps, guidance, sizes, ...: see `freeatm_mm.generation.ShardSource`.
 
     Returns:
         Counts, sizes and time.
@@ -185,8 +185,8 @@ def generate(
         ValueError: If an argument is out of range, the pipeline's family is unknown, a prompt id
             can't be used, or (with ``lost_nouns='raise'``) a noun is lost.
         StoreError: If ``out`` holds a store made with other settings; says which differ.
-        FloatingPointError: If all that the pipeline draws is not a number.
-        DrawingError: If drawing fails whatever the prompt, or more samples fail than may.
+        FloatingPointError: If all that the pipeline generates is not a number.
+        GenerationError: If generating fails whatever the prompt, or more samples fail than may.
     """
     source = ShardSource(pipeline, prompts, **options)
     if rank == 0:
@@ -212,7 +212,7 @@ def generate_store(
     wait: bool = False,
     progress: bool = True,
 ) -> GenerationSummary:
-    """Do one worker's part of a run; the arguments are those of :func:`generate`."""
+    """Do one worker's part of a run; the arguments are those of `generate`."""
     if world < 1:
         raise ValueError(f'world must be at least 1, got {world}')
     if not 0 <= rank < world:
@@ -228,7 +228,7 @@ def generate_store(
             summary.skipped += before['samples']
             summary.left_out += _summary_of(before).left_out
     source.failed_before = summary.failed
-    # Alone, nobody could leave anything; without locks, two workers would draw into one file.
+    # Alone, nobody could leave anything; without locks, two workers would generate into one file.
     others = take_over and world > 1 and can_lock(worker.writer.path / MANIFEST)
     with worker.progress, shared_bar(worker.progress, source.num_samples, progress) as refresh:
         for shard in mine:
@@ -258,10 +258,10 @@ def generate_store(
 
 
 class ShardWorker:
-    """Draws shards into a store, whoever tells it which.
+    """Generates shards into a store, whoever tells it which.
 
     Args:
-        source: Draws the samples.
+        source: Generates the samples.
         out: The store's folder.
 
     Attributes:
@@ -288,18 +288,18 @@ class ShardWorker:
     def run(
         self, shard: int, refresh: Callable[[], Any] | None = None, steal: bool = False
     ) -> bool:
-        """Draw and write a shard, unless it is there.
+        """Generate and write a shard, unless it is there.
 
         Args:
             shard: Number of the shard.
             refresh: Called after each batch.
-            steal: Leave a shard that another process is drawing to it, instead of raising.
+            steal: Leave a shard that another process is generating to it, instead of raising.
 
         Returns:
             Whether this worker wrote it.
 
         Raises:
-            ShardBusy: If another process is drawing it and ``steal`` is false.
+            ShardBusy: If another process is generating it and ``steal`` is false.
         """
         if self.is_complete(shard):
             return False
@@ -375,7 +375,7 @@ class _AlreadyThere(Exception):
 
 
 class SharedProgress:
-    """How many samples of each shard are drawn, kept by all workers in one small file.
+    """How many samples of each shard are generated, kept by all workers in one small file.
 
     It lies beside the shards until the store is finished, and steers nothing: a wrong number in it
     is a wrong number on the screen.
@@ -399,13 +399,13 @@ class SharedProgress:
             self._file = None
 
     def set(self, shard: int, samples: int) -> None:
-        """Say that ``samples`` samples of a shard are drawn."""
+        """Say that ``samples`` samples of a shard are generated."""
         if self._file is None:
             self._file = open_in_place(self.path)
         os.pwrite(self._file.fileno(), np.uint32(samples).tobytes(), 4 * shard)
 
     def total(self) -> int | None:
-        """Samples drawn by all workers so far; ``None`` where there is no file yet, or any more."""
+        """Samples generated by all workers so far; ``None`` without a file, before or after."""
         try:
             counts = np.fromfile(self.path, '<u4', count=self.num_shards)
         except FileNotFoundError:

@@ -9,7 +9,6 @@ conditions and sizes are those of generating, for every family alike.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from freeatm_mm.attention.families import Latents, call_names, find_family
+from freeatm_mm.attention.families import Latents, call_names, call_parameters, find_family
 from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE
 from freeatm_mm.generation.pipelines import scheduler_of
 
@@ -152,7 +151,7 @@ def check_can_show(pipe: Any) -> Latents:
             f"{name} can't look at images that exist: {family.latents}; use the text-to-image "
             'pipeline of another family'
         )
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     own = [argument for argument in _IMAGE_ARGUMENTS if argument in parameters]
     if own and not (own == ['image'] and family.latents.image_is_optional):
         raise ValueError(
@@ -206,8 +205,8 @@ class ShownImages:
         name = type(pipe).__name__
         if self._latents.chosen_sizes:
             if size is not None:
-                raise ValueError(f'{name} draws at sizes of its own choice: leave the size out')
-            height, width = self._latents.drawn_size(pipe, 1024, 1024)
+                raise ValueError(f'{name} generates at sizes of its own choice: leave the size out')
+            height, width = self._latents.generated_size(pipe, 1024, 1024)
             size = math.isqrt(height * width)
         if size is None:
             size = _own_size(pipe, config, factor)
@@ -221,10 +220,10 @@ class ShownImages:
     def seen(self, width: int, height: int) -> tuple[int, int]:
         """Height and width at which the network sees an image of this width and height.
 
-        The whole image is seen, and as many pixels as a square of side :attr:`size` has: in the
+        The whole image is seen, and as many pixels as a square of side `size` has: in the
         image's own proportions, except that each side is rounded to a multiple (an eighth of the
         square's, or what the network needs), and that one side is at most four times the other.
-        A pipeline that draws at sizes of its own choice sees the one that it makes of that.
+        A pipeline that generates at sizes of its own choice sees the one that it makes of that.
         """
         ratio = min(max(width / height, 1 / MOST_ELONGATED), MOST_ELONGATED)
         unit = self.multiple * max(1, round(self.size / 8 / self.multiple))
@@ -236,8 +235,8 @@ class ShownImages:
         if ratio != 1:
             found = rounded(self.size / ratio**0.5), rounded(self.size * ratio**0.5)
         # Until the pipeline leaves the size as it is; it only ever rounds sides down once.
-        while (drawn := self._latents.drawn_size(self.pipe, *found)) != found:
-            found = drawn
+        while (generated := self._latents.generated_size(self.pipe, *found)) != found:
+            found = generated
         return found
 
     @torch.no_grad()
@@ -251,7 +250,7 @@ class ShownImages:
         """Call the network once for each level.
 
         Args:
-            images: float32 (B, 3, h, w), from -1 to 1; h and w as :meth:`seen` returns them.
+            images: float32 (B, 3, h, w), from -1 to 1; h and w as `seen` returns them.
             prompts: What the images show, B.
             generators: The noise of each image comes from its own.
             options: Further arguments of the pipeline's call.
@@ -273,7 +272,7 @@ class ShownImages:
                 first = noised[0] if taken.given is None else taken.given(pipe, mixed)
         options = dict(options)
         options |= {'height': images.shape[2], 'width': images.shape[3]}
-        parameters = inspect.signature(type(pipe).__call__).parameters
+        parameters = call_parameters(type(pipe))
         options['output_type'] = 'latent' if taken.vae else 'pt'
         if 'latents' in parameters:
             options['latents'] = first
@@ -296,7 +295,7 @@ def _standing_in(pipe: Any, timesteps: Tensor, noised: Sequence[Tensor]) -> Iter
 
 
 def _own_size(pipe: Any, config: Any, factor: int) -> int:
-    """The side of a square with as many pixels as a pipeline draws by itself.
+    """The side of a square with as many pixels as a pipeline generates by itself.
 
     Raises:
         ValueError: If it doesn't say so.
@@ -304,7 +303,7 @@ def _own_size(pipe: Any, config: Any, factor: int) -> int:
     side = getattr(pipe, 'default_sample_size', None) or config.get('sample_size')
     if side is not None:
         return int(_first(side)) * factor
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     sides = [parameters[name].default for name in ('height', 'width') if name in parameters]
     if len(sides) == 2 and all(isinstance(side, int) for side in sides):
         return math.isqrt(math.prod(sides))

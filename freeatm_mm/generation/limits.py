@@ -32,7 +32,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse numbers that no run could have.
 
     Args:
-        settings: Arguments of :class:`~freeatm_mm.generation.ShardSource`, some or all.
+        settings: Arguments of `freeatm_mm.generation.ShardSource`, some or all.
 
     Raises:
         ValueError: If one is no number of its kind, or out of range; says which.
@@ -49,7 +49,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for value in settings.get('stage_steps') or ():
         _whole('stage_steps', value, LIMITS['steps'])
     if (settings.get('height') is None) != (settings.get('width') is None):
-        # Pipelines would silently draw their own size.
+        # Pipelines would silently generate their own size.
         raise ValueError(
             'give height and width together, got '
             f'{settings.get("height")} and {settings.get("width")}'

@@ -44,7 +44,7 @@ class ImageRecord(PromptRecord):
     """A prompt record that has an image already.
 
     Args:
-        place: Where :class:`~freeatm_mm.generation.images.ImageReader` finds it.
+        place: Where `freeatm_mm.generation.images.ImageReader` finds it.
         name: Where it is, in words.
     """
 
@@ -74,7 +74,7 @@ class ImageFile(PromptFile):
 
 @dataclass(frozen=True)
 class ImageList:
-    """What :func:`list_images` made, or found there.
+    """What `list_images` made, or found there.
 
     Args:
         path: The JSON Lines file of image records.
@@ -111,7 +111,7 @@ def list_images(
     processes that begin together make one list.
 
     Args:
-        source: See :mod:`freeatm_mm.generation.images`.
+        source: See `freeatm_mm.generation.images`.
         out: The store's folder.
         captions: A caption file that names the images of the folder ``source``.
         every_caption: A record for each caption of an image, rather than for the first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import re
@@ -15,8 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from freeatm_mm.attention.families import call_names
-from freeatm_mm.compat import hub_out_of_reach, no_code_from_data
+from freeatm_mm.attention.families import call_names, call_parameters
+from freeatm_mm.compat import (
+    hub_or_cache,
+    hub_out_of_reach,
+    limit_chat_templates,
+    no_code_from_data,
+)
 from freeatm_mm.errors import InputError, listed
 from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
@@ -28,14 +32,14 @@ if TYPE_CHECKING:
 __all__ = [
     'DTYPES',
     'OFFLOADS',
-    'DrawingDefaults',
     'LoadedPipeline',
-    'drawing_defaults',
-    'drawing_options',
+    'SamplingDefaults',
     'find_lora',
     'load_pipeline',
     'on_hub',
     'parse_lora',
+    'sampling_defaults',
+    'sampling_options',
     'scheduler_of',
 ]
 
@@ -93,7 +97,7 @@ _LORA_SETTINGS: dict[str, Any] = {
 _LORA_STARTS = (True, False, 'gaussian')
 _MOST_SETTINGS = 1 << 22
 
-# The files of a pipeline's folder that decide what it draws.
+# The files of a pipeline's folder that decide what it generates.
 _WEIGHT_ENDINGS = ('.json', '.safetensors', '.bin', '.txt', '.model')
 
 
@@ -129,7 +133,7 @@ def load_pipeline(
     """Load any diffusers pipeline; no code that comes with the weights is run.
 
     Weights are read from safetensors files only, never from pickles, and nothing outside the
-    folder is followed (see :mod:`freeatm_mm.generation.folders`).
+    folder is followed (see `freeatm_mm.generation.folders`).
 
     Args:
         source: A pipeline's folder, a hub id such as ``owner/name``, or a single file of a
@@ -143,11 +147,12 @@ def load_pipeline(
         without: Parts to go without, such as ``'text_encoder'``; they need not be there.
         loras: safetensors files of LoRAs, here or on the hub (``owner/name/FILE.safetensors``, or
             ``owner/name@REVISION/FILE.safetensors``), each with ``:WEIGHT`` after it or 1 without.
-            They are added to the weights, so that what draws and is recorded is a plain pipeline.
+            They are added to the weights, so that what generates and is recorded is a plain
+            pipeline.
         model_config: Of a single file, the pipeline it is a checkpoint of, for the configs and
             tokenizers that are not in it: a folder or a hub id. By default the one that diffusers
             knows for such a checkpoint, on the hub or in its cache.
-        offload: One of :data:`OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
+        offload: One of `OFFLOADS`; all but ``'none'`` need a GPU. It changes no image.
 
     Raises:
         FileNotFoundError: If the folder or file is missing or holds no pipeline.
@@ -164,6 +169,7 @@ def load_pipeline(
     single = _single_file(source, revision, variant, model_config)
     diffusers = _import_diffusers()
     scheduler_class = _scheduler_class(diffusers, scheduler) if scheduler else None
+    limit_chat_templates()
     with no_code_from_data(), _quiet_off_terminals(diffusers):
         files = [(find_lora(name), weight) for name, weight in added]
         if single is None:
@@ -255,7 +261,7 @@ def find_lora(name: str) -> Path:
     """Return where a LoRA lies here, fetching it if it is one of the hub.
 
     Args:
-        name: As :func:`parse_lora` returns it.
+        name: As `parse_lora` returns it.
 
     Raises:
         ValueError: If it can't be had.
@@ -267,9 +273,10 @@ def find_lora(name: str) -> Path:
     found = _HUB_FILE.fullmatch(name)
     assert found is not None  # by `parse_lora`
     try:
-        return Path(
-            hf_hub_download(found['repo'], found['file'], revision=found['revision'] or None)
-        )
+        with hub_or_cache():
+            return Path(
+                hf_hub_download(found['repo'], found['file'], revision=found['revision'] or None)
+            )
     except Exception as error:  # the hub's and the network's
         raise _LoraError(
             f"the LoRA {name} is no file here and can't be had from the hub: {_one_line(error)}"
@@ -364,13 +371,14 @@ def _config_folder(diffusers: Any, file: Path, model_config: str | Path | None) 
                 {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
             )
             model_config = known['pretrained_model_name_or_path']
-        return Path(
-            snapshot_download(
-                str(model_config),
-                allow_patterns=['*.json', '*.txt', '*.model'],
-                ignore_patterns=['*.index.json'],
+        with hub_or_cache():
+            return Path(
+                snapshot_download(
+                    str(model_config),
+                    allow_patterns=['*.json', '*.txt', '*.model'],
+                    ignore_patterns=['*.index.json'],
+                )
             )
-        )
     except Exception as error:  # the hub's, the network's, and what is made of others' files
         raise ValueError(
             f'the configs that {file} needs beside its weights are not here: give model_config '
@@ -489,7 +497,7 @@ def _check_lora(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise _LoraError(f"the settings in the LoRA {path} can't be used: {error}") from None
 
 
-class DrawingDefaults(NamedTuple):
+class SamplingDefaults(NamedTuple):
     """Steps and guidance scale for who names none.
 
     Args:
@@ -503,11 +511,11 @@ class DrawingDefaults(NamedTuple):
     reason: str | None = None
 
 
-def drawing_defaults(pipe: DiffusionPipeline) -> DrawingDefaults:
+def sampling_defaults(pipe: DiffusionPipeline) -> SamplingDefaults:
     """Return the steps and the guidance scale that a pipeline was made for.
 
-    A model that was distilled to draw in a few steps is recognised by its class, its scheduler or
-    its configs. Its defaults are those that its authors name; all others have 50 steps and 7.5.
+    A model that was distilled to generate in a few steps is recognised by its class, its scheduler
+    or its configs. Its defaults are those that its authors name; all others have 50 steps and 7.5.
     """
     kind = type(pipe).__name__
     scheduler = getattr(pipe, call_names(pipe).scheduler, None)
@@ -515,18 +523,18 @@ def drawing_defaults(pipe: DiffusionPipeline) -> DrawingDefaults:
     transformer = getattr(getattr(pipe, 'transformer', None), 'config', {})
     unet = getattr(getattr(pipe, 'unet', None), 'config', {})
     if kind.startswith('SanaSprint'):
-        return DrawingDefaults(2, 4.5, f'{kind} (Sana Sprint)')
+        return SamplingDefaults(2, 4.5, f'{kind} (Sana Sprint)')
     if kind.startswith('LatentConsistencyModel') or sampler == 'LCMScheduler':
         reason = f'{kind} with {sampler} (a latent consistency model)'
         # Without an input for it, guidance isn't in the network but a second pass beside it.
-        return DrawingDefaults(4, 8.0 if unet.get('time_cond_proj_dim') else 1.0, reason)
+        return SamplingDefaults(4, 8.0 if unet.get('time_cond_proj_dim') else 1.0, reason)
     if (
         kind.startswith('Flux')
         and transformer.get('guidance_embeds') is False
         and noise.get('use_dynamic_shifting') is False
     ):
         reason = f'{kind} without guidance and dynamic shifting (FLUX.1 schnell)'
-        return DrawingDefaults(4, 0.0, reason)
+        return SamplingDefaults(4, 0.0, reason)
     if (
         kind.startswith('StableDiffusion')
         and sampler in ('EulerDiscreteScheduler', 'EulerAncestralDiscreteScheduler')
@@ -536,11 +544,11 @@ def drawing_defaults(pipe: DiffusionPipeline) -> DrawingDefaults:
         and unet.get('sample_size') == 64
     ):
         reason = f'{kind} with {sampler} and trailing timesteps at 512 pixels (Turbo)'
-        return DrawingDefaults(4, 0.0, reason)
-    return DrawingDefaults()
+        return SamplingDefaults(4, 0.0, reason)
+    return SamplingDefaults()
 
 
-def drawing_options(
+def sampling_options(
     pipe: DiffusionPipeline,
     *,
     steps: int,
@@ -548,7 +556,7 @@ def drawing_options(
     height: int | None = None,
     width: int | None = None,
 ) -> dict[str, Any]:
-    """How to draw, by the names that a pipeline's call has for it.
+    """How to generate, by the names that a pipeline's call has for it.
 
     Args:
         pipe: Any text-to-image pipeline.
@@ -559,13 +567,13 @@ def drawing_options(
 
     Returns:
         Arguments of the pipeline's call. Captions aren't cleaned as if from the web, and images
-        are drawn at their size rather than at one like it and cut, which would shift the masks.
+        are generated at their size rather than at one like it and cut, which would shift the masks.
         Where a component of the pipeline holds the guidance scale, it is set there.
 
     Raises:
         ValueError: If the pipeline's call has no name for something asked.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = call_parameters(type(pipe))
     names = call_names(pipe)
     options: dict[str, Any] = {}
 
@@ -594,7 +602,7 @@ def drawing_options(
 
 
 def scheduler_of(pipe: DiffusionPipeline, kind: type[Any] | None = None) -> Any:
-    """Return the scheduler of the network that draws.
+    """Return the scheduler of the network that generates.
 
     Args:
         pipe: Any text-to-image pipeline.
@@ -626,7 +634,7 @@ def _import_diffusers() -> Any:
                 f"diffusers is installed but can't be imported: it lacks {error.name}"
             ) from error
         raise ValueError(
-            f'drawing images needs {error.name}; install freeatm_mm[generation]'
+            f'generating images needs {error.name}; install freeatm_mm[generation]'
         ) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: what their lazy imports make of it
         raise ValueError(
@@ -683,16 +691,17 @@ def _locate(
             'owner/name)'
         )
     try:
-        folder = Path(
-            diffusers.DiffusionPipeline.download(
-                text,
-                revision=revision,
-                variant=variant,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **dict.fromkeys(without),
+        with hub_or_cache():
+            folder = Path(
+                diffusers.DiffusionPipeline.download(
+                    text,
+                    revision=revision,
+                    variant=variant,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **dict.fromkeys(without),
+                )
             )
-        )
     except Exception as error:  # the hub's, the network's, and what files of others bring about
         raise ValueError(
             f"{source} is no folder here and can't be had from the hub: {_one_line(error)}"
@@ -710,7 +719,7 @@ def _saved_without(folder: Path) -> list[str]:
 
 
 def _folder_revision(folder: Path, without: Collection[str]) -> str:
-    """A hash of names and contents of the files that decide what a pipeline draws."""
+    """A hash of names and contents of the files that decide what a pipeline generates."""
     digest = hashlib.sha256()
     for file in files_of(folder):
         if file.suffix in _WEIGHT_ENDINGS and file.parts[0] not in without:

@@ -99,7 +99,7 @@ class Plan:
 
     Args:
         prompts: The prompt records.
-        images_per_prompt: Samples drawn from each.
+        images_per_prompt: Samples generated from each.
         samples_per_shard: Samples in each shard but the last.
 
     Attributes:
@@ -137,7 +137,7 @@ class Plan:
         self.fingerprint = self._check(prompts)
 
     def shard(self, index: int) -> list[tuple[PromptRecord, int]]:
-        """The samples of a shard: each the record to draw and the number of its image."""
+        """The samples of a shard: each the record to generate and the number of its image."""
         first = index * self.samples_per_shard
         last = min(first + self.samples_per_shard, self.num_samples)
         each = self.images_per_prompt

@@ -1,4 +1,4 @@
-"""Drawing once more what could not be drawn, in another number format."""
+"""Generating once more what could not be generated, in another number format."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _FREE = ('dtype',)
 
 
 def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
-    """Draw the samples that failed, and put those that succeed now into their places.
+    """Generate the samples that failed, and put those that succeed now into their places.
 
-    The other samples keep their bytes. Each sample's ``meta`` names the number format it was drawn
-    in, and a shard's notes list under ``redone`` what was drawn here.
+    The other samples keep their bytes. Each sample's ``meta`` names the number format it was
+    generated in, and a shard's notes list under ``redone`` what was generated here.
 
     Args:
         source: The run as it was made, but for the number format of its pipeline.
         out: The store's folder, finished or not.
 
     Returns:
-        What was drawn, and under ``left_out`` what still isn't there.
+        What was generated, and under ``left_out`` what still isn't there.
 
     Raises:
         StoreError: If there is no store, or it was made with other settings; says which differ.
@@ -41,7 +41,7 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
     try:
         manifest = load_manifest(out / MANIFEST, STORE_FORMAT)
     except FileNotFoundError:
-        raise StoreError(f'there is no store at {out} with samples to draw again') from None
+        raise StoreError(f'there is no store at {out} with samples to generate again') from None
     changes = {name: manifest['config'].get(name) for name in _FREE}
     # Refuses other settings.
     writer = StoreWriter(out, source.samples_per_shard, source.config | changes)
@@ -56,10 +56,10 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
         due = source.keys(shard)
         left_out = [item for item in notes.get('left_out', []) if item.get('key') in due]
         failed = [item['key'] for item in left_out if item.get('kind') == 'failed']
-        drawn = source.draw_alone(shard, failed) if failed else {}
-        found = {key: item for key, item in drawn.items() if isinstance(item, Sample)}
+        generated = source.generate_alone(shard, failed) if failed else {}
+        found = {key: item for key, item in generated.items() if isinstance(item, Sample)}
         notes['left_out'] = [
-            item | ({'reason': drawn[item['key']]} if item['key'] in drawn else {})
+            item | ({'reason': generated[item['key']]} if item['key'] in generated else {})
             for item in left_out
             if item['key'] not in found
         ]

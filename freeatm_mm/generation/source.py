@@ -1,8 +1,8 @@
-"""The samples of a run, shard by shard: what is due, and how it is drawn.
+"""The samples of a run, shard by shard: what is due, and how it is generated.
 
 What is exact. A sample's noise comes from its own seed and nothing else, so the *same sample* is
-drawn whatever the batch size, the number of workers or the order. Its *bytes* are the same
-whenever it is drawn in a batch of the same composition with the same software and hardware
+generated whatever the batch size, the number of workers or the order. Its *bytes* are the same
+whenever it is generated in a batch of the same composition with the same software and hardware
 (number of threads included): batches are formed inside a shard, a shard is written whole or not at
 all, so a run that was killed ends with the bytes of one that wasn't, whatever the number of
 workers. With another batch size, matrix products round differently: on a CPU, five steps of a
@@ -40,17 +40,17 @@ from freeatm_mm.attention import (
     quantize,
     resize,
 )
-from freeatm_mm.attention.families import call_names
-from freeatm_mm.attention.recording import drawn_images
+from freeatm_mm.attention.families import call_names, call_parameters
+from freeatm_mm.attention.recording import generated_images
 from freeatm_mm.errors import RunError
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
     LoadedPipeline,
-    drawing_defaults,
-    drawing_options,
     load_pipeline,
     on_hub,
+    sampling_defaults,
+    sampling_options,
     scheduler_of,
 )
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
@@ -61,6 +61,7 @@ from freeatm_mm.store.layout import (
     STORE_FORMAT,
     left_out_keys,
     load_manifest,
+    name_differences,
     read_manifest,
 )
 from freeatm_mm.store.sample import IMAGE_FORMATS, encode_image
@@ -74,7 +75,7 @@ _LOG = logging.getLogger(__name__)
 __all__ = [
     'MASK_OPTIONS',
     'Counts',
-    'DrawingError',
+    'GenerationError',
     'GenerationJob',
     'Outcome',
     'Picture',
@@ -109,7 +110,7 @@ _PACKAGES = ('freeatm_mm', 'torch', 'diffusers', 'transformers')
 
 @dataclass
 class Counts:
-    """What was seen while drawing.
+    """What was seen while generating.
 
     Args:
         lost_nouns: Nouns left out because the tokenizer cut them off, or because they aren't
@@ -119,7 +120,7 @@ class Counts:
         flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
         hidden_images: Images that the pipeline's safety checker blacked out.
         cut_prompts: Prompts longer than the 77 tokens of CLIP, whose ends it doesn't see.
-        split_batches: Batches that failed, so that their samples were drawn one by one.
+        split_batches: Batches that failed, so that their samples were generated one by one.
         left_out: The samples that aren't in the store, each with its ``key`` and ``kind``:
             ``'hidden'``, or ``'failed'`` with ``prompt_id``, ``image_number`` and ``reason``.
     """
@@ -134,16 +135,16 @@ class Counts:
 
     @property
     def failed(self) -> int:
-        """Number of samples that could not be drawn."""
+        """Number of samples that could not be generated."""
         return sum(item.get('kind') == 'failed' for item in self.left_out)
 
 
-class DrawingError(RunError):
-    """Nothing can be drawn with these settings, or on this device."""
+class GenerationError(RunError):
+    """Nothing can be generated with these settings, or on this device."""
 
 
-class TooManyFailed(DrawingError):
-    """More samples could not be drawn than a run may leave out."""
+class TooManyFailed(GenerationError):
+    """More samples could not be generated than a run may leave out."""
 
 
 @dataclass
@@ -192,22 +193,22 @@ class Recorded:
 
 
 class ShardSource:
-    """Draws the samples of any shard of a run.
+    """Generates the samples of any shard of a run.
 
     Args:
         pipeline: A text-to-image pipeline; for masks, of a family that the recorder knows.
-        prompts: The prompts, a list or a :class:`~freeatm_mm.generation.PromptFile`; or a
-            :class:`~freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
+        prompts: The prompts, a list or a `freeatm_mm.generation.PromptFile`; or a
+            `freeatm_mm.generation.Plan` of them made with the same ``images_per_prompt``
             and ``samples_per_shard``.
         steps: Denoising steps; the default is 50, and a few-step model's own
-            (:func:`~freeatm_mm.generation.pipelines.drawing_defaults`).
+            (`freeatm_mm.generation.pipelines.sampling_defaults`).
         guidance: Classifier-free guidance scale; 1 or less switches guidance off. The default is
             7.5, and a few-step model's own.
-        batch_size: Images drawn at once. Changes the speed, and the samples by rounding only.
+        batch_size: Images generated at once. Changes the speed, and the samples by rounding only.
         seed: Seed of the run; a sample's seed is a hash of it, the prompt's id and the number of
             the image.
         samples_per_shard: Samples in a shard, the unit of work and of resuming.
-        images_per_prompt: Images drawn from each prompt.
+        images_per_prompt: Images generated from each prompt.
         height: Height of the images in pixels, together with ``width``; the default is the
             pipeline's.
         width: Width of the images in pixels.
@@ -216,24 +217,24 @@ class ShardSource:
         lost_nouns: What to do with a noun that the tokenizer cut off or that isn't found among
             the tokens: ``'skip'`` keeps the sample without it, lists it under ``lost_nouns`` in
             the sample's ``meta`` and counts it; ``'raise'`` stops.
-        masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline draws, and
-            samples have a caption but no nouns. Other masks by a mapping of some of
-            :data:`MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
+        masks: ``True``: the paper's masks. ``False``: none; any text-to-image pipeline generates,
+            and samples have a caption but no nouns. Other masks by a mapping of some of
+            `MASK_OPTIONS`, JSON values only: ``blocks``, ``resolutions``, ``heads``,
             ``probability``, ``merge``, ``maps``, ``head_weights`` and ``rescale`` as
-            :class:`~freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
+            `freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start, stop
             and maybe stride; ``propagate``, how often to pass them on along the self-attention at
             32x32 or below; ``crf``, the shorter side in pixels at which
-            :func:`~freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``, the
+            `freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``, the
             stage of a cascade that is recorded, from 1.
         stages: The further stages of a cascade, of which ``pipeline`` is the first (see
-            :class:`~freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
+            `freeatm_mm.generation.cascade.Cascade`); ``height`` and ``width`` are then
             those of the last one's images.
         stage_steps: Denoising steps of each further stage; the default is the pipelines' own.
         stage_guidance: Guidance scale of each further stage; the default is the pipelines' own.
         negative_prompt: What the images should not show, the same for all; guidance leads away from
             it.
         loras: What the pipeline's weights hold beside its own, for the records
-            (:attr:`~freeatm_mm.generation.LoadedPipeline.loras`).
+            (`freeatm_mm.generation.LoadedPipeline.loras`).
         keep_hidden: Store images that the safety checker blacked out, with
             ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
         max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
@@ -245,7 +246,7 @@ class ShardSource:
     Attributes:
         plan: Which sample stands where.
         config: What the store's samples depend on, for its ``store.json``.
-        notes: What each shard remembers of how it was drawn.
+        notes: What each shard remembers of how it was generated.
         samples_per_shard: Samples in each shard but the last.
         num_samples: Samples in the whole run.
 
@@ -310,7 +311,7 @@ class ShardSource:
             )
         if lost_nouns not in ('skip', 'raise'):
             raise ValueError(f'lost_nouns must be "skip" or "raise", got {lost_nouns!r}')
-        defaults = drawing_defaults(pipeline)
+        defaults = sampling_defaults(pipeline)
         if defaults.reason and (steps is None or guidance is None):
             self.chosen = (
                 f'{defaults.reason}: '
@@ -405,7 +406,7 @@ class ShardSource:
         self.notes: dict[str, Any] = {'batch_size': batch_size}
         if self._cascade:
             height, width = self._cascade.first_size
-        self.call_options = drawing_options(
+        self.call_options = sampling_options(
             pipeline, steps=steps, guidance=guidance, height=height, width=width
         )
         self.call_options['output_type'] = 'pil'
@@ -469,23 +470,23 @@ class ShardSource:
     def samples(
         self, shard: int, counts: Counts, on_batch: Callable[[int], None] | None = None
     ) -> Iterator[Sample]:
-        """Yield the samples of a shard, drawn in batches that depend on the shard alone.
+        """Yield the samples of a shard, generated in batches that depend on the shard alone.
 
-        A sample that can't be drawn is left out and listed in ``counts``: a batch that fails is
-        drawn again one by one, and what fails alone, or has an image or masks that are not numbers,
-        is that sample's own failure.
+        A sample that can't be generated is left out and listed in ``counts``: a batch that fails is
+        generated again one by one, and what fails alone, or has an image or masks that are not
+        numbers, is that sample's own failure.
 
         Args:
             shard: Number of the shard.
             counts: Counts what is seen on the way.
-            on_batch: Called after each batch with the number of samples drawn of this shard.
+            on_batch: Called after each batch with the number of samples generated of this shard.
 
         Raises:
-            ValueError: If nothing can be drawn as asked, naming the prompts, or (with
+            ValueError: If nothing can be generated as asked, naming the prompts, or (with
                 ``lost_nouns='raise'``) a noun is lost.
-            FloatingPointError: If all that the pipeline draws is not a number.
-            DrawingError: If drawing fails in another way, whatever the prompt, or more samples fail
-                than ``max_failed``.
+            FloatingPointError: If all that the pipeline generates is not a number.
+            GenerationError: If generating fails in another way, whatever the prompt, or more
+                samples fail than ``max_failed``.
         """
         work = self.plan.shard(shard)
         with _quiet(self._pipes):
@@ -515,22 +516,22 @@ class ShardSource:
                 if on_batch is not None:
                     on_batch(first + len(batch))
 
-    def draw(
+    def generate(
         self, shard: int, rows: Sequence[int], notes: dict[str, Any], *, strict: bool = True
     ) -> dict[int, Sample]:
-        """Draw some samples of a shard again, in the batches in which they were drawn.
+        """Generate some samples of a shard again, in the batches in which they were generated.
 
         Args:
             shard: Number of the shard.
             rows: The samples' numbers among those that are in it.
             notes: What the shard remembers: ``batch_size``, ``left_out``.
-            strict: Raise if a sample can't be drawn, rather than leave it out.
+            strict: Raise if a sample can't be generated, rather than leave it out.
 
         Returns:
             Number in the shard -> sample.
 
         Raises:
-            ValueError: If a sample can't be drawn and ``strict`` is true; and what :meth:`samples`
+            ValueError: If a sample can't be generated and ``strict`` is true; and what `samples`
                 raises.
         """
         gone = left_out_keys(notes)
@@ -557,15 +558,15 @@ class ShardSource:
                         )
         return found
 
-    def draw_alone(self, shard: int, keys: Sequence[str]) -> dict[str, Sample | str]:
-        """Draw samples of a shard one by one.
+    def generate_alone(self, shard: int, keys: Sequence[str]) -> dict[str, Sample | str]:
+        """Generate samples of a shard one by one.
 
         Args:
             shard: Number of the shard.
             keys: The samples' keys.
 
         Returns:
-            Key -> the sample, or why it can't be drawn.
+            Key -> the sample, or why it can't be generated.
         """
         work = dict(zip(_keys(self.plan, shard), self.plan.shard(shard)))
         found: dict[str, Sample | str] = {}
@@ -603,7 +604,7 @@ class ShardSource:
         """What becomes of the samples of a batch, in order."""
         first: Exception | None = None
         try:
-            outcomes = self._draw_together(batch)
+            outcomes = self._generate_together(batch)
         except Exception as error:  # of a pipeline, a scheduler, a tokenizer, the device
             if self.lost_nouns == 'raise' and isinstance(
                 error, (NounAlignmentError, NounTruncatedError)
@@ -619,7 +620,7 @@ class ShardSource:
                 try:
                     if len(batch) == 1:
                         raise first
-                    outcomes += self._draw_together([item])
+                    outcomes += self._generate_together([item])
                 except Exception as error:
                     if _is_out_of_memory(error):
                         raise self._about([item], error) from None  # the device's, not the sample's
@@ -627,15 +628,15 @@ class ShardSource:
         if all(outcome.kind == 'failed' for outcome in outcomes):
             # Whatever the prompt, it is the settings, or the device.
             try:
-                works = self._draw_together([(_PROOF, 0)])[0].kind != 'failed'
+                works = self._generate_together([(_PROOF, 0)])[0].kind != 'failed'
             except Exception:
                 works = False
             if not works:
                 raise self._about(batch, first or ValueError(outcomes[0].reason)) from None
         return outcomes
 
-    def _draw_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
-        """Draw a batch at once; raises whatever goes wrong on the way."""
+    def _generate_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
+        """Generate a batch at once; raises whatever goes wrong on the way."""
         if self.masks:
             recorder, recorded = self._recorder(batch)
         else:
@@ -643,7 +644,7 @@ class ShardSource:
         # Casting what is not a number to a pixel would give black; errstate makes it an error.
         with np.errstate(invalid='raise'):
             output = self._call(batch, recorder or nullcontext())
-        images = drawn_images(output)
+        images = generated_images(output)
         self._check_images(images, len(batch))
         masks = (
             [torch.zeros(0, 1, 1) for _ in batch]
@@ -651,8 +652,8 @@ class ShardSource:
             else recorder.masks(propagate=self._propagate)
         )
         return [
-            self._outcome(record, number, Picture(image), *drawn)
-            for (record, number), image, drawn in zip(
+            self._outcome(record, number, Picture(image), *generated)
+            for (record, number), image, generated in zip(
                 batch,
                 images,
                 zip(_hidden(self._pipes[-1], output), masks, recorded, strict=True),
@@ -674,7 +675,7 @@ class ShardSource:
             for stage in range(1, len(self._pipes) + 1)
         ]
         if self._cascade:
-            return self._cascade.draw(
+            return self._cascade.generate(
                 prompts, generators, self.call_options, recorder, self._mask_stage
             )
         options = self._options(len(batch))
@@ -816,10 +817,10 @@ class ShardSource:
             return ValueError(message)
         if isinstance(error, (NounAlignmentError, NounTruncatedError, FloatingPointError)):
             return type(error)(message)
-        return (ValueError if isinstance(error, ValueError) else DrawingError)(message)
+        return (ValueError if isinstance(error, ValueError) else GenerationError)(message)
 
 
-#: Drawn where all of a batch fails, to tell prompts that can't be drawn from settings that can't.
+#: Generated where all of a batch fails, to tell whether it is the prompts or the settings.
 _PROOF = PromptRecord('proof', 'a photo of a dog', (Noun('dog', 13, 16, 'dog'),))
 
 
@@ -841,7 +842,7 @@ def _hidden(pipeline: DiffusionPipeline, output: Any) -> list[bool]:
         found = getattr(output, name, None)
         if found is not None:
             return [bool(value) for value in found]
-    images = drawn_images(output)
+    images = generated_images(output)
     if getattr(pipeline, 'safety_checker', None) is None:
         return [False] * len(images)
     return [image.convert('L').getextrema() == (0, 0) for image in images]
@@ -870,15 +871,15 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class StorePlan:
-    """The samples that a store should hold, from its prompts alone: nothing can be drawn with it.
+    """The samples that a store should hold, from its prompts alone: it generates nothing.
 
     Args:
         path: The store's folder.
-        prompts: The prompt file that it was drawn from.
+        prompts: The prompt file that it was generated from.
 
     Raises:
         StoreError: If ``store.json`` isn't readable or says nothing of prompts.
-        ValueError: If these are not the prompts that the store was drawn from.
+        ValueError: If these are not the prompts that the store was generated from.
     """
 
     def __init__(self, path: str | Path, prompts: str | Path) -> None:
@@ -903,8 +904,8 @@ class StorePlan:
         """The keys that a shard holds, in order."""
         return _keys(self.plan, shard)
 
-    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
-        """Refused: drawing takes a :class:`ShardSource`."""
+    def generate(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+        """Refused: generating takes a `ShardSource`."""
         raise StoreError('samples can only be generated again with their pipeline')
 
 
@@ -946,10 +947,10 @@ class GenerationJob:
         variant: The weights' variant, such as ``'fp16'``.
         stages: The further stages of a cascade: folders, or ids on the hub, which may end in
             ``@`` and a branch, tag or commit.
-        loras: Files of LoRAs, as :func:`~freeatm_mm.generation.load_pipeline` takes them.
+        loras: Files of LoRAs, as `freeatm_mm.generation.load_pipeline` takes them.
         model_config: Of a pipeline that is a single file, where its configs are.
         offload: One of `freeatm_mm.generation.pipelines.OFFLOADS`.
-        options: The further arguments of :class:`ShardSource`.
+        options: The further arguments of `ShardSource`.
     """
 
     pipeline: str
@@ -1006,10 +1007,10 @@ class GenerationJob:
         """Check all that can be checked before weights are loaded.
 
         Args:
-            out: The folder of the store that will be drawn.
+            out: The folder of the store that will be generated.
 
         Returns:
-            The plan, for :meth:`source`.
+            The plan, for `source`.
 
         Raises:
             FileNotFoundError: If the prompts are missing.
@@ -1045,11 +1046,7 @@ class GenerationJob:
         found = (config if isinstance(config, dict) else {}) | {
             'samples_per_shard': manifest.get('samples_per_shard')
         }
-        differences = [
-            f'{name} is {found.get(name)!r} there and {value!r} here'
-            for name, value in sorted(known.items())
-            if found.get(name) != value
-        ]
+        differences = name_differences({name: found.get(name) for name in known}, known)
         if differences:
             raise StoreError(
                 f'{out} holds a store made otherwise: {"; ".join(differences)}. Use '
@@ -1061,7 +1058,7 @@ class GenerationJob:
 
         Args:
             local_rank: Number of this worker on its machine, where there are several.
-            plan: What :meth:`check` returned.
+            plan: What `check` returned.
 
         Raises:
             FileNotFoundError: If prompts or pipeline are missing.
@@ -1129,7 +1126,7 @@ class GenerationJob:
         )
 
     def further_options(self) -> dict[str, Any]:
-        """What :attr:`source_class` is told besides."""
+        """What `source_class` is told besides."""
         return {}
 
     @classmethod
@@ -1208,7 +1205,7 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
         ValueError: Saying why it would have none.
     """
     kind = type(pipeline).__name__
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = call_parameters(type(pipeline))
     if not isinstance(text, str) or len(text) > _MOST_NEGATIVE:
         raise ValueError(f'negative_prompt must be a text of at most {_MOST_NEGATIVE} characters')
     if cascade or 'negative_prompt' not in parameters:

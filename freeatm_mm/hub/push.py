@@ -43,7 +43,7 @@ def draft_store(
         out: The folder to write them into.
         terms: The licence.
         previews: Samples in the picture.
-        options: `title` and `text` of :func:`freeatm_mm.hub.store_card`.
+        options: `title` and `text` of `freeatm_mm.hub.store_card`.
 
     Returns:
         The files.
@@ -70,6 +70,7 @@ def push_store_to_hub(
     *,
     private: bool = False,
     replace: bool = False,
+    jobs: int = 4,
     **options: Any,
 ) -> TransferReport:
     """Copy a store to a data set on the Hub, with its card.
@@ -79,14 +80,15 @@ def push_store_to_hub(
         address: `hf://datasets/USER/NAME`; the data set is made if there is none.
         terms: The licence.
         private: Whether a data set that is made can be seen by its owner alone.
-        replace: As for :func:`freeatm_mm.store.push_store`.
-        options: As for :func:`draft_store`.
+        replace: As for `freeatm_mm.store.push_store`.
+        jobs: Likewise.
+        options: As for `draft_store`.
 
     Returns:
         What was copied.
 
     Raises:
-        StoreError: As :func:`freeatm_mm.store.push_store`.
+        StoreError: As `freeatm_mm.store.push_store`.
         InputError: If the Hub refuses.
     """
     address = _data_set(address)
@@ -94,7 +96,7 @@ def push_store_to_hub(
         files = draft_store(path, address, folder, terms, **options)
         RemoteFolder(address).create(private)
         beside = [(file, file.name) for file in files]
-        return push_store(path, address, replace=replace, beside=beside)
+        return push_store(path, address, replace=replace, jobs=jobs, beside=beside)
 
 
 def _data_set(address: str) -> str:
@@ -196,13 +198,13 @@ def push_checkpoint_to_hub(
         address: `hf://USER/NAME`; the model is made if there is none.
         terms: The licence.
         private: Whether a model that is made can be seen by its owner alone.
-        options: As for :func:`draft_checkpoint`.
+        options: As for `draft_checkpoint`.
 
     Returns:
         What was copied.
 
     Raises:
-        InputError: As :func:`draft_checkpoint`, or if the Hub refuses.
+        InputError: As `draft_checkpoint`, or if the Hub refuses.
     """
     address = _model(address)
     with tempfile.TemporaryDirectory(prefix='freeatm-card-') as folder:

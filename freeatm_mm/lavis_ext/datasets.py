@@ -1,6 +1,6 @@
 """Image-text pairs with objects, from stores and from LAVIS's caption files; retrieval sets.
 
-All files are read and checked when a dataset is made (:mod:`~freeatm_mm.lavis_ext.annotations`).
+All files are read and checked when a dataset is made (`freeatm_mm.lavis_ext.annotations`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lavis.datasets.datasets.base_dataset import BaseDataset
 from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, RetrievalEvalDataset
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.lavis_ext.annotations import (
@@ -43,6 +45,7 @@ __all__ = [
     'FreeATMRetrievalDataset',
     'FreeATMRetrievalEvalDataset',
     'StorePairs',
+    'batch_items',
 ]
 
 
@@ -194,7 +197,7 @@ class FreeATMPretrainDataset(BaseDataset):
     Args:
         vis_processor: `freeatm_image_train`, or any of LAVIS's where no position is needed.
         text_processor: `freeatm_caption`, or any of LAVIS's.
-        sources: :class:`StorePairs` and :class:`CaptionFile`, one after the other.
+        sources: `StorePairs` and `CaptionFile`, one after the other.
         share: Use this share of the pairs, in (0, 1], drawn at random and the same in every run.
         pass_over: Take the next pair for one whose picture can't be read, and count it.
 
@@ -262,6 +265,20 @@ class FreeATMPretrainDataset(BaseDataset):
         item = {'image': image, 'text_input': text}
         return {**item, 'unreadable': passed} if self.pass_over else item
 
+    @contextmanager
+    def at_hand(self, indices: Sequence[int]) -> Iterator[None]:
+        """Have pairs of stores at addresses fetched several at a time: see `Store.at_hand`."""
+        wanted: dict[int, set[int]] = {}
+        for index in indices:
+            source, number = self._locate(int(index))
+            wanted.setdefault(source, set()).add(number)
+        with ExitStack() as held:
+            for source, numbers in wanted.items():
+                pairs = self.sources[source]
+                if isinstance(pairs, StorePairs):
+                    held.enter_context(pairs.store.at_hand(sorted(numbers)))
+            yield
+
     def _other_objects(self, index: int) -> list[PlacedObject]:
         """The objects of another pair, drawn anew each time from Python's own generator."""
         for _ in range(_DRAWS):
@@ -273,10 +290,33 @@ class FreeATMPretrainDataset(BaseDataset):
         return []
 
     def _load(self, index: int) -> tuple[Image.Image, str, list[PlacedObject]]:
+        source, number = self._locate(index)
+        return self.sources[source].load(number, self.with_objects)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Number of a pair's source, and its number in there."""
         number = int(self.chosen[index])
         source = int(np.searchsorted(self.ends, number, side='right'))
-        start = int(self.ends[source - 1]) if source else 0
-        return self.sources[source].load(number - start, self.with_objects)
+        return source, number - (int(self.ends[source - 1]) if source else 0)
+
+
+def batch_items(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the items of a batch, those of stores at addresses fetched several at a time.
+
+    Args:
+        dataset: A dataset, or what LAVIS makes of several, a `ConcatDataset`.
+        indices: Numbers of the items.
+    """
+    parts, ends = [dataset], [0]
+    if isinstance(dataset, ConcatDataset):
+        parts, ends = dataset.datasets, [0, *dataset.cumulative_sizes]
+    with ExitStack() as held:
+        for number, part in enumerate(parts):
+            if isinstance(part, FreeATMPretrainDataset):
+                first, end = ends[number], ends[number] + len(part)
+                own = [index - first for index in indices if first <= index < end]
+                held.enter_context(part.at_hand(own))
+        return [dataset[index] for index in indices]
 
 
 # --- retrieval ------------------------------------------------------------------------------------

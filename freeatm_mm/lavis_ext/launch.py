@@ -54,7 +54,7 @@ RETRIEVAL_METRICS = {
     'mirror': 'mirror',
 }
 """LAVIS's names for text and image retrieval at 1, 5 and 10, and everybody else's; and that of
-:class:`~freeatm_mm.lavis_ext.tasks.FreeATMRetrievalTask`, for sets with mirrored pairs."""
+`freeatm_mm.lavis_ext.tasks.FreeATMRetrievalTask`, for sets with mirrored pairs."""
 
 
 def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
@@ -79,7 +79,8 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
         raise InputError(f'{path} must have the parts {", ".join(_PARTS)}')
     if '_base_' in yaml:
         raise InputError(
-            f"{path} inherits by _base_, which LAVIS's Config doesn't read: write it out"
+            f"{path} inherits by _base_, which LAVIS's Config doesn't read: copy that file "
+            '(freeatm configs NAME says where ours lie) and change the copy, or give --options'
         )
     for option in options:
         if '=' not in option:
@@ -240,7 +241,7 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
     """Task, datasets, model and runner of a config.
 
     Args:
-        cfg: From :func:`load_config`, after :func:`start_processes`.
+        cfg: From `load_config`, after `start_processes`.
         resume: Go on from the last checkpoint in `run.output_dir`, if there is one; it must be of
             the same config.
     """
@@ -306,7 +307,7 @@ def evaluate(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[st
         options: Changes, each `key.of.the.yaml=value`.
 
     Returns:
-        Split -> figure (:data:`RETRIEVAL_METRICS`) -> value in percent; ``None`` in all but the
+        Split -> figure (`RETRIEVAL_METRICS`) -> value in percent; ``None`` in all but the
         first of several processes.
 
     Raises:

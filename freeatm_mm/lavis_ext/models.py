@@ -345,7 +345,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
     everything it has: no image of the pretraining's queues is one of the fine-tuning's.
 
     Args:
-        tokenizer: From :func:`freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
+        tokenizer: From `freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
         *args: As LAVIS's.
         **kwargs: As LAVIS's.
     """
@@ -459,7 +459,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
     `k_test` is fitted to the set, and on one process `negative_all_rank` means this one.
 
     Args:
-        tokenizer: From :func:`freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
+        tokenizer: From `freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
         *args: As LAVIS's.
         **kwargs: As LAVIS's.
     """
@@ -520,7 +520,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         """Loads a pretraining's checkpoint, all but its text decoder, and checks it.
 
         Returns:
-            The counts of :func:`load_checked`.
+            The counts of `load_checked`.
         """
         state = load_weights(url_or_filename)
         complete_momentum(state, url_or_filename)
@@ -554,7 +554,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             Two float arrays, (images, texts) and (texts, images).
 
         Raises:
-            InputError: As :meth:`check_set`.
+            InputError: As `check_set`.
         """
         self.check_set(data_loader.dataset)
         images, texts = len(data_loader.dataset.image), len(data_loader.dataset.text)

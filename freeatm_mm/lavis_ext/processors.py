@@ -166,7 +166,7 @@ def _affine(name: str, arguments: tuple, size: tuple[int, int]) -> np.ndarray | 
 class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
     """LAVIS's `blip_image_train` that can say what its view shows.
 
-    Called as LAVIS's it gives the same tensor from the same random numbers; :meth:`with_view` gives
+    Called as LAVIS's it gives the same tensor from the same random numbers; `with_view` gives
     the matrix as well.
 
     Args:

@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.lavis_ext.datasets import batch_items
 from freeatm_mm.lavis_ext.settings import check_entries, check_run
 from freeatm_mm.origins import blip_origin, describe_blip
 
@@ -42,6 +44,8 @@ __all__ = ['FreeATMRunner', 'newest_checkpoint']
 #: Which epoch was evaluated last, and which one is the best.
 _NOTE = 'validated.json'
 _EPOCH_FILE = re.compile(r'checkpoint_(\d+)\.pth')
+#: Losses in a row that may be 0, as OpenMMLab's `CheckTrainingHook` has it.
+_PATIENCE = 20
 
 
 def _epoch_files(folder: str | Path) -> dict[int, Path]:
@@ -169,7 +173,8 @@ class FreeATMRunner(RunnerBase):
     `max_txt_len`, and of the pictures how many couldn't be read, where these are passed over.
 
     Whatever can be looked at is looked at before the first step. A loss or a weight that is no
-    number stops the training before anything is written. Gradients are accumulated as a mean, and
+    number stops the training before anything is written, and so does a loss that is exactly 0 in
+    20 steps in a row, or in all of a shorter run. Gradients are accumulated as a mean, and
     an epoch's last step is made of the batches that are left.
 
     Further options of `run`: `keep_checkpoints` (how many epochs' to keep; 0 for all),
@@ -209,6 +214,7 @@ class FreeATMRunner(RunnerBase):
         self._evaluated = True
         self._epoch = 0
         self._losses: Counter = Counter()
+        self._idle = 0
         self._check_splits()
         if not self.evaluate_only:
             self._check_batch()
@@ -292,20 +298,13 @@ class FreeATMRunner(RunnerBase):
         """Adds up the parts of the loss, of which LAVIS logs the sum alone.
 
         Raises:
-            InputError: If the loss is no number, in all processes at once.
+            InputError: As `_check_loss` does.
         """
         if not module.training:
             return
         loss = getattr(output, 'loss', None)
         if loss is not None:
-            wrong = (~torch.isfinite(loss.detach())).any().float()
-            if self.use_distributed:
-                dist.all_reduce(wrong, op=dist.ReduceOp.MAX)
-            if wrong:
-                self._stop(
-                    f'the loss is {float(loss.detach())} at step '
-                    f'{int(self._losses["steps"])} of epoch {self._epoch}'
-                )
+            self._check_loss(loss.detach())
         for name in ('loss', 'loss_itc', 'loss_itm', 'loss_lm'):
             value = getattr(output, name, None)
             if value is not None:
@@ -313,6 +312,30 @@ class FreeATMRunner(RunnerBase):
         self._losses['steps'] += 1
         if inputs and isinstance(inputs[0], Mapping) and 'unreadable' in inputs[0]:
             self._losses['unreadable'] += int(inputs[0]['unreadable'].sum())
+
+    def _check_loss(self, loss: torch.Tensor) -> None:
+        """Stop where a step teaches nothing, or ruins all.
+
+        Raises:
+            InputError: If the loss of a process is no number, or if that of all was exactly 0 in 20
+                steps in a row, or in all of a shorter run; in all processes at once.
+        """
+        found = torch.stack([(~torch.isfinite(loss)).any(), (loss != 0).any()]).float()
+        if self.use_distributed:
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        wrong, learns = found.bool().tolist()
+        if wrong:
+            self._stop(
+                f'the loss is {float(loss)} at step '
+                f'{int(self._losses["steps"])} of epoch {self._epoch}'
+            )
+        self._idle = 0 if learns else self._idle + 1
+        steps = (self.max_epoch - self.start_epoch) * len(self.train_loader)
+        if self._idle >= min(_PATIENCE, steps):
+            raise InputError(
+                f'nothing is trained: the loss was exactly 0 in {self._idle} steps in a row: look '
+                "at the model's losses and at the texts that it is given"
+            )
 
     def _stop(self, reason: str) -> NoReturn:
         newest = newest_checkpoint(self.output_dir)
@@ -373,6 +396,7 @@ class FreeATMRunner(RunnerBase):
                 sampler = DistributedSampler(
                     dataset, get_world_size(), get_rank(), shuffle=train, seed=self.seed
                 )
+            dataset.__getitems__ = partial(batch_items, dataset)  # asked for by loaders
             loader = DataLoader(
                 dataset,
                 batch_size=size,
@@ -467,11 +491,11 @@ class FreeATMRunner(RunnerBase):
         """Trains, resuming if `run.resume_ckpt_path` is set; evaluates the test splits at the end.
 
         Returns:
-            What :meth:`evaluate` does.
+            What `evaluate` does.
 
         Raises:
             InputError: If the folder holds another run's checkpoints, what is to be gone on from
-                doesn't fit, or the loss or a weight is no number.
+                doesn't fit, the loss or a weight is no number, or the loss stays exactly 0.
         """
         start = time.monotonic()
         if not self.evaluate_only:

@@ -20,7 +20,7 @@ _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 
 def no_texts() -> Counter:
-    """The counts of :class:`CountingTokenizer` before its first text."""
+    """The counts of `CountingTokenizer` before its first text."""
     return Counter(texts=0, truncated=0, lost_tokens=0)
 
 

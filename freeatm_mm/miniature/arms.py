@@ -71,6 +71,11 @@ ARMS: dict[str, Arm] = {
         ('model.positives=same_noun',),
         "keys of the query's own noun are positives too",
     ),
+    'same_noun_box': Arm(
+        'same_noun_box',
+        ('model.positives=same_noun', '{loading}.centred_box=own'),
+        'a control, same_noun with the masks of box: nouns without places',
+    ),
     'binary': Arm(
         'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
     ),
@@ -111,6 +116,12 @@ ARMS: dict[str, Arm] = {
         'object_crops',
         ('{viewing}.object_crops=1.0',),
         'both views are cropped around one of the nouns, drawn anew each time',
+        'model.negatives',
+    ),
+    'object_crops_whole': Arm(
+        'object_crops_whole',
+        ('{viewing}.object_crops=1.0', '{packing}.with_masks=False'),
+        'a control, the views of object_crops pooled whole, as without masks',
         'model.negatives',
     ),
     'plus': Arm(

@@ -28,14 +28,14 @@ def compose_scenes(
     """Yield scenes 0, 1, ..., ``count`` - 1 of a split, in order.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         split: ``'train'``, ``'val'`` or ``'test'``.
         count: How many.
         seed: Number of the world.
         workers: Processes; one per core by default. The scenes don't depend on it.
         progress: Whether to show a progress bar.
         garments: Make the scenes with one garment each instead
-            (:meth:`~freeatm_mm.miniature.scenes.SceneMaker.garment`).
+            (`freeatm_mm.miniature.scenes.SceneMaker.garment`).
     """
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(  # unlike a Pool it raises when its workers can't start

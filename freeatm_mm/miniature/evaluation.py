@@ -304,7 +304,7 @@ def found_nouns(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_store(classifier: NounClassifier, store: str | Path) -> dict[str, Any]:
-    """Look for the prompted nouns in the images of a store (see :func:`found_nouns`)."""
+    """Look for the prompted nouns in the images of a store (see `found_nouns`)."""
     samples = list(Store(store))
     images = np.stack([np.asarray(sample.image.convert('RGB')) for sample in samples])
     return found_nouns(
@@ -362,7 +362,7 @@ def masks_on_noised_scenes(
 
     Returns:
         ``all`` and one entry for each attention resolution (``'8x8'``, ...): what
-        :func:`~freeatm_mm.probing.mask_quality.summarise` says, controls included.
+        `freeatm_mm.probing.mask_quality.summarise` says, controls included.
     """
     box_size = mean_box_size(scene.masks for scene in scenes)
     sides = sorted(

@@ -57,12 +57,12 @@ def export_world(
     """Write ``<out>/<split>/`` for each split; a split that is there already is kept.
 
     Each split's folder holds ``images/*.png``, ``coco.json`` (category ids from 1, in the order of
-    :data:`~freeatm_mm.miniature.sources.NOUNS`), ``labels/*.png`` (0 is background, else the
+    `freeatm_mm.miniature.sources.NOUNS`), ``labels/*.png`` (0 is background, else the
     category id), ``retrieval.json`` (LAVIS: ``image``, ``caption``, ``image_id``) and
     ``objects/<noun>/*.png`` (each object's box, cut from its scene).
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         out: The world's folder.
         counts: Split -> number of scenes.
         seed: Number of the world.
@@ -95,7 +95,7 @@ def export_positions(
     are strings, those of the other splits lists; ``mirrored`` is the number of the mirrored pair.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         out: Folder; a split that is there already is kept.
         counts: Split -> number of scenes to compose; up to twice as many pairs come of it.
         seed: Number of the world.
@@ -243,7 +243,7 @@ def export_exact_store(
     """Write scenes of the training split as a store with exact masks.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         out: The store's folder; one that is there already is kept.
         count: Scenes.
         seed: Number of the world; not the one that the evaluation scenes come from.

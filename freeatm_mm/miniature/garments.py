@@ -33,9 +33,9 @@ def export_garments(
     """Write ``<out>/<split>.npz`` for each split; one that is there is kept.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         out: Folder.
-        counts: Photos of each noun, by split; by default :data:`GARMENT_COUNTS`.
+        counts: Photos of each noun, by split; by default `GARMENT_COUNTS`.
         seed: Number of the world.
         workers: Processes; one per core by default.
     """
@@ -56,7 +56,7 @@ def export_garments(
 
 
 def load_garments(folder: str | Path) -> dict[str, Scenes]:
-    """Read what :func:`export_garments` wrote, as scenes with one object each.
+    """Read what `export_garments` wrote, as scenes with one object each.
 
     Raises:
         InputError: If a split is missing, or is no such file.

@@ -8,12 +8,15 @@ that read the captions. The denoiser is the ``UNet2DConditionModel`` of a
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,13 +71,14 @@ def train_generator(
     workers: int | None = None,
     minutes: float | None = None,
     compile: bool = False,
+    keep: Sequence[float] = (),
 ) -> bool:
     """Train the miniature generator and save it as a diffusers folder.
 
     Started again after an interruption, it goes on from the last checkpoint.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         work: Folder for composed scenes, checkpoints and loss curves.
         out: Folder for the finished pipeline.
         plan: How long and on how much to train; by default that of the shipped generator.
@@ -82,14 +86,22 @@ def train_generator(
         workers: Processes that compose scenes; one per core by default.
         minutes: Stop at a checkpoint after this long, to be resumed later.
         compile: Whether to use ``torch.compile``; pays on a GPU.
+        keep: Shares of the denoiser's latents, between 0 and 1, after each of which the pipeline
+            is saved as it is then, with averaged weights, in ``<work>/at-<share>``. The training
+            goes on as it would without.
 
     Returns:
         Whether training is finished; ``out`` is written only then.
 
     Raises:
-        ValueError: If ``work`` belongs to a run with another plan.
+        ValueError: If ``work`` belongs to a run with another plan, or a share is out of range.
+        InputError: If the training is past a share that was not kept.
     """
     work, plan = Path(work), plan or GeneratorPlan()
+    if not all(0 < share < 1 for share in keep):
+        raise ValueError(f'keep must be shares between 0 and 1, got {[*keep]}')
+    if keep and not plan.unet_samples:
+        raise ValueError('keep needs unet_samples above 0: no denoiser is trained')
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float('inf')
     _check_plan(work / 'plan.json', plan)
     images, captions = _composed(sources, work, plan, workers)
@@ -125,19 +137,29 @@ def train_generator(
     if compile:
         networks[_DENOISER[plan.architecture]].compile()
     empty = tokenizer('', padding='max_length', max_length=TOKENS, return_tensors='pt').input_ids
+
+    def save(folder: Path) -> None:
+        _save_pipeline(copy.deepcopy(vae), tokenizer, copy.deepcopy(networks), folder)
+
     if plan.unet_samples and not _train_denoiser(
-        networks, latents, tokens, empty, work, plan, device, deadline
+        networks, latents, tokens, empty, work, plan, device, deadline, keep, save
     ):
         return False
+    _save_pipeline(vae, tokenizer, networks, Path(out))
+    return True
+
+
+def _save_pipeline(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, networks: dict[str, Any], out: Path
+) -> None:
     pipeline = make_pipeline(vae, tokenizer, networks)
     pipeline.to(dtype=torch.float16)  # half the bytes
     pipeline.save_pretrained(out, safe_serialization=True)
     # Where no dtype is asked for, transformers 5 loads what the config says, and diffusers float32.
-    for config in Path(out).glob('text_encoder*/config.json'):
+    for config in out.glob('text_encoder*/config.json'):
         said = json.loads(config.read_text(encoding='utf-8'))
         said['torch_dtype'] = 'float32'
         config.write_text(json.dumps(said, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    return True
 
 
 _DENOISER = {'unet': 'unet', 'mmdit': 'transformer'}
@@ -446,8 +468,17 @@ class _Training:
         if self.path.exists():
             self._load()
 
-    def run(self, loss_of: Callable[[int], Tensor], deadline: float) -> bool:
-        """Train to the end or the deadline; return whether the end was reached."""
+    def run(
+        self,
+        loss_of: Callable[[int], Tensor],
+        deadline: float,
+        keep: Mapping[Path, int] = MappingProxyType({}),
+        save: Callable[[Path], None] | None = None,
+    ) -> bool:
+        """Train to the end or the deadline; return whether the end was reached.
+
+        At the step of each folder of `keep`, `save` writes it with the averaged weights in place.
+        """
         bar = progress_bar(
             total=self.steps * self.batch_size,
             initial=self.step * self.batch_size,
@@ -473,6 +504,9 @@ class _Training:
                 schedule.step()
             self.ema.step(self.parameters)
             self.step += 1
+            for folder, step in keep.items():
+                if step == self.step and save:
+                    self._keep(folder, save)
             losses.append(loss.detach())
             if len(losses) == LOG_STEPS or self.step == self.steps:
                 self.curve.append((self.step * self.batch_size, float(torch.stack(losses).mean())))
@@ -491,6 +525,15 @@ class _Training:
             for part in self.parts.values():
                 part.eval()
         return self.step == self.steps
+
+    def _keep(self, folder: Path, save: Callable[[Path], None]) -> None:
+        unfinished = folder.with_name(f'{folder.name}.unfinished')
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        save(unfinished)
+        self.ema.restore(self.parameters)
+        unfinished.rename(folder)
 
     def _save(self) -> None:
         if not all(bool(part.isfinite().all()) for part in self.parameters):
@@ -625,6 +668,8 @@ def _train_denoiser(
     plan: GeneratorPlan,
     device: str,
     deadline: float,
+    keep: Sequence[float],
+    save: Callable[[Path], None],
 ) -> bool:
     """Denoise latents (v-prediction or flow matching), captions dropped at times for guidance."""
     training = _Training(
@@ -639,6 +684,17 @@ def _train_denoiser(
         decay=0.01,
         muon=True,
     )
+    folders = {}
+    for share in keep:
+        folder, step = work / f'at-{share:g}', max(1, round(share * training.steps))
+        if folder.exists():
+            continue
+        if step <= training.step:
+            raise InputError(
+                f'{folder} cannot be kept: the training in {work} is past step {step} of '
+                f'{training.steps}; choose another work folder'
+            )
+        folders[folder] = step
     latents, tokens, empty = latents.to(device), tokens.to(device), empty.to(device)
     size = plan.unet_batch_size
     loss = _v_prediction_loss if plan.architecture == 'unet' else _flow_loss
@@ -655,7 +711,7 @@ def _train_denoiser(
         t = torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)).sigmoid()
         return loss(networks, clean, noise, caption, t, device)
 
-    return training.run(loss_of, deadline)
+    return training.run(loss_of, deadline, folders, save)
 
 
 def _v_prediction_loss(

@@ -105,7 +105,7 @@ class Job:
         """Run lines of work that don't depend on each other.
 
         Args:
-            lines: Each calls :meth:`run` for the commands that have to follow each other.
+            lines: Each calls `run` for the commands that have to follow each other.
             jobs: How many lines at a time, in the order given.
 
         Raises:
@@ -122,7 +122,7 @@ class Job:
 
 
 class DryJob:
-    """Says what a :class:`Job` would run; ``count`` is how many commands that is."""
+    """Says what a `Job` would run; ``count`` is how many commands that is."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -271,6 +271,7 @@ def pretrain(
     seed: int,
     masks: bool = False,
     options: Iterable[str] = (),
+    bfloat16: bool = False,
 ) -> Path:
     """Pretrain, and say which checkpoint that makes.
 
@@ -283,6 +284,7 @@ def pretrain(
         seed: Random seed.
         masks: With or without.
         options: Further ``key=value`` for the config.
+        bfloat16: Compute backbones in bfloat16.
 
     Returns:
         Path of the last epoch's checkpoint.
@@ -311,6 +313,7 @@ def pretrain(
         seed,
         '--data-root',
         store,
+        *(['--bf16'] if bfloat16 else []),
         '--cfg-options',
         *options,
         label=name,

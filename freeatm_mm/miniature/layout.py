@@ -100,6 +100,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """Read what a config says, with the project's own configs that it extends.
 
     What is computed is None, and so is what another project's config says and this one takes over.
+    What one of this project's says and this one names by `_base_` is read as it stands there.
 
     Raises:
         InputError: If there is no such config, or it is no Python.
@@ -109,31 +110,39 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         body = ast.parse(path.read_text(encoding='utf-8')).body
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f'{path} cannot be read as a config: {error}') from None
-    own: dict[str, Any] = {}
-    for node in body:
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    own[target.id] = _value(node.value, own)
+    assigned = [
+        (target.id, node.value)
+        for node in body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    bases: Any = next((_value(value, {}) for name, value in assigned if name == '_base_'), [])
     settings: dict[str, Any] = {}
-    for base in _list(own.pop('_base_', [])):
+    for base in _list(bases):
         if isinstance(base, str) and '::' not in base:
             settings = _merged(settings, read_settings(path.parent / base))
+    own: dict[str, Any] = {}
+    for name, value in assigned:
+        if name != '_base_':
+            own[name] = _value(value, own, settings)
     return _merged(settings, own)
 
 
-def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """A value that is written out, with the names that were given one before."""
+def _value(node: ast.expr, known: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Any:
+    """A value that is written out, with the names that were given one before, here or in a base."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
         return known.get(node.id)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return (base or {}).get(node.attr) if node.value.id == '_base_' else None
     if isinstance(node, (ast.List, ast.Tuple)):
         if any(isinstance(part, ast.Starred) for part in node.elts):
             return None
-        return [_value(part, known) for part in node.elts]
+        return [_value(part, known, base) for part in node.elts]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        return {word.arg: _value(word.value, known) for word in node.keywords if word.arg}
+        return {word.arg: _value(word.value, known, base) for word in node.keywords if word.arg}
     return None
 
 

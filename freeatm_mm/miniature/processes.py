@@ -64,7 +64,7 @@ def run_command(tool: str, arguments: Sequence[str], label: str = '') -> int:
 def run_with_imports(
     tool: str, arguments: Sequence[str], label: str, imports: Sequence[str] = PRETRAINING
 ) -> int:
-    """Do what :func:`run_command` does, in a process forked from one that has imported modules.
+    """Do what `run_command` does, in a process forked from one that has imported modules.
 
     The first call of a program imports them, with the environment of that moment; later calls
     share what the first one imported.

@@ -53,7 +53,7 @@ class SceneMaker:
     """Makes the scenes of one split; the same ``(seed, split, index)`` gives the same scene.
 
     Args:
-        sources: What :func:`~freeatm_mm.miniature.sources.fetch_sources` returned.
+        sources: What `freeatm_mm.miniature.sources.fetch_sources` returned.
         split: ``'train'``, ``'val'`` or ``'test'``.
         seed: Number of the world.
     """
@@ -73,7 +73,7 @@ class SceneMaker:
         """Make a scene with one garment; each photo of the split has its own.
 
         Nouns alternate: with N of them, scene number ``index`` shows photo number ``index // N`` of
-        noun ``index % N`` of :data:`~freeatm_mm.miniature.sources.GARMENTS`.
+        noun ``index % N`` of `freeatm_mm.miniature.sources.GARMENTS`.
 
         Raises:
             IndexError: If there is no such photo.
@@ -179,7 +179,7 @@ def sample_prompt(record_id: str, seed: int) -> PromptRecord:
 
 
 def noun_probabilities() -> np.ndarray:
-    """Return the probability of each noun of :data:`~freeatm_mm.miniature.sources.NOUNS`."""
+    """Return the probability of each noun of `freeatm_mm.miniature.sources.NOUNS`."""
     return _NOUN_WEIGHTS / _NOUN_WEIGHTS.sum()
 
 

@@ -324,7 +324,7 @@ def load_cutouts(root: str | Path, split: str) -> Cutouts:
     ``val`` shares the stamps and background crops of ``train`` and has garments of its own.
 
     Args:
-        root: What :func:`fetch_sources` returned.
+        root: What `fetch_sources` returned.
         split: ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
@@ -386,7 +386,7 @@ def cut_garment(grey: np.ndarray, colour: str) -> np.ndarray:
 
     Args:
         grey: uint8 array (28, 28), black where there is no garment.
-        colour: One of :data:`COLOURS`.
+        colour: One of `COLOURS`.
 
     Returns:
         uint8 array (h, w, 4), cropped to the garment.

@@ -117,7 +117,7 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
     they tell each other how many instances they have.
 
     Args:
-        data_samples: B data samples of :class:`freeatm_mm.datasets.PackFreeATMInputs`, with or
+        data_samples: B data samples of `freeatm_mm.datasets.PackFreeATMInputs`, with or
             without masks; None stands for samples without.
         images: (B, ...) any view of the images, for their number and device.
 

@@ -92,7 +92,7 @@ class AttentionGuidedMaskGenerator:
     def __call__(self, scores: Tensor, num_masked: int, beta: float | None = None) -> Tensor:
         """An order of each image's patches whose last `num_masked` are to be hidden.
 
-        See :func:`freeatm_mm.ops.attention_guided_order` for what chance decides.
+        See `freeatm_mm.ops.attention_guided_order` for what chance decides.
 
         Args:
             scores: (B, L) attention of the patches, finite.

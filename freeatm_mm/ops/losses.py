@@ -82,7 +82,7 @@ def instance_nt_xent(
         temperature: What cosines are divided by, above 0.
         negatives: One of `NEGATIVES`.
         positives: One of `POSITIVES`: with 'same_noun' the instances of an anchor's own noun are
-            positives, too (:func:`multi_positive_loss`).
+            positives, too (`multi_positive_loss`).
 
     Returns:
         The mean over the 2M anchors.
@@ -118,13 +118,13 @@ def instance_equation3(
         nouns: (M,) int64 nouns, for `negatives` 'other_nouns' and `positives` 'same_noun'.
         temperature: What cosines are divided by, above 0; 1 is the paper's.
         negatives: One of `NEGATIVES`.
-        positives: One of `POSITIVES`, as in :func:`instance_nt_xent`.
+        positives: One of `POSITIVES`, as in `instance_nt_xent`.
 
     Returns:
         The mean over the M anchors.
 
     Raises:
-        ValueError: As :func:`instance_nt_xent`.
+        ValueError: As `instance_nt_xent`.
     """
     logits = equation3_logits(_pairs(first, second), nouns, negatives)
     same = other_positives(positives, negatives, nouns, nouns)
@@ -151,19 +151,19 @@ def instance_info_nce(
     Args:
         queries: (M, D) embeddings of the instances by the trained encoder; normalised here.
         keys: (M, D) those of the same instances by the momentum encoder; normalised here.
-        queue: (D, Q) normalised keys of earlier batches (:func:`enqueue`).
+        queue: (D, Q) normalised keys of earlier batches (`enqueue`).
         nouns: (M,) int64 nouns, for `negatives` 'other_nouns' and `positives` 'same_noun'.
         queue_nouns: (Q,) int64 nouns of the queue's keys, likewise.
         temperature: What cosines are divided by, above 0.
         negatives: One of `NEGATIVES`: 'other_nouns' leaves out keys of the query's own noun.
         positives: One of `POSITIVES`: with 'same_noun' these keys are positives, too
-            (:func:`multi_positive_loss`).
+            (`multi_positive_loss`).
 
     Returns:
         The mean over the M queries.
 
     Raises:
-        ValueError: As :func:`instance_nt_xent`.
+        ValueError: As `instance_nt_xent`.
     """
     queries, keys = F.normalize(queries, dim=1), F.normalize(keys.detach(), dim=1)
     logits = info_nce_logits(queries, keys, queue, nouns, queue_nouns, negatives)

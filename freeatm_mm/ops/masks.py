@@ -107,7 +107,7 @@ def quantize(maps: Array) -> tuple[Array, Array]:
 
 
 def dequantize(levels: Array, scales: Array) -> Array:
-    """Restore maps from :func:`quantize`.
+    """Restore maps from `quantize`.
 
     Args:
         levels: uint8, shape (K, h, w).
@@ -137,7 +137,7 @@ def binarize(maps: Array, threshold: float = THRESHOLD) -> Array:
     """Tell foreground from background at a fixed threshold (paper, section 4).
 
     Args:
-        maps: Values in [0, 1], for example from :func:`minmax`; any shape.
+        maps: Values in [0, 1], for example from `minmax`; any shape.
         threshold: Values at or above it are foreground.
 
     Returns:

@@ -46,7 +46,7 @@ def noun_id(name: str) -> int:
         name: What the noun is called.
 
     Returns:
-        The first 63 bits of the name's BLAKE2 hash, `UNKNOWN_NOUN` for a :func:`region_name`. Two
+        The first 63 bits of the name's BLAKE2 hash, `UNKNOWN_NOUN` for a `region_name`. Two
         of a million nouns share a number with a probability of 5e-8.
     """
     if _REGION.fullmatch(name):

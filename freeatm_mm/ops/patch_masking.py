@@ -166,7 +166,7 @@ def attention_guided_order(
         beta: Share by score, in [0, 1].
         share_of: One of `SHARES`.
         noise: One of `NOISES`, what is left to chance: 'white', the draw as it is, or 'green', the
-            same draw made :func:`green_noise`.
+            same draw made `green_noise`.
         band: Of green noise.
 
     Returns:

@@ -357,7 +357,7 @@ class Features:
         maps: (n, D, h, w) feature maps of the first n scenes.
         cells: (n, h, w, C + 1) share of each class in every cell, background first.
         picture: (H', W') booleans, the picture in the area that the cells cover
-            (:meth:`FeatureModel.pad`).
+            (`FeatureModel.pad`).
     """
 
     scenes: np.ndarray
@@ -378,8 +378,8 @@ def extract_features(
     """Run the frozen model over whole images and over object crops.
 
     Args:
-        model: From :func:`load_model`.
-        scenes: From :func:`load_scenes`.
+        model: From `load_model`.
+        scenes: From `load_scenes`.
         batch_size: Images at a time.
         maps: Keep the feature maps of the first so many scenes; None keeps all.
         crop_margin: Share of the box's side left around an object on each side, inside the image.
@@ -653,7 +653,7 @@ def evaluate_features(
     """Evaluate a frozen backbone on the real scenes of a world.
 
     Args:
-        model: From :func:`load_model`.
+        model: From `load_model`.
         world: Holds the folders train, val and test.
         limits: At most so many scenes of a split, such as ``{'train': 3000}``.
         batch_size: Images at a time.
@@ -734,7 +734,7 @@ def evaluate_objects(
     """Evaluate a frozen backbone on scenes with one object each.
 
     Args:
-        model: From :func:`load_model`.
+        model: From `load_model`.
         scenes: Those of train, val and test.
         name: What the objects are called in the metrics.
         batch_size: Images at a time.
@@ -744,7 +744,7 @@ def evaluate_objects(
         Accuracies in [0, 1]: ``linear_<name>`` and ``knn_<name>`` on features pooled under the
         exact masks, ``linear_<name>_whole`` and ``knn_<name>_whole`` on those of whole images; and
         details: under ``outcomes`` which test objects each got right
-        (:func:`freeatm_mm.results.pack_outcomes`), penalties, counts, seconds.
+        (`freeatm_mm.results.pack_outcomes`), penalties, counts, seconds.
 
     Raises:
         ValueError: If a scene has not exactly one object.

@@ -22,7 +22,15 @@ import numpy as np
 
 from freeatm_mm.ops.masks import THRESHOLD, box_of, minmax, resize
 
-__all__ = ['THRESHOLDS', 'MaskQuality', 'centred_box', 'mask_quality', 'mean_box_size', 'summarise']
+__all__ = [
+    'THRESHOLDS',
+    'MaskQuality',
+    'centred_box',
+    'mask_quality',
+    'match_regions',
+    'mean_box_size',
+    'summarise',
+]
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """The default sweep: 0.05, 0.10, ... 0.95, which holds the paper's threshold."""
@@ -128,7 +136,7 @@ def mask_quality(
         masks: (K, h, w) soft masks of the K nouns, any scale.
         exact: (K, H, W) booleans, the same nouns in the same order.
         thresholds: Where to binarise, each in (0, 1].
-        box_size: Of the control box (from :func:`mean_box_size` over the whole data set); without
+        box_size: Of the control box (from `mean_box_size` over the whole data set); without
             it that control is NaN.
 
     Returns:
@@ -192,6 +200,41 @@ def mask_quality(
         )
         * blank[:, None],
     )
+
+
+def match_regions(labels: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Give each noun the region of an unnamed segmentation that is its own at best.
+
+    The assignment is the one of the largest mean IoU, no region to two nouns. Whoever names
+    regions so knows the exact masks: scores of it are an upper bound, and more regions make it
+    easier to reach.
+
+    Args:
+        labels: (H, W) integers, equal within a region.
+        exact: (K, H, W) booleans.
+
+    Returns:
+        (K, H, W) booleans; all false for a noun that no region is left for.
+
+    Raises:
+        ValueError: If shapes do not belong together.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    labels, exact = np.asarray(labels), np.asarray(exact, bool)
+    if exact.ndim != 3 or labels.shape != exact.shape[1:]:
+        raise ValueError(
+            f'match_regions needs labels (H, W) and exact (K, H, W), got {labels.shape} and '
+            f'{exact.shape}.'
+        )
+    regions = labels[None] == np.unique(labels)[:, None, None]
+    flat, truth = (each.reshape(len(each), -1).astype(np.int64) for each in (regions, exact))
+    both = truth @ flat.T
+    union = truth.sum(1)[:, None] + flat.sum(1) - both
+    matched = np.zeros_like(exact)
+    for noun, region in zip(*linear_sum_assignment(both / union, maximize=True)):
+        matched[noun] = regions[region]
+    return matched
 
 
 def _found_box_iou(binary: np.ndarray, exact: np.ndarray) -> np.ndarray:

@@ -41,8 +41,8 @@ class Variant:
 
     Attributes:
         name: What to call it in tables.
-        options: Of :meth:`AttentionRecorder.masks`.
-        crf: Whether to end with :func:`~freeatm_mm.attention.dense_crf`.
+        options: Of `AttentionRecorder.masks`.
+        crf: Whether to end with `freeatm_mm.attention.dense_crf`.
     """
 
     name: str
@@ -59,10 +59,10 @@ def make_variants(
     """The variants that a recording has in it.
 
     Args:
-        recorder: One that has recorded as :data:`RECORDING` says, self-attention included.
+        recorder: One that has recorded as `RECORDING` says, self-attention included.
         num_steps: How many steps it saw.
         noisier: The steps with more noise, of which some variants are made.
-        heads: From :func:`best_heads`, for the variants with chosen heads.
+        heads: From `best_heads`, for the variants with chosen heads.
 
     Returns:
         The paper's three (figure 5) first: each block at the middle step, all steps of the down
@@ -163,7 +163,7 @@ def score_variants(
 
     Args:
         recordings: Recorders and their scenes (``image`` uint8, ``masks`` (K, H, W) booleans).
-        variants_of: What :func:`make_variants` gives for a recorder.
+        variants_of: What `make_variants` gives for a recorder.
         crf_size: Side to which masks are resized for the CRF; its matrix joins so many pixels
             squared.
 
@@ -223,7 +223,7 @@ def score_variants(
 def trust_report(
     masks: Sequence[np.ndarray], qualities: Sequence[MaskQuality]
 ) -> dict[str, dict[str, float]]:
-    """How well each measure of :func:`~freeatm_mm.attention.mask_trust` tells good masks.
+    """How well each measure of `freeatm_mm.attention.mask_trust` tells good masks.
 
     Args:
         masks: Raw attention of each image's nouns.

@@ -191,7 +191,7 @@ def mean_iou(confusion: np.ndarray) -> tuple[float, np.ndarray]:
     """Intersection over union of each class over a whole data set, and the mean (VOC's rule).
 
     Args:
-        confusion: (C, C) counts from :func:`confusion_matrix`.
+        confusion: (C, C) counts from `confusion_matrix`.
 
     Returns:
         The mean over the classes that occur in the exact labels, in [0, 1], and the (C,) values,

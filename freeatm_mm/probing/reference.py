@@ -142,7 +142,7 @@ def compare_with_reference(
     """Overlap of nouns' masks with a reference's, plain and after a DenseCRF, and of two controls.
 
     Args:
-        chosen: Of :func:`judged_samples`, two or more.
+        chosen: Of `judged_samples`, two or more.
         reference: What says where objects are.
         crf_size: Longer side of the masks that the CRF sees, 96 at most.
         threshold: Where masks are made binary.

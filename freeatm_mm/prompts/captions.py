@@ -1,7 +1,7 @@
 """Captions as their data sets are distributed, one at a time, and prompt records made of them.
 
 `READERS` lists the data sets; each reader takes every format of
-:mod:`freeatm_mm.prompts.tables`: a copy of COCO in Parquet is read as well as its JSON.
+`freeatm_mm.prompts.tables`: a copy of COCO in Parquet is read as well as its JSON.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_captions(
     """Yield the captions of a file, or of a folder of them.
 
     A caption stands in the first of an object's fields that has one of the names in
-    :data:`~freeatm_mm.prompts.tables.TEXT_FIELDS`, in any case; a list of captions gives
+    `freeatm_mm.prompts.tables.TEXT_FIELDS`, in any case; a list of captions gives
     ``<id>_1``, ``<id>_2`` and so on. A row that can't be read is a caption without text.
 
     Args:
@@ -202,7 +202,7 @@ def caption_batches(
 ) -> Iterator[Batch]:
     """Make batches of prompt records of captions.
 
-    A prompt is the caption as :func:`~freeatm_mm.prompts.text.clean_text` returns it, and its
+    A prompt is the caption as `freeatm_mm.prompts.text.clean_text` returns it, and its
     nouns' spans are the prompt's. What gives no record is counted by its reason. A record's source
     is what its id begins with.
 

@@ -2,7 +2,7 @@
 
 Sec. 3.2: "Our templates are adapted to ImageNet's class hierarchy, with formats like '[Class (with
 other class)] is/are [somewhere]' or '[Class] with [other class] is/are [doing something]
-[somewhere]'". What can be where, do what and meet whom is in :mod:`freeatm_mm.prompts.kinds`.
+[somewhere]'". What can be where, do what and meet whom is in `freeatm_mm.prompts.kinds`.
 
 Any record can be made alone from its number, so a run of millions needs no memory and goes on
 anywhere. No sentence comes twice before its class has no new one left.

@@ -20,7 +20,7 @@ class ImageNetClass:
         wnid: Its WordNet 3.0 synset (``'n02099601'``), the name of its folder in ImageNet.
         label: Its name as it stands in a prompt (``'golden retriever'``).
         determiner: The words before it (``'a'``, ``'some'``, ``'a pair of'``).
-        kind: Key of :data:`~freeatm_mm.prompts.kinds.KINDS`.
+        kind: Key of `freeatm_mm.prompts.kinds.KINDS`.
         path: From a general level of WordNet's hierarchy down to the class.
     """
 

@@ -49,7 +49,7 @@ class Setting:
     """A sort of surroundings.
 
     Args:
-        where: Key of :data:`CIRCUMSTANCES`.
+        where: Key of `CIRCUMSTANCES`.
         places: The words for ``[somewhere]``.
     """
 
@@ -63,7 +63,7 @@ class Kind:
 
     Args:
         size: 0 (an ant), 1 (a cup), 2 (a dog), 3 (a car) or 4 (a house).
-        settings: Keys of :data:`SETTINGS`.
+        settings: Keys of `SETTINGS`.
         actions: What such a thing may be doing, as present participles with their words.
         only: For some settings, the actions that replace ``actions`` there.
     """

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from freeatm_mm.compat import check_kernels, hub_out_of_reach, no_code_from_data
+from freeatm_mm.compat import (
+    check_kernels,
+    hub_or_cache,
+    hub_out_of_reach,
+    limit_chat_templates,
+    no_code_from_data,
+)
 from freeatm_mm.errors import RunError
 from freeatm_mm.files import read_json
 from freeatm_mm.prompts.reading import excerpt, load_json
@@ -522,7 +528,8 @@ def model_folder(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         kinds = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
-        folder = Path(snapshot_download(name, allow_patterns=kinds))
+        with hub_or_cache():
+            folder = Path(snapshot_download(name, allow_patterns=kinds))
     if (folder / 'adapter_config.json').exists():
         raise ValueError(
             'its adapter_config.json leads to the weights of another model, which are not loaded: '
@@ -574,6 +581,7 @@ class LocalModel:
             raise LanguageModelError(
                 f'there is no number format {dtype!r}; use auto, float32, float16 or bfloat16'
             )
+        limit_chat_templates()
         try:
             with no_code_from_data():
                 place = model_folder(folder)
@@ -651,12 +659,14 @@ class LocalModel:
             return f'{request.instruction}\n\n{request.text}\n'
         from jinja2 import TemplateError
 
-        try:
-            messages = self._tokenizer.apply_chat_template(
-                _messages(request, True), tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError:  # Gemma's and Mistral's know no system
-            messages = self._tokenizer.apply_chat_template(
-                _messages(request, False), tokenize=False, add_generation_prompt=True
-            )
-        return messages
+        problem = None
+        for with_system in (True, False):  # Gemma's and Mistral's know none
+            try:
+                return self._tokenizer.apply_chat_template(
+                    _messages(request, with_system), tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:
+                problem = error
+        raise LanguageModelError(
+            f"the language model {self.name!r} can't be asked: {excerpt(str(problem))[1:-1]}"
+        )

@@ -240,7 +240,7 @@ class NounFinder:
     Args:
         tagger: What names the parts of speech.
         concrete: Keep only what one can see: nouns whose last word is in
-            :func:`concrete_nouns`.
+            `concrete_nouns`.
         join: Make one noun of several in a row.
     """
 

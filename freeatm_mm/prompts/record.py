@@ -52,7 +52,7 @@ class Noun:
 
     @classmethod
     def from_json(cls, value: dict) -> Noun:
-        """Make a noun from :meth:`to_json`'s dict.
+        """Make a noun from `to_json`'s dict.
 
         Raises:
             ValueError: If a field is missing or of the wrong type.
@@ -129,7 +129,7 @@ class PromptRecord:
 
     @classmethod
     def from_json(cls, value: dict) -> PromptRecord:
-        """Make a record from :meth:`to_json`'s dict.
+        """Make a record from `to_json`'s dict.
 
         Raises:
             ValueError: If a field is missing, of the wrong type, or a span is wrong.

@@ -100,7 +100,6 @@ _WRONG_FILE = (
     lzma.LZMAError,
     tarfile.TarError,
     EOFError,
-    NotImplementedError,
 )
 
 
@@ -185,7 +184,10 @@ def _unpacked(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[BinaryIO, s
 
 
 def _zip_member(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[IO[bytes], str]:
-    archive = stack.enter_context(zipfile.ZipFile(file))
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(file))
+    except RuntimeError as error:  # of a later version of the format
+        raise _sealed(name, error) from None
     names = [
         member
         for member in archive.namelist()
@@ -200,7 +202,11 @@ def _zip_member(file: BinaryIO, name: Path, stack: ExitStack) -> tuple[IO[bytes]
     try:
         return stack.enter_context(archive.open(names[0])), names[0].lower()
     except RuntimeError as error:  # a password, or a method that Python doesn't know
-        raise ValueError(f"{name} can't be unpacked: {error}") from None
+        raise _sealed(name, error) from None
+
+
+def _sealed(name: Path, error: RuntimeError) -> ValueError:
+    return ValueError(f"{name} can't be unpacked: {error}")
 
 
 def _zstd(file: BinaryIO, name: Path) -> Any:

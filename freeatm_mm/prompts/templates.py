@@ -48,7 +48,7 @@ def fill_template(
 
     Args:
         record_id: The record's id.
-        template: One of :data:`TEMPLATES`, or any text with the same fields.
+        template: One of `TEMPLATES`, or any text with the same fields.
         subjects: The subjects for ``{0}``, ``{1}``, ..., in order.
         place: The words for ``{place}`` (``'on the sand'``).
 

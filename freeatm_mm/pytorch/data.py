@@ -129,6 +129,9 @@ class StoreDataset(Dataset):
     def __len__(self) -> int:
         return len(self.store)
 
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.store!r}, {len(self.transforms)} views)'
+
     def __getitem__(self, index: int) -> ViewItem:
         """Image number `index` in all its views.
 
@@ -234,7 +237,14 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
     """
     from torchvision.tv_tensors import Mask
 
-    result = transform(image, Mask(_positions(image.height, image.width)))
+    positions = Mask(_positions(image.height, image.width))
+    try:
+        result = transform(image, positions)
+    except TypeError as error:
+        raise InputError(
+            'the transform must take (image, mask) and return both, as those of '
+            f'torchvision.transforms.v2 do, and those of torchvision.transforms do not: {error}'
+        ) from error
     if not isinstance(result, tuple) or len(result) != 2:
         raise InputError(
             'the transform must take (image, mask) and return both, as those of '

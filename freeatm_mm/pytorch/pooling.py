@@ -15,8 +15,9 @@ __all__ = ['LAYOUTS', 'InstancePool']
 
 #: How a backbone lays out its features; 'auto' finds out by the grid of the masks.
 LAYOUTS = ('auto', 'nchw', 'nhwc', 'tokens')
-#: Tokens before those of the patches (class, distillation, registers) that 'auto' believes in.
-_MOST_PREFIX = 16
+#: How many tokens may come before those of the patches unasked: none, a class token, one more of
+#: distillation, and 4 or 8 registers with or without a class token.
+_PREFIXES = (0, 1, 2, 4, 5, 8, 9)
 
 
 class InstancePool(nn.Module):
@@ -28,8 +29,9 @@ class InstancePool(nn.Module):
 
     Args:
         layout: One of `LAYOUTS`.
-        prefix_tokens: How many tokens come before those of the patches; by default what is more
-            than the masks' cells.
+        prefix_tokens: How many tokens come before those of the patches (a model of timm's has
+            `num_prefix_tokens`). By default what is more than the masks' cells, where that is a
+            number of class and register tokens that ViTs have, and no other reading is possible.
 
     Raises:
         InputError: If `layout` is unknown.
@@ -101,12 +103,26 @@ class InstancePool(nn.Module):
 
     def _of_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) as (B, C, h, w)."""
-        prefix = self.prefix_tokens
-        if prefix is None:
-            prefix = tokens.shape[1] - math.prod(grid)
-        if tokens.shape[1] - prefix != math.prod(grid) or not 0 <= prefix <= _MOST_PREFIX:
+        count, cells = tokens.shape[1], math.prod(grid)
+        prefix = count - cells
+        asked = self.prefix_tokens
+        # A square grid of other patches would fit as well, and be pooled without an error.
+        others = [
+            side
+            for before in _PREFIXES
+            if before < prefix
+            and grid[0] == grid[1]
+            and (side := math.isqrt(count - before)) ** 2 == count - before
+        ]
+        if prefix not in _PREFIXES if asked is None else prefix != asked:
             raise InputError(
-                f'{tokens.shape[1]} tokens do not fit masks on a {grid[0]}x{grid[1]} grid: the '
-                'grid of the masks is an argument of StoreDataset'
+                f'{count} tokens do not fit masks on a {grid[0]}x{grid[1]} grid: the grid of the '
+                'masks is an argument of StoreDataset, and prefix_tokens says how many tokens come '
+                'before those of the patches'
+            )
+        if asked is None and others:
+            raise InputError(
+                f'{count} tokens could be a grid of {grid[0]}x{grid[1]}, as the masks have, or of '
+                f'{others[0]}x{others[0]}: say by prefix_tokens how many come before the patches'
             )
         return tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)

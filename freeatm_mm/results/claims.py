@@ -225,6 +225,16 @@ CLAIMS: dict[str, Claim] = {
     ),
     'options-mocov2': _options('mocov2', _SINGLY, _SIX),
     'options-simclr': _options('simclr', (*_SINGLY, 'other_nouns'), _TWELVE),
+    'places-of-nouns-simclr': Claim(
+        "SimCLR whose positives are a noun's objects in all images learns better from where they "
+        'are than from a centred box for each noun',
+        'simclr',
+        _pairs(('same_noun', 'same_noun_box')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(('same_noun_box', True), ('same_noun_box', False), ('same_noun', True)),
+    ),
     'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
     'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),
     'plus-mae': _plus(
@@ -301,7 +311,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: A result file's content.
-        name: Of the claim in :data:`CLAIMS`.
+        name: Of the claim in `CLAIMS`.
 
     Raises:
         ValueError: If the content is not a result file's, or cannot be compared.

@@ -59,7 +59,7 @@ class Group:
         return float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
 
     def text(self, metric: str, digits: int = 3, scale: float = 1.0) -> str:
-        """Mean ± spread, for a table; with their number where some of :attr:`seeds` lack it.
+        """Mean ± spread, for a table; with their number where some of `seeds` lack it.
 
         Empty where the metric was not measured.
         """

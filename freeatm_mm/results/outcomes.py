@@ -27,7 +27,7 @@ def pack_outcomes(right: np.ndarray) -> str:
 
 
 def unpack_outcomes(text: str, count: int) -> np.ndarray:
-    """Read the (count,) booleans that :func:`pack_outcomes` wrote.
+    """Read the (count,) booleans that `pack_outcomes` wrote.
 
     Raises:
         ValueError: If the text isn't of so many.

@@ -90,7 +90,7 @@ def write_page(
         path: The HTML file; written atomically.
         title: Heading and window title.
         store_samples: Samples of a store, such as ``(store[i] for i in range(24))``.
-        curves: Loss curves by label, from :func:`freeatm_mm.results.curves.read_curve`.
+        curves: Loss curves by label, from `freeatm_mm.results.curves.read_curve`.
         results: The content of a result file.
         generator_card: Facts about the generator, such as ``{'Parameters': '2.4 million'}``.
         commands: How it was made, in order.

@@ -198,7 +198,7 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
     we have no number for show the paper's alone, in brackets.
 
     Args:
-        ours: From :func:`gather_rows`.
+        ours: From `gather_rows`.
         table: Number of the table.
         whole: With the paper's rows and columns that we have no number for.
     """

@@ -6,6 +6,7 @@ count from 0, and only whole ones, which all arms of the rule have.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -154,7 +155,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(ABC):
     """What is measured, and how two arms are compared by it.
 
     Attributes:
@@ -168,9 +169,9 @@ class Measure:
         arms = [comparison.arm, comparison.reference]
         return arms + ([comparison.gain_over] if comparison.gain_over else [])
 
+    @abstractmethod
     def difference(self, rows: Rows, comparison: Comparison, seeds: int) -> Any:
         """Compare over the first seeds, two or more."""
-        raise NotImplementedError
 
     def obstacle(self, difference: Any) -> str:
         """Say why such a difference decides nothing; empty if it may."""

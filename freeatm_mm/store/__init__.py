@@ -7,8 +7,8 @@ A store is a folder::
     shard-000000.index.npy   where each member stands in the tar, one row a sample
     shard-000000.json        the shard's size, counts and checksums; written last
 
-Read it with :class:`Store`, write it with :class:`StoreWriter` or :func:`write_store`, check it
-with :func:`verify_store`, mend it with :func:`repair_store`.
+Read it with `Store`, write it with `StoreWriter` or `write_store`, check it
+with `verify_store`, mend it with `repair_store`.
 """
 
 from freeatm_mm.store.errors import StoreError

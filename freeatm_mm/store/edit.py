@@ -130,7 +130,6 @@ def parse_condition(text: str) -> Condition:
             f'{path!r} in {text!r} is no path: names with single dots between, and # '
             'at the end only'
         )
-    _check_path(names)
     try:
         parsed = parse_json(value.encode())
         if isinstance(parsed, (list, dict)):
@@ -139,6 +138,7 @@ def parse_condition(text: str) -> Condition:
         if value[0] in '+-.0123456789' and _is_infinite(value):
             raise ValueError(f'{value!r} in {text!r} is larger than any number') from None
         parsed = value
+    _check_path(names, parsed)
     return Condition(names, sign, parsed, quantifier or 'any')
 
 
@@ -177,7 +177,7 @@ def filter_store(
     Args:
         path: The store.
         out: The new store's folder.
-        conditions: What to keep; see :func:`parse_condition`.
+        conditions: What to keep; see `parse_condition`.
         samples_per_shard: Of the new store; the default is the old one's.
 
     Returns:
@@ -209,7 +209,7 @@ def filter_store(
     return copy_samples([(store, chosen, '')], out, made_by, samples_per_shard)
 
 
-def _check_path(names: Sequence[str]) -> None:
+def _check_path(names: Sequence[str], value: Any) -> None:
     """Refuse a path that leads nowhere in any sample, which ``!=`` would keep all samples for.
 
     Raises:
@@ -219,6 +219,11 @@ def _check_path(names: Sequence[str]) -> None:
     fields = _FIELDS.get(first)
     if first not in _FIELDS:
         raise ValueError(f'{".".join(names)!r}: a sample has no {first!r} but {", ".join(_FIELDS)}')
+    if fields is not None and not rest and value is not None:
+        raise ValueError(
+            f'{first!r} is no single value: compare one of its own, such as {first}.{fields[0]} '
+            f'({", ".join(fields)})'
+        )
     if fields is not None and rest and rest[0] not in (*fields, '#'):
         raise ValueError(f'{".".join(names)!r}: {first} has no {rest[0]!r} but {", ".join(fields)}')
 
@@ -312,7 +317,7 @@ def merge_stores(
                 if name in seen:
                     raise StoreError(
                         f'{paths[seen[name]]} and {paths[number]} both have a sample '
-                        f'{name.decode()!r}; give prefixes to keep both'
+                        f'{name.decode()!r}; give prefixes to keep both (--prefixes A B)'
                     )
                 seen[name] = number
     sources = [(store, np.arange(len(store)), prefix) for prefix, store in zip(prefixes, stores)]

@@ -228,7 +228,7 @@ def export_mmseg(
     Raises:
         StoreError: If ``out`` is there, or a sample can't be read.
         ValueError: If there are more categories than a label map can hold, or see
-            :func:`export_coco`.
+            `export_coco`.
     """
     with _export(path, out, categories, threshold) as run:
         names = ['background', *run.report.categories]
@@ -267,14 +267,14 @@ def export_class_folders(
     Args:
         path: The store.
         out: The folder to make.
-        categories: As for :func:`export_coco`.
+        categories: As for `export_coco`.
         crop: Write the box round each noun's mask, as PNG, instead of the whole image once for
             each category in it.
         threshold: Smallest foreground value of a mask, in [0, 1]; for ``crop``.
 
     Raises:
-        StoreError: If a category can't be the name of a folder; and see :func:`export_coco`.
-        ValueError: See :func:`export_coco`.
+        StoreError: If a category can't be the name of a folder; and see `export_coco`.
+        ValueError: See `export_coco`.
     """
     with _export(path, out, categories, threshold) as run:
         for name in run.report.categories:

@@ -57,12 +57,14 @@ class Picture(NamedTuple):
         masks: Given the image's (height, width), yields name and booleans (height, width).
         size: The (height, width) that the masks' source says it has; `None` where it says nothing.
         problem: Why it can't be used; `''` where nothing is known to be wrong.
+        name: Its path in the folder of images, with '/'; `''`: the name in `path`.
     """
 
     path: Path
     masks: Callable[[tuple[int, int]], Iterable[tuple[str, np.ndarray]]]
     size: tuple[int, int] | None = None
     problem: str = ''
+    name: str = ''
 
 
 @dataclass
@@ -77,7 +79,8 @@ class ImportReport:
         surplus: Masks left out as the image has more than are wanted: the smallest.
         crowds: Annotations of crowds, left out.
         encoded_anew: Images taken whose bytes a store can't hold as they are.
-        passed_over: Entries of the folder of images that aren't named as a picture is.
+        passed_over: Files of the folder of images that aren't named as a picture is, and linked
+            folders.
         unmatched: Masks, or folders of them, that belong to no image.
         unusable: Images left out, each with the reason.
     """
@@ -101,7 +104,10 @@ class ImportReport:
             (self.surplus, 'masks left out: the smallest of images that have many (--most)'),
             (self.crowds, 'annotations left out: crowds'),
             (self.encoded_anew, 'images encoded anew: a store holds upright RGB or grey JPEG, PNG'),
-            (self.passed_over, f'entries beside the images passed over: no {", ".join(_SUFFIXES)}'),
+            (
+                self.passed_over,
+                f'other files, or linked folders, skipped: not {", ".join(_SUFFIXES)}',
+            ),
             (self.unmatched, 'masks, or folders of them, left out: no image has that name'),
             (len(self.unusable), 'images left out: they could not be used'),
         ):
@@ -191,14 +197,14 @@ def _sample(
         caption += name
     masks, scales = stretch_masks([mask for _, _, mask in found])
     sample = Sample(
-        _key(picture.path.stem, taken),
+        _key(picture.name or picture.path.name, taken),
         data,
         image_format,
         caption=caption,
         nouns=tuple(nouns),
         masks=masks,
         scales=scales,
-        meta={'file': _text(picture.path.name)},
+        meta={'file': _text(picture.name or picture.path.name)},
     )
     # Counted of images that are taken alone.
     report.empty += empty
@@ -244,12 +250,15 @@ def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _key(stem: str, taken: dict[str, int]) -> str:
+def _key(name: str, taken: dict[str, int]) -> str:
     """A key of a file's name: what a key may not hold becomes '-', doubles get a number.
 
     `taken` says of each key how many were made of it.
     """
-    start = re.sub(r'[^A-Za-z0-9_-]', '-', stem)[:70] or 'image'
+    path = Path(name)
+    whole = str(path.with_suffix(''))
+    # A long path would be cut to its folders, which others share.
+    start = re.sub(r'[^A-Za-z0-9_-]', '-', whole if len(whole) <= 70 else path.stem)[:70] or 'image'
     key = start
     while key in taken:
         taken[start] += 1
@@ -331,18 +340,34 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES
 
 
-def _images(folder: Path, report: ImportReport) -> list[Path]:
-    """The images of a folder, by name.
+def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
+    """The images in a folder and the folders in it, by name; those in the folder of masks are none.
+
+    Returns:
+        Their paths in the folder, with '/'.
 
     Raises:
         InputError: If there is none, or one is a link that leads out of the folder.
     """
-    names = [path for path in _folder(folder).iterdir() if not path.name.startswith('.')]
-    found = sorted(_inside(folder, path.name) for path in names if _is_picture(path))
+    found = []
+    for where, folders, names in os.walk(_folder(folder)):
+        own = [Path(where, name) for name in folders if not name.startswith('.')]
+        report.passed_over += sum(path.is_symlink() for path in own)
+        folders[:] = [path.name for path in own if path.resolve() != masks.resolve()]
+        visible = [name for name in names if not name.startswith('.')]
+        pictures = [name for name in visible if _is_picture(Path(name))]
+        report.passed_over += len(visible) - len(pictures)
+        found += [Path(where, name).relative_to(folder).as_posix() for name in pictures]
+    for name in found:
+        _inside(folder, name)
     if not found:
         raise InputError(f'{folder} holds no image ({", ".join(_SUFFIXES)})')
-    report.passed_over += len(names) - len(found)
-    return found
+    return sorted(found)
+
+
+def _bare(name: str) -> str:
+    """A path without its ending: what the masks of an image are called by."""
+    return Path(name).with_suffix('').as_posix()
 
 
 def _open_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -368,28 +393,38 @@ def _open_mask(path: Path, size: tuple[int, int]) -> Image.Image:
 def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
     """Masks as pictures: `MASKS/<image>/NOUN.png`, white where the noun is; `dog_2.png` a second.
 
-    Pictures whose name is a number, as SAM's own program writes them, are `noun`.
+    Images may be in folders of their own: the masks of `a/b.jpg` are in `MASKS/a/b`. Pictures
+    whose name is a number, as SAM's own program writes them, are `noun`.
 
     Raises:
         InputError: If no image has a folder of masks.
     """
-    pictures = _images(images, report)
-    folders = {path.name for path in _folder(masks).iterdir() if path.is_dir()}
-    stems = {path.stem for path in pictures}
-    if not folders & stems:
-        raise InputError(f'{masks} holds no folder named as an image of {images}')
-    report.unmatched += len(folders - stems)
-    for path in pictures:
+    pictures = _images(images, masks, report)
+    folders = {
+        Path(where).relative_to(masks).as_posix()
+        for where, inner, names in os.walk(_folder(masks))
+        if not inner or any(_is_picture(Path(name)) for name in names)
+    }
+    known = {_bare(name) for name in pictures}
+    if not folders & known:
+        raise InputError(
+            f'{masks} holds no folder named as an image of {images}: the masks of {pictures[0]} '
+            f'belong in {masks / _bare(pictures[0])}'
+        )
+    report.unmatched += len(folders - known)
+    for picture in pictures:
 
-        def find(size: tuple[int, int], path: Path = path) -> Iterator[tuple[str, np.ndarray]]:
-            own = masks / path.stem
-            for file in sorted(own.iterdir() if own.is_dir() else ()):
+        def find(
+            size: tuple[int, int], own: str = _bare(picture)
+        ) -> Iterator[tuple[str, np.ndarray]]:
+            folder = masks / own
+            for file in sorted(folder.iterdir() if folder.is_dir() else ()):
                 if _is_picture(file):
-                    mask = _open_mask(_inside(masks, f'{path.stem}/{file.name}'), size)
+                    mask = _open_mask(_inside(masks, f'{own}/{file.name}'), size)
                     name = re.sub(r'_\d+$', '', file.stem).replace('_', ' ')
                     yield _noun('' if name.isdecimal() else name, noun), _white(mask)
 
-        yield Picture(path, find)
+        yield Picture(images / picture, find, name=picture)
 
 
 def _white(mask: Image.Image) -> np.ndarray:
@@ -418,6 +453,8 @@ def _white(mask: Image.Image) -> np.ndarray:
 def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
     """Label maps, as mmseg has them: `MASKS/<image>.png`, and names in `classes.txt` beside them.
 
+    Images may be in folders of their own: the labels of `a/b.jpg` are `MASKS/a/b.png`.
+
     A pixel's value is the number of its class, from 0; 255 doesn't count, nor does a class called
     background. One mask a class.
 
@@ -430,26 +467,28 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
         raise MissingFileError(f'there is no {candidates[0]} with a class on each line')
     lines = [line.strip() for line in read_text(names).splitlines()]
     classes = [_noun(line, noun) for line in lines if line]
-    pictures = _images(images, report)
-    labelled = {path.stem for path in masks.iterdir() if path.suffix == '.png'}
-    report.unmatched += len(labelled - {path.stem for path in pictures})
-    for path in pictures:
+    pictures = _images(images, masks, report)
+    labelled = {_bare(path.relative_to(masks).as_posix()) for path in masks.rglob('*.png')}
+    report.unmatched += len(labelled - {_bare(name) for name in pictures})
+    for picture in pictures:
 
-        def find(size: tuple[int, int], path: Path = path) -> Iterator[tuple[str, np.ndarray]]:
-            labels = np.asarray(_open_mask(_inside(masks, f'{path.stem}.png'), size))
+        def find(
+            size: tuple[int, int], own: str = f'{_bare(picture)}.png'
+        ) -> Iterator[tuple[str, np.ndarray]]:
+            labels = np.asarray(_open_mask(_inside(masks, own), size))
             if labels.ndim != 2 or labels.dtype.kind == 'f':
-                raise InputError(f'{path.stem}.png is a picture in colours, not of labels')
+                raise InputError(f'{own} is a picture in colours, not of labels')
             for number in np.unique(labels).astype(int).tolist():
                 if number == _IGNORED:
                     continue
                 if not 0 <= number < len(classes):
                     raise InputError(
-                        f'{path.stem}.png has the label {number}, and {names} {len(classes)} names'
+                        f'{own} has the label {number}, and {names} {len(classes)} names'
                     )
                 if classes[number].lower() != 'background':
                     yield classes[number], labels == number
 
-        yield Picture(path, find)
+        yield Picture(images / picture, find, name=picture)
 
 
 _IMAGE = {'file_name': str, 'height?': (int, None), 'width?': (int, None)}
@@ -494,7 +533,10 @@ def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Ite
             for each in own:
                 yield names[each['category_id']], _segmentation(each.get('segmentation'), size)
 
-        yield Picture(_inside(_folder(images), entry['file_name']), find, _size_of(entry))
+        path = _inside(_folder(images), entry['file_name'])
+        yield Picture(
+            path, find, _size_of(entry), name=Path(os.path.relpath(path, images)).as_posix()
+        )
 
 
 _SAM = {'image': _IMAGE, 'annotations': [{'segmentation': object}]}
@@ -524,7 +566,9 @@ def read_sam(images: Path, masks: Path, report: ImportReport, noun: str) -> Iter
             for each in entries:
                 yield noun, _segmentation(each['segmentation'], size)
 
-        yield Picture(path, find, _size_of(image))
+        yield Picture(
+            path, find, _size_of(image), name=Path(os.path.relpath(path, images)).as_posix()
+        )
 
 
 #: Name of a format -> its reader.

@@ -114,6 +114,9 @@ INDEX_FIELDS = (
     ('crc32', '<u4'),
 )
 
+#: Characters of a setting that a message shows.
+_LONGEST_VALUE = 80
+
 
 def index_dtype(key_length: int) -> np.dtype:
     """Row of the index for keys of at most ``key_length`` bytes."""
@@ -138,6 +141,20 @@ def config_digest(config: dict[str, Any]) -> str:
     """Hex sha256 of a configuration, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def name_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Say which settings differ and how: values that fill more than a line are only named."""
+    told = []
+    for name in sorted(there.keys() | here.keys()):
+        values = [repr(settings.get(name)) for settings in (there, here)]
+        if there.get(name) != here.get(name):
+            told.append(
+                f'{name} is {values[0]} there and {values[1]} here'
+                if max(map(len, values)) <= _LONGEST_VALUE
+                else f'another {name}'
+            )
+    return told
 
 
 def left_out_keys(notes: Any) -> set[str]:
@@ -286,7 +303,7 @@ def dump_manifest(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(store: str | Path) -> dict[str, Any]:
-    """Read and check the `store.json` of a store's folder or address, as :func:`load_manifest`.
+    """Read and check the `store.json` of a store's folder or address, as `load_manifest`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -328,7 +345,7 @@ def load_manifest(path: Path, expected_format: str) -> dict[str, Any]:
 
 
 def _check_manifest(manifest: Any, path: Path | str, expected_format: str) -> dict[str, Any]:
-    """Check what a manifest's file holds, as :func:`load_manifest` does."""
+    """Check what a manifest's file holds, as `load_manifest` does."""
     if not isinstance(manifest, dict) or manifest.get('format') != expected_format:
         raise StoreError(f'{path} is not a {expected_format} manifest')
     version = manifest.get('version')

@@ -39,7 +39,7 @@ def can_lock(file: Path) -> bool:
 
 @contextmanager
 def locked_write(path: Path, wait: bool = True) -> Iterator[BinaryIO]:
-    """Like :func:`freeatm_mm.files.atomic_write`, with a temporary name that is always the same.
+    """Like `freeatm_mm.files.atomic_write`, with a temporary name that is always the same.
 
     So what a killed process left is found and never piles up, however large, and a lock on the
     file (released by the system when its holder dies) keeps a second worker away. The file is

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,8 @@ class Store(Sequence):
             IndexError: If there is no such sample.
             StoreError: If the shard is missing or corrupt; names shard and sample.
         """
+        if (held := self._held.get(index)) is not None:
+            return held
         shard_number, row_number = self._locate(index)
         try:
             return self._read(shard_number, row_number)
@@ -125,7 +128,7 @@ class Store(Sequence):
             raise self._in_shard(shard_number, error) from None
 
     def read_many(self, indices: Sequence[int]) -> list[RawSample]:
-        """Samples by number, as :meth:`read` gives each.
+        """Samples by number, as `read` gives each.
 
         At an address several requests are made at once, and samples that stand close together in a
         shard come with one.
@@ -158,10 +161,30 @@ class Store(Sequence):
                 pass
         return [found[place] for place in places]
 
+    @contextmanager
+    def at_hand(self, indices: Sequence[int]) -> Iterator[None]:
+        """Keep samples for `read` as long as the `with` lasts, read as by `read_many`.
+
+        For code that asks for one sample at a time and knows which a batch will need. Nothing is
+        read here of a store in a folder; where the samples can't be read, `read` says why.
+        """
+        held: dict[int, RawSample] = {}
+        if self._remote is not None and len(indices) > 1:
+            try:
+                held = dict(zip(indices, self.read_many(indices)))
+            except StoreError:
+                pass
+        self._held.update(held)
+        try:
+            yield
+        finally:
+            for index in held:
+                self._held.pop(index, None)
+
     def names(self, index: int) -> list[str]:
         """What the nouns of sample number ``index`` are called, from its JSON alone.
 
-        Many times less is read than by :meth:`read`, and so less is proved: not that nobody changed
+        Many times less is read than by `read`, and so less is proved: not that nobody changed
         a letter of a name.
 
         Raises:
@@ -190,7 +213,7 @@ class Store(Sequence):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for field in ('_open', '_lock', '_pid', '_proved'):
+        for field in ('_open', '_lock', '_pid', '_proved', '_held'):
             del state[field]
         return state
 
@@ -204,6 +227,7 @@ class Store(Sequence):
     def _reset(self) -> None:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._proved: set[int] = set()  # shards whose index was compared with its sha256
+        self._held: dict[int, RawSample] = {}  # by `at_hand`
         self._lock = threading.Lock()
         self._pid = os.getpid()
         if self._remote is not None:
@@ -241,7 +265,10 @@ class Store(Sequence):
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Number of the shard, and of the row in it."""
-        number = operator.index(index)
+        try:
+            number = operator.index(index)
+        except TypeError:
+            raise TypeError(f'samples are chosen by their number, got {index!r}') from None
         if number < 0:
             number += len(self)
         if not 0 <= number < len(self):

@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class RepairReport:
-    """What :func:`repair_store` did.
+    """What `repair_store` did.
 
     Args:
         restored: Files and shards that are again, byte for byte, what was recorded of them.
@@ -233,7 +233,7 @@ def _samples(
     report.drawn += len(bad)
 
     def samples() -> Iterator[Sample | RawSample]:
-        drawn = source.draw(number, bad, notes) if source is not None and bad else {}
+        drawn = source.generate(number, bad, notes) if source is not None and bad else {}
         handle = None
         try:
             for row in range(count):

@@ -8,7 +8,7 @@ never encoded again.
 In the files all samples have the same members, and their JSON the same names and types, since
 other readers (Hugging Face ``datasets``) infer columns from the first few: an image without nouns
 has one empty noun and one black mask, a category that isn't known is ``''``, and ``meta``, whose
-names come and go, is JSON in a string. :func:`to_file` and :func:`from_file` are that difference.
+names come and go, is JSON in a string. `to_file` and `from_file` are that difference.
 
 Why one stacked PNG: it is lossless, opens in any viewer, and one picture of three 64x64 masks is
 smaller and decodes faster than three pictures. On smooth attention-like maps (blobs at four
@@ -81,7 +81,7 @@ class RawSample(NamedTuple):
         image_format: ``'jpg'`` or ``'png'``.
         info: The parsed ``KEY.json``: ``caption``, ``nouns`` (each with ``lo`` and ``hi``),
             ``image`` and ``masks`` (``width`` and ``height`` in pixels) and ``meta``.
-        masks_bytes: The encoded masks (:func:`decode_masks`), ``b''`` if there are no nouns.
+        masks_bytes: The encoded masks (`decode_masks`), ``b''`` if there are no nouns.
     """
 
     key: str
@@ -91,7 +91,7 @@ class RawSample(NamedTuple):
     masks_bytes: bytes
 
     def names(self) -> list[str]:
-        """Return what each of the K nouns is called (:attr:`freeatm_mm.prompts.Noun.name`).
+        """Return what each of the K nouns is called (`freeatm_mm.prompts.Noun.name`).
 
         Raises:
             StoreError: If the JSON is not a sample's.
@@ -241,7 +241,7 @@ class Sample:
         quality: int = 95,
         **fields: Any,
     ) -> Sample:
-        """Make a sample from a picture, encoding it (see :func:`encode_image`)."""
+        """Make a sample from a picture, encoding it (see `encode_image`)."""
         return cls(key, encode_image(image, image_format, quality), image_format, **fields)
 
     @cached_property
@@ -324,7 +324,7 @@ def encode_masks(masks: np.ndarray) -> bytes:
 
 
 def decode_masks(data: bytes, count: int, height: int, width: int) -> np.ndarray:
-    """Decode what :func:`encode_masks` wrote.
+    """Decode what `encode_masks` wrote.
 
     Args:
         data: The PNG.
@@ -439,7 +439,7 @@ def to_file(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_file(info: dict[str, Any]) -> dict[str, Any]:
-    """The opposite of :func:`to_file`; what writers of version 1 made is returned as it is.
+    """The opposite of `to_file`; what writers of version 1 made is returned as it is.
 
     Raises:
         InputError: If ``meta`` isn't JSON.

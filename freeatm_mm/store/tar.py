@@ -135,7 +135,7 @@ def read_sample(handle: int, size: int, row: tuple) -> RawSample:
         row: The row, as plain values.
 
     Raises:
-        StoreError: As :func:`sample_span` and :func:`parse_sample`.
+        StoreError: As `sample_span` and `parse_sample`.
     """
     start, stop = sample_span(size, row)
     return parse_sample(row, read_exactly(handle, stop - start, start))
@@ -186,7 +186,7 @@ def parse_sample(row: tuple, data: bytes) -> RawSample:
 
     Args:
         row: Of the index, as plain values.
-        data: What stands in the tar at its :func:`sample_span`.
+        data: What stands in the tar at its `sample_span`.
 
     Raises:
         StoreError: If the bytes don't match the row's checksum, or the JSON is no sample's.
@@ -263,7 +263,7 @@ def _checked_info(key: str, text: bytes, nouns: int) -> dict[str, Any]:
 def _name_and_size(header: bytes) -> tuple[str, int]:
     """What a header says that the checksum of its sample has proved; fast, as every read does it.
 
-    The reading of headers that nothing has proved is left to :mod:`tarfile`.
+    The reading of headers that nothing has proved is left to `tarfile`.
     """
     try:
         size = int(header[124:136].rstrip(b'\0 ') or b'0', 8)

@@ -66,7 +66,7 @@ class Problem(NamedTuple):
     Args:
         where: The file.
         what: What is wrong with it, naming the sample if it is one's.
-        kind: One of :data:`KINDS`.
+        kind: One of `KINDS`.
         shard: Number of the shard, or ``None`` if it is the whole store's.
         key: Key of the sample, or ``None`` if it is the whole file's.
     """
@@ -97,13 +97,13 @@ class SampleSource(Protocol):
     def keys(self, shard: int) -> list[str]:
         """The keys that a shard should hold, in order."""
 
-    def draw(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Any]:
+    def generate(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Any]:
         """Make some samples of a shard again, given its notes: number in the shard -> sample."""
 
 
 @dataclass
 class ShardState:
-    """What :func:`examine_shard` found of one shard.
+    """What `examine_shard` found of one shard.
 
     Attributes:
         tar_sound: Whether the tar is, byte for byte, what was written.
@@ -301,7 +301,7 @@ def examine_shard(
     Args:
         path: The store's folder.
         number: Number of the shard.
-        entry: What it should be (see :func:`shard_entries`).
+        entry: What it should be (see `shard_entries`).
         decode: Also decode every image and every mask.
     """
     state = ShardState()

@@ -33,6 +33,7 @@ from freeatm_mm.store.layout import (
     left_out_keys,
     load_manifest,
     mask_bytes,
+    name_differences,
     planned_samples,
     read_manifest,
     shard_name,
@@ -59,7 +60,7 @@ class StoreWriter:
 
     A shard appears under its name only when it is whole: tar, then index, then the shard's JSON,
     which says that it is there. The same samples give the same bytes. When all shards are there,
-    :meth:`finish` writes ``store.json``, and :class:`~freeatm_mm.store.Store` can open the folder.
+    `finish` writes ``store.json``, and `freeatm_mm.store.Store` can open the folder.
 
     Args:
         path: The store's folder; made if missing.
@@ -128,7 +129,7 @@ class StoreWriter:
         return manifest
 
     def is_complete(self, shard_index: int) -> bool:
-        """Whether a shard is whole and belongs to this store (see :meth:`shard_manifest`)."""
+        """Whether a shard is whole and belongs to this store (see `shard_manifest`)."""
         return self.shard_manifest(shard_index) is not None
 
     def write_shard(
@@ -183,8 +184,8 @@ class StoreWriter:
 
         Args:
             shard_index: Number of the shard.
-            rows: Its index, from :func:`~freeatm_mm.store.tar.scan_shard`.
-            notes: As for :meth:`write_shard`.
+            rows: Its index, from `freeatm_mm.store.tar.scan_shard`.
+            notes: As for `write_shard`.
 
         Returns:
             The shard's JSON.
@@ -274,11 +275,7 @@ class StoreWriter:
             return False
         found = manifest['config'] | {'samples_per_shard': manifest['samples_per_shard']}
         wanted = self.config | {'samples_per_shard': self.samples_per_shard}
-        differences = [
-            f'{field} is {found.get(field)!r} there and {wanted.get(field)!r} here'
-            for field in sorted(found.keys() | wanted.keys())
-            if found.get(field) != wanted.get(field)
-        ]
+        differences = name_differences(found, wanted)
         if differences and not manifest.get('complete') and not any(self.path.glob('shard-*')):
             return False  # begun with settings that drew nothing
         if differences:
@@ -391,10 +388,10 @@ def write_store(
     """Write a whole store from samples in order, and return how many there were.
 
     Shards that are there already are not written again, but their samples are asked for; a loop
-    whose samples are dear should use :class:`StoreWriter` and skip them.
+    whose samples are dear should use `StoreWriter` and skip them.
 
     Raises:
-        StoreError: As :class:`StoreWriter` does, or if there are no samples.
+        StoreError: As `StoreWriter` does, or if there are no samples.
     """
     writer = StoreWriter(path, samples_per_shard, config)
     remaining = iter(samples)

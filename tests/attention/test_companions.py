@@ -22,6 +22,7 @@ from helpers.two_prompts import (
     check,
     hook_count,
     images_of,
+    word_place,
 )
 
 from freeatm_mm.attention import AttentionRecorder
@@ -77,6 +78,19 @@ def test_lora_of_a_transformer():
     pipe.transformer.fuse_lora()
     for before, after in zip(lora, recorded(pipe, **SQUARE)):
         torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+
+
+def test_a_network_that_peft_wraps():
+    peft = pytest.importorskip('peft')
+    pipe = tiny_stable_diffusion()
+    options = dict(blocks='down', heads={'down_blocks.1': [0]})
+    plain = AttentionRecorder(pipe, PROMPTS, NOUNS, **options)
+    pipe.unet = peft.get_peft_model(pipe.unet, peft.LoraConfig(r=2, target_modules=['to_q']))
+    wrapped = AttentionRecorder(pipe, PROMPTS, NOUNS, **options)
+    with wrapped, plain:
+        images_of(pipe, **STEPS)
+    assert [*wrapped.layers] == ['down_blocks.1.attentions.0.transformer_blocks.0.attn2']
+    assert all(torch.equal(mask, other) for mask, other in zip(plain.masks(), wrapped.masks()))
 
 
 def test_vae_tiling_and_slicing():
@@ -143,6 +157,103 @@ def test_plain_processors():
     pipe.unet.set_attn_processor(AttnProcessor())
     for mask, other in zip(usual, recorded(pipe)):
         torch.testing.assert_close(mask, other, rtol=0, atol=1e-6)
+
+
+class OwnProcessor:
+    """Cross-attention as somebody may write it; `change` alters the arguments of the function."""
+
+    def __init__(self, change=None, explicit=False, project=None):
+        self.change, self.explicit, self.project = change, explicit, project
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **others):
+        crossing = encoder_hidden_states is not None
+        seen = encoder_hidden_states if crossing else hidden_states
+        if crossing and self.project:
+            self.project(attn, seen)
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(seen), attn.to_v(seen))
+        )
+        if self.explicit:
+            out = (query @ key.mT * attn.scale).softmax(-1) @ value
+        else:
+            change = self.change if crossing and self.change else lambda *tensors: [tensors]
+            attend = torch.nn.functional.scaled_dot_product_attention
+            out = sum(attend(*arguments) for arguments in change(query, key, value))
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def with_processor(processor):
+    pipe = tiny_stable_diffusion()
+    pipe.unet.set_attn_processor(processor)
+    return pipe
+
+
+@pytest.mark.parametrize('explicit', [False, True])
+def test_a_processor_of_ones_own_is_recorded(explicit):
+    pipe = with_processor(OwnProcessor(explicit=explicit))
+    check_unet(pipe)
+
+
+def test_a_processor_of_ones_own_is_recorded_as_it_attends():
+    # Another temperature, as if the query's projection were another; and a mask of keys.
+    usual = tiny_stable_diffusion()
+    usual.unet.set_attn_processor(OwnProcessor())
+    for name, module in usual.unet.named_modules():
+        if name.endswith('attn2'):
+            module.to_q.weight.data *= 2
+    pipe = with_processor(OwnProcessor(lambda query, key, value: [(2 * query, key, value)]))
+    for mask, other in zip(recorded(usual), recorded(pipe)):
+        torch.testing.assert_close(mask, other, rtol=0, atol=1e-6)
+    without = torch.ones(77, dtype=torch.bool)
+    without[1 + word_place(PROMPTS[0], NOUNS[0][0])] = False
+    pipe = with_processor(OwnProcessor(lambda *tensors: [(*tensors, without[None])]))
+    mask, _ = recorded(pipe)
+    assert not mask[0].any() and mask[1].all()
+
+
+@pytest.mark.parametrize(
+    ('processor', 'message'),
+    [
+        (OwnProcessor(lambda q, k, v: [(q, k, v), (q, k.flip(2), v)]), 'to the text 2 times'),
+        (
+            OwnProcessor(lambda q, k, v: [(q[:, :, 1:], k, v)]),
+            'attends to the text in parts',
+        ),
+        (OwnProcessor(project=lambda attn, text: attn.to_k(text)), 'projects queries or keys more'),
+        (
+            OwnProcessor(project=lambda attn, text: attn.to_k(text[:1]), explicit=True),
+            'projects queries or keys more than once',
+        ),
+    ],
+    ids=['twice', 'in parts', 'projects twice', 'image by image'],
+)
+def test_a_processor_whose_attention_is_not_one_softmax_is_refused(processor, message):
+    pipe = with_processor(processor)
+    with pytest.raises(RuntimeError, match=message):
+        recorded(pipe)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_processor_of_ones_own_is_set_before_recording():
+    def change(pipe, index, timestep, values):
+        pipe.unet.set_attn_processor(OwnProcessor(lambda q, k, v: [(2 * q, k, v)]))
+        return values
+
+    with pytest.raises(ValueError, match='attn2 was given another attention processor while'):
+        recorded(tiny_stable_diffusion(), callback_on_step_end=change)
+
+
+def test_a_sequence_that_is_interrupted_leaves_nothing_behind():
+    class Interrupted:
+        def __call__(self, attn, hidden_states, **others):
+            raise KeyboardInterrupt
+
+    pipe = tiny.tiny_stable_diffusion_3()
+    pipe.transformer.set_attn_processor(Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        recorded(pipe, **SQUARE)
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_a_fused_sequence_is_recorded():

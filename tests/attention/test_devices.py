@@ -9,7 +9,9 @@ from helpers.tiny_pipelines import tiny_stable_diffusion
 from helpers.two_prompts import NOUNS, PROMPTS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from freeatm_mm.attention import AttentionRecorder
+from freeatm_mm.attention import AttentionRecorder, noun_attention
+from freeatm_mm.attention.outputs import add_output_products
+from freeatm_mm.attention.softmax import add_affinity
 
 
 @pytest.mark.parametrize('options', [{}, {'self_attention': 16}])
@@ -30,3 +32,15 @@ def test_a_unet_on_a_gpu(options):
         assert [mask.device.type for mask in masks] == ['cpu', 'cpu']
         with pytest.raises(RuntimeError):  # so a mistake would show
             images + torch.ones(1, 4, 1, 1)
+
+
+def test_layers_on_several_gpus_add_to_one_sum():
+    with FakeTensorMode():
+        first, second = (torch.device('cuda', number) for number in (0, 1))
+        query, key = (torch.randn(2, 9, 4, 8, device=second) for _ in range(2))
+        columns = torch.zeros(2, 3, dtype=torch.long, device=second)
+        out = torch.zeros(2, 3, 9, device=first)
+        assert noun_attention(query, key, columns, 1.0, out_BTN=out).device == first
+        add_affinity(query, key, 1.0, torch.zeros(2, 9, 9, device=first))
+        outputs = query.flatten(2)
+        add_output_products(outputs, outputs, columns, out, heads=4, some=range(4))

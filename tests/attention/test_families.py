@@ -14,7 +14,7 @@ from helpers.two_prompts import NOUNS, PROMPTS
 
 from freeatm_mm.attention import FAMILIES, AttentionRecorder, families
 from freeatm_mm.attention.families import CallNames, call_names
-from freeatm_mm.generation.pipelines import drawing_options, scheduler_of
+from freeatm_mm.generation.pipelines import sampling_options, scheduler_of
 
 TOY = """
 from freeatm_mm.attention.families.base import CallNames, Family, is_cross_attention
@@ -56,7 +56,7 @@ def test_a_new_family_is_a_new_file(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, 'freeatm_mm.attention.families.toy')
     assert {row.name for row in families.FAMILIES} - {row.name for row in known} == {'toy'}
     assert scheduler_of(toy) is pipe.scheduler
-    options = drawing_options(toy, steps=3, guidance=2.0)
+    options = sampling_options(toy, steps=3, guidance=2.0)
     assert options == {'num_inference_steps': 3, 'strength_of_text': 2.0}
     got, expected = (
         AttentionRecorder(either).generate(

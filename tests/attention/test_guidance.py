@@ -170,6 +170,41 @@ def test_self_attention_of_a_perturbed_image_is_that_of_the_unperturbed():
 
 
 @pytest.mark.parametrize('guidance', [4.0, 1.0])
+def test_steps_that_draw_one_tensor_are_steps_of_their_own(guidance):
+    kept = []
+
+    def same(pipe, index, timestep, values):
+        kept.append(values['latents'])
+        return {'latents': kept[0]}
+
+    recorder = AttentionRecorder(tiny.tiny_flux())
+    recorder.generate(
+        PROMPTS,
+        NOUNS,
+        num_inference_steps=4,
+        height=64,
+        width=64,
+        true_cfg_scale=guidance,
+        negative_prompt=['a tree'] * len(PROMPTS),
+        callback_on_step_end=same,
+    )
+    assert recorder.num_steps == 4
+
+
+def test_guidance_by_two_calls_of_a_unet_is_refused():
+    pipe = tiny_stable_diffusion()
+    noisy = torch.zeros(2, 4, 16, 16)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, torch.no_grad():
+        with_prompt, without = pipe.encode_prompt(PROMPTS, 'cpu', 1, True)
+        for timestep in (500, 100):  # one tensor at several levels is no guidance
+            pipe.unet(noisy, timestep, with_prompt)
+            pipe.unet(noisy, timestep, with_prompt.clone())
+        with pytest.raises(ValueError, match='StableDiffusionPipeline called its unet twice for'):
+            pipe.unet(noisy, 100, encoder_hidden_states=without)
+    assert recorder.num_steps == 4
+
+
+@pytest.mark.parametrize('guidance', [4.0, 1.0])
 def test_more_images_than_were_told_are_refused(guidance):
     pipe = like(tiny_stable_diffusion(), 'StableDiffusionPAGPipeline')
     with pytest.raises(

@@ -462,6 +462,40 @@ def test_hooks_go_after_an_exception(sd):
     assert recorder.num_steps == 1
 
 
+def test_recording_goes_on_after_inference_mode(sd):
+    plain = AttentionRecorder(sd).generate(PROMPTS, NOUNS, num_inference_steps=1, **same_noise())
+    with AttentionRecorder(sd, PROMPTS, NOUNS, self_attention=32) as recorder:
+        for inference in (True, False):
+            with torch.inference_mode(inference):
+                sd(PROMPTS, num_inference_steps=1, **same_noise())
+    with torch.inference_mode():
+        masks = recorder.masks('minmax')
+    for mask, usual in zip(masks, plain.masks):
+        torch.testing.assert_close(mask, usual, rtol=0, atol=1e-5)
+        mask += 1  # a plain tensor
+
+
+def same_noise():
+    return dict(generator=torch.Generator().manual_seed(1))
+
+
+def test_a_class_that_hands_its_arguments_on(sd):
+    class Mine(type(sd)):
+        def __call__(self, *args, **options):
+            return super().__call__(*args, **options)
+
+    parts = dict(sd.components, safety_checker=None)
+    pipe = Mine(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    first, second = (
+        AttentionRecorder(each).generate(PROMPTS, NOUNS, num_inference_steps=1, **same_noise())
+        for each in (sd, pipe)
+    )
+    assert all(torch.equal(mask, other) for mask, other in zip(first.masks, second.masks))
+    with pytest.raises(ValueError, match="Mine is called without an argument 'stpes'"):
+        AttentionRecorder(pipe).generate(PROMPTS, NOUNS, stpes=1)
+
+
 def test_a_recorder_starts_anew_when_entered_again(sd):
     recorder = AttentionRecorder(sd, PROMPTS, NOUNS)
     results = []
@@ -535,6 +569,23 @@ class TestErrors:
         with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a file with its row'):
             AttentionRecorder(OtherPipeline(), PROMPTS, NOUNS)
 
+    @pytest.mark.parametrize('part', ['unet', 'text_encoder'])
+    def test_a_pipeline_without_one_of_its_parts(self, sd, part):
+        parts = dict(sd.components, safety_checker=None)
+        pipe = type(sd)(**(parts | {part: None}), requires_safety_checker=False)
+        with pytest.raises(ValueError, match=f'was loaded without its {part}'):
+            AttentionRecorder(pipe).generate(PROMPTS, NOUNS)
+
+    def test_prompts_that_are_no_texts(self, sd):
+        with pytest.raises(TypeError, match='prompts must be a text or a list of texts, got 5'):
+            AttentionRecorder(sd).generate(5)
+
+    def test_a_network_that_is_not_of_pytorch(self):
+        pipe = tiny_stable_diffusion()
+        object.__setattr__(pipe, 'unet', object())
+        with pytest.raises(ValueError, match='the unet .* is no network of PyTorch but object'):
+            AttentionRecorder(pipe)
+
     def test_arguments(self, sd):
         for match, prompts, nouns, options in (
             ('prompt 0: a noun must be a word', 'a dog', [[]], {}),
@@ -559,6 +610,11 @@ class TestErrors:
         with AttentionRecorder(sd, PROMPTS, NOUNS, steps=range(5, 9)) as recorder:
             draw(sd)
         with pytest.raises(RuntimeError, match='nothing was recorded.*2 steps'):
+            recorder.masks()
+        with AttentionRecorder(sd, PROMPTS, NOUNS, resolutions=[99]) as recorder:
+            draw(sd, steps=1)
+        height, width = max(recorder._sink.seen)
+        with pytest.raises(RuntimeError, match=f'no layer has .* asked for, .*{height}x{width}'):
             recorder.masks()
 
     def test_options_of_masks(self, sd):

@@ -104,12 +104,21 @@ def test_words_for_the_context_manager(sd):
     assert torch.equal(recorder.masks()[0], by_span.masks()[0])
 
 
+def test_prompts_may_be_called_as_the_pipeline_calls_them(sd):
+    recorder = AttentionRecorder(sd)
+    named = recorder.generate(prompt=PROMPTS[0], nouns=['dog'], **options())
+    first = recorder.generate(PROMPTS[0], ['dog'], **options())
+    assert named.prompts == first.prompts
+    assert torch.equal(named.masks[0], first.masks[0])
+
+
 def test_generate_refuses(sd):
     recorder = AttentionRecorder(sd)
     for match, arguments, more in (
         ('stands 2 times', ('a dog and a dog', ['dog']), {}),
         ("without an argument 'stepz'", (PROMPTS[0], ['dog']), dict(stepz=3)),
-        ('takes the prompts first', (PROMPTS[0], ['dog']), dict(prompt='a cat')),
+        ('takes the prompts once', (PROMPTS[0], ['dog']), dict(prompt='a cat')),
+        ('takes the prompts once', (), dict(nouns=['dog'])),
         ('call has prompt_embeds', (PROMPTS[0], ['dog']), dict(prompt_embeds=torch.zeros(1))),
         ('num_images_per_prompt', (PROMPTS[0], ['dog']), dict(num_images_per_prompt=0)),
         ('no prompts', ([], []), {}),

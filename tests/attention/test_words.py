@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from freeatm_mm.attention import words
-from freeatm_mm.attention.words import noun_name, places_of, span_of, spans_of_prompts
+from freeatm_mm.attention.words import noun_name, places_of, span_of, spans_of_prompts, word_spans
 from freeatm_mm.prompts import Noun
 
 
@@ -25,12 +26,41 @@ from freeatm_mm.prompts import Noun
         ('cafe\u0301', 'un café noir', [(3, 7)]),
         ('cafe', 'un cafe\u0301 noir', []),
         ('C++', 'a C++ book', [(2, 5)]),
+        ('कल', 'यह कला है', []),
+        ('कला', 'यह कला है', [(3, 6)]),
+        ('ता', 'एक कुत्ता', []),
+        ('कु', 'एक कुत्ता', []),
+        ('สุนัข', 'ภาพสุนัขและแมว', [(3, 8)]),
+        ('ส', 'ภาพสุนัข', []),
+        ('👨', 'a 👨\u200d👩\u200d👧', []),
+        ('👨\u200d👩\u200d👧', 'a 👨\u200d👩\u200d👧', [(2, 7)]),
+        ('❤', 'a ❤\ufe0f', [(2, 3)]),
         ('d.g', 'a dog', []),
         (' ', 'a dog', []),
     ],
 )
 def test_places(noun, text, places):
     assert places_of(noun, text) == places
+
+
+def test_spans_may_be_of_numpy():
+    start, end = span_of((np.int64(2), np.int32(5)))
+    assert (start, end) == (2, 5) and type(start) is type(end) is int
+
+
+def test_messages_cut_long_prompts():
+    prompt = 'a dog ' * 600
+    with pytest.raises(
+        ValueError, match=r"'dog' stands 600 times in 'a dog .*3,600 char"
+    ) as refusal:
+        spans_of_prompts([prompt], [['dog']])
+    assert len(str(refusal.value)) < 600
+
+
+def test_words_hold_their_vowel_signs():
+    prompt = "कुत्ता और fire-engine's 猫"
+    words = [prompt[start:end] for start, end in word_spans(prompt)]
+    assert words == ['कुत्ता', 'और', "fire-engine's", '猫']
 
 
 @pytest.mark.parametrize(
@@ -84,7 +114,9 @@ def test_automatic_nouns_are_things_that_one_can_see():
         (['a dog'], [(2.0, 5)], True, 'prompt 0: a noun must be a word'),
         (['a dog'], None, True, 'must be a list'),
         (['a dog'], ['dog', 'a'], False, r"give each its own list.*nouns=\[\['dog', 'a'\]\]"),
-        (['a dog', 'a cat'], [['dog']], False, '2 prompts but 1 list of nouns'),
+        (['a dog', 'a cat'], [['dog']], False, '2 prompts but 1 list of nouns$'),
+        (['a dog', 'a'], ['dog'], False, r"nouns=\[\['dog'\], \['dog'\]\]$"),
+        (['a dog'], [['dog']], True, r"one list of nouns, such as \['dog'\], and no list of lists"),
         (['a dog', 'a cat'], ['dog', 'cat'], False, 'nouns of prompt 0 must be a list'),
         (['a dog', 'a cat'], 'dog', False, 'nouns must be a list'),
         (['a dog', 'a cat'], [['dog'], ['dog']], False, 'prompt 1: the noun'),

@@ -120,6 +120,11 @@ def test_a_page_of_one_file_holds_its_samples_and_runs_nothing_of_theirs(store, 
     assert 'page.html: 4 samples' in capsys.readouterr().out
     words = ['view', store.path, '--out', out, '--where', 'nouns.#>=2', '--seed', '0']
     assert exit_code(cli, words) == 0 and 'page.html: 1 samples' in capsys.readouterr().out
+    mine = tmp_path / 'mine.html'
+    mine.write_text('<!doctype html>\n<title>mine</title>')
+    words[3] = mine
+    assert exit_code(cli, words) == 2 and 'not a page of freeatm view' in capsys.readouterr().err
+    assert mine.read_text().endswith('<title>mine</title>')
     words[5] = 'nouns.#>=5'
     assert exit_code(cli, words) == 2 and 'no sample of' in capsys.readouterr().err
 

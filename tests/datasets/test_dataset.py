@@ -68,6 +68,31 @@ def test_a_store_at_an_address_is_as_one_here(tmp_path, monkeypatch):
         assert number == 11
 
 
+@pytest.mark.parametrize('options', [{}, {'mask_source': 'other'}])
+def test_a_batch_from_an_address_is_few_requests(options, tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr('freeatm_mm.addresses.DELAYS', (0.0,))
+    path = make_store(tmp_path / 'served' / 'store')
+    pipeline = [dict(type='LoadFromStore'), *VIEW, dict(type='PackFreeATMInputs', grid_size=5)]
+    draws = [(number, 100 + number) for number in (6, 0, 9, 2, 3, 11, 2, 5)]
+    with serve_files(path.parent) as server:
+        there, here = (
+            FreeATMDataset(root, pipeline=pipeline, **options)
+            for root in (f'{server.address}/store', path)
+        )
+        found = there.draw_batch(draws)
+        asked = [place for _, place, _ in server.asked if place.endswith('.tar')]
+        assert len(asked) == 3  # one a shard
+        assert list(map(contents, found)) == list(map(contents, here.draw_batch(draws)))
+        there.sources[0].read(6)  # no longer at hand
+        assert len([place for _, place, _ in server.asked if place.endswith('.tar')]) == 4
+        # A server that stops to answer isn't asked for every sample of the batch.
+        server.mode, before = 503, len(server.asked)
+        with pytest.raises(StoreError, match=r'its server answers 503 \(2 tries\)'):
+            there.draw_batch(draws)
+        assert len(server.asked) - before <= 2 * (3 + 2)
+
+
 def test_masks_left_out(tmp_path):
     make_store(tmp_path / 'store')
     dataset = FreeATMDataset(tmp_path / 'store', masks=False, pipeline=[LoadFromStore()])

@@ -300,7 +300,7 @@ def test_options_that_nothing_reads_are_refused(tmp_path, store, option):
 def test_mixed_precision_without_a_gpu_is_refused(tmp_path, store):
     cfg = config(store, tmp_path)
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    with pytest.raises(InputError, match='mixed precision .* leave out --amp'):
+    with pytest.raises(InputError, match='AmpOptimWrapper.* is for GPUs.*--bf16'):
         check_precision(cfg)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from freeatm_mm.configs import check_datasets, complete_config, find_datasets, set_data_root
 from freeatm_mm.engine import CheckFilesHook
 from freeatm_mm.engine.data_files import missing_files
+from freeatm_mm.errors import InputError
 from freeatm_mm.store import StoreError
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +159,20 @@ def test_a_data_root_reaches_pretraining(tmp_path, root, kind):
     check_datasets(cfg)
     with pytest.raises(ValueError, match='a name of a folder is empty'):
         set_data_root(cfg, f'{store},')
+
+
+def test_pictures_on_a_gpu_need_one_and_a_loader_without_workers(tmp_path, monkeypatch):
+    cfg = pretraining(str(make_store(tmp_path / 'store')))
+    cfg.train_dataloader.dataset.update(in_memory=True, device='cuda')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(InputError, match='dataset.device=cuda: there is no GPU'):
+        check_datasets(cfg)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    check_datasets(cfg)
+    for option in (dict(num_workers=1), dict(pin_memory=True)):
+        loader = dict(cfg.train_dataloader, **option)
+        with pytest.raises(InputError, match='set train_dataloader.num_workers=0 and train_data'):
+            check_datasets(Config(dict(train_dataloader=loader)))
 
 
 def test_a_folder_with_a_comma_is_one_folder(tmp_path):

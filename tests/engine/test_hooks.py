@@ -1,6 +1,8 @@
 """Memory layout: channels-last trainings on every kind of processor."""
 
+import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +156,56 @@ def test_views_and_losses_are_logged_to_tensorboard(tmp_path, method):
     assert [event.step for event in events.Images('views')] == [1, 4]
     (file,) = (tmp_path / 'plain').rglob('events.*')
     assert EventAccumulator(str(file)).Reload().Tags()['images'] == []
+
+
+def test_views_and_losses_are_logged_to_wandb(tmp_path, monkeypatch):
+    """The real wandb, without a network: what `wandb sync` would upload lies in the folder."""
+    wandb = pytest.importorskip('wandb')
+    from helpers.tiny_runs import config, run
+    from helpers.tiny_stores import make_store
+
+    for name, value in dict(MODE='offline', SILENT='true', DISABLE_GIT='true').items():
+        monkeypatch.setenv(f'WANDB_{name}', value)
+    monkeypatch.chdir(tmp_path)  # mmengine hands over the programs below it
+    hook = {'default_hooks.views.type': 'LogViewsHook', 'default_hooks.views.interval': 4}
+    cfg = config(make_store(tmp_path / 'store', count=20), tmp_path / 'run', **hook)
+    backend = dict(
+        type='WandbVisBackend',
+        init_kwargs=dict(project='freeatm'),
+        define_metric_cfg=[dict(name='*', step_metric='iter')],
+    )
+    cfg.visualizer = dict(type='UniversalVisualizer', vis_backends=[backend])
+    try:
+        _, watch = run(cfg, 'logged_to_wandb')
+    finally:
+        wandb.finish()
+    (file,) = (tmp_path / 'run').rglob('offline-run-*/*.wandb')
+    rows = wandb_history(file)
+    losses = [row['loss'] for row in rows if 'loss' in row]
+    expected = np.cumsum([output['loss'] for output in watch.outputs]) / np.arange(1, 7)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert [row['iter'] for row in rows if 'loss' in row] == [1, 2, 3, 4, 5, 6]
+    pictures = [file.parent / 'files' / row['views.path'] for row in rows if 'views.path' in row]
+    assert len(pictures) == 2 and all(picture.is_file() for picture in pictures)
+
+
+def wandb_history(path):
+    """The rows that a run's file holds: records in blocks, as LevelDB writes its log."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, whole, rows = path.read_bytes(), 7, b'', []
+    while place + 7 <= len(data):
+        place += (left := 32768 - place % 32768) * (left < 7)  # no header fits in
+        length, kind = struct.unpack_from('<HB', data, place + 4)
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            items = Record.FromString(whole).history.item
+            rows += [
+                {i.key or '.'.join(i.nested_key): json.loads(i.value_json) for i in items}
+            ] * bool(items)
+            whole = b''
+    return rows
 
 
 def test_a_picture_of_views_shows_their_masks(tmp_path):

@@ -11,7 +11,7 @@ from helpers import tiny_transformers
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate
-from freeatm_mm.generation.pipelines import drawing_options, load_pipeline
+from freeatm_mm.generation.pipelines import load_pipeline, sampling_options
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 
@@ -72,12 +72,12 @@ def test_images_without_masks_are_those_with(tmp_path):
         assert first[index].image_bytes == second[index].image_bytes
 
 
-def test_drawing_options_use_the_names_of_the_call():
-    assert drawing_options(tiny_stable_diffusion(), steps=3, guidance=2.0) == {
+def test_sampling_options_use_the_names_of_the_call():
+    assert sampling_options(tiny_stable_diffusion(), steps=3, guidance=2.0) == {
         'num_inference_steps': 3,
         'guidance_scale': 2.0,
     }
-    assert drawing_options(tiny_if(), steps=3, guidance=2.0, height=32, width=48) == {
+    assert sampling_options(tiny_if(), steps=3, guidance=2.0, height=32, width=48) == {
         'num_inference_steps': 3,
         'guidance_scale': 2.0,
         'height': 32,
@@ -85,19 +85,19 @@ def test_drawing_options_use_the_names_of_the_call():
         'clean_caption': False,
     }
     assert (
-        drawing_options(tiny.tiny_pixart(), steps=3, guidance=2.0)['use_resolution_binning']
+        sampling_options(tiny.tiny_pixart(), steps=3, guidance=2.0)['use_resolution_binning']
         is False
     )
-    assert drawing_options(tiny.tiny_qwen_image(), steps=3, guidance=2.0) == {
+    assert sampling_options(tiny.tiny_qwen_image(), steps=3, guidance=2.0) == {
         'num_inference_steps': 3,
         'true_cfg_scale': 2.0,
     }
-    assert drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0) == {
+    assert sampling_options(tiny.tiny_unclip(), steps=3, guidance=2.0) == {
         'decoder_num_inference_steps': 3,
         'decoder_guidance_scale': 2.0,
     }
     with pytest.raises(ValueError, match="UnCLIPPipeline can't be told the height"):
-        drawing_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
+        sampling_options(tiny.tiny_unclip(), steps=3, guidance=2.0, height=64, width=64)
 
 
 @tiny.loads_unclip
@@ -152,7 +152,7 @@ def test_newest_families_draw_with_masks(make, pipeline, expected, tmp_path):
     if not hasattr(diffusers, pipeline):
         pytest.skip(f'diffusers {diffusers.__version__} has no {pipeline}')
     pipe = make()
-    assert drawing_options(pipe, steps=2, guidance=4.0) == dict(expected, num_inference_steps=2)
+    assert sampling_options(pipe, steps=2, guidance=4.0) == dict(expected, num_inference_steps=2)
     generate(
         pipe,
         PROMPTS,
@@ -173,6 +173,6 @@ def test_newest_families_draw_with_masks(make, pipeline, expected, tmp_path):
 )
 def test_guidance_is_told_to_the_component_that_holds_it():
     pipe = tiny.tiny_hunyuan_image(guidance=3.5)
-    options = drawing_options(pipe, steps=2, guidance=6.0)
+    options = sampling_options(pipe, steps=2, guidance=6.0)
     assert options == dict(num_inference_steps=2, distilled_guidance_scale=6.0)
     assert pipe.guider.guidance_scale == pipe.ocr_guider.guidance_scale == 6.0

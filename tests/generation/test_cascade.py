@@ -187,7 +187,7 @@ def test_other_pipelines_and_another_order_are_refused(stages):
 def test_stage_one_alone_must_be_asked_for(pipes):
     with pytest.raises(
         ValueError,
-        match='first stage of a cascade and draws images of 16x16 pixels'
+        match='first stage of a cascade and generates images of 16x16 pixels'
         ': give the further stages with --stage, or --size 16',
     ):
         ShardSource(pipes[0], PROMPTS)

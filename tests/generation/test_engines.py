@@ -192,7 +192,7 @@ def test_the_plan_is_estimated_and_nothing_of_the_store_is_written(job, source, 
     )
     for part in parts:
         assert part in text
-    hours = estimate.samples * (estimate.draw_seconds + estimate.write_seconds) / 3600
+    hours = estimate.samples * (estimate.generation_seconds + estimate.write_seconds) / 3600
     assert estimate.device_hours == pytest.approx(hours)
     with pytest.raises(ValueError, match='batches must be at least 1'):
         estimate_run(source, 0)

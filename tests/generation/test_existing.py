@@ -18,7 +18,7 @@ from helpers.tools import run_tool
 from PIL import Image
 
 from freeatm_mm.errors import InputError
-from freeatm_mm.generation import DrawingError, run_workers
+from freeatm_mm.generation import GenerationError, run_workers
 from freeatm_mm.generation.existing import MaskJob, add_masks, job_of_store, read_picture
 from freeatm_mm.generation.images import ImageReader, find_images
 from freeatm_mm.generation.listing import ImageFile, list_images
@@ -135,7 +135,7 @@ def test_bytes_are_the_same_however_the_work_is_split_or_interrupted(folder, pip
             return super().read(place)
 
     # A batch that fails is tried image by image, so this one raises again.
-    with pytest.raises((Stopped, DrawingError)):
+    with pytest.raises((Stopped, GenerationError)):
         add_masks(
             source.pipeline,
             ImageFile(images.path),
@@ -251,6 +251,12 @@ def parquet(tmp_path, data):
     return tmp_path, {}
 
 
+def parquet_in_capitals(tmp_path, data):
+    parquet(tmp_path, data)
+    (tmp_path / 'train-0.parquet').rename(tmp_path / 'TRAIN-0.PARQUET')
+    return tmp_path, {}
+
+
 def coco(tmp_path, data):
     pytest.importorskip('ijson')
     (tmp_path / 'images').mkdir()
@@ -276,6 +282,7 @@ def coco(tmp_path, data):
         (webdataset, [('a dog',)], 0),
         (huggingface, [('a dog',), ('a cat',), ('two birds',)], 0),
         (parquet, [('a dog',)] * 5, 0),
+        (parquet_in_capitals, [('a dog',)] * 5, 0),
         (coco, [('a dog', 'a cat')], 0),
     ],
 )

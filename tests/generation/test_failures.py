@@ -13,7 +13,7 @@ from kill_and_resume import kill_and_resume
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import (
-    DrawingError,
+    GenerationError,
     ShardSource,
     TooManyFailed,
     estimate_run,
@@ -153,7 +153,7 @@ def test_a_shard_of_which_nothing_can_be_drawn_stands_empty(pipe, tmp_path):
 
 
 def test_settings_that_draw_nothing_stop_at_once(pipe, tmp_path):
-    with pytest.raises(DrawingError, match='prompts 000, 001 failed: broken'):
+    with pytest.raises(GenerationError, match='prompts 000, 001 failed: broken'):
         generate_store(
             source_of(fail(pipe, 'a photo', error=RuntimeError('broken'))), tmp_path, progress=False
         )
@@ -193,7 +193,7 @@ def test_out_of_memory_in_a_batch_draws_one_by_one_and_alone_stops(pipe, tmp_pat
     assert (summary.samples, summary.failed, summary.split_batches) == (5, 0, 2)
     assert '2 batches failed and were generated again one by one' in str(summary)
     most[0] = 0
-    with pytest.raises(DrawingError, match='prompts 000 failed.*out of memory'):
+    with pytest.raises(GenerationError, match='prompts 000 failed.*out of memory'):
         generate_store(source_of(pipe), tmp_path / 'b', progress=False)
 
 

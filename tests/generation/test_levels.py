@@ -27,7 +27,7 @@ from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.attention.families import FAMILIES, call_names
 from freeatm_mm.generation.existing import _no_guidance
 from freeatm_mm.generation.levels import NoiseLevels, ShownImages, _standing_in
-from freeatm_mm.generation.pipelines import drawing_options
+from freeatm_mm.generation.pipelines import sampling_options
 
 LEVELS = (200, 450)
 SAMPLE, TIME = ('sample', 'hidden_states', 'x'), ('timestep', 'timesteps', 't')
@@ -281,7 +281,7 @@ def test_the_network_sees_the_noised_image(name, monkeypatch):
     height, width = shown.seen(*look.ratio)
     assert height < width or look.ratio == (1, 1)
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    options = drawing_options(pipe, steps=len(LEVELS), guidance=_no_guidance(pipe)) | look.options
+    options = sampling_options(pipe, steps=len(LEVELS), guidance=_no_guidance(pipe)) | look.options
     negative = call_names(pipe).negative_prompt
     said = {} if negative is None else {'negative_prompt': [negative] * 2}
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
@@ -383,7 +383,7 @@ def test_pipelines_of_a_family_that_cannot_look_are_refused(make, message):
 
 
 def test_sizes_that_a_pipeline_chooses_are_not_asked_for():
-    with pytest.raises(ValueError, match='HiDreamImagePipeline draws at sizes of its own choice'):
+    with pytest.raises(ValueError, match='HiDreamImagePipeline generates at sizes of its own'):
         ShownImages(tiny.tiny_hidream(), LEVELS, 64)
 
 

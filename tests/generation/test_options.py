@@ -25,7 +25,7 @@ from freeatm_mm.generation import (
     pipelines,
     sample_seed,
 )
-from freeatm_mm.generation.pipelines import drawing_defaults, parse_lora
+from freeatm_mm.generation.pipelines import parse_lora, sampling_defaults
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, verify_store
 
@@ -350,7 +350,7 @@ def flux(dynamic, **config):
     ],
 )
 def test_few_step_models_have_their_own_steps_and_guidance(make, expected, said):
-    found = drawing_defaults(make())
+    found = sampling_defaults(make())
     assert (found.steps, found.guidance) == expected
     assert said in found.reason if said else found.reason is None
 

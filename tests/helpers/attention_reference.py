@@ -88,7 +88,7 @@ def mean_map(
     """The paper's mask of one noun: mean over heads, tokens, layers and steps, in float64.
 
     Args:
-        seen: From :func:`explicit_attention`.
+        seen: From `explicit_attention`.
         row: Row of the denoiser's batch.
         tokens: Key columns of the noun.
         size: Height and width of the largest map; smaller ones are it halved.

@@ -64,7 +64,7 @@ def _rotate(x: np.ndarray, rotary) -> np.ndarray:
 
 
 def _rotate_halves(x: np.ndarray, rotary) -> np.ndarray:
-    """As :func:`_rotate`, where a pair's channels stand in either half."""
+    """As `_rotate`, where a pair's channels stand in either half."""
     cosine, sine = (_array(part) for part in rotary)
     if cosine.ndim == 3:  # a place of its own for each image of the batch
         cosine, sine = cosine[:, None], sine[:, None]
@@ -239,7 +239,7 @@ def hunyuan_image_attention(
     """HunyuanImage: the image, which alone is rotated, then the text, some of it masked.
 
     Args:
-        places: As for :func:`ragged_sequence`.
+        places: As for `ragged_sequence`.
 
     Returns:
         As there.
@@ -371,7 +371,7 @@ def text_first(attention, places, pixels):
 def single_projection_sequence(
     module, hidden_states, image_rotary_emb=None, attention_mask=None, *, text: int, **others
 ):
-    """As :func:`sequence`, of Flux.2's single blocks, which project everything at once."""
+    """As `sequence`, of Flux.2's single blocks, which project everything at once."""
     heads = module.heads
     width = module.inner_dim
     projected = _array(hidden_states) @ _array(module.to_qkv_mlp_proj.weight).T
@@ -397,7 +397,7 @@ def shared_sequence(
     halves: bool = False,
     **others,
 ):
-    """As :func:`sequence`, where one projection serves text and image: CogView, Krea, Ideogram.
+    """As `sequence`, where one projection serves text and image: CogView, Krea, Ideogram.
 
     Args:
         text: Number of text tokens.

@@ -33,7 +33,7 @@ def make_sample(number: int, nouns: int = 2, image_format: str = 'png', size: in
 
 
 def varied_sample(number: int) -> Sample:
-    """Like :func:`make_sample`, with all numbers of nouns and both image formats among them."""
+    """Like `make_sample`, with all numbers of nouns and both image formats among them."""
     return make_sample(number, 0 if number == 4 else 1 + number % 3, 'jpg' if number % 2 else 'png')
 
 

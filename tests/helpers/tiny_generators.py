@@ -1,6 +1,6 @@
 """Tiny random pipelines of the families beyond Stable Diffusion and DeepFloyd IF's stage I.
 
-Like :mod:`tiny_pipelines`: the real diffusers classes, built from configs in the process. Every
+Like `tiny_pipelines`: the real diffusers classes, built from configs in the process. Every
 word of ``WORDS`` is one token of every tokenizer, so a test can tell a noun's column by counting.
 """
 
@@ -25,6 +25,7 @@ from helpers.tiny_pipelines import (
     tiny_clip_tokenizer,
     tiny_stable_diffusion,
     tiny_stable_diffusion_xl,
+    tiny_t5,
     tiny_t5_tokenizer,
 )
 
@@ -33,7 +34,24 @@ _QWEN_SPECIAL = (
     *('<|image_pad|>', '<|video_pad|>'),
 )
 QWEN_TEMPLATE = '<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n'
-
+# A language model, and FLUX's blocks, as small as they come.
+SMALL_TEXT = dict(
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=8,
+    pad_token_id=0,
+)
+SMALL_FLUX = dict(
+    patch_size=1,
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=16,
+    num_attention_heads=2,
+)
 
 loads_unclip = pytest.mark.skipif(
     not hasattr(diffusers.pipelines, 'unclip'),
@@ -107,24 +125,6 @@ def tiny_word_tokenizer(
     )
 
 
-def _tiny_t5(tokenizer, width: int = 32):
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=width,
-            d_kv=8,
-            d_ff=37,
-            num_layers=2,
-            num_heads=4,
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-        )
-    )
-
-
 def _tiny_movq(levels: int = 2):
     from diffusers import VQModel
 
@@ -174,7 +174,7 @@ def tiny_pixart(sigma: bool = False):
     pipeline = PixArtSigmaPipeline if sigma else PixArtAlphaPipeline
     return pipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         vae=_tiny_vae(),
         transformer=transformer,
         scheduler=DDIMScheduler(),
@@ -364,7 +364,7 @@ def tiny_kandinsky3():
     )
     return Kandinsky3Pipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         unet=unet,
         scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'),
         movq=_tiny_movq(4),
@@ -405,7 +405,7 @@ def tiny_stable_diffusion_3(t5: bool = True, qk_norm: str | None = 'rms_norm'):
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(config),
         tokenizer_2=tiny_clip_tokenizer(),
-        text_encoder_3=_tiny_t5(tokenizer_3, 64) if t5 else None,
+        text_encoder_3=tiny_t5(tokenizer_3, 64) if t5 else None,
         tokenizer_3=tokenizer_3,
     )
 
@@ -438,12 +438,7 @@ def tiny_flux(pipeline: str = 'FluxPipeline'):
 
     tokenizer, tokenizer_2 = tiny_clip_tokenizer(), tiny_t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL_FLUX,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),
@@ -455,7 +450,7 @@ def tiny_flux(pipeline: str = 'FluxPipeline'):
         vae=_tiny_flow_vae(),
         text_encoder=CLIPTextModel(config),
         tokenizer=tokenizer,
-        text_encoder_2=_tiny_t5(tokenizer_2),
+        text_encoder_2=tiny_t5(tokenizer_2),
         tokenizer_2=tokenizer_2,
         transformer=transformer,
     )
@@ -551,7 +546,7 @@ def tiny_if_super_resolution():
     )
     return IFSuperResolutionPipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         unet=unet,
         scheduler=scheduler,
         image_noising_scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'),
@@ -649,12 +644,7 @@ def tiny_chroma(pipeline: str = 'ChromaPipeline'):
 
     tokenizer = tiny_t5_tokenizer()
     transformer = diffusers.ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL_FLUX,
         joint_attention_dim=32,
         axes_dims_rope=(4, 6, 6),
         approximator_num_channels=8,
@@ -666,7 +656,7 @@ def tiny_chroma(pipeline: str = 'ChromaPipeline'):
     return getattr(diffusers, pipeline)(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=_tiny_flow_vae(),
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,
     )
@@ -822,7 +812,7 @@ def tiny_hunyuan_dit():
             )
         ),
         tokenizer_2=tokenizer_2,
-        text_encoder_2=_tiny_t5(tokenizer_2),
+        text_encoder_2=tiny_t5(tokenizer_2),
         vae=_tiny_vae(4),  # the pipeline takes its factor to be 8
         transformer=HunyuanDiT2DModel(
             sample_size=16,
@@ -945,7 +935,7 @@ def tiny_hidream():
         tokenizer_2=tokenizers[1],
         text_encoder_2=clips[1],
         tokenizer_3=tokenizer_3,
-        text_encoder_3=_tiny_t5(tokenizer_3),
+        text_encoder_3=tiny_t5(tokenizer_3),
         tokenizer_4=tokenizer_4,
         text_encoder_4=llama,
         vae=_tiny_flow_vae(),
@@ -1009,13 +999,7 @@ def _tiny_qwen3(vocabulary: int):
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            pad_token_id=0,
+            **SMALL_TEXT,
         )
     )
 
@@ -1028,12 +1012,7 @@ def _tiny_flux2_parts(width: int, guidance_embeds: bool):
     )
 
     transformer = Flux2Transformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL_FLUX,
         joint_attention_dim=width,
         timestep_guidance_channels=32,
         axes_dims_rope=(4, 4, 4, 4),
@@ -1087,13 +1066,7 @@ def tiny_flux2():
         text_config=dict(
             model_type='mistral',
             vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            pad_token_id=0,
+            **SMALL_TEXT,
         ),
         vision_config=dict(
             model_type='pixtral',
@@ -1153,7 +1126,7 @@ def tiny_z_image():
 
 @_seeded
 def tiny_z_image_omni():
-    """A ``ZImageOmniPipeline``: as :func:`tiny_z_image`; images to go by are 4x4 for SigLIP."""
+    """A ``ZImageOmniPipeline``: as `tiny_z_image`; images to go by are 4x4 for SigLIP."""
     from diffusers import ZImageOmniPipeline
     from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
 
@@ -1201,7 +1174,7 @@ def tiny_hunyuan_image(guidance: float | None = None):
         ),
         text_encoder=base.text_encoder,
         tokenizer=base.tokenizer,
-        text_encoder_2=_tiny_t5(tokenizer_2),
+        text_encoder_2=tiny_t5(tokenizer_2),
         tokenizer_2=tokenizer_2,
         transformer=HunyuanImageTransformer2DModel(
             in_channels=4,
@@ -1400,7 +1373,7 @@ def tiny_prx():
     tokenizer = tiny_word_tokenizer(first='<bos>')
     tokenizer.model_max_length = 64
     return PRXPipeline(
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         tokenizer=tokenizer,
         vae=_tiny_flow_vae(),
         **_tiny_prx_parts(32),

@@ -225,6 +225,25 @@ def tiny_stable_diffusion_xl(seed: int = 0, width_2: int = 32):
     )
 
 
+def tiny_t5(tokenizer, width: int = 32):
+    """A ``T5EncoderModel`` of two layers, for the tokens of a tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=8,
+            d_ff=37,
+            num_layers=2,
+            num_heads=4,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
 def tiny_if(seed: int = 0):
     """A DeepFloyd ``IFPipeline`` (stage I): 32x32 pixels, joint text and spatial keys at 16x16.
 
@@ -235,24 +254,11 @@ def tiny_if(seed: int = 0):
         The pipeline, float32 on the CPU, progress bar off; the UNet predicts variances too.
     """
     from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
-    from transformers import T5Config, T5EncoderModel
 
     tokenizer = tiny_t5_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer),
-                d_model=32,
-                d_kv=8,
-                d_ff=37,
-                num_layers=2,
-                num_heads=4,
-                pad_token_id=0,
-                eos_token_id=1,
-                decoder_start_token_id=0,
-            )
-        )
+        text_encoder = tiny_t5(tokenizer)
         unet = UNet2DConditionModel(
             sample_size=32,
             in_channels=3,

@@ -7,11 +7,12 @@ import torch
 from helpers.tiny_generators import (
     _QWEN_CHAT,
     QWEN_TEMPLATE,
+    SMALL_FLUX,
+    SMALL_TEXT,
     _seeded,
     _tiny_flow_vae,
     _tiny_flux2_parts,
     _tiny_qwen3,
-    _tiny_t5,
     tiny_qwen_image,
     tiny_word_tokenizer,
 )
@@ -19,6 +20,7 @@ from helpers.tiny_pipelines import (
     _tiny_clip_text_config,
     _tiny_vae,
     tiny_clip_tokenizer,
+    tiny_t5,
     tiny_t5_tokenizer,
 )
 
@@ -34,7 +36,7 @@ def tiny_aura_flow():
     tokenizer = tiny_t5_tokenizer()
     return diffusers.AuraFlowPipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         vae=_tiny_flow_vae(),
         transformer=diffusers.AuraFlowTransformer2DModel(
             sample_size=16,
@@ -60,7 +62,7 @@ def tiny_cogview3():
     tokenizer = tiny_t5_tokenizer()
     return diffusers.CogView3PlusPipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         vae=_tiny_flow_vae(),
         transformer=diffusers.CogView3PlusTransformer2DModel(
             patch_size=2,
@@ -155,7 +157,7 @@ def tiny_cosmos2():
 
     tokenizer = tiny_t5_tokenizer()
     return diffusers.Cosmos2TextToImagePipeline(
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         tokenizer=tokenizer,
         transformer=diffusers.CosmosTransformer3DModel(
             in_channels=16,
@@ -184,7 +186,7 @@ def tiny_wan():
     tokenizer = tiny_t5_tokenizer()
     return diffusers.WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         vae=_tiny_video_vae(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         transformer=diffusers.WanTransformer3DModel(
@@ -207,12 +209,7 @@ def tiny_wan():
 
 def _flux_like(cls, width: int, **changes):
     settings = dict(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **SMALL_FLUX,
         joint_attention_dim=width,
         axes_dims_rope=(4, 6, 6),
     )
@@ -227,7 +224,7 @@ def tiny_bria():
     tokenizer = tiny_t5_tokenizer()
     return diffusers.BriaPipeline(
         tokenizer=tokenizer,
-        text_encoder=_tiny_t5(tokenizer),
+        text_encoder=tiny_t5(tokenizer),
         vae=_tiny_flow_vae(),
         transformer=_flux_like(diffusers.BriaTransformer2DModel, 32),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
@@ -306,13 +303,7 @@ def _tiny_qwen3_vl(vocabulary: int):
         Qwen3VLConfig(
             text_config=dict(
                 vocab_size=vocabulary,
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=8,
-                pad_token_id=0,
+                **SMALL_TEXT,
                 rope_scaling=dict(
                     rope_type='default', mrope_section=[2, 1, 1], mrope_interleaved=True
                 ),
@@ -438,13 +429,7 @@ def tiny_ernie_image():
         text_encoder=MistralModel(
             MistralConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=8,
-                pad_token_id=0,
+                **SMALL_TEXT,
             )
         ),
         tokenizer=tokenizer,

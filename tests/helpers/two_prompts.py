@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from freeatm_mm.attention import AttentionRecorder
-from freeatm_mm.attention.recording import drawn_images
+from freeatm_mm.attention.recording import generated_images
 from helpers.attention_reference import mean_map
 
 PROMPTS = ['a red dog on the sand', 'a photo of a cat and a blue bird on the tree']
@@ -54,7 +54,7 @@ def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
             **options,
         )
     prior = getattr(out, 'image_embeddings', None)
-    drawn = drawn_images(out) if prior is None else prior
+    drawn = generated_images(out) if prior is None else prior
     return torch.as_tensor(np.asarray(drawn) if isinstance(drawn, list) else drawn)
 
 

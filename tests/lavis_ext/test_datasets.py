@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import torch
 
 pytest.importorskip('lavis')
 
+from helpers.servers import serve_files  # noqa: E402
 from helpers.tiny_stores import make_store, make_store_of_spellings  # noqa: E402
+from lavis.datasets.datasets.base_dataset import ConcatDataset  # noqa: E402
 from lavis.datasets.datasets.retrieval_datasets import (  # noqa: E402
     RetrievalDataset,
     RetrievalEvalDataset,
@@ -28,6 +31,7 @@ from freeatm_mm.lavis_ext.builders import (  # noqa: E402
     FreeATMPretrainBuilder,
     FreeATMRetrievalBuilder,
 )
+from freeatm_mm.lavis_ext.runner import FreeATMRunner  # noqa: E402
 from freeatm_mm.store import Store, StoreError  # noqa: E402
 
 DELETE = 'DELETE'
@@ -114,6 +118,23 @@ def test_pairs_of_a_caption_file(captions):
         'picture 1 the dog is in block 6 the cat is in block 2',
         'picture 2',
     ]
+
+
+def test_a_batch_from_an_address_is_few_requests(store, captions, tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    files = dict(annotations=str(captions / 'captions.json'), images=str(captions))
+    with serve_files(store.parent) as server:
+        there = build(store=f'{server.address}/{store.name}', **files)
+        here = build(store=str(store), **files)
+        whole = ConcatDataset([build(**files), there])
+        runner = SimpleNamespace(use_distributed=False, cuda_enabled=False, seed=0)
+        (loader,) = FreeATMRunner.create_loaders(runner, [whole], 0, [18], [True], [list])
+        ((*items,),) = loader
+        asked = [place for _, place, _ in server.asked if place.endswith('.tar')]
+        assert len(asked) == 3  # one a shard
+        assert there[11]['text_input'] == here[11]['text_input']  # alone
+    expected = [here[number]['text_input'] for number in (*range(15), 12, 13, 14)]
+    assert sorted(item['text_input'] for item in items) == sorted(expected)
 
 
 def test_sources_are_joined_and_shared(store, captions):

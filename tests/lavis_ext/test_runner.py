@@ -395,6 +395,25 @@ def test_a_loss_that_is_no_number_stops_and_spoils_nothing(parts, tmp_path, monk
     assert newest_checkpoint(tmp_path).name == 'checkpoint_1.pth'
 
 
+@pytest.mark.parametrize('patience', [20, 3])
+def test_a_loss_of_nothing_trains_nothing(parts, tmp_path, monkeypatch, patience):
+    """A run of four steps is over before twenty."""
+    forward, calls = FreeATMBlipPretrain.forward, []
+
+    def finds_nothing(self, samples):
+        output = forward(self, samples)
+        calls.append(1)
+        output.loss = output.loss * 0
+        return output
+
+    monkeypatch.setattr(FreeATMBlipPretrain, 'forward', finds_nothing)
+    monkeypatch.setattr('freeatm_mm.lavis_ext.runner._PATIENCE', patience)
+    steps = min(patience, 6)
+    with pytest.raises(InputError, match=f'the loss was exactly 0 in {steps} steps in a row'):
+        launch.train(PRETRAIN, pretrain_options(*parts, tmp_path))
+    assert len(calls) == steps
+
+
 def test_weights_that_are_no_numbers_take_no_good_checkpoints_place(parts, tmp_path, monkeypatch):
     def spoil(self):
         with torch.no_grad():

@@ -49,7 +49,8 @@ def test_every_word_of_the_world_is_one_token(tmp_path):
 @pytest.fixture(scope='module')
 def trained(source_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp('generator')
-    assert train_generator(source_folder, folder / 'work', folder / 'out', PLAN, workers=1)
+    work, out = folder / 'work', folder / 'out'
+    assert train_generator(source_folder, work, out, PLAN, workers=1, keep=(0.4, 0.6))
     return folder
 
 
@@ -83,16 +84,44 @@ def test_a_stopped_training_ends_with_the_same_weights(
     monkeypatch.setattr(generator, 'LOG_STEPS', 1)
     stops = 0
     while not train_generator(
-        source_folder, tmp_path / 'work', tmp_path / 'out', PLAN, workers=1, minutes=4
+        source_folder,
+        tmp_path / 'work',
+        tmp_path / 'out',
+        PLAN,
+        workers=1,
+        minutes=4,
+        keep=(0.6,),
     ):
         assert not (tmp_path / 'out').exists()
         stops += 1
     assert stops >= 2  # in the middle of both stages
-    for name in WEIGHTS:
-        once = load_file(trained / 'out' / f'{name}.safetensors')
-        again = load_file(tmp_path / 'out' / f'{name}.safetensors')
-        assert once.keys() == again.keys()
-        assert all(torch.equal(once[key], again[key]) for key in once)
+    for folder in ('out', 'work/at-0.6'):
+        for name in WEIGHTS:
+            once = load_file(trained / folder / f'{name}.safetensors')
+            again = load_file(tmp_path / folder / f'{name}.safetensors')
+            assert once.keys() == again.keys()
+            assert all(torch.equal(once[key], again[key]) for key in once)
+
+
+def test_generators_are_kept_on_the_way(source_folder, trained, tmp_path):
+    """Of one autoencoder, each with its own denoiser; a share that is past is told."""
+    folders = [trained / 'work/at-0.4', trained / 'work/at-0.6', trained / 'out']
+    vae, unet = (
+        [load_file(folder / f'{name}.safetensors') for folder in folders] for name in WEIGHTS[:2]
+    )
+    for one, two in itertools.pairwise(vae):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    for one, two in itertools.combinations(unet, 2):
+        assert not torch.equal(one['conv_in.weight'], two['conv_in.weight'])
+    pipe = DiffusionPipeline.from_pretrained(folders[0])
+    assert (
+        pipe('a red dress', num_inference_steps=1, output_type='np').images.shape[1:3] == (64,) * 2
+    )
+    assert not [*(trained / 'work').glob('*.unfinished')]
+    with pytest.raises(InputError, match='is past step 1 of 3'):
+        train_generator(source_folder, trained / 'work', tmp_path, PLAN, workers=1, keep=(0.3,))
+    with pytest.raises(ValueError, match='between 0 and 1'):
+        train_generator(source_folder, tmp_path / 'new', tmp_path, PLAN, keep=(1.0,))
 
 
 def test_it_goes_on_from_a_finished_generator(source_folder, trained, tmp_path):

@@ -73,7 +73,7 @@ def test_inherited_and_replaced_values(tmp_path):
     )
     found = read_settings(tmp_path / 'own.py')
     assert found['a'] == {'x': 1, 'y': {'z': None, 'w': 2}} and 'x' not in found['b']
-    assert found['c'] is None and found['steps'] == 4
+    assert found['c'] is None and found['steps'] == found['b']['y'] == 4
 
 
 @pytest.mark.parametrize(

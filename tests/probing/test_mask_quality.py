@@ -11,6 +11,7 @@ from freeatm_mm.probing.mask_quality import (
     THRESHOLDS,
     centred_box,
     mask_quality,
+    match_regions,
     mean_box_size,
     summarise,
 )
@@ -161,3 +162,18 @@ def test_bad_masks_are_named(masks, exact, message):
 def test_thresholds_outside_their_range_are_refused():
     with pytest.raises(ValueError, match='thresholds in'):
         mask_quality(np.zeros((1, 2, 2)), np.ones((1, 2, 2), bool), thresholds=(0.0, 0.5))
+
+
+def test_each_noun_gets_a_region_of_its_own():
+    """By the best assignment in all, which isn't each noun's own best; no region twice."""
+    labels = np.zeros((4, 6), int)
+    labels[:, 2:4], labels[:, 4:] = 7, 9
+    exact = np.zeros((2, 4, 6), bool)
+    exact[0, :, 2:4] = True  # region 7 to the pixel
+    exact[1, :, 2:5] = True  # overlaps 7 most, but 9 is left for it
+    matched = match_regions(labels, exact)
+    assert (matched[0] == (labels == 7)).all() and (matched[1] == (labels == 9)).all()
+    one = match_regions(np.ones((4, 6), int), exact)
+    assert one.any((1, 2)).tolist() == [False, True]  # the larger overlap
+    with pytest.raises(ValueError, match='needs labels'):
+        match_regions(labels[:2], exact)

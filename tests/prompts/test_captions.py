@@ -88,6 +88,16 @@ def locked_zip():
 LOCKED_ZIP = locked_zip()
 
 
+def later_zip():
+    """Of a version of the format that is not there yet."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        archive.writestr('a.txt', 'a dog')
+    content = bytearray(buffer.getvalue())
+    content[content.index(b'PK\x01\x02') + 6] = 99
+    return bytes(content)
+
+
 def test_coco(tmp_path):
     path = tmp_path / 'captions_train2017.json'
     path.write_text(json.dumps(COCO))
@@ -188,6 +198,7 @@ def test_sbu_in_its_three_forms(tmp_path):
             r'a\.tsv\.gz is damaged',
         ),
         (read_sbu, 'a.zip', LOCKED_ZIP, r"a\.zip can't be unpacked: .*password"),
+        (read_sbu, 'a.zip', later_zip(), r"a\.zip can't be unpacked: zip file version 9\.9"),
         (read_captions, 'a.parquet', b'PAR1 no', r'a\.parquet is damaged: '),
         (read_captions, 'a.parquet', b'no', r'a\.parquet is damaged: '),
         (read_captions, 'a.tar', b'no', r'a\.tar is damaged: '),

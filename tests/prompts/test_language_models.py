@@ -589,6 +589,17 @@ def test_a_chat_template_without_a_system_gets_one_message(tiny_model):
     assert model._prompt(REQUESTS[0]) == '<user>write\n\n1. a dog [dog]<go>'
 
 
+def test_a_chat_template_that_runs_on_is_stopped(tiny_model, monkeypatch):
+    from freeatm_mm import compat
+
+    model = LocalModel(tiny_model)
+    monkeypatch.setattr(compat, '_MOST_SECONDS', 0.2)
+    loop = '{% for _ in range(99999) %}'
+    model._tokenizer.chat_template = loop * 3 + '{% endfor %}' * 3
+    with pytest.raises(LanguageModelError, match="can't be asked: the chat template fails: .*0.2"):
+        model._prompt(REQUESTS[0])
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

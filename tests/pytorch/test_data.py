@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers.servers import serve_files
 from helpers.tiny_stores import NOUNS, make_store
 from PIL import Image
@@ -118,6 +119,10 @@ def test_views_of_different_sizes_and_grids(tmp_path):
     [
         (lambda: v2.ToImage(), 'end it with v2.ToImage'),
         (lambda: lambda image, mask: image, 'return both'),
+        (
+            lambda: torchvision.transforms.Compose([]),
+            r'torchvision.transforms do not: .*3 ',
+        ),
         (
             lambda: lambda image, mask: (torch.zeros(3, 8, 8), mask),
             r'moved the image \(\(8, 8\)\) and its mask \(\(24, 32\)\) differently',

@@ -53,6 +53,7 @@ def test_every_layout_pools_as_equation_2(features, options):
         (torch.zeros(2, 5, 7, 7), {}, 'no such grid'),
         (torch.zeros(2, 40, 5), {}, '40 tokens do not fit'),
         (torch.zeros(2, 13, 5), {'prefix_tokens': 0}, '13 tokens do not fit'),
+        (torch.zeros(2, 13, 5), {'prefix_tokens': 2}, '13 tokens do not fit'),
         (torch.zeros(2, 5), {}, 'forward_features'),
         (torch.zeros(2, 13, 5), {'layout': 'nhwc'}, 'are tokens'),
     ],
@@ -66,6 +67,25 @@ def test_what_does_not_fit_is_told(features, options, said):
         InstancePool(**options)(features, masks)
     with pytest.raises(InputError, match='layout'):
         InstancePool('hwc')
+
+
+@pytest.mark.parametrize('tokens', [17, 16, 65, 18])
+def test_tokens_of_another_grid_are_not_pooled_as_if_of_this(tokens):
+    """A ViT of 8x8 patches and a class token, and masks on the usual grid of 7x7, say."""
+    side = 7 if tokens > 20 else 2
+    with pytest.raises(InputError, match=f'{tokens} tokens do not fit masks on a {side}x{side}'):
+        InstancePool()(torch.zeros(1, tokens, 5), torch.rand(1, 1, side, side))
+
+
+def test_registers_are_told_from_patches():
+    masks, tokens = torch.rand(1, 1, 3, 3), torch.rand(1, 18, 5)
+    with pytest.raises(InputError, match='3x3, as the masks have, or of 4x4: .* prefix_tokens'):
+        InstancePool()(tokens, masks)
+    expected = InstancePool()(tokens[:, 9:], masks)
+    assert torch.equal(InstancePool(prefix_tokens=9)(tokens, masks), expected)
+    registers = torch.rand(1, 7 * 7 + 5, 5)
+    masks = torch.rand(1, 1, 7, 7)
+    assert torch.equal(InstancePool()(registers, masks), InstancePool()(registers[:, 5:], masks))
 
 
 @pytest.mark.parametrize(

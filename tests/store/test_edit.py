@@ -58,7 +58,7 @@ def test_a_copy_that_was_stopped_goes_on(stores, tmp_path):
     merge_stores(stores, tmp_path / 'out')
     assert folder_bytes(tmp_path / 'out') == whole
     assert (tmp_path / 'out' / 'shard-000000.tar').stat().st_ino == kept
-    with pytest.raises(StoreError, match='made otherwise'):
+    with pytest.raises(StoreError, match='made otherwise: .* there and .* here; another sources'):
         merge_stores(stores[:1], tmp_path / 'out')
 
 
@@ -205,6 +205,7 @@ def test_a_missing_value_is_like_null_at_any_depth(sign, value, without, null, t
         ('mta.seed!=1', "a sample has no 'mta' but caption, nouns"),
         ('nouns.kind!=dog', "nouns has no 'kind' but text, start"),
         ('none:image.size>3', "image has no 'size'"),
+        ('nouns==dog', r"'nouns' is no single value: compare .* nouns.text \("),
     ],
 )
 def test_a_path_that_no_sample_can_have_is_refused(stores, tmp_path, text, message):

@@ -290,7 +290,40 @@ def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
     (images / 'd.heic').write_bytes(b'')
     assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 0
     shown = capsys.readouterr().out
-    assert '1 masks, or folders of them, left out' in shown and '1 entries beside' in shown
+    assert (
+        '1 masks, or folders of them, left out' in shown
+        and '1 other files, or linked folders, skipped' in shown
+    )
+
+
+@pytest.mark.parametrize('make', [make_masks, make_labels], ids=['masks', 'labels'])
+def test_images_in_folders_have_their_masks_in_the_same_folders(tmp_path, images, capsys, make):
+    masks = make(tmp_path, images)
+    (images / 'b').mkdir()
+    (images / 'a b.jpg').rename(images / 'b' / 'a b.jpg')
+    (masks / 'b').mkdir()
+    name = 'a b' if make is make_masks else 'a b.png'
+    (masks / name).rename(masks / 'b' / name)
+    (images / 'linked').symlink_to(images / 'b')
+    masks = masks.rename(images / 'masks')  # no images, though they lie there
+    words = ['import', make.__name__.removeprefix('make_'), images, masks, tmp_path / 'store']
+    assert exit_code(cli, [*words, '--quiet']) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        '2 images with 2 masks\n1 images have no mask\n1 other files, or linked'
+    )
+    assert 'left out' not in shown
+    first, second = Store(tmp_path / 'store')
+    assert (first.key, first.meta['file'], len(first.nouns)) == ('b-a-b', 'b/a b.jpg', 2)
+    assert (second.key, second.meta['file']) == ('c', 'c.png')
+
+
+def test_where_no_image_has_masks_it_says_where_they_belong(tmp_path, images, capsys):
+    folder = tmp_path / 'masks'
+    folder.mkdir()
+    Image.new('L', SIZE[::-1], 255).save(folder / 'a b.png')
+    assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 2
+    assert f'the masks of a b.jpg belong in {folder / "a b"}' in capsys.readouterr().err
 
 
 def test_an_image_on_its_side_is_stored_upright_and_needs_upright_masks(tmp_path, images, capsys):

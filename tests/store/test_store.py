@@ -43,7 +43,7 @@ def test_samples_come_back_in_any_order(store_path):
     for number in (7, -8):
         with pytest.raises(IndexError):
             store[number]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match='chosen by their number, got '):
         store['0']
     assert store.config == {'steps': 5}
 

@@ -29,7 +29,7 @@ class Source:
     def keys(self, shard):
         return [f'{number:06d}' for number in range(3 * shard, min(3 * shard + 3, 7))]
 
-    def draw(self, shard, rows, notes):
+    def generate(self, shard, rows, notes):
         self.drawn += [3 * shard + row for row in rows]
         return {row: varied_sample(3 * shard + row) for row in rows}
 
@@ -194,7 +194,7 @@ def test_repair_without_a_source_does_what_it_can_and_says_what_is_left(path):
 
 def test_samples_that_come_back_otherwise_are_said_to(path):
     class Other(Source):
-        def draw(self, shard, rows, notes):
+        def generate(self, shard, rows, notes):
             return {
                 row: varied_sample(3 * shard + row + 30).__class__(
                     **vars(varied_sample(3 * shard + row)) | {'meta': {'seed': -1}}
@@ -212,7 +212,7 @@ def test_samples_that_come_back_otherwise_are_said_to(path):
 
 def test_a_failing_repair_leaves_the_damaged_shard_as_it_was(path):
     class Failing(Source):
-        def draw(self, shard, rows, notes):
+        def generate(self, shard, rows, notes):
             raise RuntimeError('out of memory')
 
     change_byte(path)

@@ -83,3 +83,18 @@ def test_quick_memory(tmp_path):
     )
     assert row['case'] == 'memory-mocov2' and row['unit'] == 'MiB'
     assert 5 < row['baseline'] < 500 and 0.5 < row['ratio'] < 2
+
+
+def test_the_parts_of_a_step_are_all_of_it(capsys):
+    tool = load_tool('benchmarks/training_parts')
+    sizes = ('--batch', '4', '--steps', '1')
+    assert tool.main(['--methods', 'mocov2', '--ways', 'plain', 'fast-bf16', *sizes]) == 0
+    lines = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines() if '|' in line]
+    rows = {name.strip(): [*map(float, values)] for name, *values in lines[2:]}
+    assert {'views and masks', 'backbone', 'backward'} <= rows.keys()
+    assert {len(values) for values in rows.values()} == {2}
+    *parts, whole, rate = rows.values()
+    for way in range(2):
+        total = sum(values[way] for values in parts)
+        assert total == pytest.approx(whole[way], abs=0.06 * len(rows))
+        assert rate[way] == pytest.approx(1e3 / whole[way], rel=0.01)

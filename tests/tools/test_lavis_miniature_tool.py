@@ -7,11 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.tools import load_tool
 
 pytest.importorskip('lavis')
+pytest.importorskip('mmpretrain')
 
+from lavis.processors.blip_processors import BlipImageTrainProcessor  # noqa: E402
+from mmengine import Config  # noqa: E402
+
+from freeatm_mm.downstream.conversion import convert_checkpoint  # noqa: E402
 from freeatm_mm.lavis_ext.launch import load_config  # noqa: E402
+from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain  # noqa: E402
 from freeatm_mm.ops.position import PRESETS  # noqa: E402
 from freeatm_mm.origins import Origin, describe_blip, settle_label  # noqa: E402
 from freeatm_mm.results import (  # noqa: E402
@@ -205,3 +212,68 @@ def test_exact_masks_are_asked_for_and_of_the_same_pictures(tool, monkeypatch, t
     assert what == 'Pretrain exact-0'
     assert f'datasets.freeatm_pretrain.build_info.store={Path("E").resolve()}' in command
     assert checked == [(Path('S').resolve(), Path('E').resolve())]
+
+
+def test_all_arms_start_from_what_was_trained_once(tool, monkeypatch, tmp_path):
+    commands = run(
+        tool,
+        monkeypatch,
+        tmp_path,
+        '--arms',
+        'freeatm',
+        'baseline',
+        '--seeds',
+        '2',
+        '--start-trained',
+    )
+    assert [what for what, _ in commands[:3]] == [
+        'Train the ViT',
+        'Convert the ViT',
+        'Train the BERT',
+    ]
+    assert len(commands) == 3 + 4 * 5
+    trained, converted, bert = (command for _, command in commands[:3])
+    assert Config.fromfile(trained[1]).train_cfg.max_epochs == tool.VIT_EPOCHS
+    assert converted[1] == f'{tmp_path}/start/vit/epoch_{tool.VIT_EPOCHS}.pth'
+    for what, command in commands[3:]:
+        if what.startswith('Pretrain'):
+            model = load_config(
+                ROOT / command[1], command[command.index('--options') + 1 :]
+            ).model_cfg
+            assert (model.image_weights, model.text_weights) == (converted[2], bert[2])
+    # Rows of another start are not among the results, and no checkpoint of one is gone on from.
+    rows = read_results(tmp_path / 'start-trained' / 'results.json')['rows']
+    assert len(rows) == 4 and not (tmp_path / 'rows').exists()
+
+
+def test_the_vit_is_one_that_blip_takes(tmp_path):
+    """Its class token comes out equal, and it sees the colours that BLIP sees."""
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+    from mmpretrain.structures import DataSample
+
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(ROOT / 'configs/miniature/supervised/vit_blip.py')
+    theirs = BlipImageTrainProcessor().normalize
+    for ours, plain in zip(
+        (cfg.data_preprocessor.mean, cfg.data_preprocessor.std), (theirs.mean, theirs.std)
+    ):
+        assert ours == pytest.approx([255 * value for value in plain])
+    torch.manual_seed(0)
+    vit = MODELS.build(cfg.model)
+    images = torch.randn(2, 3, 64, 64)
+    samples = [DataSample().set_gt_label(number) for number in (0, 20)]
+    vit(images, samples, mode='loss')['loss'].backward()
+    assert all(part.grad is not None for part in vit.parameters())
+    torch.save({'state_dict': vit.state_dict()}, tmp_path / 'vit.pth')
+    convert_checkpoint(tmp_path / 'vit.pth', tmp_path / 'vit.safetensors', 'timm')
+    config = load_config(
+        ROOT / 'configs/lavis/miniature/blip_pretrain_freeatm.yaml',
+        [f'model.image_weights={tmp_path}/vit.safetensors'],
+    )
+    blip = FreeATMBlipPretrain.from_config(config.model_cfg)
+    vit.eval(), blip.eval()
+    with torch.no_grad():
+        (expected,) = vit.backbone(images)
+        found = blip.visual_encoder.forward_features(images)[:, 0]
+    assert torch.allclose(found, expected, atol=1e-5)

@@ -61,8 +61,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: 15 arms of the contrastive methods, 14 of MAE; composed: two of each
-    assert len(trained) == 2 * (15 + 15 + 14 + 3 * 2)
+    # generated: 16 arms of the contrastive methods, 14 of MAE; composed: two of each
+    assert len(trained) == 2 * (16 + 16 + 14 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -160,7 +160,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
             *path, last = key.split('.')
             for part in path:
                 value = value[int(part)] if part.isdigit() else value[part]
-            if last == 'mask_values':
+            if last in ('mask_values', 'with_masks'):
                 assert value.type == 'PackFreeATMInputs'
             elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
@@ -280,6 +280,13 @@ def test_fast_runs_and_single_garments(capsys, tmp_path):
         assert command[command.index('--on') + 1] == 'garments'
         assert command[command.index('--device') + 1] == 'cuda'
     assert '--garments' in commands[0]
+
+
+def test_bfloat16_is_of_the_pretrainings_alone(capsys, tmp_path):
+    commands = plan(capsys, '--bf16', '--out', str(tmp_path))
+    assert {command[0] for command in commands if '--bf16' in command} == {'tools/train.py'}
+    plain = plan(capsys, '--out', str(tmp_path))
+    assert [[word for word in command if word != '--bf16'] for command in commands] == plain
 
 
 def test_the_configs_are_made_for_batches_in_memory():

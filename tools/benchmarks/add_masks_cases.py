@@ -15,7 +15,7 @@ from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.generation.existing import LEVELS
 from freeatm_mm.generation.levels import ShownImages
-from freeatm_mm.generation.pipelines import drawing_options
+from freeatm_mm.generation.pipelines import sampling_options
 from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.evaluation import (
     TIMESTEPS,
@@ -39,7 +39,7 @@ def looked_at(
 ) -> Iterator[tuple[AttentionRecorder, Sequence[Scene]]]:
     """A recorder for each batch of scenes that the pipeline is shown."""
     shown = ShownImages(pipe, levels)
-    call = drawing_options(pipe, steps=len(levels), guidance=1.0)
+    call = sampling_options(pipe, steps=len(levels), guidance=1.0)
     for start in range(0, len(scenes), BATCH):
         batch = scenes[start : start + BATCH]
         prompts = [scene.record.prompt for scene in batch]
@@ -79,7 +79,7 @@ def choices_of_levels(pipe: Any, scenes: Sequence[Scene]) -> dict[tuple[int, ...
 
 
 def scores(qualities: Sequence[MaskQuality]) -> dict[str, Any]:
-    """What the tables show of :func:`~freeatm_mm.probing.mask_quality.summarise`."""
+    """What the tables show of `freeatm_mm.probing.mask_quality.summarise`."""
     summary = summarise(qualities)
     kept = ('iou', 'best_iou', 'best_threshold', 'found_box_iou', 'pointing', 'nouns')
     return {name: summary[name] for name in kept}
@@ -153,7 +153,7 @@ def seconds_of_both(
     pipe: Any, few: Sequence[Scene], args: argparse.Namespace
 ) -> list[tuple[float, float]]:
     """CPU seconds of generating scenes' prompts with masks, and of adding masks to the scenes."""
-    call = drawing_options(pipe, steps=args.steps, guidance=args.guidance)
+    call = sampling_options(pipe, steps=args.steps, guidance=args.guidance)
 
     def generate() -> None:
         texts = [scene.record.prompt for scene in few]

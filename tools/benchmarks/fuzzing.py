@@ -1,10 +1,10 @@
 """Damaging files in every way that can be thought of, and looking at what their readers do.
 
-A :class:`Target` makes sound files in a folder and reads them. Each mutation changes one file, and
+A `Target` makes sound files in a folder and reads them. Each mutation changes one file, and
 the reader must then refuse it in one sentence, or give what it gave before. What must not happen:
 
 * a hang: no answer within the time limit;
-* a stray exception: one that is no :class:`~freeatm_mm.errors.InputError`, or no single sentence;
+* a stray exception: one that is no `freeatm_mm.errors.InputError`, or no single sentence;
 * a silent difference: other content, and no word about it.
 
 Another reader is put to this test by a few lines, here or in any module that `fuzz.py` is told to
@@ -110,7 +110,7 @@ class Report:
 
     Args:
         target: Name of the target.
-        outcomes: ``'refused'``, ``'same content'``, ``'forged'`` or one of :data:`FAULTS` -> how
+        outcomes: ``'refused'``, ``'same content'``, ``'forged'`` or one of `FAULTS` -> how
             many.
         faults: The faults, one line each.
     """

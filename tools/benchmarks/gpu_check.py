@@ -310,7 +310,7 @@ def check_row(name: str, place: Place) -> dict[str, str]:
 
 
 def check_apart(name: str, place: Place) -> dict[str, str]:
-    """Run one row in a process of its own; returns as :func:`check_row`."""
+    """Run one row in a process of its own; returns as `check_row`."""
     command = [sys.executable, __file__, '--row', name, '--device', place.device]
     environment = dict(os.environ, HF_HUB_OFFLINE='1')
     try:

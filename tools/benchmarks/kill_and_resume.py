@@ -26,7 +26,7 @@ _TICK = 0.002
 
 @dataclass
 class KillReport:
-    """What happened in :func:`kill_and_resume`.
+    """What happened in `kill_and_resume`.
 
     Args:
         kills: Workers killed with SIGKILL.

@@ -145,7 +145,7 @@ class Training:
 
     Args:
         config: Path of a pretraining config with masks.
-        store: A store of :func:`make_benchmark_store`.
+        store: A store of `make_benchmark_store`.
         shapes: `batch`.
         device: Where to train.
     """

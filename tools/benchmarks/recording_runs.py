@@ -1,6 +1,6 @@
 """What recording attention costs, ours and others': each against its own plain run.
 
-Every way runs in a process of its own (:mod:`~recording_case`), so that
+Every way runs in a process of its own (`recording_case`), so that
 another tool can bring the diffusers it needs.
 """
 
@@ -36,8 +36,8 @@ def benchmark_recording(
     """Measure ways of getting attention maps, one process after the other.
 
     Args:
-        ways: Names of :data:`~recording_case.WAYS`.
-        pythons: For ways of :data:`OTHERS` the interpreter of the environment that holds the tool.
+        ways: Names of `recording_case.WAYS`.
+        pythons: For ways of `OTHERS` the interpreter of the environment that holds the tool.
         steps: Denoising steps of the one image.
         repeats: Pairs of a plain and a recording run.
         quick: A small network, to see that it runs.

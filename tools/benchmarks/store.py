@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 
@@ -51,7 +52,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/results/benchmark-store.json'),
         help='result file; rows of other cases in it stay (%(default)s)',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, 'large' not in args.cases, 'without the case large', 'samples')
+    refuse_idle(named, 'write' not in args.cases, 'without the case write', 'generation_seconds')
+    return args
 
 
 @tool

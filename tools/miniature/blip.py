@@ -29,6 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.miniature.export import export_positions
@@ -45,6 +46,7 @@ from freeatm_mm.results import (
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path('configs/lavis/miniature')
 DETECTOR = 'configs/miniature/downstream/mask-rcnn_resnet.py'
+VIT, VIT_EPOCHS = 'configs/miniature/supervised/vit_blip.py', 10
 DATA, READ = 'datasets.freeatm_pretrain', 'datasets.freeatm_retrieval.build_info'
 TEXT, VIEW = f'{DATA}.text_processor.train', f'{DATA}.vis_processor.train'
 #: Arm -> what the results call its masks, and the options that make it.
@@ -127,6 +129,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='what the store holds (%(default)s)',
     )
     parser.add_argument(
+        '--start-trained',
+        action='store_true',
+        help='start all arms from a ViT and a BERT that are trained on the world first (its '
+        'objects by their nouns, its prompts by masked words), as the paper starts from DeiT and '
+        'BERT, and not from random weights; runs and results are kept in OUT/start-trained',
+    )
+    parser.add_argument(
         '--detections', help="boxes of the store's images, instead of a detector trained here"
     )
     parser.add_argument(
@@ -140,7 +149,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change entries of all yamls, for example run.num_workers=0',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, 'exact' not in args.arms, 'without the arm exact', 'exact')
+    boxes = any('DETECTIONS' in option for arm in args.arms for option in ARMS[arm][1])
+    none = 'without an arm that takes boxes'
+    refuse_idle(named, not boxes, none, 'detections', 'detector_epochs')
+    refuse_idle(named, bool(args.detections), 'with --detections', 'detector_epochs')
+    return args
 
 
 @tool(resumes=True)
@@ -167,9 +183,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         detections = args.out / 'detections.json'
         detect(job, args, detections)
+    start = train_start(job, args) if args.start_trained else []
+    runs = args.out / 'start-trained' if args.start_trained else args.out
     job.run_side_by_side(
         [
-            partial(run_arm, job, args, arm, seed, positions, detections)
+            partial(run_arm, job, args, arm, seed, positions, detections, runs, start)
             for seed in range(args.seeds)
             for arm in args.arms
         ],
@@ -178,10 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = new_results(
         'miniature-lavis', shlex.join(['python', 'tools/miniature/blip.py', *sys.argv[1:]])
     )
-    for path in sorted((args.out / 'rows').glob('*.json')):
+    for path in sorted((runs / 'rows').glob('*.json')):
         for row in read_results(path)['rows']:
             add_row(results, row)
-    write_results(args.out / 'results.json', results)
+    write_results(runs / 'results.json', results)
     print('\n' + to_markdown(results))
     return 0
 
@@ -216,6 +234,36 @@ def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
     )
 
 
+def train_start(job: Job, args: argparse.Namespace) -> list[str]:
+    """Train what all arms and seeds start from; return BLIP's options that name it."""
+    work = args.out / 'start'
+    job.run(
+        'Train the ViT',
+        'tools/train.py',
+        VIT,
+        '--data-root',
+        args.world,
+        '--work-dir',
+        work / 'vit',
+        '--resume',
+    )
+    job.run(
+        'Convert the ViT',
+        'tools/convert/checkpoint.py',
+        work / 'vit' / f'epoch_{VIT_EPOCHS}.pth',
+        work / 'vit.safetensors',
+        '--to',
+        'timm',
+    )
+    job.run(
+        'Train the BERT',
+        'tools/miniature/train_bert.py',
+        args.world / 'prompts.jsonl',
+        work / 'bert',
+    )
+    return [f'model.image_weights={work}/vit.safetensors', f'model.text_weights={work}/bert']
+
+
 def run_arm(
     job: Job,
     args: argparse.Namespace,
@@ -223,10 +271,13 @@ def run_arm(
     seed: int,
     positions: Path,
     detections: Path | None,
+    runs: Path,
+    start: list[str],
 ) -> None:
-    """Pretrain, evaluate zero-shot, fine-tune and evaluate again."""
-    name, work = f'{arm}-{seed}', args.out / f'{arm}-{seed}'
+    """Pretrain, evaluate zero-shot, fine-tune and evaluate again; `start` names first weights."""
+    name, work = f'{arm}-{seed}', runs / f'{arm}-{seed}'
     options = [
+        *start,
         f'{DATA}.build_info.store={args.store}',
         f'run.max_epoch={args.epochs}',
         'run.keep_checkpoints=1',
@@ -252,7 +303,7 @@ def run_arm(
     checkpoint = work / 'pretrain' / f'checkpoint_{args.epochs - 1}.pth'
     row = [
         '--out',
-        args.out / f'rows/{name}.json',
+        runs / f'rows/{name}.json',
         '--masks',
         ARMS[arm][0],
         '--seed',

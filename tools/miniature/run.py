@@ -20,6 +20,7 @@ from pathlib import Path
 # The standard library serves --help and --dry-run, before anything is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.downstream.runs import BENCHMARKS
 from freeatm_mm.errors import InputError, tool
@@ -168,6 +169,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'random numbers of the same distributions, in about half of the time',
     )
     parser.add_argument(
+        '--bf16',
+        action='store_true',
+        help='pretrain with backbones in bfloat16: less exact, and faster for ResNets where the '
+        'processor has instructions for it',
+    )
+    parser.add_argument(
         '--device',
         default='cpu',
         help='of the evaluations, and of the pictures with --fast; a pretraining takes a GPU where '
@@ -183,7 +190,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'steps')
+    refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'guidance')
+    followed = {'baseline', 'freeatm'} & set(args.arms)
+    refuse_idle(named, not followed, 'without an arm baseline or freeatm', 'evaluate_every')
+    heads = {BENCHMARKS[name].suite for name in args.benchmarks or ['mini-finetune']}
+    fitting = heads & {f'mini-{METHODS[name].architecture}' for name in args.methods}
+    unfit = f'on the backbones of {", ".join(args.methods)}, which no such head fits'
+    refuse_idle(named, not fitting, unfit, 'benchmarks', 'heads')
+    return args
 
 
 @tool(name='./run miniature', resumes=True)
@@ -382,7 +399,17 @@ def pretrain_and_evaluate(
         every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     masks = source or ARMS[arm].masks
-    pretrain(job, args.out / name, method, store, args.epochs, seed, bool(masks), options)
+    pretrain(
+        job,
+        args.out / name,
+        method,
+        store,
+        args.epochs,
+        seed,
+        bool(masks),
+        options,
+        bfloat16=args.bf16,
+    )
     every, epochs = (layout.epochs(number) for number in (every, args.epochs))
     if regime != 'synthetic':
         masks = masks and {'real': 'exact', 'added': 'added'}[regime]

@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
@@ -121,7 +122,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named = named_options(args, parser, argv)
+    made = bool(args.synthetic)
+    refuse_idle(named, made, 'with --synthetic', 'generator', 'steps', 'guidance')
+    refuse_idle(named, bool(args.world), 'with --world', 'sources')
+    return args
 
 
 @tool(resumes=True)
@@ -287,8 +293,7 @@ def evaluate(
         regime,
         '--masks',
         masks,
-        '--generator',
-        'miniature',
+        *(('--generator', 'miniature') if init != 'random' else ()),
         '--epochs',
         epochs,
         '--seed',

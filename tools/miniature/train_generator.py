@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
@@ -35,6 +36,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--workers', type=whole(1, 1024), help='processes that compose scenes')
     parser.add_argument('--minutes', type=number(0, 1e6), help='stop at a checkpoint after so long')
     parser.add_argument('--compile', action='store_true', help='use torch.compile (on a GPU)')
+    parser.add_argument(
+        '--keep',
+        nargs='+',
+        type=number(0, 1),
+        default=[],
+        metavar='SHARE',
+        help='also save the pipeline as it is after these shares of the latents, such as 0.25 0.5, '
+        'in WORK/at-SHARE: generators of several qualities from one training',
+    )
     kinds = {int: whole(0, 10**10), float: number(0, 1e9)}
     for field in dataclasses.fields(GeneratorPlan):
         parser.add_argument(
@@ -43,7 +53,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             default=field.default,
             help=f'{field.metadata["help"]}{" (%(default)s)" if field.default else ""}',
         )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    named, started = named_options(args, parser, argv), bool(args.start_from)
+    vae = ('vae_samples', 'vae_batch_size', 'vae_lr')
+    refuse_idle(named, started, 'with --start-from, whose encoder is kept', *vae)
+    refuse_idle(named, not started, 'without --start-from', 'decoder_samples')
+    refuse_idle(named, not args.decoder_samples, 'without --decoder-samples', 'decoder_lr')
+    no_steps = not args.unet_samples
+    refuse_idle(named, no_steps, 'with --unet-samples 0', 'unet_batch_size', 'unet_lr')
+    return args
 
 
 @tool(resumes=True)
@@ -68,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.workers,
         args.minutes,
         args.compile,
+        args.keep,
     )
     if not finished:
         print('stopped; run the same command to go on')

@@ -26,8 +26,6 @@ PAGES = {
     'weights/miniature-generator/README.md': 'weights/miniature-generator/README.md',
 }
 """Pages that lie outside `docs/`: where each is in the repository and on the site."""
-ROLE = re.compile(r':[a-z]+:(?=<code>)')
-"""What stands before a name in a docstring for Sphinx alone."""
 LINK = re.compile(r'\]\((?![a-z]+:|#)([^)\s#]+)')
 
 
@@ -77,8 +75,3 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f']({os.path.relpath(site_place(path), PurePosixPath(here).parent)}'
 
     return LINK.sub(turn, markdown)
-
-
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leave the names in docstrings without Sphinx's roles."""
-    return ROLE.sub('', html)

@@ -1,8 +1,8 @@
-"""Which pipeline keeps its text keys where: one row of :data:`FAMILIES` for each family.
+"""Which pipeline keeps its text keys where: one row of `FAMILIES` for each family.
 
-A new family of pipelines is a new file in this folder: every :class:`Family` that a module here
+A new family of pipelines is a new file in this folder: every `Family` that a module here
 defines is a row. What a row can say covers the three ways in which diffusers models look at text
-(:class:`TextKeys`); the recorder does the rest. `docs/generators.md` shows the table as it is.
+(`TextKeys`); the recorder does the rest. `docs/generators.md` shows the table as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    call_parameters,
     head_count,
 )
 from freeatm_mm.attention.families.latents import Latents
@@ -37,6 +38,7 @@ __all__ = [
     'TextKeys',
     'argument',
     'call_names',
+    'call_parameters',
     'family_of',
     'find_family',
     'head_count',
@@ -90,7 +92,7 @@ def family_of(pipeline: type[Any]) -> Family | str:
 
     Returns:
         The family that names the class or the nearest of its base classes; or else the reason of
-        :data:`TEXTLESS` or :data:`NOT_COVERED`, empty for a class that nothing is known of.
+        `TEXTLESS` or `NOT_COVERED`, empty for a class that nothing is known of.
     """
     for base in pipeline.__mro__:
         for family in FAMILIES:
@@ -103,7 +105,7 @@ def family_of(pipeline: type[Any]) -> Family | str:
 
 
 def find_family(pipe: Any) -> Family:
-    """Finds the row of :data:`FAMILIES` a pipeline belongs to.
+    """Finds the row of `FAMILIES` a pipeline belongs to.
 
     Args:
         pipe: A diffusers pipeline.

@@ -25,6 +25,7 @@ __all__ = [
     'Place',
     'TextKeys',
     'argument',
+    'call_parameters',
     'chat',
     'chat_frame',
     'clean_like_deepfloyd',
@@ -108,6 +109,28 @@ def sequence(
     )
 
 
+def call_parameters(pipeline: type[Any]) -> dict[str, inspect.Parameter]:
+    """Find the arguments that a pipeline class is called with.
+
+    Args:
+        pipeline: The class. Where its call hands further arguments on (`**kwargs`), they are those
+            of the class that it is derived from.
+
+    Returns:
+        Each argument by its name.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in pipeline.__mro__:
+        if '__call__' not in vars(base):
+            continue
+        own = inspect.signature(vars(base)['__call__']).parameters
+        found = {**own, **found}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: found[name] for name in found if found[name].kind not in variable}
+
+
 class Call:
     """A pipeline and the arguments it is called with.
 
@@ -122,7 +145,7 @@ class Call:
     def __init__(self, pipe: Any, options: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.pipe = pipe
         self._options = dict(options)
-        self._parameters = inspect.signature(type(pipe).__call__).parameters
+        self._parameters = call_parameters(type(pipe))
         for name in self._options:
             if name not in self._parameters:
                 raise ValueError(f'{type(pipe).__name__} is called without an argument {name!r}')

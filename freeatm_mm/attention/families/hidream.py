@@ -64,7 +64,7 @@ def _llama(start: Any) -> Encoder:
     )
 
 
-def _drawn_size(pipe: Any, height: int, width: int) -> tuple[int, int]:
+def _generated_size(pipe: Any, height: int, width: int) -> tuple[int, int]:
     """The size of the same proportions with as many pixels as the square that it was made for."""
     factor = pipe.vae_scale_factor
     multiple, square = 2 * factor, pipe.default_sample_size * factor
@@ -90,5 +90,5 @@ HIDREAM = Family(
     ),
     denoiser_input=_filled_up_and_texts,
     block_groups={'double_stream_blocks': 'double', 'single_stream_blocks': 'single'},
-    latents=Latents(drawn_size=_drawn_size, chosen_sizes=True),
+    latents=Latents(generated_size=_generated_size, chosen_sizes=True),
 )

@@ -94,7 +94,7 @@ KANDINSKY_3 = Family(
     is_text_attention=is_kandinsky3_cross_attention,
     where='up to 128 T5 tokens, cut to the longest prompt (padding masked)',
     encoders=(Encoder(max_length=128),),
-    latents=Latents(vae='movq', scaled=as_given, drawn_size=_whole_64),
+    latents=Latents(vae='movq', scaled=as_given, generated_size=_whole_64),
 )
 
 
@@ -131,7 +131,7 @@ KANDINSKY_5 = Family(
     prepare_prompts=_clean_like_kandinsky5,
     block_groups={'visual_transformer_blocks': 'transformer'},
     latents=Latents(
-        scaled=scaled_alone, packed=_frame_of_pixels, drawn_size=_listed_size, chosen_sizes=True
+        scaled=scaled_alone, packed=_frame_of_pixels, generated_size=_listed_size, chosen_sizes=True
     ),
 )
 

@@ -100,10 +100,10 @@ class Latents:
         packed: ``(pipe, latents) -> tensor`` as the call draws in them, after noise.
         given: ``(pipe, latents) -> tensor`` as the call takes them, where that differs.
         noise: ``(pipe) -> float``, the deviation of pure noise.
-        drawn_size: ``(pipe, height, width) -> (height, width)`` at which the call draws where it is
-            asked for some size.
-        chosen_sizes: Whether the call draws at sizes of its own choice, so that none can be asked
-            for.
+        generated_size: ``(pipe, height, width) -> (height, width)`` at which the call generates
+            where it is asked for some size.
+        chosen_sizes: Whether the call generates at sizes of its own choice, so that none can be
+            asked for.
         image_is_optional: Whether the call takes an image to go by and needs none.
     """
 
@@ -114,6 +114,6 @@ class Latents:
     packed: Callable[[Any, Tensor], Tensor] = pack
     given: Callable[[Any, Tensor], Tensor] | None = None
     noise: Callable[[Any], float] = lambda pipe: 1.0
-    drawn_size: Callable[[Any, int, int], tuple[int, int]] = as_made
+    generated_size: Callable[[Any, int, int], tuple[int, int]] = as_made
     chosen_sizes: bool = False
     image_is_optional: bool = False

@@ -32,6 +32,8 @@ NOT_COVERED: dict[str, str] = {
     'JoyImageEditPlusPipeline': _EDITS,
     'OmniGenPipeline': 'one network reads the text and draws, with text and images mixed in a '
     'sequence whose order depends on the prompt',
+    'ModularPipeline': 'its blocks may be put together in any way, so that what they are called '
+    'with is not known: take the pipeline class of the same weights',
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
     'VisualClozePipeline': 'it draws a grid of images, of which its maps would show all',
     'VisualClozeGenerationPipeline': 'it draws a grid of images, of which its maps would show all',

@@ -36,7 +36,7 @@ def _packed_with_shapes(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoi
 
 
 def _packed_with_references(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
-    """As :func:`_packed_with_shapes`, with images to go by behind: Qwen-Image-Edit."""
+    """As `_packed_with_shapes`, with images to go by behind: Qwen-Image-Edit."""
     layout = _packed_with_shapes(denoiser, args, kwargs)
     return layout._replace(length=layout.text_length + layout.sample.shape[1])
 
