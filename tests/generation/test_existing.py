@@ -252,6 +252,12 @@ def parquet(tmp_path, data):
     return tmp_path, {}
 
 
+def parquet_in_capitals(tmp_path, data):
+    parquet(tmp_path, data)
+    (tmp_path / 'train-0.parquet').rename(tmp_path / 'TRAIN-0.PARQUET')
+    return tmp_path, {}
+
+
 def coco(tmp_path, data):
     pytest.importorskip('ijson')
     (tmp_path / 'images').mkdir()
@@ -277,6 +283,7 @@ def coco(tmp_path, data):
         (webdataset, [('a dog',)], 0),
         (huggingface, [('a dog',), ('a cat',), ('two birds',)], 0),
         (parquet, [('a dog',)] * 5, 0),
+        (parquet_in_capitals, [('a dog',)] * 5, 0),
         (coco, [('a dog', 'a cat')], 0),
     ],
 )

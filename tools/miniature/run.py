@@ -171,8 +171,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--bf16',
         action='store_true',
-        help='pretrain with backbones in bfloat16: less exact, and faster where the processor has '
-        'instructions for it',
+        help='pretrain with backbones in bfloat16: less exact, and faster for ResNets where the '
+        'processor has instructions for it',
     )
     parser.add_argument(
         '--device',
