@@ -1,12 +1,20 @@
-"""Go the way of a new user from an empty folder, with the installed package: a line a step.
+r"""Go the way of a new user from an empty folder, with the installed package: a line a step.
 
     python tools/setup/journey.py FOLDER                           with this Python's packages
     python tools/setup/journey.py FOLDER --python venv/bin/python  with another's
 
+For a fresh environment that has everything (this Python needs moto alone):
+
+    uv build --wheel -o dist . && uv venv --python 3.11 venv
+    uv pip install --python venv/bin/python timm lightly 'datasets>=3,<5' \
+        "$(echo dist/*.whl)[core,generation,prompts,pytorch,lavis,export,remote]"
+    uv pip install --python venv/bin/python --no-deps salesforce-lavis==1.0.2
+
 Records a tiny pipeline's masks, makes prompts, generates, verifies and views a store, pushes it to
 an S3 on this machine (moto), pretrains two steps from there in mmpretrain, LAVIS, plain PyTorch,
 lightly and transformers, streams a folder as the Hub has it with datasets, and pulls the store.
-Steps whose package is not installed are left out, and named.
+Steps whose package is not installed are left out, and named. Each line has the seconds that passed
+and those of the processor, which say more where other work runs beside.
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -178,6 +187,12 @@ def run(
     )
 
 
+def processor_seconds() -> float:
+    """What the programs that were started and have ended took of the processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Go it, and say how long each step took; 1 at the first that fails."""
@@ -198,9 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if what == 'stream it with datasets':
             for file in (folder / 'store').iterdir():
                 shutil.copy(file, folder / 'hub')
-        started = time.monotonic()
+        started, used = time.monotonic(), processor_seconds()
         done = run(args.python, folder, words, variables)
-        print(f'{time.monotonic() - started:9.1f} s  {what}', flush=True)
+        passed, used = time.monotonic() - started, processor_seconds() - used
+        print(f'{passed:9.1f} s {used:7.1f} s of the processor  {what}', flush=True)
         if done.returncode:
             print(f'{done.stdout[-2000:]}\n{done.stderr[-4000:]}', file=sys.stderr)
             return FOUND
