@@ -51,7 +51,8 @@ def may_be_skipped(module: nn.Module) -> bool:
 
 
 def _kinds(module: nn.Module) -> list[str]:
-    registry = getattr(module, '_diffusers_hook', None)
+    # getattr writes an error for each module that has none, nearly all of them.
+    registry = vars(module).get('_diffusers_hook')
     return (
         []
         if registry is None

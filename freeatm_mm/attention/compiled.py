@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from freeatm_mm.attention.parts import plain_name
+from freeatm_mm.attention.parts import is_wrapper, plain_name
 from freeatm_mm.attention.sequence import AttentionCall, attention_call, deciding_arguments
 from freeatm_mm.compat import compile_settings, keep_operator, recompile
 
@@ -110,11 +110,11 @@ def compiled_regions(denoiser: nn.Module) -> list[Region]:
     """Find the parts of a network that are compiled; those inside another part are its own."""
     regions: list[Region] = []
     for name, module in denoiser.named_modules():
-        name, inner = plain_name(name), getattr(module, '_orig_mod', None)
+        name = plain_name(name)
         if any(region.holds(name) for region in regions):
             continue
-        if inner is not None:
-            regions.append(Region(name, inner, module, 'forward'))
+        if is_wrapper(module):
+            regions.append(Region(name, module.get_submodule('_orig_mod'), module, 'forward'))
         elif getattr(module, '_compiled_call_impl', None) is not None:
             regions.append(Region(name, module, module, '_compiled_call_impl'))
     return regions

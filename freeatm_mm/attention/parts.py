@@ -22,6 +22,7 @@ __all__ = [
     'choose_parts',
     'heads_of',
     'in_blocks',
+    'is_wrapper',
     'named_parts',
     'plain_name',
     'separate_names',
@@ -210,13 +211,21 @@ def block_names(
 def named_parts(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of a network by their names in it, without what wraps it."""
     for name, module in denoiser.named_modules():
-        if not hasattr(module, '_orig_mod'):
+        if not is_wrapper(module):
             yield plain_name(name), module
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Tell whether a module is what `torch.compile` puts round another."""
+    # hasattr writes an error for each module that has no such attribute, nearly all of them.
+    return '_orig_mod' in module._modules
 
 
 def plain_name(name: str) -> str:
     """Return a module's name without the wrappers that `torch.compile` and PEFT put round it."""
-    plain = '.'.join(part for part in name.split('.') if part != '_orig_mod')
+    plain = name
+    if '_orig_mod' in name:
+        plain = '.'.join(part for part in name.split('.') if part != '_orig_mod')
     for wrapped in ('base_model.model', 'base_model'):  # PEFT's `get_peft_model`
         if plain == wrapped or plain.startswith(f'{wrapped}.'):
             return plain[len(wrapped) + 1 :]

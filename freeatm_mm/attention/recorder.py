@@ -568,6 +568,8 @@ class AttentionRecorder:
 
     def _watch_regions(self, taps: Sequence[ShownTap]) -> Iterator[Callable[[], None]]:
         """Have the compiled parts of the denoiser show their attention to taps."""
+        if not self._regions:
+            return
         # Those of all recorders of the same kind, so that one compilation serves them all.
         names = [name for name, *_ in text_attention_modules(self._denoiser, self._family, None)]
         if self._self_attention is not None:

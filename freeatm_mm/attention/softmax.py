@@ -6,6 +6,8 @@ head, T noun tokens.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,14 @@ def noun_attention(
     device = query_BNHC.device.type
     budget = _logits_at_once(device)
     queries_at_once = min(num_queries, max(1, budget // (num_heads * num_keys)))
-    images_at_once = max(1, budget // (num_heads * num_keys * queries_at_once))
+    images_at_once = min(num_images, max(1, budget // (num_heads * num_keys * queries_at_once)))
+    # Memory for all pieces: made anew for each, its pages would cost more than the softmax.
+    memory = torch.empty(
+        2,
+        images_at_once * num_heads * queries_at_once * num_keys,
+        dtype=torch.float32,
+        device=query_BNHC.device,
+    )
     # Autocast would turn the products back to half precision.
     with torch.autocast(device_type=device, enabled=False):
         for first in range(0, num_images, images_at_once):
@@ -64,13 +73,17 @@ def noun_attention(
             for start in range(0, num_queries, queries_at_once):
                 queries = slice(start, start + queries_at_once)
                 query_BHNC = query_BNHC[images, queries].transpose(1, 2).float()
-                logits_BHNK = query_BHNC @ key_BHCK
+                shape = (*query_BHNC.shape[:3], num_keys)
+                logits_BHNK, attention_BHNK = (
+                    piece[: math.prod(shape)].view(shape) for piece in memory
+                )
+                torch.matmul(query_BHNC, key_BHCK, out=logits_BHNK)
                 if bias_BNK is not None:
                     bias = bias_BNK[images] if bias_BNK.shape[1] == 1 else bias_BNK[images, queries]
                     logits_BHNK += bias[:, None].float()
                 # One pass of softmax is faster than logsumexp and exp of the columns, and its
                 # result is no larger than the logits.
-                attention_BHNK = logits_BHNK.softmax(-1)
+                torch.softmax(logits_BHNK, -1, out=attention_BHNK)
                 columns_BHNT = attention_BHNK.gather(-1, index_BHNT[:, :, : query_BHNC.shape[2]])
                 if weights_BNH is None:
                     columns_BNT = columns_BHNT.mean(1)

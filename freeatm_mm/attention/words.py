@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 from freeatm_mm.errors import listed
@@ -164,12 +165,12 @@ def span_of(noun: Any) -> tuple[int, int]:
         start, end = noun
     else:
         start, end = None, None
-    if not (isinstance(start, int) and isinstance(end, int)):
+    if not (isinstance(start, Integral) and isinstance(end, Integral)):
         raise TypeError(
             'a noun must be a word, (word, occurrence), a pair (start, end) of characters as '
             f'integers, or have start and end; got {noun!r}'
         )
-    return start, end
+    return int(start), int(end)
 
 
 def noun_name(prompt: str, noun: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-from collections.abc import Callable, Collection, Mapping
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.cli._effects import refuse_idle
+from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.errors import InputError
 from freeatm_mm.signals import end_on_signals
 
@@ -239,6 +241,148 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add('--quiet', action='store_true', help='no progress bar')
 
 
+def add_config_option(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add a file that holds a run; :func:`parse_with_config` reads it."""
+    parser.add_argument(
+        '--config',
+        metavar='FILE',
+        help=f'a YAML file with any of these, by their long names ({example}, pipeline: ..., lora: '
+        '[a.safetensors]); what the command line says takes its place',
+    )
+
+
+def add_redo_option(parser: argparse.ArgumentParser, do: str) -> None:
+    """Add doing again what failed.
+
+    Args:
+        parser: The tool's.
+        do: What the tool does with samples.
+    """
+    parser.add_argument(
+        '--redo-failed',
+        action='store_true',
+        help=f'{do} only what failed before, in the number format that --dtype names now, '
+        'and put it into its place',
+    )
+
+
+def parse_with_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, required: Sequence[str]
+) -> tuple[argparse.Namespace, set[str]]:
+    """Parse the command line, and the file that it names with --config.
+
+    Args:
+        parser: Its positional arguments may be left out.
+        argv: The command line.
+        required: What one of both must say.
+
+    Returns:
+        The arguments, and the options that one of both names.
+
+    Raises:
+        InputError: What is wrong with the file.
+    """
+    args, held = parser.parse_args(argv), {}
+    if args.config:
+        held = read_config(parser, args.config)
+        # argparse would add to a list of the file what the command line names in its place.
+        several = {name for name in held if isinstance(parser.get_default(name), list)}
+        for name in several & {name for name, value in vars(args).items() if value}:
+            del held[name]
+        parser.set_defaults(**held)
+        args = parser.parse_args(argv)
+    missing = [name for name in required if getattr(args, name) is None]
+    if missing:
+        parser.error(f'the following arguments are required: {", ".join(missing)}')
+    return args, named_options(args, parser, argv) | set(held)
+
+
+def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    """Read the file that holds a run; each value is checked as if it had been typed.
+
+    Args:
+        parser: Whose options it may hold.
+        path: A YAML file of names and values.
+
+    Raises:
+        InputError: If it is no such file, or has a name or value that no option takes.
+    """
+    import yaml
+
+    from freeatm_mm.files import read_text
+
+    class AsTyped(yaml.SafeLoader):
+        """Leaves text what would be numbers and dates: 012 is no 10, and 25:50 no 1550."""
+
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in pairs if tag.endswith((':bool', ':null'))]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                # Nothing else is looked at: references could make it into any amount.
+                name = key.value.replace('-', '_') if isinstance(key.value, str) else ''
+                if not name or name in seen:
+                    raise InputError(
+                        f'{path}: {name[:60]} is there twice' if name else f'{path}: a name is text'
+                    )
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    try:
+        content = yaml.load(read_text(path, 1 << 20), AsTyped)
+    except InputError:
+        raise
+    # Tags that are written out make numbers and dates of what is none.
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
+        raise InputError(f'{path} is no YAML ({" ".join(str(error).split())[:200]})') from None
+    if not isinstance(content, dict):
+        raise InputError(f'{path} holds no names and values')
+    known = {
+        action.dest: action for action in parser._actions if action.dest not in ('help', 'config')
+    }
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        action = known.get(str(name).replace('-', '_'))
+        if action is None:
+            near = difflib.get_close_matches(str(name).replace('-', '_'), known, 1)
+            hint = f': did you mean {near[0]}?' if near else ''
+            raise InputError(f'{path}: there is no option {name!r}{hint}')
+        values[action.dest] = value_of(action, value, f'{path}: {name}')
+    return values
+
+
+def value_of(action: argparse.Action, value: Any, where: str) -> Any:
+    """A value of a file as the option would have it.
+
+    Raises:
+        InputError: If the option takes no such value.
+    """
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise InputError(f'{where} is true or false, got {reprlib.repr(value)[:60]}')
+        return value
+    several = isinstance(action.default, list)
+    texts = value if isinstance(value, list) else [value]
+    if not texts or any(isinstance(text, (dict, list, bool)) or text is None for text in texts):
+        advice = ': put quotes around it if it is text' if isinstance(value, bool) else ''
+        # Not all of it: references in YAML make a few lines into any amount.
+        raise InputError(f'{where} takes no {reprlib.repr(value)[:60]}{advice}')
+    if not several:
+        texts = [','.join(map(str, texts))]
+    read: Any = action.type or str
+    try:
+        found = [read(str(text)) for text in texts]
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise InputError(f'{where}: {error}') from None
+    if action.choices is not None and not set(found) <= set(action.choices):
+        known = ', '.join(map(str, action.choices))
+        raise InputError(f'{where} is one of {known}, got {reprlib.repr(value)[:60]}')
+    return found if several else found[0]
+
+
 def given_masks(args: argparse.Namespace) -> dict[str, Any]:
     """The choices of other masks that the arguments make."""
     return {
@@ -263,6 +407,8 @@ def refuse_idle_common(args: argparse.Namespace, named: Collection[str]) -> None
         'where the command starts the workers itself',
         'rank',
     )
+    refuse_idle(named, args.plan, 'with --plan, which estimates the whole run', 'redo_failed')
+    refuse_idle(named, args.redo_failed, 'with --redo-failed', 'wait', 'no_take_over', 'max_failed')
 
 
 def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
@@ -290,6 +436,8 @@ def engine_of(args: argparse.Namespace) -> tuple[str, int, int]:
             f'--engine {engine} starts its own workers: not under torchrun, in a '
             'SLURM array or with --world'
         )
+    if args.redo_failed and (engine != 'process' or world > 1):
+        raise ValueError('--redo-failed runs in one process')
     if args.workers is not None and not 1 <= args.workers <= MAX_WORKERS:
         raise ValueError(
             f'workers must be at least 1 and at most {MAX_WORKERS}, got {args.workers}'
@@ -317,7 +465,9 @@ def run_job(job: GenerationJob, args: argparse.Namespace, told: Callable[[Any], 
     if args.plan:
         estimate = generation.estimate_run(job.source(plan=plan))
         return estimate.text(args.workers or world)
-    if engine == 'workers':
+    if args.redo_failed:
+        summary = generation.redo_failed(job.source(plan=plan), args.out)
+    elif engine == 'workers':
         summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
     elif engine == 'ray':
         summary = generation.run_ray(

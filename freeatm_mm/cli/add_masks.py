@@ -1,6 +1,7 @@
 """Add masks to images that exist: one attention mask per noun, from a generator that looks at them.
 
     freeatm add-masks SOURCE PIPELINE OUT --batch-size 32
+    freeatm add-masks --config run.yaml
 
 SOURCE is a folder of images with captions (metadata.jsonl, or a .txt or .json beside each; or named
 by the rows of --captions, such as COCO's captions_train2017.json), a WebDataset (tars), a data set
@@ -23,20 +24,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.cli._effects import named_options
 from freeatm_mm.cli._generation import (
     add_common_options,
+    add_config_option,
     add_engine_options,
     add_mask_options,
+    add_redo_option,
     engine_of,
     given_masks,
     numbers,
+    parse_with_config,
     print_run,
     refuse_idle_common,
     run_job,
 )
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
+
+AGAIN = (
+    'to look again, where an image can be read by now or in another number format: the same '
+    'command with --redo-failed, or --redo-failed --dtype float32'
+)
+"""What the report advises where images failed."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,9 +56,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('source', help='images with captions: a folder, tars, a data set on disk or a store')
-    add('pipeline', help='folder of a diffusers pipeline, or a hub id (owner/name)')
-    add('out', help='folder of the store; made if missing')
+    add(
+        'source',
+        nargs='?',
+        help='images with captions: a folder, tars, a data set on disk or a store',
+    )
+    add(
+        'pipeline',
+        nargs='?',
+        help='folder of a diffusers pipeline, a hub id (owner/name), or a '
+        'single file of a checkpoint (.safetensors)',
+    )
+    add('out', nargs='?', help='folder of the store; made if missing')
+    add_config_option(parser, 'levels: [50, 100]')
     add('--captions', metavar='FILE', help='captions that name the images of the folder SOURCE')
     add(
         '--levels',
@@ -80,6 +99,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, default=0, help='seed of the noise (default: 0)')
     add('--limit', type=int, metavar='N', help='use the first N images only')
     add_common_options(parser)
+    add_redo_option(parser, 'look at')
     add_mask_options(parser)
     add(
         '--plan',
@@ -87,8 +107,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='look at two batches, print shards, bytes and hours of the run, and write no store',
     )
     add_engine_options(parser)
-    args = parser.parse_args(argv)
-    refuse_idle_common(args, named_options(args, parser, argv))
+    args, named = parse_with_config(parser, argv, ('source', 'pipeline', 'out'))
+    refuse_idle_common(args, named)
     return args
 
 
@@ -137,7 +157,7 @@ def run(args: argparse.Namespace) -> str:
             max_failed=args.max_failed,
         ),
     )
-    report = run_job(job, args, lambda summary: summary.text('given masks', redo=''))
+    report = run_job(job, args, lambda summary: summary.text('given masks', AGAIN))
     return f'{images}\n{report}'
 
 

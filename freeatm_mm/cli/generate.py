@@ -18,26 +18,26 @@ All make the same store, byte for byte, on the same kind of machine.
 from __future__ import annotations
 
 import argparse
-import difflib
-import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.cli._effects import named_options, refuse_idle
+from freeatm_mm.cli._effects import refuse_idle
 from freeatm_mm.cli._generation import (
     add_common_options,
+    add_config_option,
     add_engine_options,
     add_mask_options,
-    engine_of,
+    add_redo_option,
     given_masks,
     numbers,
     parse_size,
+    parse_with_config,
     print_run,
     refuse_idle_common,
     run_job,
     worker_of,
 )
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.errors import tool
 
 __all__ = ['main', 'masks_of', 'parse_args', 'parse_size', 'worker_of']
 
@@ -78,12 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('prompts', nargs='?', help='JSON Lines file of prompt records: id, prompt, nouns, source')
     add('out', nargs='?', help='folder of the store; made if missing')
-    add(
-        '--config',
-        metavar='FILE',
-        help='a YAML file with any of these, by their long names (steps: 30, pipeline: ..., lora: '
-        '[a.safetensors]); what the command line says takes its place',
-    )
+    add_config_option(parser, 'steps: 30')
     add(
         '--stage',
         action='append',
@@ -134,12 +129,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='store images that the safety checker blacked out, marked in their meta, rather than '
         'leave them out',
     )
-    add(
-        '--redo-failed',
-        action='store_true',
-        help='generate only what failed before, in the number format that --dtype names now, '
-        'and put it into its place',
-    )
+    add_redo_option(parser, 'generate')
     add(
         '--no-masks',
         action='store_true',
@@ -152,110 +142,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='generate two batches, print shards, bytes and hours of the run, and write nothing',
     )
     add_engine_options(parser)
-    args, held = parser.parse_args(argv), {}
-    if args.config:
-        held = read_config(parser, args.config)
-        # argparse would add to a list of the file what the command line names in its place.
-        several = {name for name in held if isinstance(parser.get_default(name), list)}
-        for name in several & {name for name, value in vars(args).items() if value}:
-            del held[name]
-        parser.set_defaults(**held)
-        args = parser.parse_args(argv)
-    missing = [name for name in ('pipeline', 'prompts', 'out') if getattr(args, name) is None]
-    if missing:
-        parser.error(f'the following arguments are required: {", ".join(missing)}')
-    named = named_options(args, parser, argv) | set(held)
+    args, named = parse_with_config(parser, argv, ('pipeline', 'prompts', 'out'))
     refuse_idle_common(args, named)
     refuse_idle(named, args.no_masks, 'with --no-masks', 'lost_nouns')
-    refuse_idle(named, args.plan, 'with --plan, which estimates the whole run', 'redo_failed')
-    refuse_idle(named, args.redo_failed, 'with --redo-failed', 'wait', 'no_take_over', 'max_failed')
     return args
-
-
-def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
-    """Read the file that holds a run; each value is checked as if it had been typed.
-
-    Args:
-        parser: Whose options it may hold.
-        path: A YAML file of names and values.
-
-    Raises:
-        InputError: If it is no such file, or has a name or value that no option takes.
-    """
-    import yaml
-
-    from freeatm_mm.files import read_text
-
-    class AsTyped(yaml.SafeLoader):
-        """Leaves text what would be numbers and dates: 012 is no 10, and 25:50 no 1550."""
-
-        yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in pairs if tag.endswith((':bool', ':null'))]
-            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                # Nothing else is looked at: references could make it into any amount.
-                name = key.value.replace('-', '_') if isinstance(key.value, str) else ''
-                if not name or name in seen:
-                    raise InputError(
-                        f'{path}: {name[:60]} is there twice' if name else f'{path}: a name is text'
-                    )
-                seen.add(name)
-            return super().construct_mapping(node, deep)
-
-    try:
-        content = yaml.load(read_text(path, 1 << 20), AsTyped)
-    except InputError:
-        raise
-    # Tags that are written out make numbers and dates of what is none.
-    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
-        raise InputError(f'{path} is no YAML ({" ".join(str(error).split())[:200]})') from None
-    if not isinstance(content, dict):
-        raise InputError(f'{path} holds no names and values')
-    known = {
-        action.dest: action for action in parser._actions if action.dest not in ('help', 'config')
-    }
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        action = known.get(str(name).replace('-', '_'))
-        if action is None:
-            near = difflib.get_close_matches(str(name).replace('-', '_'), known, 1)
-            hint = f': did you mean {near[0]}?' if near else ''
-            raise InputError(f'{path}: there is no option {name!r}{hint}')
-        values[action.dest] = value_of(action, value, f'{path}: {name}')
-    return values
-
-
-def value_of(action: argparse.Action, value: Any, where: str) -> Any:
-    """A value of a file as the option would have it.
-
-    Raises:
-        InputError: If the option takes no such value.
-    """
-    if action.nargs == 0:  # a switch
-        if not isinstance(value, bool):
-            raise InputError(f'{where} is true or false, got {reprlib.repr(value)[:60]}')
-        return value
-    several = isinstance(action.default, list)
-    texts = value if isinstance(value, list) else [value]
-    if not texts or any(isinstance(text, (dict, list, bool)) or text is None for text in texts):
-        advice = ': put quotes around it if it is text' if isinstance(value, bool) else ''
-        # Not all of it: references in YAML make a few lines into any amount.
-        raise InputError(f'{where} takes no {reprlib.repr(value)[:60]}{advice}')
-    if not several:
-        texts = [','.join(map(str, texts))]
-    read: Any = action.type or str
-    try:
-        found = [read(str(text)) for text in texts]
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise InputError(f'{where}: {error}') from None
-    if action.choices is not None and not set(found) <= set(action.choices):
-        known = ', '.join(map(str, action.choices))
-        raise InputError(f'{where} is one of {known}, got {reprlib.repr(value)[:60]}')
-    return found if several else found[0]
 
 
 def job_of(args: argparse.Namespace, job_class: type[GenerationJob]) -> GenerationJob:
@@ -304,13 +194,7 @@ def run(args: argparse.Namespace) -> str:
     """
     from freeatm_mm import generation
 
-    job = job_of(args, generation.GenerationJob)
-    if args.redo_failed:
-        engine, _, world = engine_of(args)
-        if engine != 'process' or world > 1:
-            raise ValueError('--redo-failed runs in one process')
-        return str(generation.redo_failed(job.source(plan=job.check(args.out)), args.out))
-    return run_job(job, args)
+    return run_job(job_of(args, generation.GenerationJob), args)
 
 
 @tool(resumes=True)

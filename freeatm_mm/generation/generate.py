@@ -83,12 +83,17 @@ class GenerationSummary(Counts):
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, done: str = 'generated', redo: str = '--redo-failed --dtype float32') -> str:
+    def text(
+        self,
+        done: str = 'generated',
+        again: str = 'to try another number format: the same command with --redo-failed --dtype '
+        'float32',
+    ) -> str:
         """Return what the run did, in words.
 
         Args:
             done: What became of the images.
-            redo: Options that have what failed done again, if there are any.
+            again: How what failed is done again.
         """
         each = max(1, self.samples)
         lines = [
@@ -129,9 +134,8 @@ class GenerationSummary(Counts):
                 lines.append(f'{count} {what}')
         failed = self._left_out('failed')
         if failed:
-            again = f' (to try another number format: the same command with {redo})' if redo else ''
             lines.append(
-                f'{len(failed)} samples could not be {done} and are not in the store{again}:'
+                f'{len(failed)} samples could not be {done} and are not in the store ({again}):'
             )
             lines += [
                 f'  {item.get("key")} (prompt {item.get("prompt_id")}, image '

@@ -129,7 +129,7 @@ def _reader_of(source: Path) -> Callable[[Path], Iterator[Found]]:
     if any(name.endswith('.tar') for name in names):
         return _in_tars
     for _, file, _ in _walk(source):
-        if file.lower().endswith('.parquet'):
+        if _is_parquet(Path(file)):
             return _in_tables
         if file.lower().endswith(IMAGE_ENDINGS):
             return _beside_texts
@@ -314,9 +314,7 @@ def _tables(source: Path) -> list[Path]:
         return [source]
     state = source / 'state.json'
     if not state.exists():
-        return [
-            where / name for where, name, _ in _walk(source) if name.lower().endswith('.parquet')
-        ]
+        return [where / name for where, name, _ in _walk(source) if _is_parquet(Path(name))]
     content = read_json(state)
     files = content.get('_data_files') if isinstance(content, dict) else None
     names = [item.get('filename') for item in files or [] if isinstance(item, dict)]
@@ -324,6 +322,10 @@ def _tables(source: Path) -> list[Path]:
     if not own or len(own) < len(names):
         raise InputError(f'{state} names no files of its own folder')
     return [source / name for name in own]
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == '.parquet'
 
 
 def _columns(schema: Any, file: Path) -> tuple[str, list[str]]:
@@ -346,7 +348,7 @@ def _columns(schema: Any, file: Path) -> tuple[str, list[str]]:
 
 
 def _schema(file: Path) -> Any:
-    if file.suffix == '.parquet':
+    if _is_parquet(file):
         import pyarrow.parquet as parquet
 
         os.close(open_regular(file))  # a pipe would be waited for
@@ -356,7 +358,7 @@ def _schema(file: Path) -> Any:
 
 def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
     """Batches of rows with these columns alone."""
-    if file.suffix == '.parquet':
+    if _is_parquet(file):
         import pyarrow.parquet as parquet
 
         table = parquet.ParquetFile(file)
@@ -541,7 +543,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self._group = -1
         self._rows: Any = None
-        if path.suffix != '.parquet':
+        if not _is_parquet(path):
             self._file, self._table = None, _stream(path).read_all()
             return
         import pyarrow.parquet as parquet

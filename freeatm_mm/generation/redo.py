@@ -72,6 +72,7 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
             summary.samples += len(found)
             summary.nouns += sum(len(sample.nouns) for sample in found.values())
             summary.image_bytes += sum(len(sample.image_bytes) for sample in found.values())
+            summary.reencoded_images += sum('encoded_anew' in item.meta for item in found.values())
         summary.left_out += notes['left_out']
     if not summary.missing_shards:
         writer.finish(source.num_samples)

@@ -6,16 +6,26 @@ graphs, without a break that the plain compiled network doesn't have, and never 
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffusers
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from diffusers.models.attention_processor import AttnProcessor
 from helpers import tiny_generators as tiny
-from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
+from helpers import tiny_transformers
+from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, hook_count, images_of
+from PIL import Image
 from torch._dynamo.utils import counters
 
-from freeatm_mm.attention import AttentionRecorder
+from freeatm_mm.attention import FAMILIES, AttentionRecorder
+
+TWO_STEPS = dict(num_inference_steps=2, output_type='pt')
 
 
 def whole(pipe, name, **options):
@@ -27,7 +37,13 @@ def in_place(pipe, name, **options):
 
 
 def regional(pipe, name, **options):
-    getattr(pipe, name).compile_repeated_blocks(**options)
+    network = getattr(pipe, name)
+    if network._repeated_blocks:
+        network.compile_repeated_blocks(**options)
+        return
+    for part in network.children():  # diffusers names none for this class: all of its lists
+        for block in part if isinstance(part, torch.nn.ModuleList) else ():
+            block.compile(**options)
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +59,24 @@ def graphs():
     return counters['stats']['unique_graphs']
 
 
-def recorded(pipe, draw, **options):
-    with AttentionRecorder(pipe, PROMPTS, NOUNS, **options) as recorder:
+def recorded(pipe, draw, prompts=PROMPTS, **options):
+    with AttentionRecorder(pipe, prompts, NOUNS[: len(prompts)], **options) as recorder:
         images = draw()
     return recorder, images
 
 
-def check(pipe, name, compile, *, size=SQUARE, backend='aot_eager', **options):
-    """Compiles a pipeline's denoiser, records twice, and compares with recording before."""
+def check(pipe, name, compile, *, call=SQUARE, backend='aot_eager', prompts=PROMPTS, **options):
+    """Compiles a pipeline's denoiser, records twice, and compares with recording before.
+
+    Args:
+        call: Options of the pipeline's call.
+        options: Of the recorder.
+    """
 
     def draw():
-        return images_of(pipe, **{**size, 'num_inference_steps': 2, 'output_type': 'pt'})
+        return images_of(pipe, prompts=prompts, **call)
 
+    options['prompts'] = prompts
     expected, _ = recorded(pipe, draw, **options)
     compile(pipe, name, backend=backend, fullgraph=True)
     hooks, plain = hook_count(pipe), draw()
@@ -92,30 +114,212 @@ def check(pipe, name, compile, *, size=SQUARE, backend='aot_eager', **options):
     ],
 )
 def test_masks_graphs_and_images(build, name, compile):
-    check(build(), name, compile, size={} if name == 'unet' else SQUARE)
+    check(build(), name, compile, call=TWO_STEPS if name == 'unet' else SQUARE)
 
 
-CASCADE = dict(height=128, width=160)
+CASCADE = dict(TWO_STEPS, height=128, width=160)
 
 
 @pytest.mark.parametrize(
-    'build, name, size',
+    'build, name, call',
     [
         (tiny.tiny_lumina, 'transformer', SQUARE),
         (lambda: tiny.tiny_cascade('StableCascade').prior_pipe, 'prior', CASCADE),
     ],
     ids=['rotated queries', 'text behind the pixels'],
 )
-def test_other_places_of_queries_and_text(build, name, size):
-    check(build(), name, in_place, size=size, backend='eager')
+def test_other_places_of_queries_and_text(build, name, call):
+    check(build(), name, in_place, call=call, backend='eager')
 
 
-def test_text_at_a_place_of_each_image():
-    """Lumina-Image 2 reads lengths from its masks, which breaks its graphs by itself."""
-    pipe = tiny.tiny_lumina2()
+def qwen_image_edit():
+    pipe = tiny.tiny_qwen_image_edit('QwenImageEditPipeline')
+    inspect.getmodule(type(pipe)).calculate_dimensions = lambda area, ratio: (48, 32, None)
+    return pipe
+
+
+def ideogram():
+    pipe = tiny_transformers.tiny_ideogram4()
+    inspect.getmodule(type(pipe)).QWEN3_VL_ACTIVATION_LAYERS = (0, 1)
+    return pipe
+
+
+def ovis_image():
+    pipe = tiny_transformers.tiny_ovis_image()
+    pipe.user_prompt_begin_id = 8
+    return pipe
+
+
+def drawn(seed, *shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Network(NamedTuple):
+    """How a family's network is called to be compiled.
+
+    Attributes:
+        make: Builds a tiny pipeline.
+        call: Options of its call beside those of a square of 64 pixels and one step.
+        prompts: What it draws.
+        whole: Whether PyTorch makes one graph of it.
+        blocks: Whether it is tested block by block, too.
+        without: Options that its call doesn't take.
+    """
+
+    make: Callable[[], Any]
+    call: dict = {}
+    prompts: list = PROMPTS
+    whole: bool = True
+    blocks: bool = False
+    without: tuple = ()
+
+
+# The families that diffusers 0.35 has are tested as a whole alone: how blocks are told apart does
+# not depend on the family.
+newer = functools.partial(Network, blocks=True)
+WITHOUT_GUIDANCE = dict(guidance_scale=1.0)
+FLUX_2 = dict(WITHOUT_GUIDANCE, text_encoder_out_layers=(1, 2))
+IN_PIXELS = dict(WITHOUT_GUIDANCE, use_resolution_binning=False)
+SHORT = dict(WITHOUT_GUIDANCE, max_sequence_length=64)
+NETWORKS = {
+    'AuraFlow': Network(tiny_transformers.tiny_aura_flow),
+    'Bria 3.2': newer(tiny_transformers.tiny_bria),
+    'Bria FIBO': newer(tiny_transformers.tiny_bria_fibo, WITHOUT_GUIDANCE),
+    'Chroma': Network(tiny.tiny_chroma, SHORT),
+    'CogView 3 Plus': Network(tiny_transformers.tiny_cogview3),
+    'CogView 4': Network(tiny_transformers.tiny_cogview4),
+    'Cosmos Predict2': Network(tiny_transformers.tiny_cosmos2),
+    'ERNIE-Image': newer(tiny_transformers.tiny_ernie_image, dict(use_pe=False)),
+    'Flux.2': newer(tiny.tiny_flux2, FLUX_2),
+    'Flux.2 Klein': newer(tiny.tiny_flux2_klein, FLUX_2),
+    'HunyuanDiT': Network(
+        tiny.tiny_hunyuan_dit, dict(height=128, width=128, use_resolution_binning=False)
+    ),
+    'HunyuanImage 2.1': newer(functools.partial(tiny.tiny_hunyuan_image, 4.0), whole=False),
+    'Ideogram 4': newer(
+        ideogram, dict(guidance_scale=7.0, guidance_schedule=None, max_sequence_length=96)
+    ),
+    'InstructPix2Pix': Network(
+        tiny.tiny_pix2pix, dict(image=drawn(3, 2, 3, 64, 64)), without=('height', 'width')
+    ),
+    'Kandinsky 2.1': Network(
+        tiny.tiny_kandinsky,
+        dict(image_embeds=drawn(2, 2, 32), negative_image_embeds=drawn(3, 2, 32)),
+    ),
+    'Kandinsky 3': Network(tiny.tiny_kandinsky3),
+    'Kandinsky 5': newer(tiny_transformers.tiny_kandinsky5, WITHOUT_GUIDANCE),
+    'Kolors': Network(tiny.tiny_kolors),
+    'Krea 2': newer(tiny_transformers.tiny_krea2, dict(guidance_scale=0.0, max_sequence_length=64)),
+    'LongCat-Image': newer(
+        tiny_transformers.tiny_longcat_image, dict(WITHOUT_GUIDANCE, enable_prompt_rewrite=False)
+    ),
+    'NucleusMoE-Image': newer(tiny.tiny_nucleus, WITHOUT_GUIDANCE),
+    'Ovis-Image': newer(ovis_image, SHORT),
+    'PRX': newer(tiny.tiny_prx, IN_PIXELS),
+    'PRX in pixels': newer(tiny.tiny_prx_pixel, dict(IN_PIXELS, height=32, width=32)),
+    'Qwen-Image': Network(tiny.tiny_qwen_image),
+    'Qwen-Image-Edit': newer(
+        qwen_image_edit,
+        dict(true_cfg_scale=1.0, image=Image.new('RGB', (48, 32), 'red')),
+        PROMPTS[:1],
+    ),
+    'Qwen-Image 2.1': newer(
+        tiny.tiny_qwen_image_21,
+        dict(height=128, output_type='latent', num_inference_steps=2),
+        whole=False,
+    ),
+    'Sana': Network(tiny.tiny_sana, dict(height=32, width=32, use_resolution_binning=False)),
+    'Stable Diffusion XL': Network(tiny_stable_diffusion_xl),
+    'UnCLIP (the DALL-E 2 type)': Network(
+        tiny.tiny_unclip,
+        {f'{part}_num_inference_steps': 2 for part in ('prior', 'decoder', 'super_res')},
+        without=('height', 'width', 'num_inference_steps'),
+    ),
+    'Wan with one frame': Network(tiny_transformers.tiny_wan, dict(num_frames=1)),
+    'Z-Image': newer(tiny.tiny_z_image, dict(height=48)),
+    'Z-Image-Omni': newer(tiny.tiny_z_image_omni, dict(height=48)),
+    'latent diffusion (LDM) with BERT': Network(tiny.tiny_latent_diffusion, dict(output_type='np')),
+}
+# By the other tests of this file.
+TESTED_APART = {
+    'DeepFloyd IF',
+    'Flux.1',
+    'HiDream-I1',
+    'Lumina-Image 2',
+    'Lumina-Next',
+    'PixArt-alpha and PixArt-sigma',
+    'Stable Cascade and Wuerstchen',
+    'Stable Diffusion 1.x, 2.x and LCM',
+    'Stable Diffusion 3 and 3.5',
+    'priors of Stable Cascade and Wuerstchen',
+}
+
+
+def built(name):
+    """A family's tiny pipeline, the name of its network and what `check` is told of its call."""
+    network = NETWORKS[name]
+    (family,) = (family for family in FAMILIES if family.name == name)
+    if not hasattr(diffusers, family.pipelines[0]):
+        pytest.skip(f'diffusers {diffusers.__version__} has no {family.pipelines[0]}')
+    call = {**SQUARE, 'num_inference_steps': 1, **network.call}
+    call = {option: value for option, value in call.items() if option not in network.without}
+    told = {option: call[option] for option in ('image', 'max_sequence_length') if option in call}
+    options = dict(call=call, prompts=network.prompts, call_options=told)
+    return network.make(), family.denoiser, options
+
+
+def those(kind):
+    """The names of the networks that are tested in one of two ways, `'whole'` or `'blocks'`."""
+    marks = {'Qwen-Image-Edit': tiny.needs_own_tokenizer}
+    return [
+        pytest.param(name, marks=marks.get(name, ()))
+        for name, network in NETWORKS.items()
+        if getattr(network, kind)
+    ]
+
+
+def test_every_family_is_compiled():
+    assert {*NETWORKS, *TESTED_APART} == {family.name for family in FAMILIES}
+    assert not TESTED_APART & set(NETWORKS)
+
+
+@pytest.mark.parametrize('name', those('whole'))
+def test_whole_networks(name):
+    pipe, denoiser, options = built(name)
+    check(pipe, denoiser, in_place, backend='eager', **options)
+
+
+@pytest.mark.parametrize('name', those('blocks'))
+def test_networks_block_by_block(name):
+    pipe, denoiser, options = built(name)
+    check(pipe, denoiser, regional, backend='eager', **options)
+
+
+@pytest.mark.parametrize('name', ['Krea 2', 'Z-Image'])
+def test_inductor_on_shared_heads_and_complex_rotations(name):
+    pipe, denoiser, options = built(name)
+    check(pipe, denoiser, regional, backend='inductor', **options)
+
+
+def test_a_network_that_falls_apart_into_blocks_is_refused():
+    pipe, denoiser, options = built('HunyuanImage 2.1')
+    in_place(pipe, denoiser, backend='eager')
+    with pytest.raises(RuntimeError, match=r'or, if its graphs break, with transformer_blocks\.0'):
+        recorded(pipe, lambda: images_of(pipe, **options['call']))
+    assert images_of(pipe, **options['call']).isfinite().all()
+
+
+@pytest.mark.parametrize('name', ['Lumina-Image 2', 'Qwen-Image 2.1'])
+def test_networks_that_break_their_graphs_by_themselves(name):
+    """They read lengths from their masks, outside of their blocks."""
+    if name == 'Lumina-Image 2':
+        pipe, call = tiny.tiny_lumina2(), {**SQUARE, 'num_inference_steps': 1}
+    else:
+        pipe, _, options = built(name)
+        call = options['call']
 
     def draw():
-        return images_of(pipe, **{**SQUARE, 'num_inference_steps': 1})
+        return images_of(pipe, **call)
 
     expected, _ = recorded(pipe, draw)
     in_place(pipe, 'transformer', backend='eager')
@@ -150,15 +354,15 @@ def test_text_beside_pixels_and_masked_padding(build):
     """Keys of text and pixels in one softmax; padding that an attention mask leaves out."""
     pipe = build()
     if hasattr(pipe, 'unet'):
-        check(pipe, 'unet', in_place, size={})
+        check(pipe, 'unet', in_place, call=TWO_STEPS)
     else:
-        check(pipe, 'transformer', whole, size=dict(use_resolution_binning=False))
+        check(pipe, 'transformer', whole, call=dict(TWO_STEPS, use_resolution_binning=False))
 
 
 def test_self_attention_and_what_is_kept_apart():
     pipe = tiny_stable_diffusion()
     options = dict(self_attention=8, separate=('layers', 'steps', 'heads'), blocks=['mid', 'up'])
-    recorder = check(pipe, 'unet', regional, size={}, **options)
+    recorder = check(pipe, 'unet', regional, call=TWO_STEPS, **options)
     assert {part.step for part in recorder._sums} == {0, 1}
 
 
@@ -166,8 +370,8 @@ def test_self_attention_and_what_is_kept_apart():
     'build, name', [(tiny_stable_diffusion, 'unet'), (tiny.tiny_flux, 'transformer')]
 )
 def test_inductor(build, name):
-    size = {} if name == 'unet' else SQUARE
-    check(build(), name, regional, size=size, backend='inductor')
+    call = TWO_STEPS if name == 'unet' else SQUARE
+    check(build(), name, regional, call=call, backend='inductor')
 
 
 def test_chosen_steps_and_two_recorders_at_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from helpers.tiny_generators import tiny_stable_diffusion_3
 from helpers.tiny_pipelines import tiny_stable_diffusion
 from helpers.two_prompts import NOUNS, PROMPTS
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,6 +33,28 @@ def test_a_unet_on_a_gpu(options):
         assert [mask.device.type for mask in masks] == ['cpu', 'cpu']
         with pytest.raises(RuntimeError):  # so a mistake would show
             images + torch.ones(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'maps': 'output'}, {'head_weights': 'contribution', 'rescale': 'words'}],
+    ids=['attention', 'output', 'weighted'],
+)
+def test_a_transformer_on_a_gpu(options):
+    """Text and image in one sequence, whose attention calls are watched."""
+    pipe = tiny_stable_diffusion_3()
+    config = pipe.transformer.config
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with torch.device('cuda'):
+            pipe.transformer = diffusers.SD3Transformer2DModel.from_config(config)
+            images = torch.randn(2, config.in_channels, 16, 16)
+            text = torch.randn(2, 77 + 256, config.joint_attention_dim)
+            pooled = torch.randn(2, config.pooled_projection_dim)
+            time = torch.ones(2)
+        with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False, **options) as recorder:
+            pipe.transformer(images, text, pooled, time)
+        assert {total.total_BTN.device.type for total in recorder._sums.values()} == {'cuda'}
+        assert [mask.device.type for mask in recorder.masks()] == ['cpu', 'cpu']
 
 
 def test_layers_on_several_gpus_add_to_one_sum():

@@ -14,7 +14,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import transformers
 from helpers import tiny_generators as tiny
 from helpers import tiny_transformers
 from helpers import tiny_variants as variants
@@ -42,7 +41,6 @@ from helpers.two_prompts import (
     spans,
     word_place,
 )
-from packaging.version import Version
 from PIL import Image
 
 from freeatm_mm.attention import AttentionRecorder
@@ -344,13 +342,7 @@ def test_nucleus(guidance, images, probability, side):
     )
 
 
-needs_own_tokenizer = pytest.mark.skipif(
-    Version(transformers.__version__) < Version('5'),
-    reason='the processors of transformers 4 take no tokenizer of another class',
-)
-
-
-@needs_own_tokenizer
+@tiny.needs_own_tokenizer
 @pytest.mark.parametrize(
     ('name', 'guided', 'images', 'probability', 'count'),
     [
@@ -404,7 +396,7 @@ def test_qwen_image_edit(name, guided, images, probability, count, monkeypatch):
     )
 
 
-@needs_own_tokenizer
+@tiny.needs_own_tokenizer
 def test_images_among_the_text_must_be_seen():
     pipe = tiny.tiny_qwen_image_edit('QwenImageEditPipeline')
     with pytest.raises(ValueError, match='check_prompts=False does not go with QwenImageEdit'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from freeatm_mm.attention import words
@@ -40,6 +41,11 @@ from freeatm_mm.prompts import Noun
 )
 def test_places(noun, text, places):
     assert places_of(noun, text) == places
+
+
+def test_spans_may_be_of_numpy():
+    start, end = span_of((np.int64(2), np.int32(5)))
+    assert (start, end) == (2, 5) and type(start) is type(end) is int
 
 
 def test_messages_cut_long_prompts():

@@ -30,6 +30,8 @@ CASES = [
     (['generate', HERE, 'PROMPTS', 'OUT', '--revision', 'main'], 'on a folder'),
     ([*ADD_MASKS, '--image-format', 'png', '--quality', '95'], 'with --image-format png'),
     (['add-masks', 'SOURCE', HERE, 'OUT', '--revision', 'main'], 'on a folder'),
+    ([*ADD_MASKS, '--redo-failed', '--max-failed', '3'], 'with --redo-failed'),
+    ([*ADD_MASKS, '--redo-failed', '--plan'], 'with --plan'),
     (['import', 'labels', 'IMAGES', 'MASKS', 'OUT', '--noun', 'object'], 'with labels'),
     (['prompts', 'photo', 'OUT', '--seed', '1'], 'on photo'),
     ([*REWRITE, '--local', 'L', '--timeout', '9'], 'with --local'),

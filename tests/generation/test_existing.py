@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 import warnings
 
@@ -251,6 +252,12 @@ def parquet(tmp_path, data):
     return tmp_path, {}
 
 
+def parquet_in_capitals(tmp_path, data):
+    parquet(tmp_path, data)
+    (tmp_path / 'train-0.parquet').rename(tmp_path / 'TRAIN-0.PARQUET')
+    return tmp_path, {}
+
+
 def coco(tmp_path, data):
     pytest.importorskip('ijson')
     (tmp_path / 'images').mkdir()
@@ -276,6 +283,7 @@ def coco(tmp_path, data):
         (webdataset, [('a dog',)], 0),
         (huggingface, [('a dog',), ('a cat',), ('two birds',)], 0),
         (parquet, [('a dog',)] * 5, 0),
+        (parquet_in_capitals, [('a dog',)] * 5, 0),
         (coco, [('a dog', 'a cat')], 0),
     ],
 )
@@ -423,6 +431,37 @@ def test_the_tool_adds_masks_and_reports(folder, pipe, tmp_path, capsys):
     assert '3 captions have no noun' in text and '1 samples could not be given masks' in text
     assert run_tool('add_masks', *words) == 0
     assert '9 there already' in capsys.readouterr().out
+
+
+def test_what_failed_is_looked_at_again_once_it_can_be_read(folder, pipe, tmp_path, capsys):
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    shutil.copytree(folder, images)
+    whole = encoded(mode='RGBA')
+    (images / 'broken.jpg').write_bytes(bytes(len(whole)))
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    (tmp_path / 'run.yaml').write_text(
+        f'source: {images}\npipeline: {tmp_path / "tiny-sd"}\nout: {out}\n'
+        'levels: [200, 450]\nquiet: true\n'
+    )
+    words = ['--config', tmp_path / 'run.yaml']
+    assert run_tool('add_masks', *words) == 0
+    assert 'the same command with --redo-failed' in capsys.readouterr().out
+    before = {sample.key: sample.image_bytes for sample in Store(out)}
+    assert run_tool('add_masks', *words, '--redo-failed', '--workers', '2') == 2
+    assert '--redo-failed runs in one process' in capsys.readouterr().err
+    assert run_tool('add_masks', *words, '--redo-failed') == 0
+    assert '0 images given masks' in capsys.readouterr().out
+    (images / 'broken.jpg').write_bytes(whole)
+    assert run_tool('add_masks', *words, '--redo-failed') == 0
+    text = capsys.readouterr().out
+    assert '1 images given masks' in text and '9 there already' in text
+    assert '1 images were encoded anew' in text and 'could not be' not in text
+    store = Store(out)
+    (found,) = (sample for sample in store if sample.key not in before)
+    assert (found.meta['image'], found.meta['levels']) == ('broken.jpg', [200, 450])
+    assert len(found.masks) == 1 and list(verify_store(out)) == []
+    kept = {sample.key: sample.image_bytes for sample in store if sample.key in before}
+    assert kept == before
 
 
 def test_a_store_with_a_lora_is_mended_from_its_images(folder, pipe, tmp_path, capsys):

@@ -14,6 +14,8 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from helpers.tiny_pipelines import (
     WORDS,
@@ -55,6 +57,12 @@ loads_unclip = pytest.mark.skipif(
     not hasattr(diffusers.pipelines, 'unclip'),
     reason=f"diffusers {diffusers.__version__} can't load a folder of UnCLIP: it doesn't find the "
     'class UnCLIPTextProjModel by name',
+)
+
+
+needs_own_tokenizer = pytest.mark.skipif(
+    Version(transformers.__version__) < Version('5'),
+    reason='the processors of transformers 4 take no tokenizer of another class',
 )
 
 

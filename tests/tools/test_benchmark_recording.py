@@ -54,7 +54,21 @@ def test_rows():
     assert not any(row['identical'] or 'target' in row for row in others)
 
 
-def test_what_cannot_be_measured_says_so(tmp_path):
+def test_rows_of_counted_instructions():
+    found = {
+        'plain': [{'seconds': 9.0, 'peak': 1.0, 'work': 1.0, 'instructions': 500.0}],
+        'recording': [{'seconds': 30.0, 'peak': 9.0, 'work': 9.0, 'instructions': 505.0}],
+        'identical': True,
+    }
+    (row,) = recording.rows_of('ours', found)
+    assert (row['case'], row['target']) == ('instructions-ours', 1.03)
+    assert row['ratio'] == pytest.approx(1.01) and row['quartiles'] == [1.01, 1.01]
+
+
+def test_what_cannot_be_measured_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording.shutil, 'which', lambda name: None)
+    with pytest.raises(ValueError, match='needs valgrind'):
+        next(recording.benchmark_recording(['ours'], count_instructions=True))
     with pytest.raises(ValueError, match="ways must be of.*'theirs'"):
         next(recording.benchmark_recording(['theirs']))
     with pytest.raises(ValueError, match='daam needs the interpreter.*requirements/benchmark/daam'):

@@ -61,8 +61,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: 16 arms of the contrastive methods, 14 of MAE; composed: two of each
-    assert len(trained) == 2 * (16 + 16 + 14 + 3 * 2)
+    # generated: 17 arms of the contrastive methods, 14 of MAE; composed: two of each
+    assert len(trained) == 2 * (17 + 17 + 14 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained

@@ -2,6 +2,7 @@
 
     python tools/benchmarks/recording.py                 # ours, and the obvious way
     python tools/benchmarks/recording.py --ways ours ours-compiled --side 16 --repeats 21
+    python tools/benchmarks/recording.py --ways ours --side 16 --count-instructions --repeats 1
     python tools/benchmarks/recording.py --daam OTHER_ENV/bin/python --attention-map-diffusers ...
 
 Random weights, 512x512 or smaller, guidance on, one image; the text encoder and the UNet run, the
@@ -61,6 +62,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=64,
         help="side of the latents, an eighth of the images' (%(default)s)",
     )
+    parser.add_argument(
+        '--narrower',
+        type=int,
+        choices=(1, 2, 4),
+        default=1,
+        help="what the network's channels are divided by (%(default)s)",
+    )
+    parser.add_argument(
+        '--count-instructions',
+        action='store_true',
+        help='instructions in place of time and memory, by valgrind: other work on the machine '
+        'does not change them (fifty times as long)',
+    )
     parser.add_argument('--quick', action='store_true', help='a small network: says that it runs')
     parser.add_argument(
         '--out',
@@ -91,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             (
                 f'One image of {8 * args.side}x{8 * args.side}, {args.steps} step(s), guidance on, '
                 'random weights, float32 on one CPU thread; '
-                f'medians of {args.repeats} pair(s) by turns.',
+                + f'channels divided by {args.narrower}; ' * (args.narrower > 1)
+                + f'medians of {args.repeats} pair(s) by turns.',
                 args.note,
             ),
         )
@@ -104,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeats=args.repeats,
         quick=args.quick,
         side=args.side,
+        narrower=args.narrower,
+        count_instructions=args.count_instructions,
     ):
         if way in pythons:
             results['other_versions'][way] = found['versions']

@@ -5,7 +5,8 @@ Run as a script, so that it also runs in environments that hold another tool and
     python -P tools/benchmarks/recording_case.py daam --steps 1 --repeats 1
 
 prints one JSON object: seconds of processor time and peak memory of plain runs and of recording
-runs, pair by pair, and whether the latents are the same bit for bit. It imports torch, diffusers
+runs, pair by pair, and whether the latents are the same bit for bit. With --callgrind, under
+valgrind, also the instructions. It imports torch, diffusers
 and transformers; the package itself only where its own recorder is measured.
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,11 +30,12 @@ WORDS = ('dog', 'bird', 'shoe')
 MIB = 2**20
 
 
-def build_pipeline(quick: bool = False) -> Any:
+def build_pipeline(quick: bool = False, narrower: int = 1) -> Any:
     """A ``StableDiffusionPipeline`` of version 1.5's shapes with random weights.
 
     Args:
         quick: Narrow and small, to see that it runs.
+        narrower: What the UNet's channels are divided by: 1, 2 or 4.
     """
     from diffusers import (
         AutoencoderKL,
@@ -64,7 +68,10 @@ def build_pipeline(quick: bool = False) -> Any:
         **(
             dict(block_out_channels=(32, 32, 64, 64), norm_num_groups=8, layers_per_block=1)
             if quick
-            else {}
+            else dict(
+                block_out_channels=tuple(side // narrower for side in (320, 640, 1280, 1280)),
+                norm_num_groups=32 // narrower,
+            )
         ),
     )
     # Never run: latents are compared, for equal latents are equal images.
@@ -251,8 +258,47 @@ def _status(name: str) -> int:
     raise RuntimeError(f'/proc/self/status has no {name}: memory is measured on Linux only')
 
 
-def run(pipe: Any, way: Callable, steps: int) -> tuple[dict, torch.Tensor]:
+class Callgrind:
+    """Counts the instructions of this process, which runs under valgrind's callgrind.
+
+    Args:
+        out: What callgrind was given as ``--callgrind-out-file``.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._dumps = 0
+        self._control('--instr=on')
+        self.begin()
+        self._own = self.end()  # of beginning and ending
+
+    def begin(self) -> None:
+        """Begin to count."""
+        self._control('--zero')
+
+    def end(self) -> float:
+        """Return the instructions since :meth:`begin`, in millions."""
+        self._control('--dump')
+        self._dumps += 1
+        text = self._out.with_name(f'{self._out.name}.{self._dumps}').read_text()
+        (total,) = (line for line in text.splitlines() if line.startswith('totals: '))
+        return int(total.split()[1]) / 1e6 - getattr(self, '_own', 0)
+
+    def _control(self, what: str) -> None:
+        command = ['callgrind_control', what, str(os.getpid())]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def run(
+    pipe: Any, way: Callable, steps: int, counter: Callgrind | None = None
+) -> tuple[dict, torch.Tensor]:
     """One image: figures, and its latents.
+
+    Args:
+        pipe: The pipeline.
+        way: One of :data:`WAYS`.
+        steps: Denoising steps.
+        counter: What counts ``instructions``, in millions.
 
     Returns:
         ``seconds`` of processor time, ``peak`` memory of the process and ``work``, its part above
@@ -260,6 +306,8 @@ def run(pipe: Any, way: Callable, steps: int) -> tuple[dict, torch.Tensor]:
     """
     before = _status('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+    if counter is not None:
+        counter.begin()
     start = time.process_time()
     with way(pipe) as end:
         latents = pipe(
@@ -271,6 +319,8 @@ def run(pipe: Any, way: Callable, steps: int) -> tuple[dict, torch.Tensor]:
         ).images
         extra = end()
     seconds = time.process_time() - start
+    if counter is not None:
+        extra['instructions'] = counter.end()
     peak = _status('VmHWM')
     return {'seconds': seconds, 'peak': peak / MIB, 'work': (peak - before) / MIB, **extra}, latents
 
@@ -285,20 +335,30 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=1, help='pairs of runs (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='a small network')
     parser.add_argument('--side', type=int, default=64, help='side of the latents (%(default)s)')
+    parser.add_argument(
+        '--narrower',
+        type=int,
+        default=1,
+        help="what the network's channels are divided by (%(default)s)",
+    )
+    parser.add_argument(
+        '--callgrind', type=Path, help='count instructions; the --callgrind-out-file'
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = build_pipeline(args.quick)
+    pipe = build_pipeline(args.quick, args.narrower)
     pipe.unet.register_to_config(sample_size=args.side)
     if args.way == 'ours-compiled':  # both sides: with the recorder against without
         pipe.unet.compile_repeated_blocks()
     for way in (plain, WAYS[args.way]):  # nothing is made for the first time while it is measured
         run(pipe, way, 1)
+    counter = None if args.callgrind is None else Callgrind(args.callgrind)
     found: dict[str, Any] = {'plain': [], 'recording': [], 'identical': True}
     for turn in range(args.repeats):
         pair = [('plain', plain), ('recording', WAYS[args.way])]
         latents = {}
         for name, way in pair[::-1] if turn % 2 else pair:
-            figures, latents[name] = run(pipe, way, args.steps)
+            figures, latents[name] = run(pipe, way, args.steps, counter)
             found[name].append(figures)
         found['identical'] &= torch.equal(latents['plain'], latents['recording'])
     import diffusers
