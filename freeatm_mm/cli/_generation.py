@@ -242,7 +242,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_option(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add a file that holds a run; :func:`parse_with_config` reads it."""
+    """Add a file that holds a run; `parse_with_config` reads it."""
     parser.add_argument(
         '--config',
         metavar='FILE',

@@ -235,7 +235,7 @@ def green_noise(noise: Tensor, band: tuple[float, float] = BAND) -> Tensor:
         raise ValueError(f'green noise needs a square grid, and {noise.shape[1]} patches are none')
     check_band(band)
     grid = noise.double().unflatten(1, (side, side))
-    fine, coarse = (_blur(side, width).to(noise.device) for width in band)
+    fine, coarse = (torch.from_numpy(_blur(side, width)).to(noise.device) for width in band)
     filtered = (fine @ grid @ fine - coarse @ grid @ coarse).flatten(1)
     return filtered.argsort(dim=1).argsort(dim=1) / noise.shape[1]
 
@@ -251,13 +251,14 @@ def check_band(band: Sequence[float]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _blur(side: int, width: float) -> Tensor:
+def _blur(side: int, width: float) -> np.ndarray:
     """(side, side) a Gaussian blur of a line that goes on round its ends; symmetric."""
-    places = torch.arange(side, dtype=torch.float64)
-    away = places[:, None] - places
-    away = torch.minimum(away.abs(), side - away.abs())
-    weights = torch.exp(-(away**2) / (2 * width**2)) if width else (away == 0).double()
-    return weights / weights.sum(dim=1, keepdim=True)
+    # An array, as a tensor that is kept would stay of the mode (inference, fake) it was made in.
+    places = np.arange(side, dtype=np.float64)
+    away = np.abs(places[:, None] - places)
+    away = np.minimum(away, side - away)
+    weights = np.exp(-(away**2) / (2 * width**2)) if width else (away == 0).astype(np.float64)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def relative_order_loss(predicted: Tensor, losses: Tensor) -> Tensor:

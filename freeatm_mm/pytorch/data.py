@@ -215,10 +215,10 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
 
 
 @lru_cache(maxsize=8)
-def _positions(height: int, width: int) -> Tensor:
+def _positions(height: int, width: int) -> np.ndarray:
     """(2, height, width) float32: row and column of each pixel, counted from 1; 0 is outside."""
-    rows, columns = torch.arange(1.0, height + 1), torch.arange(1.0, width + 1)
-    return torch.stack(torch.meshgrid(rows, columns, indexing='ij'))
+    # An array, as a tensor that is kept would stay of the mode (inference, fake) it was made in.
+    return np.indices((height, width), np.float32) + 1
 
 
 def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tensor, np.ndarray]:
@@ -237,7 +237,7 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
     """
     from torchvision.tv_tensors import Mask
 
-    positions = Mask(_positions(image.height, image.width))
+    positions = Mask(torch.from_numpy(_positions(image.height, image.width)))
     try:
         result = transform(image, positions)
     except TypeError as error:

@@ -71,7 +71,7 @@ def test_backbones_alone_are_computed_in_bfloat16(tmp_path, method, masks):
     assert inside == {name for name in layers if name.startswith((*network, 'teacher.module.0.'))}
     assert len(inside) > 4 and (method == 'mae' or len(layers) > len(inside))
     assert spy.learned and all(spy.learned)
-    assert spy.losses[0] != plain.losses[0] == pytest.approx(spy.losses[0], rel=0.02)
+    assert spy.losses[0] != plain.losses[0] == pytest.approx(spy.losses[0], rel=0.1)
     assert all(map(math.isfinite, spy.losses))
     state = runner.model.state_dict().values()
     assert not any(value.dtype == torch.bfloat16 for value in state)

@@ -146,7 +146,7 @@ def test_the_store_names_all_stages(stages, tmp_path):
             ('tiny-2', 'r2', 'IFSuperResolutionPipeline', 2, 4.0, 250),
             ('tiny-3', 'r3', 'StableDiffusionUpscalePipeline', 2, 9.0, 100),
         ]
-    with pytest.raises(StoreError, match='stages is'):
+    with pytest.raises(StoreError, match='made otherwise: another stages'):
         generate_store(source_of(stages[:2], stage_steps=[2]), tmp_path, progress=False)
 
 
@@ -161,7 +161,7 @@ def test_two_stages_and_another_shape(stages, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(height=512, width=512), 'draw images of 128x128 pixels.*not 512x512'),
+        (dict(height=512, width=512), 'generate images of 128x128 pixels.*not 512x512'),
         (dict(height=128, width=512), 'not 128x512'),
         (dict(height=128, width=130), 'not 128x130'),
         (dict(stage_steps=[2]), 'stage_steps must have a number for each of the 2'),

@@ -300,3 +300,12 @@ def test_relative_order_is_cross_entropy_over_all_pairs():
     found = relative_order_loss(torch.from_numpy(predicted), torch.from_numpy(losses))
     assert found.item() == pytest.approx(np.mean(terms))
     assert relative_order_loss(torch.rand(2, 3), torch.ones(2, 3)) == 0
+
+
+def test_green_noise_is_usable_after_a_run_in_inference_mode():
+    """What is kept between calls must not be a tensor of the mode that it was made in."""
+    noise = torch.rand(2, 25)
+    with torch.inference_mode():
+        found = green_noise(noise, (0.5, 1.5))
+    filtered = green_noise(noise.requires_grad_(), (0.5, 1.5))
+    assert torch.equal(found, filtered)

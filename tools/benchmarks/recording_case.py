@@ -277,7 +277,7 @@ class Callgrind:
         self._control('--zero')
 
     def end(self) -> float:
-        """Return the instructions since :meth:`begin`, in millions."""
+        """Return the instructions since `begin`, in millions."""
         self._control('--dump')
         self._dumps += 1
         text = self._out.with_name(f'{self._out.name}.{self._dumps}').read_text()
@@ -296,7 +296,7 @@ def run(
 
     Args:
         pipe: The pipeline.
-        way: One of :data:`WAYS`.
+        way: One of `WAYS`.
         steps: Denoising steps.
         counter: What counts ``instructions``, in millions.
 
