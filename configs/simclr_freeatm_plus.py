@@ -1,9 +1,9 @@
-"""SimCLR with Free-ATM and four options beyond the paper: not decided yet.
+"""SimCLR with Free-ATM and four options beyond the paper.
 
 Keys of the query's own noun in other images are positives too; an instance's loss counts as far as
 its mask can be trusted; masks are stretched to [0, 1]; all views of an image are cropped around one
-of its nouns. No figure says that it is better than `simclr_freeatm.py`, and none is claimed: see
-"Beyond the paper" in docs/pretraining.md.
+of its nouns. In the miniature it is ahead of `simclr_freeatm.py`; at the paper's scale it has not
+been run: see "Beyond the paper" in docs/pretraining.md.
 
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT \
         tools/train.py configs/simclr_freeatm_plus.py --launcher pytorch --amp --data-root STORE
