@@ -10,8 +10,6 @@ levels as a sampler of so many steps has. Writes `NAME.json` and `NAME.md` into 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._scoring import add_scoring_options, portable_command, write_report
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
 
 CLEAR = {'steps': range(4)}
 """The four clearest of the ten noise levels."""
@@ -53,20 +51,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('generator', help='folder of the pipeline')
     parser.add_argument(
-        '--scenes', type=whole(1, 10**7), default=200, help='to score (%(default)s)'
-    )
-    parser.add_argument(
-        '--split', default='test', choices=('val', 'test'), help='of the world (%(default)s)'
-    )
-    parser.add_argument(
         '--crf-size', type=whole(1, 96), default=32, help='side of masks for the CRF (%(default)s)'
     )
-    parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/results'), help='folder (%(default)s)'
-    )
-    parser.add_argument('--name', default='mask-options', help='of the two files (%(default)s)')
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages')
-    parser.add_argument('--cache', default='.cache', help='(%(default)s)')
+    add_scoring_options(parser, 'mask-options')
     return parser.parse_args(argv)
 
 
@@ -132,23 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if steps > 1:
             score(f'{number}, the last alone', weighted, levels[:1])
     results = new_results(
-        args.name,
-        shlex.join(['python', 'tools/miniature/compare_masks.py', *_portable(args, argv)]),
+        args.name, portable_command('tools/miniature/compare_masks.py', args, argv)
     )
     results |= {'scenes': args.scenes, 'split': args.split, 'limit_8x8': limit(8), 'rows': rows}
-    with atomic_write(args.out / f'{args.name}.json') as file:
-        file.write(json.dumps(results, indent=1).encode())
-    report = _report(results)
-    with atomic_write(args.out / f'{args.name}.md') as file:
-        file.write(report.encode())
-    print(report)
+    write_report(args, results, _report(results))
     return 0
-
-
-def _portable(args: argparse.Namespace, argv: Sequence[str] | None) -> list[str]:
-    """The arguments; where the sources lie says nothing to others."""
-    given = list(argv or sys.argv[1:])
-    return [part.replace(args.sources, 'SOURCES') if args.sources else part for part in given]
 
 
 def _report(results: Mapping[str, Any]) -> str:

@@ -11,8 +11,6 @@ masks to know. The same is done for colour segmentation, and for slots that were
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import SEED, number, whole
+from freeatm_mm.cli._scoring import add_scoring_options, portable_command, write_report
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
 
 PUBLISHED_STEPS = 500_000
 
@@ -64,18 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--seed', type=SEED, default=0, help='of weights, order and slots (%(default)s)'
     )
     parser.add_argument('--device', default='cpu', help='to train on (%(default)s)')
-    parser.add_argument(
-        '--scenes', type=whole(1, 10**7), default=200, help='to score (%(default)s)'
-    )
-    parser.add_argument(
-        '--split', default='test', choices=('val', 'test'), help='of the world (%(default)s)'
-    )
-    parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/results'), help='folder (%(default)s)'
-    )
-    parser.add_argument('--name', default='slot-attention', help='of the two files (%(default)s)')
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages')
-    parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
+    add_scoring_options(parser, 'slot-attention')
     return parser.parse_args(argv)
 
 
@@ -124,11 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.process_time() - began
     score('slot attention', slot_regions(network, args.seed))
     score('k-means of colours and places', colour_clusters(args.slots, args.seed))
-    given = list(argv or sys.argv[1:])
-    portable = [part.replace(args.sources, 'SOURCES') if args.sources else part for part in given]
     last = losses[-max(len(losses) // 20, 1) :]
     results = new_results(
-        args.name, shlex.join(['python', 'tools/miniature/slot_attention.py', *portable])
+        args.name, portable_command('tools/miniature/slot_attention.py', args, argv)
     )
     results |= {
         'scenes': args.scenes,
@@ -139,12 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'loss': {'first': losses[0], 'last': float(np.mean(last))},
         'rows': rows,
     }
-    with atomic_write(args.out / f'{args.name}.json') as file:
-        file.write(json.dumps(results, indent=1).encode())
-    report = _report(results)
-    with atomic_write(args.out / f'{args.name}.md') as file:
-        file.write(report.encode())
-    print(report)
+    write_report(args, results, _report(results))
     return 0
 
 
