@@ -33,10 +33,17 @@ def _clip_files(folder: Path, words: Iterable[str]) -> None:
     """Writes ``vocab.json`` and ``merges.txt`` in which each of ``words`` is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+    words = list(words)
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix='</w>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Pairs that are equally frequent are merged in the order of their ids, and the ids of last
+    # characters come in the order of a hash table unless they are given.
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=2, end_of_word_suffix='</w>', show_progress=False
+        vocab_size=2000,
+        min_frequency=2,
+        end_of_word_suffix='</w>',
+        special_tokens=sorted({word[-1] + '</w>' for word in words}),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([' '.join(words)] * 2, trainer)
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())['model']['merges']]
