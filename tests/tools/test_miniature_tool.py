@@ -111,6 +111,15 @@ def test_masks_from_elsewhere_are_made_of_the_same_samples(capsys, tmp_path):
     assert 'name both' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('benchmarks, times', [([], 1), (['--benchmarks'], 0)])
+def test_fine_tuning_is_left_out_on_demand(capsys, tmp_path, benchmarks, times):
+    commands = plan(
+        capsys, '--methods', 'mae', '--arms', 'freeatm', '--out', f'{tmp_path}', *benchmarks
+    )
+    heads = [command for command in commands if command[:2] != ['tools/downstream.py', 'random']]
+    assert sum(command[0] == 'tools/downstream.py' for command in heads) == times
+
+
 @pytest.mark.parametrize('scale', ['', 'miniature/'])
 @pytest.mark.parametrize(
     'method, arm', [('mocov2', 'plus'), ('simclr', 'plus'), ('mae', 'inside_first')]

@@ -124,10 +124,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--benchmarks',
-        nargs='+',
+        nargs='*',
         choices=tuple(name for name, each in BENCHMARKS.items() if each.suite in SUITES),
         help='also train these heads on each pretraining, those that its backbone fits; by '
-        'default mini-finetune on a ViT',
+        'default mini-finetune on a ViT; with no name after it, none',
     )
     parser.add_argument(
         '--heads',
@@ -196,11 +196,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'guidance')
     followed = {'baseline', 'freeatm'} & set(args.arms)
     refuse_idle(named, not followed, 'without an arm baseline or freeatm', 'evaluate_every')
-    heads = {BENCHMARKS[name].suite for name in args.benchmarks or ['mini-finetune']}
+    heads = {BENCHMARKS[name].suite for name in _benchmarks(args)}
     fitting = heads & {f'mini-{METHODS[name].architecture}' for name in args.methods}
     unfit = f'on the backbones of {", ".join(args.methods)}, which no such head fits'
-    refuse_idle(named, not fitting, unfit, 'benchmarks', 'heads')
+    refuse_idle(named, not fitting and args.benchmarks != [], unfit, 'benchmarks')
+    refuse_idle(named, not fitting, unfit, 'heads')
     return args
+
+
+def _benchmarks(args: argparse.Namespace) -> list[str]:
+    return ['mini-finetune'] if args.benchmarks is None else args.benchmarks
 
 
 @tool(name='./run miniature', resumes=True)
@@ -492,7 +497,7 @@ def evaluate(
         return
     benchmarks = [
         benchmark
-        for benchmark in args.benchmarks or ['mini-finetune']
+        for benchmark in _benchmarks(args)
         if BENCHMARKS[benchmark].suite == f'mini-{architecture}'
     ]
     if not benchmarks or (checkpoint is None and args.benchmarks):
