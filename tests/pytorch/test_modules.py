@@ -216,7 +216,7 @@ def test_distillation_is_dinos_cross_entropy():
     assert teachers[0].grad is None and all(part.grad.abs().sum() > 0 for part in students)
     with pytest.raises(ValueError, match='two different views'):
         loss_of(students[:1], teachers[:1])
-    with pytest.raises(ValueError, match='one shape'):
+    with pytest.raises(ValueError, match='one for each view'):
         loss_of(students, [teachers[0][:2]])
     with pytest.raises(InputError):
         InstanceDistillation(6, teacher_temperature=0.2)
