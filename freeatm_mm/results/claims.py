@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,15 @@ from freeatm_mm.results.rules import (
     decide_claim,
 )
 
-__all__ = ['CLAIMS', 'Claim', 'Finding', 'claim_page', 'decide_claim', 'verdict_line']
+__all__ = [
+    'CLAIMS',
+    'Claim',
+    'Finding',
+    'claim_page',
+    'decide_claim',
+    'has_plot',
+    'verdict_line',
+]
 
 _TITLES = {'mocov2': 'MoCo v2', 'simclr': 'SimCLR', 'mae': 'MAE'}
 _TWELVE = dict(zip((4, 8, 12), THREE_LOOKS))
@@ -311,7 +320,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: A result file's content.
-        name: Of the claim in `CLAIMS`.
+        name: Of the claim in `CLAIMS`, and of the plot beside the page, if it `has_plot`.
 
     Raises:
         ValueError: If the content is not a result file's, or cannot be compared.
@@ -344,6 +353,13 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         )
     for reason in dict.fromkeys(finding.obstacle for finding in primary if finding.obstacle):
         lines += ['', f'Nothing is decided as long as {reason}.']
+    if has_plot(findings):
+        lines += [
+            '',
+            f'![Each comparison with its interval]({name}.svg)',
+            '',
+            '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
+        ]
     means: dict[str, list[float]] = {}
     for row in runs_of(results):
         mine = row['method'] == claim.method or is_untrained(row['method'])
@@ -360,6 +376,11 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
             lines += ['', f'{each.name}:', '', *_power(each.difference, claim)]
             break
     return '\n'.join(lines) + '\n'
+
+
+def has_plot(findings: list[Finding]) -> bool:
+    """Whether a claim's page has a plot beside it: there is an interval to show."""
+    return any(each.difference and math.isfinite(each.difference.low) for each in findings)
 
 
 def verdict_line(primary: list[Finding], claim: Claim) -> str:
