@@ -127,6 +127,24 @@ def _plus(
     )
 
 
+def _peers(method: str, arm: bool | str, what: str, looks: Mapping[int, float]) -> Claim:
+    """Against masks that others make of the same images."""
+    peers = 'felzenszwalb', 'kmeans'
+    return Claim(
+        f'{_TITLES[method]} learns to tell objects apart better with {what} than with masks of '
+        'colour segmentation, or of k-means of its own features',
+        method,
+        _pairs(*((arm, peer) for peer in peers)),
+        Objects('linear_garment'),
+        looks,
+        _objects(*_GARMENTS[1:]),
+        _pairs(
+            *((peer, False) for peer in peers),
+            *((peer, 'other_masks') for peer in peers),
+        ),
+    )
+
+
 _PEERS = ('hpm', 'own_attention', 'green_noise')
 _SINGLY = ('same_noun', 'trust', 'normalized', 'object_crops')
 
@@ -207,20 +225,10 @@ CLAIMS: dict[str, Claim] = {
             ('binary', False),
         ),
     ),
-    'peers-mocov2': Claim(
-        "MoCo v2 learns to tell objects apart better with the generator's attention as masks than "
-        'with those of colour segmentation, or of k-means of its own features',
-        'mocov2',
-        _pairs((True, 'felzenszwalb'), (True, 'kmeans')),
-        Objects('linear_garment'),
-        _SIX,
-        _objects(*_GARMENTS[1:]),
-        _pairs(
-            ('felzenszwalb', False),
-            ('kmeans', False),
-            ('felzenszwalb', 'other_masks'),
-            ('kmeans', 'other_masks'),
-        ),
+    'peers-mocov2': _peers('mocov2', True, "the generator's attention as masks", _SIX),
+    'peers-simclr': _peers('simclr', True, "the generator's attention as masks", _TWELVE),
+    'peers-plus-simclr': _peers(
+        'simclr', 'plus', "the generator's attention and nouns, four options together,", _TWELVE
     ),
     'peers-mae': Claim(
         'MAE learns to tell objects apart better if it hides what attention marks than by any of '
@@ -243,6 +251,21 @@ CLAIMS: dict[str, Claim] = {
         _TWELVE,
         _objects(*_GARMENTS[1:]),
         _pairs(('same_noun_box', True), ('same_noun_box', False), ('same_noun', True)),
+    ),
+    'nouns-without-masks-simclr': Claim(
+        "SimCLR whose positives are a noun's objects in all images learns better from where they "
+        'are than from nouns as labels of whole images',
+        'simclr',
+        _pairs(('same_noun', 'same_noun_whole'), ('same_noun', 'same_noun_label')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(
+            ('same_noun_whole', False),
+            ('same_noun_label', False),
+            ('same_noun', False),
+            ('same_noun_label', True),
+        ),
     ),
     'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
     'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),

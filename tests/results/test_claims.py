@@ -133,6 +133,27 @@ def test_a_doubled_gain_is_more_than_being_ahead(gain, expected):
     assert decide_claim(results, claim)[1].verdict == 'undecided'  # it needs all three
 
 
+@pytest.mark.parametrize('labels, expected', [(0.0, 'shown'), (0.05, 'not shown')])
+def test_nouns_without_masks_have_two_controls(labels, expected):
+    """Nouns of whole images that do as well in either form are told."""
+    gains = {'same_noun': 0.05, 'same_noun_whole': 0.0, 'same_noun_label': labels, False: 0.0}
+    claim = CLAIMS['nouns-without-masks-simclr']
+    found = decide_claim(rows(12, gains, 'simclr'), claim)
+    assert [each.verdict for each in found[:2]] == ['shown', expected]
+    assert 'SimCLR + same_noun_label against SimCLR' in [each.name for each in found]
+
+
+@pytest.mark.parametrize('name, arm', [('peers-simclr', True), ('peers-plus-simclr', 'plus')])
+def test_each_peer_has_its_own_verdict(name, arm):
+    gains = {arm: 0.05, 'felzenszwalb': 0.0, 'kmeans': 0.1, False: 0.0}
+    found = decide_claim(rows(12, gains, 'simclr'), CLAIMS[name])
+    assert [each.verdict for each in found[:2]] == ['shown', 'opposite']
+    assert {each.name for each in found[2:]} >= {
+        'SimCLR + felzenszwalb against SimCLR',
+        'SimCLR + kmeans against SimCLR',
+    }
+
+
 def test_a_margin_is_part_of_what_is_tested():
     """An arm that is ahead by less than it is not shown to be, and the figure stays as it is."""
     claim = CLAIMS['why-box']

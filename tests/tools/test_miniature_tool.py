@@ -61,8 +61,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: 17 arms of the contrastive methods, 14 of MAE; composed: two of each
-    assert len(trained) == 2 * (17 + 17 + 14 + 3 * 2)
+    # generated: 19 arms of the contrastive methods, 14 of MAE; composed: two of each
+    assert len(trained) == 2 * (19 + 19 + 14 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -169,7 +169,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
             *path, last = key.split('.')
             for part in path:
                 value = value[int(part)] if part.isdigit() else value[part]
-            if last in ('mask_values', 'with_masks'):
+            if last in ('mask_values', 'with_masks', 'one_noun'):
                 assert value.type == 'PackFreeATMInputs'
             elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
