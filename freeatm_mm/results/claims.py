@@ -225,6 +225,16 @@ CLAIMS: dict[str, Claim] = {
             ('binary', False),
         ),
     ),
+    'added-masks-simclr': Claim(
+        'SimCLR on images that exist already tells objects apart better with masks that a '
+        'generator adds by looking at them than without',
+        'simclr',
+        _pairs(('added', False), regime='real'),
+        Objects('linear_garment'),
+        _SIX,
+        _objects(*_GARMENTS[1:]),
+        _pairs(('exact', False), ('added', 'exact'), regime='real'),
+    ),
     'peers-mocov2': _peers('mocov2', True, "the generator's attention as masks", _SIX),
     'peers-simclr': _peers('simclr', True, "the generator's attention as masks", _TWELVE),
     'peers-plus-simclr': _peers(
