@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,15 @@ from freeatm_mm.results.rules import (
     decide_claim,
 )
 
-__all__ = ['CLAIMS', 'Claim', 'Finding', 'claim_page', 'decide_claim', 'verdict_line']
+__all__ = [
+    'CLAIMS',
+    'Claim',
+    'Finding',
+    'claim_page',
+    'decide_claim',
+    'has_plot',
+    'verdict_line',
+]
 
 _TITLES = {'mocov2': 'MoCo v2', 'simclr': 'SimCLR', 'mae': 'MAE'}
 _TWELVE = dict(zip((4, 8, 12), THREE_LOOKS))
@@ -231,6 +240,16 @@ CLAIMS: dict[str, Claim] = {
             ('binary', False),
         ),
     ),
+    'added-masks-simclr': Claim(
+        'SimCLR on images that exist already tells objects apart better with masks that a '
+        'generator adds by looking at them than without',
+        'simclr',
+        _pairs(('added', False), regime='real'),
+        Objects('linear_garment'),
+        _SIX,
+        _objects(*_GARMENTS[1:]),
+        _pairs(('exact', False), ('added', 'exact'), regime='real'),
+    ),
     'peers-mocov2': _peers('mocov2', True, "the generator's attention as masks", _SIX),
     'peers-simclr': _peers('simclr', True, "the generator's attention as masks", _TWELVE),
     'peers-plus-simclr': _peers(
@@ -349,7 +368,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: A result file's content.
-        name: Of the claim in `CLAIMS`.
+        name: Of the claim in `CLAIMS`, and of the plot beside the page, if it `has_plot`.
 
     Raises:
         ValueError: If the content is not a result file's, or cannot be compared.
@@ -383,6 +402,13 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         )
     for reason in dict.fromkeys(finding.obstacle for finding in primary if finding.obstacle):
         lines += ['', f'Nothing is decided as long as {reason}.']
+    if has_plot(findings):
+        lines += [
+            '',
+            f'![Each comparison with its interval]({name}.svg)',
+            '',
+            '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
+        ]
     means: dict[str, list[float]] = {}
     for row in runs_of(results):
         mine = row['method'] == claim.method or is_untrained(row['method'])
@@ -399,6 +425,11 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
             lines += ['', f'{each.name}:', '', *_power(each.difference, claim)]
             break
     return '\n'.join(lines) + '\n'
+
+
+def has_plot(findings: list[Finding]) -> bool:
+    """Whether a claim's page has a plot beside it: there is an interval to show."""
+    return any(each.difference and math.isfinite(each.difference.low) for each in findings)
 
 
 def verdict_line(primary: list[Finding], claim: Claim) -> str:

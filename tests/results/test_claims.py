@@ -86,7 +86,8 @@ def test_the_page_says_rule_figure_interval_and_verdict():
     assert 'undecided: 4 of 12 seeds' in page and 'decision-rules.md' in page
     assert 'MoCo v2 + Free-ATM against MoCo v2 + box' in page
     assert 'by seeds' in page
-    assert 'no figure yet' in claim_page(rows(1, {True: 0, False: 0}), 'contrastive-mocov2')
+    undecided = claim_page(rows(1, {True: 0, False: 0}), 'contrastive-mocov2')
+    assert 'no figure yet' in undecided and '.svg' not in undecided
 
 
 def test_rows_without_outcomes_are_told():
@@ -104,6 +105,7 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     assert 'shown (at 4 seeds)' in capsys.readouterr().out
     assert 'shown (at 4 seeds)' in path.with_suffix('.md').read_text()
     assert path.with_suffix('.svg').read_text().count('<svg') == 1
+    assert '(contrastive-mocov2.svg)' in path.with_suffix('.md').read_text()
     more = tmp_path / 'more.json'
     write_results(more, rows(8, {True: 0.1, 'other_masks': 0.0, False: 0.0}))
     assert tool.main([str(path), '--rows', str(more)]) == 0
