@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from freeatm_mm.results.outcomes import CrossedDifference, NestedDifference, Shi
 from freeatm_mm.results.rules import (
     THREE_LOOKS,
     TWO_LOOKS,
+    Ahead,
     Arm,
     Claim,
     Comparison,
@@ -51,6 +53,7 @@ def _objects(*metrics: str) -> tuple[Objects, ...]:
     return tuple(Objects(metric) for metric in metrics)
 
 
+_RANDOM = Arm(False, method='random')
 _GARMENTS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
 
 
@@ -63,7 +66,8 @@ def _contrastive(method: str, text: str = '', looks: Mapping[int, float] = _TWEL
         Objects('linear_garment'),
         looks,
         _objects(*_GARMENTS[1:]),
-        _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True)),
+        _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True))
+        + tuple(Comparison(Arm(masks), _RANDOM) for masks in (False, True, 'other_masks')),
     )
 
 
@@ -155,6 +159,17 @@ CLAIMS: dict[str, Claim] = {
     'contrastive-mocov2': _contrastive('mocov2'),
     'contrastive-simclr': _contrastive('simclr'),
     'contrastive-mocov2-long': _contrastive('mocov2', ' after a million views', _SIX),
+    'contrastive-mocov2-short-queue': replace(
+        _contrastive('mocov2', ' with a queue of 1,024 keys and temperature 0.1'),
+        cfg_options=('model.queue_len=1024', 'model.head.temperature=0.1'),
+        condition=Ahead(
+            Arm(False),
+            'linear_garment',
+            0.02,
+            'it does not learn objects with these settings either',
+            _RANDOM,
+        ),
+    ),
     'acceleration-mocov2': _acceleration('mocov2', 'linear_garment', False, 2),
     'acceleration-simclr': _acceleration('simclr', 'linear_garment', False, 2),
     'acceleration-mae': _acceleration('mae', 'knn_garment_whole', 'ceiling_0', 1),
@@ -367,6 +382,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     lines += [
         f'Rule: {metric_title(claim.metric)}; '
         + '; '.join(each.title(claim.method) for each in claim.comparisons)
+        + (f'; all with {" ".join(claim.cfg_options)}' if claim.cfg_options else '')
         + f"; looks at {looks} whole seeds, p by Holm's method; see "
         '[decision-rules.md](../decision-rules.md).',
         '',

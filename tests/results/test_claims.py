@@ -154,6 +154,33 @@ def test_each_peer_has_its_own_verdict(name, arm):
     }
 
 
+@pytest.mark.parametrize(
+    'none, verdicts',
+    [(0.06, ['shown'] * 2), (0.025, ['undecidable'] * 2), (0.0, ['undecidable'] * 2)],
+    ids=['learns', 'hardly', 'not at all'],
+)
+def test_a_method_that_does_not_learn_decides_nothing(none, verdicts):
+    """Whatever its arms differ by: without masks it must be two points ahead of random weights."""
+    name = 'contrastive-mocov2-short-queue'
+    claim = CLAIMS[name]
+    results = rows(12, {True: none + 0.05, 'other_masks': none, False: none})
+    for row in results['rows']:
+        row['cfg_options'] = list(reversed(claim.cfg_options))
+    assert decide_claim(results, claim)[0].seeds == 0  # without rows of random weights
+    results['rows'] += rows(12, {False: 0.0}, 'random')['rows']
+    found = decide_claim(results, claim)
+    assert [each.verdict for each in found[:2]] == verdicts
+    page = claim_page(results, name)
+    assert ('does not learn objects' in page) == (none < 0.05)
+    assert 'all with model.queue_len=1024' in page
+    assert '| MoCo v2 + Free-ATM against Random weights |' in page
+    with pytest.raises(ValueError, match='has --cfg-options model.head.*the config as it is'):
+        decide_claim(results, CLAIMS['contrastive-mocov2'])
+    del results['rows'][0]['cfg_options']
+    with pytest.raises(ValueError, match='--cfg-options of none, and the claim is about model.'):
+        decide_claim(results, claim)
+
+
 def test_a_margin_is_part_of_what_is_tested():
     """An arm that is ahead by less than it is not shown to be, and the figure stays as it is."""
     claim = CLAIMS['why-box']
