@@ -225,7 +225,7 @@ def test_damaged_shards_are_repaired_around_what_is_left_out(pipe, tmp_path):
     assert folder_bytes(tmp_path) == whole
 
 
-def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path):
+def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path, capsys):
     generate_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
     before = {sample.key: sample.image_bytes for sample in Store(tmp_path)}
     wide = tiny_stable_diffusion().to(torch.bfloat16)
@@ -235,6 +235,7 @@ def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path):
         redo_failed(source_of(wide), tmp_path / 'nothing')
     summary = redo_failed(source_of(wide), tmp_path)
     assert (summary.samples, summary.skipped, summary.left_out) == (2, 3, [])
+    assert 'shard' in capsys.readouterr().err  # how far it is
     store = Store(tmp_path)
     assert [sample.key for sample in store] == [record.id for record in PROMPTS]
     assert [sample.meta['dtype'] for sample in store] == [
