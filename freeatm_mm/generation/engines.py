@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.errors import RunError
+from freeatm_mm.errors import RunError, counted
 from freeatm_mm.generation.generate import (
     POLL_SECONDS,
     GenerationSummary,
@@ -217,8 +217,8 @@ def run_ray(
             missing = sorted(set(range(count)) - summarise_shards(out, count).keys())
             if missing:
                 raise WorkerError(
-                    f'{len(missing)} shards are still missing after {rounds} rounds; '
-                    'start again, finished shards are kept'
+                    f'{counted(len(missing), "shard")} still missing after '
+                    f'{counted(rounds, "round")}; start again, finished shards are kept'
                 )
             _finish(job, out)
         return summary

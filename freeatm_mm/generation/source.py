@@ -42,7 +42,7 @@ from freeatm_mm.attention import (
 )
 from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.attention.recording import generated_images
-from freeatm_mm.errors import RunError
+from freeatm_mm.errors import RunError, counted
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
@@ -446,7 +446,7 @@ class ShardSource:
             if not set(options['steps']).intersection(range(count)):
                 raise ValueError(
                     f'masks of the steps {masks["steps"]} are none of the '
-                    f'{count} steps, counted from 0'
+                    f'{counted(count, "step")}, counted from 0'
                 )
         if self._propagate:
             options['self_attention'] = 32
@@ -596,7 +596,7 @@ class ShardSource:
             last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
             some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
             raise TooManyFailed(
-                f'{failed} samples could not be generated, and {self.max_failed} may '
+                f'{counted(failed, "sample")} could not be generated, and {self.max_failed} may '
                 f'fail (max_failed) before the run stops; the last: {some}'
             )
 
@@ -699,7 +699,9 @@ class ShardSource:
         """Refuse images of another number or size than was asked for."""
         name = type(self.pipeline).__name__
         if len(images) != count:
-            raise ValueError(f'{name} drew {len(images)} images from {count} prompts')
+            raise ValueError(
+                f'{name} drew {counted(len(images), "image")} from {counted(count, "prompt")}'
+            )
         wanted = (self.settings['width'], self.settings['height'])
         if wanted != (None, None) and images[0].size != wanted:
             raise ValueError(

@@ -350,7 +350,7 @@ def test_values_that_json_cannot_hold_are_refused(tmp_path):
 def test_a_store_that_does_not_follow_its_plan_is_refused(tmp_path):
     writer = StoreWriter(tmp_path, 3)
     writer.write_shard(0, map(make_sample, range(2)))
-    with pytest.raises(StoreError, match='holds 2 samples where 3 are due'):
+    with pytest.raises(StoreError, match='holds 2 samples where 3 should be'):
         writer.finish(5)
     writer.write_shard(1, map(make_sample, range(2, 4)))
     with pytest.raises(StoreError, match='more shards'):
