@@ -338,10 +338,6 @@ class RemoteFolder:
                     'start the same command once more'
                 )
 
-    def upload(self, path: Path, name: str, sha256: str) -> None:
-        """Write one file; see `upload_many`."""
-        self.upload_many([(path, name, sha256)])
-
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         try:

@@ -41,9 +41,7 @@ from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ['ENGINES', 'WorkerError', 'run_ray', 'run_workers']
-
-ENGINES = ('process', 'workers', 'ray')
+__all__ = ['WorkerError', 'run_ray', 'run_workers']
 
 #: How long a worker that is told to end has for it.
 ENDING_SECONDS = 10.0

@@ -83,6 +83,7 @@ __all__ = [
     'ShardSource',
     'StorePlan',
     'TooManyFailed',
+    'quiet',
     'read_manifest_of_run',
 ]
 
@@ -489,7 +490,7 @@ class ShardSource:
                 samples fail than ``max_failed``.
         """
         work = self.plan.shard(shard)
-        with _quiet(self._pipes):
+        with quiet(self._pipes):
             for first in range(0, len(work), self.batch_size):
                 batch = work[first : first + self.batch_size]
                 for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
@@ -540,7 +541,7 @@ class ShardSource:
         wanted = {kept[row]: row for row in rows}
         size = int(notes.get('batch_size', self.batch_size))
         found: dict[int, Sample] = {}
-        with _quiet(self._pipes):
+        with quiet(self._pipes):
             for first in range(0, len(work), size):
                 batch = range(first, min(first + size, len(work)))
                 if not wanted.keys() & set(batch):
@@ -570,7 +571,7 @@ class ShardSource:
         """
         work = dict(zip(_keys(self.plan, shard), self.plan.shard(shard)))
         found: dict[str, Sample | str] = {}
-        with _quiet(self._pipes):
+        with quiet(self._pipes):
             for key in keys:
                 (outcome,) = self._outcomes([work[key]], Counts())
                 found[key] = outcome.reason if outcome.sample is None else outcome.sample
@@ -1226,7 +1227,7 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
 
 
 @contextmanager
-def _quiet(pipes: Sequence[Any]) -> Iterator[None]:
+def quiet(pipes: Sequence[Any]) -> Iterator[None]:
     """Keep the pipelines' own bars, and what they say of every long prompt, off the screen."""
     before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
     handlers = [

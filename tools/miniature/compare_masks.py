@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.name, portable_command('tools/miniature/compare_masks.py', args, argv)
     )
     results |= {'scenes': args.scenes, 'split': args.split, 'limit_8x8': limit(8), 'rows': rows}
-    write_report(args, results, _report(results))
+    write_report(args.out, args.name, results, _report(results))
     return 0
 
 

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'loss': {'first': losses[0], 'last': float(np.mean(last))},
         'rows': rows,
     }
-    write_report(args, results, _report(results))
+    write_report(args.out, args.name, results, _report(results))
     return 0
 
 
