@@ -9,7 +9,6 @@ import sys
 from typing import NamedTuple, TextIO
 
 from freeatm_mm.attention.families import Family, family_of
-from freeatm_mm.errors import counted
 
 __all__ = ['TASKS', 'Coverage', 'coverage', 'print_coverage']
 
@@ -79,7 +78,7 @@ def print_coverage(out: TextIO | None = None) -> None:
     for task in TASKS:
         rows = coverage(task)
         covered = [row for row in rows if row.family is not None]
-        print(f'\n{task}: masks from {len(covered)} of {counted(len(rows), "pipeline")}', file=out)
+        print(f'\n{task}: {len(covered)} of {len(rows)} pipelines give masks', file=out)
         width = max(len(row.pipeline) for row in rows)
         for row in covered:
             print(f'  {row.pipeline:{width}}  {row.family}', file=out)

@@ -217,7 +217,7 @@ class CheckTrainingHook(Hook):
             raise InputError(
                 f'{runner._load_from} is of a run with {counted(before, "image")} an iteration '
                 f'(processes: {meta.get("processes", "?")}), and this one has {images} '
-                f'({processes}): its iterations, epochs and rates would be counted '
+                f'(processes: {processes}): its iterations, epochs and rates would be counted '
                 'wrongly. Resume with processes and train_dataloader.batch_size whose product is '
                 f'{before}, or without --resume begin a new run with its weights '
                 '(load_from=CHECKPOINT)'

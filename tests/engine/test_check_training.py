@@ -204,7 +204,7 @@ def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch)
     ):
         run(half, 'iterations_half')
     monkeypatch.setattr(check_training, 'get_world_size', lambda: 2)
-    with pytest.raises(InputError, match=r'has 20 .2 processes.*whose product is 10'):
+    with pytest.raises(InputError, match=r'has 20 .processes: 2.*whose product is 10'):
         run(cfg, 'iterations_two')
     path = tmp_path / 'run/epoch_1.pth'
     content = CheckpointLoader.load_checkpoint(str(path))

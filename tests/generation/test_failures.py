@@ -289,7 +289,9 @@ def test_blacked_out_images_are_left_out_counted_and_told(pipe, tmp_path):
     summary = generate_store(source_of(blacken(pipe, 'cat')), tmp_path, progress=False)
     assert (summary.samples, summary.hidden_images, summary.failed) == (4, 1, 0)
     assert [(item['key'], item['kind']) for item in summary.left_out] == [('001', 'hidden')]
-    assert '1 image of these left out of the store (--keep-hidden keeps them)' in str(summary)
+    assert '1 image of these left out of the store (--keep-hidden keeps such images)' in str(
+        summary
+    )
     store = Store(tmp_path)
     assert [sample.meta['hidden_by_safety_checker'] for sample in store] == [False] * 4
     assert redo_failed(source_of(tiny_stable_diffusion()), tmp_path).samples == 0

@@ -291,7 +291,7 @@ def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
     assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 0
     shown = capsys.readouterr().out
     assert (
-        '1 masks, or folders of them, left out' in shown
+        '1 name of masks, or folders of them, left out' in shown
         and '1 other entry skipped: linked folders' in shown
     )
 

@@ -403,7 +403,7 @@ def test_what_is_no_store_is_refused(tmp_path, store_path):
         (lambda m: m.pop('complete'), "corrupt: the field 'complete' is missing"),
         (lambda m: m['shards'][0].update(name='../shard-000000'), 'corrupt'),
         (lambda m: m['shards'][1].update(samples=2), "don't hold 3 samples each"),
-        (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 rows'),
+        (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 row,'),
         (lambda m: m.update(samples=8), 'says 8 samples in all, and its shards have 7'),
         (lambda m: m.update(samples_per_shard=4), "don't hold 4 samples each"),
         (lambda m: m['shards'].pop(), 'samples in all, and its shards have 6'),
