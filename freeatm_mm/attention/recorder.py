@@ -1,4 +1,4 @@
-"""Records what each noun of a prompt attends to while a diffusion pipeline draws it.
+"""Record where each image attends to the nouns of its prompt while a pipeline generates it.
 
 Equation 1 of the paper, ``A = softmax(QK^T / sqrt(d))``, for the columns of the nouns only,
 averaged over heads, layers and steps. The queries and keys are those that the model projects for
@@ -78,7 +78,7 @@ HEAD_WEIGHTS = (None, 'contribution')
 RESCALE = (None, 'words')
 """What maps may be divided by."""
 MAX_IMAGES = 2**16
-"""Drawn at once."""
+"""Generated at once."""
 MAX_PROMPT = 10_000
 """Characters; text encoders keep 77 to some hundred tokens, and following a noun through cleaning
 takes time that grows with the square."""
@@ -128,8 +128,8 @@ class AttentionRecorder:
             counted from 0. Taken as they are: neither prompts nor nouns are looked at.
         num_images_per_prompt: As given to the pipeline.
         probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
-            renormalised over the text keys; differs only where text and pixel keys share one
-            softmax (DeepFloyd IF).
+            renormalised over the text keys; differs only where the keys of text and image share
+            one softmax (DeepFloyd IF, and transformers such as Stable Diffusion 3 and Flux).
         merge: How the maps of a noun's tokens become one: ``'mean'``, ``'sum'``, ``'max'`` or
             ``'last'``; see `freeatm_mm.attention.nouns.merge_tokens`.
         truncated: What to do about a noun that the tokenizer cuts off: ``'raise'``, or ``'skip'``
@@ -747,8 +747,8 @@ class AttentionRecorder:
         network = getattr(self._pipe, name, None)
         if network is None:
             raise ValueError(
-                f'{type(self._pipe).__name__} was loaded without its {name}, which draws and is '
-                'what is recorded: load it whole'
+                f'{type(self._pipe).__name__} was loaded without its {name}, which is what is '
+                'recorded: load it whole'
             )
         if not isinstance(network, nn.Module):
             raise ValueError(
@@ -836,8 +836,8 @@ class AttentionRecorder:
         if again and timestep is not None and _differ(text, last_text):
             raise ValueError(
                 f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
-                'step, with different embeddings, and which of them draw the prompts is not known: '
-                'guide by one batch of both, as the pipelines of diffusers do'
+                'step, with different embeddings, and which of them belong to the prompts is not '
+                'known: guide by one batch of both, as the pipelines of diffusers do'
             )
         return False
 

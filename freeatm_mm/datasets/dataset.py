@@ -230,6 +230,7 @@ class FreeATMDataset(BaseDataset):
             for option, owner in (
                 ('centred_box', 'LoadFromStore'),
                 ('object_crops', 'FreeATMMultiView'),
+                ('one_noun', 'PackFreeATMInputs'),
             ):
                 if any(getattr(step, option, None) for step in self.pipeline.transforms):
                     raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')

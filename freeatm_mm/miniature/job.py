@@ -25,6 +25,7 @@ __all__ = [
     'check_same_pictures',
     'choose_samples',
     'generate_store',
+    'keep_cfg_options',
     'make_world',
     'pretrain',
 ]
@@ -319,6 +320,30 @@ def pretrain(
         label=name,
     )
     return Path(work_dir) / f'epoch_{epochs}.pth'
+
+
+def keep_cfg_options(out: Path, options: list[str]) -> None:
+    """Refuse a job's folder whose pretrainings have another config, which resuming would mix.
+
+    Args:
+        out: Folder of the job; the options are kept in its ``cfg-options.json``, if there are any.
+        options: ``key=value`` of all its pretrainings.
+
+    Raises:
+        InputError: If it was begun with others.
+    """
+    path = out / 'cfg-options.json'
+    kept = [] if (out / 'steps.json').exists() else options
+    if path.exists():
+        kept = json.loads(path.read_text())
+    if sorted(kept) != sorted(options):
+        raise InputError(
+            f'{out} holds pretrainings with --cfg-options {" ".join(kept) or "of none"}, not '
+            f'{" ".join(options) or "of none"}: choose another --out'
+        )
+    if options and not path.exists():
+        with atomic_write(path) as file:
+            file.write(json.dumps(options).encode())
 
 
 def _check_length(work_dir: Path, epochs: int) -> None:

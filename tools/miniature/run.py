@@ -32,6 +32,7 @@ from freeatm_mm.miniature.job import (
     check_same_pictures,
     choose_samples,
     generate_store,
+    keep_cfg_options,
     make_world,
     pretrain,
 )
@@ -56,6 +57,16 @@ def named_store(text: str) -> tuple[str, str]:
             'the arms'
         )
     return name, store
+
+
+def model_option(text: str) -> str:
+    """Read 'KEY=VALUE' of the command line, of what all arms may share."""
+    if not re.fullmatch(r'(model|optim_wrapper)(\.\w+)+=\S+', text):
+        raise argparse.ArgumentTypeError(
+            f'{text} must be KEY=VALUE, the key beginning with model. or optim_wrapper.: all else '
+            'is what this tool sets'
+        )
+    return text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -175,6 +186,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'processor has instructions for it',
     )
     parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        type=model_option,
+        default=[],
+        metavar='KEY=VALUE',
+        help='change model or optimizer in the config of all pretrainings, whatever the arm, for '
+        'example model.queue_len=1024; the rows say so',
+    )
+    parser.add_argument(
         '--device',
         default='cpu',
         help='of the evaluations, and of the pictures with --fast; a pretraining takes a GPU where '
@@ -222,7 +242,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     following = [arm for arm in args.arms if ARMS[arm].follows_baseline]
     if following and 'baseline' not in args.arms:
         raise InputError(f'--arms {following[0]} takes the checkpoint of baseline: name both')
+    shared = [option.split('=')[0] for option in args.cfg_options]
+    for arm in args.arms:
+        taken = {option.split('=')[0] for option in ARMS[arm].options} & set(shared)
+        if taken:
+            raise InputError(
+                f'--cfg-options {taken.pop()} is what --arms {arm} changes: leave it out'
+            )
+    if len(set(shared)) < len(shared):
+        raise InputError('--cfg-options names a key twice')
     os.chdir(ROOT)
+    if not args.dry_run:
+        keep_cfg_options(args.out, args.cfg_options)
     job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
         job,
@@ -388,7 +419,7 @@ def pretrain_and_evaluate(
     """One pretraining and its evaluations; `source` names a store that isn't the regime's own."""
     name, every = f'{regime}-{method}-{source or arm}-{seed}', args.epochs
     layout = read_layout(method)
-    options = ARMS[arm].changes(layout, seed)
+    options = [*args.cfg_options, *ARMS[arm].changes(layout, seed)]
     if ARMS[arm].regions:
         store = make_regions(job, args, store, method, arm, seed)
     elif args.pool and regime == 'synthetic':
@@ -537,6 +568,8 @@ def gather(args: argparse.Namespace) -> dict:
                     ).exists()
                 ],
             )
+            if args.cfg_options and not is_untrained(row['method']):
+                row['cfg_options'] = args.cfg_options
             if args.pool and row['regime'] == 'synthetic' and not is_untrained(row['method']):
                 seed, name = row['seed'], row['masks']
                 store = dict(args.masks_of + args.pools).get(name, '')
