@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from freeatm_mm.errors import counted
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN
 
 __all__ = ['PaddedInstances', 'pad_instances', 'pool_instances']
@@ -127,10 +126,9 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
         masks = masks.expand(-1, -1, height, width)
     if len(masks) != batch or masks.shape[-2:] != (height, width):
         raise ValueError(
-            f'Masks of {counted(len(masks), "image")} on a {masks.shape[-2]}x{masks.shape[-1]} '
-            f'grid do not fit the feature maps of {counted(batch, "image")}, {height}x{width}: set '
-            f'the grid of the masks (in OpenMMLab, grid_size of PackFreeATMInputs) to ({height}, '
-            f'{width}).'
+            f'the batch size is {len(masks)} and the grid {masks.shape[-2]}x{masks.shape[-1]} of '
+            f'the masks, {batch} and {height}x{width} of the feature maps: set the grid of the '
+            f'masks (in OpenMMLab, grid_size of PackFreeATMInputs) to ({height}, {width})'
         )
     weights = masks.flatten(2).float()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
