@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.ops import MASK_VALUES, THRESHOLD, noun_id, pad_instances
 from freeatm_mm.store import Sample, Store, decode_sample
 
@@ -120,8 +120,8 @@ class StoreDataset(Dataset):
         grids = list(grid) if isinstance(grid, list) else [grid] * len(self.transforms)
         if not self.transforms or len(grids) != len(self.transforms):
             raise InputError(
-                f'there must be at least one view, and one grid for each: got {len(grids)} grids '
-                f'for {len(self.transforms)} views'
+                f'there must be at least one view, and one grid for each: got '
+                f'{counted(len(grids), "grid")} for {counted(len(self.transforms), "view")}'
             )
         self.grids = [_two_sides(side) for side in grids]
         if mask_values not in MASK_VALUES:
@@ -134,7 +134,7 @@ class StoreDataset(Dataset):
         return len(self.store)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.store!r}, {len(self.transforms)} views)'
+        return f'{type(self).__name__}({self.store!r}, {counted(len(self.transforms), "view")})'
 
     def __getitem__(self, index: int) -> ViewItem:
         """Image number `index` in all its views.
