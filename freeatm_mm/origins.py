@@ -50,11 +50,12 @@ _TRANSFORMS = {
     'object_crops': 0,
     'mask_values': 'attention',
     'min_visible': 0.05,
+    'one_noun': False,
 }
 #: What a store's settings hold where its masks are no generator's, and how they are called then.
 _OTHER_MASKS = {'regions': 'regions', 'imported': 'imported', 'scenes': 'exact'}
 _VARIANT = re.compile(
-    'other_masks|box|trust|object_crops|normalized|binary|other_nouns|same_noun|equation3'
+    'other_masks|box|trust|object_crops|one_noun|normalized|binary|other_nouns|same_noun|equation3'
     r'|hpm|own_attention|green_noise|felzenszwalb|kmeans|regions|imported|exact|ceiling_\d+(\.\d+)?'
     r'|mask_[a-z_]{1,40}|(loss|combine|schedule|share_of|min_visible)=[\w.]{1,40}'
 )
@@ -256,7 +257,7 @@ def _changes(settings: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[st
             yield 'box'
         elif name == 'ceiling':
             yield f'ceiling_{given:g}' if isinstance(given, (int, float)) else 'ceiling'
-        elif name in ('trust', 'object_crops'):
+        elif name in ('trust', 'object_crops', 'one_noun'):
             yield name
         elif name in ('negatives', 'positives', 'mask_values') or given == 'equation3':
             yield str(given)

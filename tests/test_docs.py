@@ -108,6 +108,19 @@ def test_links_paths_and_options_exist(name):
         assert unknown_options(name) == []
 
 
+def test_the_refusals_that_a_page_explains_are_those_of_the_recorder():
+    page = text('docs/generators.md')
+    rows = page.split('## When the recorder refuses')[1].split('\n## ')[0].splitlines()
+    quoted = [words for row in rows for words in re.findall(r'`([^`]+)`', row.split(' | ')[0])]
+    assert len(quoted) >= 6
+    messages = ''.join(
+        path.read_text(encoding='utf-8') for path in (ROOT / 'freeatm_mm/attention').rglob('*.py')
+    )
+    messages = re.sub(r"'\n\s+f?'", '', messages)  # one text over several lines
+    for words in quoted:
+        assert words.replace('2 times', '{times}') in messages, words
+
+
 def test_what_does_not_exist_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(f'{__name__}.ROOT', tmp_path)
     (tmp_path / 'tools').mkdir()

@@ -213,6 +213,11 @@ PIPELINE = (
         ('', ('', ', object_crops=1.0', ''), 'object_crops'),
         ('', ('', '', ", mask_values='binary'"), 'binary'),
         ('', ('', '', ', min_visible=0.2'), 'min_visible=0.2'),
+        (
+            ", positives='same_noun'",
+            (', centred_box=1.0', '', ', one_noun=True'),
+            'box, one_noun, same_noun',
+        ),
         (", negatives='other_nouns'", ('', '', ''), 'other_nouns'),
         (", positives='same_noun'", (', trust=True', '', ''), 'same_noun, trust'),
         (", loss='equation3'", ('', '', ''), 'equation3'),

@@ -780,6 +780,19 @@ def test_who_only_looks_waits_for_no_set_up(tmp_path, arguments, words):
     assert result.stdout.startswith(words)
 
 
+@pytest.mark.parametrize('option', ['--help', '--dry-run'])
+def test_what_only_looks_needs_nothing_but_the_standard_library(tmp_path, option):
+    tool = ROOT / 'tools/miniature/run.py'
+    result = subprocess.run(
+        [sys.executable, '-I', '-S', str(tool), option, '--out', str(tmp_path / 'out')],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (result.returncode, result.stderr) == (0, '')
+    assert 'mocov2' in result.stdout
+
+
 def test_a_failed_set_up_ends_the_command(tmp_path):
     root = make_stub_checkout(tmp_path)
     (root / 'tools' / 'setup' / TOOL.name).write_text('import sys\nsys.exit(1)\n')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from freeatm_mm.cli import main
 PAGES = {path.stem: path for path in (ROOT / 'docs/tutorials').glob('*.md')}
 PAGES['howto'] = ROOT / 'docs/howto.md'
 SD = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
+STEPS = 'num_inference_steps=3'
 ONE_PROCESS = 'train_dataloader.num_workers=0 train_dataloader.persistent_workers=False'
 
 pytestmark = [
@@ -186,6 +188,46 @@ def test_it_runs(name, tmp_path, monkeypatch, capsys):
     if name == 'own-data':
         assert 'All keys matched' in capsys.readouterr().out
         assert list(Path('work/mocov2').rglob('views_*.png'))
+
+
+#: Of other pages the Python alone runs, with what it takes for granted.
+PYTHON = {
+    'README.md': {f"'{SD}').to('cuda')": "'pipeline')", 'num_inference_steps=50': STEPS},
+    'docs/masks.md': {
+        'num_inference_steps=50': STEPS,
+        'steps=[25]': 'steps=[2]',
+        'range(5, 30, 3)': 'range(1, 3)',
+        'self_attention=32': 'self_attention=8',
+        'weights={16: 0.7, 32: 0.3}': 'weights={8: 0.7, 4: 0.3}',
+        'resolutions=[16]': 'resolutions=[8]',
+    },
+    'docs/prompts.md': {},
+}
+
+
+@pytest.mark.parametrize('page', PYTHON)
+def test_python_of_other_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if page == 'docs/prompts.md':
+        pytest.importorskip('textblob')
+    pipeline()
+    store()
+    names = {
+        'pipe': tiny_stable_diffusion(),
+        'image_uint8': np.zeros((64, 64, 3), np.uint8),
+        'sample': SimpleNamespace(meta={'mask_trust': [{'peakedness': 0.4, 'area': 0.1}]}),
+    }
+    text = (ROOT / page).read_text()
+    for old, new in PYTHON[page].items():
+        assert old in text, f'{old!r} is not on the page any more'
+        text = text.replace(old, new)
+    python = [content for language, content in blocks(text) if language == 'python']
+    assert python
+    for content in python:
+        exec(compile(content, page, 'exec'), names)
+    if page == 'docs/masks.md':
+        assert names['keep'] == [True]
+        assert names['masks'][1].shape[0] == 2
 
 
 def check_config(path):

@@ -1,4 +1,12 @@
-"""Masks for free: what each noun of a prompt attends to while a diffusion model draws it."""
+"""Masks for free: where an image attends to each noun of its prompt while it is generated.
+
+    >>> recorder = AttentionRecorder(pipe)  # any diffusers pipeline of `FAMILIES`
+    >>> recorded = recorder.generate('a dog with a ball', ['dog', 'ball'])
+    >>> recorded.images[0], recorded.masks[0]  # the image, and float32 (2, h, w) in [0, 1]
+
+`AttentionRecorder` records, `Recording` is what a call gives; `binarize`, `box_of`, `resize` and
+`dense_crf` work on masks, `mask_trust` says how far to trust them.
+"""
 
 from __future__ import annotations
 

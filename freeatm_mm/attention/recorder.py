@@ -1,4 +1,4 @@
-"""Records what each noun of a prompt attends to while a diffusion pipeline draws it.
+"""Record where each image attends to the nouns of its prompt while a pipeline generates it.
 
 Equation 1 of the paper, ``A = softmax(QK^T / sqrt(d))``, for the columns of the nouns only,
 averaged over heads, layers and steps. The queries and keys are those that the model projects for
@@ -68,6 +68,7 @@ from freeatm_mm.attention.words import (
     spans_of_prompts,
     word_spans,
 )
+from freeatm_mm.errors import counted
 from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
@@ -79,7 +80,7 @@ HEAD_WEIGHTS = (None, 'contribution')
 RESCALE = (None, 'words')
 """What maps may be divided by."""
 MAX_IMAGES = 2**16
-"""Drawn at once."""
+"""Generated at once."""
 MAX_PROMPT = 10_000
 """Characters; text encoders keep 77 to some hundred tokens, and following a noun through cleaning
 takes time that grows with the square."""
@@ -129,8 +130,8 @@ class AttentionRecorder:
             counted from 0. Taken as they are: neither prompts nor nouns are looked at.
         num_images_per_prompt: As given to the pipeline.
         probability: ``'joint'`` (default): the model's own probabilities. ``'text'``:
-            renormalised over the text keys; differs only where text and pixel keys share one
-            softmax (DeepFloyd IF).
+            renormalised over the text keys; differs only where the keys of text and image share
+            one softmax (DeepFloyd IF, and transformers such as Stable Diffusion 3 and Flux).
         merge: How the maps of a noun's tokens become one: ``'mean'``, ``'sum'``, ``'max'`` or
             ``'last'``; see `freeatm_mm.attention.nouns.merge_tokens`.
         truncated: What to do about a noun that the tokenizer cuts off: ``'raise'``, or ``'skip'``
@@ -454,8 +455,8 @@ class AttentionRecorder:
         images = generated_images(output)
         if len(images) != self._num_images:
             raise ValueError(
-                f'{type(self._pipe).__name__} returned {len(images)} images, where '
-                f'{self._num_images} were asked for'
+                f'{type(self._pipe).__name__} returned {counted(len(images), "image")}, where '
+                f'the call was for {self._num_images}'
             )
         masks, each = self.masks('minmax'), self._images_per_prompt
         return Recording(
@@ -677,9 +678,8 @@ class AttentionRecorder:
                     f'nothing was recorded: no layer has one of the resolutions asked for, but '
                     f'{sizes_seen}'
                 )
-            advice = (
-                f', for more than the {self._calls} steps it took, or with other steps or blocks'
-            )
+            taken = counted(self._calls, 'step')
+            advice = f', for more than the {taken} it took, or with other steps or blocks'
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
                 + (advice if self._calls else '')
@@ -741,8 +741,8 @@ class AttentionRecorder:
             )
         if len(set(counts.values())) > 1 and any(part.layer is None for part in self._sums):
             raise ValueError(
-                f'some layers were computed in {min(counts.values())} steps and others in '
-                f'{max(counts.values())}, as with a step cache: make the recorder with '
+                f'some layers were computed in {counted(min(counts.values()), "step")} and '
+                f'others in {max(counts.values())}, as with a step cache: make the recorder with '
                 "separate='layers', so that each layer counts the same"
             )
 
@@ -751,8 +751,8 @@ class AttentionRecorder:
         network = getattr(self._pipe, name, None)
         if network is None:
             raise ValueError(
-                f'{type(self._pipe).__name__} was loaded without its {name}, which draws and is '
-                'what is recorded: load it whole'
+                f'{type(self._pipe).__name__} was loaded without its {name}, which is what is '
+                'recorded: load it whole'
             )
         if not isinstance(network, nn.Module):
             raise ValueError(
@@ -840,8 +840,8 @@ class AttentionRecorder:
         if again and timestep is not None and _differ(text, last_text):
             raise ValueError(
                 f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
-                'step, with different embeddings, and which of them draw the prompts is not known: '
-                'guide by one batch of both, as the pipelines of diffusers do'
+                'step, with different embeddings, and which of them belong to the prompts is not '
+                'known: guide by one batch of both, as the pipelines of diffusers do'
             )
         return False
 
@@ -857,8 +857,9 @@ class AttentionRecorder:
         if part is None:
             guided = self._family.guidance_parts * images
             raise ValueError(
-                f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
-                f'{guided} rows with classifier-free guidance; {advice}'
+                f'the denoiser got a batch of {rows}, but the recorder is for '
+                f'{counted(images, "image")}, or {counted(guided, "row")} with classifier-free '
+                f'guidance; {advice}'
             )
         # Guidance runs the same noisy images several times. Different parts are more images, and
         # some of them would be mistaken for the others. Once is enough, for on an accelerator the
@@ -866,8 +867,8 @@ class AttentionRecorder:
         if not self._pair_checked:
             if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
                 raise ValueError(
-                    f'the denoiser got a batch of {rows} different images, but {images} are being '
-                    f'recorded; {advice}'
+                    f'the denoiser got a batch of {rows} different images, but the recorder '
+                    f'is for {images}; {advice}'
                 )
             self._pair_checked = True
         first, last = part * images, (part + 1) * images

@@ -347,7 +347,7 @@ def _texts(call: Call, argument: str, prompts: Sequence[str]) -> list[str]:
     texts = [texts] if isinstance(texts, str) else list(texts)
     if len(texts) != len(prompts) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
-            f'{argument} must hold a text for each of the {len(prompts)} prompts, got {texts!r}'
+            f'{argument} must hold a text for each prompt ({len(prompts)}), got {texts!r}'
         )
     return texts
 
@@ -437,8 +437,8 @@ class EncoderWatch:
             if known and left_out != self.image_tokens:
                 raise ValueError(
                     f'{self.name} encoded images of {left_out} and of {self.image_tokens} tokens '
-                    'with the prompts of one batch: give them images of one size, or draw one by '
-                    'one'
+                    'with the prompts of one batch: give them images of one size, or '
+                    'generate one by one'
                 )
             self.image_tokens = left_out
         return kept
@@ -476,7 +476,7 @@ class EncoderWatch:
         elif seen or not self._met:
             raise ValueError(
                 f'{self.name} encoded no prompt inside the with block, so where the nouns stand '
-                'in the embeddings is not known: draw from prompts; or say where by columns=...; '
-                'or pass check_prompts=False if the embeddings are those that the pipeline itself '
-                'makes of the prompts'
+                'in the embeddings is not known: generate from prompts; or say where by '
+                'columns=...; or pass check_prompts=False if the embeddings are those that the '
+                'pipeline itself makes of the prompts'
             )

@@ -33,7 +33,7 @@ __all__ = ['BatchPipeline']
 #: The most that decoded pictures may take.
 MOST_BYTES = 8 * 2**30
 
-_APART = 1 << 20  # the number of a seed that no view draws
+_APART = 1 << 20  # from here on the numbers of a seed that no view draws
 _GREY = (0.114, 0.587, 0.299)  # of blue, green and red, as OpenCV weighs them
 
 
@@ -141,6 +141,7 @@ class BatchPipeline:
             pictures.append(view)
             windows.append(window)
         masks = self._masks(numbers, np.stack(windows)) if self.pack.with_masks else None
+        ones = seeded_uniforms(draws.seeds, 1, _APART + 1)[:, 0] if self.pack.one_noun else None
         items = []
         for place, number in enumerate(numbers):
             sample = self.rest[number]
@@ -154,6 +155,7 @@ class BatchPipeline:
                     masks[place],
                     sample['noun_ids'],
                     sample.get('mask_trust'),
+                    0.0 if ones is None else float(ones[place]),
                 )
             items.append(packed)
         return items

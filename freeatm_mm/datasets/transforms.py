@@ -469,6 +469,8 @@ class PackFreeATMInputs(PackInputs):
         meta_keys: As in `PackInputs`.
         with_masks: False hands the model no masks, so that it treats images as a whole: a control
             for what uses masks before (`object_crops` of `FreeATMMultiView`).
+        one_noun: Of the instances that are left, hand over one alone, drawn anew each time: with
+            `centred_box=1.0` of `LoadFromStore` a control, nouns as labels of whole images.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -483,6 +485,7 @@ class PackFreeATMInputs(PackInputs):
         algorithm_keys: Sequence[str] = (),
         meta_keys: Sequence[str] = ('sample_idx', 'img_path'),
         with_masks: bool = True,
+        one_noun: bool = False,
     ) -> None:
         super().__init__(input_key, algorithm_keys, meta_keys)
         self.grid_size: Any = (
@@ -503,6 +506,7 @@ class PackFreeATMInputs(PackInputs):
         self.mask_values = mask_values
         self.min_visible = min_visible
         self.with_masks = with_masks
+        self.one_noun = one_noun
 
     def transform(self, results: dict) -> dict:
         """Packs image or views, and the masks where there are any."""
@@ -521,7 +525,8 @@ class PackFreeATMInputs(PackInputs):
             return
         windows = np.array(results.get('windows') or [results['window']])
         views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
-        self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'))
+        draw = _draw_apart() if self.one_noun else 0.0
+        self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'), draw)
 
     def on_views(self, masks: np.ndarray, windows: np.ndarray, scales: np.ndarray) -> ViewMasks:
         """Bring masks to the grid of views; see `masks_on_views`."""
@@ -540,6 +545,7 @@ class PackFreeATMInputs(PackInputs):
         views: ViewMasks,
         nouns: np.ndarray,
         trust: np.ndarray | None = None,
+        draw: float = 0.0,
     ) -> None:
         """Add what is left of a sample's masks to its data sample.
 
@@ -548,9 +554,15 @@ class PackFreeATMInputs(PackInputs):
             views: The masks on the grid of its views.
             nouns: (K,) of all its nouns, whatever is left.
             trust: (K,) in their masks, if it is told.
+            draw: A random number in [0, 1), which chooses where one noun is handed over.
         """
-        data_sample.set_field(len(nouns), 'num_nouns', field_type='metainfo')
-        if not len(views.kept):
+        left, named = len(views.kept), len(nouns)
+        if self.one_noun and left:
+            chosen = slice(place := int(draw * left), place + 1)
+            views = ViewMasks(views.values[:, chosen], views.visible[:, chosen], views.kept[chosen])
+            named -= left - 1  # those passed over were not cut away
+        data_sample.set_field(named, 'num_nouns', field_type='metainfo')
+        if not left:
             return
         # Not `masks`: mmpretrain's own field `mask` is something else.
         data_sample.instance_masks = torch.from_numpy(views.values)
@@ -563,5 +575,6 @@ class PackFreeATMInputs(PackInputs):
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(grid_size={self.grid_size}, '
-            f'mask_values={self.mask_values!r}, min_visible={self.min_visible})'
+            f'mask_values={self.mask_values!r}, min_visible={self.min_visible}, '
+            f'with_masks={self.with_masks}, one_noun={self.one_noun})'
         )

@@ -10,11 +10,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:  # the names of the layouts are needed before anything is installed
+    import numpy as np
 
 __all__ = ['LAYOUTS', 'Layout', 'make_tiny_dataset']
 
@@ -41,6 +41,8 @@ def make_tiny_dataset(
     """
     if layout not in LAYOUTS:
         raise ValueError(f'layout {layout!r} is unknown: use one of {", ".join(LAYOUTS)}')
+    import numpy as np
+
     out = Path(out)
     LAYOUTS[layout].write(out, images, side, np.random.default_rng(seed))
     return out
@@ -50,6 +52,8 @@ def _scenes(
     count: int, side: int, classes: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, list[_Box]]]:
     """Pixels (side, 5/4 side, 3) uint8, and rectangles (x, y, w, h, class)."""
+    import numpy as np
+
     width = side * 5 // 4
     for number in range(count):
         pixels = rng.integers(90, 160, (side, width, 3)).astype(np.uint8)
@@ -66,6 +70,8 @@ def _scenes(
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
@@ -145,6 +151,8 @@ def _write_coco(out: Path, count: int, side: int, rng: np.random.Generator) -> N
 
 
 def _label_map(shape: tuple[int, int], boxes: list[_Box], rest: int) -> np.ndarray:
+    import numpy as np
+
     labels = np.full(shape, rest, np.uint8)
     for x, y, w, h, label in boxes:
         labels[y : y + h, x : x + w] = label

@@ -76,6 +76,20 @@ ARMS: dict[str, Arm] = {
         ('model.positives=same_noun', '{loading}.centred_box=own'),
         'a control, same_noun with the masks of box: nouns without places',
     ),
+    'same_noun_whole': Arm(
+        'same_noun_whole',
+        ('model.positives=same_noun', '{loading}.centred_box=1.0'),
+        'a control, same_noun with the whole view for each noun: nouns without any place or mask',
+    ),
+    'same_noun_label': Arm(
+        'same_noun_label',
+        (
+            'model.positives=same_noun',
+            '{loading}.centred_box=1.0',
+            '{packing}.one_noun=True',
+        ),
+        'the same with one of the nouns, drawn anew each time: nouns as labels of whole images',
+    ),
     'binary': Arm(
         'binary', ('{packing}.mask_values=binary',), 'masks of 0 and 1, the foreground alone'
     ),

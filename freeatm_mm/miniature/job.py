@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from freeatm_mm.errors import InputError, RunError
+from freeatm_mm.errors import InputError, RunError, counted
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
 from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
@@ -25,6 +25,7 @@ __all__ = [
     'check_same_pictures',
     'choose_samples',
     'generate_store',
+    'keep_cfg_options',
     'make_world',
     'pretrain',
 ]
@@ -214,7 +215,7 @@ def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[
 
     store = Store(pool)
     if images > len(store):
-        raise InputError(f'{pool} has {len(store)} samples, and {images} are asked for')
+        raise InputError(f'{pool} has {counted(len(store), "sample")}, too few for {images}')
     disjoint = (seed + 1) * images <= len(store)
     order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(len(store))
     start = seed * images if disjoint else 0
@@ -250,8 +251,8 @@ def check_same_pictures(one: str | Path, two: str | Path, samples: int = 16) -> 
     first, second = Store(one), Store(two)
     if len(first) != len(second):
         raise InputError(
-            f'{one} has {len(first)} samples and {two} {len(second)}: with the masks of another '
-            'store, both must hold the same pictures'
+            f'{one} has {counted(len(first), "sample")} and {two} {len(second)}: with the masks of '
+            'another store, both must hold the same pictures'
         )
     for place in np.linspace(0, len(first) - 1, samples).round().astype(int).tolist():
         ours, theirs = (np.asarray(store[place].image.convert('RGB')) for store in (first, second))
@@ -321,6 +322,30 @@ def pretrain(
     return Path(work_dir) / f'epoch_{epochs}.pth'
 
 
+def keep_cfg_options(out: Path, options: list[str]) -> None:
+    """Refuse a job's folder whose pretrainings have another config, which resuming would mix.
+
+    Args:
+        out: Folder of the job; the options are kept in its ``cfg-options.json``, if there are any.
+        options: ``key=value`` of all its pretrainings.
+
+    Raises:
+        InputError: If it was begun with others.
+    """
+    path = out / 'cfg-options.json'
+    kept = [] if (out / 'steps.json').exists() else options
+    if path.exists():
+        kept = json.loads(path.read_text())
+    if sorted(kept) != sorted(options):
+        raise InputError(
+            f'{out} holds pretrainings with --cfg-options {" ".join(kept) or "of none"}, not '
+            f'{" ".join(options) or "of none"}: choose another --out'
+        )
+    if options and not path.exists():
+        with atomic_write(path) as file:
+            file.write(json.dumps(options).encode())
+
+
 def _check_length(work_dir: Path, epochs: int) -> None:
     """Refuse a folder whose pretraining has another length, which resuming would mix.
 
@@ -331,6 +356,6 @@ def _check_length(work_dir: Path, epochs: int) -> None:
         match = re.search(r'^train_cfg = dict\([^)]*\bmax_epochs=(\d+)', dumped.read_text(), re.M)
         if match and int(match[1]) != epochs:
             raise InputError(
-                f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
-                'choose another --out, or delete that folder'
+                f'{work_dir} holds a pretraining of {counted(int(match[1]), "epoch")}, not of '
+                f'{epochs}: choose another --out, or delete that folder'
             )

@@ -1,4 +1,4 @@
-"""What to draw, and where in the sentence each noun stands.
+"""What to generate, and where in the sentence each noun stands.
 
 ``record`` and ``templates`` are all that other parts need. ``imagenet``, ``kinds`` and ``grammar``
 make prompts of ImageNet's classes; ``captions`` (with ``tables`` and ``text``) and ``nouns`` of the

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from freeatm_mm.errors import counted
 from freeatm_mm.results.comparison import arm_name, is_untrained, runs_of
 from freeatm_mm.results.file import validate_results
 from freeatm_mm.results.metrics import metric_title
@@ -14,6 +17,7 @@ from freeatm_mm.results.outcomes import CrossedDifference, NestedDifference, Shi
 from freeatm_mm.results.rules import (
     THREE_LOOKS,
     TWO_LOOKS,
+    Ahead,
     Arm,
     Claim,
     Comparison,
@@ -26,7 +30,15 @@ from freeatm_mm.results.rules import (
     decide_claim,
 )
 
-__all__ = ['CLAIMS', 'Claim', 'Finding', 'claim_page', 'decide_claim', 'verdict_line']
+__all__ = [
+    'CLAIMS',
+    'Claim',
+    'Finding',
+    'claim_page',
+    'decide_claim',
+    'has_plot',
+    'verdict_line',
+]
 
 _TITLES = {'mocov2': 'MoCo v2', 'simclr': 'SimCLR', 'mae': 'MAE'}
 _TWELVE = dict(zip((4, 8, 12), THREE_LOOKS))
@@ -42,6 +54,7 @@ def _objects(*metrics: str) -> tuple[Objects, ...]:
     return tuple(Objects(metric) for metric in metrics)
 
 
+_RANDOM = Arm(False, method='random')
 _GARMENTS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
 
 
@@ -54,7 +67,8 @@ def _contrastive(method: str, text: str = '', looks: Mapping[int, float] = _TWEL
         Objects('linear_garment'),
         looks,
         _objects(*_GARMENTS[1:]),
-        _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True)),
+        _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True))
+        + tuple(Comparison(Arm(masks), _RANDOM) for masks in (False, True, 'other_masks')),
     )
 
 
@@ -118,6 +132,24 @@ def _plus(
     )
 
 
+def _peers(method: str, arm: bool | str, what: str, looks: Mapping[int, float]) -> Claim:
+    """Against masks that others make of the same images."""
+    peers = 'felzenszwalb', 'kmeans'
+    return Claim(
+        f'{_TITLES[method]} learns to tell objects apart better with {what} than with masks of '
+        'colour segmentation, or of k-means of its own features',
+        method,
+        _pairs(*((arm, peer) for peer in peers)),
+        Objects('linear_garment'),
+        looks,
+        _objects(*_GARMENTS[1:]),
+        _pairs(
+            *((peer, False) for peer in peers),
+            *((peer, 'other_masks') for peer in peers),
+        ),
+    )
+
+
 _PEERS = ('hpm', 'own_attention', 'green_noise')
 _SINGLY = ('same_noun', 'trust', 'normalized', 'object_crops')
 
@@ -128,6 +160,17 @@ CLAIMS: dict[str, Claim] = {
     'contrastive-mocov2': _contrastive('mocov2'),
     'contrastive-simclr': _contrastive('simclr'),
     'contrastive-mocov2-long': _contrastive('mocov2', ' after a million views', _SIX),
+    'contrastive-mocov2-short-queue': replace(
+        _contrastive('mocov2', ' with a queue of 1,024 keys and temperature 0.1'),
+        cfg_options=('model.queue_len=1024', 'model.head.temperature=0.1'),
+        condition=Ahead(
+            Arm(False),
+            'linear_garment',
+            0.02,
+            'it does not learn objects with these settings either',
+            _RANDOM,
+        ),
+    ),
     'acceleration-mocov2': _acceleration('mocov2', 'linear_garment', False, 2),
     'acceleration-simclr': _acceleration('simclr', 'linear_garment', False, 2),
     'acceleration-mae': _acceleration('mae', 'knn_garment_whole', 'ceiling_0', 1),
@@ -198,20 +241,20 @@ CLAIMS: dict[str, Claim] = {
             ('binary', False),
         ),
     ),
-    'peers-mocov2': Claim(
-        "MoCo v2 learns to tell objects apart better with the generator's attention as masks than "
-        'with those of colour segmentation, or of k-means of its own features',
-        'mocov2',
-        _pairs((True, 'felzenszwalb'), (True, 'kmeans')),
+    'added-masks-simclr': Claim(
+        'SimCLR on images that exist already tells objects apart better with masks that a '
+        'generator adds by looking at them than without',
+        'simclr',
+        _pairs(('added', False), regime='real'),
         Objects('linear_garment'),
         _SIX,
         _objects(*_GARMENTS[1:]),
-        _pairs(
-            ('felzenszwalb', False),
-            ('kmeans', False),
-            ('felzenszwalb', 'other_masks'),
-            ('kmeans', 'other_masks'),
-        ),
+        _pairs(('exact', False), ('added', 'exact'), regime='real'),
+    ),
+    'peers-mocov2': _peers('mocov2', True, "the generator's attention as masks", _SIX),
+    'peers-simclr': _peers('simclr', True, "the generator's attention as masks", _TWELVE),
+    'peers-plus-simclr': _peers(
+        'simclr', 'plus', "the generator's attention and nouns, four options together,", _TWELVE
     ),
     'peers-mae': Claim(
         'MAE learns to tell objects apart better if it hides what attention marks than by any of '
@@ -234,6 +277,21 @@ CLAIMS: dict[str, Claim] = {
         _TWELVE,
         _objects(*_GARMENTS[1:]),
         _pairs(('same_noun_box', True), ('same_noun_box', False), ('same_noun', True)),
+    ),
+    'nouns-without-masks-simclr': Claim(
+        "SimCLR whose positives are a noun's objects in all images learns better from where they "
+        'are than from nouns as labels of whole images',
+        'simclr',
+        _pairs(('same_noun', 'same_noun_whole'), ('same_noun', 'same_noun_label')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(
+            ('same_noun_whole', False),
+            ('same_noun_label', False),
+            ('same_noun', False),
+            ('same_noun_label', True),
+        ),
     ),
     'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
     'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),
@@ -311,7 +369,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: A result file's content.
-        name: Of the claim in `CLAIMS`.
+        name: Of the claim in `CLAIMS`, and of the plot beside the page, if it `has_plot`.
 
     Raises:
         ValueError: If the content is not a result file's, or cannot be compared.
@@ -325,6 +383,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     lines += [
         f'Rule: {metric_title(claim.metric)}; '
         + '; '.join(each.title(claim.method) for each in claim.comparisons)
+        + (f'; all with {" ".join(claim.cfg_options)}' if claim.cfg_options else '')
         + f"; looks at {looks} whole seeds, p by Holm's method; see "
         '[decision-rules.md](../decision-rules.md).',
         '',
@@ -344,6 +403,13 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         )
     for reason in dict.fromkeys(finding.obstacle for finding in primary if finding.obstacle):
         lines += ['', f'Nothing is decided as long as {reason}.']
+    if has_plot(findings):
+        lines += [
+            '',
+            f'![Each comparison with its interval]({name}.svg)',
+            '',
+            '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
+        ]
     means: dict[str, list[float]] = {}
     for row in runs_of(results):
         mine = row['method'] == claim.method or is_untrained(row['method'])
@@ -362,6 +428,11 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def has_plot(findings: list[Finding]) -> bool:
+    """Whether a claim's page has a plot beside it: there is an interval to show."""
+    return any(each.difference and math.isfinite(each.difference.low) for each in findings)
+
+
 def verdict_line(primary: list[Finding], claim: Claim) -> str:
     """The verdicts of the primary comparisons in one line."""
     parts = []
@@ -371,7 +442,7 @@ def verdict_line(primary: list[Finding], claim: Claim) -> str:
         if verdict == 'undecided':
             verdict += f': {finding.seeds} of {max(claim.looks)} seeds'
         elif verdict in ('shown', 'opposite'):
-            verdict += f' (at {finding.seeds} seeds)'
+            verdict += f' (at {counted(finding.seeds, "seed")})'
         parts.append(f'{name}: {verdict}, {_interval(finding.difference)}')
     return '; '.join(parts)
 
@@ -384,13 +455,13 @@ def _power(difference: Difference, claim: Claim) -> list[str]:
         error = (spread**2 / last + difference.error_objects**2) ** 0.5
         return [
             f'Standard error {difference.error:.4f}: {difference.error_seeds:.4f} by seeds, '
-            f'{difference.error_objects:.4f} by objects. At {last} seeds a difference of about '
-            f'{2.8 * error:.3f} is found four times out of five.'
+            f'{difference.error_objects:.4f} by objects. At {counted(last, "seed")} a difference '
+            f'of about {2.8 * error:.3f} is found four times out of five.'
         ]
     if isinstance(difference, NestedDifference):
         lines = [
-            f'Paired differences of {difference.seeds} seeds, {difference.heads} '
-            f'head{"s" * (difference.heads > 1)} each, spread by {difference.spread:.4f}.'
+            f'Paired differences of {counted(difference.seeds, "seed")}, '
+            f'{counted(difference.heads, "head")} each, spread by {difference.spread:.4f}.'
         ]
         if difference.heads > 1:
             lines[0] += (
@@ -400,9 +471,9 @@ def _power(difference: Difference, claim: Claim) -> list[str]:
             for heads in (1, difference.heads, 4 * difference.heads):
                 lines += [
                     '',
-                    f'With {heads} heads they spread by {difference.spread_with(heads):.4f}; '
-                    f'differences of 0.005 and 0.003 then take '
-                    f'{difference.seeds_for(0.005, heads)} and '
+                    f'With {counted(heads, "head")} they spread by '
+                    f'{difference.spread_with(heads):.4f}; differences of 0.005 and 0.003 then '
+                    f'take {difference.seeds_for(0.005, heads)} and '
                     f'{difference.seeds_for(0.003, heads)} seeds, four times out of five.',
                 ]
         return lines

@@ -24,6 +24,11 @@ from freeatm_mm.results.metrics import METRICS, metric_title
 
 __all__ = ['result_tables', 'to_markdown']
 
+_DOTS = 'A dot is a seed, the upright line the mean, the bar one standard deviation to each side.'
+_CURVES = (
+    ' Over epochs: mean and standard deviation; a dotted line has one length of training only.'
+)
+
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
     """The metrics of a result file, the known ones first and in their order."""
@@ -209,6 +214,9 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     for title, header, rows in result_tables(results):
         parts += [f'**{title}**', _table(header, rows)]
     parts += [f'![{Path(plot).stem}]({plot})' for plot in plots]
+    if plots:
+        curves = any(Path(plot).stem.endswith('-epochs') for plot in plots)
+        parts.append(f'*{_DOTS}{_CURVES * curves}*')
     versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
     parts += [
         f'Made with\n\n```sh\n{results["command"]}\n```',

@@ -28,6 +28,7 @@ from freeatm_mm.results.outcomes import (
 __all__ = [
     'THREE_LOOKS',
     'TWO_LOOKS',
+    'Ahead',
     'Arm',
     'Claim',
     'Comparison',
@@ -59,16 +60,19 @@ class Arm:
         masks: As rows have them.
         regime: What was pretrained on.
         epochs: How long; None where all rows have one length.
+        method: Whose rows; empty for the claim's own.
     """
 
     masks: Masks
     regime: str = 'synthetic'
     epochs: float | None = None
+    method: str = ''
 
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is of this arm."""
+    def fits(self, row: Mapping[str, Any], method: str) -> bool:
+        """Whether a row is of this arm of a claim about a method."""
         return (
-            row['masks'] == self.masks
+            row['method'] == (self.method or method)
+            and row['masks'] == self.masks
             and type(row['masks']) is type(self.masks)
             and row['regime'] == self.regime
             and self.epochs in (None, row['epochs'])
@@ -76,7 +80,8 @@ class Arm:
 
     def title(self, method: str) -> str:
         """What it is called."""
-        name = arm_name(method, '' if self.regime == 'synthetic' else self.regime, self.masks)
+        regime = '' if self.regime == 'synthetic' else self.regime
+        name = arm_name(self.method or method, regime, self.masks)
         return name if self.epochs is None else f'{name}, {self.epochs:g} epochs'
 
 
@@ -115,16 +120,30 @@ Difference = CrossedDifference | NestedDifference | Shift
 
 
 class Rows:
-    """The rows of one method, by arm and seed.
+    """The rows of a claim about one method, by arm and seed.
 
     Args:
         results: A result file's content.
         method: The method.
+        cfg_options: What its config must have been changed by.
+
+    Raises:
+        ValueError: If a row of the method has a config that was changed otherwise.
     """
 
-    def __init__(self, results: Mapping[str, Any], method: str) -> None:
+    def __init__(
+        self, results: Mapping[str, Any], method: str, cfg_options: Sequence[str] = ()
+    ) -> None:
         self.method = method
-        self._rows = [row for row in runs_of(results) if row['method'] == method]
+        self._rows = runs_of(results)
+        for row in self._rows:
+            given = row.get('cfg_options', [])
+            if row['method'] == method and sorted(given) != sorted(cfg_options):
+                raise ValueError(
+                    f'The row of masks {row["masks"]}, seed {row["seed"]} has '
+                    f'--cfg-options {" ".join(given) or "of none"}, and the claim is about '
+                    f'{" ".join(cfg_options) or "the config as it is"}: keep it in another file.'
+                )
 
     def row(self, arm: Arm, seed: int) -> Mapping[str, Any] | None:
         """The row of an arm and a seed; None if there is none.
@@ -132,7 +151,7 @@ class Rows:
         Raises:
             ValueError: If there are several.
         """
-        found = [row for row in self._rows if row['seed'] == seed and arm.fits(row)]
+        found = [row for row in self._rows if row['seed'] == seed and arm.fits(row, self.method)]
         if len(found) > 1:
             raise ValueError(
                 f'There are {len(found)} rows of {arm.title(self.method)}, seed {seed}: '
@@ -248,7 +267,7 @@ class Lengths(Measure):
     def arms(self, comparison: Comparison) -> list[Arm]:
         """Return the arms at each length."""
         return [
-            Arm(each.masks, each.regime, epochs)
+            replace(each, epochs=epochs)
             for each in (comparison.arm, comparison.reference)
             for epochs in self.epochs
         ]
@@ -312,6 +331,11 @@ class Condition:
     above: float
     text: str
 
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms that a seed must have to be whole."""
+        return [self.arm]
+
     def obstacle(self, rows: Rows, seeds: int) -> str:
         """Why nothing is decided; empty if the condition holds."""
         figures = [rows[self.arm, seed]['metrics'][self.metric] for seed in range(seeds)]
@@ -322,6 +346,35 @@ class Condition:
             f'{metric_title(self.metric)} of {self.arm.title(rows.method)} is {least}, not above '
             f'{self.above:g}: {self.text}'
         )
+
+
+@dataclass(frozen=True)
+class Ahead(Condition):
+    """The same of a difference: the arm is ahead of another one by more than the bound.
+
+    Over seeds and objects, p below 0.05; the figure is kept object by object.
+
+    Attributes:
+        reference: The other arm.
+    """
+
+    reference: Arm
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms that a seed must have to be whole."""
+        return [self.arm, self.reference]
+
+    def obstacle(self, rows: Rows, seeds: int) -> str:
+        """Why nothing is decided; empty if the condition holds."""
+        comparison = Comparison(self.arm, self.reference, against=self.above)
+        name, found = comparison.title(rows.method), 'no figure yet'
+        if seeds >= 2:
+            difference = Objects(self.metric).difference(rows, comparison, seeds)
+            if difference.mean > self.above and difference.p < 0.05:
+                return ''
+            found = f'{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})'
+        return f'{name}, is not shown by {metric_title(self.metric)}, {found}: {self.text}'
 
 
 @dataclass(frozen=True)
@@ -337,6 +390,7 @@ class Claim:
         others: Measures that are reported too and decide nothing.
         extra: Comparisons that are reported too and decide nothing.
         condition: What must hold besides.
+        cfg_options: What the method's config is changed by, in all arms.
     """
 
     text: str
@@ -347,6 +401,7 @@ class Claim:
     others: tuple[Measure, ...] = ()
     extra: tuple[Comparison, ...] = ()
     condition: Condition | None = None
+    cfg_options: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -357,7 +412,7 @@ class Claim:
     def arms(self) -> list[Arm]:
         """The arms that a seed must have to be whole."""
         arms = [arm for each in self.comparisons for arm in self.measure.arms(each)]
-        return list(dict.fromkeys(arms + ([self.condition.arm] if self.condition else [])))
+        return list(dict.fromkeys(arms + (self.condition.arms if self.condition else [])))
 
 
 @dataclass(frozen=True)
@@ -402,9 +457,10 @@ def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
         The primary comparisons on the primary measure; then what is reported besides.
 
     Raises:
-        ValueError: If a row of the claim's lacks what is measured, or there are two of one kind.
+        ValueError: If a row of the claim's lacks what is measured, there are two of one kind, or
+            its config was changed otherwise than the claim says.
     """
-    rows = Rows(results, claim.method)
+    rows = Rows(results, claim.method, claim.cfg_options)
     whole = rows.whole_seeds(claim.arms)
     decided: dict[Comparison, tuple[str, int]] = {}
     for look, bound in claim.looks.items():

@@ -67,9 +67,18 @@ def repeat_choices(monkeypatch, dataset, batched, place):
         pipeline(CROP, FLIP, views=0),
         pipeline(CROP, FLIP, object_crops=0.7),
         pipeline(CROP, FLIP, object_crops=0.7, pack=dict(with_masks=False)),
+        pipeline(CROP, FLIP, pack=dict(one_noun=True)),
         pipeline(dict(CROP, crop_ratio_range=(0.9, 3.0), scale=30), JITTER['transforms'][0]),
     ],
-    ids=['mocov2', 'simclr', 'mae', 'object crops', 'object crops alone', 'often whole'],
+    ids=[
+        'mocov2',
+        'simclr',
+        'mae',
+        'object crops',
+        'object crops alone',
+        'one noun',
+        'often whole',
+    ],
 )
 @pytest.mark.parametrize('values', ['attention', 'binary'])
 def test_a_batch_is_what_single_pictures_give(steps, values, tmp_path, monkeypatch):
@@ -98,7 +107,8 @@ def test_a_batch_is_what_single_pictures_give(steps, values, tmp_path, monkeypat
     reference = FreeATMDataset(store, pipeline=steps)
     kept = 0
     for place, (number, seed) in enumerate(draws):
-        apart = seeded_uniforms(np.array([seed], np.uint64), 1, batches._APART)[0, 0]
+        number_apart = batches._APART + steps[-1].get('one_noun', False)
+        apart = seeded_uniforms(np.array([seed], np.uint64), 1, number_apart)[0, 0]
         with monkeypatch.context() as context:
             repeat_choices(context, reference, chosen, place)
             context.setattr(transforms, '_draw_apart', lambda apart=apart: apart)

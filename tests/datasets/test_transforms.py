@@ -301,6 +301,46 @@ def test_batch_goes_through_workers_and_preprocessor(tmp_path):
     assert len(data['inputs']) == 2 and data['inputs'][0].dtype == torch.float32
 
 
+def test_nouns_without_any_place_are_labels_of_whole_views(tmp_path):
+    """Every noun of the prompt, or one of them drawn anew; all cells of all views weigh alike."""
+    crop = dict(type='FreeATMRandomResizedCrop', scale=20, crop_ratio_range=(0.1, 0.5))
+    store = make_store(tmp_path / 'store', count=8)
+
+    def drawn(one_noun):
+        steps = [
+            dict(type='LoadFromStore', centred_box=1.0),
+            dict(type='FreeATMMultiView', num_views=2, transforms=[[crop]]),
+            dict(type='PackFreeATMInputs', grid_size=5, one_noun=one_noun),
+        ]
+        np.random.seed(0)
+        dataset = FreeATMDataset(store, pipeline=steps)
+        return [[dataset[number]['data_samples'] for _ in range(20)] for number in range(8)]
+
+    several = 0
+    for all_nouns, one in zip(drawn(False), drawn(True)):
+        for sample in [*all_nouns, *one]:
+            if 'noun_ids' in sample:
+                masks = sample.instance_masks.flatten(2)
+                assert (masks - masks[..., :1]).abs().max() < 1e-6 and masks.min() > 0
+        if 'noun_ids' not in all_nouns[0]:
+            continue
+        nouns = all_nouns[0].noun_ids.tolist()
+        assert all(sample.noun_ids.tolist() == nouns for sample in all_nouns)
+        assert all(len(sample.noun_ids) == 1 == sample.num_nouns for sample in one)
+        assert {int(sample.noun_ids) for sample in one} == set(nouns)
+        several += len(nouns) > 1
+    assert several > 1
+    with pytest.raises(ValueError, match='one_noun of PackFreeATMInputs needs masks=True'):
+        FreeATMDataset(
+            store,
+            masks=False,
+            pipeline=[
+                dict(type='LoadFromStore'),
+                dict(type='PackFreeATMInputs', grid_size=5, one_noun=True),
+            ],
+        )
+
+
 def test_transforms_have_readable_names():
     assert 'grid_size=(7, 7)' in repr(PackFreeATMInputs(grid_size=7))
     assert 'cv2' in repr(LoadFromStore())

@@ -86,7 +86,8 @@ def test_the_page_says_rule_figure_interval_and_verdict():
     assert 'undecided: 4 of 12 seeds' in page and 'decision-rules.md' in page
     assert 'MoCo v2 + Free-ATM against MoCo v2 + box' in page
     assert 'by seeds' in page
-    assert 'no figure yet' in claim_page(rows(1, {True: 0, False: 0}), 'contrastive-mocov2')
+    undecided = claim_page(rows(1, {True: 0, False: 0}), 'contrastive-mocov2')
+    assert 'no figure yet' in undecided and '.svg' not in undecided
 
 
 def test_rows_without_outcomes_are_told():
@@ -104,6 +105,7 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     assert 'shown (at 4 seeds)' in capsys.readouterr().out
     assert 'shown (at 4 seeds)' in path.with_suffix('.md').read_text()
     assert path.with_suffix('.svg').read_text().count('<svg') == 1
+    assert '(contrastive-mocov2.svg)' in path.with_suffix('.md').read_text()
     more = tmp_path / 'more.json'
     write_results(more, rows(8, {True: 0.1, 'other_masks': 0.0, False: 0.0}))
     assert tool.main([str(path), '--rows', str(more)]) == 0
@@ -129,6 +131,54 @@ def test_a_doubled_gain_is_more_than_being_ahead(gain, expected):
     assert 'above twice that of SimCLR + Free-ATM' in claim_page(results, 'plus-simclr')
     results['rows'] = [row for row in results['rows'] if row['masks'] is not False]
     assert decide_claim(results, claim)[1].verdict == 'undecided'  # it needs all three
+
+
+@pytest.mark.parametrize('labels, expected', [(0.0, 'shown'), (0.05, 'not shown')])
+def test_nouns_without_masks_have_two_controls(labels, expected):
+    """Nouns of whole images that do as well in either form are told."""
+    gains = {'same_noun': 0.05, 'same_noun_whole': 0.0, 'same_noun_label': labels, False: 0.0}
+    claim = CLAIMS['nouns-without-masks-simclr']
+    found = decide_claim(rows(12, gains, 'simclr'), claim)
+    assert [each.verdict for each in found[:2]] == ['shown', expected]
+    assert 'SimCLR + same_noun_label against SimCLR' in [each.name for each in found]
+
+
+@pytest.mark.parametrize('name, arm', [('peers-simclr', True), ('peers-plus-simclr', 'plus')])
+def test_each_peer_has_its_own_verdict(name, arm):
+    gains = {arm: 0.05, 'felzenszwalb': 0.0, 'kmeans': 0.1, False: 0.0}
+    found = decide_claim(rows(12, gains, 'simclr'), CLAIMS[name])
+    assert [each.verdict for each in found[:2]] == ['shown', 'opposite']
+    assert {each.name for each in found[2:]} >= {
+        'SimCLR + felzenszwalb against SimCLR',
+        'SimCLR + kmeans against SimCLR',
+    }
+
+
+@pytest.mark.parametrize(
+    'none, verdicts',
+    [(0.06, ['shown'] * 2), (0.025, ['undecidable'] * 2), (0.0, ['undecidable'] * 2)],
+    ids=['learns', 'hardly', 'not at all'],
+)
+def test_a_method_that_does_not_learn_decides_nothing(none, verdicts):
+    """Whatever its arms differ by: without masks it must be two points ahead of random weights."""
+    name = 'contrastive-mocov2-short-queue'
+    claim = CLAIMS[name]
+    results = rows(12, {True: none + 0.05, 'other_masks': none, False: none})
+    for row in results['rows']:
+        row['cfg_options'] = list(reversed(claim.cfg_options))
+    assert decide_claim(results, claim)[0].seeds == 0  # without rows of random weights
+    results['rows'] += rows(12, {False: 0.0}, 'random')['rows']
+    found = decide_claim(results, claim)
+    assert [each.verdict for each in found[:2]] == verdicts
+    page = claim_page(results, name)
+    assert ('does not learn objects' in page) == (none < 0.05)
+    assert 'all with model.queue_len=1024' in page
+    assert '| MoCo v2 + Free-ATM against Random weights |' in page
+    with pytest.raises(ValueError, match='has --cfg-options model.head.*the config as it is'):
+        decide_claim(results, CLAIMS['contrastive-mocov2'])
+    del results['rows'][0]['cfg_options']
+    with pytest.raises(ValueError, match='--cfg-options of none, and the claim is about model.'):
+        decide_claim(results, claim)
 
 
 def test_a_margin_is_part_of_what_is_tested():

@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.errors import InputError
 from freeatm_mm.miniature.arms import ARMS
-from freeatm_mm.miniature.job import check_same_pictures
+from freeatm_mm.miniature.job import check_same_pictures, keep_cfg_options
 from freeatm_mm.miniature.layout import read_layout
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
@@ -61,8 +61,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: 17 arms of the contrastive methods, 14 of MAE; composed: two of each
-    assert len(trained) == 2 * (17 + 17 + 14 + 3 * 2)
+    # generated: 19 arms of the contrastive methods, 14 of MAE; composed: two of each
+    assert len(trained) == 2 * (19 + 19 + 14 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
@@ -169,7 +169,7 @@ def test_options_change_what_they_name(capsys, tmp_path):
             *path, last = key.split('.')
             for part in path:
                 value = value[int(part)] if part.isdigit() else value[part]
-            if last in ('mask_values', 'with_masks'):
+            if last in ('mask_values', 'with_masks', 'one_noun'):
                 assert value.type == 'PackFreeATMInputs'
             elif last in ('centred_box', 'trust'):
                 assert value.type == 'LoadFromStore'
@@ -296,6 +296,36 @@ def test_bfloat16_is_of_the_pretrainings_alone(capsys, tmp_path):
     assert {command[0] for command in commands if '--bf16' in command} == {'tools/train.py'}
     plain = plan(capsys, '--out', str(tmp_path))
     assert [[word for word in command if word != '--bf16'] for command in commands] == plain
+
+
+def test_a_config_may_be_changed_for_all_arms_alike(capsys, tmp_path, monkeypatch):
+    """In all pretrainings; rows say so, and no other config goes on in the same folder."""
+    changed = ['model.queue_len=1024', 'model.head.temperature=0.1']
+    options = ['--out', str(tmp_path), '--arms', 'baseline', 'same_noun', '--cfg-options', *changed]
+    commands = plan(capsys, *options)
+    trained = [command for command in commands if command[0] == 'tools/train.py']
+    assert len(trained) == 2
+    assert all(set(changed) <= {*command[command.index('--cfg-options') :]} for command in trained)
+    for method in ('mocov2', 'random'):
+        results = new_results('x', 'python x')
+        row = {'method': method, 'regime': 'synthetic', 'masks': False, 'seed': 0, 'epochs': 4}
+        add_row(results, {**row, 'metrics': {'linear': 0.1}})
+        write_results(tmp_path / f'rows/{method}-0.json', results)
+    random, ours = tool.gather(tool.parse_args(options))['rows']
+    assert ours['cfg_options'] == changed and 'cfg_options' not in random
+    assert exit_code(tool, [*options, 'model.positives=own', '--dry-run']) == 2
+    assert 'model.positives is what --arms same_noun changes' in capsys.readouterr().err
+    assert exit_code(tool, [*options, 'train_cfg.max_epochs=3', '--dry-run']) == 2
+    assert 'beginning with model. or optim_wrapper.' in capsys.readouterr().err
+    keep_cfg_options(tmp_path / 'one', changed)
+    keep_cfg_options(tmp_path / 'one', changed[::-1])
+    with pytest.raises(InputError, match='queue_len=1024 .*, not of none: choose another --out'):
+        keep_cfg_options(tmp_path / 'one', [])
+    (tmp_path / 'two').mkdir()
+    keep_cfg_options(tmp_path / 'two', [])
+    (tmp_path / 'two/steps.json').write_text('{}')
+    with pytest.raises(InputError, match='--cfg-options of none, not model.queue_len'):
+        keep_cfg_options(tmp_path / 'two', changed)
 
 
 def test_the_configs_are_made_for_batches_in_memory():

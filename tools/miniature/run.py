@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.downstream.runs import BENCHMARKS
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.errors import InputError, counted, tool
 from freeatm_mm.methods import METHODS, UNTRAINED
 from freeatm_mm.miniature.arms import ARMS
 from freeatm_mm.miniature.job import (
@@ -32,6 +32,7 @@ from freeatm_mm.miniature.job import (
     check_same_pictures,
     choose_samples,
     generate_store,
+    keep_cfg_options,
     make_world,
     pretrain,
 )
@@ -56,6 +57,16 @@ def named_store(text: str) -> tuple[str, str]:
             'the arms'
         )
     return name, store
+
+
+def model_option(text: str) -> str:
+    """Read 'KEY=VALUE' of the command line, of what all arms may share."""
+    if not re.fullmatch(r'(model|optim_wrapper)(\.\w+)+=\S+', text):
+        raise argparse.ArgumentTypeError(
+            f'{text} must be KEY=VALUE, the key beginning with model. or optim_wrapper.: all else '
+            'is what this tool sets'
+        )
+    return text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -175,6 +186,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'processor has instructions for it',
     )
     parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        type=model_option,
+        default=[],
+        metavar='KEY=VALUE',
+        help='change model or optimizer in the config of all pretrainings, whatever the arm, for '
+        'example model.queue_len=1024; the rows say so',
+    )
+    parser.add_argument(
         '--device',
         default='cpu',
         help='of the evaluations, and of the pictures with --fast; a pretraining takes a GPU where '
@@ -222,7 +242,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     following = [arm for arm in args.arms if ARMS[arm].follows_baseline]
     if following and 'baseline' not in args.arms:
         raise InputError(f'--arms {following[0]} takes the checkpoint of baseline: name both')
+    shared = [option.split('=')[0] for option in args.cfg_options]
+    for arm in args.arms:
+        taken = {option.split('=')[0] for option in ARMS[arm].options} & set(shared)
+        if taken:
+            raise InputError(
+                f'--cfg-options {taken.pop()} is what --arms {arm} changes: leave it out'
+            )
+    if len(set(shared)) < len(shared):
+        raise InputError('--cfg-options names a key twice')
     os.chdir(ROOT)
+    if not args.dry_run:
+        keep_cfg_options(args.out, args.cfg_options)
     job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
         job,
@@ -255,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for following in (False, True):
         job.run_side_by_side(lines_of_work(job, args, following), args.jobs)
     if isinstance(job, DryJob):
-        print(f'{job.count} commands')
+        print(f'{counted(job.count, "command")}')
         return 0
     report(job, args)
     return 0
@@ -288,8 +319,8 @@ def report(job: Job, args: argparse.Namespace) -> None:
         results,
         card,
         job.steps,
-        f'{args.images} images {"of each seed " if args.pool else ""}were generated with one '
-        'attention mask per noun; '
+        f'Images generated with one attention mask per noun: {args.images:,}'
+        f'{" of each seed" if args.pool else ""}; '
         'backbones were pretrained on them with and without the masks, for the same steps, '
         'and evaluated on real scenes whose objects no training has seen.',
     )
@@ -388,7 +419,7 @@ def pretrain_and_evaluate(
     """One pretraining and its evaluations; `source` names a store that isn't the regime's own."""
     name, every = f'{regime}-{method}-{source or arm}-{seed}', args.epochs
     layout = read_layout(method)
-    options = ARMS[arm].changes(layout, seed)
+    options = [*args.cfg_options, *ARMS[arm].changes(layout, seed)]
     if ARMS[arm].regions:
         store = make_regions(job, args, store, method, arm, seed)
     elif args.pool and regime == 'synthetic':
@@ -537,6 +568,8 @@ def gather(args: argparse.Namespace) -> dict:
                     ).exists()
                 ],
             )
+            if args.cfg_options and not is_untrained(row['method']):
+                row['cfg_options'] = args.cfg_options
             if args.pool and row['regime'] == 'synthetic' and not is_untrained(row['method']):
                 seed, name = row['seed'], row['masks']
                 store = dict(args.masks_of + args.pools).get(name, '')

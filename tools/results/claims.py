@@ -10,7 +10,6 @@ too, from the rows of other result files.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import add_row, is_untrained, new_results, read_results, write_results
-from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim, verdict_line
+from freeatm_mm.results.claims import (
+    CLAIMS,
+    claim_page,
+    decide_claim,
+    has_plot,
+    verdict_line,
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with atomic_write(path.with_suffix('.md')) as file:
             file.write(claim_page(results, path.stem).encode())
         findings = decide_claim(results, claim)
-        if any(each.difference and math.isfinite(each.difference.low) for each in findings):
+        if has_plot(findings):
             with atomic_write(path.with_suffix('.svg')) as file:
                 file.write(to_svg(claim_plot(findings)).encode())
         print(f'{path.stem}: {verdict_line(findings[: len(claim.comparisons)], claim)}')

@@ -73,7 +73,7 @@ def _reasons(table: str) -> dict[str, str]:
 
 
 TEXTLESS: dict[str, str] = _reasons('TEXTLESS')
-"""Pipelines that draw from text although the network that draws has no text keys, and why."""
+"""Pipelines that generate from text although their denoiser has no text keys, and why."""
 
 NOT_COVERED: dict[str, str] = _reasons('NOT_COVERED')
 """Pipelines that have text keys and no row, and why."""
@@ -115,7 +115,7 @@ def find_family(pipe: Any) -> Family:
 
     Raises:
         ValueError: If no row names the pipeline's class or one of its base classes, or if its
-            drawing network has no text keys.
+            denoiser has no text keys.
     """
     family = family_of(type(pipe))
     if isinstance(family, Family):
