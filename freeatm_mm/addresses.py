@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular
 
 __all__ = [
@@ -338,10 +338,6 @@ class RemoteFolder:
                     'start the same command once more'
                 )
 
-    def upload(self, path: Path, name: str, sha256: str) -> None:
-        """Write one file; see `upload_many`."""
-        self.upload_many([(path, name, sha256)])
-
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         try:
@@ -580,7 +576,7 @@ class _FileSystem:
                 CommitOperationAdd(place.path_in_repo, path)
                 for place, (path, _) in zip(places, files)
             ],
-            commit_message=f'Add {files[-1][0].name} and {len(files) - 1} more files',
+            commit_message=f'Add {files[-1][0].name} and {counted(len(files) - 1, "more file")}',
             repo_type=places[0].repo_type,
             revision=places[0].revision,
         )

@@ -20,6 +20,7 @@ __all__ = [
     'InputError',
     'MissingFileError',
     'RunError',
+    'counted',
     'install_hint',
     'keeping_tracebacks',
     'listed',
@@ -166,6 +167,23 @@ def worker_message(error: BaseException) -> str:
         kind, _, message = text.partition(': ')
         text = message if kind.isidentifier() or '.' in kind else text
     return text
+
+
+def counted(count: int, noun: str) -> str:
+    """Put a number before a noun: `'1 image'`, `'2,000 images'`.
+
+    Args:
+        count: How many.
+        noun: In the singular; its plural must be a regular one.
+    """
+    if count != 1:
+        if noun.endswith(('s', 'x', 'ch', 'sh')):
+            noun += 'es'
+        elif noun.endswith('y') and noun[-2] not in 'aeiou':
+            noun = f'{noun[:-1]}ies'
+        else:
+            noun += 's'
+    return f'{count:,} {noun}'
 
 
 def listed(names: Iterable[object], most: int = 3, separator: str = ', ') -> str:

@@ -181,14 +181,14 @@ def test_the_cache_asks_whether_a_file_has_changed(server, tmp_path):
 def test_http_is_read_only(server, tmp_path):
     (tmp_path / 'x').write_bytes(b'x')
     with pytest.raises(InputError, match="can't be written to: use s3://"):
-        RemoteFolder(server.address).upload(tmp_path / 'x', 'x', '')
+        RemoteFolder(server.address).upload_many([(tmp_path / 'x', 'x', '')])
 
 
 def test_a_forked_process_has_its_own_connection(tmp_path):
     pytest.importorskip('fsspec')
     folder = RemoteFolder('memory://fork')
     (tmp_path / 'x').write_bytes(DATA)
-    folder.upload(tmp_path / 'x', 'x', hashlib.sha256(DATA).hexdigest())
+    folder.upload_many([(tmp_path / 'x', 'x', hashlib.sha256(DATA).hexdigest())])
     assert folder.read('x', 0, 4) == DATA[:4]
     folder._lock.acquire()  # as a thread of the parent may hold it
     child = os.fork()
@@ -205,7 +205,7 @@ def test_s3(monkeypatch, tmp_path):
         for name, data in (('small', DATA), ('large', DATA * 10500)):
             path, digest = tmp_path / name, hashlib.sha256(data).hexdigest()
             path.write_bytes(data)
-            folder.upload(path, name, digest)
+            folder.upload_many([(path, name, digest)])
             reads = []
             monkeypatch.setattr(folder, 'pieces', lambda *what, reads=reads: reads.append(what))
             assert folder.holds(path, name, digest) and not reads  # by its ETag

@@ -7,7 +7,14 @@ import signal
 import pytest
 from helpers.tools import ROOT, command_behind
 
-from freeatm_mm.errors import InputError, RunError, keeping_tracebacks, listed, tool
+from freeatm_mm.errors import (
+    InputError,
+    RunError,
+    counted,
+    keeping_tracebacks,
+    listed,
+    tool,
+)
 from freeatm_mm.signals import Terminated
 
 #: Programs that a user starts, with what they are when another tool's modules are left out.
@@ -108,6 +115,16 @@ def test_errors_of_a_framework_keep_their_traceback_and_ours_do_not(capsys):
 
 def test_the_exit_code_is_what_main_returns():
     assert tool(lambda argv: None)() == 0 and tool(lambda argv: argv[0])([1]) == 1
+
+
+def test_what_is_counted_is_inflected():
+    assert [counted(n, 'image') for n in (0, 1, 2000)] == ['0 images', '1 image', '2,000 images']
+    assert [counted(2, noun) for noun in ('batch', 'process', 'category', 'key')] == [
+        '2 batches',
+        '2 processes',
+        '2 categories',
+        '2 keys',
+    ]
 
 
 def test_names_are_listed_up_to_a_limit():

@@ -39,6 +39,7 @@ from freeatm_mm.attention.parts import (
     check_steps,
     choose_parts,
     heads_of,
+    named_parts,
     separate_names,
     sizes,
     whole_number,
@@ -55,6 +56,7 @@ from freeatm_mm.attention.taps import (
     WatchedTap,
     make_self_tap,
     make_tap,
+    own_hook,
     self_attention_modules,
     text_attention_modules,
 )
@@ -66,6 +68,7 @@ from freeatm_mm.attention.words import (
     spans_of_prompts,
     word_spans,
 )
+from freeatm_mm.errors import counted
 from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
@@ -452,8 +455,8 @@ class AttentionRecorder:
         images = generated_images(output)
         if len(images) != self._num_images:
             raise ValueError(
-                f'{type(self._pipe).__name__} returned {len(images)} images, where '
-                f'{self._num_images} were asked for'
+                f'{type(self._pipe).__name__} returned {counted(len(images), "image")}, where '
+                f'the call was for {self._num_images}'
             )
         masks, each = self.masks('minmax'), self._images_per_prompt
         return Recording(
@@ -541,15 +544,17 @@ class AttentionRecorder:
         for name, module in pixels:
             make_self = make_shown_self_tap if self._is_compiled(name) else make_self_tap
             taps.append(make_self(self._sink, self._family, module, name))
+        blocks = dict(named_parts(denoiser))
         with ExitStack() as hooks:
             if all(region.name for region in self._regions):
                 # Run as it is, also where the denoiser is compiled after this.
-                before = torch.compiler.disable(self._before_denoiser)
+                before = torch.compiler.disable(own_hook(denoiser, self._before_denoiser))
                 handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
                 hooks.callback(handle.remove)
             for tap in taps:
                 hooks.callback(tap.stop)
-                for handle in tap.install():
+                block = blocks[tap.layer.rpartition('.')[0]]
+                for handle in [*tap.install(), *tap.watch_block(block)]:
                     hooks.callback(handle.remove)
                 if self._head_weights and not isinstance(tap, SelfTap):
                     hooks.callback(tap.watch_projection().remove)
@@ -673,9 +678,8 @@ class AttentionRecorder:
                     f'nothing was recorded: no layer has one of the resolutions asked for, but '
                     f'{sizes_seen}'
                 )
-            advice = (
-                f', for more than the {self._calls} steps it took, or with other steps or blocks'
-            )
+            taken = counted(self._calls, 'step')
+            advice = f', for more than the {taken} it took, or with other steps or blocks'
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
                 + (advice if self._calls else '')
@@ -737,8 +741,8 @@ class AttentionRecorder:
             )
         if len(set(counts.values())) > 1 and any(part.layer is None for part in self._sums):
             raise ValueError(
-                f'some layers were computed in {min(counts.values())} steps and others in '
-                f'{max(counts.values())}, as with a step cache: make the recorder with '
+                f'some layers were computed in {counted(min(counts.values()), "step")} and '
+                f'others in {max(counts.values())}, as with a step cache: make the recorder with '
                 "separate='layers', so that each layer counts the same"
             )
 
@@ -853,8 +857,9 @@ class AttentionRecorder:
         if part is None:
             guided = self._family.guidance_parts * images
             raise ValueError(
-                f'the denoiser got a batch of {rows}, but {images} images are being recorded, or '
-                f'{guided} rows with classifier-free guidance; {advice}'
+                f'the denoiser got a batch of {rows}, but the recorder is for '
+                f'{counted(images, "image")}, or {counted(guided, "row")} with classifier-free '
+                f'guidance; {advice}'
             )
         # Guidance runs the same noisy images several times. Different parts are more images, and
         # some of them would be mistaken for the others. Once is enough, for on an accelerator the
@@ -862,8 +867,8 @@ class AttentionRecorder:
         if not self._pair_checked:
             if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
                 raise ValueError(
-                    f'the denoiser got a batch of {rows} different images, but {images} are being '
-                    f'recorded; {advice}'
+                    f'the denoiser got a batch of {rows} different images, but the recorder '
+                    f'is for {images}; {advice}'
                 )
             self._pair_checked = True
         first, last = part * images, (part + 1) * images

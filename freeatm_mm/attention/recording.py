@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from freeatm_mm.attention.overlay import contact_sheet
+from freeatm_mm.errors import counted
 from freeatm_mm.files import atomic_write, sync_folder
 from freeatm_mm.ops.masks import binarize, box_of, resize
 from freeatm_mm.paper import THRESHOLD
@@ -91,7 +92,7 @@ class Recording:
         size = f' of {"x".join(map(str, sizes.pop()))}' if len(sizes) == 1 else ''
         count = sum(len(mask) for mask in self.masks)
         return (
-            f'Recording({_number(len(self), "image")}, {_number(count, "mask")}{size}'
+            f'Recording({counted(len(self), "image")}, {counted(count, "mask")}{size}'
             f'{": " if shown else ""}{_shortened(shown)})'
         )
 
@@ -227,7 +228,7 @@ class Recording:
 
     def _picture(self, index: int) -> Image.Image:
         if not -len(self) <= index < len(self):
-            raise IndexError(f'there is no image {index} among {_number(len(self), "image")}')
+            raise IndexError(f'there is no image {index} among {counted(len(self), "image")}')
         image = self.images[index]
         if isinstance(image, Image.Image):
             return image
@@ -281,10 +282,6 @@ def _is_empty(folder: Path) -> bool:
 def _write_png(path: Path, image: Image.Image) -> None:
     with atomic_write(path) as file:
         image.save(file, 'PNG')
-
-
-def _number(count: int, what: str) -> str:
-    return f'{count} {what}' if count == 1 else f'{count} {what}s'
 
 
 def _shortened(text: str, length: int = 60) -> str:

@@ -347,7 +347,7 @@ def _texts(call: Call, argument: str, prompts: Sequence[str]) -> list[str]:
     texts = [texts] if isinstance(texts, str) else list(texts)
     if len(texts) != len(prompts) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
-            f'{argument} must hold a text for each of the {len(prompts)} prompts, got {texts!r}'
+            f'{argument} must hold a text for each prompt ({len(prompts)}), got {texts!r}'
         )
     return texts
 

@@ -9,7 +9,7 @@ from functools import cache
 from numbers import Integral
 from typing import Any
 
-from freeatm_mm.errors import listed
+from freeatm_mm.errors import counted, listed
 
 __all__ = ['AUTO', 'noun_name', 'places_of', 'quoted', 'span_of', 'spans_of_prompts', 'word_spans']
 
@@ -111,8 +111,7 @@ def spans_of_prompts(
         each = ', '.join([f'{words}'] * len(prompts)) if len(prompts) < 3 else f'{words}, ...'
         advice = f': give each its own list, nouns=[{each}]' if words else ''
         raise ValueError(
-            f'{len(prompts)} prompt{"s"[: len(prompts) != 1]} but '
-            f'{len(nouns)} list{"s"[: len(nouns) != 1]} of nouns{advice}'
+            f'{counted(len(prompts), "prompt")} but {counted(len(nouns), "list")} of nouns{advice}'
         )
     found = []
     for number, (prompt, row) in enumerate(zip(prompts, nouns)):

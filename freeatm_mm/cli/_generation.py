@@ -466,7 +466,7 @@ def run_job(job: GenerationJob, args: argparse.Namespace, told: Callable[[Any], 
         estimate = generation.estimate_run(job.source(plan=plan))
         return estimate.text(args.workers or world)
     if args.redo_failed:
-        summary = generation.redo_failed(job.source(plan=plan), args.out)
+        summary = generation.redo_failed(job.source(plan=plan), args.out, progress=not args.quiet)
     elif engine == 'workers':
         summary = generation.run_workers(job, args.out, workers, progress=not args.quiet)
     elif engine == 'ray':

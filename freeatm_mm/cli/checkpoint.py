@@ -16,7 +16,7 @@ from pathlib import Path
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import check_replaceable
 
 
@@ -49,5 +49,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in files:
         check_replaceable(Path(args.out, file), 'a conversion')
     count = convert_checkpoint(args.checkpoint, args.out, args.to, args.heads)
-    print(f'{count} tensors written to {args.out}')
+    print(f'{counted(count, "tensor")} written to {args.out}')
     return 0

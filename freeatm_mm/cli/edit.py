@@ -25,7 +25,7 @@ from typing import Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.errors import InputError, counted, tool
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 
 
@@ -199,16 +199,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     each = args.samples_per_shard
     if args.command == 'merge':
         count = merge_stores(args.stores, args.out, prefixes=args.prefixes, samples_per_shard=each)
-        print(f'{args.out}: {count} samples of {len(args.stores)} stores')
+        print(f'{args.out}: {counted(count, "sample")} of {counted(len(args.stores), "store")}')
     elif args.command == 'split':
         for folder, count in split_store(
             args.store, dict(args.parts), seed=args.seed, samples_per_shard=each
         ).items():
-            print(f'{folder}: {count} samples')
+            print(f'{folder}: {counted(count, "sample")}')
     elif args.command == 'regions':
         make_regions_of(args)
     else:
         conditions = [parse_condition(text) for text in args.where]
         count = filter_store(args.store, args.out, conditions, samples_per_shard=each)
-        print(f'{args.out}: {count} samples')
+        print(f'{args.out}: {counted(count, "sample")}')
     return 0

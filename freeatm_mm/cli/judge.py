@@ -18,7 +18,7 @@ from pathlib import Path
 
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._numbers import whole
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 
 TITLES = {
@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress=lambda each: progress_bar(each, 'comparing'),
     )
     print(
-        f'{found["nouns"]} nouns of {found["images"]} images, {found["unmarked"]} unmarked by SAM'
+        f'{counted(found["nouns"], "noun")} of {counted(found["images"], "image")}, '
+        f'{found["unmarked"]} unmarked by SAM'
     )
     for name, title in TITLES.items():
         line = f'{title:22} IoU {_text(found["iou"][name])}'

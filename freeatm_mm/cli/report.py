@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.results import read_results, to_markdown
 
@@ -42,5 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = path.with_suffix('.md')
         with atomic_write(page) as file:
             file.write(to_markdown(results, list(plots)).encode())
-        print(f'{page}: {len(results["rows"])} rows, {len(plots)} plots')
+        rows, figures = counted(len(results['rows']), 'row'), counted(len(plots), 'plot')
+        print(f'{page}: {rows}, {figures}')
     return 0

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 from freeatm_mm.results import read_results
 from freeatm_mm.results.paper_tables import (
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'Table {table} {", ".join(sorted(own_metrics(table)))}' for table in TABLES
         )
         print(
-            f'tables.py: {len(homeless)} rows belong in none of the tables: '
+            f'tables.py: {counted(len(homeless), "row")} in none of the tables: '
             f'{"; ".join(homeless)}. Rows of random and supervised weights need a metric that one '
             f'table alone has: {own}',
             file=sys.stderr,

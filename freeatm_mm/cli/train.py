@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from freeatm_mm.cli._effects import refuse_idle
 from freeatm_mm.cli._launched import add_launch_options, parse_launched
 from freeatm_mm.cli._numbers import SEED
 from freeatm_mm.configs import (
@@ -32,6 +33,9 @@ from freeatm_mm.errors import InputError, MissingFileError, keeping_tracebacks, 
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+#: Settings of the evaluation during training.
+VALIDATION = ('val_cfg', 'val_dataloader', 'val_evaluator')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -135,7 +139,13 @@ def load_config(args: argparse.Namespace) -> Config:
     scale_rate(cfg, args.auto_scale_lr)
     add_checks(cfg)
     if args.no_validate:  # last: an option for the evaluation may have been among the others
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        refuse_idle(
+            ['no_validate'],
+            all(cfg.get(name) is None for name in VALIDATION),
+            'on a config that evaluates nothing during training',
+            'no_validate',
+        )
+        cfg.update(dict.fromkeys(VALIDATION))
     if args.smoke:
         make_smoke(cfg)
     if cfg.get('resume') and not cfg.get('load_from'):

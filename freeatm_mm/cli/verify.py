@@ -24,7 +24,7 @@ from freeatm_mm.addresses import is_address
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._generation import add_loading_options
 from freeatm_mm.cli._numbers import whole
-from freeatm_mm.errors import FOUND, InputError, tool
+from freeatm_mm.errors import FOUND, InputError, counted, tool
 from freeatm_mm.store import repair_store, verify_store
 
 
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kinds.total() > args.limit:
         print(f'and {kinds.total() - args.limit} more')
     print(
-        f'{kinds.total()} problems: '
+        f'{counted(kinds.total(), "problem")}: '
         + ', '.join(f'{count} {kind}' for kind, count in kinds.most_common())
     )
     return FOUND

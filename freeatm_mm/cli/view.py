@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from freeatm_mm.cli._numbers import SEED, whole
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.errors import InputError, counted, tool
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = list(islice(fitting, 200 if args.count is None else args.count))
         if not chosen:
             raise InputError(f'no sample of {args.store} fits {" and ".join(args.where)}')
-        print(f'{args.out}: {write_page(store, args.out, chosen)} samples')
+        print(f'{args.out}: {counted(write_page(store, args.out, chosen), "sample")}')
         return 0
     try:
         server = make_server(store, args.port or 0)

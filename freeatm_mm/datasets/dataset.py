@@ -18,7 +18,7 @@ from freeatm_mm.addresses import is_address
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, PackFreeATMInputs, check_tracked
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import read_json
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
@@ -247,7 +247,7 @@ class FreeATMDataset(BaseDataset):
         if beyond:
             raise StoreError(
                 f'{", ".join(self.data_roots)}: indices asks for {beyond[0]}, counted '
-                f'from 0, and there are {count} samples'
+                f'from 0, and the number of samples is {count}'
             )
         return range(count)
 
@@ -362,13 +362,13 @@ class FreeATMDataset(BaseDataset):
         count, most = int(self._unreadable.sum()), int(self.max_unreadable * len(self))
         if count > most:
             raise StoreError(
-                f'{error}; with it {count} of {len(self)} samples are unreadable, and '
+                f"{error}; with it {counted(count, 'sample')} of {len(self)} can't be read, and "
                 f'max_unreadable={self.max_unreadable:g} allows {most}'
             ) from error
         if not known:
             print_log(
-                f'{error}; another sample takes its place ({count} of {len(self)} are '
-                f'unreadable so far, {most} may be)',
+                f'{error}; another sample takes its place (unreadable so far: {count} of '
+                f'{len(self)}, at most {most})',
                 'current',
                 logging.WARNING,
             )

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from freeatm_mm.errors import InputError, listed
+from freeatm_mm.errors import InputError, counted, listed
 
 __all__ = ['CheckTrainingHook', 'describe_schedule']
 
@@ -114,15 +114,15 @@ class CheckTrainingHook(Hook):
             and samples < batch * processes
         ):
             raise InputError(
-                f'nothing would be trained: the data set holds {samples} samples, and a batch is '
-                f'{each}: take more samples (train_dataloader.dataset), or a smaller '
+                f'nothing would be trained: the data set holds {counted(samples, "sample")}, and '
+                f'a batch is {each}: take more samples (train_dataloader.dataset), or a smaller '
                 'train_dataloader.batch_size'
             )
         if loop.max_iters < 1:
             raise InputError(
                 'nothing would be trained: the config asks for '
-                f'{loop.max_epochs} epochs and {loop.max_iters} iterations: set '
-                'train_cfg.max_epochs or train_cfg.max_iters'
+                f'{counted(loop.max_epochs, "epoch")} and {counted(loop.max_iters, "iteration")}: '
+                'set train_cfg.max_epochs or train_cfg.max_iters'
             )
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if counts > loop.max_iters:
@@ -215,17 +215,17 @@ class CheckTrainingHook(Hook):
         before = noted.get('images_per_iteration', images)  # not in older checkpoints
         if before != images:
             raise InputError(
-                f'{runner._load_from} is of a run with {before} images an iteration '
-                f'({meta.get("processes", "?")} processes), and this one has {images} '
-                f'({processes} processes): its iterations, epochs and rates would be counted '
+                f'{runner._load_from} is of a run with {counted(before, "image")} an iteration '
+                f'(processes: {meta.get("processes", "?")}), and this one has {images} '
+                f'(processes: {processes}): its iterations, epochs and rates would be counted '
                 'wrongly. Resume with processes and train_dataloader.batch_size whose product is '
                 f'{before}, or without --resume begin a new run with its weights '
                 '(load_from=CHECKPOINT)'
             )
         if meta.get('processes', processes) != processes:
             runner.logger.warning(
-                f'{runner._load_from} was written by {meta["processes"]} processes, and is resumed '
-                f'by {processes}: as many images an iteration, but not bit-equal.'
+                f'{runner._load_from} was written by {counted(meta["processes"], "process")}, and '
+                f'is resumed by {processes}: as many images an iteration, but not bit-equal.'
             )
         differ = list(_differences({**noted, 'images_per_iteration': images}, now))
         if differ:

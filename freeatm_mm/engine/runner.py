@@ -10,6 +10,8 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from freeatm_mm.errors import counted
+
 __all__ = ['ShortConsoleRunner']
 
 #: How the reports begin that mmengine prints whole before each run.
@@ -47,5 +49,6 @@ class _Shortened(logging.Formatter):
         if record.levelno == logging.INFO and lines and lines[0].startswith(_REPORTS):
             record = copy.copy(record)
             place = os.path.relpath(self._log_file)
-            record.msg, record.args = f'{lines[0]} {len(lines) - 1} lines, in {place}', ()
+            rest = counted(len(lines) - 1, 'line')
+            record.msg, record.args = f'{lines[0]} {rest}, in {place}', ()
         return self._whole.format(record)

@@ -1,6 +1,6 @@
 """From prompts to a store: a diffusion pipeline generates, the recorder keeps each noun's mask."""
 
-from freeatm_mm.generation.engines import ENGINES, WorkerError, run_ray, run_workers
+from freeatm_mm.generation.engines import WorkerError, run_ray, run_workers
 from freeatm_mm.generation.estimate import RunEstimate, estimate_run
 from freeatm_mm.generation.existing import MaskJob, MaskSource, add_masks
 from freeatm_mm.generation.generate import GenerationSummary, generate, generate_store
@@ -18,7 +18,6 @@ from freeatm_mm.generation.source import (
 )
 
 __all__ = [
-    'ENGINES',
     'GenerationError',
     'GenerationJob',
     'GenerationSummary',

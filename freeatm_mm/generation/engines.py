@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.errors import RunError
+from freeatm_mm.errors import RunError, counted
 from freeatm_mm.generation.generate import (
     POLL_SECONDS,
     GenerationSummary,
@@ -41,9 +41,7 @@ from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ['ENGINES', 'WorkerError', 'run_ray', 'run_workers']
-
-ENGINES = ('process', 'workers', 'ray')
+__all__ = ['WorkerError', 'run_ray', 'run_workers']
 
 #: How long a worker that is told to end has for it.
 ENDING_SECONDS = 10.0
@@ -217,8 +215,8 @@ def run_ray(
             missing = sorted(set(range(count)) - summarise_shards(out, count).keys())
             if missing:
                 raise WorkerError(
-                    f'{len(missing)} shards are still missing after {rounds} rounds; '
-                    'start again, finished shards are kept'
+                    f'{counted(len(missing), "shard")} still missing after '
+                    f'{counted(rounds, "round")}; start again, finished shards are kept'
                 )
             _finish(job, out)
         return summary

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from freeatm_mm.errors import counted
 from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import StoreWriter
 from freeatm_mm.store.diversity import NounCoverage, noun_coverage
@@ -69,7 +70,8 @@ class RunEstimate:
         hours = self.device_hours
         return '\n'.join(
             [
-                f'{self.samples:,} samples in {self.shards:,} shards of {self.samples_per_shard:,}',
+                f'{counted(self.samples, "sample")} in {counted(self.shards, "shard")} of '
+                f'{self.samples_per_shard:,}',
                 f'{size_text(self.total_bytes)}: {self.sample_bytes:,.0f} bytes a sample, of which '
                 f'image {self.image_bytes:,.0f} and masks {self.mask_bytes:,.0f}; '
                 f'{size_text(self.sample_bytes * min(self.samples, self.samples_per_shard))} a '
@@ -79,8 +81,8 @@ class RunEstimate:
                 f'{self.samples:,} x {seconds:.3g} s / 3600 = {_number(hours)} hours on one '
                 f'device, {_number(hours / workers)} hours ({_number(hours / workers / 24)} days) '
                 f'on {workers}',
-                f'estimated from {self.timed} images generated just now, after one batch to warm '
-                'up; loading the weights and reading the prompts come once a worker',
+                f'estimated from {counted(self.timed, "image")} generated just now, after one '
+                'batch to warm up; loading the weights and reading the prompts come once a worker',
                 f'prompts: {self.nouns}',
             ]
         )

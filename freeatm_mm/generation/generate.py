@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from freeatm_mm.errors import counted
 from freeatm_mm.files import open_in_place
 from freeatm_mm.generation.source import Counts, ShardSource
 from freeatm_mm.progress import progress_bar
@@ -97,45 +98,47 @@ class GenerationSummary(Counts):
         """
         each = max(1, self.samples)
         lines = [
-            f'{self.samples} images {done} in {self.seconds:.0f} s '
+            f'{counted(self.samples, "image")} {done} in {self.seconds:.0f} s '
             f'({self.samples / max(self.seconds, 1e-9):.2f} a second), {self.skipped} there '
             'already',
-            f'{self.nouns} masks; an image takes {self.image_bytes / each:.0f} bytes, its '
-            f'masks {self.mask_bytes / each:.0f}',
+            f'{counted(self.nouns, "mask")}; an image takes {self.image_bytes / each:.0f} bytes, '
+            f'its masks {self.mask_bytes / each:.0f}',
         ]
-        for count, what in (
+        for count, noun, what in (
             (
                 self.lost_nouns,
-                'nouns left out: cut off or not found by the tokenizer (listed '
-                "in their samples' meta)",
+                'noun',
+                "left out: cut off or not found by the tokenizer (listed in their samples' meta)",
             ),
             (
                 self.partial_nouns,
-                'nouns have masks that leave out one of several text encoders, which cut them off '
-                "(listed in their samples' meta)",
+                'noun',
+                'with a mask that leaves out one of several text encoders, as the prompt was cut '
+                "off before it (listed in their samples' meta)",
             ),
-            (self.cut_prompts, 'prompts have more than the 77 tokens that CLIP sees'),
-            (self.flat_masks, 'masks are flat: the attention is the same everywhere'),
-            (self.hidden_images, "images blacked out by the pipeline's safety checker"),
+            (self.cut_prompts, 'prompt', 'with more than the 77 tokens that CLIP sees'),
+            (self.flat_masks, 'flat mask', 'with the same attention everywhere'),
+            (self.hidden_images, 'image', "blacked out by the pipeline's safety checker"),
             (
                 len(self._left_out('hidden')),
-                'of such images are not in the store (--keep-hidden keeps them)',
+                'image',
+                'of these left out of the store (--keep-hidden keeps such images)',
             ),
-            (self.split_batches, f'batches failed and were {done} again one by one'),
+            (self.split_batches, 'batch', f'{done} again one by one, having failed as a whole'),
             (
                 self.reencoded_images,
-                'images were encoded anew: neither JPEG nor PNG in RGB or grey, or stored lying on '
-                'their side',
+                'image',
+                'encoded anew: neither JPEG nor PNG in RGB or grey, or stored lying on its side',
             ),
-            (self.replaced_workers, 'workers died and were replaced'),
-            (self.missing_shards, 'shards still to be written by other workers'),
+            (self.replaced_workers, 'worker', 'replaced, having died'),
+            (self.missing_shards, 'shard', 'still to be written by other workers'),
         ):
             if count:
-                lines.append(f'{count} {what}')
+                lines.append(f'{counted(count, noun)} {what}')
         failed = self._left_out('failed')
         if failed:
             lines.append(
-                f'{len(failed)} samples could not be {done} and are not in the store ({again}):'
+                f'{counted(len(failed), "sample")} could not be {done}, and left out ({again}):'
             )
             lines += [
                 f'  {item.get("key")} (prompt {item.get("prompt_id")}, image '

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.attention.words import places_of
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import atomic_write, file_sha256, read_json
 from freeatm_mm.generation.images import Found, find_images
 from freeatm_mm.generation.plan import PromptFile
@@ -89,8 +89,8 @@ class ImageList:
     counts: dict[str, int]
 
     def __str__(self) -> str:
-        lines = [f'{self.images:,} images listed in {self.path}']
-        lines += [f'{count:,} {what}' for what, count in self.counts.items() if count]
+        lines = [f'{counted(self.images, "image")} listed in {self.path}']
+        lines += [f'{what}: {count:,}' for what, count in self.counts.items() if count]
         return '\n'.join(lines)
 
 
@@ -156,7 +156,7 @@ def list_images(
                     lines.write((json.dumps(line, ensure_ascii=False) + '\n').encode())
                     number += 1
                 if not number:
-                    seen = '; '.join(f'{count:,} {what}' for what, count in counts.items())
+                    seen = '; '.join(f'{what}: {count:,}' for what, count in counts.items())
                     raise InputError(
                         f'{source} holds no image that masks can be added to'
                         + (f': {seen}' if seen else '')

@@ -10,6 +10,7 @@ from typing import Any
 
 from freeatm_mm.generation.generate import GenerationSummary
 from freeatm_mm.generation.source import ShardSource
+from freeatm_mm.progress import progress_bar
 from freeatm_mm.store import RawSample, Sample, StoreError, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_index, load_manifest, shard_name
 from freeatm_mm.store.tar import open_regular, read_sample
@@ -20,7 +21,9 @@ __all__ = ['redo_failed']
 _FREE = ('dtype',)
 
 
-def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
+def redo_failed(
+    source: ShardSource, out: str | Path, *, progress: bool = True
+) -> GenerationSummary:
     """Generate the samples that failed, and put those that succeed now into their places.
 
     The other samples keep their bytes. Each sample's ``meta`` names the number format it was
@@ -29,6 +32,7 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
     Args:
         source: The run as it was made, but for the number format of its pipeline.
         out: The store's folder, finished or not.
+        progress: Show a progress bar over the shards.
 
     Returns:
         What was generated, and under ``left_out`` what still isn't there.
@@ -46,7 +50,8 @@ def redo_failed(source: ShardSource, out: str | Path) -> GenerationSummary:
     # Refuses other settings.
     writer = StoreWriter(out, source.samples_per_shard, source.config | changes)
     summary = GenerationSummary()
-    for shard in range(source.plan.num_shards):
+    shards = range(source.plan.num_shards)
+    for shard in progress_bar(shards, unit='shard', disable=not progress):
         entry = writer.shard_manifest(shard)
         if entry is None:
             summary.missing_shards += 1

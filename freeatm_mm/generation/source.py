@@ -42,7 +42,7 @@ from freeatm_mm.attention import (
 )
 from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.attention.recording import generated_images
-from freeatm_mm.errors import RunError
+from freeatm_mm.errors import RunError, counted
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.pipelines import (
@@ -83,6 +83,7 @@ __all__ = [
     'ShardSource',
     'StorePlan',
     'TooManyFailed',
+    'quiet',
     'read_manifest_of_run',
 ]
 
@@ -446,7 +447,7 @@ class ShardSource:
             if not set(options['steps']).intersection(range(count)):
                 raise ValueError(
                     f'masks of the steps {masks["steps"]} are none of the '
-                    f'{count} steps, counted from 0'
+                    f'{counted(count, "step")}, counted from 0'
                 )
         if self._propagate:
             options['self_attention'] = 32
@@ -489,7 +490,7 @@ class ShardSource:
                 samples fail than ``max_failed``.
         """
         work = self.plan.shard(shard)
-        with _quiet(self._pipes):
+        with quiet(self._pipes):
             for first in range(0, len(work), self.batch_size):
                 batch = work[first : first + self.batch_size]
                 for (record, number), outcome in zip(batch, self._outcomes(batch, counts)):
@@ -540,7 +541,7 @@ class ShardSource:
         wanted = {kept[row]: row for row in rows}
         size = int(notes.get('batch_size', self.batch_size))
         found: dict[int, Sample] = {}
-        with _quiet(self._pipes):
+        with quiet(self._pipes):
             for first in range(0, len(work), size):
                 batch = range(first, min(first + size, len(work)))
                 if not wanted.keys() & set(batch):
@@ -570,7 +571,7 @@ class ShardSource:
         """
         work = dict(zip(_keys(self.plan, shard), self.plan.shard(shard)))
         found: dict[str, Sample | str] = {}
-        with _quiet(self._pipes):
+        with quiet(self._pipes):
             for key in keys:
                 (outcome,) = self._outcomes([work[key]], Counts())
                 found[key] = outcome.reason if outcome.sample is None else outcome.sample
@@ -596,7 +597,7 @@ class ShardSource:
             last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
             some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
             raise TooManyFailed(
-                f'{failed} samples could not be generated, and {self.max_failed} may '
+                f'{counted(failed, "sample")} could not be generated, and {self.max_failed} may '
                 f'fail (max_failed) before the run stops; the last: {some}'
             )
 
@@ -699,7 +700,9 @@ class ShardSource:
         """Refuse images of another number or size than was asked for."""
         name = type(self.pipeline).__name__
         if len(images) != count:
-            raise ValueError(f'{name} drew {len(images)} images from {count} prompts')
+            raise ValueError(
+                f'{name} drew {counted(len(images), "image")} from {counted(count, "prompt")}'
+            )
         wanted = (self.settings['width'], self.settings['height'])
         if wanted != (None, None) and images[0].size != wanted:
             raise ValueError(
@@ -1224,7 +1227,7 @@ def _check_negative_prompt(pipeline: Any, text: str, guidance: float, cascade: b
 
 
 @contextmanager
-def _quiet(pipes: Sequence[Any]) -> Iterator[None]:
+def quiet(pipes: Sequence[Any]) -> Iterator[None]:
     """Keep the pipelines' own bars, and what they say of every long prompt, off the screen."""
     before = [getattr(pipe, '_progress_bar_config', {}) for pipe in pipes]
     handlers = [

@@ -10,7 +10,7 @@ from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder, load_dataset_config
 from omegaconf import OmegaConf
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.lavis_ext.datasets import (
     CaptionFile,
     FreeATMPretrainDataset,
@@ -132,14 +132,15 @@ class FreeATMPretrainBuilder(_Builder):
             folders *= len(files)
         if len(folders) != len(files):
             raise InputError(
-                f'freeatm_pretrain: {len(files)} files of annotations need as many '
-                f'folders of images, or one for all; got {len(folders)}'
+                f'freeatm_pretrain: {counted(len(files), "file")} of annotations and '
+                f'{counted(len(folders), "folder")} of images: give as many folders as files, or '
+                'one for all'
             )
         if detections and len(detections) != len(stores) + len(files):
             raise InputError(
-                f'freeatm_pretrain: {len(stores)} stores and {len(files)} files of '
-                'annotations need as many files of detections in all, got '
-                f'{len(detections)}'
+                f'freeatm_pretrain: {counted(len(stores), "store")} and '
+                f'{counted(len(files), "file")} of annotations take as many files of detections in '
+                f'all, got {len(detections)}'
             )
         detections = detections or [None] * (len(stores) + len(files))
         threshold, pass_over = info.get('threshold', THRESHOLD), info.get('skip_unreadable', False)

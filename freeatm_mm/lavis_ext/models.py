@@ -32,7 +32,7 @@ from transformers import BertConfig
 
 from freeatm_mm import compat
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
-from freeatm_mm.errors import InputError, MissingFileError, listed
+from freeatm_mm.errors import InputError, MissingFileError, counted, listed
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -535,10 +535,11 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             InputError: If it is so small that one of several processes would get nothing.
         """
         processes = get_world_size()
-        for what, total in (('images', len(dataset.image)), ('texts', len(dataset.text))):
+        for what, total in (('image', len(dataset.image)), ('text', len(dataset.text))):
             if (processes - 1) * (total // processes + 1) >= total:  # LAVIS's shares
                 raise InputError(
-                    f'{total} {what} are too few for {processes} processes to evaluate: start fewer'
+                    f'{processes} processes are too many to evaluate {counted(total, what)}: '
+                    'start fewer'
                 )
 
     def compute_sim_matrix(self, data_loader, task_cfg):

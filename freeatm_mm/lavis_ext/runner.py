@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import atomic_write, read_json
 from freeatm_mm.lavis_ext.datasets import batch_items
 from freeatm_mm.lavis_ext.settings import check_entries, check_run
@@ -468,8 +468,8 @@ class FreeATMRunner(RunnerBase):
         samples = len(self.dataloaders['train'].dataset)
         if samples < together:  # with less, processes would share samples
             raise InputError(
-                f'a batch of {batch} on each of {processes} processes needs '
-                f'more than the {samples} samples there are: set '
+                f'a batch of {batch} on each of {counted(processes, "process")} needs '
+                f'{together} samples at least, and the data set holds {samples}: set '
                 'run.batch_size_train'
             )
         whole = getattr(self._model, 'negative_all_rank', False)
@@ -482,7 +482,7 @@ class FreeATMRunner(RunnerBase):
         if queue % together:
             raise InputError(
                 f'model.queue_size {queue} must be a multiple of the whole batch, '
-                f'{together} = {batch} x {processes} processes'
+                f'{together} = {batch} x {counted(processes, "process")}'
             )
 
     # --- training ---------------------------------------------------------------------------------
@@ -750,10 +750,11 @@ class FreeATMRunner(RunnerBase):
             return [change for change in changes if not change.startswith(f'run.{key} ')]
         if self.same_run:
             raise InputError(
-                f'{path} was written by {processes} processes with {there * processes} images a '
-                f'step, and this run has {get_world_size()} with {here * get_world_size()}: resume '
-                f'with processes and run.{key} whose product is {there * processes}, or name the '
-                'checkpoint in run.resume_ckpt_path, which goes on all the same'
+                f'{path} was written by {counted(processes, "process")} with {there * processes} '
+                f'images a step, and this run has {get_world_size()} with '
+                f'{here * get_world_size()}: resume with processes and run.{key} whose product is '
+                f'{there * processes}, or name the checkpoint in run.resume_ckpt_path, which goes '
+                'on all the same'
             )
         return changes
 

@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.files import atomic_write
+from freeatm_mm.generation.levels import ShownImages
+from freeatm_mm.generation.pipelines import sampling_options
+from freeatm_mm.generation.source import quiet
 from freeatm_mm.miniature.scenes import SIDE, Scene
 from freeatm_mm.miniature.sources import NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor
@@ -404,57 +407,18 @@ def record_noised_scenes(
     Yields:
         A recorder that has seen a batch of scenes at all timesteps, and the scenes.
     """
+    shown = ShownImages(pipeline, timesteps)
+    call = sampling_options(pipeline, steps=len(timesteps), guidance=1.0)
     generator = torch.Generator().manual_seed(seed)
     for start in progress_bar(range(0, len(scenes), batch_size), 'masks on noised scenes'):
         batch = scenes[start : start + batch_size]
         prompts = [scene.record.prompt for scene in batch]
+        nouns = [scene.record.nouns for scene in batch]
         images = images_to_tensor(np.stack([scene.image for scene in batch]))
-        clean = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
-        recorder = AttentionRecorder(pipeline, prompts, [s.record.nouns for s in batch], **options)
-        with recorder:
-            denoise = _denoiser(pipeline, prompts)
-            for timestep in timesteps:
-                denoise(clean, torch.randn(clean.shape, generator=generator), timestep)
+        recorder = AttentionRecorder(pipeline, prompts, nouns, call_options=call, **options)
+        with recorder, quiet([pipeline]):
+            shown.show(images, prompts, [generator] * len(batch), call)
         yield recorder, batch
-
-
-def _denoiser(
-    pipeline: Any, prompts: Sequence[str]
-) -> Callable[[torch.Tensor, torch.Tensor, int], Any]:
-    """Encode prompts, and return what denoises clean latents with noise at a timestep of 1,000."""
-    if hasattr(pipeline, 'transformer'):
-        text, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts),
-            None,
-            None,
-            do_classifier_free_guidance=False,
-            max_sequence_length=pipeline.tokenizer_max_length,
-        )
-
-        def flow(clean: torch.Tensor, noise: torch.Tensor, timestep: int) -> None:
-            pipeline.transformer(
-                hidden_states=clean.lerp(noise, timestep / 1000),
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-                timestep=torch.full((len(clean),), float(timestep)),
-            )
-
-        return flow
-    # The schedule of training: samplers look timesteps up among those that they last drew at.
-    noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
-    tokens = pipeline.tokenizer(
-        list(prompts),
-        padding='max_length',
-        return_tensors='pt',
-        max_length=pipeline.tokenizer.model_max_length,
-    ).input_ids
-    embeddings = pipeline.text_encoder(tokens)[0]
-
-    def diffusion(clean: torch.Tensor, noise: torch.Tensor, timestep: int) -> None:
-        t = torch.full((len(clean),), timestep)
-        pipeline.unet(noiser.add_noise(clean, noise, t), t, encoder_hidden_states=embeddings)
-
-    return diffusion
 
 
 @torch.no_grad()

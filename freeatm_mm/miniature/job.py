@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from freeatm_mm.errors import InputError, RunError
+from freeatm_mm.errors import InputError, RunError, counted
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
 from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
@@ -215,7 +215,7 @@ def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[
 
     store = Store(pool)
     if images > len(store):
-        raise InputError(f'{pool} has {len(store)} samples, and {images} are asked for')
+        raise InputError(f'{pool} has {counted(len(store), "sample")}, too few for {images}')
     disjoint = (seed + 1) * images <= len(store)
     order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(len(store))
     start = seed * images if disjoint else 0
@@ -251,8 +251,8 @@ def check_same_pictures(one: str | Path, two: str | Path, samples: int = 16) -> 
     first, second = Store(one), Store(two)
     if len(first) != len(second):
         raise InputError(
-            f'{one} has {len(first)} samples and {two} {len(second)}: with the masks of another '
-            'store, both must hold the same pictures'
+            f'{one} has {counted(len(first), "sample")} and {two} {len(second)}: with the masks of '
+            'another store, both must hold the same pictures'
         )
     for place in np.linspace(0, len(first) - 1, samples).round().astype(int).tolist():
         ours, theirs = (np.asarray(store[place].image.convert('RGB')) for store in (first, second))
@@ -356,6 +356,6 @@ def _check_length(work_dir: Path, epochs: int) -> None:
         match = re.search(r'^train_cfg = dict\([^)]*\bmax_epochs=(\d+)', dumped.read_text(), re.M)
         if match and int(match[1]) != epochs:
             raise InputError(
-                f'{work_dir} holds a pretraining of {match[1]} epochs, not of {epochs}: '
-                'choose another --out, or delete that folder'
+                f'{work_dir} holds a pretraining of {counted(int(match[1]), "epoch")}, not of '
+                f'{epochs}: choose another --out, or delete that folder'
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from freeatm_mm.errors import counted
+
 __all__ = ['generator_facts', 'generator_report']
 
 
@@ -33,8 +35,8 @@ def generator_report(results: dict[str, Any]) -> str:
         '',
         f'`{results["command"]}`',
         '',
-        f'{results["date"]}, {results["hardware"]}; {results["images"]} images, '
-        f'{results["steps"]} steps, guidance {results["guidance"]}.',
+        f'{results["date"]}, {results["hardware"]}; {counted(results["images"], "image")}, '
+        f'{counted(results["steps"], "step")}, guidance {results["guidance"]}.',
         '',
         '## Are the prompted nouns in the images?',
         '',

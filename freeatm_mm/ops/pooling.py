@@ -126,9 +126,9 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
         masks = masks.expand(-1, -1, height, width)
     if len(masks) != batch or masks.shape[-2:] != (height, width):
         raise ValueError(
-            f"Masks of {len(masks)} images on a {masks.shape[-2]}x{masks.shape[-1]} grid don't "
-            f'fit the feature maps of {batch} images, {height}x{width}: set the grid of the masks '
-            f'(in OpenMMLab, grid_size of PackFreeATMInputs) to ({height}, {width}).'
+            f'the batch size is {len(masks)} and the grid {masks.shape[-2]}x{masks.shape[-1]} of '
+            f'the masks, {batch} and {height}x{width} of the feature maps: set the grid of the '
+            f'masks (in OpenMMLab, grid_size of PackFreeATMInputs) to ({height}, {width})'
         )
     weights = masks.flatten(2).float()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

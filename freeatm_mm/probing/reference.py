@@ -17,7 +17,7 @@ from PIL import Image
 
 from freeatm_mm.attention import dense_crf, minmax, resize
 from freeatm_mm.compat import no_code_from_data
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.probing.mask_quality import THRESHOLD, centred_box, mean_box_size
 from freeatm_mm.prompts import Noun
 from freeatm_mm.prompts.imagenet import select_classes
@@ -184,8 +184,8 @@ def compare_with_reference(
         scored.append([_overlap(masks >= threshold, exact) for masks in (refined, large, other)])
     if len(scored) < 2:
         raise InputError(
-            f'{len(scored)} images have nouns that the reference marks a pixel of, and two or more '
-            'are needed'
+            f'{counted(len(scored), "image")} with nouns that the reference marks a pixel of: '
+            'two or more are needed'
         )
 
     def unpacked() -> Iterator[np.ndarray]:

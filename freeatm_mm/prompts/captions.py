@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.errors import counted
 from freeatm_mm.prompts.journal import Batch, SeenTexts
 from freeatm_mm.prompts.nouns import NounFinder
 from freeatm_mm.prompts.record import PromptRecord
@@ -244,7 +245,7 @@ def caption_batches(
             elif any('\ud800' <= character <= '\udfff' for character in text):
                 counts['skipped: half a character'] += 1
             elif text.count(' ') >= max_words:
-                counts[f'skipped: more than {max_words} words'] += 1
+                counts[f'skipped: more than {counted(max_words, "word")}'] += 1
             elif len(text) > LONGEST_PROMPT:
                 counts[f'skipped: more than {LONGEST_PROMPT:,} characters'] += 1
             elif not finder.can_read(text):

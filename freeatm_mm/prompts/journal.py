@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from freeatm_mm.errors import counted
 from freeatm_mm.files import atomic_write
 from freeatm_mm.prompts.reading import load_json
 from freeatm_mm.prompts.record import PromptRecord
@@ -72,7 +73,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f'{self.records:,} prompts in {self.path}, from {self.read:,} read'
+            f'{counted(self.records, "prompt")} in {self.path}, from {self.read:,} read'
             + (f' ({self.resumed:,} of them before an interruption)' if self.resumed else '')
         ]
         for name, number in sorted(self.counts.items()):

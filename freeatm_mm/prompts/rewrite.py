@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import islice
 
+from freeatm_mm.errors import counted
 from freeatm_mm.prompts.answers import read_sentences
 from freeatm_mm.prompts.journal import Batch, SeenTexts
 from freeatm_mm.prompts.language_models import Answer, LanguageModel, LanguageModelError, Request
@@ -139,9 +140,9 @@ def check_answer(template: PromptRecord, text: str, checks: Checks) -> tuple[Nou
         return 'refusal'
     words = len(text.split())
     if words < checks.min_words:
-        return f'fewer than {checks.min_words} words'
+        return f'fewer than {counted(checks.min_words, "word")}'
     if words > checks.max_words:
-        return f'more than {checks.max_words} words'
+        return f'more than {counted(checks.max_words, "word")}'
     if text.casefold() == template.prompt.casefold():
         return 'unchanged'
     if (_phrases(text) - _phrases(template.prompt)) & checks.forbidden:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.ops import (
     COMBINE,
     NOISES,
@@ -75,11 +75,8 @@ class GuidedMasking(nn.Module):
             (B, L) int64, each row a permutation of the L = h * w patches.
 
         Raises:
-            InputError: If the masks are no numbers.
-
-        Raises:
-            InputError: If `progress` is out of range, the masks have another shape, or no patch
-                would stay visible.
+            InputError: If `progress` is out of range, the masks have another shape or are NaN or
+                infinite, or no patch would stay visible.
         """
         if not 0 <= progress <= 1:
             raise InputError(f'progress {progress} is not in [0, 1]')
@@ -135,8 +132,8 @@ class GuidedMasking(nn.Module):
         order = self.order(masks, progress)
         if tokens.shape[:2] != order.shape:
             raise InputError(
-                f'{tokens.shape[1]} tokens of {len(tokens)} images do not fit masks of '
-                f'{order.shape[1]} cells of {len(order)}: leave out the class token, and set the '
-                'grid of StoreDataset to that of the patches'
+                f'{counted(tokens.shape[1], "token")} of {counted(len(tokens), "image")} do not '
+                f'fit masks of {order.shape[1]} cells of {len(order)}: leave out the class token, '
+                'and set the grid of StoreDataset to that of the patches'
             )
         return mask_patches(tokens, order, num_visible(order.shape[1], self.mask_ratio))

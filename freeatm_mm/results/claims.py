@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from freeatm_mm.errors import counted
 from freeatm_mm.results.comparison import arm_name, is_untrained, runs_of
 from freeatm_mm.results.file import validate_results
 from freeatm_mm.results.metrics import metric_title
@@ -441,7 +442,7 @@ def verdict_line(primary: list[Finding], claim: Claim) -> str:
         if verdict == 'undecided':
             verdict += f': {finding.seeds} of {max(claim.looks)} seeds'
         elif verdict in ('shown', 'opposite'):
-            verdict += f' (at {finding.seeds} seeds)'
+            verdict += f' (at {counted(finding.seeds, "seed")})'
         parts.append(f'{name}: {verdict}, {_interval(finding.difference)}')
     return '; '.join(parts)
 
@@ -454,13 +455,13 @@ def _power(difference: Difference, claim: Claim) -> list[str]:
         error = (spread**2 / last + difference.error_objects**2) ** 0.5
         return [
             f'Standard error {difference.error:.4f}: {difference.error_seeds:.4f} by seeds, '
-            f'{difference.error_objects:.4f} by objects. At {last} seeds a difference of about '
-            f'{2.8 * error:.3f} is found four times out of five.'
+            f'{difference.error_objects:.4f} by objects. At {counted(last, "seed")} a difference '
+            f'of about {2.8 * error:.3f} is found four times out of five.'
         ]
     if isinstance(difference, NestedDifference):
         lines = [
-            f'Paired differences of {difference.seeds} seeds, {difference.heads} '
-            f'head{"s" * (difference.heads > 1)} each, spread by {difference.spread:.4f}.'
+            f'Paired differences of {counted(difference.seeds, "seed")}, '
+            f'{counted(difference.heads, "head")} each, spread by {difference.spread:.4f}.'
         ]
         if difference.heads > 1:
             lines[0] += (
@@ -470,9 +471,9 @@ def _power(difference: Difference, claim: Claim) -> list[str]:
             for heads in (1, difference.heads, 4 * difference.heads):
                 lines += [
                     '',
-                    f'With {heads} heads they spread by {difference.spread_with(heads):.4f}; '
-                    f'differences of 0.005 and 0.003 then take '
-                    f'{difference.seeds_for(0.005, heads)} and '
+                    f'With {counted(heads, "head")} they spread by '
+                    f'{difference.spread_with(heads):.4f}; differences of 0.005 and 0.003 then '
+                    f'take {difference.seeds_for(0.005, heads)} and '
                     f'{difference.seeds_for(0.003, heads)} seeds, four times out of five.',
                 ]
         return lines

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from freeatm_mm.errors import counted
+
 __all__ = ['Curve', 'read_curve']
 
 
@@ -55,7 +57,7 @@ def read_curve(work_dir: str | Path, key: str = 'loss') -> Curve:
             if key in entry and 'step' in entry and math.isfinite(entry[key]):
                 found[entry['step']] = entry[key]
         if broken:
-            warnings.warn(f'{log}: {broken} lines are no JSON and were left out.', stacklevel=2)
+            warnings.warn(f'{log}: {counted(broken, "line")} left out: no JSON.', stacklevel=2)
         if found:
             first = min(found)
             points = {step: value for step, value in points.items() if step < first} | found

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from freeatm_mm.errors import counted
+
 __all__ = [
     'CrossedDifference',
     'NestedDifference',
@@ -37,7 +39,9 @@ def unpack_outcomes(text: str, count: int) -> np.ndarray:
     except (binascii.Error, TypeError) as error:
         raise ValueError(f'outcomes cannot be read: {error}') from None
     if len(packed) != -(-count // 8):
-        raise ValueError(f'outcomes are {len(packed)} bytes, not those of {count} objects')
+        raise ValueError(
+            f'outcomes are {counted(len(packed), "byte")}, not those of {counted(count, "object")}'
+        )
     return np.unpackbits(packed, count=count).astype(bool)
 
 

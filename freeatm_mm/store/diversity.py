@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.reader import Store
@@ -63,8 +63,9 @@ class NounCoverage:
     def __str__(self) -> str:
         most = ', '.join(f'{noun} {share:.1%}' for noun, share in self.most_frequent)
         return (
-            f'{self.texts:,} texts, {self.distinct_texts:,} of them different; {self.nouns:,} '
-            f'nouns, {self.distinct_nouns:,} different, as varied as {self.effective_nouns:,.1f} '
+            f'{counted(self.texts, "text")}, {self.distinct_texts:,} of them different; '
+            f'{counted(self.nouns, "noun")}, {self.distinct_nouns:,} different, as varied as '
+            f'{self.effective_nouns:,.1f} '
             f'equally frequent ones' + (f'; most frequent: {most}' if most else '')
         )
 
@@ -99,7 +100,7 @@ class Diversity:
         lines = [
             str(self.nouns),
             f'{self.near_duplicates:,} of {self.images:,} images '
-            f'({self.near_duplicates / max(1, self.images):.1%}) have a near duplicate '
+            f'({self.near_duplicates / max(1, self.images):.1%}) with a near duplicate '
             f'(64-bit difference hash, at most {NEAR} bits apart)',
             f'the images are as varied as {self.effective_images:,.1f} that have nothing in common '
             f'(Vendi score of {self.embedding}, at most {self.images:,})',
@@ -107,7 +108,7 @@ class Diversity:
         if self.images < self.samples - self.unreadable:
             lines.append(f'images: {self.images:,} of {self.samples:,}, evenly spread')
         if self.unreadable:
-            lines.append(f"{self.unreadable:,} images can't be decoded and are left out")
+            lines.append(f"{counted(self.unreadable, 'image')} left out: can't be decoded")
         return '\n'.join(lines)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from freeatm_mm.addresses import local_folder
+from freeatm_mm.errors import counted
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.reader import Store
@@ -63,12 +64,13 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [
-            f'{self.images} images, {self.instances} instances of {len(self.categories)} categories'
+            f'{counted(self.images, "image")}, {counted(self.instances, "instance")} of '
+            f'{counted(len(self.categories), "category")}'
         ]
         if self.empty:
-            lines.append(f'{self.empty} masks left out: nothing in them reaches the threshold')
+            lines.append(f'{counted(self.empty, "mask")} left out: nowhere at the threshold')
         if self.unlisted:
-            lines.append(f'{self.unlisted} nouns left out: their category was not asked for')
+            lines.append(f'{counted(self.unlisted, "noun")} left out: of a category not asked for')
         return '\n'.join(lines)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import file_sha256, read_bytes, read_json, read_text
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.pictures import PICTURE_FORMATS, decode_picture
@@ -97,22 +97,27 @@ class ImportReport:
     unusable: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f'{self.images} images with {self.masks} masks']
-        for count, text in (
-            (self.bare, 'images have no mask'),
-            (self.empty, 'masks left out: no pixel in them'),
-            (self.surplus, 'masks left out: the smallest of images that have many (--most)'),
-            (self.crowds, 'annotations left out: crowds'),
-            (self.encoded_anew, 'images encoded anew: a store holds upright RGB or grey JPEG, PNG'),
+        lines = [f'{counted(self.images, "image")} with {counted(self.masks, "mask")}']
+        for count, noun, text in (
+            (self.bare, 'image', 'without a mask'),
+            (self.empty, 'mask', 'left out: without a pixel'),
+            (self.surplus, 'mask', 'left out: the smallest of images that have many (--most)'),
+            (self.crowds, 'annotation', 'left out: of crowds'),
+            (
+                self.encoded_anew,
+                'image',
+                'encoded anew: a store holds upright RGB or grey JPEG, PNG',
+            ),
             (
                 self.passed_over,
-                f'other files, or linked folders, skipped: not {", ".join(_SUFFIXES)}',
+                'other entry',
+                f'skipped: linked folders, and files that are not {", ".join(_SUFFIXES)}',
             ),
-            (self.unmatched, 'masks, or folders of them, left out: no image has that name'),
-            (len(self.unusable), 'images left out: they could not be used'),
+            (self.unmatched, 'name', 'of masks, or folders of them, left out: no image has it'),
+            (len(self.unusable), 'image', 'left out: not usable'),
         ):
             if count:
-                lines.append(f'{count} {text}')
+                lines.append(f'{counted(count, noun)} {text}')
         return '\n'.join(lines)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from freeatm_mm import files
 from freeatm_mm.addresses import RemoteFolder, is_address
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import check_json, file_sha256, handle_sha256, parse_json, read_json
 from freeatm_mm.store.errors import StoreError
 
@@ -240,7 +240,7 @@ def read_index_header(handle: int) -> tuple[np.dtype, int, int]:
     size = os.fstat(handle).st_size
     if type(rows) is not int or rows < 0 or size != first_row + rows * dtype.itemsize:
         raise StoreError(
-            f'is corrupt: it has {size} bytes where {rows} rows need '
+            f'is corrupt: it has {counted(size, "byte")} where {counted(rows, "row")} would take '
             f'{first_row + rows * dtype.itemsize}'
         )
     return dtype, rows, first_row
@@ -388,7 +388,7 @@ def _check_contents(manifest: dict[str, Any], expected_format: str, version: int
         if shard['index_bytes'] > _HEADER_BYTES + shard['samples'] * _MOST_ROW:
             raise StoreError(
                 f"{shard['name']} can't have an index of {shard['index_bytes']} bytes for "
-                f'{shard["samples"]} samples'
+                f'{counted(shard["samples"], "sample")}'
             )
     if is_store:
         if config_digest(manifest['config']) != manifest['config_sha256']:
@@ -400,7 +400,9 @@ def _check_contents(manifest: dict[str, Any], expected_format: str, version: int
             or any(count != each for count in planned[:-1])
             or any(count > each for count in planned[-1:])
         ):
-            raise StoreError(f"its shards don't hold {each} samples each (samples_per_shard)")
+            raise StoreError(
+                f"its shards don't hold {counted(each, 'sample')} each (samples_per_shard)"
+            )
         for name in TOTALS:
             total = sum(shard.get(name, 0) for shard in shards)
             if manifest[name] != total:

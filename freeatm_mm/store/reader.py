@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from freeatm_mm.addresses import RemoteFolder, is_address
-from freeatm_mm.errors import InputError, listed
+from freeatm_mm.errors import InputError, counted, listed
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
@@ -222,7 +222,7 @@ class Store(Sequence):
         self._reset()
 
     def __repr__(self) -> str:
-        return f'Store({str(self.path)!r}, {len(self)} samples)'
+        return f'Store({str(self.path)!r}, {counted(len(self), "sample")})'
 
     def _reset(self) -> None:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
@@ -360,7 +360,9 @@ class _OpenShard:
         except StoreError as error:
             raise StoreError(f'the index {index_path} {error}') from None
         if rows != entry['samples']:
-            raise StoreError(f'its index has {rows} rows, store.json says {entry["samples"]}')
+            raise StoreError(
+                f'its index has {counted(rows, "row")}, store.json says {entry["samples"]}'
+            )
         if prove and handle_sha256(self.index_handle) != entry['index_sha256']:
             raise StoreError(
                 f'the index {index_path} is not the one that was written: its sha256 '

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.ops.nouns import region_name
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.edit import content_digest
@@ -74,14 +74,14 @@ class RegionReport:
     bare: int
 
     def __str__(self) -> str:
-        lines = [f'{self.samples} samples with {self.regions} regions']
-        for count, text in (
-            (self.small, 'regions left out: smaller than --min-area'),
-            (self.surplus, 'regions left out: the smallest of samples that have many (--most)'),
-            (self.bare, 'samples have no region'),
+        lines = [f'{counted(self.samples, "sample")} with {counted(self.regions, "region")}']
+        for count, noun, text in (
+            (self.small, 'region', 'left out: smaller than --min-area'),
+            (self.surplus, 'region', 'left out: the smallest of samples that have many (--most)'),
+            (self.bare, 'sample', 'without a region'),
         ):
             if count:
-                lines.append(f'{count} {text}')
+                lines.append(f'{counted(count, noun)} {text}')
         return '\n'.join(lines)
 
 
@@ -226,7 +226,9 @@ def make_regions(
         raise InputError('no sample is asked for')
     beyond = [number for number in numbers if not 0 <= number < len(store)]
     if beyond:
-        raise InputError(f'{path} has {len(store)} samples, and number {beyond[0]} is asked for')
+        raise InputError(
+            f'{path} has {counted(len(store), "sample")}, and number {beyond[0]} is asked for'
+        )
     config = {
         'regions': made_by,
         'mask_size': mask_size,

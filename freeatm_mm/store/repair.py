@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import read_json
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
@@ -60,7 +60,7 @@ class RepairReport:
         lines += [f'made again, with other bytes than before: {name}' for name in self.remade]
         lines += [f'NOT repaired: {name}' for name in self.left]
         if self.drawn:
-            lines.append(f'{self.drawn} samples were made again')
+            lines.append(f'{counted(self.drawn, "sample")} made again')
         return '\n'.join(lines) or 'nothing to repair'
 
 
@@ -106,7 +106,9 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
         )
         (report.restored if same else report.remade).append(name)
     for number in sorted(entries.keys() - set(due)):
-        report.left.append(f'{shard_name(number)}: the store should have {len(due)} shards only')
+        report.left.append(
+            f'{shard_name(number)}: the store should have {counted(len(due), "shard")} only'
+        )
     if not report.left and (report.restored or report.remade or not was_finished):
         missing = writer.finish(num_samples)
         report.left += [f'{shard_name(number)} is missing' for number in missing]
@@ -224,7 +226,7 @@ def _samples(
             lost = ', '.join(repr(keys[row]) for row in bad[:5])
             lost += ', ...' if len(bad) > 5 else ''
             report.left.append(
-                f'{name}: {len(bad)} of its {count} samples are lost ({lost}); give the '
+                f'{name}: {len(bad)} of its {counted(count, "sample")} lost ({lost}); give the '
                 'pipeline and the prompts to make them again'
             )
             return None

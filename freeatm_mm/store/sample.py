@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import check_json, parse_json
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store.errors import StoreError
@@ -183,7 +183,7 @@ class Sample:
         count = len(self.nouns)
         if self.masks.dtype != np.uint8 or self.masks.ndim != 3 or len(self.masks) != count:
             raise StoreError(
-                f'sample {self.key!r}: {count} nouns need masks of shape '
+                f'sample {self.key!r}: {counted(count, "noun")} and masks: these need the shape '
                 f'({count}, h, w) and type uint8, got {self.masks.shape} '
                 f'{self.masks.dtype}'
             )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import parse_json
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import BLOCK, index_dtype, open_regular, read_exactly
@@ -254,7 +254,7 @@ def _checked_info(key: str, text: bytes, nouns: int) -> dict[str, Any]:
     check_info(key, info)
     if len(info['nouns']) != nouns:
         raise StoreError(
-            f'sample {key!r}: the index says it has {nouns} nouns, and it has '
+            f'sample {key!r}: the index says it has {counted(nouns, "noun")}, and it has '
             f'{len(info["nouns"])}; one is corrupt'
         )
     return info

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from freeatm_mm.addresses import RemoteFolder, local_folder
-from freeatm_mm.errors import MissingFileError
+from freeatm_mm.errors import MissingFileError, counted
 from freeatm_mm.files import atomic_write, parse_json
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.store.errors import StoreError
@@ -56,7 +56,8 @@ class TransferReport:
     def __str__(self) -> str:
         ending = '' if self.complete else '; the store is not finished, so its copy is none yet'
         return (
-            f'{self.copied} files copied ({self.bytes:,} bytes), {self.there} there already{ending}'
+            f'{counted(self.copied, "file")} copied ({counted(self.bytes, "byte")}), '
+            f'{self.there} there already{ending}'
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from freeatm_mm.addresses import RemoteFolder, is_address
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import MAX_BYTES
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
@@ -390,7 +390,7 @@ def _compare_with_settings(
     if type(due) is int and due != planned:
         yield Problem(
             file,
-            f'lists {planned} samples, and its settings say {due}',
+            f'lists {counted(planned, "sample")}, and its settings say {due}',
             'missing' if due > planned else 'foreign',
         )
     for number in range(len(manifest['shards'])):
@@ -547,4 +547,4 @@ def _file_problem(file: Path, size: int, digest: str) -> tuple[str, str] | None:
 
 def _missing_shard(keys: Sequence[str]) -> str:
     between = f' {keys[0]!r} to {keys[-1]!r}' if keys else ''
-    return f'is missing, with its {len(keys)} samples{between}'
+    return f'is missing, with its {counted(len(keys), "sample")}{between}'

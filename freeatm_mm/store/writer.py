@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from freeatm_mm.addresses import local_folder
+from freeatm_mm.errors import counted
 from freeatm_mm.files import parse_json
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
@@ -166,7 +167,8 @@ class StoreWriter:
                 for sample in samples:
                     if len(shard.rows) == self.samples_per_shard:
                         raise StoreError(
-                            f'{name} was given more than its {self.samples_per_shard} samples'
+                            f'{name} was given more than its '
+                            f'{counted(self.samples_per_shard, "sample")}'
                         )
                     shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
                 # Notes may name, once all is drawn, the samples that are left out.
@@ -255,12 +257,12 @@ class StoreWriter:
             if planned_samples(manifest) != expected:
                 raise StoreError(
                     f'{manifest["name"]} in {self.path} holds '
-                    f'{planned_samples(manifest)} samples where {expected} are due'
+                    f'{counted(planned_samples(manifest), "sample")} where {expected} should be'
                 )
             shards.append({field: manifest[field] for field in ENTRY_FIELDS if field in manifest})
         if (self.path / f'{shard_name(count)}.json').exists():
             raise StoreError(
-                f'{self.path} holds more shards than its {num_samples} samples need; '
+                f'{self.path} holds more shards than {counted(num_samples, "sample")} would take; '
                 'use another folder'
             )
         if not missing:

@@ -633,7 +633,7 @@ class TestErrors:
                 recorder.masks(**options)
 
     def test_batch_of_another_size(self, sd):
-        with pytest.raises(ValueError, match='batch of 6, but 2 images'):
+        with pytest.raises(ValueError, match='batch of 6, but the recorder is for 2 images'):
             with AttentionRecorder(sd, PROMPTS, NOUNS):
                 draw(sd, images=3, guidance=1.0)
         with pytest.raises(ValueError, match='batch of 4 different images'):

@@ -146,7 +146,7 @@ def test_a_second_prompt_of_nothing_is_the_first(sdxl, empty):
 
 def test_second_prompts_of_another_number(sdxl):
     for second in (['a dog'], ['a dog'] * 3, 'a dog', ['a dog', None]):
-        with pytest.raises(ValueError, match='prompt_2 must hold a text for each of the 2 prompts'):
+        with pytest.raises(ValueError, match='prompt_2 must hold a text for each prompt .2.'):
             AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=dict(prompt_2=second))
 
 

@@ -119,7 +119,7 @@ def test_a_page_of_one_file_holds_its_samples_and_runs_nothing_of_theirs(store, 
     assert 'http' not in re.sub(r'data:[^"]*', '', text)  # nothing is fetched
     assert 'page.html: 4 samples' in capsys.readouterr().out
     words = ['view', store.path, '--out', out, '--where', 'nouns.#>=2', '--seed', '0']
-    assert exit_code(cli, words) == 0 and 'page.html: 1 samples' in capsys.readouterr().out
+    assert exit_code(cli, words) == 0 and 'page.html: 1 sample\n' in capsys.readouterr().out
     mine = tmp_path / 'mine.html'
     mine.write_text('<!doctype html>\n<title>mine</title>')
     words[3] = mine

@@ -331,7 +331,7 @@ def test_unreadable_samples_are_passed_over_if_asked(kind, tmp_path, told):
 def test_too_many_unreadable_samples_stop_the_training(kind, workers, tmp_path):
     path, names = make_damaged(kind, tmp_path / 'data')
     for share, message in (
-        (0.1, 'with it 2 of 12 samples are unreadable, and max_unreadable=0.1 allows 1'),
+        (0.1, "with it 2 samples of 12 can't be read, and max_unreadable=0.1 allows 1"),
         (0.0, 'max_unreadable of FreeATMDataset'),
     ):
         dataset = FreeATMDataset(
@@ -547,7 +547,9 @@ def test_nothing_left_is_told(indices, tmp_path):
 @pytest.mark.parametrize('indices', [13, -13, [0, 12], [-13]])
 def test_samples_that_there_are_not_are_told(indices, tmp_path):
     make_store(tmp_path / 'store')
-    with pytest.raises(StoreError, match='store: indices asks for -?1.*there are 12 samples'):
+    with pytest.raises(
+        StoreError, match='store: indices asks for -?1.*the number of samples is 12'
+    ):
         FreeATMDataset(tmp_path / 'store', indices=indices)
     assert len(FreeATMDataset(tmp_path / 'store', indices=12)) == 12
     assert len(FreeATMDataset(tmp_path / 'store', indices=-12)) == 12

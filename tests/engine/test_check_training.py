@@ -199,10 +199,12 @@ def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch)
     cfg.resume = True
     half = copy.deepcopy(cfg)
     half.train_dataloader.batch_size = 5
-    with pytest.raises(InputError, match=r'10 images an iteration .1 processes., and this one has'):
+    with pytest.raises(
+        InputError, match=r'10 images an iteration .processes: 1., and this one has'
+    ):
         run(half, 'iterations_half')
     monkeypatch.setattr(check_training, 'get_world_size', lambda: 2)
-    with pytest.raises(InputError, match=r'has 20 .2 processes.*whose product is 10'):
+    with pytest.raises(InputError, match=r'has 20 .processes: 2.*whose product is 10'):
         run(cfg, 'iterations_two')
     path = tmp_path / 'run/epoch_1.pth'
     content = CheckpointLoader.load_checkpoint(str(path))

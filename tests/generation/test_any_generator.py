@@ -124,7 +124,7 @@ def test_nouns_that_one_of_several_encoders_cuts_off_are_counted_and_listed(tmp_
         **OPTIONS,
     )
     assert (summary.partial_nouns, summary.lost_nouns, summary.nouns) == (1, 0, 3)
-    assert '1 nouns have masks that leave out one of several text encoders' in str(summary)
+    assert '1 noun with a mask that leaves out one of several text encoders' in str(summary)
     (partial,) = Store(tmp_path)[0].meta['partial_nouns']
     assert partial['text'] == 'bird'
     assert partial['reason'] == 'text_encoder and text_encoder_2 cut it off'

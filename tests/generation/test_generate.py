@@ -162,7 +162,7 @@ def test_a_worker_takes_over_what_nobody_draws_and_leaves_what_somebody_does(pip
         (tmp_path / 'shard-000002.tar.tmp').write_bytes(b'half')
         summary = draw(pipe, tmp_path, rank=1, world=2)
         assert (summary.samples, summary.missing_shards) == (4, 1)
-        assert '1 shards still to be written' in str(summary)
+        assert '1 shard still to be written' in str(summary)
         with pytest.raises(StoreError, match='another process is writing shard-000002'):
             draw(pipe, tmp_path)
     (tmp_path / 'shard-000002.tar').unlink()  # that process dies
@@ -320,7 +320,7 @@ def test_nouns_that_the_tokenizer_cuts_off_are_left_out_and_listed(pipe, tmp_pat
     long = record(9, 'a dog ' + 'on the sand ' * 30 + 'with a bird', 'bird', 'dog')
     summary = generate(pipe, [long, PROMPTS[1]], tmp_path / 'a', **SETTINGS)
     assert (summary.lost_nouns, summary.nouns) == (1, 2)
-    assert '1 nouns left out' in str(summary)
+    assert '1 noun left out' in str(summary)
     sample = Store(tmp_path / 'a')[0]
     assert [noun.text for noun in sample.nouns] == ['dog']
     assert len(sample.masks) == 1 and sample.masks.max() == 255
@@ -344,7 +344,7 @@ def test_long_prompts_are_counted_rather_than_printed(tmp_path, capfd):
     summary = generate(pipe, [long, *PROMPTS[:2]], tmp_path, **SETTINGS)
     assert 'truncated' not in capfd.readouterr().err
     assert summary.cut_prompts == 1
-    assert '1 prompts have more than the 77 tokens that CLIP sees' in str(summary)
+    assert '1 prompt with more than the 77 tokens that CLIP sees' in str(summary)
     assert not handler.filters
 
 
@@ -383,7 +383,7 @@ def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
     summary = generate(pipe, PROMPTS[:2], tmp_path, keep_hidden=True, **SETTINGS)
     assert (summary.flat_masks, summary.hidden_images) == (3, 2)
     assert Store(tmp_path)[0].meta['hidden_by_safety_checker'] is True
-    assert '3 masks are flat' in str(summary) and '2 images blacked out' in str(summary)
+    assert '3 flat masks' in str(summary) and '2 images blacked out' in str(summary)
 
 
 def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):

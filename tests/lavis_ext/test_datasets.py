@@ -472,9 +472,12 @@ def test_an_undecodable_picture_of_a_store_is_told(store, monkeypatch):
         (dict(store='S', skip_unreadable='no'), 'skip_unreadable must be True or False'),
         (dict(store='S', shards=3), r'build_info has no shards; did you mean share\? \(known are'),
         (dict(store='S', detections='no.json'), 'no file of detections no.json: make it with'),
-        (dict(store='S', detections=['a', 'b']), 'need as many files of detections in all, got 2'),
+        (dict(store='S', detections=['a', 'b']), 'take as many files of detections in all, got 2'),
         (dict(annotations='no.json', images='.'), 'no caption file no.json'),
-        (dict(annotations='no.json'), '1 files of annotations need as many folders'),
+        (
+            dict(annotations='no.json'),
+            '1 file of annotations and 0 folders of images: give as many',
+        ),
         (dict(annotations='C', images='no/images'), 'no image folder no/images'),
     ],
 )

@@ -480,7 +480,7 @@ def test_more_processes_than_the_set_has_work_for_are_told(
         config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
     ).eval()
     monkeypatch.setattr(models, 'get_world_size', lambda: 3)
-    with pytest.raises(ValueError, match='4 images are too few for 3 processes'):
+    with pytest.raises(ValueError, match='3 processes are too many to evaluate 4 images'):
         retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 4}))
 
 

@@ -127,7 +127,7 @@ def test_seeds_have_samples_of_their_own(tmp_path):
     assert samples == lists[1] and noted['disjoint'] and noted['store'] == 'pool'
     noted, samples = chosen(3)  # two are left: a draw of its own
     assert not noted['disjoint'] and len(set(samples)) == 6
-    with pytest.raises(InputError, match='has 20 samples, and 21 are asked for'):
+    with pytest.raises(InputError, match='has 20 samples, too few for 21'):
         chosen(0, 21)
     with pytest.raises(InputError, match='lists the samples of another store'):
         choose_samples(make_store(tmp_path / 'other', count=30), 6, 0, tmp_path / '6-0.json')

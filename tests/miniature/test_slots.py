@@ -75,5 +75,5 @@ def test_the_tool_says_how_short_the_training_was(known_sources, tmp_path, capsy
     ]
     assert all(0 <= row['iou'] <= 1 for row in results['rows'])
     report = (tmp_path / 'slot-attention.md').read_text()
-    assert '1 steps of 2' in report and '500,000 are published, so' in report
+    assert '1 step of 2' in report and '500,000 are published, so' in report
     assert str(known_sources) not in report and report in capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_empty_and_uniform_masks():
 def test_wrong_grid_is_named():
     with pytest.raises(ValueError, match=r'5x5.*7x7.*grid_size.*\(7, 7\)'):
         pool_instances(torch.zeros(2, 3, 7, 7), torch.zeros(2, 1, 5, 5))
-    with pytest.raises(ValueError, match='3 images'):
+    with pytest.raises(ValueError, match='batch size is 3 .* masks, 2 and'):
         pool_instances(torch.zeros(2, 3, 7, 7), torch.zeros(3, 1, 7, 7))
 
 

@@ -178,4 +178,4 @@ def test_the_tool_compares_a_store_with_sam(tiny_sam, tmp_path, capsys):
     assert exit_code(judge, [store, '--sam', tmp_path / 'nowhere']) == 2
     assert "can't be had" in capsys.readouterr().err
     assert exit_code(judge, [*words[:5], 'vehicle']) == 2
-    assert '0 images have nouns' in capsys.readouterr().err
+    assert '0 images with nouns' in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_a_resumed_run_replaces_what_was_logged_after_its_start(tmp_path):
 
 def test_a_line_cut_off_by_a_kill_is_reported_and_left_out(tmp_path):
     write_log(tmp_path, '20240101_000000', points((10, 5.0)), tail='{"loss": 4.')
-    with pytest.warns(UserWarning, match='1 lines are no JSON'):
+    with pytest.warns(UserWarning, match='1 line left out: no JSON'):
         assert read_curve(tmp_path).steps.tolist() == [10]
 
 

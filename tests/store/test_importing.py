@@ -90,7 +90,7 @@ def test_every_format_makes_the_same_store(tmp_path, images, capsys, make):
     masks, out = make(tmp_path, images), tmp_path / 'store'
     words = ['import', make.__name__.removeprefix('make_'), images, masks, out, '--quiet']
     assert exit_code(cli, words) == 0
-    assert capsys.readouterr().out.startswith('2 images with 2 masks\n1 images have no mask')
+    assert capsys.readouterr().out.startswith('2 images with 2 masks\n1 image without a mask')
     assert list(verify_store(out)) == []
     first, second = Store(out)
     assert (first.key, second.key) == ('a-b', 'c') and first.meta['file'] == 'a b.jpg'
@@ -291,8 +291,8 @@ def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
     assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 0
     shown = capsys.readouterr().out
     assert (
-        '1 masks, or folders of them, left out' in shown
-        and '1 other files, or linked folders, skipped' in shown
+        '1 name of masks, or folders of them, left out' in shown
+        and '1 other entry skipped: linked folders' in shown
     )
 
 
@@ -309,9 +309,7 @@ def test_images_in_folders_have_their_masks_in_the_same_folders(tmp_path, images
     words = ['import', make.__name__.removeprefix('make_'), images, masks, tmp_path / 'store']
     assert exit_code(cli, [*words, '--quiet']) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(
-        '2 images with 2 masks\n1 images have no mask\n1 other files, or linked'
-    )
+    assert shown.startswith('2 images with 2 masks\n1 image without a mask\n1 other entry skipped')
     assert 'left out' not in shown
     first, second = Store(tmp_path / 'store')
     assert (first.key, first.meta['file'], len(first.nouns)) == ('b-a-b', 'b/a b.jpg', 2)
@@ -333,7 +331,7 @@ def test_an_image_on_its_side_is_stored_upright_and_needs_upright_masks(tmp_path
     words = ['import', 'masks', images, make_masks(tmp_path, images), tmp_path / 'one', '--quiet']
     assert exit_code(cli, words) == 0
     assert Store(tmp_path / 'one')[0].image.size == SIZE[::-1]
-    assert '1 images encoded anew' in capsys.readouterr().out
+    assert '1 image encoded anew' in capsys.readouterr().out
     path = tmp_path / 'instances.json'
     listed = [{'id': 7, 'file_name': 'a b.jpg', 'width': SIZE[0], 'height': SIZE[1]}]
     content = coco(images=listed)
@@ -417,5 +415,5 @@ def test_unusable_images_are_left_out_up_to_a_number(tmp_path, images, capsys):
     assert '--max-bad N' in said
     assert exit_code(cli, [*words, '--max-bad', 1]) == 0
     shown = capsys.readouterr().out
-    assert 'left out: ' in shown and '1 images left out: they could not be used' in shown
+    assert 'left out: ' in shown and '1 image left out: not usable' in shown
     assert len(Store(tmp_path / 'store')) == 2

@@ -225,11 +225,13 @@ def test_foreign_files_are_seen_where_a_server_lists(monkeypatch, path, tmp_path
     with serve_s3(monkeypatch):
         folder = RemoteFolder('s3://bucket/a/store')
         for file in sorted(path.iterdir()):
-            folder.upload(file, file.name, file_sha256(file))
+            folder.upload_many([(file, file.name, file_sha256(file))])
         assert list(verify_store('s3://bucket/a/store')) == []
         assert_same(Store('s3://bucket/a/store')[4], varied_sample(4))
-        folder.upload(path / 'store.json', 'shard-000007.tar', file_sha256(path / 'store.json'))
-        folder.upload(path / 'store.json', 'notes.txt', file_sha256(path / 'store.json'))
+        folder.upload_many(
+            [(path / 'store.json', 'shard-000007.tar', file_sha256(path / 'store.json'))]
+        )
+        folder.upload_many([(path / 'store.json', 'notes.txt', file_sha256(path / 'store.json'))])
         folder.remove('shard-000001.index.npy')
         assert sorted(map(str, verify_store('s3://bucket/a/store', decode=False))) == [
             "foreign: s3://bucket/a/store/notes.txt: doesn't belong to the store",

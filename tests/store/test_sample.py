@@ -105,8 +105,8 @@ def test_a_key_that_is_no_safe_file_name_is_refused(key):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'masks': np.zeros((3, 8, 6), np.uint8)}, '2 nouns need masks of shape'),
-        ({'masks': np.zeros((2, 8), np.uint8)}, '2 nouns need masks of shape'),
+        ({'masks': np.zeros((3, 8, 6), np.uint8)}, '2 nouns and masks: these need the shape'),
+        ({'masks': np.zeros((2, 8), np.uint8)}, '2 nouns and masks: these need the shape'),
         ({'masks': np.zeros((2, 8, 6), np.float32)}, 'uint8'),
         ({'masks': np.zeros((2, 0, 6), np.uint8)}, 'empty'),
         ({'scales': np.zeros((1, 2), np.float32)}, r'shape \(2, 2\)'),

@@ -350,7 +350,7 @@ def test_values_that_json_cannot_hold_are_refused(tmp_path):
 def test_a_store_that_does_not_follow_its_plan_is_refused(tmp_path):
     writer = StoreWriter(tmp_path, 3)
     writer.write_shard(0, map(make_sample, range(2)))
-    with pytest.raises(StoreError, match='holds 2 samples where 3 are due'):
+    with pytest.raises(StoreError, match='holds 2 samples where 3 should be'):
         writer.finish(5)
     writer.write_shard(1, map(make_sample, range(2, 4)))
     with pytest.raises(StoreError, match='more shards'):
@@ -403,7 +403,7 @@ def test_what_is_no_store_is_refused(tmp_path, store_path):
         (lambda m: m.pop('complete'), "corrupt: the field 'complete' is missing"),
         (lambda m: m['shards'][0].update(name='../shard-000000'), 'corrupt'),
         (lambda m: m['shards'][1].update(samples=2), "don't hold 3 samples each"),
-        (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 rows'),
+        (lambda m: m['shards'][2].update(samples=2) or m.update(samples=8), 'index has 1 row,'),
         (lambda m: m.update(samples=8), 'says 8 samples in all, and its shards have 7'),
         (lambda m: m.update(samples_per_shard=4), "don't hold 4 samples each"),
         (lambda m: m['shards'].pop(), 'samples in all, and its shards have 6'),

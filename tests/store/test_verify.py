@@ -182,7 +182,7 @@ def test_repair_without_a_source_does_what_it_can_and_says_what_is_left(path):
     broken = (path / 'shard-000001.tar').read_bytes()
     report = repair_store(path)
     assert report.restored == ['shard-000000']
-    assert len(report.left) == 1 and "1 of its 3 samples are lost ('000004')" in report.left[0]
+    assert len(report.left) == 1 and "1 of its 3 samples lost ('000004')" in report.left[0]
     assert (path / 'shard-000001.tar').read_bytes() == broken
     assert (path / 'shard-000000.json').read_bytes() == whole['shard-000000.json']
     (path / 'store.json').unlink()

@@ -35,6 +35,13 @@ def test_wrong_paths_are_told_in_one_sentence(tmp_path, capsys, config, store, m
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_leaving_out_an_evaluation_that_there_is_none_of_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([str(ROOT / CONFIG), '--data-root', str(tmp_path), '--no-validate'])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert '--no-validate has no effect on a config that evaluates nothing' in last
+
+
 def test_second_stage_without_the_first_is_told(capsys):
     with pytest.raises(SystemExit):
         tool.main([str(ROOT / 'configs/mixed/mae_freeatm.py')])

@@ -12,8 +12,6 @@ adding them, in turn. Writes `benchmark-add-masks.json` and `.md`.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import number, whole
+from freeatm_mm.cli._scoring import add_folder_options, portable_command, write_report
 from freeatm_mm.errors import tool
 
 
@@ -58,14 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/judge'),
         help='keeps the segmenter (%(default)s)',
     )
-    add(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/results'),
-        help='folder of the results (%(default)s)',
-    )
-    add('--sources', help='folder with the unpacked Debian packages')
-    add('--cache', default='.cache', help='where the photos are kept (%(default)s)')
+    add_folder_options(parser)
     return parser.parse_args(argv)
 
 
@@ -75,27 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from add_masks_cases import measure, report
 
-    from freeatm_mm.files import atomic_write
     from freeatm_mm.results import new_results
 
     found = measure(args)
-    # Where the sources lie says nothing to others.
-    kept = [
-        'SOURCES' if args.sources and part == args.sources else part
-        for part in argv or sys.argv[1:]
-    ]
-    results = new_results(
-        'benchmark-add-masks', shlex.join(['python', 'tools/benchmarks/add_masks.py', *kept])
-    )
+    command = portable_command('tools/benchmarks/add_masks.py', args, argv)
+    results = new_results('benchmark-add-masks', command)
     del results['rows']
     results |= found
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = report(results, args)
-    with atomic_write(args.out / 'benchmark-add-masks.json') as file:
-        file.write((json.dumps(results, indent=1) + '\n').encode())
-    with atomic_write(args.out / 'benchmark-add-masks.md') as file:
-        file.write(text.encode())
-    print(text)
+    write_report(args.out, 'benchmark-add-masks', results, report(results, args))
     return 0
 
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import load_pipeline
 from freeatm_mm.generation.existing import LEVELS
-from freeatm_mm.generation.levels import ShownImages
 from freeatm_mm.generation.pipelines import sampling_options
 from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.evaluation import (
     TIMESTEPS,
     NounSegmenter,
     record_generated_scenes,
+    record_noised_scenes,
     trained,
 )
 from freeatm_mm.miniature.scenes import Scene, sample_prompt
@@ -34,27 +33,9 @@ EVERY = tuple(sorted({*TIMESTEPS, 100, 200, 300}))
 BATCH = 50
 
 
-def looked_at(
-    pipe: Any, scenes: Sequence[Scene], levels: Sequence[int], **options: Any
-) -> Iterator[tuple[AttentionRecorder, Sequence[Scene]]]:
-    """A recorder for each batch of scenes that the pipeline is shown."""
-    shown = ShownImages(pipe, levels)
-    call = sampling_options(pipe, steps=len(levels), guidance=1.0)
-    for start in range(0, len(scenes), BATCH):
-        batch = scenes[start : start + BATCH]
-        prompts = [scene.record.prompt for scene in batch]
-        pixels = torch.from_numpy(np.stack([scene.image for scene in batch]))
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-        generators = [torch.Generator().manual_seed(start + place) for place in range(len(batch))]
-        nouns = [scene.record.nouns for scene in batch]
-        with AttentionRecorder(pipe, prompts, nouns, call_options=call, **options) as recorder:
-            shown.show(images, prompts, generators, call)
-        yield recorder, batch
-
-
 def choices_of_levels(pipe: Any, scenes: Sequence[Scene]) -> dict[tuple[int, ...], dict[str, Any]]:
     """The quality of the masks of one level, of two, of the best two with a third, and of ten."""
-    recorded = list(looked_at(pipe, scenes, EVERY, separate='steps'))
+    recorded = list(record_noised_scenes(pipe, scenes, EVERY, separate='steps'))
     found: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def judge(levels: tuple[int, ...]) -> None:
@@ -110,7 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for levels in dict.fromkeys([*best, LEVELS, spread]):
         qualities = [
             mask_quality(masks.numpy(), scene.masks, box_size=box_size)
-            for recorder, batch in looked_at(pipe, tests, levels)
+            for recorder, batch in record_noised_scenes(pipe, tests, levels)
             for masks, scene in zip(recorder.masks(), batch)
         ]
         real[levels] = scores(qualities)
@@ -136,7 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         generated[f'added afterwards, {text_of(levels)}'] = scores(
             [
                 mask_quality(masks.numpy(), scene.masks)
-                for recorder, batch in looked_at(pipe, scenes, levels)
+                for recorder, batch in record_noised_scenes(pipe, scenes, levels)
                 for masks, scene in zip(recorder.masks(), batch)
             ]
         )
@@ -163,7 +144,7 @@ def seconds_of_both(
         recorder.masks()
 
     def add() -> None:
-        for recorder, _ in looked_at(pipe, few, LEVELS):
+        for recorder, _ in record_noised_scenes(pipe, few, LEVELS):
             recorder.masks()
 
     return [(seconds_of(generate), seconds_of(add)) for _ in range(args.pairs)]

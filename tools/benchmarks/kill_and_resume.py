@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from freeatm_mm.errors import counted
 from freeatm_mm.generation.generate import generate_store
 from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.store import Store, StoreError, verify_store
@@ -101,7 +102,9 @@ def kill_and_resume(
             if key not in gone
         ]
         if keys != due:
-            report.problems.append(f'{out.name} holds {len(keys)} samples, not each one once')
+            report.problems.append(
+                f'{out.name} holds {counted(len(keys), "sample")}, not each one once'
+            )
     report.killed_seconds = killed_seconds / max(1, report.runs)
     return report
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import SEED, whole
-from freeatm_mm.errors import FOUND, tool
+from freeatm_mm.errors import FOUND, counted, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ('dog', 'cat', 'bird', 'fish', 'flower', 'fruit', 'lamp', 'boat')
@@ -97,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             source, Path(scratch), args.kills, workers=args.workers, seed=args.seed
         )
     moments = ', '.join(f'{count} {moment}' for moment, count in report.moments.most_common())
-    print(f'{report.kills} kills over {report.runs} runs of {report.samples} samples: {moments}')
+    print(
+        f'{counted(report.kills, "kill")} over {counted(report.runs, "run")} of '
+        f'{counted(report.samples, "sample")}: {moments}'
+    )
     print(f'undisturbed {report.plain_seconds:.1f} s, with kills {report.killed_seconds:.1f} s')
     print('\n'.join(report.problems) or 'every sample once, every byte as in the undisturbed run')
     results = (

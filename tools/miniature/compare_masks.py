@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.cli._scoring import add_scoring_options, portable_command, write_report
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 
 CLEAR = {'steps': range(4)}
 """The four clearest of the ten noise levels."""
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for steps in (1, 2, 4, 8):
         # A sampler's last step is the clearest, at 1/steps of the way from the image to noise.
         levels = [round(999 * (step + 1) / steps) for step in range(steps)]
-        number = f'{steps} step{"s" if steps > 1 else ""}'
+        number = counted(steps, 'step')
         score(number, weighted, levels)
         if steps > 2:
             score(f'{number}, the last half alone', weighted, levels[: steps // 2])
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.name, portable_command('tools/miniature/compare_masks.py', args, argv)
     )
     results |= {'scenes': args.scenes, 'split': args.split, 'limit_8x8': limit(8), 'rows': rows}
-    write_report(args, results, _report(results))
+    write_report(args.out, args.name, results, _report(results))
     return 0
 
 

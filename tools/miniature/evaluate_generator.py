@@ -8,8 +8,6 @@ Writes `miniature-generator.json` (all figures) and `miniature-generator.md` int
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -18,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import number, whole
+from freeatm_mm.cli._scoring import add_folder_options, portable_command, write_report
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,12 +26,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('generator', help='folder of the pipeline')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/results'),
-        help='folder of the results (%(default)s)',
-    )
     parser.add_argument(
         '--work',
         type=Path,
@@ -69,20 +61,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--guidance', type=number(-1000, 1000), default=5.0, help='guidance scale (%(default)s)'
     )
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages')
-    parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
+    add_folder_options(parser)
     return parser.parse_args(argv)
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    evaluate(args)
-    return 0
-
-
-def evaluate(args: argparse.Namespace) -> None:
     """Train the classifier, let the generator sample, evaluate both, and write the results."""
+    args = parse_args(argv)
     from freeatm_mm.attention.overlay import contact_sheet
     from freeatm_mm.generation import generate, load_pipeline
     from freeatm_mm.miniature.compose import compose_scenes
@@ -127,7 +113,8 @@ def evaluate(args: argparse.Namespace) -> None:
             revision=loaded.revision,
         )
     )
-    results = new_results('miniature-generator', shlex.join(['python', *sys.argv]))
+    command = portable_command('tools/miniature/evaluate_generator.py', args, argv)
+    results = new_results('miniature-generator', command)
     results |= {
         'images': args.images,
         'steps': args.steps,
@@ -139,14 +126,10 @@ def evaluate(args: argparse.Namespace) -> None:
         'masks_unseen_objects': masks_on_noised_scenes(loaded.pipe, unseen),
     }
     del results['rows']
-    with atomic_write(args.out / 'miniature-generator.json') as file:
-        file.write(json.dumps(results, indent=1).encode())
-    report = generator_report(results)
-    with atomic_write(args.out / 'miniature-generator.md') as file:
-        file.write(report.encode())
+    write_report(args.out, 'miniature-generator', results, generator_report(results))
     sheet = contact_sheet(islice(iter(Store(images)), 24), columns=3)
     sheet.save(args.out / 'miniature-generator.png')
-    print(report)
+    return 0
 
 
 if __name__ == '__main__':

@@ -11,8 +11,6 @@ the split 'val'. Writes `mask-quality.json`, `.md` and two pictures into the fol
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,8 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import number, whole
+from freeatm_mm.cli._scoring import add_folder_options, portable_command, write_report
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURED = ('figure 5b', 'figure 5c', 'alone', 'CRF')  # how variants begin or end
@@ -78,14 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/evaluation'),
         help='folder of what is trained and generated for it (%(default)s)',
     )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/results'),
-        help='folder of the results (%(default)s)',
-    )
-    parser.add_argument('--sources', help='folder with the unpacked Debian packages')
-    parser.add_argument('--cache', default='.cache', help='where to unpack them (%(default)s)')
+    add_folder_options(parser)
     return parser.parse_args(argv)
 
 
@@ -167,24 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "segmenter's mask",
         ),
     ]
-    # Where the sources lie says nothing to others.
-    kept = [
-        part.removesuffix(args.sources) + 'SOURCES'
-        if args.sources and part in (args.sources, f'--sources={args.sources}')
-        else part
-        for part in argv or sys.argv[1:]
-    ]
-    results = new_results(
-        'mask-quality', shlex.join(['python', 'tools/miniature/evaluate_masks.py', *kept])
-    )
+    command = portable_command('tools/miniature/evaluate_masks.py', args, argv)
+    results = new_results('mask-quality', command)
     del results['rows']
     results |= {'heads': heads, 'segmenter_iou': limit, 'parts': parts}
-    with atomic_write(args.out / 'mask-quality.json') as file:
-        file.write(json.dumps(results, indent=1).encode())
-    report = variants_report(results)
-    with atomic_write(args.out / 'mask-quality.md') as file:
-        file.write(report.encode())
-    print(report)
+    write_report(args.out, 'mask-quality', results, variants_report(results))
     return 0
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.downstream.runs import BENCHMARKS
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.errors import InputError, counted, tool
 from freeatm_mm.methods import METHODS, UNTRAINED
 from freeatm_mm.miniature.arms import ARMS
 from freeatm_mm.miniature.job import (
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for following in (False, True):
         job.run_side_by_side(lines_of_work(job, args, following), args.jobs)
     if isinstance(job, DryJob):
-        print(f'{job.count} commands')
+        print(f'{counted(job.count, "command")}')
         return 0
     report(job, args)
     return 0
@@ -319,8 +319,8 @@ def report(job: Job, args: argparse.Namespace) -> None:
         results,
         card,
         job.steps,
-        f'{args.images} images {"of each seed " if args.pool else ""}were generated with one '
-        'attention mask per noun; '
+        f'Images generated with one attention mask per noun: {args.images:,}'
+        f'{" of each seed" if args.pool else ""}; '
         'backbones were pretrained on them with and without the masks, for the same steps, '
         'and evaluated on real scenes whose objects no training has seen.',
     )

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.cli._scoring import add_scoring_options, portable_command, write_report
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 
 PUBLISHED_STEPS = 500_000
 
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'loss': {'first': losses[0], 'last': float(np.mean(last))},
         'rows': rows,
     }
-    write_report(args, results, _report(results))
+    write_report(args.out, args.name, results, _report(results))
     return 0
 
 
@@ -137,7 +137,7 @@ def _report(results: Mapping[str, Any]) -> str:
         f'{results["date"]}, {results["hardware"]}. {results["scenes"]} real scenes of the split '
         f'`{results["split"]}`, {results["rows"][0]["nouns"]} nouns; each has the region that '
         'overlaps it most, no region twice, which takes the exact masks to know. Trained for '
-        f'{results["steps"]:,} steps of {results["batch_size"]}, '
+        f'{counted(results["steps"], "step")} of {results["batch_size"]}, '
         f'{results["processor_seconds"]:,} seconds of processor time; {PUBLISHED_STEPS:,} '
         'are published, so that what is shown is a beginning, not the method. '
         f'Loss {results["loss"]["first"]:.4f} to '

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write
 from freeatm_mm.methods import METHODS
 from freeatm_mm.miniature.job import (
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines.append(partial(pretrainings, job, args, world, synthetic, method, seed))
     job.run_side_by_side(lines, args.jobs)
     if isinstance(job, DryJob):
-        print(f'{job.count} commands')
+        print(f'{counted(job.count, "command")}')
         return 0
     if args.garments:
         results = new_results(args.out.name, shlex.join(['python', *sys.argv]))
@@ -350,7 +350,7 @@ def write_tables(args: argparse.Namespace, job: Job) -> None:
         ]
     hours = sum(step.seconds for step in job.steps) / 3600
     parts.append(
-        f'{hours:.1f} hours by the clock in {len(job.steps)} commands, {args.jobs} at a '
+        f'{hours:.1f} hours by the clock in {counted(len(job.steps), "command")}, {args.jobs} at a '
         'time (of those that were stopped and went on, since their last start).\n'
     )
     text = '\n'.join(part for part in parts if part)
