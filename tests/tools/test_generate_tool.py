@@ -431,7 +431,6 @@ def children_of(pid):
 @pytest.mark.parametrize(
     ('number', 'more', 'code'),
     [
-        (signal.SIGTERM, [], 143),
         (signal.SIGHUP, [], 129),
         (signal.SIGTERM, ['--workers', '2'], 143),
     ],
