@@ -234,8 +234,10 @@ class FreeATMDINO(BaseSelfSupervisor):
         if instances is not None:
             number = sum(instances.counts) * len(outputs) // len(instances.places)
         all_reduce(total)
-        momentum = self.center_momentum
-        self.center.copy_(self.center * momentum + total / number * (1 - momentum))
+        momentum, mean = self.center_momentum, total / number
+        # A step that overflowed, as steps of mixed precision may, must not outlast itself.
+        mean = torch.where(mean.isfinite().all(), mean, self.center)
+        self.center.copy_(self.center * momentum + mean * (1 - momentum))
 
 
 def _outputs(

@@ -1,4 +1,4 @@
-"""The instances of a batch, and gathering them over processes.
+"""The instances of a batch, and how many each process has.
 
 Shapes: B images of this process, K the largest number of instances in one of them, M instances in
 all of them, V views, D the width of an embedding.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
+from mmengine.dist import all_gather, get_rank, get_world_size
 from torch import Tensor
 
 from freeatm_mm.ops.losses import contrastive_loss, multi_positive_loss, other_positives
@@ -165,54 +165,3 @@ def _weights(data_samples: Sequence, found: Sequence[int]) -> Tensor | None:
         for trust, count in zip(trusts, found)
     ]
     return torch.cat(rows)
-
-
-@torch.compiler.disable
-def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows of all processes in the order of ranks, whatever their numbers; no gradient.
-
-    Every process sends the same number of rows, padded with zeros, as collectives want equal shapes
-    and would otherwise wait for ever.
-
-    Args:
-        rows: (M, ...) rows of this process.
-        counts: Number of rows of each process, the same list everywhere.
-
-    Returns:
-        (sum of counts, ...).
-    """
-    if len(counts) == 1:
-        return rows
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts)])
-
-
-class _GatherWithGradient(torch.autograd.Function):
-    """`gather_rows`, and back: each process gets the sum of all processes' gradients."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        ctx.counts = counts
-        return gather_rows(rows, counts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        # A copy, as it may be another operation's gradient, too.
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        all_reduce(gradient)
-        start = sum(ctx.counts[: get_rank()])
-        return gradient[start : start + ctx.counts[get_rank()]], None
-
-
-def gather_rows_with_gradient(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """`gather_rows` for losses: what any process does with the rows reaches their own process.
-
-    Args:
-        rows: (M, ...) rows of this process.
-        counts: Number of rows of each process, the same list everywhere.
-
-    Returns:
-        (sum of counts, ...).
-    """
-    return rows if len(counts) == 1 else _GatherWithGradient.apply(rows, counts)

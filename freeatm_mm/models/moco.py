@@ -18,9 +18,9 @@ from freeatm_mm.models.instances import (
     Instances,
     check_positives,
     collect_instances,
-    gather_rows,
 )
 from freeatm_mm.models.necks import check_pools_instances, feature_map
+from freeatm_mm.ops.gathering import gather_rows
 from freeatm_mm.ops.losses import (
     NEGATIVES,
     contrastive_accuracy,

@@ -17,10 +17,9 @@ from freeatm_mm.models.instances import (
     Instances,
     check_positives,
     collect_instances,
-    gather_rows,
-    gather_rows_with_gradient,
 )
 from freeatm_mm.models.necks import check_pools_instances
+from freeatm_mm.ops.gathering import gather_rows, gather_rows_with_gradient
 from freeatm_mm.ops.losses import (
     NEGATIVES,
     contrastive_accuracy,

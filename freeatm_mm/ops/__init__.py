@@ -10,6 +10,7 @@
 - `geometry`: where a view lies in its image, and masks on its feature grid;
 - `pooling`: features of instances (equation 2);
 - `losses`: NT-Xent, equation 3, InfoNCE with a queue, and self-distillation over instances;
+- `gathering`: rows of all processes;
 - `patch_masking`: which patches a masked autoencoder hides;
 - `position`: which block of a picture an object is in, and the sentences that say so;
 - `masks`: resize, stretch, quantise, binarise, box;
@@ -21,6 +22,12 @@ this package; `freeatm_mm.models`, `datasets` and `lavis_ext` bring it to their 
 
 from __future__ import annotations
 
+from freeatm_mm.ops.gathering import (
+    count_rows,
+    gather_rows,
+    gather_rows_with_gradient,
+    process_rank,
+)
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
@@ -137,6 +144,7 @@ __all__ = [
     'choose_object',
     'contrastive_accuracy',
     'contrastive_loss',
+    'count_rows',
     'crop_matrix',
     'crop_window',
     'dequantize',
@@ -146,6 +154,8 @@ __all__ = [
     'flip_matrix',
     'flip_window',
     'foreground_masked',
+    'gather_rows',
+    'gather_rows_with_gradient',
     'green_noise',
     'info_nce_logits',
     'instance_equation3',
@@ -169,6 +179,7 @@ __all__ = [
     'pixel_matrix',
     'pool_instances',
     'preset_prompts',
+    'process_rank',
     'quantize',
     'region_name',
     'relative_order_loss',

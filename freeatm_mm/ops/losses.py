@@ -165,7 +165,7 @@ def instance_info_nce(
     Raises:
         ValueError: As `instance_nt_xent`.
     """
-    queries, keys = F.normalize(queries, dim=1), F.normalize(keys.detach(), dim=1)
+    queries, keys = (F.normalize(_single(rows), dim=1) for rows in (queries, keys.detach()))
     logits = info_nce_logits(queries, keys, queue, nouns, queue_nouns, negatives)
     same = other_positives(positives, negatives, nouns, queue_nouns)
     if same is None:
@@ -416,7 +416,8 @@ def enqueue(
     """Put keys into a queue over its oldest ones, in place.
 
     The queue may have any length and takes any number of keys; of more than it holds, the newest
-    stay, where they would have come to stand.
+    stay, where they would have come to stand. Of a key that is NaN or infinite zeros join, which
+    are near to nothing: a step that overflowed, as steps of mixed precision may, is over after it.
 
     Args:
         queue: (D, Q) the queue.
@@ -428,7 +429,9 @@ def enqueue(
     length, start, total = queue.shape[1], int(pointer), len(keys)
     skipped = max(total - length, 0)
     places = (start + torch.arange(skipped, total, device=keys.device)) % length
-    queue[:, places] = keys[skipped:].T.to(queue.dtype)
+    keys = keys[skipped:]
+    keys = keys.masked_fill(~keys.isfinite().all(1, keepdim=True), 0)
+    queue[:, places] = keys.T.to(queue.dtype)
     if queue_nouns is not None:
         queue_nouns[places] = UNKNOWN_NOUN if nouns is None else nouns[skipped:]
     pointer[0] = (start + total) % length
@@ -448,7 +451,12 @@ def _pairs(first: Tensor, second: Tensor) -> Tensor:
             'the two views need embeddings of one shape (M, D), got '
             f'{tuple(first.shape)} and {tuple(second.shape)}'
         )
-    return F.normalize(torch.stack((first, second), dim=1), dim=2)
+    return F.normalize(_single(torch.stack((first, second), dim=1)), dim=2)
+
+
+def _single(rows: Tensor) -> Tensor:
+    """At least float32: float16 knows no length as small as what normalising is guarded by."""
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def _own_noun(negatives: str, nouns: Tensor | None, others: Tensor | None) -> Tensor | None:

@@ -15,8 +15,8 @@
 - `losses`: the contrastive losses and self-distillation as modules;
 - `masking`: attention-guided hiding of patches for any ViT.
 
-examples/ has whole programs. Losses are over the instances of this process; what they compute is
-in `freeatm_mm.ops`. Needs torch and torchvision alone.
+examples/ has whole programs. Losses are over the instances of this process, or with `gather=True`
+of all; what they compute is in `freeatm_mm.ops`. Needs torch and torchvision alone.
 """
 
 from freeatm_mm.pytorch.data import (

@@ -1,9 +1,10 @@
 """Views of a store's images, with the masks of the nouns that all of them show.
 
 How masks follow a view: beside the image, the transform is given the position of every pixel, as a
-`tv_tensors.Mask` of two planes. Whatever crops, resizes, flips or turns the image does the same to
-them (torchvision's v2 transforms do), and the masks are then read at these positions. So any
-transform goes, any number of masks costs the same, and masks keep the resolution of the store.
+`tv_tensors.Mask` of three planes: row, column, and a number that no filling has, by which what a
+transform adds round the image is told. Whatever crops, resizes, flips or turns the image does the
+same to them (torchvision's v2 transforms do), and the masks are then read at these positions. So
+any transform goes, any number of masks costs the same, and masks keep the resolution of the store.
 
 Shapes: V views, K nouns, (gh, gw) the grid of a view, B images, M instances.
 """
@@ -11,7 +12,6 @@ Shapes: V views, K nouns, (gh, gw) the grid of a view, B images, M instances.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,10 @@ _SAMPLES = 16
 _MOST_CELLS = 1024
 #: Points along a side of a view by which its scale is measured.
 _POINTS = 32
+#: Third plane of positions: a pixel of the image. Transforms fill with what images hold, up to 255.
+_INSIDE = float(2**20)
+#: Types that hold positions exactly.
+_EXACT = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 
 class ViewItem(NamedTuple):
@@ -194,10 +198,16 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
     """Make a batch of images with any numbers of instances.
 
     Raises:
-        InputError: If views of one batch differ in size, or there is no image.
+        InputError: If images of one batch differ in their number of views, in a view's size or
+            grid, or there is no image.
     """
     if not items:
         raise InputError('a batch of no images')
+    if len({len(item.views) for item in items}) > 1:
+        raise InputError(
+            'images of one batch have different numbers of views '
+            f'{sorted({len(item.views) for item in items})}: give all stores the same transforms'
+        )
     views = []
     for parts in zip(*(item.views for item in items)):
         if len({part.shape for part in parts}) > 1:
@@ -208,17 +218,22 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
     nouns = [item.nouns if len(item.nouns) else None for item in items]
     masks = []
     for maps in zip(*(item.masks for item in items)):
+        if len({found.shape[1:] for found in maps}) > 1:
+            grids = sorted({tuple(found.shape[1:]) for found in maps})
+            raise InputError(f'masks of one batch have different grids {grids}: give all the same')
         given = [found if len(found) else found.new_ones(1, *found.shape[1:]) for found in maps]
         padded = pad_instances([found[None] for found in given], nouns, views=1)
         masks.append(padded.masks[0])
     return ViewBatch(views, masks, padded.places, padded.nouns)
 
 
-@lru_cache(maxsize=8)
-def _positions(height: int, width: int) -> np.ndarray:
-    """(2, height, width) float32: row and column of each pixel, counted from 1; 0 is outside."""
-    # An array, as a tensor that is kept would stay of the mode (inference, fake) it was made in.
-    return np.indices((height, width), np.float32) + 1
+def _positions(height: int, width: int) -> Tensor:
+    """(3, height, width) float32: row and column of each pixel, counted from 1, and `_INSIDE`."""
+    # Made anew for each image, as a transform may write into it.
+    positions = torch.full((3, height, width), _INSIDE)
+    positions[0] = torch.arange(1, height + 1)[:, None]
+    positions[1] = torch.arange(1, width + 1)
+    return positions
 
 
 def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tensor, np.ndarray]:
@@ -237,15 +252,17 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
     """
     from torchvision.tv_tensors import Mask
 
-    positions = Mask(torch.from_numpy(_positions(image.height, image.width)))
+    positions = Mask(_positions(image.height, image.width))
     try:
         result = transform(image, positions)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(
-            'the transform must take (image, mask) and return both, as those of '
-            f'torchvision.transforms.v2 do, and those of torchvision.transforms do not: {error}'
+            'the transform must take (image, mask) and do the same to both, as geometric ones of '
+            'torchvision.transforms.v2 do (not those of torchvision.transforms, not '
+            'AutoAugment, RandAugment and their like; one fill for all channels, or '
+            f'fill={{tv_tensors.Image: ..., "others": 0}}): {error}'
         ) from error
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise InputError(
             'the transform must take (image, mask) and return both, as those of '
             'torchvision.transforms.v2 do'
@@ -261,12 +278,21 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
             f'the transform must give a view (C, H, W) and a mask, both tensors, got '
             f'{tuple(view.shape)} and {type(positions).__name__}'
         )
-    if positions.shape != (2, *view.shape[-2:]):
+    if positions.shape != (3, *view.shape[-2:]):
         raise InputError(
             f'the transform moved the image ({tuple(view.shape[-2:])}) and its mask '
             f'({tuple(positions.shape[-2:])}) differently'
         )
-    return view.as_subclass(Tensor), positions.as_subclass(Tensor).numpy()
+    if positions.dtype not in _EXACT:
+        raise InputError(
+            f'the transform made the mask {positions.dtype}, in which the positions of pixels are '
+            'lost: leave masks as they are (of v2.ToDtype, give torch.float32, or a dict without '
+            'tv_tensors.Mask and "others": None)'
+        )
+    places = positions.as_subclass(Tensor).detach().cpu().numpy()
+    # A transform that interpolates may be off by a rounding error.
+    inside = np.abs(places[2] - _INSIDE) < 1
+    return view.as_subclass(Tensor), (places[:2] * inside).astype(np.float32)
 
 
 def masks_in_view(
@@ -347,4 +373,8 @@ def _area(positions: np.ndarray, inside: np.ndarray, size: tuple[int, int]) -> f
     design = np.concatenate([where, np.ones((len(where), 1))], axis=1)
     target = np.stack([plane[picked][known] for plane in positions], axis=1)
     fit = np.linalg.lstsq(design, target, rcond=None)[0]
-    return abs(float(np.linalg.det(fit[:2]))) * inside.size / (size[0] * size[1])
+    if min(size) > 1:
+        return abs(float(np.linalg.det(fit[:2]))) * inside.size / (size[0] * size[1])
+    # An image one pixel wide: all of its width is seen, and of its length what the view runs over.
+    length = max(size)
+    return float((np.abs(fit[:2]).T @ inside.shape).max()) / length if length > 1 else 1.0

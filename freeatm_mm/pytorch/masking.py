@@ -75,11 +75,8 @@ class GuidedMasking(nn.Module):
             (B, L) int64, each row a permutation of the L = h * w patches.
 
         Raises:
-            InputError: If the masks are no numbers.
-
-        Raises:
-            InputError: If `progress` is out of range, the masks have another shape, or no patch
-                would stay visible.
+            InputError: If `progress` is out of range, the masks have another shape or are NaN or
+                infinite, or no patch would stay visible.
         """
         if not 0 <= progress <= 1:
             raise InputError(f'progress {progress} is not in [0, 1]')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class InstancePool(nn.Module):
     """Equation 2 over a backbone's output: one feature for each instance.
 
     Takes (B, C, h, w) of ResNets and ConvNeXts, (B, h, w, C) of Swin, (B, N, C) tokens of a ViT,
-    whose first ones (class and register tokens) are left out; the last of several maps; and
-    transformers' outputs.
+    whose first ones (class and register tokens) are left out; the last of several maps;
+    transformers' outputs; and the dict that DINOv2's `forward_features` returns.
 
     Args:
         layout: One of `LAYOUTS`.
@@ -34,13 +34,15 @@ class InstancePool(nn.Module):
             number of class and register tokens that ViTs have, and no other reading is possible.
 
     Raises:
-        InputError: If `layout` is unknown.
+        InputError: If `layout` is unknown, or `prefix_tokens` is no number of tokens.
     """
 
     def __init__(self, layout: str = 'auto', prefix_tokens: int | None = None) -> None:
         super().__init__()
         if layout not in LAYOUTS:
             raise InputError(f'layout {layout!r} is none of {", ".join(LAYOUTS)}')
+        if prefix_tokens is not None and (type(prefix_tokens) is not int or prefix_tokens < 0):
+            raise InputError(f'prefix_tokens {prefix_tokens!r} is no number of tokens')
         self.layout, self.prefix_tokens = layout, prefix_tokens
 
     def extra_repr(self) -> str:
@@ -61,9 +63,12 @@ class InstancePool(nn.Module):
         Raises:
             InputError: If the features don't fit the masks.
         """
-        return pool_instances(
-            self.feature_map(features, (masks.shape[-2], masks.shape[-1])), masks, places
-        )
+        if masks.ndim != 4:
+            raise InputError(f'masks must be (B, K, h, w), got {tuple(masks.shape)}')
+        maps = self.feature_map(features, (masks.shape[-2], masks.shape[-1]))
+        if len(maps) != len(masks):
+            raise InputError(f'masks of {len(masks)} images and features of {len(maps)}')
+        return pool_instances(maps, masks, places)
 
     def feature_map(self, features: Any, grid: tuple[int, int]) -> Tensor:
         """Return a backbone's output as (B, C, h, w).
@@ -77,6 +82,8 @@ class InstancePool(nn.Module):
         """
         for name in ('last_hidden_state', 'feature_maps'):
             features = getattr(features, name, features)
+        if isinstance(features, Mapping):
+            features = features.get('x_norm_patchtokens', features)
         if isinstance(features, Sequence) and features:
             features = features[-1]
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
@@ -84,12 +91,22 @@ class InstancePool(nn.Module):
                 'InstancePool needs a map (B, C, h, w), (B, h, w, C) or tokens (B, N, C): '
                 "leave out the backbone's own pooling (in timm, call forward_features)"
             )
+        if not features.is_floating_point():
+            raise InputError(f'features are of type {features.dtype}, not floating point')
         if features.ndim == 3:
             if self.layout not in ('auto', 'tokens'):
                 raise InputError(f'the features are tokens, not {self.layout}')
             return self._of_tokens(features, grid)
         first, last = tuple(features.shape[2:]) == grid, tuple(features.shape[1:3]) == grid
         layout = self.layout
+        if layout == 'tokens':
+            raise InputError(f'the features {tuple(features.shape)} are a map, not tokens')
+        # On a grid of 1x1 a mask is the whole image, whatever the map's grid.
+        if layout != 'auto' and grid != (1, 1) and not (first if layout == 'nchw' else last):
+            raise InputError(
+                f'masks on a {grid[0]}x{grid[1]} grid and features {tuple(features.shape)}, read '
+                f'as {layout}: the grid of the masks is an argument of StoreDataset'
+            )
         if layout == 'auto':
             if first == last:
                 shape = 'x'.join(map(str, features.shape[1:]))
@@ -110,9 +127,7 @@ class InstancePool(nn.Module):
         others = [
             side
             for before in _PREFIXES
-            if before < prefix
-            and grid[0] == grid[1]
-            and (side := math.isqrt(count - before)) ** 2 == count - before
+            if before < prefix and (side := math.isqrt(count - before)) ** 2 == count - before
         ]
         if prefix not in _PREFIXES if asked is None else prefix != asked:
             raise InputError(

@@ -216,3 +216,23 @@ def tiny_latent_upscaler():
         unet=unet,
         scheduler=diffusers.EulerDiscreteScheduler(prediction_type='sample'),
     )
+
+
+@_seeded
+def tiny_stable_diffusion_as(name: str):
+    """Another pipeline of Stable Diffusion 1 from the tiny one's components."""
+    return another_class(tiny_stable_diffusion(), name, requires_safety_checker=False)
+
+
+@_seeded
+def tiny_gligen():
+    """A ``StableDiffusionGLIGENPipeline``, whose U-Net attends to boxes with phrases as well."""
+    base = tiny_stable_diffusion()
+    unet = diffusers.UNet2DConditionModel(
+        **{**settings_of(base.unet), 'attention_type': 'gated', 'attention_head_dim': 8}
+    )
+    for module in unet.modules():
+        if hasattr(module, 'alpha_attn'):
+            module.alpha_attn.data.fill_(0.5)
+    pipeline = diffusers.StableDiffusionGLIGENPipeline
+    return rebuilt(base, pipeline, unet=unet, requires_safety_checker=False)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from helpers.tiny_models import mae, samples, simsiam, views
 
-from freeatm_mm.models import instances as module
-from freeatm_mm.models.instances import collect_instances, gather_rows
+from freeatm_mm.models.instances import collect_instances
 from freeatm_mm.ops import UNKNOWN_NOUN
 
 
@@ -42,23 +41,6 @@ def test_different_grids_are_refused():
     data = samples([1]) + samples([1], grid=5)
     with pytest.raises(ValueError, match=r'\(2, 4, 4\), \(2, 5, 5\)'):
         collect_instances(data, views(2)[0])
-
-
-def test_gather_on_one_process_is_the_rows_themselves():
-    rows = torch.randn(3, 2)
-    assert gather_rows(rows, [3]) is rows
-
-
-def test_gathering_leaves_the_gradients_of_others_alone(monkeypatch):
-    """A sum hands one and the same gradient to both of its terms; here two processes add up."""
-    monkeypatch.setattr(module, 'all_gather', lambda rows: [rows, torch.zeros_like(rows)])
-    monkeypatch.setattr(module, 'all_reduce', lambda gradient: gradient.mul_(2))
-    rows, other = torch.randn(3, 2, requires_grad=True), torch.randn(6, 2, requires_grad=True)
-    term = other * 1  # made first, so that its turn comes after the gathering's
-    ((module.gather_rows_with_gradient(rows, [3, 3]) + term) ** 2).sum().backward()
-    expected = 2 * (torch.cat([rows, torch.zeros(3, 2)]) + other)
-    assert torch.equal(other.grad, expected)
-    assert torch.equal(rows.grad, 2 * expected[:3])
 
 
 def test_methods_that_cannot_weigh_refuse_trust():

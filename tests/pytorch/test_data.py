@@ -19,6 +19,7 @@ from freeatm_mm.pytorch import StoreDataset, collate_views, masks_in_view, track
 
 v2 = pytest.importorskip('torchvision.transforms.v2')
 
+Image_, Mask = torchvision.tv_tensors.Image, torchvision.tv_tensors.Mask
 AS_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 
 
@@ -73,6 +74,47 @@ def test_what_lies_outside_has_no_mask_and_turns_are_followed():
     assert visible[0] == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.parametrize('fill', [0, 1, 128, 255, (124, 116, 104)])
+@pytest.mark.parametrize('first', [True, False])
+def test_what_a_transform_fills_in_is_no_part_of_the_image(fill, first):
+    """A grey rim, say: every value from 1 on could be the number of a row."""
+    turn = v2.RandomRotation((45, 45), fill=fill)
+    transform = v2.Compose([turn, *AS_TENSOR] if first else [*AS_TENSOR, turn])
+    masks = np.full((1, 8, 8), 255, np.uint8)
+    _, positions = track_view(transform, Image.new('RGB', (100, 100)))
+    found, visible = masks_in_view(masks, positions, (100, 100), (10, 10))
+    assert found[0, 4:6, 4:6].min() == 1 and found[0, [0, 0, -1, -1], [0, -1, 0, -1]].max() == 0
+    assert (positions[0] > 0).mean() == pytest.approx(2 * 2**0.5 - 2, abs=0.01)  # an octagon
+    assert visible[0] == pytest.approx(2 * 2**0.5 - 2, abs=0.02)
+
+
+def test_a_transform_may_write_into_the_mask():
+    def spoil(image, mask):
+        view, kept = v2.Compose(AS_TENSOR)(image), mask.clone()
+        mask.zero_()
+        return view, kept
+
+    for _ in range(2):
+        _, positions = track_view(spoil, Image.new('RGB', (5, 4)))
+        assert positions[:, -1, -1].tolist() == [4, 5]
+
+
+@pytest.mark.parametrize('size', [(1, 1), (400, 1), (1, 400)])
+def test_images_one_pixel_wide_keep_their_nouns(size):
+    masks = np.zeros((1, 8, 8), np.uint8)
+    masks[0, 2:6, 2:6] = 255
+    transform = v2.Compose([v2.Resize((32, 32)), *AS_TENSOR])
+    _, positions = track_view(transform, Image.new('RGB', size))
+    _, visible = masks_in_view(masks, positions, size[::-1], (4, 4))
+    assert visible[0] == 1
+    if max(size) > 1:
+        half = v2.Compose([v2.CenterCrop((size[1] // 2 or 1, size[0] // 2 or 1)), transform])
+        _, positions = track_view(half, Image.new('RGB', size))
+        masks[:] = 255
+        _, visible = masks_in_view(masks, positions, size[::-1], (4, 4))
+        assert visible[0] == pytest.approx(0.5, abs=0.05)
+
+
 def transform(size=24):
     return v2.Compose([v2.RandomResizedCrop(size, scale=(0.3, 1)), *AS_TENSOR])
 
@@ -121,7 +163,7 @@ def test_views_of_different_sizes_and_grids(tmp_path):
         (lambda: lambda image, mask: image, 'return both'),
         (
             lambda: torchvision.transforms.Compose([]),
-            r'torchvision.transforms do not: .*3 ',
+            r'not those of torchvision.transforms, .*: .*3 ',
         ),
         (
             lambda: lambda image, mask: (torch.zeros(3, 8, 8), mask),
@@ -130,6 +172,17 @@ def test_views_of_different_sizes_and_grids(tmp_path):
         (lambda: lambda image, mask: (torch.zeros(3, 8, 8), image), 'both tensors, got'),
         (lambda: lambda image, mask: (torch.zeros(8, 8), mask[:, :8, :8]), r'a view \(C, H, W\)'),
         (lambda: lambda image, mask: (torch.zeros(3, 0, 8), mask[:, :0, :8]), r'a view \(C, H, W'),
+        (
+            lambda: v2.Compose(
+                [v2.ToImage(), v2.ToDtype({Image_: torch.float32, Mask: torch.uint8}, scale=True)]
+            ),
+            'made the mask torch.uint8, in which the positions of pixels are lost',
+        ),
+        (lambda: v2.Compose([v2.RandAugment(), *AS_TENSOR]), 'not AutoAugment, RandAugment'),
+        (
+            lambda: v2.Compose([v2.Pad(4, fill=(1, 2, 3)), *AS_TENSOR]),
+            'one fill for all channels, or fill=',
+        ),
     ],
 )
 def test_transforms_that_give_no_view_are_told(tmp_path, make, said):
@@ -169,6 +222,19 @@ def test_views_of_other_sizes_do_not_stack(tmp_path):
     other = StoreDataset(dataset.store, transform(24), views=1)
     with pytest.raises(InputError, match='different sizes'):
         collate_views([dataset[0], other[1]])
+
+
+def test_images_of_other_views_or_grids_do_not_join(tmp_path):
+    """`zip` would leave the third view out."""
+    store = make_store(tmp_path / 'store', count=3)
+    items = [
+        StoreDataset(store, transform(16), **options)[0]
+        for options in ({'views': 2}, {'views': 3}, {'views': 2, 'grid': 5})
+    ]
+    with pytest.raises(InputError, match=r'different numbers of views \[2, 3\]'):
+        collate_views(items[:2])
+    with pytest.raises(InputError, match=r'different grids \[\(5, 5\), \(7, 7\)\]'):
+        collate_views(items[::2])
 
 
 def test_a_store_at_an_address_gives_the_same_batches(tmp_path, monkeypatch):

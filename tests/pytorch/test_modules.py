@@ -38,6 +38,7 @@ class Output:
         (FEATURES.flatten(2).transpose(1, 2), {}),
         (Output(), {}),
         (Output(), {'layout': 'tokens', 'prefix_tokens': 1}),
+        ({'x_norm_patchtokens': FEATURES.flatten(2).transpose(1, 2), 'masks': None}, {}),
     ],
 )
 def test_every_layout_pools_as_equation_2(features, options):
@@ -56,6 +57,11 @@ def test_every_layout_pools_as_equation_2(features, options):
         (torch.zeros(2, 13, 5), {'prefix_tokens': 2}, '13 tokens do not fit'),
         (torch.zeros(2, 5), {}, 'forward_features'),
         (torch.zeros(2, 13, 5), {'layout': 'nhwc'}, 'are tokens'),
+        (torch.zeros(2, 16, 5), {}, '16 tokens could be a grid of 3x4, .* or of 4x4'),
+        (torch.zeros(2, 5, 3, 4), {'layout': 'nhwc'}, 'read as nhwc'),
+        (torch.zeros(2, 5, 3, 4), {'layout': 'tokens'}, 'a map, not tokens'),
+        (torch.zeros(2, 5, 3, 4, dtype=torch.uint8), {}, 'not floating point'),
+        (torch.zeros(1, 5, 3, 4), {}, 'masks of 2 images and features of 1'),
     ],
 )
 def test_what_does_not_fit_is_told(features, options, said):
@@ -67,6 +73,11 @@ def test_what_does_not_fit_is_told(features, options, said):
         InstancePool(**options)(features, masks)
     with pytest.raises(InputError, match='layout'):
         InstancePool('hwc')
+    with pytest.raises(InputError, match=r'masks must be \(B, K, h, w\)'):
+        InstancePool(**options)(features, masks[0])
+    for wrong in (-1, 1.0, True):
+        with pytest.raises(InputError, match='no number of tokens'):
+            InstancePool(prefix_tokens=wrong)
 
 
 @pytest.mark.parametrize('tokens', [17, 16, 65, 18])
@@ -118,9 +129,48 @@ def test_nt_xent_and_equation_3():
         assert InstanceNTXent(0.3, negatives)(first, second, nouns) == expected
     expected = ops.instance_equation3(first, second)
     assert InstanceNTXent(1.0, equation3=True)(first, second) == expected
-    for options in ({'temperature': 0}, {'negatives': 'some'}):
+    for options in ({'temperature': 0}, {'temperature': torch.inf}, {'negatives': 'some'}):
         with pytest.raises(InputError):
             InstanceNTXent(**options)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('autocast', [True, False])
+def test_losses_are_computed_in_float32(dtype, autocast):
+    """float16 normalises a zero to NaN, and at a temperature of 0.01 loses half of the loss."""
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 6, 8).to(dtype)
+    first[0] = 0
+    nce, single = InstanceInfoNCE(8, 10), InstanceInfoNCE(8, 10)
+    single.load_state_dict(nce.state_dict())
+    calls = [
+        (InstanceNTXent(0.01), InstanceNTXent(0.01), (first, second)),
+        (InstanceNTXent(1, equation3=True), InstanceNTXent(1, equation3=True), (first, second)),
+        (nce, single, (first, second)),
+        (InstanceDistillation(8), InstanceDistillation(8), ([first, second],) * 2),
+    ]
+    for loss_of, other, arguments in calls:
+        with torch.autocast('cpu', dtype, enabled=autocast):
+            found = loss_of(*arguments)
+        expected = other(
+            *[
+                [part.float() for part in given] if isinstance(given, list) else given.float()
+                for given in arguments
+            ]
+        )
+        assert found.dtype == torch.float32 and torch.equal(found, expected), loss_of
+        assert found.isfinite()
+
+
+def test_a_step_that_overflowed_is_over_after_it():
+    """As a scaler of gradients expects, which leaves out such a step."""
+    first, second = torch.randn(2, 4, 6)
+    second[1, 2] = torch.inf
+    nce, distillation = InstanceInfoNCE(6, 8), InstanceDistillation(6)
+    assert nce(first, second).isnan() and nce.queue.isfinite().all()
+    assert nce.queue[:, 1].eq(0).all() and nce(first, first).isfinite()
+    assert distillation([first, second], [first, second]).isnan()
+    assert not distillation.center.any() and distillation([first] * 2, [first] * 2).isfinite()
 
 
 def test_info_nce_keeps_its_queue_in_training_alone():
@@ -166,7 +216,7 @@ def test_distillation_is_dinos_cross_entropy():
     assert teachers[0].grad is None and all(part.grad.abs().sum() > 0 for part in students)
     with pytest.raises(ValueError, match='two different views'):
         loss_of(students[:1], teachers[:1])
-    with pytest.raises(ValueError, match='one shape'):
+    with pytest.raises(ValueError, match='one for each view'):
         loss_of(students, [teachers[0][:2]])
     with pytest.raises(InputError):
         InstanceDistillation(6, teacher_temperature=0.2)
@@ -244,9 +294,30 @@ def test_embeddings_that_do_not_belong_together_are_told():
         (InstanceNTXent(), (five, torch.randn(5, 4))),
         (InstanceNTXent(negatives='other_nouns'), (five, five, torch.zeros(3, dtype=torch.long))),
         (InstanceInfoNCE(8, 16), (five, five)),
+        (InstanceNTXent(), (five.long(), five.long())),
     ):
         with pytest.raises(InputError, match='embeddings must be'):
             loss(*arguments)
+    for loss in (InstanceNTXent(negatives='other_nouns'), InstanceInfoNCE(6, 8, 1, 'other_nouns')):
+        with pytest.raises(InputError, match='needs the nouns'):
+            loss(five, five)
+
+
+@pytest.mark.parametrize(
+    'student, teacher, temperature, said',
+    [
+        (torch.zeros(5, 6), torch.zeros(5, 6), None, r'outputs \(M, 6\), one for each view'),
+        ([torch.zeros(5, 4)] * 2, [torch.zeros(5, 4)] * 2, None, r'outputs \(M, 6\)'),
+        ([torch.zeros(5, 6)] * 2, [torch.zeros(4, 6)] * 2, None, r'outputs \(M, 6\)'),
+        ([torch.zeros(5, 6)] * 2, [], None, "student's, got 0 and 2"),
+        ([torch.zeros(5, 6)], [torch.zeros(5, 6)], None, 'two different views'),
+        ([torch.zeros(5, 6)] * 2, [torch.zeros(5, 6)] * 2, 0, 'teacher_temperature 0 is not'),
+        ([torch.zeros(5, 6)] * 2, [torch.zeros(5, 6)] * 2, torch.nan, 'teacher_temperature nan'),
+    ],
+)
+def test_outputs_that_are_not_those_of_views_are_told(student, teacher, temperature, said):
+    with pytest.raises(InputError, match=said):
+        InstanceDistillation(6)(student, teacher, temperature)
 
 
 def test_guided_masking_takes_the_options_of_the_order():
