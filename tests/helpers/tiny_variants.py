@@ -228,9 +228,7 @@ def tiny_stable_diffusion_as(name: str):
 def tiny_gligen():
     """A ``StableDiffusionGLIGENPipeline``, whose U-Net attends to boxes with phrases as well."""
     base = tiny_stable_diffusion()
-    unet = diffusers.UNet2DConditionModel(
-        **{**settings_of(base.unet), 'attention_type': 'gated', 'attention_head_dim': 8}
-    )
+    unet = like(base.unet, attention_type='gated', attention_head_dim=8)
     for module in unet.modules():
         if hasattr(module, 'alpha_attn'):
             module.alpha_attn.data.fill_(0.5)
