@@ -31,6 +31,7 @@ def prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
     """
     if perturbing:
         return parts - 2 if parts in (2, 3) else None
-    if parts != family.guidance_parts:
+    further = parts - family.guidance_parts
+    if further < 0 or further and not family.further_parts:
         return None
-    return 0 if family.conditional_first else parts - 1
+    return 0 if family.conditional_first else family.guidance_parts - 1

@@ -39,6 +39,7 @@ from freeatm_mm.attention.parts import (
     check_steps,
     choose_parts,
     heads_of,
+    named_parts,
     separate_names,
     sizes,
     whole_number,
@@ -55,6 +56,7 @@ from freeatm_mm.attention.taps import (
     WatchedTap,
     make_self_tap,
     make_tap,
+    own_hook,
     self_attention_modules,
     text_attention_modules,
 )
@@ -542,15 +544,17 @@ class AttentionRecorder:
         for name, module in pixels:
             make_self = make_shown_self_tap if self._is_compiled(name) else make_self_tap
             taps.append(make_self(self._sink, self._family, module, name))
+        blocks = dict(named_parts(denoiser))
         with ExitStack() as hooks:
             if all(region.name for region in self._regions):
                 # Run as it is, also where the denoiser is compiled after this.
-                before = torch.compiler.disable(self._before_denoiser)
+                before = torch.compiler.disable(own_hook(denoiser, self._before_denoiser))
                 handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
                 hooks.callback(handle.remove)
             for tap in taps:
                 hooks.callback(tap.stop)
-                for handle in tap.install():
+                block = blocks[tap.layer.rpartition('.')[0]]
+                for handle in [*tap.install(), *tap.watch_block(block)]:
                     hooks.callback(handle.remove)
                 if self._head_weights and not isinstance(tap, SelfTap):
                     hooks.callback(tap.watch_projection().remove)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from freeatm_mm.attention.families import Family, TextKeys, head_count
 from freeatm_mm.attention.sequence import AttentionCall
@@ -30,6 +31,20 @@ class ShownTap(WatchedTap):
 
     def install(self) -> list:
         """Register nothing."""
+        return []
+
+    def watch_block(self, block: nn.Module) -> list[RemovableHandle]:
+        """Refuse a block of another package, which may merge tokens where none are counted.
+
+        Raises:
+            ValueError: As said.
+        """
+        if type(block).__module__.partition('.')[0] not in ('diffusers', 'torch'):
+            raise ValueError(
+                f'{self.layer} is compiled in a {type(block).__name__} of '
+                f'{type(block).__module__}, which may merge tokens (ToMe): record it as it was '
+                'before torch.compile'
+            )
         return []
 
     def start(self) -> None:
@@ -89,6 +104,10 @@ class ShownTap(WatchedTap):
 
 class ShownSequenceTap(ShownTap, SequenceTap):
     """The same where text and image are one sequence."""
+
+    def watch_block(self, block: nn.Module) -> list[RemovableHandle]:
+        """Watch nothing, as the sequence's length is known."""
+        return SequenceTap.watch_block(self, block)
 
     def _fits(self, call: AttentionCall) -> bool:
         return SequenceTap._fits(self, call)

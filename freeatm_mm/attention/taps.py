@@ -31,6 +31,7 @@ __all__ = [
     'make_self_tap',
     'make_tap',
     'map_size',
+    'own_hook',
     'self_attention_modules',
     'split_heads',
     'text_attention_modules',
@@ -85,8 +86,20 @@ class Attention(NamedTuple):
     text_length: int
 
 
+def own_hook(module: nn.Module, hook: Callable) -> Callable:
+    """Make a hook that runs for a module and not for deep copies of it, which have it as well."""
+
+    def run(called: nn.Module, *rest: Any) -> None:
+        if called._modules is module._modules:
+            hook(called, *rest)
+
+    return run
+
+
 class Tap:
     """Catches the queries and keys of one attention module as it computes them."""
+
+    block_tokens: int | None = None
 
     def __init__(
         self, sink: Sink, module: nn.Module, group: str, layer: str, heads: tuple[int, ...]
@@ -114,20 +127,28 @@ class Tap:
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
         return [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._hook_before(),
             *self._install_projections(),
-            self.module.register_forward_hook(self._after),
+            self._hook_after(),
         ]
+
+    def _hook_before(self) -> RemovableHandle:
+        hook = own_hook(self.module, self._before)
+        return self.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _hook_after(self, always: bool = False) -> RemovableHandle:
+        hook = own_hook(self.module, self._after)
+        return self.module.register_forward_hook(hook, always_call=always)
 
     def _install_projections(self) -> list:
         module, joint = self.module, self.sink.text_keys is TextKeys.ADDED
         text_key = module.add_k_proj if joint else module.to_k
         handles = [
-            module.to_q.register_forward_hook(self._catch('query')),
-            text_key.register_forward_hook(self._catch('text_key')),
+            self._catch(module.to_q, 'query'),
+            self._catch(text_key, 'text_key'),
         ]
         if joint and module.to_k is not None:
-            handles.append(module.to_k.register_forward_hook(self._catch('pixel_key')))
+            handles.append(self._catch(module.to_k, 'pixel_key'))
         return handles
 
     def stop(self) -> None:
@@ -141,7 +162,22 @@ class Tap:
             if self.active and self.projected is None:
                 self.projected = args[0].detach(), output.detach()
 
-        return output_projection(self.module, self.layer).register_forward_hook(hook)
+        projection = output_projection(self.module, self.layer)
+        return projection.register_forward_hook(own_hook(projection, hook))
+
+    def watch_block(self, block: nn.Module) -> list[RemovableHandle]:
+        """Count the tokens of the block that holds the module, and return the hooks' handles.
+
+        The module must attend from as many: one that merged some of them may be left with just as
+        many as a smaller map has.
+        """
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden = argument(args, kwargs, 0, 'hidden_states')
+            tokens = isinstance(hidden, Tensor) and hidden.ndim == 3
+            self.block_tokens = hidden.shape[1] if tokens else None
+
+        return [block.register_forward_pre_hook(own_hook(block, hook), with_kwargs=True)]
 
     def head_weights(self, rows: slice) -> Tensor:
         """What each wanted head counts at each pixel in some rows of the batch, (B, N, H)."""
@@ -158,24 +194,32 @@ class Tap:
         """The pixels of some rows in a module's tensor, which may hold the text's tokens, too."""
         return tensor_BNX[rows]
 
-    def _catch(self, name: str):
+    def _catch(self, projection: nn.Module, name: str) -> RemovableHandle:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active:
                 setattr(self, name, output.detach())
                 self.projections.append(name)
 
-        return hook
+        return projection.register_forward_hook(own_hook(projection, hook))
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         # Also drops what a call that failed half-way left here.
         self._forget()
+        tokens, self.block_tokens = self.block_tokens, None
         processor = getattr(module, 'processor', None)
         if processor is not self.processor:
             self._check_processor(module)
             self.processor = processor
         if not self.sink.recording:
             return
-        self.size = self._map_size(argument(args, kwargs, 0, 'hidden_states'))
+        hidden = argument(args, kwargs, 0, 'hidden_states')
+        if tokens is not None and hidden.ndim == 3 and hidden.shape[1] != tokens:
+            raise RuntimeError(
+                f'{self.layer} attends from {hidden.shape[1]} of the {tokens} tokens of its block, '
+                'which are merged or left out before it, so which pixels they are is not known; '
+                'record without token merging (tomesd.remove_patch)'
+            )
+        self.size = self._map_size(hidden)
         self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = self.sink.wants(self.size)
 
@@ -275,10 +319,7 @@ class WatchedTap(Tap):
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
         # The watch must end with the module's call, also when that fails.
-        return [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.register_forward_hook(self._after, always_call=True),
-        ]
+        return [self._hook_before(), self._hook_after(always=True)]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         super()._before(module, args, kwargs)
@@ -412,6 +453,10 @@ class ForeignTap(WatchedTap):
 class SequenceTap(WatchedTap):
     """Catches the attention of a module in which text and image are one sequence."""
 
+    def watch_block(self, block: nn.Module) -> list[RemovableHandle]:
+        """Watch nothing: what is recorded is as long as the whole sequence."""
+        return []
+
     def _map_size(self, hidden: Tensor) -> Size:
         assert self.sink.input is not None
         return self.sink.input.size
@@ -531,10 +576,10 @@ class SelfTap(Tap):
     def install(self) -> list:
         """Registers the hooks and returns their handles."""
         return [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.to_q.register_forward_hook(self._catch('query')),
-            self.module.to_k.register_forward_hook(self._catch('pixel_key')),
-            self.module.register_forward_hook(self._after),
+            self._hook_before(),
+            self._catch(self.module.to_q, 'query'),
+            self._catch(self.module.to_k, 'pixel_key'),
+            self._hook_after(),
         ]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -9,7 +9,7 @@ of Hugging Face on disk (save_to_disk, Parquet), or a store without masks. Each 
 in training, at a few levels, and the network looks at it once a level: no sampling, no guidance.
 OUT becomes a store like those that `freeatm generate` makes, with the images' own bytes.
 
-Interrupted or killed, the same command goes on where it was and ends with the same bytes. The
+The same command continues an interrupted or killed run, and ends with the same bytes. The
 images are listed first, in OUT.images.jsonl. --plan says what the run will take. To share the work:
 
     ... --workers 8                       processes here, one a GPU; one that dies is replaced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models import attention_dispatch
+from diffusers.models.attention import BasicTransformerBlock
 from helpers import tiny_generators as tiny
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
@@ -91,6 +93,67 @@ def test_a_network_that_peft_wraps():
         images_of(pipe, **STEPS)
     assert [*wrapped.layers] == ['down_blocks.1.attentions.0.transformer_blocks.0.attn2']
     assert all(torch.equal(mask, other) for mask, other in zip(plain.masks(), wrapped.masks()))
+
+
+class MergingBlock(BasicTransformerBlock):
+    """Keeps a quarter of the tokens for the attention to pixels, or to the text, as tomesd does."""
+
+    merged = 'attn2'
+
+    def forward(self, hidden_states, encoder_hidden_states=None, **options):
+        for name in ('attn1', 'attn2'):
+            hidden = getattr(self, f'norm{name[-1]}')(hidden_states)
+            kept = hidden[:, :: 4 if name == self.merged else 1]
+            text = encoder_hidden_states if name == 'attn2' else None
+            drawn = getattr(self, name)(kept, encoder_hidden_states=text)
+            hidden_states = hidden_states + drawn.repeat_interleave(
+                hidden.shape[1] // kept.shape[1], 1
+            )
+        return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+def merging(pipe, merged):
+    for block in list(pipe.unet.modules()):
+        if isinstance(block, BasicTransformerBlock):
+            block.__class__, block.merged = MergingBlock, merged
+    return pipe
+
+
+def test_merged_tokens_as_many_as_a_smaller_map_has_are_refused():
+    pipe = merging(tiny_stable_diffusion(), 'attn2')
+    with pytest.raises(RuntimeError, match='attn2 attends from 64 of the 256 tokens of its block'):
+        recorded(pipe)
+    recorded(merging(pipe, 'attn1'))  # which changes no attention to the text
+    with (
+        pytest.raises(RuntimeError, match='attn1 attends from 64 of the 256 tokens'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=16),
+    ):
+        images_of(pipe, **STEPS)
+
+
+def test_a_block_that_may_merge_tokens_is_refused_in_compiled_code():
+    pipe = merging(tiny_stable_diffusion(), 'attn2')
+    pipe.unet.compile(backend='eager')
+    with pytest.raises(ValueError, match='is compiled in a MergingBlock of .*may merge tokens'):
+        recorded(pipe)
+
+
+def test_a_deep_copy_is_not_recorded():
+    pipe = tiny_stable_diffusion()
+    plain = recorded(pipe)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS, head_weights='contribution') as weighted:
+        with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+            images_of(pipe, **STEPS)
+            other = copy.deepcopy(pipe)
+            images = images_of(other, prompts=['a tree'] * 3, **STEPS)
+        images_of(other, **STEPS)
+    assert recorder.num_steps == weighted.num_steps == 2
+    assert all(map(torch.equal, recorder.masks(), plain))
+    assert torch.equal(images_of(pipe, prompts=['a tree'] * 3, **STEPS), images)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        images_of(copy.copy(pipe), **STEPS)  # shares its network
+    assert all(map(torch.equal, recorder.masks(), plain))
+    assert all(map(torch.equal, recorded(other), plain))
 
 
 def test_vae_tiling_and_slicing():

@@ -23,6 +23,8 @@ def rows():
 def guidance(family):
     if family.two_passes:
         return "two passes, the prompt's first"
+    if family.further_parts:
+        return "one batch, the prompt's second part"
     which = 'first' if family.conditional_first else 'second'
     part = {2: 'half', 3: 'third'}[family.guidance_parts]
     return f"one batch, the prompt's {which} {part}"

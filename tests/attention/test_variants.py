@@ -164,6 +164,58 @@ def test_sana_sprint(name):
     )
 
 
+GUIDED = {
+    'StableDiffusionPipelineSafe': {},
+    'SemanticStableDiffusionPipeline': dict(editing_prompt=['a tree', 'the sand']),
+}
+
+
+@pytest.mark.parametrize('guidance', [5.0, 1.0])
+@pytest.mark.parametrize('name', GUIDED)
+def test_further_guidance(name, guidance):
+    """Other texts stand behind the prompt's part of the batch."""
+    pipe = variants.tiny_stable_diffusion_as(name)
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((1 + word,),),
+        (16, 16),
+        first_row=2 if guidance > 1 else 0,
+        draw=dict(SQUARE, guidance_scale=guidance, **GUIDED[name]),
+    )
+
+
+@pytest.mark.parametrize('guidance', [5.0, 1.0])
+def test_gligen(guidance):
+    pipe = variants.tiny_gligen()
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((1 + word,),),
+        (16, 16),
+        first_row=2 if guidance > 1 else 0,
+        draw=dict(
+            SQUARE,
+            guidance_scale=guidance,
+            gligen_phrases=['a bird'],
+            gligen_boxes=[[0.1, 0.2, 0.5, 0.6]],
+            gligen_scheduled_sampling_beta=0.5,
+        ),
+    )
+
+
+def test_stable_diffusion_whose_weights_were_edited():
+    pipe = variants.tiny_stable_diffusion_as('StableDiffusionModelEditingPipeline')
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((1 + word,),),
+        (16, 16),
+        first_row=2,
+        draw=SQUARE,
+    )
+
+
 @pytest.mark.parametrize('guidance', [5.0, 1.0])
 def test_latent_upscaler(guidance):
     pipe = variants.tiny_latent_upscaler()

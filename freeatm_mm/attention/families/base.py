@@ -416,6 +416,8 @@ class Family:
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
             tensor, first with the prompt and then without; otherwise once with a larger batch.
         guidance_parts: How many times the images stand in that batch.
+        further_parts: Whether they may stand there more often, behind these, to be drawn towards or
+            away from other texts.
         conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
@@ -434,6 +436,7 @@ class Family:
     encoders: tuple[Encoder, ...] = (Encoder(),)
     two_passes: bool = False
     guidance_parts: int = 2
+    further_parts: bool = False
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts

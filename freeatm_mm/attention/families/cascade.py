@@ -8,7 +8,7 @@ from torch import nn
 
 from freeatm_mm.attention.families.base import CallNames, Encoder, Family, TextKeys
 
-__all__ = ['CASCADE', 'CASCADE_PRIOR']
+__all__ = ['CASCADE', 'CASCADE_PRIOR', 'NOT_COVERED']
 
 
 def is_prior_attention(name: str, module: nn.Module) -> bool:
@@ -50,4 +50,9 @@ CASCADE_PRIOR = Family(
     conditional_first=True,
     block_groups=_GROUPS,
     latents=_UNKNOWN_LATENTS,
+)
+
+NOT_COVERED: dict[str, str] = dict.fromkeys(
+    ('StableCascadeDecoderPipeline', 'WuerstchenDecoderPipeline'),
+    'it enlarges what a prior has laid out: record the prior, or the two combined',
 )

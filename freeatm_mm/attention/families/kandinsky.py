@@ -140,6 +140,8 @@ TEXTLESS: dict[str, str] = dict.fromkeys(
     (
         'KandinskyV22Pipeline',
         'KandinskyV22CombinedPipeline',
+        'KandinskyV22ControlnetPipeline',
+        'KandinskyV22ControlnetImg2ImgPipeline',
         'KandinskyV22Img2ImgPipeline',
         'KandinskyV22Img2ImgCombinedPipeline',
         'KandinskyV22InpaintPipeline',

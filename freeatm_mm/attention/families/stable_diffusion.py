@@ -16,7 +16,15 @@ from freeatm_mm.attention.families.base import (
 )
 from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE, Latents
 
-__all__ = ['INSTRUCT_PIX2PIX', 'LATENT_DIFFUSION', 'STABLE_DIFFUSION', 'STABLE_DIFFUSION_XL']
+__all__ = [
+    'GLIGEN',
+    'INSTRUCT_PIX2PIX',
+    'LATENT_DIFFUSION',
+    'STABLE_DIFFUSION',
+    'STABLE_DIFFUSION_XL',
+    'TEXTLESS',
+    'WITH_FURTHER_GUIDANCE',
+]
 
 
 def _drawn_channels(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
@@ -32,6 +40,7 @@ STABLE_DIFFUSION = Family(
         'StableDiffusionPipeline',
         'StableDiffusionImg2ImgPipeline',
         'StableDiffusionInpaintPipeline',
+        'StableDiffusionModelEditingPipeline',
         'StableDiffusionDepth2ImgPipeline',
         'StableDiffusionUpscalePipeline',
         'StableDiffusionLatentUpscalePipeline',
@@ -100,6 +109,26 @@ INSTRUCT_PIX2PIX = Family(
     latents=WANTS_AN_IMAGE,
 )
 
+GLIGEN = Family(
+    name='GLIGEN',
+    pipelines=('StableDiffusionGLIGENPipeline',),
+    is_text_attention=is_cross_attention,
+    where='77 CLIP tokens; phrases of boxes give no keys',
+    denoiser_input=_drawn_channels,
+    prepare_prompts=convert_textual_inversion,
+    latents='its call needs boxes to draw in',
+)
+
+WITH_FURTHER_GUIDANCE = Family(
+    name='Stable Diffusion with safety or semantic guidance',
+    pipelines=('StableDiffusionPipelineSafe', 'SemanticStableDiffusionPipeline'),
+    is_text_attention=is_cross_attention,
+    where='77 CLIP tokens; other texts to be guided by give no keys to the prompt',
+    further_parts=True,
+    prepare_prompts=convert_textual_inversion,
+    latents='StableDiffusionPipeline does, with the same weights',
+)
+
 
 def _scaled_vqvae(pipe: Any, latents: Tensor) -> Tensor:
     return latents * pipe.vqvae.config.scaling_factor
@@ -112,4 +141,15 @@ LATENT_DIFFUSION = Family(
     where='77 BERT tokens',
     encoders=(Encoder(text_encoders=('bert',), max_length=77),),
     latents=Latents(vae='vqvae', scaled=_scaled_vqvae),
+)
+
+#: Pipelines whose network attends to what CLIP sees in an image, in the place of text.
+TEXTLESS: dict[str, str] = dict.fromkeys(
+    (
+        'PaintByExamplePipeline',
+        'StableDiffusionImageVariationPipeline',
+        'UnCLIPImageVariationPipeline',
+        'VersatileDiffusionImageVariationPipeline',
+    ),
+    'it draws from an image and takes no prompt',
 )
