@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
+from helpers.warm import run_warm
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ('mmdet', 'mmseg', 'lavis')),
@@ -69,10 +68,5 @@ assert registry.get_model_class('blip_pretrain') is not None
     ],
 )
 def test_works(program):
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', program],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    result = run_warm('-c', program)
     assert result.returncode == 0, result.stderr

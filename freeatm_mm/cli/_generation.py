@@ -247,7 +247,7 @@ def add_config_option(parser: argparse.ArgumentParser, example: str) -> None:
         '--config',
         metavar='FILE',
         help=f'a YAML file with any of these, by their long names ({example}, pipeline: ..., lora: '
-        '[a.safetensors]); what the command line says takes its place',
+        '[a.safetensors]); the command line overrides it',
     )
 
 

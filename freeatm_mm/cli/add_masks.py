@@ -10,7 +10,7 @@ address (s3://, gs://, hf://, https://). Each image is noised as in training, at
 the network looks at it once a level: no sampling, no guidance.
 OUT becomes a store like those that `freeatm generate` makes, with the images' own bytes.
 
-Interrupted or killed, the same command goes on where it was and ends with the same bytes. The
+The same command continues an interrupted or killed run, and ends with the same bytes. The
 images are listed first, in OUT.images.jsonl. --plan says what the run will take. To share the work:
 
     ... --workers 8                       processes here, one a GPU; one that dies is replaced

@@ -4,7 +4,7 @@ r"""Detect objects in a store's images with any mmdet detector: the boxes of PTP
     freeatm lavis-train configs/lavis/baselines/blip_pretrain_ptp.yaml \
         --options datasets.freeatm_pretrain.build_info.detections=detections.json
 
-Stopped and started again, it goes on where it was.
+The same command continues a stopped run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--most',
         type=whole(1, 10_000),
         default=10,
-        help='at most so many objects an image, the best (%(default)s, as PTP)',
+        help='the most confident objects of an image, at most this many (%(default)s, as PTP)',
     )
     parser.add_argument(
         '--batch-size', type=whole(1, 4096), default=8, help='images at once (%(default)s)'

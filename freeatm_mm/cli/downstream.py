@@ -5,12 +5,12 @@ r"""One checkpoint through a set of benchmarks: one row of the paper's table.
     freeatm downstream random --suite mini-resnet --data data/miniature_world --seed 0
     freeatm downstream random --suite resnet --data data/tiny --smoke
 
-What the row is called, the checkpoint says itself; what it doesn't say (one of other projects) is
+The name of the row comes from the checkpoint; what that doesn't say (one of another project) is
 asked for: --method mocov2 --regime real --masks false. --smoke trains two steps of each benchmark
 and evaluates a few images, to see that all runs.
 
-Each benchmark has a folder in --out; started again, a run goes on where it was, and what is done
-isn't done again. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
+Each benchmark has a folder in --out; the same command continues a stopped run, and repeats nothing
+that is done. The row is in --out, as row.json and row.md. With --slurm PARTITION each benchmark
 becomes a job; start the same command once they have ended, and the row is made.
 """
 

@@ -14,7 +14,7 @@ them. Several conditions must all hold.
 
 regions takes masks from the images alone, to compare with: regions of even colour (felzenszwalb),
 or k-means of pixels' colours and places, or of a network's features (--config). They have no
-nouns: they are called 'region 1', 'region 2' ... Stopped, the same command goes on where it was.
+nouns: they are called 'region 1', 'region 2' ... The same command continues a stopped run.
 """
 
 from __future__ import annotations

@@ -79,13 +79,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=('scenes', 'garments'),
         default=['scenes'],
         help='the scenes of the world, or its 8,000 single garments, whose rows also keep which '
-        'of them were told right (%(default)s)',
+        'of them were classified correctly (%(default)s)',
     )
     parser.add_argument(
-        '--train-scenes', type=whole(1, 10**7), default=3000, help='at most so many (%(default)s)'
+        '--train-scenes', type=whole(1, 10**7), default=3000, help='at most this many (%(default)s)'
     )
     parser.add_argument(
-        '--test-scenes', type=whole(1, 10**7), default=1500, help='at most so many (%(default)s)'
+        '--test-scenes', type=whole(1, 10**7), default=1500, help='at most this many (%(default)s)'
     )
     parser.add_argument(
         '--batch-size', type=whole(1, 10**5), default=128, help='scenes at once (%(default)s)'

@@ -3,7 +3,7 @@
     freeatm generate PIPELINE PROMPTS.jsonl OUT --steps 50 --batch-size 8
     freeatm generate --config run.yaml
 
-Interrupted or killed, the same command goes on where it was and ends with the same bytes. To know
+The same command continues an interrupted or killed run, and ends with the same bytes. To know
 what a run will take before it starts, add --plan. To share the work:
 
     ... --workers 8                       processes here, one a GPU; one that dies is replaced

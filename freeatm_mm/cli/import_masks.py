@@ -5,8 +5,8 @@
     freeatm import labels IMAGES MASKS STORE           MASKS/<image>.png of classes, classes.txt
     freeatm import sam IMAGES MASKS STORE              MASKS/<image>.json, as SA-1B has them
 
-The folders that SAM's own program writes (0.png, 1.png ...) are read by masks. Stopped, the same
-command goes on where it was.
+The folders that SAM's own program writes (0.png, 1.png ...) are read by masks. The same command
+continues a stopped run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=whole(0, 10**9),
         default=0,
         metavar='N',
-        help='leave out up to so many images that cannot be used (default: 0)',
+        help='leave out up to N images that cannot be used (default: 0)',
     )
     add('--limit', type=whole(1, 10**9), metavar='N', help='take the first N images only')
     add(

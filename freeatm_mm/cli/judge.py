@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=whole(2, 10**7),
         default=10_000,
         metavar='N',
-        help='the first so many images that fit (%(default)s)',
+        help='the first N images that match (%(default)s)',
     )
     add(
         '--crf-size',

@@ -1,8 +1,8 @@
 """Make a file of prompts, each with the span of every noun in it, for freeatm generate.
 
 From ImageNet's classes by a grammar (no network, no model), from the captions of a data set, or
-from prompts that a language model rewrites. A run that is stopped goes on where it was when the
-same command is given again. docs/prompts.md shows each command with its output.
+from prompts that a language model rewrites. The same command
+continues a stopped run. docs/prompts.md shows each command with its output.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.0,
         help='dollars for a million tokens received',
     )
-    source.add_argument('--budget', type=number(0, 1e9), help='stop after so many dollars')
+    source.add_argument('--budget', type=number(0, 1e9), help='stop after this many dollars')
     source.add_argument('--device', default='cpu', help='of the local model (default: cpu)')
     source.add_argument('--dtype', default='auto', help='of the local model (default: auto)')
     source.add_argument(

@@ -1,9 +1,9 @@
-"""Copy a store from an address into a folder, proving every file by its checksum.
+"""Copy a store from an address into a folder, verifying every file by its checksum.
 
     freeatm pull s3://my-bucket/stores/cats cats
     freeatm pull hf://datasets/me/cats cats --jobs 8
 
-The same command goes on where a stopped one was. Training needs no copy: it reads addresses.
+The same command continues a stopped copy. Training needs no copy: it reads addresses.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     freeatm push cats hf://datasets/me/cats --license cc-by-4.0
     freeatm push epoch_200.pth hf://me/mocov2-cats --license apache-2.0 --figure linear=61.2
 
-A store is copied shard by shard, and what arrived is proved by checksums. The same command goes on
-where a stopped one was. store.json goes last: a copy that was stopped is no store yet. While a
-store is still being generated, the shards that are whole are copied (exit code 1 says that there
-will be more); start the command again later.
+A store is copied shard by shard, and what arrived is verified by checksums. The same command
+continues a stopped copy. store.json goes last: until then the copy is no store. While a store is
+still being generated, its complete shards are copied (exit code 1 says that there will be more);
+start the command again later.
 
 On the Hub a store gets a card with its counts, nouns, settings and a picture of samples with their
 masks, and can be read by datasets.load_dataset; of a checkpoint, the backbone is written for

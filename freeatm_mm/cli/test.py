@@ -37,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where logs go; default: as in freeatm train')
     parser.add_argument('--out', help='also write the metrics there, as JSON')
     parser.add_argument(
-        '--data-root', help='folder of the data set, in the place of the one that the config names'
+        '--data-root', help='folder of the data set, instead of the one that the config names'
     )
     parser.add_argument(
         '--smoke', action='store_true', help='evaluate a few images only, to see that it runs'

@@ -4,7 +4,7 @@
     freeatm train configs/downstream/... --data-root FOLDER --cfg-options init=CHECKPOINT
     python -m torch.distributed.run --nproc-per-node 8 -m freeatm_mm train CONFIG --launcher pytorch
 
-Logs and checkpoints go to --work-dir; stopped, the same command with --resume goes on from there.
+Logs and checkpoints go to --work-dir; the same command with --resume continues a stopped run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--data-root',
         metavar='FOLDER[,FOLDER...]',
-        help='in the place of what the config names: the folder of the data set; for pretraining a '
+        help='instead of what the config names: the folder of the data set; for pretraining a '
         'store or a folder of images, or several with commas between them',
     )
     parser.add_argument(

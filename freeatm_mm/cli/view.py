@@ -37,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar='CONDITION',
-        help='only samples that fit, as freeatm edit filter has it; may be given several times',
+        help='only samples that meet it, as in freeatm edit filter; may be given several times',
     )
     parser.add_argument(
         '--seed', type=SEED, help='draw the samples at random (default: the first ones)'

@@ -320,6 +320,16 @@ CLAIMS: dict[str, Claim] = {
         _TWELVE,
         _objects(*_GARMENTS[1:]),
     ),
+    'guidance-simclr': Claim(
+        'Images and masks generated with little guidance are better to pretrain SimCLR on than '
+        'those of usual guidance',
+        'simclr',
+        _pairs(('guidance_2', True), ('guidance_2', 'guidance_7_5')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs((True, 'guidance_7_5')),
+    ),
     'scaling-mocov2': Claim(
         'Ten times as many images are better in as many steps, and masks still gain (Fig. 6)',
         'mocov2',

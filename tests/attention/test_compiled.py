@@ -18,7 +18,12 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.models.attention_processor import AttnProcessor
 from helpers import tiny_generators as tiny
 from helpers import tiny_transformers
-from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from helpers.tiny_pipelines import (
+    _seeded,
+    tiny_if,
+    tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
+)
 from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, hook_count, images_of
 from PIL import Image
 from torch._dynamo.utils import counters
@@ -366,9 +371,16 @@ def test_self_attention_and_what_is_kept_apart():
     assert {part.step for part in recorder._sums} == {0, 1}
 
 
-@pytest.mark.parametrize(
-    'build, name', [(tiny_stable_diffusion, 'unet'), (tiny.tiny_flux, 'transformer')]
-)
+@_seeded
+def one_level():
+    """A UNet of one resolution: compiling one of two takes twice as long."""
+    pipe = tiny_stable_diffusion()
+    blocks = {f'{way}_block_types': (f'CrossAttn{way.title()}Block2D',) for way in ('down', 'up')}
+    unet = tiny.like(pipe.unet, block_out_channels=(32,), **blocks)
+    return tiny.rebuilt(pipe, type(pipe), unet=unet)
+
+
+@pytest.mark.parametrize('build, name', [(one_level, 'unet'), (tiny.tiny_flux, 'transformer')])
 def test_inductor(build, name):
     call = TWO_STEPS if name == 'unet' else SQUARE
     check(build(), name, regional, call=call, backend='inductor')

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.warm import run_warm
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,21 +65,8 @@ def test_the_frameworks_own_tools_train_and_evaluate(framework, tmp_path):
     tools = Path(importlib.util.find_spec(framework).origin).parent / '.mim/tools'
 
     def run(tool, *arguments):
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(tools / tool),
-                str(config),
-                *map(str, arguments),
-                '--cfg-options',
-                *(f'{key}={value}' for key, value in options.items()),
-            ],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        )
+        changes = [f'{key}={value}' for key, value in options.items()]
+        done = run_warm(tools / tool, config, *arguments, '--cfg-options', *changes, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
@@ -97,21 +82,14 @@ def test_mmpretrains_own_tool_pretrains_and_refuses_what_would_train_nothing(tmp
     from helpers.tiny_stores import make_store
 
     tool = Path(importlib.util.find_spec('mmpretrain').origin).parent / '.mim/tools/train.py'
-    config = str(ROOT / 'configs/miniature/mocov2_freeatm.py')
+    config = ROOT / 'configs/miniature/mocov2_freeatm.py'
     options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=4']
     options += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
 
     def train(count):
         store = make_store(tmp_path / f'store{count}', count=count)
-        return subprocess.run(
-            [sys.executable, str(tool), config, '--work-dir', str(tmp_path / 'run')]
-            + ['--cfg-options', *options, f'train_dataloader.dataset.data_root={store}'],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        )
+        words = [config, '--work-dir', tmp_path / 'run', '--cfg-options', *options]
+        return run_warm(tool, *words, f'train_dataloader.dataset.data_root={store}', cwd=tmp_path)
 
     done = train(8)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tools import load_tool
+from helpers.tools import load_tool, run_tool
 from mmengine.config import Config
 
 from freeatm_mm import compat
@@ -549,47 +549,29 @@ def test_metrics(tmp_path):
         read({'mIoU': float('nan')}, 'ade20k')
 
 
-def test_one_for_real(tmp_path):
+def test_one_for_real(tmp_path, single_threaded_at_root, capfd):
     """A tiny linear probe through the tools themselves, trained, evaluated, kept."""
     pytest.importorskip('mmpretrain')
     pytest.importorskip('pycocotools')
     from helpers.tiny_downstream import make_tiny_world
 
     world = make_tiny_world(tmp_path / 'world', images=2)
-    done = subprocess.run(
-        [
-            sys.executable,
-            'tools/downstream.py',
-            'random',
-            '--benchmarks',
-            'mini-linear',
-            '--data',
-            str(world),
-            '--out',
-            str(tmp_path / 'out'),
-            '--cfg-options',
-            'train_cfg.max_epochs=1',
-            'train_dataloader.num_workers=0',
-            'test_dataloader.num_workers=0',
-            'train_dataloader.batch_size=21',
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    options = (
+        'train_cfg.max_epochs=1',
+        'train_dataloader.num_workers=0',
+        'test_dataloader.num_workers=0',
+        'train_dataloader.batch_size=21',
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ['random', '--benchmarks', 'mini-linear', '--data', world, '--out', tmp_path / 'out']
+    assert run_tool('downstream', *words, '--cfg-options', *options) == 0
+    done = capfd.readouterr()
     (row,) = read_results(tmp_path / 'out/row.json')['rows']
     assert 0 <= row['metrics']['linear_top1'] <= 1
-    assert 'starts from random weights' in done.stdout + done.stderr
+    assert 'starts from random weights' in done.out + done.err
     assert not DownstreamRun(
         'mini-linear',
         'random',
         tmp_path / 'out/mini-linear',
         world,
-        options=(
-            'train_cfg.max_epochs=1',
-            'train_dataloader.num_workers=0',
-            'test_dataloader.num_workers=0',
-            'train_dataloader.batch_size=21',
-        ),
+        options=options,
     ).prepare()

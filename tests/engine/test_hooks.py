@@ -87,7 +87,10 @@ def in_a_process(command, level):
 @pytest.mark.parametrize('level', LEVELS)
 def test_strided_pointwise_convolutions_of_few_channels(level):
     """oneDNN's fault: the process dies, hangs or gets wrong gradients without the workaround."""
-    in_a_process(['-c', 'import test_hooks; test_hooks.train_layers()'], level)
+    if LEVELS[level]:
+        in_a_process(['-c', 'import test_hooks; test_hooks.train_layers()'], level)
+    else:
+        train_layers()
 
 
 def test_trainings_with_the_instructions_of_older_processors():

@@ -18,9 +18,13 @@ import transformers
 from packaging.version import Version
 
 from helpers.tiny_pipelines import (
+    UNCHECKED,
     WORDS,
     _quiet,
+    _seeded,
     _tiny_clip_text_config,
+    _tiny_if_parts,
+    _tiny_pixel_unet,
     _tiny_vae,
     tiny_clip_tokenizer,
     tiny_stable_diffusion,
@@ -64,22 +68,6 @@ needs_own_tokenizer = pytest.mark.skipif(
     Version(transformers.__version__) < Version('5'),
     reason='the processors of transformers 4 take no tokenizer of another class',
 )
-
-
-def _seeded(build):
-    """Makes the weights that ``build`` draws depend on its ``seed`` alone."""
-
-    def seeded(*args, seed: int = 0, **options):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pipe = build(*args, **options)
-        for part in pipe.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.eval()
-        return _quiet(pipe)
-
-    seeded.__doc__ = build.__doc__
-    return seeded
 
 
 def tiny_word_tokenizer(
@@ -190,7 +178,6 @@ def tiny_sana(qk_norm: str | None = None):
         SanaPipeline,
         SanaTransformer2DModel,
     )
-    from transformers import Gemma2Config, Gemma2Model
 
     tokenizer = tiny_word_tokenizer(first='<bos>')
     transformer = SanaTransformer2DModel(
@@ -224,45 +211,13 @@ def tiny_sana(qk_norm: str | None = None):
         decoder_norm_types='rms_norm',
         decoder_act_fns='silu',
     )
-    text_encoder = Gemma2Model(
-        Gemma2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=4,
-            pad_token_id=0,
-        )
-    )
     return SanaPipeline(
         tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        text_encoder=_tiny_gemma(tokenizer, 8, 1),
         vae=vae,
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
     )
-
-
-def _tiny_pixel_unet(**changes):
-    from diffusers import UNet2DConditionModel
-
-    settings = dict(
-        sample_size=32,
-        in_channels=3,
-        out_channels=6,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        norm_num_groups=8,
-        down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'),
-        mid_block_type='UNetMidBlock2DSimpleCrossAttn',
-        up_block_types=('SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        resnet_time_scale_shift='scale_shift',
-    )
-    return UNet2DConditionModel(**{**settings, **changes})
 
 
 @_seeded
@@ -410,24 +365,11 @@ def tiny_stable_diffusion_3(t5: bool = True, qk_norm: str | None = 'rms_norm'):
     )
 
 
-def _tiny_flow_vae(latent_channels: int = 4):
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=latent_channels,
-        block_out_channels=(8, 8, 8),
-        down_block_types=('DownEncoderBlock2D',) * 3,
-        up_block_types=('UpDecoderBlock2D',) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=64,
-        shift_factor=0.1,
-        scaling_factor=1.5,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+def _tiny_flow_vae(**changes):
+    settings = dict(
+        shift_factor=0.1, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False
     )
+    return _tiny_vae(**settings | changes)
 
 
 @_seeded
@@ -530,68 +472,42 @@ def tiny_if_super_resolution():
     """An ``IFSuperResolutionPipeline`` (stage II): 32x32 pixels from an image of 16x16."""
     from diffusers import DDPMScheduler, IFSuperResolutionPipeline
 
-    tokenizer = tiny_t5_tokenizer()
-    unet = _tiny_pixel_unet(
-        in_channels=6,
-        encoder_hid_dim=32,
-        addition_embed_type='text',
-        addition_embed_type_num_heads=2,
-        cross_attention_norm='group_norm',
-        act_fn='gelu',
-        class_embed_type='timestep',
-        time_embedding_act_fn='gelu',
-    )
-    scheduler = DDPMScheduler(
-        beta_schedule='squaredcos_cap_v2', thresholding=True, variance_type='learned_range'
-    )
     return IFSuperResolutionPipeline(
-        tokenizer=tokenizer,
-        text_encoder=tiny_t5(tokenizer),
-        unet=unet,
-        scheduler=scheduler,
+        scheduler=DDPMScheduler(
+            beta_schedule='squaredcos_cap_v2', thresholding=True, variance_type='learned_range'
+        ),
         image_noising_scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2'),
-        safety_checker=None,
-        feature_extractor=None,
-        watermarker=None,
-        requires_safety_checker=False,
+        **_tiny_if_parts(in_channels=6, class_embed_type='timestep', time_embedding_act_fn='gelu'),
     )
 
 
 @_seeded
 def tiny_upscaler():
     """A ``StableDiffusionUpscalePipeline``, what DeepFloyd IF uses as stage III."""
-    from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
+    from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
 
     base = tiny_stable_diffusion()
-    settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
-    unet = UNet2DConditionModel(**{**settings, 'in_channels': 7, 'num_class_embeds': 1000})
-    return StableDiffusionUpscalePipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=unet,
-        low_res_scheduler=DDPMScheduler(),
-        scheduler=base.scheduler,
+    unet = like(base.unet, in_channels=7, num_class_embeds=1000)
+    return rebuilt(
+        base, StableDiffusionUpscalePipeline, unet=unet, low_res_scheduler=DDPMScheduler()
     )
 
 
 @_seeded
 def tiny_latent_consistency():
     """A ``LatentConsistencyModelPipeline``: guidance inside the UNet, no doubled batch."""
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 
     base = tiny_stable_diffusion()
-    settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
-    return LatentConsistencyModelPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=UNet2DConditionModel(**{**settings, 'time_cond_proj_dim': 32}),
-        scheduler=LCMScheduler.from_config(base.scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    unet = like(base.unet, time_cond_proj_dim=32)
+    scheduler = LCMScheduler.from_config(base.scheduler.config)
+    return rebuilt(base, LatentConsistencyModelPipeline, unet=unet, scheduler=scheduler)
+
+
+def like(part, **changes):
+    """A model of the same class and settings but for these, with weights of its own."""
+    settings = {name: value for name, value in part.config.items() if name[0] != '_'}
+    return type(part)(**settings | changes)
 
 
 def rebuilt(pipe, pipeline: type, **changes):
@@ -621,6 +537,7 @@ def controlnet_for(unet):
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8)).eval()
 
 
+@_seeded
 def tiny_pix2pix(kind: str = ''):
     """A ``StableDiffusion(XL)InstructPix2PixPipeline``: a UNet with the image's channels too.
 
@@ -630,11 +547,8 @@ def tiny_pix2pix(kind: str = ''):
     import diffusers
 
     base = tiny_stable_diffusion_xl() if kind else tiny_stable_diffusion()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = type(base.unet).from_config(dict(base.unet.config, in_channels=8))
     pipeline = getattr(diffusers, f'StableDiffusion{kind}InstructPix2PixPipeline')
-    return rebuilt(base, pipeline, unet=unet.eval())
+    return rebuilt(base, pipeline, unet=like(base.unet, in_channels=8))
 
 
 @_seeded
@@ -691,14 +605,11 @@ def tiny_kolors(pipeline: str = 'KolorsPipeline'):
 
     tokenizer = tiny_chatglm_tokenizer()
     base = tiny_stable_diffusion_xl()
-    settings = {name: value for name, value in base.unet.config.items() if name[0] != '_'}
-    unet = diffusers.UNet2DConditionModel(
-        **{
-            **settings,
-            'encoder_hid_dim': 16,
-            'encoder_hid_dim_type': 'text_proj',
-            'projection_class_embeddings_input_dim': 6 * 8 + 16,
-        }
+    unet = like(
+        base.unet,
+        encoder_hid_dim=16,
+        encoder_hid_dim_type='text_proj',
+        projection_class_embeddings_input_dim=6 * 8 + 16,
     )
     text_encoder = ChatGLMModel(
         ChatGLMConfig(
@@ -720,12 +631,12 @@ def tiny_kolors(pipeline: str = 'KolorsPipeline'):
     for name, parameter in text_encoder.named_parameters():
         if 'layernorm' in name:  # made without values
             torch.nn.init.ones_(parameter)
-    return getattr(diffusers, pipeline)(
-        vae=base.vae,
+    return rebuilt(
+        base,
+        getattr(diffusers, pipeline),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=base.scheduler,
     )
 
 
@@ -828,9 +739,7 @@ def tiny_hunyuan_dit():
             mlp_ratio=2.0,
         ),
         scheduler=DDPMScheduler(prediction_type='v_prediction'),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **UNCHECKED,
     )
 
 
@@ -960,7 +869,7 @@ def tiny_hidream():
     return pipe
 
 
-def _tiny_gemma(tokenizer, width: int = 32):
+def _tiny_gemma(tokenizer, width: int = 32, layers: int = 2):
     from transformers import Gemma2Config, Gemma2Model
 
     return Gemma2Model(
@@ -968,7 +877,7 @@ def _tiny_gemma(tokenizer, width: int = 32):
             vocab_size=len(tokenizer),
             hidden_size=width,
             intermediate_size=16,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=4,
@@ -1005,11 +914,7 @@ def _tiny_qwen3(vocabulary: int):
 
 
 def _tiny_flux2_parts(width: int, guidance_embeds: bool):
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2Transformer2DModel,
-    )
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 
     transformer = Flux2Transformer2DModel(
         **SMALL_FLUX,
@@ -1019,19 +924,7 @@ def _tiny_flux2_parts(width: int, guidance_embeds: bool):
         mlp_ratio=2.0,
         guidance_embeds=guidance_embeds,
     )
-    vae = AutoencoderKLFlux2(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=('DownEncoderBlock2D',) * 3,
-        up_block_types=('UpDecoderBlock2D',) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=64,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = _tiny_vae(kind='AutoencoderKLFlux2', use_quant_conv=False, use_post_quant_conv=False)
     return dict(transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler())
 
 

@@ -74,10 +74,8 @@ def moco(stock=False, seed=0, **kwargs):
         momentum=0.1,
         head=dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2),
     )
-    if stock:
-        config.update(type='MoCo', neck=dict(type='MoCoV2Neck', **neck))
-    else:
-        config.update(type='FreeATMMoCo', neck=dict(type='FreeATMMoCoV2Neck', **neck))
+    prefix = '' if stock else 'FreeATM'
+    config.update(type=f'{prefix}MoCo', neck=dict(type=f'{prefix}MoCoV2Neck', **neck))
     return _ready(config, kwargs)
 
 
@@ -91,10 +89,8 @@ def simclr(stock=False, seed=0, **kwargs):
         backbone=BACKBONE,
         head=dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.1),
     )
-    if stock:
-        config.update(type='SimCLR', neck=dict(type='NonLinearNeck', **neck))
-    else:
-        config.update(type='FreeATMSimCLR', neck=dict(type='FreeATMNonLinearNeck', **neck))
+    prefix = '' if stock else 'FreeATM'
+    config.update(type=f'{prefix}SimCLR', neck=dict(type=f'{prefix}NonLinearNeck', **neck))
     return _ready(config, kwargs)
 
 
@@ -135,10 +131,8 @@ def simsiam(stock=False, seed=0, **kwargs):
             ),
         ),
     )
-    if stock:
-        config.update(type='SimSiam', neck=dict(type='NonLinearNeck', **neck))
-    else:
-        config.update(type='FreeATMSimSiam', neck=dict(type='FreeATMNonLinearNeck', **neck))
+    prefix = '' if stock else 'FreeATM'
+    config.update(type=f'{prefix}SimSiam', neck=dict(type=f'{prefix}NonLinearNeck', **neck))
     return _ready(config, kwargs)
 
 

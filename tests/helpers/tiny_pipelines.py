@@ -20,6 +20,8 @@ WORDS = (
     'apple sand beach table street sky'
 ).split()
 CLIP_MAX_LENGTH = 77
+#: Arguments of pipelines that would look for what isn't safe.
+UNCHECKED = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def _byte_alphabet() -> list[str]:
@@ -106,10 +108,10 @@ def _tiny_clip_text_config(tokenizer, **changes):
     return CLIPTextConfig(**{**settings, **changes})
 
 
-def _tiny_vae(levels: int = 3):
-    from diffusers import AutoencoderKL
+def _tiny_vae(levels: int = 3, kind: str = 'AutoencoderKL', **changes):
+    import diffusers
 
-    return AutoencoderKL(
+    settings = dict(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
@@ -120,6 +122,7 @@ def _tiny_vae(levels: int = 3):
         norm_num_groups=4,
         sample_size=64,
     )
+    return getattr(diffusers, kind)(**settings | changes)
 
 
 def _quiet(pipe):
@@ -127,11 +130,27 @@ def _quiet(pipe):
     return pipe
 
 
-def tiny_stable_diffusion(seed: int = 0, fast_tokenizer: bool = False):
+def _seeded(build):
+    """Makes the weights that ``build`` draws depend on its ``seed`` alone."""
+
+    def seeded(*args, seed: int = 0, **options):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pipe = build(*args, **options)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        return _quiet(pipe)
+
+    seeded.__doc__ = build.__doc__
+    return seeded
+
+
+@_seeded
+def tiny_stable_diffusion(fast_tokenizer: bool = False):
     """A ``StableDiffusionPipeline``: 64x64 images, latents 4x16x16, attention at 16 and 8.
 
     Args:
-        seed: Of the random weights.
         fast_tokenizer: Whether the CLIP tokenizer is the fast one.
 
     Returns:
@@ -142,93 +161,76 @@ def tiny_stable_diffusion(seed: int = 0, fast_tokenizer: bool = False):
     from transformers import CLIPTextModel
 
     tokenizer = tiny_clip_tokenizer(fast_tokenizer)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            layers_per_block=1,
-            block_out_channels=(32, 32),
-            norm_num_groups=8,
-            cross_attention_dim=32,
-            down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
-            up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
-            attention_head_dim=4,
-        )
-        vae = _tiny_vae()
-        text_encoder = CLIPTextModel(_tiny_clip_text_config(tokenizer))
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule='scaled_linear',
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 32),
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
+        attention_head_dim=4,
     )
-    return _quiet(
-        StableDiffusionPipeline(
-            vae=vae.eval(),
-            text_encoder=text_encoder.eval(),
-            tokenizer=tokenizer,
-            unet=unet.eval(),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    return StableDiffusionPipeline(
+        vae=_tiny_vae(),
+        text_encoder=CLIPTextModel(_tiny_clip_text_config(tokenizer)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule='scaled_linear',
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        **UNCHECKED,
     )
 
 
-def tiny_stable_diffusion_xl(seed: int = 0, width_2: int = 32):
+@_seeded
+def tiny_stable_diffusion_xl(width_2: int = 32):
     """A ``StableDiffusionXLPipeline``: 64x64 images, latents 4x16x16, attention at 8 only.
 
     Args:
-        seed: Of the random weights.
         width_2: Channels of the second text encoder; the first has 32.
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = tiny_clip_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            layers_per_block=1,
-            block_out_channels=(32, 64),
-            norm_num_groups=8,
-            cross_attention_dim=32 + width_2,
-            down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
-            up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
-            transformer_layers_per_block=(1, 2),
-            addition_embed_type='text_time',
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 32,
-        )
-        vae = _tiny_vae()
-        text_encoder = CLIPTextModel(_tiny_clip_text_config(tokenizer))
-        text_encoder_2 = CLIPTextModelWithProjection(
-            _tiny_clip_text_config(tokenizer, hidden_size=width_2, projection_dim=32)
-        )
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', steps_offset=1
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        cross_attention_dim=32 + width_2,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type='text_time',
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
     )
-    return _quiet(
-        StableDiffusionXLPipeline(
-            vae=vae.eval(),
-            text_encoder=text_encoder.eval(),
-            text_encoder_2=text_encoder_2.eval(),
-            tokenizer=tokenizer,
-            tokenizer_2=tiny_clip_tokenizer(),
-            unet=unet.eval(),
-            scheduler=scheduler,
-            add_watermarker=False,
-        )
+    return StableDiffusionXLPipeline(
+        vae=_tiny_vae(),
+        text_encoder=CLIPTextModel(_tiny_clip_text_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(
+            _tiny_clip_text_config(tokenizer, hidden_size=width_2, projection_dim=32)
+        ),
+        tokenizer=tokenizer,
+        tokenizer_2=tiny_clip_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', steps_offset=1
+        ),
+        add_watermarker=False,
     )
 
 
@@ -251,60 +253,64 @@ def tiny_t5(tokenizer, width: int = 32):
     )
 
 
-def tiny_if(seed: int = 0):
-    """A DeepFloyd ``IFPipeline`` (stage I): 32x32 pixels, joint text and spatial keys at 16x16.
+def _tiny_pixel_unet(**changes):
+    from diffusers import UNet2DConditionModel
 
-    Args:
-        seed: Of the random weights.
+    settings = dict(
+        sample_size=32,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'),
+        mid_block_type='UNetMidBlock2DSimpleCrossAttn',
+        up_block_types=('SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        resnet_time_scale_shift='scale_shift',
+    )
+    return UNet2DConditionModel(**{**settings, **changes})
+
+
+def _tiny_if_parts(**changes):
+    """What the first two stages of DeepFloyd IF share; changes of the UNet."""
+    tokenizer = tiny_t5_tokenizer()
+    return dict(
+        tokenizer=tokenizer,
+        text_encoder=tiny_t5(tokenizer),
+        unet=_tiny_pixel_unet(
+            encoder_hid_dim=32,
+            addition_embed_type='text',
+            addition_embed_type_num_heads=2,
+            cross_attention_norm='group_norm',
+            act_fn='gelu',
+            **changes,
+        ),
+        watermarker=None,
+        **UNCHECKED,
+    )
+
+
+@_seeded
+def tiny_if():
+    """A DeepFloyd ``IFPipeline`` (stage I): 32x32 pixels, joint text and spatial keys at 16x16.
 
     Returns:
         The pipeline, float32 on the CPU, progress bar off; the UNet predicts variances too.
     """
-    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+    from diffusers import DDPMScheduler, IFPipeline
 
-    tokenizer = tiny_t5_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        text_encoder = tiny_t5(tokenizer)
-        unet = UNet2DConditionModel(
-            sample_size=32,
-            in_channels=3,
-            out_channels=6,
-            layers_per_block=1,
-            block_out_channels=(32, 64),
-            norm_num_groups=8,
-            down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'),
-            mid_block_type='UNetMidBlock2DSimpleCrossAttn',
-            up_block_types=('SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
-            cross_attention_dim=32,
-            encoder_hid_dim=32,
-            attention_head_dim=8,
-            addition_embed_type='text',
-            addition_embed_type_num_heads=2,
-            cross_attention_norm='group_norm',
-            resnet_time_scale_shift='scale_shift',
-            act_fn='gelu',
-        )
-    scheduler = DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule='squaredcos_cap_v2',
-        thresholding=True,
-        dynamic_thresholding_ratio=0.95,
-        sample_max_value=1.0,
-        prediction_type='epsilon',
-        variance_type='learned_range',
-    )
-    return _quiet(
-        IFPipeline(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder.eval(),
-            unet=unet.eval(),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            watermarker=None,
-            requires_safety_checker=False,
-        )
+    return IFPipeline(
+        scheduler=DDPMScheduler(
+            beta_schedule='squaredcos_cap_v2',
+            thresholding=True,
+            dynamic_thresholding_ratio=0.95,
+            sample_max_value=1.0,
+            prediction_type='epsilon',
+            variance_type='learned_range',
+        ),
+        **_tiny_if_parts(),
     )
 
 

@@ -9,7 +9,6 @@ from helpers.tiny_generators import (
     QWEN_TEMPLATE,
     SMALL_FLUX,
     SMALL_TEXT,
-    _seeded,
     _tiny_flow_vae,
     _tiny_flux2_parts,
     _tiny_qwen3,
@@ -17,6 +16,7 @@ from helpers.tiny_generators import (
     tiny_word_tokenizer,
 )
 from helpers.tiny_pipelines import (
+    _seeded,
     _tiny_clip_text_config,
     _tiny_vae,
     tiny_clip_tokenizer,
@@ -285,7 +285,7 @@ def tiny_longcat_image(padding_side: str = 'right'):
         tokenizer=base.tokenizer,
         text_encoder=base.text_encoder,
         text_processor=None,
-        vae=_tiny_flow_vae(16),  # the pipeline takes it to have 16 channels
+        vae=_tiny_flow_vae(latent_channels=16),  # the pipeline takes it to have 16 channels
         transformer=_flux_like(
             diffusers.LongCatImageTransformer2DModel,
             16,

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from helpers import numpy_attention
 from helpers.tiny_generators import (
-    _seeded,
+    like,
     rebuilt,
     tiny_flux,
     tiny_flux2_klein,
@@ -21,6 +21,7 @@ from helpers.tiny_generators import (
     tiny_z_image,
 )
 from helpers.tiny_pipelines import (
+    _seeded,
     _tiny_clip_text_config,
     tiny_clip_tokenizer,
     tiny_stable_diffusion,
@@ -28,9 +29,10 @@ from helpers.tiny_pipelines import (
 )
 
 
-def settings_of(part):
-    """The config of a model, to make another like it."""
-    return {name: value for name, value in part.config.items() if name[0] != '_'}
+def settings_for(model: type, part):
+    """Those settings of a part that a model of another class takes."""
+    taken = inspect.signature(model.__init__).parameters
+    return {name: value for name, value in part.config.items() if name in taken}
 
 
 def another_class(pipe, name: str, **changes):
@@ -50,19 +52,12 @@ def with_values(module: torch.nn.Module):
 def tiny_flux_variant(name: str):
     """One of Flux.1's pipelines that start from an image or take one to go by."""
     pipe = tiny_flux()
-    settings = settings_of(pipe.transformer)
     changes = {}
     if 'ControlNet' in name:
-        taken = inspect.signature(diffusers.FluxControlNetModel.__init__).parameters
-        changes['controlnet'] = with_values(
-            diffusers.FluxControlNetModel(
-                **{key: value for key, value in settings.items() if key in taken}
-            )
-        )
+        model = diffusers.FluxControlNetModel
+        changes['controlnet'] = with_values(model(**settings_for(model, pipe.transformer)))
     elif 'Control' in name:  # the control image stands in the channels
-        changes['transformer'] = diffusers.FluxTransformer2DModel(
-            **{**settings, 'in_channels': 32, 'out_channels': 16}
-        )
+        changes['transformer'] = like(pipe.transformer, in_channels=32, out_channels=16)
     return another_class(pipe, name, **changes)
 
 
@@ -70,9 +65,7 @@ def tiny_flux_variant(name: str):
 def tiny_qwen_image_variant(name: str):
     """One of Qwen-Image's pipelines with a ControlNet."""
     pipe = tiny_qwen_image()
-    settings = settings_of(pipe.transformer)
-    taken = inspect.signature(diffusers.QwenImageControlNetModel.__init__).parameters
-    settings = {key: value for key, value in settings.items() if key in taken}
+    settings = settings_for(diffusers.QwenImageControlNetModel, pipe.transformer)
     if 'Inpaint' in name:
         settings['extra_condition_channels'] = 4
     controlnet = with_values(diffusers.QwenImageControlNetModel(**settings))
@@ -105,10 +98,8 @@ def own_image(compute, pixels: int):
 def tiny_xl_union(name: str):
     """One of Stable Diffusion XL's pipelines with a ControlNet for several kinds of condition."""
     pipe = tiny_stable_diffusion_xl()
-    taken = inspect.signature(diffusers.ControlNetUnionModel.__init__).parameters
-    settings = {key: value for key, value in settings_of(pipe.unet).items() if key in taken}
     controlnet = diffusers.ControlNetUnionModel(
-        **settings,
+        **settings_for(diffusers.ControlNetUnionModel, pipe.unet),
         conditioning_embedding_out_channels=(8, 8, 8),
         num_trans_channel=32,
         num_trans_head=2,
@@ -130,13 +121,7 @@ def tiny_stable_unclip(name: str):
     )
 
     base, prior = tiny_stable_diffusion(), tiny_unclip()
-    unet = diffusers.UNet2DConditionModel(
-        **{
-            **settings_of(base.unet),
-            'class_embed_type': 'projection',
-            'projection_class_embeddings_input_dim': 64,
-        }
-    )
+    unet = like(base.unet, class_embed_type='projection', projection_class_embeddings_input_dim=64)
     tokenizer = tiny_clip_tokenizer()
     parts = dict(
         image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=32),
@@ -173,13 +158,7 @@ def tiny_stable_unclip(name: str):
 def tiny_sana_sprint(name: str):
     """A ``SanaSprintPipeline``, or the one that starts from an image."""
     pipe = tiny_sana()
-    transformer = diffusers.SanaTransformer2DModel(
-        **{
-            **settings_of(pipe.transformer),
-            'guidance_embeds': True,
-            'qk_norm': 'rms_norm_across_heads',
-        }
-    )
+    transformer = like(pipe.transformer, guidance_embeds=True, qk_norm='rms_norm_across_heads')
     return another_class(pipe, name, transformer=transformer, scheduler=diffusers.SCMScheduler())
 
 
@@ -231,10 +210,9 @@ def tiny_latent_upscaler():
         conv_out_kernel=1,
         only_cross_attention=False,
     )
-    return diffusers.StableDiffusionLatentUpscalePipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
+    return another_class(
+        base,
+        'StableDiffusionLatentUpscalePipeline',
         unet=unet,
         scheduler=diffusers.EulerDiscreteScheduler(prediction_type='sample'),
     )
@@ -250,9 +228,7 @@ def tiny_stable_diffusion_as(name: str):
 def tiny_gligen():
     """A ``StableDiffusionGLIGENPipeline``, whose U-Net attends to boxes with phrases as well."""
     base = tiny_stable_diffusion()
-    unet = diffusers.UNet2DConditionModel(
-        **{**settings_of(base.unet), 'attention_type': 'gated', 'attention_head_dim': 8}
-    )
+    unet = like(base.unet, attention_type='gated', attention_head_dim=8)
     for module in unet.modules():
         if hasattr(module, 'alpha_attn'):
             module.alpha_attn.data.fill_(0.5)

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from freeatm_mm.miniature.processes import PRETRAINING
+
 
 def in_two_processes(function: Callable[[int], object], folder: Path) -> list:
     """What `function(rank)` returns in each of two processes.
@@ -23,7 +25,9 @@ def in_two_processes(function: Callable[[int], object], folder: Path) -> list:
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
         port = server.getsockname()[1]
-    mp.spawn(_worker, (function, port, str(folder)), nprocs=2)
+    # Forked from one that has the imports, which pretrainings of the miniature start as well.
+    mp.get_context('forkserver').set_forkserver_preload(list(PRETRAINING))
+    mp.start_processes(_worker, (function, port, str(folder)), nprocs=2, start_method='forkserver')
     return [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in (0, 1)]
 
 

@@ -117,11 +117,22 @@ def test_options_of_other_formats_are_refused(path, words):
     assert run_tool('store/export', words[0], path, 'out', *words[1:]) == 2
 
 
-@pytest.mark.parametrize('kind', ['coco', 'mmseg', 'folders', 'parquet'])
-def test_exports_do_not_depend_on_the_locale(tmp_path, kind):
+#: Exports every store in a folder by the format in its name, and checks it.
+EXPORT_ALL = """
+import sys
+from pathlib import Path
+from helpers.tools import run_tool
+for store in sorted(Path(sys.argv[1]).iterdir()):
+    kind = store.name.split('-')[1]
+    assert run_tool('store/export', kind, store, f'{sys.argv[2]}/{kind}') == 0, kind
+    assert run_tool('store/verify', store) == 0, kind
+"""
+
+
+def test_exports_do_not_depend_on_the_locale(tmp_path):
     """Captions, categories and the store's name have characters that the locale lacks."""
 
-    def samples():
+    def samples(kind):
         for number, word in enumerate(('bird', 'vögel', '狗')):
             caption = f'a {word}'
             yield replace(
@@ -130,8 +141,9 @@ def test_exports_do_not_depend_on_the_locale(tmp_path, kind):
                 nouns=(Noun(word, 2, len(caption), word if kind != 'folders' else 'bird'),),
             )
 
-    store, out = tmp_path / 'störe', tmp_path / 'out'
-    write_store(store, samples(), 2, {'name': '狗'})
+    stores, out = tmp_path / 'stores', tmp_path / 'out'
+    for kind in ('coco', 'mmseg', 'folders', 'parquet'):
+        write_store(stores / f'störe-{kind}', samples(kind), 2, {'name': '狗'})
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(('LC_', 'LANG'))
     } | {
@@ -140,18 +152,15 @@ def test_exports_do_not_depend_on_the_locale(tmp_path, kind):
         'PYTHONCOERCECLOCALE': '0',
         'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
     }
-    for tool, *words in (('store/export', kind, store, out), ('store/verify', store)):
-        result = subprocess.run(
-            [sys.executable, ROOT / f'tools/{tool}.py', *words],
-            env=environment,
-            capture_output=True,
-        )
-        assert result.returncode == 0, result.stderr
-    if kind == 'coco':
-        content = json.loads((out / 'coco.json').read_text('utf-8'))
-        assert [row['name'] for row in content['categories']] == ['bird', 'vögel', '狗']
-    elif kind == 'mmseg':
-        assert (out / 'classes.txt').read_text('utf-8').split()[1:] == ['bird', 'vögel', '狗']
+    result = subprocess.run(
+        [sys.executable, '-c', EXPORT_ALL, stores, out], env=environment, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    content = json.loads((out / 'coco/coco.json').read_text('utf-8'))
+    assert [row['name'] for row in content['categories']] == ['bird', 'vögel', '狗']
+    classes = (out / 'mmseg/classes.txt').read_text('utf-8')
+    assert classes.split()[1:] == ['bird', 'vögel', '狗']
+    assert (out / 'folders/bird').is_dir() and (out / 'parquet/data').is_dir()
 
 
 def test_categories_that_the_locale_cannot_name_are_one_sentence(tmp_path):
