@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +61,13 @@ install_hint: ContextVar[str] = ContextVar('install_hint', default='')
 #: these for bad input; anything else is a mistake of the program and keeps its traceback.
 _REPORTED = (FreeATMError, ValueError, OSError, ImportError, FloatingPointError)
 
+#: Writing that found no room: Python names no file then, and says no more than errno does.
+_NO_ROOM = {
+    errno.ENOSPC: 'the disk is full: make room',
+    errno.EDQUOT: 'the quota of the disk is used up: make room',
+    errno.EFBIG: 'a file would be larger than is allowed here (`ulimit -f`, the file system)',
+}
+
 
 @overload
 def tool(
@@ -114,6 +122,10 @@ def tool(
             if getattr(error, 'keeps_traceback', False):
                 raise
             message, code = one_sentence(error), BAD_INPUT
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                place = f' ({error.filename})' if error.filename else ''
+                again = ', and run the same command again'
+                message = f'{_NO_ROOM[error.errno]}{place}{advice or again}'
             if isinstance(error, ImportError) and 'pip install' not in message:
                 message += install_hint.get()
         except KeyboardInterrupt:

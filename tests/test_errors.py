@@ -1,6 +1,7 @@
 """Errors and the ending of tools: one sentence and one exit code, whatever the tool."""
 
 import ast
+import errno
 import os
 import signal
 
@@ -41,6 +42,23 @@ COMMANDS = [path for path in sorted((ROOT / 'freeatm_mm/cli').glob('[a-z]*.py'))
             2,
             'a',
         ),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            2,
+            'the disk is full: make room; the same command goes on where it was',
+        ),
+        (
+            OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), 'a/b'),
+            2,
+            'the quota of the disk is used up: make room (a/b); the same command goes on where it '
+            'was',
+        ),
+        (
+            OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+            2,
+            'a file would be larger than is allowed here (`ulimit -f`, the file system); the same '
+            'command goes on where it was',
+        ),
         (KeyboardInterrupt(), 130, 'interrupted; the same command goes on where it was'),
         (Terminated(15), 143, 'ended by SIGTERM; the same command goes on where it was'),
         (Terminated(1), 129, 'ended by SIGHUP; the same command goes on where it was'),
@@ -55,6 +73,17 @@ def test_a_tool_ends_with_one_sentence(capsys, error, code, message):
         main([])
     assert ended.value.code == code
     assert capsys.readouterr().err == f'test_errors.py: {message}\n'
+
+
+def test_a_tool_that_does_not_resume_says_what_to_do_on_a_full_disk(capsys):
+    @tool
+    def main(argv=None):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit):
+        main([])
+    said = 'the disk is full: make room, and run the same command again'
+    assert capsys.readouterr().err == f'test_errors.py: {said}\n'
 
 
 def test_a_tool_that_is_told_to_end_clears_up(capsys):
