@@ -269,7 +269,9 @@ class PositionPrompts:
             )
             placed = [(random.choice(blocks), name) for _, name in placed]
         return [
-            self.template.replace('[O]', name).replace('[P]', str(block)) for block, name in placed
+            # The noun last, as it may be written with brackets, too.
+            self.template.replace('[P]', str(block)).replace('[O]', name)
+            for block, name in placed
         ]
 
     def join(

@@ -124,6 +124,11 @@ class StoreDataset(Dataset):
                 f'{counted(len(grids), "grid")} for {counted(len(self.transforms), "view")}'
             )
         self.grids = [_two_sides(side) for side in grids]
+        if masks and (1, 1) in self.grids:
+            raise InputError(
+                'a grid of 1x1 leaves nothing of a mask, which would be the whole image: take '
+                'larger views, features of an earlier layer, or masks=False'
+            )
         if mask_values not in MASK_VALUES:
             raise InputError(f'mask_values {mask_values!r} is none of {", ".join(MASK_VALUES)}')
         if not 0 < min_visible <= 1:

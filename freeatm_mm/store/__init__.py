@@ -8,7 +8,7 @@ A store is a folder::
     shard-000000.json        the shard's size, counts and checksums; written last
 
 Read it with `Store`, write it with `StoreWriter` or `write_store`, check it
-with `verify_store`, mend it with `repair_store`.
+with `verify_store`, repair it with `repair_store`.
 """
 
 from freeatm_mm.store.errors import StoreError

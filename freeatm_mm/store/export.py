@@ -159,7 +159,7 @@ def export_coco(
         threshold: Smallest foreground value of a mask, in [0, 1].
 
     Raises:
-        StoreError: If ``out`` is there, or a sample can't be read.
+        StoreError: If ``out`` is there, a sample can't be read, or no image has a noun.
         ValueError: If ``threshold`` is out of range, or there are no categories.
     """
     _coco_mask()  # asked for before anything is made
@@ -229,6 +229,7 @@ def export_mmseg(
 
     Raises:
         StoreError: If ``out`` is there, or a sample can't be read.
+        StoreError: If a category is called 'background' or isn't one line.
         ValueError: If there are more categories than a label map can hold, or see
             `export_coco`.
     """
@@ -239,6 +240,12 @@ def export_mmseg(
                 f'a label map holds at most {MAX_LABELS - 1} categories, the store '
                 f'has {len(names) - 1}: name those to export'
             )
+        for name in run.report.categories:
+            if name == 'background' or [name] != name.strip().splitlines():
+                raise StoreError(
+                    f"the category {name!r} can't be a line of its own in classes.txt: leave it "
+                    'out of those to export'
+                )
         (run.folder / 'classes.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
         for name in ('images', 'labels'):
             (run.folder / name).mkdir()
@@ -410,6 +417,8 @@ class _Run:
         self.store = store
         self.folder = folder
         names = list(store_categories(store) if categories is None else categories)
+        if categories is None and not names:
+            raise StoreError(f'no image of the store {store.path} has a noun: nothing to export')
         if not names or len(set(names)) < len(names):
             raise ValueError(
                 f'the categories to export must be different, and at least one; got {names}'

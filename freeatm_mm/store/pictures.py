@@ -10,14 +10,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from freeatm_mm.errors import InputError
-from freeatm_mm.store.sample import IMAGE_FORMATS, MAX_PIXELS
+from freeatm_mm.store.sample import IMAGE_FORMATS, MAX_PIXELS, ORIENTATION
 
 __all__ = ['PICTURE_FORMATS', 'DecodedPicture', 'decode_picture']
 
 #: What is decoded, by Pillow's names. No other format is tried, whatever a file is called: Pillow
 #: hands PostScript, for one, to Ghostscript, and so runs what is in it.
 PICTURE_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
-_ORIENTATION = 0x0112  # EXIF's
 
 
 class DecodedPicture(NamedTuple):
@@ -55,7 +54,7 @@ def decode_picture(data: bytes) -> DecodedPicture:
             image.load()
             own_format, own_mode = image.format, image.mode
             upright = ImageOps.exif_transpose(image)
-            turned = upright is not image and image.getexif().get(_ORIENTATION, 1) != 1
+            turned = upright is not image and image.getexif().get(ORIENTATION, 1) != 1
             image = upright
             transparent = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
             if transparent:

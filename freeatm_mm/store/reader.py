@@ -42,9 +42,9 @@ class Store(Sequence):
     """The samples of a finished store, by number.
 
     Opening reads ``store.json`` and the folder's listing only. A sample is one small read from its
-    shard's index and one read from the tar, however many samples there are. What is returned is
-    proved by what was read: the index by its sha256 in ``store.json``, once in a process for each
-    shard, and the sample by its CRC-32 and the names and sizes in the tar. A store can be pickled,
+    shard's index and one read from the tar, however many samples there are. All that is read is
+    verified: the index by its sha256 in ``store.json``, once in a process for each shard, and the
+    sample by its CRC-32 and the names and sizes in the tar. A store can be pickled,
     forked and shared by threads; every process opens its own files, or has its own connection.
 
     Args:

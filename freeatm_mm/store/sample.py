@@ -61,6 +61,8 @@ MAX_PIXELS = 1 << 26
 # A key becomes a file name, and WebDataset ends it at the first dot.
 _KEY = re.compile(r'[A-Za-z0-9_-]{1,80}')
 _MOST_PIXELS = 65_535  # along a side of a mask
+#: EXIF's tag: how a picture is to be turned.
+ORIENTATION = 0x0112
 _SIZE = {'width': int, 'height': int}
 _NOUN = {'text': str, 'start': int, 'end': int, 'category?': (str, None), 'lo': float, 'hi': float}
 _INFO = {'caption': str, 'nouns': [_NOUN], 'image?': _SIZE, 'masks': _SIZE, 'meta': dict}
@@ -350,10 +352,11 @@ def encode_sample(sample: Sample) -> RawSample:
     """Turn a sample into what stands in the shard.
 
     Raises:
-        StoreError: If the image can't be read or ``meta`` holds something JSON can't.
+        StoreError: If the image can't be read or is one that readers show in different ways, or
+            ``meta`` holds something JSON can't.
     """
     try:
-        width, height = _picture_size(sample.image_bytes, sample.image_format)
+        width, height = _stored_size(sample.image_bytes, sample.image_format)
     except StoreError as error:
         raise StoreError(f'sample {sample.key!r}: the image {error}') from None
     nouns = []
@@ -481,12 +484,24 @@ def _open_picture(
     return picture
 
 
-def _picture_size(data: bytes, image_format: str) -> tuple[int, int]:
-    """Width and height of a picture, from its header only."""
+def _stored_size(data: bytes, image_format: str) -> tuple[int, int]:
+    """Width and height of a picture to store, from its header only."""
     try:
-        size = Image.open(io.BytesIO(data), formats=(IMAGE_FORMATS[image_format],)).size
+        picture = Image.open(io.BytesIO(data), formats=(IMAGE_FORMATS[image_format],))
+        size, mode = picture.size, picture.mode
+        # To look for the EXIF data of a PNG that has none at its beginning, Pillow decodes it.
+        known = image_format == 'jpg' or 'exif' in picture.info
+        turned = known and picture.getexif().get(ORIENTATION, 1) in range(2, 9)
     except Exception as error:  # as above
         raise StoreError(f'is no readable {image_format} ({error})') from None
     if size[0] * size[1] > MAX_PIXELS:
         raise StoreError(f'has size {size}, more than {MAX_PIXELS} pixels')
+    if mode not in ('RGB', 'L') or turned:
+        # Some readers turn it and some don't, and masks would be beside the objects; 16 bits are
+        # cut to white; under what is transparent anything may be.
+        told = 'to be turned, as its EXIF says' if turned else f'of mode {mode}'
+        raise StoreError(
+            f'is {told}, and one to store must be upright and RGB or grey (L) of 8 bits: '
+            'freeatm_mm.store.pictures.decode_picture makes it so, Sample.from_image encodes it'
+        )
     return size

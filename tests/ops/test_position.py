@@ -112,3 +112,8 @@ def test_blocks_of_others_leave_names_and_length():
     assert prompts.sentences([dog], WHOLE_VIEW, [cat]) == ['The dog is in block 8.']
     random.seed(0)
     assert len({prompts.sentences([dog], WHOLE_VIEW)[0] for _ in range(200)}) == 9
+
+
+def test_a_noun_with_brackets_stays_as_it_is():
+    thing = object_from_box('[P] 1', (0, 0, 1, 1), (3, 3))
+    assert PositionPrompts().join('A', [thing], WHOLE_VIEW) == 'A The [P] 1 is in block 0.'

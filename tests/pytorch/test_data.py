@@ -197,11 +197,13 @@ def test_transforms_that_give_no_view_are_told(tmp_path, make, said):
         ({'mask_values': 'soft'}, 'none of attention'),
         ({'min_visible': 0}, 'above 0'),
         ({'views': 0}, 'at least one view'),
-        ({'grid': [7]}, '1 grids for 2 views'),
+        ({'grid': [7]}, '1 grid for 2 views'),
         *(
             ({'grid': grid}, 'grid must be a side')
             for grid in (0, -1, 7.5, (7,), (7, 0), 'a', None, True, 10**6)
         ),
+        ({'grid': 1}, 'a grid of 1x1 leaves nothing of a mask'),
+        ({'grid': [7, (1, 1)]}, 'a grid of 1x1 leaves nothing of a mask'),
         ({'views': 1.5}, 'views must be a whole number'),
         ({'transform': None}, 'transform must be callable'),
     ],
@@ -210,6 +212,11 @@ def test_settings_out_of_range(tmp_path, options, said):
     path = make_store(tmp_path / 'store', count=2)
     with pytest.raises(InputError, match=said):
         StoreDataset(path, **{'transform': transform(), **options})
+
+
+def test_whole_images_may_have_a_map_of_one_cell(tmp_path):
+    path = make_store(tmp_path / 'store', count=2)
+    assert StoreDataset(path, transform(), grid=1, masks=False)[0].masks[0].shape == (0, 1, 1)
 
 
 def test_a_batch_of_nothing_is_told():

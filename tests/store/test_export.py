@@ -139,6 +139,22 @@ def test_more_categories_than_a_label_map_holds_are_refused(tmp_path):
     assert (report.instances, report.unlisted) == (2, 298)
 
 
+@pytest.mark.parametrize('name', ['a\nb', 'a\u2028b', ' dog', 'dog ', 'background', '\x85'])
+def test_a_category_that_is_no_line_of_its_own_is_refused(tmp_path, name):
+    """Lines of classes.txt say which number is which: all after it would be called wrongly."""
+    write_store(tmp_path / 'store', [sample('a', [square(8, 0, 0, 4)], (name,))])
+    with pytest.raises(StoreError, match="can't be a line of its own in classes.txt"):
+        export_mmseg(tmp_path / 'store', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('export', [export_coco, export_mmseg, export_class_folders])
+def test_a_store_without_nouns_has_nothing_to_export(tmp_path, export):
+    write_store(tmp_path / 'store', [make_sample(0, nouns=0)])
+    with pytest.raises(StoreError, match='no image of the store .* has a noun'):
+        export(tmp_path / 'store', tmp_path / 'out')
+
+
 def test_class_folders(path, tmp_path):
     from torchvision.datasets import ImageFolder
 

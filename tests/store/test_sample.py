@@ -128,6 +128,41 @@ def test_an_image_that_is_none_is_refused_when_written_and_when_looked_at():
         _ = sample.image
 
 
+def encoded(image, image_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('image_format', ['jpg', 'png'])
+@pytest.mark.parametrize('orientation, fits', [(0, True), (1, True), (3, False), (6, False)])
+def test_a_picture_that_some_readers_turn_is_refused(image_format, orientation, fits):
+    """Masks would lie beside the objects: browsers, OpenCV and `datasets` turn it, Pillow not."""
+    exif = Image.Exif()
+    exif[sample_module.ORIENTATION] = orientation
+    data = encoded(
+        Image.new('RGB', (6, 4)), sample_module.IMAGE_FORMATS[image_format], exif=exif.tobytes()
+    )
+    sample = dataclasses.replace(make_sample(3), image_bytes=data, image_format=image_format)
+    if fits:
+        assert encode_sample(sample).info['image'] == {'width': 6, 'height': 4}
+        return
+    with pytest.raises(
+        StoreError, match="'000003'.* is to be turned, as its EXIF says, and one to"
+    ):
+        encode_sample(sample)
+
+
+@pytest.mark.parametrize('mode', ['CMYK', 'I;16', 'LA', 'RGBA', 'P', '1'])
+def test_a_picture_that_readers_convert_each_in_their_way_is_refused(mode):
+    """Of 16 bits Pillow makes white, and of what is transparent whatever is below."""
+    image_format = 'jpg' if mode == 'CMYK' else 'png'
+    data = encoded(Image.new(mode, (6, 4)), sample_module.IMAGE_FORMATS[image_format])
+    sample = dataclasses.replace(make_sample(3), image_bytes=data, image_format=image_format)
+    with pytest.raises(StoreError, match=f"'000003'.* is of mode {mode}, and one to store must be"):
+        encode_sample(sample)
+
+
 def test_a_jpeg_under_the_name_of_a_png_is_refused():
     sample = dataclasses.replace(make_sample(3, image_format='jpg'), image_format='png')
     with pytest.raises(StoreError, match='no readable png'):
