@@ -500,6 +500,7 @@ class AttentionRecorder:
         self._last_timestep: Any = None
         self._last_text: Any = None
         self._pair_checked = False
+        self._text: tuple[Tensor, Tensor] | None = None
 
     def __enter__(self) -> AttentionRecorder:
         """Installs the hooks and forgets what was recorded before.
@@ -618,6 +619,7 @@ class AttentionRecorder:
     ) -> None:
         """Removes every hook, also after an exception."""
         self._last_sample = self._last_timestep = self._last_text = self._sink.input = None
+        self._text = None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -795,8 +797,8 @@ class AttentionRecorder:
         if not self._calls:
             self._check_still_compiled()
         called_with = self._family.denoiser_input(module, args, kwargs)
-        for watch in self._watches:
-            watch.check()
+        if any([watch.check() for watch in self._watches]):
+            self._text = None
         self._image_tokens = max((watch.image_tokens for watch in self._watches), default=0)
         if self._is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
@@ -806,6 +808,9 @@ class AttentionRecorder:
         index, self._calls = self._calls, self._calls + 1
         self._sink.recording = self._steps is None or index in self._steps
         self._first_row, self._last_row = self._conditional_rows(called_with.sample)
+        if self._watches:
+            text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
+            self._check_text(text, called_with.sample.shape[0])
         self._sink.input = called_with
         self.num_steps += self._sink.recording
 
@@ -844,6 +849,22 @@ class AttentionRecorder:
                 'known: guide by one batch of both, as the pipelines of diffusers do'
             )
         return False
+
+    def _check_text(self, text: Any, rows: int) -> None:
+        """Refuses other embeddings of the prompts than those of the run's first step."""
+        if not isinstance(text, Tensor) or text.shape[0] != rows:
+            return
+        own = text[self._first_row : self._last_row]
+        # Values are compared where the tensor is another one, for on an accelerator that waits for
+        # all work before it.
+        if self._text is not None and text is not self._text[0] and _differ(own, self._text[1]):
+            raise ValueError(
+                'the embeddings of the prompts were changed in the middle of the run, by a '
+                'callback perhaps, and where the nouns stand in the new ones is not known: draw '
+                'with those that the text encoders made, or pass check_prompts=False to record all '
+                'the same'
+            )
+        self._text = text, own
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]

@@ -443,10 +443,13 @@ class EncoderWatch:
             self.image_tokens = left_out
         return kept
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Checks what was encoded since the last check: all of the prompts, in order, or nothing.
 
         Other texts may come after them: the negative prompts.
+
+        Returns:
+            Whether anything was encoded.
 
         Raises:
             ValueError: If it was other prompts, in another number or order; or if nothing was
@@ -480,3 +483,4 @@ class EncoderWatch:
                 'columns=...; or pass check_prompts=False if the embeddings are those that the '
                 'pipeline itself makes of the prompts'
             )
+        return bool(seen)

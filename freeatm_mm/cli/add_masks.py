@@ -5,8 +5,9 @@
 
 SOURCE is a folder of images with captions (metadata.jsonl, or a .txt or .json beside each; or named
 by the rows of --captions, such as COCO's captions_train2017.json), a WebDataset (tars), a data set
-of Hugging Face on disk (save_to_disk, Parquet), or a store without masks. Each image is noised as
-in training, at a few levels, and the network looks at it once a level: no sampling, no guidance.
+of Hugging Face on disk (save_to_disk, Parquet), or a store without masks, which may also lie at an
+address (s3://, gs://, hf://, https://). Each image is noised as in training, at a few levels, and
+the network looks at it once a level: no sampling, no guidance.
 OUT becomes a store like those that `freeatm generate` makes, with the images' own bytes.
 
 The same command continues an interrupted or killed run, and ends with the same bytes. The
@@ -59,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         'source',
         nargs='?',
-        help='images with captions: a folder, tars, a data set on disk or a store',
+        help='images with captions: a folder, tars, a data set on disk or a store (s3://... too)',
     )
     add(
         'pipeline',

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import InputError, tool
 
 
@@ -27,8 +28,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('format', choices=('coco', 'masks', 'labels', 'sam'), help='as above')
-    add('images', type=Path, help='folder of the images')
-    add('masks', type=Path, help='the JSON, or the folder of the masks')
+    add('images', type=path_here, help='folder of the images')
+    add('masks', type=path_here, help='the JSON, or the folder of the masks')
     add('out', type=Path, help='the store to make')
     add('--noun', default='object', help='for masks without a name (default: object)')
     add(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from freeatm_mm.addresses import is_address
 from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
@@ -282,8 +283,10 @@ class MaskJob(GenerationJob):
 
     def absolute(self) -> GenerationJob:
         """Return the same job with paths that hold from anywhere."""
-        images, captions = Path(self.images).absolute(), self.captions
-        job = replace(self, images=str(images))
+        images, captions = self.images, self.captions
+        if not is_address(images):
+            images = str(Path(images).absolute())
+        job = replace(self, images=images)
         if captions is not None:
             job = replace(job, captions=str(Path(captions).absolute()))
         return super(MaskJob, job).absolute()

@@ -8,7 +8,8 @@ worker can read any image later. Read are
   COCO, or any that `freeatm_mm.prompts.tables.read_rows` reads and that names the image;
 - a WebDataset: tar files, or a folder of them;
 - a data set of Hugging Face on disk: what ``save_to_disk`` wrote, or Parquet files;
-- a store, such as ``tools/generate.py --no-masks`` or another engine's program wrote.
+- a store, such as ``tools/generate.py --no-masks`` or another engine's program wrote, also at an
+  address (``s3://``, ``gs://``, ``hf://``, ``https://``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.addresses import is_address
 from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import open_regular, parse_json, read_bytes, read_json
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
@@ -33,6 +35,8 @@ __all__ = ['IMAGE_ENDINGS', 'Found', 'ImageReader', 'find_images']
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 #: Bytes of the largest image file that is read.
 MAX_IMAGE_BYTES = 1 << 27
+#: Samples of a store that are listed at once.
+_AT_ONCE = 64
 #: Files kept open at a time.
 _MOST_OPEN = 64
 _METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
@@ -76,7 +80,7 @@ def find_images(source: str | Path, captions: str | Path | None = None) -> Itera
     """Yield the images of a source, in an order that is always the same.
 
     Args:
-        source: A folder or a file; see the module's text for the kinds.
+        source: A folder or a file, or the address of a store; see the module's text for the kinds.
         captions: A caption file that names the images of the folder ``source``.
 
     Raises:
@@ -84,6 +88,10 @@ def find_images(source: str | Path, captions: str | Path | None = None) -> Itera
         ValueError: If the source holds no images of a kind that is read, or is damaged.
         ImportError: If a package that reads the format is not installed.
     """
+    if is_address(source):
+        if captions is not None:
+            raise InputError(f'{source} is no folder of images, to go with the captions {captions}')
+        return _in_store(_store_at(str(source)))
     source = Path(source)
     if not source.exists():
         raise MissingFileError(f'there is no source of images {source}')
@@ -112,7 +120,7 @@ def _reader_of(source: Path) -> Callable[[Path], Iterator[Found]]:
         raise InputError(f'{source} is no source of images: neither a file nor a folder')
     names = {entry.name for entry in os.scandir(source)}
     if MANIFEST in names:
-        return _in_store
+        return lambda folder: _in_store(Store(folder))
     if 'dataset_dict.json' in names:
         splits = sorted(
             entry.name for entry in os.scandir(source) if (Path(entry.path) / 'state.json').exists()
@@ -393,12 +401,23 @@ def _pyarrow() -> Any:
 # Stores
 
 
-def _in_store(source: Path) -> Iterator[Found]:
-    store = Store(source)
-    for number in range(len(store)):
-        raw = store.read(number)
-        nouns = raw.info['nouns']
-        yield Found(raw.key, {'sample': number}, (raw.info['caption'],), nouns if nouns else None)
+def _store_at(address: str) -> Store:
+    """The store at an address."""
+    try:
+        return Store(address)
+    except StoreError as error:
+        raise InputError(
+            f'{error} (of addresses only stores are read: copy tars, tables and folders of images '
+            'here first)'
+        ) from None
+
+
+def _in_store(store: Store) -> Iterator[Found]:
+    for first in range(0, len(store), _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, len(store)))
+        for number, raw in zip(numbers, store.read_many(numbers)):
+            nouns = raw.info['nouns'] or None
+            yield Found(raw.key, {'sample': number}, (raw.info['caption'],), nouns)
 
 
 # What an image's texts say
@@ -463,8 +482,8 @@ class ImageReader:
     """
 
     def __init__(self, source: str | Path, captions: str | Path | None = None) -> None:
-        source = Path(source)
-        self._root = source if source.is_dir() else source.parent
+        self._source = source
+        self._root = Path(source) if Path(source).is_dir() else Path(source).parent
         self._files: OrderedDict[str, Any] = OrderedDict()
         self._store: Store | None = None
 
@@ -479,11 +498,13 @@ class ImageReader:
         """
         if 'sample' in place:
             if self._store is None:
-                self._store = Store(self._root)
+                self._store = Store(self._source)
             try:
                 return self._store.read(place['sample']).image_bytes
             except (StoreError, IndexError) as error:
                 raise InputError(str(error)) from None
+        if is_address(self._source):
+            raise InputError('it is no sample of a store, and of addresses only stores are read')
         if 'row' in place:
             return self._cell(place['file'], place['row'], place['column'])
         size = place['bytes']

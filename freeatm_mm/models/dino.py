@@ -20,7 +20,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from freeatm_mm.models.instances import Instances, collect_instances
+from freeatm_mm.models.instances import Instances, check_views, collect_instances
 from freeatm_mm.models.mask_generators import training_progress
 from freeatm_mm.models.necks import InstancePooling, check_pools_instances, feature_map
 from freeatm_mm.ops.losses import distillation_loss
@@ -194,7 +194,11 @@ class FreeATMDINO(BaseSelfSupervisor):
             or with a loss that stays there near 1, the training has collapsed) and
             `teacher_temperature`; where there are masks also `instances_per_image`, `pooled_whole`
             (share of the images) and `cut_away` (share of the instances that a crop took away).
+
+        Raises:
+            ValueError: If there are other numbers of views, or masks of other views.
         """
+        check_views(self, inputs, data_samples, most=None)
         instances = collect_instances(data_samples, inputs[0])
         temperature = self.teacher_temperature()
         self._freeze()

@@ -31,6 +31,35 @@ def check_positives(model: object, positives: str, negatives: str) -> None:
         raise ValueError(f'{type(model).__name__}: {error}.') from None
 
 
+def check_views(
+    model: object, inputs: Any, data_samples: Sequence | None, most: int | None = 2
+) -> None:
+    """Refuse other numbers of views than a method takes: it would leave out or mix some.
+
+    Args:
+        model: The method.
+        inputs: The views.
+        data_samples: Data samples of `PackFreeATMInputs`, with or without masks.
+        most: How many views it takes, at least two; None for any.
+
+    Raises:
+        ValueError: Naming the method and what to set.
+    """
+    number = len(inputs) if isinstance(inputs, (list, tuple)) else 1
+    if number < 2 or most is not None and number > most:
+        raise ValueError(
+            f'{type(model).__name__} takes two views{"" if most else " or more"}, got {number}: '
+            'set num_views of FreeATMMultiView.'
+        )
+    for sample in data_samples or ():
+        masks = sample.get('instance_masks')
+        if masks is not None and len(masks) != number:
+            raise ValueError(
+                f'{type(model).__name__} got {number} views of each image and masks of '
+                f'{len(masks)}: use one FreeATMMultiView and PackFreeATMInputs for both.'
+            )
+
+
 @dataclass
 class Instances:
     """The instances of B images, image by image.

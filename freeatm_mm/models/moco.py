@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from freeatm_mm.models.instances import (
     Instances,
     check_positives,
+    check_views,
     collect_instances,
 )
 from freeatm_mm.models.necks import check_pools_instances, feature_map
@@ -87,7 +88,11 @@ class FreeATMMoCo(MoCo):
             images), `cut_away` (share of the instances that a crop took away), `accuracy` (share of
             the queries nearest to their own key) and `same_noun_negatives` (share of the negatives,
             among the queries of a known noun).
+
+        Raises:
+            ValueError: If there are other numbers of views, or masks of other views.
         """
+        check_views(self, inputs, data_samples)
         instances = collect_instances(data_samples, inputs[0])
         if instances is None:
             return super().loss(inputs, data_samples, **kwargs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from freeatm_mm.models.instances import (
     Instances,
     check_positives,
+    check_views,
     collect_instances,
 )
 from freeatm_mm.models.necks import check_pools_instances
@@ -105,7 +106,11 @@ class FreeATMSimCLR(SimCLR):
             images), `cut_away` (share of the instances that a crop took away), `accuracy` (share of
             the anchors nearest to their positive) and `same_noun_negatives` (share of the
             negatives, among the anchors of a known noun).
+
+        Raises:
+            ValueError: If there are other numbers of views, or masks of other views.
         """
+        check_views(self, inputs, data_samples)
         instances = collect_instances(data_samples, inputs[0])
         if instances is None:
             losses = super().loss(inputs, data_samples, **kwargs)

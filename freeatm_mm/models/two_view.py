@@ -25,7 +25,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from freeatm_mm.compat import densecl_without_shuffling
-from freeatm_mm.models.instances import Instances, collect_instances
+from freeatm_mm.models.instances import Instances, check_views, collect_instances
 from freeatm_mm.models.necks import HandedMasks, InstancePooling, check_pools_instances, feature_map
 from freeatm_mm.ops.losses import enqueue
 from freeatm_mm.ops.pooling import pool_instances
@@ -48,6 +48,9 @@ class InstanceViews:
     #: A context in which the method gives its necks the images of a batch in their order.
     in_order: Callable[[], AbstractContextManager] = staticmethod(nullcontext)
 
+    #: How many views the method takes, at least two; None for any.
+    most_views: int | None = 2
+
     #: Whether the loss mixes what all processes have, so that their numbers must be equal.
     equal_numbers = False
 
@@ -62,7 +65,7 @@ class InstanceViews:
         """The loss and what is logged beside it.
 
         Args:
-            inputs: Two views, each (B, 3, H, W).
+            inputs: Two views (of SwAV any number), each (B, 3, H, W).
             data_samples: B data samples of `PackFreeATMInputs`, with or without masks.
             **kwargs: As of the class it extends.
 
@@ -71,10 +74,11 @@ class InstanceViews:
             (share of the images) and `cut_away` (share of the instances that a crop took away).
 
         Raises:
-            ValueError: If the instances come with trust; on several processes, if the method needs
-                equal numbers of instances.
+            ValueError: If there are other numbers of views than the method takes, or the instances
+                come with trust; on several processes, if it needs equal numbers of instances.
         """
         method: Any = super()
+        check_views(self, inputs, data_samples, self.most_views)
         instances = collect_instances(data_samples, inputs[0])
         if instances is None:
             return method.loss(inputs, data_samples, **kwargs)
@@ -123,6 +127,7 @@ class FreeATMSwAV(InstanceViews, SwAV):
     """SwAV (arXiv 2006.09882) that assigns instances to prototypes; all views of one size."""
 
     equal_numbers = True
+    most_views = None
 
 
 @MODELS.register_module()

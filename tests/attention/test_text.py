@@ -55,6 +55,45 @@ def sdxl():
     return tiny_stable_diffusion_xl()
 
 
+@pytest.mark.parametrize('name', ['prompt_embeds', 'negative_prompt_embeds', 'guidance'])
+def test_embeddings_that_a_callback_changes_are_refused(name):
+    pipe = tiny_stable_diffusion()
+    prompt, steps = PROMPTS[0], []
+
+    def change(pipe, step, timestep, values):
+        steps.append(step)
+        embeds = values['prompt_embeds']
+        if name == 'guidance':
+            pipe._guidance_scale = 0.0
+            return {'prompt_embeds': embeds[-1:].clone()}
+        embeds = embeds.clone()
+        embeds[0 if name == 'negative_prompt_embeds' else 1] += 0.01
+        return {'prompt_embeds': embeds}
+
+    draw = functools.partial(
+        pipe,
+        prompt,
+        num_inference_steps=3,
+        callback_on_step_end=change,
+        callback_on_step_end_tensor_inputs=['prompt_embeds'],
+    )
+    if name == 'prompt_embeds':
+        with (
+            pytest.raises(ValueError, match='prompts were changed in the middle of the run'),
+            AttentionRecorder(pipe, prompt, NOUNS[0]),
+        ):
+            draw()
+        assert steps == [0]
+        with AttentionRecorder(pipe, prompt, NOUNS[0], check_prompts=False) as recorder:
+            draw()
+    else:
+        with AttentionRecorder(pipe, prompt, NOUNS[0]) as recorder:
+            draw()
+            [*pipe.text_encoder.parameters()][-1].data.add_(0.1)
+            draw()  # of the same prompts, encoded anew
+    assert recorder.num_steps == (3 if name == 'prompt_embeds' else 6)
+
+
 @pytest.mark.parametrize('images', [1, 2])
 def test_sdxl_with_another_second_prompt(sdxl, images):
     options = dict(

@@ -24,6 +24,7 @@ from freeatm_mm.generation.existing import MaskJob, add_masks, job_of_store, rea
 from freeatm_mm.generation.images import ImageReader, find_images
 from freeatm_mm.generation.listing import ImageFile, list_images
 from freeatm_mm.store import Sample, Store, StoreError, verify_store, write_store
+from freeatm_mm.store.transfer import push_store
 
 PROMPTS = ['a dog and a ball', 'a cat']
 NOUNS = [['dog', 'ball'], ['cat']]
@@ -404,6 +405,32 @@ def test_a_store_without_masks_gets_them(pipe, tmp_path):
     assert [sample.key for sample in store] == ['s0', 's1', 's2']
     assert all(sample.image_bytes == samples[n].image_bytes for n, sample in enumerate(store))
     assert [[noun.text for noun in sample.nouns] for sample in store] == [['dog', 'ball']] * 3
+
+
+def test_a_store_at_an_address_is_read_as_it_is_here(tmp_path, monkeypatch):
+    pytest.importorskip('textblob')
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    samples = [Sample(f's{n}', encoded(seed=n), 'png', 'a dog and a ball') for n in range(3)]
+    write_store(tmp_path / 'made', samples, 2)
+    address = f'memory://{tmp_path.name}/made'
+    push_store(tmp_path / 'made', address)
+    places = [(found.name, found.place) for found in find_images(address)]
+    assert places == [(found.name, found.place) for found in find_images(tmp_path / 'made')] != []
+    here, there = ImageReader(tmp_path / 'made'), ImageReader(address)
+    for _, place in places:
+        assert there.read(place) == here.read(place)
+    listed_there = list_images(address, tmp_path / 'there', concrete=False)
+    assert (
+        listed_there.sha256
+        == list_images(tmp_path / 'made', tmp_path / 'here', concrete=False).sha256
+    )
+    with pytest.raises(InputError, match='no sample of a store'):
+        there.read({'file': 'a.jpg', 'bytes': 3})
+    assert MaskJob('pipe', 'list', images=address).absolute().images == address
+    with pytest.raises(InputError, match='only stores are read: copy tars'):
+        find_images(f'memory://{tmp_path.name}/tars')
+    with pytest.raises(InputError, match='no folder of images, to go with the captions a.json'):
+        find_images(address, 'a.json')
 
 
 def test_one_list_is_made_and_another_choice_is_refused(folder, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny_models import mae, samples, simsiam, views
+from helpers.tiny_models import dino, mae, moco, samples, simclr, simsiam, views
 
 from freeatm_mm.models.instances import collect_instances
 from freeatm_mm.ops import UNKNOWN_NOUN
@@ -50,3 +50,24 @@ def test_methods_that_cannot_weigh_refuse_trust():
             sample.trust = torch.ones(1)
         with pytest.raises(ValueError, match='trust=False'):
             model.loss(inputs, data)
+
+
+@pytest.mark.parametrize('number', [1, 3])
+@pytest.mark.parametrize('build', [simclr, moco, simsiam, dino])
+@pytest.mark.parametrize('counts', [[2, 1], [None, None]])
+def test_other_numbers_of_views_are_refused(build, number, counts):
+    """SimCLR would mix the views of different images, others leave the third out."""
+    if (build, number) == (dino, 3):
+        return  # which takes them all
+    model = build()
+    with pytest.raises(ValueError, match=f'takes two views.*, got {number}: set num_views'):
+        model.loss(views(2, number=number), samples(counts, number=number))
+    if number == 1:  # no FreeATMMultiView
+        with pytest.raises(ValueError, match='takes two views.*, got 1: set num_views'):
+            model.loss(views(2)[0], samples(counts, number=1))
+
+
+@pytest.mark.parametrize('build', [simclr, moco, simsiam, dino])
+def test_masks_of_other_views_are_refused(build):
+    with pytest.raises(ValueError, match='got 2 views of each image and masks of 3'):
+        build().loss(views(2), samples([2, 1], number=3))

@@ -1,0 +1,28 @@
+"""An address in the place of a path is told apart from a file that isn't there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freeatm_mm.cli import import_masks, make_prompts
+from freeatm_mm.cli._paths import path_here
+
+
+def test_a_path_is_taken_as_it_is():
+    assert path_here('folder/file') == Path('folder/file')
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments'),
+    [
+        (import_masks, ['masks', 's3://bucket/images', 'masks', 'out']),
+        (import_masks, ['coco', 'images', 's3://bucket/all.json', 'out']),
+        (make_prompts, ['coco', 's3://bucket/a.txt', 'out.jsonl']),
+    ],
+)
+def test_an_address_is_refused(tool, arguments, capsys):
+    with pytest.raises(SystemExit):
+        tool.parse_args(arguments)
+    assert 's3://bucket/' in (told := capsys.readouterr().err) and 'copy it here first' in told
