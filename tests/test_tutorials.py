@@ -24,6 +24,7 @@ PAGES = {path.stem: path for path in (ROOT / 'docs/tutorials').glob('*.md')}
 PAGES['howto'] = ROOT / 'docs/howto.md'
 SD = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 STEPS = 'num_inference_steps=3'
+RESNET_18 = 'model.backbone.depth=18 model.neck.in_channels=[64,128,256,512]'
 ONE_PROCESS = 'train_dataloader.num_workers=0 train_dataloader.persistent_workers=False'
 
 pytestmark = [
@@ -110,10 +111,11 @@ STAND_INS = {
         {
             '--layouts coco': '--layouts coco --images 4 --side 64',
             'parts/train=0.9 parts/val=0.1': 'parts/train=0.5 parts/val=0.5',
-            '--cfg-options init=random': '--cfg-options init=random '
+            '--cfg-options init=random': f'--cfg-options init=random {RESNET_18} '
             'train_dataloader.dataset.pipeline.2.scales=[(80,64)]',
             '--smoke --out metrics.json': '--smoke --out metrics.json --cfg-options init=random '
-            'test_dataloader.dataset.pipeline.1.scale=(80,64) model.test_cfg.rpn.max_per_img=10',
+            f'{RESNET_18} test_dataloader.dataset.pipeline.1.scale=(80,64) '
+            'model.test_cfg.rpn.max_per_img=10',
         },
     ),
     'lavis': (

@@ -84,7 +84,7 @@ def in_a_process(command, level):
     assert ended.returncode == 0, f'{ended.returncode}: {ended.stdout[-3000:]}{ended.stderr}'
 
 
-@pytest.mark.parametrize('level', LEVELS)
+@pytest.mark.parametrize('level', ['sse41', 'this'])
 def test_strided_pointwise_convolutions_of_few_channels(level):
     """oneDNN's fault: the process dies, hangs or gets wrong gradients without the workaround."""
     if LEVELS[level]:
@@ -104,6 +104,7 @@ def test_trainings_with_the_instructions_of_older_processors():
             '-p',
             'no:xdist',
             'tests/engine/test_regimes.py',
+            'tests/engine/test_hooks.py::test_strided_pointwise_convolutions_of_few_channels[this]',
         ],
         'avx2',
     )

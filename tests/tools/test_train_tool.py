@@ -1,8 +1,10 @@
 """The training tool: what it says about wrong paths, and one real run with resume."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from helpers.hostile_checkpoints import reduced
 from helpers.tiny_stores import make_store
 from helpers.tools import load_tool
 from mmengine.runner import CheckpointLoader
+
+from freeatm_mm.miniature.processes import can_share_imports, run_with_imports
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/miniature/mocov2_freeatm.py'
@@ -164,8 +168,33 @@ def torchrun(*arguments):
     )
 
 
-def test_two_processes_train_and_resume(tmp_path):
-    """torchrun on CPUs: processes agree, --resume goes on, --seed and --cfg-options arrive."""
+#: Runs the words behind the first, which is a variable of the environment to each word.
+RANKED = """
+import os, runpy, sys
+os.environ.update(pair.split('=') for pair in sys.argv[1].split())
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def as_torchrun(folder, *arguments):
+    """What `torchrun` starts, in two processes that share their imports; their exit codes."""
+    (folder / 'ranked.py').write_text(RANKED)
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        shared = f'WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={server.getsockname()[1]}'
+
+    def run(rank):
+        words = [f'RANK={rank} LOCAL_RANK={rank} {shared}', 'tools/train.py', *map(str, arguments)]
+        return run_with_imports(str(folder / 'ranked.py'), words, f'{rank}')
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+@pytest.mark.skipif(not can_share_imports(), reason='processes can be forked on Linux alone')
+def test_two_processes_train_and_resume(tmp_path, single_threaded_at_root, capfd):
+    """As of torchrun, then by it: processes agree, --resume goes on, options arrive."""
     store = make_store(tmp_path / 'store', count=24, size=(64, 64), mask_size=(16, 16))
     # As configs were written before: they still train, here.
     old = tmp_path / 'old.py'
@@ -186,9 +215,8 @@ def test_two_processes_train_and_resume(tmp_path):
         'model.queue_len=32',
         'default_hooks.checkpoint.max_keep_ckpts=3',
     ]
-    done = torchrun(old, *options, 'train_cfg.max_epochs=1')
-    assert done.returncode == 0, done.stderr
-    assert 'store of FreeATMDataset is now called data_root' in done.stderr
+    assert as_torchrun(tmp_path, old, *options, 'train_cfg.max_epochs=1') == [0, 0]
+    assert 'store of FreeATMDataset is now called data_root' in capfd.readouterr().out
     done = torchrun(CONFIG, '--resume', '--data-root', store, *options, 'train_cfg.max_epochs=2')
     assert done.returncode == 0, done.stderr
     first, second = (
