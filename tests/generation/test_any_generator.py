@@ -49,8 +49,8 @@ def test_an_unknown_pipeline_draws_without_masks_if_asked(tmp_path):
     pipe = tiny.tiny_vq_diffusion()
     with pytest.raises(
         ValueError,
-        match='VQDiffusionPipeline is not a pipeline whose text '
-        'attention is known.*IFPipeline.*add a file with its row',
+        match='VQDiffusionPipeline gives no masks of nouns: it generates tokens of a codebook.*'
+        'Generate without masks',
     ):
         generate(pipe, PROMPTS, tmp_path / 'none', batch_size=1, **OPTIONS)
     assert not (tmp_path / 'none').exists()

@@ -42,7 +42,6 @@ __all__ = [
     'family_of',
     'find_family',
     'head_count',
-    'known_pipelines',
 ]
 
 
@@ -77,11 +76,6 @@ TEXTLESS: dict[str, str] = _reasons('TEXTLESS')
 
 NOT_COVERED: dict[str, str] = _reasons('NOT_COVERED')
 """Pipelines that have text keys and no row, and why."""
-
-
-def known_pipelines() -> str:
-    """The families and their pipeline classes in one line, for messages."""
-    return '; '.join(f'{family.name}: {", ".join(family.pipelines)}' for family in FAMILIES)
 
 
 def family_of(pipeline: type[Any]) -> Family | str:
@@ -122,13 +116,13 @@ def find_family(pipe: Any) -> Family:
         return family
     if family:
         raise ValueError(
-            f'{type(pipe).__name__} gives no masks of nouns: {family}. Draw images without masks, '
+            f'{type(pipe).__name__} gives no masks of nouns: {family}. Generate without masks, '
             'or use another family'
         )
     raise ValueError(
-        f'{type(pipe).__name__} is not a pipeline whose text attention is known. Known are: '
-        f'{known_pipelines()}. To add one, add a file with its row to '
-        'freeatm_mm/attention/families; to do without masks, draw images only'
+        f'{type(pipe).__name__} is not a pipeline whose text attention is known: use one of those '
+        'that `python -m freeatm_mm.attention.coverage` lists, generate without masks, or add a '
+        'file with its row to freeatm_mm/attention/families'
     )
 
 

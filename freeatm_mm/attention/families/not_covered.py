@@ -12,24 +12,25 @@ _VIDEO = 'it generates videos, and masks are made for single images'
 _SOUND = 'it generates sound'
 _TEXT = 'it generates text'
 _SHAPE = 'it generates shapes in three dimensions'
-_EMBEDDINGS = 'it makes embeddings for another pipeline, which draws: record that one'
+_EMBEDDINGS = 'it makes embeddings for another pipeline, which generates images: record that one'
 
 _CANVAS = (
-    'it draws beside a second image on a canvas twice as wide, of which its maps would show both '
-    'halves, and takes one prompt a call'
+    'it generates beside a second image on a canvas twice as wide, of which its maps would show '
+    'both halves, and takes one prompt a call'
 )
 _EDITS = 'it changes images that are given with an instruction, and no family describes it yet'
 _SEVERAL_TEXTS = 'it changes an image by several texts, each with passes or a batch of its own'
 _MORE_PASSES = (
-    'it calls its network more often than once a step, for other things than to draw the prompt'
+    'it calls its network more often than once a step, for other things than to generate the image'
 )
-_CODEBOOK = 'it draws with tokens of a codebook, and no family describes it yet'
+_GRID = 'it generates a grid of images, of which its maps would show all'
+_CODEBOOK = 'it generates tokens of a codebook, and no family describes it yet'
 _WOVEN = (
     'its control network is woven into its U-Net and attends to the text, too: use the ControlNet '
     'pipelines'
 )
 _OLD = 'diffusers maintains it no longer, and no family describes it'
-_NOT_PYTORCH = 'it draws without PyTorch, so that no attention is seen'
+_NOT_PYTORCH = 'it generates without PyTorch, so that no attention is seen'
 _SAMPLERS = 'its samplers call the network as often a step as they like'
 
 _KINDS: dict[str, str] = {
@@ -92,24 +93,24 @@ NOT_COVERED: dict[str, str] = {
     **{name: reason for reason, names in _KINDS.items() for name in names.split()},
     'BriaFibo2Pipeline': "its text is read by Qwen3-VL together with images, some of each block's "
     'own, and no family describes it yet',
-    'Cosmos3OmniPipeline': 'one network reads the text and draws, with videos, sound and actions '
-    'in the same sequence',
+    'Cosmos3OmniPipeline': 'one network reads the text and generates, with videos, sound and '
+    'actions in the same sequence',
     'Flux2KleinKVPipeline': 'it keeps the keys of images to go by from the first step on: use '
     'Flux2KleinPipeline with the same weights',
     'HunyuanImageRefinerPipeline': 'it refines what HunyuanImagePipeline drew: record that one',
-    'OmniGenPipeline': 'one network reads the text and draws, with text and images mixed in a '
+    'OmniGenPipeline': 'one network reads the text and generates, with text and images mixed in a '
     'sequence whose order depends on the prompt',
     'ModularPipeline': 'its blocks may be put together in any way, so that what they are called '
     'with is not known: take the pipeline class of the same weights',
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
     'StableDiffusionInpaintPipelineLegacy': 'diffusers maintains it no longer: use '
     'StableDiffusionInpaintPipeline',
-    'StableDiffusionLDM3DPipeline': 'it draws an image and its depth in one, and no family '
+    'StableDiffusionLDM3DPipeline': 'it generates an image and its depth in one, and no family '
     'describes it',
-    'StableDiffusionPanoramaPipeline': 'it draws in windows that overlap, each with a map of its '
-    'own',
-    'StableDiffusionParadigmsPipeline': 'it draws several steps at once, in one batch',
-    'VisualClozePipeline': 'it draws a grid of images, of which its maps would show all',
-    'VisualClozeGenerationPipeline': 'it draws a grid of images, of which its maps would show all',
+    'StableDiffusionPanoramaPipeline': 'it generates in windows that overlap, each with a map of '
+    'its own',
+    'StableDiffusionParadigmsPipeline': 'it computes several steps at once, in one batch',
+    'VisualClozePipeline': _GRID,
+    'VisualClozeGenerationPipeline': _GRID,
 }
 """Names of pipeline classes, and why they give no masks."""
