@@ -189,7 +189,7 @@ def counted(count: int, noun: str) -> str:
         noun: In the singular; its plural must be a regular one.
     """
     if count != 1:
-        if noun.endswith(('s', 'x', 'ch', 'sh')):
+        if noun.endswith(('s', 'x', 'ch', 'sh')) and not noun.endswith('epoch'):
             noun += 'es'
         elif noun.endswith('y') and noun[-2] not in 'aeiou':
             noun = f'{noun[:-1]}ies'

@@ -148,8 +148,9 @@ def test_the_exit_code_is_what_main_returns():
 
 def test_what_is_counted_is_inflected():
     assert [counted(n, 'image') for n in (0, 1, 2000)] == ['0 images', '1 image', '2,000 images']
-    assert [counted(2, noun) for noun in ('batch', 'process', 'category', 'key')] == [
+    assert [counted(2, noun) for noun in ('batch', 'epoch', 'process', 'category', 'key')] == [
         '2 batches',
+        '2 epochs',
         '2 processes',
         '2 categories',
         '2 keys',

@@ -31,6 +31,7 @@ def check_positives(model: object, positives: str, negatives: str) -> None:
         raise ValueError(f'{type(model).__name__}: {error}.') from None
 
 
+@torch.compiler.disable  # once more for each pattern of missing masks
 def check_views(
     model: object, inputs: Any, data_samples: Sequence | None, most: int | None = 2
 ) -> None:

@@ -1,5 +1,10 @@
 """Rows of all processes, whatever their numbers, with `torch.distributed`'s default group.
 
+    >>> rows = torch.randn(3, 8)  # this process has three instances
+    >>> counts = count_rows(rows)  # where there is no other process
+    >>> counts, process_rank(), gather_rows_with_gradient(rows, counts).shape
+    ([3], 0, torch.Size([3, 8]))
+
 Shapes: M rows of this process, N of all.
 """
 

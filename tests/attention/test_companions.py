@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import types
 from contextlib import contextmanager
 
@@ -470,9 +471,8 @@ def test_memory_of_a_sequence_is_bounded():
     seen = []
 
     def look(module, args, output):
-        taps = [
-            hook.__self__ for hook in module._forward_hooks.values() if hasattr(hook, '__self__')
-        ]
+        hooks = [inspect.getclosurevars(hook) for hook in module._forward_hooks.values()]
+        taps = [hook.nonlocals['hook'].__self__ for hook in hooks if 'hook' in hook.nonlocals]
         seen.extend(tap.call for tap in taps)
 
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:

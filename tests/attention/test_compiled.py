@@ -17,7 +17,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from diffusers.models.attention_processor import AttnProcessor
 from helpers import tiny_generators as tiny
-from helpers import tiny_transformers
+from helpers import tiny_transformers, tiny_variants
 from helpers.tiny_pipelines import (
     _seeded,
     tiny_if,
@@ -197,6 +197,14 @@ NETWORKS = {
     'ERNIE-Image': newer(tiny_transformers.tiny_ernie_image, dict(use_pe=False)),
     'Flux.2': newer(tiny.tiny_flux2, FLUX_2),
     'Flux.2 Klein': newer(tiny.tiny_flux2_klein, FLUX_2),
+    'GLIGEN': Network(
+        tiny_variants.tiny_gligen,
+        dict(
+            gligen_phrases=['a bird'],
+            gligen_boxes=[[0.1, 0.2, 0.5, 0.6]],
+            gligen_scheduled_sampling_beta=1.0,
+        ),
+    ),
     'HunyuanDiT': Network(
         tiny.tiny_hunyuan_dit, dict(height=128, width=128, use_resolution_binning=False)
     ),
@@ -234,6 +242,9 @@ NETWORKS = {
         whole=False,
     ),
     'Sana': Network(tiny.tiny_sana, dict(height=32, width=32, use_resolution_binning=False)),
+    'Stable Diffusion with safety or semantic guidance': Network(
+        functools.partial(tiny_variants.tiny_stable_diffusion_as, 'StableDiffusionPipelineSafe')
+    ),
     'Stable Diffusion XL': Network(tiny_stable_diffusion_xl),
     'UnCLIP (the DALL-E 2 type)': Network(
         tiny.tiny_unclip,

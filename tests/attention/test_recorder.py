@@ -566,7 +566,7 @@ class TestErrors:
         class OtherPipeline:
             pass
 
-        with pytest.raises(ValueError, match='OtherPipeline.*IFPipeline.*add a file with its row'):
+        with pytest.raises(ValueError, match='OtherPipeline is not a pipeline .*coverage'):
             AttentionRecorder(OtherPipeline(), PROMPTS, NOUNS)
 
     @pytest.mark.parametrize('part', ['unet', 'text_encoder'])

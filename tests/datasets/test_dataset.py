@@ -320,8 +320,8 @@ def test_unreadable_samples_are_passed_over_if_asked(kind, tmp_path, told):
     assert len(set(paths)) == 10
     # Told once each, with a count, though they were met three times.
     assert len(told) == 2
-    assert names[0] in told[0] and '(1 of 12 are unreadable so far, 2 may be)' in told[0]
-    assert names[1] in told[1] and '(2 of 12' in told[1]
+    assert names[0] in told[0] and '(unreadable so far: 1 of 12, at most 2)' in told[0]
+    assert names[1] in told[1] and 'so far: 2 of 12, ' in told[1]
     assert not any('\n' in message for message in told)
 
 

@@ -130,7 +130,7 @@ def test_sam_in_both_of_its_forms(tmp_path, images, capsys):
     words = ['import', 'sam', images, folder, tmp_path / 'one', '--most', 1, '--quiet']
     assert exit_code(cli, words) == 0
     shown = capsys.readouterr().out
-    assert '1 masks left out: no pixel' in shown and '1 masks left out: the smallest' in shown
+    assert '1 mask left out: without a pixel' in shown and '1 mask left out: the small' in shown
     (sample,) = Store(tmp_path / 'one')
     assert sample.caption == 'a photo of object' and binary_masks(sample)[0].sum() == DOG.sum()
     masks = tmp_path / 'amg' / 'c'

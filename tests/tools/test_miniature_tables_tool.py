@@ -143,7 +143,7 @@ def test_rows_become_tables(tmp_path, capsys):
     assert '| Random weights | 1 | 10.0 | 50.0 |' in text
     for plot in ('miniature-table1.svg', 'miniature-table2.svg'):
         assert f'({plot})' in text and (tmp_path / plot).read_text().rstrip().endswith('</svg>')
-    assert '1.0 hours by the clock in 1 commands' in text
+    assert '1.0 hours by the clock in 1 command, ' in text
     assert text.strip() in capsys.readouterr().out
 
 
