@@ -29,6 +29,7 @@ __all__ = [
     'NEGATIVES',
     'POSITIVES',
     'ContrastiveLogits',
+    'at_least_float32',
     'contrastive_accuracy',
     'contrastive_loss',
     'distillation_loss',
@@ -165,7 +166,9 @@ def instance_info_nce(
     Raises:
         ValueError: As `instance_nt_xent`.
     """
-    queries, keys = (F.normalize(_single(rows), dim=1) for rows in (queries, keys.detach()))
+    queries, keys = (
+        F.normalize(at_least_float32(rows), dim=1) for rows in (queries, keys.detach())
+    )
     logits = info_nce_logits(queries, keys, queue, nouns, queue_nouns, negatives)
     same = other_positives(positives, negatives, nouns, queue_nouns)
     if same is None:
@@ -451,11 +454,14 @@ def _pairs(first: Tensor, second: Tensor) -> Tensor:
             'the two views need embeddings of one shape (M, D), got '
             f'{tuple(first.shape)} and {tuple(second.shape)}'
         )
-    return F.normalize(_single(torch.stack((first, second), dim=1)), dim=2)
+    return F.normalize(at_least_float32(torch.stack((first, second), dim=1)), dim=2)
 
 
-def _single(rows: Tensor) -> Tensor:
-    """At least float32: float16 knows no length as small as what normalising is guarded by."""
+def at_least_float32(rows: Tensor) -> Tensor:
+    """Half-precision rows as float32, others as they are.
+
+    float16 knows no length as small as what normalising is guarded by.
+    """
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 

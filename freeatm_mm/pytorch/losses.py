@@ -22,6 +22,7 @@ from freeatm_mm.errors import InputError
 from freeatm_mm.ops import (
     NEGATIVES,
     UNKNOWN_NOUN,
+    at_least_float32,
     contrastive_loss,
     count_rows,
     distillation_loss,
@@ -79,11 +80,6 @@ def _check_embeddings(
         raise InputError("negatives 'other_nouns' needs the nouns: give those of the batch")
 
 
-def _single(rows: Tensor) -> Tensor:
-    """At least float32."""
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-
 def _share(counts: Sequence[int]) -> float:
     """What this process's mean is multiplied by; 1 on one process."""
     return counts[process_rank()] * len(counts) / max(sum(counts), 1)
@@ -139,7 +135,9 @@ class InstanceNTXent(nn.Module):
         if not any(counts):
             return first.sum() + second.sum()
         with torch.autocast(first.device.type, enabled=False):
-            pairs = F.normalize(torch.stack((_single(first), _single(second)), dim=1), dim=2)
+            pairs = F.normalize(
+                torch.stack((at_least_float32(first), at_least_float32(second)), dim=1), dim=2
+            )
             everything = gather_rows_with_gradient(pairs, counts)
             every_noun = None if nouns is None else gather_rows(nouns, counts)
             if not len(first):  # the others wait for this process on the way back
@@ -217,13 +215,13 @@ class InstanceInfoNCE(nn.Module):
         _check_embeddings(queries, keys, nouns, self.negatives, len(self.queue))
         counts = count_rows(queries) if self.gather else [len(queries)]
         with torch.autocast(queries.device.type, enabled=False):
-            queries, keys = _single(queries), _single(keys.detach())
+            queries, keys = at_least_float32(queries), at_least_float32(keys.detach())
             loss = queries.sum()
             if len(queries):
                 loss = instance_info_nce(
                     queries,
                     keys,
-                    _single(self.queue).to(queries.dtype),
+                    at_least_float32(self.queue).to(queries.dtype),
                     nouns,
                     self.queue_nouns,
                     temperature=self.temperature,
@@ -324,7 +322,9 @@ class InstanceDistillation(nn.Module):
             )
         counts = count_rows(student[0]) if self.gather else [len(student[0])]
         with torch.autocast(student[0].device.type, enabled=False):
-            student, teacher = ([_single(view) for view in views] for views in (student, teacher))
+            student, teacher = (
+                [at_least_float32(view) for view in views] for views in (student, teacher)
+            )
             loss = torch.stack([output.sum() for output in student]).sum()
             if len(student[0]):
                 loss = distillation_loss(

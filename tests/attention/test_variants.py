@@ -21,6 +21,18 @@ def images(height=64, width=64, count=2, channels=3, seed=3):
     return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+def check_guided(pipe, size, guidance, options):
+    """A U-Net of CLIP's text, whose prompts stand behind as many negative ones."""
+    check(
+        pipe,
+        lambda: explicit_attention(pipe),
+        lambda word: ((1 + word,),),
+        size,
+        first_row=2 if guidance > 1 else 0,
+        draw=options,
+    )
+
+
 def skip_without(name):
     if not hasattr(diffusers, name):
         pytest.skip(f'diffusers {diffusers.__version__} has no {name}')
@@ -118,14 +130,7 @@ XL = {
 @pytest.mark.parametrize('name', XL)
 def test_stable_diffusion_xl_variants(name, guidance):
     pipe = variants.tiny_xl_union(name)
-    check(
-        pipe,
-        lambda: explicit_attention(pipe),
-        lambda word: ((1 + word,),),
-        (8, 8),
-        first_row=2 if guidance > 1 else 0,
-        draw=dict(SQUARE, guidance_scale=guidance, **XL[name]),
-    )
+    check_guided(pipe, (8, 8), guidance, dict(SQUARE, guidance_scale=guidance, **XL[name]))
 
 
 @pytest.mark.parametrize('guidance', [5.0, 1.0])
@@ -137,14 +142,7 @@ def test_stable_unclip(name, guidance):
         options.update(image=images(32, 32))
     else:
         options.update(prior_num_inference_steps=2)
-    check(
-        pipe,
-        lambda: explicit_attention(pipe),
-        lambda word: ((1 + word,),),
-        (16, 16),
-        first_row=2 if guidance > 1 else 0,
-        draw=options,
-    )
+    check_guided(pipe, (16, 16), guidance, options)
 
 
 @pytest.mark.parametrize('name', ['SanaSprintPipeline', 'SanaSprintImg2ImgPipeline'])
@@ -175,26 +173,17 @@ GUIDED = {
 def test_further_guidance(name, guidance):
     """Other texts stand behind the prompt's part of the batch."""
     pipe = variants.tiny_stable_diffusion_as(name)
-    check(
-        pipe,
-        lambda: explicit_attention(pipe),
-        lambda word: ((1 + word,),),
-        (16, 16),
-        first_row=2 if guidance > 1 else 0,
-        draw=dict(SQUARE, guidance_scale=guidance, **GUIDED[name]),
-    )
+    check_guided(pipe, (16, 16), guidance, dict(SQUARE, guidance_scale=guidance, **GUIDED[name]))
 
 
 @pytest.mark.parametrize('guidance', [5.0, 1.0])
 def test_gligen(guidance):
     pipe = variants.tiny_gligen()
-    check(
+    check_guided(
         pipe,
-        lambda: explicit_attention(pipe),
-        lambda word: ((1 + word,),),
         (16, 16),
-        first_row=2 if guidance > 1 else 0,
-        draw=dict(
+        guidance,
+        dict(
             SQUARE,
             guidance_scale=guidance,
             gligen_phrases=['a bird'],
@@ -219,13 +208,11 @@ def test_stable_diffusion_whose_weights_were_edited():
 @pytest.mark.parametrize('guidance', [5.0, 1.0])
 def test_latent_upscaler(guidance):
     pipe = variants.tiny_latent_upscaler()
-    check(
+    check_guided(
         pipe,
-        lambda: explicit_attention(pipe),
-        lambda word: ((1 + word,),),
         (16, 16),
-        first_row=2 if guidance > 1 else 0,
-        draw=dict(
+        guidance,
+        dict(
             image=images(16, 16, channels=4),
             num_inference_steps=2,
             guidance_scale=guidance,
