@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
+from freeatm_mm.attention.embeddings import EmbeddingWatch, differ
 from freeatm_mm.attention.families import Call, TextKeys, argument, find_family, head_count
 from freeatm_mm.attention.guidance import is_perturbing, prompt_part
 from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
@@ -469,6 +470,7 @@ class AttentionRecorder:
             [(each * row + k, noun) for row, noun in self.truncated for k in range(each)],
             [(each * row + k, noun, why) for row, noun, why in self.left_out for k in range(each)],
             output,
+            self.num_steps,
         )
 
     def __repr__(self) -> str:
@@ -500,7 +502,7 @@ class AttentionRecorder:
         self._last_timestep: Any = None
         self._last_text: Any = None
         self._pair_checked = False
-        self._text: tuple[Tensor, Tensor] | None = None
+        self._embeddings = EmbeddingWatch()
 
     def __enter__(self) -> AttentionRecorder:
         """Installs the hooks and forgets what was recorded before.
@@ -619,7 +621,7 @@ class AttentionRecorder:
     ) -> None:
         """Removes every hook, also after an exception."""
         self._last_sample = self._last_timestep = self._last_text = self._sink.input = None
-        self._text = None
+        self._embeddings.forget()
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -798,7 +800,7 @@ class AttentionRecorder:
             self._check_still_compiled()
         called_with = self._family.denoiser_input(module, args, kwargs)
         if any([watch.check() for watch in self._watches]):
-            self._text = None
+            self._embeddings.forget()
         self._image_tokens = max((watch.image_tokens for watch in self._watches), default=0)
         if self._is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
@@ -809,8 +811,12 @@ class AttentionRecorder:
         self._sink.recording = self._steps is None or index in self._steps
         self._first_row, self._last_row = self._conditional_rows(called_with.sample)
         if self._watches:
-            text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
-            self._check_text(text, called_with.sample.shape[0])
+            self._embeddings.check(
+                {name: _call_argument(module, args, kwargs, name) for name in self._family.texts},
+                self._family.texts,
+                slice(self._first_row, self._last_row),
+                called_with.sample.shape[0],
+            )
         self._sink.input = called_with
         self.num_steps += self._sink.recording
 
@@ -842,29 +848,13 @@ class AttentionRecorder:
             return True
         if self._family.two_passes:
             return again
-        if again and timestep is not None and _differ(text, last_text):
+        if again and timestep is not None and differ(text, last_text):
             raise ValueError(
                 f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
                 'step, with different embeddings, and which of them belong to the prompts is not '
                 'known: guide by one batch of both, as the pipelines of diffusers do'
             )
         return False
-
-    def _check_text(self, text: Any, rows: int) -> None:
-        """Refuses other embeddings of the prompts than those of the run's first step."""
-        if not isinstance(text, Tensor) or text.shape[0] != rows:
-            return
-        own = text[self._first_row : self._last_row]
-        # Values are compared where the tensor is another one, for on an accelerator that waits for
-        # all work before it.
-        if self._text is not None and text is not self._text[0] and _differ(own, self._text[1]):
-            raise ValueError(
-                'the embeddings of the prompts were changed in the middle of the run, by a '
-                'callback perhaps, and where the nouns stand in the new ones is not known: draw '
-                'with those that the text encoders made, or pass check_prompts=False to record all '
-                'the same'
-            )
-        self._text = text, own
 
     def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
         images, rows = self._num_images, sample.shape[0]
@@ -1011,13 +1001,6 @@ def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> A
         return kwargs.get(name)
     names = list(inspect.signature(module.forward).parameters)
     return argument(args, kwargs, names.index(name), name) if name in names else None
-
-
-def _differ(text: Any, other: Any) -> bool:
-    """Tell whether two calls of a denoiser are given different embeddings."""
-    if text is other or not (isinstance(text, Tensor) and isinstance(other, Tensor)):
-        return False
-    return text.shape != other.shape or not bool((text == other).all())
 
 
 def _is_same_level(timestep: Any, other: Any) -> bool:
