@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from freeatm_mm.attention.families import call_parameters
-from freeatm_mm.generation.pipelines import LoadedPipeline, sampling_options, scheduler_of
+from freeatm_mm.generation.calls import sampling_options, scheduler_of
+from freeatm_mm.generation.pipelines import LoadedPipeline
 
 __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
 

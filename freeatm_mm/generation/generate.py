@@ -19,7 +19,8 @@ import numpy as np
 
 from freeatm_mm.errors import counted
 from freeatm_mm.files import open_in_place
-from freeatm_mm.generation.source import Counts, ShardSource
+from freeatm_mm.generation.outcomes import Counts
+from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from freeatm_mm.attention.families import Latents, call_names, call_parameters, find_family
 from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE
-from freeatm_mm.generation.pipelines import scheduler_of
+from freeatm_mm.generation.calls import scheduler_of
 
 __all__ = ['NoiseLevels', 'ShownImages', 'check_can_show']
 

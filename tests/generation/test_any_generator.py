@@ -11,7 +11,8 @@ from helpers import tiny_transformers
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate
-from freeatm_mm.generation.pipelines import load_pipeline, sampling_options
+from freeatm_mm.generation.calls import sampling_options
+from freeatm_mm.generation.pipelines import load_pipeline
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 

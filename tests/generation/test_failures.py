@@ -313,12 +313,12 @@ def test_without_a_word_from_the_checker_a_black_image_tells(pipe, tmp_path):
 
     from PIL import Image
 
-    from freeatm_mm.generation.source import _hidden
+    from freeatm_mm.generation.calls import hidden_images
 
     black, dark = Image.new('RGB', (8, 8)), Image.new('RGB', (8, 8), (0, 0, 1))
     dark.putpixel((3, 3), (9, 9, 9))
     output = SimpleNamespace(images=[black, dark])
-    assert _hidden(SimpleNamespace(safety_checker=object()), output) == [True, False]
-    assert _hidden(SimpleNamespace(safety_checker=None), output) == [False, False]
+    assert hidden_images(SimpleNamespace(safety_checker=object()), output) == [True, False]
+    assert hidden_images(SimpleNamespace(safety_checker=None), output) == [False, False]
     output.nsfw_content_detected = [False, True]
-    assert _hidden(SimpleNamespace(safety_checker=object()), output) == [False, True]
+    assert hidden_images(SimpleNamespace(safety_checker=object()), output) == [False, True]

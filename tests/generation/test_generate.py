@@ -355,7 +355,7 @@ def test_nouns_that_are_not_among_the_tokens_are_left_out_and_listed(pipe, tmp_p
                 raise NounAlignmentError('no token for cat')
             super().__init__(pipeline, prompts, nouns, **options)
 
-    monkeypatch.setattr('freeatm_mm.generation.source.AttentionRecorder', Recorder)
+    monkeypatch.setattr('freeatm_mm.generation.masks.AttentionRecorder', Recorder)
     summary = generate(pipe, PROMPTS[2:4], tmp_path / 'a', **SETTINGS)
     sample = Store(tmp_path / 'a')[1]
     assert summary.lost_nouns == 1

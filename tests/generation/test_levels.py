@@ -25,9 +25,9 @@ from helpers.two_prompts import NOUNS, PROMPTS
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.attention.families import FAMILIES, call_names
+from freeatm_mm.generation.calls import sampling_options
 from freeatm_mm.generation.existing import _no_guidance
 from freeatm_mm.generation.levels import NoiseLevels, ShownImages, _standing_in
-from freeatm_mm.generation.pipelines import sampling_options
 
 LEVELS = (200, 450)
 SAMPLE, TIME = ('sample', 'hidden_states', 'x'), ('timestep', 'timesteps', 't')

@@ -35,7 +35,7 @@ def prompts(tmp_path):
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     monkeypatch.setattr(
-        'freeatm_mm.generation.source.load_pipeline',
+        'freeatm_mm.generation.job.load_pipeline',
         lambda *_, **__: pytest.fail('weights were loaded'),
     )
 

@@ -25,7 +25,8 @@ from freeatm_mm.generation import (
     pipelines,
     sample_seed,
 )
-from freeatm_mm.generation.pipelines import parse_lora, sampling_defaults
+from freeatm_mm.generation.calls import sampling_defaults
+from freeatm_mm.generation.loras import parse_lora
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, verify_store
 

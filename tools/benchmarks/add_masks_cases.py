@@ -12,8 +12,8 @@ import torch
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import load_pipeline
+from freeatm_mm.generation.calls import sampling_options
 from freeatm_mm.generation.existing import LEVELS
-from freeatm_mm.generation.pipelines import sampling_options
 from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.evaluation import (
     TIMESTEPS,
