@@ -556,7 +556,7 @@ def test_longcat_image_tokenizes_quotes_by_character():
         pipe.tokenizer(pipe.prompt_template_encode_prefix, add_special_tokens=False).input_ids
     )
     words = pipe.tokenizer.convert_ids_to_tokens(seen[0][prefix:])
-    ((dog,), (sand,)) = recorder._positions[0]
+    ((dog,), (sand,)) = recorder._targets.positions[0]
     assert ''.join(words[place] for place in dog).replace('\u2581', '') == 'dog'
     assert len(dog) >= 3 and [words[place] for place in sand] == ['\u2581sand']
 
