@@ -21,7 +21,7 @@ __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
 
 #: The classes of the stages, in order.
 STAGE_CLASSES = ('IFPipeline', 'IFSuperResolutionPipeline', 'StableDiffusionUpscalePipeline')
-#: How much noise stage III puts on what stage II drew; its own default is for photographs.
+#: How much noise stage III puts on what stage II generated; its own default is for photographs.
 UPSCALER_NOISE = 100
 
 

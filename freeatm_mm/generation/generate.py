@@ -348,7 +348,7 @@ class ShardWorker:
 
 
 def summarise_shards(out: str | Path, count: int) -> dict[int, GenerationSummary]:
-    """What is known of each finished shard of a store, whoever drew it.
+    """What is known of each finished shard of a store, whoever generated it.
 
     Args:
         out: The store's folder; need not be there yet.

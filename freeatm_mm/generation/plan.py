@@ -1,4 +1,4 @@
-"""Which sample stands in which shard, and from which noise it is drawn.
+"""Which sample stands in which shard, and from which noise it is generated.
 
 The plan depends on the prompts and the settings only, so any number of workers, started any number
 of times, agree on it without talking to each other.

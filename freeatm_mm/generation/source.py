@@ -529,12 +529,12 @@ class ShardSource:
         name = type(self.pipeline).__name__
         if len(images) != count:
             raise ValueError(
-                f'{name} drew {counted(len(images), "image")} from {counted(count, "prompt")}'
+                f'{name} generated {counted(len(images), "image")} from {counted(count, "prompt")}'
             )
         wanted = (self.settings['width'], self.settings['height'])
         if wanted != (None, None) and images[0].size != wanted:
             raise ValueError(
-                f'{name} drew images of size {images[0].size} (width, height), not {wanted}'
+                f'{name} generated images of size {images[0].size} (width, height), not {wanted}'
             )
 
     def _outcome(

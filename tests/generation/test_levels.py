@@ -370,9 +370,15 @@ def test_the_docs_name_the_families_that_are_not_shown_images():
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (tiny.tiny_controlnet, "can't look at .*: its pipelines draw from an image of .* .image.;"),
+        (
+            tiny.tiny_controlnet,
+            "can't look at .*: its pipelines generate from an image of .* .image.;",
+        ),
         (lambda: variants.tiny_sana_sprint('SanaSprintPipeline'), 'noise .* is unknown'),
-        (lambda: variants.tiny_stable_unclip('StableUnCLIPPipeline'), 'its prior draws anew what'),
+        (
+            lambda: variants.tiny_stable_unclip('StableUnCLIPPipeline'),
+            'its prior generates anew what',
+        ),
         (
             tiny.tiny_vq_diffusion,
             'VQDiffusionPipeline gives no masks of nouns: it generates tokens',
