@@ -117,7 +117,7 @@ class GenerationSummary(Counts):
                 'with a mask that leaves out one of several text encoders, as the prompt was cut '
                 "off before it (listed in their samples' meta)",
             ),
-            (self.cut_prompts, 'prompt', 'with more than the 77 tokens that CLIP sees'),
+            (self.cut_prompts, 'prompt', 'with more tokens than the text encoders read'),
             (self.flat_masks, 'flat mask', 'with the same attention everywhere'),
             (self.hidden_images, 'image', "blacked out by the pipeline's safety checker"),
             (

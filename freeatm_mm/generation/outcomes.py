@@ -35,7 +35,7 @@ class Counts:
             off; the samples' ``meta`` lists them with the reason.
         flat_masks: Masks with the same attention everywhere (stored, but they show nothing).
         hidden_images: Images that the pipeline's safety checker blacked out.
-        cut_prompts: Prompts longer than the 77 tokens of CLIP, whose ends it doesn't see.
+        cut_prompts: Prompts with more tokens than any of the text encoders reads.
         split_batches: Batches that failed, so that their samples were generated one by one.
         left_out: The samples that aren't in the store, each with its ``key`` and ``kind``:
             ``'hidden'``, or ``'failed'`` with ``prompt_id``, ``image_number`` and ``reason``.

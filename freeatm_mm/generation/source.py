@@ -406,7 +406,7 @@ class ShardSource:
         return found
 
     def _is_cut(self, prompt: str) -> bool:
-        """Whether CLIP sees the beginning of a prompt only, and no other encoder sees it all."""
+        """Whether no text encoder reads a prompt to its end; known of CLIP's tokenizers alone."""
         tokenizers = [
             item
             for name, item in vars(self.pipeline).items()

@@ -346,7 +346,7 @@ def test_long_prompts_are_counted_rather_than_printed(tmp_path, capfd):
     summary = generate(pipe, [long, *PROMPTS[:2]], tmp_path, **SETTINGS)
     assert 'truncated' not in capfd.readouterr().err
     assert summary.cut_prompts == 1
-    assert '1 prompt with more than the 77 tokens that CLIP sees' in str(summary)
+    assert '1 prompt with more tokens than the text encoders read' in str(summary)
     assert not handler.filters
 
 
