@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import InputError, one_sentence, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 
@@ -42,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--timm', metavar='MODEL', help='a timm model whose features are taken')
     add('--weights', metavar='FILE', help="its weights (default: timm's own, from the hub)")
     add('--device', default='cpu', help='for the model (%(default)s)')
-    add('--out', type=Path, metavar='FILE', help='also write the figures as JSON')
+    add('--out', type=path_here, metavar='FILE', help='also write the figures as JSON')
     args = parser.parse_args(argv)
     refuse_idle(named_options(args, parser, argv), not args.timm, 'without --timm', 'device')
     return args

@@ -254,6 +254,24 @@ def test_what_failed_is_generated_again_in_another_number_format(pipe, tmp_path,
     assert generate_store(source_of(pipe), tmp_path, progress=False).samples == 0
 
 
+def test_what_another_process_generates_again_meanwhile_is_kept(pipe, tmp_path, monkeypatch):
+    generate_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
+    wide = source_of(tiny_stable_diffusion().to(torch.bfloat16))
+    alone = wide.generate_alone
+
+    def then_another(shard, keys):
+        found = alone(shard, keys)
+        monkeypatch.undo()
+        assert redo_failed(wide, tmp_path, progress=False).samples == 2
+        return found
+
+    monkeypatch.setattr(wide, 'generate_alone', then_another)
+    with pytest.raises(StoreError, match='was changed by another process in the meantime'):
+        redo_failed(wide, tmp_path, progress=False)
+    assert len(Store(tmp_path)) == len(PROMPTS)
+    assert list(verify_store(tmp_path, source=source_of(pipe))) == []
+
+
 def test_what_fails_again_stays_left_out(pipe, tmp_path):
     source = source_of(fail(pipe, 'cat'))
     generate_store(source, tmp_path, progress=False)

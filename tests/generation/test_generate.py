@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from freeatm_mm.attention import (
     minmax,
     resize,
 )
+from freeatm_mm.errors import InputError
 from freeatm_mm.generation import ShardSource, generate, sample_seed
 from freeatm_mm.generation.generate import SharedProgress
 from freeatm_mm.prompts import Noun, PromptRecord
@@ -212,6 +214,17 @@ def test_the_progress_is_that_of_all_workers(pipe, tmp_path, capsys):
         run(pipe, tmp_path, rank=0, world=2, progress=True)
     assert max(seen) == 5 and '5/5' in capsys.readouterr().err
     assert not (tmp_path / 'progress.u32').exists()
+
+
+def test_a_pipe_in_the_place_of_the_progress_is_not_waited_for(tmp_path):
+    progress = SharedProgress(tmp_path, 2)
+    assert progress.total() is None
+    progress.path.write_bytes(np.array([3, 4, 5], '<u4').tobytes() + b'x')
+    assert progress.total() == 7
+    progress.path.unlink()
+    os.mkfifo(progress.path)
+    with pytest.raises(InputError, match='is no plain file but a pipe'):
+        progress.total()
 
 
 def test_damaged_samples_are_generated_again_to_the_same_bytes(pipe, generated, tmp_path):
