@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
 from freeatm_mm.errors import InputError, MissingFileError, counted
-from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular
+from freeatm_mm.files import MAX_BYTES, atomic_write, is_distant, open_regular
 
 __all__ = [
     'RemoteFolder',
@@ -102,12 +102,15 @@ def local_folder(path: str | Path) -> Path:
     """Return the path of a folder that is to be written.
 
     Raises:
-        InputError: If it is an address.
+        InputError: If it is an address, or no name at all.
     """
-    if is_address(path):
+    if not str(path):
+        raise InputError('the name of the folder that is to be written is empty')
+    if is_distant(path):
+        shown = check_address(path) if isinstance(path, str) and is_address(path) else path
         raise InputError(
-            f"{check_address(str(path))} can't be written to directly: write to a folder here, "
-            'then: freeatm push FOLDER ADDRESS'
+            f"{shown} can't be written to directly: write to a folder here, then: freeatm push "
+            'FOLDER ADDRESS'
         )
     return Path(path)
 

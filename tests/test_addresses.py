@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 from helpers.servers import S3_ACCOUNT, serve_files, serve_s3
 
 from freeatm_mm import addresses
-from freeatm_mm.addresses import RemoteFolder, check_address, is_address, parse_bytes
+from freeatm_mm.addresses import (
+    RemoteFolder,
+    check_address,
+    is_address,
+    local_folder,
+    parse_bytes,
+)
 from freeatm_mm.errors import InputError, MissingFileError
 
 DATA = bytes(range(256)) * 4
@@ -65,6 +72,19 @@ def test_an_address_that_cannot_be_used_is_refused_and_no_secret_repeated(addres
     with pytest.raises(InputError, match=message) as caught:
         check_address(address)
     assert 'SECRET' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('s3://bucket/a', "s3://bucket/a can't be written to directly"),
+        (Path('s3://bucket/a'), "s3:/bucket/a can't be written to directly"),
+        ('', 'is empty'),
+    ],
+)
+def test_what_is_no_folder_to_write_is_refused(path, message):
+    with pytest.raises(InputError, match=message):
+        local_folder(path)
 
 
 def test_paths_are_no_addresses():

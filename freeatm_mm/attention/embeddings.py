@@ -1,4 +1,4 @@
-"""Notice when the embeddings that a run draws from are no longer those of its first step."""
+"""Notice when the embeddings that a run generates from are no longer those of its first step."""
 
 from __future__ import annotations
 
@@ -40,20 +40,18 @@ class EmbeddingWatch:
             ValueError: If the prompts' embeddings are others than those of the run's first step.
         """
         there = {name: value for name, value in given.items() if _size(value, dims[name]) == batch}
-        if not there:
-            return
         seen = [(tensor, _version(tensor)) for tensor in _tensors(list(there.values()))]
         # Values are compared where it may be that they changed, for on an accelerator that waits
         # for all work before it.
-        if self._first and _is_unchanged(seen, self._seen):
+        if _is_unchanged(seen, self._seen):
             return
         own = [part for name, value in there.items() for part in _part(value, rows, dims[name])]
         if self._first and differ(own, self._first):
             raise ValueError(
                 'the embeddings of the prompts were changed in the middle of the run, by a '
-                'callback perhaps, and where the nouns stand in the new ones is not known: draw '
-                'with those that the text encoders made, or pass check_prompts=False to record all '
-                'the same'
+                'callback perhaps, and where the nouns stand in the new ones is not known: '
+                'generate with those that the text encoders made, or pass check_prompts=False to '
+                'record all the same'
             )
         if not self._first:
             # A copy, for the tensor itself may be written into.

@@ -199,7 +199,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         source.set_defaults(action=action)
         if file:
             source.add_argument('file', type=path_here, help=file)
-        source.add_argument('out', type=Path, help='the JSON Lines file to write')
+        source.add_argument('out', type=path_here, help='the JSON Lines file to write')
         source.add_argument('--overwrite', action='store_true', help='replace a finished file')
         source.add_argument('--quiet', action='store_true', help='no progress bar')
         return source
@@ -312,7 +312,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     source.add_argument(
         '--forbid',
-        type=Path,
+        type=path_here,
         action='append',
         default=[],
         metavar='FILE',

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -112,9 +113,19 @@ class SeededSampler(DefaultSampler):
     def __init__(self, dataset: Any, *args, **kwargs) -> None:
         super().__init__(dataset, *args, **kwargs)
         take_seeds(dataset)
+        self._passed_over = 0
+
+    def pass_over(self, draws: int) -> None:
+        """Begin the next epoch after its first draws, which a resumed run has had.
+
+        Args:
+            draws: How many of this process.
+        """
+        self._passed_over = draws
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for number in super().__iter__():
+        start, self._passed_over = self._passed_over, 0
+        for number in islice(super().__iter__(), start, None):
             yield number, mix_seed(self.seed, self.epoch, number)
 
 

@@ -11,9 +11,11 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
+from freeatm_mm.datasets.samplers import SeededSampler
+from freeatm_mm.engine.hooks import SeedEachIterationHook, batches_had
 from freeatm_mm.errors import InputError, counted, listed
 
 __all__ = ['CheckTrainingHook', 'describe_schedule']
@@ -96,7 +98,7 @@ class CheckTrainingHook(Hook):
 
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
-                that were accumulated before it was stopped.
+                that were accumulated before it was stopped, or begin an epoch anew.
         """
         loader, loop = runner.train_dataloader, runner.train_loop
         processes = get_world_size()
@@ -138,12 +140,39 @@ class CheckTrainingHook(Hook):
                 'been seen, and their gradients are not in the checkpoint: resume from one whose '
                 f'number of iterations, here {runner.iter}, is a multiple of {counts}'
             )
+        self._check_epoch(runner)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
                 f'An epoch of {len(loader)} batches is no multiple of '
                 f'accumulative_counts={counts}: this run can be resumed from the checkpoint of '
                 f'every {every}th epoch alone.'
+            )
+
+    def _check_epoch(self, runner: Runner) -> None:
+        """Refuse a resumption within an epoch that can't go on there; see `before_train`."""
+        loader, had = runner.train_dataloader, batches_had(runner)
+        if not 0 <= had <= len(loader):
+            raise InputError(
+                f'{runner._load_from} was saved after {counted(runner.iter, "iteration")} in epoch '
+                f'{runner.epoch + 1}, and an epoch has {counted(len(loader), "batch")} now: '
+                f'{_OTHER_IMAGES}'
+            )
+        if (
+            had
+            and runner.epoch < runner.train_loop.max_epochs
+            and not (
+                isinstance(loader.sampler, SeededSampler)
+                and loader.batch_size
+                and any(isinstance(hook, SeedEachIterationHook) for hook in runner.hooks)
+            )
+        ):
+            raise InputError(
+                f'{runner._load_from} was saved within an epoch, after {had} of its '
+                f'{counted(len(loader), "batch")}, and mmengine would begin the epoch anew: resume '
+                "from a checkpoint of an epoch's end (default_hooks.checkpoint.by_epoch=True "
+                'writes such), or pretrain with SeededSampler and SeedEachIterationHook, which go '
+                'on with the next batch'
             )
 
     def after_train_iter(
@@ -195,6 +224,7 @@ class CheckTrainingHook(Hook):
         """Notes in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
         checkpoint['meta']['schedule'] = describe_schedule(runner.cfg, get_world_size())
         checkpoint['meta']['processes'] = get_world_size()
+        checkpoint['meta']['data'] = _describe_data(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compares a resumed run with the one it goes on from.
@@ -204,7 +234,7 @@ class CheckTrainingHook(Hook):
 
         Raises:
             InputError: If optimizer, rates or their schedule differ, naming what does, or if
-                iterations have another number of images.
+                iterations have another number of images, or epochs another one of batches.
         """
         meta, processes = checkpoint.get('meta', {}), get_world_size()
         noted = meta.get('schedule')
@@ -222,6 +252,20 @@ class CheckTrainingHook(Hook):
                 f'{before}, or without --resume begin a new run with its weights '
                 '(load_from=CHECKPOINT)'
             )
+        data = _describe_data(runner)
+        before = {**data, **meta.get('data', {})}  # not in older checkpoints
+        if before.get('batches_per_epoch') != data.get('batches_per_epoch'):
+            raise InputError(
+                f'{runner._load_from} is of a run with '
+                f'{counted(before["batches_per_epoch"], "batch")} an epoch, and this one has '
+                f'{data["batches_per_epoch"]}: {_OTHER_IMAGES}'
+            )
+        if before != data:
+            runner.logger.warning(
+                f'{runner._load_from} is of a run on {counted(before["samples"], "sample")}, and '
+                f'this one has {data["samples"]}: they come in another order, and it does not end '
+                'bit-equal.'
+            )
         if meta.get('processes', processes) != processes:
             runner.logger.warning(
                 f'{runner._load_from} was written by {counted(meta["processes"], "process")}, and '
@@ -237,12 +281,29 @@ class CheckTrainingHook(Hook):
             )
 
 
+_OTHER_IMAGES = (
+    'with another number of images epochs and rates would be counted wrongly. Resume with the data '
+    'set that the run had (train_dataloader.dataset), or without --resume begin a new run with its '
+    'weights (load_from=CHECKPOINT)'
+)
+
 _ADVICE = (
     'The training is stopped, and the checkpoints written before are kept. The usual causes '
     'are a learning rate that is too high (optim_wrapper.optimizer.lr, --auto-scale-lr), '
     'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
     '(load_from=CHECKPOINT), with one of them changed'
 )
+
+
+def _describe_data(runner: Runner) -> dict[str, int]:
+    """Count what a resumed run must have in common with the run that it goes on from."""
+    loop: Any = runner._train_loop
+    if not isinstance(loop, BaseLoop):  # not built, as nothing is trained
+        return {}
+    data = dict(samples=len(loop.dataloader.dataset))
+    if isinstance(loop, EpochBasedTrainLoop):
+        data['batches_per_epoch'] = len(loop.dataloader)
+    return data
 
 
 def _is_scalar(value: Any) -> bool:

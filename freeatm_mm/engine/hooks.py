@@ -10,13 +10,20 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 from PIL import Image
 
 from freeatm_mm import compat
-from freeatm_mm.datasets.samplers import mix_seed
+from freeatm_mm.datasets.samplers import SeededInfiniteSampler, SeededSampler, mix_seed
 from freeatm_mm.origins import note_pretraining
+
+
+def batches_had(runner: Runner) -> int:
+    """Batches that the running epoch has had: 0 at its start, but in a run resumed within it."""
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return 0
+    return runner.iter - runner.epoch * len(runner.train_dataloader)
 
 
 @HOOKS.register_module()
@@ -27,6 +34,9 @@ class SeedEachIterationHook(Hook):
     draws (MoCo's shuffle, MAE's masks, stochastic depth) would go differently after a resume. With
     this hook, and a sampler of `freeatm_mm.datasets.samplers` for the data, weights and queue
     end bit-equal.
+
+    mmengine begins an epoch anew that a run is resumed in. With `SeededSampler` it goes on with the
+    next batch.
 
     A run without a given seed draws one; resumed, mmengine takes it from the checkpoint, and this
     hook passes it on to the sampler, which was built before.
@@ -43,6 +53,18 @@ class SeedEachIterationHook(Hook):
             # The sampler's seed must be the same in all processes.
             differs = runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
             sampler.seed = runner.seed - (get_rank() if differs else 0)
+        if runner.iter and not isinstance(sampler, (SeededSampler, SeededInfiniteSampler)):
+            runner.logger.warning(
+                f'{type(sampler).__name__} gives draws no seed: the images are cropped and '
+                'coloured otherwise than in a run that was never stopped (use SeededSampler, or '
+                'SeededInfiniteSampler with an IterBasedTrainLoop).'
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Passes over the batches that the epoch has had, where a run is resumed within it."""
+        loader = runner.train_dataloader
+        if isinstance(loader.sampler, SeededSampler) and loader.batch_size:
+            loader.sampler.pass_over(batches_had(runner) * loader.batch_size)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seeds; the batch is loaded by then, so that its loading can't interfere."""

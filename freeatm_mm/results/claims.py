@@ -221,24 +221,20 @@ CLAIMS: dict[str, Claim] = {
             'the training is too short to learn positions at all',
         ),
     ),
-    'why-box': Claim(
-        "Masks of 0 and 1 do better than raw attention, and then the image's own do better than "
-        "another's and than a centred box",
-        'mocov2',
-        (
-            Comparison(Arm('binary'), Arm(True), against=0.004),
-            *_pairs(('binary', 'other_binary'), ('binary', 'box_binary')),
-        ),
+    'sharp-masks-simclr': Claim(
+        "SimCLR gains by masks of 0 and 1 in place of raw attention, and then the image's own do "
+        "better than another's and than a centred box",
+        'simclr',
+        _pairs(('binary', True), ('binary', 'other_binary'), ('binary', 'box_binary')),
         Objects('linear_garment'),
         _TWELVE,
         _objects(*_GARMENTS[1:]),
         _pairs(
-            ('box', True),
-            ('box_binary', 'box'),
-            ('other_binary', 'other_masks'),
-            ('other_binary', 'box_binary'),
-            ('normalized', True),
             ('binary', False),
+            ('other_binary', 'other_masks'),
+            ('other_binary', False),
+            ('box_binary', False),
+            ('normalized', True),
         ),
     ),
     'added-masks-simclr': Claim(
@@ -305,7 +301,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     'attention-blocks': Claim(
         'Masks of all blocks and steps are better for pretraining than those of fewer (Fig. 5)',
-        'mocov2',
+        'simclr',
         _pairs((True, 'one_block_one_step'), (True, 'down_blocks')),
         Objects('linear_garment'),
         _TWELVE,
@@ -314,7 +310,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     'plain-prompts': Claim(
         'Images of rewritten prompts are better to pretrain on than those of plain ones (Table 6)',
-        'mocov2',
+        'simclr',
         _pairs((True, 'plain_prompts')),
         Objects('linear_garment'),
         _TWELVE,
@@ -330,9 +326,9 @@ CLAIMS: dict[str, Claim] = {
         _objects(*_GARMENTS[1:]),
         _pairs((True, 'guidance_7_5')),
     ),
-    'scaling-mocov2': Claim(
+    'scaling-simclr': Claim(
         'Ten times as many images are better in as many steps, and masks still gain (Fig. 6)',
-        'mocov2',
+        'simclr',
         (
             Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(True, epochs=_SCALES[2_800])),
             Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(False, epochs=_SCALES[28_000])),
@@ -347,7 +343,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     'generators': Claim(
         "A better generator's images and masks are better to pretrain on (Table 7)",
-        'mocov2',
+        'simclr',
         _pairs((True, 'generator_quarter')),
         Objects('linear_garment'),
         _TWELVE,
@@ -357,7 +353,7 @@ CLAIMS: dict[str, Claim] = {
     'regimes': Claim(
         'Half generated images with masks and half real ones are better to pretrain on than the '
         'same without masks, and than real ones alone (Table 1)',
-        'mocov2',
+        'simclr',
         (
             Comparison(Arm(True, 'mixed'), Arm(False, 'mixed')),
             Comparison(Arm(True, 'mixed'), Arm(False, 'real')),
@@ -416,7 +412,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     if has_plot(findings):
         lines += [
             '',
-            f'![Each comparison with its interval]({name}.svg)',
+            f'![{_alt_text(findings)}]({name}.svg)',
             '',
             '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
         ]
@@ -441,6 +437,13 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 def has_plot(findings: list[Finding]) -> bool:
     """Whether a claim's page has a plot beside it: there is an interval to show."""
     return any(each.difference and math.isfinite(each.difference.low) for each in findings)
+
+
+def _alt_text(findings: list[Finding]) -> str:
+    """What a claim's plot shows, for readers who can't see it."""
+    decided = '; '.join(f'{each.name}: {each.verdict}' for each in findings if each.verdict)
+    count = counted(len(findings), 'comparison')
+    return f'Mean differences with their 95 % intervals in {count}. {decided}.'
 
 
 def verdict_line(primary: list[Finding], claim: Claim) -> str:

@@ -365,9 +365,8 @@ class _OpenShard:
             )
         if prove and handle_sha256(self.index_handle) != entry['index_sha256']:
             raise StoreError(
-                f'the index {index_path} is not the one that was written: its sha256 '
-                "isn't that in store.json; tools/store/verify.py --repair makes it "
-                'again'
+                f"the index {index_path} is not the one that was written: its sha256 isn't that "
+                'in store.json; freeatm verify --repair makes it again'
             )
         self.rows, self.path, self.remote = rows, path, remote
         self.size: int = entry['bytes']

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from freeatm_mm.cli import import_masks, make_prompts
+from freeatm_mm.cli import diversity, import_masks, make_prompts, view
 from freeatm_mm.cli._paths import path_here
 
 
@@ -19,7 +19,11 @@ def test_a_path_is_taken_as_it_is():
     [
         (import_masks, ['masks', 's3://bucket/images', 'masks', 'out']),
         (import_masks, ['coco', 'images', 's3://bucket/all.json', 'out']),
+        (import_masks, ['masks', 'images', 'masks', 's3://bucket/out']),
         (make_prompts, ['coco', 's3://bucket/a.txt', 'out.jsonl']),
+        (make_prompts, ['coco', 'a.txt', 's3://bucket/out.jsonl']),
+        (diversity, ['store', '--out', 's3://bucket/figures.json']),
+        (view, ['store', '--out', 's3://bucket/page.html']),
     ],
 )
 def test_an_address_is_refused(tool, arguments, capsys):

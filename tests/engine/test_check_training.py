@@ -217,6 +217,45 @@ def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch)
     assert any('written by 2 processes, and is resumed by 1: as many' in text for text in log)
 
 
+def test_resuming_with_other_samples_is_told(tmp_path, store, monkeypatch):
+    """Epochs of other lengths would shift the rates; another order is no bit-equal run."""
+    cfg = checked(store, tmp_path / 'run')
+    train(cfg, 'samples', killed_at=3)
+    cfg.resume = True
+    fewer = copy.deepcopy(cfg)
+    fewer.train_dataloader.dataset.indices = 15
+    with pytest.raises(InputError, match='with 2 batches an epoch, and this one has 1: with ano'):
+        run(fewer, 'samples_fewer')
+    log = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *rest: log.append(text))
+    more = copy.deepcopy(cfg)
+    more.train_dataloader.dataset.data_root = [
+        str(store),
+        str(make_store(tmp_path / 'more', count=3)),
+    ]
+    assert run(more, 'samples_more')[0].iter == 6
+    assert any('a run on 20 samples, and this one has 23' in text for text in log)
+    train(checked(store, tmp_path / 'old'), 'samples_old', killed_at=3)
+    path = tmp_path / 'old/epoch_1.pth'
+    content = CheckpointLoader.load_checkpoint(str(path))
+    del content['meta']['data']  # older checkpoints
+    torch.save(content, path)
+    more.work_dir = str(tmp_path / 'old')
+    more.train_dataloader.dataset.data_root.append(str(make_store(tmp_path / 'most', count=20)))
+    with pytest.raises(InputError, match='after 2 iterations in epoch 2, and .* 4 batches now'):
+        run(more, 'samples_most')
+
+
+def test_resuming_within_an_epoch_without_seeded_draws_is_refused(tmp_path, store):
+    cfg = checked(store, tmp_path / 'run')
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
+    cfg.train_dataloader.sampler.type = 'DefaultSampler'
+    train(cfg, 'within_epoch', killed_at=4)
+    cfg.resume = True
+    with pytest.raises(InputError, match='within an epoch, after 1 of its 2 batches'):
+        run(cfg, 'within_epoch_again')
+
+
 def test_what_a_resumed_run_may_change():
     """Precision and clipping are its own, and so is a length that the schedule doesn't follow."""
     one = dict(

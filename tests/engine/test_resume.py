@@ -6,6 +6,7 @@ import torch
 from helpers.hostile_checkpoints import reduced, through_getattr
 from helpers.tiny_runs import config, different, run, state, train
 from helpers.tiny_stores import make_store
+from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 
 from freeatm_mm.errors import InputError
@@ -48,6 +49,42 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, method, workers, kil
     if method == 'mae':
         betas = [output['beta'] for output in watch.outputs]
         np.testing.assert_allclose(betas, 0.8 * np.arange(6) / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize('workers, saved_at', [(1, 3), (0, 4)])
+def test_resumed_within_an_epoch(tmp_path, workers, saved_at):
+    """The epoch goes on with its next batch, also where the last one is smaller."""
+    store = make_store(tmp_path / 'store', count=14)  # batches of 4, 4, 4, 2
+
+    def small(name, workers=0):
+        cfg = config(store, tmp_path / name, 'mae', workers)
+        cfg.train_dataloader.update(batch_size=4, drop_last=False)
+        cfg.train_cfg.max_epochs = 2
+        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=saved_at)
+        cfg.custom_hooks.append(dict(type='CheckTrainingHook'))
+        return cfg
+
+    runner, watch = run(small('whole'), f'within_whole_{saved_at}')
+    assert runner.iter == 8
+    part = small('part', workers)
+    train(part, f'within_part_{saved_at}', saved_at + 1)
+    part.resume = True
+    resumed, resumed_watch = run(part, f'within_resumed_{saved_at}')
+    assert not different(state(runner), state(resumed))
+    assert resumed.iter == 8 and len(resumed_watch.outputs) == 8 - saved_at
+    assert resumed_watch.outputs == watch.outputs[saved_at:]
+
+
+def test_other_samplers_are_warned_of_on_resuming(tmp_path, monkeypatch):
+    cfg = config(make_store(tmp_path / 'store', count=20), tmp_path / 'run')
+    cfg.train_dataloader.sampler.type = 'DefaultSampler'
+    log = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *rest: log.append(text))
+    train(cfg, 'unseeded', killed_at=3)
+    assert not any('no seed' in text for text in log)
+    cfg.resume = True
+    train(cfg, 'unseeded_resumed')
+    assert any('DefaultSampler gives draws no seed' in text for text in log)
 
 
 def test_resume_of_a_run_without_given_seed(tmp_path):

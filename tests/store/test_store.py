@@ -311,8 +311,50 @@ def test_two_processes_cannot_write_one_shard(tmp_path):
             writer.write_shard(0, [make_sample(0)])
 
 
+@pytest.mark.parametrize('steps', [5, 6])
+def test_what_another_worker_wrote_meanwhile_is_not_begun_anew(tmp_path, monkeypatch, steps):
+    check = StoreWriter._check_existing
+
+    def then_another(writer):
+        found = check(writer)
+        monkeypatch.undo()
+        write_store(tmp_path, map(make_sample, range(3)), 3, {'steps': steps})
+        return found
+
+    monkeypatch.setattr(StoreWriter, '_check_existing', then_another)
+    if steps == 5:
+        assert StoreWriter(tmp_path, 3, {'steps': 5}).is_complete(0)
+    else:
+        with pytest.raises(StoreError, match='steps is 6 there and 5 here'):
+            StoreWriter(tmp_path, 3, {'steps': 5})
+    assert len(Store(tmp_path)) == 3 and list(verify_store(tmp_path)) == []
+
+
+def test_a_store_that_was_begun_anew_gets_no_shard_of_the_former_settings(tmp_path):
+    former = StoreWriter(tmp_path, 3, {'steps': 5})
+    write_store(tmp_path, map(make_sample, range(3)), 3, {'steps': 6})
+    before = folder_bytes(tmp_path)
+    with pytest.raises(StoreError, match='steps is 6 there and 5 here'):
+        former.write_shard(0, iter([]))  # before any is drawn
+    with pytest.raises(StoreError, match='steps is 6 there|another configuration'):
+        former.finish(3)
+    assert folder_bytes(tmp_path) == before
+
+
+def test_what_a_store_cannot_be_is_told(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to('nowhere')
+    for name, message in (
+        ('file', 'a file, or lies'),
+        ('file/x', 'a file, or lies'),
+        ('link', 'a link that leads nowhere'),
+    ):
+        with pytest.raises(StoreError, match=message):
+            StoreWriter(tmp_path / name, 3)
+
+
 def test_a_shard_is_kept_from_others_until_its_json_is_there(tmp_path, monkeypatch):
-    """Between tar and JSON it would look missing, and be drawn a second time."""
+    """Between tar and JSON it would look missing, and be generated a second time."""
     ours, theirs = StoreWriter(tmp_path, 3), StoreWriter(tmp_path, 3)
     write_index = StoreWriter._write_index
 

@@ -22,7 +22,7 @@ _WHERE = 'the pixels, then 77 CLIP tokens, and for Stable Cascade what CLIP make
 #: Of Stable Cascade and of Wuerstchen.
 _TEXTS = {'clip_text': 0, 'c': 0}
 
-_UNKNOWN_LATENTS = 'its prior draws in latents of an image encoder that the pipeline does not hold'
+_UNKNOWN_LATENTS = 'its prior generates latents of an image encoder that the pipeline does not hold'
 
 CASCADE = Family(
     name='Stable Cascade and Wuerstchen',
