@@ -22,6 +22,7 @@ __all__ = [
     'MissingFileError',
     'RunError',
     'counted',
+    'first_line',
     'install_hint',
     'keeping_tracebacks',
     'listed',
@@ -172,6 +173,11 @@ def one_sentence(error: BaseException) -> str:
     Of an error in a loading process, whose message holds the whole traceback, only its own words.
     """
     return ' '.join(worker_message(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the type's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def worker_message(error: BaseException) -> str:

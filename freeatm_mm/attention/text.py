@@ -356,8 +356,8 @@ class EncoderWatch:
     """Notices when the pipeline encodes other prompts than the recorder was given, or not in order.
 
     Args:
-        encoder: The text encoder; ``None`` where the pipeline has none, so that nothing it draws
-            can be known to be of the prompts.
+        encoder: The text encoder; ``None`` where the pipeline has none, so that nothing it
+            generates can be known to be of the prompts.
         expected: The tokens it should get, a row for each prompt.
         empty: Rows that don't count as other prompts: the usual negative ones.
         padding: The padding token, which doesn't count.

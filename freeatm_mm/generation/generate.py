@@ -20,7 +20,8 @@ import numpy as np
 from freeatm_mm.errors import MissingFileError, counted
 from freeatm_mm.files import open_in_place, read_bytes
 from freeatm_mm.generation.limits import MAX_SHARDS
-from freeatm_mm.generation.source import Counts, ShardSource
+from freeatm_mm.generation.outcomes import Counts
+from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
@@ -117,7 +118,7 @@ class GenerationSummary(Counts):
                 'with a mask that leaves out one of several text encoders, as the prompt was cut '
                 "off before it (listed in their samples' meta)",
             ),
-            (self.cut_prompts, 'prompt', 'with more than the 77 tokens that CLIP sees'),
+            (self.cut_prompts, 'prompt', 'with more tokens than the text encoders read'),
             (self.flat_masks, 'flat mask', 'with the same attention everywhere'),
             (self.hidden_images, 'image', "blacked out by the pipeline's safety checker"),
             (
@@ -348,7 +349,7 @@ class ShardWorker:
 
 
 def summarise_shards(out: str | Path, count: int) -> dict[int, GenerationSummary]:
-    """What is known of each finished shard of a store, whoever drew it.
+    """What is known of each finished shard of a store, whoever generated it.
 
     Args:
         out: The store's folder; need not be there yet.

@@ -1,4 +1,4 @@
-"""Which sample stands in which shard, and from which noise it is drawn.
+"""Which sample stands in which shard, and from which noise it is generated.
 
 The plan depends on the prompts and the settings only, so any number of workers, started any number
 of times, agree on it without talking to each other.
@@ -14,6 +14,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,18 @@ from freeatm_mm.errors import InputError
 from freeatm_mm.files import lines_of, open_regular, parse_json
 from freeatm_mm.generation.limits import MAX_SAMPLES, MAX_SHARDS
 from freeatm_mm.prompts import PromptRecord
-from freeatm_mm.store import StoreError
+from freeatm_mm.store import Sample, StoreError
+from freeatm_mm.store.layout import MANIFEST, read_manifest
 from freeatm_mm.store.sample import check_key
 
-__all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
+__all__ = [
+    'Plan',
+    'PromptFile',
+    'StorePlan',
+    'read_manifest_of_run',
+    'sample_key',
+    'sample_seed',
+]
 
 #: Bytes of the longest line of a prompt file.
 MAX_LINE = 1 << 20
@@ -154,6 +163,13 @@ class Plan:
         }
         return [(records[number // each], number % each) for number in range(first, last)]
 
+    def keys(self, shard: int) -> list[str]:
+        """The keys of a shard's samples, in order."""
+        return [
+            sample_key(record.id, number, self.images_per_prompt)
+            for record, number in self.shard(shard)
+        ]
+
     def _check(self, prompts: Iterable[PromptRecord]) -> str:
         """Check the ids and return the fingerprint."""
         digest = hashlib.sha256()
@@ -180,6 +196,60 @@ class Plan:
                     'unique'
                 )
         return digest.hexdigest()
+
+
+class StorePlan:
+    """The samples that a store should hold, from its prompts alone: it generates nothing.
+
+    Args:
+        path: The store's folder.
+        prompts: The prompt file that it was generated from.
+
+    Raises:
+        StoreError: If ``store.json`` isn't readable or says nothing of prompts.
+        ValueError: If these are not the prompts that the store was generated from.
+    """
+
+    def __init__(self, path: str | Path, prompts: str | Path) -> None:
+        manifest = read_manifest_of_run(path)
+        try:
+            self.config: dict[str, Any] = dict(manifest['config'])
+            self.samples_per_shard: int = manifest['samples_per_shard']
+            self.num_samples: int = self.config['num_samples']
+            each, fingerprint = self.config['images_per_prompt'], self.config['prompts_sha256']
+            records = PromptFile(prompts, self.num_samples // each)
+        except (KeyError, TypeError):
+            raise StoreError(
+                f"{Path(path) / MANIFEST} doesn't say from which prompts the store was generated"
+            ) from None
+        self.plan = Plan(records, each, self.samples_per_shard)
+        if self.plan.fingerprint != fingerprint:
+            raise ValueError(
+                f'the prompts in {prompts} are not those that {path} was generated from'
+            )
+
+    def keys(self, shard: int) -> list[str]:
+        """The keys that a shard holds, in order."""
+        return self.plan.keys(shard)
+
+    def generate(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+        """Refused: generating takes a `ShardSource`."""
+        raise StoreError('samples can only be generated again with their pipeline')
+
+
+def read_manifest_of_run(path: str | Path) -> dict[str, Any]:
+    """Read the records of a store that a run made.
+
+    Raises:
+        StoreError: If there are none, or they can't be read.
+    """
+    try:
+        return read_manifest(path)
+    except FileNotFoundError:
+        raise StoreError(
+            f'{path}/{MANIFEST} is missing, and with it the settings of the '
+            'run: start the command that made the store once more with the same arguments'
+        ) from None
 
 
 def sample_key(prompt_id: str, image_number: int, images_per_prompt: int) -> str:

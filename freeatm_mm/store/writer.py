@@ -174,7 +174,7 @@ class StoreWriter:
                             f'{counted(self.samples_per_shard, "sample")}'
                         )
                     shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
-                # Notes may name, once all is drawn, the samples that are left out.
+                # Notes may name, once all is generated, the samples that are left out.
                 if not shard.rows and not left_out_keys(notes):
                     raise StoreError(f'{name} was given no samples')
                 shard.close()
@@ -282,7 +282,7 @@ class StoreWriter:
         wanted = self.config | {'samples_per_shard': self.samples_per_shard}
         differences = name_differences(found, wanted)
         if differences and not manifest.get('complete') and not any(self.path.glob('shard-*')):
-            return False  # begun with settings that drew nothing
+            return False  # begun with settings that generated nothing
         if differences:
             raise StoreError(
                 f'{self.path} holds a store made otherwise: {"; ".join(differences)}. '

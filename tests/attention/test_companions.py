@@ -41,7 +41,7 @@ def check_unet(pipe, reference=None, first_token=1, **options):
         lambda word: ((first_token + word,),),
         (16, 16),
         first_row=2,
-        draw=STEPS,
+        options=STEPS,
         **options,
     )
 
@@ -106,8 +106,8 @@ class MergingBlock(BasicTransformerBlock):
             hidden = getattr(self, f'norm{name[-1]}')(hidden_states)
             kept = hidden[:, :: 4 if name == self.merged else 1]
             text = encoder_hidden_states if name == 'attn2' else None
-            drawn = getattr(self, name)(kept, encoder_hidden_states=text)
-            hidden_states = hidden_states + drawn.repeat_interleave(
+            found = getattr(self, name)(kept, encoder_hidden_states=text)
+            hidden_states = hidden_states + found.repeat_interleave(
                 hidden.shape[1] // kept.shape[1], 1
             )
         return hidden_states + self.ff(self.norm3(hidden_states))

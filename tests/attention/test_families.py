@@ -14,7 +14,7 @@ from helpers.two_prompts import NOUNS, PROMPTS
 
 from freeatm_mm.attention import FAMILIES, AttentionRecorder, families
 from freeatm_mm.attention.families import CallNames, call_names
-from freeatm_mm.generation.pipelines import sampling_options, scheduler_of
+from freeatm_mm.generation.calls import sampling_options, scheduler_of
 
 TOY = """
 from freeatm_mm.attention.families.base import CallNames, Family, is_cross_attention

@@ -27,7 +27,7 @@ def places(text, *words):
     return [1 + tokens.index(word) for word in words]
 
 
-def draw(pipe, *args, **options):
+def generate(pipe, *args, **options):
     return pipe(*args, generator=torch.Generator().manual_seed(1), **{**STEPS, **options}).images
 
 
@@ -70,7 +70,7 @@ def test_embeddings_that_a_callback_changes_are_refused(name):
         embeds[0 if name == 'negative_prompt_embeds' else 1] += 0.01
         return {'prompt_embeds': embeds}
 
-    draw = functools.partial(
+    generate = functools.partial(
         pipe,
         prompt,
         num_inference_steps=3,
@@ -82,15 +82,15 @@ def test_embeddings_that_a_callback_changes_are_refused(name):
             pytest.raises(ValueError, match='prompts were changed in the middle of the run'),
             AttentionRecorder(pipe, prompt, NOUNS[0]),
         ):
-            draw()
+            generate()
         assert steps == [0]
         with AttentionRecorder(pipe, prompt, NOUNS[0], check_prompts=False) as recorder:
-            draw()
+            generate()
     else:
         with AttentionRecorder(pipe, prompt, NOUNS[0]) as recorder:
-            draw()
+            generate()
             [*pipe.text_encoder.parameters()][-1].data.add_(0.1)
-            draw()  # of the same prompts, encoded anew
+            generate()  # of the same prompts, encoded anew
     assert recorder.num_steps == (3 if name == 'prompt_embeds' else 6)
 
 
@@ -103,13 +103,13 @@ def test_sdxl_with_another_second_prompt(sdxl, images):
         negative_prompt=['a bag'] * 2,
         negative_prompt_2=['a table'] * 2,
     )
-    plain = draw(sdxl, PROMPTS, **options)
+    plain = generate(sdxl, PROMPTS, **options)
     with AttentionRecorder(
         sdxl, PROMPTS, NOUNS, num_images_per_prompt=images, call_options=dict(prompt_2=SAME_PLACES)
     ) as recorder:
-        assert torch.equal(plain, draw(sdxl, PROMPTS, **options))
+        assert torch.equal(plain, generate(sdxl, PROMPTS, **options))
     with explicit_attention(sdxl) as seen:
-        draw(sdxl, PROMPTS, **options)
+        generate(sdxl, PROMPTS, **options)
     columns = [
         [[[place]] for place in places(PROMPTS[0], 'dog', 'sand')],
         [[[place]] for place in places(PROMPTS[1], 'cat', 'bird', 'tree')],
@@ -141,9 +141,9 @@ def test_sdxl_refuses_a_key_of_two_words(sdxl, second, where):
     with AttentionRecorder(
         sdxl, [prompt], [span], call_options=dict(prompt_2=second), text_encoders=['text_encoder']
     ) as recorder:
-        draw(sdxl, prompt, prompt_2=second)
+        generate(sdxl, prompt, prompt_2=second)
     with explicit_attention(sdxl) as seen:
-        draw(sdxl, prompt, prompt_2=second)
+        generate(sdxl, prompt, prompt_2=second)
     expect(recorder.masks(), seen, [[[[3]]]], (8, 8), first_row=1)
 
 
@@ -152,15 +152,15 @@ def test_sdxl_with_words_after_the_nouns_only(sdxl):
     prompt = 'a dog on the dog bag'
     second, nouns = prompt + ' in blue', [[(13, 16)]]
     with AttentionRecorder(sdxl, [prompt], nouns, call_options={'prompt_2': [second]}) as recorder:
-        draw(sdxl, prompt, second)  # by position
+        generate(sdxl, prompt, second)  # by position
     with explicit_attention(sdxl) as seen:
-        draw(sdxl, prompt, second)
+        generate(sdxl, prompt, second)
     expect(recorder.masks(), seen, [[[[5]]]], (8, 8), first_row=1)
 
 
 @pytest.mark.parametrize('how', ['keyword', 'position', 'only to the recorder', 'another'])
 def test_a_second_prompt_that_the_recorder_was_not_told(sdxl, how):
-    draw(sdxl, PROMPTS)
+    generate(sdxl, PROMPTS)
     hooks = hook_count(sdxl)  # that transformers 5 leaves in text encoders
     told = {'only to the recorder': SAME_PLACES, 'another': SAME_PLACES}.get(how)
     with pytest.raises(
@@ -168,18 +168,18 @@ def test_a_second_prompt_that_the_recorder_was_not_told(sdxl, how):
     ):
         with AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=dict(prompt_2=told)):
             if how == 'position':
-                draw(sdxl, PROMPTS, SAME_PLACES)
+                generate(sdxl, PROMPTS, SAME_PLACES)
             elif how == 'only to the recorder':
-                draw(sdxl, PROMPTS)
+                generate(sdxl, PROMPTS)
             else:
-                draw(sdxl, PROMPTS, prompt_2=SAME_PLACES[::-1])
+                generate(sdxl, PROMPTS, prompt_2=SAME_PLACES[::-1])
     assert hook_count(sdxl) == hooks
 
 
 @pytest.mark.parametrize('empty', [None, '', []])
 def test_a_second_prompt_of_nothing_is_the_first(sdxl, empty):
     with AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=dict(prompt_2=empty)) as recorder:
-        draw(sdxl, PROMPTS, prompt_2=empty)
+        generate(sdxl, PROMPTS, prompt_2=empty)
     assert recorder.num_steps == 2
 
 
@@ -209,7 +209,7 @@ def test_the_refiner_has_the_second_text_encoder_alone(sdxl):
     AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=dict(prompt_2=['a dog'] * 2))
     with pytest.raises(ValueError, match='text_encoder_2 encoded other prompts'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, SAME_PLACES)
+            generate(pipe, SAME_PLACES)
 
 
 def test_sdxl_prompt_that_is_cut_off_in_one_text(sdxl):
@@ -226,7 +226,7 @@ def test_cut_off_in_both_texts(sdxl):
     with AttentionRecorder(
         sdxl, [prompt], noun, call_options=dict(prompt_2=second), truncated='skip'
     ) as recorder:
-        draw(sdxl, prompt, prompt_2=second)
+        generate(sdxl, prompt, prompt_2=second)
     assert recorder.truncated == [(0, 0)] and float(recorder.masks()[0].abs().max()) == 0
 
 
@@ -277,7 +277,7 @@ def test_stable_diffusion_3_with_other_prompts(second, third, columns, left_out)
         ) as recorder,
         sd3_attention(pipe) as seen,
     ):
-        draw(pipe, prompts, **options)
+        generate(pipe, prompts, **options)
     expect(recorder.masks(), seen, columns, (8, 8))
     assert [(prompt, noun) for prompt, noun, _ in recorder.left_out] == [
         (prompt, 0) for prompt, _ in left_out
@@ -286,7 +286,7 @@ def test_stable_diffusion_3_with_other_prompts(second, third, columns, left_out)
         assert part in reason
     with pytest.raises(ValueError, match='text_encoder_[23] encoded other prompts'):
         with AttentionRecorder(pipe, prompts, nouns):
-            draw(pipe, prompts, **options)
+            generate(pipe, prompts, **options)
 
 
 def test_a_noun_that_one_encoder_cuts_off_is_said():
@@ -309,17 +309,17 @@ def test_flux_with_another_second_prompt():
             pipe.transformer, block_attention, functools.partial(sequence, text=512)
         ) as seen,
     ):
-        draw(pipe, PROMPTS, second, **SQUARE)
+        generate(pipe, PROMPTS, second, **SQUARE)
     expect(recorder.masks(), seen, [[[[4]], [[0]]], [[[6]], [[0]]]], (8, 8), first_row=0)
     # Spans of the second prompt itself are as good: the first one makes no keys.
     with AttentionRecorder(pipe, second, [spans(second[0], 'dog'), []]) as recorder:
-        draw(pipe, PROMPTS, second, **SQUARE)
+        generate(pipe, PROMPTS, second, **SQUARE)
     np.testing.assert_allclose(recorder.masks()[0][0], mean_map(seen, 0, [4], (8, 8)), atol=1e-6)
     with pytest.raises(NounAlignmentError, match="noun 'tree' has no key of its own"):
         AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=dict(prompt_2=second))
     with pytest.raises(ValueError, match='text_encoder_2 encoded other prompts'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, PROMPTS, second, **SQUARE)
+            generate(pipe, PROMPTS, second, **SQUARE)
 
 
 # Textual inversion: a placeholder becomes several tokens -----------------------------------------
@@ -347,16 +347,16 @@ def test_textual_inversion_with_several_vectors(fast):
     nouns = [[(2, 7), (23, 27)], [(0, 5), (12, 15), (23, 28)]]
     columns = [[[[2, 3, 4]], [[8]]], [[[1, 2, 3]], [[6]], [[9, 10, 11]]]]
     with AttentionRecorder(pipe, prompts, nouns) as recorder:
-        draw(pipe, prompts)
+        generate(pipe, prompts)
     with explicit_attention(pipe) as seen:
-        draw(pipe, prompts)
+        generate(pipe, prompts)
     expect(recorder.masks(), seen, columns, (16, 16))
     # The placeholder's middle, and a noun of two words that begins with it.
     for span, tokens in (((3, 6), [1, 2, 3]), ((0, 9), [1, 2, 3, 4])):
         with AttentionRecorder(pipe, ['<toy> dog on the sand'], [[span]]) as recorder:
-            draw(pipe, ['<toy> dog on the sand'])
+            generate(pipe, ['<toy> dog on the sand'])
         with explicit_attention(pipe) as seen:
-            draw(pipe, ['<toy> dog on the sand'])
+            generate(pipe, ['<toy> dog on the sand'])
         expect(recorder.masks(), seen, [[[tokens]]], (16, 16), first_row=1)
 
 
@@ -375,9 +375,9 @@ def test_textual_inversion_of_both_text_encoders():
     teach(pipe, '<toy>', 3, second=3)
     prompt, nouns = 'a <toy> on the sand', [[(2, 7), (15, 19)]]
     with AttentionRecorder(pipe, [prompt], nouns) as recorder:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     with explicit_attention(pipe) as seen:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     expect(recorder.masks(), seen, [[[[2, 3, 4]], [[7]]]], (8, 8), first_row=1)
 
 
@@ -411,15 +411,15 @@ def test_embeddings_made_elsewhere():
             '.*columns=.*check_prompts=False',
         ):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
-                draw(pipe, **some)
+                generate(pipe, **some)
     columns = [[[3], [6]], [[5], [9, 8], [12]]]
     with explicit_attention(pipe) as seen:
-        draw(pipe, **options)
+        generate(pipe, **options)
     with AttentionRecorder(pipe, ['', ''], NOUNS, columns=columns) as recorder:
-        draw(pipe, **options)
+        generate(pipe, **options)
     expect(recorder.masks(), seen, [[[place] for place in row] for row in columns], (16, 16))
     with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False) as unchecked:
-        draw(pipe, **options)
+        generate(pipe, **options)
     assert torch.equal(recorder.masks()[0], unchecked.masks()[0])
 
 
@@ -427,13 +427,13 @@ def test_a_pipeline_without_its_text_encoder():
     pipe = tiny_stable_diffusion()
     options = embeddings_of(pipe, PROMPTS)
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as usual:
-        draw(pipe, PROMPTS)
+        generate(pipe, PROMPTS)
     pipe.text_encoder = None
     with pytest.raises(ValueError, match='text_encoder encoded no prompt inside the with block'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, **options)
+            generate(pipe, **options)
     with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False) as recorder:
-        draw(pipe, **options)
+        generate(pipe, **options)
     for mask, expected in zip(recorder.masks(), usual.masks()):
         torch.testing.assert_close(mask, expected, rtol=0, atol=1e-6)
 
@@ -450,7 +450,7 @@ def test_columns_are_checked():
         AttentionRecorder(pipe, 'a dog', columns=[[1], [2], [3], [4]])
     with pytest.raises(ValueError, match='hold only 77 text keys'):
         with AttentionRecorder(pipe, PROMPTS[:1], [NOUNS[0][:1]], columns=[[[77]]]):
-            draw(pipe, PROMPTS[:1])
+            generate(pipe, PROMPTS[:1])
 
 
 def test_a_second_call_with_other_prompts():
@@ -459,13 +459,13 @@ def test_a_second_call_with_other_prompts():
     for second in (['a dog', 'a cat'], PROMPTS[::-1]):
         with pytest.raises(ValueError, match='encoded other prompts'):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
-                draw(pipe, PROMPTS)
-                draw(pipe, second)
+                generate(pipe, PROMPTS)
+                generate(pipe, second)
     embeddings = embeddings_of(pipe, ['a dog', 'a cat'])['prompt_embeds']
     with pytest.raises(ValueError, match='encoded no prompt'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, PROMPTS)
-            draw(pipe, prompt_embeds=embeddings)
+            generate(pipe, PROMPTS)
+            generate(pipe, prompt_embeds=embeddings)
 
 
 # Spellings ---------------------------------------------------------------------------------------
@@ -494,9 +494,9 @@ def test_spellings_of_a_prompt(make, prompt, noun, columns):
         )
     size = (16, 16) if make is tiny_stable_diffusion else (8, 8)
     with AttentionRecorder(pipe, [prompt], [[(start, start + len(noun))]]) as recorder:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     with explicit_attention(pipe) as seen:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     expect(recorder.masks(), seen, [[[columns]]], size, first_row=1)
 
 

@@ -379,7 +379,7 @@ def test_what_a_store_cannot_be_is_told(tmp_path):
 
 
 def test_a_shard_is_kept_from_others_until_its_json_is_there(tmp_path, monkeypatch):
-    """Between tar and JSON it would look missing, and be drawn a second time."""
+    """Between tar and JSON it would look missing, and be generated a second time."""
     ours, theirs = StoreWriter(tmp_path, 3), StoreWriter(tmp_path, 3)
     write_index = StoreWriter._write_index
 

@@ -19,7 +19,7 @@ def is_prior_attention(name: str, module: nn.Module) -> bool:
 _GROUPS = {'down_blocks': 'down', 'up_blocks': 'up', 'blocks': 'prior'}
 _WHERE = 'the pixels, then 77 CLIP tokens, and for Stable Cascade what CLIP makes of all the text'
 
-_UNKNOWN_LATENTS = 'its prior draws in latents of an image encoder that the pipeline does not hold'
+_UNKNOWN_LATENTS = 'its prior generates latents of an image encoder that the pipeline does not hold'
 
 CASCADE = Family(
     name='Stable Cascade and Wuerstchen',

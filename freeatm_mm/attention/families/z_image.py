@@ -49,7 +49,7 @@ def _filled_up(denoiser: nn.Module, length: int) -> int:
 
 
 def _captions_and_images(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
-    """For each row pieces of a caption, then images to go by and the one that is drawn: Omni.
+    """For each row pieces of a caption, then images to go by and the one that is generated: Omni.
 
     Each is filled up to a multiple of tokens. The prompt is in the last piece but one, or alone;
     what the images say to SigLIP stands behind them.
