@@ -283,7 +283,7 @@ class MaskJob(GenerationJob):
         if not is_address(images):
             images = str(Path(images).absolute())
         job = replace(self, images=images)
-        if captions is not None:
+        if captions is not None and not is_address(captions):
             job = replace(job, captions=str(Path(captions).absolute()))
         return super(MaskJob, job).absolute()
 
