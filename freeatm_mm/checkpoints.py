@@ -21,7 +21,7 @@ from urllib.request import Request, url2pathname, urlopen
 import torch
 from torch import Tensor, nn
 
-from freeatm_mm.errors import InputError, MissingFileError, listed
+from freeatm_mm.errors import InputError, MissingFileError, first_line, listed
 from freeatm_mm.files import atomic_write
 from freeatm_mm.torch_files import check_regular, read_torch_file
 
@@ -82,9 +82,8 @@ def read_state(checkpoint: str | Path, map_location: Any = 'cpu') -> Any:
     try:
         state = load_file(path)
     except Exception as error:  # of several kinds, for damaged files
-        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{path} can't be read: it is damaged or cut off ({first[:200]})"
+            f"{path} can't be read: it is damaged or cut off ({first_line(error)[:200]})"
         ) from None
     if isinstance(map_location, (str, torch.device)):
         state = {name: value.to(map_location) for name, value in state.items()}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, first_line
 from freeatm_mm.packaged import find_config
 
 __all__ = [
@@ -96,9 +96,8 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
     try:
         cfg = Config.fromfile(path)
     except ImportError as error:  # also where a package's metadata are missing
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f'{path} needs a package that is missing or broken ({reason}): '
+            f'{path} needs a package that is missing or broken ({first_line(error)}): '
             '"./run setup downstream" installs mmdet and mmseg, "./run setup core" '
             'mmpretrain'
         ) from error

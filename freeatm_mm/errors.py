@@ -22,6 +22,7 @@ __all__ = [
     'MissingFileError',
     'RunError',
     'counted',
+    'first_line',
     'install_hint',
     'keeping_tracebacks',
     'listed',
@@ -66,6 +67,13 @@ _NO_ROOM = {
     errno.ENOSPC: 'the disk is full: make room',
     errno.EDQUOT: 'the quota of the disk is used up: make room',
     errno.EFBIG: 'a file would be larger than is allowed here (`ulimit -f`, the file system)',
+}
+#: Other errors of a file that is named, of which errno's words say less than these.
+_NO_WAY = {
+    errno.EACCES: 'this user may not read it, or not write there',
+    errno.EPERM: 'this user may not read it, or not write there',
+    errno.EROFS: 'nothing can be written there, as its disk is read-only',
+    errno.ENAMETOOLONG: 'its name is too long',
 }
 
 
@@ -126,6 +134,8 @@ def tool(
                 place = f' ({error.filename})' if error.filename else ''
                 again = ', and run the same command again'
                 message = f'{_NO_ROOM[error.errno]}{place}{advice or again}'
+            elif isinstance(error, OSError) and error.errno in _NO_WAY and error.filename:
+                message = f'{error.filename}: {_NO_WAY[error.errno]}'
             if isinstance(error, ImportError) and 'pip install' not in message:
                 message += install_hint.get()
         except KeyboardInterrupt:
@@ -163,6 +173,11 @@ def one_sentence(error: BaseException) -> str:
     Of an error in a loading process, whose message holds the whole traceback, only its own words.
     """
     return ' '.join(worker_message(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the type's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def worker_message(error: BaseException) -> str:

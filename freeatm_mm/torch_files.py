@@ -26,7 +26,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import torch
 
-from freeatm_mm.errors import InputError, MissingFileError, listed
+from freeatm_mm.errors import InputError, MissingFileError, first_line, listed
 
 __all__ = ['check_regular', 'read_torch_file']
 
@@ -477,7 +477,7 @@ def _settle(
 
 
 def _unreadable(name: str | Path, error: Exception) -> InputError:
-    first = next(iter(str(error).splitlines()), '') or type(error).__name__
+    first = first_line(error)
     if isinstance(error, pickle.UnpicklingError):  # torch's advice would be to run what is there
         first = 'its pickle does what no checkpoint does'
     elif not isinstance(error, ValueError):

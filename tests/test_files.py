@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.files import (
     atomic_write,
     check_json,
@@ -132,6 +133,22 @@ def test_what_is_no_file_to_read_is_refused_and_not_waited_for(tmp_path, place, 
         read(path)
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError) == (message == 'there is no file')
+
+
+@pytest.mark.parametrize('path', ['https://host/a.json', Path('s3://bucket/a.json')], ids=str)
+def test_an_address_is_no_file_to_read_or_write(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingFileError, match='it is an address, .* copy it here'):
+        read_json(path)
+    with pytest.raises(InputError, match="is an address, and can't be written to"):
+        with atomic_write(path):
+            pass
+    assert not any(tmp_path.iterdir())
+    folder, _, _ = str(path).partition('/')
+    os.mkdir(folder)  # then it is the path of a file
+    with atomic_write(path) as file:
+        file.write(b'{}')
+    assert read_json(path) == {}
 
 
 def test_a_name_that_no_file_can_have_is_refused():

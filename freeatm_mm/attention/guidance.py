@@ -1,16 +1,22 @@
-"""Which rows of a denoiser's batch draw the prompt, where guidance puts others beside them."""
+"""Which rows of a denoiser's batch generate the prompt, where guidance puts others beside them."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from freeatm_mm.attention.families import Family
+import torch
+from torch import Tensor, nn
 
-__all__ = ['is_perturbing', 'prompt_part']
+from freeatm_mm.attention.embeddings import EmbeddingWatch, differ
+from freeatm_mm.attention.families import Family, argument
+from freeatm_mm.errors import counted
+
+__all__ = ['PromptRows', 'is_perturbing', 'prompt_part']
 
 
 def is_perturbing(pipe: Any) -> bool:
-    """Tell whether a pipeline draws with perturbed-attention guidance at this moment.
+    """Tell whether a pipeline generates with perturbed-attention guidance at this moment.
 
     Its processors are in place just while the pipeline's call denoises. Its batch then is (without
     the prompt, with it, perturbed), or without classifier-free guidance (with it, perturbed).
@@ -19,7 +25,7 @@ def is_perturbing(pipe: Any) -> bool:
 
 
 def prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
-    """Find the part of a batch that draws the prompt.
+    """Find the part of a batch that generates the prompt.
 
     Args:
         family: The pipeline's family.
@@ -35,3 +41,136 @@ def prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
     if further < 0 or further and not family.further_parts:
         return None
     return 0 if family.conditional_first else family.guidance_parts - 1
+
+
+class PromptRows:
+    """Finds the rows that generate the prompts in each call of a denoiser.
+
+    Args:
+        pipe: The pipeline.
+        family: Its family.
+        images: How many images it generates.
+
+    Attributes:
+        rows: The rows of the prompts' images in the call that `find` saw last.
+    """
+
+    def __init__(self, pipe: Any, family: Family, images: int) -> None:
+        self._pipe, self._family, self._images = pipe, family, images
+        self.rows = slice(0, 0)
+        self._pair_checked = False
+        self._embeddings = EmbeddingWatch()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what the last call was given."""
+        self._last_sample: Tensor | None = None
+        self._last_timestep: Any = None
+        self._last_text: Any = None
+        self.forget_text()
+
+    def forget_text(self) -> None:
+        """Take the next embeddings for those of the prompts."""
+        self._embeddings.forget()
+
+    def is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
+        """Tell whether a call doesn't generate the prompt, but something to compare it with.
+
+        Guidance that takes several passes gives them one tensor at one noise level. Pipelines that
+        take another tensor for each step, or a caller who takes the same, change the level.
+
+        Raises:
+            ValueError: If another pass isn't known of the family.
+        """
+        timestep = _call_argument(module, args, kwargs, 'timestep')
+        text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
+        last_text = self._last_text
+        again = sample is self._last_sample and _is_same_level(timestep, self._last_timestep)
+        self._last_sample, self._last_timestep, self._last_text = sample, timestep, text
+        # Skip-layer guidance (SD3) generates the prompt again with some layers left out.
+        if kwargs.get('skip_layers') is not None:
+            return True
+        if self._family.two_passes:
+            return again
+        if again and timestep is not None and differ(text, last_text):
+            raise ValueError(
+                f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
+                'step, with different embeddings, and which of them belong to the prompts is not '
+                'known: guide by one batch of both, as the pipelines of diffusers do'
+            )
+        return False
+
+    def find(self, sample: Tensor) -> tuple[int, ...]:
+        """Find the prompts' rows in a batch.
+
+        Args:
+            sample: The noisy images of the denoiser's call.
+
+        Returns:
+            Numbers of rows that a module may attend with: those of the batch, or fewer where it
+            attends for the first of them apart.
+
+        Raises:
+            ValueError: If the batch is not one of these images.
+        """
+        images, rows = self._images, sample.shape[0]
+        if rows == images:
+            self.rows = slice(0, images)
+            return (rows,)
+        parts, rest = divmod(rows, images)
+        perturbing = is_perturbing(self._pipe)
+        part = None if rest else prompt_part(self._family, parts, perturbing)
+        advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
+        if part is None:
+            guided = self._family.guidance_parts * images
+            raise ValueError(
+                f'the denoiser got a batch of {rows}, but the recorder is for '
+                f'{counted(images, "image")}, or {counted(guided, "row")} with classifier-free '
+                f'guidance; {advice}'
+            )
+        # Guidance runs the same noisy images several times. Different parts are more images, and
+        # some of them would be mistaken for the others. Once is enough, for on an accelerator the
+        # comparison waits for all work before it.
+        if not self._pair_checked:
+            if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
+                raise ValueError(
+                    f'the denoiser got a batch of {rows} different images, but the recorder '
+                    f'is for {images}; {advice}'
+                )
+            self._pair_checked = True
+        self.rows = slice(part * images, (part + 1) * images)
+        # Processors that perturb attend with the other rows first, in a call of their own.
+        return (rows, self.rows.stop) if perturbing else (rows,)
+
+    def check_text(self, module: nn.Module, args: tuple, kwargs: dict, rows: int) -> None:
+        """Refuse other embeddings of the prompts than those of the run's first step.
+
+        Args:
+            module: The denoiser.
+            args: Its call's arguments.
+            kwargs: Those given by name.
+            rows: Rows of the batch.
+
+        Raises:
+            ValueError: If the embeddings changed in the middle of the run.
+        """
+        texts = self._family.texts
+        given = {name: _call_argument(module, args, kwargs, name) for name in texts}
+        self._embeddings.check(given, texts, self.rows, rows)
+
+
+def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
+    """An argument of a network's call, however it was passed; `None` if it isn't known."""
+    if name in kwargs or not args:
+        return kwargs.get(name)
+    names = list(inspect.signature(module.forward).parameters)
+    return argument(args, kwargs, names.index(name), name) if name in names else None
+
+
+def _is_same_level(timestep: Any, other: Any) -> bool:
+    """Tell whether two calls of a denoiser are given the same timestep, or none."""
+    if isinstance(timestep, Tensor) and isinstance(other, Tensor):
+        return timestep is other or (
+            timestep.shape == other.shape and bool((timestep == other).all())
+        )
+    return timestep is other or bool(timestep == other)

@@ -11,11 +11,9 @@ head, T noun tokens; h and w are the sides of a feature map.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -25,9 +23,17 @@ from torch import Tensor, nn
 from freeatm_mm.attention import refine
 from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
-from freeatm_mm.attention.families import Call, TextKeys, argument, find_family, head_count
-from freeatm_mm.attention.guidance import is_perturbing, prompt_part
-from freeatm_mm.attention.nouns import MERGE_RULES, merge_tokens
+from freeatm_mm.attention.families import Call, TextKeys, find_family, head_count
+from freeatm_mm.attention.guidance import PromptRows
+from freeatm_mm.attention.hooks import of_this_thread, own_hook
+from freeatm_mm.attention.maps import (
+    RunningSum,
+    average,
+    check_layer_steps,
+    noun_maps,
+    running_sum,
+)
+from freeatm_mm.attention.nouns import MERGE_RULES
 from freeatm_mm.attention.outputs import add_output_products, output_projection
 from freeatm_mm.attention.parts import (
     MAX_SIDE,
@@ -56,18 +62,11 @@ from freeatm_mm.attention.taps import (
     WatchedTap,
     make_self_tap,
     make_tap,
-    own_hook,
     self_attention_modules,
     text_attention_modules,
 )
-from freeatm_mm.attention.text import TextColumns, find_columns
-from freeatm_mm.attention.words import (
-    AUTO,
-    noun_name,
-    span_of,
-    spans_of_prompts,
-    word_spans,
-)
+from freeatm_mm.attention.targets import find_targets
+from freeatm_mm.attention.words import AUTO, span_of
 from freeatm_mm.errors import counted
 from freeatm_mm.ops.masks import minmax, resize
 
@@ -79,14 +78,6 @@ HEAD_WEIGHTS = (None, 'contribution')
 """What a layer's heads may count."""
 RESCALE = (None, 'words')
 """What maps may be divided by."""
-MAX_IMAGES = 2**16
-"""Generated at once."""
-MAX_PROMPT = 10_000
-"""Characters; text encoders keep 77 to some hundred tokens, and following a noun through cleaning
-takes time that grows with the square."""
-_LEAST = 1e-12  # of the sum over words that maps are divided by
-MAX_TEXT_KEYS = 2**20
-"""More tokens than any text encoder keeps."""
 
 
 class NothingRecorded(RuntimeError):
@@ -294,7 +285,14 @@ class AttentionRecorder:
         if clean_caption is not None:
             call = call.replace('clean_caption', clean_caption)
         if prompts is not None:
-            self._tell(prompts, nouns, call, num_images_per_prompt, columns, check_prompts)
+            self._tell(
+                call,
+                prompts,
+                nouns,
+                images_per_prompt=num_images_per_prompt,
+                columns=columns,
+                check_prompts=check_prompts,
+            )
         elif columns is not None or call.names or num_images_per_prompt != 1 or nouns != AUTO:
             raise TypeError(
                 'prompts are missing: give them with their nouns, or give both, and how the '
@@ -304,102 +302,21 @@ class AttentionRecorder:
         self._regions: list[Region] = []
         self._reset()
 
-    def _tell(
-        self,
-        prompts: str | Sequence[str],
-        nouns: Any,
-        call: Call,
-        images_per_prompt: int,
-        columns: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | None = None,
-        check_prompts: bool = True,
-    ) -> None:
+    def _tell(self, call: Call, prompts: str | Sequence[str], nouns: Any, **options: Any) -> None:
         """Find the nouns of some prompts among the text keys of a call."""
-        one_prompt = isinstance(prompts, str)
-        if not isinstance(prompts, Iterable):
-            raise TypeError(f'prompts must be a text or a list of texts, got {prompts!r}')
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        _check_prompts(prompts)
-        whole_number(images_per_prompt, 'num_images_per_prompt', 1, MAX_IMAGES)
-        whole_number(len(prompts) * images_per_prompt, 'the number of images', 1, MAX_IMAGES)
-        _check_call(call, prompts, images_per_prompt)
-        if columns is None:
-            nouns = spans_of_prompts(prompts, nouns, one_prompt)
-            found = find_columns(
-                call,
-                self._family,
-                prompts,
-                nouns,
-                text_encoders=self._text_encoders,
-                truncated=self._truncated,
-            )
-            words = self._words_of(call, prompts, nouns)
-        else:
-            if self._words_compete:
-                raise ValueError(
-                    "rescale='words' and maps='output' need the places of all words: give prompts "
-                    'and nouns rather than columns='
-                )
-            words = [[] for _ in prompts]
-            if isinstance(nouns, str):
-                raise ValueError(
-                    'columns= says where the keys of each noun are: give the nouns too, in '
-                    'the same order'
-                )
-            nouns = [nouns] if one_prompt else nouns
-            places: Any = [columns] if one_prompt else columns
-            found = TextColumns(_given_columns(places, nouns))
-        self._images_per_prompt = images_per_prompt
-        self._num_images = len(prompts) * images_per_prompt
-        if (
-            not check_prompts
-            and columns is None
-            and any(encoder.image_token for encoder in self._family.encoders)
-        ):
-            raise ValueError(
-                f'check_prompts=False does not go with {type(self._pipe).__name__}, which puts '
-                "images among the text: what its text encoder gets says where the nouns' keys are"
-            )
-        self._watches = found.watches if check_prompts else ()
-        self.prompts, self._nouns = prompts, [list(row) for row in nouns]
-        self.names = [
-            [noun_name(prompt, noun) for noun in row] for prompt, row in zip(prompts, nouns)
-        ]
-        self.truncated = list(found.truncated)
-        self.left_out = list(found.left_out)
-        self.flat = []
-        self._positions = found.positions
-        self._words = words
-        # Each image's token columns once, however many nouns share a token.
-        self._columns = [
-            sorted({column for noun in row for columns in noun for column in columns} | set(others))
-            for row, others in zip(self._positions, words)
-        ]
-        self._columns_BT = _pad_columns(self._columns, images_per_prompt)
-        self._last_column = max((columns[-1] for columns in self._columns if columns), default=-1)
-
-    @property
-    def _words_compete(self) -> bool:
-        return self._rescale is not None or self._maps == 'output'
-
-    def _words_of(
-        self, call: Call, prompts: Sequence[str], nouns: Sequence[Sequence[Any]]
-    ) -> list[list[int]]:
-        """Find the columns of each prompt's words, where maps are to be rescaled."""
-        if not self._words_compete:
-            return [[] for _ in prompts]
-        found = find_columns(
+        self._targets = find_targets(
             call,
             self._family,
             prompts,
-            [word_spans(prompt) if row else [] for prompt, row in zip(prompts, nouns)],
+            nouns,
             text_encoders=self._text_encoders,
-            truncated='skip',
-            missing='skip',
+            truncated=self._truncated,
+            words_compete=self._rescale is not None or self._maps == 'output',
+            **options,
         )
-        return [
-            sorted({column for word in row for columns in word for column in columns})
-            for row in found.positions
-        ]
+        self.prompts, self.names = self._targets.prompts, self._targets.names
+        self.truncated, self.left_out = self._targets.truncated, self._targets.left_out
+        self.flat = []
 
     def generate(
         self,
@@ -440,8 +357,14 @@ class AttentionRecorder:
         images_per_prompt = asked.option(
             'num_images_per_prompt', asked.option('num_videos_per_prompt', 1)
         )
-        self._tell(prompts, nouns, asked, 1 if images_per_prompt is None else images_per_prompt)
-        missing = [watch.name for watch in self._watches if watch.encoder is None]
+        self._tell(
+            asked,
+            prompts,
+            nouns,
+            images_per_prompt=1 if images_per_prompt is None else images_per_prompt,
+        )
+        targets = self._targets
+        missing = [watch.name for watch in targets.watches if watch.encoder is None]
         if missing:
             raise ValueError(
                 f'{type(self._pipe).__name__} was loaded without its {missing[0]}, so it reads no '
@@ -453,22 +376,23 @@ class AttentionRecorder:
                 prompt=prompts if isinstance(prompts, str) else list(prompts), **call
             )
         images = generated_images(output)
-        if len(images) != self._num_images:
+        if len(images) != targets.num_images:
             raise ValueError(
                 f'{type(self._pipe).__name__} returned {counted(len(images), "image")}, where '
-                f'the call was for {self._num_images}'
+                f'the call was for {targets.num_images}'
             )
-        masks, each = self.masks('minmax'), self._images_per_prompt
+        masks, each = self.masks('minmax'), targets.images_per_prompt
         return Recording(
             images,
             masks,
             [prompt for prompt in self.prompts for _ in range(each)],
             [names for names in self.names for _ in range(each)],
-            [[span_of(noun) for noun in row] for row in self._nouns for _ in range(each)],
+            [[span_of(noun) for noun in row] for row in targets.nouns for _ in range(each)],
             list(self.flat),
             [(each * row + k, noun) for row, noun in self.truncated for k in range(each)],
             [(each * row + k, noun, why) for row, noun, why in self.left_out for k in range(each)],
             output,
+            self.num_steps,
         )
 
     def __repr__(self) -> str:
@@ -479,8 +403,8 @@ class AttentionRecorder:
         )
 
     def _reset(self) -> None:
-        self._sums: dict[Part, _Sum] = {}
-        self._affinities: dict[Size, _Sum] = {}
+        self._sums: dict[Part, RunningSum] = {}
+        self._affinities: dict[Size, RunningSum] = {}
         self._calls = 0
         self.num_steps = 0
         self._sink = Sink(
@@ -494,13 +418,7 @@ class AttentionRecorder:
         self.layer_steps = self._sink.layer_steps
         self._affinity_steps: dict[str, int] = {}
         self._parts_apart = self._separate
-        self._first_row, self._last_row = 0, 0
         self._image_tokens = 0
-        self._last_sample: Tensor | None = None
-        self._last_timestep: Any = None
-        self._last_text: Any = None
-        self._pair_checked = False
-        self._text: tuple[Tensor, Tensor] | None = None
 
     def __enter__(self) -> AttentionRecorder:
         """Installs the hooks and forgets what was recorded before.
@@ -529,6 +447,7 @@ class AttentionRecorder:
                 'a compiled denoiser with a step cache cannot be recorded: leave out one of the two'
             )
         self._reset()
+        self._rows = PromptRows(self._pipe, self._family, self._targets.num_images)
         taps: list[Tap] = []
         for name, module, group in modules:
             make = make_shown_tap if self._is_compiled(name) else make_tap
@@ -564,7 +483,7 @@ class AttentionRecorder:
                 hooks.callback(watched_backends())
             for undo in self._watch_regions([tap for tap in taps if isinstance(tap, ShownTap)]):
                 hooks.callback(undo)
-            for watch in self._watches:
+            for watch in self._targets.watches:
                 hooks.callback(watch.install())
             self._hooks = hooks.pop_all()
         return self
@@ -609,7 +528,9 @@ class AttentionRecorder:
             for tap in taps:
                 tap.finish()
 
-        return region.watch(layers, before, look, after)
+        return region.watch(
+            layers, of_this_thread(before), of_this_thread(look), of_this_thread(after)
+        )
 
     def __exit__(
         self,
@@ -618,8 +539,8 @@ class AttentionRecorder:
         traceback: TracebackType | None,
     ) -> None:
         """Removes every hook, also after an exception."""
-        self._last_sample = self._last_timestep = self._last_text = self._sink.input = None
-        self._text = None
+        self._sink.input = None
+        self._rows.forget()
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
@@ -683,10 +604,10 @@ class AttentionRecorder:
             taken = counted(self._calls, 'step')
             advice = f', for more than the {taken} it took, or with other steps or blocks'
             raise NothingRecorded(
-                'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (advice if self._calls else '')
+                'nothing was recorded: call the pipeline (or its denoiser) inside the with block, '
+                'in the same thread' + (advice if self._calls else '')
             )
-        self._check_layer_steps()
+        check_layer_steps(self.layer_steps, self._sums)
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)
         if propagate and not self._affinities:
             raise ValueError(
@@ -716,37 +637,20 @@ class AttentionRecorder:
             )
         if size is None:
             size = max([part.size for part in chosen] + [affinity or (0, 0)], key=math.prod)
-        divisor = sum(weight * self._sums[part].count for part, weight in chosen.items())
-        # Resizing is linear, so once at the end gives the mean of the resized maps.
-        by_size: dict[Size, Tensor] = {}
-        for part, weight in chosen.items():
-            total_BTN = self._sums[part].total_BTN.cpu() * (weight / divisor)
-            by_size[part.size] = by_size.get(part.size, 0) + total_BTN
-        sides = affinity or size
-        average_BThw = torch.zeros(*self._columns_BT.shape, *sides)
-        for native, total_BTN in by_size.items():
-            average_BThw += resize(total_BTN.unflatten(-1, native), sides)
+        average_BThw = average(self._sums, chosen, affinity or size)
         if affinity:
             total = self._affinities[affinity]
             affinity_BNN = total.total_BTN.cpu() / total.count
             average_BThw = resize(refine.propagate(average_BThw, affinity_BNN, propagate), size)
-        return self._merged(average_BThw, normalize)
-
-    def _check_layer_steps(self) -> None:
-        """Refuses what no mean over layers is: sums in which some layers have more maps."""
-        counts = self.layer_steps
-        never = [layer for layer, count in counts.items() if not count]
-        if never:
-            raise ValueError(
-                f'{never[0]} was never computed, only taken from a step cache; record '
-                'without the cache'
-            )
-        if len(set(counts.values())) > 1 and any(part.layer is None for part in self._sums):
-            raise ValueError(
-                f'some layers were computed in {counted(min(counts.values()), "step")} and '
-                f'others in {max(counts.values())}, as with a step cache: make the recorder with '
-                "separate='layers', so that each layer counts the same"
-            )
+        masks = noun_maps(
+            average_BThw, self._targets, merge=self._merge, softmax=self._maps == 'output'
+        )
+        self.flat = []
+        if normalize == 'minmax':
+            for image, maps in enumerate(masks):
+                masks[image], flat = minmax(maps)
+                self.flat += [(image, noun) for noun in flat.nonzero().flatten().tolist()]
+        return masks
 
     def _denoising_network(self) -> nn.Module:
         name = self._family.denoiser
@@ -766,51 +670,25 @@ class AttentionRecorder:
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
 
-    def _merged(self, average_BThw: Tensor, normalize: str | None) -> list[Tensor]:
-        """Makes each noun's map from its tokens' maps."""
-        self.flat = []
-        masks = []
-        for image in range(self._num_images):
-            prompt = image // self._images_per_prompt
-            place = {column: index for index, column in enumerate(self._columns[prompt])}
-            positions, words = self._positions[prompt], self._words[prompt]
-            if words:
-                own = [place[column] for column in words]
-                if self._maps == 'output':
-                    average_BThw[image, own] = average_BThw[image, own].softmax(0)
-                else:
-                    average_BThw[image] /= average_BThw[image, own].sum(0).clamp_min(_LEAST)
-            maps = average_BThw.new_zeros(len(positions), *average_BThw.shape[-2:])
-            for noun, encoders in enumerate(positions):
-                for columns in encoders:
-                    rows = [place[column] for column in columns]
-                    merged = merge_tokens(average_BThw[image, rows], self._merge)
-                    maps[noun] += merged / len(encoders)
-            if normalize == 'minmax':
-                maps, flat = minmax(maps)
-                self.flat += [(image, noun) for noun in flat.nonzero().flatten().tolist()]
-            masks.append(maps)
-        return masks
-
     def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Counts a step and finds out which rows of the batch are conditional."""
         if not self._calls:
             self._check_still_compiled()
         called_with = self._family.denoiser_input(module, args, kwargs)
-        if any([watch.check() for watch in self._watches]):
-            self._text = None
-        self._image_tokens = max((watch.image_tokens for watch in self._watches), default=0)
-        if self._is_extra_pass(module, args, kwargs, called_with.sample):
+        watches = self._targets.watches
+        if any([watch.check() for watch in watches]):
+            self._rows.forget_text()
+        self._image_tokens = max((watch.image_tokens for watch in watches), default=0)
+        if self._rows.is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
             return
         if not self._calls and uses_step_cache(module):
             self._parts_apart = self._separate | {'layers'}
         index, self._calls = self._calls, self._calls + 1
         self._sink.recording = self._steps is None or index in self._steps
-        self._first_row, self._last_row = self._conditional_rows(called_with.sample)
-        if self._watches:
-            text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
-            self._check_text(text, called_with.sample.shape[0])
+        self._sink.batches = self._rows.find(called_with.sample)
+        if watches:
+            self._rows.check_text(module, args, kwargs, called_with.sample.shape[0])
         self._sink.input = called_with
         self.num_steps += self._sink.recording
 
@@ -823,90 +701,16 @@ class AttentionRecorder:
                 'torch.compile before the with block'
             )
 
-    def _is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
-        """Whether this call isn't the one that draws the prompt, but one to compare it with.
-
-        Guidance that takes several passes gives them one tensor at one noise level. Pipelines that
-        take another tensor for each step, or a caller who takes the same, change the level.
-
-        Raises:
-            ValueError: If another pass isn't known of the family.
-        """
-        timestep = _call_argument(module, args, kwargs, 'timestep')
-        text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
-        last_text = self._last_text
-        again = sample is self._last_sample and _is_same_level(timestep, self._last_timestep)
-        self._last_sample, self._last_timestep, self._last_text = sample, timestep, text
-        # Skip-layer guidance (SD3) draws the prompt again with some layers left out.
-        if kwargs.get('skip_layers') is not None:
-            return True
-        if self._family.two_passes:
-            return again
-        if again and timestep is not None and _differ(text, last_text):
-            raise ValueError(
-                f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
-                'step, with different embeddings, and which of them belong to the prompts is not '
-                'known: guide by one batch of both, as the pipelines of diffusers do'
-            )
-        return False
-
-    def _check_text(self, text: Any, rows: int) -> None:
-        """Refuses other embeddings of the prompts than those of the run's first step."""
-        if not isinstance(text, Tensor) or text.shape[0] != rows:
-            return
-        own = text[self._first_row : self._last_row]
-        # Values are compared where the tensor is another one, for on an accelerator that waits for
-        # all work before it.
-        if self._text is not None and text is not self._text[0] and _differ(own, self._text[1]):
-            raise ValueError(
-                'the embeddings of the prompts were changed in the middle of the run, by a '
-                'callback perhaps, and where the nouns stand in the new ones is not known: draw '
-                'with those that the text encoders made, or pass check_prompts=False to record all '
-                'the same'
-            )
-        self._text = text, own
-
-    def _conditional_rows(self, sample: Tensor) -> tuple[int, int]:
-        images, rows = self._num_images, sample.shape[0]
-        self._sink.batches = (rows,)
-        if rows == images:
-            return 0, images
-        parts, rest = divmod(rows, images)
-        perturbing = is_perturbing(self._pipe)
-        part = None if rest else prompt_part(self._family, parts, perturbing)
-        advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
-        if part is None:
-            guided = self._family.guidance_parts * images
-            raise ValueError(
-                f'the denoiser got a batch of {rows}, but the recorder is for '
-                f'{counted(images, "image")}, or {counted(guided, "row")} with classifier-free '
-                f'guidance; {advice}'
-            )
-        # Guidance runs the same noisy images several times. Different parts are more images, and
-        # some of them would be mistaken for the others. Once is enough, for on an accelerator the
-        # comparison waits for all work before it.
-        if not self._pair_checked:
-            if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
-                raise ValueError(
-                    f'the denoiser got a batch of {rows} different images, but the recorder '
-                    f'is for {images}; {advice}'
-                )
-            self._pair_checked = True
-        first, last = part * images, (part + 1) * images
-        if perturbing:
-            # Processors that perturb attend with the other rows first, in a call of their own.
-            self._sink.batches = (rows, last)
-        return first, last
-
     def _accumulate(self, tap: Tap) -> None:
         """Adds one module's head-mean noun maps to the running sums."""
-        rows = slice(self._first_row, self._last_row)
+        rows = self._rows.rows
         seen = tap.attention(rows)
         query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
         first, num_text_keys = seen.text_start, seen.text_length
-        if self._last_column + self._image_tokens >= num_text_keys:
+        last_column = self._targets.last_column + self._image_tokens
+        if last_column >= num_text_keys:
             raise ValueError(
-                f'a noun stands at token {self._last_column + self._image_tokens}, but the prompt '
+                f'a noun stands at token {last_column}, but the prompt '
                 f'embeddings hold only {num_text_keys} text keys; give the recorder the prompts '
                 "that were encoded, and in call_options the max_sequence_length of the pipeline's "
                 'call'
@@ -916,7 +720,7 @@ class AttentionRecorder:
             key_BKHC, first = key_BKHC[:, text], 0
             bias_BNK = None if bias_BNK is None else bias_BNK[..., text]
         # The prompt stands behind the images, whose tokens were not counted.
-        columns_BT = self._columns_BT.to(query_BNHC.device) + (first + self._image_tokens)
+        columns_BT = self._targets.columns_BT.to(query_BNHC.device) + (first + self._image_tokens)
         part = Part(
             tap.group,
             tap.size,
@@ -933,8 +737,8 @@ class AttentionRecorder:
         for part, heads in pieces.items():
             total = self._sums.get(part)
             if total is None:
-                total = self._sums[part] = _Sum(
-                    _zeros(*columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device)
+                total = self._sums[part] = running_sum(
+                    *columns_BT.shape, query_BNHC.shape[1], device=query_BNHC.device
                 )
             if self._maps == 'output':
                 assert isinstance(tap, SequenceTap)
@@ -942,7 +746,7 @@ class AttentionRecorder:
                 add_output_products(
                     pixels_BNX,
                     text_BKX,
-                    self._columns_BT.to(pixels_BNX.device),
+                    self._targets.columns_BT.to(pixels_BNX.device),
                     total.total_BTN,
                     heads=head_count(tap.module),
                     some=heads,
@@ -963,7 +767,7 @@ class AttentionRecorder:
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
         """Adds one module's head-mean self-attention to the running sum of its resolution."""
-        rows = slice(self._first_row, self._last_row)
+        rows = self._rows.rows
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:
             return  # a smaller map than one that was seen already
@@ -971,28 +775,11 @@ class AttentionRecorder:
         total = self._affinities.get(size)
         if total is None:
             images, pixels = query_BNHC.shape[:2]
-            self._affinities = {
-                size: _Sum(_zeros(images, pixels, pixels, device=query_BNHC.device))
-            }
-            self._affinity_steps = {}
-            total = self._affinities[size]
+            total = running_sum(images, pixels, pixels, device=query_BNHC.device)
+            self._affinities, self._affinity_steps = {size: total}, {}
         add_affinity(query_BNHC, key_BNHC, tap.module.scale, total.total_BTN)
         total.count += 1
         self._affinity_steps[tap.layer] = self._affinity_steps.get(tap.layer, 0) + 1
-
-
-@dataclass
-class _Sum:
-    """Running sum of maps of one block group and resolution."""
-
-    total_BTN: Tensor
-    count: int = 0
-
-
-def _zeros(*shape: int, device: torch.device) -> Tensor:
-    """Zeros to add to, inside `torch.inference_mode` and after it."""
-    with torch.inference_mode(False):
-        return torch.zeros(*shape, device=device)
 
 
 def _weights_of(
@@ -1005,30 +792,6 @@ def _weights_of(
     return weights_BNH[..., places] * (len(heads) / len(some))
 
 
-def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
-    """An argument of a network's call, however it was passed; `None` if it isn't known."""
-    if name in kwargs or not args:
-        return kwargs.get(name)
-    names = list(inspect.signature(module.forward).parameters)
-    return argument(args, kwargs, names.index(name), name) if name in names else None
-
-
-def _differ(text: Any, other: Any) -> bool:
-    """Tell whether two calls of a denoiser are given different embeddings."""
-    if text is other or not (isinstance(text, Tensor) and isinstance(other, Tensor)):
-        return False
-    return text.shape != other.shape or not bool((text == other).all())
-
-
-def _is_same_level(timestep: Any, other: Any) -> bool:
-    """Tell whether two calls of a denoiser are given the same timestep, or none."""
-    if isinstance(timestep, Tensor) and isinstance(other, Tensor):
-        return timestep is other or (
-            timestep.shape == other.shape and bool((timestep == other).all())
-        )
-    return timestep is other or bool(timestep == other)
-
-
 def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ...]:
     wanted = heads_of(heads, layer)
     return tuple(range(head_count(module)) if wanted is None else sorted(wanted))
@@ -1036,74 +799,3 @@ def _wanted_heads(heads: Heads | None, layer: str, module: Any) -> tuple[int, ..
 
 def _names(names: str | Iterable[str]) -> Iterable[str]:
     return [names] if isinstance(names, str) else names
-
-
-def _check_prompts(prompts: Sequence[Any]) -> None:
-    if not prompts:
-        raise ValueError('no prompts were given')
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f'prompts must be strings, got {prompt!r}')
-        if len(prompt) > MAX_PROMPT:
-            raise ValueError(
-                f'a prompt has {len(prompt)} characters, at most {MAX_PROMPT} are '
-                f'taken; it begins {prompt[:40]!r}'
-            )
-
-
-def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
-    """Refuses options of a pipeline's call that say something else than the recorder was told."""
-    for name, told in (
-        ('prompt', [list(prompts), *prompts[: 1 if len(prompts) == 1 else 0]]),
-        ('num_images_per_prompt', [images]),
-    ):
-        value = call.given(name)
-        if value is not None and all(value != other for other in told):
-            raise ValueError(
-                f'call_options have {name}={value!r}, but the recorder was given {told[0]!r}'
-            )
-    embeddings = [
-        name
-        for name in call.names
-        if 'embeds' in name and 'negative' not in name and name.startswith('prompt')
-    ]
-    for name in embeddings:
-        if call.given(name) is not None:
-            raise ValueError(
-                f"the pipeline's call has {name}, in which the nouns can't be looked for: leave it "
-                'out, or use the recorder as a context manager and say with columns=... where '
-                'they stand'
-            )
-
-
-def _given_columns(
-    columns: Sequence[Sequence[Sequence[int]]], nouns: Sequence[Sequence[Any]]
-) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]:
-    """Places of the nouns' tokens as the caller knows them, as one group of keys each."""
-    if [len(row) for row in columns] != [len(row) for row in nouns]:
-        raise ValueError(
-            'columns must hold places for each noun of each prompt: got '
-            f'{[len(row) for row in columns]} for {[len(row) for row in nouns]} nouns'
-        )
-    for row in columns:
-        for places in row:
-            if not places or not all(
-                isinstance(place, int)
-                and not isinstance(place, bool)
-                and 0 <= place < MAX_TEXT_KEYS
-                for place in places
-            ):
-                raise ValueError(
-                    f'columns must be numbers of text keys from 0, at least one for '
-                    f'each noun, got {places!r}'
-                )
-    return tuple(tuple((tuple(sorted(set(places))),) for places in row) for row in columns)
-
-
-def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:
-    """Token columns as one rectangle, a row for each image; unused places hold column 0."""
-    width = max(len(row) for row in columns)
-    columns_BT = torch.zeros(len(columns), width, dtype=torch.long)
-    for index, row in enumerate(columns):
-        columns_BT[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return columns_BT.repeat_interleave(images_per_prompt, dim=0)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from freeatm_mm.attention.families import Call, Encoder, Family, argument
+from freeatm_mm.attention.hooks import own_hook
 from freeatm_mm.attention.nouns import (
     NounAlignmentError,
     find_again,
@@ -356,8 +357,8 @@ class EncoderWatch:
     """Notices when the pipeline encodes other prompts than the recorder was given, or not in order.
 
     Args:
-        encoder: The text encoder; ``None`` where the pipeline has none, so that nothing it draws
-            can be known to be of the prompts.
+        encoder: The text encoder; ``None`` where the pipeline has none, so that nothing it
+            generates can be known to be of the prompts.
         expected: The tokens it should get, a row for each prompt.
         empty: Rows that don't count as other prompts: the usual negative ones.
         padding: The padding token, which doesn't count.
@@ -408,7 +409,8 @@ class EncoderWatch:
         self._seen, self._met = [], False
         if self.encoder is None:
             return lambda: None
-        return self.encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
+        look = own_hook(self.encoder, self._look)
+        return self.encoder.register_forward_pre_hook(look, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')

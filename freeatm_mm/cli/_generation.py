@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, one_sentence
 from freeatm_mm.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ def read_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
         raise
     # Tags that are written out make numbers and dates of what is none.
     except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
-        raise InputError(f'{path} is no YAML ({" ".join(str(error).split())[:200]})') from None
+        raise InputError(f'{path} is no YAML ({one_sentence(error)[:200]})') from None
     if not isinstance(content, dict):
         raise InputError(f'{path} holds no names and values')
     known = {

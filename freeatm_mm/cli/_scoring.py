@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.files import atomic_write
 
 __all__ = ['add_folder_options', 'add_scoring_options', 'portable_command', 'write_report']
@@ -37,7 +38,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     """Add where the world's photos lie, and where the results go."""
     parser.add_argument(
         '--out',
-        type=Path,
+        type=path_here,
         default=Path('work_dirs/results'),
         help='folder of the results (%(default)s)',
     )

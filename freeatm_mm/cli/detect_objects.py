@@ -15,6 +15,7 @@ from pathlib import Path
 
 from freeatm_mm import compat
 from freeatm_mm.cli._numbers import number, whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import tool
 from freeatm_mm.progress import progress_bar
 
@@ -27,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help="the detector's config")
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument('source', help='folder of a store, or of plain images')
-    parser.add_argument('out', help='JSON file to write')
+    parser.add_argument('out', type=path_here, help='JSON file to write')
     parser.add_argument(
         '--score', type=number(0, 1), default=0.3, help='least score of an object (%(default)s)'
     )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
-from freeatm_mm.errors import InputError, tool
+from freeatm_mm.cli._paths import path_here
+from freeatm_mm.errors import InputError, one_sentence, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--timm', metavar='MODEL', help='a timm model whose features are taken')
     add('--weights', metavar='FILE', help="its weights (default: timm's own, from the hub)")
     add('--device', default='cpu', help='for the model (%(default)s)')
-    add('--out', type=Path, metavar='FILE', help='also write the figures as JSON')
+    add('--out', type=path_here, metavar='FILE', help='also write the figures as JSON')
     args = parser.parse_args(argv)
     refuse_idle(named_options(args, parser, argv), not args.timm, 'without --timm', 'device')
     return args
@@ -76,8 +77,7 @@ def timm_features(
             match.load(net)
         net = net.to(device).eval()
     except Exception as error:  # of the hub, of a file that anybody wrote
-        text = ' '.join(str(error).split())
-        raise InputError(f"the timm model {model} can't be had: {text}") from None
+        raise InputError(f"the timm model {model} can't be had: {one_sentence(error)}") from None
     transform: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
 
     def features(images: Sequence[Image.Image]) -> np.ndarray:

@@ -25,6 +25,7 @@ from typing import Any
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.downstream.runs import (
     BENCHMARKS,
     DownstreamRun,
@@ -72,14 +73,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--data',
-        type=Path,
+        type=path_here,
         default=Path('data'),
         help='folder with '
         + ', '.join(sorted({part.folder for part in BENCHMARKS.values()} - {''}))
         + ', laid out as docs/downstream.md says; for the miniature the world itself '
         '(%(default)s)',
     )
-    parser.add_argument('--out', type=Path, help='default: work_dirs/downstream/<checkpoint>')
+    parser.add_argument('--out', type=path_here, help='default: work_dirs/downstream/<checkpoint>')
     told = parser.add_argument_group(
         'what the pretraining was',
         'needed where the checkpoint does not say it; refused where it says otherwise',

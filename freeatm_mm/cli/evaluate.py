@@ -19,6 +19,7 @@ from pathlib import Path
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.origins import origin_of, settle_label
@@ -56,7 +57,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         required=True,
         help='of the random weights; otherwise the seed that the row is kept under',
     )
-    parser.add_argument('--out', required=True, help='result file to add the row to')
+    parser.add_argument(
+        '--out', type=path_here, required=True, help='result file to add the row to'
+    )
     told = parser.add_argument_group(
         'what the pretraining was',
         'needed where the checkpoint does not say it; refused where it says otherwise',

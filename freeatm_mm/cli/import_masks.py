@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
@@ -30,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('format', choices=('coco', 'masks', 'labels', 'sam'), help='as above')
     add('images', type=path_here, help='folder of the images')
     add('masks', type=path_here, help='the JSON, or the folder of the masks')
-    add('out', type=Path, help='the store to make')
+    add('out', type=path_here, help='the store to make')
     add('--noun', default='object', help='for masks without a name (default: object)')
     add(
         '--mask-size',

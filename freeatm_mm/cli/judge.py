@@ -14,10 +14,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='longer side of the masks that the CRF sees, in pixels (%(default)s)',
     )
     add('--device', default='cpu', help='for SAM (%(default)s)')
-    add('--out', type=Path, metavar='FILE', help='also write the figures as JSON')
+    add('--out', type=path_here, metavar='FILE', help='also write the figures as JSON')
     return parser.parse_args(argv)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
     add_row,
@@ -44,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
     )
-    parser.add_argument('--out', help='result file to add the figures to')
+    parser.add_argument('--out', type=path_here, help='result file to add the figures to')
     parser.add_argument(
         '--what',
         default='zeroshot',

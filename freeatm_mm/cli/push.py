@@ -23,6 +23,7 @@ from typing import Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_here, path_to_read
 from freeatm_mm.errors import FOUND, InputError, tool
 
 
@@ -59,7 +60,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--license-name', metavar='NAME', help='of the licence, where ID is other')
     add('--license-link', metavar='LINK', help="to the licence's text, where ID is other")
     add('--title', help='of the card (default: the last part of the address)')
-    add('--text', metavar='FILE', help='a file with what the card says first, in Markdown')
+    add(
+        '--text',
+        type=path_to_read,
+        metavar='FILE',
+        help='a file with what the card says first, in Markdown',
+    )
     add(
         '--previews',
         type=whole(1, 64),
@@ -86,7 +92,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="a ViT's attention heads, for transformers (default: one for each 64 channels)",
     )
     add('--private', action='store_true', help='what is made there is seen by its owner alone')
-    add('--draft', metavar='FOLDER', help='write card and pictures here, and copy nothing')
+    add(
+        '--draft',
+        type=path_here,
+        metavar='FOLDER',
+        help='write card and pictures here, and copy nothing',
+    )
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
     refuse_idle(named, bool(args.draft), 'with --draft', 'jobs', 'private', 'replace')

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 from freeatm_mm.results import read_results
@@ -42,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(TABLES),
         help='which (all)',
     )
-    parser.add_argument('--out', help='also write the Markdown there')
+    parser.add_argument('--out', type=path_here, help='also write the Markdown there')
     return parser.parse_args(argv)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from freeatm_mm import compat
 from freeatm_mm.cli._launched import add_launch_options, parse_launched
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.configs import check_datasets, complete_config, open_config
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, keeping_tracebacks, tool
@@ -35,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'checkpoint', help='file, or the work directory that holds it: then the last one in it'
     )
     parser.add_argument('--work-dir', help='where logs go; default: as in freeatm train')
-    parser.add_argument('--out', help='also write the metrics there, as JSON')
+    parser.add_argument('--out', type=path_here, help='also write the metrics there, as JSON')
     parser.add_argument(
         '--data-root', help='folder of the data set, instead of the one that the config names'
     )

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.downstream.tiny_datasets import LAYOUTS, make_tiny_dataset
 from freeatm_mm.errors import tool
 
@@ -27,7 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         'out',
-        type=Path,
+        type=path_here,
         help='each data set gets a folder in there, as freeatm downstream looks for it',
     )
     parser.add_argument(

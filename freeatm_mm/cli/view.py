@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from freeatm_mm.cli._numbers import SEED, whole
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import InputError, counted, tool
 
 
@@ -25,7 +26,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('store', help='folder or address of the store')
-    parser.add_argument('--out', metavar='FILE', help='write a page of one file there')
+    parser.add_argument(
+        '--out', type=path_here, metavar='FILE', help='write a page of one file there'
+    )
     parser.add_argument(
         '--count',
         type=whole(1, 100_000),

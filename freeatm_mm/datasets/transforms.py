@@ -24,6 +24,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 
 from freeatm_mm.datasets.samplers import mix_seed
+from freeatm_mm.errors import one_sentence
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
@@ -148,7 +149,7 @@ class LoadFromStore(BaseTransform):
                 Image.open(io.BytesIO(raw.image_bytes), formats=PICTURE_FORMATS)
             image = mmcv.imfrombytes(raw.image_bytes, flag=flag, backend=self.imdecode_backend)
         except Exception as error:
-            reason = ' '.join(str(error).split()) if raw.image_bytes else 'it is empty'
+            reason = one_sentence(error) if raw.image_bytes else 'it is empty'
             raise StoreError(
                 f"{source.path}: the image of sample {raw.key!r} can't be decoded ({reason})"
             ) from error

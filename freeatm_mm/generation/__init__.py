@@ -5,17 +5,13 @@ from freeatm_mm.generation.estimate import RunEstimate, estimate_run
 from freeatm_mm.generation.existing import MaskJob, MaskSource, add_masks
 from freeatm_mm.generation.generate import GenerationSummary, generate, generate_store
 from freeatm_mm.generation.images import ImageReader, find_images
+from freeatm_mm.generation.job import GenerationJob
 from freeatm_mm.generation.listing import ImageFile, list_images
+from freeatm_mm.generation.outcomes import GenerationError, TooManyFailed
 from freeatm_mm.generation.pipelines import LoadedPipeline, load_pipeline
-from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
+from freeatm_mm.generation.plan import Plan, PromptFile, StorePlan, sample_key, sample_seed
 from freeatm_mm.generation.redo import redo_failed
-from freeatm_mm.generation.source import (
-    GenerationError,
-    GenerationJob,
-    ShardSource,
-    StorePlan,
-    TooManyFailed,
-)
+from freeatm_mm.generation.source import ShardSource
 
 __all__ = [
     'GenerationError',

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from freeatm_mm.attention.families import call_parameters
-from freeatm_mm.generation.pipelines import LoadedPipeline, sampling_options, scheduler_of
+from freeatm_mm.generation.calls import sampling_options, scheduler_of
+from freeatm_mm.generation.pipelines import LoadedPipeline
 
 __all__ = ['STAGE_CLASSES', 'Cascade', 'check_first_stage']
 
 #: The classes of the stages, in order.
 STAGE_CLASSES = ('IFPipeline', 'IFSuperResolutionPipeline', 'StableDiffusionUpscalePipeline')
-#: How much noise stage III puts on what stage II drew; its own default is for photographs.
+#: How much noise stage III puts on what stage II generated; its own default is for photographs.
 UPSCALER_NOISE = 100
 
 

@@ -32,8 +32,8 @@ from freeatm_mm.generation.generate import (
     shared_bar,
     summarise_shards,
 )
+from freeatm_mm.generation.job import GenerationJob
 from freeatm_mm.generation.limits import MAX_WORKERS
-from freeatm_mm.generation.source import GenerationJob
 from freeatm_mm.signals import Terminated, end_on_signals, keep_handlers
 from freeatm_mm.store import StoreError, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest

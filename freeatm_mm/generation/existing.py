@@ -22,19 +22,14 @@ from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
 from freeatm_mm.generation.images import ImageReader
+from freeatm_mm.generation.job import GenerationJob
 from freeatm_mm.generation.levels import ShownImages
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.listing import ImageFile, ImageRecord, list_path
-from freeatm_mm.generation.plan import Plan, PromptFile, sample_seed
-from freeatm_mm.generation.source import (
-    Counts,
-    GenerationJob,
-    Outcome,
-    Picture,
-    Recorded,
-    ShardSource,
-    read_manifest_of_run,
-)
+from freeatm_mm.generation.masks import Recorded
+from freeatm_mm.generation.outcomes import Counts, Outcome, Picture
+from freeatm_mm.generation.plan import Plan, PromptFile, read_manifest_of_run, sample_seed
+from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.pictures import decode_picture
@@ -157,6 +152,7 @@ class MaskSource(ShardSource):
 
     def _generate_together(self, batch: Sequence[tuple[PromptRecord, int]]) -> list[Outcome]:
         """Look at a batch; an image that can't be read is its own failure alone."""
+        assert self._masks is not None  # of a source that adds masks
         outcomes: dict[int, Outcome] = {}
         pictures: dict[int, Picture] = {}
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -174,7 +170,7 @@ class MaskSource(ShardSource):
                 outcomes[place] = self._outcome(record, number, picture, False, none, Recorded())
         for (height, width), places in by_size.items():
             part = [batch[place] for place in places]
-            recorder, recorded = self._recorder(part)
+            recorder, recorded = self._masks.recorder([record for record, _ in part])
             pixels = torch.stack(
                 [_pixels(pictures[place].image, height, width) for place in places]
             )
@@ -189,7 +185,7 @@ class MaskSource(ShardSource):
                     generators,
                     self._options(len(part)),
                 )
-            masks = recorder.masks(propagate=self._propagate)
+            masks = self._masks.masks(recorder)
             for place, (record, number), raw, nouns in zip(places, part, masks, recorded):
                 outcomes[place] = self._outcome(record, number, pictures[place], False, raw, nouns)
         return [outcomes[place] for place in range(len(batch))]
@@ -287,7 +283,7 @@ class MaskJob(GenerationJob):
         if not is_address(images):
             images = str(Path(images).absolute())
         job = replace(self, images=images)
-        if captions is not None:
+        if captions is not None and not is_address(captions):
             job = replace(job, captions=str(Path(captions).absolute()))
         return super(MaskJob, job).absolute()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from freeatm_mm.attention.families import Latents, call_names, call_parameters, find_family
 from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE
-from freeatm_mm.generation.pipelines import scheduler_of
+from freeatm_mm.generation.calls import scheduler_of
 
 __all__ = ['NoiseLevels', 'ShownImages', 'check_can_show']
 
@@ -160,8 +160,8 @@ def check_can_show(pipe: Any) -> Latents:
         )
     if getattr(pipe, 'prior', None) is not None:
         raise ValueError(
-            f"{name} can't look at images that exist: its prior draws anew what it goes by beside "
-            'the text; use a pipeline without a prior'
+            f"{name} can't look at images that exist: its prior generates anew what it goes by "
+            'beside the text; use a pipeline without a prior'
         )
     if not hasattr(pipe, call_names(pipe).scheduler):
         raise ValueError(f'{name} has no scheduler that can be stood in for')

@@ -8,6 +8,7 @@ the image besides, so that a shard's samples are the same whoever looks and when
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.addresses import local_folder
 from freeatm_mm.attention.words import places_of
 from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import atomic_write, file_sha256, read_json
@@ -129,8 +131,7 @@ def list_images(
         raise InputError(f'without_nouns must be "keep" or "skip", got {without_nouns!r}')
     if limit is not None and limit < 1:
         raise InputError(f'limit must be at least 1, got {limit}')
-    out = Path(out)
-    path = list_path(out)
+    path = list_path(local_folder(out))
     note = path.with_suffix('.json')
     settings = {
         'source': Path(source).resolve().name,
@@ -175,6 +176,7 @@ def list_images(
 
 def list_path(out: Path) -> Path:
     """Return where the list of a store's images lies."""
+    out = Path(os.path.abspath(out))  # '.' and '..' are no names that anything could be beside
     return out.with_name(out.name + '.images.jsonl')
 
 

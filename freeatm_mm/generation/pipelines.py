@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.compat import (
     hub_or_cache,
     hub_out_of_reach,
     limit_chat_templates,
     no_code_from_data,
 )
-from freeatm_mm.errors import InputError, listed
-from freeatm_mm.files import check_json, parse_json
+from freeatm_mm.errors import one_sentence
+from freeatm_mm.generation.calls import scheduler_of
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
+from freeatm_mm.generation.loras import LoraError, add_loras, find_lora, parse_lora
 from freeatm_mm.store.layout import file_sha256
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = [
-    'DTYPES',
-    'OFFLOADS',
-    'LoadedPipeline',
-    'SamplingDefaults',
-    'find_lora',
-    'load_pipeline',
-    'on_hub',
-    'parse_lora',
-    'sampling_defaults',
-    'sampling_options',
-    'scheduler_of',
-]
+__all__ = ['DTYPES', 'OFFLOADS', 'LoadedPipeline', 'load_pipeline']
 
 #: Name of a number format -> torch's.
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -50,59 +36,13 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 #: (model), every layer (sequential), or groups of layers ahead of time (group) are fetched.
 OFFLOADS = ('none', 'model', 'sequential', 'group')
 
-#: A file in a repository of the hub, as it is typed.
-_HUB_FILE = re.compile(
-    r'(?P<repo>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[^/@]+))?/(?P<file>[^@]+\.safetensors)'
-)
-
-# What a LoRA's file calls the two matrices of each layer, in the usual forms.
-_LORA_ENDINGS = (
-    'lora_A.weight',
-    'lora_B.weight',
-    'lora_down.weight',
-    'lora_up.weight',
-    'lora.down.weight',
-    'lora.up.weight',
-)
-
-# What else there is to a layer that diffusers honours: its strength, the parts of DoRA, a bias.
-_FURTHER_ENDINGS = (
-    '.alpha',
-    '.lora_magnitude_vector',
-    '.lora_magnitude_vector.weight',
-    '.lora_B.bias',
-)
-
-# What a LoRA's file may say of its making, by PEFT's names; what is said of anything else must be
-# empty or a number: by some settings PEFT imports a module, or unpickles a file, that it names.
-_LORA_SETTINGS: dict[str, Any] = {
-    'r': int,
-    'lora_alpha': float,
-    'rank_pattern': dict,
-    'alpha_pattern': dict,
-    'target_modules': [str],
-    'use_rslora': bool,
-    'use_dora': bool,
-    'lora_bias': bool,
-    'init_lora_weights': (bool, str),
-    'bias': str,
-    'lora_dropout': float,
-    'inference_mode': bool,
-    'peft_type': (str, None),
-    'task_type': (str, None),
-    'base_model_name_or_path': (str, None),
-    'megatron_core': (str, None),
-    'peft_version': (str, None),
-}
-_LORA_STARTS = (True, False, 'gaussian')
-_MOST_SETTINGS = 1 << 22
 
 # The files of a pipeline's folder that decide what it generates.
 _WEIGHT_ENDINGS = ('.json', '.safetensors', '.bin', '.txt', '.model')
 
 
 class LoadedPipeline(NamedTuple):
-    """A pipeline and what to call it in the records of what it drew.
+    """A pipeline and what to call it in the records of what it generated.
 
     Args:
         pipe: The pipeline.
@@ -200,18 +140,18 @@ def load_pipeline(
                     )
             if scheduler_class is not None:
                 scheduler_of(pipe, scheduler_class)
-            _add_loras(pipe, files)
-        except _LoraError:
+            add_loras(pipe, files)
+        except LoraError:
             raise
         except Exception as error:  # whatever two libraries make of files that anybody wrote
             raise ValueError(
-                f"the pipeline {source} can't be loaded: {_one_line(error)}"
+                f"the pipeline {source} can't be loaded: {one_sentence(error)}"
             ) from error
     try:
         _place(pipe, device, offload)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"the pipeline {source} can't be moved to the device {device}: {_one_line(error)}"
+            f"the pipeline {source} can't be moved to the device {device}: {one_sentence(error)}"
         ) from error
     records = tuple(
         {
@@ -222,65 +162,6 @@ def load_pipeline(
         for (name, weight), (path, _) in zip(added, files)
     )
     return LoadedPipeline(pipe, name, revision, records)
-
-
-class _LoraError(ValueError):
-    """A LoRA can't be used; the message says which and why."""
-
-
-def parse_lora(text: str) -> tuple[str, float]:
-    """Read ``FILE.safetensors`` or ``FILE.safetensors:WEIGHT``; the file may be one of the hub.
-
-    Returns:
-        The file as it was named, and the weight.
-
-    Raises:
-        FileNotFoundError: If there is no such file, and it doesn't have the form of one of the hub.
-        ValueError: If the weight is no number, or the file isn't called .safetensors.
-    """
-    name, _, weight = text.rpartition(':') if not text.endswith('.safetensors') else (text, '', '1')
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.nan
-    if not name.endswith('.safetensors') or not math.isfinite(number):
-        raise ValueError(f'{text!r} is not FILE.safetensors or FILE.safetensors:WEIGHT')
-    if not Path(name).is_file() and not on_hub(name):
-        raise FileNotFoundError(
-            f'there is no LoRA {name} (one of the hub has the form owner/name/FILE.safetensors)'
-        )
-    return name, number
-
-
-def on_hub(name: str) -> bool:
-    """Tell whether a name has the form of a file on the hub: ``owner/name/FILE.safetensors``."""
-    return bool(_HUB_FILE.fullmatch(name)) and '..' not in name.split('/')
-
-
-def find_lora(name: str) -> Path:
-    """Return where a LoRA lies here, fetching it if it is one of the hub.
-
-    Args:
-        name: As `parse_lora` returns it.
-
-    Raises:
-        ValueError: If it can't be had.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    from huggingface_hub import hf_hub_download
-
-    found = _HUB_FILE.fullmatch(name)
-    assert found is not None  # by `parse_lora`
-    try:
-        with hub_or_cache():
-            return Path(
-                hf_hub_download(found['repo'], found['file'], revision=found['revision'] or None)
-            )
-    except Exception as error:  # the hub's and the network's
-        raise _LoraError(
-            f"the LoRA {name} is no file here and can't be had from the hub: {_one_line(error)}"
-        ) from error
 
 
 def _check_offload(offload: str, device: str | torch.device) -> None:
@@ -383,7 +264,7 @@ def _config_folder(diffusers: Any, file: Path, model_config: str | Path | None) 
         raise ValueError(
             f'the configs that {file} needs beside its weights are not here: give model_config '
             f'(--model-config), a folder or hub id of the pipeline it is a checkpoint of '
-            f'({model_config or "its kind is not known"}: {_one_line(error)})'
+            f'({model_config or "its kind is not known"}: {one_sentence(error)})'
         ) from error
 
 
@@ -409,217 +290,6 @@ def _file_revision(file: Path, folder: Path) -> str:
     return f'sha256:{digest.hexdigest()[:16]}'
 
 
-def _add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
-    """Add LoRAs to a pipeline's weights.
-
-    Raises:
-        ValueError: If one doesn't fit: diffusers leaves out what it doesn't find, with a warning.
-    """
-    if not loras:
-        return
-    if not hasattr(pipe, 'load_lora_weights'):
-        raise _LoraError(f'diffusers has no LoRA for {type(pipe).__name__}')
-    from safetensors.torch import load_file
-
-    names = [f'lora_{number}' for number in range(len(loras))]
-    for name, (path, _) in zip(names, loras):
-        try:
-            tensors = load_file(path)
-            _check_lora(path, tensors)
-            # By its file, beside whose tensors diffusers reads the strength they were trained at.
-            pipe.load_lora_weights(
-                str(path.parent),
-                weight_name=path.name,
-                adapter_name=name,
-                local_files_only=True,
-                use_safetensors=True,
-            )
-        except _LoraError:
-            raise
-        except Exception as error:  # whatever two libraries make of files that anybody wrote
-            raise _LoraError(f"the LoRA {path} can't be loaded: {_one_line(error)}") from error
-        wanted = sum(key.endswith(_LORA_ENDINGS) for key in tensors)
-        modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        found = sum(
-            f'.lora_A.{name}.' in key or f'.lora_B.{name}.' in key
-            for module in modules
-            for key, _ in module.named_parameters()
-        )
-        if not wanted or found < wanted:
-            raise _LoraError(
-                f'the LoRA {path} does not fit {type(pipe).__name__}: {found} of its {wanted} '
-                'matrices have a place there'
-            )
-    pipe.set_adapters(names, [weight for _, weight in loras])
-    pipe.fuse_lora(adapter_names=names)
-    pipe.unload_lora_weights()
-
-
-def _check_lora(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a LoRA with more in it than diffusers honours, or that isn't numbers and settings.
-
-    Raises:
-        _LoraError: Saying what it holds.
-    """
-    from safetensors import safe_open
-
-    further = [key for key in tensors if not key.endswith((*_LORA_ENDINGS, *_FURTHER_ENDINGS))]
-    if further:
-        raise _LoraError(
-            f'the LoRA {path} holds what diffusers would leave out, or what is no LoRA: '
-            f'{listed(further)}'
-        )
-    broken = [key for key, value in tensors.items() if not value.float().isfinite().all()]
-    if broken:
-        raise _LoraError(
-            f'the LoRA {path} holds weights that are NaN or infinite: {listed(broken)}'
-        )
-    with safe_open(path, 'pt') as file:
-        text = (file.metadata() or {}).get('lora_adapter_metadata') or '{}'
-    if len(text) > _MOST_SETTINGS:
-        raise _LoraError(f'the settings in the LoRA {path} have more than {_MOST_SETTINGS} bytes')
-    try:
-        settings = parse_json(text)
-        check_json(settings, dict, 'lora_adapter_metadata')
-        for key, value in settings.items():
-            name = key.rpartition('.')[2]
-            if name in _LORA_SETTINGS:
-                check_json(value, _LORA_SETTINGS[name], key)
-            elif value and type(value) not in (int, float):
-                raise InputError(f'{key} is more than is read')
-            if name == 'init_lora_weights' and value not in _LORA_STARTS:
-                raise InputError(f'{key} {value!r} would change the weights that it is added to')
-            if name in ('rank_pattern', 'alpha_pattern'):  # of regular expressions
-                check_json(list(value.values()), [float], key)
-                if not all(re.fullmatch(r'\^?[\w.]+', layer) for layer in value):
-                    raise InputError(f'{key} names no layers')
-    except InputError as error:
-        raise _LoraError(f"the settings in the LoRA {path} can't be used: {error}") from None
-
-
-class SamplingDefaults(NamedTuple):
-    """Steps and guidance scale for who names none.
-
-    Args:
-        steps: Denoising steps.
-        guidance: Guidance scale.
-        reason: What the pipeline was recognised by, where it is a few-step model.
-    """
-
-    steps: int = 50
-    guidance: float = 7.5
-    reason: str | None = None
-
-
-def sampling_defaults(pipe: DiffusionPipeline) -> SamplingDefaults:
-    """Return the steps and the guidance scale that a pipeline was made for.
-
-    A model that was distilled to generate in a few steps is recognised by its class, its scheduler
-    or its configs. Its defaults are those that its authors name; all others have 50 steps and 7.5.
-    """
-    kind = type(pipe).__name__
-    scheduler = getattr(pipe, call_names(pipe).scheduler, None)
-    sampler, noise = type(scheduler).__name__, getattr(scheduler, 'config', {})
-    transformer = getattr(getattr(pipe, 'transformer', None), 'config', {})
-    unet = getattr(getattr(pipe, 'unet', None), 'config', {})
-    if kind.startswith('SanaSprint'):
-        return SamplingDefaults(2, 4.5, f'{kind} (Sana Sprint)')
-    if kind.startswith('LatentConsistencyModel') or sampler == 'LCMScheduler':
-        reason = f'{kind} with {sampler} (a latent consistency model)'
-        # Without an input for it, guidance isn't in the network but a second pass beside it.
-        return SamplingDefaults(4, 8.0 if unet.get('time_cond_proj_dim') else 1.0, reason)
-    if (
-        kind.startswith('Flux')
-        and transformer.get('guidance_embeds') is False
-        and noise.get('use_dynamic_shifting') is False
-    ):
-        reason = f'{kind} without guidance and dynamic shifting (FLUX.1 schnell)'
-        return SamplingDefaults(4, 0.0, reason)
-    if (
-        kind.startswith('StableDiffusion')
-        and sampler in ('EulerDiscreteScheduler', 'EulerAncestralDiscreteScheduler')
-        and noise.get('timestep_spacing') == 'trailing'
-        and noise.get('prediction_type') == 'epsilon'
-        and not noise.get('rescale_betas_zero_snr')
-        and unet.get('sample_size') == 64
-    ):
-        reason = f'{kind} with {sampler} and trailing timesteps at 512 pixels (Turbo)'
-        return SamplingDefaults(4, 0.0, reason)
-    return SamplingDefaults()
-
-
-def sampling_options(
-    pipe: DiffusionPipeline,
-    *,
-    steps: int,
-    guidance: float,
-    height: int | None = None,
-    width: int | None = None,
-) -> dict[str, Any]:
-    """How to generate, by the names that a pipeline's call has for it.
-
-    Args:
-        pipe: Any text-to-image pipeline.
-        steps: Denoising steps.
-        guidance: Classifier-free guidance scale, or what the pipeline calls its guidance scale.
-        height: Height of the images in pixels, with ``width``; ``None``: the pipeline's own.
-        width: Width of the images in pixels.
-
-    Returns:
-        Arguments of the pipeline's call. Captions aren't cleaned as if from the web, and images
-        are generated at their size rather than at one like it and cut, which would shift the masks.
-        Where a component of the pipeline holds the guidance scale, it is set there.
-
-    Raises:
-        ValueError: If the pipeline's call has no name for something asked.
-    """
-    parameters = call_parameters(type(pipe))
-    names = call_names(pipe)
-    options: dict[str, Any] = {}
-
-    def add(value: Any, what: str, *arguments: str) -> None:
-        known = [argument for argument in arguments if argument in parameters]
-        if not known:
-            raise ValueError(
-                f"{type(pipe).__name__} can't be told the {what}: its call has no argument "
-                f'{" or ".join(arguments)}'
-            )
-        options[known[0]] = value
-
-    add(steps, 'number of steps', *names.steps)
-    add(guidance, 'guidance scale', *names.guidance)
-    for attribute in names.guiders:
-        guider = getattr(pipe, attribute, None)
-        if guider is not None:
-            setattr(pipe, attribute, guider.new(guidance_scale=guidance))
-    if height is not None or width is not None:
-        add(height, 'height', 'height')
-        add(width, 'width', 'width')
-    for switch in ('clean_caption', 'use_resolution_binning'):
-        if switch in parameters:
-            options[switch] = False
-    return options | {name: value for name, value in names.always.items() if name in parameters}
-
-
-def scheduler_of(pipe: DiffusionPipeline, kind: type[Any] | None = None) -> Any:
-    """Return the scheduler of the network that generates.
-
-    Args:
-        pipe: Any text-to-image pipeline.
-        kind: Put one of this class in its place first, with its settings.
-    """
-    names = call_names(pipe)
-    own = getattr(pipe, names.scheduler)
-    if kind is None or type(own) is kind:
-        return own
-    other = kind.from_config(own.config)
-    setattr(pipe, names.scheduler, other)
-    inner: Any = getattr(pipe, names.inner, None)
-    if hasattr(inner, 'scheduler'):
-        inner.scheduler = other
-    return other
-
-
 def _import_diffusers() -> Any:
     """The library; what is wrong with it, if it can't be imported, in its own words."""
     try:
@@ -638,7 +308,7 @@ def _import_diffusers() -> Any:
         ) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: what their lazy imports make of it
         raise ValueError(
-            f"diffusers is installed but can't be imported: {_one_line(error)}"
+            f"diffusers is installed but can't be imported: {one_sentence(error)}"
         ) from error
     return diffusers
 
@@ -704,7 +374,7 @@ def _locate(
             )
     except Exception as error:  # the hub's, the network's, and what files of others bring about
         raise ValueError(
-            f"{source} is no folder here and can't be had from the hub: {_one_line(error)}"
+            f"{source} is no folder here and can't be had from the hub: {one_sentence(error)}"
         ) from error
     return folder, text, folder.name  # the hub's cache names a snapshot's folder by its commit
 
@@ -725,7 +395,3 @@ def _folder_revision(folder: Path, without: Collection[str]) -> str:
         if file.suffix in _WEIGHT_ENDINGS and file.parts[0] not in without:
             digest.update(f'{file.as_posix()} {file_sha256(folder / file)}\n'.encode())
     return f'sha256:{digest.hexdigest()[:16]}'
-
-
-def _one_line(error: BaseException) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__

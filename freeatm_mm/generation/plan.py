@@ -1,4 +1,4 @@
-"""Which sample stands in which shard, and from which noise it is drawn.
+"""Which sample stands in which shard, and from which noise it is generated.
 
 The plan depends on the prompts and the settings only, so any number of workers, started any number
 of times, agree on it without talking to each other.
@@ -6,23 +6,35 @@ of times, agree on it without talking to each other.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from freeatm_mm.errors import MissingFileError
+from freeatm_mm.addresses import file_here
+from freeatm_mm.errors import InputError
 from freeatm_mm.files import lines_of, open_regular, parse_json
 from freeatm_mm.generation.limits import MAX_SAMPLES, MAX_SHARDS
 from freeatm_mm.prompts import PromptRecord
-from freeatm_mm.store import StoreError
+from freeatm_mm.store import Sample, StoreError
+from freeatm_mm.store.layout import MANIFEST, read_manifest
 from freeatm_mm.store.sample import check_key
 
-__all__ = ['Plan', 'PromptFile', 'sample_key', 'sample_seed']
+__all__ = [
+    'Plan',
+    'PromptFile',
+    'StorePlan',
+    'read_manifest_of_run',
+    'sample_key',
+    'sample_seed',
+]
 
 #: Bytes of the longest line of a prompt file.
 MAX_LINE = 1 << 20
@@ -35,12 +47,13 @@ class PromptFile(Sequence[PromptRecord]):
     before it starts; afterwards a record is read from its place in the file.
 
     Args:
-        path: A JSON Lines file of prompt records.
+        path: A JSON Lines file of prompt records; one at an address is copied into the cache.
         limit: Use the first ``limit`` records only.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is not a valid record; names the file and the line.
+        ValueError: If a line is not a valid record, or no longer what it was when the file was
+            opened; names the file and the line.
     """
 
     #: What a line becomes.
@@ -49,13 +62,10 @@ class PromptFile(Sequence[PromptRecord]):
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f'limit must be at least 1, got {limit}')
-        self.path = Path(path)
-        self._offsets = array('q')
-        try:
-            handle = open_regular(self.path)
-        except MissingFileError:
-            raise MissingFileError(f'there is no prompt file {self.path}') from None
-        with os.fdopen(handle, 'rb') as file:
+        self.path = file_here(path)
+        self._place = self.path.absolute()  # whatever folder the process is in later
+        self._offsets, self._checksums = array('q'), array('L')
+        with os.fdopen(open_regular(self.path, 'prompt file'), 'rb') as file:
             lines = lines_of(file, self.path, MAX_LINE)
             while limit is None or len(self._offsets) < limit:
                 offset = file.tell()
@@ -68,15 +78,22 @@ class PromptFile(Sequence[PromptRecord]):
                     except ValueError as error:
                         raise ValueError(f'{self.path}, line {number}: {error}') from None
                     self._offsets.append(offset)
+                    self._checksums.append(zlib.crc32(line.encode()))
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> PromptRecord:  # type: ignore[override]  # no slices
         offset = self._offsets[index]
-        with self.path.open('rb') as file:
+        with os.fdopen(open_regular(self._place, 'prompt file'), 'rb') as file:
             file.seek(offset)
-            return self._record(file.readline(MAX_LINE))
+            line = file.readline(MAX_LINE + 2).removeprefix(codecs.BOM_UTF8).rstrip(b'\r\n')
+        if zlib.crc32(line) != self._checksums[index]:
+            raise InputError(
+                f'{self.path} was changed while it was in use: its record {index} (counted from 0) '
+                'is another one by now; put the file back as it was, or use another folder'
+            )
+        return self._record(line)
 
     def _record(self, line: bytes | str) -> PromptRecord:
         """The record that stands in a line.
@@ -146,6 +163,13 @@ class Plan:
         }
         return [(records[number // each], number % each) for number in range(first, last)]
 
+    def keys(self, shard: int) -> list[str]:
+        """The keys of a shard's samples, in order."""
+        return [
+            sample_key(record.id, number, self.images_per_prompt)
+            for record, number in self.shard(shard)
+        ]
+
     def _check(self, prompts: Iterable[PromptRecord]) -> str:
         """Check the ids and return the fingerprint."""
         digest = hashlib.sha256()
@@ -172,6 +196,60 @@ class Plan:
                     'unique'
                 )
         return digest.hexdigest()
+
+
+class StorePlan:
+    """The samples that a store should hold, from its prompts alone: it generates nothing.
+
+    Args:
+        path: The store's folder.
+        prompts: The prompt file that it was generated from.
+
+    Raises:
+        StoreError: If ``store.json`` isn't readable or says nothing of prompts.
+        ValueError: If these are not the prompts that the store was generated from.
+    """
+
+    def __init__(self, path: str | Path, prompts: str | Path) -> None:
+        manifest = read_manifest_of_run(path)
+        try:
+            self.config: dict[str, Any] = dict(manifest['config'])
+            self.samples_per_shard: int = manifest['samples_per_shard']
+            self.num_samples: int = self.config['num_samples']
+            each, fingerprint = self.config['images_per_prompt'], self.config['prompts_sha256']
+            records = PromptFile(prompts, self.num_samples // each)
+        except (KeyError, TypeError):
+            raise StoreError(
+                f"{Path(path) / MANIFEST} doesn't say from which prompts the store was generated"
+            ) from None
+        self.plan = Plan(records, each, self.samples_per_shard)
+        if self.plan.fingerprint != fingerprint:
+            raise ValueError(
+                f'the prompts in {prompts} are not those that {path} was generated from'
+            )
+
+    def keys(self, shard: int) -> list[str]:
+        """The keys that a shard holds, in order."""
+        return self.plan.keys(shard)
+
+    def generate(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Sample]:
+        """Refused: generating takes a `ShardSource`."""
+        raise StoreError('samples can only be generated again with their pipeline')
+
+
+def read_manifest_of_run(path: str | Path) -> dict[str, Any]:
+    """Read the records of a store that a run made.
+
+    Raises:
+        StoreError: If there are none, or they can't be read.
+    """
+    try:
+        return read_manifest(path)
+    except FileNotFoundError:
+        raise StoreError(
+            f'{path}/{MANIFEST} is missing, and with it the settings of the '
+            'run: start the command that made the store once more with the same arguments'
+        ) from None
 
 
 def sample_key(prompt_id: str, image_number: int, images_per_prompt: int) -> str:

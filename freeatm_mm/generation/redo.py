@@ -12,7 +12,7 @@ from freeatm_mm.generation.generate import GenerationSummary
 from freeatm_mm.generation.source import ShardSource
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.store import RawSample, Sample, StoreError, StoreWriter
-from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_index, load_manifest, shard_name
+from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_index, load_manifest
 from freeatm_mm.store.tar import open_regular, read_sample
 
 __all__ = ['redo_failed']
@@ -73,7 +73,7 @@ def redo_failed(
             notes['redone'] = notes.get('redone', []) + [
                 {'key': key, 'dtype': dtype} for key in found
             ]
-            writer.write_shard(shard, _merged(out, shard, due, found), notes)
+            writer.write_shard(shard, _merged(writer, shard, entry, due, found), notes)
             summary.samples += len(found)
             summary.nouns += sum(len(sample.nouns) for sample in found.values())
             summary.image_bytes += sum(len(sample.image_bytes) for sample in found.values())
@@ -86,10 +86,24 @@ def redo_failed(
 
 
 def _merged(
-    out: Path, shard: int, keys: list[str], found: dict[str, Sample]
+    writer: StoreWriter,
+    shard: int,
+    entry: dict[str, Any],
+    keys: list[str],
+    found: dict[str, Sample],
 ) -> Iterator[Sample | RawSample]:
-    """The samples of a shard in their order: the new ones, and those that are there as they are."""
-    base = out / shard_name(shard)
+    """The samples of a shard in their order: the new ones, and those that are there as they are.
+
+    Raises:
+        StoreError: If the shard isn't what it was when the samples were chosen.
+    """
+    # Looked at once more: only now the shard is locked.
+    if writer.shard_manifest(shard) != entry:
+        raise StoreError(
+            f'{entry["name"]} in {writer.path} was changed by another process in the meantime; '
+            'start the same command once more'
+        )
+    base = writer.path / entry['name']
     rows: dict[str, Any] = {
         row['key'].decode('ascii', 'replace'): row
         for row in load_index(base.with_suffix('.index.npy'))

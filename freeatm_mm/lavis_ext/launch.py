@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import read_text
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
 from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
@@ -74,7 +74,7 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     try:
         yaml: Any = OmegaConf.create(read_text(path, _MOST_BYTES))
     except (YAMLError, OmegaConfBaseException, RecursionError, AttributeError) as error:
-        raise InputError(f'{path} is no yaml ({" ".join(str(error).split())[:200]})') from None
+        raise InputError(f'{path} is no yaml ({one_sentence(error)[:200]})') from None
     if not isinstance(yaml, DictConfig):
         raise InputError(f'{path} must have the parts {", ".join(_PARTS)}')
     if '_base_' in yaml:
@@ -92,7 +92,7 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
         except Exception as error:  # of many kinds, yaml's and OmegaConf's
             raise InputError(
                 f"the option {option!r} can't be read or does not fit the yaml "
-                f'({" ".join(str(error).split())[:200]})'
+                f'({one_sentence(error)[:200]})'
             ) from None
     check_entries(yaml, _PARTS, str(path))
     try:
@@ -162,7 +162,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     try:
         cfg = _Config(yaml, path, options)
     except OmegaConfBaseException as error:
-        raise InputError(f'{path}: {" ".join(str(error).split())[:200]}') from None
+        raise InputError(f'{path}: {one_sentence(error)[:200]}') from None
     run = cfg.run_cfg
     check_run(run)
     if run.get('device', 'auto') == 'auto':

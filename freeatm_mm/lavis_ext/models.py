@@ -32,7 +32,7 @@ from transformers import BertConfig
 
 from freeatm_mm import compat
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
-from freeatm_mm.errors import InputError, MissingFileError, counted, listed
+from freeatm_mm.errors import InputError, MissingFileError, counted, listed, one_sentence
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -439,8 +439,7 @@ def _pretrained_text(
             )
         except Exception as error:  # of another size, or damaged, which raises in many ways
             raise InputError(
-                f'the text weights in {folder} do not fit the model: '
-                f'{" ".join(str(error).split())[:200]}'
+                f'the text weights in {folder} do not fit the model: {one_sentence(error)[:200]}'
             ) from None
         missing = [name for name in report['missing_keys'] if 'crossattention' not in name]
         if missing or report['mismatched_keys']:

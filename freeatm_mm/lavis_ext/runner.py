@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
-from freeatm_mm.errors import InputError, MissingFileError, counted
+from freeatm_mm.errors import InputError, MissingFileError, counted, one_sentence
 from freeatm_mm.files import atomic_write, read_json
 from freeatm_mm.lavis_ext.datasets import batch_items
 from freeatm_mm.lavis_ext.settings import check_entries, check_run
@@ -723,8 +723,7 @@ class FreeATMRunner(RunnerBase):
         try:
             self.unwrap_dist_model(self.model).load_state_dict(checkpoint['model'])
         except RuntimeError as error:
-            first = ' '.join(str(error).split())[:200]
-            raise InputError(f'{path} is of another model: {first}') from None
+            raise InputError(f'{path} is of another model: {one_sentence(error)[:200]}') from None
         self.optimizer.load_state_dict(checkpoint['optimizer'])
         if self.scaler and checkpoint['scaler']:
             self.scaler.load_state_dict(checkpoint['scaler'])

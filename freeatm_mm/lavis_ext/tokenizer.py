@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import BertTokenizer
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import read_text
 
 __all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_texts']
@@ -78,7 +78,7 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
     except Exception as error:  # of many kinds: no folder, an address, half a cache
         if Path(name).is_dir():
             raise InputError(
-                f"the tokenizer in {name} can't be read ({' '.join(str(error).split())[:200]})"
+                f"the tokenizer in {name} can't be read ({one_sentence(error)[:200]})"
             ) from None
         raise MissingFileError(
             f'there is no tokenizer {name}: it is neither a folder with vocab.txt nor in '

@@ -21,9 +21,8 @@ from torchvision.models.resnet import BasicBlock
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.files import atomic_write
+from freeatm_mm.generation.calls import quiet, sampling_options
 from freeatm_mm.generation.levels import ShownImages
-from freeatm_mm.generation.pipelines import sampling_options
-from freeatm_mm.generation.source import quiet
 from freeatm_mm.miniature.scenes import SIDE, Scene
 from freeatm_mm.miniature.sources import NOUNS
 from freeatm_mm.miniature.tensors import images_to_tensor

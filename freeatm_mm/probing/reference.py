@@ -17,7 +17,7 @@ from PIL import Image
 
 from freeatm_mm.attention import dense_crf, minmax, resize
 from freeatm_mm.compat import no_code_from_data
-from freeatm_mm.errors import InputError, counted
+from freeatm_mm.errors import InputError, counted, one_sentence
 from freeatm_mm.probing.mask_quality import THRESHOLD, centred_box, mean_box_size
 from freeatm_mm.prompts import Noun
 from freeatm_mm.prompts.imagenet import select_classes
@@ -61,8 +61,7 @@ class Sam:
             self.processor = SamProcessor(self.images)
             self.model = model.to(device).eval()
         except Exception as error:  # of the hub, of a file that anybody wrote
-            text = ' '.join(str(error).split())
-            raise InputError(f"the SAM {name} can't be had: {text}") from None
+            raise InputError(f"the SAM {name} can't be had: {one_sentence(error)}") from None
         self.device = device
 
     @torch.inference_mode()

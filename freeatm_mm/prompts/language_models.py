@@ -26,7 +26,7 @@ from freeatm_mm.compat import (
     limit_chat_templates,
     no_code_from_data,
 )
-from freeatm_mm.errors import RunError
+from freeatm_mm.errors import RunError, first_line
 from freeatm_mm.files import read_json
 from freeatm_mm.prompts.reading import excerpt, load_json
 
@@ -597,9 +597,8 @@ class LocalModel:
                     )
             self._model = model.to(device).eval()
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LanguageModelError(
-                f"the language model {folder!r} can't be loaded: {reason}"
+                f"the language model {folder!r} can't be loaded: {first_line(error)}"
             ) from None
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

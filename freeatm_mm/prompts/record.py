@@ -79,7 +79,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """What to draw: a prompt, its nouns and where it comes from.
+    """What to generate: a prompt, its nouns and where it comes from.
 
     Args:
         id: Name of the record, unique in its file.

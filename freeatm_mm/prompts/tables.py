@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from freeatm_mm.errors import first_line
 from freeatm_mm.prompts.reading import (
     check_text_encoding,
     excerpt,
@@ -568,8 +569,7 @@ def _parquet_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
                 number += 1
                 yield from _items(number, f'{name}, row {number}', value)
     except (pyarrow.ArrowException, RecursionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f'{name} is damaged: {excerpt(reason, 200)[1:-1]}') from None
+        raise ValueError(f'{name} is damaged: {excerpt(first_line(error), 200)[1:-1]}') from None
 
 
 class _Bounded:

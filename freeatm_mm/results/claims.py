@@ -412,7 +412,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     if has_plot(findings):
         lines += [
             '',
-            f'![Each comparison with its interval]({name}.svg)',
+            f'![{_alt_text(findings)}]({name}.svg)',
             '',
             '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
         ]
@@ -437,6 +437,13 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 def has_plot(findings: list[Finding]) -> bool:
     """Whether a claim's page has a plot beside it: there is an interval to show."""
     return any(each.difference and math.isfinite(each.difference.low) for each in findings)
+
+
+def _alt_text(findings: list[Finding]) -> str:
+    """What a claim's plot shows, for readers who can't see it."""
+    decided = '; '.join(f'{each.name}: {each.verdict}' for each in findings if each.verdict)
+    count = counted(len(findings), 'comparison')
+    return f'Mean differences with their 95 % intervals in {count}. {decided}.'
 
 
 def verdict_line(primary: list[Finding], claim: Claim) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from freeatm_mm.errors import listed
 from freeatm_mm.results.comparison import (
     Group,
     PairedDifference,
@@ -194,6 +195,20 @@ def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list
     return rows
 
 
+def _is_over_epochs(plot: str) -> bool:
+    return Path(plot).stem.endswith('-epochs')
+
+
+def _alt_text(results: Mapping[str, Any], plot: str) -> str:
+    """What a plot shows, for readers who can't see it."""
+    metrics = listed(map(metric_title, _metrics(results)), separator='; ')
+    arms = listed(dict.fromkeys(arm_names(summarise_rows(results))), separator='; ')
+    what = 'Every seed as a dot, with mean and standard deviation'
+    if _is_over_epochs(plot):
+        what = 'Mean and standard deviation over the epochs of pretraining'
+    return f'{what}, for {arms}, measured by {metrics}.'
+
+
 def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     """Render a result file as a Markdown page.
 
@@ -213,9 +228,9 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         parts.append(f'Pretrained on {regimes[0]} images.')
     for title, header, rows in result_tables(results):
         parts += [f'**{title}**', _table(header, rows)]
-    parts += [f'![{Path(plot).stem}]({plot})' for plot in plots]
+    parts += [f'![{_alt_text(results, plot)}]({plot})' for plot in plots]
     if plots:
-        curves = any(Path(plot).stem.endswith('-epochs') for plot in plots)
+        curves = any(map(_is_over_epochs, plots))
         parts.append(f'*{_DOTS}{_CURVES * curves}*')
     versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
     parts += [

@@ -109,7 +109,7 @@ def write_page(
     if samples:
         parts += [
             '<h2>Generated images and the masks of their nouns</h2>',
-            '<p class="note">Each noun’s attention while the image was drawn, stretched from '
+            '<p class="note">Each noun’s attention while the image was generated, stretched from '
             'its lowest (grey image) to its highest value (full colour); the white line is '
             'where it passes 0.45.</p>',
             f'<div class="samples">{"".join(samples)}</div>',

@@ -8,7 +8,6 @@ format needs it: resized to the image, in [0, 1] of each mask's own range, at or
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from freeatm_mm.addresses import local_folder
 from freeatm_mm.errors import counted
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.locking import new_folder
 from freeatm_mm.store.reader import Store
 from freeatm_mm.store.sample import Sample, decode_sample
 
@@ -397,7 +397,7 @@ def export_parquet(
     noun_fields = [item.name for item in noun]
     each = rows_per_file or store.manifest['samples_per_shard']
     count = -(-len(store) // each)
-    with _new_folder(out) as folder:
+    with new_folder(local_folder(out)) as folder:
         (folder / 'data').mkdir()
         for number in range(count):
             file = folder / 'data' / f'train-{number:05d}-of-{count:05d}.parquet'
@@ -463,32 +463,8 @@ def _export(
     if not 0 < threshold <= 1:
         raise ValueError(f'threshold must be above 0 and at most 1, got {threshold}')
     store = Store(path)
-    with _new_folder(out) as folder:
+    with new_folder(local_folder(out)) as folder:
         yield _Run(store, folder, categories)
-
-
-@contextmanager
-def _new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder that gets its name when the block ends without an error."""
-    out = local_folder(out)
-    if os.path.lexists(out):
-        raise StoreError(f'{out} is there already; choose another folder, or remove it')
-    scratch = out.with_name(f'.{out.name}.tmp')
-    if scratch.is_dir() and not scratch.is_symlink():  # of an export that was killed
-        shutil.rmtree(scratch, ignore_errors=True)  # would wait for a pipe for ever
-    try:
-        scratch.mkdir(parents=True)  # never one that is there
-    except OSError as error:
-        raise StoreError(
-            f"the folder {scratch} can't be made ({error.strerror}): what is there "
-            'stands in the way; remove it'
-        ) from None
-    try:
-        yield scratch
-        os.replace(scratch, out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _write_new(file: Path, content: bytes) -> None:
@@ -504,7 +480,7 @@ def _write_new(file: Path, content: bytes) -> None:
     except FileExistsError:
         raise StoreError(
             f'two samples would be the file {file.parent.name}/{file.name}: the store '
-            'holds a key twice (tools/store/verify.py names it), or this disk takes '
+            'holds a key twice (freeatm verify names it), or this disk takes '
             'two keys for one'
         ) from None
 

@@ -52,7 +52,7 @@ VERSION = 2
 STORE_FORMAT = 'freeatm-store'
 SHARD_FORMAT = 'freeatm-shard'
 MANIFEST = 'store.json'
-#: What workers write into while they draw; gone when the store is finished.
+#: What workers write into while they generate; gone when the store is finished.
 PROGRESS = 'progress.u32'
 #: Size of a tar header, and what members are padded to.
 BLOCK = 512

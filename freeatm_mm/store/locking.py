@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from freeatm_mm.files import sync_folder
 from freeatm_mm.store.errors import StoreError
 
-__all__ = ['ShardBusy', 'can_lock', 'locked_write']
+__all__ = ['ShardBusy', 'can_lock', 'locked_write', 'new_folder']
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -75,6 +76,93 @@ def locked_write(path: Path, wait: bool = True) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that appears under `path` only when the block ends without an error.
+
+    As with `locked_write`, its temporary name is always the same, and locked: what a killed process
+    left there is removed, and what another is still writing into isn't.
+
+    Args:
+        path: The folder; nothing may be there.
+
+    Yields:
+        The folder under its temporary name, empty.
+
+    Raises:
+        StoreError: If something is under `path`, or appears there meanwhile, another process is
+            making the folder, or what is under the temporary name is no folder.
+    """
+    _check_free(path)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    handle = _lock_folder(temporary, path)
+    try:
+        _check_free(path)  # made by another process in the meantime
+        _empty(temporary)
+        yield temporary
+        _check_free(path)
+        os.replace(temporary, path)
+    except BaseException:
+        if _is_named(handle, temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise StoreError(f'{path} is there already; choose another folder, or remove it')
+
+
+def _lock_folder(temporary: Path, path: Path) -> int:
+    """Make a folder, unless it is there, and hold its lock."""
+    while True:
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            handle = _open_folder(temporary)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise StoreError(
+                f"the folder {temporary} can't be made: what is there stands in the way; remove it"
+            ) from None
+        if handle is None:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise StoreError(
+                f'another process is making {path}: wait until it has ended, or choose another '
+                'folder'
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(handle)
+                raise
+        if _is_named(handle, temporary):
+            return handle
+        os.close(handle)
+
+
+def _open_folder(path: Path) -> int | None:
+    """Open a folder; `None` if it is gone: another process has just given it its name."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that a killed process left in a folder."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
 def _create_locked(path: Path, wait: bool) -> BinaryIO:
@@ -144,8 +232,8 @@ def _is_named(handle: int, path: Path) -> bool:
 
 def _busy(path: Path) -> ShardBusy:
     return ShardBusy(
-        f'another process is writing {path.name.split(".")[0]} in {path.parent}; '
-        'give each worker its own rank'
+        f'another process is writing {path.name.split(".")[0]} in {path.parent}: wait until it has '
+        'ended, and give each worker of a run its own rank'
     )
 
 

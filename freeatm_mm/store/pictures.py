@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, one_sentence
 from freeatm_mm.store.sample import IMAGE_FORMATS, MAX_PIXELS, ORIENTATION
 
 __all__ = ['PICTURE_FORMATS', 'DecodedPicture', 'decode_picture']
@@ -76,9 +76,7 @@ def decode_picture(data: bytes) -> DecodedPicture:
     except UnidentifiedImageError:
         raise InputError("its image can't be read: no picture of a format that is known") from None
     except Exception as error:  # Pillow raises whatever a broken picture leads it to
-        raise InputError(
-            f"its image can't be read: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from None
+        raise InputError(f"its image can't be read: {one_sentence(error)}") from None
     stored = {full: short for short, full in IMAGE_FORMATS.items()}.get(own_format or '', '')
     if stored and own_mode == image.mode and not turned and not transparent:
         return DecodedPicture(image, stored, '')

@@ -47,20 +47,20 @@ class RepairReport:
         remade: Shards whose samples are all there again, with other bytes than recorded (other
             hardware or software); the records were brought up to date.
         left: What could not be repaired, and why.
-        drawn: Samples that were made again.
+        generated: Samples that were made again.
     """
 
     restored: list[str] = field(default_factory=list)
     remade: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    drawn: int = 0
+    generated: int = 0
 
     def __str__(self) -> str:
         lines = [f'restored byte for byte: {name}' for name in self.restored]
         lines += [f'made again, with other bytes than before: {name}' for name in self.remade]
         lines += [f'NOT repaired: {name}' for name in self.left]
-        if self.drawn:
-            lines.append(f'{counted(self.drawn, "sample")} made again')
+        if self.generated:
+            lines.append(f'{counted(self.generated, "sample")} made again')
         return '\n'.join(lines) or 'nothing to repair'
 
 
@@ -232,20 +232,20 @@ def _samples(
             return None
     if bad:
         _LOG.info('%s: making %d of %d samples again', name, len(bad), count)
-    report.drawn += len(bad)
+    report.generated += len(bad)
 
     def samples() -> Iterator[Sample | RawSample]:
-        drawn = source.generate(number, bad, notes) if source is not None and bad else {}
+        generated = source.generate(number, bad, notes) if source is not None and bad else {}
         handle = None
         try:
             for row in range(count):
-                if row in drawn:
-                    yield drawn.pop(row)
+                if row in generated:
+                    yield generated.pop(row)
                     continue
                 if handle is None:
                     handle = open_regular(path / f'{name}.tar')
                     size = os.fstat(handle).st_size
-                assert state.rows is not None  # else all are drawn
+                assert state.rows is not None  # else all are generated
                 yield read_sample(handle, size, state.rows[row].item())
         finally:
             if handle is not None:

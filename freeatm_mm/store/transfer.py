@@ -6,6 +6,7 @@ stopped, whenever it was, is no store yet, and the same call goes on where it wa
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from freeatm_mm.addresses import RemoteFolder, local_folder
-from freeatm_mm.errors import MissingFileError, counted
-from freeatm_mm.files import atomic_write, parse_json
+from freeatm_mm.addresses import RemoteFolder, check_address, is_address, local_folder
+from freeatm_mm.errors import InputError, MissingFileError, counted
+from freeatm_mm.files import MAX_BYTES, atomic_write, parse_json, read_bytes
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import (
@@ -66,6 +67,32 @@ class _File(NamedTuple):
     name: str
     sha256: str
     size: int
+    state: tuple[int, ...]
+
+
+def _file(path: Path, name: str, digest: str = '') -> _File:
+    """A file as it is now.
+
+    Raises:
+        StoreError: If its sha256 is another than `digest`, if that is given.
+    """
+    state = _state(path)
+    found = file_sha256(path)
+    if digest and found != digest:
+        raise StoreError(f'{path} is not what was written: freeatm verify {path.parent} says more')
+    return _File(path, name, found, state[0], state)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Size, and what is another once a file was replaced or written to."""
+    status = path.stat()
+    return status.st_size, status.st_ino, status.st_mtime_ns
+
+
+def _changed(path: Path) -> StoreError:
+    return StoreError(
+        f'{path} was changed while the store was copied: start the same command once more'
+    )
 
 
 def push_store(
@@ -95,14 +122,21 @@ def push_store(
         StoreError: If there is no store, one of its files is damaged, or another store is there.
         InputError: If the address can't be written to.
     """
+    if is_address(path):
+        raise InputError(
+            f'{check_address(str(path))} is an address, and what is copied is a folder of this '
+            'machine: freeatm pull it first'
+        )
     folder, remote, report = Path(path), RemoteFolder(address), TransferReport()
     try:
         manifest = read_manifest(folder)
     except FileNotFoundError:
         raise StoreError(f'{folder} is not a store: it has no {MANIFEST}') from None
+    whole = read_bytes(folder / MANIFEST) if manifest['complete'] else None
+    if whole is not None and parse_json(whole) != manifest:
+        raise _changed(folder / MANIFEST)
     entries = _entries(folder, manifest)
     there = _manifest_there(remote)
-    whole = (folder / MANIFEST).read_bytes() if manifest['complete'] else None
     if there is not None and there != whole:
         if not replace:
             raise StoreError(
@@ -125,11 +159,12 @@ def push_store(
             bar.update(sum(entry['bytes'] + entry['index_bytes'] for entry in group))
 
         _in_parallel(copy, groups, 1 if remote.commits else jobs)
-    last = [_File(file, name, file_sha256(file), file.stat().st_size) for file, name in beside]
-    _send(remote, last, report, lock)
+    _send(remote, [_file(file, name) for file, name in beside], report, lock)
     if whole is not None:
-        file = folder / MANIFEST
-        _send(remote, [_File(file, MANIFEST, file_sha256(file), len(whole))], report, lock)
+        last = _file(folder / MANIFEST, MANIFEST)
+        if last.sha256 != hashlib.sha256(whole).hexdigest():
+            raise _changed(last.path)
+        _send(remote, [last], report, lock)
         report.complete = True
     return report
 
@@ -140,34 +175,37 @@ def _entries(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
         found = (shard_entry(folder, number) for number in shard_numbers(folder))
         return [entry for entry in found if entry is not None and has_files(folder, entry)]
     for number, entry in enumerate(manifest['shards']):
-        if not has_files(folder, entry) or shard_entry(folder, number) is None:
+        own = shard_entry(folder, number)
+        if own is None or not has_files(folder, entry):
             raise StoreError(
                 f'{folder} lacks files of {entry["name"]}: freeatm verify {folder} says which'
+            )
+        if not _agrees(own, entry, manifest['config_sha256']):
+            raise StoreError(
+                f'{folder / entry["name"]}.json says otherwise than {MANIFEST}: freeatm verify '
+                f'{folder} says more'
             )
     return manifest['shards']
 
 
 def _manifest_there(remote: RemoteFolder) -> bytes | None:
     try:
-        return b''.join(remote.pieces(MANIFEST, remote.state(MANIFEST).size))
+        return b''.join(remote.pieces(MANIFEST, min(remote.state(MANIFEST).size, MAX_BYTES)))
     except MissingFileError:
         return None
 
 
 def _shard_files(folder: Path, entry: dict[str, Any]) -> list[_File]:
     """A shard's files in the order in which they are copied, compared with what was written."""
-    base, files = folder / entry['name'], []
-    for ending, size, digest in (
-        ('.tar', entry['bytes'], entry['sha256']),
-        ('.index.npy', entry['index_bytes'], entry['index_sha256']),
-    ):
-        path = base.with_suffix(ending)
-        if file_sha256(path) != digest:
-            raise StoreError(f'{path} is not what was written: freeatm verify {folder} says more')
-        files.append(_File(path, path.name, digest, size))
-    note = base.with_suffix('.json')
-    files.append(_File(note, note.name, file_sha256(note), note.stat().st_size))
-    return files
+    base = folder / entry['name']
+    return [
+        _file(path, path.name, digest)
+        for path, digest in (
+            (base.with_suffix('.tar'), entry['sha256']),
+            (base.with_suffix('.index.npy'), entry['index_sha256']),
+            (base.with_suffix('.json'), ''),
+        )
+    ]
 
 
 def _send(
@@ -176,6 +214,10 @@ def _send(
     """Upload those of some files that aren't there."""
     due = [file for file in files if not remote.holds(file.path, file.name, file.sha256)]
     remote.upload_many([(file.path, file.name, file.sha256) for file in due])
+    for file in files:
+        # Many servers' checksums are compared with those of the file as it is by now.
+        if _state(file.path) != file.state:
+            raise _changed(file.path)
     with lock:
         report.copied += len(due)
         report.there += len(files) - len(due)
@@ -295,5 +337,10 @@ def _is_here(folder: Path, number: int, entry: dict[str, Any], config_sha256: st
         return False  # cut off
     if own['config_sha256'] != config_sha256:
         raise StoreError(f'{folder} holds {own["name"]} of another store: choose another folder')
+    return _agrees(own, entry, config_sha256) and has_files(folder, entry)
+
+
+def _agrees(own: dict[str, Any], entry: dict[str, Any], config_sha256: str) -> bool:
+    """Whether a shard's own JSON says what a store's does."""
     same = all(own.get(name) == entry.get(name) for name in ENTRY_FIELDS)
-    return same and has_files(folder, entry)
+    return same and own['config_sha256'] == config_sha256

@@ -9,6 +9,7 @@ import logging
 import tarfile
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,7 +80,7 @@ class StoreWriter:
     ) -> None:
         if samples_per_shard < 1:
             raise StoreError(f'samples_per_shard must be at least 1, got {samples_per_shard}')
-        self.path = local_folder(path)
+        self.path = local_folder(path).absolute()
         self.samples_per_shard = samples_per_shard
         # As it will be read: no tuples, names that are text. Refused before any work is done.
         self.config: dict[str, Any] = parse_json(dump_json(dict(config or {})))
@@ -87,8 +88,9 @@ class StoreWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
+            what = 'a link that leads nowhere' if self.path.is_symlink() else 'a file'
             raise StoreError(
-                f"{self.path} can't be a store: it is a file, or lies in one"
+                f"{self.path} can't be a store: it is {what}, or lies in one"
             ) from None
         if not self._check_existing():
             self._write_manifest(complete=False, shards=[])
@@ -162,6 +164,7 @@ class StoreWriter:
         # The JSON's lock is held until all three files are there: a worker that came between the
         # tar and the JSON would take the shard for missing, and write it a second time.
         with locked_write(base.with_suffix('.json'), wait=False) as note:
+            self._check_existing()  # begun anew with other settings, before there was a shard?
             with locked_write(base.with_suffix('.tar'), wait=False) as file:
                 shard = _ShardFile(file)
                 for sample in samples:
@@ -171,7 +174,7 @@ class StoreWriter:
                             f'{counted(self.samples_per_shard, "sample")}'
                         )
                     shard.add(sample if isinstance(sample, RawSample) else encode_sample(sample))
-                # Notes may name, once all is drawn, the samples that are left out.
+                # Notes may name, once all is generated, the samples that are left out.
                 if not shard.rows and not left_out_keys(notes):
                     raise StoreError(f'{name} was given no samples')
                 shard.close()
@@ -279,7 +282,7 @@ class StoreWriter:
         wanted = self.config | {'samples_per_shard': self.samples_per_shard}
         differences = name_differences(found, wanted)
         if differences and not manifest.get('complete') and not any(self.path.glob('shard-*')):
-            return False  # begun with settings that drew nothing
+            return False  # begun with settings that generated nothing
         if differences:
             raise StoreError(
                 f'{self.path} holds a store made otherwise: {"; ".join(differences)}. '
@@ -309,8 +312,16 @@ class StoreWriter:
         }
         if complete and self._is_recorded(shards):
             return  # nothing to write: the disk may be read-only by now
-        with locked_write(self.path / MANIFEST) as file:
+        with suppress(_Begun), locked_write(self.path / MANIFEST) as file:
+            # Looked at once more, as the lock is held only now: a worker that began at the same
+            # moment may have written it, of another store or even finished.
+            if self._check_existing() and not complete:
+                raise _Begun
             file.write(dump_manifest(manifest))
+
+
+class _Begun(Exception):
+    """The store was begun by another worker in the meantime."""
 
 
 class _ShardFile:

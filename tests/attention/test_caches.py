@@ -28,7 +28,7 @@ FIRST_BLOCK_ONLY = {
 flux_attention = functools.partial(sequence, text=512)
 
 
-def draw(pipe, **options):
+def generate(pipe, **options):
     return pipe(
         list(PROMPTS),
         generator=torch.Generator().manual_seed(1),
@@ -127,10 +127,10 @@ def mean_of_layers(seen, row, column, size):
 
 
 def compare(pipe, denoiser, keep, compute, size, first_row, first_column, options):
-    plain = draw(pipe, **options)
+    plain = generate(pipe, **options)
     with computed_attention(denoiser, keep, compute) as seen:
         with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-            assert torch.equal(draw(pipe, **options), plain)
+            assert torch.equal(generate(pipe, **options), plain)
     for image, mask in enumerate(recorder.masks()):
         for noun, span in enumerate(NOUNS[image]):
             column = first_column + word_place(PROMPTS[image], span)
@@ -157,7 +157,7 @@ def test_text_keys_from_a_cache():
         if cached:
             pipe.transformer.enable_cache(diffusers.TextKVCacheConfig())
         with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-            draw(pipe, **options)
+            generate(pipe, **options)
         assert set(recorder.layer_steps.values()) == {3}
         masks.append(recorder.masks())
     for mask, other in zip(*masks):
@@ -181,7 +181,7 @@ def test_the_mean_under_a_cache_is_not_that_of_the_first_block():
     pipe = tiny.tiny_flux()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
     with AttentionRecorder(pipe, PROMPTS, NOUNS, separate='steps') as recorder:
-        draw(pipe, **FLUX)
+        generate(pipe, **FLUX)
     assert recorder.layer_steps == FIRST_BLOCK_ONLY
     double, single = (recorder.masks(blocks=block)[0] for block in ('double', 'single'))
     torch.testing.assert_close(recorder.masks()[0], (double + 2 * single) / 3, rtol=1e-5, atol=0)
@@ -196,7 +196,7 @@ def test_a_step_cache_under_guidance_of_two_passes():
     pipe = tiny.tiny_flux()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        draw(pipe, true_cfg_scale=3.0, negative_prompt=['a tree'] * 2, **FLUX)
+        generate(pipe, true_cfg_scale=3.0, negative_prompt=['a tree'] * 2, **FLUX)
     assert recorder.num_steps == 6
     assert recorder.layer_steps == FIRST_BLOCK_ONLY
 
@@ -212,7 +212,7 @@ def test_step_cache_of_a_unet():
     recorder = compare(pipe, pipe.unet, attn2, cross, (16, 16), 2, 1, {})
     assert min(recorder.layer_steps.values()) < 6
     with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=16) as recorder:
-        draw(pipe)
+        generate(pipe)
     assert [mask.shape for mask in recorder.masks(propagate=1)] == [(2, 16, 16), (3, 16, 16)]
 
 
@@ -243,7 +243,7 @@ def test_hooks_that_change_the_attention_are_refused(apply):
 def test_hooks_that_only_move_weights_are_not():
     pipe = tiny.tiny_flux()
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        draw(pipe, **SQUARE)
+        generate(pipe, **SQUARE)
     pipe.transformer.enable_group_offload(
         onload_device=torch.device('cpu'),
         offload_device=torch.device('cpu'),
@@ -251,7 +251,7 @@ def test_hooks_that_only_move_weights_are_not():
         num_blocks_per_group=1,
     )
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as offloaded:
-        draw(pipe, **SQUARE)
+        generate(pipe, **SQUARE)
     assert torch.equal(recorder.masks()[0], offloaded.masks()[0])
 
 
@@ -267,12 +267,12 @@ def test_layers_that_something_else_leaves_out():
 
     block.forward = sometimes
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        draw(pipe)
+        generate(pipe)
     with pytest.raises(ValueError, match="in 3 steps and others in 6.*separate='layers'"):
         recorder.masks()
     steps.clear()
     with AttentionRecorder(pipe, PROMPTS, NOUNS, separate='layers') as recorder:
-        draw(pipe)
+        generate(pipe)
     parts = [recorder.masks(blocks=name, size=(16, 16))[0] for name in recorder.layers]
     torch.testing.assert_close(recorder.masks()[0], torch.stack(parts).mean(0))
     torch.testing.assert_close(
@@ -320,19 +320,19 @@ def test_attention_image_by_image_or_head_by_head_is_refused():
         pipe.transformer.set_attn_processor(OneByOne(axis))
         with pytest.raises(RuntimeError, match='ran without scaled_dot_product_attention over'):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
-                draw(pipe, **SQUARE)
+                generate(pipe, **SQUARE)
 
 
 def test_another_attention_backend_is_recorded():
     """Also one that never calls PyTorch's own function."""
     pipe = tiny.tiny_flux()
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as usual:
-        draw(pipe, **SQUARE)
+        generate(pipe, **SQUARE)
     try:  # newer diffusers keep the backend for all that is loaded
         for backend in ('_native_math', 'flex'):
             pipe.transformer.set_attention_backend(backend)
             with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-                draw(pipe, **SQUARE)
+                generate(pipe, **SQUARE)
             torch.testing.assert_close(recorder.masks()[0], usual.masks()[0])
     finally:
         pipe.transformer.set_attention_backend('native')

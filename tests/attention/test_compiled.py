@@ -64,9 +64,9 @@ def graphs():
     return counters['stats']['unique_graphs']
 
 
-def recorded(pipe, draw, prompts=PROMPTS, **options):
+def recorded(pipe, generate, prompts=PROMPTS, **options):
     with AttentionRecorder(pipe, prompts, NOUNS[: len(prompts)], **options) as recorder:
-        images = draw()
+        images = generate()
     return recorder, images
 
 
@@ -78,23 +78,23 @@ def check(pipe, name, compile, *, call=SQUARE, backend='aot_eager', prompts=PROM
         options: Of the recorder.
     """
 
-    def draw():
+    def generate():
         return images_of(pipe, prompts=prompts, **call)
 
     options['prompts'] = prompts
-    expected, _ = recorded(pipe, draw, **options)
+    expected, _ = recorded(pipe, generate, **options)
     compile(pipe, name, backend=backend, fullgraph=True)
-    hooks, plain = hook_count(pipe), draw()
+    hooks, plain = hook_count(pipe), generate()
     alone = graphs()
     assert alone
-    first, images = recorded(pipe, draw, **options)
+    first, images = recorded(pipe, generate, **options)
     assert torch.equal(images, plain)
     both = graphs()
     # Sizes that proved to vary are compiled as such at once: fewer graphs than the first time.
     assert alone < both <= 2 * alone
-    second, images = recorded(pipe, draw, **options)
+    second, images = recorded(pipe, generate, **options)
     assert torch.equal(images, plain)
-    assert torch.equal(draw(), plain)
+    assert torch.equal(generate(), plain)
     assert graphs() == both and hook_count(pipe) == hooks
     propagate = 2 if 'self_attention' in options else 0
     for recorder in (first, second):
@@ -155,7 +155,7 @@ def ovis_image():
     return pipe
 
 
-def drawn(seed, *shape):
+def random_tensor(seed, *shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -165,7 +165,7 @@ class Network(NamedTuple):
     Attributes:
         make: Builds a tiny pipeline.
         call: Options of its call beside those of a square of 64 pixels and one step.
-        prompts: What it draws.
+        prompts: What it generates.
         whole: Whether PyTorch makes one graph of it.
         blocks: Whether it is tested block by block, too.
         without: Options that its call doesn't take.
@@ -213,11 +213,11 @@ NETWORKS = {
         ideogram, dict(guidance_scale=7.0, guidance_schedule=None, max_sequence_length=96)
     ),
     'InstructPix2Pix': Network(
-        tiny.tiny_pix2pix, dict(image=drawn(3, 2, 3, 64, 64)), without=('height', 'width')
+        tiny.tiny_pix2pix, dict(image=random_tensor(3, 2, 3, 64, 64)), without=('height', 'width')
     ),
     'Kandinsky 2.1': Network(
         tiny.tiny_kandinsky,
-        dict(image_embeds=drawn(2, 2, 32), negative_image_embeds=drawn(3, 2, 32)),
+        dict(image_embeds=random_tensor(2, 2, 32), negative_image_embeds=random_tensor(3, 2, 32)),
     ),
     'Kandinsky 3': Network(tiny.tiny_kandinsky3),
     'Kandinsky 5': newer(tiny_transformers.tiny_kandinsky5, WITHOUT_GUIDANCE),
@@ -334,14 +334,14 @@ def test_networks_that_break_their_graphs_by_themselves(name):
         pipe, _, options = built(name)
         call = options['call']
 
-    def draw():
+    def generate():
         return images_of(pipe, **call)
 
-    expected, _ = recorded(pipe, draw)
+    expected, _ = recorded(pipe, generate)
     in_place(pipe, 'transformer', backend='eager')
-    plain = draw()
+    plain = generate()
     breaks = counters['graph_break'].total()
-    recorder, images = recorded(pipe, draw)
+    recorder, images = recorded(pipe, generate)
     assert torch.equal(images, plain)
     assert counters['graph_break'].total() == 2 * breaks
     assert recorder.layer_steps == expected.layer_steps
@@ -353,13 +353,13 @@ def test_blocks_that_break_the_graph_are_recorded_if_compiled_by_themselves():
     """The experts of HiDream are chosen by data."""
     pipe = tiny.tiny_hidream()
 
-    def draw():
+    def generate():
         return images_of(pipe, **{**SQUARE, 'num_inference_steps': 1})
 
-    expected, _ = recorded(pipe, draw)
+    expected, _ = recorded(pipe, generate)
     pipe.transformer.double_stream_blocks[0].block.compile(backend='eager')
-    recorder, images = recorded(pipe, draw)
-    assert torch.equal(images, draw())
+    recorder, images = recorded(pipe, generate)
+    assert torch.equal(images, generate())
     assert recorder.layer_steps == expected.layer_steps
     for mask, other in zip(recorder.masks(), expected.masks()):
         torch.testing.assert_close(mask, other, rtol=1e-5, atol=1e-6)
@@ -399,14 +399,22 @@ def test_inductor(build, name):
 
 def test_chosen_steps_and_two_recorders_at_once():
     pipe = tiny.tiny_flux()
-    draw = lambda: images_of(pipe, **SQUARE)  # noqa: E731
-    expected, _ = recorded(pipe, draw, steps=[1])
+    generate = lambda: images_of(pipe, **SQUARE)  # noqa: E731
+    expected, _ = recorded(pipe, generate, steps=[1])
     regional(pipe, 'transformer', backend='aot_eager')
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as everything:
-        recorder, _ = recorded(pipe, draw, steps=[1])
+        recorder, _ = recorded(pipe, generate, steps=[1])
     assert (everything.num_steps, recorder.num_steps) == (2, 1)
     for mask, other in zip(recorder.masks(), expected.masks()):
         torch.testing.assert_close(mask, other, rtol=1e-5, atol=1e-6)
+    blocks = [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
+    before = [block._compiled_call_impl for block in blocks]
+    everything.__enter__()
+    with recorder:  # which ends last
+        everything.__exit__(None, None, None)
+        generate()
+    assert (everything.num_steps, recorder.num_steps) == (0, 1)
+    assert [block._compiled_call_impl for block in blocks] == before
 
 
 @pytest.mark.parametrize('compile', [whole, in_place, regional])

@@ -21,7 +21,7 @@ def test_cosmos2(guidance, images):
         lambda word: ((word,),),
         (4, 6),
         images=images,
-        draw=dict(WIDE, guidance_scale=guidance),
+        options=dict(WIDE, guidance_scale=guidance),
         expected_steps=2,
         calls=slice(None, None, 2 if guidance > 1 else 1),
     )
@@ -43,7 +43,7 @@ def test_wan_with_one_frame(guidance, images):
         lambda word: ((word,),),
         (4, 6),
         images=images,
-        draw=dict(WAN, guidance_scale=guidance),
+        options=dict(WAN, guidance_scale=guidance),
         expected_steps=2,
         calls=slice(None, None, 2 if guidance > 1 else 1),
     )

@@ -65,7 +65,7 @@ def test_pixart(sigma, guidance, images):
         (8, 12),
         images=images,
         first_row=batch if guidance > 1 else 0,
-        draw=dict(PIXART, guidance_scale=guidance),
+        options=dict(PIXART, guidance_scale=guidance),
         recorder_options=dict(clean_caption=False),
     )
 
@@ -131,7 +131,7 @@ def test_sana(guidance, images, qk_norm):
         (16, 32),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=dict(SANA, guidance_scale=guidance),
+        options=dict(SANA, guidance_scale=guidance),
     )
 
 
@@ -147,7 +147,7 @@ def test_sana_with_a_tokenizer_made_to_pad_on_the_left():
         columns,
         (16, 32),
         first_row=2,
-        draw=SANA,
+        options=SANA,
     )
 
 
@@ -160,7 +160,7 @@ def test_sana_with_another_instruction(instruction):
         sana_columns(pipe, instruction),
         (16, 32),
         first_row=2,
-        draw=dict(SANA, complex_human_instruction=instruction),
+        options=dict(SANA, complex_human_instruction=instruction),
         recorder_options=dict(call_options=dict(complex_human_instruction=instruction)),
     )
 
@@ -182,7 +182,7 @@ def test_kandinsky_3(guidance, images):
         (8, 16),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=dict(KANDINSKY_3, guidance_scale=guidance),
+        options=dict(KANDINSKY_3, guidance_scale=guidance),
     )
     assert {part.group for part in recorder._sums} == {'down', 'up'}
 
@@ -205,7 +205,7 @@ def test_hunyuan_dit(guidance, images, perturbed):
         (8, 12),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=options,
+        options=options,
     )
     assert recorder.layers == {f'blocks.{block}.attn2': 2 for block in range(4)}
 
@@ -226,7 +226,7 @@ def test_lumina(guidance, images, side):
         columns,
         (8, 12),
         images=images,
-        draw=dict(SQUARE, height=128, width=192, guidance_scale=guidance, clean_caption=False),
+        options=dict(SQUARE, height=128, width=192, guidance_scale=guidance, clean_caption=False),
         recorder_options=dict(clean_caption=False),
     )
 
@@ -244,13 +244,13 @@ def test_fused_projections_are_recorded(name):
     make, denoiser, told = FUSED[name]
     pipe = make()
     binning = {} if denoiser == 'unet' else dict(use_resolution_binning=False)
-    draw = functools.partial(images_of, pipe, **dict(SQUARE, **told, **binning))
+    generate = functools.partial(images_of, pipe, **dict(SQUARE, **told, **binning))
     told.pop('height', None), told.pop('width', None)
 
     def masks(**options):
-        plain = draw()
+        plain = generate()
         with AttentionRecorder(pipe, PROMPTS, NOUNS, **told, **options) as recorder:
-            assert torch.equal(plain, draw())
+            assert torch.equal(plain, generate())
         maps = recorder.masks(propagate=1) if options else []
         return [*recorder.masks(), *maps]
 
@@ -292,7 +292,7 @@ def test_kandinsky_2_1(guidance, images, probability):
         first_row=2 * images,
         probability=probability,
         text_keys=87 if probability == 'text' else None,
-        draw=dict(kandinsky_options(), guidance_scale=guidance),
+        options=dict(kandinsky_options(), guidance_scale=guidance),
     )
 
 
@@ -312,7 +312,7 @@ def test_unclip(guidance, images, probability):
         probability=probability,
         text_keys=81 if probability == 'text' else None,
         expected_steps=2,
-        draw=dict(
+        options=dict(
             decoder_guidance_scale=guidance,
             prior_guidance_scale=guidance,
             prior_num_inference_steps=2,
@@ -332,7 +332,7 @@ def test_deepfloyd_stage_two():
         lambda word: ((word,),),
         (16, 16),
         first_row=2,
-        draw=dict(image=low, num_inference_steps=2, output_type='pt', clean_caption=False),
+        options=dict(image=low, num_inference_steps=2, output_type='pt', clean_caption=False),
         recorder_options=dict(clean_caption=False),
     )
 
@@ -359,13 +359,13 @@ def test_cascade(kind, guidance, images, probability):
         images=images,
         probability=probability,
         text_keys=text if probability == 'text' else None,
-        draw=dict(CASCADE, **steps),
+        options=dict(CASCADE, **steps),
         expected_steps=2,
     )
 
 
 def test_wuerstchen():
-    """The whole draws one prompt at a time (0.35); its masks are its prior's."""
+    """The whole generates one prompt at a time (0.35); its masks are its prior's."""
     pipe = tiny.tiny_cascade('Wuerstchen')
     masks = []
     for part, before in ((pipe, 'prior_'), (pipe.prior_pipe, '')):
@@ -397,7 +397,7 @@ def test_relatives_of_stable_diffusion(name):
         lambda word: ((1 + word,),),
         (16, 16),
         first_row=first_row,
-        draw=dict(options, num_inference_steps=2, output_type='pt'),
+        options=dict(options, num_inference_steps=2, output_type='pt'),
     )
 
 
@@ -421,7 +421,7 @@ def test_stable_diffusion_3(guidance, images, probability):
         first_row=2 * images if guidance > 1 else 0,
         probability=probability,
         text_keys=text if probability == 'text' else None,
-        draw=dict(SQUARE, width=96, guidance_scale=guidance),
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
     )
     assert {part.group for part in recorder._sums} == {'transformer'}
 
@@ -443,7 +443,7 @@ def test_stable_diffusion_3_text_encoders_can_be_chosen(text_encoders, columns):
         columns,
         (8, 8),
         first_row=2,
-        draw=SQUARE,
+        options=SQUARE,
         recorder_options=dict(text_encoders=text_encoders),
     )
     with pytest.raises(ValueError, match="text_encoders must be of .*got \\['t5'\\]"):
@@ -462,7 +462,7 @@ def test_stable_diffusion_3_without_t5():
         lambda word: ((1 + word,),),
         (8, 8),
         first_row=2,
-        draw=SQUARE,
+        options=SQUARE,
     )
 
 
@@ -543,7 +543,7 @@ def test_flux(pipeline, guided, images, probability):
         images=images,
         probability=probability,
         text_keys=512 if probability == 'text' else None,
-        draw=options,
+        options=options,
         expected_steps=2,
         # Guidance is a second pass after each first.
         calls=slice(None, None, 2) if guided else slice(None),
@@ -582,7 +582,7 @@ def test_qwen_image(guided, images, probability, side):
         images=images,
         probability=probability,
         text_keys=text if probability == 'text' else None,
-        draw=options,
+        options=options,
         expected_steps=2,
         calls=slice(None, None, 2) if guided else slice(None),
     )
@@ -609,7 +609,7 @@ def test_lumina2(guidance, images, probability):
         images=images,
         probability=probability,
         text_keys=max(lengths) if probability == 'text' else None,
-        draw=dict(SQUARE, height=128, width=192, guidance_scale=guidance),
+        options=dict(SQUARE, height=128, width=192, guidance_scale=guidance),
         expected_steps=2,
         calls=slice(None, None, 2) if guidance > 1 else slice(None),
     )
@@ -621,7 +621,7 @@ def test_lumina2(guidance, images, probability):
 )
 def test_hidream(guidance, images, probability, width):
     pipe = tiny.tiny_hidream()
-    # 72x48 pixels are those of 96x64 at the one size that it draws.
+    # 72x48 pixels are those of 96x64 at the one size that it generates.
     size, text = ((6, 9) if width == 96 else (8, 8)), 3 * 128
     recorder = check(
         pipe,
@@ -636,7 +636,7 @@ def test_hidream(guidance, images, probability, width):
         first_row=2 * images if guidance > 1 else 0,
         probability=probability,
         text_keys=text if probability == 'text' else None,
-        draw=dict(SQUARE, width=width, guidance_scale=guidance),
+        options=dict(SQUARE, width=width, guidance_scale=guidance),
     )
     assert {part.group for part in recorder._sums} == {'double', 'single'}
 
@@ -671,7 +671,7 @@ def test_chroma(pipeline, guidance, images, probability):
         images=images,
         probability=probability,
         text_keys=64 if probability == 'text' else None,
-        draw=options,
+        options=options,
         recorder_options=dict(call_options=dict(max_sequence_length=64)),
         expected_steps=2,
         calls=slice(None, None, 2) if guidance > 1 else slice(None),
@@ -706,5 +706,5 @@ def test_kolors(pipeline, guidance, images):
         (8, 8),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=options,
+        options=options,
     )

@@ -40,7 +40,7 @@ def test_perturbed_stable_diffusion(kind, guidance, images):
         (8, 8) if kind else (16, 16),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=dict(PERTURBED, guidance_scale=guidance),
+        options=dict(PERTURBED, guidance_scale=guidance),
     )
 
 
@@ -79,7 +79,7 @@ def test_perturbed_relatives_of_stable_diffusion(name, guidance):
         lambda word: ((1 + word,),),
         (8, 8) if 'XL' in name else (16, 16),
         first_row=2 if guidance > 1 else 0,
-        draw=options,
+        options=options,
     )
 
 
@@ -106,7 +106,7 @@ def test_perturbed_stable_diffusion_3(name, guidance, images):
         (8, 8),
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=options,
+        options=options,
     )
 
 
@@ -132,7 +132,7 @@ def test_perturbed_cross_attention(name, guidance, images):
         size,
         images=images,
         first_row=2 * images if guidance > 1 else 0,
-        draw=options,
+        options=options,
         recorder_options=recorder_options,
     )
 
@@ -153,7 +153,7 @@ def test_a_perturbing_pipeline_without_perturbation_is_guided_as_others():
         lambda word: ((1 + word,),),
         (16, 16),
         first_row=2,
-        draw=dict(PERTURBED, pag_scale=0.0),
+        options=dict(PERTURBED, pag_scale=0.0),
     )
 
 
@@ -170,7 +170,7 @@ def test_self_attention_of_a_perturbed_image_is_that_of_the_unperturbed():
 
 
 @pytest.mark.parametrize('guidance', [4.0, 1.0])
-def test_steps_that_draw_one_tensor_are_steps_of_their_own(guidance):
+def test_steps_that_generate_one_tensor_are_steps_of_their_own(guidance):
     kept = []
 
     def same(pipe, index, timestep, values):
@@ -227,5 +227,5 @@ def test_instruct_pix2pix(kind, guidance, images):
         lambda word: ((1 + word,),),
         (8, 8) if kind else (16, 16),
         images=images,
-        draw=dict(options, guidance_scale=guidance, image_guidance_scale=1.5),
+        options=dict(options, guidance_scale=guidance, image_guidance_scale=1.5),
     )

@@ -36,7 +36,7 @@ def test_aura_flow(guidance, images, probability):
         first_row=2 * images if guidance > 1 else 0,
         probability=probability,
         text_keys=256 if probability == 'text' else None,
-        draw=dict(SQUARE, width=96, guidance_scale=guidance),
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
     )
     assert {part.group for part in recorder._sums} == {'double', 'single'}
 
@@ -55,7 +55,7 @@ def test_cogview3_plus(guidance, images, probability):
         first_row=2 * images if guidance > 1 else 0,
         probability=probability,
         text_keys=224 if probability == 'text' else None,
-        draw=dict(SQUARE, width=96, guidance_scale=guidance),
+        options=dict(SQUARE, width=96, guidance_scale=guidance),
     )
 
 
@@ -92,7 +92,7 @@ def test_cogview4(pipeline, guidance, images, probability, side):
         images=images,
         probability=probability,
         text_keys=16 if probability == 'text' else None,
-        draw=options,
+        options=options,
         expected_steps=2,
         calls=slice(None, None, 2 if guidance > 1 else 1),
     )

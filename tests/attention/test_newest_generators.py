@@ -211,7 +211,7 @@ def test_z_image_control(name, guidance):
 )
 def test_prx(pixels, guidance, probability):
     pipe = tiny.tiny_prx_pixel() if pixels else tiny.tiny_prx()
-    # PRX of diffusers 0.42 draws one image at a time under guidance.
+    # PRX of diffusers 0.42 generates one image at a time under guidance.
     prompts = slice(0, 1) if guidance > 1 else slice(None)
     options = dict(SQUARE, guidance_scale=guidance)
     options.update(use_resolution_binning=False, **(dict(height=32, width=32) if pixels else {}))
@@ -381,7 +381,7 @@ def test_qwen_image_edit(name, guided, images, probability, count, monkeypatch):
     first -= pipe.prompt_template_encode_start_idx
     text = len(rows[0]) - pipe.prompt_template_encode_start_idx
 
-    size = (4, 6) if 'Inpaint' in name else (8, 8)  # it draws at the size of its image
+    size = (4, 6) if 'Inpaint' in name else (8, 8)  # it generates at the size of its image
     run(
         pipe,
         own_image(qwen_sequence, size[0] * size[1]),
@@ -556,7 +556,7 @@ def test_longcat_image_tokenizes_quotes_by_character():
         pipe.tokenizer(pipe.prompt_template_encode_prefix, add_special_tokens=False).input_ids
     )
     words = pipe.tokenizer.convert_ids_to_tokens(seen[0][prefix:])
-    ((dog,), (sand,)) = recorder._positions[0]
+    ((dog,), (sand,)) = recorder._targets.positions[0]
     assert ''.join(words[place] for place in dog).replace('\u2581', '') == 'dog'
     assert len(dog) >= 3 and [words[place] for place in sand] == ['\u2581sand']
 
@@ -601,7 +601,7 @@ def test_krea2(guidance, images, probability, side):
     ('guidance', 'images', 'probability'), [(7.0, 1, 'joint'), (1.0, 2, 'joint'), (7.0, 1, 'text')]
 )
 def test_ideogram4(guidance, images, probability, monkeypatch):
-    """Guidance draws with a network of its own, which isn't recorded."""
+    """Guidance generates with a network of its own, which isn't recorded."""
     monkeypatch.setattr(
         inspect.getmodule(diffusers.Ideogram4Pipeline), 'QWEN3_VL_ACTIVATION_LAYERS', (0, 1)
     )
@@ -733,8 +733,8 @@ def run(
     The reference puts the text keys first. `texts` are prompts and their nouns.
     """
     prompts, nouns = (part[prompts] for part in texts)
-    draw = functools.partial(images_of, pipe, images, prompts=prompts, **options)
-    plain = draw()
+    generate = functools.partial(images_of, pipe, images, prompts=prompts, **options)
+    plain = generate()
     told = {name: options[name] for name in ('image', 'max_sequence_length') if name in options}
     with AttentionRecorder(
         pipe,
@@ -744,9 +744,9 @@ def run(
         probability=probability,
         call_options=told,
     ) as recorder:
-        assert torch.equal(plain, draw())
+        assert torch.equal(plain, generate())
     with attention_of(pipe.transformer, keep, compute) as seen:
-        draw()
+        generate()
     layers = len(recorder.layers)
     by_call = [seen[start : start + layers] for start in range(0, len(seen), layers)][calls]
     seen = [item for call in by_call for item in call]

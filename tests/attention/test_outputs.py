@@ -114,16 +114,16 @@ def mean_of(maps, columns):
 def recorded_and_seen(case, **options):
     make, pattern, *_ = CASES[case]
     pipe = make()
-    draw = dict(SQUARE, num_inference_steps=2)
+    call = dict(SQUARE, num_inference_steps=2)
     denoiser = pipe.unet if case == 'sd' else pipe.transformer
-    plain, hooks = images_of(pipe, **draw), hook_count(pipe)
+    plain, hooks = images_of(pipe, **call), hook_count(pipe)
     with AttentionRecorder(
         pipe, PROMPTS, NOUNS, **DOUBLE_STREAM.get(case, {}), **options
     ) as recorder:
-        assert torch.equal(images_of(pipe, **draw), plain)
+        assert torch.equal(images_of(pipe, **call), plain)
     assert hook_count(pipe) == hooks
     with explicit_calls(denoiser, pattern) as seen:
-        images_of(pipe, **draw)
+        images_of(pipe, **call)
     return recorder, seen
 
 
@@ -251,15 +251,15 @@ OUTPUT_CASES = {
 def test_maps_of_outputs_equal_explicit_products(case):
     make, pattern, image_first, _, places_of, row = OUTPUT_CASES[case]
     pipe = make()
-    draw = dict(SQUARE)
-    plain = images_of(pipe, **draw)
+    call = dict(SQUARE)
+    plain = images_of(pipe, **call)
     with AttentionRecorder(
         pipe, PROMPTS, NOUNS, maps='output', separate='layers' if case == 'flux' else ()
     ) as recorder:
-        assert torch.equal(images_of(pipe, **draw), plain)
+        assert torch.equal(images_of(pipe, **call), plain)
     pattern = '|'.join(f'^{re.escape(layer)}$' for layer in recorder.layers)
     with explicit_calls(pipe.transformer, pattern) as seen:
-        images_of(pipe, **draw)
+        images_of(pipe, **call)
     calls = [recorder.num_steps * len(recorder.layers), len(seen)]
     assert calls[0] in (calls[1], calls[1] // 2)
     if calls[0] != calls[1]:  # the second pass of each step is the one without the prompt

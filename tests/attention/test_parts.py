@@ -23,7 +23,7 @@ def sd():
     return tiny_stable_diffusion()
 
 
-def draw(pipe, steps=STEPS):
+def generate(pipe, steps=STEPS):
     return pipe(
         [PROMPT],
         num_inference_steps=steps,
@@ -36,7 +36,7 @@ def draw(pipe, steps=STEPS):
 def seen(sd):
     """(step, layer, probabilities (heads, pixels, tokens)) of the conditional row."""
     with explicit_attention(sd) as everything:
-        draw(sd)
+        generate(sd)
     # The default scheduler of the tiny pipeline calls the UNet once a step, or once more.
     calls = len(everything) // LAYERS
     assert len(everything) == calls * LAYERS
@@ -49,9 +49,9 @@ def seen(sd):
 @pytest.fixture(scope='module')
 def apart(sd):
     with AttentionRecorder(sd, [PROMPT], [NOUNS], separate='heads') as heads:
-        draw(sd)
+        generate(sd)
     with AttentionRecorder(sd, [PROMPT], [NOUNS], separate=('steps', 'layers')) as steps:
-        draw(sd)
+        generate(sd)
     return {'heads': heads, 'steps': steps}
 
 
@@ -98,7 +98,7 @@ def test_window_and_stride_of_steps(sd, seen, apart):
 
         check(apart['steps'].masks(steps=steps), seen, keep=keep)
         with AttentionRecorder(sd, [PROMPT], [NOUNS], steps=steps) as recorder:
-            draw(sd)
+            generate(sd)
         check(recorder.masks(), seen, keep=keep)
 
 
@@ -114,7 +114,7 @@ def test_heads_of_all_layers_and_of_each(sd, seen, apart):
             return head in (heads_of(heads, layer) if isinstance(heads, dict) else heads)
 
         with AttentionRecorder(sd, [PROMPT], [NOUNS], heads=heads) as recorder:
-            draw(sd)
+            generate(sd)
         check(recorder.masks(), seen, keep=keep)
         check(apart['heads'].masks(heads=heads), seen, keep=keep)
     names = {name for _, name, _ in seen}
@@ -124,9 +124,9 @@ def test_heads_of_all_layers_and_of_each(sd, seen, apart):
 def test_heads_of_a_joint_softmax():
     pipe = tiny_if()
     with explicit_attention(pipe) as everything:
-        draw(pipe, 1)
+        generate(pipe, 1)
     with AttentionRecorder(pipe, [PROMPT], [NOUNS], heads=[0]) as recorder:
-        draw(pipe, 1)
+        generate(pipe, 1)
     first = everything[: len(recorder.layers)]
     seen = [(0, name, probabilities[1].astype(np.float64)) for name, probabilities in first]
     assert {len(attention) for _, _, attention in seen} != {1}
@@ -141,7 +141,7 @@ def test_heads_of_a_joint_softmax():
 
 def test_keeping_apart_changes_no_average(sd, apart):
     with AttentionRecorder(sd, [PROMPT], [NOUNS]) as plain:
-        draw(sd)
+        generate(sd)
     for recorder in apart.values():
         for options in (
             {},
@@ -175,7 +175,7 @@ def test_names_do_not_match_by_their_beginning():
 class TestErrors:
     def test_choice_of_what_was_not_kept_apart(self, sd, apart):
         with AttentionRecorder(sd, [PROMPT], [NOUNS]) as recorder:
-            draw(sd, 1)
+            generate(sd, 1)
         for options, name in (
             ({'steps': [0]}, 'steps'),
             ({'heads': [0]}, 'heads'),

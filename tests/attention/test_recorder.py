@@ -32,7 +32,7 @@ def deepfloyd():
     return tiny_if()
 
 
-def draw(pipe, prompts=PROMPTS, size=None, steps=2, guidance=7.5, images=1, **options):
+def generate(pipe, prompts=PROMPTS, size=None, steps=2, guidance=7.5, images=1, **options):
     height, width = size or (None, None)
     return pipe(
         list(prompts),
@@ -60,18 +60,18 @@ def compare(
     **options,
 ):
     """Checks masks and images of a run with the recorder against runs without it."""
-    plain = draw(pipe, size=size, guidance=guidance, images=images)
+    plain = generate(pipe, size=size, guidance=guidance, images=images)
     processors = dict(pipe.unet.attn_processors)
     own_hooks = hook_count(pipe.text_encoder)  # that transformers 5 leaves there
     with AttentionRecorder(
         pipe, PROMPTS, NOUNS, num_images_per_prompt=images, probability=probability, **options
     ) as recorder:
-        drawn = draw(pipe, size=size, guidance=guidance, images=images)
+        generated = generate(pipe, size=size, guidance=guidance, images=images)
         assert pipe.unet.attn_processors == processors
-    assert torch.equal(plain, drawn)
+    assert torch.equal(plain, generated)
     assert hook_count(pipe.unet) == 0 and hook_count(pipe.text_encoder) == own_hooks
     with explicit_attention(pipe) as seen:
-        draw(pipe, size=size, guidance=guidance, images=images)
+        generate(pipe, size=size, guidance=guidance, images=images)
     masks = recorder.masks()
     batch = len(PROMPTS) * images
     assert len(masks) == batch
@@ -164,9 +164,9 @@ def test_deepfloyd_not_square(deepfloyd):
 def test_deepfloyd_follows_nouns_through_its_cleaning(deepfloyd):
     prompt = '  A Red DOG on the sand '
     with AttentionRecorder(deepfloyd, [prompt], [[(8, 11)]]) as recorder:
-        draw(deepfloyd, [prompt])
+        generate(deepfloyd, [prompt])
     with explicit_attention(deepfloyd) as seen:
-        draw(deepfloyd, [prompt])
+        generate(deepfloyd, [prompt])
     np.testing.assert_allclose(
         recorder.masks()[0][0], mean_map(seen, 1, [2], (16, 16)), rtol=0, atol=1e-6
     )
@@ -176,7 +176,7 @@ def test_deepfloyd_text_probability_is_larger_than_joint(deepfloyd):
     masks = {}
     for probability in ('joint', 'text'):
         with AttentionRecorder(deepfloyd, PROMPTS, NOUNS, probability=probability) as recorder:
-            draw(deepfloyd, steps=1)
+            generate(deepfloyd, steps=1)
         masks[probability] = recorder.masks()[0]
     assert bool((masks['text'] > masks['joint']).all())
 
@@ -185,7 +185,7 @@ def test_multi_token_noun_merges_by_rule(sd):
     prompt = 'a tench on the sand'
     tokens = range(2, 7)  # t, e, n, c, h</w> after the start token and "a"
     with explicit_attention(sd) as seen:
-        draw(sd, [prompt])
+        generate(sd, [prompt])
     expected = {
         'mean': mean_map(seen, 1, tokens, (16, 16)),
         'sum': sum(mean_map(seen, 1, [token], (16, 16)) for token in tokens),
@@ -194,13 +194,13 @@ def test_multi_token_noun_merges_by_rule(sd):
     }
     for rule, reference in expected.items():
         with AttentionRecorder(sd, [prompt], [[(2, 7)]], merge=rule) as recorder:
-            draw(sd, [prompt])
+            generate(sd, [prompt])
         np.testing.assert_allclose(recorder.masks()[0][0], reference, rtol=0, atol=1e-6)
 
 
 def test_bfloat16_is_computed_in_float32(sd):
     pipe = tiny_stable_diffusion().to(torch.bfloat16)
-    plain = draw(pipe)
+    plain = generate(pipe)
     captured = {}
     module = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
 
@@ -211,10 +211,10 @@ def test_bfloat16_is_computed_in_float32(sd):
         getattr(module, name).register_forward_hook(catch(name)) for name in ('to_q', 'to_k')
     ]
     with AttentionRecorder(pipe, PROMPTS, NOUNS, blocks='mid', steps=range(1, 2)) as recorder:
-        drawn = draw(pipe)
+        generated = generate(pipe)
     for handle in handles:
         handle.remove()
-    assert torch.equal(plain, drawn)
+    assert torch.equal(plain, generated)
     query, key = (
         captured[name][2:].numpy().astype(np.float64).reshape(2, -1, 4, 8)
         for name in ('to_q', 'to_k')
@@ -307,9 +307,9 @@ def test_encoder_attention_mask_is_added_before_softmax(name, request):
 
 def test_blocks_resolutions_and_weights_split_one_run(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
-        draw(sd)
+        generate(sd)
     with explicit_attention(sd) as seen:
-        draw(sd)
+        generate(sd)
     tokens = [1 + word_place(PROMPTS[0], NOUNS[0][0])]
 
     def reference(keep, size=(16, 16)):
@@ -336,7 +336,7 @@ def test_blocks_resolutions_and_weights_split_one_run(sd):
     assert recorder.masks(size=(32, 20))[1].shape == (3, 32, 20)
     for part in (dict(blocks='up', steps=range(1, 2)), dict(resolutions=[8])):
         with AttentionRecorder(sd, PROMPTS, NOUNS, **part) as restricted:
-            draw(sd)
+            generate(sd)
         expected_size = {(16, 16), (8, 8)} if 'blocks' in part else {(8, 8)}
         assert {part.size for part in restricted._sums} == expected_size
     check(restricted.masks(), reference(lambda name: not fine(name), (8, 8)))
@@ -344,10 +344,10 @@ def test_blocks_resolutions_and_weights_split_one_run(sd):
 
 def test_steps_pick_denoiser_calls(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS, steps=range(1, 4, 2)) as recorder:
-        draw(sd, steps=4)
+        generate(sd, steps=4)
     assert recorder.num_steps == 2
     with explicit_attention(sd) as seen:
-        draw(sd, steps=4)
+        generate(sd, steps=4)
     layers = len(seen) // 4
     kept = seen[layers : 2 * layers] + seen[3 * layers :]
     expected = mean_map(kept, 2, [1 + word_place(PROMPTS[0], NOUNS[0][0])], (16, 16))
@@ -356,11 +356,11 @@ def test_steps_pick_denoiser_calls(sd):
 
 def test_prompt_without_nouns(sd):
     with AttentionRecorder(sd, PROMPTS, [[], NOUNS[1]]) as recorder:
-        draw(sd, steps=1)
+        generate(sd, steps=1)
     masks = recorder.masks('minmax')
     assert masks[0].shape == (0, 16, 16) and masks[1].shape == (3, 16, 16)
     with AttentionRecorder(sd, PROMPTS, [[], []]) as recorder:
-        draw(sd, steps=1)
+        generate(sd, steps=1)
     assert [mask.shape for mask in recorder.masks()] == [(0, 16, 16)] * 2
 
 
@@ -373,7 +373,7 @@ def test_only_cross_attention_records_both_modules_of_a_block():
     pipe.unet = UNet2DConditionModel(**{**settings, 'only_cross_attention': True}).eval()
     compare(pipe)
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        draw(pipe, steps=1)
+        generate(pipe, steps=1)
     attn1 = sum(
         name.endswith('attn1') and module.is_cross_attention
         for name, module in pipe.unet.named_modules()
@@ -388,7 +388,7 @@ def test_uniform_attention_is_flat_not_noise():
         if name.endswith('attn2.to_q'):
             torch.nn.init.zeros_(module.weight)
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        draw(pipe, steps=3)
+        generate(pipe, steps=3)
     torch.testing.assert_close(recorder.masks()[0], torch.full((2, 16, 16), 1 / 77))
     assert all(float(mask.abs().max()) == 0 for mask in recorder.masks('minmax'))
     assert recorder.flat == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
@@ -396,7 +396,7 @@ def test_uniform_attention_is_flat_not_noise():
 
 def test_minmax_masks_fill_zero_to_one(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
-        draw(sd)
+        generate(sd)
     for raw, stretched in zip(recorder.masks(), recorder.masks('minmax')):
         low, high = raw.amin((1, 2), keepdim=True), raw.amax((1, 2), keepdim=True)
         torch.testing.assert_close(stretched, (raw - low) / (high - low), rtol=0, atol=1e-6)
@@ -409,7 +409,7 @@ def test_truncated_noun(sd):
     with pytest.raises(NounTruncatedError, match="prompt 0.*'dog'.*cut off"):
         AttentionRecorder(sd, [prompt], nouns)
     with AttentionRecorder(sd, [prompt], nouns, truncated='skip') as recorder:
-        draw(sd, [prompt], steps=1)
+        generate(sd, [prompt], steps=1)
     assert recorder.truncated == [(0, 1)]
     masks = recorder.masks('minmax')
     assert float(masks[0][0].max()) == 1 and float(masks[0][1].abs().max()) == 0
@@ -420,7 +420,7 @@ def test_sums_do_not_grow_with_steps(sd):
     def buffers(steps):
         gc.collect()
         with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
-            draw(sd, steps=steps)
+            generate(sd, steps=steps)
         return {part[:2]: tuple(value.total_BTN.shape) for part, value in recorder._sums.items()}
 
     assert (
@@ -438,7 +438,7 @@ def test_sums_do_not_grow_with_steps(sd):
 
 def test_no_map_of_all_tokens_stays_alive(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
-        draw(sd)
+        generate(sd)
         taps = [
             cell
             for cell in gc.get_objects()
@@ -457,7 +457,7 @@ def test_hooks_go_after_an_exception(sd):
 
     with contextlib.suppress(Stop), AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
         assert hook_count(sd.unet) > 0
-        draw(sd, callback_on_step_end=stop)
+        generate(sd, callback_on_step_end=stop)
     assert hook_count(sd.unet) == hook_count(sd.text_encoder) == 0
     assert recorder.num_steps == 1
 
@@ -501,7 +501,7 @@ def test_a_recorder_starts_anew_when_entered_again(sd):
     results = []
     for _ in range(2):
         with recorder:
-            draw(sd)
+            generate(sd)
         results.append(recorder.masks())
     assert all(torch.equal(first, second) for first, second in zip(*results))
     with recorder, pytest.raises(RuntimeError, match='in use already'):
@@ -608,18 +608,18 @@ class TestErrors:
         with pytest.raises(RuntimeError, match='nothing was recorded'):
             recorder.masks()
         with AttentionRecorder(sd, PROMPTS, NOUNS, steps=range(5, 9)) as recorder:
-            draw(sd)
+            generate(sd)
         with pytest.raises(RuntimeError, match='nothing was recorded.*2 steps'):
             recorder.masks()
         with AttentionRecorder(sd, PROMPTS, NOUNS, resolutions=[99]) as recorder:
-            draw(sd, steps=1)
+            generate(sd, steps=1)
         height, width = max(recorder._sink.seen)
         with pytest.raises(RuntimeError, match=f'no layer has .* asked for, .*{height}x{width}'):
             recorder.masks()
 
     def test_options_of_masks(self, sd):
         with AttentionRecorder(sd, PROMPTS, NOUNS, blocks='mid') as recorder:
-            draw(sd, steps=1)
+            generate(sd, steps=1)
         for match, options in (
             ('normalize', dict(normalize='max')),
             ('blocks', dict(blocks='left')),
@@ -635,21 +635,21 @@ class TestErrors:
     def test_batch_of_another_size(self, sd):
         with pytest.raises(ValueError, match='batch of 6, but the recorder is for 2 images'):
             with AttentionRecorder(sd, PROMPTS, NOUNS):
-                draw(sd, images=3, guidance=1.0)
+                generate(sd, images=3, guidance=1.0)
         with pytest.raises(ValueError, match='batch of 4 different images'):
             with AttentionRecorder(sd, PROMPTS, NOUNS):
-                draw(sd, images=2, guidance=1.0)
+                generate(sd, images=2, guidance=1.0)
         assert hook_count(sd.unet) == 0
 
-    def test_other_prompts_than_drawn(self, sd):
+    def test_other_prompts_than_generated(self, sd):
         with pytest.raises(ValueError, match='encoded other prompts'):
             with AttentionRecorder(sd, PROMPTS, NOUNS):
-                draw(sd, ['a dog', 'a cat'])
+                generate(sd, ['a dog', 'a cat'])
         with AttentionRecorder(sd, PROMPTS, NOUNS, check_prompts=False) as recorder:
-            draw(sd, ['a dog', 'a cat'], steps=1)
+            generate(sd, ['a dog', 'a cat'], steps=1)
         assert len(recorder.masks()) == 2
         with AttentionRecorder(sd, PROMPTS, NOUNS) as recorder:
-            draw(sd, steps=1, negative_prompt=['a tree'] * 2)
+            generate(sd, steps=1, negative_prompt=['a tree'] * 2)
         assert len(recorder.masks()) == 2
 
     @pytest.mark.parametrize('prompts', [PROMPTS[:1], PROMPTS[1:], PROMPTS[::-1]])
@@ -657,7 +657,7 @@ class TestErrors:
         # One prompt with guidance makes a batch as large as two without.
         with pytest.raises(ValueError, match='encoded other prompts.*or in another order'):
             with AttentionRecorder(sd, PROMPTS, NOUNS):
-                draw(sd, prompts)
+                generate(sd, prompts)
         assert hook_count(sd.unet) == 0
 
     def test_the_same_prompts_in_other_company(self, sd):
@@ -668,11 +668,11 @@ class TestErrors:
         ):
             with AttentionRecorder(sd, prompts, [[] for _ in prompts]) as recorder:
                 for _ in range(2):
-                    draw(sd, prompts, steps=1, **options)
+                    generate(sd, prompts, steps=1, **options)
             assert recorder.num_steps == 2
         with pytest.raises(ValueError, match='encoded other prompts'):
             with AttentionRecorder(sd, ['', 'a dog'], [[], []]):
-                draw(sd, ['', 'a cat'])
+                generate(sd, ['', 'a cat'])
 
     def test_too_few_text_keys(self, sd):
         with pytest.raises(ValueError, match='hold only 3 text keys'):
@@ -684,7 +684,7 @@ class TestErrors:
         with pytest.raises(RuntimeError, match='without calling its own query and key'):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
                 pipe.fuse_qkv_projections(vae=False)
-                draw(pipe)
+                generate(pipe)
         assert hook_count(pipe.unet) == 0
 
     def test_denoiser_without_text_attention(self, sd):

@@ -22,7 +22,7 @@ PROMPTS = ['a red dog on the sand', 'a blue bird']
 NOUNS = [[(6, 9), (17, 21)], [(7, 11)]]
 
 
-def draw(pipe, steps=2, **options):
+def generate(pipe, steps=2, **options):
     return pipe(
         PROMPTS,
         num_inference_steps=steps,
@@ -84,12 +84,12 @@ def explicit_self_attention(pipe, text_keys):
 )
 def test_propagated_masks_equal_explicit_self_attention(make, text_keys, side, guidance):
     pipe = make()
-    plain = draw(pipe, guidance_scale=guidance)
+    plain = generate(pipe, guidance_scale=guidance)
     with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=side) as recorder:
-        drawn = draw(pipe, guidance_scale=guidance)
-    assert torch.equal(plain, drawn)
+        generated = generate(pipe, guidance_scale=guidance)
+    assert torch.equal(plain, generated)
     with explicit_self_attention(pipe, text_keys) as seen:
-        draw(pipe, guidance_scale=guidance)
+        generate(pipe, guidance_scale=guidance)
     seen = [each for each in seen if each.shape[-1] == side**2]
     assert seen
     first_row = 2 if guidance > 1 else 0
@@ -111,13 +111,13 @@ def test_propagated_masks_equal_explicit_self_attention(make, text_keys, side, g
 def test_one_matrix_whatever_the_steps_and_nothing_without_asking():
     pipe = tiny_stable_diffusion()
     with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=32) as recorder:
-        draw(pipe, 4)
+        generate(pipe, 4)
     # Both resolutions are small enough; only the larger one's sum is kept.
     assert {size: tuple(total.total_BTN.shape) for size, total in recorder._affinities.items()} == {
         (16, 16): (2, 256, 256)
     }
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
-        draw(pipe, 1)
+        generate(pipe, 1)
     assert not recorder._affinities
     with pytest.raises(ValueError, match='propagate=2 needs.*self_attention'):
         recorder.masks(propagate=2)
@@ -130,7 +130,7 @@ def test_fused_projections_are_refused():
     with pytest.raises(RuntimeError, match='without calling its own query and key'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS, self_attention=16, blocks='mid'):
             pipe.fuse_qkv_projections(vae=False)
-            draw(pipe, 1)
+            generate(pipe, 1)
 
 
 def test_affinity_in_pieces(monkeypatch):

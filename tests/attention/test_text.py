@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_generators as tiny
+from helpers import tiny_transformers
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
 from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, block_attention, hook_count, spans
 
 from freeatm_mm.attention import AttentionRecorder, NounAlignmentError, NounTruncatedError
+from freeatm_mm.attention.embeddings import EmbeddingWatch
 from freeatm_mm.attention.nouns import find_again
 
 STEPS = dict(num_inference_steps=2, output_type='pt')
@@ -27,7 +30,7 @@ def places(text, *words):
     return [1 + tokens.index(word) for word in words]
 
 
-def draw(pipe, *args, **options):
+def generate(pipe, *args, **options):
     return pipe(*args, generator=torch.Generator().manual_seed(1), **{**STEPS, **options}).images
 
 
@@ -47,51 +50,161 @@ def expect(masks, seen, columns, size, first_row=2, images=1):
             assert expected.std() > 1e-9
 
 
+# Embeddings that a callback changes ---------------------------------------------------------------
+
+
+CHANGED = 'prompts were changed in the middle of the run'
+
+
+def plus(embeds, first):
+    """Other embeddings of the rows from `first` on, in tensors of their own."""
+    embeds = embeds.clone()
+    embeds[first:] += 0.01
+    return embeds
+
+
+def write(embeds, rows=slice(None)):
+    """Other embeddings in the same tensors."""
+    for tensor in [embeds] if isinstance(embeds, torch.Tensor) else embeds:
+        tensor[rows].mul_(0.5)
+
+
+def after_a_step(name, change):
+    """Options of a call in which a callback sees one of the pipeline's tensors after each step."""
+
+    def callback(pipe, step, timestep, values):
+        changed = change(pipe, values[name])
+        return {} if changed is None else {name: changed}
+
+    return dict(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[name])
+
+
+def unguided(pipe, embeds):
+    """What `SDCFGCutoffCallback` of diffusers does."""
+    pipe._guidance_scale = 0.0
+    return embeds[-1:]
+
+
+CHANGES = {
+    'others': (lambda pipe, embeds: plus(embeds, 1), True),
+    'written into': (lambda pipe, embeds: write(embeds, slice(1, 2)), True),
+    'swapped halves': (lambda pipe, embeds: embeds.flip(0), True),
+    'equal ones': (lambda pipe, embeds: embeds.clone(), False),
+    'another negative prompt': (
+        lambda pipe, embeds: torch.cat([embeds[:1] + 1, embeds[1:]]),
+        False,
+    ),
+    'negative prompt written into': (lambda pipe, embeds: write(embeds, slice(1)), False),
+    'guidance off': (unguided, False),
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'inference'),
+    [*((name, False) for name in CHANGES), ('written into', True), ('equal ones', True)],
+)
+def test_embeddings_that_a_callback_changes_are_refused(name, inference):
+    pipe, (change, refused) = tiny_stable_diffusion(), CHANGES[name]
+    generate_changed = functools.partial(
+        pipe, PROMPTS[0], num_inference_steps=3, **after_a_step('prompt_embeds', change)
+    )
+    with torch.inference_mode(inference):
+        if refused:
+            with (
+                pytest.raises(ValueError, match=CHANGED),
+                AttentionRecorder(pipe, PROMPTS[0], NOUNS[0]) as recorder,
+            ):
+                generate_changed()
+            assert recorder.num_steps == 1
+        with AttentionRecorder(pipe, PROMPTS[0], NOUNS[0], check_prompts=not refused) as recorder:
+            generate_changed()
+            assert recorder.num_steps == 3
+            with torch.no_grad():
+                [*pipe.text_encoder.parameters()][-1].add_(0.1)
+            generate_changed()  # of the same prompts, encoded anew
+    assert recorder.num_steps == 6
+
+
+def other_list(pipe, embeds):
+    """A list in which the last prompt has another's embeddings."""
+    return [*embeds[:-1], embeds[-1] + 1]
+
+
+#: Class, pipeline, options of its call, what a callback gets hold of and what it does with it.
+OTHERWISE_NAMED = {
+    'Llama of HiDream': (
+        'HiDreamImagePipeline',
+        tiny.tiny_hidream,
+        SQUARE,
+        'prompt_embeds_llama3',
+        lambda pipe, embeds: plus(embeds.transpose(0, 1), -1).transpose(0, 1),
+    ),
+    'T5 of HunyuanDiT': (
+        'HunyuanDiTPipeline',
+        tiny.tiny_hunyuan_dit,
+        dict(SQUARE, height=128, width=128, use_resolution_binning=False),
+        'prompt_embeds_2',
+        lambda pipe, embeds: plus(embeds, -1),
+    ),
+    "Stable Cascade's prior": (
+        'StableCascadePriorPipeline',
+        lambda: tiny.tiny_cascade('StableCascade').prior_pipe,
+        dict(height=128, width=128, num_inference_steps=2),
+        'text_encoder_hidden_states',
+        lambda pipe, embeds: write(embeds),
+    ),
+    'a list of Z-Image': ('ZImagePipeline', tiny.tiny_z_image, SQUARE, 'prompt_embeds', other_list),
+    'tensors in a list of Z-Image': (
+        'ZImagePipeline',
+        tiny.tiny_z_image,
+        SQUARE,
+        'prompt_embeds',
+        lambda pipe, embeds: write(embeds, slice(5)),
+    ),
+    'ERNIE-Image': (
+        'ErnieImagePipeline',
+        tiny_transformers.tiny_ernie_image,
+        dict(SQUARE, use_pe=False),
+        'text_bth',
+        lambda pipe, embeds: write(embeds),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', OTHERWISE_NAMED)
+def test_changed_embeddings_of_other_names_are_refused(name):
+    pipeline, make, options, tensor, change = OTHERWISE_NAMED[name]
+    if not hasattr(diffusers, pipeline):
+        pytest.skip(f'diffusers {diffusers.__version__} has no {pipeline}')
+    pipe = make()
+    with pytest.raises(ValueError, match=CHANGED), AttentionRecorder(pipe, PROMPTS, NOUNS):
+        pipe(prompt=list(PROMPTS), **options, **after_a_step(tensor, change))
+
+
+def test_lists_of_layers_with_rows_of_a_batch():
+    """As Bria FIBO's text for each block."""
+    watch, dims = EmbeddingWatch(), {'layers': 1, 'absent': 0}
+    layers = [torch.zeros(4, 5, 2) for _ in range(3)]
+    look = functools.partial(watch.check, dims=dims, rows=slice(2, 4), batch=4)
+    look({'layers': layers, 'absent': None})
+    layers[1][:2] += 1  # of other prompts
+    look({'layers': [*layers], 'absent': None})
+    layers[2][3] += torch.nan
+    with pytest.raises(ValueError, match=CHANGED):
+        look({'layers': layers, 'absent': None})
+    with pytest.raises(ValueError, match=CHANGED):  # as diffusers' callback for several prompts
+        look({'layers': [layer[-1:] for layer in layers], 'absent': None})
+    watch.forget()
+    for _ in range(2):
+        look({'layers': [layer.clone() for layer in layers], 'absent': None})
+
+
 # Stable Diffusion XL: two texts, one key ---------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
 def sdxl():
     return tiny_stable_diffusion_xl()
-
-
-@pytest.mark.parametrize('name', ['prompt_embeds', 'negative_prompt_embeds', 'guidance'])
-def test_embeddings_that_a_callback_changes_are_refused(name):
-    pipe = tiny_stable_diffusion()
-    prompt, steps = PROMPTS[0], []
-
-    def change(pipe, step, timestep, values):
-        steps.append(step)
-        embeds = values['prompt_embeds']
-        if name == 'guidance':
-            pipe._guidance_scale = 0.0
-            return {'prompt_embeds': embeds[-1:].clone()}
-        embeds = embeds.clone()
-        embeds[0 if name == 'negative_prompt_embeds' else 1] += 0.01
-        return {'prompt_embeds': embeds}
-
-    draw = functools.partial(
-        pipe,
-        prompt,
-        num_inference_steps=3,
-        callback_on_step_end=change,
-        callback_on_step_end_tensor_inputs=['prompt_embeds'],
-    )
-    if name == 'prompt_embeds':
-        with (
-            pytest.raises(ValueError, match='prompts were changed in the middle of the run'),
-            AttentionRecorder(pipe, prompt, NOUNS[0]),
-        ):
-            draw()
-        assert steps == [0]
-        with AttentionRecorder(pipe, prompt, NOUNS[0], check_prompts=False) as recorder:
-            draw()
-    else:
-        with AttentionRecorder(pipe, prompt, NOUNS[0]) as recorder:
-            draw()
-            [*pipe.text_encoder.parameters()][-1].data.add_(0.1)
-            draw()  # of the same prompts, encoded anew
-    assert recorder.num_steps == (3 if name == 'prompt_embeds' else 6)
 
 
 @pytest.mark.parametrize('images', [1, 2])
@@ -103,13 +216,13 @@ def test_sdxl_with_another_second_prompt(sdxl, images):
         negative_prompt=['a bag'] * 2,
         negative_prompt_2=['a table'] * 2,
     )
-    plain = draw(sdxl, PROMPTS, **options)
+    plain = generate(sdxl, PROMPTS, **options)
     with AttentionRecorder(
         sdxl, PROMPTS, NOUNS, num_images_per_prompt=images, call_options=dict(prompt_2=SAME_PLACES)
     ) as recorder:
-        assert torch.equal(plain, draw(sdxl, PROMPTS, **options))
+        assert torch.equal(plain, generate(sdxl, PROMPTS, **options))
     with explicit_attention(sdxl) as seen:
-        draw(sdxl, PROMPTS, **options)
+        generate(sdxl, PROMPTS, **options)
     columns = [
         [[[place]] for place in places(PROMPTS[0], 'dog', 'sand')],
         [[[place]] for place in places(PROMPTS[1], 'cat', 'bird', 'tree')],
@@ -141,9 +254,9 @@ def test_sdxl_refuses_a_key_of_two_words(sdxl, second, where):
     with AttentionRecorder(
         sdxl, [prompt], [span], call_options=dict(prompt_2=second), text_encoders=['text_encoder']
     ) as recorder:
-        draw(sdxl, prompt, prompt_2=second)
+        generate(sdxl, prompt, prompt_2=second)
     with explicit_attention(sdxl) as seen:
-        draw(sdxl, prompt, prompt_2=second)
+        generate(sdxl, prompt, prompt_2=second)
     expect(recorder.masks(), seen, [[[[3]]]], (8, 8), first_row=1)
 
 
@@ -152,15 +265,15 @@ def test_sdxl_with_words_after_the_nouns_only(sdxl):
     prompt = 'a dog on the dog bag'
     second, nouns = prompt + ' in blue', [[(13, 16)]]
     with AttentionRecorder(sdxl, [prompt], nouns, call_options={'prompt_2': [second]}) as recorder:
-        draw(sdxl, prompt, second)  # by position
+        generate(sdxl, prompt, second)  # by position
     with explicit_attention(sdxl) as seen:
-        draw(sdxl, prompt, second)
+        generate(sdxl, prompt, second)
     expect(recorder.masks(), seen, [[[[5]]]], (8, 8), first_row=1)
 
 
 @pytest.mark.parametrize('how', ['keyword', 'position', 'only to the recorder', 'another'])
 def test_a_second_prompt_that_the_recorder_was_not_told(sdxl, how):
-    draw(sdxl, PROMPTS)
+    generate(sdxl, PROMPTS)
     hooks = hook_count(sdxl)  # that transformers 5 leaves in text encoders
     told = {'only to the recorder': SAME_PLACES, 'another': SAME_PLACES}.get(how)
     with pytest.raises(
@@ -168,18 +281,18 @@ def test_a_second_prompt_that_the_recorder_was_not_told(sdxl, how):
     ):
         with AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=dict(prompt_2=told)):
             if how == 'position':
-                draw(sdxl, PROMPTS, SAME_PLACES)
+                generate(sdxl, PROMPTS, SAME_PLACES)
             elif how == 'only to the recorder':
-                draw(sdxl, PROMPTS)
+                generate(sdxl, PROMPTS)
             else:
-                draw(sdxl, PROMPTS, prompt_2=SAME_PLACES[::-1])
+                generate(sdxl, PROMPTS, prompt_2=SAME_PLACES[::-1])
     assert hook_count(sdxl) == hooks
 
 
 @pytest.mark.parametrize('empty', [None, '', []])
 def test_a_second_prompt_of_nothing_is_the_first(sdxl, empty):
     with AttentionRecorder(sdxl, PROMPTS, NOUNS, call_options=dict(prompt_2=empty)) as recorder:
-        draw(sdxl, PROMPTS, prompt_2=empty)
+        generate(sdxl, PROMPTS, prompt_2=empty)
     assert recorder.num_steps == 2
 
 
@@ -209,7 +322,7 @@ def test_the_refiner_has_the_second_text_encoder_alone(sdxl):
     AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=dict(prompt_2=['a dog'] * 2))
     with pytest.raises(ValueError, match='text_encoder_2 encoded other prompts'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, SAME_PLACES)
+            generate(pipe, SAME_PLACES)
 
 
 def test_sdxl_prompt_that_is_cut_off_in_one_text(sdxl):
@@ -226,7 +339,7 @@ def test_cut_off_in_both_texts(sdxl):
     with AttentionRecorder(
         sdxl, [prompt], noun, call_options=dict(prompt_2=second), truncated='skip'
     ) as recorder:
-        draw(sdxl, prompt, prompt_2=second)
+        generate(sdxl, prompt, prompt_2=second)
     assert recorder.truncated == [(0, 0)] and float(recorder.masks()[0].abs().max()) == 0
 
 
@@ -277,7 +390,7 @@ def test_stable_diffusion_3_with_other_prompts(second, third, columns, left_out)
         ) as recorder,
         sd3_attention(pipe) as seen,
     ):
-        draw(pipe, prompts, **options)
+        generate(pipe, prompts, **options)
     expect(recorder.masks(), seen, columns, (8, 8))
     assert [(prompt, noun) for prompt, noun, _ in recorder.left_out] == [
         (prompt, 0) for prompt, _ in left_out
@@ -286,7 +399,7 @@ def test_stable_diffusion_3_with_other_prompts(second, third, columns, left_out)
         assert part in reason
     with pytest.raises(ValueError, match='text_encoder_[23] encoded other prompts'):
         with AttentionRecorder(pipe, prompts, nouns):
-            draw(pipe, prompts, **options)
+            generate(pipe, prompts, **options)
 
 
 def test_a_noun_that_one_encoder_cuts_off_is_said():
@@ -309,17 +422,17 @@ def test_flux_with_another_second_prompt():
             pipe.transformer, block_attention, functools.partial(sequence, text=512)
         ) as seen,
     ):
-        draw(pipe, PROMPTS, second, **SQUARE)
+        generate(pipe, PROMPTS, second, **SQUARE)
     expect(recorder.masks(), seen, [[[[4]], [[0]]], [[[6]], [[0]]]], (8, 8), first_row=0)
     # Spans of the second prompt itself are as good: the first one makes no keys.
     with AttentionRecorder(pipe, second, [spans(second[0], 'dog'), []]) as recorder:
-        draw(pipe, PROMPTS, second, **SQUARE)
+        generate(pipe, PROMPTS, second, **SQUARE)
     np.testing.assert_allclose(recorder.masks()[0][0], mean_map(seen, 0, [4], (8, 8)), atol=1e-6)
     with pytest.raises(NounAlignmentError, match="noun 'tree' has no key of its own"):
         AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=dict(prompt_2=second))
     with pytest.raises(ValueError, match='text_encoder_2 encoded other prompts'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, PROMPTS, second, **SQUARE)
+            generate(pipe, PROMPTS, second, **SQUARE)
 
 
 # Textual inversion: a placeholder becomes several tokens -----------------------------------------
@@ -347,16 +460,16 @@ def test_textual_inversion_with_several_vectors(fast):
     nouns = [[(2, 7), (23, 27)], [(0, 5), (12, 15), (23, 28)]]
     columns = [[[[2, 3, 4]], [[8]]], [[[1, 2, 3]], [[6]], [[9, 10, 11]]]]
     with AttentionRecorder(pipe, prompts, nouns) as recorder:
-        draw(pipe, prompts)
+        generate(pipe, prompts)
     with explicit_attention(pipe) as seen:
-        draw(pipe, prompts)
+        generate(pipe, prompts)
     expect(recorder.masks(), seen, columns, (16, 16))
     # The placeholder's middle, and a noun of two words that begins with it.
     for span, tokens in (((3, 6), [1, 2, 3]), ((0, 9), [1, 2, 3, 4])):
         with AttentionRecorder(pipe, ['<toy> dog on the sand'], [[span]]) as recorder:
-            draw(pipe, ['<toy> dog on the sand'])
+            generate(pipe, ['<toy> dog on the sand'])
         with explicit_attention(pipe) as seen:
-            draw(pipe, ['<toy> dog on the sand'])
+            generate(pipe, ['<toy> dog on the sand'])
         expect(recorder.masks(), seen, [[[tokens]]], (16, 16), first_row=1)
 
 
@@ -375,9 +488,9 @@ def test_textual_inversion_of_both_text_encoders():
     teach(pipe, '<toy>', 3, second=3)
     prompt, nouns = 'a <toy> on the sand', [[(2, 7), (15, 19)]]
     with AttentionRecorder(pipe, [prompt], nouns) as recorder:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     with explicit_attention(pipe) as seen:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     expect(recorder.masks(), seen, [[[[2, 3, 4]], [[7]]]], (8, 8), first_row=1)
 
 
@@ -411,15 +524,15 @@ def test_embeddings_made_elsewhere():
             '.*columns=.*check_prompts=False',
         ):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
-                draw(pipe, **some)
+                generate(pipe, **some)
     columns = [[[3], [6]], [[5], [9, 8], [12]]]
     with explicit_attention(pipe) as seen:
-        draw(pipe, **options)
+        generate(pipe, **options)
     with AttentionRecorder(pipe, ['', ''], NOUNS, columns=columns) as recorder:
-        draw(pipe, **options)
+        generate(pipe, **options)
     expect(recorder.masks(), seen, [[[place] for place in row] for row in columns], (16, 16))
     with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False) as unchecked:
-        draw(pipe, **options)
+        generate(pipe, **options)
     assert torch.equal(recorder.masks()[0], unchecked.masks()[0])
 
 
@@ -427,13 +540,13 @@ def test_a_pipeline_without_its_text_encoder():
     pipe = tiny_stable_diffusion()
     options = embeddings_of(pipe, PROMPTS)
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as usual:
-        draw(pipe, PROMPTS)
+        generate(pipe, PROMPTS)
     pipe.text_encoder = None
     with pytest.raises(ValueError, match='text_encoder encoded no prompt inside the with block'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, **options)
+            generate(pipe, **options)
     with AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=False) as recorder:
-        draw(pipe, **options)
+        generate(pipe, **options)
     for mask, expected in zip(recorder.masks(), usual.masks()):
         torch.testing.assert_close(mask, expected, rtol=0, atol=1e-6)
 
@@ -450,7 +563,7 @@ def test_columns_are_checked():
         AttentionRecorder(pipe, 'a dog', columns=[[1], [2], [3], [4]])
     with pytest.raises(ValueError, match='hold only 77 text keys'):
         with AttentionRecorder(pipe, PROMPTS[:1], [NOUNS[0][:1]], columns=[[[77]]]):
-            draw(pipe, PROMPTS[:1])
+            generate(pipe, PROMPTS[:1])
 
 
 def test_a_second_call_with_other_prompts():
@@ -459,13 +572,13 @@ def test_a_second_call_with_other_prompts():
     for second in (['a dog', 'a cat'], PROMPTS[::-1]):
         with pytest.raises(ValueError, match='encoded other prompts'):
             with AttentionRecorder(pipe, PROMPTS, NOUNS):
-                draw(pipe, PROMPTS)
-                draw(pipe, second)
+                generate(pipe, PROMPTS)
+                generate(pipe, second)
     embeddings = embeddings_of(pipe, ['a dog', 'a cat'])['prompt_embeds']
     with pytest.raises(ValueError, match='encoded no prompt'):
         with AttentionRecorder(pipe, PROMPTS, NOUNS):
-            draw(pipe, PROMPTS)
-            draw(pipe, prompt_embeds=embeddings)
+            generate(pipe, PROMPTS)
+            generate(pipe, prompt_embeds=embeddings)
 
 
 # Spellings ---------------------------------------------------------------------------------------
@@ -494,9 +607,9 @@ def test_spellings_of_a_prompt(make, prompt, noun, columns):
         )
     size = (16, 16) if make is tiny_stable_diffusion else (8, 8)
     with AttentionRecorder(pipe, [prompt], [[(start, start + len(noun))]]) as recorder:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     with explicit_attention(pipe) as seen:
-        draw(pipe, prompt)
+        generate(pipe, prompt)
     expect(recorder.masks(), seen, [[[columns]]], size, first_row=1)
 
 

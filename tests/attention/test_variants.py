@@ -29,7 +29,7 @@ def check_guided(pipe, size, guidance, options):
         lambda word: ((1 + word,),),
         size,
         first_row=2 if guidance > 1 else 0,
-        draw=options,
+        options=options,
     )
 
 
@@ -78,7 +78,7 @@ def test_flux_variants(name, guided):
         ),
         lambda word: ((word,),),
         (8, 12),
-        draw=options,
+        options=options,
         calls=slice(None, None, 2) if guided else slice(None),
         expected_steps=2,
     )
@@ -105,7 +105,7 @@ def test_qwen_image_variants(name, guided):
         lambda: attention_of(pipe.transformer, block_attention, variants.qwen_sequence),
         lambda word: ((word,),),
         (8, 8),
-        draw=options,
+        options=options,
         calls=slice(None, None, 2) if guided else slice(None),
         expected_steps=2,
     )
@@ -157,7 +157,7 @@ def test_sana_sprint(name):
         lambda: attention_of(pipe.transformer, attn2, cross),
         lambda word: ((1 + word,),),
         (16, 32),
-        draw=options,
+        options=options,
         recorder_options=dict(call_options=dict(complex_human_instruction=None)),
     )
 
@@ -201,7 +201,7 @@ def test_stable_diffusion_whose_weights_were_edited():
         lambda word: ((1 + word,),),
         (16, 16),
         first_row=2,
-        draw=SQUARE,
+        options=SQUARE,
     )
 
 

@@ -1,4 +1,4 @@
-"""Drawing with pipelines of other families, with masks, and of unknown ones, without."""
+"""Generating with pipelines of other families, with masks, and of unknown ones, without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from helpers import tiny_transformers
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 
 from freeatm_mm.generation import generate
-from freeatm_mm.generation.pipelines import load_pipeline, sampling_options
+from freeatm_mm.generation.calls import sampling_options
+from freeatm_mm.generation.pipelines import load_pipeline
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store
 
@@ -38,14 +39,14 @@ OPTIONS = dict(steps=2, samples_per_shard=3, image_format='png', progress=False)
         (tiny_transformers.tiny_wan, dict(height=64, width=64), (4, 4)),
     ],
 )
-def test_other_families_draw_with_masks(make, options, size, tmp_path):
+def test_other_families_generate_with_masks(make, options, size, tmp_path):
     generate(make(), PROMPTS, tmp_path / 'store', batch_size=2, guidance=4.0, **options, **OPTIONS)
     store = Store(tmp_path / 'store')
     assert [len(store[index].nouns) for index in range(3)] == [1, 2, 1]
     assert store[1].masks.shape == (2, *size) and store[1].masks.max() == 255
 
 
-def test_an_unknown_pipeline_draws_without_masks_if_asked(tmp_path):
+def test_an_unknown_pipeline_generates_without_masks_if_asked(tmp_path):
     pipe = tiny.tiny_vq_diffusion()
     with pytest.raises(
         ValueError,
@@ -101,7 +102,7 @@ def test_sampling_options_use_the_names_of_the_call():
 
 
 @tiny.loads_unclip
-def test_another_scheduler_reaches_the_network_that_draws(tmp_path):
+def test_another_scheduler_reaches_the_network_that_generates(tmp_path):
     """UnCLIP keeps one for each of its networks; a store's own record names the decoder's."""
     tiny.tiny_unclip().save_pretrained(tmp_path / 'unclip')
     again = load_pipeline(tmp_path / 'unclip', scheduler='UnCLIPScheduler', device='cpu').pipe
@@ -147,7 +148,7 @@ def test_nouns_that_one_of_several_encoders_cuts_off_are_counted_and_listed(tmp_
         ),
     ],
 )
-def test_newest_families_draw_with_masks(make, pipeline, expected, tmp_path):
+def test_newest_families_generate_with_masks(make, pipeline, expected, tmp_path):
     """With what every call of theirs must be told: prompts aren't rewritten."""
     if not hasattr(diffusers, pipeline):
         pytest.skip(f'diffusers {diffusers.__version__} has no {pipeline}')

@@ -67,7 +67,7 @@ def generators(stage, records=PROMPTS[:2]):
 
 
 def by_hand(pipes, record_stage):
-    """What the stages draw of the first batch, called one after the other, and their masks."""
+    """What the stages generate of the first batch, called one after the other, and their masks."""
     first, second, third = pipes
     prompts = [record.prompt for record in PROMPTS[:2]]
     recorder = AttentionRecorder(
@@ -108,7 +108,7 @@ def by_hand(pipes, record_stage):
 
 
 @pytest.mark.parametrize(('stage', 'size'), [(1, (8, 8)), (2, (16, 16)), (3, (32, 32))])
-def test_the_stages_draw_one_after_the_other_and_one_is_recorded(
+def test_the_stages_generate_one_after_the_other_and_one_is_recorded(
     pipes, stages, tmp_path, stage, size
 ):
     masks = {'stage': stage} if stage > 1 else True

@@ -1,4 +1,4 @@
-"""Engines: the same plan and the same bytes, whoever draws; and whoever dies meanwhile."""
+"""Engines: the same plan and the same bytes, whoever generates; and whoever dies meanwhile."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def source(job):
 
 
 @pytest.fixture(scope='module')
-def drawn(source, tmp_path_factory):
-    """What one process draws, undisturbed."""
-    path = tmp_path_factory.mktemp('drawn')
+def generated(source, tmp_path_factory):
+    """What one process generates, undisturbed."""
+    path = tmp_path_factory.mktemp('generated')
     generate_store(source, path, progress=False)
     return folder_bytes(path)
 
@@ -94,12 +94,12 @@ def when_shards_are_there(path, count, action):
     return thread
 
 
-def test_watched_workers_draw_the_same_bytes_though_one_dies(job, drawn, tmp_path, capfd):
+def test_watched_workers_generate_the_same_bytes_though_one_dies(job, generated, tmp_path, capfd):
     started = []
     kill = when_shards_are_there(tmp_path, 1, lambda: os.kill(started[0], signal.SIGKILL))
     summary = run_workers(job, tmp_path, 2, on_start=started.append)
     kill.join(10)
-    assert folder_bytes(tmp_path) == drawn
+    assert folder_bytes(tmp_path) == generated
     # The killed worker may have been the one that was done.
     assert summary.replaced_workers == len(started) - 2 <= 1
     assert (summary.samples, summary.nouns, summary.missing_shards) == (12, 12, 0)
@@ -117,7 +117,7 @@ def test_a_worker_that_raises_stops_the_run_with_its_error(job, source, tmp_path
         run_workers(job, tmp_path, 0)
 
 
-def test_two_torchrun_processes_draw_the_same_bytes(job, drawn, tmp_path):
+def test_two_torchrun_processes_generate_the_same_bytes(job, generated, tmp_path):
     """And on one machine nobody else's port is needed: the workers never talk to each other."""
     command = [
         sys.executable,
@@ -143,7 +143,7 @@ def test_two_torchrun_processes_draw_the_same_bytes(job, drawn, tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
-    assert folder_bytes(tmp_path) == drawn
+    assert folder_bytes(tmp_path) == generated
     assert result.stdout.count('images generated') == 2
     assert '12/12' in result.stderr  # one bar, for both
 
@@ -216,7 +216,7 @@ def test_an_unfinished_store_is_mended_with_its_own_batch(job, source, tmp_path)
     assert again.options['batch_size'] == 2
     report = repair_store(tmp_path / 'half', again.source())
     half, whole = (folder_bytes(tmp_path / name) for name in ('half', 'whole'))
-    assert report.drawn == 6
+    assert report.generated == 6
     assert all(half[name] == content for name, content in whole.items() if '.json' not in name)
 
 
@@ -241,7 +241,7 @@ def test_a_pipeline_of_the_hub_is_asked_for_by_the_store_s_commit(job, source, t
 
 
 @pytest.mark.cluster
-def test_ray_draws_the_same_bytes_though_an_actor_dies(job, drawn, tmp_path):
+def test_ray_generates_the_same_bytes_though_an_actor_dies(job, generated, tmp_path):
     """Two actors on this machine; one is killed and its shard handed out again."""
     pytest.importorskip('ray')
     import psutil
@@ -263,7 +263,7 @@ def test_ray_draws_the_same_bytes_though_an_actor_dies(job, drawn, tmp_path):
     summary = run_ray(job, tmp_path, 2, progress=False)
     kill.join(10)
     assert len(killed) == 1
-    assert folder_bytes(tmp_path) == drawn
+    assert folder_bytes(tmp_path) == generated
     assert (summary.samples, summary.missing_shards) == (12, 0)
     assert len(Store(tmp_path)) == 12
 

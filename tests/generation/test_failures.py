@@ -1,4 +1,4 @@
-"""Samples that can't be drawn, or were blacked out: theirs alone, named, and left out."""
+"""Samples that can't be generated, or were blacked out: theirs alone, named, and left out."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_image_that_is_not_a_number_is_left_out_and_named(pipe, tmp_path):
     assert list(verify_store(tmp_path, source=source_of(pipe))) == []
 
 
-def test_the_next_start_knows_of_it_and_draws_nothing(pipe, tmp_path):
+def test_the_next_start_knows_of_it_and_generates_nothing(pipe, tmp_path):
     generate_store(source_of(fail(pipe, 'cat')), tmp_path, progress=False)
     before = folder_bytes(tmp_path)
     batches = []
@@ -92,7 +92,7 @@ def test_the_next_start_knows_of_it_and_draws_nothing(pipe, tmp_path):
     assert folder_bytes(tmp_path) == before
 
 
-def test_good_samples_of_a_batch_that_failed_are_as_if_drawn_alone(pipe, tmp_path):
+def test_good_samples_of_a_batch_that_failed_are_as_if_generated_alone(pipe, tmp_path):
     generate_store(source_of(pipe, batch_size=1), tmp_path / 'b', progress=False)
     generate_store(source_of(fail(pipe, 'cat')), tmp_path / 'a', progress=False)
     assert Store(tmp_path / 'a')[0].image_bytes == Store(tmp_path / 'b')[0].image_bytes
@@ -137,7 +137,7 @@ def test_masks_that_are_not_numbers_leave_out_their_sample(pipe, tmp_path, monke
     assert summary.split_batches == 0 and len(Store(tmp_path)) == 4
 
 
-def test_a_shard_of_which_nothing_can_be_drawn_stands_empty(pipe, tmp_path):
+def test_a_shard_of_which_nothing_can_be_generated_stands_empty(pipe, tmp_path):
     summary = generate_store(
         source_of(fail(pipe, 'shirt')), tmp_path, progress=False
     )  # alone in it
@@ -152,7 +152,7 @@ def test_a_shard_of_which_nothing_can_be_drawn_stands_empty(pipe, tmp_path):
     assert list(verify_store(tmp_path)) == []
 
 
-def test_settings_that_draw_nothing_stop_at_once(pipe, tmp_path):
+def test_settings_that_generate_nothing_stop_at_once(pipe, tmp_path):
     with pytest.raises(GenerationError, match='prompts 000, 001 failed: broken'):
         generate_store(
             source_of(fail(pipe, 'a photo', error=RuntimeError('broken'))), tmp_path, progress=False
@@ -179,7 +179,7 @@ def test_what_failed_in_finished_shards_counts(pipe, tmp_path):
     assert len(list(tmp_path.glob('shard-*.json'))) == 1
 
 
-def test_out_of_memory_in_a_batch_draws_one_by_one_and_alone_stops(pipe, tmp_path):
+def test_out_of_memory_in_a_batch_generates_one_by_one_and_alone_stops(pipe, tmp_path):
     real = pipe.unet.forward
     most = [2]
 
@@ -218,14 +218,14 @@ def test_damaged_shards_are_repaired_around_what_is_left_out(pipe, tmp_path):
     content[int(Store(tmp_path)._shard(0).row(1)[5]) + 50] ^= 1
     (tmp_path / 'shard-000000.tar').write_bytes(content)
     report = repair_store(tmp_path, source)
-    assert (report.restored, report.drawn) == (['shard-000000'], 1)
+    assert (report.restored, report.generated) == (['shard-000000'], 1)
     assert folder_bytes(tmp_path) == whole
     (tmp_path / 'store.json').unlink()
     repair_store(tmp_path, source)
     assert folder_bytes(tmp_path) == whole
 
 
-def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path, capsys):
+def test_what_failed_is_generated_again_in_another_number_format(pipe, tmp_path, capsys):
     generate_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
     before = {sample.key: sample.image_bytes for sample in Store(tmp_path)}
     wide = tiny_stable_diffusion().to(torch.bfloat16)
@@ -252,6 +252,24 @@ def test_what_failed_is_drawn_again_in_another_number_format(pipe, tmp_path, cap
     } == before
     assert list(verify_store(tmp_path, source=source_of(pipe))) == []
     assert generate_store(source_of(pipe), tmp_path, progress=False).samples == 0
+
+
+def test_what_another_process_generates_again_meanwhile_is_kept(pipe, tmp_path, monkeypatch):
+    generate_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
+    wide = source_of(tiny_stable_diffusion().to(torch.bfloat16))
+    alone = wide.generate_alone
+
+    def then_another(shard, keys):
+        found = alone(shard, keys)
+        monkeypatch.undo()
+        assert redo_failed(wide, tmp_path, progress=False).samples == 2
+        return found
+
+    monkeypatch.setattr(wide, 'generate_alone', then_another)
+    with pytest.raises(StoreError, match='was changed by another process in the meantime'):
+        redo_failed(wide, tmp_path, progress=False)
+    assert len(Store(tmp_path)) == len(PROMPTS)
+    assert list(verify_store(tmp_path, source=source_of(pipe))) == []
 
 
 def test_what_fails_again_stays_left_out(pipe, tmp_path):
@@ -313,12 +331,12 @@ def test_without_a_word_from_the_checker_a_black_image_tells(pipe, tmp_path):
 
     from PIL import Image
 
-    from freeatm_mm.generation.source import _hidden
+    from freeatm_mm.generation.calls import hidden_images
 
     black, dark = Image.new('RGB', (8, 8)), Image.new('RGB', (8, 8), (0, 0, 1))
     dark.putpixel((3, 3), (9, 9, 9))
     output = SimpleNamespace(images=[black, dark])
-    assert _hidden(SimpleNamespace(safety_checker=object()), output) == [True, False]
-    assert _hidden(SimpleNamespace(safety_checker=None), output) == [False, False]
+    assert hidden_images(SimpleNamespace(safety_checker=object()), output) == [True, False]
+    assert hidden_images(SimpleNamespace(safety_checker=None), output) == [False, False]
     output.nsfw_content_detected = [False, True]
-    assert _hidden(SimpleNamespace(safety_checker=object()), output) == [False, True]
+    assert hidden_images(SimpleNamespace(safety_checker=object()), output) == [False, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from freeatm_mm.attention import (
     minmax,
     resize,
 )
+from freeatm_mm.errors import InputError
 from freeatm_mm.generation import ShardSource, generate, sample_seed
 from freeatm_mm.generation.generate import SharedProgress
 from freeatm_mm.prompts import Noun, PromptRecord
@@ -57,19 +59,19 @@ def pipe():
 
 
 @pytest.fixture(scope='module')
-def drawn(pipe, tmp_path_factory):
+def generated(pipe, tmp_path_factory):
     """The undisturbed run that others are compared with."""
-    path = tmp_path_factory.mktemp('drawn')
+    path = tmp_path_factory.mktemp('generated')
     summary = generate(pipe, PROMPTS, path, name='tiny', revision='r1', **SETTINGS)
     return SimpleNamespace(path=path, summary=summary, store=Store(path))
 
 
-def draw(pipe, path, **changes):
+def run(pipe, path, **changes):
     return generate(pipe, PROMPTS, path, **SETTINGS | dict(name='tiny', revision='r1') | changes)
 
 
-def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, drawn):
-    """Drawn again by hand, in the same batches."""
+def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, generated):
+    """Generated again by hand, in the same batches."""
     for first in (0, 2, 4):
         batch = PROMPTS[first : first + 2]
         prompts = [item.prompt for item in batch]
@@ -77,7 +79,7 @@ def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, drawn):
         with AttentionRecorder(pipe, prompts, [item.nouns for item in batch]) as recorder:
             images = pipe(prompts, num_inference_steps=2, generator=generators).images
         for place, (item, maps) in enumerate(zip(batch, recorder.masks())):
-            sample = drawn.store[first + place]
+            sample = generated.store[first + place]
             assert (sample.key, sample.caption, sample.nouns) == (item.id, item.prompt, item.nouns)
             np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(images[place]))
             assert sample.masks.shape == maps.shape
@@ -87,10 +89,10 @@ def test_samples_are_what_the_pipeline_and_the_recorder_give(pipe, drawn):
             assert (np.abs(restored - maps.numpy()) <= 0.501 * step + 1e-9).all()
 
 
-def test_the_store_is_sound_and_says_where_samples_come_from(drawn):
-    assert list(verify_store(drawn.path)) == []
-    assert len(drawn.store) == 5
-    meta = drawn.store[3].meta
+def test_the_store_is_sound_and_says_where_samples_come_from(generated):
+    assert list(verify_store(generated.path)) == []
+    assert len(generated.store) == 5
+    meta = generated.store[3].meta
     assert meta['seed'] == sample_seed(0, '003', 0)
     assert meta['versions']['torch'] == metadata.version('torch')
     expected = {
@@ -108,25 +110,25 @@ def test_the_store_is_sound_and_says_where_samples_come_from(drawn):
     assert {field: meta[field] for field in expected} == expected
 
 
-def test_the_summary_counts_what_is_in_the_store(drawn):
-    summary = drawn.summary
+def test_the_summary_counts_what_is_in_the_store(generated):
+    summary = generated.summary
     assert (summary.samples, summary.skipped, summary.nouns, summary.missing_shards) == (5, 0, 7, 0)
-    raws = [drawn.store.read(index) for index in range(5)]
+    raws = [generated.store.read(index) for index in range(5)]
     assert summary.image_bytes == sum(len(raw.image_bytes) for raw in raws)
     assert summary.mask_bytes == sum(len(raw.masks_bytes) for raw in raws)
     assert '5 images generated' in str(summary) and '7 masks' in str(summary)
 
 
-def test_images_are_the_same_without_recorder(pipe, drawn):
+def test_images_are_the_same_without_recorder(pipe, generated):
     generators = [torch.Generator().manual_seed(sample_seed(0, item.id, 0)) for item in PROMPTS[:2]]
     plain = pipe(
         [item.prompt for item in PROMPTS[:2]], num_inference_steps=2, generator=generators
     ).images
     for index, image in enumerate(plain):
-        np.testing.assert_array_equal(np.asarray(drawn.store[index].image), np.asarray(image))
+        np.testing.assert_array_equal(np.asarray(generated.store[index].image), np.asarray(image))
 
 
-def test_a_run_that_fails_goes_on_to_equal_bytes(pipe, drawn, tmp_path):
+def test_a_run_that_fails_goes_on_to_equal_bytes(pipe, generated, tmp_path):
     calls = []
     real = pipe.unet.forward
 
@@ -139,40 +141,42 @@ def test_a_run_that_fails_goes_on_to_equal_bytes(pipe, drawn, tmp_path):
     pipe.unet.forward = failing
     try:
         with pytest.raises(RuntimeError, match='went away'):
-            draw(pipe, tmp_path)
+            run(pipe, tmp_path)
     finally:
         del pipe.unet.forward
     assert (tmp_path / 'shard-000000.json').exists()
     assert not list(tmp_path.glob('shard-000001*'))
-    summary = draw(pipe, tmp_path)
+    summary = run(pipe, tmp_path)
     assert (summary.skipped, summary.samples) == (2, 3)
-    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+    assert folder_bytes(tmp_path) == folder_bytes(generated.path)
 
 
-def test_workers_together_make_the_same_store(pipe, drawn, tmp_path):
-    summaries = [draw(pipe, tmp_path, rank=rank, world=2, take_over=False) for rank in (1, 0)]
+def test_workers_together_make_the_same_store(pipe, generated, tmp_path):
+    summaries = [run(pipe, tmp_path, rank=rank, world=2, take_over=False) for rank in (1, 0)]
     assert [summary.samples for summary in summaries] == [2, 3]
     assert [summary.missing_shards for summary in summaries] == [2, 0]
-    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+    assert folder_bytes(tmp_path) == folder_bytes(generated.path)
 
 
-def test_a_worker_takes_over_what_nobody_draws_and_leaves_what_somebody_does(pipe, drawn, tmp_path):
-    StoreWriter(tmp_path, 2, drawn.store.config)
+def test_a_worker_takes_over_what_nobody_generates_and_leaves_what_somebody_does(
+    pipe, generated, tmp_path
+):
+    StoreWriter(tmp_path, 2, generated.store.config)
     with locked_write(tmp_path / 'shard-000002.tar', wait=False):  # by another process
         (tmp_path / 'shard-000002.tar.tmp').write_bytes(b'half')
-        summary = draw(pipe, tmp_path, rank=1, world=2)
+        summary = run(pipe, tmp_path, rank=1, world=2)
         assert (summary.samples, summary.missing_shards) == (4, 1)
         assert '1 shard still to be written' in str(summary)
         with pytest.raises(StoreError, match='another process is writing shard-000002'):
-            draw(pipe, tmp_path)
+            run(pipe, tmp_path)
     (tmp_path / 'shard-000002.tar').unlink()  # that process dies
-    summary = draw(pipe, tmp_path, rank=1, world=2)
+    summary = run(pipe, tmp_path, rank=1, world=2)
     assert (summary.samples, summary.missing_shards) == (1, 0)
-    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+    assert folder_bytes(tmp_path) == folder_bytes(generated.path)
 
 
-def test_a_worker_that_waits_draws_what_a_dying_one_leaves(pipe, drawn, tmp_path):
-    StoreWriter(tmp_path, 2, drawn.store.config)
+def test_a_worker_that_waits_generates_what_a_dying_one_leaves(pipe, generated, tmp_path):
+    StoreWriter(tmp_path, 2, generated.store.config)
     held = threading.Event()
 
     def dying():
@@ -188,10 +192,10 @@ def test_a_worker_that_waits_draws_what_a_dying_one_leaves(pipe, drawn, tmp_path
     thread = threading.Thread(target=dying)
     thread.start()
     held.wait(10)
-    summary = draw(pipe, tmp_path, rank=1, world=2, wait=True)
+    summary = run(pipe, tmp_path, rank=1, world=2, wait=True)
     thread.join()
     assert (summary.samples, summary.missing_shards) == (5, 0)
-    assert folder_bytes(tmp_path) == folder_bytes(drawn.path)
+    assert folder_bytes(tmp_path) == folder_bytes(generated.path)
 
 
 def test_the_progress_is_that_of_all_workers(pipe, tmp_path, capsys):
@@ -204,19 +208,30 @@ def test_the_progress_is_that_of_all_workers(pipe, tmp_path, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SharedProgress, 'set', watched)
-        draw(pipe, tmp_path, rank=1, world=2, take_over=False)
+        run(pipe, tmp_path, rank=1, world=2, take_over=False)
         assert seen == [0, 2]
         assert (tmp_path / 'progress.u32').exists()
-        draw(pipe, tmp_path, rank=0, world=2, progress=True)
+        run(pipe, tmp_path, rank=0, world=2, progress=True)
     assert max(seen) == 5 and '5/5' in capsys.readouterr().err
     assert not (tmp_path / 'progress.u32').exists()
 
 
-def test_damaged_samples_are_drawn_again_to_the_same_bytes(pipe, drawn, tmp_path):
-    draw(pipe, tmp_path)
+def test_a_pipe_in_the_place_of_the_progress_is_not_waited_for(tmp_path):
+    progress = SharedProgress(tmp_path, 2)
+    assert progress.total() is None
+    progress.path.write_bytes(np.array([3, 4, 5], '<u4').tobytes() + b'x')
+    assert progress.total() == 7
+    progress.path.unlink()
+    os.mkfifo(progress.path)
+    with pytest.raises(InputError, match='is no plain file but a pipe'):
+        progress.total()
+
+
+def test_damaged_samples_are_generated_again_to_the_same_bytes(pipe, generated, tmp_path):
+    run(pipe, tmp_path)
     whole = folder_bytes(tmp_path)
     content = bytearray(whole['shard-000001.tar'])
-    content[int(drawn.store._shard(1).row(1)[5]) + 50] ^= 1  # in the image of sample 3
+    content[int(generated.store._shard(1).row(1)[5]) + 50] ^= 1  # in the image of sample 3
     (tmp_path / 'shard-000001.tar').write_bytes(content)
     (tmp_path / 'shard-000002.tar').unlink()
     source = ShardSource(
@@ -232,20 +247,20 @@ def test_damaged_samples_are_drawn_again_to_the_same_bytes(pipe, drawn, tmp_path
         ('missing', None),
     ]
     report = repair_store(tmp_path, source)
-    assert (report.restored, report.drawn) == (['shard-000001', 'shard-000002'], 2)
+    assert (report.restored, report.generated) == (['shard-000001', 'shard-000002'], 2)
     assert folder_bytes(tmp_path) == whole
 
 
-def test_a_finished_store_is_left_as_it_is(pipe, drawn):
-    before = folder_bytes(drawn.path)
-    summary = draw(pipe, drawn.path)
+def test_a_finished_store_is_left_as_it_is(pipe, generated):
+    before = folder_bytes(generated.path)
+    summary = run(pipe, generated.path)
     assert (summary.samples, summary.skipped) == (0, 5)
-    assert folder_bytes(drawn.path) == before
+    assert folder_bytes(generated.path) == before
 
 
-def test_another_batch_size_draws_the_same_samples_up_to_rounding(pipe, drawn, tmp_path):
-    draw(pipe, tmp_path, batch_size=5, samples_per_shard=5)
-    for first, second in zip(drawn.store, Store(tmp_path)):
+def test_another_batch_size_generates_the_same_samples_up_to_rounding(pipe, generated, tmp_path):
+    run(pipe, tmp_path, batch_size=5, samples_per_shard=5)
+    for first, second in zip(generated.store, Store(tmp_path)):
         assert (first.key, first.meta) == (second.key, second.meta)
         pixels = np.asarray(first.image, int) - np.asarray(second.image, int)
         assert np.abs(pixels).max() <= 1 and (pixels != 0).mean() < 0.01
@@ -263,7 +278,7 @@ def test_noise_is_exactly_the_same_whatever_the_batch(pipe, tmp_path):
             with_kwargs=True,
         )
         try:
-            draw(pipe, path, steps=1, **changes)
+            run(pipe, path, steps=1, **changes)
         finally:
             handle.remove()
         return torch.cat(seen)
@@ -344,7 +359,7 @@ def test_long_prompts_are_counted_rather_than_printed(tmp_path, capfd):
     summary = generate(pipe, [long, *PROMPTS[:2]], tmp_path, **SETTINGS)
     assert 'truncated' not in capfd.readouterr().err
     assert summary.cut_prompts == 1
-    assert '1 prompt with more than the 77 tokens that CLIP sees' in str(summary)
+    assert '1 prompt with more tokens than the text encoders read' in str(summary)
     assert not handler.filters
 
 
@@ -355,7 +370,7 @@ def test_nouns_that_are_not_among_the_tokens_are_left_out_and_listed(pipe, tmp_p
                 raise NounAlignmentError('no token for cat')
             super().__init__(pipeline, prompts, nouns, **options)
 
-    monkeypatch.setattr('freeatm_mm.generation.source.AttentionRecorder', Recorder)
+    monkeypatch.setattr('freeatm_mm.generation.masks.AttentionRecorder', Recorder)
     summary = generate(pipe, PROMPTS[2:4], tmp_path / 'a', **SETTINGS)
     sample = Store(tmp_path / 'a')[1]
     assert summary.lost_nouns == 1
@@ -390,7 +405,7 @@ def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
     handle = pipe.vae.decoder.register_forward_hook(lambda module, args, output: output * np.nan)
     try:
         with pytest.raises(FloatingPointError, match='the prompts 000, 001 failed'):
-            draw(pipe, tmp_path)
+            run(pipe, tmp_path)
     finally:
         handle.remove()
     assert not list(tmp_path.glob('shard-*'))
@@ -405,8 +420,8 @@ def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
         {'blocks': ['down_blocks.0'], 'crf': 20},
     ],
 )
-def test_other_masks_than_the_paper_s(pipe, drawn, tmp_path, masks):
-    draw(pipe, tmp_path, masks=masks)
+def test_other_masks_than_the_paper_s(pipe, generated, tmp_path, masks):
+    run(pipe, tmp_path, masks=masks)
     store = Store(tmp_path)
     assert store.config['masks'] == masks
     options = {name: value for name, value in masks.items() if name not in ('propagate', 'crf')}
@@ -414,7 +429,7 @@ def test_other_masks_than_the_paper_s(pipe, drawn, tmp_path, masks):
         options['steps'] = range(*masks['steps'])
     if 'propagate' in masks:
         options['self_attention'] = 32
-    batch = PROMPTS[2:4]  # the second shard, drawn in one batch
+    batch = PROMPTS[2:4]  # the second shard, generated in one batch
     with AttentionRecorder(
         pipe, [item.prompt for item in batch], [item.nouns for item in batch], **options
     ) as recorder:
@@ -436,21 +451,21 @@ def test_other_masks_than_the_paper_s(pipe, drawn, tmp_path, masks):
     )
     assert store[2].nouns == () and store[3].masks.shape == expected.shape
     for index, sample in enumerate(store):
-        assert sample.image_bytes == drawn.store[index].image_bytes
+        assert sample.image_bytes == generated.store[index].image_bytes
     with pytest.raises(StoreError, match='masks is .* there and None here'):
-        draw(pipe, tmp_path)
+        run(pipe, tmp_path)
 
 
-def test_other_settings_are_refused_and_named(pipe, drawn):
-    before = folder_bytes(drawn.path)
+def test_other_settings_are_refused_and_named(pipe, generated):
+    before = folder_bytes(generated.path)
     with pytest.raises(StoreError, match='steps is 2 there and 3 here'):
-        draw(pipe, drawn.path, steps=3)
+        run(pipe, generated.path, steps=3)
     with pytest.raises(StoreError, match="revision is 'r1' there and 'r2' here"):
-        draw(pipe, drawn.path, revision='r2')
+        run(pipe, generated.path, revision='r2')
     changed = [dataclasses.replace(PROMPTS[0], source='other'), *PROMPTS[1:]]
     with pytest.raises(StoreError, match='prompts_sha256'):
-        generate(pipe, changed, drawn.path, name='tiny', revision='r1', **SETTINGS)
-    assert folder_bytes(drawn.path) == before
+        generate(pipe, changed, generated.path, name='tiny', revision='r1', **SETTINGS)
+    assert folder_bytes(generated.path) == before
 
 
 @pytest.mark.parametrize(
@@ -478,7 +493,7 @@ def test_other_settings_are_refused_and_named(pipe, drawn):
 )
 def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        draw(pipe, tmp_path / 'out', **change)
+        run(pipe, tmp_path / 'out', **change)
     assert not list(tmp_path.glob('out/shard-*'))
 
 
@@ -486,7 +501,7 @@ def test_the_progress_bar_of_the_pipeline_comes_back(pipe, tmp_path):
     before = dict(pipe._progress_bar_config)
     pipe.set_progress_bar_config(disable=False, desc='mine')
     try:
-        draw(pipe, tmp_path, steps=1)
+        run(pipe, tmp_path, steps=1)
         assert pipe._progress_bar_config == {'disable': False, 'desc': 'mine'}
     finally:
         pipe.set_progress_bar_config(**before)
@@ -494,5 +509,5 @@ def test_the_progress_bar_of_the_pipeline_comes_back(pipe, tmp_path):
 
 def test_a_family_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(ValueError, match='SimpleNamespace is not a pipeline'):
-        draw(SimpleNamespace(), tmp_path / 'out')
+        run(SimpleNamespace(), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

@@ -25,9 +25,9 @@ from helpers.two_prompts import NOUNS, PROMPTS
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.attention.families import FAMILIES, call_names
+from freeatm_mm.generation.calls import sampling_options
 from freeatm_mm.generation.existing import _no_guidance
 from freeatm_mm.generation.levels import NoiseLevels, ShownImages, _standing_in
-from freeatm_mm.generation.pipelines import sampling_options
 
 LEVELS = (200, 450)
 SAMPLE, TIME = ('sample', 'hidden_states', 'x'), ('timestep', 'timesteps', 't')
@@ -370,9 +370,15 @@ def test_the_docs_name_the_families_that_are_not_shown_images():
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (tiny.tiny_controlnet, "can't look at .*: its pipelines draw from an image of .* .image.;"),
+        (
+            tiny.tiny_controlnet,
+            "can't look at .*: its pipelines generate from an image of .* .image.;",
+        ),
         (lambda: variants.tiny_sana_sprint('SanaSprintPipeline'), 'noise .* is unknown'),
-        (lambda: variants.tiny_stable_unclip('StableUnCLIPPipeline'), 'its prior draws anew what'),
+        (
+            lambda: variants.tiny_stable_unclip('StableUnCLIPPipeline'),
+            'its prior generates anew what',
+        ),
         (
             tiny.tiny_vq_diffusion,
             'VQDiffusionPipeline gives no masks of nouns: it generates tokens',

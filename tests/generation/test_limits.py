@@ -35,7 +35,7 @@ def prompts(tmp_path):
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     monkeypatch.setattr(
-        'freeatm_mm.generation.source.load_pipeline',
+        'freeatm_mm.generation.job.load_pipeline',
         lambda *_, **__: pytest.fail('weights were loaded'),
     )
 
@@ -157,7 +157,9 @@ def line(**fields):
         (b'[]\n', 'must be an object'),
     ],
 )
-def test_prompt_files_that_cannot_be_drawn_are_refused(tool, tmp_path, capsys, content, message):
+def test_prompt_files_that_cannot_be_generated_are_refused(
+    tool, tmp_path, capsys, content, message
+):
     import re
 
     path = tmp_path / 'prompts.jsonl'
@@ -199,7 +201,7 @@ def test_another_store_s_settings_are_found_before_weights_are_loaded(
         'prompts_sha256': plan.fingerprint,
     }
     StoreWriter(tmp_path / 'out', 5000, config)
-    job.check(tmp_path / 'out')  # settings that drew nothing bind nobody
+    job.check(tmp_path / 'out')  # settings that generated nothing bind nobody
     (tmp_path / 'out' / 'shard-000000.json').touch()
     words = ['nowhere', str(prompts), str(tmp_path / 'out'), '--steps']
     assert exit_code(tool, [*words, '2']) == 2

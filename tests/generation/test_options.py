@@ -1,4 +1,4 @@
-"""Negative prompts, LoRAs and a run in a file: drawn as diffusers does, recorded, refused."""
+"""Negative prompts, LoRAs and a run in a file: generated as diffusers does, recorded, refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from freeatm_mm.generation import (
     pipelines,
     sample_seed,
 )
-from freeatm_mm.generation.pipelines import parse_lora, sampling_defaults
+from freeatm_mm.generation.calls import sampling_defaults
+from freeatm_mm.generation.loras import parse_lora
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, verify_store
 
@@ -58,7 +59,7 @@ def first(source, out):
     return Store(out)
 
 
-def test_a_negative_prompt_draws_what_diffusers_draws_with_it(folder, tmp_path):
+def test_a_negative_prompt_generates_what_diffusers_generates_with_it(folder, tmp_path):
     pipe = load_pipeline(folder / 'pipeline', device='cpu').pipe
     store = first(ShardSource(pipe, PROMPTS, negative_prompt='a tree', **SETTINGS), tmp_path / 'x')
     generator = torch.Generator().manual_seed(sample_seed(0, '0', 0, 1))
@@ -184,7 +185,7 @@ def checkpoint(folder):
     return folder / 'model.safetensors'
 
 
-def test_a_single_file_draws_as_its_folder_does(folder, checkpoint, hub, tmp_path):
+def test_a_single_file_generates_as_its_folder_does(folder, checkpoint, hub, tmp_path):
     job = GenerationJob(
         str(checkpoint),
         str(folder / 'prompts.jsonl'),

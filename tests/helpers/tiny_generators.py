@@ -222,7 +222,7 @@ def tiny_sana(qk_norm: str | None = None):
 
 @_seeded
 def tiny_unclip():
-    """An ``UnCLIPPipeline``: the decoder draws 32x32 pixels, attention at 16x16."""
+    """An ``UnCLIPPipeline``: the decoder generates 32x32 pixels, attention at 16x16."""
     from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DModel
     from transformers import CLIPTextModelWithProjection
 

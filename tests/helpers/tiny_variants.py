@@ -110,7 +110,7 @@ def tiny_xl_union(name: str):
 
 @_seeded
 def tiny_stable_unclip(name: str):
-    """A ``StableUnCLIPPipeline``, whose prior draws an image embedding, or one that is given it."""
+    """A ``StableUnCLIPPipeline``, whose prior makes an image embedding, or one that is given it."""
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
         StableUnCLIPImageNormalizer,
     )

@@ -46,7 +46,7 @@ def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
     """Draws prompts, always the same images."""
     unit = 'videos' if 'num_frames' in options else 'images'
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for what a pipeline draws without its generator
+        torch.manual_seed(seed)  # for what a pipeline takes at random without its generator
         out = pipe(
             prompt=list(prompts),
             generator=torch.Generator().manual_seed(seed),
@@ -54,8 +54,8 @@ def images_of(pipe, images=1, seed=1, prompts=PROMPTS, **options):
             **options,
         )
     prior = getattr(out, 'image_embeddings', None)
-    drawn = generated_images(out) if prior is None else prior
-    return torch.as_tensor(np.asarray(drawn) if isinstance(drawn, list) else drawn)
+    generated = generated_images(out) if prior is None else prior
+    return torch.as_tensor(np.asarray(generated) if isinstance(generated, list) else generated)
 
 
 def hook_count(whole):
@@ -79,7 +79,7 @@ def check(
     first_row=0,
     probability='joint',
     text_keys=None,
-    draw=None,
+    options=None,
     recorder_options=None,
     expected_steps=None,
     calls=slice(None),
@@ -93,11 +93,11 @@ def check(
         size: Of the largest map.
         first_row: First conditional row of the batch.
         text_keys: Renormalise over so many keys.
-        draw: Options of the pipeline's call.
+        options: Arguments of the pipeline's call.
         calls: Which denoiser calls are the conditional ones.
     """
-    draw = functools.partial(images_of, pipe, images, **(draw or {}))
-    plain = draw()
+    generate = functools.partial(images_of, pipe, images, **(options or {}))
+    plain = generate()
     hooks = hook_count(pipe)  # transformers may leave some of its own
     with AttentionRecorder(
         pipe,
@@ -107,13 +107,13 @@ def check(
         probability=probability,
         **(recorder_options or {}),
     ) as recorder:
-        drawn = draw()
-    assert torch.equal(plain, drawn)
+        generated = generate()
+    assert torch.equal(plain, generated)
     assert hook_count(pipe) == hooks
     if expected_steps is not None:
         assert recorder.num_steps == expected_steps
     with reference() as seen:
-        draw()
+        generate()
     takes_prompt = len(inspect.signature(columns).parameters) > 1
     places = columns if takes_prompt else lambda word, prompt: columns(word)
     layers = len(recorder.layers)

@@ -279,7 +279,7 @@ def test_another_plan_is_refused(source_folder, trained):
         )
 
 
-def test_the_shipped_generator_draws_with_masks(tmp_path):
+def test_the_shipped_generator_generates_with_masks(tmp_path):
     files = [path for path in SHIPPED.rglob('*') if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20e6
     assert not [path for path in files if path.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl')]

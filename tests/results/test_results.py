@@ -157,7 +157,11 @@ def test_markdown_shows_mean_spread_difference_and_origin(results):
         page,
     )
     assert page.count('| Scenes, k-NN (mAP) |') == 1  # only a heading: ours has no k-NN to compare
-    assert '![trial](trial.svg)' in page and 'python tools/trial.py' in page
+    assert (
+        '![Every seed as a dot, with mean and standard deviation, for MoCo v2; MoCo v2 + '
+        'Free-ATM, measured by Scenes, linear (mAP); Scenes, k-NN (mAP).](trial.svg)'
+    ) in page
+    assert 'python tools/trial.py' in page
     assert f'python {results["versions"]["python"]}' in page
 
 

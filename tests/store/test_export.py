@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from freeatm_mm.store.export import (
     export_mmseg,
     export_parquet,
 )
+from freeatm_mm.store.locking import new_folder
 
 
 def square(side, x, y, size, value=255):
@@ -258,6 +260,36 @@ def test_an_export_that_is_there_is_kept(path, tmp_path):
     for export in (export_coco, export_mmseg, export_class_folders, export_parquet):
         with pytest.raises(StoreError, match='is there already'):
             export(path, tmp_path / 'out')
+
+
+def test_what_another_process_exports_is_left_alone(path, tmp_path):
+    out = tmp_path / 'out'
+    with new_folder(out) as folder:
+        (folder / 'theirs').touch()
+        with pytest.raises(StoreError, match=f'another process is making {out}: wait'):
+            export_coco(path, out)
+    assert [file.name for file in out.iterdir()] == ['theirs']
+
+
+def test_an_export_does_not_take_the_place_of_one_made_meanwhile(path, tmp_path):
+    out = tmp_path / 'out'
+    with pytest.raises(StoreError, match='out is there already'):
+        with new_folder(out):
+            (out / 'theirs').mkdir(parents=True)
+    assert sorted(file.name for file in tmp_path.rglob('*') if 'store' not in str(file)) == [
+        'out',
+        'theirs',
+    ]
+
+
+def test_what_a_killed_export_left_is_gone(path, tmp_path):
+    scratch = tmp_path / '.out.tmp'
+    (scratch / 'images').mkdir(parents=True)
+    os.mkfifo(scratch / 'pipe')
+    (scratch / 'elsewhere').symlink_to(path)
+    export_coco(path, tmp_path / 'out')
+    assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['coco.json', 'images']
+    assert not scratch.exists() and len(Store(path)) == 2
 
 
 def test_a_damaged_sample_leaves_no_half_export(path, tmp_path):

@@ -57,6 +57,31 @@ def test_read_gives_the_encoded_parts(store_path):
     assert Store(store_path).read(4).masks_bytes == b''
 
 
+def test_the_texts_of_samples_are_read_alone(store_path):
+    store = Store(store_path)
+    for text, whole in zip(store.read_texts([6, 0, 4]), store.read_many([6, 0, 4])):
+        assert text == whole._replace(image_bytes=b'', image_format='', masks_bytes=b'')
+    tar = store_path / 'shard-000000.tar'
+    tar.write_bytes(tar.read_bytes().replace(b'"nouns"', b'"novns"', 1))
+    with pytest.raises(StoreError, match="shard-000000.tar: sample '000000' is corrupt"):
+        Store(store_path).read_texts([0])
+
+
+def test_relative_folders_stay_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = StoreWriter('store', 1)
+    writer.write_shard(0, [make_sample(0)])
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir('elsewhere')
+    writer.write_shard(1, [make_sample(1)])
+    assert writer.finish(2) == []
+    monkeypatch.chdir(tmp_path)
+    store = Store('store', max_open_shards=1)
+    monkeypatch.chdir('elsewhere')
+    assert [store[1].key, pickle.loads(pickle.dumps(store))[0].key] == ['000001', '000000']
+    assert not any((tmp_path / 'elsewhere').iterdir())
+
+
 def test_keys_are_read_from_proved_indexes_and_no_sample_is_touched(store_path):
     store = Store(store_path)
     keys = [store.read(number).key for number in range(7)]
@@ -311,8 +336,50 @@ def test_two_processes_cannot_write_one_shard(tmp_path):
             writer.write_shard(0, [make_sample(0)])
 
 
+@pytest.mark.parametrize('steps', [5, 6])
+def test_what_another_worker_wrote_meanwhile_is_not_begun_anew(tmp_path, monkeypatch, steps):
+    check = StoreWriter._check_existing
+
+    def then_another(writer):
+        found = check(writer)
+        monkeypatch.undo()
+        write_store(tmp_path, map(make_sample, range(3)), 3, {'steps': steps})
+        return found
+
+    monkeypatch.setattr(StoreWriter, '_check_existing', then_another)
+    if steps == 5:
+        assert StoreWriter(tmp_path, 3, {'steps': 5}).is_complete(0)
+    else:
+        with pytest.raises(StoreError, match='steps is 6 there and 5 here'):
+            StoreWriter(tmp_path, 3, {'steps': 5})
+    assert len(Store(tmp_path)) == 3 and list(verify_store(tmp_path)) == []
+
+
+def test_a_store_that_was_begun_anew_gets_no_shard_of_the_former_settings(tmp_path):
+    former = StoreWriter(tmp_path, 3, {'steps': 5})
+    write_store(tmp_path, map(make_sample, range(3)), 3, {'steps': 6})
+    before = folder_bytes(tmp_path)
+    with pytest.raises(StoreError, match='steps is 6 there and 5 here'):
+        former.write_shard(0, iter([]))  # before any is drawn
+    with pytest.raises(StoreError, match='steps is 6 there|another configuration'):
+        former.finish(3)
+    assert folder_bytes(tmp_path) == before
+
+
+def test_what_a_store_cannot_be_is_told(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to('nowhere')
+    for name, message in (
+        ('file', 'a file, or lies'),
+        ('file/x', 'a file, or lies'),
+        ('link', 'a link that leads nowhere'),
+    ):
+        with pytest.raises(StoreError, match=message):
+            StoreWriter(tmp_path / name, 3)
+
+
 def test_a_shard_is_kept_from_others_until_its_json_is_there(tmp_path, monkeypatch):
-    """Between tar and JSON it would look missing, and be drawn a second time."""
+    """Between tar and JSON it would look missing, and be generated a second time."""
     ours, theirs = StoreWriter(tmp_path, 3), StoreWriter(tmp_path, 3)
     write_index = StoreWriter._write_index
 

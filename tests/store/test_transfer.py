@@ -104,6 +104,37 @@ def test_other_bytes_on_the_way_are_noticed(path, address, monkeypatch):
     assert push_store(path, address).complete and there(address) == folder_bytes(path)
 
 
+@pytest.mark.parametrize('name', ['shard-000001.tar', 'store.json'])
+def test_a_store_that_is_replaced_while_it_is_pushed_is_noticed(
+    path, address, tmp_path, monkeypatch, name
+):
+    write_store(tmp_path / 'other', map(varied_sample, range(1, 8)), 2, {'steps': 5})
+    upload = RemoteFolder.upload_many
+
+    def and_replace(self, files):
+        upload(self, files)
+        if any(file[1] == 'shard-000001.tar' for file in files):
+            os.replace(tmp_path / 'other' / name, path / name)
+
+    monkeypatch.setattr(RemoteFolder, 'upload_many', and_replace)
+    with pytest.raises(StoreError, match=f'{name} was changed while the store was copied'):
+        push_store(path, address, jobs=1)
+    assert 'store.json' not in there(address)
+
+
+def test_a_shard_of_another_store_is_not_pushed(path, address, tmp_path):
+    write_store(tmp_path / 'other', map(varied_sample, range(7)), 2, {'steps': 6})
+    os.replace(tmp_path / 'other' / 'shard-000001.json', path / 'shard-000001.json')
+    with pytest.raises(StoreError, match='shard-000001.json says otherwise than store.json'):
+        push_store(path, address)
+    assert there(address) == {}
+
+
+def test_only_folders_are_pushed(address):
+    with pytest.raises(InputError, match='s3://a/b is an address.*freeatm pull it first'):
+        push_store('s3://a/b', address)
+
+
 def test_damage_on_this_disk_is_not_pushed(path, address):
     tar = path / 'shard-000001.tar'
     data = tar.read_bytes()

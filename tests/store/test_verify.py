@@ -19,18 +19,18 @@ CONFIG = {'steps': 5, 'num_samples': 7}
 
 
 class Source:
-    """Stands in for the generator: knows the keys of each shard and draws samples again."""
+    """Stands in for the generator: knows the keys of each shard and generates samples again."""
 
     config, samples_per_shard, num_samples = CONFIG, 3, 7
 
     def __init__(self):
-        self.drawn = []
+        self.generated = []
 
     def keys(self, shard):
         return [f'{number:06d}' for number in range(3 * shard, min(3 * shard + 3, 7))]
 
     def generate(self, shard, rows, notes):
-        self.drawn += [3 * shard + row for row in rows]
+        self.generated += [3 * shard + row for row in rows]
         return {row: varied_sample(3 * shard + row) for row in rows}
 
 
@@ -157,16 +157,18 @@ def test_damage_is_found_and_named(path, damage, kind, message, key, _):
 
 
 @pytest.mark.parametrize(
-    'damage, drawn', [(row[0], row[4]) for row in DAMAGES.values()], ids=DAMAGES
+    'damage, generated', [(row[0], row[4]) for row in DAMAGES.values()], ids=DAMAGES
 )
-def test_damage_is_repaired_to_the_same_bytes_and_only_what_is_lost_is_drawn(path, damage, drawn):
+def test_damage_is_repaired_to_the_same_bytes_and_only_what_is_lost_is_generated(
+    path, damage, generated
+):
     whole = folder_bytes(path)
     untouched = (path / 'shard-000002.tar').stat().st_ino
     damage(path)
     source = Source()
     report = repair_store(path, source)
     assert report.restored and not report.left and not report.remade
-    assert (source.drawn, report.drawn) == (drawn, len(drawn))
+    assert (source.generated, report.generated) == (generated, len(generated))
     found = folder_bytes(path)
     found.pop('store.json.broken', None)
     assert found == whole

@@ -1,4 +1,4 @@
-"""tools/generate.py: what it draws, what it says about bad input, and being killed."""
+"""tools/generate.py: what it generates, what it says about bad input, and being killed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def arguments(pipeline_folder, prompt_file, out, *more):
     ]
 
 
-def test_the_tool_draws_a_store_and_reports(tool, pipeline_folder, prompt_file, tmp_path, capsys):
+def test_the_tool_generates_a_store_and_reports(
+    tool, pipeline_folder, prompt_file, tmp_path, capsys
+):
     out = tmp_path / 'out'
     assert (
         tool.main(
@@ -130,7 +132,7 @@ def test_the_plan_is_printed_and_nothing_is_written(
     assert not (tmp_path / 'out').exists()
 
 
-def test_lost_samples_are_drawn_again_by_the_store_s_tool(
+def test_lost_samples_are_generated_again_by_the_store_s_tool(
     tool, pipeline_folder, prompt_file, tmp_path, capsys
 ):
     verify = load_tool('store/verify')
@@ -256,7 +258,7 @@ def test_bad_input_is_one_sentence(
     assert len(lines) == 1 and 'Traceback' not in captured.err
     assert re.search(message, lines[0])
     assert not list(tmp_path.glob('out/shard-*'))
-    if (tmp_path / 'out').is_dir():  # settings that drew nothing bind nobody
+    if (tmp_path / 'out').is_dir():  # settings that generated nothing bind nobody
         assert tool.main(arguments(pipeline_folder, prompt_file, 'out', '--quiet')) == 0
 
 

@@ -12,8 +12,8 @@ import torch
 
 from freeatm_mm.attention import AttentionRecorder
 from freeatm_mm.generation import load_pipeline
+from freeatm_mm.generation.calls import sampling_options
 from freeatm_mm.generation.existing import LEVELS
-from freeatm_mm.generation.pipelines import sampling_options
 from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.evaluation import (
     TIMESTEPS,
@@ -171,8 +171,8 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
             '',
         ]
 
-    ratios = sorted(added / drawn for drawn, added in results['seconds'])
-    drawn, added = (sorted(column)[len(ratios) // 2] for column in zip(*results['seconds']))
+    ratios = sorted(added / generated for generated, added in results['seconds'])
+    generated, added = (sorted(column)[len(ratios) // 2] for column in zip(*results['seconds']))
     best = sorted(results['chosen_on'].items(), key=lambda item: -item[1]['iou'])
     singles = {name: row for name, row in results['chosen_on'].items() if name.isdecimal()}
     pairs = {name: row for name, row in best if name.count(',') == 1}
@@ -188,8 +188,8 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
             '',
             f'{results["images"]} images of the miniature: {added:.2f} CPU seconds to add masks at '
             f'levels {text_of(LEVELS)} (VAE, text encoder, {len(LEVELS)} calls of the UNet), '
-            f'{drawn:.2f} to generate them with masks in {args.steps} steps with guidance; ratio '
-            f'{ratios[len(ratios) // 2]:.4f} ({ratios[0]:.4f} to {ratios[-1]:.4f}, '
+            f'{generated:.2f} to generate them with masks in {args.steps} steps with guidance; '
+            f'ratio {ratios[len(ratios) // 2]:.4f} ({ratios[0]:.4f} to {ratios[-1]:.4f}, '
             f'{len(ratios)} pairs), target at most 0.1.',
             '',
             '## Real scenes, exact masks',

@@ -51,14 +51,14 @@ class KillReport:
 def kill_and_resume(
     source: ShardSource, folder: Path, kills: int, *, workers: int = 1, seed: int = 0
 ) -> KillReport:
-    """Draw a store undisturbed, then again with workers killed at random moments.
+    """Generate a store undisturbed, then again with workers killed at random moments.
 
     Each killed worker is started again at once. A run that ends before all kills are made is
     followed by another one. Workers are forks of this process, so that starting one takes no time
     and kills fall into all of its work.
 
     Args:
-        source: What to draw; on the CPU.
+        source: What to generate; on the CPU.
         folder: An empty folder for the stores.
         kills: Kills in all.
         workers: Workers at a time; each kill hits one of them.
@@ -167,7 +167,7 @@ def _moment(out: Path) -> str:
         return 'before the store was there'
     names = {entry.name for entry in os.scandir(out)}
     if any(name.endswith('.tar.tmp') for name in names):
-        return 'drawing a shard'
+        return 'generating a shard'
     tars = {name[:-4] for name in names if name.endswith('.tar')}
     for ending, moment in (
         ('.index.npy', 'between tar and index'),

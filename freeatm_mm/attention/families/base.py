@@ -209,9 +209,9 @@ def packed_with_ids(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserI
     text = argument(args, kwargs, 1, 'encoder_hidden_states')
     places = kwargs['img_ids']
     places = places[0] if places.ndim == 3 else places
-    # Images to go by stand behind the one that is drawn, with another first coordinate.
-    drawn = places[places[:, 0] == places[0, 0], 1:3]
-    rows, columns = (int(side) + 1 for side in (drawn[-1] - drawn[0]).tolist())
+    # Images to go by stand behind the one that is generated, with another first coordinate.
+    own = places[places[:, 0] == places[0, 0], 1:3]
+    rows, columns = (int(side) + 1 for side in (own[-1] - own[0]).tolist())
     layout = sequence(sample, (rows, columns), text.shape[1])
     return layout._replace(length=text.shape[1] + len(places))
 
@@ -372,7 +372,7 @@ class CallNames:
         guidance: The argument with the guidance scale, in the same way.
         negative_prompt: What to give as negative prompt where guidance is off without one; `None`:
             it needs none.
-        scheduler: The attribute with the scheduler of the network that draws.
+        scheduler: The attribute with the scheduler of the network that generates.
         inner: The attribute with an inner pipeline that has a scheduler of its own, where there is
             one.
         guiders: The attributes with components that hold the guidance scale in place of the call,
@@ -416,10 +416,13 @@ class Family:
         two_passes: Whether classifier-free guidance calls the denoiser twice a step on the same
             tensor, first with the prompt and then without; otherwise once with a larger batch.
         guidance_parts: How many times the images stand in that batch.
-        further_parts: Whether they may stand there more often, behind these, to be drawn towards or
+        further_parts: Whether they may stand there more often, behind these, to be led towards or
             away from other texts.
         conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
+        texts: The arguments of that call with embeddings whose tokens are nouns' keys, and along
+            which dimension each has the rows of the batch. A list of tensors has its length as
+            dimension 0.
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
         block_groups: First part of a module's name, and the group its maps are summed in.
         call_names: What its pipelines call the number of steps, the guidance scale and so on.
@@ -439,6 +442,7 @@ class Family:
     further_parts: bool = False
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
+    texts: Mapping[str, int] = field(default_factory=lambda: {'encoder_hidden_states': 0})
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts
     block_groups: dict[str, str] = field(default_factory=lambda: dict(UNET_GROUPS))
     call_names: CallNames = CallNames()

@@ -60,7 +60,7 @@ COSMOS_2 = Family(
     two_passes=True,
     denoiser_input=_one_frame,
     block_groups=TRANSFORMER_GROUPS,
-    latents='its call multiplies the latents that it is given: it draws from noise alone',
+    latents='its call multiplies the latents that it is given: it generates from noise alone',
 )
 
 WAN = Family(

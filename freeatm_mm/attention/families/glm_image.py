@@ -1,4 +1,4 @@
-"""GLM-Image, whose drawing network reads only what the prompt puts in quotes."""
+"""GLM-Image, whose image network reads only what the prompt puts in quotes."""
 
 from __future__ import annotations
 

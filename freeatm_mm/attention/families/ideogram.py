@@ -51,7 +51,7 @@ def _message_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
 
 
 def _in_patches(pipe: Any, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) as the sequence that they are drawn in, normalised by the VAE's own."""
+    """Latents (B, C, h, w) as the sequence that is denoised, normalised by the VAE's own."""
     patch, vae = pipe.patch_size, pipe.vae
     rows = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     packed = rows.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

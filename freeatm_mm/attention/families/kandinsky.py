@@ -63,7 +63,7 @@ def _clean_like_kandinsky5(call: Call, tokenizer: Any, prompts: Sequence[str]) -
     return [module.prompt_clean(prompt) for prompt in prompts]
 
 
-_OTHER_IMAGE = 'beside the text it goes by an image embedding, which its prior draws anew'
+_OTHER_IMAGE = 'beside the text it goes by an image embedding, which its prior generates anew'
 
 KANDINSKY_2_1 = Family(
     name='Kandinsky 2.1',
@@ -135,7 +135,7 @@ KANDINSKY_5 = Family(
     ),
 )
 
-#: Pipelines that draw from text although the network that draws has no text keys, and why.
+#: Pipelines that generate from text although the network that generates has no text keys, and why.
 TEXTLESS: dict[str, str] = dict.fromkeys(
     (
         'KandinskyV22Pipeline',

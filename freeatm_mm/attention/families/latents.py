@@ -21,7 +21,7 @@ __all__ = [
     'without_frames',
 ]
 
-WANTS_AN_IMAGE = 'its pipelines draw from an image of their own'
+WANTS_AN_IMAGE = 'its pipelines generate from an image of their own'
 """Why a family that changes images isn't shown others."""
 
 
@@ -97,7 +97,7 @@ class Latents:
         frames: Whether that network is one for videos, of which an image is one frame.
         alpha: Whether that network takes images with an alpha channel.
         scaled: ``(pipe, latents) -> latents`` as the denoiser was trained on them, before noise.
-        packed: ``(pipe, latents) -> tensor`` as the call draws in them, after noise.
+        packed: ``(pipe, latents) -> tensor`` as the call denoises them, after noise.
         given: ``(pipe, latents) -> tensor`` as the call takes them, where that differs.
         noise: ``(pipe) -> float``, the deviation of pure noise.
         generated_size: ``(pipe, height, width) -> (height, width)`` at which the call generates

@@ -97,7 +97,7 @@ NOT_COVERED: dict[str, str] = {
     'actions in the same sequence',
     'Flux2KleinKVPipeline': 'it keeps the keys of images to go by from the first step on: use '
     'Flux2KleinPipeline with the same weights',
-    'HunyuanImageRefinerPipeline': 'it refines what HunyuanImagePipeline drew: record that one',
+    'HunyuanImageRefinerPipeline': 'it refines images of HunyuanImagePipeline: record that one',
     'OmniGenPipeline': 'one network reads the text and generates, with text and images mixed in a '
     'sequence whose order depends on the prompt',
     'ModularPipeline': 'its blocks may be put together in any way, so that what they are called '

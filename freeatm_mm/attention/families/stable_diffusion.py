@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def _drawn_channels(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+def _own_channels(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     """Planes that end with those of the image to edit, which one part of a batch lacks."""
     layout = planes(denoiser, args, kwargs)
     config: Any = denoiser.config
@@ -104,7 +104,7 @@ INSTRUCT_PIX2PIX = Family(
     encoders=STABLE_DIFFUSION_XL.encoders,
     guidance_parts=3,
     conditional_first=True,
-    denoiser_input=_drawn_channels,
+    denoiser_input=_own_channels,
     prepare_prompts=convert_textual_inversion,
     latents=WANTS_AN_IMAGE,
 )
@@ -114,9 +114,9 @@ GLIGEN = Family(
     pipelines=('StableDiffusionGLIGENPipeline',),
     is_text_attention=is_cross_attention,
     where='77 CLIP tokens; phrases of boxes give no keys',
-    denoiser_input=_drawn_channels,
+    denoiser_input=_own_channels,
     prepare_prompts=convert_textual_inversion,
-    latents='its call needs boxes to draw in',
+    latents='its call needs boxes to generate in',
 )
 
 WITH_FURTHER_GUIDANCE = Family(
@@ -151,5 +151,5 @@ TEXTLESS: dict[str, str] = dict.fromkeys(
         'UnCLIPImageVariationPipeline',
         'VersatileDiffusionImageVariationPipeline',
     ),
-    'it draws from an image and takes no prompt',
+    'it generates from an image and takes no prompt',
 )

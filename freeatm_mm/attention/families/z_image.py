@@ -49,7 +49,7 @@ def _filled_up(denoiser: nn.Module, length: int) -> int:
 
 
 def _captions_and_images(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
-    """For each row pieces of a caption, then images to go by and the one that is drawn: Omni.
+    """For each row pieces of a caption, then images to go by and the one that is generated: Omni.
 
     Each is filled up to a multiple of tokens. The prompt is in the last piece but one, or alone;
     what the images say to SigLIP stands behind them.
@@ -112,6 +112,7 @@ Z_IMAGE = Family(
     encoders=(Encoder(max_length=length_of_call, frame=_z_image_frame, padding='removed'),),
     conditional_first=True,
     denoiser_input=_lists,
+    texts={'cap_feats': 0},
     block_groups={'layers': 'transformer'},
     call_names=CallNames(unguided=0.0),
 )
@@ -127,6 +128,7 @@ Z_IMAGE_OMNI = Family(
     encoders=(Encoder(max_length=length_of_call, frame=_omni_frame, padding='removed'),),
     conditional_first=True,
     denoiser_input=_captions_and_images,
+    texts={'cap_feats': 0},
     block_groups={'layers': 'transformer'},
     call_names=CallNames(unguided=0.0),
     latents=Latents(image_is_optional=True),
