@@ -371,18 +371,14 @@ def _runs(lines: Iterable[str]) -> list[dict[int, str]]:
         elif last is not None:
             words = line.strip()
             so_far = runs[-1][last]
+            bullet = _BULLET.match(line)
+            broken_off = so_far[-1:] not in '.!?"”*' and (line[0].isspace() or words[0].islower())
             if not so_far.strip(' *_:"“|'):
                 # Under a heading of its own.
                 if not _CLOSING.match(words):
-                    bullet = _BULLET.match(line)
                     runs[-1][last] = bullet[1] if bullet else words
-            elif (
-                not blank
-                and not _BULLET.match(line)
-                and so_far[-1:] not in '.!?"”*'
-                and (line[0].isspace() or words[0].islower())
-            ):
-                runs[-1][last] = f'{so_far} {words}'  # a line that was broken
+            elif broken_off and not blank and not bullet:
+                runs[-1][last] = f'{so_far} {words}'
             else:
                 last = None
     return [
