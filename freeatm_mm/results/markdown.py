@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.errors import listed
+from freeatm_mm.files import atomic_write
 from freeatm_mm.results.comparison import (
     Group,
     PairedDifference,
@@ -20,10 +21,10 @@ from freeatm_mm.results.comparison import (
     runs_of,
     summarise_rows,
 )
-from freeatm_mm.results.file import validate_results
+from freeatm_mm.results.file import validate_results, write_results
 from freeatm_mm.results.metrics import METRICS, metric_title
 
-__all__ = ['result_tables', 'to_markdown']
+__all__ = ['result_tables', 'to_markdown', 'write_with_page']
 
 #: Title, header, and rows of text cells.
 Table = tuple[str, list[str], list[list[str]]]
@@ -232,3 +233,15 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         f'on {results["date"]}; {results["hardware"]}; {versions}.',
     ]
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def write_with_page(path: Path, results: Mapping[str, Any]) -> None:
+    """Write a result file and, beside it, its page; their folder is made if missing.
+
+    Raises:
+        ValueError: If the content is not a result file's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_results(path, results)
+    with atomic_write(path.with_suffix('.md')) as file:
+        file.write(to_markdown(results).encode())
