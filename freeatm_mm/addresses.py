@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
@@ -23,13 +24,15 @@ from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
 from freeatm_mm.errors import InputError, MissingFileError, counted
-from freeatm_mm.files import MAX_BYTES, atomic_write, is_distant, open_regular
+from freeatm_mm.files import MAX_BYTES, atomic_write, is_distant, open_regular, read_bytes
 
 __all__ = [
     'RemoteFolder',
     'cache_folder',
     'check_address',
+    'file_here',
     'is_address',
+    'keeping',
     'local_folder',
     'parse_bytes',
 ]
@@ -40,6 +43,10 @@ TIMEOUT, DEADLINE = 60.0, 600.0
 CONNECT = 10.0
 #: Seconds before a request that failed is made again; after the last one it is an error.
 DELAYS = (0.5, 1.0, 2.0, 4.0)
+#: Seconds that a server may ask to wait before the next try; one that asks for more is given up.
+PATIENCE = 60.0
+#: Bytes of the largest single file that is copied here to be read.
+MOST_COPIED = 1 << 36
 #: Bytes of one request where a file is read from its start to its end.
 PIECE = 1 << 24
 #: Bytes of a part, where a file is uploaded in several: S3's checksum follows from it.
@@ -137,15 +144,60 @@ def cache_folder() -> Path:
     Raises:
         InputError: If it can't be made.
     """
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    folder = Path(os.environ.get('FREEATM_CACHE') or Path(base, 'freeatm_mm', 'stores'))
+    folder = os.environ.get('FREEATM_CACHE')
+    if not folder:
+        base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+        if base.startswith('~'):
+            raise InputError('there is no home folder for the cache: name one in FREEATM_CACHE')
+        folder = os.path.join(base, 'freeatm_mm', 'stores')
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"the cache {folder} can't be made ({error.strerror}): name another in FREEATM_CACHE"
         ) from None
-    return folder
+    return Path(folder)
+
+
+@contextmanager
+def keeping(name: str) -> Iterator[None]:
+    """Say of a block that writes into the cache what to do where it can't.
+
+    Args:
+        name: What is kept, for the message.
+
+    Raises:
+        InputError: If the block raised an error of the disk.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{name} can't be kept in the cache {cache_folder()} ({error.strerror}): make room, or "
+            'name another folder in FREEATM_CACHE'
+        ) from None
+
+
+def file_here(path: str | Path) -> Path:
+    """Return the path of a file to read: of one at an address, of its copy in the cache.
+
+    What is there already is copied again if the file has changed at its address.
+
+    Args:
+        path: A path, or the address of a file.
+
+    Raises:
+        MissingFileError: If there is no such file at the address.
+        InputError: If it can't be read, or has more than 64 GiB.
+    """
+    if not isinstance(path, str) or not is_address(path):
+        return Path(path)
+    folder, _, name = check_address(path).rpartition('/')
+    if folder.endswith('/'):
+        raise InputError(f'{path} is not the address of a file')
+    return RemoteFolder(folder).copied(name, MOST_COPIED)
 
 
 class FileState(NamedTuple):
@@ -255,19 +307,41 @@ class RemoteFolder:
         Raises:
             InputError: As `read`, or if it is larger.
         """
-        size, tag = self.state(name)
-        if size > limit:
+        state = self._state_within(name, limit)
+        if state.tag is None:
+            return b''.join(self.pieces(name, state.size))
+        return read_bytes(self._copy(name, state), limit)
+
+    def copied(self, name: str, limit: int = MAX_BYTES) -> Path:
+        """Return the path of a file's copy in the cache, made unless it is there unchanged.
+
+        Args:
+            name: The file.
+            limit: Most bytes that it may have.
+
+        Raises:
+            InputError: As `read_cached`.
+        """
+        return self._copy(name, self._state_within(name, limit))
+
+    def _state_within(self, name: str, limit: int) -> FileState:
+        state = self.state(name)
+        if state.size > limit:
             raise InputError(
-                f'{self.address}/{name} has {size} bytes, more than the {limit} that such a file '
-                'may have'
+                f'{self.address}/{name} has {state.size} bytes, more than the {limit} that such a '
+                'file may have'
             )
-        if tag is None:
-            return b''.join(self.pieces(name, size))
+        return state
+
+    def _copy(self, name: str, state: FileState) -> Path:
+        size, tag = state
         key = hashlib.sha256(f'{self.address}/{name}\n{size}\n{tag}'.encode()).hexdigest()
-        path = cache_folder() / f'{key}.copy'
-        if not path.is_file() or path.stat().st_size != size:
-            self.fetch(name, path, size)
-        return path.read_bytes()
+        path = cache_folder() / key / name.rpartition('/')[2]
+        with keeping(f'{self.address}/{name}'):
+            # Without a tag nothing says whether it has changed.
+            if tag is None or not path.is_file() or path.stat().st_size != size:
+                self.fetch(name, path, size)
+        return path
 
     def names(self) -> dict[str, int] | None:
         """Names and sizes of the files in the folder; `None` where the server lists nothing."""
@@ -368,7 +442,12 @@ class RemoteFolder:
                 if delay is None or not problem.again:
                     tries = f' ({len(DELAYS) + 1} tries)' if problem.again else ''
                     raise InputError(f'{place} {problem.what}{tries}') from None
-            time.sleep(delay)
+                if problem.wait > PATIENCE:
+                    raise InputError(
+                        f'{place} {problem.what} and asks to wait {problem.wait:.0f} s: start the '
+                        'same command again then'
+                    ) from None
+            time.sleep(max(delay, problem.wait))
         raise AssertionError
 
     def _connected(self) -> _Server:
@@ -605,11 +684,13 @@ class _Explained(NamedTuple):
         what: What is wrong, to follow the address.
         again: Whether another try may help.
         missing: Whether the file isn't there.
+        wait: Seconds that the server asks to wait before.
     """
 
     what: str
     again: bool = False
     missing: bool = False
+    wait: float = 0.0
 
 
 def _explain(error: BaseException) -> _Explained:
@@ -635,7 +716,8 @@ def _explain(error: BaseException) -> _Explained:
     if status in (404, 410) or ('FileNotFoundError' in names and status < 400):
         return _Explained('is not there', missing=True)
     if status in (408, 429) or status >= 500:
-        return _Explained(f"can't be reached: its server answers {status}", again=True)
+        wait = max(map(_asked_wait, causes))
+        return _Explained(f"can't be reached: its server answers {status}", again=True, wait=wait)
     if status == 416:
         return _Explained('ends before the bytes that were asked for')
     if status >= 400:
@@ -661,6 +743,22 @@ def _status(error: BaseException) -> int:
     else:  # aiohttp, gcsfs
         found = getattr(error, 'status', None) or getattr(error, 'code', None)
     return found if isinstance(found, int) and 100 <= found < 600 else 0
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Seconds that a server asks to wait for (Retry-After); 0 if it says nothing of that."""
+    response = getattr(error, 'response', None)
+    if isinstance(response, dict):  # botocore
+        headers = response.get('ResponseMetadata', {}).get('HTTPHeaders')
+    else:  # requests, httpx; aiohttp
+        headers = getattr(response, 'headers', None) or getattr(error, 'headers', None)
+    try:
+        text = str((headers or {}).get('Retry-After') or (headers or {}).get('retry-after') or '')
+        if text.isdecimal() and len(text) < 10:
+            return float(text)
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def _file_pieces(path: Path, size: int = 1 << 20) -> Iterator[bytes]:

@@ -68,6 +68,13 @@ _NO_ROOM = {
     errno.EDQUOT: 'the quota of the disk is used up: make room',
     errno.EFBIG: 'a file would be larger than is allowed here (`ulimit -f`, the file system)',
 }
+#: Other errors of a file that is named, of which errno's words say less than these.
+_NO_WAY = {
+    errno.EACCES: 'this user may not read it, or not write there',
+    errno.EPERM: 'this user may not read it, or not write there',
+    errno.EROFS: 'nothing can be written there, as its disk is read-only',
+    errno.ENAMETOOLONG: 'its name is too long',
+}
 
 
 @overload
@@ -127,6 +134,8 @@ def tool(
                 place = f' ({error.filename})' if error.filename else ''
                 again = ', and run the same command again'
                 message = f'{_NO_ROOM[error.errno]}{place}{advice or again}'
+            elif isinstance(error, OSError) and error.errno in _NO_WAY and error.filename:
+                message = f'{error.filename}: {_NO_WAY[error.errno]}'
             if isinstance(error, ImportError) and 'pip install' not in message:
                 message += install_hint.get()
         except KeyboardInterrupt:

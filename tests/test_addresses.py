@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -14,6 +15,7 @@ from freeatm_mm import addresses
 from freeatm_mm.addresses import (
     RemoteFolder,
     check_address,
+    file_here,
     is_address,
     local_folder,
     parse_bytes,
@@ -125,6 +127,23 @@ def test_what_may_pass_is_tried_again(server, mode):
     assert len(server.asked) == 3
 
 
+@pytest.mark.parametrize('mode', [429, 503])
+def test_a_server_that_asks_to_wait_is_waited_for(server, monkeypatch, mode):
+    waits = []
+    monkeypatch.setattr(addresses.time, 'sleep', waits.append)
+    server.mode, server.failures, server.retry_after = mode, 2, '7'
+    assert RemoteFolder(server.address).read('file.bin', 0, 9) == DATA[:9]
+    assert waits == [7.0, 7.0]
+    server.failures, server.retry_after = 2, 'Wed, 21 Oct 2015 07:28:00 GMT'  # long ago
+    assert RemoteFolder(server.address).read('file.bin', 0, 9) == DATA[:9]
+    server.failures, server.retry_after = 2, 'soon'
+    assert RemoteFolder(server.address).read('file.bin', 0, 9) == DATA[:9]
+    assert waits[2:] == [0.0] * 4
+    server.failures, server.retry_after = 1, '3600'
+    with pytest.raises(InputError, match=f'answers {mode} and asks to wait 3600 s: start'):
+        RemoteFolder(server.address).read('file.bin', 0, 9)
+
+
 @pytest.mark.parametrize(
     'mode, message, tries',
     [
@@ -196,6 +215,44 @@ def test_the_cache_asks_whether_a_file_has_changed(server, tmp_path):
     assert folder.read_cached('file.bin') == DATA[::-1]
     with pytest.raises(InputError, match='more than the 10 that such a file may have'):
         folder.read_cached('file.bin', limit=10)
+
+
+def test_a_file_at_an_address_is_copied_here_once(server, tmp_path):
+    assert file_here(tmp_path / 'x') == tmp_path / 'x' and file_here('x') == Path('x')
+    server.etag = '"1"'
+    copy = file_here(f'{server.address}/file.bin')
+    assert copy.name == 'file.bin' and copy.read_bytes() == DATA
+    assert file_here(f'{server.address}/file.bin') == copy
+    assert [method for method, *_ in server.asked] == ['HEAD', 'GET', 'HEAD']
+    server.etag = '"2"'
+    (tmp_path / 'served' / 'file.bin').write_bytes(DATA[::-1])
+    assert file_here(f'{server.address}/file.bin').read_bytes() == DATA[::-1]
+    for name, message in (
+        ('none.bin', 'none.bin is not there'),
+        ('file.bin?token=x', 'no user name, password or query'),
+        ('', 'is not the address of a file'),
+    ):
+        with pytest.raises(InputError, match=message):
+            file_here(f'{server.address}/{name}')
+
+
+def test_what_the_cache_cannot_hold_is_told(server, tmp_path, monkeypatch):
+    server.etag = '"1"'
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(addresses.RemoteFolder, 'fetch', full)
+    with pytest.raises(InputError, match="file.bin can't be kept in the cache .*No space.*make"):
+        RemoteFolder(server.address).read_cached('file.bin')
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'served' / 'file.bin'))
+    with pytest.raises(InputError, match="can't be made.*FREEATM_CACHE"):
+        RemoteFolder(server.address).read_cached('file.bin')
+    for name in ('FREEATM_CACHE', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, 'expanduser', str)  # nobody knows whose process this is
+    with pytest.raises(InputError, match='no home folder for the cache'):
+        addresses.cache_folder()
 
 
 def test_http_is_read_only(server, tmp_path):

@@ -54,6 +54,17 @@ COMMANDS = [path for path in sorted((ROOT / 'freeatm_mm/cli').glob('[a-z]*.py'))
             'was',
         ),
         (
+            OSError(errno.EACCES, os.strerror(errno.EACCES), 'a/b'),
+            2,
+            'a/b: this user may not read it, or not write there',
+        ),
+        (
+            OSError(errno.EROFS, os.strerror(errno.EROFS), 'a/b'),
+            2,
+            'a/b: nothing can be written there, as its disk is read-only',
+        ),
+        (OSError(errno.ENAMETOOLONG, 'x', 'a/b'), 2, 'a/b: its name is too long'),
+        (
             OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
             2,
             'a file would be larger than is allowed here (`ulimit -f`, the file system); the same '

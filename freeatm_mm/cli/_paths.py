@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from freeatm_mm.addresses import is_address
+from freeatm_mm.addresses import file_here, is_address
+from freeatm_mm.errors import InputError
 
-__all__ = ['path_here']
+__all__ = ['path_here', 'path_to_read']
 
 
 def path_here(text: str) -> Path:
@@ -24,3 +25,15 @@ def path_here(text: str) -> Path:
             'first'
         )
     return Path(text)
+
+
+def path_to_read(text: str) -> Path:
+    """Read the path of a file to read; one at an address is copied into the cache.
+
+    Raises:
+        argparse.ArgumentTypeError: If it can't be copied.
+    """
+    try:
+        return file_here(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

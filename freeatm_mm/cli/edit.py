@@ -25,6 +25,7 @@ from typing import Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
+from freeatm_mm.cli._paths import path_to_read
 from freeatm_mm.errors import InputError, counted, tool
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 
@@ -82,6 +83,7 @@ def add_regions(commands: Any) -> None:
     )
     add(
         '--samples',
+        type=path_to_read,
         metavar='JSON',
         help='a file with a list of the numbers of the samples to take (default: all)',
     )

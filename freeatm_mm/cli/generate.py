@@ -76,7 +76,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='folder of a diffusers pipeline, a hub id (owner/name), or a '
         'single file of a checkpoint (.safetensors)',
     )
-    add('prompts', nargs='?', help='JSON Lines file of prompt records: id, prompt, nouns, source')
+    add(
+        'prompts',
+        nargs='?',
+        help='JSON Lines file of prompt records (id, prompt, nouns, source), or its address',
+    )
     add('out', nargs='?', help='folder of the store; made if missing')
     add_config_option(parser, 'steps: 30')
     add(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
-from freeatm_mm.cli._paths import path_here
+from freeatm_mm.cli._paths import path_here, path_to_read
 from freeatm_mm.errors import RunError, tool
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.prompts import read_prompts
@@ -198,7 +198,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         source = sources.add_parser(name, help=text, description=text)
         source.set_defaults(action=action)
         if file:
-            source.add_argument('file', type=path_here, help=file)
+            source.add_argument('file', type=path_to_read, help=file)
         source.add_argument('out', type=path_here, help='the JSON Lines file to write')
         source.add_argument('--overwrite', action='store_true', help='replace a finished file')
         source.add_argument('--quiet', action='store_true', help='no progress bar')
@@ -312,7 +312,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     source.add_argument(
         '--forbid',
-        type=path_here,
+        type=path_to_read,
         action='append',
         default=[],
         metavar='FILE',

@@ -23,7 +23,7 @@ from typing import Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
-from freeatm_mm.cli._paths import path_here
+from freeatm_mm.cli._paths import path_here, path_to_read
 from freeatm_mm.errors import FOUND, InputError, tool
 
 
@@ -60,7 +60,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--license-name', metavar='NAME', help='of the licence, where ID is other')
     add('--license-link', metavar='LINK', help="to the licence's text, where ID is other")
     add('--title', help='of the card (default: the last part of the address)')
-    add('--text', metavar='FILE', help='a file with what the card says first, in Markdown')
+    add(
+        '--text',
+        type=path_to_read,
+        metavar='FILE',
+        help='a file with what the card says first, in Markdown',
+    )
     add(
         '--previews',
         type=whole(1, 64),

@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='FILE[:WEIGHT]',
         help='the LoRAs of the run, if it had any, in the same order (those of the hub are known)',
     )
-    add('--prompts', help='the prompt file of the run')
+    add('--prompts', help='the prompt file of the run, or its address')
     add(
         '--images',
         metavar='SOURCE',

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.addresses import is_address
+from freeatm_mm.addresses import file_here, is_address
 from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import open_regular, parse_json, read_bytes, read_json
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
@@ -36,7 +36,7 @@ IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tif
 #: Bytes of the largest image file that is read.
 MAX_IMAGE_BYTES = 1 << 27
 #: Samples of a store that are listed at once.
-_AT_ONCE = 64
+_AT_ONCE = 256
 #: Files kept open at a time.
 _MOST_OPEN = 64
 _METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
@@ -81,7 +81,7 @@ def find_images(source: str | Path, captions: str | Path | None = None) -> Itera
 
     Args:
         source: A folder or a file, or the address of a store; see the module's text for the kinds.
-        captions: A caption file that names the images of the folder ``source``.
+        captions: A caption file that names the images of the folder ``source``, or its address.
 
     Raises:
         FileNotFoundError: If there is no such source or file.
@@ -98,7 +98,7 @@ def find_images(source: str | Path, captions: str | Path | None = None) -> Itera
     if captions is not None:
         if not source.is_dir():
             raise InputError(f'{source} is no folder of images, to go with the captions {captions}')
-        return _by_rows(source, Path(captions))
+        return _by_rows(source, file_here(captions))
     return _reader_of(source)(source)
 
 
@@ -415,7 +415,7 @@ def _store_at(address: str) -> Store:
 def _in_store(store: Store) -> Iterator[Found]:
     for first in range(0, len(store), _AT_ONCE):
         numbers = range(first, min(first + _AT_ONCE, len(store)))
-        for number, raw in zip(numbers, store.read_many(numbers)):
+        for number, raw in zip(numbers, store.read_texts(numbers)):
             nouns = raw.info['nouns'] or None
             yield Found(raw.key, {'sample': number}, (raw.info['caption'],), nouns)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from freeatm_mm.addresses import local_folder
+from freeatm_mm.addresses import is_address, local_folder
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.loras import on_hub
 from freeatm_mm.generation.outcomes import number_allowed
@@ -30,7 +30,7 @@ class GenerationJob:
 
     Args:
         pipeline: Folder of a pipeline, its id on the hub, or a single file of a checkpoint.
-        prompts: The prompt file.
+        prompts: The prompt file, or its address.
         limit: Use its first ``limit`` records only.
         revision: Branch, tag or commit on the hub.
         scheduler: A diffusers scheduler class in place of the pipeline's own.
@@ -201,17 +201,20 @@ class GenerationJob:
     def absolute(self) -> GenerationJob:
         """Return the same job with paths that hold from anywhere; ids on the hub as they are."""
 
+        def absolute(place: str) -> str:
+            return str(Path(place).absolute())
+
         def whole(place: str) -> str:
-            return str(Path(place).absolute()) if Path(place).exists() else place
+            return absolute(place) if Path(place).exists() else place
 
         def whole_lora(lora: str) -> str:  # or FILE:WEIGHT
             name = lora if lora.endswith('.safetensors') else lora.rpartition(':')[0]
             of_hub = not Path(name).is_file() and on_hub(name)
-            return lora if of_hub else str(Path(lora).absolute())
+            return lora if of_hub else absolute(lora)
 
         return replace(
             self,
-            prompts=str(Path(self.prompts).absolute()),
+            prompts=self.prompts if is_address(self.prompts) else absolute(self.prompts),
             pipeline=whole(self.pipeline),
             stages=tuple(whole(stage) for stage in self.stages),
             loras=tuple(whole_lora(lora) for lora in self.loras),

@@ -6,9 +6,11 @@ of times, agree on it without talking to each other.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from freeatm_mm.errors import MissingFileError
+from freeatm_mm.addresses import file_here
+from freeatm_mm.errors import InputError
 from freeatm_mm.files import lines_of, open_regular, parse_json
 from freeatm_mm.generation.limits import MAX_SAMPLES, MAX_SHARDS
 from freeatm_mm.prompts import PromptRecord
@@ -44,12 +47,13 @@ class PromptFile(Sequence[PromptRecord]):
     before it starts; afterwards a record is read from its place in the file.
 
     Args:
-        path: A JSON Lines file of prompt records.
+        path: A JSON Lines file of prompt records; one at an address is copied into the cache.
         limit: Use the first ``limit`` records only.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is not a valid record; names the file and the line.
+        ValueError: If a line is not a valid record, or no longer what it was when the file was
+            opened; names the file and the line.
     """
 
     #: What a line becomes.
@@ -58,13 +62,10 @@ class PromptFile(Sequence[PromptRecord]):
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f'limit must be at least 1, got {limit}')
-        self.path = Path(path)
-        self._offsets = array('q')
-        try:
-            handle = open_regular(self.path)
-        except MissingFileError:
-            raise MissingFileError(f'there is no prompt file {self.path}') from None
-        with os.fdopen(handle, 'rb') as file:
+        self.path = file_here(path)
+        self._place = self.path.absolute()  # whatever folder the process is in later
+        self._offsets, self._checksums = array('q'), array('L')
+        with os.fdopen(open_regular(self.path, 'prompt file'), 'rb') as file:
             lines = lines_of(file, self.path, MAX_LINE)
             while limit is None or len(self._offsets) < limit:
                 offset = file.tell()
@@ -77,15 +78,22 @@ class PromptFile(Sequence[PromptRecord]):
                     except ValueError as error:
                         raise ValueError(f'{self.path}, line {number}: {error}') from None
                     self._offsets.append(offset)
+                    self._checksums.append(zlib.crc32(line.encode()))
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> PromptRecord:  # type: ignore[override]  # no slices
         offset = self._offsets[index]
-        with self.path.open('rb') as file:
+        with os.fdopen(open_regular(self._place, 'prompt file'), 'rb') as file:
             file.seek(offset)
-            return self._record(file.readline(MAX_LINE))
+            line = file.readline(MAX_LINE + 2).removeprefix(codecs.BOM_UTF8).rstrip(b'\r\n')
+        if zlib.crc32(line) != self._checksums[index]:
+            raise InputError(
+                f'{self.path} was changed while it was in use: its record {index} (counted from 0) '
+                'is another one by now; put the file back as it was, or use another folder'
+            )
+        return self._record(line)
 
     def _record(self, line: bytes | str) -> PromptRecord:
         """The record that stands in a line.

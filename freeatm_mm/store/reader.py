@@ -29,12 +29,14 @@ from freeatm_mm.store.layout import (
 )
 from freeatm_mm.store.remote import MOST_AHEAD, RemoteFiles, RemoteTar
 from freeatm_mm.store.sample import RawSample, Sample, decode_sample
-from freeatm_mm.store.tar import parse_names, parse_sample, sample_span
+from freeatm_mm.store.tar import parse_sample, parse_text, sample_span
 
 __all__ = ['Store']
 
-#: Requests at a time for one batch, and what samples may be apart, in bytes, to come with one.
-_MOST_REQUESTS, _GAP = 16, 1 << 18
+#: Requests at a time for one batch.
+_MOST_REQUESTS = 16
+#: What samples may be apart, in bytes, to come with one; and what texts alone may.
+_GAP, _GAP_OF_TEXTS = 1 << 18, 1 << 14
 _MANGLED = re.compile('[a-z0-9]+:/[^/]')  # what Path makes of an address
 
 
@@ -83,7 +85,9 @@ class Store(Sequence):
             handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             max_open_shards = min(2048, handles // 4) if handles > 0 else 2048
         self.max_open_shards = max(1, max_open_shards)
-        self._folder = os.path.join(self.path, '')
+        # Whatever folder the process is in later.
+        place = str(self.path) if self._remote else os.path.abspath(self.path)
+        self._folder = os.path.join(place, '')
         self.manifest = self._load_manifest()
         shards = self.manifest['shards']
         counts = np.array([shard['samples'] for shard in shards], np.int64)
@@ -107,10 +111,8 @@ class Store(Sequence):
             StoreError: If the shard is missing or corrupt; names shard and sample.
         """
         shard_number, row_number = self._locate(index)
-        try:
-            return decode_sample(self._read(shard_number, row_number))
-        except StoreError as error:
-            raise self._in_shard(shard_number, error) from None
+        with self._told_of(shard_number):
+            return decode_sample(self._shard(shard_number).read(row_number))
 
     def read(self, index: int) -> RawSample:
         """Sample number ``index`` with nothing decoded but its JSON.
@@ -119,13 +121,14 @@ class Store(Sequence):
             IndexError: If there is no such sample.
             StoreError: If the shard is missing or corrupt; names shard and sample.
         """
+        return self._read(index)
+
+    def _read(self, index: int, text_alone: bool = False) -> RawSample:
         if (held := self._held.get(index)) is not None:
             return held
         shard_number, row_number = self._locate(index)
-        try:
-            return self._read(shard_number, row_number)
-        except StoreError as error:
-            raise self._in_shard(shard_number, error) from None
+        with self._told_of(shard_number):
+            return self._shard(shard_number).read(row_number, text_alone)
 
     def read_many(self, indices: Sequence[int]) -> list[RawSample]:
         """Samples by number, as `read` gives each.
@@ -137,27 +140,44 @@ class Store(Sequence):
             IndexError: If there is no such sample.
             StoreError: If a shard is missing or corrupt; names shard and sample.
         """
+        return self._read_many(indices)
+
+    def read_texts(self, indices: Sequence[int]) -> list[RawSample]:
+        """Samples by number, with their JSON alone: without image and masks.
+
+        Many times less is read than by `read_many`, and so less is proved: not that nobody changed
+        a letter of a caption.
+
+        Raises:
+            IndexError: If there is no such sample.
+            StoreError: If a shard is missing or corrupt; names shard and sample.
+        """
+        return self._read_many(indices, text_alone=True)
+
+    def _read_many(self, indices: Sequence[int], text_alone: bool = False) -> list[RawSample]:
         places = [self._locate(index) for index in indices]
         if self._remote is None or len(places) < 2:
-            return [self.read(index) for index in indices]
+            return [self._read(index, text_alone) for index in indices]
         by_shard: dict[int, set[int]] = {}
-        for shard_number, row_number in places:
-            by_shard.setdefault(shard_number, set()).add(row_number)
+        for shard_number, row in places:
+            by_shard.setdefault(shard_number, set()).add(row)
         found: dict[tuple[int, int], RawSample] = {}
 
-        def read(shard_number: int) -> None:
-            rows = sorted(by_shard[shard_number])
-            try:
-                for row, raw in zip(rows, self._shard(shard_number).read_many(rows)):
-                    found[shard_number, row] = raw
-            except StoreError as error:
-                raise self._in_shard(shard_number, error) from None
-            except InputError as error:
-                raise StoreError(str(error)) from None
+        def pieces_of(shard_number: int) -> list[tuple[int, list[int]]]:
+            with self._told_of(shard_number):
+                shard, rows = self._shard(shard_number), sorted(by_shard[shard_number])
+                return [(shard_number, piece) for piece in shard.pieces(rows, text_alone)]
+
+        def fetch(piece: tuple[int, list[int]]) -> None:
+            shard_number, rows = piece
+            with self._told_of(shard_number):
+                samples = self._shard(shard_number).read_many(rows, text_alone)
+                found.update({(shard_number, row): raw for row, raw in zip(rows, samples)})
 
         # Threads of this call alone: none is there when a process forks.
-        with ThreadPoolExecutor(min(len(by_shard), _MOST_REQUESTS)) as pool:
-            for _ in pool.map(read, by_shard):
+        with ThreadPoolExecutor(_MOST_REQUESTS) as pool:
+            due = [piece for pieces in pool.map(pieces_of, by_shard) for piece in pieces]
+            for _ in pool.map(fetch, due):
                 pass
         return [found[place] for place in places]
 
@@ -191,11 +211,8 @@ class Store(Sequence):
             IndexError: If there is no such sample.
             StoreError: If the shard is missing or corrupt; names shard and sample.
         """
-        shard_number, row_number = self._locate(index)
-        try:
-            return self._shard(shard_number).names(row_number)
-        except StoreError as error:
-            raise self._in_shard(shard_number, error) from None
+        (raw,) = self.read_texts([index])
+        return raw.names()
 
     def sample_keys(self) -> Iterator[str]:
         """Yield the key of each sample, in order, from the indexes alone: no sample is read.
@@ -205,10 +222,8 @@ class Store(Sequence):
         """
         for number, shard in enumerate(self.manifest['shards']):
             if shard['samples']:
-                try:
+                with self._told_of(number):
                     keys = self._shard(number).keys()
-                except StoreError as error:
-                    raise self._in_shard(number, error) from None
                 yield from keys
 
     def __getstate__(self) -> dict[str, Any]:
@@ -276,14 +291,15 @@ class Store(Sequence):
         shard_number = int(np.searchsorted(self._starts, number, side='right')) - 1
         return shard_number, number - int(self._starts[shard_number])
 
-    def _in_shard(self, shard_number: int, error: StoreError) -> StoreError:
-        """The error with the shard's name, unless it begins with a name of its address."""
-        text, path = str(error), self._shard_path(shard_number)
-        return (
-            error
-            if is_address(path) and text.startswith(f'{self.path}/')
-            else (StoreError(f'{path}: {text}'))
-        )
+    @contextmanager
+    def _told_of(self, shard_number: int) -> Iterator[None]:
+        """Have an error say which shard it is of, unless it begins with a name of its address."""
+        try:
+            yield
+        except InputError as error:
+            text, path = str(error), self._shard_path(shard_number)
+            named = is_address(path) and text.startswith(f'{self.path}/')
+            raise StoreError(text if named else f'{path}: {text}') from None
 
     def _shard_path(self, shard_number: int) -> str:
         # No Path: making one takes as long as opening a file.
@@ -305,31 +321,18 @@ class Store(Sequence):
                 self._open.move_to_end(shard_number)
             return shard
 
-    def _read(self, shard_number: int, row_number: int) -> RawSample:
-        try:
-            return self._shard(shard_number).read(row_number)
-        except StoreError:
-            raise
-        except InputError as error:
-            raise StoreError(str(error)) from None
-
     def _open_shard(self, number: int) -> _OpenShard:
         path, entry = self._shard_path(number), self.manifest['shards'][number]
         prove = number not in self._proved
         if self._remote is None:
             return _OpenShard(f'{path[: -len(".tar")]}.index.npy', path, entry, prove)
-        try:
-            return _OpenShard(
-                str(self._remote.index(entry, prove)),
-                str(self._remote.tar(entry) or ''),
-                entry,
-                prove,
-                RemoteTar(self._remote, entry),
-            )
-        except StoreError:
-            raise
-        except InputError as error:
-            raise StoreError(str(error)) from None
+        return _OpenShard(
+            str(self._remote.index(entry, prove)),
+            str(self._remote.tar(entry) or ''),
+            entry,
+            prove,
+            RemoteTar(self._remote, entry),
+        )
 
 
 class _OpenShard:
@@ -372,13 +375,19 @@ class _OpenShard:
         self.size: int = entry['bytes']
         if not path:
             return
-        self.handle = open_regular(path)
-        self.size = os.fstat(self.handle).st_size
-        if self.size != entry['bytes']:
-            raise StoreError(
-                f'the shard has {self.size} bytes, store.json says {entry["bytes"]}: '
-                'it is truncated or was changed'
-            )
+        try:
+            self.handle = open_regular(path)
+            self.size = os.fstat(self.handle).st_size
+            if self.size != entry['bytes']:
+                raise StoreError(
+                    f'the shard has {self.size} bytes, store.json says {entry["bytes"]}: '
+                    'it is truncated or was changed'
+                )
+        except StoreError:
+            if remote is None:
+                raise
+            # The cache has it no more, as another process made room: read by range, then.
+            self.path, self.size = '', entry['bytes']
 
     def __del__(self) -> None:
         for name in ('handle', 'index_handle'):
@@ -402,14 +411,17 @@ class _OpenShard:
             raise StoreError('its index was cut off while it was open')
         return [key.decode('ascii', 'replace') for key in np.frombuffer(data, self.dtype)['key']]
 
-    def read(self, row_number: int) -> RawSample:
-        """Read one sample and check it."""
+    def read(self, row_number: int, text_alone: bool = False) -> RawSample:
+        """Read one sample and check it; or its JSON alone, of which less can be proved."""
         row = self.row(row_number)
-        start, stop = sample_span(self.size, row)
+        start, stop = self._span(row, text_alone)
+        parse = parse_text if text_alone else parse_sample
         if self.path:
             try:
-                return parse_sample(row, read_exactly(self.handle, stop - start, start))
+                return parse(row, read_exactly(self.handle, stop - start, start))
             except (OSError, StoreError) as error:
+                if text_alone:
+                    return self.read(row_number)  # says what is wrong, or fetches it again
                 if self.remote is None:
                     if isinstance(error, StoreError):
                         raise
@@ -418,40 +430,37 @@ class _OpenShard:
             Path(self.path).unlink(missing_ok=True)
             self.path = ''
         assert self.remote is not None
-        return parse_sample(row, self.remote.read(start, stop))
+        return parse(row, self.remote.read(start, stop))
 
-    def names(self, row_number: int) -> list[str]:
-        """Read what a sample's nouns are called."""
-        row = self.row(row_number)
-        start, stop = sample_span(self.size, row)[0], row[1] + row[2]
-        if not self.path:
-            assert self.remote is not None
-            return parse_names(row, self.remote.read(start, stop))
-        try:
-            return parse_names(row, read_exactly(self.handle, stop - start, start))
-        except (OSError, StoreError):
-            # Says what is wrong, or fetches it again.
-            return self.read(row_number).names()
+    def _span(self, row: tuple, text_alone: bool) -> tuple[int, int]:
+        start, stop = sample_span(self.size, row)
+        return start, row[1] + row[2] if text_alone else stop
 
-    def read_many(self, row_numbers: Sequence[int]) -> list[RawSample]:
-        """Read samples, numbered in rising order, those that stand close together in one piece."""
+    def pieces(self, row_numbers: Sequence[int], text_alone: bool = False) -> list[list[int]]:
+        """Group samples, numbered in rising order, that one request is to bring."""
         if self.path or self.remote is None:
-            return [self.read(number) for number in row_numbers]
-        rows = [self.row(number) for number in row_numbers]
-        spans = [sample_span(self.size, row) for row in rows]
+            return [list(row_numbers)]
+        gap = _GAP_OF_TEXTS if text_alone else _GAP
         pieces: list[list[int]] = []
-        for number, (start, stop) in enumerate(spans):
-            if pieces:
-                first, last = spans[pieces[-1][0]][0], spans[pieces[-1][-1]][1]
-                if start - last <= _GAP and stop - first <= MOST_AHEAD:
-                    pieces[-1].append(number)
-                    continue
-            pieces.append([number])
-        samples = []
-        for piece in pieces:
-            first = spans[piece[0]][0]
-            data = self.remote.read(first, spans[piece[-1]][1])
-            for number in piece:
-                start, stop = spans[number]
-                samples.append(parse_sample(rows[number], data[start - first : stop - first]))
-        return samples
+        first = last = 0
+        for number in row_numbers:
+            start, stop = self._span(self.row(number), text_alone)
+            if not pieces or start - last > gap or stop - first > MOST_AHEAD:
+                pieces.append([])
+                first = start
+            pieces[-1].append(number)
+            last = stop
+        return pieces
+
+    def read_many(self, row_numbers: Sequence[int], text_alone: bool = False) -> list[RawSample]:
+        """Read the samples of a piece, as `read` does each, with one request."""
+        if self.path or self.remote is None:
+            return [self.read(number, text_alone) for number in row_numbers]
+        rows = [self.row(number) for number in row_numbers]
+        spans = [self._span(row, text_alone) for row in rows]
+        parse, first = parse_text if text_alone else parse_sample, spans[0][0]
+        data = self.remote.read(first, spans[-1][1])
+        return [
+            parse(row, data[start - first : stop - first])
+            for row, (start, stop) in zip(rows, spans)
+        ]

@@ -6,11 +6,11 @@ import fcntl
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.addresses import RemoteFolder, cache_folder, parse_bytes
-from freeatm_mm.errors import InputError
+from freeatm_mm.addresses import RemoteFolder, cache_folder, keeping, parse_bytes
 from freeatm_mm.files import open_in_place
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import file_sha256
@@ -76,10 +76,12 @@ class RemoteFiles:
         """Return a shard's tar in the cache, fetched if need be; `None` if shards aren't kept."""
         if entry['bytes'] > self.limit:
             return None
-        folder = cache_folder() / 'shards'
-        folder.mkdir(exist_ok=True)
-        path = self._copy(f'{entry["name"]}.tar', entry['bytes'], entry['sha256'], folder)
-        os.utime(path)
+        folder, name = cache_folder() / 'shards', f'{entry["name"]}.tar'
+        with keeping(name):
+            folder.mkdir(exist_ok=True)
+        path = self._copy(name, entry['bytes'], entry['sha256'], folder)
+        with suppress(OSError):  # another user's, or just removed to make room for others
+            os.utime(path)
         return path
 
     def _copy(self, name: str, size: int, digest: str, folder: Path, prove: bool = False) -> Path:
@@ -89,23 +91,15 @@ class RemoteFiles:
         if path.is_file() and path.stat().st_size == size:
             if not prove or file_sha256(path) == digest:
                 return path
-        try:
-            # One process fetches, others that want the same wait.
-            held = folder / f'{digest}.lock'
-            with open_in_place(held) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not (path.is_file() and file_sha256(path) == digest):
-                    if path.suffix == '.tar':
-                        self._make_room(folder, size)
-                    self.folder.fetch(name, path, size, digest, write=locked_write)
-                held.unlink(missing_ok=True)
-        except OSError as error:
-            if isinstance(error, InputError):
-                raise
-            raise StoreError(
-                f"{name} can't be kept in the cache {folder} ({error.strerror}): make room, or "
-                'name another folder in FREEATM_CACHE'
-            ) from None
+        # One process fetches, others that want the same wait.
+        held = folder / f'{digest}.lock'
+        with keeping(name), open_in_place(held) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path.is_file() and file_sha256(path) == digest):
+                if path.suffix == '.tar':
+                    self._make_room(folder, size)
+                self.folder.fetch(name, path, size, digest, write=locked_write)
+            held.unlink(missing_ok=True)
         return path
 
     def _make_room(self, folder: Path, size: int) -> None:
@@ -116,8 +110,9 @@ class RemoteFiles:
         kept = []
         for entry in os.scandir(folder):
             if entry.name.endswith('.tar'):
-                status = entry.stat()
-                kept.append((status.st_mtime, status.st_size, entry.path))
+                with suppress(FileNotFoundError):  # another process makes room, too
+                    status = entry.stat()
+                    kept.append((status.st_mtime, status.st_size, entry.path))
         total = size + sum(each for _, each, _ in kept)
         for _, each, path in sorted(kept):
             if total <= self.limit:

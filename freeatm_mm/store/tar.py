@@ -29,6 +29,7 @@ __all__ = [
     'TarMember',
     'parse_info',
     'parse_sample',
+    'parse_text',
     'read_members',
     'read_sample',
     'sample_span',
@@ -230,8 +231,8 @@ def parse_sample(row: tuple, data: bytes) -> RawSample:
     return RawSample(key, image, image_format, info, masks)
 
 
-def parse_names(row: tuple, data: bytes) -> list[str]:
-    """What a sample's nouns are called, from its JSON alone.
+def parse_text(row: tuple, data: bytes) -> RawSample:
+    """Make a sample of its JSON alone, without image and masks.
 
     The checksum is of the whole sample and can't prove it: not that a letter is as it was written.
 
@@ -245,7 +246,7 @@ def parse_names(row: tuple, data: bytes) -> list[str]:
     key, size, nouns = row[0].decode('ascii', 'replace'), row[2], row[8]
     if len(data) != BLOCK + size or _name_and_size(data[:BLOCK]) != (f'{key}.json', size):
         raise StoreError(f'sample {key!r}: the index says otherwise than the shard; one is corrupt')
-    return RawSample(key, b'', '', _checked_info(key, data[BLOCK:], nouns), b'').names()
+    return RawSample(key, b'', '', _checked_info(key, data[BLOCK:], nouns), b'')
 
 
 def _checked_info(key: str, text: bytes, nouns: int) -> dict[str, Any]:

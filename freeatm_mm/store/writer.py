@@ -80,7 +80,7 @@ class StoreWriter:
     ) -> None:
         if samples_per_shard < 1:
             raise StoreError(f'samples_per_shard must be at least 1, got {samples_per_shard}')
-        self.path = local_folder(path)
+        self.path = local_folder(path).absolute()
         self.samples_per_shard = samples_per_shard
         # As it will be read: no tuples, names that are text. Refused before any work is done.
         self.config: dict[str, Any] = parse_json(dump_json(dict(config or {})))

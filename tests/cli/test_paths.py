@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.servers import serve_files
 
 from freeatm_mm.cli import diversity, import_masks, make_prompts, view
 from freeatm_mm.cli._paths import path_here
@@ -14,13 +15,23 @@ def test_a_path_is_taken_as_it_is():
     assert path_here('folder/file') == Path('folder/file')
 
 
+def test_a_file_to_read_may_be_at_an_address(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'captions.txt').write_text('a dog\n')
+    with serve_files(tmp_path) as server:
+        args = make_prompts.parse_args(['coco', f'{server.address}/captions.txt', 'out.jsonl'])
+        assert args.file.name == 'captions.txt' and args.file.read_text() == 'a dog\n'
+        with pytest.raises(SystemExit):
+            make_prompts.parse_args(['coco', f'{server.address}/none.txt', 'out.jsonl'])
+    assert f'{server.address}/none.txt is not there' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('tool', 'arguments'),
     [
         (import_masks, ['masks', 's3://bucket/images', 'masks', 'out']),
         (import_masks, ['coco', 'images', 's3://bucket/all.json', 'out']),
         (import_masks, ['masks', 'images', 'masks', 's3://bucket/out']),
-        (make_prompts, ['coco', 's3://bucket/a.txt', 'out.jsonl']),
         (make_prompts, ['coco', 'a.txt', 's3://bucket/out.jsonl']),
         (diversity, ['store', '--out', 's3://bucket/figures.json']),
         (view, ['store', '--out', 's3://bucket/page.html']),

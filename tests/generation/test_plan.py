@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from helpers.examples import examples
+from helpers.servers import serve_files
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freeatm_mm.errors import InputError
+from freeatm_mm.generation import GenerationJob
 from freeatm_mm.generation.plan import Plan, PromptFile, sample_key, sample_seed
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 
@@ -75,6 +79,36 @@ def test_a_prompt_file_gives_its_records_at_random(tmp_path):
     assert prompts[1].prompt == 'a dog äöü 1'
     assert [record.id for record in prompts] == ['000000', '000001', '000002', '000003']
     assert len(PromptFile(path, limit=2)) == 2
+
+
+def test_a_prompt_file_that_is_changed_while_it_is_in_use_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path('prompts.jsonl')
+    write_prompts(path, records(3))
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+    prompts = PromptFile(path)
+    monkeypatch.chdir('/')
+    path = tmp_path / path
+    text = path.read_bytes()
+    path.write_bytes(text + b'more\n')
+    assert [prompts[index].id for index in range(3)] == ['000000', '000001', '000002']
+    path.write_bytes(text.replace(b'a dog 1', b'a cat 1'))
+    assert (prompts[0].id, prompts[2].id) == ('000000', '000002')
+    with pytest.raises(InputError, match='prompts.jsonl was changed .*its record 1 '):
+        prompts[1]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match='there is no prompt file'):
+        prompts[1]
+
+
+def test_a_prompt_file_may_be_at_an_address(tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    write_prompts(tmp_path / 'prompts.jsonl', records(3))
+    with serve_files(tmp_path) as server:
+        address = f'{server.address}/prompts.jsonl'
+        assert list(PromptFile(address)) == records(3)
+        assert GenerationJob('pipe', address).absolute().prompts == address
+        assert GenerationJob('pipe', address).absolute().records()[2] == records(3)[2]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class FileServer(ThreadingHTTPServer):
         failures: How many requests `mode` still holds for; -1 for all.
         asked: (method, path, range) of every request.
         etag: Sent with every file where it isn't ''.
+        retry_after: Sent with a status where it isn't ''.
     """
 
     daemon_threads = True
@@ -32,6 +33,7 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(('127.0.0.1', 0), _Handler)
         self.folder, self.mode, self.failures, self.etag = folder, 'sound', -1, ''
+        self.retry_after = ''
         self.asked: list[tuple[str, str, str | None]] = []
         self.closing = threading.Event()
 
@@ -57,7 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if isinstance(mode, int):
-            return self._send(b'', mode)
+            wait = self.server.retry_after
+            return self._send(b'', mode, **({'Retry_After': wait} if wait else {}))
         if mode == 'redirect':
             return self._send(b'', 302, Location='http://127.0.0.1:1/elsewhere')
         file = self.server.folder / self.path.lstrip('/')

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.servers import serve_files, serve_s3
-from helpers.store_samples import assert_same, varied_sample
+from helpers.store_samples import assert_same, make_sample, varied_sample
 from helpers.tools import exit_code
 
 from freeatm_mm import addresses, cli, origins
@@ -26,6 +26,7 @@ from freeatm_mm.store import (
 from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition
 from freeatm_mm.store.export import export_class_folders
 from freeatm_mm.store.layout import dump_manifest
+from freeatm_mm.store.remote import RemoteFiles
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,42 @@ def test_whole_shards_are_kept_within_a_limit(server, path, tmp_path, monkeypatc
     for index in (tmp_path / 'cache').glob('*.npy'):
         index.write_bytes(bytes(index.stat().st_size))
     assert_same(Store(f'{server.address}/store')[0], varied_sample(0))
+
+
+def test_a_shard_that_another_process_takes_out_of_the_cache_is_read_by_range(
+    server, path, tmp_path, monkeypatch
+):
+    sizes = [file.stat().st_size for file in sorted(path.glob('*.tar'))]
+    monkeypatch.setenv('FREEATM_SHARD_CACHE', str(sizes[0] + sizes[1]))
+    tar = RemoteFiles.tar
+
+    def then_removed(self, entry):
+        kept = tar(self, entry)
+        kept.unlink()
+        return kept
+
+    monkeypatch.setattr(RemoteFiles, 'tar', then_removed)
+    assert_same(Store(f'{server.address}/store')[0], varied_sample(0))
+    monkeypatch.setattr(RemoteFiles, 'tar', tar)
+    # One that is gone by the time it is looked at, when room is made.
+    (tmp_path / 'cache' / 'shards' / 'gone.tar').symlink_to('nowhere')
+    assert_same(Store(f'{server.address}/store')[0], varied_sample(0))
+
+
+def test_the_texts_of_samples_take_small_requests(tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    samples = [make_sample(number, size=150) for number in range(20)]
+    write_store(tmp_path / 'store', samples, 10)
+    with serve_files(tmp_path) as server:
+        store = Store(f'{server.address}/store')
+        texts = store.read_texts(range(20))
+        ranges = [asked[2] for asked in server.asked if asked[1].endswith('.tar')]
+        assert [text.info for text in texts] == [store.read(n).info for n in range(20)]
+    assert not any(text.image_bytes for text in texts)
+    assert len(ranges) == 20
+    total = sum(file.stat().st_size for file in (tmp_path / 'store').glob('*.tar'))
+    spans = [map(int, text.removeprefix('bytes=').split('-')) for text in ranges]
+    assert sum(last + 1 - first for first, last in spans) < total / 10
 
 
 def test_what_was_changed_or_cut_is_found(server, path):

@@ -57,6 +57,31 @@ def test_read_gives_the_encoded_parts(store_path):
     assert Store(store_path).read(4).masks_bytes == b''
 
 
+def test_the_texts_of_samples_are_read_alone(store_path):
+    store = Store(store_path)
+    for text, whole in zip(store.read_texts([6, 0, 4]), store.read_many([6, 0, 4])):
+        assert text == whole._replace(image_bytes=b'', image_format='', masks_bytes=b'')
+    tar = store_path / 'shard-000000.tar'
+    tar.write_bytes(tar.read_bytes().replace(b'"nouns"', b'"novns"', 1))
+    with pytest.raises(StoreError, match="shard-000000.tar: sample '000000' is corrupt"):
+        Store(store_path).read_texts([0])
+
+
+def test_relative_folders_stay_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = StoreWriter('store', 1)
+    writer.write_shard(0, [make_sample(0)])
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir('elsewhere')
+    writer.write_shard(1, [make_sample(1)])
+    assert writer.finish(2) == []
+    monkeypatch.chdir(tmp_path)
+    store = Store('store', max_open_shards=1)
+    monkeypatch.chdir('elsewhere')
+    assert [store[1].key, pickle.loads(pickle.dumps(store))[0].key] == ['000001', '000000']
+    assert not any((tmp_path / 'elsewhere').iterdir())
+
+
 def test_keys_are_read_from_proved_indexes_and_no_sample_is_touched(store_path):
     store = Store(store_path)
     keys = [store.read(number).key for number in range(7)]
