@@ -25,6 +25,7 @@ from freeatm_mm.attention.caches import uses_step_cache
 from freeatm_mm.attention.compiled import Region, compiled_regions
 from freeatm_mm.attention.families import Call, TextKeys, find_family, head_count
 from freeatm_mm.attention.guidance import PromptRows
+from freeatm_mm.attention.hooks import of_this_thread, own_hook
 from freeatm_mm.attention.maps import (
     RunningSum,
     average,
@@ -61,7 +62,6 @@ from freeatm_mm.attention.taps import (
     WatchedTap,
     make_self_tap,
     make_tap,
-    own_hook,
     self_attention_modules,
     text_attention_modules,
 )
@@ -392,6 +392,7 @@ class AttentionRecorder:
             [(each * row + k, noun) for row, noun in self.truncated for k in range(each)],
             [(each * row + k, noun, why) for row, noun, why in self.left_out for k in range(each)],
             output,
+            self.num_steps,
         )
 
     def __repr__(self) -> str:
@@ -527,7 +528,9 @@ class AttentionRecorder:
             for tap in taps:
                 tap.finish()
 
-        return region.watch(layers, before, look, after)
+        return region.watch(
+            layers, of_this_thread(before), of_this_thread(look), of_this_thread(after)
+        )
 
     def __exit__(
         self,
@@ -601,8 +604,8 @@ class AttentionRecorder:
             taken = counted(self._calls, 'step')
             advice = f', for more than the {taken} it took, or with other steps or blocks'
             raise NothingRecorded(
-                'nothing was recorded: call the pipeline (or its denoiser) inside the with block'
-                + (advice if self._calls else '')
+                'nothing was recorded: call the pipeline (or its denoiser) inside the with block, '
+                'in the same thread' + (advice if self._calls else '')
             )
         check_layer_steps(self.layer_steps, self._sums)
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)

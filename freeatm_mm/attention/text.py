@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from freeatm_mm.attention.families import Call, Encoder, Family, argument
+from freeatm_mm.attention.hooks import own_hook
 from freeatm_mm.attention.nouns import (
     NounAlignmentError,
     find_again,
@@ -408,7 +409,8 @@ class EncoderWatch:
         self._seen, self._met = [], False
         if self.encoder is None:
             return lambda: None
-        return self.encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
+        look = own_hook(self.encoder, self._look)
+        return self.encoder.register_forward_pre_hook(look, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')

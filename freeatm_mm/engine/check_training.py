@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
@@ -98,7 +98,8 @@ class CheckTrainingHook(Hook):
 
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
-                that were accumulated before it was stopped, or begin an epoch anew.
+                that were accumulated before it was stopped, or begin an epoch anew; or if batches
+                come in a form that the model's preprocessor can't take.
         """
         loader, loop = runner.train_dataloader, runner.train_loop
         processes = get_world_size()
@@ -141,6 +142,7 @@ class CheckTrainingHook(Hook):
                 f'number of iterations, here {runner.iter}, is a multiple of {counts}'
             )
         self._check_epoch(runner)
+        _check_collation(runner)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
@@ -293,6 +295,21 @@ _ADVICE = (
     'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
     '(load_from=CHECKPOINT), with one of them changed'
 )
+
+
+def _check_collation(runner: Runner) -> None:
+    """Refuse mmengine's default, with which self-supervised models fail on a tuple."""
+    collate = runner.train_dataloader.collate_fn
+    if getattr(collate, 'func', collate) is not pseudo_collate:
+        return
+    from mmpretrain.models import SelfSupDataPreprocessor
+
+    model = getattr(runner.model, 'module', runner.model)
+    if isinstance(model.data_preprocessor, SelfSupDataPreprocessor):
+        raise InputError(
+            "train_dataloader's collate_fn is pseudo_collate, which is mmengine's default and "
+            "stacks no images: set train_dataloader.collate_fn=dict(type='default_collate')"
+        )
 
 
 def _describe_data(runner: Runner) -> dict[str, int]:

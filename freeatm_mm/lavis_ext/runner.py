@@ -465,7 +465,7 @@ class FreeATMRunner(RunnerBase):
         batch = int(self.config.run_cfg.batch_size_train)
         processes = get_world_size()
         together = batch * processes
-        samples = len(self.dataloaders['train'].dataset)
+        samples = self._samples()
         if samples < together:  # with less, processes would share samples
             raise InputError(
                 f'a batch of {batch} on each of {counted(processes, "process")} needs '
@@ -484,6 +484,10 @@ class FreeATMRunner(RunnerBase):
                 f'model.queue_size {queue} must be a multiple of the whole batch, '
                 f'{together} = {batch} x {counted(processes, "process")}'
             )
+
+    def _samples(self) -> int:
+        """Pairs that an epoch is drawn from."""
+        return len(self.dataloaders['train'].dataset)
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -664,6 +668,7 @@ class FreeATMRunner(RunnerBase):
                     'epoch': cur_epoch,
                     'best': self.best,
                     'random': states,
+                    'samples': self._samples(),
                     **self._described(cur_epoch),
                 },
             )
@@ -695,6 +700,18 @@ class FreeATMRunner(RunnerBase):
             )
         changes = _differences(checkpoint['config'], self.config.to_dict())
         changes = self._check_steps(path, checkpoint, changes)
+        there, here = checkpoint.get('samples', self._samples()), self._samples()
+        if there != here:  # of the same files, whose content has changed
+            changes.append(f'samples {there} there, {here} here')
+        workers = checkpoint['config'].get('run', {}).get('num_workers')
+        if workers is not None and workers != self.config.run_cfg.num_workers:
+            logging.warning(
+                '%s was written with run.num_workers=%s and is gone on from with %s: the images '
+                'are cropped otherwise, and it does not end bit-equal',
+                path,
+                workers,
+                self.config.run_cfg.num_workers,
+            )
         if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
             raise InputError(
                 f'{path} is of a run with other settings ({"; ".join(changes)}): '

@@ -48,6 +48,7 @@ ERNIE_IMAGE = Family(
     denoiser='transformer',
     encoders=(Encoder(padding='removed'),),
     denoiser_input=_planes_before_text,
+    texts={'text_bth': 0},
     block_groups={'layers': 'transformer'},
     # Nouns can't be followed into a prompt that a language model rewrites.
     call_names=CallNames(always={'use_pe': False}),

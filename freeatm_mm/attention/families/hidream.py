@@ -89,6 +89,7 @@ HIDREAM = Family(
         _llama(_after_llama),
     ),
     denoiser_input=_filled_up_and_texts,
+    texts={'encoder_hidden_states_t5': 0, 'encoder_hidden_states_llama3': 1},
     block_groups={'double_stream_blocks': 'double', 'single_stream_blocks': 'single'},
     latents=Latents(generated_size=_generated_size, chosen_sizes=True),
 )
