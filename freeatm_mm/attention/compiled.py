@@ -34,8 +34,13 @@ _looks: ContextVar[tuple[Callable[[str, AttentionCall], None], ...]] = ContextVa
 
 _SHOWN = '_freeatm_mm_shown'
 """Attribute of a compiled function: the same function with operators, by layers."""
-_WATCHED = '_freeatm_mm_watched'
-"""Attribute of the function that a recorder puts in its place."""
+_WATCHERS = '_freeatm_mm_watchers'
+"""Attribute of the function that recorders put in its place: what they have it call."""
+
+_Watcher = tuple[
+    Callable[[tuple, dict], None], Callable[[str, AttentionCall], None], Callable[[], None]
+]
+"""Called before, during and after each run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +91,44 @@ class Region:
         Returns:
             What ends the watch.
         """
-        compiled = getattr(self.holder, self.attribute)
-        # Another recorder's, or the network's own.
-        shown = compiled if hasattr(compiled, _WATCHED) else _with_operators(compiled, layers)
+        watcher: _Watcher = (before, lambda name, call: look(self.layer(name), call), after)
+        run = getattr(self.holder, self.attribute)
+        # Recorders may begin and end in any order, so the last takes the watched function away.
+        if not hasattr(run, _WATCHERS):
+            run = _watched(run, layers)
+            setattr(self.holder, self.attribute, run)
+        watchers: list[_Watcher] = getattr(run, _WATCHERS)
+        watchers.append(watcher)
 
-        @functools.wraps(compiled)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def end() -> None:
+            watchers.remove(watcher)
+            if not watchers:
+                setattr(self.holder, self.attribute, run.__wrapped__)
+
+        return end
+
+
+def _watched(compiled: Callable, layers: frozenset[str]) -> Callable:
+    """Make the function that calls watchers before, in and after each run of a compiled one."""
+    shown = _with_operators(compiled, layers)
+    watchers: list[_Watcher] = []
+
+    @functools.wraps(compiled)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        present = tuple(watchers)
+        for before, _, _ in present:
             before(args, kwargs)
-            mark = _looks.set((*_looks.get(), lambda name, call: look(self.layer(name), call)))
-            try:
-                output = shown(*args, **kwargs)
-            finally:
-                _looks.reset(mark)
+        mark = _looks.set((*_looks.get(), *(look for _, look, _ in present)))
+        try:
+            output = shown(*args, **kwargs)
+        finally:
+            _looks.reset(mark)
+        for _, _, after in present:
             after()
-            return output
+        return output
 
-        setattr(run, _WATCHED, True)
-        setattr(self.holder, self.attribute, run)
-        return lambda: setattr(self.holder, self.attribute, compiled)
+    setattr(run, _WATCHERS, watchers)
+    return run
 
 
 def compiled_regions(denoiser: nn.Module) -> list[Region]:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from freeatm_mm.attention.embeddings import EmbeddingWatch, differ
 from freeatm_mm.attention.families import Family, argument
 from freeatm_mm.errors import counted
 
-__all__ = ['PromptRows', 'is_perturbing', 'prompt_part']
+__all__ = ['PromptRows']
 
 
-def is_perturbing(pipe: Any) -> bool:
+def _is_perturbing(pipe: Any) -> bool:
     """Tell whether a pipeline generates with perturbed-attention guidance at this moment.
 
     Its processors are in place just while the pipeline's call denoises. Its batch then is (without
@@ -23,7 +24,7 @@ def is_perturbing(pipe: Any) -> bool:
     return bool(getattr(pipe, 'pag_attn_processors', None))
 
 
-def prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
+def _prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
     """Find the part of a batch that generates the prompt.
 
     Args:
@@ -58,6 +59,7 @@ class PromptRows:
         self._pipe, self._family, self._images = pipe, family, images
         self.rows = slice(0, 0)
         self._pair_checked = False
+        self._embeddings = EmbeddingWatch()
         self.forget()
 
     def forget(self) -> None:
@@ -69,7 +71,7 @@ class PromptRows:
 
     def forget_text(self) -> None:
         """Take the next embeddings for those of the prompts."""
-        self._text: tuple[Tensor, Tensor] | None = None
+        self._embeddings.forget()
 
     def is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
         """Tell whether a call doesn't generate the prompt, but something to compare it with.
@@ -90,7 +92,7 @@ class PromptRows:
             return True
         if self._family.two_passes:
             return again
-        if again and timestep is not None and _differ(text, last_text):
+        if again and timestep is not None and differ(text, last_text):
             raise ValueError(
                 f'{type(self._pipe).__name__} called its {self._family.denoiser} twice for one '
                 'step, with different embeddings, and which of them belong to the prompts is not '
@@ -116,8 +118,8 @@ class PromptRows:
             self.rows = slice(0, images)
             return (rows,)
         parts, rest = divmod(rows, images)
-        perturbing = is_perturbing(self._pipe)
-        part = None if rest else prompt_part(self._family, parts, perturbing)
+        perturbing = _is_perturbing(self._pipe)
+        part = None if rest else _prompt_part(self._family, parts, perturbing)
         advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
         if part is None:
             guided = self._family.guidance_parts * images
@@ -152,20 +154,9 @@ class PromptRows:
         Raises:
             ValueError: If the embeddings changed in the middle of the run.
         """
-        text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
-        if not isinstance(text, Tensor) or text.shape[0] != rows:
-            return
-        own = text[self.rows]
-        # Values are compared where the tensor is another one, for on an accelerator that waits for
-        # all work before it.
-        if self._text is not None and text is not self._text[0] and _differ(own, self._text[1]):
-            raise ValueError(
-                'the embeddings of the prompts were changed in the middle of the run, by a '
-                'callback perhaps, and where the nouns stand in the new ones is not known: '
-                'generate with those that the text encoders made, or pass check_prompts=False to '
-                'record all the same'
-            )
-        self._text = text, own
+        texts = self._family.texts
+        given = {name: _call_argument(module, args, kwargs, name) for name in texts}
+        self._embeddings.check(given, texts, self.rows, rows)
 
 
 def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> Any:
@@ -174,13 +165,6 @@ def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> A
         return kwargs.get(name)
     names = list(inspect.signature(module.forward).parameters)
     return argument(args, kwargs, names.index(name), name) if name in names else None
-
-
-def _differ(text: Any, other: Any) -> bool:
-    """Tell whether two calls of a denoiser are given different embeddings."""
-    if text is other or not (isinstance(text, Tensor) and isinstance(other, Tensor)):
-        return False
-    return text.shape != other.shape or not bool((text == other).all())
 
 
 def _is_same_level(timestep: Any, other: Any) -> bool:

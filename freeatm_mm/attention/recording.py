@@ -70,6 +70,8 @@ class Recording:
         truncated: Pairs (image, noun) that the tokenizer cut off.
         left_out: Triples (image, noun, reason) whose maps leave out one of several text encoders.
         output: All that the pipeline returned.
+        num_steps: Calls of the denoiser whose attention was recorded; fewer than were asked for
+            where a callback interrupted the run.
     """
 
     images: Any
@@ -81,6 +83,7 @@ class Recording:
     truncated: list[tuple[int, int]]
     left_out: list[tuple[int, int, str]]
     output: Any = None
+    num_steps: int = 0
 
     def __len__(self) -> int:
         return len(self.masks)

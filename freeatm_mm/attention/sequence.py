@@ -7,6 +7,7 @@ goes on untouched, with whatever processor and backend makes it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -92,12 +93,35 @@ class WatchAttention(TorchFunctionMode):
         return output
 
 
+class _Backends:
+    """What shows the attention backends of diffusers: one for all recorders at work."""
+
+    lock = threading.Lock()
+    users = 0
+    end: Callable[[], None]
+
+
 def watched_backends() -> Callable[[], None]:
     """Have watches see what diffusers hands to attention backends other than PyTorch's.
 
     Returns:
-        What ends that.
+        What ends that. Recorders may begin and end in any order.
     """
+    with _Backends.lock:
+        if not _Backends.users:
+            _Backends.end = staticmethod(_show_backends())
+        _Backends.users += 1
+
+    def end() -> None:
+        with _Backends.lock:
+            _Backends.users -= 1
+            if not _Backends.users:
+                _Backends.end()
+
+    return end
+
+
+def _show_backends() -> Callable[[], None]:
 
     def show(call: dict[str, Any]) -> None:
         if looks := _looks.get():

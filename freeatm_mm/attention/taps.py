@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from freeatm_mm.attention.caches import may_be_skipped
 from freeatm_mm.attention.families import DenoiserInput, Family, TextKeys, argument, head_count
+from freeatm_mm.attention.hooks import own_hook
 from freeatm_mm.attention.outputs import head_weights, output_projection
 from freeatm_mm.attention.parts import Size, in_blocks, named_parts, size_matches
 from freeatm_mm.attention.sequence import AttentionCall, WatchAttention, bias_of
@@ -31,7 +32,6 @@ __all__ = [
     'make_self_tap',
     'make_tap',
     'map_size',
-    'own_hook',
     'self_attention_modules',
     'split_heads',
     'text_attention_modules',
@@ -86,16 +86,6 @@ class Attention(NamedTuple):
     text_length: int
 
 
-def own_hook(module: nn.Module, hook: Callable) -> Callable:
-    """Make a hook that runs for a module and not for deep copies of it, which have it as well."""
-
-    def run(called: nn.Module, *rest: Any) -> None:
-        if called._modules is module._modules:
-            hook(called, *rest)
-
-    return run
-
-
 class Tap:
     """Catches the queries and keys of one attention module as it computes them."""
 
@@ -112,6 +102,7 @@ class Tap:
         self.heads = heads
         self.processor: Any = getattr(module, 'processor', None)
         self.active = False
+        self.hooked: list[tuple[str, nn.Module]] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -125,7 +116,7 @@ class Tap:
         self.projections: list[str] = []
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         return [
             self._hook_before(),
             *self._install_projections(),
@@ -141,14 +132,13 @@ class Tap:
         return self.module.register_forward_hook(hook, always_call=always)
 
     def _install_projections(self) -> list:
-        module, joint = self.module, self.sink.text_keys is TextKeys.ADDED
-        text_key = module.add_k_proj if joint else module.to_k
+        joint = self.sink.text_keys is TextKeys.ADDED
         handles = [
-            self._catch(module.to_q, 'query'),
-            self._catch(text_key, 'text_key'),
+            self._catch('to_q', 'query'),
+            self._catch('add_k_proj' if joint else 'to_k', 'text_key'),
         ]
-        if joint and module.to_k is not None:
-            handles.append(self._catch(module.to_k, 'pixel_key'))
+        if joint and self.module.to_k is not None:
+            handles.append(self._catch('to_k', 'pixel_key'))
         return handles
 
     def stop(self) -> None:
@@ -194,7 +184,10 @@ class Tap:
         """The pixels of some rows in a module's tensor, which may hold the text's tokens, too."""
         return tensor_BNX[rows]
 
-    def _catch(self, projection: nn.Module, name: str) -> RemovableHandle:
+    def _catch(self, projection_name: str, name: str) -> RemovableHandle:
+        projection = getattr(self.module, projection_name)
+        self.hooked.append((projection_name, projection))
+
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self.active:
                 setattr(self, name, output.detach())
@@ -219,6 +212,7 @@ class Tap:
                 'which are merged or left out before it, so which pixels they are is not known; '
                 'record without token merging (tomesd.remove_patch)'
             )
+        self._check_projections()
         self.size = self._map_size(hidden)
         self.mask = argument(args, kwargs, 2, 'attention_mask')
         self.active = self.sink.wants(self.size)
@@ -230,6 +224,16 @@ class Tap:
                 f'{self.layer} was given another attention processor while it was being recorded: '
                 'set it before the with block, or before generate()'
             )
+
+    def _check_projections(self) -> None:
+        """Refuse projections that an adapter was put round, or taken off, after the hooks."""
+        for name, projection in self.hooked:
+            if getattr(self.module, name) is not projection:
+                raise ValueError(
+                    f'the {name} of {self.layer} was replaced while it was being recorded, by a '
+                    'LoRA that was loaded or unloaded perhaps: do that before the with block, or '
+                    'before generate()'
+                )
 
     def _map_size(self, hidden: Tensor) -> Size:
         if hidden.ndim == 4:
@@ -244,7 +248,7 @@ class Tap:
         self._record(self.query is not None and self.text_key is not None)
 
     def _record(self, computed: bool) -> None:
-        """Adds up what was caught; nothing if a step cache answered in the module's place."""
+        """Add up what was caught; nothing if a step cache answered in the module's place."""
         self.sink.layer_steps.setdefault(self.layer, 0)
         if computed or not may_be_skipped(self.module):
             self._check(computed)
@@ -317,7 +321,7 @@ class WatchedTap(Tap):
         self.call: AttentionCall | None = None
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         # The watch must end with the module's call, also when that fails.
         return [self._hook_before(), self._hook_after(always=True)]
 
@@ -412,7 +416,7 @@ class ForeignTap(WatchedTap):
         self.seen, self.fitting = 0, 0
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         return [*super().install(), *self._install_projections()]
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
@@ -574,11 +578,11 @@ class SelfTap(Tap):
         super().__init__(sink, module, '', layer, ())
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         return [
             self._hook_before(),
-            self._catch(self.module.to_q, 'query'),
-            self._catch(self.module.to_k, 'pixel_key'),
+            self._catch('to_q', 'query'),
+            self._catch('to_k', 'pixel_key'),
             self._hook_after(),
         ]
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from freeatm_mm.attention.families import Call, Encoder, Family, argument
+from freeatm_mm.attention.hooks import own_hook
 from freeatm_mm.attention.nouns import (
     NounAlignmentError,
     find_again,
@@ -50,7 +51,7 @@ def find_columns(
     truncated: str = 'raise',
     missing: str = 'raise',
 ) -> TextColumns:
-    """Finds the columns of each noun of each prompt among the text keys.
+    """Find the columns of each noun of each prompt among the text keys.
 
     Each text encoder is taken to read what the pipeline's call gives it: ``prompt_2`` or
     ``prompt_3`` of ``call``'s options where it reads those and they are given, ``prompts``
@@ -404,11 +405,12 @@ class EncoderWatch:
         return tuple(row[start:end])
 
     def install(self) -> Callable[[], None]:
-        """Starts watching; returns what ends it."""
+        """Start watching; return what ends it."""
         self._seen, self._met = [], False
         if self.encoder is None:
             return lambda: None
-        return self.encoder.register_forward_pre_hook(self._look, with_kwargs=True).remove
+        look = own_hook(self.encoder, self._look)
+        return self.encoder.register_forward_pre_hook(look, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
@@ -444,7 +446,7 @@ class EncoderWatch:
         return kept
 
     def check(self) -> bool:
-        """Checks what was encoded since the last check: all of the prompts, in order, or nothing.
+        """Check what was encoded since the last check: all of the prompts, in order, or nothing.
 
         Other texts may come after them: the negative prompts.
 

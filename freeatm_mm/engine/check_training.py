@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
@@ -94,11 +94,12 @@ class CheckTrainingHook(Hook):
         self._bad = self._idle = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Counts samples, batches and steps.
+        """Count samples, batches and steps.
 
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
-                that were accumulated before it was stopped, or begin an epoch anew.
+                that were accumulated before it was stopped, or begin an epoch anew; or if batches
+                come in a form that the model's preprocessor can't take.
         """
         loader, loop = runner.train_dataloader, runner.train_loop
         processes = get_world_size()
@@ -141,6 +142,7 @@ class CheckTrainingHook(Hook):
                 f'number of iterations, here {runner.iter}, is a multiple of {counts}'
             )
         self._check_epoch(runner)
+        _check_collation(runner)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
@@ -178,7 +180,7 @@ class CheckTrainingHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Looks at the losses, and before a checkpoint at the weights.
+        """Look at the losses, and before a checkpoint at the weights.
 
         Raises:
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
@@ -216,18 +218,18 @@ class CheckTrainingHook(Hook):
             _check_weights(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Looks at the weights, since a checkpoint may be written now; raises likewise."""
+        """Look at the weights, since a checkpoint may be written now; raise likewise."""
         if any(hook.by_epoch for hook in _checkpoint_hooks(runner)):
             _check_weights(runner, runner.iter)  # already counted
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Notes in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
+        """Note in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
         checkpoint['meta']['schedule'] = describe_schedule(runner.cfg, get_world_size())
         checkpoint['meta']['processes'] = get_world_size()
         checkpoint['meta']['data'] = _describe_data(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares a resumed run with the one it goes on from.
+        """Compare a resumed run with the one it goes on from.
 
         On another number of processes with as many images an iteration, epochs, rates and order of
         the images stay as they were; only what each process draws and normalises by is another.
@@ -295,6 +297,21 @@ _ADVICE = (
 )
 
 
+def _check_collation(runner: Runner) -> None:
+    """Refuse mmengine's default, with which self-supervised models fail on a tuple."""
+    collate = runner.train_dataloader.collate_fn
+    if getattr(collate, 'func', collate) is not pseudo_collate:
+        return
+    from mmpretrain.models import SelfSupDataPreprocessor
+
+    model = getattr(runner.model, 'module', runner.model)
+    if isinstance(model.data_preprocessor, SelfSupDataPreprocessor):
+        raise InputError(
+            "train_dataloader's collate_fn is pseudo_collate, which is mmengine's default and "
+            "stacks no images: set train_dataloader.collate_fn=dict(type='default_collate')"
+        )
+
+
 def _describe_data(runner: Runner) -> dict[str, int]:
     """Count what a resumed run must have in common with the run that it goes on from."""
     loop: Any = runner._train_loop
@@ -315,7 +332,7 @@ def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
 
 
 def _check_weights(runner: Runner, iteration: int) -> None:
-    """Raises an InputError if a parameter or running statistic is infinite or no number."""
+    """Raise an InputError if a parameter or running statistic is infinite or no number."""
     bad = [name for name, value in _learned(runner.model) if not bool(value.isfinite().all())]
     if bad:
         raise InputError(

@@ -481,10 +481,9 @@ class ImageReader:
 
     Args:
         source: The same source.
-        captions: The same caption file.
     """
 
-    def __init__(self, source: str | Path, captions: str | Path | None = None) -> None:
+    def __init__(self, source: str | Path) -> None:
         self._source = source
         self._root = Path(source) if Path(source).is_dir() else Path(source).parent
         self._files: OrderedDict[str, Any] = OrderedDict()

@@ -331,20 +331,20 @@ class ShardSource:
                     if outcome.sample is not None:
                         yield outcome.sample
                         continue
-                    gone: dict[str, Any] = {
-                        'key': sample_key(record.id, number, self.plan.images_per_prompt),
-                        'kind': outcome.kind,
-                    }
-                    if outcome.kind == 'failed':  # of the others there may be very many
-                        gone |= {
-                            'prompt_id': record.id,
-                            'image_number': number,
-                            'reason': outcome.reason,
-                        }
-                    counts.left_out.append(gone)
+                    counts.left_out.append(self._gone(record, number, outcome))
                     self._check_failed(counts)
                 if on_batch is not None:
                     on_batch(first + len(batch))
+
+    def _gone(self, record: PromptRecord, number: int, outcome: Outcome) -> dict[str, Any]:
+        """What the records say of a sample that is left out."""
+        gone = {
+            'key': sample_key(record.id, number, self.plan.images_per_prompt),
+            'kind': outcome.kind,
+        }
+        if outcome.kind != 'failed':  # of these there may be very many
+            return gone
+        return gone | {'prompt_id': record.id, 'image_number': number, 'reason': outcome.reason}
 
     def generate(
         self, shard: int, rows: Sequence[int], notes: dict[str, Any], *, strict: bool = True

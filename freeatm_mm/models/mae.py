@@ -150,9 +150,14 @@ class FreeATMMAE(MAE):
             masks `foreground_masked`, the share of the foreground's patches that is hidden.
 
         Raises:
-            ValueError: If images haven't the backbone's size, or masks don't lie on the grid of
-                the patches.
+            ValueError: If there are several views, images haven't the backbone's size, or masks
+                don't lie on the grid of the patches, or are NaN or infinite.
         """
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f'FreeATMMAE takes one view of each image, got {len(inputs)}: leave '
+                'FreeATMMultiView out of the pipeline, and its transforms in it.'
+            )
         size = tuple(self.backbone.img_size)
         if tuple(inputs.shape[-2:]) != size:
             height, width = inputs.shape[-2:]

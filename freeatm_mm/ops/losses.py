@@ -436,7 +436,9 @@ def enqueue(
     keys = keys.masked_fill(~keys.isfinite().all(1, keepdim=True), 0)
     queue[:, places] = keys.T.to(queue.dtype)
     if queue_nouns is not None:
-        queue_nouns[places] = UNKNOWN_NOUN if nouns is None else nouns[skipped:]
+        if nouns is not None:
+            nouns = nouns[skipped:].to(queue_nouns.dtype)
+        queue_nouns[places] = UNKNOWN_NOUN if nouns is None else nouns
     pointer[0] = (start + total) % length
 
 

@@ -104,7 +104,7 @@ def patch_scores(
 
     Args:
         masks: For each of B images the masks (K_b, h, w) of its nouns on the grid of the patches,
-            or None; K_b may be 0.
+            finite, or None; K_b may be 0.
         length: Number of patches L = h * w.
         combine: 'sum', the nouns' attention together (the attention of one pixel to all words sums
             to 1, so that this is its attention to any of the nouns), or 'max', meant for masks
@@ -115,7 +115,8 @@ def patch_scores(
         (B, L) float32; 0 for images without masks.
 
     Raises:
-        ValueError: If `combine` is unknown or masks have another number of cells.
+        ValueError: If `combine` is unknown, masks have another number of cells, or they lie on a
+            CPU and are NaN or infinite (a GPU would have to be waited for).
     """
     if combine not in COMBINE:
         raise ValueError(f'combine {combine!r} is unknown: use one of {", ".join(COMBINE)}')
@@ -130,7 +131,10 @@ def patch_scores(
         raise ValueError(f'masks of {flat.shape[1]} cells do not fit {length} patches')
     rows = torch.tensor([image for image, mask in given for _ in mask], device=device)
     reduce = 'sum' if combine == 'sum' else 'amax'
-    return scores.scatter_reduce_(0, rows[:, None].expand(-1, length), flat.to(scores), reduce)
+    scores.scatter_reduce_(0, rows[:, None].expand(-1, length), flat.to(scores), reduce)
+    if scores.is_cpu and not torch.compiler.is_compiling() and not scores.isfinite().all():
+        raise ValueError('masks are NaN or infinite')
+    return scores
 
 
 @torch.compiler.disable  # NumPy selects

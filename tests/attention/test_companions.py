@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 import types
 from contextlib import contextmanager
 
@@ -83,6 +84,29 @@ def test_lora_of_a_transformer():
         torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
 
 
+def test_adapters_that_change_while_recording():
+    pipe = tiny_stable_diffusion()
+    targets = ['to_q', 'to_k']
+    with (
+        pytest.raises(ValueError, match='the to_q of .*attn2 was replaced .* LoRA that was loaded'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS),
+    ):
+        with_lora(pipe.unet, targets)
+        images_of(pipe, **STEPS)
+    plain = recorded(pipe)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        pipe.unet.set_adapters(['default'], [0.5])
+        images_of(pipe, **STEPS)
+    assert not torch.equal(recorder.masks()[0], plain[0])
+    assert all(map(torch.equal, recorder.masks(), recorded(pipe)))
+    with (
+        pytest.raises(ValueError, match='the to_q of .* was replaced'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS),
+    ):
+        pipe.unload_lora_weights()
+        images_of(pipe, **STEPS)
+
+
 def test_a_network_that_peft_wraps():
     peft = pytest.importorskip('peft')
     pipe = tiny_stable_diffusion()
@@ -155,6 +179,67 @@ def test_a_deep_copy_is_not_recorded():
         images_of(copy.copy(pipe), **STEPS)  # shares its network
     assert all(map(torch.equal, recorder.masks(), plain))
     assert all(map(torch.equal, recorded(other), plain))
+
+
+def sharing(pipe):
+    """A pipeline with the same networks and a scheduler of its own, as servers make them."""
+    return type(pipe)(**{**pipe.components, 'scheduler': copy.deepcopy(pipe.scheduler)})
+
+
+@pytest.mark.parametrize('make', [tiny_stable_diffusion, tiny.tiny_flux])
+def test_two_threads_with_one_network(make):
+    pipe = make()
+    other = sharing(pipe)
+    other.set_progress_bar_config(disable=True)
+    denoiser = pipe.unet if hasattr(pipe, 'unet') else pipe.transformer
+    of_two, of_other = recorded(pipe, **SQUARE), recorded(other, seed=2, **SQUARE)
+    results, plain = [], images_of(other, prompts=['a tree'], **SQUARE)
+
+    def meanwhile():
+        results.append(images_of(other, prompts=['a tree'], **SQUARE))
+        results.append(recorded(other, seed=2, **SQUARE))
+
+    def interrupt(*_):
+        handle.remove()
+        thread = threading.Thread(target=meanwhile)
+        thread.start()
+        thread.join()
+
+    # In the middle of the network.
+    last = [module for name, module in denoiser.named_modules() if name.endswith('to_k')][-1]
+    handle = last.register_forward_hook(interrupt)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        images_of(pipe, **SQUARE)
+    image, masks = results
+    assert torch.equal(image, plain) and recorder.num_steps == 2
+    assert all(map(torch.equal, recorder.masks(), of_two))
+    assert all(map(torch.equal, masks, of_other)) and not torch.equal(masks[0], of_two[0])
+
+
+def test_a_call_in_another_thread_is_not_recorded():
+    pipe = tiny_stable_diffusion()
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        thread = threading.Thread(target=lambda: images_of(pipe, **STEPS))
+        thread.start()
+        thread.join()
+    with pytest.raises(RuntimeError, match='nothing was recorded: .* in the same thread'):
+        recorder.masks()
+
+
+def test_recorders_may_end_in_any_order():
+    pipe = tiny.tiny_flux()
+    expected = recorded(pipe, **SQUARE)
+    backends = attention_dispatch._AttentionBackendRegistry._backends
+    before, hooks = dict(backends), hook_count(pipe)
+    first, second = (AttentionRecorder(pipe, PROMPTS, NOUNS) for _ in range(2))
+    first.__enter__()
+    with second:
+        images_of(pipe, **SQUARE)
+        first.__exit__(None, None, None)
+        images_of(pipe, **SQUARE)
+    assert (first.num_steps, second.num_steps) == (2, 4)
+    assert all(map(torch.equal, first.masks(), expected))
+    assert backends == before and hook_count(pipe) == hooks
 
 
 def test_vae_tiling_and_slicing():

@@ -407,6 +407,14 @@ def test_chosen_steps_and_two_recorders_at_once():
     assert (everything.num_steps, recorder.num_steps) == (2, 1)
     for mask, other in zip(recorder.masks(), expected.masks()):
         torch.testing.assert_close(mask, other, rtol=1e-5, atol=1e-6)
+    blocks = [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
+    before = [block._compiled_call_impl for block in blocks]
+    everything.__enter__()
+    with recorder:  # which ends last
+        everything.__exit__(None, None, None)
+        generate()
+    assert (everything.num_steps, recorder.num_steps) == (0, 1)
+    assert [block._compiled_call_impl for block in blocks] == before
 
 
 @pytest.mark.parametrize('compile', [whole, in_place, regional])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
+import typing
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -16,6 +20,10 @@ from freeatm_mm.attention import FAMILIES, AttentionRecorder, families
 from freeatm_mm.attention.families import CallNames, call_names
 from freeatm_mm.generation.calls import sampling_options, scheduler_of
 
+#: What networks call their text, but for that of HunyuanImage's ByT5, which are no nouns' keys.
+TEXTS = re.compile(
+    r'(encoder_hidden_states(_t5|_llama3)?|text_bth|cap_feats|clip_text|c|text_encoder_layers)$'
+)
 TOY = """
 from freeatm_mm.attention.families.base import CallNames, Family, is_cross_attention
 
@@ -76,6 +84,25 @@ def test_what_differs_in_the_call_stands_in_the_row():
     assert call_names(tiny_qwen_image()).negative_prompt == ' '
     assert call_names(tiny_unclip()).scheduler == 'decoder_scheduler'
     assert call_names(tiny_stable_diffusion()) == call_names(object()) == CallNames()
+
+
+def arguments_of(family, name):
+    """What the network that is recorded is called with, by the pipeline's constructor."""
+    declared = typing.get_type_hints(getattr(diffusers, name).__init__)[family.denoiser]
+    return {
+        argument
+        for network in typing.get_args(declared) or (declared,)
+        if issubclass(network, torch.nn.Module)
+        for argument in inspect.signature(network.forward).parameters
+    }
+
+
+@pytest.mark.parametrize('family', FAMILIES, ids=lambda family: family.name)
+def test_a_row_names_the_embeddings_that_its_network_gets(family):
+    for name in family.pipelines:
+        if hasattr(diffusers, name):
+            texts = {argument for argument in arguments_of(family, name) if TEXTS.match(argument)}
+            assert texts and texts <= {*family.texts}, name
 
 
 def test_another_scheduler_reaches_an_inner_pipeline():

@@ -70,6 +70,21 @@ def test_a_recorder_generates_again_and_again(sd):
     assert [len(mask) for mask in first.masks + other.masks] == [1, 2, 3]
 
 
+def test_an_interrupted_call_says_how_many_steps_it_took(sd):
+    def interrupt(pipe, step, timestep, values):
+        pipe._interrupt = step == 1
+        return values
+
+    def call(steps=None, **more):
+        more = {**options(), 'num_inference_steps': 4, **more}
+        return AttentionRecorder(sd, steps=steps).generate(PROMPTS, WORDS, **more)
+
+    result, of_two = call(callback_on_step_end=interrupt), call(steps=range(2))
+    assert result.num_steps == of_two.num_steps == 2
+    assert all(map(torch.equal, result.masks, of_two.masks))
+    assert call().num_steps == 4
+
+
 def test_the_call_decides_what_is_cleaned():
     pipe = tiny_pixart()
     result = AttentionRecorder(pipe).generate(

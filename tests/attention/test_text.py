@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_generators as tiny
+from helpers import tiny_transformers
 from helpers.attention_reference import explicit_attention, mean_map
 from helpers.numpy_attention import attention_of, sequence
 from helpers.tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, block_attention, hook_count, spans
 
 from freeatm_mm.attention import AttentionRecorder, NounAlignmentError, NounTruncatedError
+from freeatm_mm.attention.embeddings import EmbeddingWatch
 from freeatm_mm.attention.nouns import find_again
 
 STEPS = dict(num_inference_steps=2, output_type='pt')
@@ -47,51 +50,161 @@ def expect(masks, seen, columns, size, first_row=2, images=1):
             assert expected.std() > 1e-9
 
 
+# Embeddings that a callback changes ---------------------------------------------------------------
+
+
+CHANGED = 'prompts were changed in the middle of the run'
+
+
+def plus(embeds, first):
+    """Other embeddings of the rows from `first` on, in tensors of their own."""
+    embeds = embeds.clone()
+    embeds[first:] += 0.01
+    return embeds
+
+
+def write(embeds, rows=slice(None)):
+    """Other embeddings in the same tensors."""
+    for tensor in [embeds] if isinstance(embeds, torch.Tensor) else embeds:
+        tensor[rows].mul_(0.5)
+
+
+def after_a_step(name, change):
+    """Options of a call in which a callback sees one of the pipeline's tensors after each step."""
+
+    def callback(pipe, step, timestep, values):
+        changed = change(pipe, values[name])
+        return {} if changed is None else {name: changed}
+
+    return dict(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[name])
+
+
+def unguided(pipe, embeds):
+    """What `SDCFGCutoffCallback` of diffusers does."""
+    pipe._guidance_scale = 0.0
+    return embeds[-1:]
+
+
+CHANGES = {
+    'others': (lambda pipe, embeds: plus(embeds, 1), True),
+    'written into': (lambda pipe, embeds: write(embeds, slice(1, 2)), True),
+    'swapped halves': (lambda pipe, embeds: embeds.flip(0), True),
+    'equal ones': (lambda pipe, embeds: embeds.clone(), False),
+    'another negative prompt': (
+        lambda pipe, embeds: torch.cat([embeds[:1] + 1, embeds[1:]]),
+        False,
+    ),
+    'negative prompt written into': (lambda pipe, embeds: write(embeds, slice(1)), False),
+    'guidance off': (unguided, False),
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'inference'),
+    [*((name, False) for name in CHANGES), ('written into', True), ('equal ones', True)],
+)
+def test_embeddings_that_a_callback_changes_are_refused(name, inference):
+    pipe, (change, refused) = tiny_stable_diffusion(), CHANGES[name]
+    generate_changed = functools.partial(
+        pipe, PROMPTS[0], num_inference_steps=3, **after_a_step('prompt_embeds', change)
+    )
+    with torch.inference_mode(inference):
+        if refused:
+            with (
+                pytest.raises(ValueError, match=CHANGED),
+                AttentionRecorder(pipe, PROMPTS[0], NOUNS[0]) as recorder,
+            ):
+                generate_changed()
+            assert recorder.num_steps == 1
+        with AttentionRecorder(pipe, PROMPTS[0], NOUNS[0], check_prompts=not refused) as recorder:
+            generate_changed()
+            assert recorder.num_steps == 3
+            with torch.no_grad():
+                [*pipe.text_encoder.parameters()][-1].add_(0.1)
+            generate_changed()  # of the same prompts, encoded anew
+    assert recorder.num_steps == 6
+
+
+def other_list(pipe, embeds):
+    """A list in which the last prompt has another's embeddings."""
+    return [*embeds[:-1], embeds[-1] + 1]
+
+
+#: Class, pipeline, options of its call, what a callback gets hold of and what it does with it.
+OTHERWISE_NAMED = {
+    'Llama of HiDream': (
+        'HiDreamImagePipeline',
+        tiny.tiny_hidream,
+        SQUARE,
+        'prompt_embeds_llama3',
+        lambda pipe, embeds: plus(embeds.transpose(0, 1), -1).transpose(0, 1),
+    ),
+    'T5 of HunyuanDiT': (
+        'HunyuanDiTPipeline',
+        tiny.tiny_hunyuan_dit,
+        dict(SQUARE, height=128, width=128, use_resolution_binning=False),
+        'prompt_embeds_2',
+        lambda pipe, embeds: plus(embeds, -1),
+    ),
+    "Stable Cascade's prior": (
+        'StableCascadePriorPipeline',
+        lambda: tiny.tiny_cascade('StableCascade').prior_pipe,
+        dict(height=128, width=128, num_inference_steps=2),
+        'text_encoder_hidden_states',
+        lambda pipe, embeds: write(embeds),
+    ),
+    'a list of Z-Image': ('ZImagePipeline', tiny.tiny_z_image, SQUARE, 'prompt_embeds', other_list),
+    'tensors in a list of Z-Image': (
+        'ZImagePipeline',
+        tiny.tiny_z_image,
+        SQUARE,
+        'prompt_embeds',
+        lambda pipe, embeds: write(embeds, slice(5)),
+    ),
+    'ERNIE-Image': (
+        'ErnieImagePipeline',
+        tiny_transformers.tiny_ernie_image,
+        dict(SQUARE, use_pe=False),
+        'text_bth',
+        lambda pipe, embeds: write(embeds),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', OTHERWISE_NAMED)
+def test_changed_embeddings_of_other_names_are_refused(name):
+    pipeline, make, options, tensor, change = OTHERWISE_NAMED[name]
+    if not hasattr(diffusers, pipeline):
+        pytest.skip(f'diffusers {diffusers.__version__} has no {pipeline}')
+    pipe = make()
+    with pytest.raises(ValueError, match=CHANGED), AttentionRecorder(pipe, PROMPTS, NOUNS):
+        pipe(prompt=list(PROMPTS), **options, **after_a_step(tensor, change))
+
+
+def test_lists_of_layers_with_rows_of_a_batch():
+    """As Bria FIBO's text for each block."""
+    watch, dims = EmbeddingWatch(), {'layers': 1, 'absent': 0}
+    layers = [torch.zeros(4, 5, 2) for _ in range(3)]
+    look = functools.partial(watch.check, dims=dims, rows=slice(2, 4), batch=4)
+    look({'layers': layers, 'absent': None})
+    layers[1][:2] += 1  # of other prompts
+    look({'layers': [*layers], 'absent': None})
+    layers[2][3] += torch.nan
+    with pytest.raises(ValueError, match=CHANGED):
+        look({'layers': layers, 'absent': None})
+    with pytest.raises(ValueError, match=CHANGED):  # as diffusers' callback for several prompts
+        look({'layers': [layer[-1:] for layer in layers], 'absent': None})
+    watch.forget()
+    for _ in range(2):
+        look({'layers': [layer.clone() for layer in layers], 'absent': None})
+
+
 # Stable Diffusion XL: two texts, one key ---------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
 def sdxl():
     return tiny_stable_diffusion_xl()
-
-
-@pytest.mark.parametrize('name', ['prompt_embeds', 'negative_prompt_embeds', 'guidance'])
-def test_embeddings_that_a_callback_changes_are_refused(name):
-    pipe = tiny_stable_diffusion()
-    prompt, steps = PROMPTS[0], []
-
-    def change(pipe, step, timestep, values):
-        steps.append(step)
-        embeds = values['prompt_embeds']
-        if name == 'guidance':
-            pipe._guidance_scale = 0.0
-            return {'prompt_embeds': embeds[-1:].clone()}
-        embeds = embeds.clone()
-        embeds[0 if name == 'negative_prompt_embeds' else 1] += 0.01
-        return {'prompt_embeds': embeds}
-
-    generate = functools.partial(
-        pipe,
-        prompt,
-        num_inference_steps=3,
-        callback_on_step_end=change,
-        callback_on_step_end_tensor_inputs=['prompt_embeds'],
-    )
-    if name == 'prompt_embeds':
-        with (
-            pytest.raises(ValueError, match='prompts were changed in the middle of the run'),
-            AttentionRecorder(pipe, prompt, NOUNS[0]),
-        ):
-            generate()
-        assert steps == [0]
-        with AttentionRecorder(pipe, prompt, NOUNS[0], check_prompts=False) as recorder:
-            generate()
-    else:
-        with AttentionRecorder(pipe, prompt, NOUNS[0]) as recorder:
-            generate()
-            [*pipe.text_encoder.parameters()][-1].data.add_(0.1)
-            generate()  # of the same prompts, encoded anew
-    assert recorder.num_steps == (3 if name == 'prompt_embeds' else 6)
 
 
 @pytest.mark.parametrize('images', [1, 2])

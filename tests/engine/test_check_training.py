@@ -217,6 +217,13 @@ def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch)
     assert any('written by 2 processes, and is resumed by 1: as many' in text for text in log)
 
 
+def test_a_loader_that_stacks_no_images_is_told(tmp_path, store):
+    cfg = checked(store, tmp_path / 'run', 'mae')
+    del cfg.train_dataloader.collate_fn
+    with pytest.raises(InputError, match="pseudo_collate, .*dict.type='default_collate'"):
+        run(cfg, 'pseudo')
+
+
 def test_resuming_with_other_samples_is_told(tmp_path, store, monkeypatch):
     """Epochs of other lengths would shift the rates; another order is no bit-equal run."""
     cfg = checked(store, tmp_path / 'run')

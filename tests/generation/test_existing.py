@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 def listed(source, tmp_path, **options):
     """The images of a source, and what reads them."""
     images = list_images(source, tmp_path / 'out', **options)
-    reader = ImageReader(source, options.get('captions'))
+    reader = ImageReader(source)
     return images, ImageFile(images.path), reader
 
 
@@ -299,7 +299,7 @@ def test_images_are_found_with_their_captions_and_read(make, captions, problems,
     good = [image for image in found if not image.problem]
     assert [image.captions for image in good] == captions
     assert len(found) - len(good) == problems
-    reader = ImageReader(source, **options)
+    reader = ImageReader(source)
     # What a worker gets has been through the list, as JSON; any image may come first.
     for image in reversed(good):
         assert reader.read(json.loads(json.dumps(image.place))) == data

@@ -268,6 +268,20 @@ def other_mae(size, patch, neck=None, head=None, arch=ARCH):
     )
 
 
+def test_several_views_are_told():
+    with pytest.raises(
+        ValueError, match='one view of each image, got 2: leave FreeATMMultiView out'
+    ):
+        mae().loss([torch.zeros(2, 3, 32, 32)] * 2, None)
+
+
+def test_masks_that_are_no_numbers_are_told():
+    data = samples([2, None], number=1)
+    data[0].instance_masks[0, 1, 2, 2] = float('nan')
+    with pytest.raises(ValueError, match='masks are NaN or infinite'):
+        mae().loss(torch.zeros(2, 3, 32, 32), data)
+
+
 @pytest.mark.parametrize('size, patch', [(48, 8), (64, 16), (30, 5)])
 def test_other_sizes(hub, size, patch):
     at(hub, 50)

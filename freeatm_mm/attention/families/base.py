@@ -287,7 +287,7 @@ def head_count(module: Any) -> int:
 
 
 def is_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
+    """Tell whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
     return (
         getattr(module, 'to_q', None) is not None
         and getattr(module, 'to_k', None) is not None
@@ -297,7 +297,7 @@ def is_cross_attention(name: str, module: nn.Module) -> bool:
 
 
 def is_added_key_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to text keys and pixel keys in one softmax."""
+    """Tell whether a module attends to text keys and pixel keys in one softmax."""
     return (
         getattr(module, 'to_q', None) is not None
         and getattr(module, 'add_k_proj', None) is not None
@@ -305,7 +305,7 @@ def is_added_key_attention(name: str, module: nn.Module) -> bool:
 
 
 def is_block_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of a transformer block: ``blocks.3.attn``."""
+    """Tell whether a module is the attention of a transformer block: ``blocks.3.attn``."""
     return re.search(r'blocks\.\d+\.att(n|ention)$', name) is not None
 
 
@@ -420,6 +420,9 @@ class Family:
             away from other texts.
         conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
+        texts: The arguments of that call with embeddings whose tokens are nouns' keys, and along
+            which dimension each has the rows of the batch. A list of tensors has its length as
+            dimension 0.
         prepare_prompts: ``(call, tokenizer, prompts) -> prompts`` as the pipeline cleans them.
         block_groups: First part of a module's name, and the group its maps are summed in.
         call_names: What its pipelines call the number of steps, the guidance scale and so on.
@@ -439,6 +442,7 @@ class Family:
     further_parts: bool = False
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
+    texts: Mapping[str, int] = field(default_factory=lambda: {'encoder_hidden_states': 0})
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts
     block_groups: dict[str, str] = field(default_factory=lambda: dict(UNET_GROUPS))
     call_names: CallNames = CallNames()

@@ -45,6 +45,7 @@ BRIA_FIBO = Family(
     denoiser='transformer',
     encoders=(Encoder(max_length=length_of_call, padding='either', multiple=1),),
     denoiser_input=packed_with_ids,
+    texts={'encoder_hidden_states': 0, 'text_encoder_layers': 1},
     block_groups={'transformer_blocks': 'double', 'single_transformer_blocks': 'single'},
     latents=Latents(frames=True, packed=_flat_frame),
 )

@@ -12,12 +12,15 @@ __all__ = ['CASCADE', 'CASCADE_PRIOR', 'NOT_COVERED']
 
 
 def is_prior_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to pixels and the text behind them."""
+    """Tell whether a module attends to pixels and the text behind them."""
     return re.search(r'\.attention$', name) is not None
 
 
 _GROUPS = {'down_blocks': 'down', 'up_blocks': 'up', 'blocks': 'prior'}
 _WHERE = 'the pixels, then 77 CLIP tokens, and for Stable Cascade what CLIP makes of all the text'
+
+#: Of Stable Cascade and of Wuerstchen.
+_TEXTS = {'clip_text': 0, 'c': 0}
 
 _UNKNOWN_LATENTS = 'its prior generates latents of an image encoder that the pipeline does not hold'
 
@@ -30,6 +33,7 @@ CASCADE = Family(
     denoiser='prior_prior',
     encoders=(Encoder(('prior_tokenizer',), ('prior_text_encoder',)),),
     conditional_first=True,
+    texts=_TEXTS,
     block_groups=_GROUPS,
     call_names=CallNames(
         steps=('prior_num_inference_steps',),
@@ -48,6 +52,7 @@ CASCADE_PRIOR = Family(
     text_keys=TextKeys.BEHIND,
     denoiser='prior',
     conditional_first=True,
+    texts=_TEXTS,
     block_groups=_GROUPS,
     latents=_UNKNOWN_LATENTS,
 )

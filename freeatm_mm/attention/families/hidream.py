@@ -49,7 +49,7 @@ def _filled_up_and_texts(denoiser: nn.Module, args: tuple, kwargs: dict) -> Deno
 
 
 def is_hidream_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of HiDream attends to text and image."""
+    """Tell whether a module of HiDream attends to text and image."""
     return re.search(r'^(double|single)_stream_blocks\.\d+\.block\.attn1$', name) is not None
 
 
@@ -89,6 +89,7 @@ HIDREAM = Family(
         _llama(_after_llama),
     ),
     denoiser_input=_filled_up_and_texts,
+    texts={'encoder_hidden_states_t5': 0, 'encoder_hidden_states_llama3': 1},
     block_groups={'double_stream_blocks': 'double', 'single_stream_blocks': 'single'},
     latents=Latents(generated_size=_generated_size, chosen_sizes=True),
 )

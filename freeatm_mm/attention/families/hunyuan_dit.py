@@ -29,5 +29,6 @@ HUNYUAN_DIT = Family(
             start=_after_bert,
         ),
     ),
+    texts={'encoder_hidden_states': 0, 'encoder_hidden_states_t5': 0},
     block_groups={'blocks': 'transformer'},
 )

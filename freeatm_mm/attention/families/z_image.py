@@ -91,7 +91,7 @@ def _z_image_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
 
 
 def is_z_image_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of Z-Image attends to text and image; its refiners see one of them."""
+    """Tell whether a module of Z-Image attends to text and image; its refiners see one of them."""
     return re.search(r'^layers\.\d+\.attention$', name) is not None
 
 
@@ -112,6 +112,7 @@ Z_IMAGE = Family(
     encoders=(Encoder(max_length=length_of_call, frame=_z_image_frame, padding='removed'),),
     conditional_first=True,
     denoiser_input=_lists,
+    texts={'cap_feats': 0},
     block_groups={'layers': 'transformer'},
     call_names=CallNames(unguided=0.0),
 )
@@ -127,6 +128,7 @@ Z_IMAGE_OMNI = Family(
     encoders=(Encoder(max_length=length_of_call, frame=_omni_frame, padding='removed'),),
     conditional_first=True,
     denoiser_input=_captions_and_images,
+    texts={'cap_feats': 0},
     block_groups={'layers': 'transformer'},
     call_names=CallNames(unguided=0.0),
     latents=Latents(image_is_optional=True),
