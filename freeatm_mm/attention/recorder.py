@@ -421,7 +421,7 @@ class AttentionRecorder:
         self._image_tokens = 0
 
     def __enter__(self) -> AttentionRecorder:
-        """Installs the hooks and forgets what was recorded before.
+        """Install the hooks and forget what was recorded before.
 
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
@@ -538,7 +538,7 @@ class AttentionRecorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Removes every hook, also after an exception."""
+        """Remove every hook, also after an exception."""
         self._sink.input = None
         self._rows.forget()
         hooks, self._hooks = self._hooks, None
@@ -562,7 +562,7 @@ class AttentionRecorder:
         propagate: int = 0,
         size: Size | None = None,
     ) -> list[Tensor]:
-        """Averages what was recorded into one map for each noun of each image.
+        """Average what was recorded into one map for each noun of each image.
 
         The default is the paper's: the mean over all steps and all blocks, each layer counting
         the same, of maps resized to the largest resolution (section 3.1 and figure 5). Where a
@@ -671,7 +671,7 @@ class AttentionRecorder:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
 
     def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Counts a step and finds out which rows of the batch are conditional."""
+        """Count a step and find out which rows of the batch are conditional."""
         if not self._calls:
             self._check_still_compiled()
         called_with = self._family.denoiser_input(module, args, kwargs)
@@ -693,7 +693,7 @@ class AttentionRecorder:
         self.num_steps += self._sink.recording
 
     def _check_still_compiled(self) -> None:
-        """Refuses a denoiser that was compiled inside the ``with``."""
+        """Refuse a denoiser that was compiled inside the ``with``."""
         now = compiled_regions(getattr(self._pipe, self._family.denoiser))
         if [region.holder for region in now] != [region.holder for region in self._regions]:
             raise ValueError(
@@ -702,7 +702,7 @@ class AttentionRecorder:
             )
 
     def _accumulate(self, tap: Tap) -> None:
-        """Adds one module's head-mean noun maps to the running sums."""
+        """Add one module's head-mean noun maps to the running sums."""
         rows = self._rows.rows
         seen = tap.attention(rows)
         query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
@@ -766,7 +766,7 @@ class AttentionRecorder:
             total.count += 1
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
-        """Adds one module's head-mean self-attention to the running sum of its resolution."""
+        """Add one module's head-mean self-attention to the running sum of its resolution."""
         rows = self._rows.rows
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:

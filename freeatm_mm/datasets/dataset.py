@@ -103,7 +103,7 @@ class ImageFolder:
 
 
 def open_source(path: str | Path) -> Store | ImageFolder:
-    """Opens a folder or an address as the store that it is, or a folder as one of plain images.
+    """Open a folder or an address as the store that it is, or a folder as one of plain images.
 
     Raises:
         StoreError: If it is neither, or an unfinished, damaged or empty one.
@@ -236,7 +236,7 @@ class FreeATMDataset(BaseDataset):
                     raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
-        """Opens the sources; the 'list' is the range of their samples' numbers."""
+        """Open the sources; the 'list' is the range of their samples' numbers."""
         self.sources = [open_source(path) for path in self.data_roots]
         self._ends = np.cumsum([len(source) for source in self.sources])
         count, indices = int(self._ends[-1]), self._indices
@@ -252,7 +252,7 @@ class FreeATMDataset(BaseDataset):
         return range(count)
 
     def full_init(self) -> None:
-        """Opens the sources and applies `indices`, `share` and `mask_source`, once."""
+        """Open the sources and apply `indices`, `share` and `mask_source`, once."""
         if self._fully_initialized:
             return
         super().full_init()
@@ -284,13 +284,13 @@ class FreeATMDataset(BaseDataset):
             self._exchange_masks()
 
     def get_subset(self, indices: int | Sequence[int]) -> FreeATMDataset:
-        """As in mmengine; `KFoldDataset` and its like call it. `mask_source` stays within it."""
+        """Return a subset, as mmengine does for `KFoldDataset`; `mask_source` stays within it."""
         subset = super().get_subset(indices)
         subset._settle()
         return subset
 
     def get_subset_(self, indices: int | Sequence[int]) -> None:
-        """As `get_subset`, in place."""
+        """Keep a subset alone; see `get_subset`."""
         super().get_subset_(indices)
         self._settle()
 
@@ -305,7 +305,7 @@ class FreeATMDataset(BaseDataset):
             self._exchange_masks()
 
     def _exchange_masks(self) -> None:
-        """Draws the permutation: one cycle through all samples of stores, in random order."""
+        """Draw the permutation: one cycle through all samples of stores, in random order."""
         numbers = np.unique(np.asarray(self.data_list, dtype=np.int64))
         of_store = np.array([isinstance(source, Store) for source in self.sources])
         numbers = numbers[of_store[np.searchsorted(self._ends, numbers, side='right')]]

@@ -179,7 +179,7 @@ def detect_objects(
     batch_size: int = 8,
     skip_unreadable: bool = False,
 ) -> Iterator[int]:
-    """Detects objects in all images of a store or image folder and writes them to a file.
+    """Detect objects in all images of a store or image folder and write them to a file.
 
     Stopped and started again, it goes on where it was: finished images stand in `OUT.part`.
 

@@ -67,7 +67,7 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
 
 
 def _describe_settings(cfg: Mapping) -> dict[str, Any]:
-    """What the weights depend on besides: model and data set, but for the paths of its files."""
+    """Describe model and data set, on which the weights depend besides; no paths of files."""
 
     def without(value: Any, names: tuple[str, ...]) -> Any:
         if isinstance(value, Mapping):
@@ -83,7 +83,7 @@ def _describe_settings(cfg: Mapping) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a config in types that a checkpoint can hold."""
+    """Return a value of a config in types that a checkpoint can hold."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items() if part is not None}
     if isinstance(value, (list, tuple)):
@@ -118,7 +118,7 @@ class CheckTrainingHook(Hook):
         self._bad = self._idle = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Counts samples, batches and steps.
+        """Count samples, batches and steps.
 
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
@@ -204,7 +204,7 @@ class CheckTrainingHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Looks at the losses, and before a checkpoint at the weights.
+        """Look at the losses, and before a checkpoint at the weights.
 
         Raises:
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
@@ -242,19 +242,19 @@ class CheckTrainingHook(Hook):
             _check_weights(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Looks at the weights, since a checkpoint may be written now; raises likewise."""
+        """Look at the weights, since a checkpoint may be written now; raise likewise."""
         if any(hook.by_epoch for hook in _checkpoint_hooks(runner)):
             _check_weights(runner, runner.iter)  # already counted
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Notes in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
+        """Note in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
         checkpoint['meta']['schedule'] = describe_schedule(runner.cfg, get_world_size())
         checkpoint['meta']['processes'] = get_world_size()
         checkpoint['meta']['data'] = _describe_data(runner)
         checkpoint['meta']['settings'] = _describe_settings(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares a resumed run with the one it goes on from, and a model with its weights.
+        """Compare a resumed run with the one it goes on from, and a model with its weights.
 
         On another number of processes with as many images an iteration, epochs, rates and order of
         the images stay as they were; only what each process draws and normalises by is another.
@@ -347,7 +347,7 @@ def _check_collation(runner: Runner) -> None:
 
 
 def _source(runner: Runner) -> str:
-    """Where the weights come from; mmengine doesn't keep what it finds in the work directory."""
+    """Name the checkpoint; mmengine doesn't keep what it finds in the work directory."""
     found = runner._load_from or runner._resume and find_latest_checkpoint(runner.work_dir)
     return str(found or 'the checkpoint')
 
@@ -389,7 +389,7 @@ def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
 
 
 def _check_weights(runner: Runner, iteration: int) -> None:
-    """Raises an InputError if a parameter or running statistic is infinite or no number."""
+    """Raise an InputError if a parameter or running statistic is infinite or no number."""
     bad = [name for name, value in _learned(runner.model) if not bool(value.isfinite().all())]
     if bad:
         raise InputError(

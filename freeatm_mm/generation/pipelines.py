@@ -115,7 +115,7 @@ def load_pipeline(
         if single is None:
             folder, name, revision = _locate(diffusers, source, revision, variant, without)
         else:
-            folder, name = _config_folder(diffusers, single, model_config), single.stem
+            folder, name = _config_folder(single, model_config), single.stem
             revision = _file_revision(single, folder)
         check_folder(diffusers, folder, without)
         try:
@@ -227,7 +227,7 @@ def _single_file(
     return file
 
 
-def _config_folder(diffusers: Any, file: Path, model_config: str | Path | None) -> Path:
+def _config_folder(file: Path, model_config: str | Path | None) -> Path:
     """The folder with the configs and tokenizers of the pipeline that a file is a checkpoint of.
 
     Raises:

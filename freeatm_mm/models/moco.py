@@ -129,7 +129,7 @@ class FreeATMMoCo(MoCo):
     @torch.compiler.disable  # numbers of keys, the pointer's value
     @torch.no_grad()
     def _dequeue_and_enqueue(self, keys: Tensor, instances: Instances | None = None) -> None:
-        """Puts the keys of all processes into the queue, over its oldest ones.
+        """Put the keys of all processes into the queue, over its oldest ones.
 
         Args:
             keys: (M, D) keys of this process.

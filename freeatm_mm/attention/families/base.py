@@ -287,7 +287,7 @@ def head_count(module: Any) -> int:
 
 
 def is_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
+    """Tell whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
     return (
         getattr(module, 'to_q', None) is not None
         and getattr(module, 'to_k', None) is not None
@@ -297,7 +297,7 @@ def is_cross_attention(name: str, module: nn.Module) -> bool:
 
 
 def is_added_key_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to text keys and pixel keys in one softmax."""
+    """Tell whether a module attends to text keys and pixel keys in one softmax."""
     return (
         getattr(module, 'to_q', None) is not None
         and getattr(module, 'add_k_proj', None) is not None
@@ -305,7 +305,7 @@ def is_added_key_attention(name: str, module: nn.Module) -> bool:
 
 
 def is_block_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of a transformer block: ``blocks.3.attn``."""
+    """Tell whether a module is the attention of a transformer block: ``blocks.3.attn``."""
     return re.search(r'blocks\.\d+\.att(n|ention)$', name) is not None
 
 

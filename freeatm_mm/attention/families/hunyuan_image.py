@@ -55,7 +55,7 @@ def _drop_template(call: Call, tokenizer: Any) -> int:
 
 
 def is_hunyuan_image_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to text and image; the refiner of the text sees no image."""
+    """Tell whether a module attends to text and image; the refiner of the text sees no image."""
     return re.search(r'^(single_)?transformer_blocks\.\d+\.attn$', name) is not None
 
 

@@ -29,7 +29,7 @@ def _after_kandinsky_image(call: Call) -> int:
 
 
 def is_kandinsky3_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of ``Kandinsky3UNet`` attends to text.
+    """Tell whether a module of ``Kandinsky3UNet`` attends to text.
 
     All its attention modules call themselves cross-attention. The first of a block attends to
     pixels, the others to text; the one that pools the text into the time embedding has no pixels.
@@ -45,7 +45,7 @@ def _channels_last(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserIn
 
 
 def is_kandinsky5_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of Kandinsky 5 attends from the image to the text."""
+    """Tell whether a module of Kandinsky 5 attends from the image to the text."""
     return re.search(r'^visual_transformer_blocks\.\d+\.cross_attention$', name) is not None
 
 

@@ -49,7 +49,7 @@ def _length_without_suffix(call: Call, tokenizer: Any) -> int:
 
 
 def is_krea_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to text and image; those that fuse the text see it alone."""
+    """Tell whether a module attends to text and image; those that fuse the text see it alone."""
     return re.search(r'^transformer_blocks\.\d+\.attn$', name) is not None
 
 
