@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,12 @@ from mmpretrain.registry import DATASETS
 from freeatm_mm.addresses import is_address
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.datasets.samplers import seed_draw
-from freeatm_mm.datasets.transforms import LoadFromStore, PackFreeATMInputs, check_tracked
+from freeatm_mm.datasets.transforms import (
+    LoadFromStore,
+    PackFreeATMInputs,
+    check_loading,
+    check_tracked,
+)
 from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import read_json
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
@@ -130,8 +137,8 @@ class FreeATMDataset(BaseDataset):
         pipeline: Transforms, beginning with `LoadFromStore`.
         photometric: With masks every transform must be known to move no pixels, or to move the
             masks with them; here are the names of further ones that leave every pixel in place.
-        indices: Use the first so many samples, or exactly the numbered ones: a list, or the path of
-            a JSON file with one. Defaults to all.
+        indices: Use the first so many samples, or exactly the numbered ones: a list, an array, or
+            the path of a JSON file with a list. Defaults to all.
         share: Use this share of the samples, in (0, 1], drawn at random and the same in every run;
             0.5 is how real and generated images are mixed half and half.
         max_unreadable: Share of the samples, in [0, 1), that may turn out to be unreadable, on
@@ -218,12 +225,13 @@ class FreeATMDataset(BaseDataset):
         super().__init__(
             ann_file='',
             metainfo=metainfo,
-            indices=_read_indices(indices) if isinstance(indices, (str, Path)) else indices,
+            indices=_as_indices(indices),
             serialize_data=False,
             pipeline=pipeline,
             test_mode=test_mode,
             lazy_init=lazy_init,
         )
+        check_loading(self.pipeline.transforms)
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
         else:
@@ -332,9 +340,18 @@ class FreeATMDataset(BaseDataset):
         Returns:
             `sample_idx`, `source` (what to read from), `source_idx` (the number in there) and
             `with_masks`; `mask_source` and `mask_source_idx` where the masks are another sample's.
+
+        Raises:
+            IndexError: If there is no such sample.
+            TypeError: If `idx` is no whole number.
         """
         self.full_init()
-        number = int(self.data_list[idx])
+        try:
+            number = int(self.data_list[operator.index(idx)])
+        except IndexError:
+            raise IndexError(f'sample {idx} of a data set that has {len(self)}') from None
+        except TypeError:
+            raise TypeError(f'samples are chosen by their number, got {idx!r}') from None
         source, source_idx = self._locate(number)
         info = dict(
             sample_idx=idx % len(self), source=source, source_idx=source_idx, with_masks=self.masks
@@ -501,6 +518,26 @@ class FreeATMDataset(BaseDataset):
             f'Masks: \t{self.masks}',
             f'Share: \t{self.share:g}',
         ]
+
+
+def _as_indices(indices: Any) -> int | list[int] | None:
+    """Return `indices` as mmengine takes them, of arrays, tensors and files too.
+
+    Raises:
+        InputError: If they are no numbers of samples.
+    """
+    if indices is None:
+        return None
+    if isinstance(indices, (str, Path)):
+        return _read_indices(indices)
+    plain = indices.tolist() if hasattr(indices, 'tolist') else indices
+    numbers = plain if isinstance(plain, Sequence) else [plain]
+    if not all(type(number) is int for number in numbers):
+        raise InputError(
+            'FreeATMDataset: indices must be a number of samples, a list of their numbers, or the '
+            f'path of a JSON file with one, got {indices!r:.60}'
+        )
+    return list(numbers) if isinstance(plain, Sequence) else plain
 
 
 def _read_indices(path: str | Path) -> list[int]:

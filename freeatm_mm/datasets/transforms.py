@@ -310,6 +310,9 @@ TRACKED = (
 )
 """Transforms that keep `window` true; resizing the whole picture leaves it as it is."""
 
+#: What of mmcv's and mmpretrain's loses masks, and what to use.
+_INSTEAD = {'LoadImageFromFile': 'LoadFromStore', 'PackInputs': 'PackFreeATMInputs'}
+
 PHOTOMETRIC = (
     'ColorJitter',
     'FreeATMColorJitter',
@@ -334,6 +337,17 @@ PHOTOMETRIC = (
 """Transforms that leave every pixel where it is."""
 
 
+def check_loading(transforms: Sequence) -> None:
+    """Make sure that a pipeline begins by reading a store; one of unknown transforms may.
+
+    Raises:
+        ValueError: If it begins with a transform that needs a picture, or mmcv's loading.
+    """
+    name = type(transforms[0]).__name__ if transforms else 'LoadFromStore'
+    if name != 'LoadFromStore' and name in (*TRACKED, *PHOTOMETRIC, *_INSTEAD):
+        raise ValueError(f'the pipeline must begin with LoadFromStore, not {name}')
+
+
 def check_tracked(transforms: Sequence, photometric: Sequence[str] = ()) -> None:
     """Make sure that no transform moves pixels without moving the masks.
 
@@ -351,6 +365,8 @@ def check_tracked(transforms: Sequence, photometric: Sequence[str] = ()) -> None
             check_tracked([inner] if isinstance(inner, Compose) else inner, photometric)
         elif isinstance(transform, (list, tuple)):
             check_tracked(transform, photometric)
+        elif name in _INSTEAD:
+            raise ValueError(f'{name} would leave the masks out: use {_INSTEAD[name]} instead.')
         elif name not in (*TRACKED, *PHOTOMETRIC, *photometric):
             hint = (
                 f'use FreeATM{name} instead'
@@ -489,10 +505,11 @@ class PackFreeATMInputs(PackInputs):
         one_noun: bool = False,
     ) -> None:
         super().__init__(input_key, algorithm_keys, meta_keys)
-        self.grid_size: Any = (
-            (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
-        )
-        if len(self.grid_size) != 2 or min(self.grid_size) < 1:
+        sides = grid_size if isinstance(grid_size, (tuple, list)) else (grid_size, grid_size)
+        self.grid_size: Any = tuple(sides)
+        if len(sides) != 2 or not all(
+            isinstance(side, (int, np.integer)) and side > 0 for side in sides
+        ):
             raise ValueError(
                 f'grid_size {grid_size!r} is not the height and width of a feature map.'
             )

@@ -637,6 +637,36 @@ def test_masks_of_other_images(tmp_path):
     )
 
 
+def test_indices_of_any_kind_and_none_that_is_no_number(tmp_path):
+    store = make_store(tmp_path / 'store')
+    for indices in (np.array([1, 2]), torch.tensor([1, 2]), (1, 2), range(1, 3)):
+        dataset = FreeATMDataset(store, indices=indices)
+        assert [dataset.get_data_info(number)['source_idx'] for number in (0, 1)] == [1, 2]
+    assert len(FreeATMDataset(store, indices=np.int64(4))) == 4
+    for indices in ([1.5], 2.0, True, ['1'], np.array([0.5])):
+        with pytest.raises(InputError, match='indices must be a number of samples, a list'):
+            FreeATMDataset(store, indices=indices)
+    dataset = FreeATMDataset(store, pipeline=[LoadFromStore()])
+    assert dataset[torch.tensor(3)]['img_path'] == dataset[np.int64(-9)]['img_path'] == '000003'
+    for number in (12, -13):
+        with pytest.raises(IndexError, match=f'sample {number} of a data set that has 12'):
+            dataset[number]
+    for number in (1.0, [1, 2], '1'):
+        with pytest.raises(TypeError, match='samples are chosen by their number, got'):
+            dataset[number]
+
+
+def test_pipelines_that_lose_the_masks_or_read_nothing_are_told(tmp_path):
+    store, load, pack = make_store(tmp_path / 'store'), dict(type='LoadFromStore'), 'PackInputs'
+    with pytest.raises(ValueError, match='PackInputs would leave the masks out: use PackFreeATM'):
+        FreeATMDataset(store, pipeline=[load, dict(type=pack)], photometric=[pack])
+    FreeATMDataset(store, masks=False, pipeline=[load, dict(type=pack)])
+    crop = dict(type='FreeATMRandomResizedCrop', scale=32)
+    for masks, first in ((True, crop), (False, crop), (False, dict(type='LoadImageFromFile'))):
+        with pytest.raises(ValueError, match=f'begin with LoadFromStore, not {first["type"]}'):
+            FreeATMDataset(store, masks=masks, pipeline=[first])
+
+
 def test_a_subset_keeps_to_itself(tmp_path):
     """As `KFoldDataset` takes one: its masks, and the count that its workers share."""
     store = make_store(tmp_path / 'store')

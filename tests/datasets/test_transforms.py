@@ -234,6 +234,8 @@ def test_min_visible():
         (dict(grid_size=0), 'grid_size'),
         (dict(grid_size=1), 'grid_size 1 leaves nothing'),
         (dict(grid_size=(1, 2, 3)), 'grid_size'),
+        (dict(grid_size=4.0), 'grid_size'),
+        (dict(grid_size=(4, 4.5)), 'grid_size'),
         (dict(grid_size=7, mask_values='soft'), 'soft'),
         (dict(grid_size=7, min_visible=0), 'visible'),
     ],
