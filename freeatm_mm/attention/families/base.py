@@ -418,6 +418,8 @@ class Family:
         guidance_parts: How many times the images stand in that batch.
         further_parts: Whether they may stand there more often, behind these, to be led towards or
             away from other texts.
+        repeated_levels: Whether a step may call the denoiser again for the same timestep, to
+            compare with: only the first call generates the prompt.
         conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         texts: The arguments of that call with embeddings whose tokens are nouns' keys, and along
@@ -440,6 +442,7 @@ class Family:
     two_passes: bool = False
     guidance_parts: int = 2
     further_parts: bool = False
+    repeated_levels: bool = False
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     texts: Mapping[str, int] = field(default_factory=lambda: {'encoder_hidden_states': 0})
