@@ -52,6 +52,7 @@ from freeatm_mm.generation.outcomes import (
     GenerationError,
     Outcome,
     Picture,
+    SourceError,
     TooManyFailed,
     is_out_of_memory,
     number_allowed,
@@ -434,6 +435,8 @@ class ShardSource:
         first: Exception | None = None
         try:
             outcomes = self._generate_together(batch)
+        except SourceError:  # nothing of the samples: the next ones would fail as well
+            raise
         except Exception as error:  # of a pipeline, a scheduler, a tokenizer, the device
             if self.lost_nouns == 'raise' and isinstance(
                 error, (NounAlignmentError, NounTruncatedError)
@@ -450,6 +453,8 @@ class ShardSource:
                     if len(batch) == 1:
                         raise first
                     outcomes += self._generate_together([item])
+                except SourceError:
+                    raise
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise self._about([item], error) from None  # the device's, not the sample's
