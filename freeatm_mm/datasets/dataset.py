@@ -280,6 +280,27 @@ class FreeATMDataset(BaseDataset):
         if self.mask_source == 'other':
             self._exchange_masks()
 
+    def get_subset(self, indices: int | Sequence[int]) -> FreeATMDataset:
+        """Return a subset, as mmengine does for `KFoldDataset`; `mask_source` stays within it."""
+        subset = super().get_subset(indices)
+        subset._settle()
+        return subset
+
+    def get_subset_(self, indices: int | Sequence[int]) -> None:
+        """Keep a subset alone; see `get_subset`."""
+        super().get_subset_(indices)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring what depends on the samples used, or is shared with workers, to a subset."""
+        if not isinstance(self.data_list, range):
+            self.data_list = np.asarray(self.data_list, dtype=np.int64)
+        self.__dict__.pop('_batches', None)
+        if self.max_unreadable:
+            self._unreadable.share_memory_()
+        if self.mask_source == 'other':
+            self._exchange_masks()
+
     def _exchange_masks(self) -> None:
         """Draw the permutation: one cycle through all samples of stores, in random order."""
         numbers = np.unique(np.asarray(self.data_list, dtype=np.int64))

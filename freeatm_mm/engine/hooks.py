@@ -20,7 +20,7 @@ from freeatm_mm.origins import note_pretraining
 
 
 def batches_had(runner: Runner) -> int:
-    """Batches that the running epoch has had: 0 at its start, but in a run resumed within it."""
+    """Count the batches that an epoch has had at its start: 0, but in a run resumed within it."""
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return 0
     return runner.iter - runner.epoch * len(runner.train_dataloader)

@@ -486,7 +486,7 @@ class FreeATMRunner(RunnerBase):
             )
 
     def _samples(self) -> int:
-        """Pairs that an epoch is drawn from."""
+        """Count the pairs that an epoch is drawn from."""
         return len(self.dataloaders['train'].dataset)
 
     # --- training ---------------------------------------------------------------------------------

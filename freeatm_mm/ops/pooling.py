@@ -81,8 +81,8 @@ def pad_instances(
         device: Where the result is to lie; by default where the masks lie.
 
     Raises:
-        ValueError: If there is no image, the masks have different grids or numbers of views, or
-            they are no weights (`check_masks`).
+        ValueError: If there is no image, the masks have different grids or numbers of views, an
+            image has another number of nouns, or masks are no weights (`check_masks`).
     """
     if not len(masks):
         raise ValueError('there are no images whose instances could be padded')
@@ -120,6 +120,9 @@ def pad_instances(
     )
     check_masks(padded)
     named = [None] * len(found) if nouns is None else nouns
+    for image, (noun, count) in enumerate(zip(named, found)):
+        if noun is not None and count not in (0, len(noun)):
+            raise ValueError(f'image {image} has {count} masks and {len(noun)} nouns')
     numbers = torch.cat(
         [
             unknown.expand(max(count, 1)) if noun is None or not count else noun.to(unknown.device)

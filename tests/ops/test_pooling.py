@@ -85,6 +85,8 @@ def test_masks_that_do_not_fit_each_other_are_told():
     for other in (torch.rand(2, 1, 5, 4), torch.rand(1, 1, 4, 4)):
         with pytest.raises(ValueError, match=r'different \(views, height, width\)'):
             pad_instances([torch.rand(2, 1, 4, 4), other])
+    with pytest.raises(ValueError, match='image 1 has 2 masks and 3 nouns'):
+        pad_instances([None, torch.rand(2, 2, 4, 4)], [None, torch.arange(3)])
 
 
 BAD_MASKS = [(float('nan'), 'NaN or infinite'), (float('inf'), 'NaN'), (-0.5, r'negative \(-0.5\)')]
