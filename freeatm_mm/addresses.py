@@ -23,11 +23,12 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
-from freeatm_mm.errors import InputError, MissingFileError, counted
-from freeatm_mm.files import MAX_BYTES, atomic_write, is_distant, open_regular, read_bytes
+from freeatm_mm.errors import InputError, MissingFileError, counted, is_distant
+from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular, read_bytes
 
 __all__ = [
     'RemoteFolder',
+    'UnreachableError',
     'cache_folder',
     'check_address',
     'file_here',
@@ -198,6 +199,10 @@ def file_here(path: str | Path) -> Path:
     if folder.endswith('/'):
         raise InputError(f'{path} is not the address of a file')
     return RemoteFolder(folder).copied(name, MOST_COPIED)
+
+
+class UnreachableError(InputError):
+    """A server gives no answer, or none that can be used, and may another time."""
 
 
 class FileState(NamedTuple):
@@ -440,10 +445,12 @@ class RemoteFolder:
                 if problem.missing:
                     raise MissingFileError(f'{place} is not there') from None
                 if delay is None or not problem.again:
-                    tries = f' ({len(DELAYS) + 1} tries)' if problem.again else ''
-                    raise InputError(f'{place} {problem.what}{tries}') from None
+                    if not problem.again:
+                        raise InputError(f'{place} {problem.what}') from None
+                    tries = f'({len(DELAYS) + 1} tries)'
+                    raise UnreachableError(f'{place} {problem.what} {tries}') from None
                 if problem.wait > PATIENCE:
-                    raise InputError(
+                    raise UnreachableError(
                         f'{place} {problem.what} and asks to wait {problem.wait:.0f} s: start the '
                         'same command again then'
                     ) from None
@@ -580,7 +587,7 @@ class _FileSystem:
         elif scheme == 'gs':
             options['requests_timeout'] = TIMEOUT
         elif scheme == 'hf' and not hub_answers():
-            raise InputError(f"hf:// can't be reached: {hub_silence()}")
+            raise UnreachableError(f"hf:// can't be reached: {hub_silence()}")
         self._scheme, self._fs = scheme, fsspec.filesystem(scheme, **options)
         if scheme == 's3':
             self._fs.retries = 1

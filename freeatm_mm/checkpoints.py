@@ -28,6 +28,7 @@ from freeatm_mm.torch_files import check_regular, read_torch_file
 __all__ = [
     'Match',
     'check_complete',
+    'check_fills',
     'check_finite',
     'check_starts',
     'check_trained',
@@ -441,6 +442,20 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
     """
     weights = load_weights(checkpoint)
     check_finite(weights, checkpoint)
+    check_fills(model, weights, checkpoint)
+
+
+def check_fills(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Make sure that weights fill a whole model; see `check_complete`.
+
+    Args:
+        model: The model.
+        weights: By their names in the model.
+        source: Where they come from, for messages.
+
+    Raises:
+        InputError: If tensors are missing or of another shape; names the first ones.
+    """
     match = fit(model, weights)
     # mmpretrain's own MoCo keeps no nouns beside its queue: none are known, as at a start.
     lacking = [
@@ -449,8 +464,7 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
     ]
     if lacking:
         raise InputError(
-            f'{checkpoint} is not of this config: it lacks, or has in another shape, '
-            f'{listed(lacking)}'
+            f'{source} is not of this config: it lacks, or has in another shape, {listed(lacking)}'
         )
 
 

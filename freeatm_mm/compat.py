@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 
 def read_checkpoints_safely() -> None:
-    """Lets mmengine read checkpoints through `freeatm_mm.checkpoints`, in the whole process.
+    """Let mmengine read checkpoints through `freeatm_mm.checkpoints`, in the whole process.
 
     Reason: mmengine reads with `weights_only=True`, lets `getattr` through there, by which a file
     reaches any function, and where that fails reads again with `weights_only=False`, which runs
@@ -54,7 +54,7 @@ def read_checkpoints_safely() -> None:
 
 
 def skip_multimodal_models() -> None:
-    """Keeps mmpretrain from importing its multimodal models (BLIP, OFA, LLaVA ...).
+    """Keep mmpretrain from importing its multimodal models (BLIP, OFA, LLaVA ...).
 
     Reason: with pycocotools and transformers installed, `import mmpretrain.models` imports all of
     them: four seconds more where that works, and an exception where it doesn't, as names that they
@@ -69,7 +69,7 @@ def skip_multimodal_models() -> None:
 
 
 def leave_out_notices() -> None:
-    """Leaves out notices of OpenMMLab that say nothing to its users, in the whole process.
+    """Leave out notices of OpenMMLab that say nothing to its users, in the whole process.
 
     Reason: the fork's debugging note that OneDL is not installed is printed, as `print_log` without
     a logger looks at no level; mmengine's own hooks call `FileClient`, which then warns of its own
@@ -100,7 +100,7 @@ def leave_out_notices() -> None:
 
 
 def accept_mmseg_fork() -> None:
-    """Lets `_base_ = 'mmseg::...'` find the installed mmseg, whatever its distribution is called.
+    """Let `_base_ = 'mmseg::...'` find the installed mmseg, whatever its distribution is called.
 
     Reason: mmengine maps `mmseg` to the distribution `mmsegmentation`; the maintained fork is
     called `onedl-mmsegmentation`, so that `Config.fromfile` says mmseg is not installed. Must be
@@ -117,7 +117,7 @@ def accept_mmseg_fork() -> None:
 
 
 def find_packaged_configs() -> None:
-    """Lets mmengine read `freeatm_mm::NAME`, in `_base_` and as the name of a config itself.
+    """Let mmengine read `freeatm_mm::NAME`, in `_base_` and as the name of a config itself.
 
     Reason: mmengine takes such names in `_base_` alone, of a fixed list of OpenMMLab's packages,
     and only of configs in a folder.
@@ -192,7 +192,7 @@ def keep_digits_of_ap() -> None:
 
 @contextmanager
 def densecl_without_shuffling() -> Iterator[None]:
-    """Lets mmpretrain's DenseCL take its second views in the order of the first ones.
+    """Let mmpretrain's DenseCL take its second views in the order of the first ones.
 
     Reason: it shuffles the images, on one process too, and brings back what its neck gave of each,
     so that instances would be pooled by another image's masks. On one process shuffling is without
@@ -213,7 +213,7 @@ def densecl_without_shuffling() -> Iterator[None]:
 
 
 def launch_on_cpus(cfg) -> None:
-    """Lets mmengine train in several processes on a machine without a GPU; no effect with one.
+    """Let mmengine train in several processes on a machine without a GPU; no effect with one.
 
     Reason: configs ask for the `nccl` backend; `mmengine.dist.init_dist` calls
     `torch.cuda.set_device` whatever the backend; and the runner hands GPU numbers to
@@ -240,7 +240,7 @@ def launch_on_cpus(cfg) -> None:
 
 
 def avoid_strided_pointwise_fault(model) -> None:
-    """Lets a channels-last model train on a CPU in spite of a fault of oneDNN's.
+    """Let a channels-last model train on a CPU in spite of a fault of oneDNN's.
 
     Reason: for the weights' gradient of a 1x1 convolution with a stride, oneDNN copies the input to
     a buffer of its own, and where it lies in channels-last order writes past that buffer's end if
@@ -288,7 +288,7 @@ def _order_inputs(module, inputs, named):
 
 
 def require_cuda_ops(cfg) -> None:
-    """Makes sure that a detector finds mmcv's ops where it will run.
+    """Make sure that a detector finds mmcv's ops where it will run.
 
     Reason: mmcv compiled for the CPU, as `./run` does, fails on a GPU at the first step, with a
     message about one op that names neither cause nor cure.
@@ -320,7 +320,7 @@ def require_cuda_ops(cfg) -> None:
 
 
 def require_lavis() -> None:
-    """Makes sure that LAVIS can be imported.
+    """Make sure that LAVIS can be imported.
 
     Reason: it is not on everybody's machine, and its own pins (transformers below 4.27, opencv of
     2021) make an ordinary `pip install` of it fail or spoil the environment. As it is of 2023, it
@@ -343,7 +343,7 @@ def require_lavis() -> None:
 
 
 def name_lavis_folder(name: str, path) -> None:
-    """Tells LAVIS where a folder is (`output_dir`, `result_dir`), as often as needed.
+    """Tell LAVIS where a folder is (`output_dir`, `result_dir`), as often as needed.
 
     Reason: `registry.register_path` refuses a name that it knows, so that a process could make one
     runner only.
@@ -357,7 +357,7 @@ def name_lavis_folder(name: str, path) -> None:
 
 
 def free_copied_checkpointing(module) -> None:
-    """Lets a copied image encoder compute with its own weights; no effect without checkpointing.
+    """Let a copied image encoder compute with its own weights; no effect without checkpointing.
 
     Reason: fairscale's `checkpoint_wrapper` (LAVIS's `vit_grad_ckpt`) puts a `forward` on the
     module itself that keeps a reference to it, and `deepcopy` copies that as it is: the momentum
@@ -375,7 +375,7 @@ def free_copied_checkpointing(module) -> None:
 
 
 def let_lavis_average_on_cpus() -> None:
-    """Lets LAVIS's meters be averaged over processes that have no GPU; no effect with one.
+    """Let LAVIS's meters be averaged over processes that have no GPU; no effect with one.
 
     Reason: `SmoothedValue.synchronize_between_processes` makes its tensor on 'cuda', whatever the
     processes run on.
@@ -418,7 +418,7 @@ def refuse_truncated_images():
 
 @contextmanager
 def no_code_from_data() -> Iterator[None]:
-    """Keeps diffusers and transformers from importing Python that comes with weights.
+    """Keep diffusers and transformers from importing Python that comes with weights.
 
     Reason: diffusers runs a folder's Python without asking (a `_class_name` that is a pair, a file
     `None.py`, `PART/LIBRARY.py`; `download` also that of *another* repository, whatever
@@ -457,7 +457,7 @@ def no_code_from_data() -> Iterator[None]:
 
 
 def check_kernels(file: Any, config: Any) -> None:
-    """Makes sure that no config, or one inside it, has attention computed by code of the hub.
+    """Make sure that no config, or one inside it, has attention computed by code of the hub.
 
     Reason: a name with a slash as its `attn_implementation` is a repository whose compiled code
     transformers fetches and runs, where the package `kernels` is installed; it asks nobody.
@@ -489,7 +489,7 @@ def check_kernels(file: Any, config: Any) -> None:
 
 @contextmanager
 def hub_out_of_reach() -> Iterator[None]:
-    """Keeps huggingface_hub from fetching anything.
+    """Keep huggingface_hub from fetching anything.
 
     Reason: `local_files_only` of a pipeline's `from_pretrained` isn't handed to its parts; a part's
     config may name another repository (a backbone, an adapter's base) and have it fetched.
@@ -576,7 +576,7 @@ _RENDERING = threading.RLock()  # the memory's limit is the process's
 
 
 def limit_chat_templates() -> None:
-    """Lets transformers stop a chat template that runs on and on or fills the memory.
+    """Let transformers stop a chat template that runs on and on or fills the memory.
 
     Reason: a template is a program that comes with a tokenizer. jinja's sandbox keeps it from
     Python, but not from loops inside loops, calls that call themselves twice, texts that double or
@@ -638,7 +638,7 @@ def limit_chat_templates() -> None:
 
 @contextmanager
 def _limited_seconds() -> Iterator[None]:
-    """Stops Python code at the next line once it has taken too long; TimeoutError."""
+    """Stop Python code at the next line once it has taken too long; TimeoutError."""
     end = time.thread_time() + _MOST_SECONDS
 
     def trace(frame: Any, event: str, value: Any) -> Any:
@@ -656,7 +656,7 @@ def _limited_seconds() -> Iterator[None]:
 
 @contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Lets the process take a limited amount of memory besides what it has, where Linux counts."""
+    """Let the process take a limited amount of memory besides what it has, where Linux counts."""
     try:
         import resource
 

@@ -25,7 +25,7 @@ _KEEP = frozenset({'group_offloading', 'layerwise_casting', 'text_kv_cache'})
 
 
 def uses_step_cache(denoiser: nn.Module) -> bool:
-    """Tells whether a denoiser leaves layers out of some steps.
+    """Tell whether a denoiser leaves layers out of some steps.
 
     Raises:
         ValueError: If it has a hook of diffusers that changes its attention otherwise: FasterCache,
@@ -46,7 +46,7 @@ def uses_step_cache(denoiser: nn.Module) -> bool:
 
 
 def may_be_skipped(module: nn.Module) -> bool:
-    """Tells whether a step cache may answer for a module without running it."""
+    """Tell whether a step cache may answer for a module without running it."""
     return any(kind in _SKIP for kind in _kinds(module))
 
 

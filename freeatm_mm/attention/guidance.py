@@ -12,10 +12,10 @@ from freeatm_mm.attention.embeddings import EmbeddingWatch, differ
 from freeatm_mm.attention.families import Family, argument
 from freeatm_mm.errors import counted
 
-__all__ = ['PromptRows', 'is_perturbing', 'prompt_part']
+__all__ = ['PromptRows']
 
 
-def is_perturbing(pipe: Any) -> bool:
+def _is_perturbing(pipe: Any) -> bool:
     """Tell whether a pipeline generates with perturbed-attention guidance at this moment.
 
     Its processors are in place just while the pipeline's call denoises. Its batch then is (without
@@ -24,7 +24,7 @@ def is_perturbing(pipe: Any) -> bool:
     return bool(getattr(pipe, 'pag_attn_processors', None))
 
 
-def prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
+def _prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
     """Find the part of a batch that generates the prompt.
 
     Args:
@@ -121,8 +121,8 @@ class PromptRows:
             self.rows = slice(0, images)
             return (rows,)
         parts, rest = divmod(rows, images)
-        perturbing = is_perturbing(self._pipe)
-        part = None if rest else prompt_part(self._family, parts, perturbing)
+        perturbing = _is_perturbing(self._pipe)
+        part = None if rest else _prompt_part(self._family, parts, perturbing)
         advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
         if part is None:
             guided = self._family.guidance_parts * images

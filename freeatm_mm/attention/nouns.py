@@ -70,7 +70,7 @@ def locate_nouns(
     parts: Callable[[str], list[str]] | None = None,
     truncated: str = 'raise',
 ) -> NounTokens:
-    """Finds the tokens of each noun of a prompt.
+    """Find the tokens of each noun of a prompt.
 
     A token belongs to a noun if it shares a character with it. Nouns that occur more than once
     are separate spans.
@@ -151,7 +151,7 @@ def locate_nouns(
 
 
 def merge_tokens(maps_THW: Tensor, rule: str = 'mean') -> Tensor:
-    """Makes one map of the maps of a noun's tokens.
+    """Make one map of the maps of a noun's tokens.
 
     Args:
         maps_THW: One map a token, in the order of the tokens; T >= 1.
@@ -192,7 +192,7 @@ def _checked_span(prompt: str, noun: Any) -> tuple[int, int]:
 
 
 def find_again(prompt: str, noun: Any, text: str) -> tuple[int, int] | None:
-    """Finds a noun of a prompt in another text, such as a second text encoder's prompt.
+    """Find a noun of a prompt in another text, such as a second text encoder's prompt.
 
     Args:
         prompt: The prompt.
@@ -234,7 +234,7 @@ def _follow_span(
     start: int,
     end: int,
 ) -> tuple[int, int]:
-    """Finds a span of ``prompt`` again in the ``prepared`` prompt."""
+    """Find a span of ``prompt`` again in the ``prepared`` prompt."""
     kept = [place for place in places[start:end] if place is not None]
     first, last = (kept[0][0], kept[-1][1]) if kept else (0, 0)
     if not kept or not (sure or _letters(prepared[first:last]) == _letters(prompt[start:end])):
@@ -246,7 +246,7 @@ def _follow_span(
 
 
 def _written_out(tokenizer: Any, prompt: str) -> tuple[str, list[tuple[int, int]]]:
-    """Writes placeholders of textual inversions as diffusers does: one token for each vector.
+    """Write placeholders of textual inversions as diffusers does: one token for each vector.
 
     Returns:
         The text, and for each character of ``prompt`` where it stands there; for a placeholder's
@@ -278,7 +278,7 @@ def _letters(text: str) -> str:
 
 
 def _align(source: Sequence, target: Sequence) -> list[int | None]:
-    """Finds for each element of ``source`` its place in ``target``, ``None`` where it has none.
+    """Find for each element of ``source`` its place in ``target``, ``None`` where it has none.
 
     Letters match whatever their case.
     """
@@ -303,7 +303,7 @@ def _fold(text: Sequence) -> Sequence:
 def _token_spans(
     tokenizer: Any, text: str, special_tokens: bool = True
 ) -> tuple[list[tuple[int, int]], int]:
-    """Finds the characters of each token of ``text``, special tokens included if there are any.
+    """Find the characters of each token of ``text``, special tokens included if there are any.
 
     Returns:
         One ``(start, end)`` a token, ``(0, 0)`` for special ones, and the number of special
@@ -335,7 +335,7 @@ def _token_spans(
 
 
 def _token_spans_of_parts(tokenizer: Any, text: str, parts: list[str]) -> list[tuple[int, int]]:
-    """Finds the characters of each token of a text whose parts are tokenized one by one."""
+    """Find the characters of each token of a text whose parts are tokenized one by one."""
     if ''.join(parts) != text:
         raise NounAlignmentError(
             f'the pipeline changes the prompt {quoted(text)} as it splits it at its quotes'
@@ -349,7 +349,7 @@ def _token_spans_of_parts(tokenizer: Any, text: str, parts: list[str]) -> list[t
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """Leaves out white space at both ends: SentencePiece counts the space before a word."""
+    """Leave out white space at both ends: SentencePiece counts the space before a word."""
     while start < end and text[start].isspace():
         start += 1
     while start < end and text[end - 1].isspace():
@@ -358,7 +358,7 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _piece_spans(tokenizer: Any, pieces: Sequence[str], text: str) -> list[tuple[int, int]]:
-    """Finds the characters of each piece of a tokenizer that gives no offsets.
+    """Find the characters of each piece of a tokenizer that gives no offsets.
 
     The pieces of a slow tokenizer, put together, are the text without white space, normalised.
     Both are compared as bytes, because a byte-level piece may hold part of a character.

@@ -105,7 +105,7 @@ def sizes(
 
 
 def check_steps(steps: Container[int] | None) -> None:
-    """Refuses steps that are no numbers from 0, or none.
+    """Refuse steps that are no numbers from 0, or none.
 
     Args:
         steps: ``None``, a range, an iterable of numbers, or whatever else can be asked
@@ -132,7 +132,7 @@ def check_steps(steps: Container[int] | None) -> None:
 
 
 def check_heads(heads: Heads | None, layers: Mapping[str, int]) -> None:
-    """Refuses heads that no layer has, and names that are no layers.
+    """Refuse heads that no layer has, and names that are no layers.
 
     Args:
         heads: As `heads_of` takes them.
@@ -233,7 +233,7 @@ def plain_name(name: str) -> str:
 
 
 def in_blocks(blocks: frozenset[str] | None, group: str, layer: str) -> bool:
-    """Tells whether a layer belongs to the wanted blocks."""
+    """Tell whether a layer belongs to the wanted blocks."""
     return blocks is None or group in blocks or any(_inside(layer, name) for name in blocks)
 
 
@@ -254,7 +254,7 @@ def heads_of(heads: Heads | None, layer: str) -> frozenset[int] | None:
 
 
 def size_matches(size: Size, wanted: tuple[int | Size, ...] | None) -> bool:
-    """Tells whether a map is of a wanted size: (height, width), or the shorter side alone."""
+    """Tell whether a map is of a wanted size: (height, width), or the shorter side alone."""
     return wanted is None or any(
         min(size) == name if isinstance(name, int) else size == tuple(name) for name in wanted
     )
@@ -270,7 +270,7 @@ def choose_parts(
     heads: Heads | None = None,
     weights: str | Mapping[int | Size, float] | None = None,
 ) -> dict[Part, float]:
-    """Picks the running sums to average, and what one map in each of them counts.
+    """Pick the running sums to average, and what one map in each of them counts.
 
     A layer's heads share what the layer counts, so a mean over them stays a mean. A layer that was
     left out of some steps counts as much as the others.

@@ -40,7 +40,7 @@ class MaskTrust:
 
 
 def mask_trust(maps: np.ndarray | Tensor, threshold: float = THRESHOLD) -> list[MaskTrust]:
-    """Measures the masks of one image's nouns.
+    """Measure the masks of one image's nouns.
 
     Args:
         maps: Shape (K, h, w), *raw* attention (not negative), as `AttentionRecorder.masks`

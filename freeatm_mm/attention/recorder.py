@@ -72,6 +72,10 @@ from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
 
+PROBABILITIES = ('joint', 'text')
+"""Over which keys the softmax may be taken: all of them, or those of the text."""
+TRUNCATED = ('raise', 'skip')
+"""What may be done about a noun that the tokenizer cuts off."""
 MAPS = ('attention', 'output')
 """What maps may be made of."""
 HEAD_WEIGHTS = (None, 'contribution')
@@ -217,16 +221,16 @@ class AttentionRecorder:
         rescale: str | None = None,
         check_prompts: bool = True,
     ) -> None:
-        if probability not in ('joint', 'text'):
-            raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
-        if merge not in MERGE_RULES:
-            raise ValueError(f'merge must be one of {MERGE_RULES}, got {merge!r}')
-        if head_weights not in HEAD_WEIGHTS:
-            raise ValueError(f'head_weights must be one of {HEAD_WEIGHTS}, got {head_weights!r}')
-        if rescale not in RESCALE:
-            raise ValueError(f'rescale must be one of {RESCALE}, got {rescale!r}')
-        if maps not in MAPS:
-            raise ValueError(f'maps must be one of {MAPS}, got {maps!r}')
+        for name, value, known in (
+            ('probability', probability, PROBABILITIES),
+            ('merge', merge, MERGE_RULES),
+            ('head_weights', head_weights, HEAD_WEIGHTS),
+            ('rescale', rescale, RESCALE),
+            ('maps', maps, MAPS),
+            ('truncated', truncated, TRUNCATED),
+        ):
+            if value not in known:
+                raise ValueError(f'{name} must be one of {known}, got {value!r}')
         if maps == 'output' and (head_weights or rescale or probability != 'joint'):
             raise ValueError(
                 "maps='output' are made of no probabilities: leave head_weights, rescale and "
@@ -251,30 +255,19 @@ class AttentionRecorder:
         self._steps = steps
         # An iterator would be used up at the first layer.
         heads = list(heads) if isinstance(heads, Iterator) else heads
-        if heads is not None:
-            check_heads(
-                heads,
-                {
-                    name: head_count(module)
-                    for name, module, _ in text_attention_modules(
-                        self._denoiser, self._family, self._blocks
-                    )
-                },
-            )
         self._heads = heads
-        if head_weights is not None:
-            for name, module, _ in text_attention_modules(
-                self._denoiser, self._family, self._blocks
-            ):
-                output_projection(module, name)
+        if heads is not None or head_weights is not None:
+            modules = text_attention_modules(self._denoiser, self._family, self._blocks)
+            check_heads(heads, {name: head_count(module) for name, module, _ in modules})
+            if head_weights is not None:
+                for name, module, _ in modules:
+                    output_projection(module, name)
         self._separate = separate_names(separate)
         if self_attention is not None:
             whole_number(self_attention, 'self_attention', 1, MAX_SIDE)
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
         self._text_encoders = text_encoders if text_encoders is None else [*_names(text_encoders)]
-        if truncated not in ('raise', 'skip'):
-            raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
         self._truncated = truncated
         self.prompts: list[str] = []
         self.names: list[list[str]] = []
@@ -421,7 +414,7 @@ class AttentionRecorder:
         self._image_tokens = 0
 
     def __enter__(self) -> AttentionRecorder:
-        """Installs the hooks and forgets what was recorded before.
+        """Install the hooks and forget what was recorded before.
 
         Raises:
             RuntimeError: If the recorder is in use already, or was made without prompts.
@@ -538,7 +531,7 @@ class AttentionRecorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Removes every hook, also after an exception."""
+        """Remove every hook, also after an exception."""
         self._sink.input = None
         self._rows.forget()
         hooks, self._hooks = self._hooks, None
@@ -562,7 +555,7 @@ class AttentionRecorder:
         propagate: int = 0,
         size: Size | None = None,
     ) -> list[Tensor]:
-        """Averages what was recorded into one map for each noun of each image.
+        """Average what was recorded into one map for each noun of each image.
 
         The default is the paper's: the mean over all steps and all blocks, each layer counting
         the same, of maps resized to the largest resolution (section 3.1 and figure 5). Where a
@@ -671,7 +664,7 @@ class AttentionRecorder:
         return block_names(blocks, self._family.block_groups.values(), self._denoiser)
 
     def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Counts a step and finds out which rows of the batch are conditional."""
+        """Count a step and find out which rows of the batch are conditional."""
         if not self._calls:
             self._check_still_compiled()
         called_with = self._family.denoiser_input(module, args, kwargs)
@@ -693,7 +686,7 @@ class AttentionRecorder:
         self.num_steps += self._sink.recording
 
     def _check_still_compiled(self) -> None:
-        """Refuses a denoiser that was compiled inside the ``with``."""
+        """Refuse a denoiser that was compiled inside the ``with``."""
         now = compiled_regions(getattr(self._pipe, self._family.denoiser))
         if [region.holder for region in now] != [region.holder for region in self._regions]:
             raise ValueError(
@@ -702,7 +695,7 @@ class AttentionRecorder:
             )
 
     def _accumulate(self, tap: Tap) -> None:
-        """Adds one module's head-mean noun maps to the running sums."""
+        """Add one module's head-mean noun maps to the running sums."""
         rows = self._rows.rows
         seen = tap.attention(rows)
         query_BNHC, key_BKHC, bias_BNK = seen.query_BNHC, seen.key_BKHC, seen.bias_BNK
@@ -766,7 +759,7 @@ class AttentionRecorder:
             total.count += 1
 
     def _accumulate_affinity(self, tap: SelfTap) -> None:
-        """Adds one module's head-mean self-attention to the running sum of its resolution."""
+        """Add one module's head-mean self-attention to the running sum of its resolution."""
         rows = self._rows.rows
         size = max([tap.size, *self._affinities], key=math.prod)
         if size != tap.size:

@@ -29,7 +29,7 @@ _SURE = 1e-4  # a mask's certainty before the CRF: no pixel is beyond changing i
 
 
 def propagate(maps: Tensor, affinity: Tensor, times: int = 1) -> Tensor:
-    """Gives each pixel the mean of the map over what it attends to, so often.
+    """Give each pixel the mean of the map over what it attends to, so often.
 
     Objects attend to themselves, so holes fill and strays outside fade. As an average over other
     pixels it never leaves the map's range, and as a linear operation it may come before or after
@@ -71,7 +71,7 @@ def dense_crf(
     distance: float = 1.0,
     iterations: int = 10,
 ) -> np.ndarray:
-    """Moves the edges of soft masks to edges of the image: mean field of a dense CRF.
+    """Move the edges of soft masks to edges of the image: mean field of a dense CRF.
 
     Each noun is a CRF of its own with the labels object and background; nouns may overlap. Every
     pair of pixels is joined, and every message is computed, where the usual implementations

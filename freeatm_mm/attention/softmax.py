@@ -30,7 +30,7 @@ def noun_attention(
     weights_BNH: Tensor | None = None,
     out_BTN: Tensor | None = None,
 ) -> Tensor:
-    """Adds up the noun columns of ``softmax(scale * QK^T + bias)``, averaged over heads (eq. 1).
+    """Add up the noun columns of ``softmax(scale * QK^T + bias)``, averaged over heads (eq. 1).
 
     Computed in float32 whatever the inputs' type, in pieces that bound the memory.
 
@@ -97,7 +97,7 @@ def noun_attention(
 
 @torch.no_grad()
 def add_affinity(query_BNHC: Tensor, key_BNHC: Tensor, scale: float, out_BNN: Tensor) -> None:
-    """Adds ``softmax(scale * QK^T)``, averaged over heads, to a running sum (equation 1).
+    """Add ``softmax(scale * QK^T)``, averaged over heads, to a running sum (equation 1).
 
     Computed in float32, a few rows at a time, so that memory stays that of the sum.
 

@@ -116,7 +116,7 @@ class Tap:
         self.projections: list[str] = []
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         return [
             self._hook_before(),
             *self._install_projections(),
@@ -248,7 +248,7 @@ class Tap:
         self._record(self.query is not None and self.text_key is not None)
 
     def _record(self, computed: bool) -> None:
-        """Adds up what was caught; nothing if a step cache answered in the module's place."""
+        """Add up what was caught; nothing if a step cache answered in the module's place."""
         self.sink.layer_steps.setdefault(self.layer, 0)
         if computed or not may_be_skipped(self.module):
             self._check(computed)
@@ -321,7 +321,7 @@ class WatchedTap(Tap):
         self.call: AttentionCall | None = None
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         # The watch must end with the module's call, also when that fails.
         return [self._hook_before(), self._hook_after(always=True)]
 
@@ -416,7 +416,7 @@ class ForeignTap(WatchedTap):
         self.seen, self.fitting = 0, 0
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         return [*super().install(), *self._install_projections()]
 
     def _num_keys(self, args: tuple, kwargs: dict) -> int:
@@ -578,7 +578,7 @@ class SelfTap(Tap):
         super().__init__(sink, module, '', layer, ())
 
     def install(self) -> list:
-        """Registers the hooks and returns their handles."""
+        """Register the hooks and return their handles."""
         return [
             self._hook_before(),
             self._catch('to_q', 'query'),

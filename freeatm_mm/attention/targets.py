@@ -202,7 +202,7 @@ def _check_prompts(prompts: Sequence[Any]) -> None:
 
 
 def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
-    """Refuses options of a pipeline's call that say something else than the recorder was told."""
+    """Refuse options of a pipeline's call that say something else than the recorder was told."""
     for name, told in (
         ('prompt', [list(prompts), *prompts[: 1 if len(prompts) == 1 else 0]]),
         ('num_images_per_prompt', [images]),

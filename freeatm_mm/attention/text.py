@@ -51,7 +51,7 @@ def find_columns(
     truncated: str = 'raise',
     missing: str = 'raise',
 ) -> TextColumns:
-    """Finds the columns of each noun of each prompt among the text keys.
+    """Find the columns of each noun of each prompt among the text keys.
 
     Each text encoder is taken to read what the pipeline's call gives it: ``prompt_2`` or
     ``prompt_3`` of ``call``'s options where it reads those and they are given, ``prompts``
@@ -405,7 +405,7 @@ class EncoderWatch:
         return tuple(row[start:end])
 
     def install(self) -> Callable[[], None]:
-        """Starts watching; returns what ends it."""
+        """Start watching; return what ends it."""
         self._seen, self._met = [], False
         if self.encoder is None:
             return lambda: None
@@ -446,7 +446,7 @@ class EncoderWatch:
         return kept
 
     def check(self) -> bool:
-        """Checks what was encoded since the last check: all of the prompts, in order, or nothing.
+        """Check what was encoded since the last check: all of the prompts, in order, or nothing.
 
         Other texts may come after them: the negative prompts.
 

@@ -144,7 +144,6 @@ def run(args: argparse.Namespace) -> str:
         model_config=args.model_config,
         offload=args.offload,
         images=args.source,
-        captions=args.captions,
         options=dict(
             levels=list(LEVELS) if args.levels is None else args.levels,
             size=args.size,

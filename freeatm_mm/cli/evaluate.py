@@ -26,8 +26,7 @@ from freeatm_mm.origins import origin_of, settle_label
 from freeatm_mm.results import (
     add_row,
     metric_title,
-    new_results,
-    read_results,
+    open_results,
     write_results,
 )
 
@@ -147,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
 
     out = Path(args.out)
     command = command_line()
-    results = read_results(out) if out.exists() else new_results(out.stem, command)
+    results = open_results(out, out.stem, command)
     label = make_label(args)
     model = load_model(args.config, args.checkpoint, args.seed, device=args.device)
     if args.checkpoint:

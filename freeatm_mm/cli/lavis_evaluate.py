@@ -25,8 +25,7 @@ from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
     add_row,
-    new_results,
-    read_results,
+    open_results,
     write_results,
 )
 
@@ -98,11 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **settle_label(origin, said, checkpoint, needed),
             'scale': blip_scale(model),
         }
-        results = (
-            read_results(args.out)
-            if Path(args.out).exists()
-            else new_results(Path(args.out).stem, command_line())
-        )
+        results = open_results(args.out, Path(args.out).stem, command_line())
     figures = evaluate(args.config, args.options)
     if figures is None:  # not the first of several processes
         return 0

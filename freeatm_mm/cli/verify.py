@@ -70,7 +70,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='SOURCE',
         help='where masks were added to images: the source of these, as the run had it',
     )
-    add('--captions', metavar='FILE', help='the caption file that the run had beside the images')
     add('--batch-size', type=whole(1, 4096), help='for stores that did not record it')
     add('--variant', help='variant of the weights, such as fp16, if the run had one')
     add_loading_options(parser)
@@ -95,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError('--pipeline goes with --repair, and with --prompts or --images')
     if args.images and not args.pipeline:
         raise InputError('--images goes with --pipeline and --repair')
-    if args.captions and not args.images:
-        raise InputError('--captions goes with --images')
     if args.repair and is_address(args.store):
         raise InputError('--repair needs a folder: freeatm pull the store, repair it, push it')
     source: Any = None
@@ -110,8 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 changes['loras'] = tuple(args.lora)
             if args.batch_size:
                 changes['batch_size'] = args.batch_size
-            if args.captions:
-                changes['captions'] = args.captions
             source = job_of_store(
                 args.store,
                 args.pipeline,

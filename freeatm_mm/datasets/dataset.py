@@ -20,6 +20,7 @@ from freeatm_mm.datasets.samplers import seed_draw
 from freeatm_mm.datasets.transforms import LoadFromStore, PackFreeATMInputs, check_tracked
 from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import read_json
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
 
@@ -103,7 +104,7 @@ class ImageFolder:
 
 
 def open_source(path: str | Path) -> Store | ImageFolder:
-    """Opens a folder or an address as the store that it is, or a folder as one of plain images.
+    """Open a folder or an address as the store that it is, or a folder as one of plain images.
 
     Raises:
         StoreError: If it is neither, or an unfinished, damaged or empty one.
@@ -194,11 +195,7 @@ class FreeATMDataset(BaseDataset):
                 f'FreeATMDataset: max_unreadable {max_unreadable!r} must be a share '
                 'from 0 to below 1.'
             )
-        if mask_source not in MASK_SOURCES:
-            raise ValueError(
-                f'FreeATMDataset: mask_source {mask_source!r} is unknown: use one of '
-                f'{", ".join(MASK_SOURCES)}.'
-            )
+        check_choice('FreeATMDataset: mask_source', mask_source, MASK_SOURCES)
         if mask_source != 'own' and not masks:
             raise ValueError(f'FreeATMDataset: mask_source={mask_source!r} needs masks=True.')
         if in_memory and max_unreadable:
@@ -236,7 +233,7 @@ class FreeATMDataset(BaseDataset):
                     raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')
 
     def load_data_list(self) -> Sequence[int]:
-        """Opens the sources; the 'list' is the range of their samples' numbers."""
+        """Open the sources; the 'list' is the range of their samples' numbers."""
         self.sources = [open_source(path) for path in self.data_roots]
         self._ends = np.cumsum([len(source) for source in self.sources])
         count, indices = int(self._ends[-1]), self._indices
@@ -252,7 +249,7 @@ class FreeATMDataset(BaseDataset):
         return range(count)
 
     def full_init(self) -> None:
-        """Opens the sources and applies `indices`, `share` and `mask_source`, once."""
+        """Open the sources and apply `indices`, `share` and `mask_source`, once."""
         if self._fully_initialized:
             return
         super().full_init()
@@ -283,8 +280,29 @@ class FreeATMDataset(BaseDataset):
         if self.mask_source == 'other':
             self._exchange_masks()
 
+    def get_subset(self, indices: int | Sequence[int]) -> FreeATMDataset:
+        """Return a subset, as mmengine does for `KFoldDataset`; `mask_source` stays within it."""
+        subset = super().get_subset(indices)
+        subset._settle()
+        return subset
+
+    def get_subset_(self, indices: int | Sequence[int]) -> None:
+        """Keep a subset alone; see `get_subset`."""
+        super().get_subset_(indices)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring what depends on the samples used, or is shared with workers, to a subset."""
+        if not isinstance(self.data_list, range):
+            self.data_list = np.asarray(self.data_list, dtype=np.int64)
+        self.__dict__.pop('_batches', None)
+        if self.max_unreadable:
+            self._unreadable.share_memory_()
+        if self.mask_source == 'other':
+            self._exchange_masks()
+
     def _exchange_masks(self) -> None:
-        """Draws the permutation: one cycle through all samples of stores, in random order."""
+        """Draw the permutation: one cycle through all samples of stores, in random order."""
         numbers = np.unique(np.asarray(self.data_list, dtype=np.int64))
         of_store = np.array([isinstance(source, Store) for source in self.sources])
         numbers = numbers[of_store[np.searchsorted(self._ends, numbers, side='right')]]

@@ -87,7 +87,7 @@ def _seeded_items(dataset: Any, draws: Sequence) -> list:
 
 
 def take_seeds(dataset: Any) -> None:
-    """Lets any dataset be asked for (number, seed) by a `DataLoader`, whatever is wrapped in it.
+    """Let any dataset be asked for (number, seed) by a `DataLoader`, whatever is wrapped in it.
 
     Wrappers (`RepeatDataset`, `ConcatDataset`, `ClassBalancedDataset`, `KFoldDataset`, torch's
     `Subset` ...) calculate with an item's number, and would fail with a pair. A loader asks a

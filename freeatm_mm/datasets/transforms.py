@@ -25,6 +25,7 @@ from PIL import Image
 
 from freeatm_mm.datasets.samplers import mix_seed
 from freeatm_mm.errors import one_sentence
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
@@ -92,7 +93,7 @@ class LoadFromStore(BaseTransform):
         self.trust = trust
 
     def transform(self, results: dict) -> dict:
-        """Reads and decodes one sample.
+        """Read and decode one sample.
 
         Raises:
             StoreError: If the sample can't be read, or its image or masks can't be decoded.
@@ -165,7 +166,7 @@ class LoadFromStore(BaseTransform):
         return results
 
     def _add_masks(self, raw: RawSample, results: dict) -> None:
-        """Adds the masks of a sample to results, where it has any."""
+        """Add the masks of a sample to results, where it has any."""
         names = raw.names()
         if not names:
             return
@@ -198,7 +199,7 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
     """
 
     def transform(self, results: dict) -> dict:
-        """Crops and resizes; see the class."""
+        """Crop and resize; see the class."""
         image = results['img']
         # Drawn here, not by overriding `rand_crop_params`: an overriding method is registered a
         # second time with mmcv's `cache_randomness`, which then refuses to share draws.
@@ -228,7 +229,7 @@ class FreeATMRandomFlip(RandomFlip):
     """
 
     def transform(self, results: dict) -> dict:
-        """Flips or not; see the class."""
+        """Flip or not; see the class."""
         results = super().transform(results)
         if results['flip']:
             results['window'] = flip_window(results.get('window', WHOLE), results['flip_direction'])
@@ -246,7 +247,7 @@ class FreeATMColorJitter(ColorJitter):
     """
 
     def transform(self, results: dict) -> dict:
-        """Changes the colours; see the class."""
+        """Change the colours; see the class."""
         image = results['img']
         if self.backend != 'pillow' or image.dtype != np.uint8 or image.shape[2:] != (3,):
             return super().transform(results)
@@ -265,7 +266,7 @@ class FreeATMRandomGrayscale(RandomGrayscale):
     """
 
     def transform(self, results: dict) -> dict:
-        """Takes the colours away or not; see the class."""
+        """Take the colours away or not; see the class."""
         image, weights = results['img'], np.array(self.channel_weights)
         if (
             self.color_format == 'hsv'
@@ -335,7 +336,7 @@ PHOTOMETRIC = (
 
 
 def check_tracked(transforms: Sequence, photometric: Sequence[str] = ()) -> None:
-    """Makes sure that no transform moves pixels without moving the masks.
+    """Make sure that no transform moves pixels without moving the masks.
 
     Args:
         transforms: Transforms of a view, with lists, `Compose` and `RandomApply` around them.
@@ -407,7 +408,7 @@ class FreeATMMultiView(MultiView):
         self.object_crops = object_crops
 
     def transform(self, results: dict) -> dict:
-        """Makes the views."""
+        """Make the views."""
         image = results['img']
         shared = ('img', 'stored_masks', 'mask_scales', 'mask_trust', 'noun_ids')
         rest = [
@@ -496,10 +497,7 @@ class PackFreeATMInputs(PackInputs):
             raise ValueError(
                 f'grid_size {grid_size!r} is not the height and width of a feature map.'
             )
-        if mask_values not in MASK_VALUES:
-            raise ValueError(
-                f'mask_values {mask_values!r} is unknown: use one of {", ".join(MASK_VALUES)}.'
-            )
+        check_choice('mask_values', mask_values, MASK_VALUES)
         if self.grid_size == (1, 1):
             raise ValueError('grid_size 1 leaves nothing of a mask: it is a mean over the image.')
         if not 0 < min_visible <= 1:
@@ -510,7 +508,7 @@ class PackFreeATMInputs(PackInputs):
         self.one_noun = one_noun
 
     def transform(self, results: dict) -> dict:
-        """Packs image or views, and the masks where there are any."""
+        """Pack image or views, and the masks where there are any."""
         packed = self.pack_image(results)
         if 'stored_masks' in results:
             self.pack_masks(results, packed['data_samples'])

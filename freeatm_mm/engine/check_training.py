@@ -7,13 +7,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import (
+    BaseLoop,
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    find_latest_checkpoint,
+)
 from torch import nn
 
+from freeatm_mm.checkpoints import check_fills, fit, weights_of
 from freeatm_mm.datasets.samplers import SeededSampler
 from freeatm_mm.engine.hooks import SeedEachIterationHook, batches_had
 from freeatm_mm.errors import InputError, counted, listed
@@ -34,22 +41,14 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
     Returns:
         By key of the config: plain values, which a checkpoint can hold.
     """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(part) for key, part in value.items() if part is not None}
-        if isinstance(value, (list, tuple)):
-            return [plain(part) for part in value]
-        return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
-
     wrapper, loop = cfg.get('optim_wrapper') or {}, cfg.get('train_cfg') or {}
-    schedulers = plain(cfg.get('param_scheduler')) or []
+    schedulers = _plain(cfg.get('param_scheduler')) or []
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
     for scheduler in schedulers:  # mmengine's default
         length = 'max_epochs' if scheduler.get('by_epoch', True) else 'max_iters'
         if loop.get(length):
             scheduler.setdefault('end', loop[length])
-    scale = plain(cfg.get('auto_scale_lr')) or {}
+    scale = _plain(cfg.get('auto_scale_lr')) or {}
     batch = (cfg.get('train_dataloader') or {}).get('batch_size')
     images = batch * world_size if isinstance(batch, int) else None
     if scale.get('enable'):
@@ -57,7 +56,7 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
     # The rest of the wrapper (precision, clipping) is the resumed run's own.
     return dict(
         optim_wrapper={
-            name: plain(wrapper[name])
+            name: _plain(wrapper[name])
             for name in ('optimizer', 'paramwise_cfg', 'accumulative_counts')
             if wrapper.get(name)
         },
@@ -65,6 +64,31 @@ def describe_schedule(cfg: Mapping, world_size: int = 1) -> dict[str, Any]:
         auto_scale_lr=scale if scale.get('enable') else {},
         images_per_iteration=images,
     )
+
+
+def _describe_settings(cfg: Mapping) -> dict[str, Any]:
+    """Describe model and data set, on which the weights depend besides; no paths of files."""
+
+    def without(value: Any, names: tuple[str, ...]) -> Any:
+        if isinstance(value, Mapping):
+            parts = {name: without(part, names) for name, part in value.items()}
+            return {name: part for name, part in parts.items() if name not in names}
+        return [without(part, names) for part in value] if isinstance(value, list) else value
+
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset')
+    return dict(
+        model=without(_plain(cfg.get('model')), ('init_cfg', 'pretrained')),
+        dataset=without(_plain(dataset), ('ann_file', 'data_prefix', 'data_root', 'store')),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a config in types that a checkpoint can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items() if part is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 def _differences(old: Any, new: Any, key: str = '') -> Iterator[str]:
@@ -94,11 +118,12 @@ class CheckTrainingHook(Hook):
         self._bad = self._idle = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Counts samples, batches and steps.
+        """Count samples, batches and steps.
 
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
-                that were accumulated before it was stopped, or begin an epoch anew.
+                that were accumulated before it was stopped, or begin an epoch anew; or if batches
+                come in a form that the model's preprocessor can't take.
         """
         loader, loop = runner.train_dataloader, runner.train_loop
         processes = get_world_size()
@@ -135,12 +160,13 @@ class CheckTrainingHook(Hook):
             )
         if runner.iter % counts and runner.iter < loop.max_iters:
             raise InputError(
-                f'{runner._load_from} was saved within a step: of its '
+                f'{_source(runner)} was saved within a step: of its '
                 f'optim_wrapper.accumulative_counts={counts} batches {runner.iter % counts} had '
                 'been seen, and their gradients are not in the checkpoint: resume from one whose '
                 f'number of iterations, here {runner.iter}, is a multiple of {counts}'
             )
         self._check_epoch(runner)
+        _check_collation(runner)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
@@ -154,7 +180,7 @@ class CheckTrainingHook(Hook):
         loader, had = runner.train_dataloader, batches_had(runner)
         if not 0 <= had <= len(loader):
             raise InputError(
-                f'{runner._load_from} was saved after {counted(runner.iter, "iteration")} in epoch '
+                f'{_source(runner)} was saved after {counted(runner.iter, "iteration")} in epoch '
                 f'{runner.epoch + 1}, and an epoch has {counted(len(loader), "batch")} now: '
                 f'{_OTHER_IMAGES}'
             )
@@ -168,7 +194,7 @@ class CheckTrainingHook(Hook):
             )
         ):
             raise InputError(
-                f'{runner._load_from} was saved within an epoch, after {had} of its '
+                f'{_source(runner)} was saved within an epoch, after {had} of its '
                 f'{counted(len(loader), "batch")}, and mmengine would begin the epoch anew: resume '
                 "from a checkpoint of an epoch's end (default_hooks.checkpoint.by_epoch=True "
                 'writes such), or pretrain with SeededSampler and SeedEachIterationHook, which go '
@@ -178,7 +204,7 @@ class CheckTrainingHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Looks at the losses, and before a checkpoint at the weights.
+        """Look at the losses, and before a checkpoint at the weights.
 
         Raises:
             InputError: If a loss is infinite or no number. Under loss scaling, which leaves such
@@ -216,26 +242,29 @@ class CheckTrainingHook(Hook):
             _check_weights(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Looks at the weights, since a checkpoint may be written now; raises likewise."""
+        """Look at the weights, since a checkpoint may be written now; raise likewise."""
         if any(hook.by_epoch for hook in _checkpoint_hooks(runner)):
             _check_weights(runner, runner.iter)  # already counted
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Notes in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
+        """Note in the checkpoint's ``meta`` how the run trains, as `describe_schedule` has it."""
         checkpoint['meta']['schedule'] = describe_schedule(runner.cfg, get_world_size())
         checkpoint['meta']['processes'] = get_world_size()
         checkpoint['meta']['data'] = _describe_data(runner)
+        checkpoint['meta']['settings'] = _describe_settings(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares a resumed run with the one it goes on from.
+        """Compare a resumed run with the one it goes on from, and a model with its weights.
 
         On another number of processes with as many images an iteration, epochs, rates and order of
         the images stay as they were; only what each process draws and normalises by is another.
 
         Raises:
             InputError: If optimizer, rates or their schedule differ, naming what does, or if
-                iterations have another number of images, or epochs another one of batches.
+                iterations have another number of images, or epochs another one of batches; if the
+                checkpoint doesn't fill the model or, without a resumption, no part of it.
         """
+        _check_weights_fit(runner, checkpoint)
         meta, processes = checkpoint.get('meta', {}), get_world_size()
         noted = meta.get('schedule')
         if not runner._resume or noted is None:
@@ -245,7 +274,7 @@ class CheckTrainingHook(Hook):
         before = noted.get('images_per_iteration', images)  # not in older checkpoints
         if before != images:
             raise InputError(
-                f'{runner._load_from} is of a run with {counted(before, "image")} an iteration '
+                f'{_source(runner)} is of a run with {counted(before, "image")} an iteration '
                 f'(processes: {meta.get("processes", "?")}), and this one has {images} '
                 f'(processes: {processes}): its iterations, epochs and rates would be counted '
                 'wrongly. Resume with processes and train_dataloader.batch_size whose product is '
@@ -256,25 +285,32 @@ class CheckTrainingHook(Hook):
         before = {**data, **meta.get('data', {})}  # not in older checkpoints
         if before.get('batches_per_epoch') != data.get('batches_per_epoch'):
             raise InputError(
-                f'{runner._load_from} is of a run with '
+                f'{_source(runner)} is of a run with '
                 f'{counted(before["batches_per_epoch"], "batch")} an epoch, and this one has '
                 f'{data["batches_per_epoch"]}: {_OTHER_IMAGES}'
             )
         if before != data:
             runner.logger.warning(
-                f'{runner._load_from} is of a run on {counted(before["samples"], "sample")}, and '
+                f'{_source(runner)} is of a run on {counted(before["samples"], "sample")}, and '
                 f'this one has {data["samples"]}: they come in another order, and it does not end '
                 'bit-equal.'
             )
+        settings = _describe_settings(runner.cfg)
+        differ = list(_differences(meta.get('settings', settings), settings))
+        if differ:
+            runner.logger.warning(
+                f'{_source(runner)} is of a run with other settings: {"; ".join(differ)}. From '
+                'here on it is trained by those of this run.'
+            )
         if meta.get('processes', processes) != processes:
             runner.logger.warning(
-                f'{runner._load_from} was written by {counted(meta["processes"], "process")}, and '
+                f'{_source(runner)} was written by {counted(meta["processes"], "process")}, and '
                 f'is resumed by {processes}: as many images an iteration, but not bit-equal.'
             )
         differ = list(_differences({**noted, 'images_per_iteration': images}, now))
         if differ:
             raise InputError(
-                f'{runner._load_from} is of a run that trains otherwise: {"; ".join(differ)}. A '
+                f'{_source(runner)} is of a run that trains otherwise: {"; ".join(differ)}. A '
                 'resumed run takes optimizer, rates and schedule from its checkpoint: give it the '
                 'settings that it had, or without --resume begin a new run with its weights '
                 '(load_from=CHECKPOINT)'
@@ -293,6 +329,44 @@ _ADVICE = (
     'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
     '(load_from=CHECKPOINT), with one of them changed'
 )
+
+
+def _check_collation(runner: Runner) -> None:
+    """Refuse mmengine's default, with which self-supervised models fail on a tuple."""
+    collate = runner.train_dataloader.collate_fn
+    if getattr(collate, 'func', collate) is not pseudo_collate:
+        return
+    from mmpretrain.models import SelfSupDataPreprocessor
+
+    model = getattr(runner.model, 'module', runner.model)
+    if isinstance(model.data_preprocessor, SelfSupDataPreprocessor):
+        raise InputError(
+            "train_dataloader's collate_fn is pseudo_collate, which is mmengine's default and "
+            "stacks no images: set train_dataloader.collate_fn=dict(type='default_collate')"
+        )
+
+
+def _source(runner: Runner) -> str:
+    """Name the checkpoint; mmengine doesn't keep what it finds in the work directory."""
+    found = runner._load_from or runner._resume and find_latest_checkpoint(runner.work_dir)
+    return str(found or 'the checkpoint')
+
+
+def _check_weights_fit(runner: Runner, checkpoint: Mapping) -> None:
+    """Refuse weights of another model, of which mmengine would warn; see the hook."""
+    model = getattr(runner.model, 'module', runner.model)
+    source = _source(runner)
+    weights = weights_of(checkpoint, source)
+    if runner._resume:
+        check_fills(model, weights, source)
+        return
+    match = fit(model, weights)
+    if not match.matched:
+        raise InputError(
+            f'{source} holds nothing of this model, which would be trained from random weights: '
+            f'{match.describe()}'
+        )
+    runner.logger.info(f'{source}: {match.describe()}.')
 
 
 def _describe_data(runner: Runner) -> dict[str, int]:
@@ -315,7 +389,7 @@ def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
 
 
 def _check_weights(runner: Runner, iteration: int) -> None:
-    """Raises an InputError if a parameter or running statistic is infinite or no number."""
+    """Raise an InputError if a parameter or running statistic is infinite or no number."""
     bad = [name for name, value in _learned(runner.model) if not bool(value.isfinite().all())]
     if bad:
         raise InputError(

@@ -45,7 +45,7 @@ class CheckFilesHook(Hook):
     """Stops a run at its start if the annotations name images that aren't there."""
 
     def before_train(self, runner: Runner) -> None:
-        """Checks the images for training, and those that it will be evaluated on.
+        """Check the images for training, and those that it will be evaluated on.
 
         These are the validation's, or where training has none, the test's.
 
@@ -59,7 +59,7 @@ class CheckFilesHook(Hook):
             self._check(DATASETS.build(runner.cfg.test_dataloader.dataset), 'test_dataloader')
 
     def before_test(self, runner: Runner) -> None:
-        """Checks the images for testing; raises likewise."""
+        """Check the images for testing; raise likewise."""
         self._check(runner.test_dataloader.dataset, 'test_dataloader')
 
     @staticmethod

@@ -20,7 +20,7 @@ from freeatm_mm.origins import note_pretraining
 
 
 def batches_had(runner: Runner) -> int:
-    """Batches that the running epoch has had: 0 at its start, but in a run resumed within it."""
+    """Count the batches that an epoch has had at its start: 0, but in a run resumed within it."""
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return 0
     return runner.iter - runner.epoch * len(runner.train_dataloader)
@@ -45,7 +45,7 @@ class SeedEachIterationHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Gives the sampler the run's seed; see the class."""
+        """Give the sampler the run's seed; see the class."""
         note_pretraining(runner)
         loader = runner.train_dataloader
         sampler = loader.sampler
@@ -61,7 +61,7 @@ class SeedEachIterationHook(Hook):
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Passes over the batches that the epoch has had, where a run is resumed within it."""
+        """Pass over the batches that the epoch has had, where a run is resumed within it."""
         loader = runner.train_dataloader
         if isinstance(loader.sampler, SeededSampler) and loader.batch_size:
             loader.sampler.pass_over(batches_had(runner) * loader.batch_size)
@@ -87,7 +87,7 @@ class ChannelsLastHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Reorders the weights in place, after they were loaded."""
+        """Reorder the weights in place, after they were loaded."""
         runner.model.to(memory_format=torch.channels_last)
         compat.avoid_strided_pointwise_fault(runner.model)
 
@@ -120,7 +120,7 @@ class LogViewsHook(Hook):
         self.interval, self.images, self.nouns, self.size = interval, images, nouns, size
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Logs a picture of this batch, if it is time for one."""
+        """Log a picture of this batch, if it is time for one."""
         # The first of a run, resumed or not; runner.iter counts those that are done.
         due = batch_idx == 0 and runner.iter == 0 or (runner.iter + 1) % self.interval == 0
         if not due or not is_main_process():

@@ -95,7 +95,7 @@ class InitialWeightsHook(Hook):
         self.new, self.minimum = tuple(new), minimum
 
     def before_train(self, runner: Runner) -> None:
-        """Loads; see the class.
+        """Load; see the class.
 
         Raises:
             InputError: If ``init`` isn't set, less than ``minimum`` fits, a shape differs, or the

@@ -33,7 +33,7 @@ class BFloat16Hook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Puts the networks under autocast.
+        """Put the networks under autocast.
 
         Raises:
             InputError: If the model has no backbone.
@@ -55,7 +55,7 @@ class BFloat16Hook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Takes the networks out of autocast again."""
+        """Take the networks out of autocast again."""
         for network in self._networks:
             del network.forward
 

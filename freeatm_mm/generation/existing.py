@@ -251,11 +251,9 @@ class MaskJob(GenerationJob):
 
     Args:
         images: The source of the images.
-        captions: The caption file that names them, where it isn't in the source.
     """
 
     images: str = ''
-    captions: str | None = None
 
     source_class: ClassVar[type[ShardSource]] = MaskSource
     kept_options: ClassVar[tuple[str, ...]] = (
@@ -279,17 +277,12 @@ class MaskJob(GenerationJob):
 
     def absolute(self) -> GenerationJob:
         """Return the same job with paths that hold from anywhere."""
-        images, captions = self.images, self.captions
-        if not is_address(images):
-            images = str(Path(images).absolute())
-        job = replace(self, images=images)
-        if captions is not None and not is_address(captions):
-            job = replace(job, captions=str(Path(captions).absolute()))
-        return super(MaskJob, job).absolute()
+        images = self.images if is_address(self.images) else str(Path(self.images).absolute())
+        return super(MaskJob, replace(self, images=images)).absolute()
 
     def further_options(self) -> dict[str, Any]:
         """What reads the images."""
-        return {'reader': ImageReader(self.images, self.captions)}
+        return {'reader': ImageReader(self.images)}
 
 
 def add_masks(
@@ -370,7 +363,7 @@ def job_of_store(
     if images is None:
         raise StoreError(
             f'{path} holds masks that were added to images: give the source of these images '
-            '(--images), and their caption file if it had one (--captions)'
+            '(--images)'
         )
     if prompts is None:
         prompts = str(list_path(path))

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.addresses import file_here, is_address
+from freeatm_mm.addresses import UnreachableError, file_here, is_address
 from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import open_regular, parse_json, read_bytes, read_json
+from freeatm_mm.generation.outcomes import SourceError
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
 from freeatm_mm.store import Store, StoreError
 from freeatm_mm.store.layout import MANIFEST
@@ -94,7 +95,7 @@ def find_images(source: str | Path, captions: str | Path | None = None) -> Itera
         return _in_store(_store_at(str(source)))
     source = Path(source)
     if not source.exists():
-        raise MissingFileError(f'there is no source of images {source}')
+        raise MissingFileError.of('source of images', source)
     if captions is not None:
         if not source.is_dir():
             raise InputError(f'{source} is no folder of images, to go with the captions {captions}')
@@ -405,6 +406,8 @@ def _store_at(address: str) -> Store:
     """The store at an address."""
     try:
         return Store(address)
+    except UnreachableError:
+        raise
     except StoreError as error:
         raise InputError(
             f'{error} (of addresses only stores are read: copy tars, tables and folders of images '
@@ -478,10 +481,9 @@ class ImageReader:
 
     Args:
         source: The same source.
-        captions: The same caption file.
     """
 
-    def __init__(self, source: str | Path, captions: str | Path | None = None) -> None:
+    def __init__(self, source: str | Path) -> None:
         self._source = source
         self._root = Path(source) if Path(source).is_dir() else Path(source).parent
         self._files: OrderedDict[str, Any] = OrderedDict()
@@ -495,12 +497,17 @@ class ImageReader:
 
         Raises:
             ValueError: If it can't be read, has more than 128 MiB, or changed since it was found.
+            SourceError: If the server that has it can't be reached.
         """
         if 'sample' in place:
-            if self._store is None:
-                self._store = Store(self._source)
             try:
+                if self._store is None:
+                    self._store = Store(self._source)
                 return self._store.read(place['sample']).image_bytes
+            except UnreachableError as error:
+                raise SourceError(
+                    f'{error}; finished shards are kept: start the same command again'
+                ) from None
             except (StoreError, IndexError) as error:
                 raise InputError(str(error)) from None
         if is_address(self._source):

@@ -248,10 +248,7 @@ class GenerationJob:
             options |= {name: config.get(name, own) for name, own in cls.optional_options.items()}
             options |= {'name': config['pipeline'], 'quality': config['quality'] or 95}
             if config.get('loras') and 'loras' not in changes:
-                names = [f'{lora["name"]}:{lora["weight"]}' for lora in config['loras']]
-                if not all(on_hub(lora['name']) for lora in config['loras']):
-                    raise StoreError(f'{file} was made with LoRAs: give them ({", ".join(names)})')
-                changes['loras'] = tuple(names)
+                changes['loras'] = _loras_of_hub(config['loras'], file)
             # An unfinished store lists no shards yet, but those that are there have notes.
             entries = manifest['shards'] or [
                 entry for _, entry in sorted(shard_entries(Path(path))[0].items())
@@ -263,18 +260,10 @@ class GenerationJob:
             revision = config['revision']
             stages = config.get('stages', [])
             if stages:
-                options |= {
-                    'stage_steps': [stage['steps'] for stage in stages],
-                    'stage_guidance': [stage['guidance'] for stage in stages],
-                }
+                options['stage_steps'] = [stage['steps'] for stage in stages]
+                options['stage_guidance'] = [stage['guidance'] for stage in stages]
                 if 'stages' not in changes:
-                    if any('/' not in stage['pipeline'] for stage in stages):
-                        raise StoreError(
-                            f'{file} names further stages that were folders: give them'
-                        )
-                    changes['stages'] = tuple(
-                        f'{stage["pipeline"]}@{stage["revision"]}' for stage in stages
-                    )
+                    changes['stages'] = _stages_of_hub(stages, file)
             job = cls(
                 pipeline,
                 prompts,
@@ -292,3 +281,26 @@ class GenerationJob:
         return replace(
             job, options=options, **{name: value for name, value in changes.items() if name in own}
         )
+
+
+def _loras_of_hub(loras: list[dict[str, Any]], file: Path) -> tuple[str, ...]:
+    """A run's LoRAs as `GenerationJob.loras`, from a store's records.
+
+    Raises:
+        StoreError: If they were files.
+    """
+    names = [f'{lora["name"]}:{lora["weight"]}' for lora in loras]
+    if not all(on_hub(lora['name']) for lora in loras):
+        raise StoreError(f'{file} was made with LoRAs: give them ({", ".join(names)})')
+    return tuple(names)
+
+
+def _stages_of_hub(stages: list[dict[str, Any]], file: Path) -> tuple[str, ...]:
+    """A run's further stages as `GenerationJob.stages`, from a store's records.
+
+    Raises:
+        StoreError: If they were folders.
+    """
+    if any('/' not in stage['pipeline'] for stage in stages):
+        raise StoreError(f'{file} names further stages that were folders: give them')
+    return tuple(f'{stage["pipeline"]}@{stage["revision"]}' for stage in stages)

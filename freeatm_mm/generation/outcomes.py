@@ -59,6 +59,10 @@ class GenerationError(RunError):
     """Nothing can be generated with these settings, or on this device."""
 
 
+class SourceError(RunError):
+    """The source of the images can't be read for now, whichever the image."""
+
+
 class TooManyFailed(GenerationError):
     """More samples could not be generated than a run may leave out."""
 

@@ -52,6 +52,7 @@ from freeatm_mm.generation.outcomes import (
     GenerationError,
     Outcome,
     Picture,
+    SourceError,
     TooManyFailed,
     is_out_of_memory,
     number_allowed,
@@ -330,20 +331,20 @@ class ShardSource:
                     if outcome.sample is not None:
                         yield outcome.sample
                         continue
-                    gone: dict[str, Any] = {
-                        'key': sample_key(record.id, number, self.plan.images_per_prompt),
-                        'kind': outcome.kind,
-                    }
-                    if outcome.kind == 'failed':  # of the others there may be very many
-                        gone |= {
-                            'prompt_id': record.id,
-                            'image_number': number,
-                            'reason': outcome.reason,
-                        }
-                    counts.left_out.append(gone)
+                    counts.left_out.append(self._gone(record, number, outcome))
                     self._check_failed(counts)
                 if on_batch is not None:
                     on_batch(first + len(batch))
+
+    def _gone(self, record: PromptRecord, number: int, outcome: Outcome) -> dict[str, Any]:
+        """What the records say of a sample that is left out."""
+        gone = {
+            'key': sample_key(record.id, number, self.plan.images_per_prompt),
+            'kind': outcome.kind,
+        }
+        if outcome.kind != 'failed':  # of these there may be very many
+            return gone
+        return gone | {'prompt_id': record.id, 'image_number': number, 'reason': outcome.reason}
 
     def generate(
         self, shard: int, rows: Sequence[int], notes: dict[str, Any], *, strict: bool = True
@@ -434,6 +435,8 @@ class ShardSource:
         first: Exception | None = None
         try:
             outcomes = self._generate_together(batch)
+        except SourceError:  # nothing of the samples: the next ones would fail as well
+            raise
         except Exception as error:  # of a pipeline, a scheduler, a tokenizer, the device
             if self.lost_nouns == 'raise' and isinstance(
                 error, (NounAlignmentError, NounTruncatedError)
@@ -450,6 +453,8 @@ class ShardSource:
                     if len(batch) == 1:
                         raise first
                     outcomes += self._generate_together([item])
+                except SourceError:
+                    raise
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise self._about([item], error) from None  # the device's, not the sample's

@@ -77,7 +77,7 @@ def _rows(path: str | Path, what: str, shape: dict[str, Any]) -> list[dict[str, 
     return rows
 
 
-def _check_caption(caption: Any, where: str, several: bool = False) -> None:
+def _check_caption(caption: Any, where: str) -> None:
     if not isinstance(caption, str):
         more = (
             '; an entry that has several captions belongs in a set to be searched, and in '

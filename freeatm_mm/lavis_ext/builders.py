@@ -70,7 +70,7 @@ class _Builder(BaseDatasetBuilder):
         super().__init__(cfg)
 
     def read_info(self) -> dict[str, Any]:
-        """Makes the processors; the checked `build_info`."""
+        """Make the processors; the checked `build_info`."""
         check_processors(self.config, self.KINDS, self.NAME)
         self.build_processors()
         where = f'datasets.{self.NAME}.build_info'

@@ -70,7 +70,7 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     """
     path = find_config(path)
     if not os.path.lexists(path):
-        raise MissingFileError(f'there is no config {path}')
+        raise MissingFileError.of('config', path)
     try:
         yaml: Any = OmegaConf.create(read_text(path, _MOST_BYTES))
     except (YAMLError, OmegaConfBaseException, RecursionError, AttributeError) as error:
@@ -173,7 +173,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
 
 
 def start_processes(cfg: Config) -> None:
-    """Joins the other processes that torchrun or SLURM started; alone, it does nothing.
+    """Join the other processes that torchrun or SLURM started; alone, do nothing.
 
     Args:
         cfg: Its `run` is told rank, world size and GPU.
@@ -218,7 +218,7 @@ def start_processes(cfg: Config) -> None:
 
 
 def stop_processes() -> None:
-    """Leaves the other processes, if there are any."""
+    """Leave the other processes, if there are any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -265,7 +265,7 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
 
 
 def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -> FreeATMRunner:
-    """Trains a yaml to its end.
+    """Train a yaml to its end.
 
     Args:
         path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
@@ -300,7 +300,7 @@ def evaluated_checkpoint(model: Mapping[str, Any]) -> str:
 
 
 def evaluate(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[str, float]] | None:
-    """Evaluates a retrieval yaml's checkpoint on its test splits.
+    """Evaluate a retrieval yaml's checkpoint on its test splits.
 
     Args:
         path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.

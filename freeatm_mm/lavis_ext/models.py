@@ -111,7 +111,7 @@ _VIT_SIZES = {
 
 
 def complete_momentum(state: dict[str, Tensor], source: str | Path) -> int:
-    """Adds momentum encoders to a checkpoint that LAVIS wrote, which leaves them out, in place.
+    """Add momentum encoders to a checkpoint that LAVIS wrote, which leaves them out, in place.
 
     LAVIS keeps no parameter that takes no gradient (`RunnerBase._save_checkpoint`), so that its
     pretraining checkpoints can't be loaded for retrieval. The online weights are the best guess; a
@@ -149,7 +149,7 @@ def load_checked(
     may_lack: Iterable[str] = (),
     may_hold: Iterable[str] = (),
 ) -> Counter:
-    """Loads weights and makes sure that nothing is missing.
+    """Load weights and make sure that nothing is missing.
 
     Position embeddings of another image size are interpolated, as LAVIS does. Queues of another
     length are left as they are in the model: they fill up anew.
@@ -516,7 +516,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         return model
 
     def load_from_pretrained(self, url_or_filename: str | Path) -> Counter:
-        """Loads a pretraining's checkpoint, all but its text decoder, and checks it.
+        """Load a pretraining's checkpoint, all but its text decoder, and check it.
 
         Returns:
             The counts of `load_checked`.
@@ -528,7 +528,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         )
 
     def check_set(self, dataset: Any) -> None:
-        """Refuses a set that can't be evaluated.
+        """Refuse a set that can't be evaluated.
 
         Raises:
             InputError: If it is so small that one of several processes would get nothing.

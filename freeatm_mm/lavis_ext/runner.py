@@ -153,7 +153,7 @@ class _WholeWarmUp:
         self.schedule, self.steps = schedule, steps
 
     def step(self, cur_epoch: int, cur_step: int) -> None:
-        """Sets the rate of a step."""
+        """Set the rate of a step."""
         done = cur_epoch * self.steps + cur_step
         if done < self.schedule.warmup_steps:
             cur_epoch, cur_step = 0, done
@@ -222,7 +222,7 @@ class FreeATMRunner(RunnerBase):
     # --- where and with what ----------------------------------------------------------------------
 
     def setup_output_dir(self) -> None:
-        """Makes the run's folder, relative to where the command was started."""
+        """Make the run's folder, relative to where the command was started."""
         self.output_dir = (Path(self.config.run_cfg.output_dir) / self.job_id).resolve()
         self.result_dir = self.output_dir / 'result'
         self.result_dir.mkdir(parents=True, exist_ok=True)
@@ -295,7 +295,7 @@ class FreeATMRunner(RunnerBase):
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _note_losses(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        """Adds up the parts of the loss, of which LAVIS logs the sum alone.
+        """Add up the parts of the loss, of which LAVIS logs the sum alone.
 
         Raises:
             InputError: As `_check_loss` does.
@@ -347,13 +347,13 @@ class FreeATMRunner(RunnerBase):
         )
 
     def _check_weights(self, epoch: int) -> None:
-        """Refuses weights that are no numbers, before they take a good checkpoint's place."""
+        """Refuse weights that are no numbers, before they take a good checkpoint's place."""
         for name, value in self.unwrap_dist_model(self.model).state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 self._stop(f'{name} holds values that are no numbers after epoch {epoch}')
 
     def _average_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Makes a mean of the batches that a step accumulates, which LAVIS adds up."""
+        """Make a mean of the batches that a step accumulates, which LAVIS adds up."""
         batches = int(self._losses['steps']) % self.accum_grad_iters or self.accum_grad_iters
         if batches > 1:
             for group in optimizer.param_groups:
@@ -362,7 +362,7 @@ class FreeATMRunner(RunnerBase):
                         value.grad.div_(batches)
 
     def _finish_accumulation(self) -> None:
-        """Steps with the batches that an epoch's end leaves, which LAVIS hands to the next one."""
+        """Step with the batches that an epoch's end leaves, which LAVIS hands to the next one."""
         if int(self._losses['steps']) % self.accum_grad_iters:
             if self.scaler:
                 self.scaler.step(self.optimizer)
@@ -412,7 +412,7 @@ class FreeATMRunner(RunnerBase):
         return loaders
 
     def _check_splits(self) -> None:
-        """Looks at every split that will be needed, and at its first sample.
+        """Look at every split that will be needed, and at its first sample.
 
         Raises:
             InputError: If one is missing, or its views don't fit the model.
@@ -457,7 +457,7 @@ class FreeATMRunner(RunnerBase):
             )
 
     def _check_batch(self) -> None:
-        """Refuses what would fail later with less to say.
+        """Refuse what would fail later with less to say.
 
         Raises:
             InputError: If there is less than one step an epoch, or queue and batch don't fit.
@@ -465,7 +465,7 @@ class FreeATMRunner(RunnerBase):
         batch = int(self.config.run_cfg.batch_size_train)
         processes = get_world_size()
         together = batch * processes
-        samples = len(self.dataloaders['train'].dataset)
+        samples = self._samples()
         if samples < together:  # with less, processes would share samples
             raise InputError(
                 f'a batch of {batch} on each of {counted(processes, "process")} needs '
@@ -485,10 +485,14 @@ class FreeATMRunner(RunnerBase):
                 f'{together} = {batch} x {counted(processes, "process")}'
             )
 
+    def _samples(self) -> int:
+        """Count the pairs that an epoch is drawn from."""
+        return len(self.dataloaders['train'].dataset)
+
     # --- training ---------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any] | None:
-        """Trains, resuming if `run.resume_ckpt_path` is set; evaluates the test splits at the end.
+        """Train, resuming if `run.resume_ckpt_path` is set; evaluate the test splits at the end.
 
         Returns:
             What `evaluate` does.
@@ -588,7 +592,7 @@ class FreeATMRunner(RunnerBase):
         return dict(counts)
 
     def _validate(self, epoch: int) -> None:
-        """Evaluates the validation splits, and keeps the weights that do best on 'val'."""
+        """Evaluate the validation splits, and keep the weights that do best on 'val'."""
         if not self.config.run_cfg.get('valid_splits'):
             return
         state = _random_state(self.device)  # making a loader draws a number
@@ -616,7 +620,7 @@ class FreeATMRunner(RunnerBase):
                 file.write(json.dumps({'epoch': epoch, 'best': self.best}).encode())
 
     def log_stats(self, stats: dict[str, Any], split_name: str) -> None:
-        """Appends one line to `log.txt`, as LAVIS does."""
+        """Append one line to `log.txt`, as LAVIS does."""
         super().log_stats(stats, split_name)
         logging.info('%s: %s', split_name, json.dumps(stats))
 
@@ -649,7 +653,7 @@ class FreeATMRunner(RunnerBase):
         logging.info('%s written', path)
 
     def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
-        """Writes the checkpoint of an epoch, whole or not at all."""
+        """Write the checkpoint of an epoch, whole or not at all."""
         states: list[Any] = [_random_state(self.device)]
         if self.use_distributed:
             own, states = states[0], [None] * get_world_size()
@@ -664,6 +668,7 @@ class FreeATMRunner(RunnerBase):
                     'epoch': cur_epoch,
                     'best': self.best,
                     'random': states,
+                    'samples': self._samples(),
                     **self._described(cur_epoch),
                 },
             )
@@ -674,7 +679,7 @@ class FreeATMRunner(RunnerBase):
         _barrier()
 
     def _load_checkpoint(self, url_or_filename: str | Path) -> None:
-        """Goes on from a checkpoint of this runner.
+        """Go on from a checkpoint of this runner.
 
         Raises:
             MissingFileError: If there is no such file.
@@ -695,6 +700,18 @@ class FreeATMRunner(RunnerBase):
             )
         changes = _differences(checkpoint['config'], self.config.to_dict())
         changes = self._check_steps(path, checkpoint, changes)
+        there, here = checkpoint.get('samples', self._samples()), self._samples()
+        if there != here:  # of the same files, whose content has changed
+            changes.append(f'samples {there} there, {here} here')
+        workers = checkpoint['config'].get('run', {}).get('num_workers')
+        if workers is not None and workers != self.config.run_cfg.num_workers:
+            logging.warning(
+                '%s was written with run.num_workers=%s and is gone on from with %s: the images '
+                'are cropped otherwise, and it does not end bit-equal',
+                path,
+                workers,
+                self.config.run_cfg.num_workers,
+            )
         if self.same_run and any(not change.startswith('run.max_epoch ') for change in changes):
             raise InputError(
                 f'{path} is of a run with other settings ({"; ".join(changes)}): '

@@ -41,7 +41,7 @@ class CountingTokenizer(BertTokenizer):
         return super().prepare_for_model(*args, **kwargs)
 
     def truncate_sequences(self, ids, pair_ids=None, num_tokens_to_remove=0, **kwargs):
-        """Cuts a text, as there; counts what is cut."""
+        """Cut a text, as there; count what is cut."""
         if num_tokens_to_remove > 0:
             self.counts['truncated'] += 1
             self.counts['lost_tokens'] += num_tokens_to_remove

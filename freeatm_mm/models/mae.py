@@ -14,6 +14,7 @@ from mmpretrain.registry import MODELS, TASK_UTILS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.patch_masking import (
     COMBINE,
     foreground_masked,
@@ -88,10 +89,7 @@ class FreeATMMAE(MAE):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        if combine not in COMBINE:
-            raise ValueError(
-                f'FreeATMMAE: combine {combine!r} is unknown: use one of {", ".join(COMBINE)}.'
-            )
+        check_choice('FreeATMMAE: combine', combine, COMBINE)
         if not isinstance(self.backbone, FreeATMMAEViT):
             raise TypeError(
                 f"FreeATMMAE: the backbone {type(self.backbone).__name__} can't be "
@@ -150,9 +148,14 @@ class FreeATMMAE(MAE):
             masks `foreground_masked`, the share of the foreground's patches that is hidden.
 
         Raises:
-            ValueError: If images haven't the backbone's size, or masks don't lie on the grid of
-                the patches.
+            ValueError: If there are several views, images haven't the backbone's size, or masks
+                don't lie on the grid of the patches, or are NaN or infinite.
         """
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f'FreeATMMAE takes one view of each image, got {len(inputs)}: leave '
+                'FreeATMMultiView out of the pipeline, and its transforms in it.'
+            )
         size = tuple(self.backbone.img_size)
         if tuple(inputs.shape[-2:]) != size:
             height, width = inputs.shape[-2:]

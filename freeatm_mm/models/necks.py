@@ -156,7 +156,7 @@ def InstancePoolNeck(neck: str, **kwargs) -> nn.Module:
 
 
 def check_pools_instances(model: nn.Module) -> None:
-    """Makes sure that a model's neck pools instances.
+    """Make sure that a model's neck pools instances.
 
     Raises:
         TypeError: If not, saying what to write.

@@ -95,6 +95,7 @@ from freeatm_mm.ops.patch_masking import (
 )
 from freeatm_mm.ops.pooling import (
     PaddedInstances,
+    check_masks,
     pad_instances,
     pool_instances,
 )
@@ -143,6 +144,7 @@ __all__ = [
     'box_in_view',
     'box_of',
     'centred_boxes',
+    'check_masks',
     'choose_object',
     'contrastive_accuracy',
     'contrastive_loss',

@@ -37,7 +37,6 @@ def count_rows(rows: Tensor) -> list[int]:
     return [int(part) for part in torch.cat(told).tolist()]
 
 
-@torch.compiler.disable
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Gather the rows of all processes in the order of ranks, whatever their numbers; no gradient.
 
@@ -51,8 +50,12 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     Returns:
         (N, ...), N the sum of counts.
     """
-    if len(counts) == 1:
-        return rows
+    return rows if len(counts) == 1 else _gather(rows, counts)
+
+
+@torch.compiler.disable
+def _gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """`gather_rows` of several processes."""
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(_all_gather(padded), counts)])

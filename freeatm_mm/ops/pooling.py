@@ -13,6 +13,7 @@ views, C channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN
 
-__all__ = ['PaddedInstances', 'pad_instances', 'pool_instances']
+__all__ = ['PaddedInstances', 'check_masks', 'pad_instances', 'pool_instances']
 
 
 class PaddedInstances(NamedTuple):
@@ -38,6 +39,28 @@ class PaddedInstances(NamedTuple):
     nouns: Tensor
 
 
+def check_masks(masks: Tensor) -> None:
+    """Refuse masks that no mean can be weighed by; those on a GPU, which it would wait for, pass.
+
+    Under `torch.compile` and `torch.export`, which know no values, all pass.
+
+    Args:
+        masks: Of any shape and type.
+
+    Raises:
+        ValueError: If they lie on a CPU and are NaN, infinite or negative somewhere.
+    """
+    if not masks.is_cpu or not masks.numel() or torch.compiler.is_compiling():
+        return
+    lowest, highest = (float(value) for value in (masks.amin(), masks.amax()))
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ValueError('masks are NaN or infinite')
+    if lowest < 0:
+        raise ValueError(
+            f'masks are negative ({lowest:g}): a mean is weighed by them, so stretch them to [0, 1]'
+        )
+
+
 def pad_instances(
     masks: Sequence[Tensor | None],
     nouns: Sequence[Tensor | None] | None = None,
@@ -51,13 +74,15 @@ def pad_instances(
     contributes.
 
     Args:
-        masks: For each of B images its (V, K_b, h, w) masks, or None; K_b may be 0.
+        masks: For each of B images its (V, K_b, h, w) masks, finite and not negative, or None; K_b
+            may be 0.
         nouns: For each image the (K_b,) int64 nouns of its instances; None where they are unknown.
         views: Number of views where no image has masks to tell it.
         device: Where the result is to lie; by default where the masks lie.
 
     Raises:
-        ValueError: If there is no image, or the masks have different grids or numbers of views.
+        ValueError: If there is no image, the masks have different grids or numbers of views, an
+            image has another number of nouns, or masks are no weights (`check_masks`).
     """
     if not len(masks):
         raise ValueError('there are no images whose instances could be padded')
@@ -93,7 +118,11 @@ def pad_instances(
         ],
         dim=1,
     )
+    check_masks(padded)
     named = [None] * len(found) if nouns is None else nouns
+    for image, (noun, count) in enumerate(zip(named, found)):
+        if noun is not None and count not in (0, len(noun)):
+            raise ValueError(f'image {image} has {count} masks and {len(noun)} nouns')
     numbers = torch.cat(
         [
             unknown.expand(max(count, 1)) if noun is None or not count else noun.to(unknown.device)
@@ -111,7 +140,8 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
 
     Args:
         features: (B, C, h, w) feature maps.
-        masks: (B, K, h, w) masks, not negative; or (B, K, 1, 1), which is the plain mean.
+        masks: (B, K, h, w) masks, finite and not negative (`check_masks`); or (B, K, 1, 1), which
+            is the plain mean.
         places: (M,) which of the B * K masks are meant. Defaults to all.
 
     Returns:
@@ -130,7 +160,8 @@ def pool_instances(features: Tensor, masks: Tensor, places: Tensor | None = None
             f'the masks, {batch} and {height}x{width} of the feature maps: set the grid of the '
             f'masks (in OpenMMLab, grid_size of PackFreeATMInputs) to ({height}, {width})'
         )
-    weights = masks.flatten(2).float()
+    weights = masks.flatten(2)
+    weights = weights.double() if features.dtype == torch.float64 else weights.float()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     pooled = torch.bmm(weights.to(features.dtype), features.flatten(2).transpose(1, 2))
     pooled = pooled.flatten(0, 1)

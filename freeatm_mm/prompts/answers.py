@@ -102,7 +102,7 @@ def read_sentences(text: str, count: int, cut: bool = False) -> list[str | None]
     text = without_invisible(text)
     text = _LIST_TAG.sub('\n', _ITEM_TAG.sub('\n- ', text))
     text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\u2028', '\n')
-    found = _from_json(text, count, cut)
+    found = _from_json(text, count)
     if found is None:
         found = _from_lines(text, count, cut)
     return [sentence and (_undress(sentence) or None) for sentence in found]
@@ -150,7 +150,7 @@ _NUMBER_KEYS = ('number', 'num', 'no', 'n', 'id', 'index', 'idx', 'key', 'line_n
 _STRING = re.compile(r'(?:"((?:[^"\\\n]|\\.)*)"|(?<!\w)\'((?:[^\'\\\n]|\\.)*)\')\s*(?=[,\]])')
 
 
-def _from_json(text: str, count: int, cut: bool) -> list[str | None] | None:
+def _from_json(text: str, count: int) -> list[str | None] | None:
     """The sentences of an answer in JSON, or ``None`` if it is none."""
     parts = [part for part in _FENCE.split(text) if part.lstrip()[:1] in ('[', '{')]
     if not parts:
@@ -371,18 +371,14 @@ def _runs(lines: Iterable[str]) -> list[dict[int, str]]:
         elif last is not None:
             words = line.strip()
             so_far = runs[-1][last]
+            bullet = _BULLET.match(line)
+            broken_off = so_far[-1:] not in '.!?"”*' and (line[0].isspace() or words[0].islower())
             if not so_far.strip(' *_:"“|'):
                 # Under a heading of its own.
                 if not _CLOSING.match(words):
-                    bullet = _BULLET.match(line)
                     runs[-1][last] = bullet[1] if bullet else words
-            elif (
-                not blank
-                and not _BULLET.match(line)
-                and so_far[-1:] not in '.!?"”*'
-                and (line[0].isspace() or words[0].islower())
-            ):
-                runs[-1][last] = f'{so_far} {words}'  # a line that was broken
+            elif broken_off and not blank and not bullet:
+                runs[-1][last] = f'{so_far} {words}'
             else:
                 last = None
     return [

@@ -189,6 +189,19 @@ READERS: dict[str, CaptionSource] = {
 """The data sets by the names that the tool gives them."""
 
 
+def _problem(text: str, finder: NounFinder, max_words: int) -> str | None:
+    """Why a cleaned caption gives no prompt; `None` if it does."""
+    if not text:
+        return 'empty'
+    if any('\ud800' <= character <= '\udfff' for character in text):
+        return 'half a character'
+    if text.count(' ') >= max_words:
+        return f'more than {counted(max_words, "word")}'
+    if len(text) > LONGEST_PROMPT:
+        return f'more than {LONGEST_PROMPT:,} characters'
+    return None if finder.can_read(text) else 'not English'
+
+
 def caption_batches(
     captions: Iterable[Caption],
     finder: NounFinder,
@@ -240,18 +253,11 @@ def caption_batches(
                     raise ValueError(_too_many(unreadable, read, caption))
                 continue
             text = clean_text(caption.text)
-            if not text:
-                counts['skipped: empty'] += 1
-            elif any('\ud800' <= character <= '\udfff' for character in text):
-                counts['skipped: half a character'] += 1
-            elif text.count(' ') >= max_words:
-                counts[f'skipped: more than {counted(max_words, "word")}'] += 1
-            elif len(text) > LONGEST_PROMPT:
-                counts[f'skipped: more than {LONGEST_PROMPT:,} characters'] += 1
-            elif not finder.can_read(text):
-                counts['skipped: not English'] += 1
-            else:
+            problem = _problem(text, finder, max_words)
+            if problem is None:
                 kept.append((caption.id, text))
+            else:
+                counts[f'skipped: {problem}'] += 1
         if unreadable == read:
             raise ValueError(_too_many(unreadable, read, chunk[-1]))
         records = []

@@ -142,18 +142,7 @@ def write_batches(
         read, written = _recover(file, journal, settings, counts, seen, ids)
         resumed = read
         for batch in batches(resumed, seen, counts.copy()):
-            records, step = [], Counter(batch.counts)
-            for record in batch.records:
-                if ids.add(record.id):
-                    records.append(record)
-                elif skip_doubled:
-                    step['skipped: its id came before'] += 1
-                    if 'nouns' in step:
-                        step['nouns'] -= len(record.nouns)
-                else:
-                    raise ValueError(
-                        f'two prompt records have the id {record.id!r}; ids must be unique'
-                    )
+            records, step = _new_records(batch, ids, skip_doubled)
             _append(
                 file,
                 {
@@ -171,6 +160,23 @@ def write_batches(
                     target.write((json.dumps(record, ensure_ascii=False) + '\n').encode())
         journal.unlink()
     return Report(path, read, written, resumed, counts)
+
+
+def _new_records(
+    batch: Batch, ids: SeenTexts, skip_doubled: bool
+) -> tuple[list[PromptRecord], Counter]:
+    """The records of a batch whose ids are new, and the batch's counts without the others."""
+    records, counts = [], Counter(batch.counts)
+    for record in batch.records:
+        if ids.add(record.id):
+            records.append(record)
+        elif skip_doubled:
+            counts['skipped: its id came before'] += 1
+            if 'nouns' in counts:
+                counts['nouns'] -= len(record.nouns)
+        else:
+            raise ValueError(f'two prompt records have the id {record.id!r}; ids must be unique')
+    return records, counts
 
 
 def _open(journal: Path) -> BinaryIO:

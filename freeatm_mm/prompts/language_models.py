@@ -429,9 +429,9 @@ class ServerModel:
                     model=self.name, messages=_messages(request, system), **settings
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                reason = _reason(error.body or error.message)
-                if self._without(error, reason, system, settings):
+                if self._without(error, system, settings):
                     continue
+                reason = _reason(error.body or error.message)
                 return Answer(
                     None,
                     'the server refused the request',
@@ -467,7 +467,7 @@ class ServerModel:
             notes=self._notes,
         )
 
-    def _without(self, error: Any, reason: str, system: bool, settings: dict[str, Any]) -> bool:
+    def _without(self, error: Any, system: bool, settings: dict[str, Any]) -> bool:
         """Leave out what a server says it doesn't know; whether there is something to try anew."""
         if system != self._system or settings != self._settings:
             return True  # another request has met the same refusal meanwhile

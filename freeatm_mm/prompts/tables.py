@@ -391,13 +391,9 @@ def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
                 if inside == 0:
                     item, builder, metered.since = builder.value, None, 0
                     if place == ('images',):  # Karpathy's splits; COCO's images aren't captions
-                        item = (
-                            {'sentences': item['sentences']}
-                            if isinstance(item, dict) and 'sentences' in item
-                            else None
-                        )
-                        if item is None:
+                        if not (isinstance(item, dict) and 'sentences' in item):
                             continue
+                        item = {'sentences': item['sentences']}
                     items += 1
                     for row in _items(number + 1, '', item, counted=True):
                         number = row.number

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from freeatm_mm.errors import InputError, counted
 from freeatm_mm.ops import MASK_VALUES, THRESHOLD, noun_id, pad_instances
@@ -82,7 +83,8 @@ class StoreDataset(Dataset):
     """The images of a store in several views, each with its nouns' masks on the encoder's grid.
 
     A noun that one of the views cut away is left out of all, as a pair needs both. Several stores:
-    `torch.utils.data.ConcatDataset`. Loaded with `collate_fn=collate_views`.
+    `torch.utils.data.ConcatDataset`. Loaded with `collate_fn=collate_views`, which a `DataLoader`
+    also takes by itself.
 
     Args:
         store: A store, or its folder or address.
@@ -204,7 +206,8 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
 
     Raises:
         InputError: If images of one batch differ in their number of views, in a view's size or
-            grid, or there is no image.
+            grid, there is no image, one has other numbers of masks than of nouns, or masks are NaN,
+            infinite or negative.
     """
     if not items:
         raise InputError('a batch of no images')
@@ -213,6 +216,14 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
             'images of one batch have different numbers of views '
             f'{sorted({len(item.views) for item in items})}: give all stores the same transforms'
         )
+    for number, item in enumerate(items):
+        counts = [len(found) for found in item.masks]
+        if {*counts} != {len(item.nouns)} or len(counts) != len(item.views):
+            raise InputError(
+                f'image {number} of a batch has {counted(len(item.views), "view")} and '
+                f'{counted(len(item.nouns), "noun")}, and masks {counts}: each view needs one mask '
+                'for each noun'
+            )
     views = []
     for parts in zip(*(item.views for item in items)):
         if len({part.shape for part in parts}) > 1:
@@ -227,9 +238,20 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
             grids = sorted({tuple(found.shape[1:]) for found in maps})
             raise InputError(f'masks of one batch have different grids {grids}: give all the same')
         given = [found if len(found) else found.new_ones(1, *found.shape[1:]) for found in maps]
-        padded = pad_instances([found[None] for found in given], nouns, views=1)
+        try:
+            padded = pad_instances([found[None] for found in given], nouns, views=1)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         masks.append(padded.masks[0])
     return ViewBatch(views, masks, padded.places, padded.nouns)
+
+
+def _collate(batch: Sequence[ViewItem], *, collate_fn_map: Any = None) -> ViewBatch:
+    return collate_views(batch)
+
+
+# `default_collate` could not stack images with different numbers of nouns.
+default_collate_fn_map[ViewItem] = _collate
 
 
 def _positions(height: int, width: int) -> Tensor:

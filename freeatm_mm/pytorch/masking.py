@@ -63,6 +63,7 @@ class GuidedMasking(nn.Module):
         self.schedule, self.combine = schedule, combine
         self.share_of, self.chance = share_of, noise
 
+    @torch.compiler.disable  # the progress is another one at each step
     def order(self, masks: Tensor, progress: float) -> Tensor:
         """Order the patches, those to be hidden last.
 
@@ -76,16 +77,18 @@ class GuidedMasking(nn.Module):
 
         Raises:
             InputError: If `progress` is out of range, the masks have another shape or are NaN or
-                infinite, or no patch would stay visible.
+                infinite (seen on a CPU, as in `collate_views`, and not on a GPU, which would have
+                to be waited for), or no patch would stay visible.
         """
         if not 0 <= progress <= 1:
             raise InputError(f'progress {progress} is not in [0, 1]')
         if masks.ndim != 4:
             raise InputError(f'masks must be (B, K, h, w), got {tuple(masks.shape)}')
-        if not masks.isfinite().all():
-            raise InputError('masks are NaN or infinite')
         length = masks.shape[-2] * masks.shape[-1]
-        scores = patch_scores(list(masks), length, self.combine)
+        try:
+            scores = patch_scores(list(masks), length, self.combine)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         hidden = length - num_visible(length, self.mask_ratio)
         if hidden == length:
             raise InputError(

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from freeatm_mm.errors import InputError
-from freeatm_mm.ops import pool_instances
+from freeatm_mm.ops import check_masks, pool_instances
 
 __all__ = ['LAYOUTS', 'InstancePool']
 
@@ -54,20 +55,32 @@ class InstancePool(nn.Module):
 
         Args:
             features: What the backbone gave.
-            masks: (B, K, h, w) masks on the grid of the features.
+            masks: (B, K, h, w) masks on the grid of the features, of any type.
             places: (M,) which of the B * K masks are meant; by default all.
 
         Returns:
             (M, C) one feature for each instance.
 
         Raises:
-            InputError: If the features don't fit the masks.
+            InputError: If the features don't fit the masks, or masks are NaN, infinite or negative
+                (seen on a CPU, as in `collate_views`, and not on a GPU, which would have to be
+                waited for).
         """
         if masks.ndim != 4:
             raise InputError(f'masks must be (B, K, h, w), got {tuple(masks.shape)}')
+        if masks.is_cpu and not torch.compiler.is_compiling():
+            try:
+                check_masks(masks)
+            except ValueError as error:
+                raise InputError(str(error)) from None
         maps = self.feature_map(features, (masks.shape[-2], masks.shape[-1]))
         if len(maps) != len(masks):
             raise InputError(f'masks of {len(masks)} images and features of {len(maps)}')
+        if maps.device != masks.device:
+            raise InputError(
+                f'the masks lie on {masks.device} and the features on {maps.device}: move the '
+                'batch (ViewBatch.to)'
+            )
         return pool_instances(maps, masks, places)
 
     def feature_map(self, features: Any, grid: tuple[int, int]) -> Tensor:

@@ -21,12 +21,13 @@ from freeatm_mm.results.file import (
     describe_hardware,
     join_heads,
     new_results,
+    open_results,
     package_versions,
     read_results,
     validate_results,
     write_results,
 )
-from freeatm_mm.results.markdown import result_tables, to_markdown
+from freeatm_mm.results.markdown import result_tables, to_markdown, write_with_page
 from freeatm_mm.results.metrics import METRICS, Metric, metric_title
 from freeatm_mm.results.outcomes import (
     CrossedDifference,
@@ -53,6 +54,7 @@ __all__ = [
     'join_heads',
     'metric_title',
     'new_results',
+    'open_results',
     'pack_outcomes',
     'package_versions',
     'paired_difference',
@@ -63,4 +65,5 @@ __all__ = [
     'unpack_outcomes',
     'validate_results',
     'write_results',
+    'write_with_page',
 ]

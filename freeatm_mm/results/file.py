@@ -33,6 +33,7 @@ __all__ = [
     'describe_hardware',
     'join_heads',
     'new_results',
+    'open_results',
     'package_versions',
     'read_results',
     'validate_results',
@@ -113,6 +114,20 @@ def new_results(name: str, command: str) -> dict[str, Any]:
         'versions': package_versions(),
         'rows': [],
     }
+
+
+def open_results(path: str | Path, name: str, command: str) -> dict[str, Any]:
+    """Read a result file, or begin one where there is none.
+
+    Args:
+        path: The file.
+        name: As of `new_results`, for a new one.
+        command: As there.
+
+    Raises:
+        ValueError: As `read_results`.
+    """
+    return read_results(path) if Path(path).exists() else new_results(name, command)
 
 
 def validate_results(results: Any, source: str = 'results') -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.errors import listed
+from freeatm_mm.files import atomic_write
 from freeatm_mm.results.comparison import (
     Group,
     PairedDifference,
@@ -20,10 +21,13 @@ from freeatm_mm.results.comparison import (
     runs_of,
     summarise_rows,
 )
-from freeatm_mm.results.file import validate_results
+from freeatm_mm.results.file import validate_results, write_results
 from freeatm_mm.results.metrics import METRICS, metric_title
 
-__all__ = ['result_tables', 'to_markdown']
+__all__ = ['result_tables', 'to_markdown', 'write_with_page']
+
+#: Title, header, and rows of text cells.
+Table = tuple[str, list[str], list[list[str]]]
 
 _DOTS = 'A dot is a seed, the upright line the mean, the bar one standard deviation to each side.'
 _CURVES = (
@@ -62,110 +66,101 @@ def _difference_cells(difference: PairedDifference, corrected: float) -> list[st
     ]
 
 
-def result_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The tables of a result file as text cells: (title, header, rows) each.
 
     The first shows mean ± sample standard deviation over seeds; the second, where there are arms
     with and without masks, the paired differences, one a line; benchmarks have one of their own.
     """
     groups, metrics = summarise_rows(results), _metrics(results)
-    tables = []
-    if groups:
-        titles = [metric_title(metric) for metric in metrics]
-        names = arm_names(groups)
-        tables.append(
-            (
-                'Mean ± standard deviation over seeds'
-                if any(len(g.seeds) > 1 for g in groups)
-                else 'Figures of one seed',
-                ['Pretraining', 'Epochs', 'Seeds', *titles],
-                [
-                    [
-                        name,
-                        f'{g.epochs:g}',
-                        str(len(g.seeds)),
-                        *(g.text(metric) or '–' for metric in metrics),
-                    ]
-                    for name, g in zip(names, groups)
-                ],
-            )
-        )
-        rows = []
-        for arm, reference in comparisons(groups):
-            found = [
-                paired_difference(arm, reference, metric)
-                for metric in metrics
-                if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ()))
-            ]
-            rows += [
-                [
-                    names[groups.index(arm)],
-                    f'{arm.epochs:g}',
-                    metric_title(difference.metric),
-                    *_difference_cells(difference, corrected),
-                ]
-                for difference, corrected in zip(found, holm([part.p for part in found]))
-            ]
-        if rows and all(row[-1] == '1' for row in rows):
-            tables.append(
-                (
-                    'Difference to the same pretraining without masks, of one seed: how '
-                    'much seeds spread cannot be told from it',
-                    ['Pretraining', 'Epochs', 'Metric', 'Difference'],
-                    [row[:4] for row in rows],
-                )
-            )
-        elif rows:
-            tables.append(
-                (
-                    'Difference to the same pretraining without masks, paired by seed: '
-                    'mean, its 95 % confidence interval, p of the paired t-test, and p corrected '
-                    "by Holm's method for the number of metrics",
-                    [
-                        'Pretraining',
-                        'Epochs',
-                        'Metric',
-                        'Difference',
-                        '95 % interval',
-                        'p',
-                        'p (Holm)',
-                        'Seeds',
-                    ],
-                    rows,
-                )
-            )
-    rows = _matching_rows(groups, metrics)
-    if rows:
-        tables.append(
-            (
-                'On the way, before the schedule has ended: the epoch at which the same '
-                'pretraining without masks has what this one has after a quarter of its '
-                'epochs (means over seeds)',
-                ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'],
-                rows,
-            )
-        )
-    benchmarks = [row for row in results['rows'] if 'case' in row]
-    if benchmarks:
-        header = ['Case', 'Baseline', 'Ours', 'Unit', 'Ours / baseline']
-        rows = [
+    tables = (
+        _means_table(groups, metrics),
+        _differences_table(groups, metrics),
+        _matching_table(groups, metrics),
+        _benchmarks_table([row for row in results['rows'] if 'case' in row]),
+    )
+    return [table for table in tables if table[2]]
+
+
+def _means_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
+    several = any(len(group.seeds) > 1 for group in groups)
+    return (
+        'Mean ± standard deviation over seeds' if several else 'Figures of one seed',
+        ['Pretraining', 'Epochs', 'Seeds', *map(metric_title, metrics)],
+        [
             [
-                row['case'],
-                f'{row["baseline"]:.4g}',
-                f'{row["ours"]:.4g}',
-                row['unit'],
-                f'{row["ratio"]:.3f}',
+                name,
+                f'{group.epochs:g}',
+                str(len(group.seeds)),
+                *(group.text(metric) or '–' for metric in metrics),
             ]
-            for row in benchmarks
+            for name, group in zip(arm_names(groups), groups)
+        ],
+    )
+
+
+def _differences_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
+    names = arm_names(groups)
+    rows = []
+    for arm, reference in comparisons(groups):
+        found = [
+            paired_difference(arm, reference, metric)
+            for metric in metrics
+            if set(arm.values.get(metric, ())) & set(reference.values.get(metric, ()))
         ]
-        if any('target' in row for row in benchmarks):
-            header.append('Target, at most')
-            rows = [
-                [*cells, f'{row["target"]:g}' if 'target' in row else '–']
-                for cells, row in zip(rows, benchmarks)
+        rows += [
+            [
+                names[groups.index(arm)],
+                f'{arm.epochs:g}',
+                metric_title(difference.metric),
+                *_difference_cells(difference, corrected),
             ]
-        tables.append(('Benchmarks: ours against the baseline of the same run', header, rows))
-    return tables
+            for difference, corrected in zip(found, holm([part.p for part in found]))
+        ]
+    header = ['Pretraining', 'Epochs', 'Metric', 'Difference']
+    if all(row[-1] == '1' for row in rows):
+        return (
+            'Difference to the same pretraining without masks, of one seed: how '
+            'much seeds spread cannot be told from it',
+            header,
+            [row[: len(header)] for row in rows],
+        )
+    return (
+        'Difference to the same pretraining without masks, paired by seed: '
+        'mean, its 95 % confidence interval, p of the paired t-test, and p corrected '
+        "by Holm's method for the number of metrics",
+        [*header, '95 % interval', 'p', 'p (Holm)', 'Seeds'],
+        rows,
+    )
+
+
+def _matching_table(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
+    return (
+        'On the way, before the schedule has ended: the epoch at which the same '
+        'pretraining without masks has what this one has after a quarter of its '
+        'epochs (means over seeds)',
+        ['Pretraining', 'Metric', 'Epochs', 'Value', 'Epochs without masks'],
+        _matching_rows(groups, metrics),
+    )
+
+
+def _benchmarks_table(benchmarks: Sequence[Mapping[str, Any]]) -> Table:
+    header = ['Case', 'Baseline', 'Ours', 'Unit', 'Ours / baseline']
+    rows = [
+        [
+            row['case'],
+            f'{row["baseline"]:.4g}',
+            f'{row["ours"]:.4g}',
+            row['unit'],
+            f'{row["ratio"]:.3f}',
+        ]
+        for row in benchmarks
+    ]
+    if any('target' in row for row in benchmarks):
+        header.append('Target, at most')
+        for cells, row in zip(rows, benchmarks):
+            cells.append(f'{row["target"]:g}' if 'target' in row else '–')
+    return 'Benchmarks: ours against the baseline of the same run', header, rows
 
 
 def _matching_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[str]]:
@@ -238,3 +233,15 @@ def to_markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         f'on {results["date"]}; {results["hardware"]}; {versions}.',
     ]
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def write_with_page(path: Path, results: Mapping[str, Any]) -> None:
+    """Write a result file and, beside it, its page; their folder is made if missing.
+
+    Raises:
+        ValueError: If the content is not a result file's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_results(path, results)
+    with atomic_write(path.with_suffix('.md')) as file:
+        file.write(to_markdown(results).encode())

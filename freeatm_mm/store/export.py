@@ -308,34 +308,8 @@ def export_class_folders(
     return run.report
 
 
-def export_parquet(
-    path: str | Path,
-    out: str | Path,
-    *,
-    rows_per_group: int = 100,
-    rows_per_file: int | None = None,
-) -> ExportReport:
-    """Write ``data/train-*.parquet``, which Hugging Face ``datasets`` and its hub load with images.
-
-    Columns: ``key``, ``image``, ``caption``, ``nouns`` (text, start, end, category, lo, hi),
-    ``masks`` (one grey picture with the K masks below each other, none without nouns),
-    ``mask_height``, ``mask_width`` and ``meta`` (JSON). Nothing is decoded, nothing is lost.
-
-    Args:
-        path: The store.
-        out: The folder to make.
-        rows_per_group: Samples read and written at a time.
-        rows_per_file: Samples in a file; the default is the store's in a shard.
-
-    Raises:
-        StoreError: If ``out`` is there, or a sample can't be read.
-        StoreError: If pyarrow isn't installed.
-    """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError:
-        raise StoreError('Parquet needs pyarrow; install freeatm_mm[export]') from None
+def _parquet_schema(pa: Any) -> Any:
+    """The columns of `export_parquet`, with what Hugging Face ``datasets`` reads of them."""
     picture = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
     noun = pa.struct(
         [
@@ -367,7 +341,39 @@ def export_parquet(
         'masks': {'_type': 'Image'},
         'nouns': [{item.name: _value_feature(item) for item in noun}],
     }
-    schema = schema.with_metadata({'huggingface': json.dumps({'info': {'features': features}})})
+    return schema.with_metadata({'huggingface': json.dumps({'info': {'features': features}})})
+
+
+def export_parquet(
+    path: str | Path,
+    out: str | Path,
+    *,
+    rows_per_group: int = 100,
+    rows_per_file: int | None = None,
+) -> ExportReport:
+    """Write ``data/train-*.parquet``, which Hugging Face ``datasets`` and its hub load with images.
+
+    Columns: ``key``, ``image``, ``caption``, ``nouns`` (text, start, end, category, lo, hi),
+    ``masks`` (one grey picture with the K masks below each other, none without nouns),
+    ``mask_height``, ``mask_width`` and ``meta`` (JSON). Nothing is decoded, nothing is lost.
+
+    Args:
+        path: The store.
+        out: The folder to make.
+        rows_per_group: Samples read and written at a time.
+        rows_per_file: Samples in a file; the default is the store's in a shard.
+
+    Raises:
+        StoreError: If ``out`` is there, or a sample can't be read.
+        StoreError: If pyarrow isn't installed.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise StoreError('Parquet needs pyarrow; install freeatm_mm[export]') from None
+    schema = _parquet_schema(pa)
+    noun_fields = [item.name for item in schema.field('nouns').type.value_type]
 
     def row(index: int) -> dict[str, Any]:
         raw = store.read(index)
@@ -394,7 +400,6 @@ def export_parquet(
 
     store, report = Store(path), ExportReport()
     names: set[str] = set()
-    noun_fields = [item.name for item in noun]
     each = rows_per_file or store.manifest['samples_per_shard']
     count = -(-len(store) // each)
     with new_folder(local_folder(out)) as folder:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from freeatm_mm import files
-from freeatm_mm.addresses import RemoteFolder, is_address
+from freeatm_mm.addresses import RemoteFolder, UnreachableError, is_address
 from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import check_json, file_sha256, handle_sha256, parse_json, read_json
-from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.errors import StoreError, UnreachableStoreError
 
 __all__ = [
     'BLOCK',
@@ -319,6 +319,8 @@ def read_manifest(store: str | Path) -> dict[str, Any]:
         value = parse_json(folder.read_cached(MANIFEST))
     except MissingFileError:
         raise
+    except UnreachableError as error:
+        raise UnreachableStoreError(str(error)) from None
     except InputError as error:
         text = str(error)
         raise StoreError(text if '://' in text else f'{where} is corrupt: {text}') from None

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from freeatm_mm.addresses import RemoteFolder, is_address
+from freeatm_mm.addresses import RemoteFolder, UnreachableError, is_address
 from freeatm_mm.errors import InputError, counted, listed
-from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.errors import StoreError, UnreachableStoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
     handle_sha256,
@@ -293,13 +293,14 @@ class Store(Sequence):
 
     @contextmanager
     def _told_of(self, shard_number: int) -> Iterator[None]:
-        """Have an error say which shard it is of, unless it begins with a name of its address."""
+        """Have an error say which shard it is of, unless it begins with a file's name there."""
         try:
             yield
         except InputError as error:
             text, path = str(error), self._shard_path(shard_number)
-            named = is_address(path) and text.startswith(f'{self.path}/')
-            raise StoreError(text if named else f'{path}: {text}') from None
+            named = text.startswith(f'{self.path}/' if is_address(path) else path)
+            kind = UnreachableStoreError if isinstance(error, UnreachableError) else StoreError
+            raise kind(text if named else f'{path}: {text}') from None
 
     def _shard_path(self, shard_number: int) -> str:
         # No Path: making one takes as long as opening a file.

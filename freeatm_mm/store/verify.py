@@ -345,7 +345,8 @@ def examine_shard(
     try:
         handle = open_regular(tar_path)
     except StoreError as error:
-        report(tar_path, str(error))
+        if (str(error), 'changed') != tar_problem:
+            report(tar_path, str(error))
         return state
     try:
         if state.tar_sound:

@@ -1,5 +1,6 @@
 """The dataset: stores, folders, both together, and what it says about bad ones."""
 
+import copy
 import io
 import logging
 import os
@@ -634,6 +635,23 @@ def test_masks_of_other_images(tmp_path):
         for info in map(half.get_data_info, range(len(half)))
         if 'mask_source' in info
     )
+
+
+def test_a_subset_keeps_to_itself(tmp_path):
+    """As `KFoldDataset` takes one: its masks, and the count that its workers share."""
+    store = make_store(tmp_path / 'store')
+    dataset = FreeATMDataset(store, mask_source='other', max_unreadable=0.5)
+    dataset._batches = 'of all samples'
+    fold = dataset.get_subset([1, 4, 5, 9])
+    in_place = copy.deepcopy(dataset)
+    in_place.get_subset_([1, 4, 5, 9])
+    for subset in (fold, in_place):
+        infos = [subset.get_data_info(number) for number in range(len(subset))]
+        assert [info['source_idx'] for info in infos] == [1, 4, 5, 9]
+        assert sorted(info['mask_source_idx'] for info in infos) == [1, 4, 5, 9]
+        assert all(info['source_idx'] != info['mask_source_idx'] for info in infos)
+        assert subset._unreadable.is_shared() and not hasattr(subset, '_batches')
+        assert isinstance(subset.data_list, np.ndarray)
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -217,6 +217,13 @@ def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch)
     assert any('written by 2 processes, and is resumed by 1: as many' in text for text in log)
 
 
+def test_a_loader_that_stacks_no_images_is_told(tmp_path, store):
+    cfg = checked(store, tmp_path / 'run', 'mae')
+    del cfg.train_dataloader.collate_fn
+    with pytest.raises(InputError, match="pseudo_collate, .*dict.type='default_collate'"):
+        run(cfg, 'pseudo')
+
+
 def test_resuming_with_other_samples_is_told(tmp_path, store, monkeypatch):
     """Epochs of other lengths would shift the rates; another order is no bit-equal run."""
     cfg = checked(store, tmp_path / 'run')
@@ -244,6 +251,42 @@ def test_resuming_with_other_samples_is_told(tmp_path, store, monkeypatch):
     more.train_dataloader.dataset.data_root.append(str(make_store(tmp_path / 'most', count=20)))
     with pytest.raises(InputError, match='after 2 iterations in epoch 2, and .* 4 batches now'):
         run(more, 'samples_most')
+
+
+def test_weights_of_another_model_are_told(tmp_path, store, monkeypatch):
+    cfg = checked(store, tmp_path / 'run')
+    train(cfg, 'weights', killed_at=3)
+    path = tmp_path / 'run/epoch_1.pth'
+    other = checked(store, tmp_path / 'run', 'simclr')
+    other.resume = True
+    with pytest.raises(InputError, match='epoch_1.pth is not of this config: it lacks.* neck'):
+        run(other, 'weights_resumed')
+    log = []
+    monkeypatch.setattr(MMLogger, 'info', lambda self, text, *rest: log.append(text))
+    other = checked(store, tmp_path / 'other', 'simclr', load_from=str(path))
+    train(other, 'weights_loaded', killed_at=0)
+    assert any('tensors found their weights; not in the checkpoint: neck' in text for text in log)
+    bare = CheckpointLoader.load_checkpoint(str(path))['state_dict']
+    bare = {name[9:]: value for name, value in bare.items() if name.startswith('backbone.')}
+    torch.save(bare, tmp_path / 'bare.pth')
+    other.load_from = str(tmp_path / 'bare.pth')
+    with pytest.raises(InputError, match='bare.pth holds nothing of this model, .* 0 of the'):
+        train(other, 'weights_bare', killed_at=0)
+
+
+def test_resuming_with_other_settings_is_told(tmp_path, store, monkeypatch):
+    cfg = checked(store, tmp_path / 'run')
+    train(cfg, 'settings', killed_at=3)
+    cfg.resume = True
+    cfg.model.negatives = 'other_nouns'
+    cfg.train_dataloader.dataset.pipeline[-1].min_visible = 0.2
+    cfg.train_dataloader.dataset.data_root = str(store.rename(tmp_path / 'moved'))
+    log = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *rest: log.append(text))
+    train(cfg, 'settings_resumed', killed_at=2)
+    [told] = [text for text in log if 'other settings' in text]
+    assert 'model.negatives (was None, is other_nouns); dataset.pipeline' in told
+    assert 'min_visible (was None, is 0.2)' in told and 'moved' not in told
 
 
 def test_resuming_within_an_epoch_without_seeded_draws_is_refused(tmp_path, store):

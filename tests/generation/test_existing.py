@@ -13,16 +13,20 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.servers import serve_files
 from helpers.store_samples import folder_bytes
 from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion
+from helpers.tiny_stores import make_store
 from helpers.tools import run_tool
 from PIL import Image
 
+from freeatm_mm import addresses
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import GenerationError, run_workers
 from freeatm_mm.generation.existing import MaskJob, add_masks, job_of_store, read_picture
 from freeatm_mm.generation.images import ImageReader, find_images
-from freeatm_mm.generation.listing import ImageFile, list_images
+from freeatm_mm.generation.listing import ImageFile, list_images, list_path
+from freeatm_mm.generation.outcomes import SourceError
 from freeatm_mm.store import Sample, Store, StoreError, verify_store, write_store
 from freeatm_mm.store.transfer import push_store
 
@@ -73,7 +77,7 @@ def folder(tmp_path_factory):
 def listed(source, tmp_path, **options):
     """The images of a source, and what reads them."""
     images = list_images(source, tmp_path / 'out', **options)
-    reader = ImageReader(source, options.get('captions'))
+    reader = ImageReader(source)
     return images, ImageFile(images.path), reader
 
 
@@ -295,7 +299,7 @@ def test_images_are_found_with_their_captions_and_read(make, captions, problems,
     good = [image for image in found if not image.problem]
     assert [image.captions for image in good] == captions
     assert len(found) - len(good) == problems
-    reader = ImageReader(source, **options)
+    reader = ImageReader(source)
     # What a worker gets has been through the list, as JSON; any image may come first.
     for image in reversed(good):
         assert reader.read(json.loads(json.dumps(image.place))) == data
@@ -431,6 +435,25 @@ def test_a_store_at_an_address_is_read_as_it_is_here(tmp_path, monkeypatch):
         find_images(f'memory://{tmp_path.name}/tars')
     with pytest.raises(InputError, match='no folder of images, to go with the captions a.json'):
         find_images(address, 'a.json')
+
+
+def test_a_server_that_is_gone_ends_the_run_and_leaves_no_image_out(pipe, tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(addresses, 'DELAYS', (0.0,))
+    make_store(tmp_path / 'made', 3, nouns=(1,))
+    with serve_files(tmp_path) as server:
+        address = f'{server.address}/made'
+        list_images(address, tmp_path / 'out', concrete=False)
+        images, reader = ImageFile(list_path(tmp_path / 'out')), ImageReader(address)
+        options = dict(levels=[50], size=16, samples_per_shard=1, progress=False)
+        first = reader.read(images[0].place)
+        assert first == Store(tmp_path / 'made').read(0).image_bytes
+        server.mode = 503
+        with pytest.raises(SourceError, match='answers 503 .2 tries.; finished shards are kept'):
+            add_masks(pipe, images, ImageReader(address), tmp_path / 'out', **options)
+        server.mode = 'sound'
+        summary = add_masks(pipe, images, ImageReader(address), tmp_path / 'out', **options)
+    assert (summary.samples, summary.left_out) == (3, [])
 
 
 def test_one_list_is_made_and_another_choice_is_refused(folder, tmp_path):

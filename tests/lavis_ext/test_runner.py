@@ -200,6 +200,21 @@ def test_only_the_same_run_is_gone_on_from(parts, tmp_path, caplog):
     assert newest_checkpoint(tmp_path).name == 'checkpoint_2.pth'
 
 
+def test_other_data_and_workers_are_told(parts, tmp_path, caplog):
+    options = pretrain_options(*parts, tmp_path)
+    launch.train(PRETRAIN, [*options, 'run.max_epoch=1'])
+    checkpoint = read(tmp_path / 'checkpoint_0.pth')
+    checkpoint['samples'] -= 1
+    torch.save(checkpoint, tmp_path / 'checkpoint_0.pth')
+    with pytest.raises(ValueError, match=r'other settings \(.*samples 11 there, 12 here'):
+        launch.train(PRETRAIN, options, resume=True)
+    del checkpoint['samples']  # older checkpoints
+    checkpoint['config']['run']['num_workers'] = 2
+    torch.save(checkpoint, tmp_path / 'checkpoint_0.pth')
+    launch.train(PRETRAIN, options, resume=True)
+    assert 'with run.num_workers=2 and is gone on from with 0' in caplog.text
+
+
 DATA = 'datasets.freeatm_pretrain'
 
 

@@ -143,7 +143,7 @@ def test_a_queue_takes_any_number_of_keys(with_nouns):
     for count in (3, 7, 4, 1, 11, 30, 2, 23, 9, 22, 0):
         keys = rng.normal(size=(count, 6)).astype(np.float32)
         nouns = rng.integers(0, 5, count) if with_nouns else np.full(count, UNKNOWN_NOUN)
-        given = torch.from_numpy(nouns) if with_nouns else None
+        given = torch.from_numpy(nouns).int() if with_nouns else None  # of any integer type
         enqueue(queue, pointer, torch.from_numpy(keys), queue_nouns, given)
         names, _ = queue_reference(names, place, nouns)
         expected, place = queue_reference(expected, place, keys)

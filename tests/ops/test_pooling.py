@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from freeatm_mm.ops import UNKNOWN_NOUN, pad_instances, pool_instances
+from freeatm_mm.ops import UNKNOWN_NOUN, check_masks, pad_instances, pool_instances
 
 
 def test_pooling_equals_equation_2():
@@ -85,6 +85,37 @@ def test_masks_that_do_not_fit_each_other_are_told():
     for other in (torch.rand(2, 1, 5, 4), torch.rand(1, 1, 4, 4)):
         with pytest.raises(ValueError, match=r'different \(views, height, width\)'):
             pad_instances([torch.rand(2, 1, 4, 4), other])
+    with pytest.raises(ValueError, match='image 1 has 2 masks and 3 nouns'):
+        pad_instances([None, torch.rand(2, 2, 4, 4)], [None, torch.arange(3)])
+
+
+BAD_MASKS = [(float('nan'), 'NaN or infinite'), (float('inf'), 'NaN'), (-0.5, r'negative \(-0.5\)')]
+
+
+@pytest.mark.parametrize('value, said', BAD_MASKS)
+def test_masks_that_are_no_weights_are_told(value, said):
+    """A sum of weights of both signs is near 0: a feature of 1e38 would come of it."""
+    masks = torch.rand(2, 2, 4, 4)
+    check_masks(masks)
+    masks[1, 0, 2, 3] = value
+    for call in (lambda: check_masks(masks), lambda: pad_instances([None, masks])):
+        with pytest.raises(ValueError, match=said):
+            call()
+    check_masks(masks[:, :0])
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.bool, torch.float16, torch.int64])
+def test_masks_of_other_types_are_weights_too(dtype):
+    features, masks = torch.randn(2, 3, 4, 4), (torch.rand(2, 5, 4, 4) * 9).to(dtype)
+    check_masks(masks)
+    assert torch.equal(pool_instances(features, masks), pool_instances(features, masks.float()))
+
+
+def test_double_precision_is_kept():
+    features = torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    masks = torch.rand(1, 1, 3, 3, dtype=torch.float64)
+    expected = (features * masks).sum((2, 3)) / masks.sum()
+    torch.testing.assert_close(pool_instances(features, masks), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_gradients_reach_the_features_by_the_masks_weights():

@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import UNKNOWN_NOUN, WHOLE, crop_window, flip_window, masks_on_views, noun_id
-from freeatm_mm.pytorch import StoreDataset, collate_views, masks_in_view, track_view
+from freeatm_mm.pytorch import (
+    StoreDataset,
+    ViewBatch,
+    ViewItem,
+    collate_views,
+    masks_in_view,
+    track_view,
+)
 
 v2 = pytest.importorskip('torchvision.transforms.v2')
 
@@ -242,6 +249,31 @@ def test_images_of_other_views_or_grids_do_not_join(tmp_path):
         collate_views(items[:2])
     with pytest.raises(InputError, match=r'different grids \[\(5, 5\), \(7, 7\)\]'):
         collate_views(items[::2])
+
+
+def test_masks_that_are_not_those_of_the_nouns_are_told():
+    def item(counts, nouns):
+        views = [torch.zeros(3, 8, 8)] * len(counts)
+        return ViewItem(views, [torch.rand(count, 4, 4) for count in counts], torch.arange(nouns))
+
+    for counts, nouns in (([2, 1], 2), ([2, 2], 3)):
+        with pytest.raises(InputError, match='image 1 of a batch has 2 views and . nouns, and mas'):
+            collate_views([item([1, 1], 1), item(counts, nouns)])
+    spoilt = item([2, 2], 2)
+    spoilt.masks[1][0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match='masks are NaN or infinite'):
+        collate_views([spoilt])
+
+
+def test_a_loader_needs_no_collation_to_be_named(tmp_path):
+    store = make_store(tmp_path / 'store', count=4)
+    transform = v2.Compose([v2.Resize((16, 16)), *AS_TENSOR])
+    asked, unasked = (
+        next(iter(DataLoader(StoreDataset(store, transform), 4, **options)))
+        for options in ({'collate_fn': collate_views}, {})
+    )
+    assert isinstance(unasked, ViewBatch) and torch.equal(asked.nouns, unasked.nouns)
+    assert all(map(torch.equal, asked.views + asked.masks, unasked.views + unasked.masks))
 
 
 def test_a_store_at_an_address_gives_the_same_batches(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,19 @@ def test_what_does_not_fit_is_told(features, options, said):
     for wrong in (-1, 1.0, True):
         with pytest.raises(InputError, match='no number of tokens'):
             InstancePool(prefix_tokens=wrong)
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf, -1.0])
+def test_masks_that_are_no_weights_are_told(value):
+    masks = MASKS.clone()
+    masks[1, 2, 0, 0] = value
+    with pytest.raises(InputError, match='masks are (NaN|negative)'):
+        InstancePool()(FEATURES, masks)
+
+
+def test_masks_on_another_device_are_told():
+    with pytest.raises(InputError, match='masks lie on meta and the features on cpu: move'):
+        InstancePool()(FEATURES, MASKS.to('meta'))
 
 
 @pytest.mark.parametrize('tokens', [17, 16, 65, 18])
@@ -331,3 +346,35 @@ def test_guided_masking_takes_the_options_of_the_order():
     for wrong in ({'share_of': 'image'}, {'noise': 'red'}):
         with pytest.raises(InputError, match='is none of'):
             GuidedMasking(**wrong)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_modules_are_compiled_whole():
+    """Without a graph break, but for the queue's pointer and the choice of patches."""
+    torch.compiler.reset()
+
+    def compiled(module, whole=True):
+        return torch.compile(module, backend='eager', fullgraph=whole)
+
+    first, second = torch.randn(2, 4, 6)
+    queue = InstanceInfoNCE(6, 8, negatives='other_nouns').eval()
+    for module, inputs in (
+        (InstancePool(), (FEATURES, MASKS, PLACES)),
+        (InstanceNTXent(negatives='other_nouns'), (first, second, torch.arange(4))),
+        (queue, (first, second, torch.arange(4))),
+        (InstanceDistillation(6), ([first, second], [first])),
+    ):
+        expected = copy.deepcopy(module)(*inputs)
+        torch.testing.assert_close(compiled(module)(*inputs), expected)
+    results = []
+    for wrap in (lambda module: module, lambda module: compiled(module, whole=False)):
+        torch.manual_seed(0)
+        modules = InstanceInfoNCE(6, 8), GuidedMasking()
+        queue, guided = map(wrap, modules)
+        with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+            for step in range(6):
+                found = guided(torch.rand(2, 16, 3), torch.rand(2, 3, 4, 4), step / 6)
+                queue(torch.randn(3 + step, 6), torch.randn(3 + step, 6))
+        results.append([*found, modules[0].queue, modules[0].pointer])
+    for plain, fast in zip(*results):
+        torch.testing.assert_close(plain, fast)

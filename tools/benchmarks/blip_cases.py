@@ -70,7 +70,7 @@ class _Steps:
 def benchmark_blip(
     config: str | Path, options: list[str], batch_size: int, repeats: int = 5, device: str = 'cpu'
 ) -> Iterator[dict[str, Any]]:
-    """Measures what position prompts cost, case by case, by turns with LAVIS's own.
+    """Measure what position prompts cost, case by case, by turns with LAVIS's own.
 
     Args:
         config: A pretraining yaml with position prompts.

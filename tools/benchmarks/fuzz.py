@@ -67,14 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     import fuzzing
 
-    from freeatm_mm.files import atomic_write
-    from freeatm_mm.results import (
-        add_row,
-        new_results,
-        read_results,
-        to_markdown,
-        write_results,
-    )
+    from freeatm_mm.results import add_row, open_results, write_with_page
 
     for module in args.module:
         importlib.import_module(module)
@@ -87,11 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.count < 0 or args.bits < 0 or not 0 < args.seconds < float('inf'):
         raise InputError('--count and --bits must not be negative, and --seconds above 0')
 
-    results = (
-        read_results(args.out)
-        if args.out.exists()
-        else new_results('fuzz', 'python tools/benchmarks/fuzz.py')
-    )
+    results = open_results(args.out, 'fuzz', 'python tools/benchmarks/fuzz.py')
     results['description'] = (
         'Files damaged in many ways, each of which their readers must refuse in one sentence or '
         'read as before. Baseline: mutations; ours: those that ended in a hang, a stray exception '
@@ -135,9 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 },
             },
         )
-        write_results(args.out, results)
-        with atomic_write(args.out.with_suffix('.md')) as file:
-            file.write(to_markdown(results).encode())
+        write_with_page(args.out, results)
     return FOUND if faults else 0
 
 

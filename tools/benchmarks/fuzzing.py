@@ -832,7 +832,7 @@ def _images(folder: Path) -> Reader:
             (folder / 'images.tar', None, None),
             (folder, None, images._beside_texts),
         ):
-            reader = images.ImageReader(source, captions)
+            reader = images.ImageReader(source)
             try:
                 found = listing(source) if listing else images.find_images(source, captions)
                 for entry in itertools.islice(found, 1000):

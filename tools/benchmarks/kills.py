@@ -59,16 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from kill_and_resume import kill_and_resume
 
-    from freeatm_mm.files import atomic_write
     from freeatm_mm.generation import ShardSource, load_pipeline
     from freeatm_mm.prompts import Noun, PromptRecord
-    from freeatm_mm.results import (
-        add_row,
-        new_results,
-        read_results,
-        to_markdown,
-        write_results,
-    )
+    from freeatm_mm.results import add_row, open_results, write_with_page
 
     torch.set_num_threads(1)  # forks of a process with threads would wait for them for ever
     words = [WORDS[number % len(WORDS)] for number in range(args.samples)]
@@ -103,11 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f'undisturbed {report.plain_seconds:.1f} s, with kills {report.killed_seconds:.1f} s')
     print('\n'.join(report.problems) or 'every sample once, every byte as in the undisturbed run')
-    results = (
-        read_results(args.out)
-        if args.out.exists()
-        else new_results('kill-test', 'python tools/benchmarks/kills.py')
-    )
+    results = open_results(args.out, 'kill-test', 'python tools/benchmarks/kills.py')
     results['command'] = shlex.join(
         ['python', 'tools/benchmarks/kills.py', *(argv or sys.argv[1:])]
     )
@@ -133,10 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             },
         },
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_results(args.out, results)
-    with atomic_write(args.out.with_suffix('.md')) as file:
-        file.write(to_markdown(results).encode())
+    write_with_page(args.out, results)
     return FOUND if report.problems else 0
 
 

@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretraining_cases import Shapes, benchmark_pretraining
 
     import freeatm_mm.openmmlab  # noqa: F401
-    from freeatm_mm.files import atomic_write
-    from freeatm_mm.results import add_row, new_results, to_markdown, write_results
+    from freeatm_mm.results import add_row, new_results, write_with_page
 
     shapes, folder = Shapes(), ROOT / 'configs'
     if args.quick:
@@ -111,10 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush=True,
             )
             if out:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                write_results(out, results)
-                with atomic_write(out.with_suffix('.md')) as file:
-                    file.write(to_markdown(results).encode())
+                write_with_page(out, results)
     return 0
 
 

@@ -65,7 +65,7 @@ class Shapes:
 
 
 def make_benchmark_store(path: Path, shapes: Shapes) -> Path:
-    """Writes a store of pictures with the detail of photos, one to three nouns each.
+    """Write a store of pictures with the detail of photos, one to three nouns each.
 
     Args:
         path: Where; must not exist.
@@ -256,7 +256,7 @@ def benchmark_pretraining(
     device: str = 'cpu',
     cases: Sequence[str] = ('mask-generator', 'loading', 'step', 'memory'),
 ) -> Iterator[dict[str, Any]]:
-    """Measures what masks cost, case by case.
+    """Measure what masks cost, case by case.
 
     Args:
         configs: For each method (simclr, mocov2, mae) its pretraining config with masks.

@@ -27,13 +27,7 @@ from recording_runs import OTHERS, benchmark_recording, rows_of
 
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
-from freeatm_mm.files import atomic_write
-from freeatm_mm.results import (
-    add_row,
-    new_results,
-    to_markdown,
-    write_results,
-)
+from freeatm_mm.results import add_row, new_results, write_with_page
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -132,10 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 + (f'; quartiles {row["quartiles"]}' if 'quartiles' in row else ''),
                 flush=True,
             )
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_results(args.out, results)
-        with atomic_write(args.out.with_suffix('.md')) as file:
-            file.write(to_markdown(results).encode())
+        write_with_page(args.out, results)
     return 0
 
 

@@ -11,7 +11,6 @@ there is nothing to compare with, the limit is the baseline.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -64,20 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     import store_cases as benchmark
 
-    from freeatm_mm.files import atomic_write
-    from freeatm_mm.results import (
-        add_row,
-        new_results,
-        read_results,
-        to_markdown,
-        write_results,
-    )
+    from freeatm_mm.results import add_row, open_results, write_with_page
 
-    results = (
-        read_results(args.out)
-        if args.out.exists()
-        else new_results('benchmark-store', shlex.join(['python', 'tools/benchmarks/store.py']))
-    )
+    results = open_results(args.out, 'benchmark-store', 'python tools/benchmarks/store.py')
     results['description'] = (
         'Where there is nothing to compare with, the baseline is the limit that the project sets '
         'itself. Random reads are compared with those of a store of one shard; writing, with '
@@ -92,10 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f'{row["ratio"]:.4g}, target at most {row["target"]:g}',
                 flush=True,
             )
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_results(args.out, results)
-            with atomic_write(args.out.with_suffix('.md')) as file:
-                file.write(to_markdown(results).encode())
+            write_with_page(args.out, results)
 
     with tempfile.TemporaryDirectory() as scratch:
         if 'masks' in args.cases:

@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def detect(job: Job, args: argparse.Namespace, out: Path) -> None:
-    """Trains the detector on all real scenes and detects objects in the store's images."""
+    """Train the detector on all real scenes and detect objects in the store's images."""
     work, epochs = args.out / 'detector', args.detector_epochs
     job.run(
         'Train the detector',

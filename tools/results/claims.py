@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.results import add_row, is_untrained, new_results, read_results, write_results
+from freeatm_mm.results import add_row, is_untrained, open_results, read_results, write_results
 from freeatm_mm.results.claims import (
     CLAIMS,
     claim_page,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def gather(path: Path, files: Sequence[str]) -> None:
     """Add the rows of a claim's method in other files to its result file."""
     content = [read_results(file) for file in files]
-    results = read_results(path) if path.exists() else new_results(path.stem, '')
+    results = open_results(path, path.stem, '')
     results['command'] = '\n'.join(
         dict.fromkeys([*results['command'].splitlines(), *(each['command'] for each in content)])
     )

@@ -99,7 +99,7 @@ def family_of(pipeline: type[Any]) -> Family | str:
 
 
 def find_family(pipe: Any) -> Family:
-    """Finds the row of `FAMILIES` a pipeline belongs to.
+    """Find the row of `FAMILIES` a pipeline belongs to.
 
     Args:
         pipe: A diffusers pipeline.

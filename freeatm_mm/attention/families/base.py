@@ -31,6 +31,7 @@ __all__ = [
     'clean_like_deepfloyd',
     'convert_textual_inversion',
     'drop_none',
+    'drop_template',
     'head_count',
     'is_added_key_attention',
     'is_block_attention',
@@ -40,6 +41,7 @@ __all__ = [
     'length_of_tokenizer',
     'no_frame',
     'packed_with_ids',
+    'pipeline_template',
     'planes',
     'planes_and_text',
     'planes_behind_text',
@@ -238,6 +240,12 @@ def no_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
     return '', ''
 
 
+def pipeline_template(call: Call, tokenizer: Any) -> tuple[str, str]:
+    """What the pipeline's own template puts before and behind a prompt."""
+    before, after = call.pipe.prompt_template_encode.split('{}')
+    return before, after
+
+
 _MESSAGE = '\ue000'
 
 
@@ -276,6 +284,11 @@ def drop_none(call: Call, tokenizer: Any) -> int:
     return 0
 
 
+def drop_template(call: Call, tokenizer: Any) -> int:
+    """Tokens at the template's beginning that the pipeline drops."""
+    return call.pipe.prompt_template_encode_start_idx
+
+
 def start_at_zero(call: Call) -> int:
     """Text tokens come first."""
     return 0
@@ -287,7 +300,7 @@ def head_count(module: Any) -> int:
 
 
 def is_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
+    """Tell whether a module attends from pixels to text alone (``attn2`` of most denoisers)."""
     return (
         getattr(module, 'to_q', None) is not None
         and getattr(module, 'to_k', None) is not None
@@ -297,7 +310,7 @@ def is_cross_attention(name: str, module: nn.Module) -> bool:
 
 
 def is_added_key_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to text keys and pixel keys in one softmax."""
+    """Tell whether a module attends to text keys and pixel keys in one softmax."""
     return (
         getattr(module, 'to_q', None) is not None
         and getattr(module, 'add_k_proj', None) is not None
@@ -305,7 +318,7 @@ def is_added_key_attention(name: str, module: nn.Module) -> bool:
 
 
 def is_block_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of a transformer block: ``blocks.3.attn``."""
+    """Tell whether a module is the attention of a transformer block: ``blocks.3.attn``."""
     return re.search(r'blocks\.\d+\.att(n|ention)$', name) is not None
 
 

@@ -12,7 +12,7 @@ __all__ = ['CASCADE', 'CASCADE_PRIOR', 'NOT_COVERED']
 
 
 def is_prior_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to pixels and the text behind them."""
+    """Tell whether a module attends to pixels and the text behind them."""
     return re.search(r'\.attention$', name) is not None
 
 

@@ -20,7 +20,7 @@ __all__ = ['COGVIEW_3_PLUS', 'COGVIEW_4']
 
 
 def is_cogview_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of one of CogView's blocks."""
+    """Tell whether a module is the attention of one of CogView's blocks."""
     return re.search(r'^transformer_blocks\.\d+\.attn1$', name) is not None
 
 

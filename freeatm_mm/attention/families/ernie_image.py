@@ -31,7 +31,7 @@ def _planes_before_text(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoi
 
 
 def is_ernie_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of one of ERNIE-Image's layers."""
+    """Tell whether a module is the attention of one of ERNIE-Image's layers."""
     return re.search(r'^layers\.\d+\.self_attention$', name) is not None
 
 

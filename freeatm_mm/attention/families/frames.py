@@ -41,7 +41,7 @@ def _one_frame(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
 
 
 def is_second_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of a block to the text, by its name."""
+    """Tell whether a module is the attention of a block to the text, by its name."""
     return re.search(r'^blocks\.\d+\.attn2$', name) is not None
 
 

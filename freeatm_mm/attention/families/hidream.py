@@ -49,7 +49,7 @@ def _filled_up_and_texts(denoiser: nn.Module, args: tuple, kwargs: dict) -> Deno
 
 
 def is_hidream_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of HiDream attends to text and image."""
+    """Tell whether a module of HiDream attends to text and image."""
     return re.search(r'^(double|single)_stream_blocks\.\d+\.block\.attn1$', name) is not None
 
 

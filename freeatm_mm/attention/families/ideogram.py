@@ -36,7 +36,7 @@ def _packed_with_indicator(denoiser: nn.Module, args: tuple, kwargs: dict) -> De
 
 
 def is_layer_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module is the attention of one of the layers."""
+    """Tell whether a module is the attention of one of the layers."""
     return re.search(r'^layers\.\d+\.attention$', name) is not None
 
 

@@ -16,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    drop_template,
     is_added_key_attention,
     length_of_call,
 )
@@ -29,7 +30,7 @@ def _after_kandinsky_image(call: Call) -> int:
 
 
 def is_kandinsky3_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of ``Kandinsky3UNet`` attends to text.
+    """Tell whether a module of ``Kandinsky3UNet`` attends to text.
 
     All its attention modules call themselves cross-attention. The first of a block attends to
     pixels, the others to text; the one that pools the text into the time embedding has no pixels.
@@ -45,17 +46,13 @@ def _channels_last(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserIn
 
 
 def is_kandinsky5_cross_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of Kandinsky 5 attends from the image to the text."""
+    """Tell whether a module of Kandinsky 5 attends from the image to the text."""
     return re.search(r'^visual_transformer_blocks\.\d+\.cross_attention$', name) is not None
 
 
 def _template(call: Call, tokenizer: Any) -> tuple[str, str]:
     before, after = call.pipe.prompt_template.split('{}')
     return before, after
-
-
-def _drop_template(call: Call, tokenizer: Any) -> int:
-    return call.pipe.prompt_template_encode_start_idx
 
 
 def _clean_like_kandinsky5(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
@@ -121,7 +118,7 @@ KANDINSKY_5 = Family(
         Encoder(
             max_length=length_of_call,
             frame=_template,
-            dropped=_drop_template,
+            dropped=drop_template,
             padding='either',
             multiple=1,
         ),

@@ -16,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    drop_template,
     sequence,
 )
 from freeatm_mm.attention.families.latents import Latents
@@ -39,17 +40,13 @@ def _suffix(call: Call, tokenizer: Any) -> tuple[str, str]:
     return '', call.pipe.prompt_template_encode_suffix
 
 
-def _drop_prefix(call: Call, tokenizer: Any) -> int:
-    return call.pipe.prompt_template_encode_start_idx
-
-
 def _length_without_suffix(call: Call, tokenizer: Any) -> int:
     suffix = call.pipe.prompt_template_encode_num_suffix_tokens
     return call.option('max_sequence_length') - suffix
 
 
 def is_krea_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module attends to text and image; those that fuse the text see it alone."""
+    """Tell whether a module attends to text and image; those that fuse the text see it alone."""
     return re.search(r'^transformer_blocks\.\d+\.attn$', name) is not None
 
 
@@ -66,7 +63,7 @@ KREA_2 = Family(
             max_length=_length_without_suffix,
             frame=_prefix,
             outside=_suffix,
-            dropped=_drop_prefix,
+            dropped=drop_template,
             padding='either',
         ),
     ),

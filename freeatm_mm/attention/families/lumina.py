@@ -48,7 +48,7 @@ def _text_without_padding(denoiser: nn.Module, args: tuple, kwargs: dict) -> Den
 
 
 def is_joint_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of Lumina2 attends to text and image; its refiners see one of them."""
+    """Tell whether a module of Lumina2 attends to text and image; its refiners see one of them."""
     return re.search(r'^layers\.\d+\.attn$', name) is not None
 
 

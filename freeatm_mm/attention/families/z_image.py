@@ -91,7 +91,7 @@ def _z_image_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
 
 
 def is_z_image_attention(name: str, module: nn.Module) -> bool:
-    """Tells whether a module of Z-Image attends to text and image; its refiners see one of them."""
+    """Tell whether a module of Z-Image attends to text and image; its refiners see one of them."""
     return re.search(r'^layers\.\d+\.attention$', name) is not None
 
 
