@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
-from freeatm_mm.errors import InputError, MissingFileError, counted
-from freeatm_mm.files import MAX_BYTES, atomic_write, is_distant, open_regular, read_bytes
+from freeatm_mm.errors import InputError, MissingFileError, counted, is_distant
+from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular, read_bytes
 
 __all__ = [
     'RemoteFolder',

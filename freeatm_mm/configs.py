@@ -90,7 +90,7 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
 
     path = find_config(path)
     if not path.is_file():
-        raise FileNotFoundError(f'there is no config {path}')
+        raise MissingFileError.of('config', path)
     compat.accept_mmseg_fork()
     compat.find_packaged_configs()
     try:

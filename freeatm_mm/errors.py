@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,6 +26,7 @@ __all__ = [
     'counted',
     'first_line',
     'install_hint',
+    'is_distant',
     'keeping_tracebacks',
     'listed',
     'one_sentence',
@@ -50,9 +53,31 @@ class InputError(FreeATMError, ValueError):
 class MissingFileError(InputError, FileNotFoundError):
     """A file isn't there."""
 
+    @classmethod
+    def of(cls, what: str, path: object) -> MissingFileError:
+        """Return the error of a file that isn't there; it says if its name is an address.
+
+        Args:
+            what: What it should be, such as 'prompt file'.
+            path: Its path.
+        """
+        hint = ': it is an address, and this is read from files of this machine: copy it here'
+        return cls(f'there is no {what} {path}{hint if is_distant(path) else ""}')
+
 
 class RunError(FreeATMError, RuntimeError):
     """A run can't go on: another program, a server or a worker failed; the message says how."""
+
+
+def is_distant(path: object) -> bool:
+    """Whether a path is an address (`s3://...`), also as `Path` writes it (`s3:/...`).
+
+    On this machine it would be a file in a folder whose name ends with a colon: if there is such a
+    folder, it is none.
+    """
+    first, separator, _ = str(path).partition('/')
+    scheme = separator and re.fullmatch('[A-Za-z][A-Za-z0-9+.-]+:', first)
+    return bool(scheme) and not os.path.isdir(first)
 
 
 #: What the message of a package that is missing ends with, such as the extra that brings it.

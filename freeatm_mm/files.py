@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from freeatm_mm.errors import InputError, MissingFileError
+from freeatm_mm.errors import InputError, MissingFileError, is_distant
 
 __all__ = [
     'MAX_BYTES',
@@ -30,7 +29,6 @@ __all__ = [
     'check_replaceable',
     'file_sha256',
     'handle_sha256',
-    'is_distant',
     'lines_of',
     'open_in_place',
     'open_regular',
@@ -50,7 +48,6 @@ MAX_LINE = 1 << 24
 MAX_DEPTH = 128
 
 _BOM = b'\xef\xbb\xbf'
-_SCHEME = re.compile('[A-Za-z][A-Za-z0-9+.-]+:')
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -70,10 +67,7 @@ def open_regular(path: str | Path, what: str = '') -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        hint = ''
-        if is_distant(path):
-            hint = ': it is an address, and this is read from files of this machine: copy it here'
-        raise MissingFileError(f'there is no {what or "file"} {path}{hint}') from None
+        raise MissingFileError.of(what or 'file', path) from None
     except OSError as error:
         named = f'the {what} {path}' if what else path
         raise InputError(f"{named} can't be opened ({error.strerror})") from None
@@ -86,16 +80,6 @@ def open_regular(path: str | Path, what: str = '') -> int:
             raise InputError(f'{path} is {_kind(mode)}, not a {what}')
         raise InputError(f'{path} is no plain file but {_kind(mode)}')
     return handle
-
-
-def is_distant(path: str | Path) -> bool:
-    """Whether a path is an address (`s3://...`), also as `Path` writes it (`s3:/...`).
-
-    On this machine it would be a file in a folder whose name ends with a colon: if there is such a
-    folder, it is none.
-    """
-    first, separator, _ = str(path).partition('/')
-    return bool(separator and _SCHEME.fullmatch(first)) and not os.path.isdir(first)
 
 
 def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:

@@ -229,7 +229,7 @@ def check_regular(path: str | Path) -> Path:
             with open(path, 'rb'):
                 pass
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError(f'there is no checkpoint {path}') from None
+        raise MissingFileError.of('checkpoint', path) from None
     except (OSError, ValueError) as error:  # no permission, links in a circle, a null character
         raise InputError(
             f"checkpoint {path} can't be opened ({getattr(error, 'strerror', None) or error})"

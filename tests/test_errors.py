@@ -4,19 +4,24 @@ import ast
 import errno
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from helpers.tools import ROOT, command_behind
 
+from freeatm_mm.configs import open_config
 from freeatm_mm.errors import (
     InputError,
+    MissingFileError,
     RunError,
     counted,
     keeping_tracebacks,
     listed,
     tool,
 )
+from freeatm_mm.files import read_json
 from freeatm_mm.signals import Terminated
+from freeatm_mm.torch_files import check_regular
 
 #: Programs that a user starts, with what they are when another tool's modules are left out.
 SCRIPTS = [
@@ -26,6 +31,13 @@ SCRIPTS = [
     and path.name not in ('recording_case.py', 'environment.py')
 ]
 COMMANDS = [path for path in sorted((ROOT / 'freeatm_mm/cli').glob('[a-z]*.py'))]
+
+
+@pytest.mark.parametrize('path', ['https://host/a.pth', Path('s3://host/a.pth')], ids=str)
+@pytest.mark.parametrize('read', [open_config, check_regular, read_json])
+def test_an_address_is_no_file_of_this_machine(path, read):
+    with pytest.raises(MissingFileError, match='there is no .*: it is an address, .* copy it here'):
+        read(path)
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,13 @@ class PromptRows:
         text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
         last_text = self._last_text
         again = sample is self._last_sample and _is_same_level(timestep, self._last_timestep)
+        repeated = isinstance(timestep, Tensor) and timestep is self._last_timestep
         self._last_sample, self._last_timestep, self._last_text = sample, timestep, text
         # Skip-layer guidance (SD3) generates the prompt again with some layers left out.
         if kwargs.get('skip_layers') is not None:
             return True
+        if self._family.repeated_levels:
+            return repeated
         if self._family.two_passes:
             return again
         if again and timestep is not None and differ(text, last_text):

@@ -72,6 +72,10 @@ from freeatm_mm.ops.masks import minmax, resize
 
 __all__ = ['AttentionRecorder', 'NothingRecorded']
 
+PROBABILITIES = ('joint', 'text')
+"""Over which keys the softmax may be taken: all of them, or those of the text."""
+TRUNCATED = ('raise', 'skip')
+"""What may be done about a noun that the tokenizer cuts off."""
 MAPS = ('attention', 'output')
 """What maps may be made of."""
 HEAD_WEIGHTS = (None, 'contribution')
@@ -217,16 +221,16 @@ class AttentionRecorder:
         rescale: str | None = None,
         check_prompts: bool = True,
     ) -> None:
-        if probability not in ('joint', 'text'):
-            raise ValueError(f"probability must be 'joint' or 'text', got {probability!r}")
-        if merge not in MERGE_RULES:
-            raise ValueError(f'merge must be one of {MERGE_RULES}, got {merge!r}')
-        if head_weights not in HEAD_WEIGHTS:
-            raise ValueError(f'head_weights must be one of {HEAD_WEIGHTS}, got {head_weights!r}')
-        if rescale not in RESCALE:
-            raise ValueError(f'rescale must be one of {RESCALE}, got {rescale!r}')
-        if maps not in MAPS:
-            raise ValueError(f'maps must be one of {MAPS}, got {maps!r}')
+        for name, value, known in (
+            ('probability', probability, PROBABILITIES),
+            ('merge', merge, MERGE_RULES),
+            ('head_weights', head_weights, HEAD_WEIGHTS),
+            ('rescale', rescale, RESCALE),
+            ('maps', maps, MAPS),
+            ('truncated', truncated, TRUNCATED),
+        ):
+            if value not in known:
+                raise ValueError(f'{name} must be one of {known}, got {value!r}')
         if maps == 'output' and (head_weights or rescale or probability != 'joint'):
             raise ValueError(
                 "maps='output' are made of no probabilities: leave head_weights, rescale and "
@@ -251,30 +255,19 @@ class AttentionRecorder:
         self._steps = steps
         # An iterator would be used up at the first layer.
         heads = list(heads) if isinstance(heads, Iterator) else heads
-        if heads is not None:
-            check_heads(
-                heads,
-                {
-                    name: head_count(module)
-                    for name, module, _ in text_attention_modules(
-                        self._denoiser, self._family, self._blocks
-                    )
-                },
-            )
         self._heads = heads
-        if head_weights is not None:
-            for name, module, _ in text_attention_modules(
-                self._denoiser, self._family, self._blocks
-            ):
-                output_projection(module, name)
+        if heads is not None or head_weights is not None:
+            modules = text_attention_modules(self._denoiser, self._family, self._blocks)
+            check_heads(heads, {name: head_count(module) for name, module, _ in modules})
+            if head_weights is not None:
+                for name, module, _ in modules:
+                    output_projection(module, name)
         self._separate = separate_names(separate)
         if self_attention is not None:
             whole_number(self_attention, 'self_attention', 1, MAX_SIDE)
         self._self_attention = self_attention
         self.layers: dict[str, int] = {}
         self._text_encoders = text_encoders if text_encoders is None else [*_names(text_encoders)]
-        if truncated not in ('raise', 'skip'):
-            raise ValueError(f"truncated must be 'raise' or 'skip', got {truncated!r}")
         self._truncated = truncated
         self.prompts: list[str] = []
         self.names: list[list[str]] = []

@@ -43,8 +43,9 @@ def generated_images(output: Any) -> Any:
         ValueError: If it holds none, as a prior's.
     """
     if isinstance(output, tuple):
-        return output[0]
-    for name in ('images', 'image'):
+        # Images with their depth are in a tuple of their own.
+        return output[0][0] if isinstance(output[0], tuple) else output[0]
+    for name in ('images', 'image', 'rgb'):
         if hasattr(output, name):
             return getattr(output, name)
     if not hasattr(output, 'frames'):

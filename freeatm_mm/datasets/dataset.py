@@ -27,6 +27,7 @@ from freeatm_mm.datasets.transforms import (
 )
 from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import read_json
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
 
@@ -201,11 +202,7 @@ class FreeATMDataset(BaseDataset):
                 f'FreeATMDataset: max_unreadable {max_unreadable!r} must be a share '
                 'from 0 to below 1.'
             )
-        if mask_source not in MASK_SOURCES:
-            raise ValueError(
-                f'FreeATMDataset: mask_source {mask_source!r} is unknown: use one of '
-                f'{", ".join(MASK_SOURCES)}.'
-            )
+        check_choice('FreeATMDataset: mask_source', mask_source, MASK_SOURCES)
         if mask_source != 'own' and not masks:
             raise ValueError(f'FreeATMDataset: mask_source={mask_source!r} needs masks=True.')
         if in_memory and max_unreadable:

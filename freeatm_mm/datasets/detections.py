@@ -25,7 +25,7 @@ import torch
 from freeatm_mm.checkpoints import check_finite, load_weights
 from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.datasets.dataset import open_source
-from freeatm_mm.errors import InputError, listed
+from freeatm_mm.errors import InputError, MissingFileError, listed
 from freeatm_mm.files import (
     atomic_write,
     check_json,
@@ -55,7 +55,7 @@ class Detector:
     def __init__(self, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> None:
         for path in (config, checkpoint):
             if not Path(path).is_file():
-                raise FileNotFoundError(f'there is no file {path}')
+                raise MissingFileError.of('file', path)
         from mmcv.transforms import Compose
         from mmdet.apis import init_detector
         from mmdet.utils import get_test_pipeline_cfg

@@ -25,6 +25,7 @@ from PIL import Image
 
 from freeatm_mm.datasets.samplers import mix_seed
 from freeatm_mm.errors import one_sentence
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.geometry import (
     MASK_VALUES,
     WHOLE,
@@ -513,10 +514,7 @@ class PackFreeATMInputs(PackInputs):
             raise ValueError(
                 f'grid_size {grid_size!r} is not the height and width of a feature map.'
             )
-        if mask_values not in MASK_VALUES:
-            raise ValueError(
-                f'mask_values {mask_values!r} is unknown: use one of {", ".join(MASK_VALUES)}.'
-            )
+        check_choice('mask_values', mask_values, MASK_VALUES)
         if self.grid_size == (1, 1):
             raise ValueError('grid_size 1 leaves nothing of a mask: it is a mean over the image.')
         if not 0 < min_visible <= 1:

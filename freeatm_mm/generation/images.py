@@ -95,7 +95,7 @@ def find_images(source: str | Path, captions: str | Path | None = None) -> Itera
         return _in_store(_store_at(str(source)))
     source = Path(source)
     if not source.exists():
-        raise MissingFileError(f'there is no source of images {source}')
+        raise MissingFileError.of('source of images', source)
     if captions is not None:
         if not source.is_dir():
             raise InputError(f'{source} is no folder of images, to go with the captions {captions}')

@@ -134,7 +134,7 @@ def list_images(
     path = list_path(local_folder(out))
     note = path.with_suffix('.json')
     settings = {
-        'source': Path(source).resolve().name,
+        'source': Path(source).resolve().name.encode(errors='backslashreplace').decode(),
         'captions': None if captions is None else Path(captions).name,
         'every_caption': every_caption,
         'without_nouns': without_nouns,
@@ -212,11 +212,13 @@ def _records(
             for image in chunk:
                 texts = [text for text in map(clean_text, image.captions) if text]
                 problem = image.problem or ('' if texts else 'it has no caption')
+                if not problem and not _is_text(image.name):
+                    problem = 'its name is not UTF-8: rename the file'
                 if problem:
                     counts[
-                        'images have no caption and are left out'
-                        if not image.problem
-                        else "places where an image should be can't be used"
+                        "places where an image should be can't be used"
+                        if image.problem or texts
+                        else 'images have no caption and are left out'
                     ] += 1
                     if warn is not None and told < _MOST_MESSAGES:
                         told += 1
@@ -248,6 +250,15 @@ def _records(
                     PromptRecord(record_id, text, nouns, settings['source']),
                     {'name': image.name, **image.place},
                 )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name of a file is UTF-8, and can be written down."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _found_nouns(

@@ -18,7 +18,7 @@ from freeatm_mm.compat import (
     limit_chat_templates,
     no_code_from_data,
 )
-from freeatm_mm.errors import one_sentence
+from freeatm_mm.errors import MissingFileError, is_distant, one_sentence
 from freeatm_mm.generation.calls import scheduler_of
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
 from freeatm_mm.generation.loras import LoraError, add_loras, find_lora, parse_lora
@@ -356,6 +356,8 @@ def _locate(
         return folder, folder.resolve().name, _folder_revision(folder, without)
     text = str(source)
     if text.count('/') != 1 or text.startswith(('.', '/', '~')) or text.endswith('/'):
+        if is_distant(text):
+            raise MissingFileError.of('pipeline folder or file', source)
         raise FileNotFoundError(
             f'there is no pipeline folder or file {source} (a hub id would have the form '
             'owner/name)'

@@ -70,7 +70,7 @@ def read_yaml(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     """
     path = find_config(path)
     if not os.path.lexists(path):
-        raise MissingFileError(f'there is no config {path}')
+        raise MissingFileError.of('config', path)
     try:
         yaml: Any = OmegaConf.create(read_text(path, _MOST_BYTES))
     except (YAMLError, OmegaConfBaseException, RecursionError, AttributeError) as error:

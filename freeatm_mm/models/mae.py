@@ -14,6 +14,7 @@ from mmpretrain.registry import MODELS, TASK_UTILS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.patch_masking import (
     COMBINE,
     foreground_masked,
@@ -88,10 +89,7 @@ class FreeATMMAE(MAE):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        if combine not in COMBINE:
-            raise ValueError(
-                f'FreeATMMAE: combine {combine!r} is unknown: use one of {", ".join(COMBINE)}.'
-            )
+        check_choice('FreeATMMAE: combine', combine, COMBINE)
         if not isinstance(self.backbone, FreeATMMAEViT):
             raise TypeError(
                 f"FreeATMMAE: the backbone {type(self.backbone).__name__} can't be "

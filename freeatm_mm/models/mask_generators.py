@@ -10,6 +10,7 @@ from mmengine.logging import MessageHub
 from mmpretrain.registry import TASK_UTILS
 from torch import Tensor
 
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.patch_masking import (
     BAND,
     NOISES,
@@ -63,12 +64,8 @@ class AttentionGuidedMaskGenerator:
     ) -> None:
         try:
             beta_at(0.0, ceiling, schedule)
-            if share_of not in SHARES:
-                raise ValueError(
-                    f'share_of {share_of!r} is unknown: use one of {", ".join(SHARES)}'
-                )
-            if noise not in NOISES:
-                raise ValueError(f'noise {noise!r} is unknown: use one of {", ".join(NOISES)}')
+            check_choice('share_of', share_of, SHARES)
+            check_choice('noise', noise, NOISES)
             check_band(band)
         except ValueError as error:
             raise ValueError(f'AttentionGuidedMaskGenerator: {error}') from None

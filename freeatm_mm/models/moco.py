@@ -21,6 +21,7 @@ from freeatm_mm.models.instances import (
     collect_instances,
 )
 from freeatm_mm.models.necks import check_pools_instances, feature_map
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.gathering import gather_rows
 from freeatm_mm.ops.losses import (
     NEGATIVES,
@@ -62,11 +63,7 @@ class FreeATMMoCo(MoCo):
 
     def __init__(self, *, negatives: str = 'all', positives: str = 'own', **kwargs) -> None:
         super().__init__(**kwargs)
-        if negatives not in NEGATIVES:
-            raise ValueError(
-                f'FreeATMMoCo: negatives {negatives!r} is unknown: use one of '
-                f'{", ".join(NEGATIVES)}.'
-            )
+        check_choice('FreeATMMoCo: negatives', negatives, NEGATIVES)
         check_positives(self, positives, negatives)
         check_pools_instances(self)
         self.negatives = negatives

@@ -20,6 +20,7 @@ from freeatm_mm.models.instances import (
     collect_instances,
 )
 from freeatm_mm.models.necks import check_pools_instances
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.gathering import gather_rows, gather_rows_with_gradient
 from freeatm_mm.ops.losses import (
     NEGATIVES,
@@ -79,11 +80,8 @@ class FreeATMSimCLR(SimCLR):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        for value, known, name in ((loss, LOSSES, 'loss'), (negatives, NEGATIVES, 'negatives')):
-            if value not in known:
-                raise ValueError(
-                    f'FreeATMSimCLR: {name} {value!r} is unknown: use one of {", ".join(known)}.'
-                )
+        check_choice('FreeATMSimCLR: loss', loss, LOSSES)
+        check_choice('FreeATMSimCLR: negatives', negatives, NEGATIVES)
         check_positives(self, positives, negatives)
         check_pools_instances(self)
         self.loss_form = loss

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
@@ -184,8 +185,7 @@ def masks_on_views(
     Raises:
         ValueError: If `values` is unknown, or 'attention' without scales.
     """
-    if values not in MASK_VALUES:
-        raise ValueError(f'values {values!r} is unknown: use one of {", ".join(MASK_VALUES)}')
+    check_choice('values', values, MASK_VALUES)
     count = len(masks)
     # Few calls on large arrays: for one image's masks, calling NumPy is most of the time.
     parts = np.empty((2 * count, *masks.shape[1:]), np.float32)

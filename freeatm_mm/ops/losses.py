@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, same_noun
 
 __all__ = [
@@ -340,8 +341,7 @@ def other_positives(
         ValueError: If `positives` is unknown, both of the arguments treat the same noun in their
             own way, or nouns are missing.
     """
-    if positives not in POSITIVES:
-        raise ValueError(f'positives {positives!r} is unknown: use one of {", ".join(POSITIVES)}')
+    check_choice('positives', positives, POSITIVES)
     if positives == 'own':
         return None
     if negatives != 'all':
@@ -469,8 +469,7 @@ def at_least_float32(rows: Tensor) -> Tensor:
 
 def _own_noun(negatives: str, nouns: Tensor | None, others: Tensor | None) -> Tensor | None:
     """Tell which pairs are no negatives as they are of one noun; None where that is no reason."""
-    if negatives not in NEGATIVES:
-        raise ValueError(f'negatives {negatives!r} is unknown: use one of {", ".join(NEGATIVES)}')
+    check_choice('negatives', negatives, NEGATIVES)
     if negatives == 'all':
         return None
     if nouns is None or others is None:

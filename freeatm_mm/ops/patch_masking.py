@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
@@ -84,8 +85,7 @@ def beta_at(progress: float, ceiling: float = 0.8, schedule: str = 'linear') -> 
     """
     if not 0 <= ceiling <= 1:
         raise ValueError(f'ceiling {ceiling} is not in [0, 1]')
-    if schedule not in SCHEDULES:
-        raise ValueError(f'schedule {schedule!r} is unknown: use one of {", ".join(SCHEDULES)}')
+    check_choice('schedule', schedule, SCHEDULES)
     return ceiling * SCHEDULES[schedule](progress)
 
 
@@ -118,8 +118,7 @@ def patch_scores(
         ValueError: If `combine` is unknown, masks have another number of cells, or they lie on a
             CPU and are NaN or infinite (a GPU would have to be waited for).
     """
-    if combine not in COMBINE:
-        raise ValueError(f'combine {combine!r} is unknown: use one of {", ".join(COMBINE)}')
+    check_choice('combine', combine, COMBINE)
     given = [(image, mask) for image, mask in enumerate(masks) if mask is not None and len(mask)]
     if device is None and given:
         device = given[0][1].device
@@ -181,10 +180,8 @@ def attention_guided_order(
         ValueError: If `share_of` or `noise` is unknown, or green noise is asked for a grid that
             is not square.
     """
-    if share_of not in SHARES:
-        raise ValueError(f'share_of {share_of!r} is unknown: use one of {", ".join(SHARES)}')
-    if noise not in NOISES:
-        raise ValueError(f'noise {noise!r} is unknown: use one of {", ".join(NOISES)}')
+    check_choice('share_of', share_of, SHARES)
+    check_choice('noise', noise, NOISES)
     drawn = torch.rand(scores.shape, device=scores.device)
     chance = drawn if noise == 'white' else green_noise(drawn, band)
     chosen = int(beta * num_masked + 1e-9)

@@ -421,7 +421,6 @@ class Finding:
 
     Attributes:
         name: What is compared.
-        comparison: The comparison.
         measure: By what.
         difference: Over all whole seeds; None for fewer than two.
         corrected: Its p by Holm's method, over the comparisons that it was looked at with.
@@ -432,7 +431,6 @@ class Finding:
     """
 
     name: str
-    comparison: Comparison
     measure: Measure
     difference: Difference | None
     corrected: float
@@ -485,7 +483,6 @@ def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
         findings.append(
             Finding(
                 comparison.title(claim.method),
-                comparison,
                 claim.measure,
                 difference,
                 corrected,
@@ -509,7 +506,7 @@ def _reported(
     if whole < 2:
         return []
     return [
-        Finding(comparison.title(rows.method), comparison, measure, *found, '', whole)
+        Finding(comparison.title(rows.method), measure, *found, '', whole)
         for comparison, found in _compare(rows, comparisons, measure, whole).items()
     ]
 

@@ -160,6 +160,11 @@ def push_store(
 
         _in_parallel(copy, groups, 1 if remote.commits else jobs)
     _send(remote, [_file(file, name) for file, name in beside], report, lock)
+    if whole is not None and _manifest_there(remote) not in (None, whole):
+        raise StoreError(
+            f'{remote.address} was given another store in the meantime, and files of both are '
+            'there: choose another address, or --replace what is there'
+        )
     if whole is not None:
         last = _file(folder / MANIFEST, MANIFEST)
         if last.sha256 != hashlib.sha256(whole).hexdigest():

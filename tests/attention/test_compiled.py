@@ -222,6 +222,7 @@ NETWORKS = {
     'Kandinsky 3': Network(tiny.tiny_kandinsky3),
     'Kandinsky 5': newer(tiny_transformers.tiny_kandinsky5, WITHOUT_GUIDANCE),
     'Kolors': Network(tiny.tiny_kolors),
+    'LDM3D': Network(tiny_variants.tiny_ldm3d, dict(output_type='np')),
     'Krea 2': newer(tiny_transformers.tiny_krea2, dict(guidance_scale=0.0, max_sequence_length=64)),
     'LongCat-Image': newer(
         tiny_transformers.tiny_longcat_image, dict(WITHOUT_GUIDANCE, enable_prompt_rewrite=False)
@@ -242,7 +243,7 @@ NETWORKS = {
         whole=False,
     ),
     'Sana': Network(tiny.tiny_sana, dict(height=32, width=32, use_resolution_binning=False)),
-    'Stable Diffusion with safety or semantic guidance': Network(
+    'Stable Diffusion with safety, semantic or self-attention guidance': Network(
         functools.partial(tiny_variants.tiny_stable_diffusion_as, 'StableDiffusionPipelineSafe')
     ),
     'Stable Diffusion XL': Network(tiny_stable_diffusion_xl),

@@ -14,14 +14,16 @@ import torch
 from helpers import tiny_variants as variants
 from helpers.attention_reference import explicit_attention
 from helpers.numpy_attention import attention_of, cross, sequence
-from helpers.two_prompts import PROMPTS, SQUARE, attn2, block_attention, check
+from helpers.two_prompts import NOUNS, PROMPTS, SQUARE, attn2, block_attention, check
+
+from freeatm_mm.attention import AttentionRecorder
 
 
 def images(height=64, width=64, count=2, channels=3, seed=3):
     return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def check_guided(pipe, size, guidance, options):
+def check_guided(pipe, size, guidance, options, **others):
     """A U-Net of CLIP's text, whose prompts stand behind as many negative ones."""
     check(
         pipe,
@@ -30,6 +32,7 @@ def check_guided(pipe, size, guidance, options):
         size,
         first_row=2 if guidance > 1 else 0,
         options=options,
+        **others,
     )
 
 
@@ -177,8 +180,21 @@ def test_further_guidance(name, guidance):
 
 
 @pytest.mark.parametrize('guidance', [5.0, 1.0])
-def test_gligen(guidance):
-    pipe = variants.tiny_gligen()
+def test_self_attention_guidance(guidance):
+    """Each step calls the network once more, for images with what it attends to blurred."""
+    pipe = variants.tiny_stable_diffusion_as('StableDiffusionSAGPipeline')
+    for strength, calls in ((0.75, slice(None, None, 2)), (0.0, slice(None))):
+        options = dict(SQUARE, guidance_scale=guidance, sag_scale=strength)
+        check_guided(pipe, (16, 16), guidance, options, calls=calls, expected_steps=2)
+
+
+@pytest.mark.parametrize('guidance', [5.0, 1.0])
+@pytest.mark.parametrize(
+    'name', ['StableDiffusionGLIGENPipeline', 'StableDiffusionGLIGENTextImagePipeline']
+)
+def test_gligen(name, guidance):
+    """With images, each step calls the network once more, without what is in the boxes."""
+    pipe = variants.tiny_gligen(name)
     check_guided(
         pipe,
         (16, 16),
@@ -190,7 +206,18 @@ def test_gligen(guidance):
             gligen_boxes=[[0.1, 0.2, 0.5, 0.6]],
             gligen_scheduled_sampling_beta=0.5,
         ),
+        calls=slice(None, None, 2 if 'TextImage' in name else 1),
+        expected_steps=2,
     )
+
+
+@pytest.mark.parametrize('guidance', [5.0, 1.0])
+def test_images_with_depth(guidance):
+    pipe = variants.tiny_ldm3d()
+    options = dict(SQUARE, guidance_scale=guidance, output_type='np')
+    check_guided(pipe, (16, 16), guidance, options)
+    options = dict(options, return_dict=False, num_inference_steps=1)
+    assert AttentionRecorder(pipe).generate(PROMPTS, NOUNS, **options).images.shape[0] == 2
 
 
 def test_stable_diffusion_whose_weights_were_edited():

@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -579,6 +580,29 @@ def test_a_row_with_a_number_that_is_none_names_no_image(tmp_path, number):
     (tmp_path / 'captions.json').write_text(json.dumps({**content, 'annotations': rows}))
     (found,) = find_images(tmp_path, tmp_path / 'captions.json')
     assert found.problem == "the row doesn't name its image"
+
+
+def test_a_name_that_is_not_utf_8_is_that_image_s_problem(tmp_path):
+    folder = tmp_path / 'images\udcff'
+    folder.mkdir()
+    for name in ('a\udcff', 'b ü\n'):
+        (folder / f'{name}.png').write_bytes(encoded())
+        (folder / f'{name}.json').write_text('{"caption": "a dog", "nouns": ["dog"]}')
+    told: list[str] = []
+    found = list_images(folder, tmp_path / 'out', warn=told.append)
+    assert (found.images, len(told)) == (1, 1) and 'its name is not UTF-8: rename' in told[0]
+    assert list(found.counts.values()) == [1]
+    (record,) = ImageFile(found.path)
+    assert (record.source, record.name) == ('images\\udcff', 'b ü\n.png')
+    assert ImageReader(folder).read(record.place) == encoded()
+    assert list_images(folder, tmp_path / 'out') == found
+
+
+def test_the_list_of_the_folder_that_the_process_is_in_lies_beside_it(tmp_path, monkeypatch):
+    (tmp_path / 'images').mkdir()
+    monkeypatch.chdir(tmp_path / 'images')
+    assert list_path(Path('.')) == list_path(tmp_path / 'images')
+    assert list_path(Path('..')) == list_path(tmp_path)
 
 
 def test_what_is_neither_file_nor_folder_is_told(tmp_path):

@@ -388,7 +388,7 @@ def test_flat_masks_and_hidden_images_are_counted(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(
         AttentionRecorder,
         'masks',
-        lambda self, **_: [torch.full((len(row), 4, 4), 0.25) for row in self._columns],
+        lambda self, **_: [torch.full((len(row), 4, 4), 0.25) for row in self._targets.columns],
     )
     monkeypatch.setattr(
         pipe.image_processor,

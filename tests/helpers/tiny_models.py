@@ -167,3 +167,33 @@ def samples(counts, seed=2, grid=GRID, number=2):
             sample.set_field(count + 1, 'num_nouns', field_type='metainfo')
         result.append(sample)
     return result
+
+
+def assert_trains_as(stock, ours, inputs, data, optimizer=torch.optim.SGD, lr=0.1):
+    """Train two models alike for three steps: losses, gradients and weights are the same bits.
+
+    Args:
+        stock: mmpretrain's.
+        ours: This package's.
+        inputs: ``step -> inputs``.
+        data: The batch's data samples.
+        optimizer: Class of the optimizer.
+        lr: Its rate.
+    """
+    results = []
+    for model in (stock, ours):
+        stepper = optimizer(model.parameters(), lr)
+        torch.manual_seed(4)  # what a model draws
+        for step in range(3):
+            losses = model.loss(inputs(step), data)
+            stepper.zero_grad()
+            losses['loss'].backward()
+            stepper.step()
+        results.append((losses, [p.grad for p in model.parameters()], model.state_dict()))
+    (stock_losses, stock_gradients, stock_state), (losses, gradients, state) = results
+    assert list(losses) == list(stock_losses) == ['loss']
+    assert torch.equal(losses['loss'], stock_losses['loss'])
+    for one, other in zip(gradients, stock_gradients, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert state.keys() == stock_state.keys()
+    assert all(torch.equal(state[key], stock_state[key]) for key in state)

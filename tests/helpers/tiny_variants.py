@@ -225,12 +225,28 @@ def tiny_stable_diffusion_as(name: str):
 
 
 @_seeded
-def tiny_gligen():
-    """A ``StableDiffusionGLIGENPipeline``, whose U-Net attends to boxes with phrases as well."""
+def tiny_gligen(name: str = 'StableDiffusionGLIGENPipeline'):
+    """A pipeline of GLIGEN, whose U-Net attends to boxes with phrases as well."""
     base = tiny_stable_diffusion()
-    unet = like(base.unet, attention_type='gated', attention_head_dim=8)
+    with_images = 'TextImage' in name
+    kind = 'gated-text-image' if with_images else 'gated'
+    unet = like(base.unet, attention_type=kind, attention_head_dim=8)
     for module in unet.modules():
         if hasattr(module, 'alpha_attn'):
             module.alpha_attn.data.fill_(0.5)
-    pipeline = diffusers.StableDiffusionGLIGENPipeline
-    return rebuilt(base, pipeline, unet=unet, requires_safety_checker=False)
+    for_images = ('processor', 'image_encoder', 'image_project') if with_images else ()
+    return another_class(
+        base, name, unet=unet, requires_safety_checker=False, **dict.fromkeys(for_images)
+    )
+
+
+@_seeded
+def tiny_ldm3d():
+    """A `StableDiffusionLDM3DPipeline`, whose VAE decodes three channels more, of depth."""
+    base = tiny_stable_diffusion()
+    return another_class(
+        base,
+        'StableDiffusionLDM3DPipeline',
+        vae=like(base.vae, in_channels=6, out_channels=6),
+        requires_safety_checker=False,
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.ops_reference import hidden_patches
-from helpers.tiny_models import mae, samples, views
+from helpers.tiny_models import assert_trains_as, mae, samples, views
 from helpers.tiny_runs import config, different, train
 from helpers.tiny_stores import make_store
 from mmengine.logging import MessageHub
@@ -29,23 +29,14 @@ def at(hub, iteration, last=100):
 
 @pytest.mark.parametrize('data', [None, samples([None] * 4), samples([0] * 4, number=1)])
 def test_without_masks_it_is_mmpretrains_mae_bit_for_bit(data):
-    results = []
-    for model in (mae(stock=True), mae()):
-        optimizer = torch.optim.AdamW(model.parameters())
-        torch.manual_seed(4)
-        for step in range(3):
-            losses = model.loss(views(4, seed=step)[0], data)
-            optimizer.zero_grad()
-            losses['loss'].backward()
-            optimizer.step()
-        results.append((losses, [p.grad for p in model.parameters()], model.state_dict()))
-    (stock_losses, stock_gradients, stock_state), (losses, gradients, state) = results
-    assert list(losses) == list(stock_losses) == ['loss']
-    assert torch.equal(losses['loss'], stock_losses['loss'])
-    for ours, stock in zip(gradients, stock_gradients):
-        assert (ours is None and stock is None) or torch.equal(ours, stock)
-    assert state.keys() == stock_state.keys()
-    assert all(torch.equal(state[key], stock_state[key]) for key in state)
+    assert_trains_as(
+        mae(stock=True),
+        mae(),
+        lambda step: views(4, seed=step)[0],
+        data,
+        torch.optim.AdamW,
+        lr=1e-3,
+    )
     features = [model.extract_feat(views(2)[0])[0] for model in (mae(stock=True), mae())]
     assert torch.equal(*features)
 

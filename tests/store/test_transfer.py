@@ -122,6 +122,22 @@ def test_a_store_that_is_replaced_while_it_is_pushed_is_noticed(
     assert 'store.json' not in there(address)
 
 
+def test_two_stores_pushed_to_one_address_at_once_are_noticed(path, address, tmp_path, monkeypatch):
+    write_store(tmp_path / 'other', map(varied_sample, range(4)), 2, {'steps': 6})
+    upload = RemoteFolder.upload_many
+
+    def then_another(self, files):
+        upload(self, files)
+        monkeypatch.undo()
+        push_store(tmp_path / 'other', address)
+
+    monkeypatch.setattr(RemoteFolder, 'upload_many', then_another)
+    with pytest.raises(StoreError, match='was given another store in the meantime'):
+        push_store(path, address, jobs=1)
+    assert push_store(path, address, replace=True).complete
+    assert there(address) == folder_bytes(path)
+
+
 def test_a_shard_of_another_store_is_not_pushed(path, address, tmp_path):
     write_store(tmp_path / 'other', map(varied_sample, range(7)), 2, {'steps': 6})
     os.replace(tmp_path / 'other' / 'shard-000001.json', path / 'shard-000001.json')

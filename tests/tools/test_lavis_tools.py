@@ -331,23 +331,11 @@ def test_fine_tuning_resumes_exactly(world, tmp_path):
     """With validation: the best epoch is remembered, and the end is bit-equal."""
 
     def options(name):
-        data = 'datasets.freeatm_retrieval.build_info.annotations'
-        return [
-            '--work-dir',
-            str(tmp_path / name),
-            '--seed',
-            '5',
-            '--options',
-            *retrieval_options(world, tmp_path / name),
-            f'{data}.train={world}/train.json',
-            f'{data}.val={world}/test.json',
-            'run.test_splits=[]',
-            f'model.pretrained={world / "run" / "checkpoint_1.pth"}',
-        ]
+        return finetune_options(world, tmp_path / name)
 
-    train.main([str(FINETUNE), *options('whole'), 'run.max_epoch=2'])
+    train.main([str(FINETUNE), *options('whole')])
     train.main([str(FINETUNE), *options('stopped'), 'run.max_epoch=1'])
-    train.main([str(FINETUNE), '--resume', *options('stopped'), 'run.max_epoch=2'])
+    train.main([str(FINETUNE), '--resume', *options('stopped')])
     for name in ('checkpoint_1.pth', 'checkpoint_best.pth'):
         whole, resumed = (
             torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'stopped')

@@ -87,39 +87,24 @@ def templates(tmp_path_factory):
     return path
 
 
+def toy_options(server):
+    """Options of a rewriting by the toy model, at a price."""
+    options = {'--model': 'toy', '--server': server.url, '--workers': 2}
+    options |= {'--price-in': 0.5, '--price-out': 1.5}
+    return [word for option in options.items() for word in option]
+
+
 def test_a_rewriting_killed_and_resumed_loses_and_pays_little(tmp_path, templates):
     whole, path = tmp_path / 'whole.jsonl', tmp_path / 'rewritten.jsonl'
     with chat_server() as server:
-        options = (
-            '--model',
-            'toy',
-            '--server',
-            server.url,
-            '--workers',
-            2,
-            '--price-in',
-            0.5,
-            '--price-out',
-            1.5,
-        )
+        options = toy_options(server)
         code, out, err = call('rewrite', templates, whole, *options)
         assert code == 0, err
         undisturbed = len(server.requests)
     assert undisturbed == 30
     assert 'rewritten: 300' in out and 'tokens in: 3,000' in out and 'dollars: 0.0033' in out
     with chat_server(delay=0.05) as server:
-        options = (
-            '--model',
-            'toy',
-            '--server',
-            server.url,
-            '--workers',
-            2,
-            '--price-in',
-            0.5,
-            '--price-out',
-            1.5,
-        )
+        options = toy_options(server)
         for requests in (6, 15):
             kill_when(
                 start('rewrite', templates, path, *options),

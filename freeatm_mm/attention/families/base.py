@@ -31,6 +31,7 @@ __all__ = [
     'clean_like_deepfloyd',
     'convert_textual_inversion',
     'drop_none',
+    'drop_template',
     'head_count',
     'is_added_key_attention',
     'is_block_attention',
@@ -40,6 +41,7 @@ __all__ = [
     'length_of_tokenizer',
     'no_frame',
     'packed_with_ids',
+    'pipeline_template',
     'planes',
     'planes_and_text',
     'planes_behind_text',
@@ -238,6 +240,12 @@ def no_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
     return '', ''
 
 
+def pipeline_template(call: Call, tokenizer: Any) -> tuple[str, str]:
+    """What the pipeline's own template puts before and behind a prompt."""
+    before, after = call.pipe.prompt_template_encode.split('{}')
+    return before, after
+
+
 _MESSAGE = '\ue000'
 
 
@@ -274,6 +282,11 @@ def length_of_call(call: Call, tokenizer: Any) -> int:
 def drop_none(call: Call, tokenizer: Any) -> int:
     """No token is dropped."""
     return 0
+
+
+def drop_template(call: Call, tokenizer: Any) -> int:
+    """Tokens at the template's beginning that the pipeline drops."""
+    return call.pipe.prompt_template_encode_start_idx
 
 
 def start_at_zero(call: Call) -> int:
@@ -418,6 +431,8 @@ class Family:
         guidance_parts: How many times the images stand in that batch.
         further_parts: Whether they may stand there more often, behind these, to be led towards or
             away from other texts.
+        repeated_levels: Whether a step may call the denoiser again for the same timestep, to
+            compare with: only the first call generates the prompt.
         conditional_first: Whether the part with the prompt stands first in that batch.
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         texts: The arguments of that call with embeddings whose tokens are nouns' keys, and along
@@ -440,6 +455,7 @@ class Family:
     two_passes: bool = False
     guidance_parts: int = 2
     further_parts: bool = False
+    repeated_levels: bool = False
     conditional_first: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     texts: Mapping[str, int] = field(default_factory=lambda: {'encoder_hidden_states': 0})

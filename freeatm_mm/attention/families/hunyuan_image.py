@@ -16,6 +16,8 @@ from freeatm_mm.attention.families.base import (
     Place,
     TextKeys,
     argument,
+    drop_template,
+    pipeline_template,
 )
 from freeatm_mm.attention.families.latents import Latents, scaled_alone
 
@@ -45,15 +47,6 @@ def _length(call: Call, tokenizer: Any) -> int:
     return call.pipe.tokenizer_max_length
 
 
-def _frame(call: Call, tokenizer: Any) -> tuple[str, str]:
-    before, after = call.pipe.prompt_template_encode.split('{}')
-    return before, after
-
-
-def _drop_template(call: Call, tokenizer: Any) -> int:
-    return call.pipe.prompt_template_encode_start_idx
-
-
 def is_hunyuan_image_attention(name: str, module: nn.Module) -> bool:
     """Tell whether a module attends to text and image; the refiner of the text sees no image."""
     return re.search(r'^(single_)?transformer_blocks\.\d+\.attn$', name) is not None
@@ -68,7 +61,9 @@ HUNYUAN_IMAGE = Family(
     text_keys=TextKeys.SEQUENCE,
     denoiser='transformer',
     encoders=(
-        Encoder(max_length=_length, frame=_frame, dropped=_drop_template, padding='removed'),
+        Encoder(
+            max_length=_length, frame=pipeline_template, dropped=drop_template, padding='removed'
+        ),
     ),
     two_passes=True,
     denoiser_input=_text_after_glyphs,

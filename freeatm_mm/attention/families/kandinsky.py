@@ -16,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    drop_template,
     is_added_key_attention,
     length_of_call,
 )
@@ -52,10 +53,6 @@ def is_kandinsky5_cross_attention(name: str, module: nn.Module) -> bool:
 def _template(call: Call, tokenizer: Any) -> tuple[str, str]:
     before, after = call.pipe.prompt_template.split('{}')
     return before, after
-
-
-def _drop_template(call: Call, tokenizer: Any) -> int:
-    return call.pipe.prompt_template_encode_start_idx
 
 
 def _clean_like_kandinsky5(call: Call, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
@@ -121,7 +118,7 @@ KANDINSKY_5 = Family(
         Encoder(
             max_length=length_of_call,
             frame=_template,
-            dropped=_drop_template,
+            dropped=drop_template,
             padding='either',
             multiple=1,
         ),

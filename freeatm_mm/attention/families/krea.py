@@ -16,6 +16,7 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    drop_template,
     sequence,
 )
 from freeatm_mm.attention.families.latents import Latents
@@ -37,10 +38,6 @@ def _prefix(call: Call, tokenizer: Any) -> tuple[str, str]:
 
 def _suffix(call: Call, tokenizer: Any) -> tuple[str, str]:
     return '', call.pipe.prompt_template_encode_suffix
-
-
-def _drop_prefix(call: Call, tokenizer: Any) -> int:
-    return call.pipe.prompt_template_encode_start_idx
 
 
 def _length_without_suffix(call: Call, tokenizer: Any) -> int:
@@ -66,7 +63,7 @@ KREA_2 = Family(
             max_length=_length_without_suffix,
             frame=_prefix,
             outside=_suffix,
-            dropped=_drop_prefix,
+            dropped=drop_template,
             padding='either',
         ),
     ),

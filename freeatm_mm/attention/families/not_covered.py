@@ -20,9 +20,6 @@ _CANVAS = (
 )
 _EDITS = 'it changes images that are given with an instruction, and no family describes it yet'
 _SEVERAL_TEXTS = 'it changes an image by several texts, each with passes or a batch of its own'
-_MORE_PASSES = (
-    'it calls its network more often than once a step, for other things than to generate the image'
-)
 _GRID = 'it generates a grid of images, of which its maps would show all'
 _CODEBOOK = 'it generates tokens of a codebook, and no family describes it yet'
 _WOVEN = (
@@ -72,8 +69,6 @@ _KINDS: dict[str, str] = {
     _SEVERAL_TEXTS: 'CycleDiffusionPipeline LEditsPPPipelineStableDiffusion '
     'LEditsPPPipelineStableDiffusionXL StableDiffusionDiffEditPipeline '
     'StableDiffusionPix2PixZeroPipeline',
-    _MORE_PASSES: 'StableDiffusionAttendAndExcitePipeline StableDiffusionGLIGENTextImagePipeline '
-    'StableDiffusionSAGPipeline',
     _CODEBOOK: 'AmusedImg2ImgPipeline AmusedInpaintPipeline AmusedPipeline VQDiffusionPipeline',
     _WOVEN: 'StableDiffusionControlNetXSPipeline StableDiffusionXLControlNetXSPipeline',
     _OLD: 'AltDiffusionImg2ImgPipeline AltDiffusionPipeline BlipDiffusionControlNetPipeline '
@@ -103,10 +98,10 @@ NOT_COVERED: dict[str, str] = {
     'ModularPipeline': 'its blocks may be put together in any way, so that what they are called '
     'with is not known: take the pipeline class of the same weights',
     'QwenImageLayeredPipeline': 'it splits an image into layers, which no nouns name',
+    'StableDiffusionAttendAndExcitePipeline': 'it calls its network several times at a noise level '
+    'and changes its latents by the gradients of its attention',
     'StableDiffusionInpaintPipelineLegacy': 'diffusers maintains it no longer: use '
     'StableDiffusionInpaintPipeline',
-    'StableDiffusionLDM3DPipeline': 'it generates an image and its depth in one, and no family '
-    'describes it',
     'StableDiffusionPanoramaPipeline': 'it generates in windows that overlap, each with a map of '
     'its own',
     'StableDiffusionParadigmsPipeline': 'it computes several steps at once, in one batch',

@@ -15,8 +15,10 @@ from freeatm_mm.attention.families.base import (
     Family,
     TextKeys,
     argument,
+    drop_template,
     is_block_attention,
     length_of_call,
+    pipeline_template,
     sequence,
 )
 from freeatm_mm.attention.families.latents import WANTS_AN_IMAGE, Latents
@@ -49,7 +51,7 @@ def _text_and_target(denoiser: nn.Module, args: tuple, kwargs: dict) -> Denoiser
 
 
 def _edit_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
-    before, after = _qwen_frame(call, tokenizer)
+    before, after = pipeline_template(call, tokenizer)
     if _IMAGE in before:
         return before, after
     images = call.given('image')
@@ -78,15 +80,6 @@ def _drop_qwen_21_system(call: Call, tokenizer: Any) -> int:
     return call.pipe._drop_idx
 
 
-def _qwen_frame(call: Call, tokenizer: Any) -> tuple[str, str]:
-    before, after = call.pipe.prompt_template_encode.split('{}')
-    return before, after
-
-
-def _drop_qwen_template(call: Call, tokenizer: Any) -> int:
-    return call.pipe.prompt_template_encode_start_idx
-
-
 QWEN_IMAGE = Family(
     name='Qwen-Image',
     pipelines=(
@@ -103,8 +96,8 @@ QWEN_IMAGE = Family(
     encoders=(
         Encoder(
             max_length=length_of_call,
-            frame=_qwen_frame,
-            dropped=_drop_qwen_template,
+            frame=pipeline_template,
+            dropped=drop_template,
             padding='removed',
         ),
     ),
@@ -133,7 +126,7 @@ QWEN_IMAGE_EDIT = Family(
             ('processor',),
             max_length=_unpadded,
             frame=_edit_frame,
-            dropped=_drop_qwen_template,
+            dropped=drop_template,
             padding='removed',
             image_token=_IMAGE,
         ),

@@ -20,6 +20,7 @@ __all__ = [
     'GLIGEN',
     'INSTRUCT_PIX2PIX',
     'LATENT_DIFFUSION',
+    'LDM3D',
     'STABLE_DIFFUSION',
     'STABLE_DIFFUSION_XL',
     'TEXTLESS',
@@ -109,22 +110,37 @@ INSTRUCT_PIX2PIX = Family(
     latents=WANTS_AN_IMAGE,
 )
 
+LDM3D = Family(
+    name='LDM3D',
+    pipelines=('StableDiffusionLDM3DPipeline',),
+    is_text_attention=is_cross_attention,
+    where='77 CLIP tokens',
+    prepare_prompts=convert_textual_inversion,
+    latents='its VAE encodes an image together with its depth',
+)
+
 GLIGEN = Family(
     name='GLIGEN',
-    pipelines=('StableDiffusionGLIGENPipeline',),
+    pipelines=('StableDiffusionGLIGENPipeline', 'StableDiffusionGLIGENTextImagePipeline'),
     is_text_attention=is_cross_attention,
-    where='77 CLIP tokens; phrases of boxes give no keys',
+    where='77 CLIP tokens; phrases and images of boxes give no keys',
+    repeated_levels=True,
     denoiser_input=_own_channels,
     prepare_prompts=convert_textual_inversion,
     latents='its call needs boxes to generate in',
 )
 
 WITH_FURTHER_GUIDANCE = Family(
-    name='Stable Diffusion with safety or semantic guidance',
-    pipelines=('StableDiffusionPipelineSafe', 'SemanticStableDiffusionPipeline'),
+    name='Stable Diffusion with safety, semantic or self-attention guidance',
+    pipelines=(
+        'StableDiffusionPipelineSafe',
+        'SemanticStableDiffusionPipeline',
+        'StableDiffusionSAGPipeline',
+    ),
     is_text_attention=is_cross_attention,
     where='77 CLIP tokens; other texts to be guided by give no keys to the prompt',
     further_parts=True,
+    repeated_levels=True,
     prepare_prompts=convert_textual_inversion,
     latents='StableDiffusionPipeline does, with the same weights',
 )
