@@ -1,4 +1,11 @@
-"""Refusing what is none of an option's choices, in the same words everywhere."""
+"""Refusing what is none of an option's choices, in the same words everywhere.
+
+>>> choices = ('soft', 'hard')
+>>> check_choice('mask_values', 'soft', choices)
+>>> check_choice('mask_values', 'sharp', choices)
+Traceback (most recent call last):
+ValueError: mask_values 'sharp' is unknown: use one of soft, hard
+"""
 
 from __future__ import annotations
 

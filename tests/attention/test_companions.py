@@ -556,9 +556,10 @@ def test_memory_of_a_sequence_is_bounded():
     seen = []
 
     def look(module, args, output):
-        hooks = [inspect.getclosurevars(hook) for hook in module._forward_hooks.values()]
-        taps = [hook.nonlocals['hook'].__self__ for hook in hooks if 'hook' in hook.nonlocals]
-        seen.extend(tap.call for tap in taps)
+        for hook in module._forward_hooks.values():
+            own = inspect.getclosurevars(hook).nonlocals.get('call')  # of `own_hook`
+            if own is not None:
+                seen.append(inspect.getclosurevars(own).nonlocals['hook'].__self__.call)
 
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
         handles = [

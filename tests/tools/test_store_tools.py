@@ -224,7 +224,7 @@ def test_a_store_that_cannot_be_written_is_one_sentence(path, monkeypatch, capsy
     monkeypatch.setattr(os, 'open', refuse)
     assert run_tool('store/verify', path, '--repair') == 2
     err = capsys.readouterr().err
-    assert 'Read-only file system' in err and err.count('\n') == 1
+    assert 'its disk is read-only' in err and err.count('\n') == 1
 
 
 def test_coco_without_pycocotools_is_one_sentence_that_names_the_extra(
