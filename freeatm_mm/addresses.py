@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, TypeVar
 from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
@@ -71,7 +71,7 @@ _MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeError)
 _T = TypeVar('_T')
 
 
-def is_address(path: object) -> bool:
+def is_address(path: object) -> TypeGuard[str]:
     """Whether a path is an address (`scheme://...`), not a file or folder of this machine."""
     return isinstance(path, str) and _ADDRESS.fullmatch(path) is not None
 
@@ -115,7 +115,7 @@ def local_folder(path: str | Path) -> Path:
     if not str(path):
         raise InputError('the name of the folder that is to be written is empty')
     if is_distant(path):
-        shown = check_address(path) if isinstance(path, str) and is_address(path) else path
+        shown = check_address(path) if is_address(path) else path
         raise InputError(
             f"{shown} can't be written to directly: write to a folder here, then: freeatm push "
             'FOLDER ADDRESS'
@@ -193,7 +193,7 @@ def file_here(path: str | Path) -> Path:
         MissingFileError: If there is no such file at the address.
         InputError: If it can't be read, or has more than 64 GiB.
     """
-    if not isinstance(path, str) or not is_address(path):
+    if not is_address(path):
         return Path(path)
     folder, _, name = check_address(path).rpartition('/')
     if folder.endswith('/'):

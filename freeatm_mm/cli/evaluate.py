@@ -144,9 +144,8 @@ def run(args: argparse.Namespace) -> None:
     from freeatm_mm.miniature.garments import load_garments
     from freeatm_mm.probing.features import evaluate_features, evaluate_objects, load_model
 
-    out = Path(args.out)
     command = command_line()
-    results = open_results(out, out.stem, command)
+    results = open_results(args.out, args.out.stem, command)
     label = make_label(args)
     model = load_model(args.config, args.checkpoint, args.seed, device=args.device)
     if args.checkpoint:
@@ -166,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
         seconds = {**details.get('seconds', {}), **more['seconds']}
         metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
     add_row(results, {**label, 'metrics': metrics, 'details': details})
-    write_results(out, results)
+    write_results(args.out, results)
     for name, value in metrics.items():
         print(f'{metric_title(name):42} {value:.4f}')
-    print(f'{sum(details["seconds"].values()):.0f} s; kept in {out}')
+    print(f'{sum(details["seconds"].values()):.0f} s; kept in {args.out}')

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **settle_label(origin, said, checkpoint, needed),
             'scale': blip_scale(model),
         }
-        results = open_results(args.out, Path(args.out).stem, command_line())
+        results = open_results(args.out, args.out.stem, command_line())
     figures = evaluate(args.config, args.options)
     if figures is None:  # not the first of several processes
         return 0

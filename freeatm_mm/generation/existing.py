@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from freeatm_mm.addresses import is_address
 from freeatm_mm.attention.families import call_names, call_parameters
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import file_sha256
 from freeatm_mm.generation.generate import GenerationSummary, generate_store
 from freeatm_mm.generation.images import ImageReader
-from freeatm_mm.generation.job import GenerationJob
+from freeatm_mm.generation.job import GenerationJob, absolute_place
 from freeatm_mm.generation.levels import ShownImages
 from freeatm_mm.generation.limits import check_settings
 from freeatm_mm.generation.listing import ImageFile, ImageRecord, list_path
@@ -277,8 +276,7 @@ class MaskJob(GenerationJob):
 
     def absolute(self) -> GenerationJob:
         """Return the same job with paths that hold from anywhere."""
-        images = self.images if is_address(self.images) else str(Path(self.images).absolute())
-        return super(MaskJob, replace(self, images=images)).absolute()
+        return super(MaskJob, replace(self, images=absolute_place(self.images))).absolute()
 
     def further_options(self) -> dict[str, Any]:
         """What reads the images."""

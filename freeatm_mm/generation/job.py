@@ -21,7 +21,7 @@ from freeatm_mm.store import StoreError
 from freeatm_mm.store.layout import MANIFEST, STORE_FORMAT, load_manifest, name_differences
 from freeatm_mm.store.verify import shard_entries
 
-__all__ = ['GenerationJob']
+__all__ = ['GenerationJob', 'absolute_place']
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class GenerationJob:
 
         return replace(
             self,
-            prompts=self.prompts if is_address(self.prompts) else absolute(self.prompts),
+            prompts=absolute_place(self.prompts),
             pipeline=whole(self.pipeline),
             stages=tuple(whole(stage) for stage in self.stages),
             loras=tuple(whole_lora(lora) for lora in self.loras),
@@ -304,3 +304,8 @@ def _stages_of_hub(stages: list[dict[str, Any]], file: Path) -> tuple[str, ...]:
     if any('/' not in stage['pipeline'] for stage in stages):
         raise StoreError(f'{file} names further stages that were folders: give them')
     return tuple(f'{stage["pipeline"]}@{stage["revision"]}' for stage in stages)
+
+
+def absolute_place(place: str) -> str:
+    """Return a path that holds from anywhere; an address, which does, as it is."""
+    return place if is_address(place) else str(Path(place).absolute())

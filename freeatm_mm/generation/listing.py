@@ -28,7 +28,7 @@ from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.prompts.nouns import NounFinder, TextBlobTagger
 from freeatm_mm.prompts.record import LONGEST_PROMPT
 from freeatm_mm.prompts.seen import SeenTexts
-from freeatm_mm.prompts.text import clean_text
+from freeatm_mm.prompts.text import clean_text, has_half_character
 from freeatm_mm.store.locking import locked_write
 
 __all__ = ['ImageFile', 'ImageList', 'ImageRecord', 'list_images', 'list_path']
@@ -212,7 +212,7 @@ def _records(
             for image in chunk:
                 texts = [text for text in map(clean_text, image.captions) if text]
                 problem = image.problem or ('' if texts else 'it has no caption')
-                if not problem and not _is_text(image.name):
+                if not problem and has_half_character(image.name):
                     problem = 'its name is not UTF-8: rename the file'
                 if problem:
                     counts[
@@ -250,15 +250,6 @@ def _records(
                     PromptRecord(record_id, text, nouns, settings['source']),
                     {'name': image.name, **image.place},
                 )
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name of a file is UTF-8, and can be written down."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _found_nouns(

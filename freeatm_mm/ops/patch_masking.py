@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from freeatm_mm.ops.choices import check_choice
+from freeatm_mm.ops.pooling import check_masks
 from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
@@ -131,8 +132,7 @@ def patch_scores(
     rows = torch.tensor([image for image, mask in given for _ in mask], device=device)
     reduce = 'sum' if combine == 'sum' else 'amax'
     scores.scatter_reduce_(0, rows[:, None].expand(-1, length), flat.to(scores), reduce)
-    if scores.is_cpu and not torch.compiler.is_compiling() and not scores.isfinite().all():
-        raise ValueError('masks are NaN or infinite')
+    check_masks(scores, signed=True)
     return scores
 
 

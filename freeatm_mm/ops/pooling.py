@@ -39,13 +39,14 @@ class PaddedInstances(NamedTuple):
     nouns: Tensor
 
 
-def check_masks(masks: Tensor) -> None:
+def check_masks(masks: Tensor, *, signed: bool = False) -> None:
     """Refuse masks that no mean can be weighed by; those on a GPU, which it would wait for, pass.
 
     Under `torch.compile` and `torch.export`, which know no values, all pass.
 
     Args:
         masks: Of any shape and type.
+        signed: Whether values may be negative, as they may where masks rank and weigh nothing.
 
     Raises:
         ValueError: If they lie on a CPU and are NaN, infinite or negative somewhere.
@@ -55,7 +56,7 @@ def check_masks(masks: Tensor) -> None:
     lowest, highest = (float(value) for value in (masks.amin(), masks.amax()))
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError('masks are NaN or infinite')
-    if lowest < 0:
+    if lowest < 0 and not signed:
         raise ValueError(
             f'masks are negative ({lowest:g}): a mean is weighed by them, so stretch them to [0, 1]'
         )

@@ -19,7 +19,7 @@ from freeatm_mm.prompts.journal import Batch, SeenTexts
 from freeatm_mm.prompts.nouns import NounFinder
 from freeatm_mm.prompts.record import PromptRecord
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
-from freeatm_mm.prompts.text import clean_text
+from freeatm_mm.prompts.text import clean_text, has_half_character
 
 __all__ = ['READERS', 'Caption', 'CaptionSource', 'caption_batches', 'read_captions']
 
@@ -193,7 +193,7 @@ def _problem(text: str, finder: NounFinder, max_words: int) -> str | None:
     """Why a cleaned caption gives no prompt; `None` if it does."""
     if not text:
         return 'empty'
-    if any('\ud800' <= character <= '\udfff' for character in text):
+    if has_half_character(text):
         return 'half a character'
     if text.count(' ') >= max_words:
         return f'more than {counted(max_words, "word")}'

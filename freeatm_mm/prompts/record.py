@@ -16,6 +16,7 @@ from freeatm_mm.prompts.reading import (
     read_lines,
 )
 from freeatm_mm.prompts.seen import SeenTexts
+from freeatm_mm.prompts.text import has_half_character
 
 __all__ = ['Noun', 'PromptRecord', 'read_prompts', 'write_prompts']
 
@@ -99,7 +100,7 @@ class PromptRecord:
 
     def __post_init__(self) -> None:
         for text in (self.prompt, self.id, self.source, *(n.category or '' for n in self.nouns)):
-            if not text.isascii() and any('\ud800' <= character <= '\udfff' for character in text):
+            if has_half_character(text):
                 raise ValueError(
                     f'prompt {excerpt(self.id)}: {excerpt(text)} holds half a '
                     'character (a lone surrogate)'

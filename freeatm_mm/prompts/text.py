@@ -6,7 +6,7 @@ import html
 import re
 import unicodedata
 
-__all__ = ['clean_text', 'without_invisible']
+__all__ = ['clean_text', 'has_half_character', 'without_invisible']
 
 # Entities with their semicolon, and the commonest as tokenizers and sloppy pages leave them.
 _ENTITY = re.compile(r'&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});')
@@ -68,3 +68,8 @@ def clean_text(text: str) -> str:
 def without_invisible(text: str) -> str:
     """Return a text without zero-width signs, marks of direction and the like."""
     return text if text.isascii() else _JOINER.sub('', _INVISIBLE.sub('', text))
+
+
+def has_half_character(text: str) -> bool:
+    """Whether a text holds half a character (a lone surrogate), which no file can keep."""
+    return not text.isascii() and any('\ud800' <= character <= '\udfff' for character in text)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from freeatm_mm.errors import InputError
@@ -68,11 +67,10 @@ class InstancePool(nn.Module):
         """
         if masks.ndim != 4:
             raise InputError(f'masks must be (B, K, h, w), got {tuple(masks.shape)}')
-        if masks.is_cpu and not torch.compiler.is_compiling():
-            try:
-                check_masks(masks)
-            except ValueError as error:
-                raise InputError(str(error)) from None
+        try:
+            check_masks(masks)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         maps = self.feature_map(features, (masks.shape[-2], masks.shape[-1]))
         if len(maps) != len(masks):
             raise InputError(f'masks of {len(masks)} images and features of {len(maps)}')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 import resource
 import threading
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from freeatm_mm.addresses import RemoteFolder, UnreachableError, is_address
-from freeatm_mm.errors import InputError, counted, listed
+from freeatm_mm.errors import InputError, counted, is_distant, listed
 from freeatm_mm.store.errors import StoreError, UnreachableStoreError
 from freeatm_mm.store.layout import (
     MANIFEST,
@@ -37,7 +36,6 @@ __all__ = ['Store']
 _MOST_REQUESTS = 16
 #: What samples may be apart, in bytes, to come with one; and what texts alone may.
 _GAP, _GAP_OF_TEXTS = 1 << 18, 1 << 14
-_MANGLED = re.compile('[a-z0-9]+:/[^/]')  # what Path makes of an address
 
 
 class Store(Sequence):
@@ -72,11 +70,11 @@ class Store(Sequence):
         cache: str | int | None = None,
     ) -> None:
         #: The folder, or the address as text.
-        self.path: Path | str = str(path) if is_address(path) else Path(path)
+        self.path: Path | str = path if is_address(path) else Path(path)
         self._remote: RemoteFiles | None = None
         if is_address(path):
             try:
-                folder = RemoteFolder(str(path))
+                folder = RemoteFolder(path)
             except InputError as error:
                 raise StoreError(str(error)) from None
             self.path = folder.address
@@ -251,7 +249,7 @@ class Store(Sequence):
     def _load_manifest(self) -> dict[str, Any]:
         if isinstance(self.path, Path) and not self.path.is_dir():
             text = str(self.path)
-            hint = ' (give an address as text, not as a Path)' if _MANGLED.match(text) else ''
+            hint = ' (give an address as text, not as a Path)' if is_distant(text) else ''
             raise StoreError(f'there is no store at {text}: no such folder{hint}')
         try:
             manifest = read_manifest(self.path)

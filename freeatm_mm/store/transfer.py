@@ -124,7 +124,7 @@ def push_store(
     """
     if is_address(path):
         raise InputError(
-            f'{check_address(str(path))} is an address, and what is copied is a folder of this '
+            f'{check_address(path)} is an address, and what is copied is a folder of this '
             'machine: freeatm pull it first'
         )
     folder, remote, report = Path(path), RemoteFolder(address), TransferReport()
