@@ -509,8 +509,8 @@ def _train_part(data: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return _mapping(_mapping(data.get(part)).get('train'))
 
 
-def _blip_masks(data: Mapping[str, Any]) -> bool | str:
-    """False, True or the name of a variant."""
+def _blip_masks(data: Mapping[str, Any], loss: float) -> bool | str:
+    """False, True or the name of a variant; `loss` is the weight of the loss of masks."""
     from freeatm_mm.ops.position import PRESETS
 
     options = dict(_train_part(data, 'text_processor'))
@@ -521,15 +521,16 @@ def _blip_masks(data: Mapping[str, Any]) -> bool | str:
     flips = _train_part(data, 'vis_processor').get('hflip')
     flips = True if flips is None else flips
     flipped = [] if flips == (preset != 'ptp') else [f'hflip={flips}']  # PTP trains without
+    further = [*flipped, *([f'mask_loss={loss:g}'] if loss else [])]
     if preset == 'none':
-        return ', '.join(['no prompts', *flipped]) if flipped else False
+        return ', '.join(['no prompts', *further]) if further else False
     boxes = bool(_mapping(data.get('build_info')).get('detections'))
     changes = [
         f'{name}={value}'
         for name, value in sorted(options.items())
         if value is not None and value != getattr(PRESETS.get(preset), name, None)
     ]
-    changes += flipped
+    changes += further
     if preset == 'ptp':
         parts = ['PTP', *([] if boxes else ['masks']), *changes]
     else:
@@ -566,7 +567,7 @@ def describe_blip(
     if model.get('pretrained'):
         before = _mapping(earlier)
         images = _after(images, before.get('regime'), before.get('generator'))
-    masks = _blip_masks(data)
+    masks = _blip_masks(data, float(model.get('mask_loss') or 0))
     if masks is True and made and all(store and 'scenes' in store for store in made):
         masks = 'Free-ATM, exact masks'  # of composed scenes, as the miniature's world has them
     elif masks is True and isinstance(other := _with_stores(True, made), str):

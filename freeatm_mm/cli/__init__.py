@@ -55,6 +55,9 @@ COMMANDS: dict[str, Command] = {
     'test': Command('Training', 'test', 'core', 'evaluate a checkpoint of such a config'),
     'lavis-train': Command('Training', 'lavis_train', 'lavis', 'train a yaml of LAVIS'),
     'lavis-evaluate': Command('Training', 'lavis_evaluate', 'lavis', 'evaluate by retrieval'),
+    'lavis-point': Command(
+        'Training', 'lavis_point', 'lavis', "how often BLIP's words look at their objects"
+    ),
     'convert': Command(
         'Training', 'checkpoint', '', 'convert a checkpoint to timm, torchvision, mmdet ...'
     ),

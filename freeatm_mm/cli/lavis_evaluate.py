@@ -17,21 +17,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from freeatm_mm.cli import command_line
-from freeatm_mm.cli._effects import named_options, refuse_idle
-from freeatm_mm.cli._numbers import SEED, number
-from freeatm_mm.cli._paths import path_here
+from freeatm_mm.cli._blip_rows import BlipRow, add_row_options, refuse_idle_row
 from freeatm_mm.errors import tool
-from freeatm_mm.results import (
-    add_row,
-    open_results,
-    write_results,
-)
-
-
-def masks(text: str) -> bool | str:
-    """What --masks says."""
-    return {'true': True, 'false': False}.get(text.lower(), text)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,39 +30,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
     )
-    parser.add_argument('--out', type=path_here, help='result file to add the figures to')
-    parser.add_argument(
-        '--what',
-        default='zeroshot',
-        help="first part of the metrics' names in it: zeroshot, finetuned ... (%(default)s)",
-    )
-    parser.add_argument(
-        '--regime',
-        choices=('real', 'synthetic', 'mixed'),
-        help='what was pretrained on (what the checkpoint says)',
-    )
-    parser.add_argument(
-        '--masks',
-        type=masks,
-        metavar='true|false|NAME',
-        help='pretrained with masks, without, or the name of a variant such as PTP '
-        '(what the checkpoint says)',
-    )
-    parser.add_argument(
-        '--generator',
-        help='of the generated images: sd15, deepif, or another name (what the checkpoint says)',
-    )
-    parser.add_argument('--seed', type=SEED, help='of the pretraining (what the checkpoint says)')
-    parser.add_argument(
-        '--epochs', type=number(0, 1e6), help='of the pretraining (what the checkpoint says)'
-    )
+    add_row_options(parser, 'zeroshot')
     args = parser.parse_args(argv)
-    refuse_idle(
-        named_options(args, parser, argv),
-        not args.out,
-        'without --out',
-        *('what', 'regime', 'masks', 'generator', 'seed', 'epochs'),
-    )
+    refuse_idle_row(args, parser, argv)
     return args
 
 
@@ -84,33 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate it, print the figures, and keep them in a result file."""
     args = parse_args(argv)
     from freeatm_mm.lavis_ext.launch import evaluate, evaluated_checkpoint, load_config
-    from freeatm_mm.origins import Origin, blip_origin, blip_scale, settle_label
 
+    row = None
     if args.out:
         model = load_config(args.config, args.options).model_cfg
-        checkpoint = evaluated_checkpoint(model)
-        needed = ('regime', 'masks', 'generator', 'seed', 'epochs')
-        said = {fact: getattr(args, fact) for fact in needed}
-        origin = Origin('blip', **(blip_origin(checkpoint) or {}))
-        row = {
-            **settle_label(origin, said, checkpoint, needed),
-            'scale': blip_scale(model),
-        }
-        results = open_results(args.out, args.out.stem, command_line())
+        row = BlipRow(args, evaluated_checkpoint(model), model)
     figures = evaluate(args.config, args.options)
     if figures is None:  # not the first of several processes
         return 0
     for split, values in figures.items():
         print(f'{split}: ' + '  '.join(f'{name} {value:.2f}' for name, value in values.items()))
-    if args.out:
-        earlier = [
-            old['metrics']
-            for old in results['rows']
-            if all(old.get(key) == value for key, value in row.items())
-        ]
-        metrics = dict(earlier[0]) if earlier else {}
-        for values in figures.values():
-            metrics.update({f'{args.what}_{name}': value / 100 for name, value in values.items()})
-        add_row(results, {**row, 'metrics': metrics})
-        write_results(args.out, results)
+    if row:
+        row.keep(
+            {
+                f'{args.what}_{name}': value / 100
+                for values in figures.values()
+                for name, value in values.items()
+            }
+        )
     return 0

@@ -23,6 +23,7 @@ from freeatm_mm.lavis_ext.settings import (
     check_entries,
     check_processors,
     check_values,
+    count,
     number,
     plain,
     text,
@@ -94,7 +95,9 @@ class FreeATMPretrainBuilder(_Builder):
     - `threshold`: of a mask's foreground (0.45);
     - `share`: of the pairs to use (1.0);
     - `skip_unreadable`: take the next pair for one whose picture can't be read, and count it
-      (False: stop).
+      (False: stop);
+    - `mask_grid`: give the objects' masks too, on as many cells a side as the image encoder has
+      patches, for `model.mask_loss` (null: none).
     """
 
     train_dataset_cls = FreeATMPretrainDataset
@@ -108,6 +111,7 @@ class FreeATMPretrainBuilder(_Builder):
         'threshold': number(0, 1),
         'share': number(0, 1, above=True),
         'skip_unreadable': truth,
+        'mask_grid': count(1, 1 << 10),
     }
 
     def build_datasets(self) -> dict[str, FreeATMPretrainDataset]:
@@ -160,6 +164,7 @@ class FreeATMPretrainBuilder(_Builder):
                 [*pairs, *captions],
                 float(info.get('share', 1.0)),
                 pass_over,
+                info.get('mask_grid'),
             )
         }
 

@@ -10,10 +10,12 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lavis.datasets.datasets.base_dataset import BaseDataset
 from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, RetrievalEvalDataset
 from PIL import Image
@@ -34,6 +36,7 @@ from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.ops.position import (
     WHOLE_VIEW,
     PlacedObject,
+    cover_in_view,
     object_from_box,
     objects_from_masks,
 )
@@ -121,7 +124,12 @@ class StorePairs:
                     f'({unnamed[0]!r}), and position prompts name nouns: take the store that the '
                     'regions were made from, or train without objects'
                 )
-            objects = objects_from_masks(names, masks, self.threshold)
+            objects = [
+                replace(thing, word=noun['text'])
+                for thing, noun in zip(
+                    objects_from_masks(names, masks, self.threshold), raw.info['nouns']
+                )
+            ]
         return image, raw.info['caption'], objects
 
 
@@ -200,10 +208,12 @@ class FreeATMPretrainDataset(BaseDataset):
         sources: `StorePairs` and `CaptionFile`, one after the other.
         share: Use this share of the pairs, in (0, 1], drawn at random and the same in every run.
         pass_over: Take the next pair for one whose picture can't be read, and count it.
+        mask_grid: Also give the objects' masks in the view, on so many cells along each side, for
+            a model that compares them with its attention; ``None``: give none.
 
     Raises:
-        ValueError: If there are no pairs, `share` is out of range, or prompts are to follow the
-            view and the image processor can't say what it shows.
+        ValueError: If there are no pairs, `share` is out of range, or prompts or masks are to
+            follow the view and the image processor can't say what it shows.
     """
 
     def __init__(
@@ -213,8 +223,10 @@ class FreeATMPretrainDataset(BaseDataset):
         sources: Sequence[StorePairs | CaptionFile],
         share: float = 1.0,
         pass_over: bool = False,
+        mask_grid: int | None = None,
     ) -> None:
         super().__init__(vis_processor, text_processor)
+        self.mask_grid = mask_grid
         if not 0 < share <= 1:
             raise ValueError(f'share must be above 0 and at most 1, got {share}')
         self.sources, self.pass_over = list(sources), pass_over
@@ -233,12 +245,15 @@ class FreeATMPretrainDataset(BaseDataset):
         self.with_objects = getattr(text_processor, 'wants_objects', False)
         self.with_others = getattr(text_processor, 'wants_others', False)
         self.tracks = hasattr(vis_processor, 'with_view')
-        if getattr(text_processor, 'wants_view', False) and not self.tracks:
-            raise ValueError(
-                f'position prompts that follow the view need the image processor '
-                f'freeatm_image_train; {type(vis_processor).__name__} does not say '
-                'what its view shows'
-            )
+        for what, wanted in (
+            ('position prompts that follow', getattr(text_processor, 'wants_view', False)),
+            ('masks of (mask_grid)', mask_grid is not None),
+        ):
+            if wanted and not self.tracks:
+                raise ValueError(
+                    f'{what} the view need the image processor freeatm_image_train; '
+                    f'{type(vis_processor).__name__} does not say what its view shows'
+                )
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -246,7 +261,9 @@ class FreeATMPretrainDataset(BaseDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`image`, float tensor (3, h, w), and `text_input`, the text for the model.
 
-        With ``pass_over`` also `unreadable`, how many pairs were passed over for this one.
+        With ``pass_over`` also `unreadable`, how many pairs were passed over for this one. With
+        ``mask_grid`` also `nouns`, for each of K objects how the text may write its noun, and
+        `noun_masks`, (K, grid, grid) shares of the view's cells that the object covers.
         """
         (image, caption, objects), passed = pass_over_unreadable(
             self._load, int(index), len(self), self.pass_over
@@ -263,7 +280,42 @@ class FreeATMPretrainDataset(BaseDataset):
         else:
             text = self.text_processor(caption)
         item = {'image': image, 'text_input': text}
+        if self.mask_grid is not None:
+            item.update(self._masks(objects, view, self.mask_grid))
         return {**item, 'unreadable': passed} if self.pass_over else item
+
+    def _masks(
+        self, objects: Sequence[PlacedObject], view: np.ndarray, grid: int
+    ) -> dict[str, Any]:
+        """What `__getitem__` says of the objects' masks."""
+        written = getattr(self.text_processor, 'pre_caption', str.lower)
+        covers = [cover_in_view(thing.parts, view, grid) for thing in objects]
+        return {
+            'nouns': [
+                list(dict.fromkeys(written(word) for word in (thing.word, thing.name) if word))
+                for thing in objects
+            ],
+            'noun_masks': torch.from_numpy(
+                np.stack(covers) if covers else np.zeros((0, grid, grid), np.float32)
+            ),
+        }
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of items, LAVIS's where there are no masks.
+
+        Otherwise `nouns` and `noun_masks` are those of all items, one after the other, and
+        `noun_samples`, an int tensor, says which item each of them is of.
+        """
+        apart = ('nouns', 'noun_masks')
+        batch = super().collater(
+            [{key: value for key, value in item.items() if key not in apart} for item in samples]
+        )
+        if all('noun_masks' in item for item in samples):
+            batch['nouns'] = [words for item in samples for words in item['nouns']]
+            batch['noun_masks'] = torch.cat([item['noun_masks'] for item in samples])
+            counts = torch.tensor([len(item['nouns']) for item in samples])
+            batch['noun_samples'] = torch.arange(len(samples)).repeat_interleave(counts)
+        return batch
 
     @contextmanager
     def at_hand(self, indices: Sequence[int]) -> Iterator[None]:
@@ -291,7 +343,8 @@ class FreeATMPretrainDataset(BaseDataset):
 
     def _load(self, index: int) -> tuple[Image.Image, str, list[PlacedObject]]:
         source, number = self._locate(index)
-        return self.sources[source].load(number, self.with_objects)
+        wanted = self.with_objects or self.mask_grid is not None
+        return self.sources[source].load(number, wanted)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Number of a pair's source, and its number in there."""

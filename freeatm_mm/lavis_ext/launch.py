@@ -25,8 +25,12 @@ from yaml import YAMLError
 
 from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import read_text
+from freeatm_mm.lavis_ext.datasets import FreeATMPretrainDataset, StorePairs
+from freeatm_mm.lavis_ext.grounding import Pointing, point
+from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor, WholeView
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
 from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
+from freeatm_mm.ops.masks import THRESHOLD
 from freeatm_mm.packaged import find_config
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     'evaluate',
     'evaluated_checkpoint',
     'load_config',
+    'point_at_nouns',
     'read_yaml',
     'start_processes',
     'stop_processes',
@@ -331,3 +336,35 @@ def evaluate(path: str | Path, options: Sequence[str] = ()) -> dict[str, dict[st
         }
         for split, found in results.items()
     }
+
+
+def point_at_nouns(
+    cfg: Config, store: str | Path, batch_size: int = 64, limit: int | None = None
+) -> Pointing:
+    """See which patches the nouns of a store's captions look at in a pretrained BLIP.
+
+    Args:
+        cfg: From `load_config`, of a pretraining; `model.pretrained` names the weights.
+        store: The store, whose masks say where objects are.
+        batch_size: Pairs at a time.
+        limit: So many pairs at most, from the first on.
+
+    Raises:
+        InputError: If the yaml is of no pretraining.
+        StoreError: If the store can't be used.
+    """
+    if cfg.model_cfg.arch != 'freeatm_blip_pretrain' or 'freeatm_pretrain' not in cfg.datasets_cfg:
+        raise InputError(
+            f'the yaml must be of a pretraining, freeatm_blip_pretrain on freeatm_pretrain, got '
+            f'{cfg.model_cfg.arch} on {", ".join(cfg.datasets_cfg)}'
+        )
+    model = registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg)
+    embed = model.visual_encoder.patch_embed
+    view = plain(cfg.datasets_cfg.freeatm_pretrain.vis_processor.train, 'vis_processor.train')
+    dataset = FreeATMPretrainDataset(
+        WholeView(embed.img_size[0], view.get('mean'), view.get('std')),
+        FreeATMCaptionProcessor(),
+        [StorePairs(store, None, THRESHOLD)],
+        mask_grid=embed.grid_size[0],
+    )
+    return point(model.to(cfg.run_cfg.device).eval(), dataset, batch_size, limit)

@@ -33,6 +33,13 @@ from transformers import BertConfig
 from freeatm_mm import compat
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
 from freeatm_mm.errors import InputError, MissingFileError, counted, listed, one_sentence
+from freeatm_mm.lavis_ext.grounding import (
+    attention_of_nouns,
+    cross_layers,
+    mask_consistency,
+    places_of,
+    record_matching,
+)
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -43,7 +50,12 @@ from freeatm_mm.lavis_ext.settings import (
     text,
     truth,
 )
-from freeatm_mm.lavis_ext.tokenizer import CountingTokenizer, load_tokenizer, no_texts
+from freeatm_mm.lavis_ext.tokenizer import (
+    CountingTokenizer,
+    load_tokenizer,
+    no_nouns,
+    no_texts,
+)
 
 __all__ = [
     'FreeATMBlipPretrain',
@@ -83,6 +95,8 @@ _VALUES: dict[str, Check] = {
     'embed_dim': count(1, _WIDEST),
     'max_txt_len': count(3, 1 << 16),
     'vit_ckpt_layer': count(0),
+    'mask_layer': count(0),
+    'mask_loss': number(0),
     'vit_layer_norm_epsilon': number(),
     **dict.fromkeys(('momentum', 'alpha', 'vit_drop_path_rate'), number(0, 1)),
     **dict.fromkeys(
@@ -344,17 +358,110 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
     Its checkpoints also hold an `idx_queue` without entries (-100), so that `blip_retrieval` finds
     everything it has: no image of the pretraining's queues is one of the fine-tuning's.
 
+    With `mask_loss` above 0, batches must hold masks (`mask_grid` of `freeatm_pretrain`), and the
+    loss has a further part, `loss_mask`: in the pass that matches the true pairs, each noun's
+    cross-attention is to lie on its object (`freeatm_mm.lavis_ext.grounding.mask_consistency`).
+
     Args:
         tokenizer: From `freeatm_mm.lavis_ext.tokenizer.load_tokenizer`.
+        mask_loss: Weight of that part; 0 for LAVIS's losses, bit for bit.
+        mask_layer: Number of the layer whose cross-attention it is, from 0; if not given, the one
+            at two thirds of the depth (8 of 12).
         *args: As LAVIS's.
         **kwargs: As LAVIS's.
     """
 
     PRETRAINED_MODEL_CONFIG_DICT = {'base': str(_CONFIGS / 'blip_pretrain_base.yaml')}
 
-    def __init__(self, *args, tokenizer: CountingTokenizer, **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        tokenizer: CountingTokenizer,
+        mask_loss: float = 0.0,
+        mask_layer: int | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, tokenizer=tokenizer, **kwargs)
         self.register_buffer('idx_queue', torch.full((1, self.queue_size), -100))
+        layers = cross_layers(self.text_encoder)
+        if mask_layer is not None and not mask_loss:
+            raise InputError('model.mask_layer has no effect without model.mask_loss')
+        if mask_layer is not None and mask_layer >= layers:
+            raise InputError(
+                f'model.mask_layer must be below {layers}, the number of layers that look at the '
+                f'picture, got {mask_layer}'
+            )
+        self.mask_loss = mask_loss
+        self.mask_layer = 2 * layers // 3 if mask_layer is None else mask_layer
+        self.noun_counts = no_nouns()
+
+    def forward(self, samples: dict[str, Any]) -> Any:
+        """LAVIS's losses of a batch, and with `mask_loss` that of the masks.
+
+        Raises:
+            InputError: If the batch has masks and the model no use for them, or the other way
+                round, or they are on another grid than the image encoder's patches.
+        """
+        self.check_masks(samples.get('noun_masks'))
+        if not self.mask_loss:
+            return super().forward(samples)
+        with record_matching(self.text_encoder, [self.mask_layer]) as calls:
+            output = super().forward(samples)
+        # The first pass has the true pairs.
+        ids, attention = calls[0].ids, calls[0].attention[self.mask_layer]
+        masks = samples['noun_masks'].to(attention.device).flatten(1)
+        found, places = self._places(ids, samples, masks)
+        of_nouns = attention_of_nouns(attention, samples['noun_samples'][found].tolist(), places)
+        output.loss_mask = mask_consistency(of_nouns, masks[found])
+        output.loss = output.loss + self.mask_loss * output.loss_mask
+        return output
+
+    def check_masks(self, masks: Tensor | None) -> None:
+        """Refuse masks that the model can't use, or a batch that lacks them.
+
+        Args:
+            masks: (K, h, w), or ``None`` where there are none.
+
+        Raises:
+            InputError: As `forward`.
+        """
+        grid = 'datasets.freeatm_pretrain.build_info.mask_grid'
+        rows, _ = self.visual_encoder.patch_embed.grid_size
+        if self.mask_loss and masks is None:
+            raise InputError(f'model.mask_loss needs masks: set {grid}={rows}')
+        if masks is not None and not self.mask_loss:
+            raise InputError(f'{grid} has no effect without model.mask_loss: set both, or neither')
+        if masks is not None and tuple(masks.shape[-2:]) != (rows, rows):
+            raise InputError(
+                f'masks are given on {masks.shape[-2]} x {masks.shape[-1]} cells, and the image '
+                f'encoder has {rows} x {rows} patches: set {grid}={rows}'
+            )
+
+    def _places(
+        self, ids: Tensor, samples: Mapping[str, Any], masks: Tensor
+    ) -> tuple[list[int], list[list[int]]]:
+        """Numbers of the nouns that text and view show, and their tokens; counts the others."""
+        read, seen = ids.tolist(), (masks.sum(1) > 0).tolist()
+        found, places = [], []
+        for index, (sample, words) in enumerate(
+            zip(samples['noun_samples'].tolist(), samples['nouns'])
+        ):
+            there = places_of(self.tokenizer, read[sample], words)
+            self.noun_counts['nouns'] += 1
+            self.noun_counts['nouns_out_of_view'] += not seen[index]
+            self.noun_counts['nouns_not_in_text'] += not there
+            if seen[index] and there:
+                found.append(index)
+                places.append(there)
+        return found, places
+
+    def take_text_counts(self) -> Counter:
+        """Also the `nouns` of masks, those not in their texts, and those that no view shows."""
+        counts = super().take_text_counts()
+        if self.mask_loss:
+            counts.update(self.noun_counts)
+            self.noun_counts = no_nouns()
+        return counts
 
     @classmethod
     def from_config(cls, cfg=None) -> FreeATMBlipPretrain:
@@ -389,6 +496,8 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
                 tie_enc_dec_weights=True,
                 max_txt_len=cfg.get('max_txt_len', 30),
                 tokenizer=tokenizer,
+                mask_loss=float(cfg.get('mask_loss', 0)),
+                mask_layer=cfg.get('mask_layer'),
             )
         if cfg.get('pretrained') and cfg.get('load_pretrained', True):
             state = load_weights(cfg.pretrained)

@@ -10,7 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from lavis.common.registry import registry
-from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageTrainProcessor
+from lavis.processors.blip_processors import (
+    BlipCaptionProcessor,
+    BlipImageEvalProcessor,
+    BlipImageTrainProcessor,
+)
 from lavis.processors.randaugment import RandomAugment, arg_dict, func_dict
 from PIL import Image
 from torch import Tensor
@@ -36,7 +40,7 @@ from freeatm_mm.ops.position import (
     preset_prompts,
 )
 
-__all__ = ['FreeATMCaptionProcessor', 'FreeATMImageTrainProcessor']
+__all__ = ['FreeATMCaptionProcessor', 'FreeATMImageTrainProcessor', 'WholeView']
 
 
 def _options(cfg, known: Sequence[str], checks: Mapping[str, Check], name: str) -> dict:
@@ -246,3 +250,15 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
             ValueError: If an option is unknown.
         """
         return cls(**_options(cfg, cls.OPTIONS, cls.CHECKS, 'freeatm_image_train'))
+
+
+class WholeView(BlipImageEvalProcessor):
+    """LAVIS's `blip_image_eval`, the whole picture, that says so as `freeatm_image_train` does."""
+
+    def with_view(self, image: Image.Image) -> tuple[Tensor, np.ndarray]:
+        """The view, float tensor (3, image_size, image_size), and the matrix that changes nothing.
+
+        Args:
+            image: RGB picture.
+        """
+        return self(image), WHOLE_VIEW

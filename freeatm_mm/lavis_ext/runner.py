@@ -305,7 +305,7 @@ class FreeATMRunner(RunnerBase):
         loss = getattr(output, 'loss', None)
         if loss is not None:
             self._check_loss(loss.detach())
-        for name in ('loss', 'loss_itc', 'loss_itm', 'loss_lm'):
+        for name in ('loss', 'loss_itc', 'loss_itm', 'loss_lm', 'loss_mask'):
             value = getattr(output, name, None)
             if value is not None:
                 self._losses[name] += value.detach()
@@ -440,8 +440,10 @@ class FreeATMRunner(RunnerBase):
         for entry, splits in needed.items():
             check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
             for split in splits:
-                view = self.datasets[split][0].get('image')
-                self._check_view(split, getattr(view, 'shape', ())[-2:])
+                first = self.datasets[split][0]
+                self._check_view(split, getattr(first.get('image'), 'shape', ())[-2:])
+                if split == 'train' and hasattr(self._model, 'check_masks'):
+                    self._model.check_masks(first.get('noun_masks'))
                 if split in evaluated and hasattr(self._model, 'check_set'):
                     self._model.check_set(self.datasets[split])
         _set_random_state(state, self.device)
@@ -534,7 +536,8 @@ class FreeATMRunner(RunnerBase):
 
         Returns:
             `epoch`, `lr`, this process's means of `loss` and its parts, and for the texts of all
-            processes `texts`, `truncated` and `lost_tokens`.
+            processes `texts`, `truncated` and `lost_tokens`, with `model.mask_loss` also `nouns`,
+            `nouns_not_in_text` and `nouns_out_of_view`.
         """
         loader = self.train_loader
         loader.sampler.set_epoch(epoch)
@@ -588,6 +591,13 @@ class FreeATMRunner(RunnerBase):
                 counts['truncated'],
                 counts['texts'],
                 counts['lost_tokens'],
+            )
+        if counts.get('nouns_not_in_text'):
+            logging.warning(
+                '%d of %d nouns that have masks are not in their texts as they are written: no '
+                'attention of theirs is trained',
+                counts['nouns_not_in_text'],
+                counts['nouns'],
             )
         return dict(counts)
 

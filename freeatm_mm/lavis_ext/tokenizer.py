@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from transformers import BertTokenizer
@@ -13,7 +14,7 @@ from transformers import BertTokenizer
 from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import read_text
 
-__all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_texts']
+__all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_nouns', 'no_texts']
 
 _MOST_BYTES = 1 << 26  # of a vocabulary
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -22,6 +23,11 @@ _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 def no_texts() -> Counter:
     """The counts of `CountingTokenizer` before its first text."""
     return Counter(texts=0, truncated=0, lost_tokens=0)
+
+
+def no_nouns() -> Counter:
+    """The counts of nouns that have masks, before the first."""
+    return Counter(nouns=0, nouns_not_in_text=0, nouns_out_of_view=0)
 
 
 class CountingTokenizer(BertTokenizer):
@@ -34,6 +40,19 @@ class CountingTokenizer(BertTokenizer):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.counts = no_texts()
+        self._words: dict[str, list[int]] = {}
+
+    @cached_property
+    def continuing(self) -> frozenset[int]:
+        """The tokens that continue the word before them."""
+        vocabulary = self.get_vocab()
+        return frozenset(vocabulary[token] for token in vocabulary if token.startswith('##'))
+
+    def ids_of(self, word: str) -> list[int]:
+        """The tokens of a word, which is not counted as a text."""
+        if word not in self._words:
+            self._words[word] = self.convert_tokens_to_ids(self.tokenize(word))
+        return self._words[word]
 
     def prepare_for_model(self, *args, **kwargs):
         """One text's tokens, as there; counts the text."""

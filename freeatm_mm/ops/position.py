@@ -33,6 +33,7 @@ __all__ = [
     'PlacedObject',
     'PositionPrompts',
     'box_in_view',
+    'cover_in_view',
     'crop_matrix',
     'flip_matrix',
     'object_from_box',
@@ -59,10 +60,12 @@ class PlacedObject:
         name: The noun.
         parts: float array (n, 4): rectangles x1, y1, x2, y2 in its image that together cover it.
             None at all where a mask shows no foreground.
+        word: How the caption writes the noun, where that is known.
     """
 
     name: str
     parts: np.ndarray
+    word: str = ''
 
 
 def object_from_box(name: str, box: Sequence[float], size: tuple[int, int]) -> PlacedObject:
@@ -157,8 +160,7 @@ def box_in_view(parts: np.ndarray, view: np.ndarray) -> tuple[np.ndarray | None,
     """
     if not len(parts):
         return None, 0.0
-    corners = parts[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ view[:2, :2].T + view[:2, 2]  # (n, 4, 2)
-    low, high = corners.min(1), corners.max(1)
+    low, high = _boxes_in_view(parts, view)
     shown_low, shown_high = np.clip(low, 0, 1), np.clip(high, 0, 1)
     shown = (shown_high - shown_low).prod(1)
     seen = shown > 0
@@ -166,6 +168,33 @@ def box_in_view(parts: np.ndarray, view: np.ndarray) -> tuple[np.ndarray | None,
         return None, 0.0
     box = np.concatenate([shown_low[seen].min(0), shown_high[seen].max(0)])
     return box, float(shown.sum() / (high - low).prod(1).sum())
+
+
+def cover_in_view(parts: np.ndarray, view: np.ndarray, grid: int) -> np.ndarray:
+    """Measure how much of each cell of a view an object covers.
+
+    Exact for crops and flips of parts that don't overlap. Where a view is turned or sheared, each
+    part counts as the upright box round it.
+
+    Args:
+        parts: (n, 4) rectangles in the image.
+        view: (3, 3) matrix from the image to the view.
+        grid: Cells along each side of the view.
+
+    Returns:
+        Shares in [0, 1], float32 array (grid, grid), row by row from the top.
+    """
+    low, high = _boxes_in_view(parts, view)
+    edges = np.arange(grid + 1) / grid
+    overlap = np.minimum(high[:, :, None], edges[1:]) - np.maximum(low[:, :, None], edges[:-1])
+    across, down = np.moveaxis(overlap.clip(0) * grid, 1, 0)  # (n, grid) each
+    return np.minimum(down.T @ across, 1).astype(np.float32)
+
+
+def _boxes_in_view(parts: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners (n, 2) of the upright boxes round rectangles, once they are in a view."""
+    corners = parts[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ view[:2, :2].T + view[:2, 2]  # (n, 4, 2)
+    return corners.min(1), corners.max(1)
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,16 @@ CLAIMS: dict[str, Claim] = {
             'the training is too short to learn positions at all',
         ),
     ),
+    'pointing-blip': Claim(
+        "A loss that holds BLIP's attention to the nouns' masks makes its words look at their "
+        'objects',
+        'blip',
+        _pairs(('mask_loss', True), regime='real'),
+        Heads('pointing'),
+        _SIX,
+        (Heads('zeroshot_blocks_mirror'), Heads('zeroshot_mirror')),
+        _pairs(('exact_mask_loss', True), ('exact_mask_loss', 'mask_loss'), regime='real'),
+    ),
     'sharp-masks-simclr': Claim(
         "SimCLR gains by masks of 0 and 1 in place of raw attention, and then the image's own do "
         "better than another's and than a centred box",

@@ -18,6 +18,7 @@ from freeatm_mm.ops import (
     binarize,
     box_in_view,
     box_of,
+    cover_in_view,
     crop_matrix,
     flip_matrix,
     minmax,
@@ -117,3 +118,26 @@ def test_blocks_of_others_leave_names_and_length():
 def test_a_noun_with_brackets_stays_as_it_is():
     thing = object_from_box('[P] 1', (0, 0, 1, 1), (3, 3))
     assert PositionPrompts().join('A', [thing], WHOLE_VIEW) == 'A The [P] 1 is in block 0.'
+
+
+@pytest.mark.parametrize('grid', [1, 3, 8])
+def test_cover_in_view_against_sampled_points(grid):
+    random = np.random.default_rng(grid)
+    masks = random.random((1, 6, 9)) > 0.6
+    (thing,) = objects_from_masks(['dog'], 255 * masks.astype(np.uint8))
+    view = flip_matrix() @ crop_matrix((10, 20, 50, 60), (90, 80))
+    cover = cover_in_view(thing.parts, view, grid)
+    fine = 240
+    places = (np.arange(fine) + 0.5) / fine
+    points = np.stack([*np.meshgrid(places, places), np.ones((fine, fine))])
+    x, y, _ = np.einsum('ij,jkl->ikl', np.linalg.inv(view), points)
+    inside = masks[0][(y * 6).astype(int), (x * 9).astype(int)]
+    expected = inside.reshape(grid, fine // grid, grid, fine // grid).mean((1, 3))
+    np.testing.assert_allclose(cover, expected, atol=0.02)
+    assert cover.dtype == np.float32
+
+
+def test_cover_of_nothing_and_of_overlapping_boxes():
+    assert not cover_in_view(np.zeros((0, 4)), WHOLE_VIEW, 2).any()
+    box = np.array([[0, 0, 0.5, 1]])
+    np.testing.assert_array_equal(cover_in_view(box.repeat(2, 0), WHOLE_VIEW, 2), [[1, 0], [1, 0]])

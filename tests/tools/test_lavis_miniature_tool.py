@@ -140,7 +140,7 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
             config = load_config(
                 ROOT / command[1], command[command.index('--options') + 1 :]
             ).to_dict()
-            stores = [{'scenes': 5, 'mask_side': 8}] if arm == 'exact' else None
+            stores = [{'scenes': 5, 'mask_side': 8}] if arm.startswith('exact') else None
             content[arm], origins[arm] = flat(config), describe_blip(config, stores)['masks']
     data = 'datasets.freeatm_pretrain'
     text = f'{data}.text_processor.train'
@@ -156,6 +156,12 @@ def test_arms_change_one_thing_at_a_time(tool, monkeypatch, tmp_path):
         'freeatm': set(),
         'shuffled': {f'{text}.positions'},
         'exact': {f'{data}.build_info.store'},
+        'mask_loss': {'model.mask_loss', f'{data}.build_info.mask_grid'},
+        'exact_mask_loss': {
+            f'{data}.build_info.store',
+            'model.mask_loss',
+            f'{data}.build_info.mask_grid',
+        },
         'boxes': {f'{data}.build_info.detections'},
         'template': {f'{text}.template'},
         'one': {f'{text}.max_objects'},

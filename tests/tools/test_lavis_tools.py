@@ -35,6 +35,7 @@ TITLES = ['TR@1', 'TR@5', 'TR@10', 'IR@1', 'IR@5', 'IR@10']
 
 
 train, evaluate = load_tool('lavis_train'), load_tool('lavis_evaluate')
+look = load_tool('lavis_point')
 
 
 @pytest.fixture(scope='module')
@@ -170,6 +171,20 @@ def test_zero_shot_and_fine_tuned(world, tmp_path, capsys):
         best = np.argsort(-by_text, 1)[:, :most]
         right = np.mean([text // 2 in best[text] for text in range(16)])
         assert zero_shot[f'IR@{most}'] == pytest.approx(100 * right, abs=0.01)
+
+
+def test_pointing_is_told_layer_by_layer_and_kept(world, tmp_path, capsys):
+    checkpoint, out = world / 'run' / 'checkpoint_1.pth', tmp_path / 'results.json'
+    options = [*model_options(world / 'tokenizer'), f'model.pretrained={checkpoint}']
+    said = ['--regime', 'synthetic', '--generator', 'tiny', '--out', str(out)]
+    look.main([str(PRETRAIN), str(world / 'store'), *said, '--options', *options])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == '17 nouns (without 1 too small for a patch)'
+    (row,) = read_results(out)['rows']
+    assert row['seed'] == 3 and row['masks'] is True
+    for line, name in zip(told[1:], ['pointing_0', 'pointing_centre', 'pointing_random']):
+        assert float(line.split()[-1]) == pytest.approx(100 * row['metrics'][name], abs=0.01)
+    assert row['metrics']['pointing'] == row['metrics']['pointing_0']
 
 
 @pytest.mark.parametrize(
@@ -381,6 +396,8 @@ def test_benchmark_writes_its_rows(world, tmp_path, capsys):
         (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
         (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is evaluated"),
         (evaluate, [str(ZEROSHOT)], 'no image folder'),
+        (look, [str(PRETRAIN), 'nowhere'], 'no checkpoint to look at: give --options model.pretr'),
+        (look, [str(ZEROSHOT), 'S', '--options', 'model.pretrained=x'], 'must be of a pretraining'),
         (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to evaluate: set model.pre'),
     ],
 )

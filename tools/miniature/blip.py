@@ -5,8 +5,9 @@ seen.
 
 Arms: without prompts (baseline), Free-ATM (freeatm), PTP's prompts, and between the two one change
 at a time: a detector's boxes (boxes), PTP's template (template), one object a text (one), no flips
-(noflip); controls: Free-ATM with the positions of other images (shuffled), and with exact masks
-(exact), without which nothing is to be learnt.
+(noflip), a loss that holds the nouns' attention to their masks (mask_loss); controls: Free-ATM
+with the positions of other images (shuffled), and with exact masks (exact, exact_mask_loss),
+without which nothing is to be learnt.
 
     python tools/miniature/blip.py --store work_dirs/miniature/synthetic \
         --world work_dirs/miniature/world --seeds 3 --jobs 2
@@ -60,6 +61,15 @@ ARMS = {
     'template': ("PTP's template", [f'{TEXT}.template=". The block [P] has a [O] ."']),
     'one': ('one object', [f'{TEXT}.max_objects=1']),
     'noflip': ('no flips', [f'{VIEW}.hflip=False']),
+    'mask_loss': ('mask_loss', ['model.mask_loss=1', f'{DATA}.build_info.mask_grid=8']),
+    'exact_mask_loss': (
+        'exact_mask_loss',
+        [
+            f'{DATA}.build_info.store=EXACT',
+            'model.mask_loss=1',
+            f'{DATA}.build_info.mask_grid=8',
+        ],
+    ),
     # All at once, and what it is to be compared with, which differs from `baseline` in its flips:
     'ptp': (
         'PTP',
@@ -79,8 +89,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--exact',
         type=Path,
-        help='store of the same images with exact masks, for the arm exact: that of a world made '
+        help='store of the same images with exact masks, for the arms exact: that of a world made '
         "with --exact, where --store has the masks that tools/add_masks.py adds to the world's",
+    )
+    parser.add_argument(
+        '--point',
+        type=Path,
+        metavar='STORE',
+        help='also ask how often the nouns look at their objects (freeatm lavis-point) in this '
+        'store, best of scenes with exact masks that no training has seen',
     )
     parser.add_argument(
         '--world',
@@ -109,7 +126,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--epochs', type=whole(0, 10**6), default=20, help='of pretraining (%(default)s)'
     )
     parser.add_argument(
-        '--finetune-epochs', type=whole(0, 10**6), default=10, help='of fine-tuning (%(default)s)'
+        '--finetune-epochs',
+        type=whole(0, 10**6),
+        default=10,
+        help='of fine-tuning (%(default)s); 0: none',
     )
     parser.add_argument(
         '--detector-epochs', type=whole(0, 10**6), default=12, help='of the detector (%(default)s)'
@@ -151,7 +171,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
-    refuse_idle(named, 'exact' not in args.arms, 'without the arm exact', 'exact')
+    exact = any(arm.startswith('exact') for arm in args.arms)
+    refuse_idle(named, not exact, 'without the arms exact', 'exact')
     boxes = any('DETECTIONS' in option for arm in args.arms for option in ARMS[arm][1])
     none = 'without an arm that takes boxes'
     refuse_idle(named, not boxes, none, 'detections', 'detector_epochs')
@@ -162,12 +183,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @tool(resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    for name in ('out', 'store', 'exact', 'world', 'detections', 'sources'):
+    for name in ('out', 'store', 'exact', 'point', 'world', 'detections', 'sources'):
         if getattr(args, name):  # the same from any folder
             setattr(args, name, Path(getattr(args, name)).resolve())
-    if 'exact' in args.arms:
+    if any(arm.startswith('exact') for arm in args.arms):
         if not args.exact:
-            raise InputError('the arm exact needs --exact, the store that has exact masks')
+            raise InputError('the arms exact need --exact, the store that has exact masks')
         check_same_pictures(args.store, args.exact)
     os.chdir(ROOT)
     # Arms side by side shouldn't fight for cores.
@@ -336,6 +357,20 @@ def run_arm(
     evaluate('zeroshot', 'words', f'model.pretrained={checkpoint}')
     # The same scenes, positions told as the prompts tell them: what the prompts have taught.
     evaluate('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
+    if args.point:
+        job.run(
+            f'Point {name}',
+            'tools/lavis_point.py',
+            CONFIGS / 'blip_pretrain_freeatm.yaml',
+            args.point,
+            *row,
+            '--options',
+            f'model.pretrained={checkpoint}',
+            *args.options,
+            label=name,
+        )
+    if not args.finetune_epochs:
+        return
     job.run(
         f'Fine-tune {name}',
         'tools/lavis_train.py',

@@ -1,0 +1,86 @@
+r"""Say how often BLIP's words look at their objects: the pointing accuracy of its cross-attention.
+
+    freeatm lavis-point configs/lavis/blip_pretrain_freeatm.yaml STORE \
+        --options model.tokenizer=BERT model.pretrained=PRETRAINING_CHECKPOINT
+
+STORE holds images, captions and masks that are to be trusted, best exact ones: imported from COCO's
+annotations for example (freeatm import). A noun of a caption points at its object if the patch
+with most of its attention, mean over its tokens and the heads, is covered by the object at least by
+half. Each layer is told, and beside it how often the patch in the centre would be right, and how
+often one drawn at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from freeatm_mm.cli._blip_rows import BlipRow, add_row_options, refuse_idle_row
+from freeatm_mm.cli._numbers import whole
+from freeatm_mm.errors import InputError, counted, tool
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='yaml of the pretraining')
+    parser.add_argument('store', help='folder of the store, or its address')
+    parser.add_argument(
+        '--options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='change any entry of the yaml, model.pretrained=CHECKPOINT above all',
+    )
+    parser.add_argument(
+        '--limit',
+        type=whole(1, 10**9),
+        metavar='N',
+        help='the first N samples of the store (all)',
+    )
+    parser.add_argument(
+        '--batch-size', type=whole(1, 10**5), default=64, help='samples at a time (%(default)s)'
+    )
+    add_row_options(parser)
+    args = parser.parse_args(argv)
+    refuse_idle_row(args, parser, argv)
+    return args
+
+
+@tool
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the accuracy of each layer, and keep it in a result file."""
+    args = parse_args(argv)
+    from freeatm_mm.lavis_ext.launch import load_config, point_at_nouns
+
+    cfg = load_config(args.config, args.options)
+    checkpoint = cfg.model_cfg.get('pretrained')
+    if not checkpoint:
+        raise InputError('there is no checkpoint to look at: give --options model.pretrained=FILE')
+    row = BlipRow(args, checkpoint, cfg.model_cfg) if args.out else None
+    found = point_at_nouns(cfg, args.store, args.batch_size, args.limit)
+    count = len(found.centre)
+    if not count:
+        raise InputError(
+            f'{args.store} has no noun to look at: {counted(found.nouns, "noun")} with a mask that '
+            'a caption writes, and none whose object covers a patch by half'
+        )
+    small = f' (without {found.small} too small for a patch)' if found.small else ''
+    print(f'{counted(count, "noun")}{small}')
+    figures = {f'layer {layer}': found.accuracy(layer) for layer in found.hits}
+    figures['patch in the centre'] = sum(found.centre) / count
+    figures['patch drawn at random'] = sum(found.covered) / count
+    for name, value in figures.items():
+        print(f'{name:22} {100 * value:6.2f}')
+    if row:
+        row.keep(
+            {
+                'pointing': found.accuracy(found.layer),
+                **{f'pointing_{layer}': found.accuracy(layer) for layer in found.hits},
+                'pointing_centre': figures['patch in the centre'],
+                'pointing_random': figures['patch drawn at random'],
+            }
+        )
+    return 0
