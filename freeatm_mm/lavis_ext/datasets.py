@@ -121,8 +121,8 @@ class StorePairs:
             if unnamed:
                 raise InputError(
                     f'{self.store.path}: sample {raw.key!r} has masks of regions without a noun '
-                    f'({unnamed[0]!r}), and position prompts name nouns: take the store that the '
-                    'regions were made from, or train without objects'
+                    f'({unnamed[0]!r}), and position prompts and model.mask_loss need nouns: take the '
+                    'store that the regions were made from, or train without objects'
                 )
             objects = [
                 replace(thing, word=noun['text'])
