@@ -512,8 +512,9 @@ def _reported(
 
 
 def _obstacle(rows: Rows, claim: Claim, difference: Difference | None, seeds: int) -> str:
-    if difference is None:
-        return ''
+    if difference is None:  # the condition's arms may have been run first, alone
+        alone = rows.whole_seeds(claim.condition.arms) if claim.condition else 0
+        return claim.condition.obstacle(rows, alone) if claim.condition and alone >= 2 else ''
     stopped = claim.condition.obstacle(rows, seeds) if claim.condition else ''
     return stopped or claim.measure.obstacle(difference)
 

@@ -203,6 +203,10 @@ def test_without_its_positive_control_blip_is_undecidable():
     results = blip(0.55, 0.65)  # which no control explains
     assert verdicts(results, claim) == ['undecidable', 'undecidable']
     assert 'too short to learn positions at all' in claim_page(results, 'blip-positions')
+    alone = results_of([each for each in results['rows'] if each['masks'] == 'exact'])
+    page = claim_page(alone, 'blip-positions')  # run first, to see whether the rest is worth it
+    assert 'undecided: 0 of 6 seeds, no figure yet' in page
+    assert 'Nothing is decided as long as' in page and 'too short to learn positions' in page
     results['rows'] = [each for each in results['rows'] if each['masks'] != 'exact']
     assert verdicts(results, claim) == ['undecided', 'undecided']
 
