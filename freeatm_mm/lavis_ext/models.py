@@ -557,6 +557,7 @@ def _pretrained_text(
                 f'{(missing or report["mismatched_keys"])[:3]} and perhaps more'
             )
         models.append(model)
+    compat.tie_bert_bias(models[1])
     return tuple(models)
 
 
