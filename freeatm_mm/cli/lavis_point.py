@@ -64,11 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = len(found.centre)
     if not count:
         raise InputError(
-            f'{args.store} has no noun to look at: {counted(found.nouns, "noun")} with a mask that '
-            'a caption writes, and none whose object covers a patch by half'
+            f'{args.store} has no noun to look at: of {counted(found.nouns, "noun")} with a mask, '
+            f'{found.unwritten} are not in their captions and {found.small} cover no patch by half'
         )
-    small = f' (without {found.small} too small for a patch)' if found.small else ''
-    print(f'{counted(count, "noun")}{small}')
+    left_out = {'too small for a patch': found.small, 'not in their captions': found.unwritten}
+    told = [f'{number} {why}' for why, number in left_out.items() if number]
+    print(counted(count, 'noun') + (f' (without {", ".join(told)})' if told else ''))
     figures = {f'layer {layer}': found.accuracy(layer) for layer in found.hits}
     figures['patch in the centre'] = sum(found.centre) / count
     figures['patch drawn at random'] = sum(found.covered) / count

@@ -121,8 +121,8 @@ class StorePairs:
             if unnamed:
                 raise InputError(
                     f'{self.store.path}: sample {raw.key!r} has masks of regions without a noun '
-                    f'({unnamed[0]!r}), and position prompts and model.mask_loss need nouns: take the '
-                    'store that the regions were made from, or train without objects'
+                    f'({unnamed[0]!r}), and position prompts and model.mask_loss need nouns: take '
+                    'the store that the regions were made from, or train without objects'
                 )
             objects = [
                 replace(thing, word=noun['text'])
@@ -262,8 +262,9 @@ class FreeATMPretrainDataset(BaseDataset):
         """`image`, float tensor (3, h, w), and `text_input`, the text for the model.
 
         With ``pass_over`` also `unreadable`, how many pairs were passed over for this one. With
-        ``mask_grid`` also `nouns`, for each of K objects how the text may write its noun, and
-        `noun_masks`, (K, grid, grid) shares of the view's cells that the object covers.
+        ``mask_grid`` also `nouns`, how the text may write each of the objects' K nouns, and
+        `noun_masks`, (K, grid, grid) shares of the view's cells that its objects cover: no text
+        says which of several dogs it means.
         """
         (image, caption, objects), passed = pass_over_unreadable(
             self._load, int(index), len(self), self.pass_over
@@ -289,16 +290,18 @@ class FreeATMPretrainDataset(BaseDataset):
     ) -> dict[str, Any]:
         """What `__getitem__` says of the objects' masks."""
         written = getattr(self.text_processor, 'pre_caption', str.lower)
-        covers = [cover_in_view(thing.parts, view, grid) for thing in objects]
-        return {
-            'nouns': [
-                list(dict.fromkeys(written(word) for word in (thing.word, thing.name) if word))
-                for thing in objects
-            ],
-            'noun_masks': torch.from_numpy(
-                np.stack(covers) if covers else np.zeros((0, grid, grid), np.float32)
-            ),
-        }
+        named: dict[str, list[PlacedObject]] = {}
+        for thing in objects:
+            named.setdefault(thing.name, []).append(thing)
+        nouns, covers = [], np.zeros((len(named), grid, grid), np.float32)
+        for cover, (name, things) in zip(covers, named.items()):
+            words = [*(thing.word for thing in things), name]
+            nouns.append(list(dict.fromkeys(written(word) for word in words if word)))
+            parts = np.concatenate([thing.parts for thing in things])
+            if len(things) > 1:
+                parts = np.unique(parts, axis=0)  # masks may share cells
+            cover[:] = cover_in_view(parts, view, grid)
+        return {'nouns': nouns, 'noun_masks': torch.from_numpy(covers)}
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of items, LAVIS's where there are no masks.
@@ -356,6 +359,9 @@ class FreeATMPretrainDataset(BaseDataset):
 def batch_items(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Return the items of a batch, those of stores at addresses fetched several at a time.
 
+    Where several datasets are joined and one passes pictures over, all items say how many, as LAVIS
+    keeps only what all of a batch have.
+
     Args:
         dataset: A dataset, or what LAVIS makes of several, a `ConcatDataset`.
         indices: Numbers of the items.
@@ -369,7 +375,10 @@ def batch_items(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]
                 first, end = ends[number], ends[number] + len(part)
                 own = [index - first for index in indices if first <= index < end]
                 held.enter_context(part.at_hand(own))
-        return [dataset[index] for index in indices]
+        items = [dataset[index] for index in indices]
+    if any(getattr(part, 'pass_over', False) for part in parts):
+        items = [{'unreadable': 0, **item} for item in items]
+    return items
 
 
 # --- retrieval ------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from freeatm_mm.lavis_ext.datasets import batch_items
+
 __all__ = [
     'Matching',
     'Pointing',
@@ -43,9 +45,10 @@ class Matching(NamedTuple):
     attention: dict[int, Tensor]
 
 
-def cross_layers(text_encoder: Any) -> int:
-    """Return how many layers of LAVIS's text encoder look at the picture."""
-    return sum(hasattr(layer, 'crossattention') for layer in text_encoder.encoder.layer)
+def cross_layers(text_encoder: Any) -> list[int]:
+    """Return the numbers of the layers of LAVIS's text encoder that look at the picture."""
+    layers = enumerate(text_encoder.encoder.layer)
+    return [number for number, layer in layers if hasattr(layer, 'crossattention')]
 
 
 @contextmanager
@@ -170,7 +173,8 @@ class Pointing(NamedTuple):
         hits: Layer -> a bool for each noun that counts.
         centre: Whether the patch in the centre, or the one beyond it, lies on the object.
         covered: What share of all patches does: how often a patch drawn at random is right.
-        nouns: All nouns that the captions write and the masks are of.
+        nouns: All nouns that the masks are of, those of one name in a picture being one.
+        unwritten: Those left out as the caption doesn't write them, or is cut before them.
         small: Those left out as their object covers no patch by half.
     """
 
@@ -179,6 +183,7 @@ class Pointing(NamedTuple):
     centre: list[bool]
     covered: list[float]
     nouns: int
+    unwritten: int
     small: int
 
     def accuracy(self, layer: int) -> float:
@@ -201,12 +206,12 @@ def point(model: Any, dataset: Any, batch_size: int = 64, limit: int | None = No
         it at least.
     """
     device = next(model.parameters()).device
-    layers = range(cross_layers(model.text_encoder))
-    found = Pointing(model.mask_layer, {layer: [] for layer in layers}, [], [], 0, 0)
-    nouns = small = 0
+    layers = cross_layers(model.text_encoder)
+    found = Pointing(model.mask_layer, {layer: [] for layer in layers}, [], [], 0, 0, 0)
+    nouns = unwritten = small = 0
     count = len(dataset) if limit is None else min(limit, len(dataset))
     for start in range(0, count, batch_size):
-        items = [dataset[index] for index in range(start, min(start + batch_size, count))]
+        items = batch_items(dataset, range(start, min(start + batch_size, count)))
         batch = dataset.collater(items)
         calls = _read(model, batch['image'].to(device), batch['text_input'], layers)
         places = [
@@ -216,7 +221,9 @@ def point(model: Any, dataset: Any, batch_size: int = 64, limit: int | None = No
         on_object = batch['noun_masks'].flatten(1) >= 0.5
         written = [number for number, there in enumerate(places) if there]
         shown = [number for number in written if on_object[number].any()]
-        nouns, small = nouns + len(written), small + len(written) - len(shown)
+        nouns += len(places)
+        unwritten += len(places) - len(written)
+        small += len(written) - len(shown)
         on_object, places = on_object[shown], [places[number] for number in shown]
         samples = batch['noun_samples'][shown].tolist()
         for layer in layers:
@@ -225,7 +232,7 @@ def point(model: Any, dataset: Any, batch_size: int = 64, limit: int | None = No
         rows = batch['noun_masks'].shape[-1]
         found.centre.extend(on_object[:, rows // 2 * rows + rows // 2].tolist())
         found.covered.extend(on_object.float().mean(1).tolist())
-    return found._replace(nouns=nouns, small=small)
+    return found._replace(nouns=nouns, unwritten=unwritten, small=small)
 
 
 def _read(model: Any, images: Tensor, texts: Sequence[str], layers: Sequence[int]) -> Matching:

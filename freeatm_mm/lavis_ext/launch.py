@@ -29,7 +29,7 @@ from freeatm_mm.lavis_ext.datasets import FreeATMPretrainDataset, StorePairs
 from freeatm_mm.lavis_ext.grounding import Pointing, point
 from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor, WholeView
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
-from freeatm_mm.lavis_ext.settings import check_entries, check_run, plain, text
+from freeatm_mm.lavis_ext.settings import check_entries, check_run, find_device, plain, text
 from freeatm_mm.ops.masks import THRESHOLD
 from freeatm_mm.packaged import find_config
 
@@ -170,8 +170,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         raise InputError(f'{path}: {one_sentence(error)[:200]}') from None
     run = cfg.run_cfg
     check_run(run)
-    if run.get('device', 'auto') == 'auto':
-        run.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    run.device = str(find_device(run))
     run.evaluate = bool(run.get('evaluate', False))
     run.distributed = False
     return cfg

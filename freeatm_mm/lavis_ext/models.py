@@ -386,13 +386,14 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
         layers = cross_layers(self.text_encoder)
         if mask_layer is not None and not mask_loss:
             raise InputError('model.mask_layer has no effect without model.mask_loss')
-        if mask_layer is not None and mask_layer >= layers:
+        if mask_layer is None:
+            mask_layer = layers[2 * len(layers) // 3] if layers else 0
+        if mask_loss and mask_layer not in layers:
             raise InputError(
-                f'model.mask_layer must be below {layers}, the number of layers that look at the '
-                f'picture, got {mask_layer}'
+                f'model.mask_layer must be one of the layers that look at the picture, {layers}, '
+                f'got {mask_layer}'
             )
-        self.mask_loss = mask_loss
-        self.mask_layer = 2 * layers // 3 if mask_layer is None else mask_layer
+        self.mask_loss, self.mask_layer = mask_loss, mask_layer
         self.noun_counts = no_nouns()
 
     def forward(self, samples: dict[str, Any]) -> Any:
@@ -557,6 +558,7 @@ def _pretrained_text(
                 f'{(missing or report["mismatched_keys"])[:3]} and perhaps more'
             )
         models.append(model)
+    compat.tie_bert_bias(models[1])
     return tuple(models)
 
 

@@ -27,6 +27,7 @@ from lavis.datasets.datasets.dataloader_utils import PrefetchLoader
 from lavis.runners.runner_base import RunnerBase
 from lavis.tasks.image_text_pretrain import ImageTextPretrainTask
 from lavis.tasks.retrieval import RetrievalTask
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -36,7 +37,7 @@ from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
 from freeatm_mm.errors import InputError, MissingFileError, counted, one_sentence
 from freeatm_mm.files import atomic_write, read_json
 from freeatm_mm.lavis_ext.datasets import batch_items
-from freeatm_mm.lavis_ext.settings import check_entries, check_run
+from freeatm_mm.lavis_ext.settings import check_entries, check_run, find_device, plain
 from freeatm_mm.origins import blip_origin, describe_blip
 
 __all__ = ['FreeATMRunner', 'newest_checkpoint']
@@ -233,15 +234,7 @@ class FreeATMRunner(RunnerBase):
     def device(self) -> torch.device:
         """`run.device`; 'auto', or none, is a GPU where there is one."""
         if self._device is None:
-            name = self.config.run_cfg.get('device', 'auto')
-            there = torch.cuda.is_available()
-            if name == 'auto':
-                name = 'cuda' if there else 'cpu'
-            self._device = torch.device(name)
-            if self._device.type == 'cuda' and not there:
-                raise InputError(
-                    f'run.device is {name}, and this machine shows no GPU: set run.device=cpu'
-                )
+            self._device = find_device(self.config.run_cfg)
         return self._device
 
     @property
@@ -440,13 +433,27 @@ class FreeATMRunner(RunnerBase):
         for entry, splits in needed.items():
             check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
             for split in splits:
-                first = self.datasets[split][0]
-                self._check_view(split, getattr(first.get('image'), 'shape', ())[-2:])
+                dataset = self.datasets[split]
+                parts = [part for part in getattr(dataset, 'datasets', [dataset]) if len(part)]
+                firsts = [part[0] for part in parts]
+                for first in firsts:
+                    self._check_view(split, getattr(first.get('image'), 'shape', ())[-2:])
                 if split == 'train' and hasattr(self._model, 'check_masks'):
-                    self._model.check_masks(first.get('noun_masks'))
+                    self._check_masks(parts, [first.get('noun_masks') for first in firsts])
                 if split in evaluated and hasattr(self._model, 'check_set'):
                     self._model.check_set(self.datasets[split])
         _set_random_state(state, self.device)
+
+    def _check_masks(self, parts: list, masks: list) -> None:
+        """Refuse joined datasets of which some have masks: LAVIS keeps what all of a batch have."""
+        without = [type(part).__name__ for part, given in zip(parts, masks) if given is None]
+        if without and len(without) < len(parts):
+            raise InputError(
+                f'mask_grid and model.mask_loss need masks of all pairs, and the data set '
+                f'{without[0]} gives none: train on freeatm_pretrain alone'
+            )
+        for given in masks:
+            self._model.check_masks(given)
 
     def _check_view(self, split: str, size: Any) -> None:
         encoder = getattr(self._model, 'visual_encoder', None)
@@ -708,7 +715,7 @@ class FreeATMRunner(RunnerBase):
                 f"{path} can't be gone on from: it was not written by "
                 'freeatm_runner at the end of an epoch'
             )
-        changes = _differences(checkpoint['config'], self.config.to_dict())
+        changes = _differences(self._completed(checkpoint['config']), self.config.to_dict())
         changes = self._check_steps(path, checkpoint, changes)
         there, here = checkpoint.get('samples', self._samples()), self._samples()
         if there != here:  # of the same files, whose content has changed
@@ -750,6 +757,13 @@ class FreeATMRunner(RunnerBase):
                 get_world_size(),
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
+
+    def _completed(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's config; options of the model that are newer have their defaults."""
+        model = self.config.model_cfg
+        path = registry.get_model_class(model.arch).default_config_path(model.model_type)
+        defaults = plain(OmegaConf.load(path).model, str(path))
+        return {**earlier, 'model': {**defaults, **earlier.get('model', {})}}
 
     def _check_steps(
         self, path: Path, checkpoint: Mapping[str, Any], changes: list[str]

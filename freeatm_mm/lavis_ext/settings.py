@@ -15,9 +15,17 @@ from lavis.tasks.retrieval import RetrievalTask
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 
-__all__ = ['RUN', 'check_entries', 'check_processors', 'check_run', 'check_values', 'plain']
+__all__ = [
+    'RUN',
+    'check_entries',
+    'check_processors',
+    'check_run',
+    'check_values',
+    'find_device',
+    'plain',
+]
 
 Check = Callable[[Any], 'str | None']
 """Takes a value; returns what it must be where it doesn't fit, else ``None``."""
@@ -265,6 +273,23 @@ def check_run(cfg: DictConfig) -> None:
         raise InputError(
             'run.amp computes with half precision on GPUs only: set run.amp=False on a CPU'
         )
+
+
+def find_device(run: Mapping[str, Any]) -> torch.device:
+    """What `run.device` names; 'auto', or none, is a GPU where there is one.
+
+    Raises:
+        InputError: If the machine shows no such GPU.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = run.get('device') or 'auto'
+    device = torch.device(('cuda' if gpus else 'cpu') if name == 'auto' else name)
+    if device.type == 'cuda' and (device.index or 0) >= gpus:
+        shown = counted(gpus, 'GPU') if gpus else 'no GPU'
+        raise InputError(
+            f'run.device is {name}, and this machine shows {shown}: set run.device=cpu'
+        )
+    return device
 
 
 # --- datasets -------------------------------------------------------------------------------------

@@ -49,9 +49,10 @@ class CountingTokenizer(BertTokenizer):
         return frozenset(vocabulary[token] for token in vocabulary if token.startswith('##'))
 
     def ids_of(self, word: str) -> list[int]:
-        """The tokens of a word, which is not counted as a text."""
+        """The tokens of a word, which is not counted as a text; none if one of them is unknown."""
         if word not in self._words:
-            self._words[word] = self.convert_tokens_to_ids(self.tokenize(word))
+            ids = self.convert_tokens_to_ids(self.tokenize(word))
+            self._words[word] = [] if self.unk_token_id in ids else ids  # [UNK] may be any word
         return self._words[word]
 
     def prepare_for_model(self, *args, **kwargs):

@@ -26,12 +26,18 @@ from freeatm_mm.lavis_ext.grounding import (  # noqa: E402
     attention_of_nouns,
     find_words,
     mask_consistency,
+    places_of,
     point,
     record_matching,
 )
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain  # noqa: E402
 from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor, WholeView  # noqa: E402
-from freeatm_mm.ops.position import flip_matrix, objects_from_masks  # noqa: E402
+from freeatm_mm.ops.position import (  # noqa: E402
+    WHOLE_VIEW,
+    PlacedObject,
+    flip_matrix,
+    objects_from_masks,
+)
 
 GRID = 'datasets.freeatm_pretrain.build_info.mask_grid'
 
@@ -91,9 +97,27 @@ def test_masks_follow_the_view(parts):
 
 def test_nouns_are_found_as_the_caption_writes_them(tmp_path):
     store, names = make_store_of_spellings(tmp_path / 'store')
-    words = pairs(store)[0]['nouns']
-    assert [spellings[-1] for spellings in words] == names
-    assert words[1] == ['dogs', 'dog'] and words[3] == ['cat', 'domestic cat']
+    item = pairs(store)[0]
+    assert item['nouns'] == [['dog', 'dogs'], ['cat', 'domestic cat']]
+    assert names == ['dog', 'dog', 'dog', 'domestic cat']
+
+
+def test_objects_of_one_noun_are_one(parts):
+    """Of their masks whatever one of them covers counts, and once."""
+    dataset = pairs(parts[0])
+    corners = [[0, 0, 0.5, 0.5]], [[0, 0, 0.5, 0.5], [0.5, 0, 0.75, 0.5]], [[0, 0, 1, 1]]
+    things = [PlacedObject(name, np.array(box)) for name, box in zip('xxy', corners)]
+    found = dataset._masks(things, WHOLE_VIEW, 2)
+    assert found['nouns'] == [['x'], ['y']]
+    assert found['noun_masks'].tolist() == [[[1, 0.5], [0, 0]], [[1, 1], [1, 1]]]
+
+
+def test_an_unknown_word_is_in_no_text(parts):
+    tokenizer = build(parts).tokenizer
+    ids = tokenizer('a zebra has a dog').input_ids
+    assert tokenizer.unk_token_id in ids
+    assert places_of(tokenizer, ids, ['zebra', 'giraffe', 'zebra has']) == []
+    assert places_of(tokenizer, ids, ['zebra', 'dog']) == [ids.index(*tokenizer.ids_of('dog'))]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +221,11 @@ def test_masks_must_fit_the_model(parts, options, change, message):
     ('options', 'message'),
     [
         (['model.mask_layer=0'], 'mask_layer has no effect without model.mask_loss'),
-        (['model.mask_loss=1', 'model.mask_layer=1'], 'mask_layer must be below 1'),
+        (
+            ['model.mask_loss=1', 'model.mask_layer=1'],
+            r'mask_layer must be one of the layers that look at the picture, \[0\], got 1',
+        ),
+        (['model.mask_loss=1', 'model.bert.add_cross_attention=False'], r'picture, \[\], got 0'),
         (['model.mask_loss=-1'], 'mask_loss must be a number of at least 0'),
     ],
 )
@@ -255,3 +283,20 @@ def test_pointing_counts_what_lies_on_the_objects(parts, tmp_path):
     assert found.centre == (kept[:, 3] >= 0.5).tolist()
     assert np.mean(found.covered) == pytest.approx((kept >= 0.5).float().mean().item())
     assert len(point(model, dataset, limit=2).centre) < len(found.centre)
+
+
+def test_pointing_counts_nouns_that_captions_do_not_write(parts, monkeypatch):
+    """A text of six tokens holds one noun of three; and each batch is fetched at once."""
+    fetched, at_hand = [], FreeATMPretrainDataset.at_hand
+    monkeypatch.setattr(
+        FreeATMPretrainDataset,
+        'at_hand',
+        lambda self, indices: fetched.append(len(indices)) or at_hand(self, indices),
+    )
+    model, dataset = build(parts, 'model.max_txt_len=6').eval(), pairs(parts[0])
+    found = point(model, dataset, batch_size=3, limit=4)
+    assert found.nouns == 6 and found.unwritten == 6
+    found = point(build(parts, 'model.max_txt_len=7').eval(), dataset, limit=4)
+    assert (found.nouns, found.unwritten, len(found.centre) + found.small) == (6, 3, 3)
+    assert point(model, dataset, limit=1).nouns == 0
+    assert fetched == [3, 1, 4, 1]

@@ -200,6 +200,22 @@ def test_only_the_same_run_is_gone_on_from(parts, tmp_path, caplog):
     assert newest_checkpoint(tmp_path).name == 'checkpoint_2.pth'
 
 
+def test_a_run_from_before_an_option_is_gone_on_from(parts, tmp_path):
+    """What its config lacks has its default; anything else differs."""
+    options = pretrain_options(*parts, tmp_path)
+    launch.train(PRETRAIN, [*options, 'run.max_epoch=1'])
+    path = tmp_path / 'checkpoint_0.pth'
+    content = read(path)
+    for name in ('mask_loss', 'mask_layer'):
+        del content['config']['model'][name]
+    torch.save(content, path)
+    held = ['model.mask_loss=1', f'{DATA}.build_info.mask_grid=2']
+    with pytest.raises(ValueError, match='model.mask_loss 0 there, 1 here'):
+        launch.train(PRETRAIN, [*options, *held], resume=True)
+    launch.train(PRETRAIN, options, resume=True)
+    assert newest_checkpoint(tmp_path).name == 'checkpoint_1.pth'
+
+
 def test_other_data_and_workers_are_told(parts, tmp_path, caplog):
     options = pretrain_options(*parts, tmp_path)
     launch.train(PRETRAIN, [*options, 'run.max_epoch=1'])
@@ -464,6 +480,37 @@ def test_unreadable_pictures_are_counted_in_the_log(parts, tmp_path, caplog):
     assert '1 pictures could not be read' in caplog.text
 
 
+def test_joined_data_sets_count_what_one_passes_over_and_all_have_masks_or_none(parts, tmp_path):
+    """A batch of LAVIS's `ConcatDataset` keeps what all its items have."""
+    rows = []
+    for number in range(8):
+        Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
+        rows.append({'image': f'{number}.png', 'caption': 'a dog', 'image_id': number})
+    (tmp_path / '3.png').write_bytes(b'no picture')
+    for name, chosen in (('captions', rows), ('train', rows[4:])):
+        (tmp_path / f'{name}.json').write_text(json.dumps(chosen))
+    retrieval = 'datasets.freeatm_retrieval'
+    options = [
+        *pretrain_options('null', parts[1], tmp_path / 'run'),
+        'run.max_epoch=1',
+        f'{DATA}.build_info.annotations={tmp_path}/captions.json',
+        f'{DATA}.build_info.images={tmp_path}',
+        f'{DATA}.build_info.skip_unreadable=True',
+        f'{retrieval}.build_info.annotations.train={tmp_path}/train.json',
+        f'{retrieval}.build_info.images={tmp_path}',
+        f'{retrieval}.vis_processor.train.image_size=16',
+    ]
+    with pytest.raises(InputError, match='the data set FreeATMRetrievalDataset gives none'):
+        launch.train(PRETRAIN, [*options, 'model.mask_loss=1', f'{DATA}.build_info.mask_grid=2'])
+    with pytest.raises(InputError, match='views of 32 x 32 pixels'):  # of the second one
+        launch.train(PRETRAIN, [*options, f'{retrieval}.vis_processor.train.image_size=32'])
+    runner = launch.build_runner(launch.load_config(PRETRAIN, options))
+    batches = list(runner.train_loader)
+    assert sum(int(batch['unreadable'].sum()) for batch in batches) == 1
+    runner.train()
+    assert log_lines(tmp_path / 'run')[0]['train_unreadable'] == 1
+
+
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
     torch.save({'model': {}, 'optimizer': {}, 'epoch': 0}, tmp_path / 'lavis.pth')
     with pytest.raises(ValueError, match='was not written by freeatm_runner'):
@@ -494,12 +541,28 @@ def test_processes_that_cannot_meet_are_told(parts, tmp_path, monkeypatch):
         launch.train(PRETRAIN, pretrain_options(*parts, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ('device', 'gpus', 'message'),
+    [
+        ('cuda', 0, 'run.device is cuda, and this machine shows no GPU: set run.device=cpu'),
+        ('cuda:1', 1, 'run.device is cuda:1, and this machine shows 1 GPU'),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_told(parts, tmp_path, monkeypatch, device, gpus, message):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    with pytest.raises(InputError, match=message):
+        launch.load_config(PRETRAIN, [f'run.device={device}'])
+
+
 @pytest.mark.parametrize('device, chosen', [('cuda', []), ('cuda:1', [1]), ('cpu', [])])
 def test_a_single_process_takes_the_gpu_that_is_named(parts, tmp_path, monkeypatch, device, chosen):
     """LAVIS sends batches to the current one; torch takes no device without a number."""
     monkeypatch.delenv('RANK', raising=False)
     taken = []
     number_of = torch.cuda._utils._get_device_index  # as `set_device` itself asks
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda given: taken.append(number_of(given)))
     options = [*pretrain_options(*parts, tmp_path), f'run.device={device}']
     cfg = launch.load_config(PRETRAIN, options)
