@@ -374,6 +374,23 @@ def free_copied_checkpointing(module) -> None:
         vars(part).pop('forward', None)
 
 
+def tie_bert_bias(decoder) -> None:
+    """Let the two names of the language head's bias be one tensor again, once weights are loaded.
+
+    Reason: files of BERT hold it as `cls.predictions.bias` alone, as transformers leaves the second
+    name out. LAVIS's class says that a missing `decoder.bias` is to be ignored, and not that it is
+    the other one: since transformers 4.50 it then stays on the meta device, without any data.
+
+    Source: `lavis/models/med.py`, `BertLMPredictionHead` and `_keys_to_ignore_on_load_missing`;
+    `transformers/modeling_utils.py`, `_move_missing_keys_from_meta_to_cpu`.
+
+    Args:
+        decoder: LAVIS's `XBertLMHeadDecoder`, changed in place.
+    """
+    head = decoder.cls.predictions
+    head.decoder.bias = head.bias
+
+
 def let_lavis_average_on_cpus() -> None:
     """Let LAVIS's meters be averaged over processes that have no GPU; no effect with one.
 

@@ -185,7 +185,7 @@ def load_checked(
     """
     check_finite(state, source)
     state, own = dict(state), model.state_dict()
-    if 'ptr_queue' in state:  # as the first BLIP's code calls it in retrieval
+    if 'ptr_queue' in state:  # its name in the original code of BLIP's retrieval
         state.setdefault('queue_ptr', state.pop('ptr_queue'))
     counts: Counter[str] = Counter()
     for part in ('visual_encoder', 'visual_encoder_m'):
@@ -565,6 +565,7 @@ def _pretrained_text(
                 f'{(missing or report["mismatched_keys"])[:3]} and perhaps more'
             )
         models.append(model)
+    compat.tie_bert_bias(models[1])
     return tuple(models)
 
 

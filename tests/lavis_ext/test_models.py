@@ -207,7 +207,7 @@ def test_a_fine_tuned_checkpoint_of_lavis_can_be_judged(
     assert torch.equal(again.itm_head.weight, retrieval.itm_head.weight)
 
 
-def test_a_fine_tuned_checkpoint_of_blips_first_code_can_be_judged(
+def test_a_fine_tuned_checkpoint_of_the_original_code_can_be_judged(
     model, checkpoint, tokenizer, tmp_path
 ):
     """It calls the queue's place `ptr_queue`, as PTP's does, which is made from it."""

@@ -62,5 +62,10 @@ def test_the_tool_makes_what_blip_takes(tmp_path, capsys):
     config = load_config(ROOT / tool.CONFIG, [f'model.text_weights={out}'])
     blip = FreeATMBlipPretrain.from_config(config.model_cfg)
     name = 'embeddings.word_embeddings.weight'
-    words = load_file(out / 'model.safetensors')[f'bert.{name}']
+    saved = load_file(out / 'model.safetensors')
+    words = saved[f'bert.{name}']
     assert torch.equal(blip.text_encoder.state_dict()[name][: len(words)], words)
+    # transformers saves the bias of the words under one of its two names.
+    assert 'cls.predictions.decoder.bias' not in saved
+    bias = blip.to('cpu').text_decoder.cls.predictions.decoder.bias
+    assert torch.equal(bias[: len(words)], saved['cls.predictions.bias'])
