@@ -509,8 +509,8 @@ def _train_part(data: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return _mapping(_mapping(data.get(part)).get('train'))
 
 
-def _blip_masks(data: Mapping[str, Any], loss: float) -> bool | str:
-    """False, True or the name of a variant; `loss` is the weight of the loss of masks."""
+def _blip_masks(data: Mapping[str, Any], model: Mapping[str, Any], stores: str) -> bool | str:
+    """False, True or the name of a variant; `stores` is what these say of their masks."""
     from freeatm_mm.ops.position import PRESETS
 
     options = dict(_train_part(data, 'text_processor'))
@@ -521,10 +521,14 @@ def _blip_masks(data: Mapping[str, Any], loss: float) -> bool | str:
     flips = _train_part(data, 'vis_processor').get('hflip')
     flips = True if flips is None else flips
     flipped = [] if flips == (preset != 'ptp') else [f'hflip={flips}']  # PTP trains without
-    further = [*flipped, *([f'mask_loss={loss:g}'] if loss else [])]
-    if preset == 'none':
-        return ', '.join(['no prompts', *further]) if further else False
     boxes = bool(_mapping(data.get('build_info')).get('detections'))
+    loss = float(model.get('mask_loss') or 0)
+    further = [*flipped, *([f'mask_loss={loss:g}'] if loss else [])]
+    if model.get('mask_layer') is not None:
+        further.append(f'mask_layer={model["mask_layer"]}')
+    source = ['boxes'] if boxes else [stores] if stores else []
+    if preset == 'none':
+        return ', '.join(['no prompts', *(source if loss else []), *further]) if further else False
     changes = [
         f'{name}={value}'
         for name, value in sorted(options.items())
@@ -532,9 +536,9 @@ def _blip_masks(data: Mapping[str, Any], loss: float) -> bool | str:
     ]
     changes += further
     if preset == 'ptp':
-        parts = ['PTP', *([] if boxes else ['masks']), *changes]
+        parts = ['PTP', *([] if boxes else ['masks', *source]), *changes]
     else:
-        parts = ['Free-ATM', *(['boxes'] if boxes else []), *changes]
+        parts = ['Free-ATM', *source, *changes]
     return True if parts == ['Free-ATM'] else ', '.join(parts)
 
 
@@ -567,14 +571,12 @@ def describe_blip(
     if model.get('pretrained'):
         before = _mapping(earlier)
         images = _after(images, before.get('regime'), before.get('generator'))
-    masks = _blip_masks(data, float(model.get('mask_loss') or 0))
-    if masks is True and made and all(store and 'scenes' in store for store in made):
-        masks = 'Free-ATM, exact masks'  # of composed scenes, as the miniature's world has them
-    elif masks is True and isinstance(other := _with_stores(True, made), str):
-        masks = f'Free-ATM, {other}'
+    told = _with_stores(True, made)
+    if made and all(store and 'scenes' in store for store in made):
+        told = 'exact masks'  # of composed scenes, as the miniature's world has them
     return {
         'regime': images.get('regime'),
-        'masks': masks,
+        'masks': _blip_masks(data, model, told if isinstance(told, str) else ''),
         'generator': images.get('generator'),
         'seed': _mapping(config.get('run')).get('seed', 0),
         'scale': blip_scale(model),

@@ -27,9 +27,20 @@ from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import read_text
 from freeatm_mm.lavis_ext.datasets import FreeATMPretrainDataset, StorePairs
 from freeatm_mm.lavis_ext.grounding import Pointing, point
-from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor, WholeView
+from freeatm_mm.lavis_ext.processors import (
+    FreeATMCaptionProcessor,
+    FreeATMImageTrainProcessor,
+    WholeView,
+)
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
-from freeatm_mm.lavis_ext.settings import check_entries, check_run, find_device, plain, text
+from freeatm_mm.lavis_ext.settings import (
+    check_entries,
+    check_run,
+    check_values,
+    find_device,
+    plain,
+    text,
+)
 from freeatm_mm.ops.masks import THRESHOLD
 from freeatm_mm.packaged import find_config
 
@@ -359,7 +370,11 @@ def point_at_nouns(
         )
     model = registry.get_model_class(cfg.model_cfg.arch).from_config(cfg.model_cfg)
     embed = model.visual_encoder.patch_embed
-    view = plain(cfg.datasets_cfg.freeatm_pretrain.vis_processor.train, 'vis_processor.train')
+    view, where = cfg.datasets_cfg.freeatm_pretrain, 'datasets.freeatm_pretrain'
+    for part in ('vis_processor', 'train'):
+        view, where = plain(view, where).get(part), f'{where}.{part}'
+    view = plain(view, where)
+    check_values(view, FreeATMImageTrainProcessor.CHECKS, where)
     dataset = FreeATMPretrainDataset(
         WholeView(embed.img_size[0], view.get('mean'), view.get('std')),
         FreeATMCaptionProcessor(),

@@ -185,6 +185,8 @@ def load_checked(
     """
     check_finite(state, source)
     state, own = dict(state), model.state_dict()
+    if 'ptr_queue' in state:  # its name in the original code of BLIP's retrieval
+        state.setdefault('queue_ptr', state.pop('ptr_queue'))
     counts: Counter[str] = Counter()
     for part in ('visual_encoder', 'visual_encoder_m'):
         name = f'{part}.pos_embed'
@@ -473,6 +475,11 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
             InputError: If weights don't fit, sizes don't go together, or an entry is unknown.
         """
         cfg = _checked(cls, cfg)
+        if cfg.get('pretrained') and not cfg.get('load_pretrained', True):
+            raise InputError(
+                'model.pretrained is not read with model.load_pretrained=False: leave one of them '
+                'out'
+            )
         tokenizer = load_tokenizer(cfg.tokenizer)
         image_encoder = _image_encoder(cfg)
         if cfg.get('image_weights'):
@@ -500,7 +507,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
                 mask_loss=float(cfg.get('mask_loss', 0)),
                 mask_layer=cfg.get('mask_layer'),
             )
-        if cfg.get('pretrained') and cfg.get('load_pretrained', True):
+        if cfg.get('pretrained'):
             state = load_weights(cfg.pretrained)
             complete_momentum(state, cfg.pretrained)
             load_checked(model, state, cfg.pretrained, may_lack=['idx_queue'])

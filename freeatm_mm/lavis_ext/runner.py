@@ -599,6 +599,11 @@ class FreeATMRunner(RunnerBase):
                 counts['texts'],
                 counts['lost_tokens'],
             )
+        if not counts.get('nouns', 1):
+            logging.warning(
+                'no pair of this epoch has a mask of a noun: model.mask_loss has no effect without '
+                'masks, objects or detections'
+            )
         if counts.get('nouns_not_in_text'):
             logging.warning(
                 '%d of %d nouns that have masks are not in their texts as they are written: no '

@@ -248,6 +248,13 @@ def test_a_run_trains_with_it_and_says_so(parts, tmp_path, caplog):
     assert content['pretraining']['masks'] == 'no prompts, mask_loss=0.5'
 
 
+def test_masks_that_no_pair_has_are_told(parts, tmp_path, caplog):
+    bare = make_store(tmp_path / 'bare', count=4, size=(20, 20), nouns=(0,))
+    options = [*pretrain_options(bare, parts[1], tmp_path), 'run.max_epoch=1', 'model.mask_loss=1']
+    launch.train(PRETRAIN, [*options, f'{GRID}=2'])
+    assert 'no pair of this epoch has a mask of a noun: model.mask_loss has no eff' in caplog.text
+
+
 def test_nouns_that_texts_do_not_write_are_counted(parts, caplog):
     model = build(parts, 'model.mask_loss=1')
     samples = batch(parts[0])

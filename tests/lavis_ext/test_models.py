@@ -207,6 +207,27 @@ def test_a_fine_tuned_checkpoint_of_lavis_can_be_judged(
     assert torch.equal(again.itm_head.weight, retrieval.itm_head.weight)
 
 
+def test_a_fine_tuned_checkpoint_of_the_original_code_can_be_judged(
+    model, checkpoint, tokenizer, tmp_path
+):
+    """It calls the queue's place `ptr_queue`, as PTP's does, which is made from it."""
+    state = {
+        'ptr_queue' if name == 'queue_ptr' else name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith('text_decoder.')
+    }
+    torch.save({'model': state, 'config': {'k_test': 256}, 'epoch': 5}, tmp_path / 'best.pth')
+    retrieval = FreeATMBlipRetrieval.from_config(
+        config(
+            tokenizer,
+            'model.load_finetuned=True',
+            f'model.finetuned={tmp_path / "best.pth"}',
+            path=ZEROSHOT,
+        )
+    )
+    check_same(retrieval, model)
+
+
 def test_larger_images_and_other_queues(model, checkpoint, tokenizer, caplog):
     with caplog.at_level(logging.INFO):
         retrieval = FreeATMBlipRetrieval.from_config(

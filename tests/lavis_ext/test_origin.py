@@ -66,6 +66,34 @@ def test_masks(name, options, masks):
 
 
 @pytest.mark.parametrize(
+    'name, options, masks',
+    [
+        ('blip_pretrain_freeatm', [], 'Free-ATM, {}'),
+        ('baselines/blip_pretrain_shuffled', [], 'Free-ATM, {}, positions=others'),
+        (
+            'blip_pretrain_freeatm',
+            ['model.mask_loss=1', 'model.mask_layer=3'],
+            'Free-ATM, {}, mask_loss=1, mask_layer=3',
+        ),
+        ('baselines/blip_pretrain', ['model.mask_loss=1'], 'no prompts, {}, mask_loss=1'),
+        ('baselines/blip_pretrain', [], False),  # reads no masks, whatever they are
+        ('baselines/blip_pretrain_ptp', [], 'PTP'),
+        (
+            'baselines/blip_pretrain',
+            ['model.mask_loss=1', f'{DATA}.build_info.detections=x.json'],
+            'no prompts, boxes, mask_loss=1',
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    'store, told', [(SHARES, 'exact masks'), ({'imported': {}}, 'imported')], ids=['exact', 'other']
+)
+def test_other_masks_are_told_of_every_variant_that_reads_them(name, options, masks, store, told):
+    masks = masks and masks.format(told)
+    assert describe(name, *options, stores=[store])['masks'] == masks
+
+
+@pytest.mark.parametrize(
     'stores, regime, generator',
     [
         ([SD15], 'synthetic', 'sd15'),

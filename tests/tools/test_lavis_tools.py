@@ -185,6 +185,12 @@ def test_pointing_is_told_layer_by_layer_and_kept(world, tmp_path, capsys):
     for line, name in zip(told[1:], ['pointing_0', 'pointing_centre', 'pointing_random']):
         assert float(line.split()[-1]) == pytest.approx(100 * row['metrics'][name], abs=0.01)
     assert row['metrics']['pointing'] == row['metrics']['pointing_0']
+    data = 'datasets.freeatm_pretrain.vis_processor'
+    with pytest.raises(SystemExit):
+        look.main([str(PRETRAIN), 'S', '--options', *options, f'{data}.train.mean=[1,2]'])
+    assert f'{data}.train.mean must be a list of three numbers' in capsys.readouterr().err
+    look.main([str(PRETRAIN), str(world / 'store'), '--options', *options, f'{data}=null'])
+    assert capsys.readouterr().out.splitlines() == told  # as where nothing is said of views
 
 
 @pytest.mark.parametrize(
@@ -397,6 +403,11 @@ def test_benchmark_writes_its_rows(world, tmp_path, capsys):
         (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is evaluated"),
         (evaluate, [str(ZEROSHOT)], 'no image folder'),
         (look, [str(PRETRAIN), 'nowhere'], 'no checkpoint to look at: give --options model.pretr'),
+        (
+            look,
+            [str(PRETRAIN), 'S', '--options', 'model.pretrained=x', 'model.load_pretrained=False'],
+            'model.pretrained is not read with model.load_pretrained=False',
+        ),
         (look, [str(ZEROSHOT), 'S', '--options', 'model.pretrained=x'], 'must be of a pretraining'),
         (evaluate, [str(ZEROSHOT), '--out', 'x.json'], 'no checkpoint to evaluate: set model.pre'),
     ],
