@@ -92,15 +92,19 @@ class BlipRow:
             'scale': blip_scale(model),
         }
         self.out: Path = args.out
-        self.results = open_results(self.out, self.out.stem, command_line())
+        self._read()  # a file that can't be used is told before anything is measured
+
+    def _read(self) -> dict[str, Any]:
+        return open_results(self.out, self.out.stem, command_line())
 
     def keep(self, metrics: Mapping[str, float]) -> None:
         """Add figures to those that the row has already, and write the file."""
+        results = self._read()  # with what others have added meanwhile
         earlier = [
             old['metrics']
-            for old in self.results['rows']
+            for old in results['rows']
             if all(old.get(key) == value for key, value in self.row.items())
         ]
         kept = {**(earlier[0] if earlier else {}), **metrics}
-        add_row(self.results, {**self.row, 'metrics': kept})
-        write_results(self.out, self.results)
+        add_row(results, {**self.row, 'metrics': kept})
+        write_results(self.out, results)

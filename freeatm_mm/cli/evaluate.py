@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     from freeatm_mm.probing.features import evaluate_features, evaluate_objects, load_model
 
     command = command_line()
-    results = open_results(args.out, args.out.stem, command)
+    open_results(args.out, args.out.stem, command)  # one that can't be used is told at once
     label = make_label(args)
     model = load_model(args.config, args.checkpoint, args.seed, device=args.device)
     if args.checkpoint:
@@ -164,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
         found, more = evaluate_objects(model, garments, 'garment', args.batch_size)
         seconds = {**details.get('seconds', {}), **more['seconds']}
         metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
+    results = open_results(args.out, args.out.stem, command)  # with what others added meanwhile
     add_row(results, {**label, 'metrics': metrics, 'details': details})
     write_results(args.out, results)
     for name, value in metrics.items():

@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 
 from freeatm_mm.cli._blip_rows import BlipRow, add_row_options, refuse_idle_row
-from freeatm_mm.errors import tool
+from freeatm_mm.errors import InputError, tool
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     row = None
     if args.out:
-        model = load_config(args.config, args.options).model_cfg
+        cfg = load_config(args.config, args.options)
+        model, splits = cfg.model_cfg, cfg.run_cfg.get('test_splits') or []
+        if len(splits) > 1:
+            raise InputError(
+                f'--out keeps the figures of one split, and run.test_splits names '
+                f'{", ".join(splits)}: evaluate one at a time, each with its own --what'
+            )
         row = BlipRow(args, evaluated_checkpoint(model), model)
     figures = evaluate(args.config, args.options)
     if figures is None:  # not the first of several processes

@@ -292,11 +292,11 @@ class FreeATMPretrainDataset(BaseDataset):
         written = getattr(self.text_processor, 'pre_caption', str.lower)
         named: dict[str, list[PlacedObject]] = {}
         for thing in objects:
-            named.setdefault(thing.name, []).append(thing)
+            named.setdefault(written(thing.name), []).append(thing)
         nouns, covers = [], np.zeros((len(named), grid, grid), np.float32)
         for cover, (name, things) in zip(covers, named.items()):
-            words = [*(thing.word for thing in things), name]
-            nouns.append(list(dict.fromkeys(written(word) for word in words if word)))
+            words = [written(thing.word) for thing in things]
+            nouns.append([word for word in dict.fromkeys([*words, name]) if word])
             parts = np.concatenate([thing.parts for thing in things])
             if len(things) > 1:
                 parts = np.unique(parts, axis=0)  # masks may share cells

@@ -30,7 +30,7 @@ from lavis.tasks.retrieval import RetrievalTask
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler
 
 from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
@@ -434,7 +434,9 @@ class FreeATMRunner(RunnerBase):
             check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
             for split in splits:
                 dataset = self.datasets[split]
-                parts = [part for part in getattr(dataset, 'datasets', [dataset]) if len(part)]
+                parts: list[Any] = [dataset]
+                if isinstance(dataset, ConcatDataset):
+                    parts = [part for part in dataset.datasets if len(part)]  # type: ignore[arg-type]
                 firsts = [part[0] for part in parts]
                 for first in firsts:
                     self._check_view(split, getattr(first.get('image'), 'shape', ())[-2:])

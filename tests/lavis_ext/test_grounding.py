@@ -106,7 +106,7 @@ def test_objects_of_one_noun_are_one(parts):
     """Of their masks whatever one of them covers counts, and once."""
     dataset = pairs(parts[0])
     corners = [[0, 0, 0.5, 0.5]], [[0, 0, 0.5, 0.5], [0.5, 0, 0.75, 0.5]], [[0, 0, 1, 1]]
-    things = [PlacedObject(name, np.array(box)) for name, box in zip('xxy', corners)]
+    things = [PlacedObject(name, np.array(box)) for name, box in zip('Xxy', corners)]
     found = dataset._masks(things, WHOLE_VIEW, 2)
     assert found['nouns'] == [['x'], ['y']]
     assert found['noun_masks'].tolist() == [[[1, 0.5], [0, 0]], [[1, 1], [1, 1]]]

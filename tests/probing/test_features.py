@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 pytest.importorskip('mmpretrain')
 
+from freeatm_mm.probing import features  # noqa: E402
 from freeatm_mm.probing.features import (  # noqa: E402
     SPLITS,
     FeatureModel,
@@ -456,6 +457,26 @@ def test_evaluate_tool_gathers_runs_in_one_file(world, tmp_path, monkeypatch, ca
         tool(str(checkpoint), '--seed', '0', *named)
     assert re.search('without a single step', capsys.readouterr().err)
     assert len(read_results(out)['rows']) == 2
+
+
+def test_rows_that_others_add_meanwhile_stay(tmp_path, monkeypatch):
+    (tmp_path / 'tiny.py').write_text('')
+    main, out, measured = load_tool('evaluate').main, tmp_path / 'x.json', []
+
+    def tool(seed):
+        arguments = ['--random', '--seed', seed, '--world', 'W', '--out', str(out)]
+        main([str(tmp_path / 'tiny.py'), *arguments])
+
+    def measure(*_):
+        measured.append(None)
+        if len(measured) == 1:  # another one begins later and ends sooner
+            tool('1')
+        return {'linear': 0.5}, {'seconds': {'linear': 1.0}}
+
+    monkeypatch.setattr(features, 'load_model', lambda *_, **__: None)
+    monkeypatch.setattr(features, 'evaluate_features', measure)
+    tool('0')
+    assert [row['seed'] for row in read_results(out)['rows']] == [1, 0]
 
 
 def test_single_objects_under_their_masks_and_in_whole_images():

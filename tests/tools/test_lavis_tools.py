@@ -193,6 +193,20 @@ def test_pointing_is_told_layer_by_layer_and_kept(world, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == told  # as where nothing is said of views
 
 
+def test_rows_that_others_add_meanwhile_stay(tmp_path):
+    from freeatm_mm.cli._blip_rows import BlipRow
+
+    arguments = ['Y', 'S', '--out', str(tmp_path / 'x.json'), '--regime', 'real', '--masks', 'x']
+    torch.save({'model': {}}, tmp_path / 'x.pth')  # which says nothing of itself
+    both = [
+        BlipRow(look.parse_args([*arguments, '--epochs=1', f'--seed={n}']), tmp_path / 'x.pth', {})
+        for n in range(2)
+    ]
+    for row in both:
+        row.keep({'pointing': 0.5})
+    assert [row['seed'] for row in read_results(tmp_path / 'x.json')['rows']] == [0, 1]
+
+
 @pytest.mark.parametrize(
     'flags, message',
     [
@@ -402,6 +416,11 @@ def test_benchmark_writes_its_rows(world, tmp_path, capsys):
         (train, [str(PRETRAIN), '--options', 'nonsense'], "'nonsense' must be KEY=VALUE"),
         (evaluate, [str(PRETRAIN)], "the task 'image_text_pretrain'; only retrieval is evaluated"),
         (evaluate, [str(ZEROSHOT)], 'no image folder'),
+        (
+            evaluate,
+            [str(ZEROSHOT), '--out', 'x.json', '--options', 'run.test_splits=[val,test]'],
+            '--out keeps the figures of one split, and run.test_splits names val, test',
+        ),
         (look, [str(PRETRAIN), 'nowhere'], 'no checkpoint to look at: give --options model.pretr'),
         (
             look,
