@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from lavis.models.blip_models.blip import BlipBase  # noqa: E402
 from lavis.models.blip_models.blip_pretrain import BlipPretrain  # noqa: E402
 from lavis.models.blip_models.blip_retrieval import BlipRetrieval  # noqa: E402
 from lavis.models.med import XBertEncoder, XBertLMHeadDecoder  # noqa: E402
+from lavis.runners.runner_base import RunnerBase  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from freeatm_mm.checkpoints import load_weights  # noqa: E402
@@ -178,6 +181,32 @@ def test_a_checkpoint_of_lavis_gets_momentum_encoders(model, tokenizer, tmp_path
     )
     assert f'{len(frozen)} tensors are copies of the online ones' in caplog.text
     assert torch.equal(again.text_proj_m.weight, model.text_proj.weight)
+
+
+def test_pretrainings_of_lavis_and_ours_read_each_others_files(tokenizer, monkeypatch, tmp_path):
+    """Written and read by LAVIS's own code on its side."""
+    theirs = lavis_pretrain(tokenizer, monkeypatch)
+    runner = SimpleNamespace(
+        model=theirs,
+        unwrap_dist_model=lambda model: model,
+        optimizer=torch.optim.AdamW(theirs.parameters()),
+        config=SimpleNamespace(to_dict=lambda: {'datasets': {'coco_caption': {}}}),
+        scaler=None,
+        output_dir=tmp_path,
+    )
+    inspect.unwrap(RunnerBase._save_checkpoint)(runner, 3)
+    ours = FreeATMBlipPretrain.from_config(
+        config(tokenizer, f'model.pretrained={tmp_path / "checkpoint_3.pth"}', 'model.mask_loss=1')
+    )
+    kept = {name for name, value in theirs.named_parameters() if value.requires_grad}
+    assert kept and all(torch.equal(theirs.state_dict()[n], ours.state_dict()[n]) for n in kept)
+    with torch.no_grad():
+        for value in ours.parameters():
+            value.add_(1)
+    torch.save({'model': ours.state_dict()}, tmp_path / 'ours.pth')
+    found = theirs.load_checkpoint(str(tmp_path / 'ours.pth'))
+    assert (found.missing_keys, found.unexpected_keys) == ([], ['idx_queue'])
+    assert all(torch.equal(value, ours.state_dict()[n]) for n, value in theirs.named_parameters())
 
 
 def test_a_fine_tuned_checkpoint_of_lavis_can_be_judged(
