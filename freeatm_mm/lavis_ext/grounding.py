@@ -88,8 +88,8 @@ def record_matching(text_encoder: Any, layers: Sequence[int]) -> Iterator[list[M
 
 def find_words(
     ids: Sequence[int], word: Sequence[int], continuing: Collection[int] = ()
-) -> list[int]:
-    """Find all tokens of a text that write a word.
+) -> list[range]:
+    """Find a word in a text.
 
     Args:
         ids: The text's tokens.
@@ -97,35 +97,59 @@ def find_words(
         continuing: The tokens that continue the word before them, as BERT's ##s does.
 
     Returns:
-        The places of all tokens of all its occurrences, none where a longer word begins like it.
+        The places of each of its occurrences, none where a longer word begins like it.
     """
     size = len(word)
-    places: list[int] = []
+    found = []
     for start in range(len(ids) - size + 1 if size else 0):
         after = ids[start + size] if start + size < len(ids) else None
         if list(ids[start : start + size]) == list(word) and after not in continuing:
-            places += range(start, start + size)
-    return places
+            found.append(range(start, start + size))
+    return found
 
 
-def places_of(tokenizer: Any, ids: Sequence[int], words: Sequence[str]) -> list[int]:
-    """Find all tokens of a text that write a noun, in any of its spellings.
+def places_of(
+    tokenizer: Any, texts: Sequence[Sequence[int]], samples: Sequence[int], nouns: Sequence
+) -> list[list[int]]:
+    """Find all tokens that write the nouns of a batch, in any of their spellings.
+
+    Where one noun is written within a longer one of the same text, as the dog of a hot dog is, the
+    longer one is meant.
 
     Args:
         tokenizer: A `CountingTokenizer`.
-        ids: The text's tokens.
-        words: The spellings.
+        texts: The tokens of each text.
+        samples: The text that each of K nouns is in.
+        nouns: The spellings of each.
 
     Returns:
-        Their places in the text, in order, each once.
+        Their places in their texts, in order, each once.
     """
-    return sorted(
-        {
-            place
+    found = [
+        [
+            places
             for word in words
-            for place in find_words(ids, tokenizer.ids_of(word), tokenizer.continuing)
-        }
-    )
+            for places in find_words(texts[sample], tokenizer.ids_of(word), tokenizer.continuing)
+        ]
+        for sample, words in zip(samples, nouns)
+    ]
+    longest: dict[tuple[int, int], int] = {}
+    for sample, occurrences in zip(samples, found):
+        for places in occurrences:
+            for place in places:
+                key = sample, place
+                longest[key] = max(longest.get(key, 0), len(places))
+    return [
+        sorted(
+            {
+                place
+                for places in occurrences
+                if any(longest[sample, place] == len(places) for place in places)
+                for place in places
+            }
+        )
+        for sample, occurrences in zip(samples, found)
+    ]
 
 
 def attention_of_nouns(
@@ -214,10 +238,9 @@ def point(model: Any, dataset: Any, batch_size: int = 64, limit: int | None = No
         items = batch_items(dataset, range(start, min(start + batch_size, count)))
         batch = dataset.collater(items)
         calls = _read(model, batch['image'].to(device), batch['text_input'], layers)
-        places = [
-            places_of(model.tokenizer, calls.ids[sample].tolist(), words)
-            for sample, words in zip(batch['noun_samples'].tolist(), batch['nouns'])
-        ]
+        places = places_of(
+            model.tokenizer, calls.ids.tolist(), batch['noun_samples'].tolist(), batch['nouns']
+        )
         on_object = batch['noun_masks'].flatten(1) >= 0.5
         written = [number for number, there in enumerate(places) if there]
         shown = [number for number in written if on_object[number].any()]

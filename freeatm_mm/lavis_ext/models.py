@@ -459,12 +459,12 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
         self, ids: Tensor, samples: Mapping[str, Any], masks: Tensor
     ) -> tuple[list[int], list[list[int]]]:
         """Numbers of the nouns that text and view show, and their tokens; counts the others."""
-        read, seen = ids.tolist(), (masks.sum(1) > 0).tolist()
+        seen = (masks.sum(1) > 0).tolist()
+        written = places_of(
+            self.tokenizer, ids.tolist(), samples['noun_samples'].tolist(), samples['nouns']
+        )
         found, places = [], []
-        for index, (sample, words) in enumerate(
-            zip(samples['noun_samples'].tolist(), samples['nouns'])
-        ):
-            there = places_of(self.tokenizer, read[sample], words)
+        for index, there in enumerate(written):
             self.noun_counts['nouns'] += 1
             self.noun_counts['nouns_out_of_view'] += not seen[index]
             self.noun_counts['nouns_not_in_text'] += not there

@@ -116,16 +116,24 @@ def test_an_unknown_word_is_in_no_text(parts):
     tokenizer = build(parts).tokenizer
     ids = tokenizer('a zebra has a dog').input_ids
     assert tokenizer.unk_token_id in ids
-    assert places_of(tokenizer, ids, ['zebra', 'giraffe', 'zebra has']) == []
-    assert places_of(tokenizer, ids, ['zebra', 'dog']) == [ids.index(*tokenizer.ids_of('dog'))]
+    nouns = [['zebra', 'giraffe', 'zebra has'], ['zebra', 'dog']]
+    dog = ids.index(*tokenizer.ids_of('dog'))
+    assert places_of(tokenizer, [ids], [0, 0], nouns) == [[], [dog]]
+
+
+def test_a_noun_within_a_longer_one_is_the_longer_one(parts):
+    tokenizer = build(parts).tokenizer
+    texts = tokenizer(['a photo dog is a dog', 'a photo dog']).input_ids
+    nouns = [['dog'], ['photo dog', 'dog photo'], ['dog'], ['photo', 'a photo']]
+    assert places_of(tokenizer, texts, [0, 0, 1, 1], nouns) == [[6], [2, 3], [3], [1, 2]]
 
 
 @pytest.mark.parametrize(
     ('text', 'word', 'places'),
     [
-        ([1, 5, 6, 2, 5, 6], [5, 6], [1, 2, 4, 5]),
-        ([1, 5, 9, 2, 5, 6], [5], [4]),  # 9 goes on with the word before it
-        ([5, 5, 5], [5, 5], [0, 1, 1, 2]),
+        ([1, 5, 6, 2, 5, 6], [5, 6], [range(1, 3), range(4, 6)]),
+        ([1, 5, 9, 2, 5, 6], [5], [range(4, 5)]),  # 9 goes on with the word before it
+        ([5, 5, 5], [5, 5], [range(2), range(1, 3)]),
         ([1, 2], [], []),
         ([5], [5, 6], []),
     ],
