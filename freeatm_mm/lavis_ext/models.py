@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -188,10 +189,10 @@ def load_checked(
     if 'ptr_queue' in state:  # its name in the original code of BLIP's retrieval
         state.setdefault('queue_ptr', state.pop('ptr_queue'))
     counts: Counter[str] = Counter()
-    for part in ('visual_encoder', 'visual_encoder_m'):
-        name = f'{part}.pos_embed'
-        if name in state and name in own and state[name].shape != own[name].shape:
-            state[name] = interpolate_pos_embed(state[name], getattr(model, part))
+    for name, value in own.items():
+        part, _, last = name.rpartition('.')
+        if last == 'pos_embed' and name in state and _of_another_size(state[name], value):
+            state[name] = interpolate_pos_embed(state[name], model.get_submodule(part))
             counts['interpolated'] += 1
     if any(
         name in state and name in own and state[name].shape != own[name].shape for name in _QUEUES
@@ -225,6 +226,18 @@ def load_checked(
         counts['unused'],
     )
     return counts
+
+
+def _of_another_size(given: Tensor, own: Tensor) -> bool:
+    """Whether position embeddings (1, 1 + P, D) are of square images of another size alone."""
+    return (
+        given.is_floating_point()
+        and given.ndim == 3
+        and given.shape != own.shape
+        and given.shape[::2] == own.shape[::2]
+        and given.shape[1] > 1
+        and math.isqrt(given.shape[1] - 1) ** 2 == given.shape[1] - 1
+    )
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -332,6 +345,8 @@ class _WithTokenizer:
 
     tokenizer: CountingTokenizer
     visual_encoder_m: nn.Module
+    #: What each item that it is trained with must hold.
+    NEEDED: tuple[str, ...] = ('image', 'text_input')
 
     def __init__(self, *args, tokenizer: CountingTokenizer, **kwargs) -> None:
         # LAVIS asks for the tokenizer in the constructor, by a method without arguments.
@@ -517,10 +532,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
 
 def _load_image_weights(encoder: VisionTransformerEncoder, path: str | Path) -> None:
     """DeiT's or timm's weights into the image encoder; their classifier is left out."""
-    state = load_weights(path)
-    if 'pos_embed' in state:
-        state['pos_embed'] = interpolate_pos_embed(state['pos_embed'], encoder)
-    load_checked(encoder, state, path, may_hold=['head.', 'head_dist.', 'pre_logits.'])
+    load_checked(encoder, load_weights(path), path, may_hold=['head.', 'head_dist.', 'pre_logits.'])
 
 
 def _pretrained_text(
@@ -582,6 +594,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
     """
 
     PRETRAINED_MODEL_CONFIG_DICT = {'base': str(_CONFIGS / 'blip_retrieval_base.yaml')}
+    NEEDED = ('image', 'text_input', 'image_id')
 
     @classmethod
     def from_config(cls, cfg=None) -> FreeATMBlipRetrieval:

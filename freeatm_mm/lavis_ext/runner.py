@@ -440,22 +440,34 @@ class FreeATMRunner(RunnerBase):
                 firsts = [part[0] for part in parts]
                 for first in firsts:
                     self._check_view(split, getattr(first.get('image'), 'shape', ())[-2:])
-                if split == 'train' and hasattr(self._model, 'check_masks'):
-                    self._check_masks(parts, [first.get('noun_masks') for first in firsts])
+                if split == 'train':
+                    self._check_items(parts, firsts)
                 if split in evaluated and hasattr(self._model, 'check_set'):
                     self._model.check_set(self.datasets[split])
         _set_random_state(state, self.device)
 
-    def _check_masks(self, parts: list, masks: list) -> None:
-        """Refuse joined datasets of which some have masks: LAVIS keeps what all of a batch have."""
-        without = [type(part).__name__ for part, given in zip(parts, masks) if given is None]
-        if without and len(without) < len(parts):
-            raise InputError(
-                f'mask_grid and model.mask_loss need masks of all pairs, and the data set '
-                f'{without[0]} gives none: train on freeatm_pretrain alone'
-            )
-        for given in masks:
-            self._model.check_masks(given)
+    def _check_items(self, parts: list, firsts: list) -> None:
+        """Refuse datasets that lack what the model needs, or hold masks that it has no use for."""
+        model, masked = self._model, ['noun_masks' in first for first in firsts]
+        for part, first, has_masks in zip(parts, firsts, masked):
+            name = type(part).__name__
+            for key in getattr(model, 'NEEDED', ()):
+                if key not in first:
+                    raise InputError(
+                        f'{type(model).__name__} is trained with {key}, and the data set {name} '
+                        'gives none: train on other datasets, or another model'
+                    )
+            if any(masked) and not has_masks:  # LAVIS keeps what all items of a batch have
+                raise InputError(
+                    f'mask_grid and model.mask_loss need masks of all pairs, and the data set '
+                    f'{name} gives none: train on freeatm_pretrain alone'
+                )
+            if hasattr(model, 'check_masks'):
+                model.check_masks(first.get('noun_masks'))
+            elif has_masks:
+                raise InputError(
+                    f'mask_grid has no effect with the model {type(model).__name__}: leave it out'
+                )
 
     def _check_view(self, split: str, size: Any) -> None:
         encoder = getattr(self._model, 'visual_encoder', None)

@@ -268,6 +268,16 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
         load({**state, 'extra': torch.zeros(1)})
     with pytest.raises(ValueError, match='has in another shape itm_head.bias'):
         load({**state, 'itm_head.bias': torch.zeros(3)})
+    places = 'visual_encoder.pos_embed'
+    for wrong in (
+        torch.zeros(1, 1, 8),  # of no patch
+        torch.zeros(1, 0, 8),
+        torch.zeros(1, 7, 8),  # of no square
+        torch.zeros(1, 17, 12),
+        torch.zeros(1, 17, 8, dtype=torch.long),
+    ):
+        with pytest.raises(ValueError, match=f'has in another shape {places}$'):
+            load({**state, places: wrong})
     with pytest.raises(ValueError, match='holds no weights'):
         load([1, 2])
     (tmp_path / 'half.pth').write_bytes((tmp_path / 'x.pth').read_bytes()[:50])

@@ -509,6 +509,9 @@ def test_joined_data_sets_count_what_one_passes_over_and_all_have_masks_or_none(
     assert sum(int(batch['unreadable'].sum()) for batch in batches) == 1
     runner.train()
     assert log_lines(tmp_path / 'run')[0]['train_unreadable'] == 1
+    runner._model = torch.nn.Linear(1, 1)  # any that knows no masks
+    with pytest.raises(InputError, match='mask_grid has no effect with the model Linear'):
+        runner._check_items([runner.datasets['train']], [{'noun_masks': None}])
 
 
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):

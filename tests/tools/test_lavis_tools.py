@@ -329,6 +329,14 @@ def test_going_on_elsewhere_needs_no_best_checkpoint_there(world, tmp_path, capl
             ['datasets.freeatm_retrieval.vis_processor.eval.image_size=24'],
             'processor of the split val makes views of 24 x 24 pixels',
         ),
+        (
+            [
+                'datasets.freeatm_pretrain.build_info.store=STORE',
+                'datasets.freeatm_pretrain.vis_processor.train.image_size=16',
+            ],
+            'FreeATMBlipRetrieval is trained with image_id, and the data set '
+            'FreeATMPretrainDataset gives none',
+        ),
         (['run.batch_size_eval=0'], 'run.batch_size_eval must be an integer of at least 1'),
     ],
 )
@@ -341,7 +349,9 @@ def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(
     rows = json.loads((world / 'test.json').read_text())
     rows[1]['image'] = 'lost.png'
     (tmp_path / 'val.json').write_text(json.dumps(rows))
-    more = [option.replace('VAL', f'{tmp_path}/val.json') for option in more]
+    places = {'VAL': f'{tmp_path}/val.json', 'STORE': f'{world}/store'}
+    for name, place in places.items():
+        more = [option.replace(name, place) for option in more]
     with pytest.raises(SystemExit) as ended:
         train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'run', *more)])
     assert ended.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
