@@ -35,7 +35,7 @@ from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler
 from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
 from freeatm_mm.errors import InputError, MissingFileError, counted, one_sentence
-from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.files import atomic_write, check_json, read_json
 from freeatm_mm.lavis_ext.datasets import batch_items
 from freeatm_mm.lavis_ext.settings import check_entries, check_run, find_device, plain
 from freeatm_mm.origins import blip_origin, describe_blip
@@ -64,6 +64,16 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     files = list(_epoch_files(folder).values())
     return files[-1] if files else None
 
+
+#: What a checkpoint must hold to be gone on from.
+_CHECKPOINT = {
+    'model': dict,
+    'optimizer': dict,
+    'random': [dict],
+    'config': dict,
+    'epoch': int,
+    'best': {'epoch': (int, None), 'metric': float},
+}
 
 #: What may differ between a run and its continuation.
 _MAY_DIFFER = {
@@ -726,14 +736,13 @@ class FreeATMRunner(RunnerBase):
         if not path.exists():
             raise MissingFileError(f'there is no checkpoint {path} to go on from')
         checkpoint = read_state(path)
-        if (
-            not isinstance(checkpoint, Mapping)
-            or not {'model', 'optimizer', 'random', 'config', 'epoch', 'best'} <= checkpoint.keys()
-        ):
+        try:
+            check_json(checkpoint, _CHECKPOINT, '')
+        except InputError as error:
             raise InputError(
                 f"{path} can't be gone on from: it was not written by "
-                'freeatm_runner at the end of an epoch'
-            )
+                f'freeatm_runner at the end of an epoch ({error})'
+            ) from None
         changes = _differences(self._completed(checkpoint['config']), self.config.to_dict())
         changes = self._check_steps(path, checkpoint, changes)
         there, here = checkpoint.get('samples', self._samples()), self._samples()
@@ -760,19 +769,26 @@ class FreeATMRunner(RunnerBase):
             self.unwrap_dist_model(self.model).load_state_dict(checkpoint['model'])
         except RuntimeError as error:
             raise InputError(f'{path} is of another model: {one_sentence(error)[:200]}') from None
-        self.optimizer.load_state_dict(checkpoint['optimizer'])
-        if self.scaler and checkpoint['scaler']:
-            self.scaler.load_state_dict(checkpoint['scaler'])
+        states = checkpoint['random']
+        try:
+            self.optimizer.load_state_dict(checkpoint['optimizer'])
+            if self.scaler and checkpoint.get('scaler'):
+                self.scaler.load_state_dict(checkpoint['scaler'])
+            if len(states) == get_world_size():
+                _set_random_state(states[get_rank()], self.device)
+        except Exception as error:  # of many kinds, as what is in there may be anything
+            raise InputError(
+                f'{path} is damaged: its optimizer or random state cannot be used '
+                f'({type(error).__name__}: {one_sentence(error)[:200]})'
+            ) from None
         self.start_epoch = checkpoint['epoch'] + 1
         self._recall_evaluation(path, checkpoint)
-        if len(checkpoint['random']) == get_world_size():
-            _set_random_state(checkpoint['random'][get_rank()], self.device)
-        else:
+        if len(states) != get_world_size():
             logging.warning(
                 '%s was written by %d processes and is gone on from by %d: random '
                 'numbers start anew',
                 path,
-                len(checkpoint['random']),
+                len(states),
                 get_world_size(),
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)

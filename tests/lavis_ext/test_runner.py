@@ -526,6 +526,25 @@ def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'epoch': 'x'}, 'was not written by freeatm_runner .*epoch must be'),
+        ({'best': {}}, "was not written by freeatm_runner .*the field 'epoch' is missing"),
+        ({'optimizer': {}}, 'is damaged: its optimizer or random state cannot be used .KeyError'),
+        ({'random': [{}]}, 'is damaged: its optimizer or random state cannot be used .KeyError'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(parts, tmp_path, change, message):
+    options = pretrain_options(*parts, tmp_path / 'run')
+    runner = launch.build_runner(launch.load_config(PRETRAIN, options))
+    runner._save_checkpoint(0)
+    path = newest_checkpoint(tmp_path / 'run')
+    torch.save({**read(path), **change}, path)
+    with pytest.raises(InputError, match=message):
+        launch.train(PRETRAIN, options, resume=True)
+
+
 def test_nothing_to_resume_is_a_start(parts, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         launch.train(
