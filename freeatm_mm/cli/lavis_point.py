@@ -3,11 +3,11 @@ r"""Say how often BLIP's words look at their objects: the pointing accuracy of i
     freeatm lavis-point configs/lavis/blip_pretrain_freeatm.yaml STORE \
         --options model.tokenizer=BERT model.pretrained=PRETRAINING_CHECKPOINT
 
-STORE holds images, captions and masks that are to be trusted, best exact ones: imported from COCO's
-annotations for example (freeatm import). A noun of a caption points at its object if the patch
-with most of its attention, mean over its tokens and the heads, is covered by the object at least by
-half. Each layer is told, and beside it how often the patch in the centre would be right, and how
-often one drawn at random.
+STORE holds images, captions and trustworthy masks, such as those imported from COCO's
+annotations (freeatm import). A noun of a caption points at its object if the patch with most of its
+attention (mean over its tokens and the heads) is at least half covered by the object. The accuracy
+of each layer is printed, and for comparison that of the central patch and of a random one; in a
+result file `pointing` is that of model.mask_layer.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = [f'{number} {why}' for why, number in left_out.items() if number]
     print(counted(count, 'noun') + (f' (without {", ".join(told)})' if told else ''))
     figures = {f'layer {layer}': found.accuracy(layer) for layer in found.hits}
-    figures['patch in the centre'] = sum(found.centre) / count
-    figures['patch drawn at random'] = sum(found.covered) / count
+    figures['central patch'] = sum(found.centre) / count
+    figures['random patch'] = sum(found.covered) / count
     for name, value in figures.items():
         print(f'{name:22} {100 * value:6.2f}')
     if row:
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             {
                 'pointing': found.accuracy(found.layer),
                 **{f'pointing_{layer}': found.accuracy(layer) for layer in found.hits},
-                'pointing_centre': figures['patch in the centre'],
-                'pointing_random': figures['patch drawn at random'],
+                'pointing_centre': figures['central patch'],
+                'pointing_random': figures['random patch'],
             }
         )
     return 0

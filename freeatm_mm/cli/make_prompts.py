@@ -176,7 +176,7 @@ def run(
         with progress_bar(total=total, initial=read, unit=' read', disable=options.quiet) as bar:
             for batch in batches(read, seen, counts):  # type: ignore[operator]
                 for message in batch.messages:
-                    tqdm.write(f'make_prompts: {message}', file=sys.stderr)
+                    tqdm.write(message, file=sys.stderr)
                 yield batch
                 bar.update(batch.read)
 

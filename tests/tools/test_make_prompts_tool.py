@@ -262,7 +262,7 @@ def test_one_bad_line_does_not_stop_a_run(tmp_path):
     path.write_bytes(b'\n'.join(lines))
     code, out, err = call('cc', path, out_path)
     assert code == 0, err
-    assert err.strip() == f'make_prompts: {path}, line 1501: not UTF-8; passed over'
+    assert err.strip() == f'{path}, line 1501: not UTF-8; passed over'
     assert '2,999 prompts' in out and '  unreadable: not UTF-8: 1' in out
     assert out_path.read_text().count('"cc3m-') == 2999
 

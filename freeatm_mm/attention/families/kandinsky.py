@@ -60,7 +60,7 @@ def _clean_like_kandinsky5(call: Call, tokenizer: Any, prompts: Sequence[str]) -
     return [module.prompt_clean(prompt) for prompt in prompts]
 
 
-_OTHER_IMAGE = 'beside the text it goes by an image embedding, which its prior generates anew'
+_OTHER_IMAGE = 'it also takes an image embedding, which its prior generates anew'
 
 KANDINSKY_2_1 = Family(
     name='Kandinsky 2.1',

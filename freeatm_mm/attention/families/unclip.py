@@ -31,5 +31,5 @@ UNCLIP = Family(
         guidance=('decoder_guidance_scale',),
         scheduler='decoder_scheduler',
     ),
-    latents='beside the text it goes by an image embedding, which its prior generates anew',
+    latents='it also takes an image embedding, which its prior generates anew',
 )
