@@ -216,10 +216,9 @@ def mirrored_pairs(rows: Sequence[dict[str, Any]], where: str) -> np.ndarray | N
             )
     for number, row in enumerate(rows):
         other = row['mirrored']
-        if not (0 <= other < len(rows) and rows[other]['mirrored'] == number != other):
+        if not (0 <= other < len(rows) and rows[other]['mirrored'] == number):
             raise InputError(
-                f'{where}[{number}]: mirrored is {other}, which must be another entry whose own '
-                'leads back'
+                f'{where}[{number}]: mirrored is {other}, whose own does not lead back'
             )
     return np.array([row['mirrored'] for row in rows])
 

@@ -358,7 +358,7 @@ def test_a_retrieval_file_is_checked_when_it_is_opened(captions, tmp_path, split
 
 
 def test_mirrored_pairs_must_lead_back(captions, tmp_path):
-    for numbers in ((1, 0, 0), (1, 0, 5), (1, 0, True), (1, 0, 2)):
+    for numbers in ((1, 0, 0), (1, 0, 5), (1, 0, True)):
         rows = [
             {**row, 'caption': ['a dog'], 'mirrored': number}
             for row, number in zip(retrieval_rows('test'), numbers)
