@@ -28,7 +28,7 @@ __all__ = [
     'record_matching',
 ]
 
-#: Below this share of attention the loss rises no further.
+#: Counts as on the object even of attention that is all elsewhere, so that its gradient is finite.
 _LEAST = 1e-6
 
 
@@ -183,7 +183,8 @@ def mask_consistency(attention: Tensor, masks: Tensor) -> Tensor:
     """
     if not len(attention):
         return attention.sum()
-    return -(attention * masks).sum(1).clamp(min=_LEAST).log().mean()
+    share = (attention * masks).sum(1)
+    return -(_LEAST + (1 - _LEAST) * share).log().mean()
 
 
 # --- pointing -------------------------------------------------------------------------------------

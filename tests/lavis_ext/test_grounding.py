@@ -176,6 +176,9 @@ def test_attention_and_loss_by_hand():
     torch.testing.assert_close(mask_consistency(found, masks), expected)
     assert mask_consistency(found[:0], masks[:0]) == 0
     assert mask_consistency(found, torch.ones(2, 4)).abs() < 1e-6
+    elsewhere = torch.tensor([[0.0, 1]], requires_grad=True)
+    mask_consistency(elsewhere, torch.tensor([[1.0, 0]])).backward()
+    assert torch.isfinite(elsewhere.grad).all() and elsewhere.grad[0, 0] < 0
 
 
 def test_the_other_losses_stay_those_of_lavis(parts):
