@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
     'lavis-train': Command('Training', 'lavis_train', 'lavis', 'train a yaml of LAVIS'),
     'lavis-evaluate': Command('Training', 'lavis_evaluate', 'lavis', 'evaluate by retrieval'),
     'lavis-point': Command(
-        'Training', 'lavis_point', 'lavis', "how often BLIP's words look at their objects"
+        'Training', 'lavis_point', 'lavis', "pointing accuracy of BLIP's cross-attention"
     ),
     'convert': Command(
         'Training', 'checkpoint', '', 'convert a checkpoint to timm, torchvision, mmdet ...'

@@ -1,4 +1,4 @@
-r"""Say how often BLIP's words look at their objects: the pointing accuracy of its cross-attention.
+r"""Measure BLIP's pointing accuracy: how often nouns attend most to a patch of their object.
 
     freeatm lavis-point configs/lavis/blip_pretrain_freeatm.yaml STORE \
         --options model.tokenizer=BERT model.pretrained=PRETRAINING_CHECKPOINT

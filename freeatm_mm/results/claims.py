@@ -222,7 +222,7 @@ CLAIMS: dict[str, Claim] = {
         ),
     ),
     'pointing-blip': Claim(
-        "A loss that holds BLIP's attention to the nouns' masks makes its words look at their "
+        "A loss that supervises BLIP's cross-attention with masks makes nouns attend to their "
         'objects',
         'blip',
         _pairs(('mask_loss', True), regime='real'),

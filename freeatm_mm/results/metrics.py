@@ -54,7 +54,7 @@ METRICS: dict[str, Metric] = {
     'miou': Metric('Segmentor (mIoU)', 'mIoU'),
     'linear_top1': Metric('Classifier, linear (acc.)', 'linear'),
     **_retrieval(),
-    'pointing': Metric('Words that look at their object (acc.)', 'pointing'),
+    'pointing': Metric('Pointing (acc.)', 'pointing'),
 }
 """The metrics by their names in result files, in the order of tables."""
 
