@@ -13,7 +13,7 @@ from freeatm_mm.cli._numbers import SEED, number
 from freeatm_mm.cli._paths import path_here
 from freeatm_mm.results import add_row, open_results, write_results
 
-__all__ = ['BlipRow', 'add_row_options', 'refuse_idle_row']
+__all__ = ['BlipRow', 'parse_row_args']
 
 _FACTS = ('regime', 'masks', 'generator', 'seed', 'epochs')
 
@@ -23,13 +23,22 @@ def masks(text: str) -> bool | str:
     return {'true': True, 'false': False}.get(text.lower(), text)
 
 
-def add_row_options(parser: argparse.ArgumentParser, what: str = '') -> None:
-    """Add where the figures are kept, and what the row says of the pretraining.
+def parse_row_args(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, what: str = ''
+) -> argparse.Namespace:
+    """Parse a command line, to which the yaml's changes and the options of a row are added.
 
     Args:
-        parser: Of the tool.
+        parser: Of the tool, with its own options.
+        argv: The command line.
         what: Default of --what, the first part of the metrics' names; '' for no such option.
+
+    Returns:
+        The options; those of a row are refused where none is kept.
     """
+    parser.add_argument(
+        '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
+    )
     parser.add_argument('--out', type=path_here, help='result file to add the figures to')
     if what:
         parser.add_argument(
@@ -57,21 +66,17 @@ def add_row_options(parser: argparse.ArgumentParser, what: str = '') -> None:
     parser.add_argument(
         '--epochs', type=number(0, 1e6), help='of the pretraining (what the checkpoint says)'
     )
-
-
-def refuse_idle_row(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> None:
-    """Refuse options of a row where none is kept."""
-    names = [name for name in ('what', *_FACTS) if hasattr(args, name)]
+    args = parser.parse_args(argv)
+    names = [*(['what'] if what else []), *_FACTS]
     refuse_idle(named_options(args, parser, argv), not args.out, 'without --out', *names)
+    return args
 
 
 class BlipRow:
     """The row of a checkpoint in a result file.
 
     Args:
-        args: With the options of `add_row_options`; `out` is given.
+        args: From `parse_row_args`; `out` is given.
         checkpoint: The checkpoint.
         model: `model` of the yaml.
 

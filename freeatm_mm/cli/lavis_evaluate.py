@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from freeatm_mm.cli._blip_rows import BlipRow, add_row_options, refuse_idle_row
+from freeatm_mm.cli._blip_rows import BlipRow, parse_row_args
 from freeatm_mm.errors import InputError, tool
 
 
@@ -27,13 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='yaml of a retrieval task')
-    parser.add_argument(
-        '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
-    )
-    add_row_options(parser, 'zeroshot')
-    args = parser.parse_args(argv)
-    refuse_idle_row(args, parser, argv)
-    return args
+    return parse_row_args(parser, argv, 'zeroshot')
 
 
 @tool

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from freeatm_mm.cli._blip_rows import BlipRow, add_row_options, refuse_idle_row
+from freeatm_mm.cli._blip_rows import BlipRow, parse_row_args
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, counted, tool
 
@@ -28,13 +28,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='yaml of the pretraining')
     parser.add_argument('store', help='folder of the store, or its address')
     parser.add_argument(
-        '--options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='change any entry of the yaml, model.pretrained=CHECKPOINT above all',
-    )
-    parser.add_argument(
         '--limit',
         type=whole(1, 10**9),
         metavar='N',
@@ -43,10 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--batch-size', type=whole(1, 10**5), default=64, help='samples at a time (%(default)s)'
     )
-    add_row_options(parser)
-    args = parser.parse_args(argv)
-    refuse_idle_row(args, parser, argv)
-    return args
+    return parse_row_args(parser, argv)
 
 
 @tool

@@ -512,11 +512,11 @@ def _reported(
 
 
 def _obstacle(rows: Rows, claim: Claim, difference: Difference | None, seeds: int) -> str:
-    if difference is None:  # the condition's arms may have been run first, alone
-        alone = rows.whole_seeds(claim.condition.arms) if claim.condition else 0
-        return claim.condition.obstacle(rows, alone) if claim.condition and alone >= 2 else ''
-    stopped = claim.condition.obstacle(rows, seeds) if claim.condition else ''
-    return stopped or claim.measure.obstacle(difference)
+    condition = claim.condition
+    if condition and difference is None:  # its arms may have been run first, alone
+        seeds = rows.whole_seeds(condition.arms)
+    stopped = condition.obstacle(rows, seeds) if condition and seeds >= 2 else ''
+    return stopped or ('' if difference is None else claim.measure.obstacle(difference))
 
 
 def _compare(

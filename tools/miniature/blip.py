@@ -50,6 +50,7 @@ DETECTOR = 'configs/miniature/downstream/mask-rcnn_resnet.py'
 VIT, VIT_EPOCHS = 'configs/miniature/supervised/vit_blip.py', 10
 DATA, READ = 'datasets.freeatm_pretrain', 'datasets.freeatm_retrieval.build_info'
 TEXT, VIEW = f'{DATA}.text_processor.train', f'{DATA}.vis_processor.train'
+MASK_LOSS = ['model.mask_loss=1', f'{DATA}.build_info.mask_grid=8']
 #: Arm -> what the results call its masks, and the options that make it.
 ARMS = {
     'baseline': ('false', [f'{TEXT}.preset=none']),
@@ -61,15 +62,8 @@ ARMS = {
     'template': ("PTP's template", [f'{TEXT}.template=". The block [P] has a [O] ."']),
     'one': ('one object', [f'{TEXT}.max_objects=1']),
     'noflip': ('no flips', [f'{VIEW}.hflip=False']),
-    'mask_loss': ('mask_loss', ['model.mask_loss=1', f'{DATA}.build_info.mask_grid=8']),
-    'exact_mask_loss': (
-        'exact_mask_loss',
-        [
-            f'{DATA}.build_info.store=EXACT',
-            'model.mask_loss=1',
-            f'{DATA}.build_info.mask_grid=8',
-        ],
-    ),
+    'mask_loss': ('mask_loss', MASK_LOSS),
+    'exact_mask_loss': ('exact_mask_loss', [f'{DATA}.build_info.store=EXACT', *MASK_LOSS]),
     # All at once, and what it is to be compared with, which differs from `baseline` in its flips:
     'ptp': (
         'PTP',
@@ -78,6 +72,11 @@ ARMS = {
     'baseline_noflip': ('no prompts, no flips', [f'{TEXT}.preset=none', f'{VIEW}.hflip=False']),
 }
 DEFAULT = ['baseline', 'freeatm', 'shuffled', 'boxes', 'ptp']
+
+
+def take(arms: Sequence[str], what: str) -> bool:
+    """Whether one of the arms takes EXACT or DETECTIONS."""
+    return any(what in option for arm in arms for option in ARMS[arm][1])
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,7 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--point',
         type=Path,
         metavar='STORE',
-        help='also ask how often the nouns look at their objects (freeatm lavis-point) in this '
+        help='also measure how often nouns attend to their objects (freeatm lavis-point) in this '
         'store, best of scenes with exact masks that no training has seen',
     )
     parser.add_argument(
@@ -171,11 +170,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
-    exact = any(arm.startswith('exact') for arm in args.arms)
-    refuse_idle(named, not exact, 'without the arms exact', 'exact')
-    boxes = any('DETECTIONS' in option for arm in args.arms for option in ARMS[arm][1])
+    refuse_idle(named, not take(args.arms, 'EXACT'), 'without the arms exact', 'exact')
     none = 'without an arm that takes boxes'
-    refuse_idle(named, not boxes, none, 'detections', 'detector_epochs')
+    refuse_idle(named, not take(args.arms, 'DETECTIONS'), none, 'detections', 'detector_epochs')
     refuse_idle(named, bool(args.detections), 'with --detections', 'detector_epochs')
     return args
 
@@ -186,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ('out', 'store', 'exact', 'point', 'world', 'detections', 'sources'):
         if getattr(args, name):  # the same from any folder
             setattr(args, name, Path(getattr(args, name)).resolve())
-    if any(arm.startswith('exact') for arm in args.arms):
+    if take(args.arms, 'EXACT'):
         if not args.exact:
             raise InputError('the arms exact need --exact, the store that has exact masks')
         check_same_pictures(args.store, args.exact)
@@ -199,9 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fetch_sources(args.cache, args.sources), args.out / 'positions', counts
     )
     detections = args.detections
-    if not detections and any(
-        'DETECTIONS' in option for arm in args.arms for option in ARMS[arm][1]
-    ):
+    if not detections and take(args.arms, 'DETECTIONS'):
         detections = args.out / 'detections.json'
         detect(job, args, detections)
     start = train_start(job, args) if args.start_trained else []
