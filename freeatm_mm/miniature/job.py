@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from freeatm_mm.errors import InputError, RunError, counted
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
 from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
+
+if TYPE_CHECKING:
+    from freeatm_mm.store import Store
 
 __all__ = [
     'DryJob',
@@ -24,6 +27,7 @@ __all__ = [
     'Step',
     'check_same_pictures',
     'choose_samples',
+    'chosen_ids',
     'generate_store',
     'keep_cfg_options',
     'make_world',
@@ -191,7 +195,9 @@ def generate_store(
     )
 
 
-def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[str, Any]:
+def choose_samples(
+    pool: str | Path, images: int, seed: int, out: Path, ids_of: str | Path | None = None
+) -> dict[str, Any]:
     """Choose the samples of a store that a seed pretrains on, at random, and write their list.
 
     The samples of seeds are disjoint as long as the store has enough, whatever seeds are run.
@@ -201,25 +207,32 @@ def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[
         images: How many samples.
         seed: The seed.
         out: The list, in JSON, for `indices` of `FreeATMDataset`.
+        ids_of: Another store: take the samples with the ids that the seed takes there.
 
     Returns:
         What the rows of results keep: the store's name and the hash of its settings, how many
-        samples, the hash of the list, and whether no smaller seed has any of them.
+        samples, the hash of the list, whether no smaller seed has any of them, and the name of
+        the store that the ids are of, if there is one.
 
     Raises:
-        InputError: If the store has fewer samples, or another list was written there.
+        InputError: If the store has fewer samples or lacks an id, or another list was written
+            there.
     """
-    import numpy as np
-
     from freeatm_mm.store import Store
 
     store = Store(pool)
-    if images > len(store):
-        raise InputError(f'{pool} has {counted(len(store), "sample")}, too few for {images}')
-    disjoint = (seed + 1) * images <= len(store)
-    order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(len(store))
-    start = seed * images if disjoint else 0
-    text = json.dumps(sorted(order[start : start + images].tolist())).encode()
+    chosen, disjoint = _samples_of_seed(Store(ids_of) if ids_of else store, images, seed)
+    if ids_of:
+        wanted = _keys_at(Store(ids_of), chosen)
+        places = {key: place for place, key in enumerate(store.sample_keys())}
+        lacking = [key for key in wanted if key not in places]
+        if lacking:
+            raise InputError(
+                f'{pool} lacks {len(lacking):,} of the {images:,} ids that seed {seed} takes of '
+                f'{ids_of}, such as {lacking[0]}'
+            )
+        chosen = sorted(places[key] for key in wanted)
+    text = json.dumps(chosen).encode()
     if out.exists() and out.read_bytes() != text:
         raise InputError(f'{out} lists the samples of another store: choose another --out')
     with atomic_write(out) as file:
@@ -230,16 +243,56 @@ def choose_samples(pool: str | Path, images: int, seed: int, out: Path) -> dict[
         'samples': images,
         'list_sha256': hashlib.sha256(text).hexdigest(),
         'disjoint': disjoint,
+        **({'ids_of': Path(ids_of).resolve().name} if ids_of else {}),
     }
 
 
-def check_same_pictures(one: str | Path, two: str | Path, samples: int = 16) -> None:
+def chosen_ids(pool: str | Path, images: int, seeds: int) -> set[str]:
+    """Return the ids of the samples that seeds take of a store.
+
+    Args:
+        pool: The store.
+        images: How many samples each seed takes.
+        seeds: How many seeds, from 0.
+
+    Raises:
+        InputError: If the store has fewer samples.
+    """
+    from freeatm_mm.store import Store
+
+    store = Store(pool)
+    places = {place for seed in range(seeds) for place in _samples_of_seed(store, images, seed)[0]}
+    return set(_keys_at(store, places))
+
+
+def _samples_of_seed(store: Store, images: int, seed: int) -> tuple[list[int], bool]:
+    """Which samples a seed takes of a store, and whether no smaller seed has any of them."""
+    import numpy as np
+
+    if images > len(store):
+        raise InputError(f'{store.path} has {counted(len(store), "sample")}, too few for {images}')
+    disjoint = (seed + 1) * images <= len(store)
+    order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(len(store))
+    start = seed * images if disjoint else 0
+    return sorted(order[start : start + images].tolist()), disjoint
+
+
+def _keys_at(store: Store, places: Iterable[int]) -> list[str]:
+    keys = list(store.sample_keys())
+    return [keys[place] for place in places]
+
+
+def check_same_pictures(
+    one: str | Path, two: str | Path, samples: int = 16, same_ids: bool = False
+) -> None:
     """Check that two stores hold the same pictures in the same order: their number, and some.
 
     Args:
         one: A store.
         two: Another one.
         samples: How many pictures to compare, evenly spread.
+        same_ids: Pictures of the same id are compared; the second store may hold only some of
+            them, in any order.
 
     Raises:
         InputError: If they don't.
@@ -249,14 +302,19 @@ def check_same_pictures(one: str | Path, two: str | Path, samples: int = 16) -> 
     from freeatm_mm.store import Store
 
     first, second = Store(one), Store(two)
-    if len(first) != len(second):
+    if len(first) != len(second) and not same_ids:
         raise InputError(
             f'{one} has {counted(len(first), "sample")} and {two} {len(second)}: with the masks of '
             'another store, both must hold the same pictures'
         )
-    for place in np.linspace(0, len(first) - 1, samples).round().astype(int).tolist():
-        ours, theirs = (np.asarray(store[place].image.convert('RGB')) for store in (first, second))
-        if not np.array_equal(ours, theirs):
+    places = {key: place for place, key in enumerate(first.sample_keys())} if same_ids else {}
+    for place in np.linspace(0, len(second) - 1, samples).round().astype(int).tolist():
+        theirs = second[place]
+        there = places.get(theirs.key) if same_ids else place
+        if there is None:
+            continue  # no seed takes it: what they take is looked up by id
+        ours, other = (np.asarray(each.image.convert('RGB')) for each in (first[there], theirs))
+        if not np.array_equal(ours, other):
             raise InputError(
                 f'{two}: sample {place} shows another picture than that of {one}: with the masks '
                 'of another store, both must hold the same pictures'

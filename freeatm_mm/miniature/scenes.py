@@ -19,6 +19,7 @@ from freeatm_mm.miniature.sources import (
     load_cutouts,
 )
 from freeatm_mm.prompts import TEMPLATES, PromptRecord, Subject, fill_template
+from freeatm_mm.prompts.grammar import PHOTO_TEMPLATE
 
 __all__ = ['SIDE', 'Scene', 'SceneMaker', 'noun_probabilities', 'sample_prompt']
 
@@ -171,10 +172,18 @@ class SceneMaker:
         return stamp.name, stamp.pixels
 
 
-def sample_prompt(record_id: str, seed: int) -> PromptRecord:
-    """Draw a caption as the world's scenes have them, without making the scene."""
+def sample_prompt(record_id: str, seed: int, plain: bool = False) -> PromptRecord:
+    """Draw a caption as the world's scenes have them, without making the scene.
+
+    Args:
+        record_id: The record's id.
+        seed: Number of the world; with the id it decides the caption.
+        plain: "a photo of a dress" (Table 6) instead, of the caption's first noun.
+    """
     rng = np.random.default_rng([zlib.crc32(b'prompt'), seed, zlib.crc32(record_id.encode())])
     subjects, place = _sample_subjects(rng)
+    if plain:
+        return fill_template(record_id, PHOTO_TEMPLATE, [Subject(subjects[0].noun)], '')
     return _caption(rng, record_id, subjects, place)
 
 

@@ -11,7 +11,15 @@ import pytest
 from helpers.tiny_stores import make_store
 
 from freeatm_mm.errors import InputError, RunError
-from freeatm_mm.miniature.job import DryJob, Job, choose_samples, pretrain
+from freeatm_mm.miniature.job import (
+    DryJob,
+    Job,
+    check_same_pictures,
+    choose_samples,
+    chosen_ids,
+    pretrain,
+)
+from freeatm_mm.store import Store, write_store
 
 
 @pytest.fixture
@@ -131,3 +139,30 @@ def test_seeds_have_samples_of_their_own(tmp_path):
         chosen(0, 21)
     with pytest.raises(InputError, match='lists the samples of another store'):
         choose_samples(make_store(tmp_path / 'other', count=30), 6, 0, tmp_path / '6-0.json')
+
+
+def test_samples_of_the_same_ids(tmp_path):
+    """A store that holds only what seeds take of the pool, in another order, gives each its own."""
+    pool = make_store(tmp_path / 'pool', count=20)
+    ids = chosen_ids(pool, 6, 2)
+    assert len(ids) == 12
+    few = tmp_path / 'few'
+    write_store(few, [sample for sample in list(Store(pool))[::-1] if sample.key in ids])
+    for seed in range(2):
+        lists = tmp_path / f'{seed}.json', tmp_path / f'few-{seed}.json'
+        noted = [
+            choose_samples(pool, 6, seed, lists[0]),
+            choose_samples(few, 6, seed, lists[1], ids_of=pool),
+        ]
+        keys = [
+            {Store(store)[place].key for place in json.loads(path.read_text())}
+            for store, path in zip((pool, few), lists)
+        ]
+        assert keys[0] == keys[1]
+        assert noted[1]['ids_of'] == 'pool' and noted[1]['store'] == 'few'
+        assert noted[1]['disjoint'] and 'ids_of' not in noted[0]
+    with pytest.raises(InputError, match=r'few lacks \d of the 6 ids that seed 2 takes of .*pool'):
+        choose_samples(few, 6, 2, tmp_path / '2.json', ids_of=pool)
+    check_same_pictures(pool, few, same_ids=True)
+    with pytest.raises(InputError, match='must hold the same pictures'):
+        check_same_pictures(pool, make_store(tmp_path / 'other', 20, seed=1), same_ids=True)

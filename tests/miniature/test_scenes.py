@@ -82,3 +82,12 @@ def test_prompts_are_like_the_captions():
     shares /= shares.sum()
     assert noun_probabilities().sum() == pytest.approx(1)
     assert np.abs(shares - noun_probabilities()).max() < 0.015
+
+
+def test_plain_prompts_name_the_first_noun():
+    for number in range(200):
+        prompt, plain = (sample_prompt(str(number), 0, way) for way in (False, True))
+        noun = prompt.nouns[0].text
+        assert plain.id == prompt.id and len(plain.nouns) == 1
+        assert plain.prompt in (f'a photo of a {noun}', f'a photo of an {noun}')
+        assert plain.prompt[plain.nouns[0].start : plain.nouns[0].end] == noun

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 from helpers.tiny_stores import make_store
-from helpers.tools import exit_code, load_tool, planned
+from helpers.tools import exit_code, load_tool, planned, run_tool
 from mmcv.transforms import Compose
 from mmengine.config import Config, DictAction
 
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.errors import InputError
 from freeatm_mm.miniature.arms import ARMS
-from freeatm_mm.miniature.job import check_same_pictures, keep_cfg_options
+from freeatm_mm.miniature.job import check_same_pictures, chosen_ids, keep_cfg_options
 from freeatm_mm.miniature.layout import read_layout
+from freeatm_mm.miniature.scenes import sample_prompt
+from freeatm_mm.prompts import read_prompts, write_prompts
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
 
 CHANGED = ('model', 'train_dataloader', 'train_pipeline')
@@ -389,6 +391,38 @@ def test_arms_of_other_stores(capsys, tmp_path):
         (['--masks-of', f'down={same}'], 'need --pool'),
         ([*options, '--pools', f'box={other}'], 'none of the arms'),
         ([*options, *stores, '--pools', f'down={other}'], 'two arms have one name'),
+        ([*options, '--same-ids'], 'without --masks-of or --pools'),
     ):
         assert exit_code(tool, ['--dry-run', *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rows_of_a_store_that_is_not_named_again(tmp_path):
+    """Which samples such rows are of, nothing would say: the pool's own were noted before."""
+    pool, other = make_store(tmp_path / 'pool', 20), make_store(tmp_path / 'other', 20, seed=1)
+    (tmp_path / 'rows').mkdir()
+    results = new_results('x', 'python x')
+    row = {'method': 'mocov2', 'regime': 'synthetic', 'masks': 'plain', 'seed': 0, 'epochs': 24}
+    add_row(results, {**row, 'metrics': {'linear': 0.1}})
+    write_results(tmp_path / 'rows/a-0.json', results)
+    options = ['--pool', str(pool), '--images', '6', '--arms', 'freeatm', '--out', str(tmp_path)]
+    with pytest.raises(InputError, match=r'rows of other stores \(plain\)'):
+        tool.check_stores_named(tool.parse_args(options))
+    named = tool.parse_args([*options, '--pools', f'plain={other}', '--same-ids'])
+    tool.check_stores_named(named)
+    (gathered,) = tool.gather(named)['rows']
+    assert gathered['pool']['store'] == 'other' and gathered['pool']['ids_of'] == 'pool'
+
+
+def test_prompts_of_what_seeds_take(capsys, tmp_path):
+    pool = make_store(tmp_path / 'pool', 20)
+    prompts, out = tmp_path / 'prompts.jsonl', tmp_path / 'chosen.jsonl'
+    write_prompts(prompts, (sample_prompt(f'{number:06d}', 0) for number in range(20)))
+    chosen = [pool, prompts, out, '--images', 3, '--seeds', 2]
+    assert run_tool('miniature/chosen_prompts', *chosen) == 0
+    records = list(read_prompts(out))
+    assert {record.id for record in records} == chosen_ids(pool, 3, 2) and len(records) == 6
+    assert records == [record for record in read_prompts(prompts) if record in records]
+    write_prompts(prompts, records[1:])
+    assert run_tool('miniature/chosen_prompts', *chosen) == 2
+    assert 'lacks 1 of the 6 ids that 2 seeds of 3 samples take' in capsys.readouterr().err

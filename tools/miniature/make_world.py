@@ -3,8 +3,9 @@
     python tools/miniature/make_world.py data/world
 
 Writes `train`, `val` and `test` (images, COCO JSON, label maps, retrieval JSON, class folders) and
-`prompts.jsonl`; with --exact also `exact`, a store of composed scenes with exact masks; with
---garments also `garments`, 8,000 single objects to evaluate on.
+`prompts.jsonl`; with --plain-prompts also `plain_prompts.jsonl`; with --exact also `exact`, a store
+of composed scenes with exact masks; with --garments also `garments`, 8,000 single objects to
+evaluate on.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--test', type=whole(1, 10**7), default=1500, help='scenes (%(default)s)')
     parser.add_argument(
         '--prompts', type=whole(1, 10**7), default=4000, help='how many (%(default)s)'
+    )
+    parser.add_argument(
+        '--plain-prompts',
+        action='store_true',
+        help='also `plain_prompts.jsonl`: "a photo of a dress" (Table 6) for each prompt, of its '
+        'first noun',
     )
     parser.add_argument(
         '--exact',
@@ -82,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from freeatm_mm.miniature.garments import export_garments  # imports torch
 
         export_garments(sources, args.out / 'garments', seed=args.seed, workers=args.workers)
-    if args.prompts:
+    for name, plain in [('prompts', False), *([('plain_prompts', True)] * args.plain_prompts)]:
         write_prompts(
-            args.out / 'prompts.jsonl',
-            (sample_prompt(f'{number:07d}', args.seed) for number in range(args.prompts)),
+            args.out / f'{name}.jsonl',
+            (sample_prompt(f'{number:07d}', args.seed, plain) for number in range(args.prompts)),
         )
     print(
         f'world in {args.out}; {same_object_share(sources):.2%} of random pairs of instances '

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 # The standard library serves --help and --dry-run, before anything is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -165,6 +166,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='further arms: images and masks of another store, as many of them',
     )
     parser.add_argument(
+        '--same-ids',
+        action='store_true',
+        help='of the stores of --masks-of and --pools each seed takes the samples with the ids '
+        'that it takes of --pool, in any order; they need no others '
+        '(tools/miniature/chosen_prompts.py)',
+    )
+    parser.add_argument(
         '--generator', default=GENERATOR, help='folder of the pipeline (%(default)s)'
     )
     parser.add_argument(
@@ -214,6 +222,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     named = named_options(args, parser, argv)
     refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'steps')
     refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'guidance')
+    stores = bool(args.masks_of or args.pools)
+    refuse_idle(named, not stores, 'without --masks-of or --pools', 'same_ids')
     followed = {'baseline', 'freeatm'} & set(args.arms)
     refuse_idle(named, not followed, 'without an arm baseline or freeatm', 'evaluate_every')
     heads = {BENCHMARKS[name].suite for name in _benchmarks(args)}
@@ -277,10 +287,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         generate_store(job, args.generator, world, out, args.steps, args.guidance)
     elif not args.dry_run:
         for _, store in args.masks_of:
-            check_same_pictures(args.pool, store)
-        for name, store in [('', args.pool), *args.masks_of, *args.pools]:
+            check_same_pictures(args.pool, store, same_ids=args.same_ids)
+        check_stores_named(args)
+        for name in ['', *names]:
             for seed in range(args.seeds):
-                choose_samples(store, args.images, seed, sample_list(args, seed, name))
+                samples_of(args, seed, name)
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     for following in (False, True):
@@ -334,6 +345,33 @@ def report(job: Job, args: argparse.Namespace) -> None:
 def sample_list(args: argparse.Namespace, seed: int, name: str = '') -> Path:
     """Where the list of a seed's samples is: of the pool, or of another store by its name."""
     return args.out / 'samples' / name / f'{args.images}-seed{seed}.json'
+
+
+def check_stores_named(args: argparse.Namespace) -> None:
+    """Refuse rows of an earlier run on a store that isn't named now: of which, nothing says."""
+    from freeatm_mm.results import read_results
+
+    known = {str(arm.masks) for arm in ARMS.values()}
+    known |= {name for name, _ in args.masks_of + args.pools}
+    rows = (
+        row for path in (args.out / 'rows').glob('*.json') for row in read_results(path)['rows']
+    )
+    if unknown := {str(row['masks']) for row in rows if row['regime'] == 'synthetic'} - known:
+        raise InputError(
+            f'{args.out} has rows of other stores ({", ".join(sorted(unknown))}): name them again '
+            'with --masks-of or --pools, or choose another --out'
+        )
+
+
+def samples_of(args: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
+    """Choose and list a seed's samples: of the pool, or of another store by its name."""
+    return choose_samples(
+        dict(args.masks_of + args.pools).get(name, args.pool),
+        args.images,
+        seed,
+        sample_list(args, seed, name),
+        args.pool if name and args.same_ids else None,
+    )
 
 
 def regimes(args: argparse.Namespace) -> dict[str, str]:
@@ -572,13 +610,8 @@ def gather(args: argparse.Namespace) -> dict:
                 row['cfg_options'] = args.cfg_options
             if args.pool and row['regime'] == 'synthetic' and not is_untrained(row['method']):
                 seed, name = row['seed'], row['masks']
-                store = dict(args.masks_of + args.pools).get(name, '')
-                row['pool'] = choose_samples(
-                    store or args.pool,
-                    args.images,
-                    seed,
-                    sample_list(args, seed, name if store else ''),
-                )
+                other = name in dict(args.masks_of + args.pools)
+                row['pool'] = samples_of(args, seed, name if other else '')
             add_row(results, row)
     results['rows'].sort(
         key=lambda row: (
