@@ -421,10 +421,13 @@ def test_chosen_steps_and_two_recorders_at_once():
 @pytest.mark.parametrize('compile', [whole, in_place, regional])
 def test_compiled_inside_the_with_is_refused(compile):
     pipe = tiny.tiny_flux()
-    with AttentionRecorder(pipe, PROMPTS, NOUNS):
+    with (
+        pytest.raises(ValueError, match='call torch.compile before the with block'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS),
+    ):
+        images_of(pipe, **SQUARE)
         compile(pipe, 'transformer', backend='aot_eager')
-        with pytest.raises(ValueError, match='call torch.compile before the with block'):
-            images_of(pipe, **SQUARE)
+        pytest.raises(ValueError, images_of, pipe, **SQUARE)
     assert hook_count(pipe) == 0
 
 
