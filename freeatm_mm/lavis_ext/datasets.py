@@ -262,9 +262,10 @@ class FreeATMPretrainDataset(BaseDataset):
         """`image`, float tensor (3, h, w), and `text_input`, the text for the model.
 
         With ``pass_over`` also `unreadable`, how many pairs were passed over for this one. With
-        ``mask_grid`` also `nouns`, how the text may write each of the objects' K nouns, and
-        `noun_masks`, (K, grid, grid) shares of the view's cells that its objects cover: no text
-        says which of several dogs it means.
+        ``mask_grid`` also `nouns`, how the text may write each of the objects' K nouns,
+        `noun_masks`, (K, grid, grid) shares of the view's cells that its objects cover, as no text
+        says which of several dogs it means, and `noun_spans`, start and end of each part of the
+        text that may write them: the caption, and the objects' names in position prompts.
         """
         (image, caption, objects), passed = pass_over_unreadable(
             self._load, int(index), len(self), self.pass_over
@@ -274,16 +275,26 @@ class FreeATMPretrainDataset(BaseDataset):
             image, view = self.vis_processor.with_view(image)
         else:
             image = self.vis_processor(image)
+        given: list[Any] = [caption]
+        if self.with_objects:
+            given += [objects, view]
         if self.with_others:
-            text = self.text_processor(caption, objects, view, self._other_objects(int(index)))
-        elif self.with_objects:
-            text = self.text_processor(caption, objects, view)
+            given.append(self._other_objects(int(index)))
+        if self.mask_grid is None:
+            item = {'image': image, 'text_input': self.text_processor(*given)}
         else:
-            text = self.text_processor(caption)
-        item = {'image': image, 'text_input': text}
-        if self.mask_grid is not None:
+            text, spans = self._with_spans(*given)
+            item = {'image': image, 'text_input': text, 'noun_spans': spans}
             item.update(self._masks(objects, view, self.mask_grid))
         return {**item, 'unreadable': passed} if self.pass_over else item
+
+    def _with_spans(self, *given: Any) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and what `__getitem__` says of its parts, of any processor."""
+        if hasattr(self.text_processor, 'with_spans'):
+            return self.text_processor.with_spans(*given)
+        text = self.text_processor(*given)
+        before = getattr(self.text_processor, 'prompt', '')  # LAVIS's, before every caption
+        return text, [(len(before) if text.startswith(before) else 0, len(text))]
 
     def _masks(
         self, objects: Sequence[PlacedObject], view: np.ndarray, grid: int
@@ -306,15 +317,17 @@ class FreeATMPretrainDataset(BaseDataset):
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of items, LAVIS's where there are no masks.
 
-        Otherwise `nouns` and `noun_masks` are those of all items, one after the other, and
-        `noun_samples`, an int tensor, says which item each of them is of.
+        Otherwise `nouns` and `noun_masks` are those of all items, one after the other,
+        `noun_samples`, an int tensor, says which item each of them is of, and `noun_spans` has one
+        list an item.
         """
-        apart = ('nouns', 'noun_masks')
+        apart = ('nouns', 'noun_masks', 'noun_spans')
         batch = super().collater(
             [{key: value for key, value in item.items() if key not in apart} for item in samples]
         )
         if all('noun_masks' in item for item in samples):
             batch['nouns'] = [words for item in samples for words in item['nouns']]
+            batch['noun_spans'] = [item['noun_spans'] for item in samples]
             batch['noun_masks'] = torch.cat([item['noun_masks'] for item in samples])
             counts = torch.tensor([len(item['nouns']) for item in samples])
             batch['noun_samples'] = torch.arange(len(samples)).repeat_interleave(counts)

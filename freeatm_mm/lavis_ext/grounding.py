@@ -7,7 +7,7 @@ them can be raised by a loss, and the patch of most attention can be looked up.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ __all__ = [
     'cross_layers',
     'find_words',
     'mask_consistency',
+    'places_in_batch',
     'places_of',
     'point',
     'record_matching',
@@ -109,7 +110,11 @@ def find_words(
 
 
 def places_of(
-    tokenizer: Any, texts: Sequence[Sequence[int]], samples: Sequence[int], nouns: Sequence
+    tokenizer: Any,
+    texts: Sequence[Sequence[int]],
+    samples: Sequence[int],
+    nouns: Sequence,
+    parts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """Find all tokens that write the nouns of a batch, in any of their spellings.
 
@@ -121,6 +126,9 @@ def places_of(
         texts: The tokens of each text.
         samples: The text that each of K nouns is in.
         nouns: The spellings of each.
+        parts: For each text the number of the part that each token is in, as `spans_of_tokens` of
+            the tokenizer gives it: a noun must be written within one of them, since the block of a
+            position prompt is no object. `None` looks everywhere.
 
     Returns:
         Their places in their texts, in order, each once.
@@ -130,6 +138,7 @@ def places_of(
             places
             for word in words
             for places in find_words(texts[sample], tokenizer.ids_of(word), tokenizer.continuing)
+            if parts is None or _in_one_part(parts[sample][places.start : places.stop])
         ]
         for sample, words in zip(samples, nouns)
     ]
@@ -150,6 +159,29 @@ def places_of(
         )
         for sample, occurrences in zip(samples, found)
     ]
+
+
+def _in_one_part(numbers: Sequence[int]) -> bool:
+    return len(set(numbers)) == 1 and numbers[0] >= 0
+
+
+def places_in_batch(tokenizer: Any, ids: Tensor, samples: Mapping[str, Any]) -> list[list[int]]:
+    """Find all tokens that write the nouns of a batch of `FreeATMPretrainDataset`.
+
+    Args:
+        tokenizer: A `CountingTokenizer`.
+        ids: (B, L) the tokens of its texts, which may be cut.
+        samples: The batch, with masks; without its `noun_spans`, texts are looked at as a whole.
+
+    Returns:
+        As `places_of`.
+    """
+    parts = None
+    if 'noun_spans' in samples:
+        pairs = zip(samples['text_input'], samples['noun_spans'], strict=True)
+        parts = [tokenizer.spans_of_tokens(text, spans) for text, spans in pairs]
+    numbers = samples['noun_samples'].tolist()
+    return places_of(tokenizer, ids.tolist(), numbers, samples['nouns'], parts)
 
 
 def attention_of_nouns(
@@ -239,9 +271,7 @@ def point(model: Any, dataset: Any, batch_size: int = 64, limit: int | None = No
         items = batch_items(dataset, range(start, min(start + batch_size, count)))
         batch = dataset.collater(items)
         calls = _read(model, batch['image'].to(device), batch['text_input'], layers)
-        places = places_of(
-            model.tokenizer, calls.ids.tolist(), batch['noun_samples'].tolist(), batch['nouns']
-        )
+        places = places_in_batch(model.tokenizer, calls.ids, batch)
         on_object = batch['noun_masks'].flatten(1) >= 0.5
         written = [number for number, there in enumerate(places) if there]
         shown = [number for number in written if on_object[number].any()]

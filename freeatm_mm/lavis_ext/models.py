@@ -38,7 +38,7 @@ from freeatm_mm.lavis_ext.grounding import (
     attention_of_nouns,
     cross_layers,
     mask_consistency,
-    places_of,
+    places_in_batch,
     record_matching,
 )
 from freeatm_mm.lavis_ext.settings import (
@@ -460,9 +460,7 @@ class FreeATMBlipPretrain(_WithTokenizer, BlipPretrain):
     ) -> tuple[list[int], list[list[int]]]:
         """Numbers of the nouns that text and view show, and their tokens; counts the others."""
         seen = (masks.sum(1) > 0).tolist()
-        written = places_of(
-            self.tokenizer, ids.tolist(), samples['noun_samples'].tolist(), samples['nouns']
-        )
+        written = places_in_batch(self.tokenizer, ids, samples)
         found, places = [], []
         for index, there in enumerate(written):
             self.noun_counts['nouns'] += 1

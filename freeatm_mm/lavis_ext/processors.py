@@ -118,9 +118,42 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
             view: (3, 3) matrix from the image to the view that the model is shown.
             others: The objects of another image, for the option `positions: others`.
         """
+        return self.with_spans(caption, objects, view, others)[0]
+
+    def with_spans(
+        self,
+        caption: str,
+        objects: Sequence[PlacedObject] = (),
+        view: np.ndarray = WHOLE_VIEW,
+        others: Sequence[PlacedObject] = (),
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text for the model, and where it is the caption or an object's name.
+
+        Args:
+            caption: As for a call, and so are the others.
+            objects: As there.
+            view: As there.
+            others: As there.
+
+        Returns:
+            The text, and the start and end of each such part of it; elsewhere are the template's
+            own words, blocks' numbers, and what stands before every caption.
+        """
+        pieces = [(caption, True)]
         if self.prompts is not None:
-            caption = self.prompts.join(caption, objects, view, others)
-        return super().__call__(caption)
+            pieces = self.prompts.pieces(caption, objects, view, others)
+        text = super().__call__(''.join(piece for piece, _ in pieces))
+        # Cleaning moves and drops spaces alone: all else is in the text as often as in its pieces.
+        written = [
+            place for place in range(len(self.prompt), len(text)) if not text[place].isspace()
+        ]
+        spans, done = [], 0
+        for piece, named in pieces:
+            size = len(''.join(self.pre_caption(piece).split()))
+            if named and size:
+                spans.append((written[done], written[done + size - 1] + 1))
+            done += size
+        return text, spans
 
     @classmethod
     def from_config(cls, cfg=None) -> FreeATMCaptionProcessor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from freeatm_mm.files import read_text
 __all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_nouns', 'no_texts']
 
 _MOST_BYTES = 1 << 26  # of a vocabulary
+_MOST_WORDS = 1 << 17  # whose tokens are remembered
+# Of what BERT reads as words of their own; control characters, which it drops, part none.
+_WORD = re.compile(r'[!-/:-@\[-`{-~]|(?:[\x0b\x0c\x1c-\x1f\x85]|[^\s!-/:-@\[-`{-~])+')
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 
@@ -50,10 +53,36 @@ class CountingTokenizer(BertTokenizer):
 
     def ids_of(self, word: str) -> list[int]:
         """The tokens of a word, which is not counted as a text; none if one of them is unknown."""
+        ids = self._ids_of(word)
+        return [] if self.unk_token_id in ids else ids  # [UNK] may be any word
+
+    def _ids_of(self, word: str) -> list[int]:
         if word not in self._words:
-            ids = self.convert_tokens_to_ids(self.tokenize(word))
-            self._words[word] = [] if self.unk_token_id in ids else ids  # [UNK] may be any word
+            if len(self._words) >= _MOST_WORDS:
+                self._words.clear()
+            self._words[word] = self.convert_tokens_to_ids(self.tokenize(word))
         return self._words[word]
+
+    def spans_of_tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Which part of a text each of its tokens is in.
+
+        Args:
+            text: The text, which is not counted.
+            spans: Start and end of each part. A word that is only partly in one is.
+
+        Returns:
+            For [CLS] and each token of the text, however long it is, the number of its part; -1
+            outside all.
+        """
+        found = [-1]
+        for word in _WORD.finditer(text):
+            inside = (
+                number
+                for number, (start, end) in enumerate(spans)
+                if start < word.end() and word.start() < end
+            )
+            found += [next(inside, -1)] * len(self._ids_of(word[0]))
+        return found
 
     def prepare_for_model(self, *args, **kwargs):
         """One text's tokens, as there; counts the text."""

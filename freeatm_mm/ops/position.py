@@ -291,17 +291,29 @@ class PositionPrompts:
             others: Those of another image, for `positions` 'others'; where the view shows none of
                 them, blocks are drawn evenly.
         """
+        return [
+            ''.join(piece for piece, _ in pieces) for pieces in self._split(objects, view, others)
+        ]
+
+    def _split(
+        self, objects: Sequence[PlacedObject], view: np.ndarray, others: Sequence[PlacedObject]
+    ) -> list[list[tuple[str, bool]]]:
+        """Return the pieces of each sentence: the noun (`True`), and what the template writes."""
         placed = self.placed(objects, view)
         if self.positions == 'others' and placed:
             blocks = [block for block, _ in self.placed(others, view)] or range(
                 self.index_base, self.index_base + self.grid**2
             )
             placed = [(random.choice(blocks), name) for _, name in placed]
-        return [
+        found = []
+        for block, name in placed:
             # The noun last, as it may be written with brackets, too.
-            self.template.replace('[P]', str(block)).replace('[O]', name)
-            for block, name in placed
-        ]
+            first, *rest = self.template.replace('[P]', str(block)).split('[O]')
+            pieces = [(first, False)]
+            for written in rest:
+                pieces += [(name, True), (written, False)]
+            found.append(pieces)
+        return found
 
     def join(
         self,
@@ -311,7 +323,25 @@ class PositionPrompts:
         others: Sequence[PlacedObject] = (),
     ) -> str:
         """Return the caption with its sentences after it."""
-        return ' '.join([caption, *self.sentences(objects, view, others)])
+        return ''.join(piece for piece, _ in self.pieces(caption, objects, view, others))
+
+    def pieces(
+        self,
+        caption: str,
+        objects: Sequence[PlacedObject],
+        view: np.ndarray,
+        others: Sequence[PlacedObject] = (),
+    ) -> list[tuple[str, bool]]:
+        """Return the text of `join` in pieces, in order.
+
+        Returns:
+            Each piece, and whether it is the caption or a noun: what the template itself writes
+            ('The', 'block', the number) is neither.
+        """
+        found = [(caption, True)]
+        for sentence in self._split(objects, view, others):
+            found += [(' ', False), *sentence]
+        return found
 
 
 #: No position prompts; the paper's; those of PTP (arXiv 2212.09737).

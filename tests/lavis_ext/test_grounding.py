@@ -17,6 +17,7 @@ from helpers.tiny_blip import (  # noqa: E402
     pretrain_options,
 )
 from helpers.tiny_stores import make_store, make_store_of_spellings  # noqa: E402
+from lavis.processors.blip_processors import BlipCaptionProcessor  # noqa: E402
 
 from freeatm_mm.checkpoints import read_state  # noqa: E402
 from freeatm_mm.errors import InputError  # noqa: E402
@@ -126,6 +127,96 @@ def test_a_noun_within_a_longer_one_is_the_longer_one(parts):
     texts = tokenizer(['a photo dog is a dog', 'a photo dog']).input_ids
     nouns = [['dog'], ['photo dog', 'dog photo'], ['dog'], ['photo', 'a photo']]
     assert places_of(tokenizer, texts, [0, 0, 1, 1], nouns) == [[6], [2, 3], [3], [1, 2]]
+
+
+CAPTION = 'A dog is in the photo.'
+
+
+@pytest.mark.parametrize(
+    ('options', 'own'),
+    [
+        ({}, ['a dog is in the photo', 'dog', 'block', 'the']),
+        ({'preset': 'none'}, ['a dog is in the photo']),
+        ({'preset': 'none', 'prompt': 'a photo of '}, ['a dog is in the photo']),
+        ({'prompt': 'the dog: '}, ['a dog is in the photo', 'dog', 'block', 'the']),
+        (
+            {'preset': 'ptp', 'max_objects': 9, 'index_base': 1},
+            ['a dog is in the photo', 'dog', 'block', 'the'],
+        ),
+        (
+            {'template': '[P]: the BLOCK, (block-[O]) [O] is "[O]" ', 'order': 'block'},
+            ['a dog is in the photo', *['the'] * 3, *['block'] * 3, *['dog'] * 3],
+        ),
+        ({'template': '[O]  [P].', 'positions': 'others'}, ['a dog is in the photo', 'dog', *'bt']),
+    ],
+)
+def test_captions_and_names_are_told_from_the_template(parts, options, own):
+    """Whatever the template: its own words are in no part, and all others in theirs."""
+    own = [{'b': 'block', 't': 'the'}.get(part, part) for part in own]
+    things = [
+        PlacedObject(name, np.array([box]))
+        for name, box in (
+            ('Dog', [0.8, 0.8, 1, 1]),
+            ('block', [0.4, 0.4, 0.6, 0.6]),
+            ('The', [0, 0, 0.1, 0.1]),
+        )
+    ]
+    processor = FreeATMCaptionProcessor.from_config(options)
+    text, spans = processor.with_spans(CAPTION, things, WHOLE_VIEW, things)
+    assert [text[start:end] for start, end in spans] == own
+    tokenizer = build(parts).tokenizer
+    numbers = tokenizer.spans_of_tokens(text, spans)
+    ids = tokenizer(text).input_ids
+    for number, part in enumerate(own):
+        there = [ids[place] for place, each in enumerate(numbers) if each == number]
+        assert there == tokenizer(part, add_special_tokens=False).input_ids
+    if options.get('positions') != 'others':
+        assert text == processor(CAPTION, things)
+
+
+def test_a_noun_is_not_found_in_the_words_of_a_template(parts):
+    """Nor across the border of two parts; the block that is an object is found as that alone."""
+    tokenizer = build(parts).tokenizer
+    texts = ['a dog dog is in block 4', 'a block block is in block 4']
+    spans = [[(0, 5), (6, 9)], [(0, 7), (8, 13)]]
+    ids = tokenizer(texts, padding=True).input_ids
+    numbers = [tokenizer.spans_of_tokens(*each) for each in zip(texts, spans)]
+    nouns = [['block'], ['dog'], ['dog dog'], ['4'], ['block']]
+    samples = [0, 0, 0, 0, 1]
+    assert places_of(tokenizer, ids, samples, nouns, numbers) == [[], [2, 3], [], [], [2, 3]]
+    assert places_of(tokenizer, ids, samples, nouns)[0] == [6]
+
+
+def test_neither_loss_nor_pointing_looks_at_the_template(parts):
+    """Where only the template writes a noun, it is counted as not written."""
+    prompts = FreeATMCaptionProcessor.from_config({'prompt': 'the '})
+    source = StorePairs(parts[0], None, 0.45)
+    dataset = FreeATMPretrainDataset(WholeView(16), prompts, [source], mask_grid=2)
+    samples = dataset.collater([dataset[index] for index in range(8)])
+    assert len(samples['noun_spans']) == 8 and 'block' in samples['text_input'][1]
+    named, masks = dataset.__getitem__, samples['noun_masks']
+    model = build(parts, 'model.mask_loss=1')
+    for word, unwritten in (('block', 12), ('the', 12), ('photo', 0)):
+        steps = {'epoch': 0, 'iters': 0, 'num_iters_per_epoch': 3}
+        model({**samples, **steps, 'nouns': [[word]] * len(masks)})
+        assert model.take_text_counts()['nouns_not_in_text'] == unwritten, word
+
+        class Renamed(FreeATMPretrainDataset):
+            def __getitem__(self, index, word=word):
+                item = named(index)
+                return {**item, 'nouns': [[word]] * len(item['nouns'])}
+
+        renamed = Renamed(WholeView(16), prompts, [source], mask_grid=2)
+        assert point(model, renamed, limit=8).unwritten == unwritten, word
+
+
+def test_what_stands_before_captions_of_another_processor_is_not_the_caption(parts):
+    source = StorePairs(parts[0], None, 0.45)
+    for before in ('', 'a photo of a '):
+        processor = BlipCaptionProcessor(before, max_words=4)
+        item = FreeATMPretrainDataset(WholeView(16), processor, [source], mask_grid=2)[1]
+        ((start, end),) = item['noun_spans']
+        assert item['text_input'] == before + item['text_input'][start:end] and start == len(before)
 
 
 @pytest.mark.parametrize(

@@ -128,3 +128,22 @@ def test_vocabulary_holds_words_and_marks_once():
         'a',
         'dog',
     ]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        "a red-haired dog's _dress_, 3/4 in the water [sep]",
+        'caf\u00e9\u00a0\u2028dress\u3000\u72d7dress\U0001f600dress \u2603 \u20acdress',
+        'dress\x0bdress\x0cdress\x1fdress \x85 \x0b dress\tdress\ndress\u200bdress',
+    ],
+)
+def test_each_token_of_a_text_is_in_the_part_that_its_word_is_in(text):
+    """As many as the tokenizer makes of the whole text, unknown words included."""
+    tokenizer = load_tokenizer(FOLDER)
+    numbers = tokenizer.spans_of_tokens(text, [(0, len(text))])
+    assert numbers == [-1] + [0] * (len(tokenizer(text).input_ids) - 2)
+    assert tokenizer.counts['texts'] == 1
+    tokenizer = load_tokenizer(FOLDER)
+    assert tokenizer.spans_of_tokens('a dress,dresses', [(3, 4), (8, 9)])[:4] == [-1, -1, 0, -1]
