@@ -380,16 +380,26 @@ class AttentionRecorder:
                 f'{type(self._pipe).__name__} returned {counted(len(images), "image")}, where '
                 f'the call was for {targets.num_images}'
             )
-        masks, each = self.masks('minmax'), targets.images_per_prompt
+        masks, drawn = self.masks('minmax'), targets.prompt_of_image
         return Recording(
             images,
             masks,
-            [prompt for prompt in self.prompts for _ in range(each)],
-            [names for names in self.names for _ in range(each)],
-            [[span_of(noun) for noun in row] for row in targets.nouns for _ in range(each)],
+            [self.prompts[prompt] for prompt in drawn],
+            [self.names[prompt] for prompt in drawn],
+            [[span_of(noun) for noun in targets.nouns[prompt]] for prompt in drawn],
             list(self.flat),
-            [(each * row + k, noun) for row, noun in self.truncated for k in range(each)],
-            [(each * row + k, noun, why) for row, noun, why in self.left_out for k in range(each)],
+            [
+                (k, noun)
+                for k, prompt in enumerate(drawn)
+                for of, noun in self.truncated
+                if of == prompt
+            ],
+            [
+                (k, noun, why)
+                for k, prompt in enumerate(drawn)
+                for of, noun, why in self.left_out
+                if of == prompt
+            ],
             output,
             self.num_steps,
         )
@@ -593,7 +603,7 @@ class AttentionRecorder:
                 self-attention included where maps are propagated.
 
         Returns:
-            For each image, prompt by prompt, a float32 CPU tensor of shape (nouns, h, w).
+            For each image, in the pipeline's order, a float32 CPU tensor of shape (nouns, h, w).
 
         Raises:
             NothingRecorded: If nothing was recorded.

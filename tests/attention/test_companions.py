@@ -137,7 +137,6 @@ def test_a_part_that_is_replaced_while_recording_is_refused():
         ):
             images_of(pipe, **options)
             setattr(holder, name, other)
-        assert hook_count(pipe) == hook_count(other) == 0
 
 
 def test_parts_that_are_let_go_of_and_other_schedulers_are_recorded():

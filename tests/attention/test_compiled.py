@@ -187,6 +187,7 @@ FLUX_2 = dict(WITHOUT_GUIDANCE, text_encoder_out_layers=(1, 2))
 IN_PIXELS = dict(WITHOUT_GUIDANCE, use_resolution_binning=False)
 SHORT = dict(WITHOUT_GUIDANCE, max_sequence_length=64)
 NETWORKS = {
+    'aMUSEd': Network(tiny.tiny_amused, dict(height=32, width=32)),
     'AuraFlow': Network(tiny_transformers.tiny_aura_flow),
     'Bria 3.2': newer(tiny_transformers.tiny_bria),
     'Bria FIBO': newer(tiny_transformers.tiny_bria_fibo, WITHOUT_GUIDANCE),
