@@ -98,8 +98,7 @@ def noun_maps(average_BThw: Tensor, targets: Targets, *, merge: str, softmax: bo
         For each image a tensor (nouns, h, w).
     """
     masks = []
-    for image in range(targets.num_images):
-        prompt = image // targets.images_per_prompt
+    for image, prompt in enumerate(targets.prompt_of_image):
         place = {column: index for index, column in enumerate(targets.columns[prompt])}
         positions, words = targets.positions[prompt], targets.words[prompt]
         if words:

@@ -45,6 +45,7 @@ from freeatm_mm.attention.parts import (
     check_steps,
     choose_parts,
     heads_of,
+    is_wrapper,
     named_parts,
     separate_names,
     sizes,
@@ -82,6 +83,10 @@ HEAD_WEIGHTS = (None, 'contribution')
 """What a layer's heads may count."""
 RESCALE = (None, 'words')
 """What maps may be divided by."""
+_COMPILED = (
+    'the denoiser was compiled while it was being recorded: call torch.compile before the with '
+    'block'
+)
 
 
 class NothingRecorded(RuntimeError):
@@ -293,6 +298,7 @@ class AttentionRecorder:
             )
         self._hooks: ExitStack | None = None
         self._regions: list[Region] = []
+        self._holders: list[tuple[Any, str, Any]] = []
         self._reset()
 
     def _tell(self, call: Call, prompts: str | Sequence[str], nouns: Any, **options: Any) -> None:
@@ -374,16 +380,26 @@ class AttentionRecorder:
                 f'{type(self._pipe).__name__} returned {counted(len(images), "image")}, where '
                 f'the call was for {targets.num_images}'
             )
-        masks, each = self.masks('minmax'), targets.images_per_prompt
+        masks, drawn = self.masks('minmax'), targets.prompt_of_image
         return Recording(
             images,
             masks,
-            [prompt for prompt in self.prompts for _ in range(each)],
-            [names for names in self.names for _ in range(each)],
-            [[span_of(noun) for noun in row] for row in targets.nouns for _ in range(each)],
+            [self.prompts[prompt] for prompt in drawn],
+            [self.names[prompt] for prompt in drawn],
+            [[span_of(noun) for noun in targets.nouns[prompt]] for prompt in drawn],
             list(self.flat),
-            [(each * row + k, noun) for row, noun in self.truncated for k in range(each)],
-            [(each * row + k, noun, why) for row, noun, why in self.left_out for k in range(each)],
+            [
+                (k, noun)
+                for k, prompt in enumerate(drawn)
+                for of, noun in self.truncated
+                if of == prompt
+            ],
+            [
+                (k, noun, why)
+                for k, prompt in enumerate(drawn)
+                for of, noun, why in self.left_out
+                if of == prompt
+            ],
             output,
             self.num_steps,
         )
@@ -430,6 +446,7 @@ class AttentionRecorder:
             )
         denoiser = self._denoiser = self._denoising_network()
         self._regions = compiled_regions(denoiser)
+        self._holders = self._find_holders()
         modules = text_attention_modules(denoiser, self._family, self._blocks)
         check_heads(self._heads, {name: head_count(module) for name, module, _ in modules})
         pixels = (
@@ -477,7 +494,7 @@ class AttentionRecorder:
             for undo in self._watch_regions([tap for tap in taps if isinstance(tap, ShownTap)]):
                 hooks.callback(undo)
             for watch in self._targets.watches:
-                hooks.callback(watch.install())
+                hooks.callback(watch.install(self._check_parts))
             self._hooks = hooks.pop_all()
         return self
 
@@ -531,12 +548,20 @@ class AttentionRecorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove every hook, also after an exception."""
+        """Remove every hook, also after an exception.
+
+        Raises:
+            ValueError: If the denoiser was replaced or compiled inside the ``with``, so that what
+                it generated since then was not recorded.
+        """
         self._sink.input = None
         self._rows.forget()
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
+        if error is None:
+            self._check_parts()
+            self._check_still_compiled()
 
     def _check_free(self) -> None:
         if self._hooks is not None:
@@ -578,7 +603,7 @@ class AttentionRecorder:
                 self-attention included where maps are propagated.
 
         Returns:
-            For each image, prompt by prompt, a float32 CPU tensor of shape (nouns, h, w).
+            For each image, in the pipeline's order, a float32 CPU tensor of shape (nouns, h, w).
 
         Raises:
             NothingRecorded: If nothing was recorded.
@@ -665,12 +690,14 @@ class AttentionRecorder:
 
     def _before_denoiser(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Count a step and find out which rows of the batch are conditional."""
-        if not self._calls:
-            self._check_still_compiled()
+        self._check_parts()
         called_with = self._family.denoiser_input(module, args, kwargs)
         watches = self._targets.watches
-        if any([watch.check() for watch in watches]):
+        starts = any([watch.check() for watch in watches])
+        if starts:
             self._rows.forget_text()
+        if starts or not self._calls:
+            self._check_still_compiled()
         self._image_tokens = max((watch.image_tokens for watch in watches), default=0)
         if self._rows.is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
@@ -685,14 +712,43 @@ class AttentionRecorder:
         self._sink.input = called_with
         self.num_steps += self._sink.recording
 
+    def _find_holders(self) -> list[tuple[Any, str, Any]]:
+        """Find where the pipeline, and one inside it, keep the parts that are watched.
+
+        Returns:
+            Pipeline, attribute and part.
+        """
+        watched = [self._denoiser] + [
+            getattr(self._pipe, watch.name, None) for watch in self._targets.watches
+        ]
+        inner = getattr(self._pipe, self._family.call_names.inner, None)
+        return [
+            (pipe, name, part)
+            for pipe in (self._pipe, inner)
+            for name, part in getattr(pipe, '__dict__', {}).items()
+            if part is not None and any(part is other for other in watched)
+        ]
+
+    def _check_parts(self) -> None:
+        """Refuse a denoiser or text encoder that took the place of one that is recorded."""
+        for pipe, name, part in self._holders:
+            now = getattr(pipe, name, None)
+            # One that was let go of, to save memory, is not called again.
+            if now is None or now is part:
+                continue
+            if is_wrapper(now):
+                raise ValueError(_COMPILED)
+            raise ValueError(
+                f'the {name} of {type(pipe).__name__} was replaced while it was being recorded, '
+                'and of what the new one generates nothing is recorded: end the with block first, '
+                'and record the new one in another'
+            )
+
     def _check_still_compiled(self) -> None:
         """Refuse a denoiser that was compiled inside the ``with``."""
-        now = compiled_regions(getattr(self._pipe, self._family.denoiser))
+        now = compiled_regions(self._denoiser)
         if [region.holder for region in now] != [region.holder for region in self._regions]:
-            raise ValueError(
-                'the denoiser was compiled, or replaced, while it was being recorded: call '
-                'torch.compile before the with block'
-            )
+            raise ValueError(_COMPILED)
 
     def _accumulate(self, tap: Tap) -> None:
         """Add one module's head-mean noun maps to the running sums."""

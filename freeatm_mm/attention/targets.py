@@ -34,30 +34,46 @@ class Targets:
         prompts: The prompts.
         nouns: For each prompt its nouns, as they were given or found.
         images_per_prompt: Images generated from each prompt.
+        images_in_turn: Whether they come prompt after prompt rather than side by side.
         watches: What notices that the pipeline encodes something else.
         truncated: Pairs (prompt, noun) that the tokenizer cut off.
         left_out: Triples (prompt, noun, reason) whose columns leave out a text encoder.
         positions: For each prompt and noun the columns of its tokens, for each text encoder.
         words: For each prompt the columns of all its words, where these compete.
         columns: For each prompt all columns to record, each once, in order.
-        columns_BT: The same for each image, padded with column 0.
     """
 
     prompts: list[str]
     nouns: list[list[Any]]
     images_per_prompt: int
+    images_in_turn: bool
     watches: tuple[EncoderWatch, ...]
     truncated: list[tuple[int, int]]
     left_out: list[tuple[int, int, str]]
     positions: Sequence[Sequence[Sequence[Sequence[int]]]]
     words: list[list[int]]
     columns: list[list[int]]
-    columns_BT: Tensor
 
     @property
     def num_images(self) -> int:
         """Images that the prompts are generated into."""
         return len(self.prompts) * self.images_per_prompt
+
+    @property
+    def prompt_of_image(self) -> list[int]:
+        """For each image the number of its prompt."""
+        prompts = range(len(self.prompts))
+        if self.images_in_turn:
+            return [*prompts] * self.images_per_prompt
+        return [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
+
+    @cached_property
+    @torch.inference_mode(False)
+    def columns_BT(self) -> Tensor:
+        """All columns to record for each image, padded with column 0."""
+        width = max(map(len, self.columns))
+        rows = [[*columns, *[0] * (width - len(columns))] for columns in self.columns]
+        return torch.tensor([rows[prompt] for prompt in self.prompt_of_image], dtype=torch.long)
 
     @property
     def names(self) -> list[list[str]]:
@@ -155,13 +171,13 @@ def find_targets(
         prompts,
         [list(row) for row in nouns],
         images_per_prompt,
+        family.images_in_turn,
         found.watches if check_prompts else (),
         list(found.truncated),
         list(found.left_out),
         found.positions,
         words,
         wanted,
-        _pad_columns(wanted, images_per_prompt),
     )
 
 
@@ -248,12 +264,3 @@ def _given_columns(
                     f'each noun, got {places!r}'
                 )
     return tuple(tuple((tuple(sorted(set(places))),) for places in row) for row in columns)
-
-
-def _pad_columns(columns: Sequence[Sequence[int]], images_per_prompt: int) -> Tensor:
-    """Token columns as one rectangle, a row for each image; unused places hold column 0."""
-    width = max(len(row) for row in columns)
-    columns_BT = torch.zeros(len(columns), width, dtype=torch.long)
-    for index, row in enumerate(columns):
-        columns_BT[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return columns_BT.repeat_interleave(images_per_prompt, dim=0)

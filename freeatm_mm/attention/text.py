@@ -404,13 +404,25 @@ class EncoderWatch:
             end -= 1
         return tuple(row[start:end])
 
-    def install(self) -> Callable[[], None]:
-        """Start watching; return what ends it."""
+    def install(self, check: Callable[[], None]) -> Callable[[], None]:
+        """Start watching.
+
+        Args:
+            check: Called before each text is encoded.
+
+        Returns:
+            What ends the watch.
+        """
         self._seen, self._met = [], False
         if self.encoder is None:
             return lambda: None
-        look = own_hook(self.encoder, self._look)
-        return self.encoder.register_forward_pre_hook(look, with_kwargs=True).remove
+
+        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            check()
+            self._look(module, args, kwargs)
+
+        hook = own_hook(self.encoder, look)
+        return self.encoder.register_forward_pre_hook(hook, with_kwargs=True).remove
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')

@@ -197,6 +197,12 @@ class ShardSource:
         self.chosen = defaults.chosen(steps, guidance)
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
+        if batch_size > 1 and call_names(pipeline).one_generator:
+            raise ValueError(
+                f'{type(pipeline).__name__} takes one generator a call, and each sample has a seed '
+                f'of its own: generate one at a time (batch_size=1, --batch-size 1), not '
+                f'{batch_size}'
+            )
         if negative_prompt is not None:
             check_negative_prompt(pipeline, negative_prompt, guidance, bool(stages))
         self._cascade = _cascade(pipeline, stages, stage_steps, stage_guidance, height, width)
@@ -513,8 +519,8 @@ class ShardSource:
                 prompts, generators, self.call_options, recorder, self._mask_stage
             )
         options = self._options(len(batch))
-        # Some pipelines that the recorder doesn't know take one generator only.
-        alone = len(batch) == 1 and not self._masks
+        # Some pipelines take one generator only.
+        alone = len(batch) == 1 and (not self._masks or call_names(self.pipeline).one_generator)
         options['generator'] = generators[0][0] if alone else generators[0]
         with recorder:
             return self.pipeline(prompt=prompts, **options)

@@ -107,6 +107,48 @@ def test_adapters_that_change_while_recording():
         images_of(pipe, **STEPS)
 
 
+def test_a_part_that_is_replaced_while_recording_is_refused():
+    cascade = dict(SQUARE, height=128, width=160, prior_num_inference_steps=1)
+    cases = [
+        (tiny_stable_diffusion(), '', 'unet', STEPS),
+        (tiny_stable_diffusion(), '', 'text_encoder', STEPS),
+        (tiny.tiny_flux(), '', 'transformer', SQUARE),
+        (tiny.tiny_cascade('StableCascade'), 'prior_pipe', 'prior', cascade),
+        (tiny.tiny_cascade('StableCascade'), 'prior_pipe', 'text_encoder', cascade),
+    ]
+    for pipe, inner, name, options in cases:
+        holder = getattr(pipe, inner) if inner else pipe
+        first = getattr(holder, name)
+        other = copy.deepcopy(first)
+        message = f'the {name} of {type(holder).__name__} was replaced while it was being recorded'
+        with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+            images_of(pipe, **options)
+            steps = recorder.num_steps
+            setattr(holder, name, other)
+            with pytest.raises(ValueError, match=message):
+                images_of(pipe, **options)
+            setattr(holder, name, first)
+            images_of(pipe, **options)
+        assert recorder.num_steps == 2 * steps
+        # In the middle of a call, or behind the last one.
+        with (
+            pytest.raises(ValueError, match=message),
+            AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=name == 'text_encoder'),
+        ):
+            images_of(pipe, **options)
+            setattr(holder, name, other)
+
+
+def test_parts_that_are_let_go_of_and_other_schedulers_are_recorded():
+    pipe = tiny_stable_diffusion()
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        images_of(pipe, **STEPS)
+        pipe.vae, pipe.scheduler = copy.deepcopy(pipe.vae), copy.deepcopy(pipe.scheduler)
+        images_of(pipe, **STEPS)
+        pipe.unet = pipe.text_encoder = None
+    assert recorder.num_steps == 4
+
+
 def test_a_network_that_peft_wraps():
     peft = pytest.importorskip('peft')
     pipe = tiny_stable_diffusion()

@@ -187,6 +187,7 @@ FLUX_2 = dict(WITHOUT_GUIDANCE, text_encoder_out_layers=(1, 2))
 IN_PIXELS = dict(WITHOUT_GUIDANCE, use_resolution_binning=False)
 SHORT = dict(WITHOUT_GUIDANCE, max_sequence_length=64)
 NETWORKS = {
+    'aMUSEd': Network(tiny.tiny_amused, dict(height=32, width=32)),
     'AuraFlow': Network(tiny_transformers.tiny_aura_flow),
     'Bria 3.2': newer(tiny_transformers.tiny_bria),
     'Bria FIBO': newer(tiny_transformers.tiny_bria_fibo, WITHOUT_GUIDANCE),
@@ -421,10 +422,13 @@ def test_chosen_steps_and_two_recorders_at_once():
 @pytest.mark.parametrize('compile', [whole, in_place, regional])
 def test_compiled_inside_the_with_is_refused(compile):
     pipe = tiny.tiny_flux()
-    with AttentionRecorder(pipe, PROMPTS, NOUNS):
+    with (
+        pytest.raises(ValueError, match='call torch.compile before the with block'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS),
+    ):
+        images_of(pipe, **SQUARE)
         compile(pipe, 'transformer', backend='aot_eager')
-        with pytest.raises(ValueError, match='call torch.compile before the with block'):
-            images_of(pipe, **SQUARE)
+        pytest.raises(ValueError, images_of, pipe, **SQUARE)
     assert hook_count(pipe) == 0
 
 

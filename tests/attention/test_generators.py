@@ -380,6 +380,61 @@ def test_wuerstchen():
         )
 
 
+# aMUSEd -------------------------------------------------------------------------------------------
+
+
+def _amused_attention(name):
+    return name.endswith('.attn2') or re.search(r'_block\.attention_blocks\.\d\.attn1$', name)
+
+
+@pytest.mark.parametrize(
+    ('downsample', 'guidance', 'images'), [(False, 5.0, 1), (True, 1.0, 1), (False, 5.0, 2)]
+)
+def test_amused(downsample, guidance, images):
+    pipe = tiny.tiny_amused(downsample)
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, _amused_attention, cross),
+        lambda word: ((1 + word,),),
+        (8, 12) if downsample else (16, 24),
+        images=images,
+        first_row=len(PROMPTS) * images if guidance > 1 else 0,
+        options=dict(SQUARE, height=32, width=48, guidance_scale=guidance),
+        expected_steps=2,
+        in_turn=True,
+    )
+
+
+@pytest.mark.parametrize('name', ['AmusedImg2ImgPipeline', 'AmusedInpaintPipeline'])
+def test_amused_from_images(name):
+    pipe = tiny.rebuilt(tiny.tiny_amused(), getattr(diffusers, name))
+    call = dict(image=torch.rand(2, 3, 32, 48), num_inference_steps=3, strength=0.9)
+    if 'Inpaint' in name:
+        call['mask_image'] = torch.ones(2, 1, 32, 48)
+    check(
+        pipe,
+        lambda: attention_of(pipe.transformer, _amused_attention, cross),
+        lambda word: ((1 + word,),),
+        (16, 24),
+        images=2,
+        first_row=4,
+        options=dict(call, output_type='pt', guidance_scale=5.0),
+        expected_steps=2,
+        in_turn=True,
+    )
+
+
+def test_amused_gives_its_images_prompt_after_prompt():
+    pipe = tiny.tiny_amused()
+    call = dict(SQUARE, height=32, width=32, num_images_per_prompt=2)
+    result = AttentionRecorder(pipe, truncated='skip').generate(
+        [f'a dog {"on the sand " * 30}and a tree', 'a bird'], [['dog', 'tree'], ['bird']], **call
+    )
+    assert result.names == [['dog', 'tree'], ['bird']] * 2
+    assert [prompt[:6] for prompt in result.prompts] == ['a dog ', 'a bird'] * 2
+    assert result.truncated == [(0, 1), (2, 1)]
+
+
 # Stable Diffusion's relatives ------------------------------------------------------------------
 
 

@@ -64,6 +64,19 @@ def test_an_unknown_pipeline_generates_without_masks_if_asked(tmp_path):
     assert len(images) == 3
 
 
+def test_a_pipeline_with_one_generator_for_all_images_generates_one_by_one(tmp_path):
+    tiny.tiny_amused().save_pretrained(tmp_path / 'pipeline')
+    pipe = load_pipeline(tmp_path / 'pipeline', device='cpu').pipe
+    options = dict(OPTIONS, guidance=4.0, height=32, width=32, negative_prompt='blurry')
+    with pytest.raises(ValueError, match='AmusedPipeline takes one generator a call.*batch_size=1'):
+        generate(pipe, PROMPTS, tmp_path / 'store', batch_size=2, **options)
+    assert not (tmp_path / 'store').exists()
+    summary = generate(pipe, PROMPTS, tmp_path / 'store', batch_size=1, **options)
+    assert (summary.samples, summary.nouns) == (3, 4)
+    store = Store(tmp_path / 'store')
+    assert store[1].image.size == (32, 32) and store[1].masks.shape == (2, 16, 16)
+
+
 def test_images_without_masks_are_those_with(tmp_path):
     pipe = tiny_stable_diffusion()
     for name, masks in (('with', True), ('without', False)):

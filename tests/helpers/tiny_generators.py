@@ -1339,23 +1339,13 @@ def tiny_latent_diffusion():
 @_seeded
 def tiny_vq_diffusion():
     """A ``VQDiffusionPipeline``: 24x24 images from 12x12 codes; takes one generator only."""
-    from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel
+    from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler
     from transformers import CLIPTextModel
 
     embeddings = inspect.getmodule(VQDiffusionPipeline).LearnedClassifierFreeSamplingEmbeddings
     tokenizer = tiny_clip_tokenizer()
     return VQDiffusionPipeline(
-        vqvae=VQModel(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=3,
-            vq_embed_dim=3,
-            num_vq_embeddings=12,
-            block_out_channels=(8, 8),
-            down_block_types=('DownEncoderBlock2D',) * 2,
-            up_block_types=('UpDecoderBlock2D',) * 2,
-            norm_num_groups=4,
-        ),
+        vqvae=_tiny_codebook(12),
         text_encoder=CLIPTextModel(_tiny_clip_text_config(tokenizer)),
         tokenizer=tokenizer,
         transformer=Transformer2DModel(
@@ -1371,4 +1361,57 @@ def tiny_vq_diffusion():
         ),
         scheduler=VQDiffusionScheduler(num_vec_classes=13, num_train_timesteps=12),
         learned_classifier_free_sampling_embeddings=embeddings(learnable=False),
+    )
+
+
+def _tiny_codebook(codes: int, **changes):
+    from diffusers import VQModel
+
+    return VQModel(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=3,
+        vq_embed_dim=3,
+        num_vq_embeddings=codes,
+        block_out_channels=(8, 8),
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+        norm_num_groups=4,
+        **changes,
+    )
+
+
+@_seeded
+def tiny_amused(downsample: bool = False):
+    """An ``AmusedPipeline``: 32x32 images from 16x16 tokens; takes one generator only."""
+    from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    tokenizer = tiny_clip_tokenizer()
+    return AmusedPipeline(
+        vqvae=_tiny_codebook(12, lookup_from_codebook=True),
+        tokenizer=tokenizer,
+        text_encoder=CLIPTextModelWithProjection(
+            _tiny_clip_text_config(tokenizer, projection_dim=16)
+        ),
+        transformer=UVit2DModel(
+            hidden_size=32,
+            cond_embed_dim=16,
+            micro_cond_encode_dim=2,
+            micro_cond_embed_dim=10,
+            encoder_hidden_size=32,
+            vocab_size=16,
+            codebook_size=12,
+            in_channels=16,
+            block_out_channels=16,
+            num_res_blocks=1,
+            downsample=downsample,
+            upsample=downsample,
+            block_num_heads=2,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            sample_size=16,
+        ),
+        scheduler=AmusedScheduler(mask_token_id=15),
     )

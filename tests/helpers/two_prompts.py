@@ -83,6 +83,7 @@ def check(
     recorder_options=None,
     expected_steps=None,
     calls=slice(None),
+    in_turn=False,
 ):
     """Checks masks and images of a run with the recorder against runs without it.
 
@@ -95,6 +96,7 @@ def check(
         text_keys: Renormalise over so many keys.
         options: Arguments of the pipeline's call.
         calls: Which denoiser calls are the conditional ones.
+        in_turn: Whether the images come prompt after prompt rather than side by side.
     """
     generate = functools.partial(images_of, pipe, images, **(options or {}))
     plain = generate()
@@ -123,7 +125,8 @@ def check(
     masks = recorder.masks()
     assert len(masks) == len(PROMPTS) * images
     for image, mask in enumerate(masks):
-        prompt, nouns = PROMPTS[image // images], NOUNS[image // images]
+        index = image % len(PROMPTS) if in_turn else image // images
+        prompt, nouns = PROMPTS[index], NOUNS[index]
         assert mask.shape == (len(nouns), *size) and mask.dtype == torch.float32
         for noun, span in enumerate(nouns):
             expected = np.mean(

@@ -47,6 +47,7 @@ __all__ = [
     'planes_behind_text',
     'sequence',
     'start_at_zero',
+    'tokens',
 ]
 
 
@@ -187,6 +188,12 @@ def planes(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
     sample = argument(args, kwargs, 0, 'sample')
     if sample is None:
         sample = kwargs['hidden_states']
+    return DenoiserInput(sample, tuple(sample.shape[-2:]))
+
+
+def tokens(denoiser: nn.Module, args: tuple, kwargs: dict) -> DenoiserInput:
+    """Tokens of a codebook, ``input_ids`` of shape (batch, height, width): aMUSEd."""
+    sample = argument(args, kwargs, 0, 'input_ids')
     return DenoiserInput(sample, tuple(sample.shape[-2:]))
 
 
@@ -392,6 +399,8 @@ class CallNames:
             where there are any.
         unguided: The guidance scale at which the network is called for the prompt alone.
         always: Arguments that every call of theirs is given.
+        one_generator: Whether a call takes one generator for all its images, so that an image has
+            noise of its own only if it is generated alone.
     """
 
     steps: tuple[str, ...] = ('num_inference_steps',)
@@ -402,6 +411,7 @@ class CallNames:
     guiders: tuple[str, ...] = ()
     unguided: float = 1.0
     always: Mapping[str, Any] = field(default_factory=dict)
+    one_generator: bool = False
 
 
 UNET_GROUPS = {'down_blocks': 'down', 'mid_block': 'mid', 'up_blocks': 'up'}
@@ -434,6 +444,8 @@ class Family:
         repeated_levels: Whether a step may call the denoiser again for the same timestep, to
             compare with: only the first call generates the prompt.
         conditional_first: Whether the part with the prompt stands first in that batch.
+        images_in_turn: Whether several images of each prompt come prompt after prompt (a, b, a, b)
+            rather than side by side (a, a, b, b).
         denoiser_input: ``(denoiser, args, kwargs) -> DenoiserInput`` reads a call.
         texts: The arguments of that call with embeddings whose tokens are nouns' keys, and along
             which dimension each has the rows of the batch. A list of tensors has its length as
@@ -457,6 +469,7 @@ class Family:
     further_parts: bool = False
     repeated_levels: bool = False
     conditional_first: bool = False
+    images_in_turn: bool = False
     denoiser_input: Callable[[nn.Module, tuple, dict], DenoiserInput] = planes
     texts: Mapping[str, int] = field(default_factory=lambda: {'encoder_hidden_states': 0})
     prepare_prompts: Callable[[Call, Any, Sequence[str]], list[str]] = keep_prompts

@@ -21,7 +21,6 @@ _CANVAS = (
 _EDITS = 'it changes images that are given with an instruction, and no family describes it yet'
 _SEVERAL_TEXTS = 'it changes an image by several texts, each with passes or a batch of its own'
 _GRID = 'it generates a grid of images, of which its maps would show all'
-_CODEBOOK = 'it generates tokens of a codebook, and no family describes it yet'
 _WOVEN = (
     'its control network is woven into its U-Net and attends to the text, too: use the ControlNet '
     'pipelines'
@@ -69,7 +68,6 @@ _KINDS: dict[str, str] = {
     _SEVERAL_TEXTS: 'CycleDiffusionPipeline LEditsPPPipelineStableDiffusion '
     'LEditsPPPipelineStableDiffusionXL StableDiffusionDiffEditPipeline '
     'StableDiffusionPix2PixZeroPipeline',
-    _CODEBOOK: 'AmusedImg2ImgPipeline AmusedInpaintPipeline AmusedPipeline VQDiffusionPipeline',
     _WOVEN: 'StableDiffusionControlNetXSPipeline StableDiffusionXLControlNetXSPipeline',
     _OLD: 'AltDiffusionImg2ImgPipeline AltDiffusionPipeline BlipDiffusionControlNetPipeline '
     'BlipDiffusionPipeline UniDiffuserPipeline VersatileDiffusionDualGuidedPipeline '
@@ -105,6 +103,8 @@ NOT_COVERED: dict[str, str] = {
     'StableDiffusionPanoramaPipeline': 'it generates in windows that overlap, each with a map of '
     'its own',
     'StableDiffusionParadigmsPipeline': 'it computes several steps at once, in one batch',
+    'VQDiffusionPipeline': 'it generates tokens of a codebook, and diffusers maintains it no '
+    'longer',
     'VisualClozePipeline': _GRID,
     'VisualClozeGenerationPipeline': _GRID,
 }
