@@ -18,6 +18,7 @@ from lavis.common.config import Config
 from lavis.common.dist_utils import get_rank, setup_for_distributed
 from lavis.common.registry import registry
 from lavis.tasks import setup_task
+from lavis.tasks.image_text_pretrain import ImageTextPretrainTask
 from lavis.tasks.retrieval import RetrievalTask
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -57,6 +58,7 @@ __all__ = [
     'train',
 ]
 
+_TASKS = (ImageTextPretrainTask, RetrievalTask)  # of those of LAVIS's, what our models are for
 _PARTS = ('model', 'datasets', 'run')
 _MOST_BYTES = 1 << 20  # of a yaml
 
@@ -180,7 +182,14 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         raise InputError(f'{path}: {one_sentence(error)[:200]}') from None
     run = cfg.run_cfg
+    _find_runner(run)
     check_run(run)
+    task = registry.get_task_class(run.task)
+    if not _of_lavis(registry.get_model_class(arch)) and _of_lavis(task, _TASKS):
+        raise InputError(
+            f'{path}: the task {run.task} does not fit the model {arch}: set run.task to '
+            'image_text_pretrain, retrieval or freeatm_retrieval'
+        )
     run.device = str(find_device(run))
     run.evaluate = bool(run.get('evaluate', False))
     run.distributed = False
@@ -252,6 +261,38 @@ def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _of_lavis(kind: type, besides: tuple[type, ...] = ()) -> bool:
+    """Whether a class is LAVIS's own, and none of some, nor made from one."""
+    return kind.__module__.partition('.')[0] == 'lavis' and not issubclass(kind, besides)
+
+
+def _find_runner(run: Mapping[str, Any]) -> type[FreeATMRunner]:
+    """The class of `run.runner`; `freeatm_runner` if it isn't given.
+
+    Raises:
+        InputError: If LAVIS knows none of that name, or it is LAVIS's own.
+    """
+    name = run.get('runner') or 'freeatm_runner'
+    found = None if text(name) else registry.get_runner_class(name)
+    if found is None:
+        known = [
+            each
+            for each in registry.list_runners()
+            if not _of_lavis(registry.get_runner_class(each))
+        ]
+        raise InputError(
+            f'LAVIS knows no runner {name!r}: leave run.runner out, or set it to one of '
+            f'{", ".join(known)}'
+        )
+    if _of_lavis(found):
+        raise InputError(
+            f"run.runner is {name}, LAVIS's own, which needs a GPU and torchrun, evaluates nothing "
+            'on request and cannot be resumed exactly: leave run.runner out for freeatm_runner, or '
+            "start LAVIS's own train.py (docs/lavis.md)"
+        )
+    return found
+
+
 def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
     """Task, datasets, model and runner of a config.
 
@@ -267,11 +308,15 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
             logging.info('%s holds no checkpoint yet: starting from the beginning', run.output_dir)
         else:
             run.resume_ckpt_path = str(found)
-    runner_class = registry.get_runner_class(run.get('runner') or 'freeatm_runner')
-    if runner_class is None:
-        raise InputError(f'LAVIS knows no runner {run.runner!r}')
+    runner_class = _find_runner(run)
     _seed_all(int(run.get('seed') or 0))
-    task = setup_task(cfg)
+    try:
+        task = setup_task(cfg)
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f'the task {run.task} needs entries of run that freeatm_runner does not take '
+            f"({one_sentence(error)[:200]}): start it by LAVIS's own train.py"
+        ) from None
     datasets = task.build_datasets(cfg)
     model = task.build_model(cfg)
     runner = runner_class(cfg=cfg, task=task, model=model, datasets=datasets, job_id='')

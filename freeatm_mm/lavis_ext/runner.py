@@ -431,8 +431,11 @@ class FreeATMRunner(RunnerBase):
         evaluated = {*needed['run.test_splits'], *needed.get('run.valid_splits', ())}
         if (
             evaluated
-            and not hasattr(self._model, 'compute_sim_matrix')
             and isinstance(self.task, (RetrievalTask, ImageTextPretrainTask))
+            and not (
+                # The task of pretraining has an evaluation, which does nothing.
+                isinstance(self.task, RetrievalTask) and hasattr(self._model, 'compute_sim_matrix')
+            )
         ):
             raise InputError(
                 f'nothing can evaluate the split {sorted(evaluated)[0]}: the task is '
@@ -444,6 +447,15 @@ class FreeATMRunner(RunnerBase):
             check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
             for split in splits:
                 dataset = self.datasets[split]
+                if (
+                    split in evaluated
+                    and isinstance(self.task, RetrievalTask)
+                    and not hasattr(dataset, 'txt2img')
+                ):
+                    raise InputError(
+                        f'the split {split} is one to train on, and retrieval is evaluated on val '
+                        'or test: change run.valid_splits or run.test_splits'
+                    )
                 parts: list[Any] = [dataset]
                 if isinstance(dataset, ConcatDataset):
                     parts = [part for part in dataset.datasets if len(part)]  # type: ignore[arg-type]

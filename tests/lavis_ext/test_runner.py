@@ -15,6 +15,7 @@ pytest.importorskip('lavis')
 
 from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_process  # noqa: E402
 from helpers.two_processes import in_two_processes  # noqa: E402
+from lavis.common.registry import registry  # noqa: E402
 
 from freeatm_mm.errors import (
     InputError,  # noqa: E402
@@ -247,7 +248,10 @@ DATA = 'datasets.freeatm_pretrain'
         ),
         (['run.batch_size_train=1'], 'batch_size_train must be at least 2: the matching loss'),
         (['run.lr_sched=step'], "LAVIS knows no schedule 'step'"),
-        (['run.runner=mine'], "LAVIS knows no runner 'mine'"),
+        (['run.runner=mine'], "LAVIS knows no runner 'mine': leave .* one of .*freeatm_runner"),
+        (['run.runner=runner_base'], "runner_base, LAVIS's own, .* leave run.runner out"),
+        (['run.runner=runner_iter', 'run.max_iters=9'], "run.runner is runner_iter, LAVIS's own"),
+        (['run.task=vqa'], 'vqa does not fit the model freeatm_blip_pretrain: set run.task to'),
         (['model.arch=clop'], "LAVIS knows no model 'clop'"),
         (['datasets.flickr31k.build_info.images=x'], "LAVIS knows no dataset 'flickr31k'"),
         (['run.max_epoch'], "'run.max_epoch' must be KEY=VALUE"),
@@ -308,6 +312,26 @@ def test_wrong_settings_are_told(parts, tmp_path, options, message):
         launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), *options])
     assert '\n' not in str(told.value)
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_models_and_runners_of_others_are_theirs(parts, tmp_path, monkeypatch):
+    """Theirs are not ours to judge; what a task of LAVIS's lacks in `run` is one sentence."""
+    runners, models = (
+        registry.mapping['runner_name_mapping'],
+        registry.mapping['model_name_mapping'],
+    )
+
+    class Mine(FreeATMRunner):
+        pass
+
+    monkeypatch.setitem(runners, 'mine', Mine)
+    options = [*pretrain_options(*parts, tmp_path), 'run.runner=mine']
+    assert type(launch.build_runner(launch.load_config(PRETRAIN, options))) is Mine
+    foreign = type('Foreign', (FreeATMBlipPretrain,), {'__module__': 'lavis.models'})
+    monkeypatch.setitem(models, 'freeatm_blip_pretrain', foreign)
+    cfg = launch.load_config(PRETRAIN, [*options, 'run.task=captioning'])
+    with pytest.raises(InputError, match='captioning needs .* num_beams.* own train.py$'):
+        launch.build_runner(cfg)
 
 
 def rates(parts, out, *options):

@@ -338,6 +338,16 @@ def test_going_on_elsewhere_needs_no_best_checkpoint_there(world, tmp_path, capl
             'FreeATMPretrainDataset gives none',
         ),
         (['run.batch_size_eval=0'], 'run.batch_size_eval must be an integer of at least 1'),
+        # What LAVIS would do nothing for, without a word, or fail at after an epoch.
+        (
+            ['run.task=image_text_pretrain'],
+            'nothing can evaluate the split',
+        ),
+        (['run.valid_splits=[train]'], 'the split train is one to train on, and ret'),
+        (
+            ['run.task=vqa'],
+            'the task vqa does not fit the model freeatm_blip_retrieval: set run.ta',
+        ),
     ],
 )
 def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(
