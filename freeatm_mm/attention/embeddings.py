@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ['EmbeddingWatch', 'differ']
+__all__ = ['EmbeddingWatch', 'differ', 'rows_differ']
 
 
 class EmbeddingWatch:
@@ -70,6 +70,22 @@ def differ(one: Any, other: Any) -> bool:
     if isinstance(one, Sequence) and isinstance(other, Sequence):
         return len(one) != len(other) or any(map(differ, one, other))
     return False
+
+
+def rows_differ(given: Mapping[str, Any], dims: Mapping[str, int], one: int, other: int) -> bool:
+    """Tell whether two rows of a batch have other embeddings.
+
+    Args:
+        given: As of `EmbeddingWatch.check`.
+        dims: As there.
+        one: Number of a row.
+        other: Number of the other.
+    """
+    return any(
+        differ(*(_part(value, slice(row, row + 1), dims[name]) for row in (one, other)))
+        for name, value in given.items()
+        if (_size(value, dims[name]) or 0) > max(one, other)
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from freeatm_mm.attention.embeddings import EmbeddingWatch, differ
+from freeatm_mm.attention.embeddings import EmbeddingWatch, differ, rows_differ
 from freeatm_mm.attention.families import Family, argument
+from freeatm_mm.attention.targets import Targets
 from freeatm_mm.errors import counted
 
 __all__ = ['PromptRows']
+
+_ADVICE = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
 
 
 def _is_perturbing(pipe: Any) -> bool:
@@ -22,6 +26,14 @@ def _is_perturbing(pipe: Any) -> bool:
     the prompt, with it, perturbed), or without classifier-free guidance (with it, perturbed).
     """
     return bool(getattr(pipe, 'pag_attn_processors', None))
+
+
+def _is_perturbed(denoiser: nn.Module) -> bool:
+    """Tell whether a denoiser has diffusers' processors that perturb, whoever put them there."""
+    return any(
+        type(getattr(module, 'processor', None)).__name__.startswith('PAG')
+        for module in denoiser.modules()
+    )
 
 
 def _prompt_part(family: Family, parts: int, perturbing: bool) -> int | None:
@@ -49,16 +61,17 @@ class PromptRows:
     Args:
         pipe: The pipeline.
         family: Its family.
-        images: How many images it generates.
+        targets: What it generates.
 
     Attributes:
         rows: The rows of the prompts' images in the call that `find` saw last.
     """
 
-    def __init__(self, pipe: Any, family: Family, images: int) -> None:
-        self._pipe, self._family, self._images = pipe, family, images
+    def __init__(self, pipe: Any, family: Family, targets: Targets) -> None:
+        self._pipe, self._family, self._targets = pipe, family, targets
+        self._images = targets.num_images
         self.rows = slice(0, 0)
-        self._pair_checked = False
+        self._perturbed = False
         self._embeddings = EmbeddingWatch()
         self.forget()
 
@@ -67,11 +80,14 @@ class PromptRows:
         self._last_sample: Tensor | None = None
         self._last_timestep: Any = None
         self._last_text: Any = None
+        self._texts: list[Any] = []
         self.forget_text()
 
     def forget_text(self) -> None:
-        """Take the next embeddings for those of the prompts."""
+        """Take the next embeddings for those of the prompts, in a run of its own."""
         self._embeddings.forget()
+        # Numbers of rows whose order was checked in this run.
+        self._checked: set[int] = set()
 
     def is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
         """Tell whether a call doesn't generate the prompt, but something to compare it with.
@@ -103,11 +119,14 @@ class PromptRows:
             )
         return False
 
-    def find(self, sample: Tensor) -> tuple[int, ...]:
+    def find(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> tuple[int, ...]:
         """Find the prompts' rows in a batch.
 
         Args:
-            sample: The noisy images of the denoiser's call.
+            module: The denoiser.
+            args: Its call's arguments.
+            kwargs: Those given by name.
+            sample: The noisy images of the call.
 
         Returns:
             Numbers of rows that a module may attend with: those of the batch, or fewer where it
@@ -117,33 +136,67 @@ class PromptRows:
             ValueError: If the batch is not one of these images.
         """
         images, rows = self._images, sample.shape[0]
+        given = {name: _call_argument(module, args, kwargs, name) for name in self._family.texts}
+        if not self._targets.watches:
+            # No text encoder says where a run begins, but each has embeddings of its own.
+            texts = list(given.values())
+            if len(texts) != len(self._texts) or any(map(operator.is_not, texts, self._texts)):
+                self._checked.clear()
+            self._texts = texts
+        first = rows not in self._checked
         if rows == images:
+            if first:
+                self._check_images(given, sample)
+                self._checked.add(rows)
             self.rows = slice(0, images)
             return (rows,)
+        if first:
+            self._perturbed = _is_perturbed(module)
         parts, rest = divmod(rows, images)
-        perturbing = _is_perturbing(self._pipe)
+        perturbing = self._perturbed or _is_perturbing(self._pipe)
         part = None if rest else _prompt_part(self._family, parts, perturbing)
-        advice = 'give the recorder the same prompts and num_images_per_prompt as the pipeline'
         if part is None:
             guided = self._family.guidance_parts * images
             raise ValueError(
                 f'the denoiser got a batch of {rows}, but the recorder is for '
                 f'{counted(images, "image")}, or {counted(guided, "row")} with classifier-free '
-                f'guidance; {advice}'
+                f'guidance; {_ADVICE}'
             )
         # Guidance runs the same noisy images several times. Different parts are more images, and
         # some of them would be mistaken for the others. Once is enough, for on an accelerator the
         # comparison waits for all work before it.
-        if not self._pair_checked:
+        if first:
             if not all(torch.equal(sample[:images], other) for other in sample.split(images)[1:]):
                 raise ValueError(
                     f'the denoiser got a batch of {rows} different images, but the recorder '
-                    f'is for {images}; {advice}'
+                    f'is for {images}; {_ADVICE}'
                 )
-            self._pair_checked = True
+            self._checked.add(rows)
         self.rows = slice(part * images, (part + 1) * images)
         # Processors that perturb attend with the other rows first, in a call of their own.
         return (rows, self.rows.stop) if perturbing else (rows,)
+
+    def _check_images(self, given: dict[str, Any], sample: Tensor) -> None:
+        """Refuse a guided batch of fewer images that is as long as the images told."""
+        of_image, images = self._targets.prompt_of_image, self._images
+        if images == len(self._targets.prompts):
+            return
+        first = {prompt: of_image.index(prompt) for prompt in set(of_image)}
+        guided = any(
+            images % parts == 0
+            and all(torch.equal(sample[: images // parts], part) for part in sample.chunk(parts))
+            for parts in (2, 3)
+        )
+        if not guided or not any(
+            rows_differ(given, self._family.texts, image, first[prompt])
+            for image, prompt in enumerate(of_image)
+            if image != first[prompt]
+        ):
+            return
+        raise ValueError(
+            f'the denoiser got a batch of {images} in which the images of one prompt have '
+            f'different embeddings, as with guidance for fewer images; {_ADVICE}'
+        )
 
     def check_text(self, module: nn.Module, args: tuple, kwargs: dict, rows: int) -> None:
         """Refuse other embeddings of the prompts than those of the run's first step.

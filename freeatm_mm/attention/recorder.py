@@ -66,7 +66,7 @@ from freeatm_mm.attention.taps import (
     self_attention_modules,
     text_attention_modules,
 )
-from freeatm_mm.attention.targets import find_targets
+from freeatm_mm.attention.targets import check_not_cropped, find_targets
 from freeatm_mm.attention.words import AUTO, span_of
 from freeatm_mm.errors import counted
 from freeatm_mm.ops.masks import minmax, resize
@@ -303,6 +303,7 @@ class AttentionRecorder:
 
     def _tell(self, call: Call, prompts: str | Sequence[str], nouns: Any, **options: Any) -> None:
         """Find the nouns of some prompts among the text keys of a call."""
+        self._call = call
         self._targets = find_targets(
             call,
             self._family,
@@ -457,7 +458,7 @@ class AttentionRecorder:
                 'a compiled denoiser with a step cache cannot be recorded: leave out one of the two'
             )
         self._reset()
-        self._rows = PromptRows(self._pipe, self._family, self._targets.num_images)
+        self._rows = PromptRows(self._pipe, self._family, self._targets)
         taps: list[Tap] = []
         for name, module, group in modules:
             make = make_shown_tap if self._is_compiled(name) else make_tap
@@ -698,6 +699,7 @@ class AttentionRecorder:
             self._rows.forget_text()
         if starts or not self._calls:
             self._check_still_compiled()
+            check_not_cropped(self._call, called_with.size)
         self._image_tokens = max((watch.image_tokens for watch in watches), default=0)
         if self._rows.is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
@@ -706,7 +708,7 @@ class AttentionRecorder:
             self._parts_apart = self._separate | {'layers'}
         index, self._calls = self._calls, self._calls + 1
         self._sink.recording = self._steps is None or index in self._steps
-        self._sink.batches = self._rows.find(called_with.sample)
+        self._sink.batches = self._rows.find(module, args, kwargs, called_with.sample)
         if watches:
             self._rows.check_text(module, args, kwargs, called_with.sample.shape[0])
         self._sink.input = called_with

@@ -178,6 +178,12 @@ class Tap:
             )
         heads, output = (self._of_pixels(tensor, rows) for tensor in self.projected)
         projection = output_projection(self.module, self.layer)
+        if projection.weight.device != heads.device:
+            raise RuntimeError(
+                f"head_weights='contribution' needs the output projection of {self.layer} where it "
+                f'was computed, on {heads.device}, and it was offloaded at once: offload whole '
+                'networks (pipe.enable_model_cpu_offload())'
+            )
         return head_weights(heads, output, projection, head_count(self.module), self.heads)
 
     def _of_pixels(self, tensor_BNX: Tensor, rows: slice) -> Tensor:

@@ -15,7 +15,7 @@ from freeatm_mm.attention.parts import whole_number
 from freeatm_mm.attention.text import EncoderWatch, TextColumns, find_columns
 from freeatm_mm.attention.words import noun_name, spans_of_prompts, word_spans
 
-__all__ = ['Targets', 'find_targets']
+__all__ = ['Targets', 'check_not_cropped', 'find_targets']
 
 MAX_IMAGES = 2**16
 """Generated at once."""
@@ -228,6 +228,12 @@ def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
             raise ValueError(
                 f'call_options have {name}={value!r}, but the recorder was given {told[0]!r}'
             )
+    if call.given('padding_mask_crop') is not None:
+        raise ValueError(
+            "the pipeline's call has padding_mask_crop, with which it generates a part of the "
+            'image and puts it back into the whole, so masks would not lie on their objects: crop '
+            'the image yourself, and leave it out'
+        )
     embeddings = [
         name
         for name in call.names
@@ -240,6 +246,36 @@ def _check_call(call: Call, prompts: Sequence[str], images: int) -> None:
                 'out, or use the recorder as a context manager and say with columns=... where '
                 'they stand'
             )
+
+
+def check_not_cropped(call: Call, size: tuple[int, int]) -> None:
+    """Refuse a call whose images are cut from those that are generated.
+
+    PixArt, Sana and PRX generate at the nearest of some shapes, and cut the image to the one asked.
+
+    Args:
+        call: The call.
+        size: Height and width of the largest map.
+
+    Raises:
+        ValueError: If masks would be more than half a cell of their map off.
+    """
+    sides = [call.given(side) for side in ('height', 'width')]
+    cuts = hasattr(getattr(call.pipe, 'image_processor', None), 'resize_and_crop_tensor')
+    if (
+        not cuts
+        or not call.option('use_resolution_binning')
+        or call.option('output_type') == 'latent'
+        or not all(isinstance(side, int) and side > 0 for side in sides)
+    ):
+        return
+    cell = max(side / cells for side, cells in zip(sides, size))
+    if any(cell * cells - side > cell for side, cells in zip(sides, size)):
+        raise ValueError(
+            f'{type(call.pipe).__name__} generates at another shape than {sides[0]}x{sides[1]} '
+            '(height x width) and cuts the image to it, so masks would not lie on their objects: '
+            'give use_resolution_binning=False, or a size that it has'
+        )
 
 
 def _given_columns(

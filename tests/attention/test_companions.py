@@ -284,6 +284,18 @@ def test_recorders_may_end_in_any_order():
     assert backends == before and hook_count(pipe) == hooks
 
 
+def test_layers_that_are_offloaded_one_by_one():
+    accelerate = pytest.importorskip('accelerate')
+    for make, name in (
+        (tiny_stable_diffusion, 'unet'),
+        (tiny.tiny_stable_diffusion_3, 'transformer'),
+    ):
+        pipe = make()
+        plain = recorded(pipe, **SQUARE)
+        accelerate.cpu_offload(getattr(pipe, name), torch.device('cpu'))
+        assert all(map(torch.equal, recorded(pipe, **SQUARE), plain))
+
+
 def test_vae_tiling_and_slicing():
     pipe = tiny_stable_diffusion()
     pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 32, 8

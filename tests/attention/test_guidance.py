@@ -214,6 +214,43 @@ def test_more_images_than_were_told_are_refused(guidance):
             images_of(pipe, 2, **dict(PERTURBED, guidance_scale=guidance))
 
 
+@pytest.mark.parametrize('check_prompts', [True, False])
+def test_each_call_is_checked_for_the_order_of_its_images(check_prompts):
+    """Two guided images are as many rows as four unguided ones."""
+    pipe, options = tiny_stable_diffusion(), dict(num_inference_steps=1, output_type='pt')
+    with (
+        pytest.raises(ValueError, match='a batch of 4 different images, but the recorder is for 2'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS, check_prompts=check_prompts),
+    ):
+        images_of(pipe, **options)
+        images_of(pipe, 2, guidance_scale=1.0, **options)
+    told = dict(num_images_per_prompt=2, check_prompts=check_prompts)
+    with (
+        pytest.raises(ValueError, match='batch of 4 in which .* one prompt have different embedd'),
+        AttentionRecorder(pipe, PROMPTS, NOUNS, **told),
+    ):
+        images_of(pipe, 2, **options)
+        images_of(pipe, **options)
+    # The same noise for every image.
+    latents = torch.zeros(4, 4, 16, 16)
+    with AttentionRecorder(pipe, PROMPTS, NOUNS, **told) as recorder:
+        images_of(pipe, 2, guidance_scale=1.0, latents=latents, **options)
+    assert recorder.num_steps == 1
+
+
+@pytest.mark.parametrize('guidance', [5.0, 1.0])
+def test_another_pipeline_may_perturb_the_network_that_is_recorded(guidance):
+    pipe = tiny_stable_diffusion()
+    other = like(pipe, 'StableDiffusionPAGPipeline')
+    options = dict(PERTURBED, guidance_scale=guidance)
+    masks = []
+    for recorded in (other, pipe):
+        with AttentionRecorder(recorded, PROMPTS, NOUNS) as recorder:
+            images_of(other, **options)
+        masks.append(recorder.masks())
+    assert all(map(torch.equal, *masks))
+
+
 @pytest.mark.parametrize(('guidance', 'images'), GUIDED)
 @pytest.mark.parametrize('kind', ['', 'XL'])
 def test_instruct_pix2pix(kind, guidance, images):

@@ -226,6 +226,20 @@ def test_an_adapter_in_the_output_projection_is_refused():
         AttentionRecorder(pipe, PROMPTS, NOUNS, head_weights='contribution')
 
 
+def test_an_output_projection_that_is_offloaded_at_once_is_refused():
+    """PyTorch multiplies with weights that are elsewhere, and gives whatever is in the memory."""
+    accelerate = pytest.importorskip('accelerate')
+    pipe = tiny_stable_diffusion()
+    accelerate.cpu_offload(pipe.unet, torch.device('cpu'))
+    with (
+        pytest.raises(
+            RuntimeError, match='of .*attn2 where it was computed, on cpu, and it was off'
+        ),
+        AttentionRecorder(pipe, PROMPTS, NOUNS, head_weights='contribution'),
+    ):
+        images_of(pipe, num_inference_steps=1, output_type='pt')
+
+
 def test_a_compiled_denoiser_is_refused_where_heads_are_weighted():
     pipe = tiny_stable_diffusion()
     recorder = AttentionRecorder(pipe, PROMPTS, NOUNS, head_weights='contribution')

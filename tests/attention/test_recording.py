@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_generators import tiny_pixart, tiny_qwen_image
+from helpers.tiny_generators import rebuilt, tiny_pixart, tiny_qwen_image
 from helpers.tiny_pipelines import tiny_if, tiny_stable_diffusion
 from helpers.two_prompts import NOUNS, PROMPTS, hook_count
 from PIL import Image
@@ -149,6 +150,33 @@ def test_generate_refuses(sd):
     with AttentionRecorder(sd, PROMPTS, NOUNS) as busy, pytest.raises(RuntimeError, match='in use'):
         busy.generate(PROMPTS, WORDS)
     assert hook_count(sd) == 0
+
+
+def test_images_that_are_cut_from_what_is_generated_are_refused(sd):
+    """Their masks would lie beside the objects."""
+    inpaint = rebuilt(sd, diffusers.StableDiffusionInpaintPipeline)
+    with pytest.raises(
+        ValueError, match='call has padding_mask_crop, with which it generates a part'
+    ):
+        AttentionRecorder(inpaint).generate(PROMPTS[0], ['dog'], padding_mask_crop=8)
+    pipe = tiny_pixart(sigma=True)
+    pipe.transformer.register_to_config(sample_size=32)  # for which there are shapes
+    recorder, call = AttentionRecorder(pipe), dict(height=64, width=640, clean_caption=False)
+    with pytest.raises(ValueError, match='generates at another shape than 64x640 .* and cuts the'):
+        recorder.generate(PROMPTS[0], ['dog'], **options(), **call)
+    with (
+        pytest.raises(ValueError, match='generates at another shape than 64x640'),
+        AttentionRecorder(pipe, PROMPTS[0], ['dog'], call_options=call),
+    ):
+        pipe(PROMPTS[0], **options(), **call)
+    result = recorder.generate(
+        PROMPTS[0], ['dog'], **options(), **call, use_resolution_binning=False
+    )
+    assert result.masks[0].shape == (1, 8, 80)
+    # Of a shape that it has, at half the size.
+    call.update(height=64, width=256)
+    result = recorder.generate(PROMPTS[0], ['dog'], **options(), **call)
+    assert result.masks[0].shape == (1, 16, 64) and result.images.shape[-2:] == (64, 256)
 
 
 def test_what_is_cut_off_is_told(sd):
