@@ -430,11 +430,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: If ``path`` is a folder, or an address.
     """
-    if is_distant(path):
-        raise InputError(f"{path} is an address, and can't be written to: name a file here")
+    check_target(path)
     path = Path(path)
-    if path.is_dir() and not path.is_symlink():
-        raise InputError(f'{path} is a folder, where a file is to be written')
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own length would make a long one too long.
     handle, name = tempfile.mkstemp(prefix=f'.{path.name[:50]}.', suffix='.tmp', dir=path.parent)
@@ -451,6 +448,18 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_target(path: str | Path) -> None:
+    """Refuse what `atomic_write` can't write; to be told before there is something to write.
+
+    Raises:
+        InputError: If ``path`` is a folder, or an address.
+    """
+    if is_distant(path):
+        raise InputError(f"{path} is an address, and can't be written to: name a file here")
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise InputError(f'{path} is a folder, where a file is to be written')
 
 
 def check_replaceable(path: str | Path, what: str, mark: str = '') -> None:

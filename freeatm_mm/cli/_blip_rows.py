@@ -11,7 +11,7 @@ from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number
 from freeatm_mm.cli._paths import path_here
-from freeatm_mm.results import add_row, open_results, write_results
+from freeatm_mm.results import add_row, open_results, update_results
 
 __all__ = ['BlipRow', 'parse_row_args']
 
@@ -97,19 +97,19 @@ class BlipRow:
             'scale': blip_scale(model),
         }
         self.out: Path = args.out
-        self._read()  # a file that can't be used is told before anything is measured
-
-    def _read(self) -> dict[str, Any]:
-        return open_results(self.out, self.out.stem, command_line())
+        # A file that can't be used is told before anything is measured.
+        open_results(self.out, self.out.stem, command_line())
 
     def keep(self, metrics: Mapping[str, float]) -> None:
         """Add figures to those that the row has already, and write the file."""
-        results = self._read()  # with what others have added meanwhile
-        earlier = [
-            old['metrics']
-            for old in results['rows']
-            if all(old.get(key) == value for key, value in self.row.items())
-        ]
-        kept = {**(earlier[0] if earlier else {}), **metrics}
-        add_row(results, {**self.row, 'metrics': kept})
-        write_results(self.out, results)
+
+        def change(results: dict[str, Any]) -> None:
+            earlier = [
+                old['metrics']
+                for old in results['rows']
+                if all(old.get(key) == value for key, value in self.row.items())
+            ]
+            kept = {**(earlier[0] if earlier else {}), **metrics}
+            add_row(results, {**self.row, 'metrics': kept})
+
+        update_results(self.out, change, self.out.stem, command_line())

@@ -42,7 +42,7 @@ from freeatm_mm.results import (
     metric_title,
     new_results,
     read_results,
-    write_results,
+    update_results,
 )
 from freeatm_mm.results.paper_tables import row_markdown
 
@@ -260,20 +260,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.slurm and waiting:
         print('Start the same command again once the jobs have ended: it makes the row.')
         return 0
-    # A row holds all that is done in the folder, not only what this call names.
-    names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
-    check_metrics(names)
-    metrics: dict[str, float] = {}
-    for name in names:
-        metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
-    results = new_results(args.out.name, command_line())
-    if any(name.startswith('mini-') for name in names):
-        scale = 'miniature'
-    scale = 'smoke' if args.smoke else scale or 'paper'
-    add_row(results, {**label, 'scale': scale, 'metrics': metrics})
-    write_results(args.out / 'row.json', results)
-    text = row_markdown(results['rows'][0])
-    with atomic_write(args.out / 'row.md') as file:
-        file.write(text.encode())
-    print(text)
+
+    def gather(results: dict[str, Any]) -> None:
+        """A row holds all that is done in the folder, not only what this call names."""
+        names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
+        check_metrics(names)
+        metrics: dict[str, float] = {}
+        for name in names:
+            metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
+        small = any(name.startswith('mini-') for name in names)
+        size = 'smoke' if args.smoke else 'miniature' if small else scale or 'paper'
+        results.clear()
+        results.update(new_results(args.out.name, command_line()))
+        add_row(results, {**label, 'scale': size, 'metrics': metrics})
+        with atomic_write(args.out / 'row.md') as file:
+            file.write(row_markdown(results['rows'][0]).encode())
+
+    results = update_results(args.out / 'row.json', gather, args.out.name, command_line())
+    print(row_markdown(results['rows'][0]))
     return 0

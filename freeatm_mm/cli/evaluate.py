@@ -27,7 +27,7 @@ from freeatm_mm.results import (
     add_row,
     metric_title,
     open_results,
-    write_results,
+    update_results,
 )
 
 
@@ -164,9 +164,8 @@ def run(args: argparse.Namespace) -> None:
         found, more = evaluate_objects(model, garments, 'garment', args.batch_size)
         seconds = {**details.get('seconds', {}), **more['seconds']}
         metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
-    results = open_results(args.out, args.out.stem, command)  # with what others added meanwhile
-    add_row(results, {**label, 'metrics': metrics, 'details': details})
-    write_results(args.out, results)
+    row = {**label, 'metrics': metrics, 'details': details}
+    update_results(args.out, lambda results: add_row(results, row), args.out.stem, command)
     for name, value in metrics.items():
         print(f'{metric_title(name):42} {value:.4f}')
     print(f'{sum(details["seconds"].values()):.0f} s; kept in {args.out}')

@@ -123,7 +123,8 @@ class CheckTrainingHook(Hook):
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
                 that were accumulated before it was stopped, or begin an epoch anew; or if batches
-                come in a form that the model's preprocessor can't take.
+                come in a form that the model's preprocessor can't take, or would be of one image
+                where the model normalises by its batch.
         """
         loader, loop = runner.train_dataloader, runner.train_loop
         processes = get_world_size()
@@ -167,6 +168,7 @@ class CheckTrainingHook(Hook):
             )
         self._check_epoch(runner)
         _check_collation(runner)
+        _check_last_batch(runner, batch, infinite)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
@@ -344,6 +346,44 @@ def _check_collation(runner: Runner) -> None:
             "train_dataloader's collate_fn is pseudo_collate, which is mmengine's default and "
             "stacks no images: set train_dataloader.collate_fn=dict(type='default_collate')"
         )
+
+
+def _check_last_batch(runner: Runner, batch: int, infinite: bool) -> None:
+    """Refuse batches of one image where each view's features are normalised by their batch alone.
+
+    With masks an image may have several instances; that every last one has, no run can rely on.
+    """
+    loader = runner.train_dataloader
+    last = batch
+    if loader.batch_size and not loader.drop_last and not infinite:
+        last = (len(loader.sampler) - 1) % batch + 1
+    if last > 1 or batch > 1 and runner.train_loop.max_iters < len(loader):  # ends before it
+        return
+    from mmpretrain.models import BYOL, BarlowTwins, DenseCL, MoCo, MoCoV3, SimSiam, SwAV
+
+    from freeatm_mm.models.necks import normalises_batch
+    from freeatm_mm.models.two_view import InstanceViews
+
+    model = getattr(runner.model, 'module', runner.model)
+    # The others, as SimCLR, normalise the features of all views together.
+    apart = isinstance(model, (BYOL, BarlowTwins, DenseCL, MoCo, MoCoV3, SimSiam, InstanceViews))
+    parts = [getattr(model, name, None) for name in ('neck', 'head')]
+    if (
+        not apart
+        or isinstance(model, SwAV)
+        or not any(isinstance(part, nn.Module) and normalises_batch(part) for part in parts)
+    ):
+        return
+    raise InputError(
+        f'{type(model).__name__} normalises the features of each view by their batch (BatchNorm), '
+        f'which takes two images at least, and with train_dataloader.batch_size={batch} '
+        + (
+            f'the last batch of an epoch of {counted(len(loader.sampler), "sample")} has one: set '
+            'train_dataloader.drop_last=True, or another batch_size'
+            if batch > 1
+            else 'each batch has one: set a larger one'
+        )
+    )
 
 
 def _source(runner: Runner) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from mmengine.dist import get_world_size
 from mmpretrain.models.necks import MoCoV2Neck, NonLinearNeck
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.ops.pooling import pool_instances
 
 
@@ -77,6 +81,7 @@ class InstancePooling:
     """
 
     modules: Callable[[], Iterator[nn.Module]]  # the neck's
+    training: bool
     #: What `InstanceViews` hands over while it computes a loss.
     handed: HandedMasks | None = None
 
@@ -107,6 +112,7 @@ class InstancePooling:
         Raises:
             ValueError: If there are several feature maps or none, with other channels than the
                 neck's, or the masks have another grid.
+            InputError: If a single feature is to be normalised by its batch.
         """
         if masks is None and self.handed is not None:
             masks, places = self.handed.next()
@@ -122,6 +128,12 @@ class InstancePooling:
         if masks is not None:
             # The neck's average pooling of a 1x1 map is the map itself.
             features = pool_instances(features, masks, places)[:, :, None, None]
+        if len(features) == 1 and self.training and normalises_batch(self):
+            raise InputError(
+                f'{type(self).__name__} normalises the features of a batch by their mean and '
+                'spread (BatchNorm), and this batch has one: set train_dataloader.drop_last=True, '
+                'or another train_dataloader.batch_size'
+            )
         return super().forward((features,))  # type: ignore[misc]  # the neck's
 
 
@@ -153,6 +165,18 @@ def InstancePoolNeck(neck: str, **kwargs) -> nn.Module:
             f'FreeATM{neck}(InstancePooling, {neck}).'
         )
     return MODELS.build(dict(kwargs, type=f'FreeATM{neck}'))
+
+
+def normalises_batch(module: Any) -> bool:
+    """Whether a part normalises what this process gives it by its own mean and spread.
+
+    Of a single feature there is no spread. What is normalised over several processes has more.
+    """
+    return any(
+        isinstance(part, _BatchNorm)
+        and not (isinstance(part, nn.SyncBatchNorm) and get_world_size() > 1)
+        for part in module.modules()
+    )
 
 
 def check_pools_instances(model: nn.Module) -> None:

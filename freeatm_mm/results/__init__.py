@@ -24,10 +24,16 @@ from freeatm_mm.results.file import (
     open_results,
     package_versions,
     read_results,
+    update_results,
     validate_results,
     write_results,
 )
-from freeatm_mm.results.markdown import result_tables, to_markdown, write_with_page
+from freeatm_mm.results.markdown import (
+    result_tables,
+    to_markdown,
+    update_with_page,
+    write_with_page,
+)
 from freeatm_mm.results.metrics import METRICS, Metric, metric_title
 from freeatm_mm.results.outcomes import (
     CrossedDifference,
@@ -63,6 +69,8 @@ __all__ = [
     'summarise_rows',
     'to_markdown',
     'unpack_outcomes',
+    'update_results',
+    'update_with_page',
     'validate_results',
     'write_results',
     'write_with_page',

@@ -22,11 +22,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.errors import InputError
+from freeatm_mm.files import atomic_write, check_target, read_json
 
 __all__ = [
     'add_row',
@@ -36,10 +39,12 @@ __all__ = [
     'open_results',
     'package_versions',
     'read_results',
+    'update_results',
     'validate_results',
     'write_results',
 ]
 
+_TRIES = 50  # to write a file that others write without its lock
 _HEADER = ('name', 'command', 'date', 'hardware', 'versions', 'rows')
 _RUN_KEYS = ('method', 'regime', 'masks', 'seed', 'epochs', 'metrics')
 _BENCHMARK_KEYS = ('case', 'ratio', 'baseline', 'ours', 'unit')
@@ -125,8 +130,10 @@ def open_results(path: str | Path, name: str, command: str) -> dict[str, Any]:
         command: As there.
 
     Raises:
+        InputError: If it can't be written either: it is an address or a folder.
         ValueError: As `read_results`.
     """
+    check_target(path)
     return read_results(path) if Path(path).exists() else new_results(name, command)
 
 
@@ -200,6 +207,71 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the content is not a result file's; nothing is written then.
     """
+    content = _encode(results)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def update_results(
+    path: str | Path, change: Callable[[dict[str, Any]], None], name: str, command: str
+) -> dict[str, Any]:
+    """Change a result file, or begin one, while others that change it as well wait.
+
+    What others write all the same, as where the file system has no locks, is noticed, and the
+    change made again with it.
+
+    Args:
+        path: The file; its folder is made if missing.
+        change: Changes the content in place: what is in the file then, of all that have written it.
+        name: As of `new_results`, for a new one.
+        command: As there.
+
+    Returns:
+        The content that was written.
+
+    Raises:
+        InputError: As `open_results`, or if others keep getting in the way.
+        ValueError: If the content is not a result file's; nothing is written then.
+    """
+    from freeatm_mm.store.locking import hold  # here, as reading results needs no Pillow
+
+    path = Path(path)
+    check_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold(path):
+        for _ in range(_TRIES):
+            before = _state(path)
+            results = open_results(path, name, command)
+            change(results)
+            content = _encode(results)
+            try:
+                with atomic_write(path) as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())  # the file is replaced right after this look at it
+                    if _state(path) != before:
+                        raise _Changed
+            except _Changed:
+                time.sleep(random.SystemRandom().uniform(0, 0.1))
+            else:
+                return results
+    raise InputError(f'{path} is written again and again by other processes: name another file')
+
+
+class _Changed(Exception):
+    """Another process has written the file that is about to be replaced."""
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content; `None` if there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _encode(results: Mapping[str, Any]) -> bytes:
     validate_results(results)
     head = json.dumps(
         {key: value for key, value in results.items() if key != 'rows'},
@@ -208,9 +280,7 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     )
     rows = ',\n  '.join(json.dumps(row, ensure_ascii=False) for row in results['rows'])
     rows = f'[\n  {rows}\n ]' if rows else '[]'
-    text = f'{head[:-2]},\n "rows": {rows}\n}}\n'
-    with atomic_write(path) as file:
-        file.write(text.encode('utf-8'))
+    return f'{head[:-2]},\n "rows": {rows}\n}}\n'.encode()
 
 
 def _identity(row: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from freeatm_mm.results.comparison import (
     runs_of,
     summarise_rows,
 )
-from freeatm_mm.results.file import validate_results, write_results
+from freeatm_mm.results.file import update_results, validate_results, write_results
 from freeatm_mm.results.metrics import METRICS, metric_title
 
 __all__ = ['result_tables', 'to_markdown', 'write_with_page']
@@ -241,7 +241,23 @@ def write_with_page(path: Path, results: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the content is not a result file's.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_results(path, results)
+    _write_page(path, results)
+
+
+def update_with_page(
+    path: Path, change: Callable[[dict[str, Any]], None], name: str, command: str
+) -> None:
+    """Change a result file and write its page, as `update_results` and `write_with_page` do."""
+
+    def change_both(results: dict[str, Any]) -> None:
+        change(results)
+        validate_results(results)
+        _write_page(path, results)
+
+    update_results(path, change_both, name, command)
+
+
+def _write_page(path: Path, results: Mapping[str, Any]) -> None:
     with atomic_write(path.with_suffix('.md')) as file:
         file.write(to_markdown(results).encode())

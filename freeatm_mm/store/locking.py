@@ -19,7 +19,7 @@ from typing import BinaryIO
 from freeatm_mm.files import sync_folder
 from freeatm_mm.store.errors import StoreError
 
-__all__ = ['ShardBusy', 'can_lock', 'locked_write', 'new_folder']
+__all__ = ['ShardBusy', 'can_lock', 'hold', 'locked_write', 'new_folder']
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -76,6 +76,28 @@ def locked_write(path: Path, wait: bool = True) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep a file to oneself while it is read, changed and replaced; others that do so wait.
+
+    What is locked is a file of its own beside it, `.NAME.lock`, which is gone afterwards. Where the
+    file system has no locks, nobody waits.
+
+    Args:
+        path: The file; its folder must be there.
+
+    Raises:
+        StoreError: If a link, pipe, device or folder lies under the lock's name.
+    """
+    lock = path.with_name(f'.{path.name}.lock')
+    with _create_locked(lock, wait=True) as file:
+        try:
+            yield
+        finally:
+            if _is_named(file.fileno(), lock):
+                lock.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import threading
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.addresses import RemoteFolder, cache_folder, keeping, parse_bytes
-from freeatm_mm.files import open_in_place
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.layout import file_sha256
-from freeatm_mm.store.locking import locked_write
+from freeatm_mm.store.locking import hold, locked_write
 
 __all__ = ['MOST_AHEAD', 'RemoteFiles', 'RemoteTar']
 
@@ -92,14 +90,11 @@ class RemoteFiles:
             if not prove or file_sha256(path) == digest:
                 return path
         # One process fetches, others that want the same wait.
-        held = folder / f'{digest}.lock'
-        with keeping(name), open_in_place(held) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with keeping(name), hold(path):
             if not (path.is_file() and file_sha256(path) == digest):
                 if path.suffix == '.tar':
                     self._make_room(folder, size)
                 self.folder.fetch(name, path, size, digest, write=locked_write)
-            held.unlink(missing_ok=True)
         return path
 
     def _make_room(self, folder: Path, size: int) -> None:

@@ -1,10 +1,12 @@
 """Runs that train nothing, get NaN, or are resumed otherwise: stopped in one sentence."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
-from helpers.tiny_runs import config, run, train
+from helpers.tiny_models import BACKBONE
+from helpers.tiny_runs import MODELS, config, run, train
 from helpers.tiny_stores import make_store
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
@@ -80,6 +82,86 @@ def test_a_loss_of_nothing_trains_nothing(tmp_path, store, iterations):
     with pytest.raises(InputError, match=f'exactly 0 in {min(iterations, 20)} iterations'):
         run(cfg, f'idle_{iterations}')
     assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+MLP = dict(in_channels=8, hid_channels=8, out_channels=6, num_layers=2, norm_cfg=dict(type='BN1d'))
+PREDICTOR = dict(MLP, type='NonLinearNeck', in_channels=6, with_avg_pool=False)
+LATENT = dict(type='LatentPredictHead', loss=dict(type='CosineSimilarityLoss'), predictor=PREDICTOR)
+CORRELATION = dict(
+    type='LatentCrossCorrelationHead', in_channels=6, loss=dict(type='CrossCorrelationLoss')
+)
+
+
+HEADS = {'FreeATMSimCLR': MODELS['simclr']['head'], 'FreeATMBarlowTwins': CORRELATION}
+
+
+def of_one(store, work_dir, name, batch=19, **changes):
+    """A training on 20 images whose batches, the last one or all, may be of one."""
+    cfg = checked(store, work_dir, 'simclr')
+    neck = 'FreeATMNonLinearNeck' if name.startswith('FreeATM') else 'NonLinearNeck'
+    cfg.model = dict(
+        type=name,
+        backbone=BACKBONE,
+        neck=dict(MLP, type=neck),
+        head=HEADS.get(name, LATENT),
+        data_preprocessor=cfg.model.data_preprocessor,
+    )
+    cfg.train_dataloader.update(batch_size=batch, drop_last=False)
+    cfg.train_cfg.max_epochs = 1
+    cfg.merge_from_dict(copy.deepcopy(changes))
+    return cfg
+
+
+@pytest.mark.parametrize('batch', [19, 1])
+@pytest.mark.parametrize('name', ['FreeATMSimSiam', 'FreeATMBYOL', 'FreeATMBarlowTwins', 'SimSiam'])
+def test_a_batch_of_one_image_is_told_before_the_first(tmp_path, store, name, batch):
+    told = (
+        'the last batch of an epoch of 20 samples has one: set train_dataloader.drop_last=True, or'
+        if batch > 1
+        else 'each batch has one: set a larger one$'
+    )
+    cfg = of_one(store, tmp_path / 'run', name, batch)
+    with mock.patch('mmengine.model.BaseModel.train_step', side_effect=AssertionError):
+        with pytest.raises(InputError, match=f'^{name} .* two images .*batch_size={batch} {told}'):
+            run(cfg, f'one_{name}_{batch}')
+
+
+BY_ITERATIONS = {
+    'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=1),
+    'param_scheduler': None,
+}
+
+
+@pytest.mark.parametrize(
+    'number, name, changes',
+    [
+        (0, 'FreeATMSimSiam', {'train_dataloader.drop_last': True}),
+        (1, 'FreeATMSimSiam', {'train_dataloader.batch_size': 18}),
+        (2, 'FreeATMSimCLR', {}),  # its views are normalised together
+        (3, 'FreeATMSimSiam', BY_ITERATIONS),  # it ends before that batch
+        (
+            4,
+            'FreeATMSimSiam',
+            {
+                **BY_ITERATIONS,
+                'train_cfg.max_iters': 3,
+                'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+            },
+        ),
+        (
+            5,
+            'FreeATMSimSiam',
+            {
+                f'model.{part}.norm_cfg': dict(_delete_=True, type='GN', num_groups=2)
+                for part in ('neck', 'head.predictor')
+            },
+        ),
+    ],
+)
+def test_where_no_batch_of_one_image_does_harm_it_trains(tmp_path, store, number, name, changes):
+    changes = {**changes, 'train_dataloader.dataset.masks': False}
+    runner, watch = run(of_one(store, tmp_path / 'run', name, **changes), f'safe_{number}')
+    assert runner.iter == len(watch.outputs) == runner.max_iters
 
 
 def test_several_processes_count_together(tmp_path, store, monkeypatch):

@@ -8,6 +8,7 @@ from helpers.tiny_models import BACKBONE, dino, moco, samples, simclr, simsiam
 from mmengine.logging import MessageHub
 from mmpretrain.registry import MODELS
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.models import InstancePooling
 from freeatm_mm.ops import pool_instances
 
@@ -164,6 +165,18 @@ BACKBONES = {
     ),
     'hrnet': (HRNET, 16, 8),
 }
+
+
+def test_a_single_feature_is_not_normalised_by_its_batch():
+    """One image without masks, or one instance, in one view: said in our words, not in torch's."""
+    _, neck = both('NonLinearNeck')
+    one, masks = torch.rand(1, 6, 3, 3), torch.rand(1, 2, 3, 3)
+    for places in (None, torch.tensor([1])):
+        with pytest.raises(InputError, match='this batch has one: set train_dataloader.drop_last'):
+            neck((one,), None if places is None else masks, places)
+    assert neck((one,), masks)[0].shape == (2, 4)
+    assert neck.eval()((one,))[0].shape == (1, 4)
+    assert both('MoCoV2Neck')[1].train()((one,))[0].shape == (1, 4)
 
 
 @pytest.mark.parametrize('name', BACKBONES)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.results import (
     Group,
     add_row,
@@ -22,11 +23,13 @@ from freeatm_mm.results import (
     epochs_to_match,
     holm,
     new_results,
+    open_results,
     paired_difference,
     read_results,
     result_tables,
     summarise_rows,
     to_markdown,
+    update_results,
     validate_results,
     write_results,
 )
@@ -69,6 +72,74 @@ def test_the_same_run_replaces_its_row(results):
     assert len(results['rows']) == 6
     ours = summarise_rows(results)[1]
     assert ours.masks is True and ours.values['linear'] == {0: 0.36, 2: 0.38, 1: 0.99}
+
+
+#: Four processes that each add ten rows to one file, starting together.
+WRITERS = """
+import os, sys
+from pathlib import Path
+from freeatm_mm.results import add_row, update_results
+
+path, (read, write) = Path(sys.argv[1]), os.pipe()
+children = []
+for child in range(4):
+    children.append(os.fork())
+    if not children[-1]:
+        os.close(write)
+        os.read(read, 1)  # returns once the parent has closed its end
+        for number in range(10):
+            row = dict(method='x', regime='real', masks=False, seed=10 * child + number, epochs=1)
+            update_results(
+                path, lambda results: add_row(results, {**row, 'metrics': {'a': 1.0}}), 'x', 'y'
+            )
+        os._exit(0)
+os.close(write)
+assert not any(os.waitpid(child, 0)[1] for child in children)
+"""
+
+
+def test_rows_that_several_processes_add_at_once_are_all_kept(tmp_path):
+    path = tmp_path / 'new/rows.json'
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, '-c', WRITERS, str(path)], check=True, cwd=root)
+    assert sorted(row['seed'] for row in read_results(path)['rows']) == list(range(40))
+    assert [file.name for file in path.parent.iterdir()] == ['rows.json']
+
+
+def test_a_row_that_is_written_without_the_lock_is_noticed(results, tmp_path):
+    """As on a file system without locks: the change is made again, with what came in between."""
+    path, seen = tmp_path / 'rows.json', []
+
+    def change(content):
+        seen.append(len(content['rows']))
+        if len(seen) < 3:
+            write_results(path, {**results, 'rows': results['rows'][: len(seen)]})
+        add_row(content, {**results['rows'][0], 'seed': 99})
+
+    written = update_results(path, change, 'x', 'y')
+    assert seen == [0, 1, 2] and written == read_results(path)
+    assert written['rows'][:2] == results['rows'][:2] and written['rows'][2]['seed'] == 99
+
+    def always(content):
+        write_results(path, {**results, 'name': str(len(seen))})
+        seen.append(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('time.sleep', lambda seconds: None)
+        with pytest.raises(InputError, match='rows.json is written again and again by other'):
+            update_results(path, always, 'x', 'y')
+
+
+def test_a_change_that_fails_leaves_the_file_and_no_lock(results, tmp_path):
+    path = tmp_path / 'rows.json'
+    write_results(path, results)
+    with pytest.raises(ValueError, match='lacks'):
+        update_results(path, lambda content: add_row(content, {'method': 'x'}), 'x', 'y')
+    with pytest.raises(InputError, match='is a folder, where a file is to be written'):
+        open_results(tmp_path, 'x', 'y')
+    with pytest.raises(InputError, match="is an address, and can't be written to"):
+        update_results('s3://bucket/rows.json', lambda content: None, 'x', 'y')
+    assert read_results(path) == results and list(tmp_path.iterdir()) == [path]
 
 
 def test_mean_and_spread_over_seeds(results):

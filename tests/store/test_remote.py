@@ -214,7 +214,7 @@ def test_no_link_in_the_cache_is_written_through(server, path, tmp_path):
     store = Store(f'{server.address}/store')
     (tmp_path / 'mine').write_text('mine')
     digest = read_manifest(path)['shards'][0]['index_sha256']
-    (addresses.cache_folder() / f'{digest}.lock').symlink_to(tmp_path / 'mine')
+    (addresses.cache_folder() / f'.{digest}.npy.lock').symlink_to(tmp_path / 'mine')
     with pytest.raises(StoreError, match='is a symbolic link'):
         store[0]
     assert (tmp_path / 'mine').read_text() == 'mine'

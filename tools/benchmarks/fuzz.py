@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     import fuzzing
 
-    from freeatm_mm.results import add_row, open_results, write_with_page
+    from freeatm_mm.results import add_row, open_results, update_with_page
 
     for module in args.module:
         importlib.import_module(module)
@@ -80,13 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.count < 0 or args.bits < 0 or not 0 < args.seconds < float('inf'):
         raise InputError('--count and --bits must not be negative, and --seconds above 0')
 
-    results = open_results(args.out, 'fuzz', 'python tools/benchmarks/fuzz.py')
-    results['description'] = (
+    description = (
         'Files damaged in many ways, each of which their readers must refuse in one sentence or '
         'read as before. Baseline: mutations; ours: those that ended in a hang, a stray exception '
         'or a silent difference. The details say how many ended how, and the --seed, --count and '
         '--bits of each row.'
     )
+    command = 'python tools/benchmarks/fuzz.py'
+    open_results(args.out, 'fuzz', command)  # one that can't be used is told at once
+
+    def keep(row: dict[str, Any]) -> None:
+        def change(results: dict[str, Any]) -> None:
+            results['description'] = description
+            add_row(results, row)
+
+        update_with_page(args.out, change, 'fuzz', command)
+
     faults = 0
     for name in args.targets or fuzzing.TARGETS:
         target, start = fuzzing.TARGETS[name], time.monotonic()
@@ -104,8 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'    {line}')
         count = sum(report.outcomes[fault] for fault in fuzzing.FAULTS)
         faults += count
-        add_row(
-            results,
+        keep(
             {
                 'case': f'fuzz-{name}',
                 'unit': 'mutations',
@@ -122,9 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     },
                     'faults': report.faults,
                 },
-            },
+            }
         )
-        write_with_page(args.out, results)
     return FOUND if faults else 0
 
 

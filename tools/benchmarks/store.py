@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -63,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     import store_cases as benchmark
 
-    from freeatm_mm.results import add_row, open_results, write_with_page
+    from freeatm_mm.results import add_row, open_results, update_with_page
 
-    results = open_results(args.out, 'benchmark-store', 'python tools/benchmarks/store.py')
-    results['description'] = (
+    name, command = 'benchmark-store', 'python tools/benchmarks/store.py'
+    open_results(args.out, name, command)  # one that can't be used is told at once
+    description = (
         'Where there is nothing to compare with, the baseline is the limit that the project sets '
         'itself. Random reads are compared with those of a store of one shard; writing, with '
         'generation alone. CPU seconds of the process, but for opening.'
@@ -74,13 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def keep(rows) -> None:
         for row in rows:
-            add_row(results, row)
+
+            def change(results: dict[str, Any], row: dict[str, Any] = row) -> None:
+                results['description'] = description
+                add_row(results, row)
+
             print(
                 f'{row["case"]}: {row["ours"]:.4g} of {row["baseline"]:.4g} {row["unit"]}, ratio '
                 f'{row["ratio"]:.4g}, target at most {row["target"]:g}',
                 flush=True,
             )
-            write_with_page(args.out, results)
+            update_with_page(args.out, change, name, command)
 
     with tempfile.TemporaryDirectory() as scratch:
         if 'masks' in args.cases:

@@ -13,12 +13,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import atomic_write
-from freeatm_mm.results import add_row, is_untrained, open_results, read_results, write_results
+from freeatm_mm.results import add_row, is_untrained, read_results, update_results
 from freeatm_mm.results.claims import (
     CLAIMS,
     claim_page,
@@ -71,15 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def gather(path: Path, files: Sequence[str]) -> None:
     """Add the rows of a claim's method in other files to its result file."""
     content = [read_results(file) for file in files]
-    results = open_results(path, path.stem, '')
-    results['command'] = '\n'.join(
-        dict.fromkeys([*results['command'].splitlines(), *(each['command'] for each in content)])
-    )
-    for each in content:
-        for row in each['rows']:
-            if row.get('method') == CLAIMS[path.stem].method or is_untrained(row.get('method', '')):
-                add_row(results, row)
-    write_results(path, results)
+
+    def change(results: dict[str, Any]) -> None:
+        commands = [*results['command'].splitlines(), *(each['command'] for each in content)]
+        results['command'] = '\n'.join(dict.fromkeys(commands))
+        for each in content:
+            for row in each['rows']:
+                method = row.get('method', '')
+                if method == CLAIMS[path.stem].method or is_untrained(method):
+                    add_row(results, row)
+
+    update_results(path, change, path.stem, '')
 
 
 if __name__ == '__main__':
