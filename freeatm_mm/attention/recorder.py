@@ -704,7 +704,7 @@ class AttentionRecorder:
         if self._rows.is_extra_pass(module, args, kwargs, called_with.sample):
             self._sink.recording = False
             return
-        if not self._calls and uses_step_cache(module):
+        if (starts or not self._calls) and uses_step_cache(module) and not self._calls:
             self._parts_apart = self._separate | {'layers'}
         index, self._calls = self._calls, self._calls + 1
         self._sink.recording = self._steps is None or index in self._steps

@@ -298,6 +298,8 @@ class _Located:
         encoder, padding = self.text_encoder, self._encoder.padding_token
         if encoder is not None and self._encoder.reads:
             encoder = encoder.get_submodule(self._encoder.reads)
+        # The columns depend on how many tokens stand before the text.
+        fixed = self._pads_before and self._encoder.padding == 'either' and not any(self._outside)
         return EncoderWatch(
             encoder,
             self._encode(self._framed()),
@@ -314,6 +316,7 @@ class _Located:
                 else []
                 for text in self._outside
             ],
+            length=self._max_length if fixed and not self._encoder.multiple else None,
         )
 
     def _framed(self) -> list[str]:
@@ -367,6 +370,7 @@ class EncoderWatch:
         argument: The argument of the pipeline's call that it reads, for the message.
         image_token: The token of a piece of an image; several in a row count as one.
         outside: Tokens that stand before and after each padded row.
+        length: Tokens of each padded row; ``None``: any number.
 
     Attributes:
         image_tokens: How many tokens of images did not count in each prompt.
@@ -384,8 +388,10 @@ class EncoderWatch:
         image_token: int | str = '',
         *,
         outside: Sequence[Sequence[int]] = ((), ()),
+        length: int | None = None,
     ) -> None:
         self.encoder = encoder
+        self._length = length
         self._image_token = image_token
         self.image_tokens = 0
         self._padding = padding
@@ -427,6 +433,12 @@ class EncoderWatch:
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = argument(args, kwargs, 0, 'input_ids')
         if ids is not None:
+            if self._length not in (None, ids.shape[-1]):
+                raise ValueError(
+                    f'{self.name} encoded rows of {ids.shape[-1]} tokens, where the recorder was '
+                    f'told of {self._length}, and the text stands at their end: give it the '
+                    "max_sequence_length of the pipeline's call, in call_options"
+                )
             self._seen += [self._without_images(self._inside(row)) for row in ids.tolist()]
 
     def _inside(self, row: Sequence[int]) -> Sequence[int]:

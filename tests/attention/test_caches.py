@@ -238,6 +238,14 @@ def test_hooks_that_change_the_attention_are_refused(apply):
     apply(pipe)
     with pytest.raises(ValueError, match="has diffusers' hook (faster_cache|layer_skip), with"):
         AttentionRecorder(pipe, PROMPTS, NOUNS).__enter__()
+    pipe = tiny.tiny_flux()
+    with (
+        pytest.raises(ValueError, match="has diffusers' hook (faster_cache|layer_skip), with"),
+        AttentionRecorder(pipe, PROMPTS, NOUNS),
+    ):
+        generate(pipe, **SQUARE)
+        apply(pipe)  # between two calls
+        generate(pipe, **SQUARE)
 
 
 def test_hooks_that_only_move_weights_are_not():

@@ -763,3 +763,28 @@ def test_kolors(pipeline, guidance, images):
         first_row=2 * images if guidance > 1 else 0,
         options=options,
     )
+
+
+def test_kolors_takes_a_length_and_leaves_it_unused():
+    masks = [
+        AttentionRecorder(tiny.tiny_kolors()).generate(
+            PROMPTS, NOUNS, generator=torch.Generator().manual_seed(1), **SQUARE, **length
+        )
+        for length in ({}, dict(max_sequence_length=64))
+    ]
+    assert all(map(torch.equal, masks[0].masks, masks[1].masks))
+
+
+def test_a_text_at_the_end_of_rows_of_another_length_is_refused():
+    """Its columns would be others, of padding perhaps."""
+    pipe = tiny.tiny_hidream()
+    pipe.tokenizer_4.padding_side = 'left'
+    for told in (dict(max_sequence_length=64), {}):
+        called = {} if told else dict(max_sequence_length=64)
+        with (
+            pytest.raises(ValueError, match='text_encoder_4 encoded rows of .* tokens, where the'),
+            AttentionRecorder(pipe, PROMPTS, NOUNS, call_options=told),
+        ):
+            images_of(pipe, **dict(SQUARE, **called))
+    masks = AttentionRecorder(pipe).generate(PROMPTS, NOUNS, max_sequence_length=64, **SQUARE).masks
+    assert len(masks) == 2

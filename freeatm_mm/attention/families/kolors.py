@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from freeatm_mm.attention.families.base import (
-    Encoder,
-    Family,
-    is_cross_attention,
-    length_of_call,
-)
+from freeatm_mm.attention.families.base import Encoder, Family, is_cross_attention
 
 __all__ = ['KOLORS']
 
@@ -16,5 +11,6 @@ KOLORS = Family(
     pipelines=('KolorsPipeline', 'KolorsImg2ImgPipeline', 'KolorsPAGPipeline'),
     is_text_attention=is_cross_attention,
     where='256 ChatGLM tokens, padding (not masked) before the text',
-    encoders=(Encoder(max_length=length_of_call, padding='either'),),
+    # The call's max_sequence_length is checked, and not used.
+    encoders=(Encoder(max_length=256, padding='either'),),
 )
