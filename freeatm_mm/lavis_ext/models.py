@@ -23,6 +23,7 @@ import torch.distributed as dist
 from lavis.common.dist_utils import get_world_size
 from lavis.common.registry import registry
 from lavis.common.utils import get_abs_path
+from lavis.models.base_model import concat_all_gather
 from lavis.models.blip_models.blip_pretrain import BlipPretrain
 from lavis.models.blip_models.blip_retrieval import BlipRetrieval
 from lavis.models.med import XBertEncoder, XBertLMHeadDecoder
@@ -643,6 +644,24 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             model.load_from_pretrained(path)
         model.reset_queue_ptr()
         return model
+
+    def forward(self, samples: dict[str, Any]) -> Any:
+        """LAVIS's losses of a batch.
+
+        Raises:
+            InputError: If all its pairs are of one image, so that the matching loss finds no wrong
+                pair; with `negative_all_rank`, if those of all processes are.
+        """
+        images = samples['image_id']
+        if self.negative_all_rank:
+            images = concat_all_gather(images)
+        if bool((images == images[0]).all()):
+            raise InputError(
+                f'a batch of {len(images)} pairs is of one image, and the matching loss takes its '
+                'wrong pairs from other images of the batch: set a larger run.batch_size_train, or '
+                'train on more images'
+            )
+        return super().forward(samples)
 
     def load_from_pretrained(self, url_or_filename: str | Path) -> Counter:
         """Load a pretraining's checkpoint, all but its text decoder, and check it.

@@ -253,6 +253,12 @@ class FreeATMRunner(RunnerBase):
         return bool(self.config.run_cfg.get('evaluate', False))
 
     @property
+    def use_dist_eval_sampler(self) -> bool:
+        """Whether several processes share a split's samples; retrieval compares all with all."""
+        shared = not isinstance(self.task, RetrievalTask)
+        return bool(self.config.run_cfg.get('use_dist_eval_sampler', shared))
+
+    @property
     def use_distributed(self) -> bool:
         """Whether several processes were started (LAVIS's `run.distributed`)."""
         return dist.is_available() and dist.is_initialized()

@@ -55,7 +55,8 @@ class Job:
     Several threads may run commands of one job side by side.
 
     Args:
-        out: Folder of the job; what is done is noted in its ``steps.json``.
+        out: Folder of the job; what is done is noted in its ``steps.json``, by the command with
+            `{out}` in this folder's place: moved or copied, the folder is still done.
         share_imports: Fork the processes of commands with a label from one that has imported what
             pretraining and evaluating need, where the system can (Linux). Results are the same.
 
@@ -66,6 +67,8 @@ class Job:
 
     def __init__(self, out: Path, share_imports: bool = False) -> None:
         self.path = out / 'steps.json'
+        # As a whole path, or the beginning of one, in an argument or an option's value.
+        self._out = re.compile(rf'(?<![^=,\[\s]){re.escape(str(out))}(?![^/,\]\s])')
         self.share_imports = share_imports and can_share_imports()
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.steps: list[Step] = []
@@ -86,7 +89,10 @@ class Job:
         """
         command = ['python', *map(str, (tool, *arguments))]
         line = shlex.join(command)
-        if line not in self.done:
+        noted = shlex.join(self._out.sub('{out}', argument) for argument in command)
+        if line in self.done:  # as older folders have it
+            noted = line
+        if noted not in self.done:
             if self._failure:  # of another line's: nothing is begun any more
                 raise RunError(self._failure)
             print(f'\n== {what}\n{line}', flush=True)
@@ -100,11 +106,11 @@ class Job:
                 )
                 raise RunError(self._failure)
             with self._lock:
-                self.done[line] = time.monotonic() - start
+                self.done[noted] = time.monotonic() - start
                 with atomic_write(self.path) as file:
                     file.write(json.dumps(self.done, indent=1).encode())
         with self._lock:
-            self.steps.append(Step(what, line, self.done[line]))
+            self.steps.append(Step(what, line, self.done[noted]))
 
     def run_side_by_side(self, lines: Iterable[Callable[[], None]], jobs: int) -> None:
         """Run lines of work that don't depend on each other.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import threading
 from functools import partial
@@ -42,6 +43,33 @@ def test_a_command_runs_once(tool, tmp_path):
         assert [step.what for step in job.steps] == ['Do it', 'Do another']
         assert job.steps[0].command == f"python {tool} 0 'a b'" and job.steps[0].seconds > 0
     assert (tmp_path / 'calls').read_text() == '0 a b;0 c;'
+
+
+def test_a_folder_that_was_moved_or_copied_is_still_done(tool, tmp_path):
+    """Also one that notes whole paths, as older ones do, where it lies."""
+    here, there, calls = tmp_path / 'a b', tmp_path / 'c', tmp_path / 'calls'
+
+    def run(out):
+        job = Job(out)
+        for number, argument in enumerate(
+            [out, f'{out}/x', f'--store={out}/x', f'p=[{out},{out}/y]', f'{out}x', f'/y{out}']
+        ):
+            job.run('Do it', tool, 0, number, argument)
+        assert job.steps[1].command == shlex.join(['python', str(tool), '0', '1', f'{out}/x'])
+
+    here.mkdir()
+    run(here)
+    run(here)
+    assert calls.read_text().count(';') == 6
+    calls.write_text('')
+    here.rename(there)
+    run(there)
+    assert calls.read_text() == f'0 4 {there}x;0 5 /y{there};'
+    whole = shlex.join(['python', str(tool), '0', f'{there}/old'])
+    (there / 'steps.json').write_text(json.dumps({whole: 3.5}))
+    job = Job(there)
+    job.run('Do it', tool, 0, f'{there}/old')
+    assert job.steps[0].seconds == 3.5 and calls.read_text().count(';') == 2
 
 
 def test_a_failure_stops_and_is_tried_again(tool, tmp_path):

@@ -248,6 +248,11 @@ def test_all_arms_start_from_what_was_trained_once(tool, monkeypatch, tmp_path):
             ).model_cfg
             assert (model.image_weights, model.text_weights) == (converted[2], bert[2])
     # Rows of another start are not among the results, and no checkpoint of one is gone on from.
+    (tmp_path / 'start/vit.safetensors').parent.mkdir()
+    (tmp_path / 'start/vit.safetensors').touch()  # of a folder that notes other paths: it is done
+    again = run(tool, monkeypatch, tmp_path, '--start-trained', '--arms', 'freeatm')
+    assert 'Convert the ViT' in [what for what, _ in commands]
+    assert 'Convert the ViT' not in [what for what, _ in again]
     rows = read_results(tmp_path / 'start-trained' / 'results.json')['rows']
     assert len(rows) == 4 and not (tmp_path / 'rows').exists()
 

@@ -263,14 +263,15 @@ def train_start(job: Job, args: argparse.Namespace) -> list[str]:
         work / 'vit',
         '--resume',
     )
-    job.run(
-        'Convert the ViT',
-        'tools/convert/checkpoint.py',
-        work / 'vit' / f'epoch_{VIT_EPOCHS}.pth',
-        work / 'vit.safetensors',
-        '--to',
-        'timm',
-    )
+    if not (work / 'vit.safetensors').exists():  # the converter replaces nothing
+        job.run(
+            'Convert the ViT',
+            'tools/convert/checkpoint.py',
+            work / 'vit' / f'epoch_{VIT_EPOCHS}.pth',
+            work / 'vit.safetensors',
+            '--to',
+            'timm',
+        )
     job.run(
         'Train the BERT',
         'tools/miniature/train_bert.py',
