@@ -608,8 +608,9 @@ class AttentionRecorder:
 
         Raises:
             NothingRecorded: If nothing was recorded.
-            ValueError: If an option is unknown or leaves nothing of what was recorded, or layers
-                that weren't kept apart were computed in different numbers of steps.
+            ValueError: If an option is unknown or leaves nothing of what was recorded, a layer
+                never ran, or layers that weren't kept apart were computed in different numbers of
+                steps.
         """
         if normalize not in (None, 'minmax'):
             raise ValueError(f"normalize must be None or 'minmax', got {normalize!r}")
@@ -625,6 +626,13 @@ class AttentionRecorder:
             raise NothingRecorded(
                 'nothing was recorded: call the pipeline (or its denoiser) inside the with block, '
                 'in the same thread' + (advice if self._calls else '')
+            )
+        idle = [layer for layer in self.layers if layer not in self._sink.ran]
+        if idle:
+            raise ValueError(
+                f'{idle[0]} of the network never ran, so it is missing from the mean: it, or a '
+                'block that holds it, was replaced inside the with, or something leaves it out; '
+                'choose the others by blocks=...'
             )
         check_layer_steps(self.layer_steps, self._sums)
         whole_number(propagate, 'propagate', 0, refine.MAX_PROPAGATE)

@@ -51,6 +51,8 @@ class ShownTap(WatchedTap):
         """Begin a run of the compiled part that holds the module."""
         self._forget()
         self.active = self.sink.recording
+        if self.active:
+            self.sink.ran.add(self.layer)
 
     def look(self, call: AttentionCall) -> None:
         """Add up an attention call of the module, if it is the one to record."""

@@ -55,6 +55,7 @@ class Sink:
         outputs: Whether the outputs of attention calls are wanted.
         layer_steps: In how many calls each layer was caught.
         seen: Sizes of all maps that there were to catch, of layers and calls that are recorded.
+        ran: Layers that ran in calls that are recorded, at whatever size.
     """
 
     text_keys: TextKeys
@@ -68,6 +69,7 @@ class Sink:
     outputs: bool = False
     layer_steps: dict[str, int] = field(default_factory=dict)
     seen: set[Size] = field(default_factory=set)
+    ran: set[str] = field(default_factory=set)
 
     def wants(self, size: Size) -> bool:
         """Say whether maps of this size are caught."""
@@ -211,6 +213,7 @@ class Tap:
             self.processor = processor
         if not self.sink.recording:
             return
+        self.sink.ran.add(self.layer)
         hidden = argument(args, kwargs, 0, 'hidden_states')
         if tokens is not None and hidden.ndim == 3 and hidden.shape[1] != tokens:
             raise RuntimeError(

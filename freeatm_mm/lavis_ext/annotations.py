@@ -164,7 +164,7 @@ def read_retrieval(path: str | Path, train: bool) -> list[dict[str, Any]]:
     images: dict[str, tuple[int, Any]] = {}
     ids: dict[Any, str] = {}
     for number, row in enumerate(rows):
-        where, image = f'{path}[{number}]', row['image']
+        where, image = f'{path}[{number}]', os.path.normpath(row['image'])  # as ./x.png is x.png
         if train:
             _check_caption(row['caption'], f'{where}: caption')
             key = row['image_id']

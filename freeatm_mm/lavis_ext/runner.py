@@ -253,6 +253,12 @@ class FreeATMRunner(RunnerBase):
         return bool(self.config.run_cfg.get('evaluate', False))
 
     @property
+    def use_dist_eval_sampler(self) -> bool:
+        """Whether several processes share a split's samples; retrieval compares all with all."""
+        shared = not isinstance(self.task, RetrievalTask)
+        return bool(self.config.run_cfg.get('use_dist_eval_sampler', shared))
+
+    @property
     def use_distributed(self) -> bool:
         """Whether several processes were started (LAVIS's `run.distributed`)."""
         return dist.is_available() and dist.is_initialized()
@@ -291,6 +297,9 @@ class FreeATMRunner(RunnerBase):
                     find_unused_parameters=self.config.run_cfg.get('find_unused_parameters', False),
                 )
             self._model.register_forward_hook(self._note_losses)
+            for name in ('vision_proj', 'text_proj'):
+                if hasattr(self._model, name):
+                    getattr(self._model, name).register_forward_hook(self._check_features)
         return self._wrapped_model
 
     def unwrap_dist_model(self, model: nn.Module) -> nn.Module:
@@ -315,6 +324,14 @@ class FreeATMRunner(RunnerBase):
         self._losses['steps'] += 1
         if inputs and isinstance(inputs[0], Mapping) and 'unreadable' in inputs[0]:
             self._losses['unreadable'] += int(inputs[0]['unreadable'].sum())
+
+    def _check_features(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        """Stop before wrong pairs are drawn by features that are no numbers, which torch can't."""
+        if module.training and not torch.isfinite(output).all():
+            self._stop(
+                f'the features of a batch are no numbers at step {int(self._losses["steps"])} of '
+                f'epoch {self._epoch}'
+            )
 
     def _check_loss(self, loss: torch.Tensor) -> None:
         """Stop where a step teaches nothing, or ruins all.
@@ -579,8 +596,8 @@ class FreeATMRunner(RunnerBase):
 
         Returns:
             `epoch`, `lr`, this process's means of `loss` and its parts, and for the texts of all
-            processes `texts`, `truncated` and `lost_tokens`, with `model.mask_loss` also `nouns`,
-            `nouns_not_in_text` and `nouns_out_of_view`.
+            processes `texts`, `empty`, `truncated` and `lost_tokens`, with `model.mask_loss` also
+            `nouns`, `nouns_not_in_text` and `nouns_out_of_view`.
         """
         loader = self.train_loader
         loader.sampler.set_epoch(epoch)
@@ -627,6 +644,12 @@ class FreeATMRunner(RunnerBase):
             total = torch.tensor(list(counts.values()), device=self.device)
             dist.all_reduce(total)
             counts = dict(zip(counts, total.tolist()))
+        if counts['empty']:
+            logging.warning(
+                '%d of %d texts were empty once cleaned, as LAVIS takes out . ! " ( ) * # : ; ~',
+                counts['empty'],
+                counts['texts'],
+            )
         if counts['truncated']:
             logging.warning(
                 '%d of %d texts were longer than max_txt_len and lost %d tokens in '

@@ -229,7 +229,8 @@ def check_run(cfg: DictConfig) -> None:
     if run.get('valid_splits') or run.get('test_splits'):
         needed += ('batch_size_eval',)
     task = registry.get_task_class(run.get('task'))
-    if isinstance(task, type) and issubclass(task, RetrievalTask):
+    retrieval = isinstance(task, type) and issubclass(task, RetrievalTask)
+    if retrieval:
         needed += ('k_test',)
     missing = [name for name in needed if run.get(name) is None]
     if missing:
@@ -238,6 +239,11 @@ def check_run(cfg: DictConfig) -> None:
         near = difflib.get_close_matches(run['task'], registry.list_tasks(), 1)
         raise InputError(
             f'LAVIS knows no task {run["task"]!r}' + (f'; did you mean {near[0]}?' if near else '')
+        )
+    if retrieval and run.get('use_dist_eval_sampler'):
+        raise InputError(
+            'run.use_dist_eval_sampler=True would show each of several processes only some of the '
+            'images that texts are compared with: set it to False for retrieval'
         )
     if evaluates_only:
         if not run.get('test_splits'):

@@ -139,6 +139,24 @@ def test_a_part_that_is_replaced_while_recording_is_refused():
             setattr(holder, name, other)
 
 
+def test_a_layer_that_never_runs_is_missed():
+    pipe = tiny_stable_diffusion()
+    with AttentionRecorder(pipe, PROMPTS, NOUNS, resolutions=[16]) as recorder:
+        images_of(pipe, **STEPS)
+    assert len(recorder.layer_steps) < len(recorder.layers)  # others have other sizes
+    expected = recorder.masks()
+    with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:
+        pipe.unet.mid_block = copy.deepcopy(pipe.unet.mid_block)
+        images_of(pipe, **STEPS)
+    with pytest.raises(ValueError, match=r'mid_block\.attentions\.0.*attn2 .* never ran'):
+        recorder.masks()
+    with AttentionRecorder(
+        pipe, PROMPTS, NOUNS, blocks=['down', 'up'], resolutions=[16]
+    ) as recorder:
+        images_of(pipe, **STEPS)
+    assert all(map(torch.equal, recorder.masks(), expected))
+
+
 def test_parts_that_are_let_go_of_and_other_schedulers_are_recorded():
     pipe = tiny_stable_diffusion()
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder:

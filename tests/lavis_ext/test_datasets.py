@@ -333,6 +333,7 @@ def retrieval_rows(split):
         ('test', {'caption': ['a dog', 3]}, r'x.json\[1\]: caption\[1\] must be text, got 3'),
         ('test', {'caption': ['']}, r'x.json\[1\]: caption\[0\] is empty'),
         ('test', {'image': '0.png'}, r"\[1\]: the image '0.png' is that of entry 0, too"),
+        ('test', {'image': './/0.png'}, r"\[1\]: the image '0.png' is that of entry 0, too"),
         ('val', {'image': 'lost.png'}, r"x.json\[1\]: there is no picture 'lost.png'"),
         ('test', {'image': 'captions.json'}, r"x.json\[1\]: the image '.*json' can't be read"),
         (

@@ -344,6 +344,7 @@ def test_going_on_elsewhere_needs_no_best_checkpoint_there(world, tmp_path, capl
             ['run.task=image_text_pretrain'],
             'nothing can evaluate the split',
         ),
+        (['run.use_dist_eval_sampler=True'], 'run.use_dist_eval_sampler=True would show each of '),
         (['run.valid_splits=[train]'], 'the split train is one to train on, and ret'),
         (
             ['run.task=vqa'],
@@ -366,6 +367,28 @@ def test_what_would_end_an_epoch_late_ends_it_before_the_first_step(
     with pytest.raises(SystemExit) as ended:
         train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'run', *more)])
     assert ended.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_batch_of_one_image_is_told(world, tmp_path, capsys):
+    """Where LAVIS draws wrong pairs of none, with torch's own words."""
+    rows = json.loads((world / 'train.json').read_text())
+    (tmp_path / 'train.json').write_text(json.dumps([rows[0]] * 4))
+    one = f'datasets.freeatm_retrieval.build_info.annotations.train={tmp_path}/train.json'
+    for everywhere in (False, True):
+        more = [one, f'model.negative_all_rank={everywhere}']
+        with pytest.raises(SystemExit) as ended:
+            train.main([str(FINETUNE), *finetune_options(world, tmp_path / 'run', *more)])
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert ended.value.code == 2 and 'a batch of 4 pairs is of one image, and the m' in message
+
+
+def test_retrieval_shows_each_process_all_images(world, tmp_path):
+    """What LAVIS's default would divide among them, and its scores be wrong."""
+    from freeatm_mm.lavis_ext import launch
+
+    options = finetune_options(world, tmp_path / 'run', 'run.use_dist_eval_sampler=null')
+    cfg = launch.load_config(FINETUNE, options[options.index('--options') + 1 :])
+    assert launch.build_runner(cfg).use_dist_eval_sampler is False
 
 
 def test_batches_and_sets_of_one_are_judged(world, tmp_path, capsys):
