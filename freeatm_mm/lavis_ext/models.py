@@ -31,6 +31,7 @@ from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
 from freeatm_mm import compat
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
@@ -78,6 +79,7 @@ _FURTHER_ENTRIES = (
     'vit_drop_path_rate',
     'load_pretrained',
 )
+_EVALUATED_TOKENS = 35  # of each text, in LAVIS's `compute_sim_matrix`
 _WIDEST, _DEEPEST = 1 << 14, 1000  # so that a typo is refused before memory is asked for
 _VALUES: dict[str, Check] = {
     **dict.fromkeys(
@@ -115,6 +117,8 @@ _BERT_VALUES: dict[str, Check] = {
     **dict.fromkeys(('intermediate_size', 'max_position_embeddings'), count(1, 1 << 16)),
     'num_hidden_layers': count(1, _DEEPEST),
     'type_vocab_size': count(1, 1 << 16),
+    'layer_norm_eps': number(0, above=True),
+    'hidden_act': lambda name: None if name in ACT2FN else f'one of {", ".join(ACT2FN)}',
     **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1)),
 }
 _VIT_SIZES = {
@@ -313,8 +317,20 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
     return encoder
 
 
-def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) -> BertConfig:
-    """The text model's sizes: LAVIS's file, changed by `bert`, fitting tokenizer and images."""
+def _bert_config(
+    cfg, image_encoder: VisionTransformerEncoder, vocabulary: int, reads: int = 0
+) -> BertConfig:
+    """The text model's sizes: LAVIS's file, changed by `bert`, fitting tokenizer and images.
+
+    Args:
+        cfg: A config's `model`.
+        image_encoder: The image encoder.
+        vocabulary: How many tokens there are.
+        reads: So many tokens are read of a text whatever `max_txt_len` is.
+
+    Raises:
+        InputError: If an entry can't be used, or texts are longer than the model reads.
+    """
     config: Any = BertConfig.from_json_file(get_abs_path(cfg.get('med_config_path')))
     changes = plain(cfg.get('bert'), 'model.bert')
     check_entries(changes, {*config.to_dict(), *BertConfig().to_dict()}, 'model.bert')
@@ -337,6 +353,11 @@ def _bert_config(cfg, image_encoder: VisionTransformerEncoder, vocabulary: int) 
         raise InputError(
             f"max_txt_len {needed} is more than the text model's "
             f'{config.max_position_embeddings} positions'
+        )
+    if config.max_position_embeddings < reads:
+        raise InputError(
+            f'model.bert.max_position_embeddings must be at least {reads}, as LAVIS reads so many '
+            f'tokens where it evaluates retrieval, got {config.max_position_embeddings}'
         )
     return config
 
@@ -361,7 +382,7 @@ class _WithTokenizer:
         return self._tokenizer_given
 
     def take_text_counts(self) -> Counter:
-        """Texts read since the last call, those cut at `max_txt_len`, and the tokens lost."""
+        """Texts read since the last call, those empty, those cut at `max_txt_len`, tokens lost."""
         counts, self.tokenizer.counts = self.tokenizer.counts, no_texts()
         return counts
 
@@ -606,7 +627,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         cfg = _checked(cls, cfg)
         tokenizer = load_tokenizer(cfg.tokenizer)
         image_encoder = _image_encoder(cfg)
-        config = _bert_config(cfg, image_encoder, len(tokenizer))
+        config = _bert_config(cfg, image_encoder, len(tokenizer), _EVALUATED_TOKENS)
         several = dist.is_available() and dist.is_initialized()
         model = cls(
             image_encoder=image_encoder,
@@ -692,7 +713,7 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
     def compute_sim_matrix(self, data_loader, task_cfg):
         """LAVIS's scores of all pairs: ITC picks the first k of each, ITM ranks these anew.
 
-        Texts that are cut, at the 35 tokens that LAVIS reads here, are counted and told.
+        Texts that are empty, or cut at the 35 tokens that LAVIS reads here, are counted and told.
 
         Args:
             data_loader: Of a retrieval set.
@@ -723,6 +744,13 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
         training, self.tokenizer.counts = self.tokenizer.counts, no_texts()
         scores = super().compute_sim_matrix(data_loader, OmegaConf.create({'k_test': k_test}))
         counts, self.tokenizer.counts = self.tokenizer.counts, training
+        if counts['empty']:
+            logging.warning(
+                '%d of the %d texts to be found are empty once cleaned, as LAVIS takes out '
+                '. ! " ( ) * # : ; ~',
+                counts['empty'],
+                counts['texts'],
+            )
         if counts['truncated']:
             logging.warning(
                 '%d of the %d texts to be found were longer than the 35 tokens that '

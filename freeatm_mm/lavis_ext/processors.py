@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.lavis_ext.settings import (
     Check,
     check_entries,
@@ -214,6 +215,9 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
         max_scale: Largest share.
         hflip: Whether views are flipped from left to right, half of them.
         augment: Whether to use LAVIS's RandomAugment (2 operations of strength 5).
+
+    Raises:
+        InputError: If the least share is more than the largest.
     """
 
     OPTIONS = ('image_size', 'mean', 'std', 'min_scale', 'max_scale', 'hflip', 'augment')
@@ -221,8 +225,8 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
         'image_size': count(),
         'mean': _channels,
         'std': _channels,
-        'min_scale': number(0, above=True),
-        'max_scale': number(0, above=True),
+        'min_scale': number(0, 1, above=True),
+        'max_scale': number(0, 1, above=True),
         'hflip': truth,
         'augment': truth,
     }
@@ -237,6 +241,11 @@ class FreeATMImageTrainProcessor(BlipImageTrainProcessor):
         hflip: bool = True,
         augment: bool = True,
     ) -> None:
+        if min_scale > max_scale:
+            raise InputError(
+                f'freeatm_image_train: min_scale {min_scale} must not be more than max_scale '
+                f'{max_scale}'
+            )
         super().__init__(image_size, mean, std, min_scale, max_scale)
         self.crop, self.flip, augmentation, *self.finish = self.transform.transforms
         self.augmentation = None

@@ -297,6 +297,9 @@ class FreeATMRunner(RunnerBase):
                     find_unused_parameters=self.config.run_cfg.get('find_unused_parameters', False),
                 )
             self._model.register_forward_hook(self._note_losses)
+            for name in ('vision_proj', 'text_proj'):
+                if hasattr(self._model, name):
+                    getattr(self._model, name).register_forward_hook(self._check_features)
         return self._wrapped_model
 
     def unwrap_dist_model(self, model: nn.Module) -> nn.Module:
@@ -321,6 +324,14 @@ class FreeATMRunner(RunnerBase):
         self._losses['steps'] += 1
         if inputs and isinstance(inputs[0], Mapping) and 'unreadable' in inputs[0]:
             self._losses['unreadable'] += int(inputs[0]['unreadable'].sum())
+
+    def _check_features(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        """Stop before wrong pairs are drawn by features that are no numbers, which torch can't."""
+        if module.training and not torch.isfinite(output).all():
+            self._stop(
+                f'the features of a batch are no numbers at step {int(self._losses["steps"])} of '
+                f'epoch {self._epoch}'
+            )
 
     def _check_loss(self, loss: torch.Tensor) -> None:
         """Stop where a step teaches nothing, or ruins all.
@@ -585,8 +596,8 @@ class FreeATMRunner(RunnerBase):
 
         Returns:
             `epoch`, `lr`, this process's means of `loss` and its parts, and for the texts of all
-            processes `texts`, `truncated` and `lost_tokens`, with `model.mask_loss` also `nouns`,
-            `nouns_not_in_text` and `nouns_out_of_view`.
+            processes `texts`, `empty`, `truncated` and `lost_tokens`, with `model.mask_loss` also
+            `nouns`, `nouns_not_in_text` and `nouns_out_of_view`.
         """
         loader = self.train_loader
         loader.sampler.set_epoch(epoch)
@@ -633,6 +644,12 @@ class FreeATMRunner(RunnerBase):
             total = torch.tensor(list(counts.values()), device=self.device)
             dist.all_reduce(total)
             counts = dict(zip(counts, total.tolist()))
+        if counts['empty']:
+            logging.warning(
+                '%d of %d texts were empty once cleaned, as LAVIS takes out . ! " ( ) * # : ; ~',
+                counts['empty'],
+                counts['texts'],
+            )
         if counts['truncated']:
             logging.warning(
                 '%d of %d texts were longer than max_txt_len and lost %d tokens in '

@@ -25,7 +25,7 @@ _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 def no_texts() -> Counter:
     """The counts of `CountingTokenizer` before its first text."""
-    return Counter(texts=0, truncated=0, lost_tokens=0)
+    return Counter(texts=0, empty=0, truncated=0, lost_tokens=0)
 
 
 def no_nouns() -> Counter:
@@ -37,7 +37,8 @@ class CountingTokenizer(BertTokenizer):
     """transformers' `BertTokenizer`, same tokens, that counts its texts and what it cuts off.
 
     Attributes:
-        counts: `texts`, `truncated` (texts that were cut) and `lost_tokens`.
+        counts: `texts`, `empty` (texts without any token), `truncated` (texts that were cut) and
+            `lost_tokens`.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -84,10 +85,11 @@ class CountingTokenizer(BertTokenizer):
             found += [next(inside, -1)] * len(self._ids_of(word[0]))
         return found
 
-    def prepare_for_model(self, *args, **kwargs):
+    def prepare_for_model(self, ids, *args, **kwargs):
         """One text's tokens, as there; counts the text."""
         self.counts['texts'] += 1
-        return super().prepare_for_model(*args, **kwargs)
+        self.counts['empty'] += not ids
+        return super().prepare_for_model(ids, *args, **kwargs)
 
     def truncate_sequences(self, ids, pair_ids=None, num_tokens_to_remove=0, **kwargs):
         """Cut a text, as there; count what is cut."""

@@ -112,9 +112,9 @@ def test_losses_are_those_of_lavis_bit_for_bit(tokenizer, monkeypatch):
 
 def test_texts_that_are_cut_are_counted(model):
     model.take_text_counts()
-    model(batch(text_input=['a dog', 'a dog ' * 6, 'a dog ' * 5, 'a']))
-    assert model.take_text_counts() == {'texts': 4, 'truncated': 1, 'lost_tokens': 2}
-    assert model.take_text_counts() == {'texts': 0, 'truncated': 0, 'lost_tokens': 0}
+    model(batch(text_input=['a dog', 'a dog ' * 6, 'a dog ' * 5, '']))
+    assert model.take_text_counts() == {'texts': 4, 'empty': 1, 'truncated': 1, 'lost_tokens': 2}
+    assert model.take_text_counts() == {'texts': 0, 'empty': 0, 'truncated': 0, 'lost_tokens': 0}
 
 
 @pytest.fixture
@@ -544,16 +544,30 @@ def test_more_processes_than_the_set_has_work_for_are_told(
         retrieval.compute_sim_matrix(RetrievalSet(), OmegaConf.create({'k_test': 4}))
 
 
+def test_a_text_model_too_short_for_evaluation_is_told(tokenizer, checkpoint):
+    options = ['model.max_txt_len=20', 'model.bert.max_position_embeddings=20']
+    with pytest.raises(InputError, match='max_position_embeddings must be at least 35.*got 20'):
+        FreeATMBlipRetrieval.from_config(
+            config(tokenizer, f'model.pretrained={checkpoint}', *options, path=FINETUNE)
+        )
+
+
 def test_texts_that_judging_cuts_are_told(model, checkpoint, tokenizer, caplog):
     """LAVIS reads 35 tokens, whatever max_txt_len; those of training are counted apart."""
     retrieval = FreeATMBlipRetrieval.from_config(
         config(tokenizer, f'model.pretrained={checkpoint}', path=FINETUNE)
     ).eval()
     texts = RetrievalSet()
-    texts.text[1], texts.text[3] = 'a dog ' * 20, 'dog ' * 33
+    texts.text[1], texts.text[3], texts.text[2] = 'a dog ' * 20, 'dog ' * 33, ''
     retrieval.tokenizer.counts['texts'] = 7
     with torch.no_grad():
         retrieval.compute_sim_matrix(texts, OmegaConf.create({'k_test': 4}))
     assert '1 of the 5 texts to be found were longer than the 35 tokens' in caplog.text
     assert 'and lost 7 tokens in all' in caplog.text
-    assert retrieval.take_text_counts() == {'texts': 7, 'truncated': 0, 'lost_tokens': 0}
+    assert '1 of the 5 texts to be found are empty once cleaned' in caplog.text
+    assert retrieval.take_text_counts() == {
+        'texts': 7,
+        'empty': 0,
+        'truncated': 0,
+        'lost_tokens': 0,
+    }

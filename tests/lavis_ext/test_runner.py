@@ -23,6 +23,7 @@ from freeatm_mm.errors import (
 )
 from freeatm_mm.lavis_ext import launch  # noqa: E402
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain  # noqa: E402
+from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor  # noqa: E402
 from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)
@@ -304,6 +305,11 @@ DATA = 'datasets.freeatm_pretrain'
             ['run.evaluate=True', 'run.test_splits=[test]', 'run.resume_ckpt_path=x.pth'],
             'leave one of them out',
         ),
+        (['run.init_lr=1e9', 'run.min_lr=1e9'], 'features of a batch are no numbers at step . of '),
+        (['model.bert.hidden_act=gulu'], "bert.hidden_act must be one of .*gelu.*, got 'gulu'"),
+        (['model.bert.layer_norm_eps=x'], 'model.bert.layer_norm_eps must be a number above 0'),
+        ([f'{DATA}.vis_processor.train.min_scale=2'], 'min_scale must be a number above 0 and at'),
+        ([f'{DATA}.vis_processor.train.max_scale=0.4'], 'min_scale 0.5 must not be more than max'),
         ([f'{DATA}.vis_processor.train.image_size=24'], 'makes views of 24 x 24 pixels, and model'),
     ],
 )
@@ -478,6 +484,13 @@ def test_weights_that_are_no_numbers_take_no_good_checkpoints_place(parts, tmp_p
     with pytest.raises(InputError, match='vision_proj.weight holds values that are no numbers aft'):
         launch.train(PRETRAIN, pretrain_options(*parts, tmp_path))
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_texts_that_cleaning_empties_are_told(parts, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(FreeATMCaptionProcessor, 'pre_caption', lambda self, caption: '')
+    launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), 'run.max_epoch=1'])
+    assert '12 of 12 texts were empty once cleaned' in caplog.text
+    assert log_lines(tmp_path)[-1]['train_empty'] == 12
 
 
 def test_unreadable_pictures_are_counted_in_the_log(parts, tmp_path, caplog):

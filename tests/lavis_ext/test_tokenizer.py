@@ -77,7 +77,8 @@ def test_tokens_are_those_of_lavis_and_cuts_are_counted():
     assert len(ours) == len(theirs) and ours.enc_token_id == len(ours) - 1
     # The second text has ten words and two ends, the third exactly fits.
     calls = len(theirs(texts, **options))
-    assert ours.counts == {'texts': 3 * calls, 'truncated': calls, 'lost_tokens': 4 * calls}
+    cut = {'truncated': calls, 'lost_tokens': 4 * calls}
+    assert ours.counts == {'texts': 3 * calls, 'empty': 0, **cut}
 
 
 @pytest.mark.parametrize(
