@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, TypeVar
 from urllib.parse import unquote
 
 from freeatm_mm.compat import hub_answers, hub_silence
-from freeatm_mm.errors import InputError, MissingFileError, counted, is_distant
+from freeatm_mm.errors import InputError, MissingFileError, counted, is_distant, pip_install
 from freeatm_mm.files import MAX_BYTES, atomic_write, open_regular, read_bytes
 
 __all__ = [
@@ -495,8 +495,8 @@ def _connect(scheme: str) -> _Server:
         return _Web() if scheme in ('http', 'https') else _FileSystem(scheme)
     except ImportError:
         package = _SCHEMES[scheme]
-        extra = package if scheme == 'gs' else "'freeatm_mm[remote]'"
-        raise InputError(f'{scheme}:// needs {package}: pip install {extra}') from None
+        how = f'pip install {package}' if scheme == 'gs' else pip_install('remote')
+        raise InputError(f'{scheme}:// needs {package}: {how}') from None
 
 
 class _Web:

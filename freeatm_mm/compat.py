@@ -331,14 +331,16 @@ def require_lavis() -> None:
     """
     import warnings
 
+    from freeatm_mm.errors import pip_install
+
     warnings.filterwarnings('ignore', r'Importing from timm\.', FutureWarning)
     try:
         importlib.import_module('lavis')
     except ImportError as error:
         missing = getattr(error, 'name', None) or str(error)
         raise ImportError(
-            f'freeatm_mm.lavis_ext needs LAVIS, and {missing} is missing: run "./run setup lavis", '
-            'or "pip install --no-deps -r requirements/lavis.txt" in an environment of your own'
+            f'freeatm_mm.lavis_ext needs LAVIS, and {missing} is missing: {pip_install("lavis")}, '
+            'and then pip install --no-deps salesforce-lavis==1.0.2'
         ) from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freeatm_mm.errors import InputError, MissingFileError, first_line
+from freeatm_mm.errors import InputError, MissingFileError, first_line, pip_install
 from freeatm_mm.packaged import find_config
 
 __all__ = [
@@ -98,8 +98,8 @@ def open_config(path: str | Path, work_dir: str | None = None, launcher: str = '
     except ImportError as error:  # also where a package's metadata are missing
         raise InputError(
             f'{path} needs a package that is missing or broken ({first_line(error)}): '
-            '"./run setup downstream" installs mmdet and mmseg, "./run setup core" '
-            'mmpretrain'
+            f'{pip_install("core")} brings mmpretrain, and {pip_install("core,downstream")} '
+            'mmdet and mmseg too (core-upstream, downstream-upstream: the upstream packages)'
         ) from error
     cfg.launcher = launcher
     if work_dir or not cfg.get('work_dir'):

@@ -30,6 +30,7 @@ __all__ = [
     'keeping_tracebacks',
     'listed',
     'one_sentence',
+    'pip_install',
     'print_any_text',
     'tool',
 ]
@@ -174,6 +175,11 @@ def tool(
         sys.exit(code)
 
     return run
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs one of the package's extras, for messages."""
+    return f"pip install 'freeatm_mm[{extra}]'"
 
 
 @contextmanager

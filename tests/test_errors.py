@@ -1,8 +1,10 @@
 """Errors and the ending of tools: one sentence and one exit code, whatever the tool."""
 
 import ast
+import configparser
 import errno
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -31,6 +33,26 @@ SCRIPTS = [
     and path.name not in ('recording_case.py', 'environment.py')
 ]
 COMMANDS = [path for path in sorted((ROOT / 'freeatm_mm/cli').glob('[a-z]*.py'))]
+
+
+def test_messages_say_how_to_install_what_the_package_has():
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg', encoding='utf-8')
+    sources = {
+        path.relative_to(ROOT): path.read_text(encoding='utf-8')
+        for path in (ROOT / 'freeatm_mm').rglob('*.py')
+        if '.mim' not in path.parts
+    }
+    named = [
+        (path, extra)
+        for path, source in sources.items()
+        for extras in re.findall(r'pip_install\(.([\w,-]+).\)', source)
+        for extra in extras.split(',')
+    ]
+    assert len(named) > 15
+    assert [one for one in named if one[1] not in config['options.extras_require']] == []
+    # An installed package has no checkout beside it.
+    assert [path for path, source in sources.items() if './run setup' in source] == []
 
 
 @pytest.mark.parametrize('path', ['https://host/a.pth', Path('s3://host/a.pth')], ids=str)

@@ -22,7 +22,7 @@ PACKAGE = ROOT / 'freeatm_mm'
 #: The rooms (folders and modules of the package) from the ground up. A room imports only what
 #: stands in rows before its own: so no two import each other, and no arrow runs back.
 LAYERS = (
-    ('methods', 'paper', 'progress', 'signals'),
+    ('colours', 'methods', 'paper', 'progress', 'signals'),
     ('errors',),
     ('files', 'packaged', 'torch_files', 'ops'),
     ('checkpoints',),

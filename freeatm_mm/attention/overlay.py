@@ -8,20 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from freeatm_mm.ops.masks import THRESHOLD
+from freeatm_mm.colours import NOUN_COLOURS
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = ['NOUN_COLOURS', 'SampleLike', 'contact_sheet', 'noun_panels', 'overlay']
-
-NOUN_COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (204, 121, 167),
-    (213, 94, 0),
-    (240, 228, 66),
-    (0, 114, 178),
-)
-"""Told apart with any colour vision (Okabe and Ito, 2008); reused when nouns run out of them."""
 
 
 class SampleLike(Protocol):

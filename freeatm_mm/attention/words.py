@@ -9,7 +9,7 @@ from functools import cache
 from numbers import Integral
 from typing import Any
 
-from freeatm_mm.errors import counted, listed
+from freeatm_mm.errors import counted, listed, pip_install
 
 __all__ = ['AUTO', 'noun_name', 'places_of', 'quoted', 'span_of', 'spans_of_prompts', 'word_spans']
 
@@ -249,5 +249,5 @@ def _finder() -> Any:
         return NounFinder(TextBlobTagger(), concrete=True)
     except ImportError:
         raise ImportError(
-            f'nouns={AUTO!r} needs textblob (pip install textblob): install it, or name the nouns'
+            f'nouns={AUTO!r} needs textblob: {pip_install("prompts")}, or name the nouns'
         ) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from freeatm_mm.ops.masks import THRESHOLD
+from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store import RawSample
 
 __all__ = ['ORDERS', 'StoreIndex']

@@ -13,8 +13,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from freeatm_mm.attention.overlay import NOUN_COLOURS
 from freeatm_mm.browse.index import ORDERS, StoreIndex, measures_of
+from freeatm_mm.colours import NOUN_COLOURS
 from freeatm_mm.files import atomic_write, check_replaceable
 from freeatm_mm.store import RawSample, Store, decode_sample
 

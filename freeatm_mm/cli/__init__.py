@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from freeatm_mm import __version__
-from freeatm_mm.errors import InputError, install_hint, tool
+from freeatm_mm.errors import InputError, install_hint, pip_install, tool
 
 __all__ = ['COMMANDS', 'Command', 'command_line', 'main']
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f': did you mean {near[0]}?' if near else ''
         raise InputError(f'there is no command {name!r}{hint} (freeatm --help lists them)')
     command = COMMANDS[name]
-    brings = f" (pip install 'freeatm_mm[{command.extra}]' brings what {name} needs)"
+    brings = f' ({pip_install(command.extra)} brings what {name} needs)'
     token = install_hint.set(brings if command.extra else '')
     before, sys.argv = sys.argv, [f'freeatm {name}', *words]  # what argparse and results name
     try:

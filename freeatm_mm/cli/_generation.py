@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
-from freeatm_mm.errors import InputError, one_sentence
+from freeatm_mm.errors import InputError, one_sentence, pip_install
 from freeatm_mm.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -500,7 +500,7 @@ def print_run(args: argparse.Namespace, run: Callable[[argparse.Namespace], str]
     except ImportError as error:
         # Its own words: what is missing may be a part of something that is installed.
         raise InputError(
-            f'{error} (freeatm_mm[generation] installs what generating needs)'
+            f'{error} ({pip_install("generation")} brings what generating needs)'
         ) from None
     try:
         with end_on_signals():

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.errors import RunError, counted
+from freeatm_mm.errors import RunError, counted, pip_install
 from freeatm_mm.generation.generate import (
     POLL_SECONDS,
     GenerationSummary,
@@ -196,7 +196,7 @@ def run_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError(f'the engine ray needs Ray ({error}); install freeatm_mm[ray]') from None
+        raise ValueError(f'the engine ray needs Ray ({error}): {pip_install("ray")}') from None
     own = not ray.is_initialized()
     if own:
         options: dict[str, Any] = {} if address else {'include_dashboard': False}

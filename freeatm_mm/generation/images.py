@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from freeatm_mm.addresses import UnreachableError, file_here, is_address
-from freeatm_mm.errors import InputError, MissingFileError, listed
+from freeatm_mm.errors import InputError, MissingFileError, listed, pip_install
 from freeatm_mm.files import open_regular, parse_json, read_bytes, read_json
 from freeatm_mm.generation.outcomes import SourceError
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
@@ -394,7 +394,7 @@ def _pyarrow() -> Any:
         import pyarrow
     except ImportError:
         raise ImportError(
-            'reading a data set of Hugging Face needs pyarrow: pip install pyarrow'
+            f'reading a data set of Hugging Face needs pyarrow: {pip_install("export")}'
         ) from None
     return pyarrow
 

@@ -18,7 +18,7 @@ from freeatm_mm.compat import (
     limit_chat_templates,
     no_code_from_data,
 )
-from freeatm_mm.errors import MissingFileError, is_distant, one_sentence
+from freeatm_mm.errors import MissingFileError, is_distant, one_sentence, pip_install
 from freeatm_mm.generation.calls import scheduler_of
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
 from freeatm_mm.generation.loras import LoraError, add_loras, find_lora, parse_lora
@@ -304,7 +304,7 @@ def _import_diffusers() -> Any:
                 f"diffusers is installed but can't be imported: it lacks {error.name}"
             ) from error
         raise ValueError(
-            f'generating images needs {error.name}; install freeatm_mm[generation]'
+            f'generating images needs {error.name}: {pip_install("generation")}'
         ) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: what their lazy imports make of it
         raise ValueError(

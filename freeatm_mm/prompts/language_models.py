@@ -26,7 +26,7 @@ from freeatm_mm.compat import (
     limit_chat_templates,
     no_code_from_data,
 )
-from freeatm_mm.errors import RunError, first_line
+from freeatm_mm.errors import RunError, first_line, pip_install
 from freeatm_mm.files import read_json
 from freeatm_mm.prompts.reading import excerpt, load_json
 
@@ -328,8 +328,7 @@ class ServerModel:
             import openai
         except ImportError:
             raise ImportError(
-                'a language-model server needs the package openai: pip install '
-                'openai, or ./run setup prompts'
+                f'a language-model server needs the package openai: {pip_install("prompts")}'
             ) from None
         self._openai = openai
         self.name = model

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
 
+from freeatm_mm.errors import pip_install
 from freeatm_mm.prompts.record import Noun
 
 __all__ = [
@@ -132,8 +133,7 @@ class TextBlobTagger:
             from textblob.en import parser
         except ImportError:
             raise ImportError(
-                'finding nouns in captions needs textblob: pip install textblob, or '
-                './run setup prompts'
+                f'finding nouns in captions needs textblob: {pip_install("prompts")}'
             ) from None
         self._find_tags = parser.find_tags
 
@@ -316,7 +316,7 @@ def singular(word: str, tag: str = 'NNS') -> str:
         from textblob.en.inflect import singularize
     except ImportError:
         raise ImportError(
-            'finding nouns in captions needs textblob: pip install textblob, or ./run setup prompts'
+            f'finding nouns in captions needs textblob: {pip_install("prompts")}'
         ) from None
     return singularize(word)
 

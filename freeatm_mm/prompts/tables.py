@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from freeatm_mm.errors import first_line
+from freeatm_mm.errors import first_line, pip_install
 from freeatm_mm.prompts.reading import (
     check_text_encoding,
     excerpt,
@@ -234,7 +234,7 @@ def _pyarrow(what: str) -> Any:
     try:
         import pyarrow
     except ImportError:
-        raise ImportError(f'reading {what} needs pyarrow: pip install pyarrow') from None
+        raise ImportError(f'reading {what} needs pyarrow: {pip_install("export")}') from None
     return pyarrow
 
 
@@ -360,7 +360,7 @@ def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
         from ijson.common import ObjectBuilder
     except ImportError:
         raise ImportError(
-            'reading captions from JSON needs ijson: pip install ijson, or ./run setup prompts'
+            f'reading captions from JSON needs ijson: {pip_install("prompts")}'
         ) from None
     metered = _Metered(file)
     number = items = depth = 0

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from freeatm_mm.addresses import local_folder
-from freeatm_mm.errors import counted
+from freeatm_mm.errors import counted, pip_install
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.locking import new_folder
@@ -137,7 +137,7 @@ def _coco_mask() -> Any:
     try:
         from pycocotools import mask
     except ImportError:
-        raise StoreError('COCO needs pycocotools; install freeatm_mm[export]') from None
+        raise StoreError(f'COCO needs pycocotools: {pip_install("export")}') from None
     return mask
 
 
@@ -371,7 +371,7 @@ def export_parquet(
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise StoreError('Parquet needs pyarrow; install freeatm_mm[export]') from None
+        raise StoreError(f'Parquet needs pyarrow: {pip_install("export")}') from None
     schema = _parquet_schema(pa)
     noun_fields = [item.name for item in schema.field('nouns').type.value_type]
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from freeatm_mm.errors import InputError, counted
+from freeatm_mm.errors import InputError, counted, pip_install
 from freeatm_mm.ops.nouns import region_name
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.edit import content_digest
@@ -98,9 +98,7 @@ def felzenszwalb_regions(min_area: float = 0.02) -> Segmenter:
     try:
         from skimage.segmentation import felzenszwalb
     except ImportError:
-        raise InputError(
-            "felzenszwalb needs scikit-image (pip install 'freeatm_mm[regions]')"
-        ) from None
+        raise InputError(f'felzenszwalb needs scikit-image: {pip_install("regions")}') from None
 
     def segment(images: Sequence[np.ndarray], keys: Sequence[str]) -> list[np.ndarray]:
         pixels = [max(min_area * image.shape[0] * image.shape[1], 1) for image in images]
@@ -147,7 +145,7 @@ def kmeans(features: np.ndarray, clusters: int, seed: int, key: str) -> np.ndarr
     try:
         from scipy.cluster.vq import kmeans2
     except ImportError:
-        raise InputError("kmeans needs SciPy (pip install 'freeatm_mm[regions]')") from None
+        raise InputError(f'kmeans needs SciPy: {pip_install("regions")}') from None
     rows: np.ndarray = features.reshape(-1, features.shape[2]).astype(np.float64)
     count = _different(rows, clusters)
     digest = hashlib.blake2b(f'{seed}/{key}'.encode(), digest_size=8).digest()

@@ -134,5 +134,5 @@ def test_what_is_wrong_is_one_sentence(prompts, nouns, one, match):
 def test_automatic_nouns_need_textblob(monkeypatch):
     monkeypatch.setitem(sys.modules, 'textblob.en', None)
     words._finder.cache_clear()
-    with pytest.raises(ImportError, match='pip install textblob.*or name the nouns'):
+    with pytest.raises(ImportError, match='pip install .*prompts.*, or name the nouns'):
         spans_of_prompts(['a dog'], 'auto', one_prompt=True)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -167,6 +168,15 @@ def test_the_server_answers(server):
 )
 def test_the_server_refuses(server, path, status):
     assert get(server, path)[0].status == status
+
+
+def test_a_store_is_shown_without_pytorch(store, tmp_path):
+    program = (
+        'import sys\nfrom freeatm_mm.cli import main\nmain(["view", *sys.argv[1:]])\n'
+        'assert "torch" not in sys.modules'
+    )
+    words = [tmp_path / 'store', '--out', tmp_path / 'page.html']
+    subprocess.run([sys.executable, '-c', program, *words], check=True)
 
 
 def test_a_browser_that_goes_away_is_no_fault(server, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -498,7 +499,8 @@ def test_without_lavis_one_sentence_says_so():
     )
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert 'needs LAVIS' in line and './run setup lavis' in line
+    pin = re.search('salesforce-lavis==.*', (ROOT / 'requirements/lavis.txt').read_text())[0]
+    assert 'needs LAVIS' in line and f'pip install --no-deps {pin}' in line
 
 
 def test_two_processes_evaluate_as_one(world, tmp_path, capsys):

@@ -233,7 +233,7 @@ def test_coco_without_pycocotools_is_one_sentence_that_names_the_extra(
     monkeypatch.setitem(sys.modules, 'pycocotools', None)
     assert run_tool('store/export', 'coco', path, tmp_path / 'out') == 2
     assert capsys.readouterr().err == (
-        'export.py: COCO needs pycocotools; install freeatm_mm[export]\n'
+        "export.py: COCO needs pycocotools: pip install 'freeatm_mm[export]'\n"
     )
     assert not (tmp_path / 'out').exists()
 
