@@ -22,9 +22,11 @@ from freeatm_mm.errors import (
     worker_message,  # noqa: E402
 )
 from freeatm_mm.lavis_ext import launch  # noqa: E402
+from freeatm_mm.lavis_ext.checks import check_items  # noqa: E402
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain  # noqa: E402
 from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor  # noqa: E402
-from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint  # noqa: E402
+from freeatm_mm.lavis_ext.resuming import newest_checkpoint  # noqa: E402
+from freeatm_mm.lavis_ext.runner import FreeATMRunner  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -548,7 +550,7 @@ def test_joined_data_sets_count_what_one_passes_over_and_all_have_masks_or_none(
     assert log_lines(tmp_path / 'run')[0]['train_unreadable'] == 1
     runner._model = torch.nn.Linear(1, 1)  # any that knows no masks
     with pytest.raises(InputError, match='mask_grid has no effect with the model Linear'):
-        runner._check_items([runner.datasets['train']], [{'noun_masks': None}])
+        check_items(runner._model, [runner.datasets['train']], [{'noun_masks': None}])
 
 
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
