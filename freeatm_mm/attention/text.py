@@ -298,8 +298,10 @@ class _Located:
         encoder, padding = self.text_encoder, self._encoder.padding_token
         if encoder is not None and self._encoder.reads:
             encoder = encoder.get_submodule(self._encoder.reads)
-        # The columns depend on how many tokens stand before the text.
-        fixed = self._pads_before and self._encoder.padding == 'either' and not any(self._outside)
+        # The columns depend on how many tokens stand before the text: its own padding, or other
+        # texts that are filled up to the same length.
+        fixed = self._encoder.padding == 'either' and not any(self._outside)
+        fixed = fixed and (self._pads_before or self._start > 0)
         return EncoderWatch(
             encoder,
             self._encode(self._framed()),
@@ -436,7 +438,7 @@ class EncoderWatch:
             if self._length not in (None, ids.shape[-1]):
                 raise ValueError(
                     f'{self.name} encoded rows of {ids.shape[-1]} tokens, where the recorder was '
-                    f'told of {self._length}, and the text stands at their end: give it the '
+                    f'told of {self._length}, and where the nouns are depends on it: give it the '
                     "max_sequence_length of the pipeline's call, in call_options"
                 )
             self._seen += [self._without_images(self._inside(row)) for row in ids.tolist()]

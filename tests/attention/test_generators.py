@@ -775,10 +775,11 @@ def test_kolors_takes_a_length_and_leaves_it_unused():
     assert all(map(torch.equal, masks[0].masks, masks[1].masks))
 
 
-def test_a_text_at_the_end_of_rows_of_another_length_is_refused():
-    """Its columns would be others, of padding perhaps."""
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_rows_of_another_length_are_refused_where_columns_depend_on_it(side):
+    """The columns would be of padding, or of another text encoder."""
     pipe = tiny.tiny_hidream()
-    pipe.tokenizer_4.padding_side = 'left'
+    pipe.tokenizer_4.padding_side = side
     for told in (dict(max_sequence_length=64), {}):
         called = {} if told else dict(max_sequence_length=64)
         with (
