@@ -33,7 +33,8 @@ from freeatm_mm.lavis_ext.processors import (
     FreeATMImageTrainProcessor,
     WholeView,
 )
-from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint
+from freeatm_mm.lavis_ext.resuming import newest_checkpoint
+from freeatm_mm.lavis_ext.runner import FreeATMRunner
 from freeatm_mm.lavis_ext.settings import (
     check_entries,
     check_run,

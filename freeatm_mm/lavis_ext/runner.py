@@ -8,12 +8,11 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import random
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,129 +24,41 @@ from lavis.common.dist_utils import get_rank, get_world_size, is_main_process
 from lavis.common.registry import registry
 from lavis.datasets.datasets.dataloader_utils import PrefetchLoader
 from lavis.runners.runner_base import RunnerBase
-from lavis.tasks.image_text_pretrain import ImageTextPretrainTask
 from lavis.tasks.retrieval import RetrievalTask
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from freeatm_mm.checkpoints import read_state
 from freeatm_mm.compat import let_lavis_average_on_cpus, name_lavis_folder
-from freeatm_mm.errors import InputError, MissingFileError, counted, one_sentence
+from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import atomic_write, check_json, read_json
+from freeatm_mm.lavis_ext.checks import check_batch, check_splits
 from freeatm_mm.lavis_ext.datasets import batch_items
-from freeatm_mm.lavis_ext.settings import check_entries, check_run, find_device, plain
+from freeatm_mm.lavis_ext.resuming import (
+    CHECKPOINT,
+    check_steps,
+    completed,
+    differences,
+    epoch_files,
+    newest_checkpoint,
+    random_state,
+    set_random_state,
+)
+from freeatm_mm.lavis_ext.settings import check_run, find_device
 from freeatm_mm.origins import blip_origin, describe_blip
 
-__all__ = ['FreeATMRunner', 'newest_checkpoint']
+__all__ = ['FreeATMRunner']
 
 #: Which epoch was evaluated last, and which one is the best.
 _NOTE = 'validated.json'
-_EPOCH_FILE = re.compile(r'checkpoint_(\d+)\.pth')
 #: Losses in a row that may be 0, as OpenMMLab's `CheckTrainingHook` has it.
 _PATIENCE = 20
-
-
-def _epoch_files(folder: str | Path) -> dict[int, Path]:
-    """The checkpoints of a run, by epoch."""
-    found = {
-        int(match[1]): path
-        for path in Path(folder).glob('checkpoint_*.pth')
-        if (match := _EPOCH_FILE.fullmatch(path.name))
-    }
-    return dict(sorted(found.items()))
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of a run's last finished epoch, or ``None`` if there is none yet."""
-    files = list(_epoch_files(folder).values())
-    return files[-1] if files else None
-
-
-#: What a checkpoint must hold to be gone on from.
-_CHECKPOINT = {
-    'model': dict,
-    'optimizer': dict,
-    'random': [dict],
-    'config': dict,
-    'epoch': int,
-    'best': {'epoch': (int, None), 'metric': float},
-}
-
-#: What may differ between a run and its continuation.
-_MAY_DIFFER = {
-    f'run.{name}'
-    for name in (
-        'output_dir',
-        'device',
-        'num_workers',
-        'rank',
-        'world_size',
-        'gpu',
-        'distributed',
-        'dist_url',
-        'dist_backend',
-        'resume_ckpt_path',
-        'evaluate',
-        'keep_checkpoints',
-        'batch_size_eval',
-        'valid_splits',
-        'test_splits',
-        'k_test',
-        'find_unused_parameters',
-    )
-}
-
-
-def _flat(config: Mapping[str, Any], start: str = '') -> dict[str, Any]:
-    """Nested entries by their whole names."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= (
-            _flat(value, f'{start}{name}.')
-            if isinstance(value, Mapping) and value
-            else {f'{start}{name}': value}
-        )
-    return found
-
-
-def _differences(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What two configs say differently of model, datasets and run."""
-    earlier, config = _flat(earlier), _flat(config)
-    return [
-        f'{name} {earlier.get(name)} there, {config.get(name)} here'
-        for name in sorted({*earlier, *config} - _MAY_DIFFER)
-        if earlier.get(name) != config.get(name)
-    ]
 
 
 def _barrier() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """The state of all random generators of this process, of types that can be read back safely."""
-    numpy_state: Any = np.random.get_state()
-    name, keys, position, has_gauss, gauss = numpy_state
-    state = {
-        'python': random.getstate(),
-        'torch': torch.get_rng_state(),
-        'numpy': (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-    }
-    if device.type == 'cuda':
-        state['cuda'] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    name, keys, *rest = state['numpy']
-    random.setstate(state['python'])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'].cpu())
-    if device.type == 'cuda' and 'cuda' in state:
-        torch.cuda.set_rng_state(state['cuda'].cpu(), device)
 
 
 class _WholeWarmUp:
@@ -219,6 +130,8 @@ class FreeATMRunner(RunnerBase):
             cfg.run_cfg.pop(name)  # LAVIS would take null for a value
         let_lavis_average_on_cpus()
         super().__init__(cfg, task, model, datasets, job_id)
+        if not self.cuda_enabled and 'cuda_enabled' in signature(task.evaluation).parameters:
+            task.evaluation = partial(task.evaluation, cuda_enabled=False)  # LAVIS takes its True
         self._origin = None if self.evaluate_only else self._find_origin()
         self.best = {'epoch': None, 'metric': -1.0}
         self.same_run = False
@@ -226,9 +139,9 @@ class FreeATMRunner(RunnerBase):
         self._epoch = 0
         self._losses: Counter = Counter()
         self._idle = 0
-        self._check_splits()
+        check_splits(self)
         if not self.evaluate_only:
-            self._check_batch()
+            check_batch(self)
 
     # --- where and with what ----------------------------------------------------------------------
 
@@ -431,123 +344,7 @@ class FreeATMRunner(RunnerBase):
             loaders.append(PrefetchLoader(loader) if self.cuda_enabled else loader)
         return loaders
 
-    def _check_splits(self) -> None:
-        """Look at every split that will be needed, and at its first sample.
-
-        Raises:
-            InputError: If one is missing, or its views don't fit the model.
-        """
-        run, there = self.config.run_cfg, self.dataloaders
-        needed = {'run.test_splits': list(self.test_splits)}
-        if not self.evaluate_only:
-            needed = {
-                'run.train_splits': ['train'],
-                'run.valid_splits': list(run.get('valid_splits', [])),
-                **needed,
-            }
-        evaluated = {*needed['run.test_splits'], *needed.get('run.valid_splits', ())}
-        if (
-            evaluated
-            and isinstance(self.task, (RetrievalTask, ImageTextPretrainTask))
-            and not (
-                # The task of pretraining has an evaluation, which does nothing.
-                isinstance(self.task, RetrievalTask) and hasattr(self._model, 'compute_sim_matrix')
-            )
-        ):
-            raise InputError(
-                f'nothing can evaluate the split {sorted(evaluated)[0]}: the task is '
-                f'{run.task} and the model {type(self._model).__name__}; leave '
-                'run.valid_splits and run.test_splits empty'
-            )
-        state = _random_state(self.device)
-        for entry, splits in needed.items():
-            check_entries(splits, there, entry[:-1] + ', among the splits that the datasets have,')
-            for split in splits:
-                dataset = self.datasets[split]
-                if (
-                    split in evaluated
-                    and isinstance(self.task, RetrievalTask)
-                    and not hasattr(dataset, 'txt2img')
-                ):
-                    raise InputError(
-                        f'the split {split} is one to train on, and retrieval is evaluated on val '
-                        'or test: change run.valid_splits or run.test_splits'
-                    )
-                parts: list[Any] = [dataset]
-                if isinstance(dataset, ConcatDataset):
-                    parts = [part for part in dataset.datasets if len(part)]  # type: ignore[arg-type]
-                firsts = [part[0] for part in parts]
-                for first in firsts:
-                    self._check_view(split, getattr(first.get('image'), 'shape', ())[-2:])
-                if split == 'train':
-                    self._check_items(parts, firsts)
-                if split in evaluated and hasattr(self._model, 'check_set'):
-                    self._model.check_set(self.datasets[split])
-        _set_random_state(state, self.device)
-
-    def _check_items(self, parts: list, firsts: list) -> None:
-        """Refuse datasets that lack what the model needs, or hold masks that it has no use for."""
-        model, masked = self._model, ['noun_masks' in first for first in firsts]
-        for part, first, has_masks in zip(parts, firsts, masked):
-            name = type(part).__name__
-            for key in getattr(model, 'NEEDED', ()):
-                if key not in first:
-                    raise InputError(
-                        f'{type(model).__name__} is trained with {key}, and the data set {name} '
-                        'gives none: train on other datasets, or another model'
-                    )
-            if any(masked) and not has_masks:  # LAVIS keeps what all items of a batch have
-                raise InputError(
-                    f'mask_grid and model.mask_loss need masks of all pairs, and the data set '
-                    f'{name} gives none: train on freeatm_pretrain alone'
-                )
-            if hasattr(model, 'check_masks'):
-                model.check_masks(first.get('noun_masks'))
-            elif has_masks:
-                raise InputError(
-                    f'mask_grid has no effect with the model {type(model).__name__}: leave it out'
-                )
-
-    def _check_view(self, split: str, size: Any) -> None:
-        encoder = getattr(self._model, 'visual_encoder', None)
-        wanted = getattr(getattr(encoder, 'patch_embed', None), 'img_size', None)
-        if wanted is not None and size and tuple(size) != tuple(wanted):
-            raise InputError(
-                f'the image processor of the split {split} makes views of {size[0]} x '
-                f'{size[1]} pixels, and model.image_size is {wanted[0]}: set both '
-                'alike'
-            )
-
-    def _check_batch(self) -> None:
-        """Refuse what would fail later with less to say.
-
-        Raises:
-            InputError: If there is less than one step an epoch, or queue and batch don't fit.
-        """
-        batch = int(self.config.run_cfg.batch_size_train)
-        processes = get_world_size()
-        together = batch * processes
-        samples = self._samples()
-        if samples < together:  # with less, processes would share samples
-            raise InputError(
-                f'a batch of {batch} on each of {counted(processes, "process")} needs '
-                f'{together} samples at least, and the data set holds {samples}: set '
-                'run.batch_size_train'
-            )
-        whole = getattr(self._model, 'negative_all_rank', False)
-        if (together if whole else batch) < 2 and hasattr(self._model, 'queue_size'):
-            raise InputError(
-                'run.batch_size_train must be at least 2: the matching loss takes its '
-                'wrong pairs from the batch'
-            )
-        queue = getattr(self._model, 'queue_size', together)
-        if queue % together:
-            raise InputError(
-                f'model.queue_size {queue} must be a multiple of the whole batch, '
-                f'{together} = {batch} x {counted(processes, "process")}'
-            )
-
-    def _samples(self) -> int:
+    def count_samples(self) -> int:
         """Count the pairs that an epoch is drawn from."""
         return len(self.dataloaders['train'].dataset)
 
@@ -676,9 +473,15 @@ class FreeATMRunner(RunnerBase):
         """Evaluate the validation splits, and keep the weights that do best on 'val'."""
         if not self.config.run_cfg.get('valid_splits'):
             return
-        state = _random_state(self.device)  # making a loader draws a number
+        state = random_state(self.device)  # making a loader draws a number
         for split in self.valid_splits:
             log = self.eval_epoch(split_name=split, cur_epoch=epoch)
+            if log is None and is_main_process():
+                logging.warning(
+                    'the task %s gives no figures of the split %s: no epoch counts as the best',
+                    self.config.run_cfg.task,
+                    split,
+                )
             if log is not None and is_main_process():
                 if split == 'val' and log['agg_metrics'] > self.best['metric']:
                     self.best = {'epoch': epoch, 'metric': float(log['agg_metrics'])}
@@ -691,7 +494,7 @@ class FreeATMRunner(RunnerBase):
                         },
                     )
                 self.log_stats({'epoch': epoch, **log, 'best_epoch': self.best['epoch']}, split)
-        _set_random_state(state, self.device)
+        set_random_state(state, self.device)
         if self.use_distributed:
             best = [self.best]
             dist.broadcast_object_list(best, src=0, device=self.device)
@@ -735,7 +538,7 @@ class FreeATMRunner(RunnerBase):
 
     def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
         """Write the checkpoint of an epoch, whole or not at all."""
-        states: list[Any] = [_random_state(self.device)]
+        states: list[Any] = [random_state(self.device)]
         if self.use_distributed:
             own, states = states[0], [None] * get_world_size()
             dist.all_gather_object(states, own)
@@ -749,12 +552,12 @@ class FreeATMRunner(RunnerBase):
                     'epoch': cur_epoch,
                     'best': self.best,
                     'random': states,
-                    'samples': self._samples(),
+                    'samples': self.count_samples(),
                     **self._described(cur_epoch),
                 },
             )
             keep = int(self.config.run_cfg.get('keep_checkpoints', 0))
-            for epoch, path in _epoch_files(self.output_dir).items():
+            for epoch, path in epoch_files(self.output_dir).items():
                 if keep and epoch <= cur_epoch - keep:
                     path.unlink()
         _barrier()
@@ -772,15 +575,18 @@ class FreeATMRunner(RunnerBase):
             raise MissingFileError(f'there is no checkpoint {path} to go on from')
         checkpoint = read_state(path)
         try:
-            check_json(checkpoint, _CHECKPOINT, '')
+            check_json(checkpoint, CHECKPOINT, '')
         except InputError as error:
             raise InputError(
                 f"{path} can't be gone on from: it was not written by "
                 f'freeatm_runner at the end of an epoch ({error})'
             ) from None
-        changes = _differences(self._completed(checkpoint['config']), self.config.to_dict())
-        changes = self._check_steps(path, checkpoint, changes)
-        there, here = checkpoint.get('samples', self._samples()), self._samples()
+        changes = differences(
+            completed(checkpoint['config'], self.config.model_cfg), self.config.to_dict()
+        )
+        batch = int(self.config.run_cfg.batch_size_train)
+        changes = check_steps(path, checkpoint, changes, batch, self.same_run)
+        there, here = checkpoint.get('samples', self.count_samples()), self.count_samples()
         if there != here:  # of the same files, whose content has changed
             changes.append(f'samples {there} there, {here} here')
         workers = checkpoint['config'].get('run', {}).get('num_workers')
@@ -810,7 +616,7 @@ class FreeATMRunner(RunnerBase):
             if self.scaler and checkpoint.get('scaler'):
                 self.scaler.load_state_dict(checkpoint['scaler'])
             if len(states) == get_world_size():
-                _set_random_state(states[get_rank()], self.device)
+                set_random_state(states[get_rank()], self.device)
         except Exception as error:  # of many kinds, as what is in there may be anything
             raise InputError(
                 f'{path} is damaged: its optimizer or random state cannot be used '
@@ -827,46 +633,6 @@ class FreeATMRunner(RunnerBase):
                 get_world_size(),
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
-
-    def _completed(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """A checkpoint's config; options of the model that are newer have their defaults."""
-        model = self.config.model_cfg
-        path = registry.get_model_class(model.arch).default_config_path(model.model_type)
-        defaults = plain(OmegaConf.load(path).model, str(path))
-        return {**earlier, 'model': {**defaults, **earlier.get('model', {})}}
-
-    def _check_steps(
-        self, path: Path, checkpoint: Mapping[str, Any], changes: list[str]
-    ) -> list[str]:
-        """Tell whether a step has as many images as before, whatever the number of processes.
-
-        Args:
-            path: Of the checkpoint.
-            checkpoint: Its content.
-            changes: What differs between the runs' settings.
-
-        Returns:
-            The changes, without the batch of each process where that of all is the same.
-
-        Raises:
-            InputError: If the run has to be the same, and its steps have other numbers of images.
-        """
-        key, processes = 'batch_size_train', len(checkpoint['random'])
-        there = checkpoint['config'].get('run', {}).get(key)
-        here = int(self.config.run_cfg.batch_size_train)
-        if processes == get_world_size() or not isinstance(there, int):
-            return changes
-        if there * processes == here * get_world_size():
-            return [change for change in changes if not change.startswith(f'run.{key} ')]
-        if self.same_run:
-            raise InputError(
-                f'{path} was written by {counted(processes, "process")} with {there * processes} '
-                f'images a step, and this run has {get_world_size()} with '
-                f'{here * get_world_size()}: resume with processes and run.{key} whose product is '
-                f'{there * processes}, or name the checkpoint in run.resume_ckpt_path, which goes '
-                'on all the same'
-            )
-        return changes
 
     def _recall_evaluation(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """The best epoch up to a checkpoint, and whether the checkpoint itself was evaluated."""

@@ -319,7 +319,7 @@ CLAIMS: dict[str, Claim] = {
         _pairs((True, 'other_masks'), ('one_block_one_step', 'other_masks')),
     ),
     'plain-prompts': Claim(
-        'Images of rewritten prompts are better to pretrain on than those of plain ones (Table 6)',
+        'Images of augmented prompts are better to pretrain on than those of plain ones (Table 6)',
         'simclr',
         _pairs((True, 'plain_prompts')),
         Objects('linear_garment'),

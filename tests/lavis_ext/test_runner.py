@@ -16,15 +16,18 @@ pytest.importorskip('lavis')
 from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_process  # noqa: E402
 from helpers.two_processes import in_two_processes  # noqa: E402
 from lavis.common.registry import registry  # noqa: E402
+from lavis.tasks.base_task import BaseTask  # noqa: E402
 
 from freeatm_mm.errors import (
     InputError,  # noqa: E402
     worker_message,  # noqa: E402
 )
 from freeatm_mm.lavis_ext import launch  # noqa: E402
+from freeatm_mm.lavis_ext.checks import check_items  # noqa: E402
 from freeatm_mm.lavis_ext.models import FreeATMBlipPretrain  # noqa: E402
 from freeatm_mm.lavis_ext.processors import FreeATMCaptionProcessor  # noqa: E402
-from freeatm_mm.lavis_ext.runner import FreeATMRunner, newest_checkpoint  # noqa: E402
+from freeatm_mm.lavis_ext.resuming import newest_checkpoint  # noqa: E402
+from freeatm_mm.lavis_ext.runner import FreeATMRunner  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -340,6 +343,23 @@ def test_models_and_runners_of_others_are_theirs(parts, tmp_path, monkeypatch):
         launch.build_runner(cfg)
 
 
+def test_a_task_of_ones_own_evaluates_on_a_cpu(parts, tmp_path, monkeypatch, caplog):
+    """LAVIS would send its samples to a GPU; and one that makes no figures of them is told."""
+    seen = []
+
+    class Mine(BaseTask):
+        def valid_step(self, model, samples):
+            assert not model.training
+            seen.append(len(samples['image']))
+            return [0]
+
+    monkeypatch.setitem(registry.mapping['task_name_mapping'], 'mine', Mine)
+    options = ['run.task=mine', 'run.valid_splits=[train]', 'run.batch_size_eval=4']
+    launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), *options])
+    assert seen == [4] * 6 and newest_checkpoint(tmp_path).name == 'checkpoint_1.pth'
+    assert 'the task mine gives no figures of the split train' in caplog.text
+
+
 def rates(parts, out, *options):
     """The rate of each step, as the optimiser has it."""
     runner = launch.build_runner(
@@ -548,7 +568,7 @@ def test_joined_data_sets_count_what_one_passes_over_and_all_have_masks_or_none(
     assert log_lines(tmp_path / 'run')[0]['train_unreadable'] == 1
     runner._model = torch.nn.Linear(1, 1)  # any that knows no masks
     with pytest.raises(InputError, match='mask_grid has no effect with the model Linear'):
-        runner._check_items([runner.datasets['train']], [{'noun_masks': None}])
+        check_items(runner._model, [runner.datasets['train']], [{'noun_masks': None}])
 
 
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
