@@ -11,7 +11,7 @@ from pathlib import Path
 
 from freeatm_mm.errors import MissingFileError
 
-__all__ = ['PREFIX', 'config_names', 'find_config', 'packaged_folder']
+__all__ = ['PREFIX', 'config_names', 'find_config', 'own_or_packaged', 'packaged_folder']
 
 #: What stands before the name of a config of this package.
 PREFIX = 'freeatm_mm::'
@@ -53,3 +53,17 @@ def find_config(name: str | Path) -> Path:
     near = difflib.get_close_matches(rest, config_names(), 1)
     hint = f'did you mean {PREFIX}{near[0]}?' if near else "'freeatm configs' lists them"
     raise MissingFileError(f'freeatm_mm has no config {rest}: {hint}')
+
+
+def own_or_packaged(name: str | Path) -> str | Path:
+    """Return where a file or folder lies that a config names as a checkout has it, `configs/...`.
+
+    Args:
+        name: A path or another name. One below `configs/` that is not here is the package's own if
+            it has that; all else is returned as it is.
+    """
+    path, folder = Path(name), packaged_folder('configs')
+    if path.parts[:1] != ('configs',) or path.exists():
+        return name
+    own = folder.joinpath(*path.parts[1:])
+    return own if own.exists() and own.resolve().is_relative_to(folder) else name

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,6 +130,8 @@ class FreeATMRunner(RunnerBase):
             cfg.run_cfg.pop(name)  # LAVIS would take null for a value
         let_lavis_average_on_cpus()
         super().__init__(cfg, task, model, datasets, job_id)
+        if not self.cuda_enabled and 'cuda_enabled' in signature(task.evaluation).parameters:
+            task.evaluation = partial(task.evaluation, cuda_enabled=False)  # LAVIS takes its True
         self._origin = None if self.evaluate_only else self._find_origin()
         self.best = {'epoch': None, 'metric': -1.0}
         self.same_run = False
@@ -473,6 +476,12 @@ class FreeATMRunner(RunnerBase):
         state = random_state(self.device)  # making a loader draws a number
         for split in self.valid_splits:
             log = self.eval_epoch(split_name=split, cur_epoch=epoch)
+            if log is None and is_main_process():
+                logging.warning(
+                    'the task %s gives no figures of the split %s: no epoch counts as the best',
+                    self.config.run_cfg.task,
+                    split,
+                )
             if log is not None and is_main_process():
                 if split == 'val' and log['agg_metrics'] > self.best['metric']:
                     self.best = {'epoch': epoch, 'metric': float(log['agg_metrics'])}

@@ -13,6 +13,7 @@ from transformers import BertTokenizer
 
 from freeatm_mm.errors import InputError, MissingFileError, one_sentence
 from freeatm_mm.files import read_text
+from freeatm_mm.packaged import own_or_packaged
 
 __all__ = ['CountingTokenizer', 'load_tokenizer', 'make_vocabulary', 'no_nouns', 'no_texts']
 
@@ -103,7 +104,8 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
     """BERT's tokenizer with BLIP's two further tokens, [DEC] and [ENC].
 
     Args:
-        name: Folder that holds `vocab.txt`, or a name that transformers finds in its cache.
+        name: Folder that holds `vocab.txt`, or a name that transformers finds in its cache. One
+            below `configs/` that is not here is the one that comes with the package.
 
     Returns:
         The tokenizer, with `enc_token_id` set as LAVIS does.
@@ -112,6 +114,7 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
         MissingFileError: If there is none; the network isn't asked.
         InputError: If its vocabulary can't be used.
     """
+    name = own_or_packaged(name)
     if Path(name).is_dir():
         if not os.path.lexists(Path(name) / 'vocab.txt'):
             raise MissingFileError(f'the folder {name} holds no tokenizer: vocab.txt is missing')

@@ -16,6 +16,7 @@ pytest.importorskip('lavis')
 from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_process  # noqa: E402
 from helpers.two_processes import in_two_processes  # noqa: E402
 from lavis.common.registry import registry  # noqa: E402
+from lavis.tasks.base_task import BaseTask  # noqa: E402
 
 from freeatm_mm.errors import (
     InputError,  # noqa: E402
@@ -340,6 +341,23 @@ def test_models_and_runners_of_others_are_theirs(parts, tmp_path, monkeypatch):
     cfg = launch.load_config(PRETRAIN, [*options, 'run.task=captioning'])
     with pytest.raises(InputError, match='captioning needs .* num_beams.* own train.py$'):
         launch.build_runner(cfg)
+
+
+def test_a_task_of_ones_own_evaluates_on_a_cpu(parts, tmp_path, monkeypatch, caplog):
+    """LAVIS would send its samples to a GPU; and one that makes no figures of them is told."""
+    seen = []
+
+    class Mine(BaseTask):
+        def valid_step(self, model, samples):
+            assert not model.training
+            seen.append(len(samples['image']))
+            return [0]
+
+    monkeypatch.setitem(registry.mapping['task_name_mapping'], 'mine', Mine)
+    options = ['run.task=mine', 'run.valid_splits=[train]', 'run.batch_size_eval=4']
+    launch.train(PRETRAIN, [*pretrain_options(*parts, tmp_path), *options])
+    assert seen == [4] * 6 and newest_checkpoint(tmp_path).name == 'checkpoint_1.pth'
+    assert 'the task mine gives no figures of the split train' in caplog.text
 
 
 def rates(parts, out, *options):

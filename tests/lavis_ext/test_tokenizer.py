@@ -12,7 +12,7 @@ pytest.importorskip('lavis')
 from lavis.processors.blip_processors import BlipCaptionProcessor  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
-from freeatm_mm.errors import InputError  # noqa: E402
+from freeatm_mm.errors import InputError, MissingFileError  # noqa: E402
 from freeatm_mm.lavis_ext.tokenizer import load_tokenizer, make_vocabulary  # noqa: E402
 from freeatm_mm.miniature.export import BLOCK_NAMES  # noqa: E402
 from freeatm_mm.miniature.sources import BACKGROUNDS, COLOURS, NOUNS  # noqa: E402
@@ -79,6 +79,18 @@ def test_tokens_are_those_of_lavis_and_cuts_are_counted():
     calls = len(theirs(texts, **options))
     cut = {'truncated': calls, 'lost_tokens': 4 * calls}
     assert ours.counts == {'texts': 3 * calls, 'empty': 0, **cut}
+
+
+def test_the_packages_own_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = 'configs/lavis/miniature/tokenizer'
+    packaged = load_tokenizer(name).get_vocab()
+    assert packaged == load_tokenizer(FOLDER).get_vocab()
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nmine\n')
+    assert 'mine' in load_tokenizer(name).get_vocab() != packaged
+    with pytest.raises(MissingFileError, match='there is no tokenizer configs/../configs/lavis'):
+        load_tokenizer('configs/../configs/lavis/none')
 
 
 @pytest.mark.parametrize(
