@@ -692,6 +692,12 @@ class AttentionRecorder:
                 f'the {name} of this {type(self._pipe).__name__} is no network of PyTorch but '
                 f'{type(network).__name__}, of which no attention can be recorded'
             )
+        inside, part = self._family.call_names.inner, name.removeprefix('prior_')
+        if getattr(getattr(self._pipe, inside, None), part, network) not in (network, None):
+            raise ValueError(
+                f'the {name} of this {type(self._pipe).__name__} is not the {part} of its '
+                f'{inside}, which generates: put the same network into both'
+            )
         return network
 
     def _block_names(self, blocks: str | Iterable[str]) -> frozenset[str] | None:

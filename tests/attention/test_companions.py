@@ -139,6 +139,17 @@ def test_a_part_that_is_replaced_while_recording_is_refused():
             setattr(holder, name, other)
 
 
+def test_a_part_that_another_pipeline_inside_does_not_have_is_refused():
+    pipe = tiny.tiny_cascade('StableCascade')
+    pipe.prior_prior = copy.deepcopy(pipe.prior_prior)
+    with pytest.raises(
+        ValueError, match='the prior_prior of .* is not the prior of its prior_pipe'
+    ):
+        AttentionRecorder(pipe)
+    pipe.prior_pipe.prior = pipe.prior_prior
+    assert AttentionRecorder(pipe).prompts == []
+
+
 def test_a_layer_that_never_runs_is_missed():
     pipe = tiny_stable_diffusion()
     with AttentionRecorder(pipe, PROMPTS, NOUNS, resolutions=[16]) as recorder:
