@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
         'Evaluation', 'detect_objects', 'downstream', "a detector's boxes of a store's images"
     ),
     'tiny-datasets': Command(
-        'Evaluation', 'tiny_datasets', '', 'tiny data sets, to try the benchmarks'
+        'Evaluation', 'tiny_datasets', 'downstream', 'tiny data sets, to try the benchmarks'
     ),
     'tables': Command('Evaluation', 'tables', '', "the paper's tables from rows of results"),
     'report': Command('Evaluation', 'report', 'report', 'a table and plots of a result file'),

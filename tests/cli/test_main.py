@@ -55,6 +55,14 @@ def test_what_is_not_installed_is_named_with_its_extra(capsys, monkeypatch):
     assert "pip install 'freeatm_mm[core]' brings what train needs" in said
 
 
+def test_tiny_datasets_say_what_brings_mmdet(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    monkeypatch.setitem(sys.modules, 'mmdet.datasets', None)
+    assert exit_code(cli, ['tiny-datasets', tmp_path, '--layouts', 'coco']) == 2
+    said = capsys.readouterr().err
+    assert "pip install 'freeatm_mm[downstream]' brings what tiny-datasets needs" in said
+
+
 @pytest.mark.parametrize(
     'argv, expected',
     [
