@@ -49,7 +49,7 @@ def test_a_crash_is_one_commands_alone(tmp_path):
         job.run('Crash', crash, label='a')
     job = Job(tmp_path, share_imports=True)
     job.run('Go well', well, label='b')
-    assert list(json.loads(job.path.read_text())) == [f'python {well}']
+    assert list(json.loads(job.path.read_text())) == ["python '{out}/well.py'"]
 
 
 def test_a_pretraining_is_the_same_bit_for_bit(tmp_path):
