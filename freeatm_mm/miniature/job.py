@@ -227,9 +227,10 @@ def choose_samples(
     from freeatm_mm.store import Store
 
     store = Store(pool)
-    chosen, disjoint = _samples_of_seed(Store(ids_of) if ids_of else store, images, seed)
+    source = Store(ids_of) if ids_of else store
+    chosen, disjoint = _samples_of_seed(source, images, seed)
     if ids_of:
-        wanted = _keys_at(Store(ids_of), chosen)
+        wanted = _keys_at(source, chosen)
         places = {key: place for place, key in enumerate(store.sample_keys())}
         lacking = [key for key in wanted if key not in places]
         if lacking:

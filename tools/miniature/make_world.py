@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from freeatm_mm.miniature.garments import export_garments  # imports torch
 
         export_garments(sources, args.out / 'garments', seed=args.seed, workers=args.workers)
-    for name, plain in [('prompts', False), *([('plain_prompts', True)] * args.plain_prompts)]:
+    for plain in (False, True) if args.plain_prompts else (False,):
         write_prompts(
-            args.out / f'{name}.jsonl',
+            args.out / ('plain_prompts.jsonl' if plain else 'prompts.jsonl'),
             (sample_prompt(f'{number:07d}', args.seed, plain) for number in range(args.prompts)),
         )
     print(
