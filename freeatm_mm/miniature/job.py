@@ -11,15 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from freeatm_mm.errors import InputError, RunError, counted
 from freeatm_mm.files import atomic_write
 from freeatm_mm.miniature.layout import config_of, read_layout
 from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
-
-if TYPE_CHECKING:
-    from freeatm_mm.store import Store
 
 __all__ = [
     'DryJob',
@@ -213,12 +210,13 @@ def choose_samples(
         images: How many samples.
         seed: The seed.
         out: The list, in JSON, for `indices` of `FreeATMDataset`.
-        ids_of: Another store: take the samples with the ids that the seed takes there.
+        ids_of: Another store, or the prompts (a .jsonl file) that one would be generated from:
+            take the samples with the ids that the seed takes there.
 
     Returns:
         What the rows of results keep: the store's name and the hash of its settings, how many
         samples, the hash of the list, whether no smaller seed has any of them, and the name of
-        the store that the ids are of, if there is one.
+        what the ids are of, if it isn't the store.
 
     Raises:
         InputError: If the store has fewer samples or lacks an id, or another list was written
@@ -227,10 +225,8 @@ def choose_samples(
     from freeatm_mm.store import Store
 
     store = Store(pool)
-    source = Store(ids_of) if ids_of else store
-    chosen, disjoint = _samples_of_seed(source, images, seed)
     if ids_of:
-        wanted = _keys_at(source, chosen)
+        wanted, disjoint = _ids_of_seeds(ids_of, images, [seed])
         places = {key: place for place, key in enumerate(store.sample_keys())}
         lacking = [key for key in wanted if key not in places]
         if lacking:
@@ -239,6 +235,8 @@ def choose_samples(
                 f'{ids_of}, such as {lacking[0]}'
             )
         chosen = sorted(places[key] for key in wanted)
+    else:
+        chosen, disjoint = _samples_of_seed(pool, len(store), images, seed)
     text = json.dumps(chosen).encode()
     if out.exists() and out.read_bytes() != text:
         raise InputError(f'{out} lists the samples of another store: choose another --out')
@@ -254,39 +252,48 @@ def choose_samples(
     }
 
 
-def chosen_ids(pool: str | Path, images: int, seeds: int) -> set[str]:
+def chosen_ids(pool: str | Path, images: int, seeds: int) -> list[str]:
     """Return the ids of the samples that seeds take of a store.
 
     Args:
-        pool: The store.
+        pool: The store, or the prompts (a .jsonl file) that it would be generated from.
         images: How many samples each seed takes.
         seeds: How many seeds, from 0.
 
     Raises:
         InputError: If the store has fewer samples.
+        ValueError: If the file holds no valid prompts.
     """
-    from freeatm_mm.store import Store
-
-    store = Store(pool)
-    places = {place for seed in range(seeds) for place in _samples_of_seed(store, images, seed)[0]}
-    return set(_keys_at(store, places))
+    return _ids_of_seeds(pool, images, range(seeds))[0]
 
 
-def _samples_of_seed(store: Store, images: int, seed: int) -> tuple[list[int], bool]:
-    """Which samples a seed takes of a store, and whether no smaller seed has any of them."""
+def _ids_of_seeds(pool: str | Path, images: int, seeds: Iterable[int]) -> tuple[list[str], bool]:
+    """The ids that seeds take, in the pool's order, and whether no smaller seed has any of them."""
+    if Path(pool).suffix == '.jsonl':
+        from freeatm_mm.prompts import read_prompts
+
+        ids = [record.id for record in read_prompts(pool)]
+    else:
+        from freeatm_mm.store import Store
+
+        ids = list(Store(pool).sample_keys())
+    drawn = [_samples_of_seed(pool, len(ids), images, seed) for seed in seeds]
+    places = sorted({place for chosen, _ in drawn for place in chosen})
+    return [ids[place] for place in places], all(disjoint for _, disjoint in drawn)
+
+
+def _samples_of_seed(
+    pool: str | Path, count: int, images: int, seed: int
+) -> tuple[list[int], bool]:
+    """Which samples a seed takes of so many, and whether no smaller seed has any of them."""
     import numpy as np
 
-    if images > len(store):
-        raise InputError(f'{store.path} has {counted(len(store), "sample")}, too few for {images}')
-    disjoint = (seed + 1) * images <= len(store)
-    order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(len(store))
+    if images > count:
+        raise InputError(f'{pool} has {counted(count, "sample")}, too few for {images}')
+    disjoint = (seed + 1) * images <= count
+    order = np.random.default_rng(0 if disjoint else [0, seed]).permutation(count)
     start = seed * images if disjoint else 0
     return sorted(order[start : start + images].tolist()), disjoint
-
-
-def _keys_at(store: Store, places: Iterable[int]) -> list[str]:
-    keys = list(store.sample_keys())
-    return [keys[place] for place in places]
 
 
 def check_same_pictures(

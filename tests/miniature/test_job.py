@@ -20,6 +20,7 @@ from freeatm_mm.miniature.job import (
     chosen_ids,
     pretrain,
 )
+from freeatm_mm.prompts import PromptRecord, write_prompts
 from freeatm_mm.store import Store, write_store
 
 
@@ -194,3 +195,28 @@ def test_samples_of_the_same_ids(tmp_path):
     check_same_pictures(pool, few, same_ids=True)
     with pytest.raises(InputError, match='must hold the same pictures'):
         check_same_pictures(pool, make_store(tmp_path / 'other', 20, seed=1), same_ids=True)
+
+
+def test_prompts_stand_for_the_pool_that_they_would_become(tmp_path):
+    """A seed takes the same samples of a part as of the whole pool, which need not exist."""
+    pool = make_store(tmp_path / 'pool', count=20)
+    prompts = tmp_path / 'prompts.jsonl'
+    write_prompts(prompts, (PromptRecord(key, 'a dog') for key in Store(pool).sample_keys()))
+    ids = chosen_ids(prompts, 6, 2)
+    assert ids == chosen_ids(pool, 6, 2)
+    few = tmp_path / 'few'
+    write_store(few, [sample for sample in Store(pool) if sample.key in set(ids)])
+    for seed in range(2):
+        lists = tmp_path / f'{seed}.json', tmp_path / f'few-{seed}.json'
+        whole = choose_samples(pool, 6, seed, lists[0])
+        part = choose_samples(few, 6, seed, lists[1], ids_of=prompts)
+        taken = [
+            [Store(store)[place].key for place in json.loads(path.read_text())]
+            for store, path in zip((pool, few), lists)
+        ]
+        assert taken[0] == taken[1]
+        assert part['disjoint'] == whole['disjoint'] and part['ids_of'] == 'prompts.jsonl'
+    with pytest.raises(InputError, match=r'few lacks \d of the 6 ids that seed 2 takes of'):
+        choose_samples(few, 6, 2, tmp_path / '2.json', ids_of=prompts)
+    with pytest.raises(InputError, match='prompts.jsonl has 20 samples, too few for 21'):
+        chosen_ids(prompts, 21, 1)

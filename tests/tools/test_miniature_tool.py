@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from freeatm_mm.miniature.arms import ARMS
 from freeatm_mm.miniature.job import check_same_pictures, chosen_ids, keep_cfg_options
 from freeatm_mm.miniature.layout import read_layout
 from freeatm_mm.miniature.scenes import sample_prompt
-from freeatm_mm.prompts import read_prompts, write_prompts
+from freeatm_mm.prompts import PromptRecord, read_prompts, write_prompts
 from freeatm_mm.results import add_row, new_results, summarise_rows, write_results
+from freeatm_mm.store import Store, write_store
 
 CHANGED = ('model', 'train_dataloader', 'train_pipeline')
 tool = load_tool('miniature/run')
@@ -392,6 +394,7 @@ def test_arms_of_other_stores(capsys, tmp_path):
         ([*options, '--pools', f'box={other}'], 'none of the arms'),
         ([*options, *stores, '--pools', f'down={other}'], 'two arms have one name'),
         ([*options, '--same-ids'], 'without --masks-of or --pools'),
+        (['--pool-prompts', 'prompts.jsonl'], 'without --pool'),
     ):
         assert exit_code(tool, ['--dry-run', *wrong]) == 2
         assert message in capsys.readouterr().err
@@ -414,6 +417,29 @@ def test_rows_of_a_store_that_is_not_named_again(tmp_path):
     assert gathered['pool']['store'] == 'other' and gathered['pool']['ids_of'] == 'pool'
 
 
+@pytest.mark.parametrize('same_ids', [False, True])
+def test_a_part_of_the_pool_with_the_prompts_of_the_whole(same_ids, tmp_path):
+    """Its own samples and those of --masks-of are the whole pool's; another pool's only on wish."""
+    whole = make_store(tmp_path / 'whole', 20)
+    prompts = tmp_path / 'prompts.jsonl'
+    write_prompts(prompts, (PromptRecord(key, 'a dog') for key in Store(whole).sample_keys()))
+    ids = chosen_ids(prompts, 6, 1)
+    part = tmp_path / 'part'
+    write_store(part, [sample for sample in Store(whole) if sample.key in set(ids)])
+    args = tool.parse_args(
+        [
+            *('--pool', str(part), '--pool-prompts', str(prompts), '--images', '6'),
+            *('--masks-of', f'down={part}', '--pools', f'plain={whole}'),
+            *('--arms', 'freeatm', '--out', str(tmp_path), *(['--same-ids'] if same_ids else [])),
+        ]
+    )
+    for name, store in (('', part), ('down', part), ('plain', whole)):
+        noted = tool.samples_of(args, 0, name)
+        places = json.loads(tool.sample_list(args, 0, name).read_text())
+        assert ([Store(store)[place].key for place in places] == ids) or not noted.get('ids_of')
+        assert ('ids_of' in noted) == (same_ids or name != 'plain')
+
+
 def test_prompts_of_what_seeds_take(capsys, tmp_path):
     pool = make_store(tmp_path / 'pool', 20)
     prompts, out = tmp_path / 'prompts.jsonl', tmp_path / 'chosen.jsonl'
@@ -421,8 +447,11 @@ def test_prompts_of_what_seeds_take(capsys, tmp_path):
     chosen = [pool, prompts, out, '--images', 3, '--seeds', 2]
     assert run_tool('miniature/chosen_prompts', *chosen) == 0
     records = list(read_prompts(out))
-    assert {record.id for record in records} == chosen_ids(pool, 3, 2) and len(records) == 6
+    ids = chosen_ids(pool, 3, 2)
+    assert [record.id for record in records] == ids and len(records) == 6
     assert records == [record for record in read_prompts(prompts) if record in records]
+    assert run_tool('miniature/chosen_prompts', prompts, *chosen[1:]) == 0  # no pool needed
+    assert list(read_prompts(out)) == records
     write_prompts(prompts, records[1:])
     assert run_tool('miniature/chosen_prompts', *chosen) == 2
     assert 'lacks 1 of the 6 ids that 2 seeds of 3 samples take' in capsys.readouterr().err

@@ -1,10 +1,13 @@
-"""Write the prompts of the samples that seeds take of a pool, to generate only these anew.
+"""Write the prompts of the samples that seeds take of a pool, to generate only these.
 
     python tools/miniature/chosen_prompts.py POOL WORLD/prompts.jsonl OUT --images 2304 --seeds 4
 
 A sample's image depends on its prompt, its id and the settings alone, so a store generated from
 these prompts has the pool's samples with other settings: another guidance, masks of other blocks.
 `./run miniature --same-ids` pairs them by id.
+
+The pool need not exist: with its prompts as POOL, what is generated from OUT with the pool's
+settings takes its place in `./run miniature --pool STORE --pool-prompts WORLD/prompts.jsonl`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('pool', help='the store of --pool')
+    parser.add_argument(
+        'pool', help='the store of --pool, or the prompts of the whole pool (a .jsonl file)'
+    )
     parser.add_argument('prompts', help='its prompts, or others with the same ids')
     parser.add_argument('out', type=Path, help='the JSON Lines file to write')
     parser.add_argument(
@@ -43,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Choose them, and write them in the order of the file."""
     args = parse_args(argv)
-    ids = chosen_ids(args.pool, args.images, args.seeds)
+    ids = set(chosen_ids(args.pool, args.images, args.seeds))
     records = [record for record in read_prompts(args.prompts) if record.id in ids]
     if len(records) < len(ids):
         raise InputError(

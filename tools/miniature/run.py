@@ -85,6 +85,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'share no sample as long as it has enough',
     )
     parser.add_argument(
+        '--pool-prompts',
+        metavar='PROMPTS',
+        help='the prompts of the whole pool (a .jsonl file), of which --pool holds at least what '
+        'the seeds take: each takes the same samples as of a store of them all '
+        '(tools/miniature/chosen_prompts.py)',
+    )
+    parser.add_argument(
         '--epochs',
         type=whole(0, 10**6),
         default=24,
@@ -222,6 +229,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     named = named_options(args, parser, argv)
     refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'steps')
     refuse_idle(named, bool(args.pool), 'with --pool, of which images are taken', 'guidance')
+    refuse_idle(named, not args.pool, 'without --pool', 'pool_prompts')
     stores = bool(args.masks_of or args.pools)
     refuse_idle(named, not stores, 'without --masks-of or --pools', 'same_ids')
     followed = {'baseline', 'freeatm'} & set(args.arms)
@@ -365,12 +373,17 @@ def check_stores_named(args: argparse.Namespace) -> None:
 
 def samples_of(args: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
     """Choose and list a seed's samples: of the pool, or of another store by its name."""
+    ids_of = args.pool_prompts
+    if name and args.same_ids:
+        ids_of = args.pool_prompts or args.pool
+    elif name in dict(args.pools):
+        ids_of = None
     return choose_samples(
         dict(args.masks_of + args.pools).get(name, args.pool),
         args.images,
         seed,
         sample_list(args, seed, name),
-        args.pool if name and args.same_ids else None,
+        ids_of,
     )
 
 
