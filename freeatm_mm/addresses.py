@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -65,6 +66,7 @@ _SCHEMES = {
 _ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.:-]*)://(.*)', re.DOTALL)
 _NAME = re.compile(r'(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*')
 _UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
+_LATE = 'took more than {:g} s'
 # Errors of a program, not of a server.
 _MISTAKES = (AssertionError, AttributeError, ImportError, NameError, TypeError)
 
@@ -510,7 +512,8 @@ class _Web:
     def _ask(self, method: str, place: str, **headers: str) -> Any:
         if not hasattr(self._sessions, 'session'):
             self._sessions.session = self._requests.Session()
-        response = self._sessions.session.request(
+        request = partial(
+            self._sessions.session.request,
             method,
             place,
             headers={'Accept-Encoding': 'identity', **headers},
@@ -518,6 +521,13 @@ class _Web:
             allow_redirects=False,
             timeout=(CONNECT, TIMEOUT),
         )
+        # In a thread, as TIMEOUT is for one byte, and headers can come byte by byte for ever.
+        answer: Future[Any] = Future()
+        threading.Thread(target=_settle, args=(answer, request), daemon=True).start()
+        if not wait([answer], DEADLINE).done:
+            del self._sessions.session  # which that thread still has
+            raise _ShortError(_LATE.format(DEADLINE))
+        response = answer.result()
         if 300 <= response.status_code < 400:
             response.close()
             raise InputError(
@@ -548,7 +558,7 @@ class _Web:
             while len(data) <= stop - start and (piece := response.raw.read1(1 << 16)):
                 data += piece
                 if time.monotonic() > due:
-                    raise _ShortError(f'took more than {DEADLINE:g} s')
+                    raise _ShortError(_LATE.format(DEADLINE))
         return bytes(data)
 
     def names(self, place: str) -> None:
@@ -674,6 +684,13 @@ class _FileSystem:
 
     def remove(self, place: str) -> None:
         self._fs.rm_file(place)
+
+
+def _settle(answer: Future[_T], action: Callable[[], _T]) -> None:
+    try:
+        answer.set_result(action())
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 class _NoRangesError(Exception):

@@ -21,7 +21,8 @@ class FileServer(ThreadingHTTPServer):
 
     Attributes:
         mode: How it answers: 'sound', 'no ranges', 'short' (a part of what was asked), 'other'
-            (another range), 'slow' (no answer), 'trickle', 'redirect', or a status to answer with.
+            (another range), 'slow' (no answer), 'trickle' (of the body, or 'trickle headers'),
+            'redirect', or a status to answer with.
         failures: How many requests `mode` still holds for; -1 for all.
         asked: (method, path, range) of every request.
         etag: Sent with every file where it isn't ''.
@@ -57,6 +58,11 @@ class _Handler(BaseHTTPRequestHandler):
         if mode == 'slow':
             self.server.closing.wait(20)
             self.close_connection = True
+            return
+        if mode == 'trickle headers':
+            self.close_connection = True
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b'H')
             return
         if isinstance(mode, int):
             wait = self.server.retry_after
