@@ -345,6 +345,7 @@ def pretrain(
     masks: bool = False,
     options: Iterable[str] = (),
     bfloat16: bool = False,
+    in_memory: str = '',
 ) -> Path:
     """Pretrain, and say which checkpoint that makes.
 
@@ -358,6 +359,8 @@ def pretrain(
         masks: With or without.
         options: Further ``key=value`` for the config.
         bfloat16: Compute backbones in bfloat16.
+        in_memory: The device that keeps the decoded pictures, whose batches are made whole; empty
+            for the config's own loading.
 
     Returns:
         Path of the last epoch's checkpoint.
@@ -374,6 +377,13 @@ def pretrain(
         *([] if masks else ['train_dataloader.dataset.masks=False']),
         *options,
     ]
+    if in_memory:
+        options += [
+            'train_dataloader.dataset.in_memory=True',
+            f'train_dataloader.dataset.device={in_memory}',
+            'train_dataloader.num_workers=0',
+            'train_dataloader.pin_memory=False',
+        ]
     _check_length(Path(work_dir), epochs)
     job.run(
         f'Pretrain {name}',

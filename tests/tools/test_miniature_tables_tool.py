@@ -56,6 +56,16 @@ def test_every_arm_of_the_paper_is_in_the_plan(capsys, tmp_path):
     }
 
 
+def test_fast_runs(capsys, tmp_path):
+    options = ['--methods', 'simclr', '--garments', '--out', str(tmp_path), '--seeds', '1']
+    for more, fast in (([], False), (['--fast'], True)):
+        trainings = [c for c in plan(capsys, *options, *more) if c[0] == 'tools/train.py']
+        assert len(trainings) == 6
+        for command in trainings:
+            assert ('train_dataloader.dataset.in_memory=True' in command) == fast
+            assert ('train_dataloader.num_workers=0' in command) == fast
+
+
 def test_what_is_judged_was_trained_before(capsys, tmp_path):
     made = set()
     for command in plan(capsys, '--out', str(tmp_path), '--seeds', '1'):

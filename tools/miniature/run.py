@@ -475,13 +475,6 @@ def pretrain_and_evaluate(
         store = make_regions(job, args, store, method, arm, seed)
     elif args.pool and regime == 'synthetic':
         options.append(f'train_dataloader.dataset.indices={sample_list(args, seed, source)}')
-    if args.fast:
-        options += [
-            'train_dataloader.dataset.in_memory=True',
-            f'train_dataloader.dataset.device={args.device}',
-            'train_dataloader.num_workers=0',
-            'train_dataloader.pin_memory=False',
-        ]
     if args.evaluate_every and not source and arm in ('baseline', 'freeatm'):
         every = args.evaluate_every
         options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
@@ -496,6 +489,7 @@ def pretrain_and_evaluate(
         bool(masks),
         options,
         bfloat16=args.bf16,
+        in_memory=args.device if args.fast else '',
     )
     every, epochs = (layout.epochs(number) for number in (every, args.epochs))
     if regime != 'synthetic':

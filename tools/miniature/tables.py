@@ -121,6 +121,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )
+    parser.add_argument(
+        '--fast', action='store_true', help='pretrain as ./run miniature --fast does'
+    )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
@@ -221,7 +224,10 @@ def pretrainings(
 
     def make(regime: str, store: str, masks: bool = False, *options: str) -> Path:
         work_dir = args.out / f'{regime}-{method}-{"freeatm" if masks else "baseline"}-{seed}'
-        return pretrain(job, work_dir, method, store, args.epochs, seed, masks, options)
+        memory = 'cpu' if args.fast else ''
+        return pretrain(
+            job, work_dir, method, store, args.epochs, seed, masks, options, in_memory=memory
+        )
 
     def arms() -> Iterator[tuple[str, bool, Path]]:
         real = f'{world}/exact'
