@@ -287,6 +287,41 @@ def _order_inputs(module, inputs, named):
     )
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU computes bfloat16 itself; True where PyTorch (before 2.11) can't tell."""
+    import torch
+
+    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
+    found = [known[name] for name in known if 'bf16' in name]
+    return not found or any(found)
+
+
+def keep_muon_fast() -> None:
+    """Have PyTorch's Muon compute in float32 on a CPU without instructions for bfloat16.
+
+    Reason: it orthogonalises every matrix in bfloat16, which such a CPU emulates: three quarters of
+    a training step of the miniature generator. The same iteration in float32 is more exact.
+
+    Source: `torch.optim._muon._zeropower_via_newtonschulz` (torch 2.12).
+    """
+    from torch.optim import _muon
+
+    if not has_bfloat16():
+        vars(_muon)['_zeropower_via_newtonschulz'] = _orthogonalised
+
+
+def _orthogonalised(grad, ns_coefficients, ns_steps, eps):
+    """A matrix with its singular values brought near 1, by Newton and Schulz's iteration."""
+    first, second, third = ns_coefficients
+    tall = grad.shape[0] > grad.shape[1]
+    wide = grad.T if tall else grad
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(ns_steps):
+        gram = wide @ wide.T
+        wide = first * wide + (second * gram + third * gram @ gram) @ wide
+    return wide.T if tall else wide
+
+
 def require_cuda_ops(cfg) -> None:
     """Make sure that a detector finds mmcv's ops where it will run.
 

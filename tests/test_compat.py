@@ -291,3 +291,32 @@ def test_a_hostile_chat_template_ends_in_an_error_of_its_own(render, template, s
     with pytest.raises(TemplateError, match=said):
         render(template)
     assert (resource.getrlimit(resource.RLIMIT_AS), sys.gettrace()) == before
+
+
+@pytest.mark.parametrize('shape', [(12, 40), (40, 12), (16, 16)])
+def test_muon_in_float32_is_the_same_iteration(shape):
+    """As PyTorch's in bfloat16, up to its rounding; and as one in float64 of singular values."""
+    torch = pytest.importorskip('torch')
+    muon = pytest.importorskip('torch.optim._muon')
+    coefficients = (muon.DEFAULT_A, muon.DEFAULT_B, muon.DEFAULT_C)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    ours = compat._orthogonalised(grad, coefficients, 5, 1e-7)
+    theirs = muon._zeropower_via_newtonschulz(grad.clone(), coefficients, 5, 1e-7)
+    assert (ours - theirs).norm() < 0.03 * theirs.float().norm()
+    left, values, right = torch.linalg.svd(grad.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        a, b, c = coefficients
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(ours.double(), left * values @ right, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('native', [False, True])
+def test_muon_is_replaced_where_bfloat16_is_slow(monkeypatch, native):
+    muon = pytest.importorskip('torch.optim._muon')
+    own = muon._zeropower_via_newtonschulz
+    monkeypatch.setattr(muon, '_zeropower_via_newtonschulz', own)  # restored at the end
+    monkeypatch.setattr(compat, 'has_bfloat16', lambda: native)
+    compat.keep_muon_fast()
+    expected = own if native else compat._orthogonalised
+    assert muon._zeropower_via_newtonschulz is expected

@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from freeatm_mm.compat import has_bfloat16
 from freeatm_mm.errors import InputError
 
 __all__ = ['BFloat16Hook']
@@ -48,7 +49,7 @@ class BFloat16Hook(Hook):
         for network in self._networks:
             setattr(network, 'forward', _in_bfloat16(network.forward))  # noqa: B010 - for mypy
         device = next(model.parameters()).device.type
-        if device == 'cpu' and not _is_native():
+        if device == 'cpu' and not has_bfloat16():
             runner.logger.warning(
                 'This CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16): '
                 'without them it is no faster than float32.'
@@ -95,10 +96,3 @@ def _as_float32(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)([_as_float32(part) for part in value])
     return value
-
-
-def _is_native() -> bool:
-    """Whether this CPU computes bfloat16 itself; True where PyTorch (before 2.11) can't tell."""
-    known: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
-    found = [known[name] for name in known if 'bf16' in name]
-    return not found or any(found)

@@ -42,6 +42,7 @@ from transformers import (
 )
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from freeatm_mm import compat
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation.pipelines import load_pipeline
@@ -447,6 +448,8 @@ class _Training:
             torch.optim.AdamW(rest, lr, weight_decay=decay)
         ]
         if muon:
+            if device == 'cpu':
+                compat.keep_muon_fast()
             self.optimizers.append(
                 torch.optim.Muon(self.flat, lr, weight_decay=decay, adjust_lr_fn='match_rms_adamw')
             )
