@@ -56,6 +56,18 @@ def test_every_arm_of_the_paper_is_in_the_plan(capsys, tmp_path):
     }
 
 
+def test_regimes_alone(capsys, tmp_path):
+    options = ['--methods', 'simclr', '--garments', '--out', str(tmp_path), '--seeds', '1']
+    commands = plan(capsys, *options, '--regimes', 'mixed', 'real')
+    evaluated = [
+        (command[command.index('--regime') + 1], command[command.index('--masks') + 1])
+        for command in commands
+        if command[0] == 'tools/evaluate.py'
+    ]
+    assert evaluated == [('real', 'false'), ('mixed', 'false'), ('mixed', 'true')]
+    assert len([command for command in commands if command[0] == 'tools/train.py']) == 4
+
+
 def test_fast_runs(capsys, tmp_path):
     options = ['--methods', 'simclr', '--garments', '--out', str(tmp_path), '--seeds', '1']
     for more, fast in (([], False), (['--fast'], True)):

@@ -122,6 +122,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--sources', help='folder with the unpacked Debian packages, where apt is missing'
     )
     parser.add_argument(
+        '--regimes',
+        nargs='+',
+        choices=REGIMES,
+        default=REGIMES,
+        help='what to pretrain on: real images, generated ones, half of each (all)',
+    )
+    parser.add_argument(
         '--fast', action='store_true', help='pretrain as ./run miniature --fast does'
     )
     parser.add_argument('--dry-run', action='store_true', help='only say what would be run')
@@ -220,7 +227,7 @@ def references(
 def pretrainings(
     job: Job | DryJob, args: argparse.Namespace, world: str, synthetic: str, method: str, seed: int
 ) -> None:
-    """All five pretrainings of a method through its suite."""
+    """The pretrainings of a method, five where no regime is left out, through its suite."""
 
     def make(regime: str, store: str, masks: bool = False, *options: str) -> Path:
         work_dir = args.out / f'{regime}-{method}-{"freeatm" if masks else "baseline"}-{seed}'
@@ -231,13 +238,17 @@ def pretrainings(
 
     def arms() -> Iterator[tuple[str, bool, Path]]:
         real = f'{world}/exact'
-        yield 'real', False, make('real', real)
+        if 'real' in args.regimes:
+            yield 'real', False, make('real', real)
         share = 'train_dataloader.dataset.share=0.5'
-        half = make('half', real, False, share)
+        if 'mixed' in args.regimes:
+            half = make('half', real, False, share)
         for masks in (False, True):
-            yield 'synthetic', masks, make('synthetic', synthetic, masks)
-            second = make('mixed', synthetic, masks, share, f'model.pretrained={half}')
-            yield 'mixed', masks, second
+            if 'synthetic' in args.regimes:
+                yield 'synthetic', masks, make('synthetic', synthetic, masks)
+            if 'mixed' in args.regimes:
+                second = make('mixed', synthetic, masks, share, f'model.pretrained={half}')
+                yield 'mixed', masks, second
 
     for regime, masks, checkpoint in arms():
         epochs = read_layout(method).epochs(args.epochs)
