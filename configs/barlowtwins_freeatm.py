@@ -1,8 +1,8 @@
 """Barlow Twins with instance features, ResNet-50, 300 epochs, on one GPU: beyond the paper.
 
 mmpretrain's own config but for the masks and the batch: the correlation takes the same number of
-instances from each process, so that masks go with one. With masks there is no number to compare
-with.
+instances from each process, so with masks it runs in a single one. There is no published figure to
+compare with.
 
 Needs: a store with masks (`freeatm generate`), one GPU with 48 GB (batch 256).
 

@@ -1,7 +1,8 @@
 """DenseCL with instances in its global branch, ResNet-50, 200 epochs, on one GPU: beyond the paper.
 
 mmpretrain's own config but for the masks and the number of processes: the queues take the same
-number of keys from each, so that masks go with one. With masks there is no number to compare with.
+number of keys from each, so with masks it runs in a single one. There is no published figure to
+compare with.
 
 Needs: a store with masks (`freeatm generate`), one GPU with 40 GB (batch 256).
 

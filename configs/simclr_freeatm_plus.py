@@ -1,7 +1,7 @@
 """SimCLR with Free-ATM and four options beyond the paper.
 
-Keys of the query's own noun in other images are positives too; an instance's loss counts as far as
-its mask can be trusted; masks are stretched to [0, 1]; all views of an image are cropped around one
+Keys of the query's own noun in other images are positives too; an instance's loss is weighted by
+the trust in its mask; masks are stretched to [0, 1]; all views of an image are cropped around one
 of its nouns. In the miniature it is ahead of `simclr_freeatm.py`; at the paper's scale it has not
 been run: see "Beyond the paper" in docs/pretraining.md.
 

@@ -1,9 +1,9 @@
 """SwAV with instance features, ResNet-50, 200 epochs, on one GPU: beyond the paper.
 
 mmpretrain's own config but for the masks, the number of processes (assignments take the same number
-of instances from each, so that masks go with one) and the crops: two of 224 pixels, as masks are on
-one grid, and no queue, which takes batches of one size. With masks there is no number to compare
-with.
+of instances from each, so with masks it runs in a single one) and the crops: two of 224 pixels, as
+masks are on one grid, and no queue, which takes batches of one size. There is no published figure
+to compare with.
 
 Needs: a store with masks (`freeatm generate`), one GPU with 40 GB (batch 256).
 

@@ -1,7 +1,7 @@
 """MoCo v2 with Free-ATM and four options beyond the paper at this scale: not decided yet.
 
-Keys of the query's own noun in other images are positives too; an instance's loss counts as far as
-its mask can be trusted; masks are stretched to [0, 1]; all views of an image are cropped around one
+Keys of the query's own noun in other images are positives too; an instance's loss is weighted by
+the trust in its mask; masks are stretched to [0, 1]; all views of an image are cropped around one
 of its nouns. No figure says that it is better than `mocov2_freeatm.py`, and none is claimed: see
 "Beyond the paper" in docs/pretraining.md.
 

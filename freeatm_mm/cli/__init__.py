@@ -48,7 +48,9 @@ COMMANDS: dict[str, Command] = {
     'view': Command('Data', 'view', '', 'look at a store: search, masks over images, numbers'),
     'edit': Command('Data', 'edit', '', 'merge, split or filter stores, or change masks'),
     'export': Command('Data', 'export', 'export', 'write a store as COCO, mmseg, folders, Parquet'),
-    'push': Command('Data', 'push', 'remote', 'copy a store to S3, Google Cloud Storage, the Hub'),
+    'push': Command(
+        'Data', 'push', 'remote', 'copy a store to S3, Google Cloud Storage or the Hub; checkpoints'
+    ),
     'pull': Command('Data', 'pull', 'remote', 'copy a store from an address'),
     'configs': Command('Training', 'configs', '', 'list the configs that come with the package'),
     'train': Command('Training', 'train', 'core', 'train a config of mmpretrain, mmdet or mmseg'),

@@ -7,13 +7,13 @@ SOURCE is a folder of images with captions (metadata.jsonl, or a .txt or .json b
 by the rows of --captions, such as COCO's captions_train2017.json), a WebDataset (tars), a data set
 of Hugging Face on disk (save_to_disk, Parquet), or a store without masks, which may also lie at an
 address (s3://, gs://, hf://, https://). Each image is noised as in training, at a few levels, and
-the network looks at it once a level: no sampling, no guidance.
+the network looks at it once per level: no sampling, no guidance.
 OUT becomes a store like those that `freeatm generate` makes, with the images' own bytes.
 
 The same command continues an interrupted or killed run, and ends with the same bytes. The
 images are listed first, in OUT.images.jsonl. --plan says what the run will take. To share the work:
 
-    ... --workers 8                       processes here, one a GPU; one that dies is replaced
+    ... --workers 8                       processes here, one per GPU; one that dies is replaced
     torchrun --nproc-per-node 8 -m freeatm_mm add-masks ...
     sbatch --array=0-63 --requeue ...     a SLURM array of the same command
     ... --engine ray --workers 64         actors on a Ray cluster (--ray-address)

@@ -100,7 +100,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--gpus',
         type=whole(0, 1024),
         default=0,
-        help='processes, one a GPU; 0: one process on whatever there is (%(default)s)',
+        help='processes, one per GPU; 0: one process on whatever there is (%(default)s)',
     )
     parser.add_argument(
         '--amp',

@@ -6,7 +6,7 @@
 The same command continues an interrupted or killed run, and ends with the same bytes. To know
 what a run will take before it starts, add --plan. To share the work:
 
-    ... --workers 8                       processes here, one a GPU; one that dies is replaced
+    ... --workers 8                       processes here, one per GPU; one that dies is replaced
     torchrun --nproc-per-node 8 -m freeatm_mm generate ...
     sbatch --array=0-63 --requeue ...     a SLURM array of the same command
     ... --rank 3 --world 8                by hand, anywhere that sees the folder
@@ -124,7 +124,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=1,
         metavar='N',
-        help='each of another seed (default: 1)',
+        help='images per prompt, each with its own seed (default: 1)',
     )
     add('--limit', type=int, metavar='N', help='use the first N prompts only')
     add(

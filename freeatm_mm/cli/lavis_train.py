@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='go on from the last checkpoint in the work directory, if there is any',
+        help='continue from the last checkpoint in the work directory, if there is any',
     )
     parser.add_argument('--seed', type=SEED, help="random seed; default: the config's")
     parser.add_argument(

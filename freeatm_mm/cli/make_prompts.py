@@ -293,7 +293,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='seconds for an answer (default: 120)',
     )
     source.add_argument(
-        '--per-request', type=whole(1, 200), help='prompts a request (default: 10; 1 with --local)'
+        '--per-request',
+        type=whole(1, 200),
+        help='prompts per request (default: 10; 1 with --local)',
     )
     source.add_argument(
         '--temperature', type=number(0, 10), default=1.0, help='of sampling (default: 1)'
@@ -316,7 +318,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar='FILE',
-        help='more words that may not come in, one a line',
+        help='file of further words that no prompt may contain, one per line',
     )
     source.add_argument(
         '--price-in', type=number(0, 1e6), default=0.0, help='dollars for a million tokens sent'

@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help='shards copied at a time (default: 4)',
     )
-    add('--replace', action='store_true', help='take the place of another store at the address')
+    add('--replace', action='store_true', help='replace another store at the address')
     hub = parser.add_argument_group('for the Hub (hf://)')
     add = hub.add_argument
     add('--license', metavar='ID', help="required: the Hub's name of it, such as cc-by-4.0")
@@ -91,7 +91,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help="a ViT's attention heads, for transformers (default: one for each 64 channels)",
     )
-    add('--private', action='store_true', help='what is made there is seen by its owner alone')
+    add('--private', action='store_true', help='create the repository as private')
     add(
         '--draft',
         type=path_here,

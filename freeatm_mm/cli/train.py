@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or without one from the last in the '
+        help='continue from this checkpoint, or without one from the last in the '
         'work directory, if there is any',
     )
     parser.add_argument(

@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help='print at most N problems (100)',
     )
-    add('--repair', action='store_true', help='make whole again what can be')
+    add('--repair', action='store_true', help='repair what can be repaired')
     add('--pipeline', help='folder, file or hub id of the pipeline, to generate lost samples again')
     add(
         '--stage',

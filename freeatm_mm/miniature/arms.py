@@ -96,7 +96,7 @@ ARMS: dict[str, Arm] = {
     'trust': Arm(
         'trust',
         ('{loading}.trust=True',),
-        "an instance's loss counts as far as its mask can be trusted",
+        "an instance's loss is weighted by the trust in its mask",
         'model.negatives',
     ),
     'other_masks': Arm(

@@ -68,7 +68,7 @@ def _contrastive(method: str, text: str = '', looks: Mapping[int, float] = _TWEL
         looks,
         _objects(*_GARMENTS[1:]),
         _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True))
-        + tuple(Comparison(Arm(masks), _RANDOM) for masks in (False, True, 'other_masks')),
+        + tuple(Comparison(Arm(masks), _RANDOM) for masks in (False, True, 'other_masks', 'box')),
     )
 
 

@@ -22,20 +22,20 @@ from freeatm_mm.cli._scoring import add_scoring_options, portable_command, write
 from freeatm_mm.errors import counted, tool
 
 CLEAR = {'steps': range(4)}
-"""The four clearest of the ten noise levels."""
+"""The four least noisy of the ten noise levels."""
 COMMON: dict[str, dict[str, Any]] = {
     "the paper's average": {},
     'heads by contribution': {'head_weights': 'contribution'},
     'rescaled over words': {'rescale': 'words'},
     'both': {'head_weights': 'contribution', 'rescale': 'words'},
-    'the four clearest steps': CLEAR,
-    'the four clearest steps, heads by contribution': {**CLEAR, 'head_weights': 'contribution'},
+    'the four least noisy steps': CLEAR,
+    'the four least noisy steps, heads by contribution': {**CLEAR, 'head_weights': 'contribution'},
 }
 ONE_SIZE = {'resolutions': [8]}
 OF_UNET: dict[str, dict[str, Any]] = {
     '8x8 alone': ONE_SIZE,
     '8x8, heads by contribution': {**ONE_SIZE, 'head_weights': 'contribution'},
-    '8x8, the four clearest steps, heads by contribution': {
+    '8x8, the four least noisy steps, heads by contribution': {
         **ONE_SIZE,
         **CLEAR,
         'head_weights': 'contribution',
@@ -105,12 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     transformer = hasattr(pipe, 'transformer')
     options = COMMON | (OF_TRANSFORMER if transformer else OF_UNET)
-    best = list(options)[-1] if not transformer else 'the four clearest steps'
+    best = list(options)[-1] if not transformer else 'the four least noisy steps'
     for name, each in options.items():
         score(name, each, TIMESTEPS, crf=not each or name == best)
     weighted = {'head_weights': 'contribution'}
     for steps in (1, 2, 4, 8):
-        # A sampler's last step is the clearest, at 1/steps of the way from the image to noise.
+        # A sampler's last step is the least noisy, at 1/steps of the way from the image to noise.
         levels = [round(999 * (step + 1) / steps) for step in range(steps)]
         number = counted(steps, 'step')
         score(number, weighted, levels)
