@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from freeatm_mm.errors import counted
-from freeatm_mm.results.comparison import arm_name, is_untrained, runs_of
+from freeatm_mm.results.comparison import is_untrained, runs_of
 from freeatm_mm.results.file import validate_results
 from freeatm_mm.results.metrics import metric_title
 from freeatm_mm.results.outcomes import CrossedDifference, NestedDifference, Shift
@@ -426,12 +426,19 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
             '',
             '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
         ]
+    rows = [
+        row
+        for row in runs_of(results)
+        if (row['method'] == claim.method or is_untrained(row['method']))
+        and claim.metric in row['metrics']
+    ]
+    trained = [row for row in rows if not is_untrained(row['method'])]
+    one_length = len({row['epochs'] for row in trained}) < 2
     means: dict[str, list[float]] = {}
-    for row in runs_of(results):
-        mine = row['method'] == claim.method or is_untrained(row['method'])
-        if mine and claim.metric in row['metrics']:
-            arm = arm_name(row['method'], '', row['masks'])
-            means.setdefault(arm, []).append(row['metrics'][claim.metric])
+    for row in rows:
+        length = None if one_length or is_untrained(row['method']) else row['epochs']
+        arm = Arm(row['masks'], row['regime'], length, row['method']).title(claim.method)
+        means.setdefault(arm, []).append(row['metrics'][claim.metric])
     lines += ['', f'Means of {metric_title(claim.metric)} over seeds:', '']
     lines += [
         f'- {arm}: {np.mean(values):.4f} ({len(values)} seed{"s" * (len(values) > 1)})'

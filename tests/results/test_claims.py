@@ -119,6 +119,23 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     assert 'no claim of that name' in capsys.readouterr().err
 
 
+def test_means_are_of_one_regime_and_length():
+    results = rows(3, {True: 0.2, False: 0.0}, 'simclr')
+    for row in rows(3, {False: 0.4}, 'simclr')['rows']:
+        results['rows'].append({**row, 'regime': 'real'})
+    page = claim_page(results, 'regimes')
+    assert page.count('(3 seeds)') == 3
+    means = [line for line in page.splitlines() if line.startswith('- SimCLR')]
+    assert [line.split(':')[0] for line in means] == [
+        '- SimCLR + Free-ATM',
+        '- SimCLR',
+        '- SimCLR (real)',
+    ]
+    for row in results['rows'][:2]:
+        row['epochs'] = 10
+    assert '- SimCLR, 10 epochs: ' in claim_page(results, 'regimes')
+
+
 @pytest.mark.parametrize(
     ('gain', 'expected'),
     [(0.16, ['shown', 'shown']), (0.1, ['shown', 'not shown']), (0.06, ['shown', 'opposite'])],
