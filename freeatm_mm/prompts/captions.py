@@ -59,7 +59,9 @@ def read_captions(
 
     A caption stands in the first of an object's fields that has one of the names in
     `freeatm_mm.prompts.tables.TEXT_FIELDS`, in any case; a list of captions gives
-    ``<id>_1``, ``<id>_2`` and so on. A row that can't be read is a caption without text.
+    ``<id>_1``, ``<id>_2`` and so on. So do several regions or sentences without ids of their own on
+    one line of JSON Lines, in one row of Parquet or in one file of a tar. A row that can't be read
+    is a caption without text.
 
     Args:
         path: The file.
@@ -79,7 +81,8 @@ def read_captions(
         prefix = name or (
             default if default != 'cc' or row.order is None else ('cc3m', 'cc12m')[row.order]
         )
-        number: Any = row.number
+        own = str(row.number) if row.part is None else f'{row.number}_{row.part}'
+        number: Any = own
         problem = row.problem
         value: Any = row.value
         if isinstance(value, dict):
@@ -95,7 +98,7 @@ def read_captions(
             problem = problem or (
                 'no caption in it' if value is None or value == [] else 'a caption that is no text'
             )
-            yield Caption(f'{prefix}-{row.number}', None, problem, row.place)
+            yield Caption(f'{prefix}-{own}', None, problem, row.place)
         for index, text in enumerate(texts, 1):
             ending = f'_{index}' if isinstance(value, list) and len(texts) > 1 else ''
             yield Caption(f'{prefix}-{number}{ending}', text, '', row.place)

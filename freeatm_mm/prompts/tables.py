@@ -20,7 +20,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,8 @@ class Row:
         value: An object's fields, a caption alone, or ``None``.
         problem: Why there is no value.
         order: Of two columns without names, 0 if the caption is the first, 1 if the address is.
+        part: Its number from 1 among the rows that one item of that number holds, if there are
+            several.
     """
 
     number: int
@@ -121,14 +123,21 @@ class Row:
     value: dict[str, Any] | str | None
     problem: str = ''
     order: int | None = None
+    part: int | None = None
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(path: str | Path, fields: Collection[str] = ()) -> Iterator[Row]:
     """Yield the rows of a caption file or of a folder of them.
 
     In a folder, images' captions may be ``.txt`` or ``.json`` files beside them; of several files
     of one name the first of ``.parquet``, ``.tar``, ``.json`` and ``.txt`` is read. Links in a
-    folder, and files in it that can't be read, are rows with a problem.
+    folder, and what in it can't be read, are rows with a problem.
+
+    Args:
+        path: The file or folder.
+        fields: Names, in lower case, of further fields that are wanted of every row. Of a Parquet
+            file only captions, ids and these are loaded (but no bytes and no arrays of numbers,
+            which are images); regions and sentences have those of the item that they stand in.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -136,16 +145,18 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """
     path = Path(path)
     if path.is_dir():
-        return _folder_rows(path)
-    return _file_rows(path, path)
+        return _folder_rows(path, fields)
+    return _file_rows(path, path, fields)
 
 
-def _file_rows(path: Path, name: Path, small: bool = False) -> Iterator[Row]:
+def _file_rows(
+    path: Path, name: Path, fields: Collection[str], small: bool = False
+) -> Iterator[Row]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open_regular(path, 'caption file'))
             file, inner = _unpacked(file, name, stack)
-            yield from _rows_of(file, name, inner, small)
+            yield from _rows_of(file, name, inner, fields, small)
         except _WRONG_FILE as error:
             raise ValueError(f'{name} is damaged: {error}') from None
         except OSError as error:
@@ -238,7 +249,9 @@ def _pyarrow(what: str) -> Any:
     return pyarrow
 
 
-def _rows_of(file: BinaryIO, name: Path, inner: str, small: bool) -> Iterator[Row]:
+def _rows_of(
+    file: BinaryIO, name: Path, inner: str, fields: Collection[str], small: bool
+) -> Iterator[Row]:
     start = file.peek(512)  # type: ignore[attr-defined]
     try:
         check_text_encoding(start)
@@ -246,18 +259,18 @@ def _rows_of(file: BinaryIO, name: Path, inner: str, small: bool) -> Iterator[Ro
         raise ValueError(f'{name} {error}') from None
     ending = os.path.splitext(inner)[1]
     if start.startswith(b'PAR1'):
-        return _parquet_rows(file, name)
+        return _parquet_rows(file, name, fields)
     if start[257:262] == b'ustar':
-        return _tar_rows(file, name)
+        return _tar_rows(file, name, fields)
     if ending in ('.parquet', '.tar'):
         raise ValueError(f"{name} is damaged: it doesn't begin as a {ending} file does")
     if ending not in ('.csv', '.tsv', '.txt'):
         first = start.removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
         if ending in ('.jsonl', '.ndjson') or (first == b'{' and _is_lines(file)):
-            return _json_lines(file, name)
+            return _json_lines(file, name, fields)
         if ending == '.json' or first in (b'[', b'{'):
             row = _one_object(file, name) if first == b'{' and file.seekable() else None
-            return _json_items(file, name) if row is None else iter((row,))
+            return _json_items(file, name, fields) if row is None else iter((row,))
     if small and ending == '.txt':
         return _whole_text(file, name)
     return _table_rows(file, name, ending)
@@ -311,7 +324,7 @@ def _one_object(file: BinaryIO, name: Path) -> Row | None:
     return Row(1, str(name), value)
 
 
-def _json_lines(file: BinaryIO, name: Path) -> Iterator[Row]:
+def _json_lines(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterator[Row]:
     for number, line in read_lines(file, name, LONGEST_ROW):
         place = f'{name}, line {number}'
         if line is None:
@@ -322,7 +335,7 @@ def _json_lines(file: BinaryIO, name: Path) -> Iterator[Row]:
             except ValueError as error:
                 yield Row(number, place, None, str(error).partition(' (')[0])
                 continue
-            yield from _items(number, place, value)
+            yield from _items(number, place, value, fields)
 
 
 class _Metered:
@@ -353,7 +366,7 @@ _NESTED = ('regions', 'sentences')
 _DEEPEST = 50
 
 
-def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
+def _json_items(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterator[Row]:
     """The items of a JSON file's list, read piece by piece."""
     try:
         import ijson
@@ -393,9 +406,9 @@ def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
                     if place == ('images',):  # Karpathy's splits; COCO's images aren't captions
                         if not (isinstance(item, dict) and 'sentences' in item):
                             continue
-                        item = {'sentences': item['sentences']}
+                        item = {'sentences': item['sentences'], **_chosen(item, fields)}
                     items += 1
-                    for row in _items(number + 1, '', item, counted=True):
+                    for row in _items(number + 1, '', item, fields, counted=True):
                         number = row.number
                         yield Row(number, f'{name}, caption {number}', row.value, row.problem)
     except (ijson.JSONError, ValueError) as error:
@@ -405,8 +418,13 @@ def _json_items(file: BinaryIO, name: Path) -> Iterator[Row]:
         raise ValueError(f'{name} holds no captions; is it the file that the data set distributes?')
 
 
-def _items(number: int, place: str, value: Any, counted: bool = False) -> Iterator[Row]:
-    """An item as a row, or the rows in its regions or sentences."""
+def _items(
+    number: int, place: str, value: Any, fields: Collection[str], counted: bool = False
+) -> Iterator[Row]:
+    """An item as a row, or the rows in its regions or sentences.
+
+    Each of several has a number of its own if they are ``counted``, else a part of the item's.
+    """
     if isinstance(value, dict) and isinstance(value.get('row'), dict):
         value = value['row']  # the Hugging Face viewer's
     nested = (
@@ -414,14 +432,28 @@ def _items(number: int, place: str, value: Any, counted: bool = False) -> Iterat
         if isinstance(value, dict)
         else None
     )
-    if nested is not None and all(isinstance(item, dict) for item in nested):
+    if nested and all(isinstance(item, dict) for item in nested):
+        shared = _chosen(value, fields)
+        several = len(nested) > 1 and not counted
         for index, item in enumerate(nested):
-            yield Row(number + index if counted else number, place, item)
+            yield Row(
+                number + index if counted else number,
+                place,
+                shared | item,
+                part=index + 1 if several else None,
+            )
         return
+    if nested == [] and not any(_chosen(value, (*TEXT_FIELDS, *fields)).values()):
+        return  # an image of Visual Genome in which no region is described
     if isinstance(value, (dict, str)):
         yield Row(number, place, value)
     else:
         yield Row(number, place, None, 'no object')
+
+
+def _chosen(value: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Those of an object's fields."""
+    return {key: item for key, item in value.items() if key.lower() in fields}
 
 
 # Tables
@@ -544,7 +576,7 @@ def _csv_cells(
 # Parquet, tar, folders
 
 
-def _parquet_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
+def _parquet_rows(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterator[Row]:
     pyarrow = _pyarrow(f'{name}')
     from pyarrow import parquet
 
@@ -553,8 +585,14 @@ def _parquet_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
     try:
         table = parquet.ParquetFile(file)
         wanted = {*TEXT_FIELDS, *_NESTED, 'id', 'region_id', 'sentid'}
-        columns = [field for field in table.schema_arrow.names if field.lower() in wanted]
-        if not any(field.lower() in TEXT_FIELDS for field in columns):
+        columns = [
+            field.name
+            for field in table.schema_arrow
+            if field.name.lower() in wanted
+            or field.name.lower() in fields
+            and not _is_image(field.type)
+        ]
+        if not any(field.lower() in (*TEXT_FIELDS, *_NESTED) for field in columns):
             raise ValueError(
                 f'{name} has no column of captions; its columns are '
                 f'{excerpt(", ".join(table.schema_arrow.names), 200)}'
@@ -563,9 +601,21 @@ def _parquet_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
         for batch in table.iter_batches(batch_size=256, columns=columns):
             for value in batch.to_pylist():
                 number += 1
-                yield from _items(number, f'{name}, row {number}', value)
+                yield from _items(number, f'{name}, row {number}', value, fields)
     except (pyarrow.ArrowException, RecursionError) as error:
         raise ValueError(f'{name} is damaged: {excerpt(first_line(error), 200)[1:-1]}') from None
+
+
+def _is_image(kind: Any) -> bool:
+    """Whether a column's type can be that of images: bytes, somewhere in it, or an array."""
+    from pyarrow import types
+
+    kind = getattr(kind, 'storage_type', kind)  # of an extension
+    if types.is_struct(kind):
+        return any(_is_image(kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return types.is_primitive(kind.value_type) or _is_image(kind.value_type)
+    return str(kind).startswith(('binary', 'large_binary', 'fixed_size_binary'))
 
 
 class _Bounded:
@@ -586,7 +636,7 @@ class _Bounded:
         return self._file.tell()
 
 
-def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
+def _tar_rows(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterator[Row]:
     """The captions in a shard of img2dataset or webdataset, or in the tar of a data set."""
     number = 0
     previous: tuple[str, bool] = ('', False)
@@ -618,7 +668,11 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
                 continue
             if base.endswith('_captions') or ending in ('.jsonl', '.csv', '.tsv'):
                 for row in _rows_of(
-                    io.BufferedReader(content), Path(place), member.name.lower(), small=False
+                    io.BufferedReader(content),
+                    Path(place),
+                    member.name.lower(),
+                    fields,
+                    small=False,
                 ):
                     yield Row(number, row.place, row.value, row.problem)
                     number += 1
@@ -628,7 +682,7 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
             rows: Iterable[Row] = [Row(number, place, text, problem)]
             if text is not None and ending == '.json':
                 try:
-                    rows = list(_items(number, place, load_json(text)))
+                    rows = list(_items(number, place, load_json(text), fields))
                 except ValueError as error:
                     rows = [Row(number, place, None, str(error).partition(' (')[0])]
             for row in rows:
@@ -639,10 +693,11 @@ def _tar_rows(file: BinaryIO, name: Path) -> Iterator[Row]:
 _BEST_FIRST = ('.parquet', '.tar', '.jsonl', '.ndjson', '.json', '.csv', '.tsv', '.txt', '.caption')
 
 
-def _folder_rows(folder: Path) -> Iterator[Row]:
+def _folder_rows(folder: Path, fields: Collection[str]) -> Iterator[Row]:
     number = 0
     found = False
-    for where, folders, names in os.walk(folder):
+    unlisted: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=unlisted.append):
         folders.sort()
         for link in [inner for inner in folders if os.path.islink(os.path.join(where, inner))]:
             folders.remove(link)  # os.walk doesn't go into links; say so
@@ -673,13 +728,17 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
                 continue
             try:
                 for row in _file_rows(
-                    path, place, small=not name.lower().endswith('_captions.txt')
+                    path, place, fields, small=not name.lower().endswith('_captions.txt')
                 ):
                     number += 1
                     yield Row(number, row.place, row.value, row.problem, row.order)
             except (ValueError, FileNotFoundError) as error:
                 number += 1
                 yield Row(number, str(error), None, "a file that can't be read")
+    for failed in unlisted:
+        number += 1
+        problem = f"a folder that can't be listed ({failed.strerror})"
+        yield Row(number, failed.filename, None, problem)
     if not found:
         raise ValueError(
             f'the folder {folder} holds no file of captions ({", ".join(_BEST_FIRST)})'

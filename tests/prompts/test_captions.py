@@ -379,6 +379,37 @@ def test_several_captions_of_one_row(tmp_path):
     assert read(path, path.read_bytes()) == [*expected, ('captions-3', 'no caption in it')]
 
 
+def test_several_sentences_of_one_line_have_ids_of_their_own(tmp_path):
+    two = {'sentences': [{'raw': 'a'}, {'raw': 'b'}]}
+    lists = {'regions': [{'phrase': 5}, {'phrase': ['c', 'd']}]}
+    rows = [two, {'sentences': [{'raw': 'e'}]}, {'caption': 'f'}, lists]
+    rows += [{'sentences': [{'raw': 'g', 'sentid': 7}, {'raw': 'h', 'sentid': 8}]}]
+    expected = [('1_1', 'a'), ('1_2', 'b'), ('2', 'e'), ('3', 'f')]
+    expected += [('4_1', 'a caption that is no text'), ('4_2_1', 'c'), ('4_2_2', 'd')]
+    lines = '\n'.join(map(json.dumps, rows))
+    assert read(tmp_path / 'a.jsonl', lines) == [
+        (f'captions-{number}', text) for number, text in [*expected, ('5_1', 'g'), ('5_2', 'h')]
+    ]
+    tar = make_tar([(f'{n}.json', json.dumps(row).encode()) for n, row in enumerate(rows)])
+    assert read(tmp_path / 'a.tar', tar, read_coco) == [
+        (f'coco-{number}', text) for number, text in [*expected, ('7', 'g'), ('8', 'h')]
+    ]
+    pyarrow = pytest.importorskip('pyarrow')
+    from pyarrow import parquet
+
+    path = tmp_path / 'a.parquet'
+    parquet.write_table(pyarrow.table({'sentences': [two['sentences'], [{'raw': 'e'}]]}), path)
+    assert read(path, path.read_bytes()) == [(f'captions-{n}', text) for n, text in expected[:3]]
+    regions = [[{'phrase': 'a'}, {'phrase': 'b'}], [{'phrase': 'e'}]]
+    parquet.write_table(pyarrow.table({'regions': regions}), path)
+    assert read(path, path.read_bytes()) == [(f'captions-{n}', text) for n, text in expected[:3]]
+
+
+def test_a_caption_beside_an_empty_list_of_sentences_is_not_lost(tmp_path):
+    rows = [{'sentences': []}, {'caption': 'a dog', 'sentences': []}]
+    assert read(tmp_path / 'a.jsonl', '\n'.join(map(json.dumps, rows))) == [('captions-2', 'a dog')]
+
+
 def test_karpathys_and_hub_copies_keep_their_ids(tmp_path):
     assert read(
         tmp_path / 'a.json', '{"images": [{"sentences": [{"raw": "a", "sentid": 7}]}]}', read_coco
@@ -470,6 +501,23 @@ def test_folders_of_img2dataset(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='holds no file of captions'):
         list(read_captions(tmp_path / 'empty'))
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
+    (tmp_path / 'shut').mkdir()
+    (tmp_path / 'z.txt').write_text('a dog')
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == 'shut':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert [(c.text or c.problem) for c in read_captions(tmp_path)] == [
+        'a dog',
+        "a folder that can't be listed (Permission denied)",
+    ]
 
 
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
