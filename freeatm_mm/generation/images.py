@@ -5,7 +5,8 @@ worker can read any image later. Read are
 
 - a folder of images: captions in ``metadata.jsonl`` (or ``.csv``, ``.parquet``), or in a
   ``.txt``, ``.caption`` or ``.json`` beside the image, or in a caption file given apart: that of
-  COCO, or any that `freeatm_mm.prompts.tables.read_rows` reads and that names the image;
+  COCO, or any that `freeatm_mm.prompts.tables.read_rows` reads and that names the image. Parquet
+  files without images, which img2dataset writes beside its folders, are passed over;
 - a WebDataset: tar files, or a folder of them;
 - a data set of Hugging Face on disk: what ``save_to_disk`` wrote, or Parquet files;
 - a store, such as ``tools/generate.py --no-masks`` or another engine's program wrote, also at an
@@ -137,25 +138,55 @@ def _reader_of(source: Path) -> Callable[[Path], Iterator[Found]]:
             return lambda folder, name=name: _by_rows(folder, folder / name)  # type: ignore[misc]
     if any(name.endswith('.tar') for name in names):
         return _in_tars
-    for _, file, _ in _walk(source):
+    any_table = False
+    passed_over: list[Found] = []
+    for entry in _walk(source):
+        if isinstance(entry, Found):
+            passed_over.append(entry)
+            continue
+        where, file, _ = entry
+        # A table without images says more of the files beside it, as img2dataset writes it.
         if _is_parquet(Path(file)):
-            return _in_tables
-        if file.lower().endswith(IMAGE_ENDINGS):
+            any_table = True
+            if _holds_images(where / file):
+                return _in_tables
+        elif file.lower().endswith(IMAGE_ENDINGS):
             return _beside_texts
+    if any_table:
+        return _in_tables
     raise InputError(
         f'the folder {source} holds no images ({", ".join(IMAGE_ENDINGS)}), tars, Parquet files, '
         'data set or store'
+        + ''.join(f'; {found.name}: {found.problem}' for found in passed_over[:1])
     )
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, str, set[str]]]:
-    """The folder, name and neighbours of all files below a folder, in order."""
-    for where, folders, names in os.walk(folder):
+def _walk(folder: Path) -> Iterator[tuple[Path, str, set[str]] | Found]:
+    """The folder, name and neighbours of all files below a folder, in order.
+
+    A folder that is not gone into, as it is a link or can't be listed, is a `Found` with a problem.
+    """
+    untold: list[Found] = []
+
+    def pass_over(path: str, problem: str) -> None:
+        untold.append(Found(Path(path).relative_to(folder).as_posix(), problem=problem))
+
+    def tell(error: OSError) -> None:
+        pass_over(error.filename, f"it is a folder that can't be listed ({error.strerror})")
+
+    for where, folders, names in os.walk(folder, onerror=tell):
         folders.sort()
+        for name in folders:
+            path = os.path.join(where, name)
+            if os.path.islink(path):
+                pass_over(path, 'it is a link to a folder, which is not followed')
+        yield from untold
+        untold.clear()
         neighbours = set(names)
         for name in sorted(names):
             if not name.startswith('.'):
                 yield Path(where), name, neighbours
+    yield from untold
 
 
 # Folders
@@ -163,7 +194,11 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str, set[str]]]:
 
 def _beside_texts(folder: Path) -> Iterator[Found]:
     """Images with a text file of the same name beside each."""
-    for where, name, neighbours in _walk(folder):
+    for entry in _walk(folder):
+        if isinstance(entry, Found):
+            yield entry
+            continue
+        where, name, neighbours = entry
         if not name.lower().endswith(IMAGE_ENDINGS):
             continue
         path = where / name
@@ -302,6 +337,9 @@ def _in_tables(source: Path) -> Iterator[Found]:
     arrow = _pyarrow()
     root = source.parent if source.is_file() else source
     for file in _tables(source):
+        if isinstance(file, Found):
+            yield file
+            continue
         name = file.relative_to(root).as_posix()
         number = 0
         try:
@@ -318,37 +356,58 @@ def _in_tables(source: Path) -> Iterator[Found]:
             yield Found(f'{name}, row {number}', problem=f'the file is damaged: {error}')
 
 
-def _tables(source: Path) -> list[Path]:
+def _tables(source: Path) -> Iterator[Path | Found]:
+    """The files of a data set, and folders that are passed over."""
     if source.is_file():
-        return [source]
+        yield source
+        return
     state = source / 'state.json'
     if not state.exists():
-        return [where / name for where, name, _ in _walk(source) if _is_parquet(Path(name))]
+        for entry in _walk(source):
+            if isinstance(entry, Found):
+                yield entry
+            elif _is_parquet(Path(entry[1])):
+                yield entry[0] / entry[1]
+        return
     content = read_json(state)
     files = content.get('_data_files') if isinstance(content, dict) else None
     names = [item.get('filename') for item in files or [] if isinstance(item, dict)]
     own = [name for name in names if isinstance(name, str) and name == Path(name).name]
     if not own or len(own) < len(names):
         raise InputError(f'{state} names no files of its own folder')
-    return [source / name for name in own]
+    yield from (source / name for name in own)
 
 
 def _is_parquet(file: Path) -> bool:
     return file.suffix.lower() == '.parquet'
 
 
-def _columns(schema: Any, file: Path) -> tuple[str, list[str]]:
-    """The column with the images, and those that may hold captions and nouns."""
+def _holds_images(table: Path) -> bool:
+    """Whether a Parquet file has a column of images; not if it is damaged."""
+    arrow = _pyarrow()
+    try:
+        return bool(_image_columns(_schema(table)))
+    except arrow.ArrowException:
+        return False
+
+
+def _image_columns(schema: Any) -> list[str]:
+    """The columns that may hold images."""
     import pyarrow.types as types
 
     def holds_image(kind: Any) -> bool:
         return types.is_struct(kind) and kind.get_field_index('bytes') >= 0
 
-    found = [item.name for item in schema if holds_image(item.type)] or [
+    return [item.name for item in schema if holds_image(item.type)] or [
         item.name
         for item in schema
         if types.is_binary(item.type) or types.is_large_binary(item.type)
     ]
+
+
+def _columns(schema: Any, file: Path) -> tuple[str, list[str]]:
+    """The column with the images, and those that may hold captions and nouns."""
+    found = _image_columns(schema)
     if not found:
         raise InputError(f'{file} has no column of images')
     column = next((name for name in found if name.lower() in ('image', 'img', 'jpg')), found[0])
