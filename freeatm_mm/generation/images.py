@@ -16,6 +16,7 @@ worker can read any image later. Read are
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -56,6 +57,8 @@ _PATH_FIELDS = (
     'file',
     'path',
 )
+#: What is read of a row besides its caption.
+_FIELDS = frozenset((*_PATH_FIELDS, 'image_id', 'nouns'))
 _LONGEST_TEXT = 1 << 20
 
 
@@ -67,8 +70,10 @@ class Found:
         name: Where the image is, in words; unique in its source.
         place: Where `ImageReader` finds it, JSON values only.
         captions: Its captions.
-        nouns: Its nouns as the source gives them, or ``None``.
+        nouns: The nouns that the source names: a list of words or of objects with their span (or
+            one of them), or ``None`` where it names none.
         problem: Why it can't be used, or ``''``.
+        nouns_of_each: The nouns of each caption, in place of ``nouns``, where they are named apart.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Found:
     captions: tuple[str, ...] = ()
     nouns: Any = None
     problem: str = ''
+    nouns_of_each: tuple[Any, ...] | None = None
 
 
 def find_images(source: str | Path, captions: str | Path | None = None) -> Iterator[Found]:
@@ -225,8 +231,9 @@ def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
         if problem:
             yield Found(place, problem=problem)
             continue
-        entry = order.setdefault(name, {'captions': [], 'nouns': nouns})
+        entry = order.setdefault(name, {'captions': [], 'nouns': []})
         entry['captions'] += captions
+        entry['nouns'] += [nouns] * len(captions)
     for name, entry in order.items():
         problem = ''
         try:
@@ -243,28 +250,35 @@ def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
             name,
             {'file': name, 'bytes': 0 if problem else _size(Path(path))},
             tuple(entry['captions']),
-            entry['nouns'],
-            problem,
+            problem=problem,
+            nouns_of_each=tuple(entry['nouns']),
         )
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str, list[str], Any, str]]:
     """Place, name of the image, captions, nouns and problem of the rows of a table."""
     names = _coco_names(file)
-    for row in read_rows(file):
+    for row in read_rows(file, _FIELDS):
         if row.problem:
             yield row.place, '', [], None, row.problem
             continue
         fields = _lower(row.value)
         number = fields.get('image_id')
         name = next(
-            (fields[key] for key in _PATH_FIELDS if isinstance(fields.get(key), str)),
+            (
+                fields[key]
+                for key in _PATH_FIELDS
+                if isinstance(fields.get(key), str) and fields[key]
+            ),
             names.get(number) if isinstance(number, (int, str)) else None,
         )
         if not name:
             yield row.place, '', [], None, "the row doesn't name its image"
             continue
-        yield row.place, name, _captions_of(fields), fields.get('nouns'), ''
+        try:
+            yield row.place, name, _captions_of(fields), _nouns_of(fields), ''
+        except InputError as error:
+            yield row.place, '', [], None, str(error)
 
 
 def _coco_names(file: Path) -> dict[Any, str]:
@@ -509,7 +523,33 @@ def _found_fields(
     captions: list[str] | None = None,
     problem: str = '',
 ) -> Found:
-    return Found(name, place, tuple(captions or _captions_of(fields)), fields.get('nouns'), problem)
+    nouns = None
+    try:
+        nouns = _nouns_of(fields)
+    except InputError as error:
+        problem = problem or str(error)
+    return Found(name, place, tuple(captions or _captions_of(fields)), nouns, problem)
+
+
+def _nouns_of(fields: dict[str, Any]) -> Any:
+    """The nouns that an object's fields, or a table's cells, name; ``None`` if they name none.
+
+    A text is a JSON list, or nouns with semicolons or commas between; a blank one names none.
+
+    Raises:
+        InputError: If it begins as a JSON list does and isn't one.
+    """
+    nouns = fields.get('nouns')
+    if not isinstance(nouns, str):
+        return nouns
+    if nouns.lstrip().startswith('['):
+        try:
+            return parse_json(nouns)
+        except ValueError:
+            raise InputError(
+                f'its nouns, {nouns[:80]!r}, are no JSON list: write ["dog", "ball"] or dog; ball'
+            ) from None
+    return [noun for noun in map(str.strip, re.split('[;,]', nouns)) if noun] or None
 
 
 def _captions_of(fields: dict[str, Any]) -> list[str]:

@@ -208,38 +208,39 @@ def _records(
     told = 0
     with SeenTexts(fold=False) as ids:
         while chunk := list(islice(images, _BATCH)):
-            kept: list[tuple[Found, str]] = []
+            kept: list[tuple[Found, str, Any]] = []
             for image in chunk:
-                texts = [text for text in map(clean_text, image.captions) if text]
-                problem = image.problem or ('' if texts else 'it has no caption')
+                each = image.nouns_of_each or (image.nouns,) * len(image.captions)
+                said = [
+                    (text, nouns)
+                    for text, nouns in zip(map(clean_text, image.captions), each, strict=True)
+                    if text
+                ]
+                problem = image.problem or ('' if said else 'it has no caption')
                 if not problem and has_half_character(image.name):
                     problem = 'its name is not UTF-8: rename the file'
                 if problem:
                     counts[
                         "places where an image should be can't be used"
-                        if image.problem or texts
+                        if image.problem or said
                         else 'images have no caption and are left out'
                     ] += 1
                     if warn is not None and told < _MOST_MESSAGES:
                         told += 1
                         warn(f'{image.name}: {problem}; passed over')
                     continue
-                if len(texts) > 1 and not settings['every_caption']:
-                    counts['further captions of the same images are left out'] += len(texts) - 1
-                    texts = texts[:1]
-                if cut := sum(len(text) > LONGEST_PROMPT for text in texts):
+                if len(said) > 1 and not settings['every_caption']:
+                    counts['further captions of the same images are left out'] += len(said) - 1
+                    said = said[:1]
+                if cut := sum(len(text) > LONGEST_PROMPT for text, _ in said):
                     counts['captions are too long, and cut'] += cut
-                kept += [(image, text[:LONGEST_PROMPT]) for text in texts]
-            asked = [text for image, text in kept if image.nouns is None]
+                kept += [(image, text[:LONGEST_PROMPT], nouns) for text, nouns in said]
+            asked = [text for _, text, nouns in kept if nouns is None]
             if asked and finder is None:
                 finder = NounFinder(TextBlobTagger(), settings['concrete'])
             nouns_of = iter(_found_nouns(finder, asked, counts))
-            for image, text in kept:
-                nouns = (
-                    next(nouns_of)
-                    if image.nouns is None
-                    else _given_nouns(image.nouns, text, counts)
-                )
+            for image, text, given in kept:
+                nouns = next(nouns_of) if given is None else _given_nouns(given, text, counts)
                 if not nouns:
                     if settings['without_nouns'] == 'skip':
                         counts['captions have no noun; their images are left out'] += 1

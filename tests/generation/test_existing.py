@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -264,6 +265,58 @@ def parquet_in_capitals(tmp_path, data):
     return tmp_path, {}
 
 
+def folder_with_parquet_metadata(tmp_path, data):
+    pyarrow = pytest.importorskip('pyarrow')
+    (tmp_path / 'a.png').write_bytes(data)
+    table = pyarrow.table(
+        {
+            'image': [data, data],  # no name, and not loaded
+            'pixels': [[[1, 2]], [[3, 4]]],
+            'file_name': ['a.png', 'gone.png'],
+            'text': ['a dog and a ball', 'a cat'],
+            'nouns': [['ball'], None],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / 'metadata.parquet')
+    return tmp_path, {}
+
+
+def captions_in_parquet(tmp_path, data):
+    pyarrow = pytest.importorskip('pyarrow')
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'a.png').write_bytes(data)
+    columns = {'FilePath': ['a.png'], 'sentences': [[{'raw': 'a dog'}, {'raw': 'a cat'}]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / 'captions.parquet')
+    return tmp_path / 'images', {'captions': tmp_path / 'captions.parquet'}
+
+
+def karpathy(tmp_path, data):
+    pytest.importorskip('ijson')
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'a.png').write_bytes(data)
+    sentences = [{'raw': 'a dog', 'sentid': 7}, {'raw': 'a cat', 'sentid': 9}]
+    image = {'filename': 'a.png', 'filepath': 'val2014', 'sentences': sentences}
+    (tmp_path / 'dataset.json').write_text(json.dumps({'images': [image], 'dataset': 'coco'}))
+    return tmp_path / 'images', {'captions': tmp_path / 'dataset.json'}
+
+
+def img2dataset_files(tmp_path, data):
+    """As its output format `files`, the default, writes two shards."""
+    pyarrow = pytest.importorskip('pyarrow')
+    for shard in ('00000', '00001'):
+        (tmp_path / shard).mkdir()
+        stem = tmp_path / shard / f'{shard}0000'
+        row = {'caption': 'a dog', 'url': 'http://x/a.jpg', 'key': stem.name, 'status': 'success'}
+        stem.with_suffix('.jpg').write_bytes(data)
+        stem.with_suffix('.txt').write_text(row['caption'])
+        stem.with_suffix('.json').write_text(json.dumps({**row, 'width': 64, 'exif': '{}'}))
+        columns = {key: [value, value] for key, value in row.items()}
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f'{shard}.parquet')
+        (tmp_path / f'{shard}_stats.json').write_text('{"count": 2, "successes": 1}')
+    (tmp_path / '00002.parquet').write_bytes(b'PAR1 and no more')  # of a run that was killed
+    return tmp_path, {}
+
+
 def coco(tmp_path, data):
     pytest.importorskip('ijson')
     (tmp_path / 'images').mkdir()
@@ -290,6 +343,10 @@ def coco(tmp_path, data):
         (huggingface, [('a dog',), ('a cat',), ('two birds',)], 0),
         (parquet, [('a dog',)] * 5, 0),
         (parquet_in_capitals, [('a dog',)] * 5, 0),
+        (folder_with_parquet_metadata, [('a dog and a ball',)], 1),
+        (captions_in_parquet, [('a dog', 'a cat')], 0),
+        (karpathy, [('a dog', 'a cat')], 0),
+        (img2dataset_files, [('a dog',), ('a dog',)], 0),
         (coco, [('a dog', 'a cat')], 0),
     ],
 )
@@ -311,9 +368,16 @@ def odd_rows(tmp_path):
         {'file_name': 'a.png', 'text': 'a dog'},
         {'image_id': [1], 'text': 'a list for a number'},
         {'file_name': 'b\0.png', 'text': 'a name that no file has'},
+        {'file_name': 'a.png', 'nouns': "['dog']"},
+        {'file_name': 'gone.png', 'sentences': []},
     ]
     (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    return ["doesn't name its image", "can't be the name of a file"]
+    return [
+        "doesn't name its image",
+        'are no JSON list: write',
+        "can't be the name of a file",
+        'there is no such file',
+    ]
 
 
 def odd_texts(tmp_path):
@@ -326,7 +390,13 @@ def odd_texts(tmp_path):
     return ['its .txt is not UTF-8 text', 'c.txt is a link']
 
 
-@pytest.mark.parametrize('make', [odd_rows, odd_texts])
+def linked_folder(tmp_path):
+    (tmp_path / 'a.txt').write_text('a dog')
+    (tmp_path / 'part1').symlink_to(tmp_path)
+    return ['a link to a folder, which is not followed']
+
+
+@pytest.mark.parametrize('make', [odd_rows, odd_texts, linked_folder])
 def test_what_cannot_be_used_is_its_image_s_own_problem(make, tmp_path):
     (tmp_path / 'a.png').write_bytes(encoded())
     expected = make(tmp_path)
@@ -335,6 +405,43 @@ def test_what_cannot_be_used_is_its_image_s_own_problem(make, tmp_path):
     problems = [image.problem for image in found if image.problem]
     assert len(problems) == len(expected)
     assert all(said in problem for said, problem in zip(expected, problems))
+
+
+def test_folders_that_are_not_gone_into_are_told(tmp_path, monkeypatch):
+    (tmp_path / 'images' / 'shut').mkdir(parents=True)
+    (tmp_path / 'images' / 'part1').symlink_to(tmp_path)
+    folder = tmp_path / 'images'
+    with pytest.raises(InputError, match='holds no images.*; part1: it is a link to a folder'):
+        find_images(folder)
+    parquet(folder, encoded())
+    (folder / 'a.png').write_bytes(encoded())
+    (folder / 'a.txt').write_text('a dog')
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == 'shut':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    expected = {
+        'part1': 'it is a link to a folder, which is not followed',
+        'shut': "it is a folder that can't be listed (Permission denied)",
+    }
+    for count in (1, 5):  # images beside texts, then a table's
+        found = list(find_images(folder))
+        assert {image.name: image.problem for image in found if image.problem} == expected
+        assert len(found) - len(expected) == count
+        for file in folder.glob('a.*'):
+            file.unlink()
+    assert count == 5
+
+
+def test_tables_without_images_alone_are_no_source(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow')
+    pyarrow.parquet.write_table(pyarrow.table({'caption': ['a dog']}), tmp_path / '0.parquet')
+    with pytest.raises(InputError, match=r'0\.parquet has no column of images'):
+        list(find_images(tmp_path))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -373,6 +480,63 @@ def test_given_nouns_are_taken_at_all_their_places_and_lost_ones_counted(tmp_pat
         'train/gone.png: there is no such file; passed over',
         '../b.png: it lies outside the folder; passed over',
     ]
+
+
+CELLS = [
+    ('', ['dog', 'ball', 'mat']),  # none are named: they are found in the caption
+    ('  ', ['dog', 'ball', 'mat']),
+    ('red ball', ['red ball']),
+    ('dog, red ball', ['dog', 'red ball']),
+    (' dog;mat; ', ['dog', 'mat']),
+    ('["dog", "red ball"]', ['dog', 'red ball']),
+    ('[{"text": "mat", "start": 24, "end": 27}]', ['mat']),
+    ('[]', []),
+]
+SAID = 'A dog, a red ball and a mat.'
+
+
+@pytest.mark.parametrize('ending', ['csv', 'jsonl', 'parquet', 'beside'])
+@pytest.mark.parametrize(('cell', 'nouns'), CELLS)
+def test_nouns_in_a_text_are_a_list(tmp_path, ending, cell, nouns):
+    pytest.importorskip('textblob')
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    (folder / 'a.png').write_bytes(encoded())
+    row = {'file_name': 'a.png', 'text': SAID, 'nouns': cell}
+    if ending == 'csv':
+        with open(folder / 'metadata.csv', 'w', newline='') as file:
+            csv.writer(file).writerows([row, row.values()])
+    elif ending == 'parquet':
+        pyarrow = pytest.importorskip('pyarrow')
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / 'metadata.parquet')
+    else:
+        name = 'metadata.jsonl' if ending == 'jsonl' else 'a.json'
+        (folder / name).write_text(json.dumps(row))
+    images = list_images(folder, tmp_path / 'out')
+    (record,) = ImageFile(images.path)
+    assert [noun.text for noun in record.nouns] == nouns
+    assert images.counts == (
+        {} if nouns else {'captions have no noun; their images get no masks': 1}
+    )
+
+
+@pytest.mark.parametrize('name', ['metadata.jsonl', 'a.json'])
+def test_nouns_that_begin_as_a_list_and_are_none_are_told(tmp_path, name):
+    (tmp_path / 'a.png').write_bytes(encoded())
+    row = {'file_name': 'a.png', 'text': SAID, 'nouns': "['dog', 'ball']"}
+    (tmp_path / name).write_text(json.dumps(row))
+    (found,) = find_images(tmp_path)
+    assert 'are no JSON list: write ["dog", "ball"] or dog; ball' in found.problem
+
+
+def test_rows_of_one_image_have_nouns_of_their_own(tmp_path):
+    pytest.importorskip('textblob')
+    (tmp_path / 'a.png').write_bytes(encoded())
+    rows = 'file_name,text,nouns\na.png,a dog,dog\na.png,a cat,\na.png,a hat and a mat,mat\n'
+    (tmp_path / 'metadata.csv').write_text(rows)
+    images = list_images(tmp_path, tmp_path / 'out', every_caption=True)
+    found = [[noun.text for noun in record.nouns] for record in ImageFile(images.path)]
+    assert (found, images.counts) == ([['dog'], ['cat'], ['mat']], {})
 
 
 def test_nouns_are_found_in_captions_where_none_are_given(tmp_path):
