@@ -61,7 +61,7 @@ from freeatm_mm.generation.outcomes import (
 from freeatm_mm.generation.pipelines import LoadedPipeline
 from freeatm_mm.generation.plan import Plan, sample_key, sample_seed
 from freeatm_mm.prompts import Noun, PromptRecord
-from freeatm_mm.store import Sample
+from freeatm_mm.store import Sample, StoreError
 from freeatm_mm.store.layout import left_out_keys
 from freeatm_mm.store.sample import IMAGE_FORMATS, encode_image
 
@@ -357,42 +357,69 @@ class ShardSource:
     ) -> dict[int, Sample]:
         """Generate some samples of a shard again, in the batches in which they were generated.
 
+        Those that `redo_failed` generated are generated alone, as they were there.
+
         Args:
             shard: Number of the shard.
             rows: The samples' numbers among those that are in it.
-            notes: What the shard remembers: ``batch_size``, ``left_out``.
+            notes: What the shard remembers: ``batch_size``, ``left_out``, ``redone``.
             strict: Raise if a sample can't be generated, rather than leave it out.
 
         Returns:
             Number in the shard -> sample.
 
         Raises:
-            ValueError: If a sample can't be generated and ``strict`` is true; and what `samples`
-                raises.
+            StoreError: If a sample can't be generated and ``strict`` is true: names it.
+            ValueError: What `samples` raises, as do the others.
         """
-        gone = left_out_keys(notes)
-        work = self.plan.shard(shard)
-        kept = [place for place, key in enumerate(self.plan.keys(shard)) if key not in gone]
+        gone, redone = left_out_keys(notes), _redone_dtypes(notes)
+        work, keys = self.plan.shard(shard), self.plan.keys(shard)
+        kept = [place for place, key in enumerate(keys) if key not in gone]
         wanted = {kept[row]: row for row in rows}
-        size = int(notes.get('batch_size', self.batch_size))
+        size = notes.get('batch_size')
+        if type(size) is not int or size < 1:
+            size = self.batch_size
+        # What was generated again was so alone.
+        alone = [place for place in wanted if keys[place] in redone]
+        together = wanted.keys() - set(alone)
+        batches: list[Sequence[int]] = [
+            range(first, min(first + size, len(work))) for first in range(0, len(work), size)
+        ]
         found: dict[int, Sample] = {}
         with quiet(self._pipes):
-            for first in range(0, len(work), size):
-                batch = range(first, min(first + size, len(work)))
-                if not wanted.keys() & set(batch):
+            for batch, chosen in [
+                *((batch, together.intersection(batch)) for batch in batches),
+                *(([place], {place}) for place in alone),
+            ]:
+                if not chosen:
                     continue
-                outcomes = self._outcomes([work[place] for place in batch], Counts())
+                try:
+                    outcomes = self._outcomes([work[place] for place in batch], Counts())
+                except (NounAlignmentError, NounTruncatedError) as error:
+                    if not strict:
+                        raise
+                    raise StoreError(str(error)) from None  # of these prompts alone
                 for place, outcome in zip(batch, outcomes):
-                    if place not in wanted:
+                    if place not in chosen:
                         continue
                     if outcome.sample is not None:
                         found[wanted[place]] = outcome.sample
                     elif strict:
-                        raise ValueError(
-                            f'the prompt {work[place][0].id} was generated before and '
-                            f"can't be now: {outcome.reason}"
+                        raise StoreError(
+                            f"sample {keys[place]!r} was made before and can't be now: "
+                            f'{outcome.reason}{self._redone_hint(redone.get(keys[place]))}'
                         )
         return found
+
+    def _redone_hint(self, dtype: str | None) -> str:
+        """How a sample comes back that was generated in another number format than the rest."""
+        if dtype in (None, self.config['dtype']):
+            return ''
+        return (
+            f'; it was generated again as {dtype}, and this pipeline is {self.config["dtype"]}: '
+            "remove the shard's tar, index and JSON, then start the command that made the store, "
+            f'and once more with --redo-failed --dtype {dtype}'
+        )
 
     def generate_alone(self, shard: int, keys: Sequence[str]) -> dict[str, Sample | str]:
         """Generate samples of a shard one by one.
@@ -635,6 +662,18 @@ def _cascade(
         raise ValueError('stage_steps and stage_guidance need further stages')
     check_first_stage(pipeline, height, width)
     return None
+
+
+def _redone_dtypes(notes: Mapping[str, Any]) -> dict[str, str]:
+    """Key of each sample of a shard that `redo_failed` generated -> in which number format."""
+    listed = notes.get('redone')
+    return {
+        item['key']: item['dtype']
+        for item in (listed if isinstance(listed, list) else [])
+        if isinstance(item, dict)
+        and isinstance(item.get('key'), str)
+        and isinstance(item.get('dtype'), str)
+    }
 
 
 #: Generated where all of a batch fails, to tell whether it is the prompts or the settings.

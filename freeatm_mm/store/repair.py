@@ -69,8 +69,9 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
 
     Indexes and the shards' JSON are made again from tars that are whole. In a tar that isn't,
     samples that match their checksums are kept, and the others are made again by ``source``; the
-    new tar replaces the old one at once, when it is complete. Files that don't belong to the store
-    are left alone.
+    new tar replaces the old one at once, when it is complete. A shard of which a sample can't be
+    made again stays as it is and is listed, and the next one is repaired. Files that don't belong
+    to the store are left alone.
 
     Args:
         path: The store's folder.
@@ -78,7 +79,8 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
 
     Raises:
         StoreError: If there is no store that could be repaired, or ``source`` is of another
-            configuration than the store.
+            configuration than the store. What else ``source`` raises than a `StoreError` is not of
+            one sample alone, and passes through.
     """
     path = Path(path)
     report = RepairReport()
@@ -87,34 +89,55 @@ def repair_store(path: str | Path, source: SampleSource | None = None) -> Repair
     due = range(-(-num_samples // writer.samples_per_shard))
     was_finished = _is_finished(path)
     for number in due:
-        name = shard_name(number)
-        entry = entries.get(number)
-        state = ShardState() if entry is None else examine_shard(path, number, entry, decode=False)
-        notes = dict(getattr(source, 'notes', {})) if entry is None else entry.get('notes', {})
-        if entry is not None and not state.problems and writer.is_complete(number):
-            continue
-        if not state.tar_sound:
-            samples = _samples(path, number, state, source, notes, report)
-            if samples is None:
-                continue
-            found = writer.write_shard(number, samples, notes)
-        else:
-            assert state.rows is not None  # a sound tar lists them
-            found = writer.adopt_shard(number, state.rows, notes)
-        same = entry is not None and all(
-            found[key] == entry[key] for key in ('sha256', 'index_sha256')
-        )
-        (report.restored if same else report.remade).append(name)
+        try:
+            _repair_shard(path, number, entries.get(number), writer, source, report)
+        except StoreError as error:  # this shard's own, which says nothing of the others
+            text, name = str(error), shard_name(number)
+            report.left.append(text if text.startswith(name) else f'{name}: {text}')
     for number in sorted(entries.keys() - set(due)):
         report.left.append(
             f'{shard_name(number)}: the store should have {counted(len(due), "shard")} only'
         )
     if not report.left and (report.restored or report.remade or not was_finished):
-        missing = writer.finish(num_samples)
+        try:
+            missing = writer.finish(num_samples)
+        except StoreError as error:  # what was repaired is reported all the same
+            report.left.append(f'{MANIFEST}: {error}')
+            return report
         report.left += [f'{shard_name(number)} is missing' for number in missing]
         if not missing and not was_finished:
             report.restored.append(MANIFEST)
     return report
+
+
+def _repair_shard(
+    path: Path,
+    number: int,
+    entry: dict[str, Any] | None,
+    writer: StoreWriter,
+    source: SampleSource | None,
+    report: RepairReport,
+) -> None:
+    """Repair one shard where it needs it, and report it.
+
+    Raises:
+        StoreError: If it can't be repaired. It is as it was.
+    """
+    name = shard_name(number)
+    state = ShardState() if entry is None else examine_shard(path, number, entry, decode=False)
+    notes = dict(getattr(source, 'notes', {})) if entry is None else entry.get('notes', {})
+    if entry is not None and not state.problems and writer.is_complete(number):
+        return
+    generated = 0
+    if not state.tar_sound:
+        samples, generated = _samples(path, number, state, source, notes)
+        found = writer.write_shard(number, samples, notes)
+    else:
+        assert state.rows is not None  # a sound tar lists them
+        found = writer.adopt_shard(number, state.rows, notes)
+    report.generated += generated
+    same = entry is not None and all(found[key] == entry[key] for key in ('sha256', 'index_sha256'))
+    (report.restored if same else report.remade).append(name)
 
 
 def _is_finished(path: Path) -> bool:
@@ -203,13 +226,15 @@ def _samples(
     state: ShardState,
     source: SampleSource | None,
     notes: dict[str, Any],
-    report: RepairReport,
-) -> Iterator[Sample | RawSample] | None:
-    """The samples of a shard whose tar is not sound: what is whole, and the rest made again."""
+) -> tuple[Iterator[Sample | RawSample], int]:
+    """The samples of a shard whose tar is not sound, and how many of them are made again.
+
+    Raises:
+        StoreError: If some are lost and there is no source.
+    """
     name = shard_name(number)
     if state.rows is None and source is None:
-        report.left.append(f'{name}: nothing is left of it; give the pipeline and the prompts')
-        return None
+        raise StoreError(f'{name}: nothing is left of it; give the pipeline and the prompts')
     keys = None
     if state.rows is not None:
         keys = [key.decode('ascii', 'replace') for key in state.rows['key']]
@@ -225,14 +250,12 @@ def _samples(
         if bad:
             lost = ', '.join(repr(keys[row]) for row in bad[:5])
             lost += ', ...' if len(bad) > 5 else ''
-            report.left.append(
+            raise StoreError(
                 f'{name}: {len(bad)} of its {counted(count, "sample")} lost ({lost}); give the '
                 'pipeline and the prompts to make them again'
             )
-            return None
     if bad:
         _LOG.info('%s: making %d of %d samples again', name, len(bad), count)
-    report.generated += len(bad)
 
     def samples() -> Iterator[Sample | RawSample]:
         generated = source.generate(number, bad, notes) if source is not None and bad else {}
@@ -251,4 +274,4 @@ def _samples(
             if handle is not None:
                 os.close(handle)
 
-    return samples()
+    return samples(), len(bad)

@@ -98,7 +98,12 @@ class SampleSource(Protocol):
         """The keys that a shard should hold, in order."""
 
     def generate(self, shard: int, rows: Sequence[int], notes: dict[str, Any]) -> dict[int, Any]:
-        """Make some samples of a shard again, given its notes: number in the shard -> sample."""
+        """Make some samples of a shard again, given its notes: number in the shard -> sample.
+
+        Raises:
+            StoreError: If one of them can't be made, which says nothing of other shards; the
+                message names it. Any other error is taken to be the source's own.
+        """
 
 
 @dataclass

@@ -711,6 +711,29 @@ def test_a_store_with_a_lora_is_mended_from_its_images(folder, pipe, tmp_path, c
     assert folder_bytes(tmp_path / 'out') == whole
 
 
+def test_an_image_that_is_gone_is_listed_and_the_rest_is_repaired(folder, pipe, tmp_path, capsys):
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    shutil.copytree(folder, images)
+    pipe.save_pretrained(tmp_path / 'tiny-sd')
+    words = ['--levels', '200', '--samples-per-shard', '4', '--quiet', '--device', 'cpu']
+    assert run_tool('add_masks', images, tmp_path / 'tiny-sd', out, *words) == 0
+    whole = folder_bytes(out)
+    first = Store(out)[0]
+    (images / first.meta['image']).unlink()
+    for number in (0, 1):
+        shard = out / f'shard-{number:06d}.tar'
+        place = np.load(shard.with_suffix('.index.npy'))['json_offset'][0]
+        shard.write_bytes(whole[shard.name][:place] + b'x' + whole[shard.name][place + 1 :])
+    broken = (out / 'shard-000000.tar').read_bytes()
+    capsys.readouterr()
+    repair = ['--repair', '--pipeline', tmp_path / 'tiny-sd', '--device', 'cpu']
+    assert run_tool('store/verify', out, *repair, '--images', images) == 1
+    said = capsys.readouterr().out
+    assert 'restored byte for byte: shard-000001' in said
+    assert f"NOT repaired: shard-000000: sample '{first.key}' was made before and can't be" in said
+    assert folder_bytes(out) == whole | {'shard-000000.tar': broken}
+
+
 def test_images_are_asked_for_only_where_masks_were_added(tmp_path):
     write_store(tmp_path, [Sample('a', encoded(), 'png', 'a dog')], 1, {'steps': 3})
     with pytest.raises(StoreError, match='were generated: give prompts, and no images'):

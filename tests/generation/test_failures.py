@@ -254,6 +254,60 @@ def test_what_failed_is_generated_again_in_another_number_format(pipe, tmp_path,
     assert generate_store(source_of(pipe), tmp_path, progress=False).samples == 0
 
 
+def damage(path, shard, row):
+    """Change a bit of a sample's image."""
+    file = path / f'shard-{shard:06d}.tar'
+    content = bytearray(file.read_bytes())
+    place = np.load(file.with_suffix('.index.npy'))['image_offset'][row]
+    content[int(place) + 50] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_lost_sample_of_another_number_format_is_listed_and_the_rest_repaired(pipe, tmp_path):
+    source, wide = source_of(fail(pipe, 'cat', 'shirt')), tiny_stable_diffusion().to(torch.bfloat16)
+    generate_store(source, tmp_path, progress=False)
+    redo_failed(source_of(wide), tmp_path, progress=False)
+    whole = folder_bytes(tmp_path)
+    damage(tmp_path, 0, 0)
+    damage(tmp_path, 1, 0)  # the shirt
+    report = repair_store(tmp_path, source)
+    assert (report.restored, report.generated) == (['shard-000000'], 1)
+    (left,) = report.left
+    assert left.startswith("shard-000001: sample '004' was made before and can't be now: its image")
+    assert 'generated again as bfloat16, and this pipeline is float32: remove the shard' in left
+    assert '--redo-failed --dtype bfloat16' in left
+    # What the message says to do.
+    for file in tmp_path.glob('shard-000001.*'):
+        file.unlink()
+    generate_store(source, tmp_path, progress=False)
+    redo_failed(source_of(wide), tmp_path, progress=False)
+    assert folder_bytes(tmp_path) == whole
+
+
+def test_what_was_generated_again_alone_is_repaired_so(pipe, tmp_path):
+    batches = []
+    generate_store(source_of(fail(pipe, 'cat')), tmp_path, progress=False)
+    whole_pipe = tiny_stable_diffusion()
+    redo_failed(source_of(fail(whole_pipe, batches=batches)), tmp_path, progress=False)
+    whole, batches[:] = folder_bytes(tmp_path), []
+    damage(tmp_path, 0, 1)
+    report = repair_store(tmp_path, source_of(whole_pipe))
+    assert (report.restored, batches) == (['shard-000000'], [1])
+    assert folder_bytes(tmp_path) == whole
+
+
+def test_settings_that_generate_nothing_end_a_repair(pipe, tmp_path):
+    generate_store(source_of(pipe), tmp_path, progress=False)
+    damage(tmp_path, 0, 0)
+    damaged = folder_bytes(tmp_path)
+    for error in (RuntimeError('broken'), ValueError('broken')):
+        broken = source_of(fail(tiny_stable_diffusion(), 'a photo', error=error))
+        with pytest.raises((GenerationError, ValueError), match='failed: broken') as caught:
+            repair_store(tmp_path, broken)
+        assert not isinstance(caught.value, StoreError)
+        assert folder_bytes(tmp_path) == damaged
+
+
 def test_what_another_process_generates_again_meanwhile_is_kept(pipe, tmp_path, monkeypatch):
     generate_store(source_of(fail(pipe, 'cat', 'shirt')), tmp_path, progress=False)
     wide = source_of(tiny_stable_diffusion().to(torch.bfloat16))

@@ -224,6 +224,42 @@ def test_a_failing_repair_leaves_the_damaged_shard_as_it_was(path):
     assert folder_bytes(path) == before
 
 
+def test_a_shard_that_cannot_be_repaired_is_listed_and_the_others_are_repaired(path):
+    class Partly(Source):
+        def generate(self, shard, rows, notes):
+            if shard == 1:
+                raise StoreError("sample '000004' can't be made now")
+            return super().generate(shard, rows, notes)
+
+    whole = folder_bytes(path)
+    change_byte(path)
+    (path / 'shard-000000.tar').unlink()
+    (path / 'shard-000002.index.npy').unlink()
+    broken = (path / 'shard-000001.tar').read_bytes()
+    report = repair_store(path, Partly())
+    assert report.restored == ['shard-000000', 'shard-000002'] and report.generated == 3
+    assert report.left == ["shard-000001: sample '000004' can't be made now"]
+    assert folder_bytes(path) == whole | {'shard-000001.tar': broken}
+
+
+def test_a_shard_of_other_settings_is_listed_and_the_others_are_repaired(path, tmp_path):
+    write_store(tmp_path / 'other', map(varied_sample, range(7)), 3, CONFIG | {'steps': 6})
+    shutil.copy(tmp_path / 'other' / 'shard-000000.json', path)
+    (path / 'shard-000002.index.npy').unlink()
+    report = repair_store(path)
+    assert report.restored == ['shard-000002']
+    (left,) = report.left
+    assert left.startswith('shard-000000 in ') and 'was made with another configuration' in left
+
+
+def test_what_was_repaired_is_reported_though_the_store_holds_too_much(path):
+    shutil.copy(path / 'shard-000000.json', path / 'shard-000003.json')
+    (path / 'shard-000002.index.npy').unlink()
+    report = repair_store(path)
+    assert report.restored == ['shard-000002']
+    assert 'more shards than 7 samples would take' in report.left[0]
+
+
 def test_the_source_says_which_samples_are_due(path):
     class Longer(Source):
         num_samples = 11
