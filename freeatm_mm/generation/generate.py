@@ -27,7 +27,7 @@ from freeatm_mm.prompts import PromptRecord
 from freeatm_mm.store import Sample, StoreWriter
 from freeatm_mm.store.layout import MANIFEST, PROGRESS
 from freeatm_mm.store.locking import ShardBusy, can_lock
-from freeatm_mm.store.verify import has_files, shard_entry
+from freeatm_mm.store.verify import has_files, shard_entry, shard_numbers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -236,7 +236,6 @@ def generate_store(
         if before is not None:
             summary.skipped += before['samples']
             summary.left_out += _summary_of(before).left_out
-    source.failed_before = summary.failed
     # Alone, nobody could leave anything; without locks, two workers would generate into one file.
     others = take_over and world > 1 and can_lock(worker.writer.path / MANIFEST)
     with worker.progress, shared_bar(worker.progress, source.num_samples, progress) as refresh:
@@ -286,6 +285,7 @@ class ShardWorker:
         self.writer = StoreWriter(out, source.samples_per_shard, source.config)
         self.summary = GenerationSummary()
         self.progress = SharedProgress(self.writer.path, source.plan.num_shards)
+        self._failed = _FailedSoFar(self.writer.path, source.plan.num_shards)
 
     def is_complete(self, shard: int) -> bool:
         """Whether a shard is whole; if it is, the progress knows."""
@@ -323,6 +323,7 @@ class ShardWorker:
             if self.writer.is_complete(shard):
                 raise _AlreadyThere
             self.progress.set(shard, 0)
+            self.source.failed_before = self._failed.count(but=shard)
             yield from self.source.samples(shard, counts, on_batch)
 
             notes.update(asdict(counts))
@@ -337,7 +338,6 @@ class ShardWorker:
                 raise
             return False
         self.summary.add(_summary_of(manifest))
-        self.source.failed_before = self.summary.failed
         return True
 
     def finish(self) -> list[int]:
@@ -377,6 +377,31 @@ def _summary_of(manifest: dict[str, Any]) -> GenerationSummary:
         **known
         | {name: manifest[name] for name in ('samples', 'nouns', 'image_bytes', 'mask_bytes')},
     )
+
+
+class _FailedSoFar:
+    """How many samples failed in the finished shards of a run, whoever generated them.
+
+    A shard's notes are read once, when it is first seen.
+
+    Args:
+        folder: The store's folder.
+        num_shards: Shards in all.
+    """
+
+    def __init__(self, folder: Path, num_shards: int) -> None:
+        self._folder, self._num_shards = folder, num_shards
+        self._known: dict[int, int] = {}
+
+    def count(self, but: int) -> int:
+        """Count them as of now, without those of the shard that is being generated."""
+        for shard in shard_numbers(self._folder):
+            if shard in self._known or shard >= self._num_shards:
+                continue
+            entry = shard_entry(self._folder, shard)
+            if entry is not None and has_files(self._folder, entry):
+                self._known[shard] = _summary_of(entry).failed
+        return sum(self._known.values()) - self._known.get(but, 0)
 
 
 class _AlreadyThere(Exception):

@@ -122,7 +122,8 @@ class ShardSource:
             ``hidden_by_safety_checker`` in their ``meta``, rather than leave them out.
         max_failed: How many samples may fail, and be left out, before the run stops: below 1 a
             share of the run's samples, from 1 on a number of them; ``None``: 10, or a tenth of the
-            samples if that is more.
+            samples if that is more. Of several workers' samples those count that are in finished
+            shards.
         name: Name of the pipeline for the records; the default is its class.
         revision: Revision of the pipeline for the records.
 
@@ -263,7 +264,7 @@ class ShardSource:
         self._negative_prompt = negative_prompt
         self.keep_hidden = keep_hidden
         self.max_failed = number_allowed(max_failed, self.num_samples)
-        #: Samples that failed in shards that are finished.
+        #: Samples that failed in the shards of the run that are finished, whoever generated them.
         self.failed_before = 0
         self.notes: dict[str, Any] = {'batch_size': batch_size}
         if self._cascade:
@@ -324,6 +325,7 @@ class ShardSource:
             GenerationError: If generating fails in another way, whatever the prompt, or more
                 samples fail than ``max_failed``.
         """
+        self._check_failed(counts)
         work = self.plan.shard(shard)
         with quiet(self._pipes):
             for first in range(0, len(work), self.batch_size):
@@ -458,9 +460,10 @@ class ShardSource:
         if failed > self.max_failed:
             last = [item for item in counts.left_out if item['kind'] == 'failed'][-3:]
             some = '; '.join(f'{item["key"]}: {item["reason"]}' for item in last)
+            told = f'the last: {some}' if last else "the shards' notes (left_out) say which"
             raise TooManyFailed(
                 f'{counted(failed, "sample")} could not be generated, and {self.max_failed} may '
-                f'fail (max_failed) before the run stops; the last: {some}'
+                f'fail (max_failed) before the run stops; {told}'
             )
 
     def _outcomes(self, batch: Sequence[tuple[PromptRecord, int]], counts: Counts) -> list[Outcome]:

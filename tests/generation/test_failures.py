@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from freeatm_mm.generation import (
     generate_store,
     redo_failed,
 )
+from freeatm_mm.generation.generate import ShardWorker
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store
 
@@ -177,6 +179,30 @@ def test_what_failed_in_finished_shards_counts(pipe, tmp_path):
         with pytest.raises(TooManyFailed):
             generate_store(source, tmp_path, progress=False)
     assert len(list(tmp_path.glob('shard-*.json'))) == 1
+
+
+def test_what_failed_for_other_workers_counts(pipe, tmp_path, monkeypatch):
+    fail(pipe, 'cat', 'dress')
+    several = dict(samples_per_shard=2, max_failed=1)  # a failure in each of the first two shards
+    sources = [source_of(pipe, **several) for _ in range(3)]
+    workers = [ShardWorker(source, tmp_path) for source in sources]
+    read, module = [], sys.modules['freeatm_mm.generation.generate']
+    entry_of = module.shard_entry
+    monkeypatch.setattr(
+        module, 'shard_entry', lambda *place: read.append(place[1]) or entry_of(*place)
+    )
+    assert workers[0].run(0) and not workers[0].run(0)
+    with pytest.raises(TooManyFailed, match='2 samples could not .* 1 may .* last: 003: its'):
+        workers[1].run(1)
+    assert workers[1].run(2)  # one failed, as many as may
+    assert read == [0]
+    with pytest.raises(TooManyFailed, match='the last: 003'):
+        generate_store(source_of(pipe, **several), tmp_path, rank=1, world=2, progress=False)
+    assert not (tmp_path / 'shard-000001.json').exists()
+    # Where others had more fail already, no shard is begun.
+    sources[2].max_failed = 0
+    with pytest.raises(TooManyFailed, match='1 sample could not .* notes .left_out. say which'):
+        workers[2].run(1)
 
 
 def test_out_of_memory_in_a_batch_generates_one_by_one_and_alone_stops(pipe, tmp_path):
