@@ -254,6 +254,8 @@ def _in_parallel(work: Callable[[Any], None], items: Iterable[Any], jobs: int) -
 def pull_store(address: str, path: str | Path, *, jobs: int = 4) -> TransferReport:
     """Copy a store from an address into a folder, proving every file.
 
+    What is in the folder already is proved as well, and copied again where it is damaged.
+
     Args:
         address: Of the store.
         path: The folder; made if missing.
@@ -290,31 +292,40 @@ def pull_store(address: str, path: str | Path, *, jobs: int = 4) -> TransferRepo
 
         def copy(number: int) -> None:
             entry = entries[number]
-            if _is_here(folder, number, entry, manifest['config_sha256']):
-                advance(entry['bytes'] + entry['index_bytes'])
-                with lock:
-                    report.there += 3
-                return
+            noted = _is_noted(folder, number, entry, manifest['config_sha256'])
             base = folder / entry['name']
+            copied = there = fetched = 0
             for ending, size, digest in (
                 ('.tar', entry['bytes'], entry['sha256']),
                 ('.index.npy', entry['index_bytes'], entry['index_sha256']),
             ):
                 file = base.with_suffix(ending)
+                if _is_whole(file, size, digest):
+                    there += 1
+                    advance(size)
+                    continue
                 remote.fetch(file.name, file, size, digest, advance, write=locked_write)
-            note = base.with_suffix('.json')
-            size = min(remote.state(note.name).size, _SHARD_JSON)
-            with locked_write(note) as opened:
-                opened.write(b''.join(remote.pieces(note.name, size)))
-            if not _is_here(folder, number, entry, manifest['config_sha256']):
-                note.unlink()
-                raise StoreError(
-                    f'{remote.address}/{note.name} says otherwise than {MANIFEST}: freeatm verify '
-                    f'{remote.address} says more'
-                )
+                copied += 1
+                fetched += size
+            if noted:
+                there += 1
+            else:
+                note = base.with_suffix('.json')
+                size = min(remote.state(note.name).size, _SHARD_JSON)
+                with locked_write(note) as opened:
+                    opened.write(b''.join(remote.pieces(note.name, size)))
+                if not _is_noted(folder, number, entry, manifest['config_sha256']):
+                    note.unlink()
+                    raise StoreError(
+                        f'{remote.address}/{note.name} says otherwise than {MANIFEST}: freeatm '
+                        f'verify {remote.address} says more'
+                    )
+                copied += 1
+                fetched += size
             with lock:
-                report.copied += 3
-                report.bytes += entry['bytes'] + entry['index_bytes'] + size
+                report.copied += copied
+                report.there += there
+                report.bytes += fetched
 
         _in_parallel(copy, range(len(entries)), jobs)
     if not (folder / MANIFEST).exists():
@@ -328,8 +339,8 @@ def pull_store(address: str, path: str | Path, *, jobs: int = 4) -> TransferRepo
     return report
 
 
-def _is_here(folder: Path, number: int, entry: dict[str, Any], config_sha256: str) -> bool:
-    """Whether a shard has been copied.
+def _is_noted(folder: Path, number: int, entry: dict[str, Any], config_sha256: str) -> bool:
+    """Whether a shard's JSON has been copied.
 
     Raises:
         StoreError: If the folder has one of another store under its name.
@@ -339,10 +350,18 @@ def _is_here(folder: Path, number: int, entry: dict[str, Any], config_sha256: st
     except FileNotFoundError:
         return False
     except StoreError:
-        return False  # cut off
+        return False  # cut off, or changed
     if own['config_sha256'] != config_sha256:
         raise StoreError(f'{folder} holds {own["name"]} of another store: choose another folder')
-    return _agrees(own, entry, config_sha256) and has_files(folder, entry)
+    return _agrees(own, entry, config_sha256)
+
+
+def _is_whole(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file is here as it was written; one that can't be read is not."""
+    try:
+        return path.stat().st_size == size and file_sha256(path) == sha256
+    except (InputError, OSError):
+        return False
 
 
 def _agrees(own: dict[str, Any], entry: dict[str, Any], config_sha256: str) -> bool:

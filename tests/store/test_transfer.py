@@ -20,6 +20,7 @@ from freeatm_mm.store import (
     StoreWriter,
     pull_store,
     push_store,
+    transfer,
     verify_store,
     write_store,
 )
@@ -206,6 +207,30 @@ def test_a_pull_that_fails_is_no_store_and_goes_on(path, address, tmp_path):
     report = pull_store(address, tmp_path / 'copy')
     assert (report.there, report.copied) == (6, 7)
     assert folder_bytes(tmp_path / 'copy') == folder_bytes(path)
+
+
+@pytest.mark.parametrize('name', ['shard-000001.tar', 'shard-000002.index.npy'])
+def test_a_pull_finds_damage_of_the_same_size_and_copies_that_file_again(
+    path, address, tmp_path, name, monkeypatch
+):
+    push_store(path, address)
+    copy, whole = tmp_path / 'copy', folder_bytes(path)
+    assert pull_store(address, copy).copied == 13
+    data = bytearray(whole[name])
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    report = pull_store(address, copy)
+    assert (report.copied, report.there, report.bytes) == (1, 12, len(data))
+    assert report.complete and folder_bytes(copy) == whole and not list(verify_store(copy))
+    (copy / name).unlink()
+    (copy / 'shard-000000.json').write_bytes(b'{')
+    hashed = []
+    monkeypatch.setattr(
+        transfer, 'file_sha256', lambda file: hashed.append(file.name) or file_sha256(file)
+    )
+    assert pull_store(address, copy).copied == 2 and folder_bytes(copy) == whole
+    # What was copied was proved on the way, and isn't read again.
+    assert len(hashed) == 7 and name not in hashed
 
 
 def test_a_pull_writes_into_no_other_store(path, address, tmp_path):
