@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -425,9 +425,12 @@ class _OpenShard:
                     if isinstance(error, StoreError):
                         raise
                     raise StoreError(f"it can't be read ({error.strerror})") from None
-            # What the cache holds was damaged: it is fetched again, next time.
-            Path(self.path).unlink(missing_ok=True)
-            self.path = ''
+            # What the cache holds was damaged: it is fetched again, next time. Another thread may
+            # have found out at the same moment, and the cache may be another user's.
+            path, self.path = self.path, ''
+            if path:
+                with suppress(OSError):
+                    os.unlink(path)
         assert self.remote is not None
         return parse(row, self.remote.read(start, stop))
 

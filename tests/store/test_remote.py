@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from freeatm_mm.store import (
     StoreError,
     StoreWriter,
     read_manifest,
+    reader,
     verify_store,
     write_store,
 )
@@ -122,6 +124,47 @@ def test_whole_shards_are_kept_within_a_limit(server, path, tmp_path, monkeypatc
     for index in (tmp_path / 'cache').glob('*.npy'):
         index.write_bytes(bytes(index.stat().st_size))
     assert_same(Store(f'{server.address}/store')[0], varied_sample(0))
+
+
+def test_two_threads_that_find_a_cached_shard_damaged_read_it_by_range(
+    server, path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('FREEATM_SHARD_CACHE', '1GB')
+    store = Store(f'{server.address}/store')
+    store.read(0)
+    kept = tmp_path / 'cache' / 'shards'
+    (tar,) = kept.glob('*.tar')
+    tar.write_bytes(bytes(tar.stat().st_size))
+    damaged, read, found = tar.stat(), reader.read_exactly, []
+
+    def while_another_does(handle, size, offset):
+        data = read(handle, size, offset)
+        if not found and os.path.samestat(os.fstat(handle), damaged):
+            found.append(None)  # the other thread reads the damage, too, and throws it away
+            found[0] = store[1]
+        return data
+
+    monkeypatch.setattr(reader, 'read_exactly', while_another_does)
+    assert_same(store[0], varied_sample(0))
+    assert_same(found[0], varied_sample(1))
+    assert not list(kept.glob('*.tar'))
+
+
+def test_a_damaged_shard_in_a_cache_that_is_read_only_is_read_by_range(
+    server, path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('FREEATM_SHARD_CACHE', '1GB')
+    store = Store(f'{server.address}/store')
+    store.read(0)
+    (tar,) = (tmp_path / 'cache' / 'shards').glob('*.tar')
+    tar.write_bytes(bytes(tar.stat().st_size))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(os, 'unlink', refuse)
+    assert_same(store[0], varied_sample(0))
+    assert_same(store[1], varied_sample(1))
 
 
 def test_a_shard_that_another_process_takes_out_of_the_cache_is_read_by_range(
