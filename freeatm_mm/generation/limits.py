@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ['LIMITS', 'MAX_SAMPLES', 'MAX_SHARDS', 'MAX_STEPS', 'MAX_WORKERS', 'check_settings']
@@ -63,15 +63,19 @@ def _check_masks(masks: Mapping[str, Any]) -> None:
     for name, limits in _MASK_LIMITS.items():
         if name in masks:
             _whole(name, masks[name], limits)
-    if masks.get('steps') is not None:
-        steps = list(masks['steps'])
-        if len(steps) not in (2, 3):
-            raise ValueError(f'steps must be start, stop and maybe stride, got {masks["steps"]}')
+    steps, resolutions = masks.get('steps'), masks.get('resolutions')
+    if steps is not None:
+        if not isinstance(steps, Sequence) or len(steps) not in (2, 3):
+            raise ValueError(f'steps must be start, stop and maybe stride, got {_shown(steps)}')
         for name, value in zip(('start', 'stop', 'stride'), steps):
             _whole(
                 f"the {name} of the masks' steps", value, (1 if name == 'stride' else 0, MAX_STEPS)
             )
-    for value in masks.get('resolutions') or ():
+    if resolutions is not None and not isinstance(resolutions, Sequence):
+        raise ValueError(
+            f"the masks' resolutions must be a list of sides in pixels, got {_shown(resolutions)}"
+        )
+    for value in resolutions or ():
         for side in value if isinstance(value, (list, tuple)) else [value]:
             _whole("the masks' resolutions", side, (1, MAX_SIDE))
 

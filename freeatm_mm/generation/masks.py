@@ -99,7 +99,7 @@ class MaskRecorder:
         options = dict(masks)
         options.pop('stage', None)
         self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
-        if 'steps' in options:
+        if options.get('steps') is not None:  # else all, as of the recorder
             options['steps'] = range(*options['steps'])
             if not set(options['steps']).intersection(range(count)):
                 raise ValueError(

@@ -105,8 +105,8 @@ class ShardSource:
             `freeatm_mm.generation.masks.MASK_OPTIONS`, JSON values only: ``blocks``,
             ``resolutions``, ``heads``, ``probability``, ``merge``, ``maps``, ``head_weights`` and
             ``rescale`` as `freeatm_mm.attention.AttentionRecorder` takes them; ``steps`` as start,
-            stop and maybe stride; ``propagate``, how often to pass them on along the self-attention
-            at 32x32 or below; ``crf``, the shorter side in pixels at which
+            stop and maybe stride, or ``None`` for all; ``propagate``, how often to pass them on
+            along the self-attention at 32x32 or below; ``crf``, the shorter side in pixels at which
             `freeatm_mm.attention.dense_crf` draws their edges, at most 96; ``stage``, the stage of
             a cascade that is recorded, from 1.
         stages: The further stages of a cascade, of which ``pipeline`` is the first (see

@@ -418,6 +418,7 @@ def test_what_is_never_a_number_stops_and_names_the_prompts(pipe, tmp_path):
         {'head_weights': 'contribution', 'rescale': 'words'},
         {'blocks': ['up'], 'heads': [0], 'propagate': 2},
         {'blocks': ['down_blocks.0'], 'crf': 20},
+        {'merge': 'sum', 'steps': None},
     ],
 )
 def test_other_masks_than_the_paper_s(pipe, generated, tmp_path, masks):
@@ -425,7 +426,7 @@ def test_other_masks_than_the_paper_s(pipe, generated, tmp_path, masks):
     store = Store(tmp_path)
     assert store.config['masks'] == masks
     options = {name: value for name, value in masks.items() if name not in ('propagate', 'crf')}
-    if 'steps' in masks:
+    if masks.get('steps') is not None:
         options['steps'] = range(*masks['steps'])
     if 'propagate' in masks:
         options['self_attention'] = 32

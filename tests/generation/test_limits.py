@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,12 @@ def test_another_store_s_settings_are_found_before_weights_are_loaded(
     assert isinstance(
         GenerationJob('nowhere', str(prompts), options={'steps': 3}).check(tmp_path / 'out'), Plan
     )
+
+
+@pytest.mark.parametrize('value', [None, 5, True, 0, 'x', {}, [None]])
+def test_values_of_masks_that_are_none_of_their_kind_are_refused_in_a_sentence(value):
+    for name in ('steps', 'resolutions', 'propagate', 'crf', 'stage'):
+        free = value is None and name in ('steps', 'resolutions')
+        fits = type(value) is int and name in ('propagate', 'crf') or free
+        with nullcontext() if fits else pytest.raises(ValueError, match=f'{name}.* (must|from)'):
+            check_settings({'masks': {name: value}})
